@@ -1,0 +1,170 @@
+"""Scored human-object pairs as columns, and the Parquet file in which they are exchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from storage.errors import UserError
+
+_BOX = pa.list_(pa.float32(), 4)
+SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("human_box", _BOX, nullable=False),
+        pa.field("object_box", _BOX, nullable=False),
+        pa.field("object", pa.int32(), nullable=False),
+        pa.field("verb", pa.int32(), nullable=False),
+        pa.field("hoi", pa.int32(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+    ]
+)
+"""One row a scored triplet. Boxes are xyxy pixels of the original picture, zero-based half-open; ``object`` is in COCO-80
+order (person = 0); ``verb`` and ``hoi`` are 0-based, ``hoi`` -1 where the dataset names no such class."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Scored triplets of D detections.
+
+    Attributes:
+        image: ``int32 [D]`` position of the picture in the dataset.
+        human_box, object_box: ``float32 [D, 4]``, xyxy pixels of the original picture, zero-based half-open.
+        object, verb, hoi: ``int32 [D]``; hoi is -1 where the dataset names no such class.
+        score: ``float32 [D]``.
+    """
+
+    image: np.ndarray
+    human_box: np.ndarray
+    object_box: np.ndarray
+    object: np.ndarray
+    verb: np.ndarray
+    hoi: np.ndarray
+    score: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+
+def write_detections(path: Path, detections: Detections, image_ids: Sequence[str]) -> None:
+    """Write the Parquet file. ``image_ids`` names every picture of the dataset, in its order."""
+    ids = pa.DictionaryArray.from_arrays(detections.image.astype(np.int32), pa.array(image_ids, pa.string()))
+    columns: list[pa.Array] = [ids.cast(pa.string())]
+    for box in (detections.human_box, detections.object_box):
+        columns.append(pa.FixedSizeListArray.from_arrays(np.ascontiguousarray(box, np.float32).reshape(-1), 4))
+    for ints in (detections.object, detections.verb, detections.hoi):
+        columns.append(pa.array(ints.astype(np.int32)))
+    columns.append(pa.array(detections.score.astype(np.float32)))
+    pq.write_table(pa.table(columns, schema=SCHEMA), path, compression="zstd")
+
+
+def read_detections(path: Path, image_ids: Sequence[str], hois: np.ndarray, objects: int, verbs: int) -> Detections:
+    """Read and check a Parquet file of detections.
+
+    Args:
+        image_ids: the N pictures of the split, in its order.
+        hois: ``int [H, 2]`` (verb, object) of each class.
+        objects, verbs: sizes of the two vocabularies.
+
+    Raises:
+        UserError: the file is missing or no Parquet file, lacks a column, has one of another type, an empty or
+            non-finite value, a picture that is not in the split, an id out of range, an inverted box, or a class that
+            is not its own verb and object (what mixed-up object orders look like).
+    """
+    table = _read_columns(path)
+    image = pc.index_in(table["image_id"], value_set=pa.array(image_ids, pa.string()))
+    _refuse(path, pc.is_null(image).to_numpy(), "image_id", table["image_id"], "is no picture of this split")
+    boxes = {name: _boxes(path, name, table[name]) for name in ("human_box", "object_box")}
+    ids = {}
+    for name, low, high in (("object", 0, objects), ("verb", 0, verbs), ("hoi", -1, len(hois))):
+        ids[name] = _integers(path, name, table[name])
+        _refuse(path, (ids[name] < low) | (ids[name] >= high), name, ids[name], f"is outside {low} ... {high - 1}")
+    score = table["score"].cast(pa.float32()).to_numpy()
+    _refuse(path, ~np.isfinite(score), "score", score, "is not a finite number")
+    classed = np.flatnonzero(ids["hoi"] >= 0)
+    other = (hois[ids["hoi"][classed]] != np.stack([ids["verb"], ids["object"]], 1)[classed]).any(1)
+    if other.any():
+        row = int(classed[other.argmax()])
+        verb, thing = hois[ids["hoi"][row]]
+        raise UserError(
+            f"{path}: row {row}: hoi {ids['hoi'][row]} is verb {verb} with object {thing}, but the row says verb "
+            f"{ids['verb'][row]} with object {ids['object'][row]}; objects are counted in COCO-80 order, person = 0"
+        )
+    return Detections(
+        image.to_numpy().astype(np.int32), boxes["human_box"], boxes["object_box"],
+        ids["object"].astype(np.int32), ids["verb"].astype(np.int32), ids["hoi"].astype(np.int32), score,
+    )  # fmt: skip
+
+
+def _read_columns(path: Path) -> pa.Table:
+    """The columns of the schema; every name present, no cell empty, every type one that can be meant."""
+    try:
+        present = pq.read_schema(path)
+        missing = [name for name in SCHEMA.names if name not in present.names]
+        if missing:
+            raise UserError(f"{path}: column {missing[0]!r} is missing; a detections file has {', '.join(SCHEMA.names)}")
+        table = pq.read_table(path, columns=SCHEMA.names)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; give a Parquet file of detections") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: this is not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    for field in SCHEMA:
+        kind = table.schema.field(field.name).type
+        if not _fits(kind, field.type):
+            raise UserError(f"{path}: column {field.name!r} holds {kind}; it must hold {field.type}")
+        if table[field.name].null_count:
+            _refuse(path, table[field.name].is_null().to_numpy(), field.name, None, "is empty")
+    return table.combine_chunks()
+
+
+def _fits(kind: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a column of ``kind`` can be read as ``wanted``: same family, any width, as other writers choose them."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_string(wanted):
+        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if pa.types.is_integer(wanted):
+        return pa.types.is_integer(kind)
+    if pa.types.is_floating(wanted):
+        return pa.types.is_floating(kind)
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return listed and pa.types.is_floating(kind.value_type)
+
+
+def _boxes(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """``float32 [D, 4]`` from a column of lists, each checked to be one upright finite box."""
+    _refuse(path, pc.list_value_length(column).to_numpy() != 4, name, column, "is not four numbers")
+    flat = pc.list_flatten(column).cast(pa.float32()).to_numpy(zero_copy_only=False)
+    boxes = flat.reshape(-1, 4)
+    _refuse(path, ~np.isfinite(boxes).all(1), name, boxes, "is not four finite numbers")
+    inverted = (boxes[:, 2:] < boxes[:, :2]).any(1)
+    _refuse(path, inverted, name, boxes, "ends before it begins; boxes are x1, y1, x2, y2")
+    return boxes
+
+
+def _integers(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    try:
+        return column.cast(pa.int64()).to_numpy()
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: column {name!r}: {str(error).splitlines()[0]}") from None
+
+
+def _refuse(path: Path, bad: np.ndarray, name: str, values: object, complaint: str) -> None:
+    """One line for the first bad row."""
+    if not bad.any():
+        return
+    row = int(bad.argmax())
+    value = "" if values is None else f" {_plain(values[row])}"  # type: ignore[index]
+    more = f" (and {int(bad.sum()) - 1} more rows)" if bad.sum() > 1 else ""
+    raise UserError(f"{path}: row {row}: {name}{value} {complaint}{more}")
+
+
+def _plain(value: object) -> str:
+    value = value.as_py() if isinstance(value, pa.Scalar) else value
+    return str(value.tolist() if isinstance(value, np.ndarray | np.generic) else repr(value))
