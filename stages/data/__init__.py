@@ -1,0 +1,1 @@
+"""Datasets in: annotations, vocabularies, pictures and the built-in pico world."""

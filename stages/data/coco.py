@@ -1,0 +1,21 @@
+"""COCO's 80 object categories: names as HICO-DET writes them (underscores), in COCO order, and COCO's official ids."""
+
+from __future__ import annotations
+
+COCO_OBJECTS: tuple[str, ...] = tuple(
+    """
+    person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter bench
+    bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis snowboard
+    sports_ball kite baseball_bat baseball_glove skateboard surfboard tennis_racket bottle wine_glass cup fork knife spoon
+    bowl banana apple sandwich orange broccoli carrot hot_dog pizza donut cake chair couch potted_plant bed dining_table
+    toilet tv laptop mouse remote keyboard cell_phone microwave oven toaster sink refrigerator book clock vase scissors
+    teddy_bear hair_drier toothbrush
+    """.split()
+)
+"""The 80 names; index 0 is ``person``."""
+
+_UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+COCO_CATEGORY_IDS: tuple[int, ...] = tuple(i for i in range(1, 91) if i not in _UNUSED_IDS)
+"""The official ``category_id`` (1-90, ten numbers unused) of each of the 80 names."""
+
+OBJECT_INDEX: dict[str, int] = {name: index for index, name in enumerate(COCO_OBJECTS)}
