@@ -1,4 +1,4 @@
-"""How each interaction looks. A stance places the body (and what carries it); a hand act places the hands and what they hold."""
+"""How each interaction looks: a stance places the body and what carries it, a hand act the hands and what they hold."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def stand(g: Group) -> None:
 def walk(g: Group) -> None:
     stride = g.rng.uniform(0.13, 0.19)
     side = g.rng.choice((-1, 1))
-    g.pose = Pose(hip=(0, 0.475), shoulder=(0.025, 0.775), near_foot=(side * stride, 0.035), far_foot=(-side * stride, 0.045))
+    g.pose = Pose(
+        hip=(0, 0.475), shoulder=(0.025, 0.775), near_foot=(side * stride, 0.035), far_foot=(-side * stride, 0.045)
+    )
     g.reach(-side * 0.12, -0.31)
     g.reach(side * 0.13, -0.31, far=True)
 
@@ -98,7 +100,9 @@ def idle(g: Group) -> None:
 
 def ride_bicycle(g: Group, turn: float = 0.0, lift: float = 0.0) -> None:
     frame = g.thing("bicycle", 0, lift, turn=turn)
-    g.pose = Pose(frame.at(-0.12, 0.54), frame.at(0.05 + g.jitter(0.02), 0.81), frame.at(0.03, 0.12), frame.at(-0.04, 0.27))
+    g.pose = Pose(
+        frame.at(-0.12, 0.54), frame.at(0.05 + g.jitter(0.02), 0.81), frame.at(0.03, 0.12), frame.at(-0.04, 0.27)
+    )
     g.pose.near_hand = g.pose.far_hand = frame.at(0.25, 0.57)
 
 
@@ -159,7 +163,12 @@ def feed_horse(g: Group) -> None:
     g.pose.near_hand = g.pose.far_hand = (mouth[0] - 0.1, mouth[1] - 0.07)
     hay = g.prop()
     for slope in (-0.05, 0.0, 0.05):
-        hay.line([(mouth[0] - 0.11, mouth[1] - 0.07), (mouth[0] - 0.01, mouth[1] + 0.02 + slope)], 0.034, (250, 140, 30), FRONT)
+        hay.line(
+            [(mouth[0] - 0.11, mouth[1] - 0.07), (mouth[0] - 0.01, mouth[1] + 0.02 + slope)],
+            0.034,
+            (250, 140, 30),
+            FRONT,
+        )
 
 
 def pet_horse(g: Group) -> None:
@@ -206,7 +215,10 @@ def feed_dog(g: Group) -> None:
 
 def _seated(g: Group, seat: float) -> None:
     g.pose = Pose(
-        hip=(-0.06, seat + 0.06), shoulder=(-0.08 + g.jitter(0.02), seat + 0.36), near_foot=(0.22, 0.03), far_foot=(0.15, 0.03)
+        hip=(-0.06, seat + 0.06),
+        shoulder=(-0.08 + g.jitter(0.02), seat + 0.36),
+        near_foot=(0.22, 0.03),
+        far_foot=(0.15, 0.03),
     )
     g.pose.near_hand = g.pose.far_hand = (0.1, seat + 0.1)
 
@@ -400,15 +412,15 @@ def hold_dog(g: Group) -> None:
 
 
 _STANCES: tuple[Callable[[Group], None], ...] = (
-    ride_bicycle, jump_bicycle, hold_bicycle, carry_bicycle, repair_bicycle, ride_horse, jump_horse, walk_horse, feed_horse,
-    pet_horse, walk_dog, chase_dog, pet_dog, feed_dog, sit_on_chair, stand_on_chair, hold_chair, carry_chair, sit_on_bench,
-    lie_on_bench, ride_skateboard, jump_skateboard, sit_on_skateboard, kick_sports_ball, dribble_sports_ball,
-    carry_skateboard, hold_skateboard,
+    ride_bicycle, jump_bicycle, hold_bicycle, carry_bicycle, repair_bicycle, ride_horse, jump_horse, walk_horse,
+    feed_horse, pet_horse, walk_dog, chase_dog, pet_dog, feed_dog, sit_on_chair, stand_on_chair, hold_chair,
+    carry_chair, sit_on_bench, lie_on_bench, ride_skateboard, jump_skateboard, sit_on_skateboard,
+    kick_sports_ball, dribble_sports_ball, carry_skateboard, hold_skateboard,
 )  # fmt: skip
 _HAND_ACTS: tuple[Callable[[Group], None], ...] = (
-    throw_sports_ball, hold_sports_ball, read_book, hold_book, talk_on_cell_phone, text_on_cell_phone, read_cell_phone,
-    hold_cell_phone, drink_with_cup, hold_cup, pour_cup, hold_umbrella, carry_umbrella, open_umbrella, fly_kite, hold_kite,
-    hold_dog,
+    throw_sports_ball, hold_sports_ball, read_book, hold_book, talk_on_cell_phone, text_on_cell_phone,
+    read_cell_phone, hold_cell_phone, drink_with_cup, hold_cup, pour_cup, hold_umbrella, carry_umbrella,
+    open_umbrella, fly_kite, hold_kite, hold_dog,
 )  # fmt: skip
 
 
@@ -425,7 +437,9 @@ STANCES = _named(_STANCES)
 HAND_ACTS = _named(_HAND_ACTS)
 ACTS = STANCES | HAND_ACTS
 
-_CALM = tuple(k for k in HAND_ACTS if k not in {("throw", "sports_ball"), ("open", "umbrella"), ("fly", "kite"), ("pour", "cup")})
+_CALM = tuple(
+    k for k in HAND_ACTS if k not in {("throw", "sports_ball"), ("open", "umbrella"), ("fly", "kite"), ("pour", "cup")}
+)
 _ONE_HAND = tuple(k for k in _CALM if k[0] in {"talk_on", "drink_with"} or k in {("hold", "cup"), ("hold", "umbrella")})
 SECOND: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
     ("sit_on", "chair"): _CALM,

@@ -1,4 +1,4 @@
-"""What is behind and in front of people: rooms, streets, parks, and things that hide a part of the scene. Canvas pixels."""
+"""Behind and before people: rooms, streets, and things that hide a part of the scene. All in canvas pixels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def paint_backdrop(image: Image.Image, rng: random.Random, *, plain: bool) -> fl
     outdoor = rng.random() < 0.65
     if outdoor:
         _sky(draw, rng, size, horizon)
-        ground = rng.choice(((96, 140, 76), (70, 112, 66), (150, 148, 144), (124, 122, 122), (176, 158, 122), (110, 98, 84)))
+        ground = rng.choice(
+            ((96, 140, 76), (70, 112, 66), (150, 148, 144), (124, 122, 122), (176, 158, 122), (110, 98, 84))
+        )
     else:
         draw.rectangle((0, 0, size, horizon), fill=_muted(rng, 150, 225))
         ground = rng.choice(((150, 116, 84), (126, 96, 70), (150, 140, 130), (110, 106, 116), (176, 150, 118)))
@@ -39,7 +41,9 @@ def paint_backdrop(image: Image.Image, rng: random.Random, *, plain: bool) -> fl
 
 
 def _sky(draw: ImageDraw.ImageDraw, rng: random.Random, size: int, horizon: float) -> None:
-    top = rng.choice(((104, 170, 230), (130, 190, 240), (150, 160, 176), (190, 205, 220), (232, 178, 140), (80, 110, 180)))
+    top = rng.choice(
+        ((104, 170, 230), (130, 190, 240), (150, 160, 176), (190, 205, 220), (232, 178, 140), (80, 110, 180))
+    )
     bands = 8
     for band in range(bands):
         y = horizon * band / bands
@@ -88,8 +92,8 @@ def _tree(draw: ImageDraw.ImageDraw, rng: random.Random, x: float, y: float) -> 
     draw.rectangle((x - 3, y - 0.45 * h, x + 3, y), fill=(98, 70, 48))
     if rng.random() < 0.4:
         for k in (0, 1):
-            draw.polygon([(x - 0.3 * h + 5 * k, y - (0.2 + 0.3 * k) * h), (x + 0.3 * h - 5 * k, y - (0.2 + 0.3 * k) * h),
-                          (x, y - (0.75 + 0.25 * k) * h)], fill=leaf)  # fmt: skip
+            half, low = 0.3 * h - 5 * k, y - (0.2 + 0.3 * k) * h
+            draw.polygon([(x - half, low), (x + half, low), (x, y - (0.75 + 0.25 * k) * h)], fill=leaf)
     else:
         r = 0.3 * h
         draw.ellipse((x - r, y - h, x + r, y - h + 2 * r), fill=leaf)

@@ -11,7 +11,14 @@ from stages.data.pico.sketch import BODY, FAR, NEAR, Color, Extent, Pen, Point, 
 
 LEG, ARM = 0.25, 0.18  # length of one bone: thigh = shin, upper arm = forearm
 
-_SKINS: tuple[Color, ...] = ((255, 219, 187), (241, 194, 150), (214, 160, 112), (168, 112, 72), (122, 78, 50), (90, 56, 38))
+_SKINS: tuple[Color, ...] = (
+    (255, 219, 187),
+    (241, 194, 150),
+    (214, 160, 112),
+    (168, 112, 72),
+    (122, 78, 50),
+    (90, 56, 38),
+)
 _HAIRS: tuple[Color, ...] = ((30, 24, 22), (74, 46, 26), (122, 74, 36), (222, 186, 96), (164, 72, 34), (158, 158, 162))
 _HAIR_STYLES = ("short", "long", "bun", "cap", "bald")
 
@@ -106,7 +113,12 @@ def draw_person(sketch: Sketch, pose: Pose, look: Look) -> Extent:
     for hand, layer, tone in ((pose.far_hand or rest, FAR, 0.78), (pose.near_hand or rest, NEAR, 0.9)):
         top = (shoulder[0], shoulder[1] - 0.035)
         elbow, wrist = bend(top, hand, ARM, pose.elbow)
-        pen.line([elbow, wrist], 0.056, shade(look.skin, tone + 0.1) if look.short_sleeves else shade(look.shirt, tone), layer)
+        pen.line(
+            [elbow, wrist],
+            0.056,
+            shade(look.skin, tone + 0.1) if look.short_sleeves else shade(look.shirt, tone),
+            layer,
+        )
         pen.line([top, elbow], 0.068, shade(look.shirt, tone), layer)
         pen.disc(wrist[0], wrist[1], 0.037, shade(look.skin, min(1.0, tone + 0.1)), layer)
     return extent

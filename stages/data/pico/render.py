@@ -34,9 +34,9 @@ class Scene:
     """A rendered scene.
 
     image: uint8 [128, 128, 3], RGB.
-    boxes: float32 [n, 4], xyxy pixels, zero-based half-open: the whole drawn extent, hidden parts included, clipped to the image.
+    boxes: float32 [n, 4], xyxy pixels, zero-based half-open: the whole drawn extent (hidden parts too), clipped.
     objects: int16 [n], COCO-80 indices (person = 0).
-    pairs: (human row, object row, verbs), the primary verb first; ("no_interaction",) for an idle person and an unused object.
+    pairs: (human row, object row, verbs), primary verb first; ("no_interaction",): an idle person and an unused object.
     facts: (verb, object) of all primary interactions and no_interaction pairs, without repetition.
     co_facts: (verb, object) of what also holds because of a fact, facts left out.
     """
@@ -68,9 +68,9 @@ class _Placed:
     def box(self, row: int) -> tuple[float, float, float, float]:
         """xyxy in image pixels, not clipped."""
         e = self.sketch.extents[row]
-        a, b = ((-e.x2, -e.x1) if self.mirror else (e.x1, e.x2))
-        s = self.size
-        return (self.x + s * a) / _SUPER, (self.y - s * e.y2) / _SUPER, (self.x + s * b) / _SUPER, (self.y - s * e.y1) / _SUPER
+        a, b = (-e.x2, -e.x1) if self.mirror else (e.x1, e.x2)
+        s, x, y = self.size, self.x, self.y
+        return (x + s * a) / _SUPER, (y - s * e.y2) / _SUPER, (x + s * b) / _SUPER, (y - s * e.y1) / _SUPER
 
 
 def render_scene(seed: int, *, temper: float = 1.0, people: tuple[int, int] = (1, 3), plain: bool = False) -> Scene:
@@ -157,7 +157,7 @@ def _place(rng: random.Random, groups: list[Group], loose: list[Sketch]) -> list
     room = 0.97 * _CANVAS
     shrink = min(1.0, max(0.75, room * 1.06 / sum(widths)))
     for item in placed:
-        x1, y1, x2, y2 = item.sketch.span()
+        _, y1, _, y2 = item.sketch.span()
         item.size *= shrink
         item.size = min(item.size, 0.96 * _CANVAS / (y2 - min(y1, 0.0)))
     order = rng.sample(range(len(placed)), len(placed))

@@ -19,7 +19,7 @@ _CIRCLE = [(math.cos(math.tau * i / 16), math.sin(math.tau * i / 16)) for i in r
 class Extent:
     """Bounding box of everything drawn for one person or object, in its sketch's units (y up)."""
 
-    __slots__ = ("name", "x1", "y1", "x2", "y2")
+    __slots__ = ("name", "x1", "x2", "y1", "y2")
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""The twelve objects, as vector drawings. Frame of each: origin at its ground contact (held things: at the grip), facing +x."""
+"""The twelve objects as vector drawings, each in a frame with its origin on the ground (or at its grip), facing +x."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ WHITE: Color = (246, 246, 242)
 def bicycle(pen: Pen, rng: random.Random) -> None:
     color = vivid(rng)
     for x in (-0.27, 0.27):
-        ring = [(x + 0.175 * math.cos(a * math.tau / 14), 0.19 + 0.175 * math.sin(a * math.tau / 14)) for a in range(15)]
+        ring = [
+            (x + 0.175 * math.cos(a * math.tau / 14), 0.19 + 0.175 * math.sin(a * math.tau / 14)) for a in range(15)
+        ]
         pen.line(ring, 0.034, BLACK)
         pen.line([(x - 0.12, 0.27), (x + 0.12, 0.11)], 0.009, (170, 170, 175))
         pen.line([(x - 0.12, 0.11), (x + 0.12, 0.27)], 0.009, (170, 170, 175))
@@ -31,7 +33,11 @@ def bicycle(pen: Pen, rng: random.Random) -> None:
 def horse(pen: Pen, rng: random.Random, *, gallop: bool = False, graze: bool = False) -> None:
     coat = rng.choice(((122, 78, 44), (92, 60, 40), (200, 160, 110), (66, 60, 60), (150, 96, 60), (222, 214, 202)))
     mane = shade(coat, 0.5) if coat[0] > 90 else (20, 18, 18)
-    feet = ((-0.50, 0.16), (-0.36, 0.1), (0.42, 0.2), (0.52, 0.3)) if gallop else ((-0.3, 0.03), (-0.2, 0.03), (0.2, 0.03), (0.31, 0.03))
+    feet = (
+        ((-0.50, 0.16), (-0.36, 0.1), (0.42, 0.2), (0.52, 0.3))
+        if gallop
+        else ((-0.3, 0.03), (-0.2, 0.03), (0.2, 0.03), (0.31, 0.03))
+    )
     for (fx, fy), top, tone in zip(feet, (-0.27, -0.21, 0.2, 0.26), (0.75, 1, 0.75, 1), strict=True):
         pen.line([(top, 0.5), ((top + fx) / 2 + 0.03, (0.5 + fy) / 2), (fx, fy)], 0.07, shade(coat, tone))
         pen.disc(fx, fy, 0.038, BLACK)
@@ -167,7 +173,9 @@ def umbrella(pen: Pen, rng: random.Random, *, opened: bool = False) -> None:
         pen.line([(0, 0.53), (0, 0.58)], 0.02, BLACK)
     else:  # closed, grip at the origin, tip below
         pen.line([(0.06, 0.01), (0.03, 0.05), (0, 0.02), (0, -0.08)], 0.024, (84, 50, 30))
-        pen.polygon([(-0.028, -0.06), (0.028, -0.06), (0.05, -0.12), (0.012, -0.4), (-0.012, -0.4), (-0.05, -0.12)], color)
+        pen.polygon(
+            [(-0.028, -0.06), (0.028, -0.06), (0.05, -0.12), (0.012, -0.4), (-0.012, -0.4), (-0.05, -0.12)], color
+        )
         pen.line([(0, -0.4), (0, -0.44)], 0.014, BLACK)
 
 
