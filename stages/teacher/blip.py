@@ -1,0 +1,305 @@
+"""BLIP as a teacher: feature maps, image-text matching and captions, all from one pass of the vision tower.
+
+Stages whose towers are byte-identical (and preprocess alike, at one dtype) carry equal ``shares``: a worker that runs them on
+one batch preprocesses and encodes each picture once. The tower's answer is its last hidden state after the final layer
+norm, ``[B, 1 + h*w, D]`` with CLS first, which is what BLIP's text models attend to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from stages.stage import ArrowOutput, Batch, Resources, Stage, TensorOutput, Values
+from stages.teacher.weights import Checkpoint, load
+from storage.digests import fingerprint
+from storage.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+VIEWS = ("original", "flip")
+"""Columns of the feature table; ``flip`` is the preprocessed picture mirrored left to right."""
+TOWER = "last_hidden_state after post_layernorm"
+
+
+class BlipStage(Stage):
+    """What BLIP's stages have in common: a checkpoint, a dtype, and the shared vision pass.
+
+    Args:
+        checkpoint: see :meth:`Checkpoint.find`.
+        columns: the questions; see each stage.
+        dtype: of weights and arithmetic; part of the fingerprint.
+        batch_size: pictures per forward pass.
+        memory_mib: bound on the working memory of one chunk; changes no value beyond rounding.
+        gpus: share of a GPU that one worker occupies.
+
+    Attributes:
+        computed_cells: cells computed by this object since it was opened, padding left out.
+    """
+
+    architectures: ClassVar[tuple[str, ...]] = ("ForImageTextRetrieval", "ForConditionalGeneration", "ForQuestionAnswering")
+    """How the names of usable architectures end."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        columns: Sequence[str],
+        *,
+        dtype: Dtype = "float32",
+        batch_size: int = 32,
+        memory_mib: int = 256,
+        gpus: float = 0.0,
+    ) -> None:
+        name = checkpoint.architecture
+        if "Blip" not in name or "Blip2" in name or not name.endswith(self.architectures):
+            wanted = " or ".join(f"Blip{ending}" for ending in self.architectures)
+            raise UserError(f"{checkpoint.folder}: architecture {name} cannot fill table {self.name}; it takes a {wanted}")
+        self.checkpoint, self.columns, self.dtype = checkpoint, tuple(columns), dtype
+        self.batch_size, self.memory_mib = batch_size, memory_mib
+        self.resources = Resources(gpus=gpus)
+        self.shares = fingerprint({"tower": checkpoint.tower, **self._vision_parameters()})
+        self.computed_cells = 0
+
+    def _vision_parameters(self) -> dict[str, Any]:
+        return {"preprocessing": self.checkpoint.preprocessing, "image_backend": "pil", "dtype": self.dtype}
+
+    def parameters(self) -> dict[str, Any]:
+        return {"teacher": self.checkpoint.digest, **self._vision_parameters()}
+
+    def provenance(self) -> dict[str, Any]:
+        return {
+            "checkpoint": self.checkpoint.source,
+            "revision": self.checkpoint.revision,
+            "architecture": self.checkpoint.architecture,
+        }
+
+    def open(self, device: str, shared: dict[Any, Any]) -> None:
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        self.computed_cells = 0
+        key = ("blip", self.checkpoint.digest, self.dtype, device)
+        if key not in shared:
+            folder = self.checkpoint.here()
+            model = load(self.checkpoint, folder, self.dtype, device)
+            # A twin's tower is dropped for the one that is there already: the same bytes, once in memory.
+            model.vision_model = shared.setdefault(("tower", self.shares, device), model.vision_model)
+            shared[key] = (
+                model,
+                AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True),
+                AutoTokenizer.from_pretrained(folder, local_files_only=True),
+            )
+        self.model, self.processor, self.tokenizer = shared[key]
+        self.device = device
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The plain parameters: what :meth:`open` loaded stays on its worker."""
+        opened = {"model", "processor", "tokenizer", "device", "scorer"}
+        return {key: value for key, value in self.__dict__.items() if key not in opened}
+
+    def encode(self, batch: Batch, view: str = "original") -> torch.Tensor:
+        """The tower's last hidden state ``[B, 1 + h*w, D]`` of one view, computed once per batch and tower."""
+        return batch.once(("tower", self.shares, view), lambda: self._encode(self._pixels(batch, view)))
+
+    def _pixels(self, batch: Batch, view: str) -> torch.Tensor:
+        """``float32 [B, 3, H, W]`` on the CPU, by the checkpoint's own image processor."""
+        pixels: torch.Tensor = batch.once(
+            ("pixels", self.shares),
+            lambda: self.processor(list(batch.images), return_tensors="pt")["pixel_values"],
+        )
+        return pixels.flip(-1) if view == "flip" else pixels
+
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        tower = self.model.vision_model
+        with torch.inference_mode():
+            parts = pixels.split(self._images_at_once())
+            encoded = [tower(pixel_values=part.to(self.device, tower.dtype)).last_hidden_state for part in parts]
+            return torch.cat(encoded)
+
+    def _images_at_once(self) -> int:
+        """BLIP's eager attention holds two ``H x N x N`` maps an image, its feed-forward two ``N x I``."""
+        vision = self.model.config.vision_config
+        tokens = 1 + (vision.image_size // vision.patch_size) ** 2
+        floats = tokens * (2 * vision.num_attention_heads * tokens + 2 * vision.intermediate_size)
+        return max(1, (self.memory_mib << 20) // (floats * self.model.vision_model.dtype.itemsize))
+
+
+class BlipFeatures(BlipStage):
+    """Spatial feature maps ``[D, h, w]`` (no CLS), rows from top to bottom. Columns are views: :data:`VIEWS`.
+
+    The fingerprint holds the tower's digest instead of the whole checkpoint's: another head keeps the maps.
+    """
+
+    name = "features"
+
+    def __init__(
+        self, checkpoint: Checkpoint, columns: Sequence[str] = ("original",), *, codec: Literal["fp16", "bf16", "int8"] = "fp16",
+        **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(checkpoint, columns, **options)
+        if unknown := set(columns) - set(VIEWS):
+            raise UserError(f"features: unknown view '{sorted(unknown)[0]}'; allowed are {', '.join(VIEWS)}")
+        self.output = TensorOutput(checkpoint.grid(), codec)
+
+    def parameters(self) -> dict[str, Any]:
+        return {"tower": self.checkpoint.tower, "tensor": TOWER, **self._vision_parameters()}
+
+    def compute(
+        self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
+    ) -> dict[str, Values]:
+        assert isinstance(self.output, TensorOutput)
+        self.computed_cells += batch.count * len(columns)
+        maps = {}
+        for view in columns:
+            tokens = self.encode(batch, view)[:, 1:].transpose(1, 2)
+            maps[view] = tokens.reshape(-1, *self.output.shape).cpu()
+        return maps
+
+
+class BlipItm(BlipStage):
+    """Raw image-text matching logits (no match, match). Each column is a prompt, in the very words that are scored.
+
+    Args:
+        token_mode: ``cls`` leaves token 0 as transformers' forward does; ``enc`` replaces it by [ENC], with which BLIP's own
+            checkpoints were trained. Part of the fingerprint.
+    """
+
+    name = "itm"
+    architectures = ("ForImageTextRetrieval",)
+    output = ArrowOutput(pa.list_(pa.float16(), 2))
+
+    def __init__(
+        self, checkpoint: Checkpoint, columns: Sequence[str], *, token_mode: Literal["cls", "enc"] = "cls", **options: Any
+    ) -> None:
+        super().__init__(checkpoint, columns, **options)
+        self.token_mode = token_mode
+
+    def parameters(self) -> dict[str, Any]:
+        return {**super().parameters(), "token_mode": self.token_mode}
+
+    def open(self, device: str, shared: dict[Any, Any]) -> None:
+        from stages.teacher.itm_scorer import ItmScorer
+
+        super().open(device, shared)
+        self.scorer = ItmScorer(self.model, self.tokenizer, self.token_mode, self.memory_mib)
+        self.scorer.token_ids(self.columns)  # a prompt that cannot be scored is told before the first picture
+
+    def compute(
+        self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
+    ) -> dict[str, Values]:
+        self.computed_cells += batch.count * len(columns)
+        logits = self.scorer.score(self.encode(batch), columns).cpu().numpy().astype(np.float16)
+        if not np.isfinite(logits).all():
+            raise FloatingPointError(f"table {self.name}: matching logits are not finite at dtype {self.dtype}")
+        by_column = np.ascontiguousarray(logits.transpose(1, 0, 2)).reshape(len(columns), -1)
+        return {
+            prompt: pa.FixedSizeListArray.from_arrays(pa.array(values), 2)
+            for prompt, values in zip(columns, by_column, strict=True)
+        }
+
+
+YES_NO = re.compile(r"^(is|are|was|were|do|does|did|can|has|have|will)\b.*\?|\byes or no\b", re.IGNORECASE)
+"""Questions answered by their first token, with a score; every other one is a prefix that the teacher goes on writing."""
+YES, NO = ("yes", "Yes"), ("no", "No")
+
+
+class BlipCaptions(BlipStage):
+    """Sentences, greedily decoded. Each column is a question: the text that the decoder continues ('' for a plain caption).
+
+    A cell is ``{text, score}``. ``text`` is what the teacher added to the question. For yes/no questions (:data:`YES_NO`) it
+    is the first token, and ``score`` in [0, 1] the softmax over the first-token logits of yes, Yes, no and No, summed over
+    the yes variants (after mllms-zs-hoi); else ``score`` is null.
+
+    Args:
+        max_new_tokens: where a sentence is cut. Part of the fingerprint.
+    """
+
+    name = "captions"
+    architectures = ("ForConditionalGeneration",)
+    output = ArrowOutput(pa.struct([("text", pa.string()), ("score", pa.float32())]))
+
+    def __init__(
+        self, checkpoint: Checkpoint, columns: Sequence[str] = ("",), *, max_new_tokens: int = 64, **options: Any
+    ) -> None:
+        super().__init__(checkpoint, columns, **options)
+        self.max_new_tokens = max_new_tokens
+
+    def parameters(self) -> dict[str, Any]:
+        return {**super().parameters(), "max_new_tokens": self.max_new_tokens, "decoding": "greedy"}
+
+    def open(self, device: str, shared: dict[Any, Any]) -> None:
+        super().open(device, shared)
+        if any(YES_NO.search(question) for question in self.columns):
+            self._answer_ids()
+
+    def compute(
+        self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
+    ) -> dict[str, Values]:
+        import torch
+
+        self.computed_cells += batch.count * len(columns)
+        image = self.encode(batch)
+        with torch.inference_mode():
+            return {
+                question: self._answer(image, question) if YES_NO.search(question) else self._continue(image, question)
+                for question in columns
+            }
+
+    def _question_ids(self, image: torch.Tensor, question: str) -> torch.Tensor:
+        """``int64 [B, L]``: [DEC] and the question's tokens, without the final separator."""
+        import torch
+
+        ids = [self.model.config.text_config.bos_token_id, *self.tokenizer(question, add_special_tokens=False)["input_ids"]]
+        return torch.tensor([ids], device=image.device).expand(len(image), -1)
+
+    def _continue(self, image: torch.Tensor, question: str) -> pa.Array:
+        import torch
+
+        ids = self._question_ids(image, question)
+        text_config = self.model.config.text_config
+        written = self.model.text_decoder.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            eos_token_id=text_config.sep_token_id,
+            pad_token_id=text_config.pad_token_id,
+            encoder_hidden_states=image,
+            encoder_attention_mask=torch.ones(image.shape[:2], dtype=torch.long, device=image.device),
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+        )
+        texts = self.tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
+        return self._cells(texts, np.full(len(texts), np.nan))
+
+    def _answer(self, image: torch.Tensor, question: str) -> pa.Array:
+        yes, no = self._answer_ids()
+        ids = self._question_ids(image, question)
+        decoded = self.model.text_decoder(input_ids=ids, encoder_hidden_states=image, logits_to_keep=1)
+        logits = decoded.logits[:, -1].float()
+        texts = self.tokenizer.batch_decode(logits.argmax(-1, keepdim=True), skip_special_tokens=True)
+        score = logits[:, yes + no].softmax(-1)[:, : len(yes)].sum(-1).clamp(0, 1)
+        return self._cells(texts, score.cpu().numpy())
+
+    def _answer_ids(self) -> tuple[list[int], list[int]]:
+        """Token ids of the yes and the no variants that are single tokens of this tokenizer."""
+        found: list[list[int]] = []
+        for words in (YES, NO):
+            encoded = [tuple(self.tokenizer(word, add_special_tokens=False)["input_ids"]) for word in words]
+            ids = sorted({ids[0] for ids in encoded if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id})
+            if not ids:
+                raise UserError(f"{self.checkpoint.folder}: no single token for '{words[0]}'; ask this teacher no yes/no questions")
+            found.append(ids)
+        return found[0], found[1]
+
+    def _cells(self, texts: Sequence[str], scores: np.ndarray) -> pa.Array:
+        """A score that is NaN becomes null."""
+        text = pa.array([text.strip() for text in texts], pa.string())
+        score = pa.array(scores.astype(np.float32), mask=np.isnan(scores))
+        return pa.StructArray.from_arrays([text, score], fields=list(self.output.type))

@@ -1,0 +1,260 @@
+"""Teacher checkpoints: where they are, who they are, and loading them whole or not at all.
+
+A checkpoint is known by its contents, never by its path: :class:`Checkpoint` carries the digest of everything that decides
+the teacher's answers, and another digest of the vision tower alone, by which stages find out that they may share one pass.
+Nothing here imports torch until :func:`load` is called, so that planning stays light.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storage.digests import fingerprint
+from storage.errors import UserError
+
+Digests = Callable[[Sequence[Path]], np.ndarray]
+"""Content digests ``V16 [N]`` of N files; ``storage.digests.DigestMemory.digests`` remembers them between runs."""
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+"""Weight files by preference: the first pattern that matches is the one that is loaded."""
+RECORDS = (
+    "config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json",
+    "tokenizer*.json", "vocab.*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.model", "chat_template*",
+)  # fmt: skip
+"""What else decides a teacher's answers: configuration, tokenizer and processor."""
+OWN_CLASSES = {"PicoBlip": "stages.teacher.pico.model"}
+"""Architectures of this project, by the beginning of their name: the module that defines them."""
+NOT_TOWER = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A teacher's weights on this machine, identified by content. Plain data: it travels to the workers in its stage.
+
+    Attributes:
+        folder: the local folder.
+        source: what the user wrote (a folder or a hub id) and ``revision``; provenance only.
+        architecture: ``config.architectures[0]``, the transformers class that loads it.
+        digest: 32 hex digits over weight files, configuration, tokenizer and processor, by file name.
+        tower: 32 hex digits over the tensors ``vision_model.*`` and the vision configuration; equal towers encode alike.
+        preprocessing: the image processor's record (sizes, means, resampling), {} where it has none.
+        config: the parsed ``config.json``.
+    """
+
+    folder: str
+    source: str
+    revision: str | None
+    architecture: str
+    digest: str
+    tower: str
+    preprocessing: dict[str, Any] = field(hash=False)
+    config: dict[str, Any] = field(hash=False, repr=False)
+
+    @classmethod
+    def find(cls, source: str | os.PathLike[str], revision: str | None = None, digests: Digests | None = None) -> Checkpoint:
+        """Identify the checkpoint in a local folder, or of a hub id at a revision (downloaded once, offline if told so).
+
+        Args:
+            digests: a remembering digest function, so that an unchanged file is not read again; default reads it.
+
+        Raises:
+            UserError: no such checkpoint, or one without weights or architecture.
+        """
+        folder = locate(str(source), revision)
+        config = _json(folder / "config.json")
+        architectures = config.get("architectures") or [None]
+        if not isinstance(architectures[0], str):
+            raise UserError(f"{folder / 'config.json'}: 'architectures' names no class; save the model with save_pretrained")
+        weights = weight_files(folder)
+        return cls(
+            folder=str(folder),
+            source=str(source),
+            revision=revision,
+            architecture=architectures[0],
+            digest=teacher_digest(folder, digests),
+            tower=tower_digest(weights, config),
+            preprocessing=_preprocessing(folder),
+            config=config,
+        )
+
+    def here(self) -> Path:
+        """The folder on the machine that asks, checked to hold the very bytes that were planned with.
+
+        Raises:
+            UserError: another node lacks the folder, or its contents have changed.
+        """
+        folder = Path(self.folder) if Path(self.folder).is_dir() else locate(self.source, self.revision)
+        if teacher_digest(folder) != self.digest:
+            raise UserError(f"{folder}: the checkpoint is not the one this run was planned with; plan and start again")
+        return folder
+
+    def grid(self) -> tuple[int, int, int]:
+        """``(D, h, w)``: channels and patch rows and columns of the vision tower's map."""
+        vision = self.config.get("vision_config")
+        if not isinstance(vision, dict):
+            raise UserError(f"{self.folder}/config.json: {self.architecture} has no 'vision_config'; use a BLIP checkpoint")
+        side = int(vision.get("image_size", 384)) // int(vision.get("patch_size", 16))
+        return int(vision.get("hidden_size", 768)), side, side
+
+
+def locate(source: str, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint; a hub id is looked up in the hub's cache first and fetched if it may be."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
+        raise UserError(f"{source}: no such checkpoint folder; give a folder with config.json or a hub id like 'org/name'")
+    from huggingface_hub import snapshot_download
+
+    reason: Exception | None = None
+    for local_only in (True, False):
+        for weights in WEIGHTS:
+            try:
+                found = snapshot_download(
+                    source, revision=revision, allow_patterns=[*RECORDS, weights], local_files_only=local_only
+                )
+            except Exception as error:  # the hub's client raises a dozen unrelated classes for "not to be had"
+                reason = error
+                break
+            if any(Path(found).glob(weights)):
+                return Path(found)
+    why = str(reason).splitlines()[0] if reason and str(reason) else "it holds no weight file"
+    raise UserError(f"{source}@{revision or 'main'}: checkpoint not found: {why}; give a local folder or go online")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files that are loaded, sorted by name; safetensors are preferred."""
+    for pattern in WEIGHTS:
+        if files := sorted(folder.glob(pattern)):
+            return files
+    raise UserError(f"{folder}: no weight files (looked for {', '.join(WEIGHTS)}); save the model with save_pretrained")
+
+
+def teacher_digest(folder: Path, digests: Digests | None = None) -> str:
+    """32 hex digits over the contents of weights, configuration, tokenizer and processor, keyed by file name."""
+    records = [path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in RECORDS)]
+    files = sorted([*weight_files(folder), *folder.glob("*.index.json"), *records])
+    values = _hash_files(files) if digests is None else digests(files)
+    return fingerprint({path.name: bytes(value).hex() for path, value in zip(files, values, strict=True)})
+
+
+def tower_digest(weights: Sequence[Path], config: dict[str, Any], prefix: str = "vision_model.") -> str:
+    """32 hex digits over the tower's tensors (name, dtype, shape, bytes) and its configuration.
+
+    Two checkpoints that carry byte-identical towers agree, whatever text model hangs below. Weights that are not
+    safetensors, or hold no such tensor, are taken as a whole.
+    """
+    vision = {key: value for key, value in dict(config.get("vision_config") or {}).items() if key not in NOT_TOWER}
+    tensors: dict[str, str] = {}
+    for path in weights:
+        stat = path.stat()
+        tensors |= _tensor_digests(str(path), prefix, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return fingerprint({"model_type": config.get("model_type"), "vision_config": vision, "tensors": tensors})
+
+
+@lru_cache(maxsize=64)
+def _tensor_digests(path: str, prefix: str, size: int, mtime_ns: int, inode: int) -> dict[str, str]:
+    """Digest of each tensor under ``prefix``, read by the header's offsets; the stat fields only key the memory."""
+    if not path.endswith(".safetensors"):
+        return {Path(path).name: bytes(_hash_files([Path(path)])[0]).hex()}
+    data = np.memmap(path, dtype=np.uint8, mode="r")
+    start = 8 + int(data[:8].view("<u8")[0])
+    header = json.loads(bytes(data[8:start]))
+    digests = {}
+    for name, entry in sorted(header.items()):
+        if name.startswith(prefix):
+            begin, end = (start + offset for offset in entry["data_offsets"])
+            value = hashlib.blake2b(data[begin:end], digest_size=16).hexdigest()
+            digests[name] = f"{entry['dtype']}{entry['shape']}:{value}"
+    return digests or {Path(path).name: bytes(_hash_files([Path(path)])[0]).hex()}
+
+
+def load(checkpoint: Checkpoint, folder: Path, dtype: str, device: str) -> Any:
+    """The whole model from ``folder`` (``checkpoint.here()``), in evaluation mode, without gradients.
+
+    The class is the one that the checkpoint names: an Auto class would build a sibling and fill what does not fit with
+    random numbers.
+
+    Raises:
+        UserError: the class is unknown, or the weights do not fill the model exactly; the line lists the keys.
+    """
+    import torch
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, info = model_class(checkpoint).from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below with the other keys
+            local_files_only=True,
+            use_safetensors=weight_files(folder)[0].suffix == ".safetensors",
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    # Checkpoints written by old releases still carry these constant buffers (0, 1, 2, ...).
+    unexpected = [key for key in info["unexpected_keys"] if not key.endswith("position_ids")]
+    wrong = {"missing": info["missing_keys"], "unexpected": unexpected, "mismatched": info["mismatched_keys"]}
+    told = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in wrong.items() if keys]
+    if told:
+        raise UserError(
+            f"{folder}: the weights do not fill {checkpoint.architecture}: {', '.join(told)}; "
+            "config.json and weights must come from the same model"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def model_class(checkpoint: Checkpoint) -> Any:
+    """The class named by ``config.architectures[0]``: one of transformers', or one of this project's."""
+    name = checkpoint.architecture
+    module = next((own for start, own in OWN_CLASSES.items() if name.startswith(start)), "transformers")
+    found = getattr(import_module(module), name, None)
+    if found is None:
+        raise UserError(f"{checkpoint.folder}/config.json: architecture '{name}' is not known to {module}; remote code stays off")
+    return found
+
+
+def _some(keys: Sequence[Any]) -> str:
+    names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def _hash_files(paths: Sequence[Path]) -> np.ndarray:
+    values = []
+    for path in paths:
+        with open(path, "rb") as stream:
+            values.append(hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest())
+    return np.frombuffer(b"".join(values), dtype="V16")
+
+
+def _preprocessing(folder: Path) -> dict[str, Any]:
+    """The image processor's record, from its own file or (newer layout) from inside the processor's."""
+    if (folder / "preprocessor_config.json").exists():
+        return _json(folder / "preprocessor_config.json")
+    if (folder / "processor_config.json").exists():
+        return dict(_json(folder / "processor_config.json").get("image_processor", {}))
+    return {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); save the model with save_pretrained") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: holds no JSON object; save the model with save_pretrained")
+    return record
