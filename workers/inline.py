@@ -1,0 +1,56 @@
+"""The in-process executor: one worker in this process, for debugging, profiling and machines without Ray."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from workers.task import FailureLimit, Task, TaskReport
+from workers.worker import Worker
+
+
+def execute(
+    tasks: Sequence[Task],
+    *,
+    workers: int = 1,
+    report: Callable[[TaskReport], None],
+    stop: threading.Event,
+    device: str = "cpu",
+) -> None:
+    """Run the tasks in order; the next one computes while the last one is written.
+
+    Args:
+        workers: not used: there is one worker, and torch already uses the machine's cores.
+        report: called in this thread once a task's cells are committed.
+        stop: once set, the current task is finished and committed, and this returns.
+
+    Raises:
+        UserError: too many inputs failed (:class:`workers.task.FailureLimit`).
+        Exception: what a stage or the storage raised. Committed tasks stay committed.
+    """
+    limit = FailureLimit()
+    worker = Worker(device)
+
+    def finish(written: Future[TaskReport]) -> None:
+        done = written.result()
+        report(done)
+        if error := limit.add(done):
+            raise error
+
+    with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+        writing: Future[TaskReport] | None = None
+        try:
+            for task in tasks:
+                if stop.is_set():
+                    break
+                outcome = worker.forward(task)
+                if writing is not None:
+                    previous, writing = writing, None
+                    finish(previous)
+                if outcome is not None:
+                    writing = writer.submit(worker.write, outcome)
+        finally:
+            worker.close()
+            if writing is not None:
+                finish(writing)

@@ -1,0 +1,463 @@
+"""What one worker does with one task: read and decode, forward, write.
+
+The three overlap. Reader threads decode the next batch while a batch is computed, and :meth:`Worker.run` may be called
+from several threads at once: forwards take turns, so one task's cells are written while the next task computes. A report
+is made only after the commit, so a task that was reported is on disk.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from stages.data.image import decode
+from stages.stage import ArrowOutput, Batch, Stage, TensorOutput, Values
+from storage.digests import canonical_json, digest_bytes
+from storage.errors import InputFailure
+from workers.task import TEXT_PREFIX, Part, TableSpec, Task, TaskReport
+
+if TYPE_CHECKING:
+    from storage.table import Table
+
+Item = TypeVar("Item")
+Loaded = TypeVar("Loaded")
+
+REPORTED = 10
+"""At most so many reasons and changed files travel in a report."""
+
+
+class Changed(Exception):
+    """A source's bytes are not those that were planned, or it has gone. Its cells stay empty."""
+
+
+class Worker:
+    """Holds the opened stages of one pass and runs tasks.
+
+    Args:
+        device: where stages compute, ``cpu`` or ``cuda``.
+        readers: threads that read and decode.
+        stop: once set, tasks that have not begun to compute return None; the one that computes is finished and
+            committed.
+    """
+
+    def __init__(self, device: str = "cpu", readers: int = 4, stop: threading.Event | None = None) -> None:
+        self.device = device
+        self.stop = stop or threading.Event()
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="read")
+        self._forward_turn = threading.Lock()
+        self._storage_turn = threading.Lock()
+        self._tables: dict[tuple[str, bytes], Table] = {}
+        self._opened: dict[tuple[Any, ...], Stage] = {}
+        self._shared: dict[Any, Any] = {}
+
+    def run(self, task: Task) -> TaskReport | None:
+        """Compute and commit a task; None if the worker was stopped before its turn.
+
+        Raises:
+            Exception: whatever is not an input's fault (memory, device, I/O, a bug in a stage). Nothing of the task is
+                written then; its cells stay empty.
+        """
+        outcome = self.forward(task)
+        return None if outcome is None else self.write(outcome)
+
+    def close(self) -> None:
+        """Let the reader threads go."""
+        self._readers.shutdown(wait=True, cancel_futures=True)
+
+    def forward(self, task: Task) -> Outcome | None:
+        """Everything but the writing. Cells live in memory until :meth:`write`: a task's size bounds it."""
+        with self._storage_turn:
+            fillings = [Filling(part, task.rows, self._table) for part in task.parts]
+        batches = _batches(np.concatenate([filling.needed for filling in fillings], axis=1), _batch_size(task))
+        order = [position for batch in batches for position in batch.tolist()]
+        load = prefetch(self._readers, lambda position: _load(task, position), order, depth=_batch_size(task))
+        changed: list[int] = []
+        with self._forward_turn:
+            if self.stop.is_set():
+                load.close()
+                return None
+            started = time.perf_counter()
+            stages = self._open(task)
+            for positions in batches:
+                sources: list[Any] = []
+                sound: list[int] = []
+                for position, source in zip(positions.tolist(), islice(load, len(positions)), strict=True):
+                    if isinstance(source, Changed):
+                        changed.append(position)
+                    elif isinstance(source, InputFailure):
+                        for filling in fillings:
+                            filling.fail(position, str(source))
+                    else:
+                        sound.append(position)
+                        sources.append(source)
+                if sound:
+                    self._compute(task, stages, fillings, np.array(sound), sources)
+            seconds = time.perf_counter() - started
+        return Outcome(task, fillings, np.sort(np.array(order, dtype=np.int64)), changed, seconds)
+
+    def write(self, outcome: Outcome) -> TaskReport:
+        """Commit one shard per part and report."""
+        task, cells, failures, payload = outcome.task, {}, {}, 0
+        bad, reasons = np.zeros(len(task.rows), dtype=bool), {}
+        bad[outcome.changed] = True
+        for filling in outcome.fillings:
+            part = filling.part
+            bad[sorted(filling.failed_here)] = True
+            for (row, _), reason in filling.failures.items():
+                if row in filling.failed_here:
+                    reasons.setdefault(row, f"{_shown(task.uris[row])}: {reason}")
+            cells[part.name] = int(filling.valid.sum())
+            failures[part.name] = len(filling.failures)
+            if not cells[part.name] and not failures[part.name]:
+                continue
+            provenance = {
+                "task": task.task_id,
+                "device": self.device,
+                "seconds": round(outcome.seconds, 3),
+                **part.stage.provenance(),
+            }
+            with self._storage_turn:
+                payload += filling.commit(self._table(part.table), task.rows, provenance)
+        return TaskReport(
+            task_id=task.task_id,
+            rows=len(outcome.tried),
+            cells=cells,
+            failures=failures,
+            reasons=tuple(islice(reasons.values(), REPORTED)),
+            changed=tuple(_shown(task.uris[position]) for position in outcome.changed[:REPORTED]),
+            bad=bad[outcome.tried],
+            seconds=outcome.seconds,
+            bytes=payload,
+        )
+
+    def _compute(
+        self, task: Task, stages: list[Stage], fillings: list[Filling], positions: np.ndarray, sources: list[Any]
+    ) -> None:
+        """Run every part on one batch. The parts share its memo; a part that meets a bad row splits on its own."""
+        batch = _batch(task, positions, sources)
+        for stage, filling in zip(stages, fillings, strict=True):
+            self._fill(task, stage, filling, positions, sources, batch)
+
+    def _fill(
+        self,
+        task: Task,
+        stage: Stage,
+        filling: Filling,
+        positions: np.ndarray,
+        sources: list[Any],
+        batch: Batch,
+    ) -> None:
+        try:
+            filling.fill(stage, batch, positions)
+        except InputFailure as failure:
+            if len(positions) == 1:
+                filling.fail(int(positions[0]), str(failure))
+                return
+            middle = len(positions) // 2
+            for half in (slice(0, middle), slice(middle, None)):
+                smaller = _batch(task, positions[half], sources[half])
+                self._fill(task, stage, filling, positions[half], sources[half], smaller)
+
+    def _open(self, task: Task) -> list[Stage]:
+        """The task's stages, opened. A worker holds one pass's models at a time: a task of another pass evicts them."""
+        keys = [
+            (part.stage.shares or part.name, canonical_json(part.table.record), part.stage.columns)
+            for part in task.parts
+        ]
+        if self._opened and not {key[0] for key in keys} & {key[0] for key in self._opened}:
+            self._opened, self._shared = {}, {}
+            gc.collect()
+            if "torch" in sys.modules and self.device != "cpu":
+                sys.modules["torch"].cuda.empty_cache()
+        for key, part in zip(keys, task.parts, strict=True):
+            if key not in self._opened:
+                part.stage.open(self.device, self._shared)
+                self._opened[key] = part.stage
+        return [self._opened[key] for key in keys]
+
+    def _table(self, spec: TableSpec) -> Table:
+        key = (spec.root, canonical_json(spec.record))
+        if key not in self._tables:
+            self._tables[key] = spec.open()
+        return self._tables[key]
+
+
+@dataclass
+class Outcome:
+    """A computed task before it is written: ``tried`` are the positions of its rows that were worked on, ascending."""
+
+    task: Task
+    fillings: list[Filling]
+    tried: np.ndarray
+    changed: list[int]
+    seconds: float
+
+
+class Filling:
+    """The cells of one part while a pass computes them: what they are computed from, and what came out.
+
+    Attributes:
+        needed: ``bool [R, C]``: the part's needed cells, less those whose upstream cell is a failure.
+        valid: ``bool [R, C]``: computed.
+        failures: ``{(row, column): reason}``.
+        failed_here: rows that failed by themselves, not because something upstream had.
+    """
+
+    def __init__(self, part: Part, rows: np.ndarray, table: Callable[[TableSpec], Table]) -> None:
+        self.part = part
+        self.needed = part.needed.copy()
+        self.valid = np.zeros_like(part.needed)
+        self.failures: dict[tuple[int, int], str] = {}
+        self.failed_here: set[int] = set()
+        self._rows = np.flatnonzero(part.needed.any(axis=1))
+        self._slot = np.full(len(rows), -1)
+        self._slot[self._rows] = np.arange(len(self._rows))
+        self._tensors: dict[str, np.ndarray] = {}
+        self._pieces: dict[str, list[tuple[np.ndarray, pa.Array]]] = {}
+        self._inputs: dict[str, dict[str, _Column]] = {}
+        tables = {name: table(up.table) for name, up in part.upstream.items()}
+        for name in tables:
+            self._inherit_failures(name, tables[name], rows)
+        for name in tables:
+            self._inputs[name] = self._read(name, tables[name], rows)
+
+    def _inherit_failures(self, name: str, table: Table, rows: np.ndarray) -> None:
+        up, depends = self.part.upstream[name], self._depends(name)
+        for (row, column), reason in table.failures(rows, up.columns).items():
+            for below in np.flatnonzero(depends[column] & self.needed[row]).tolist():
+                self.failures[row, below] = f"upstream {name}: {reason}"
+                self.needed[row, below] = False
+
+    def _depends(self, name: str) -> np.ndarray:
+        """``bool [U, C]``: which columns of the upstream table each column is computed from."""
+        columns = self.part.upstream[name].columns
+        depends = np.zeros((len(columns), len(self.part.columns)), dtype=bool)
+        for below, column in enumerate(self.part.columns):
+            needs = self.part.stage.needs(column)
+            depends[:, below] = True if needs is None else [above in needs.get(name, ()) for above in columns]
+        return depends
+
+    def _read(self, name: str, table: Table, rows: np.ndarray) -> dict[str, _Column]:
+        """The upstream cells that the needed ones are computed from; one read for columns that the same rows ask for."""
+        up = self.part.upstream[name]
+        asked = (self.needed.astype(np.float32) @ self._depends(name).T.astype(np.float32)) > 0
+        patterns, group = np.unique(asked, axis=1, return_inverse=True)
+        found: dict[str, _Column] = {}
+        for index, pattern in enumerate(patterns.T):
+            positions = np.flatnonzero(pattern)
+            if not len(positions):
+                continue
+            members = np.flatnonzero(group == index)
+            columns = tuple(up.columns[member] for member in members)
+            inputs = None if up.inputs is None else up.inputs[positions]
+            if inputs is not None and inputs.ndim == 2:
+                inputs = inputs[:, members]
+            slot = np.full(len(rows), -1)
+            slot[positions] = np.arange(len(positions))
+            values = table.read(rows[positions], columns, inputs)
+            found.update({column: _Column(values[column], slot) for column in columns})
+        return found
+
+    def fill(self, stage: Stage, batch: Batch, positions: np.ndarray) -> None:
+        """Compute the columns that some row of the batch lacks and keep the needed cells.
+
+        Args:
+            positions: the task's rows that are the batch's real rows.
+        """
+        lacking = self.needed[positions]
+        columns = [self.part.columns[index] for index in np.flatnonzero(lacking.any(axis=0))]
+        if not columns:
+            return
+        padded = _padded(positions, len(batch.rows))
+        inputs = {
+            name: {column: cells.take(padded) for column, cells in table.items() if cells.has_any(positions)}
+            for name, table in self._inputs.items()
+        }
+        answers = stage.compute(batch, columns, inputs)
+        for column in columns:
+            if len(answers[column]) != len(batch.rows):
+                raise RuntimeError(
+                    f"{self.part.name}, column {column!r}: {len(answers[column])} values for {len(batch.rows)} rows"
+                )
+            self._keep(column, positions, answers[column][: batch.count])
+        self.valid[positions] |= lacking
+
+    def fail(self, position: int, reason: str) -> None:
+        """Make the row's needed cells failures."""
+        line = " ".join(reason.split()) or "failed without a reason"
+        for column in np.flatnonzero(self.needed[position]).tolist():
+            self.failures[position, column] = line
+            self.failed_here.add(position)
+
+    def commit(self, table: Table, rows: np.ndarray, provenance: dict[str, Any]) -> int:
+        """Write the rows and columns that were asked for; payload bytes."""
+        chosen = np.flatnonzero(self.part.needed.any(axis=0))
+        columns = tuple(self.part.columns[index] for index in chosen)
+        place = {int(index): new for new, index in enumerate(chosen)}
+        inputs = self.part.inputs
+        if inputs is not None:
+            inputs = inputs[self._rows] if inputs.ndim == 1 else inputs[np.ix_(self._rows, chosen)]
+        commit = table.commit(
+            rows[self._rows],
+            columns,
+            self.valid[np.ix_(self._rows, chosen)],
+            {column: self._values(column) for column in columns if self._has(column)},
+            {(int(self._slot[row]), place[column]): reason for (row, column), reason in self.failures.items()},
+            inputs,
+            provenance,
+        )
+        return int(commit.bytes)
+
+    def _keep(self, column: str, positions: np.ndarray, values: Values) -> None:
+        output = self.part.stage.output
+        if isinstance(output, ArrowOutput):
+            self._pieces.setdefault(column, []).append((self._slot[positions], values))
+            return
+        if column not in self._tensors:
+            dtype = np.float16 if output.codec == "fp16" else np.float32
+            self._tensors[column] = np.zeros((len(self._rows), *output.shape), dtype=dtype)
+        self._tensors[column][self._slot[positions]] = _to_numpy(values, output)
+
+    def _has(self, column: str) -> bool:
+        return column in self._tensors or column in self._pieces
+
+    def _values(self, column: str) -> pa.Array | np.ndarray:
+        """The column's cells for the asked rows, in row order; null or zero where there is none."""
+        if column in self._tensors:
+            return self._tensors[column]
+        pieces = self._pieces[column]
+        slots = np.concatenate([slots for slots, _ in pieces])
+        order = np.full(len(self._rows), -1)
+        order[slots] = np.arange(len(slots))
+        joined = pa.concat_arrays([values for _, values in pieces])
+        return joined.take(pa.array(order, mask=order < 0))
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One upstream column: its cells, and for each row of the task its place among them (-1 where it was not read)."""
+
+    cells: Values
+    slot: np.ndarray = field(repr=False)
+
+    def has_any(self, positions: np.ndarray) -> bool:
+        return bool((self.slot[positions] >= 0).any())
+
+    def take(self, positions: np.ndarray) -> Values:
+        """The cells of these rows; null or zero for a row whose cells do not need them."""
+        slots = self.slot[positions]
+        missing = slots < 0
+        if isinstance(self.cells, pa.Array):
+            return self.cells.take(pa.array(slots, mask=missing))
+        values = self.cells[np.maximum(slots, 0)]
+        values[missing] = 0
+        return values
+
+
+def prefetch(
+    readers: ThreadPoolExecutor, load: Callable[[Item], Loaded], items: Iterable[Item], depth: int
+) -> Generator[Loaded, None, None]:
+    """``load(item)`` in order, at most ``depth`` of them begun and not yet taken. Loading starts at once."""
+    waiting = iter(items)
+    begun: deque[Future[Loaded]] = deque(readers.submit(load, item) for item in islice(waiting, depth))
+
+    def drain() -> Generator[Loaded, None, None]:
+        try:
+            while begun:
+                loaded = begun.popleft().result()
+                begun.extend(readers.submit(load, item) for item in islice(waiting, 1))
+                yield loaded
+        finally:
+            for future in begun:
+                future.cancel()
+
+    return drain()
+
+
+def record_failure(task: Task, reason: str, provenance: dict[str, Any]) -> TaskReport:
+    """Make every needed cell of a task a failure cell, without opening its stages."""
+    fillings = [Filling(part, task.rows, TableSpec.open) for part in task.parts]
+    tried = np.flatnonzero(np.concatenate([filling.needed for filling in fillings], axis=1).any(axis=1))
+    for filling in fillings:
+        for position in tried.tolist():
+            filling.fail(position, reason)
+    worker = Worker(readers=1)
+    try:
+        return worker.write(Outcome(task, fillings, tried, [], 0.0))
+    finally:
+        worker.close()
+
+
+def _batches(needed: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Positions of the rows of ``bool [R, cells]`` that lack something, in batches. Rows that lack the same cells go
+    together, so that a batch computes little that some of its rows already have; otherwise their order is kept."""
+    active = np.flatnonzero(needed.any(axis=1))
+    _, pattern = np.unique(np.packbits(needed[active], axis=1), axis=0, return_inverse=True)
+    order = active[np.argsort(pattern.reshape(-1), kind="stable")]
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _batch(task: Task, positions: np.ndarray, sources: Sequence[Any]) -> Batch:
+    padded = _padded(positions, _batch_size(task))
+    stage = task.parts[0].stage
+    sources = [*sources, *[sources[-1]] * (len(padded) - len(sources))]
+    return Batch(
+        rows=task.rows[padded],
+        keys=[task.keys[position] for position in padded],
+        count=len(positions),
+        images=sources if stage.source == "images" and stage.decodes else (),
+        texts=sources if stage.source == "texts" else (),
+    )
+
+
+def _padded(positions: np.ndarray, length: int) -> np.ndarray:
+    """The last position repeated up to ``length``."""
+    return np.concatenate([positions, np.repeat(positions[-1:], length - len(positions))])
+
+
+def _batch_size(task: Task) -> int:
+    return task.parts[0].stage.batch_size
+
+
+def _load(task: Task, position: int) -> Any:
+    """One row's picture or text (None where no stage looks at it), or why there is none: what an input does wrong is
+    returned, everything else raises."""
+    stage, uri = task.parts[0].stage, task.uris[position]
+    if stage.source == "images" and not stage.decodes:
+        return None
+    try:
+        data = uri[len(TEXT_PREFIX) :].encode() if stage.source == "texts" else Path(uri).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+        return Changed()
+    if digest_bytes(data) != task.rows[position].tobytes():
+        return Changed()
+    if stage.source == "texts":
+        return uri[len(TEXT_PREFIX) :]
+    try:
+        return decode(data)
+    except InputFailure as failure:
+        return failure
+
+
+def _to_numpy(values: Values, output: TensorOutput) -> np.ndarray:
+    """Of numpy or torch values a host array; halved on the device where the codec is fp16 anyway."""
+    if isinstance(values, np.ndarray):
+        return values
+    values = values.detach()
+    return (values.half() if output.codec == "fp16" else values.float()).cpu().numpy()
+
+
+def _shown(uri: str) -> str:
+    return uri if len(uri) <= 200 else uri[:197] + "..."
