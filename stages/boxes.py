@@ -117,7 +117,7 @@ def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def batched_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
-    """:func:`nms` within each label (int ``[N]``) by itself; int64 ``[K]`` positions by falling score, then position."""
+    """:func:`nms` within each label (int ``[N]``) by itself; int64 ``[K]`` kept positions, best first."""
     kept = [np.empty(0, np.int64)]
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
