@@ -120,7 +120,8 @@ def _read_columns(path: Path) -> pa.Table:
             raise UserError(f"{path}: column {field.name!r} holds {kind}; it must hold {field.type}")
         if table[field.name].null_count:
             _refuse(path, table[field.name].is_null().to_numpy(), field.name, None, "is empty")
-    return table.combine_chunks()
+    ids = table["image_id"].cast(pa.string())
+    return table.set_column(table.schema.get_field_index("image_id"), "image_id", ids).combine_chunks()
 
 
 def _fits(kind: pa.DataType, wanted: pa.DataType) -> bool:

@@ -41,11 +41,11 @@ class ClassResults:
 
 @dataclass(frozen=True)
 class Results:
-    """Both settings, and which detections were right (``bool [D]``, in the order in which they were stored)."""
+    """Both settings, and ``matched`` int64 [D]: the truth that each stored detection found, -1 where it is wrong."""
 
     default: ClassResults
     known_object: ClassResults
-    right: np.ndarray
+    matched: np.ndarray
 
 
 def hico_det(detections: Detections, truths: Truths, hoi_object: np.ndarray) -> Results:
@@ -71,10 +71,12 @@ def hico_det(detections: Detections, truths: Truths, hoi_object: np.ndarray) -> 
     # A truth and the detections that may take it lie in one picture: leaving pictures out changes no match.
     known_detection = truths.image_objects[detections.image[order], hoi_object[klass]]
     known_truth = truths.image_objects[truths.image, hoi_object[truths.hoi]]
+    matched = np.full(len(order), -1, np.int64)
+    matched[order[right]] = truth[order[right]]
     return Results(
         default=_per_class(klass, right, truths.hoi, classes),
         known_object=_per_class(klass[known_detection], right[known_detection], truths.hoi[known_truth], classes),
-        right=right[np.argsort(order)],
+        matched=matched,
     )
 
 

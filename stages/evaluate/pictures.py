@@ -1,0 +1,145 @@
+"""Pictures for the pages: encoded into the page itself, and human-object pairs drawn over them as SVG."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup, escape
+from PIL import Image, ImageOps
+
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
+"""Okabe and Ito's colours, which people with any common colour vision tell apart; one a pair, and pairs carry numbers."""
+_WIDTH = 360
+"""Units of a drawing's width. It is shown at about this many pixels, so that text in it has its nominal size."""
+_CHIP, _CHARACTER = 17.0, 6.7
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A human, an object and what the one does with the other.
+
+    Attributes:
+        human_box, object_box: xyxy pixels of the original picture, zero-based half-open.
+        verb, object: the words to show.
+        score: of a prediction; None for an annotation.
+        right: whether a prediction is right, or an annotation found; None where nobody knows.
+    """
+
+    human_box: Sequence[float]
+    object_box: Sequence[float]
+    verb: str
+    object: str
+    score: float | None = None
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
+class NumberedPair:
+    """A line of the list under a drawing: ``number`` and ``colour`` are those of its boxes in the drawing."""
+
+    number: int
+    colour: str
+    pair: Pair
+
+
+def load_picture(source: Path | np.ndarray | Image.Image) -> Image.Image:
+    """An upright RGB picture from a file, a ``uint8 [H, W, 3]`` array or a PIL image."""
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(source).convert("RGB")
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    with Image.open(source) as opened:
+        return ImageOps.exif_transpose(opened).convert("RGB")
+
+
+def data_uri(image: Image.Image, longest: int = 640) -> str:
+    """The picture as a ``data:`` address, at most ``longest`` pixels a side: PNG when small, JPEG otherwise."""
+    image = image.copy()
+    image.thumbnail((longest, longest))
+    small = max(image.size) <= 160
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True) if small else image.save(buffer, "JPEG", quality=85)
+    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def numbered(pairs: Sequence[Pair]) -> list[NumberedPair]:
+    """Number the pairs; verbs of the same two boxes share number and colour."""
+    numbers: dict[tuple[float, ...], int] = {}
+    lines = []
+    for pair in pairs:
+        number = numbers.setdefault((*map(float, pair.human_box), *map(float, pair.object_box)), len(numbers))
+        lines.append(NumberedPair(number + 1, PALETTE[number % len(PALETTE)], pair))
+    return lines
+
+
+def draw_pairs(uri: str, size: tuple[int, int], lines: Sequence[NumberedPair], alt: str) -> Markup:
+    """The picture with its pairs: human boxes solid, object boxes dashed, a line between, number and verbs beside it.
+
+    Args:
+        uri: from :func:`data_uri`.
+        size: (width, height) of the *original* picture, to which the boxes refer.
+    """
+    scale = _WIDTH / size[0]
+    height = size[1] * scale
+    shapes, chips, taken = [], [], []  # type: ignore[var-annotated]
+    for number in dict.fromkeys(line.number for line in lines):
+        same = [line for line in lines if line.number == number]
+        human, thing = (np.asarray(box, float) * scale for box in (same[0].pair.human_box, same[0].pair.object_box))
+        shapes.append(_boxes(human, thing, same[0].colour))
+        text = f"{number} " + ", ".join(line.pair.verb for line in same)
+        chip = _place(text, human, thing, height, taken)
+        taken.append(chip)
+        chips.append(_chip(text, chip, same[0].colour))
+    return Markup(  # texts are escaped in _chip and here
+        f'<svg class="picture" viewBox="0 0 {_WIDTH} {height:.1f}" role="img" aria-label="{escape(alt)}">'
+        f'<image href="{uri}" width="{_WIDTH}" height="{height:.1f}" preserveAspectRatio="none"/>'
+        f"{''.join(shapes)}{''.join(chips)}</svg>"
+    )
+
+
+def _boxes(human: np.ndarray, thing: np.ndarray, colour: str) -> str:
+    """Both boxes and the line between their middles, over a dark edge that shows on light and dark pictures alike."""
+    (hx, hy), (ox, oy) = (human[:2] + human[2:]) / 2, (thing[:2] + thing[2:]) / 2
+    drawn = []
+    for stroke, width in (("#101418", 4), (colour, 2)):
+        for box, dash in ((human, ""), (thing, ' stroke-dasharray="6 4"')):
+            x1, y1, x2, y2 = box
+            drawn.append(
+                f'<rect x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1:.1f}" height="{y2 - y1:.1f}" rx="2" fill="none" '
+                f'stroke="{stroke}" stroke-width="{width}" stroke-opacity="{0.55 if width == 4 else 1}"{dash}/>'
+            )
+        drawn.append(f'<path d="M{hx:.1f} {hy:.1f}L{ox:.1f} {oy:.1f}" stroke="{stroke}" stroke-width="{width - 0.5}"/>')
+        drawn.append(f'<circle cx="{ox:.1f}" cy="{oy:.1f}" r="{width / 2 + 1.5}" fill="{stroke}"/>')
+    return "".join(drawn)
+
+
+def _place(
+    text: str, human: np.ndarray, thing: np.ndarray, height: float, taken: list[tuple[float, float, float]]
+) -> tuple[float, float, float]:
+    """(x, y, width) of a chip: the first place about its pair that lies inside the picture and on no other chip."""
+    width = min(len(text) * _CHARACTER + 10, _WIDTH - 4.0)
+    wished = [
+        (box[0], y)
+        for box, ys in ((human, (human[1] - _CHIP, human[3], human[1] + 2)), (thing, (thing[1] - _CHIP, thing[3])))
+        for y in ys
+    ]
+    wished += [(human[0], human[1] + _CHIP * k) for k in range(1, 40)] + [(human[0], _CHIP * k) for k in range(40)]
+    inside = [(min(max(x, 2.0), _WIDTH - width - 2), min(max(y, 2.0), height - _CHIP - 2)) for x, y in wished]
+    for x, y in inside:
+        if all(x + width < a or a + w < x or abs(y - b) >= _CHIP for a, b, w in taken):
+            return x, y, width
+    return *inside[0], width
+
+
+def _chip(text: str, place: tuple[float, float, float], colour: str) -> str:
+    x, y, width = place
+    ink = "#ffffff" if colour == "#0072B2" else "#101418"
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{_CHIP - 1}" rx="3" fill="{colour}"/>'
+        f'<text x="{x + 5:.1f}" y="{y + 12:.1f}" fill="{ink}" class="chip">{escape(text)}</text>'
+    )

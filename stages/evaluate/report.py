@@ -1,0 +1,296 @@
+"""The pages people read: one self-contained HTML file a run, a folder of photographs, or a matrix of experiments.
+
+A page carries its styles, its pictures and its one small script in itself and may load nothing else (a content security
+policy says so to the browser). Texts reach it through jinja2 with autoescape on, so markup in a teacher's answer is shown,
+not obeyed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from stages.evaluate import charts
+from stages.evaluate.evaluate import RARE_BELOW
+from stages.evaluate.gallery import GalleryItem
+from stages.evaluate.pictures import data_uri, draw_pairs, load_picture, numbered
+from storage.errors import UserError
+
+SETTINGS = (("default", "Default"), ("known_object", "Known object"))
+SETS = (("full", "Full"), ("rare", "Rare"), ("non_rare", "Non-rare"))
+
+
+@dataclass(frozen=True)
+class TableRead:
+    """A cache table that a run read: its kind, fingerprint, declared record, and how many columns of it were wanted."""
+
+    name: str
+    fingerprint: str
+    record: Mapping[str, Any]
+    columns: int | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One logged quantity over training steps."""
+
+    name: str
+    steps: Sequence[float]
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything on a run's page.
+
+    Attributes:
+        trained_on: one sentence: which pictures, which labels, which teacher tables.
+        facts: short (label, value) pairs under the title: seed, steps, seconds ...
+        evaluation: the record of :meth:`stages.evaluate.evaluate.Evaluation.to_json`.
+        skipped: rows left out of training and why, {reason: rows}; None where the run recorded nothing about it.
+        parameters: the resolved parameters, shown folded.
+    """
+
+    name: str
+    trained_on: str
+    evaluation: Mapping[str, Any]
+    facts: Sequence[tuple[str, str]] = ()
+    curves: Sequence[Curve] = ()
+    tables: Sequence[TableRead] = ()
+    skipped: Mapping[str, int] | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    gallery: Sequence[GalleryItem] = ()
+
+    @classmethod
+    def from_run(
+        cls,
+        folder: Path,
+        name: str,
+        trained_on: str,
+        facts: Sequence[tuple[str, str]] = (),
+        skipped: Mapping[str, int] | None = None,
+        gallery: Sequence[GalleryItem] = (),
+    ) -> ReportData:
+        """Read ``student.json``, ``metrics.jsonl`` and ``evaluation.json`` of a run's folder.
+
+        Raises:
+            UserError: one of them is missing or is not JSON.
+        """
+        student = _read_json(folder / "student.json")
+        return cls(
+            name=name,
+            trained_on=trained_on,
+            evaluation=_read_json(folder / "evaluation.json"),
+            facts=facts,
+            curves=read_curves(folder / "metrics.jsonl"),
+            tables=[
+                TableRead(table, read["fingerprint"], read.get("record", {}), read.get("columns"))
+                for table, read in sorted(student.get("provenance", {}).items())
+            ],
+            skipped=skipped,
+            parameters={key: value for key, value in student.items() if key != "provenance"},
+            gallery=gallery,
+        )
+
+
+@dataclass(frozen=True)
+class FolderPage:
+    """A folder of photographs: each with its captions and best prompts; ``failed`` names those without ({file: reason})."""
+
+    name: str
+    about: str
+    items: Sequence[GalleryItem]
+    failed: Mapping[str, str] = field(default_factory=dict)
+    tables: Sequence[TableRead] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained student: its seed and figures in percent, ``{"full": ..., "rare": ..., "non_rare": ...}``."""
+
+    seed: int
+    default: Mapping[str, float | None]
+    known_object: Mapping[str, float | None] = field(default_factory=dict)
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the experiments: the same training with several seeds. ``text`` says what it is and what it shows."""
+
+    name: str
+    text: str
+    runs: Sequence[Run]
+
+
+@dataclass(frozen=True)
+class ExperimentsPage:
+    """Arms against seeds; differences are taken from the first arm."""
+
+    name: str
+    about: str
+    arms: Sequence[Arm]
+    conclusion: str = ""
+
+
+def write_report(path: Path, data: ReportData) -> None:
+    """Write a run's page."""
+    per_class = data.evaluation["per_class"]
+    dots = [
+        charts.Point(
+            row["training_pairs"], row["ap"], f"{class_name(row)}: AP {row['ap']:.1f}, {row['training_pairs']} training pairs", row["rare"]
+        )
+        for row in per_class
+        if row["ap"] is not None and row.get("training_pairs") is not None
+    ]
+    page = _environment().get_template("report.html.j2").render(
+        data=data,
+        settings=SETTINGS,
+        sets=SETS,
+        rare_below=RARE_BELOW,
+        curves=[(curve.name, charts.line_chart(curve.steps, curve.values, curve.name)) for curve in data.curves],
+        scatter=charts.scatter_chart(dots, "annotated training pairs", "AP (%)", RARE_BELOW) if dots else None,
+        per_class=sorted(per_class, key=lambda row: -1.0 if row["ap"] is None else row["ap"], reverse=True),
+        gallery=[_card(item) for item in data.gallery],
+    )  # fmt: skip
+    path.write_text(page, encoding="utf-8")
+
+
+def write_folder_page(path: Path, data: FolderPage) -> None:
+    """Write the page of a folder of photographs."""
+    page = _environment().get_template("folder.html.j2").render(data=data, gallery=[_card(item) for item in data.items])
+    path.write_text(page, encoding="utf-8")
+
+
+def write_experiments_page(path: Path, data: ExperimentsPage) -> None:
+    """Write the table of arms and seeds. ``sd`` is the sample standard deviation over seeds (n - 1)."""
+    tables = []
+    for setting, title in SETTINGS:
+        rows = [(arm, {key: Spread.of(arm, setting, key) for key, _ in SETS}) for arm in data.arms]
+        if any(spread.values for _, spreads in rows for spread in spreads.values()):
+            tables.append((title, rows))
+    plots = [
+        (label, charts.dot_chart([charts.DotRow(arm.name, Spread.of(arm, "default", key).values) for arm in data.arms], label))
+        for key, label in SETS
+    ]
+    page = _environment().get_template("experiments.html.j2").render(data=data, sets=SETS, tables=tables, plots=plots)
+    path.write_text(page, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, sample standard deviation and range of one figure over an arm's seeds."""
+
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, arm: Arm, setting: str, key: str) -> Spread:
+        figures = [getattr(run, setting).get(key) for run in arm.runs]
+        return cls(tuple(float(figure) for figure in figures if figure is not None))
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def sd(self) -> float | None:
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+def read_curves(path: Path) -> list[Curve]:
+    """The curves of a ``metrics.jsonl``: total loss, its terms and the learning rate. Of a step logged twice (a resumed
+    run repeats some) the later line counts.
+
+    Raises:
+        UserError: the file is missing or a line is not JSON.
+    """
+    lines: dict[float, dict[str, Any]] = {}
+    for number, text in enumerate(_read_text(path).splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            raise UserError(f"{path}: line {number} is not JSON; remove the run's folder to train again") from None
+        lines[line["step"]] = line
+    wanted = {key for line in lines.values() for key in line if key in ("loss", "lr") or key.startswith("loss/")}
+    curves = []
+    for key in sorted(wanted, key=lambda key: (key != "loss", key == "lr", key)):
+        logged = [(step, line[key]) for step, line in sorted(lines.items()) if line.get(key) is not None]
+        title = {"loss": "loss, total", "lr": "learning rate"}.get(key, key.replace("loss/", "loss: "))
+        curves.append(Curve(title, [step for step, _ in logged], [float(value) for _, value in logged]))
+    return curves
+
+
+def class_name(row: Mapping[str, Any]) -> str:
+    """The words of a class, "ride bicycle"."""
+    return f"{row['verb']} {row['object']}".replace("_", " ")
+
+
+def _card(item: GalleryItem) -> dict[str, Any]:
+    """A gallery item with its drawings made."""
+    picture = load_picture(item.picture)
+    uri, truths, predictions = data_uri(picture), numbered(item.truths), numbered(item.predictions)
+    return {
+        "item": item,
+        "uri": uri,
+        "truths": truths,
+        "predictions": predictions,
+        "drawn_truths": draw_pairs(uri, picture.size, truths, f"{item.title} with its annotated pairs"),
+        "drawn_predictions": draw_pairs(uri, picture.size, predictions, f"{item.title} with the predicted pairs"),
+    }
+
+
+def _environment() -> jinja2.Environment:
+    folder = Path(__file__).parent / "templates"
+    script = (folder / "sort.js").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        style=(folder / "page.css").read_text(encoding="utf-8"),
+        script=script,
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    environment.filters.update(
+        class_name=class_name,
+        percent=lambda value: "–" if value is None else f"{value:.2f}",
+        signed=lambda value: f"{value:+.2f}".replace("-", "−"),
+        pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False, default=str),
+        brief=_brief,
+    )
+    return environment
+
+
+def _brief(record: Mapping[str, Any], most: int = 5) -> list[tuple[str, str]]:
+    """The plain entries of a fingerprint record that tell tables of a kind apart: parameters first, long values clipped."""
+    entries = [
+        (key.removeprefix("parameters."), str(value) if len(str(value)) <= 34 else f"{str(value)[:32]}…")
+        for key, value in sorted(record.items(), key=lambda entry: not entry[0].startswith("parameters."))
+        if isinstance(value, str | int | float | bool) and key not in ("stage", "source")
+    ]
+    return entries[:most]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; a finished run's folder holds it") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error}); remove the run's folder to train again") from None
