@@ -1,0 +1,113 @@
+"""The teacher's corpus: pictures with captions, rendered once into a folder outside git.
+
+Its seeds start at 1,000,000,000, far above the students' worlds (which count from 0), so that no student ever meets a
+picture its teacher was trained on. Only pictures and sentences are kept: a scene's boxes end here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stages.teacher.pico import captions
+from stages.teacher.pico.captions import Fact, Lexicon
+from stages.teacher.pico.model import IMAGE_SIZE
+
+FOLDER = Path("data/pico-corpus")
+_CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some scenes: ``count`` seeds from ``first_seed``; ``tempers`` are taken in turn (1 = the world's long tail)."""
+
+    name: str
+    first_seed: int
+    count: int
+    tempers: tuple[float, ...]
+    people: tuple[int, int] = (1, 3)
+    plain: bool = False
+
+    def describe(self) -> str:
+        """A file name that says all of it."""
+        tempers = "-".join(f"{t:g}" for t in self.tempers)
+        return f"{self.name}-{self.first_seed}-{self.count}-t{tempers}"
+
+
+PLAIN = Part("plain", 1_000_000_000, 16_000, (0.2,), people=(1, 1), plain=True)
+"""The curriculum: one person, no clutter."""
+SCENES = Part("scenes", 1_100_000_000, 48_000, (0.2, 0.35))
+LONG_TAILED = Part("scenes", 1_300_000_000, 48_000, (1.0,))
+"""For the ablation: captions as rare as the students' own."""
+HELD_OUT = Part("heldout", 1_200_000_000, 1_000, (0.35,))
+"""Never trained on; every figure of the model card is measured here."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Pictures ``uint8 [N, 128, 128, 3]`` (memory-mapped) and two sentences each: the caption and the co-labels'."""
+
+    pixels: np.ndarray
+    captions: list[str]
+    also: list[str]
+
+    def facts(self, lexicon: Lexicon) -> tuple[np.ndarray, np.ndarray]:
+        """Parsed back from the sentences: ``(primary, every)``, both ``bool [N, len(lexicon.facts)]``."""
+        primary = np.zeros((len(self.captions), len(lexicon.facts)), bool)
+        every = np.zeros_like(primary)
+        for i, (caption, also) in enumerate(zip(self.captions, self.also, strict=True)):
+            primary[i, lexicon.parse_caption(caption)] = True
+            every[i, lexicon.parse_caption(also)] = True
+        return primary, every | primary
+
+
+def load(part: Part, folder: Path = FOLDER) -> Corpus:
+    """The part from ``folder``, rendered first if it is not there (about 2 ms a scene and core)."""
+    pixels, sentences = folder / f"{part.describe()}.npy", folder / f"{part.describe()}.jsonl"
+    if not sentences.exists():
+        _render(part, pixels, sentences)
+    lines = [json.loads(line) for line in sentences.read_text().splitlines()]
+    return Corpus(np.load(pixels, mmap_mode="r"), [line["caption"] for line in lines], [line["also"] for line in lines])
+
+
+def _render(part: Part, pixels: Path, sentences: Path) -> None:
+    """Writes the pictures, then (atomically, as the mark of completion) the sentences."""
+    pixels.parent.mkdir(parents=True, exist_ok=True)
+    shape = (part.count, IMAGE_SIZE, IMAGE_SIZE, 3)
+    np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=shape).flush()
+    starts = range(0, part.count, _CHUNK)
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        lines = [line for chunk in pool.map(_render_chunk, [part] * len(starts), [pixels] * len(starts), starts)
+                 for line in chunk]  # fmt: skip
+    unfinished = sentences.with_suffix(f".{os.getpid()}.tmp")
+    unfinished.write_text("".join(line + "\n" for line in lines))
+    unfinished.replace(sentences)
+
+
+def _render_chunk(part: Part, pixels: Path, start: int) -> list[str]:
+    from stages.data.pico.render import render_scene
+
+    out = np.load(pixels, mmap_mode="r+")
+    lines = []
+    for i in range(start, min(start + _CHUNK, part.count)):
+        temper = part.tempers[i % len(part.tempers)]
+        scene = render_scene(part.first_seed + i, temper=temper, people=part.people, plain=part.plain)
+        out[i] = scene.image
+        lines.append(json.dumps({"caption": _sentence(scene.facts), "also": _sentence(scene.co_facts)}))
+    out.flush()
+    return lines
+
+
+def _sentence(facts: Iterable[Fact]) -> str:
+    """A caption in the vocabulary's order (an order that does not depend on where things stand), each fact once."""
+    from stages.data.pico.classes import HOIS
+
+    position = {tuple(fact): i for i, fact in enumerate(HOIS)}
+    unique = sorted({(str(verb), str(obj)) for verb, obj in facts}, key=position.__getitem__)
+    return captions.caption(unique) if unique else ""
