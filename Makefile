@@ -1,0 +1,54 @@
+# hoi-distill: `make help` lists what can be made.
+PYTHON ?= python3
+CONFIG ?= configs/pico.yaml
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+export HF_HUB_OFFLINE ?= 1
+export RAY_USAGE_STATS_ENABLED = 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup teacher-cache train-student experiments pico-teacher test test-all lint bench clean
+
+help: ## what can be made
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+	@echo "  CONFIG=$(CONFIG) chooses another setup, e.g. make teacher-cache CONFIG=configs/folder.yaml"
+
+setup: $(READY) ## create .venv with the pinned dependencies
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $(READY)
+
+teacher-cache: $(READY) ## compute every teacher answer that CONFIG wants and the cache lacks
+	$(BIN)/hoi-distill run $(CONFIG)
+
+train-student: $(READY) ## fill the cache, train the student of CONFIG, evaluate it and write its report
+	$(BIN)/hoi-distill run $(CONFIG)
+	$(BIN)/hoi-distill train $(CONFIG)
+
+experiments: $(READY) ## the whole matrix of students on the pico world (hours; resumable)
+	$(BIN)/hoi-distill experiments configs/experiments.yaml
+
+pico-teacher: $(READY) ## train the shipped pico teacher again
+	$(BIN)/python -m stages.teacher.pico.train --out stages/teacher/pico
+
+test: $(READY) ## quick tests
+	$(BIN)/python -m pytest -q -m 'not slow' tests
+
+test-all: $(READY) ## every test, also the slow ones and those that need Chromium
+	$(BIN)/python -m pytest -q tests
+
+lint: $(READY) ## ruff, mypy, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY) ## side-by-side measurements; writes docs/benchmarks.md
+	$(BIN)/python -m bench
+
+clean: ## remove the virtual environment; caches and runs stay
+	rm -rf $(VENV)

@@ -1,0 +1,250 @@
+"""The command line, ``hoi-distill``. Everything heavy is imported by the command that uses it.
+
+Exit codes: 0 done; 1 an error of ours; 2 bad input (one line says what to mend); 3 cells are empty or differ; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="hoi-distill",
+    help="Pay for the vision-language teacher once, then train as many light HOI students as you like.",
+    epilog="Exit codes: 0 done, 1 internal error, 2 bad input, 3 cells are empty or differ, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[Path, typer.Argument(help="The setup, for example configs/pico.yaml.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: student.seed=1 (repeatable).")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N pictures of each split: a trial run.")]
+Rehash = Annotated[bool, typer.Option(help="Read every input file again, whatever its size and time say.")]
+
+INCOMPLETE = 3
+
+
+@app.command()
+def plan(config: ConfigFile, set: Set = None, limit: Limit = None, rehash: Rehash = False, as_json: Json = False) -> None:
+    """Show, table by table, which cells are wanted, filled, empty or failed, why, and what they will cost."""
+    from pipeline.plan import plan as make_plan
+    from pipeline.setup import prepare
+    from pipeline.show import plan_table
+
+    setup = prepare(config, set or (), limit=limit, rehash=rehash)
+    plans = make_plan(setup.nodes, setup.sources, setup.cache)
+    if as_json:
+        print(json.dumps({"config": str(config), "tables": [made.as_json() for made in plans.values()]}, indent=1))
+    else:
+        plan_table(plans)
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    set: Set = None,
+    limit: Limit = None,
+    rehash: Rehash = False,
+    executor: Annotated[str | None, typer.Option(help="ray or inline; the configuration's choice by default.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="How many workers; the configuration's by default.")] = None,
+    retry_failed: Annotated[bool, typer.Option(help="Empty the failure cells first and try them again.")] = False,
+) -> None:
+    """Fill the cache: compute every wanted cell that is empty, and nothing else."""
+    from pipeline.interrupt import stop_on_interrupt
+    from pipeline.plan import plan as make_plan
+    from pipeline.run import choose_executor, drop_failures, fill
+    from pipeline.setup import prepare
+    from pipeline.show import plan_table, run_summary
+
+    setup = prepare(config, set or (), limit=limit, rehash=rehash)
+    if limit is None:
+        setup.cache.register(setup.config.name, str(config.resolve()), setup.fingerprints())
+    plans = make_plan(setup.nodes, setup.sources, setup.cache)
+    if retry_failed:
+        drop_failures(plans, setup)
+        plans = make_plan(setup.nodes, setup.sources, setup.cache)
+    plan_table(plans)
+    if all(made.complete() for made in plans.values()):
+        wanted = sum(made.counts["wanted"] for made in plans.values())
+        print(f"Nothing to do: all {wanted:,} wanted cells are in {setup.config.cache} and match their inputs.")
+        return
+    chosen = setup.config.workers
+    with choose_executor(executor or chosen.executor, chosen.device, workers or chosen.count) as execute, \
+            stop_on_interrupt() as stop:  # fmt: skip
+        summary = fill(setup, execute, stop)
+    run_summary(summary)
+    if summary.interrupted:
+        raise typer.Exit(130)
+    plans = make_plan(setup.nodes, setup.sources, setup.cache)
+    if not all(made.complete() for made in plans.values()):
+        plan_table(plans)
+        raise typer.Exit(INCOMPLETE)
+
+
+@app.command()
+def train(config: ConfigFile, set: Set = None, limit: Limit = None) -> None:
+    """Train the student from the cache, evaluate it and write its report. Never loads a teacher."""
+    from pipeline.interrupt import stop_on_interrupt
+    from pipeline.setup import prepare
+    from pipeline.training import train_student
+
+    setup = prepare(config, set or (), limit=limit)
+    with stop_on_interrupt() as stop:
+        train_student(setup, stop)
+
+
+@app.command()
+def experiments(matrix: Annotated[Path, typer.Argument(help="The matrix, for example configs/experiments.yaml.")]) -> None:
+    """Train every arm and seed of a matrix that is not trained yet, then write the table of all."""
+    from pipeline.experiments import run_matrix
+
+    run_matrix(matrix)
+
+
+@app.command()
+def page(
+    config: ConfigFile,
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("page.html"),
+    limit: Limit = None,
+) -> None:
+    """Write one page with the pictures of a folder, what the teacher says of them, and their best prompts."""
+    from pipeline.page import write_page
+    from pipeline.setup import prepare
+
+    write_page(prepare(config, limit=limit), out)
+
+
+@app.command()
+def evaluate(
+    annotations: Annotated[Path, typer.Option(help="The dataset's folder (anno_bbox.mat).")],
+    detections: Annotated[Path, typer.Option(help="Scored triplets, Parquet (see docs/formats.md).")],
+    dataset: Annotated[str, typer.Option(help="The protocol: hico-det.")] = "hico-det",
+    as_json: Json = False,
+) -> None:
+    """Evaluate a file of detections by a benchmark's own protocol. Needs no cache, no torch, no teacher."""
+    from stages.evaluate.evaluate import evaluate_file
+    from storage.errors import UserError
+
+    if dataset != "hico-det":
+        raise UserError(f"--dataset {dataset}: there is hico-det")
+    evaluation = evaluate_file(annotations, detections)
+    if as_json:
+        print(json.dumps(evaluation.as_json(), indent=1))
+    else:
+        print(evaluation.table())
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="A student's checkpoint folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    out: Annotated[Path, typer.Option(help="Folder for detections.parquet and the drawn pictures.")],
+    detections: Annotated[Path | None, typer.Option(help="Boxes: a COCO results JSON for these pictures.")] = None,
+    threshold: Annotated[float, typer.Option(help="Draw triplets of at least this score.")] = 0.3,
+) -> None:
+    """Find human-object interactions in pictures with a trained student."""
+    from pipeline.prediction import predict_pictures
+
+    predict_pictures(checkpoint, images, out, detections, threshold)
+
+
+@app.command()
+def check(
+    cache: Annotated[Path, typer.Option(help="The cache's folder.")] = Path("cache"),
+    quick: Annotated[bool, typer.Option(help="Only sizes and records, no checksums.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read every shard again and compare checksums; a bad one is set aside and its cells count as empty."""
+    from storage.cache import Cache
+
+    store = existing_cache(cache, Cache)
+    bad = [(table, shard) for table in store.tables() for shard in table.check(deep=not quick)]
+    if as_json:
+        rows: list[dict[str, Any]] = [
+            {"table": table.dir.name, "shard": shard.name, "problem": shard.problem} for table, shard in bad
+        ]
+        print(json.dumps({"tables": len(store.tables()), "bad": rows}, indent=1))
+    else:
+        for table, shard in bad:
+            print(f"{table.dir.name}/{shard.name}: {shard.problem}; set aside, its cells count as empty: run again")
+        print(f"{len(store.tables())} tables checked, {len(bad)} bad shards")
+    if bad:
+        raise typer.Exit(INCOMPLETE)
+
+
+@app.command()
+def verify(
+    config: ConfigFile,
+    table: Annotated[str, typer.Argument(help="A table's name in the configuration.")],
+    sample: Annotated[int, typer.Option(min=1, help="How many cells to compute again.")] = 32,
+    seed: Annotated[int, typer.Option(help="Chooses the cells.")] = 0,
+    set: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Compute random filled cells again and compare: did a refactoring or a new library move the numbers?"""
+    from pipeline.setup import prepare
+    from pipeline.verify import verify_table
+
+    outcome = verify_table(prepare(config, set or ()), table, sample, seed)
+    print(json.dumps(outcome.as_json(), indent=1) if as_json else outcome.line())
+    if not outcome.agrees:
+        raise typer.Exit(INCOMPLETE)
+
+
+@app.command()
+def gc(
+    cache: Annotated[Path, typer.Option(help="The cache's folder.")] = Path("cache"),
+    yes: Annotated[bool, typer.Option("--yes", help="Move them to the trash, which empties after the grace period.")] = False,
+    grace_days: Annotated[float, typer.Option(help="Days that trash is kept.")] = 7.0,
+    forget: Annotated[list[str] | None, typer.Option(help="Forget a registered setup by name (repeatable).")] = None,
+    as_json: Json = False,
+) -> None:
+    """List tables that no registered setup wants and nobody reads; with --yes, move them to the trash."""
+    from pipeline.collect import collect
+    from pipeline.progress import size
+    from storage.cache import Cache
+
+    outcome = collect(existing_cache(cache, Cache), yes, grace_days * 86400, forget or [])
+    if as_json:
+        print(json.dumps(outcome, indent=1))
+        return
+    for row in outcome["unwanted"]:
+        print(f"{row['table']}  {size(row['bytes'])}" + ("  moved to the trash" if row["trashed"] else ""))
+    for row in outcome["in_use"]:
+        print(f"{row['table']}  in use by {row['by']}: kept")
+    wanted = ", ".join(outcome["registered"]) or "none"
+    print(f"{len(outcome['unwanted'])} unwanted tables; registered setups: {wanted}; trash emptied: {outcome['emptied']}")
+    if outcome["unwanted"] and not yes:
+        print("Nothing was moved. Add --yes to move them.")
+
+
+def existing_cache(root: Path, kind: Any) -> Any:
+    from storage.errors import UserError
+
+    if not root.is_dir():
+        raise UserError(f"--cache {root}: no such folder; a run makes it")
+    return kind.open(root)
+
+
+def main() -> None:
+    """Run a command; errors that a user can mend are one line and exit code 2."""
+    from storage.errors import StorageError, UserError
+
+    try:
+        app(standalone_mode=True)
+    except (UserError, StorageError) as error:
+        print(f"hoi-distill: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, UserError) else 1) from None
+    except KeyboardInterrupt:
+        print("hoi-distill: interrupted; everything committed is kept", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

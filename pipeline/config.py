@@ -1,0 +1,161 @@
+"""The configuration: one YAML file a setup, checked to the last key before any work starts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from storage.errors import UserError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PicoDataset(Section):
+    """The built-in pico world: rendered on first use into ``root`` in HICO-DET's own layout, then read like HICO-DET."""
+
+    kind: Literal["pico"]
+    root: Path
+    seed: int = Field(0, ge=0)
+    train: int = Field(4000, ge=1)
+    test: int = Field(1000, ge=1)
+
+
+class HicoDetDataset(Section):
+    """HICO-DET as its authors ship it: ``anno_bbox.mat``, optional ``anno.mat``, ``images/train2015``, ``images/test2015``."""
+
+    kind: Literal["hico-det"]
+    root: Path
+    lenient: bool = False
+
+
+class FolderDataset(Section):
+    """A plain folder of pictures, no annotations."""
+
+    kind: Literal["folder"]
+    root: Path
+    vocabulary: Path | None = None
+
+
+Dataset = PicoDataset | HicoDetDataset | FolderDataset
+
+
+class Table(Section):
+    """One table of the cache. Keys other than these are the stage's own parameters."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    stage: str
+    splits: tuple[Literal["train", "test"], ...] = ("train", "test")
+    shard_rows: int = Field(256, ge=1)
+
+    def parameters(self) -> dict[str, Any]:
+        """The stage's own parameters, as written."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Workers(Section):
+    executor: Literal["ray", "inline"] = "ray"
+    count: int = Field(2, ge=1)
+    device: str = "cpu"
+
+
+class Config(Section):
+    """One setup. Relative paths are relative to the working directory, which is the checkout."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    cache: Path = Path("cache")
+    runs: Path = Path("runs")
+    dataset: Dataset = Field(discriminator="kind")
+    workers: Workers = Workers()
+    tables: dict[str, Table]
+    student: dict[str, Any] | None = None
+
+    def splits(self) -> tuple[Literal["train", "test"], ...]:
+        return ("train",) if isinstance(self.dataset, FolderDataset) else ("train", "test")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a configuration.
+
+    Args:
+        path: the YAML file.
+        overrides: ``key.path=value`` strings, values in YAML, as given to ``--set``.
+
+    Raises:
+        UserError: one line with the file, the key path, what was given and what is allowed.
+    """
+    try:
+        document = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")] or [""], n=1)
+        raise UserError(f"{path}: no such configuration" + (f"; did you mean {near[0]}?" if near else "")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: expected keys such as name, dataset, tables; got {type(document).__name__}")
+    for override in overrides:
+        apply_override(document, override)
+    return validate(Config, document, str(path))
+
+
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Set ``a.b.c=value`` inside a nested document; the value is read as YAML."""
+    dotted, equals, text = override.partition("=")
+    keys = dotted.split(".")
+    if not equals or not all(keys):
+        raise UserError(f"--set {override}: expected key.path=value, for example student.seed=1")
+    node = document
+    for key in keys[:-1]:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise UserError(f"--set {override}: {key} is a value, not a section")
+    node[keys[-1]] = yaml.safe_load(text)
+
+
+def validate(model: type[Any], document: Any, where: str) -> Any:
+    """``model.model_validate`` with errors turned into one line: key path, what was given, what is allowed."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise UserError(explain(error, document, where, model)) from None
+
+
+def explain(error: ValidationError, document: Any, where: str, model: type[Any] | None = None) -> str:
+    """One line for the first problem of a pydantic error; a misspelt key gets its nearest valid neighbour."""
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"]]
+    location = [part for i, part in enumerate(location) if not (i and location[i - 1] == "dataset" and part in KINDS)]
+    key = ".".join(location) or "(top level)"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        valid = sorted(_siblings(model, problem["loc"]))
+        near = difflib.get_close_matches(location[-1], valid, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(valid)}" if valid else "remove it"
+        return f"{where}: {key}: unknown key; {hint}{more}"
+    if problem["type"] == "missing":
+        return f"{where}: {key}: missing; it has no default{more}"
+    return f"{where}: {key}: {problem['msg']}; got {problem['input']!r}{more}"
+
+
+KINDS = {"pico": PicoDataset, "hico-det": HicoDetDataset, "folder": FolderDataset}
+
+
+def _siblings(model: type[Any] | None, location: tuple[int | str, ...]) -> set[str]:
+    """The valid keys beside the key at ``location``."""
+    for part in location[:-1]:
+        if part in KINDS:
+            model = KINDS[str(part)]
+            continue
+        fields = getattr(model, "model_fields", {})
+        annotation = fields[part].annotation if part in fields else None
+        model = annotation if isinstance(annotation, type) else None
+    return set(getattr(model, "model_fields", {}))

@@ -1,0 +1,184 @@
+"""The stage graph: a configuration's tables as stage objects, upstream first."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from pipeline.config import Config, explain
+from stages.stage import Stage
+from storage.errors import UserError
+
+if TYPE_CHECKING:
+    from stages.data.records import Annotations
+    from stages.data.vocabulary import Vocabulary
+
+STAGES: dict[str, str] = {
+    "detections_file": "stages.teacher.detections_file:DetectionsFromFile",
+    "ground_truth_boxes": "stages.teacher.detections_file:GroundTruthBoxes",
+    "blip_features": "stages.teacher.blip:BlipFeatures",
+    "blip_itm": "stages.teacher.blip:BlipItm",
+    "blip_captions": "stages.teacher.blip:BlipCaptions",
+    "triplets": "stages.teacher.triplets:CaptionTriplets",
+    "text_embeddings": "stages.teacher.text_embeddings:TextEmbeddings",
+}
+"""What may stand under ``stage:``. A stage's constructor arguments are its keys in the configuration; the arguments that
+:meth:`Context.given` names are filled in by the graph unless the configuration gives them."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage's constructor may ask for by name beside the keys of the configuration.
+
+    Attributes:
+        prompts: the vocabulary's prompts; ``columns: prompts`` in a configuration means these.
+        annotations: the dataset, by split.
+        digests: remembers the digests of weight files.
+    """
+
+    vocabulary: Vocabulary
+    prompts: tuple[str, ...]
+    annotations: Mapping[str, Annotations]
+    digests: Callable[[Sequence[Path]], np.ndarray]
+
+    def given(self) -> dict[str, Any]:
+        words = self.vocabulary
+        hois = [(int(verb), int(thing)) for verb, thing in words.hois]
+        return {"annotations": self.annotations, "verbs": words.verbs, "objects": words.objects, "hois": hois}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One table of the configuration.
+
+    Attributes:
+        name: the configuration's name for it.
+        splits: the dataset splits whose rows it covers.
+        shard_rows: rows of one task.
+    """
+
+    name: str
+    stage: Stage
+    splits: tuple[str, ...]
+    shard_rows: int
+
+
+def build_graph(config: Config, context: Context, where: Path) -> dict[str, Node]:
+    """Nodes in topological order.
+
+    Raises:
+        UserError: unknown stage, unknown or wrong parameter, missing or cyclic input, an input that lacks a split.
+    """
+    nodes: dict[str, Node] = {}
+    for name, table in config.tables.items():
+        stage = build_stage(table.stage, table.parameters(), context, f"{where}: tables.{name}")
+        splits = tuple(split for split in table.splits if split in config.splits())
+        nodes[name] = Node(name, stage, splits, table.shard_rows)
+    for name, node in nodes.items():
+        for up in node.stage.inputs:
+            if up not in nodes:
+                raise UserError(f"{where}: tables.{name}: reads table {up!r}; there are {', '.join(sorted(nodes))}")
+            if nodes[up].stage.source != node.stage.source:
+                raise UserError(f"{where}: tables.{name}: has rows of {node.stage.source}, {up} of another source")
+            if missing := [split for split in node.splits if split not in nodes[up].splits]:
+                raise UserError(f"{where}: tables.{name}.splits: {missing[0]} is not among the splits of {up}")
+    try:
+        order = list(TopologicalSorter({name: node.stage.inputs for name, node in nodes.items()}).static_order())
+    except CycleError as error:
+        raise UserError(f"{where}: tables: {' -> '.join(error.args[1])} is a circle") from None
+    return {name: nodes[name] for name in order}
+
+
+def build_stage(kind: str, parameters: dict[str, Any], context: Context, where: str) -> Stage:
+    """Construct one stage from the configuration's keys, checked against its constructor's signature."""
+    if kind not in STAGES:
+        near = difflib.get_close_matches(kind, STAGES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(STAGES))}"
+        raise UserError(f"{where}.stage: unknown stage {kind!r}; {hint}")
+    module, _, attribute = STAGES[kind].partition(":")
+    make = getattr(importlib.import_module(module), attribute)
+    arguments = constructor_arguments(make)
+    given = context.given()
+    injected = {name: given[name] for name in arguments if name in given and name not in parameters}
+    fields = {name: field for name, field in arguments.items() if name not in injected}
+    if "checkpoint" in fields:
+        fields["checkpoint"] = (str | CheckpointName, fields["checkpoint"][1])
+    if parameters.get("columns") == "prompts":
+        parameters = {**parameters, "columns": context.prompts}
+    model = create_model("Parameters", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
+    try:
+        checked = model.model_validate(parameters)
+    except ValidationError as error:
+        raise UserError(explain(error, parameters, where, model)) from None
+    chosen = {name: getattr(checked, name) for name in fields}
+    if "checkpoint" in chosen:
+        from stages.teacher.weights import Checkpoint
+
+        name = chosen["checkpoint"]
+        hub = CheckpointName(id=name) if isinstance(name, str) else name
+        try:
+            chosen["checkpoint"] = Checkpoint.find(hub.id, hub.revision, context.digests)
+        except UserError as error:
+            raise UserError(f"{where}.checkpoint: {error}") from None
+    try:
+        stage: Stage = make(**chosen, **injected)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    if not stage.columns or len(set(stage.columns)) != len(stage.columns):
+        raise UserError(f"{where}.columns: expected at least one column, each once")
+    return stage
+
+
+class CheckpointName(BaseModel):
+    """A local folder or a hub id, with the hub's revision."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    revision: str | None = None
+
+
+def constructor_arguments(make: type[Stage]) -> dict[str, Any]:
+    """``{name: (type, default)}`` of a stage's constructor; ``**options`` stands for the base class's keyword arguments."""
+    found: dict[str, Any] = {}
+    for cls in make.__mro__:
+        if "__init__" not in vars(cls) or cls is object:
+            continue
+        passed_on = False
+        for name, parameter in list(inspect.signature(vars(cls)["__init__"], eval_str=True).parameters.items())[1:]:
+            if parameter.kind is parameter.VAR_KEYWORD:
+                passed_on = True
+            elif name not in found:
+                annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
+                found[name] = (annotation, ... if parameter.default is parameter.empty else parameter.default)
+        if not passed_on:
+            break
+    return found
+
+
+def levels(nodes: Mapping[str, Node]) -> list[list[str]]:
+    """Table names by depth: what stands in one level needs nothing of the same level."""
+    depth: dict[str, int] = {}
+    for name, node in nodes.items():
+        depth[name] = 1 + max((depth[up] for up in node.stage.inputs), default=-1)
+    return [[name for name in nodes if depth[name] == d] for d in range(max(depth.values(), default=-1) + 1)]
+
+
+def passes(names: Sequence[str], nodes: Mapping[str, Node]) -> list[list[str]]:
+    """Group the tables of one level that share a pass: equal ``shares``, source, decoding, batch and shard size."""
+    groups: dict[Any, list[str]] = {}
+    for name in names:
+        node = nodes[name]
+        stage = node.stage
+        key = (stage.shares, stage.source, stage.batch_size, node.splits, node.shard_rows) if stage.shares else name
+        groups.setdefault(key, []).append(name)
+    return list(groups.values())

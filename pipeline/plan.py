@@ -1,0 +1,277 @@
+"""The planner: wanted cells minus filled cells, table by table, and why the rest is empty.
+
+Planning is arithmetic on arrays: a table's state is read from its commit records, the input digests of a lower table are
+mixed from the value digests above it. Nothing here opens a payload, loads a teacher or knows what a picture is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.graph import Node
+from pipeline.sources import Source
+from stages.stage import Stage, fingerprint_record
+from storage.cache import Cache
+from storage.digests import combine64, fingerprint
+from storage.table import State, Table
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a group of cells is empty."""
+
+    text: str
+    cells: int
+
+
+@dataclass
+class TablePlan:
+    """What one table lacks.
+
+    Attributes:
+        rows: ``int64 [R]`` rows of the source that the table covers.
+        table: None while the cache holds no table of this fingerprint.
+        inputs: ``uint64 [R]`` or ``[R, C]`` input digests, None where a cell depends on its row alone.
+        known: ``bool [R]`` or ``[R, C]``: cells whose upstream cells are all recorded; None means all.
+        wanted: ``bool [R, C]`` where the stage wants only some cells; None means all.
+        state: None exactly when ``table`` is.
+    """
+
+    node: Node
+    rows: np.ndarray
+    table: Table | None
+    inputs: np.ndarray | None
+    known: np.ndarray | None
+    wanted: np.ndarray | None
+    state: State | None
+    counts: dict[str, int] = field(default_factory=dict)
+    waits_for: tuple[str, ...] = ()
+    reasons: list[Reason] = field(default_factory=list)
+    bytes_to_come: int | None = None
+    seconds_to_come: float | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.node.stage.columns
+
+    def needed(self, start: int, stop: int) -> np.ndarray:
+        """``bool [stop - start, C]``: cells of this slice of rows that can and must be computed now."""
+        shape = (stop - start, len(self.columns))
+        empty = np.ones(shape, bool) if self.state is None else self.state.empty(slice(start, stop))
+        for mask in (self.known, self.wanted):
+            if mask is not None:
+                part = mask[start:stop]
+                empty = empty & (part if part.ndim == 2 else part[:, None])
+        return empty
+
+    def complete(self) -> bool:
+        return self.counts["empty"] == 0 and self.counts["unknown"] == 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "table": self.node.name,
+            "stage": self.node.stage.name,
+            "fingerprint": fingerprint(fingerprint_record(self.node.stage)),
+            "rows": len(self.rows),
+            "columns": len(self.columns),
+            **self.counts,
+            "unknown_until": list(self.waits_for),
+            "reasons": [{"reason": reason.text, "cells": reason.cells} for reason in self.reasons],
+            "bytes_to_come": self.bytes_to_come,
+            "seconds_to_come": self.seconds_to_come,
+        }
+
+
+def plan(nodes: Mapping[str, Node], sources: Mapping[str, Source], cache: Cache) -> dict[str, TablePlan]:
+    """Plan every table, upstream first.
+
+    Args:
+        nodes: the stage graph in topological order.
+        sources: ``{"images": ..., "texts": ...}``.
+    """
+    present = {table.fingerprint: table for table in cache.tables()}
+    plans: dict[str, TablePlan] = {}
+    for name, node in nodes.items():
+        source = sources[node.stage.source]
+        rows = source.rows(node.splits)
+        inputs, known = input_digests(node, rows, source, plans)
+        table = present.get(fingerprint(fingerprint_record(node.stage)))
+        ids = source.ids[rows]
+        state = None if table is None else table.state(ids, node.stage.columns, inputs)
+        wanted = wanted_cells(node, rows, source, plans, known)
+        made = TablePlan(node, rows, table, inputs, known, wanted, state)
+        made.waits_for = tuple(up for up in node.stage.inputs if not plans[up].complete()) if known is not None else ()
+        count(made)
+        explain(made, list(present.values()))
+        estimate(made, list(present.values()))
+        plans[name] = made
+    return plans
+
+
+def input_digests(
+    node: Node, rows: np.ndarray, source: Source, plans: Mapping[str, TablePlan]
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What each cell is computed from, beside the bytes of its row.
+
+    Returns:
+        ``(inputs, known)``: digests ``uint64 [R]`` (or ``[R, C]`` where columns read different upstream columns), or None
+        where there is nothing; and where all upstream cells have been recorded (same shapes), or None for everywhere.
+    """
+    stage = node.stage
+    external = stage.external([source.keys[i] for i in rows])
+    if not stage.inputs:
+        return external, None
+    per_column = any(stage.needs(column) is not None for column in stage.columns)
+    above = {up: upstream_digests(plans[up], rows, source) for up in stage.inputs}
+    digests, known = [], []
+    for column in stage.columns if per_column else stage.columns[:1]:
+        parts = [] if external is None else [external]
+        needs = stage.needs(column)
+        here = np.ones(len(rows), bool)
+        for up in stage.inputs:
+            wanted = plans[up].columns if needs is None else needs.get(up, ())
+            positions = [plans[up].columns.index(c) for c in wanted]
+            values = above[up][:, positions]
+            here &= (values != 0).all(axis=1)
+            parts += [values[:, i] for i in range(values.shape[1])]
+        digests.append(combine64(*parts) if parts else np.zeros(len(rows), np.uint64))
+        known.append(here)
+    if per_column:
+        return np.stack(digests, axis=1), np.stack(known, axis=1)
+    return digests[0], known[0]
+
+
+def upstream_digests(above: TablePlan, rows: np.ndarray, source: Source) -> np.ndarray:
+    """``uint64 [R, C]`` value digests of an upstream table for these rows; 0 where nothing was ever recorded."""
+    if above.table is None:
+        return np.zeros((len(rows), len(above.columns)), np.uint64)
+    positions = align(above.rows, rows, len(source.ids))
+    inputs = None if above.inputs is None else above.inputs[positions]
+    return above.table.value_digests(source.ids[rows], above.columns, inputs)
+
+
+def align(have: np.ndarray, want: np.ndarray, size: int) -> np.ndarray:
+    """``int64 [len(want)]``: where each wanted row stands among ``have``."""
+    where = np.full(size, -1, np.int64)
+    where[have] = np.arange(len(have))
+    return where[want]
+
+
+def wanted_cells(
+    node: Node, rows: np.ndarray, source: Source, plans: Mapping[str, TablePlan], known: np.ndarray | None
+) -> np.ndarray | None:
+    """``bool [R, C]`` for a stage that says which cells it wants by the values above it, else None."""
+    if type(node.stage).wants is Stage.wants:
+        return None
+    wanted = np.zeros((len(rows), len(node.stage.columns)), bool)
+    ready = np.ones(len(rows), bool) if known is None else known.reshape(len(rows), -1).all(axis=1)
+    for up in node.stage.inputs:
+        above = plans[up]
+        if above.state is None:
+            return np.ones_like(wanted)  # unknown until then: an upper bound
+        filled = ~above.needed(0, len(above.rows)).any(axis=1)
+        ready &= filled[align(above.rows, rows, len(source.ids))]
+    chosen = np.flatnonzero(ready)
+    values = {up: read_upstream(plans[up], rows[chosen], source) for up in node.stage.inputs}
+    answer = node.stage.wants(values)
+    if answer is None:
+        return None
+    wanted[~ready] = True
+    wanted[chosen] = answer
+    return wanted
+
+
+def read_upstream(above: TablePlan, rows: np.ndarray, source: Source) -> dict[str, Any]:
+    """The values of an upstream table for these rows, ``{column: values}``."""
+    assert above.table is not None
+    inputs = None if above.inputs is None else above.inputs[align(above.rows, rows, len(source.ids))]
+    return above.table.read(source.ids[rows], above.columns, inputs)
+
+
+def count(made: TablePlan) -> None:
+    """Fill ``counts``: wanted, filled, failed, stale, empty (computable now), unknown (waiting for an upstream table)."""
+    cells = len(made.rows) * len(made.columns)
+    wanted = cells if made.wanted is None else int(made.wanted.sum())
+    unknown = 0
+    if made.known is not None:
+        width = len(made.columns) if made.known.ndim == 1 else 1
+        unknown = int((~made.known).sum()) * width
+    state = {"filled": 0, "failed": 0, "stale": 0} if made.state is None else made.state.counts()
+    empty = sum(
+        int(made.needed(start, min(start + BLOCK, len(made.rows))).sum()) for start in range(0, len(made.rows), BLOCK)
+    )
+    done = {"filled": state["filled"], "failed": state["failed"]}
+    made.counts = {"wanted": wanted, **done, "empty": empty, "unknown": unknown, "stale": state["stale"]}
+
+
+BLOCK = 1 << 16
+"""Rows looked at together: bounds the memory of planning whatever the size of the dataset."""
+
+
+def explain(made: TablePlan, present: Sequence[Table]) -> None:
+    """Fill ``reasons``: each empty cell belongs to exactly one."""
+    empty, unknown = made.counts["empty"], made.counts["unknown"]
+    if unknown:
+        made.reasons.append(Reason(f"unknown until {', '.join(made.waits_for)}", unknown))
+    if not empty:
+        return
+    if made.state is None:
+        made.reasons.append(Reason(new_table(made.node.stage, present), empty))
+        return
+    tally = {"new rows": 0, "new columns": 0, "inputs changed": 0, "shard lost": 0, "not computed yet": 0}
+    seen_columns = made.state.seen_columns()
+    for start in range(0, len(made.rows), BLOCK):
+        stop = min(start + BLOCK, len(made.rows))
+        needed = made.needed(start, stop)
+        lost = needed & made.state.lost(slice(start, stop))
+        stale = needed & made.state.stale(slice(start, stop)) & ~lost
+        rest = needed & ~stale & ~lost
+        new_row = ~made.state.seen_rows(slice(start, stop))
+        tally["inputs changed"] += int(stale.sum())
+        tally["shard lost"] += int(lost.sum())
+        tally["new rows"] += int(rest[new_row].sum())
+        tally["new columns"] += int(rest[~new_row][:, ~seen_columns].sum())
+        tally["not computed yet"] += int(rest[~new_row][:, seen_columns].sum())
+    made.reasons += [Reason(text, cells) for text, cells in tally.items() if cells]
+
+
+def new_table(stage: Stage, present: Sequence[Table]) -> str:
+    """Why there is no table of this fingerprint: the fields in which the nearest existing one differs."""
+    record = fingerprint_record(stage)
+    kin = [table for table in present if table.record.get("stage") == stage.name]
+    if not kin:
+        return "no such table yet"
+
+    def differences(table: Table) -> list[str]:
+        keys = sorted({*record, *table.record})
+        return [key for key in keys if record.get(key) != table.record.get(key)]
+
+    nearest = min(kin, key=lambda table: len(differences(table)))
+    fields = [
+        f"{key.removeprefix('parameters.')}: {short(nearest.record.get(key))} -> {short(record.get(key))}"
+        for key in differences(nearest)
+    ]
+    return f"fingerprint differs from {nearest.dir.name} in {'; '.join(fields)}"
+
+
+def short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:18] + "…" + text[-18:]
+
+
+def estimate(made: TablePlan, present: Sequence[Table]) -> None:
+    """Bytes and seconds to come, from what this stage's cells took before; None where it never ran."""
+    cells = made.counts["empty"] + made.counts["unknown"]
+    if not cells:
+        made.bytes_to_come, made.seconds_to_come = 0, 0.0
+        return
+    kin = [made.table] if made.table else [t for t in present if t.record.get("stage") == made.node.stage.name]
+    spent = [table.totals() for table in kin]
+    before = sum(total["cells"] for total in spent)
+    if before:
+        made.bytes_to_come = int(cells * sum(total["bytes"] for total in spent) / before)
+        made.seconds_to_come = cells * sum(total["seconds"] for total in spent) / before

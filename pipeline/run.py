@@ -1,0 +1,158 @@
+"""Filling the cache: plan a level, hand its tasks to the executor, plan the next."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.graph import levels, passes
+from pipeline.plan import TablePlan, align, plan
+from pipeline.progress import Progress
+from pipeline.setup import Setup
+from pipeline.sources import Source
+from stages.stage import fingerprint_record
+from storage.digests import fingerprint
+from storage.errors import UserError
+from workers.task import Part, TableSpec, Task, TaskReport, Upstream
+
+
+@dataclass
+class RunSummary:
+    """What a run did, by table."""
+
+    cells: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+    def add(self, report: TaskReport) -> None:
+        for name, number in report.cells.items():
+            self.cells[name] = self.cells.get(name, 0) + number
+        for name, number in report.failures.items():
+            self.failures[name] = self.failures.get(name, 0) + number
+        self.reasons += report.reasons
+        self.changed += report.changed
+
+
+Execute = Callable[..., None]
+"""``execute(tasks, report=, stop=)``, see :mod:`workers.inline` and :mod:`workers.ray_executor`."""
+
+
+def fill(setup: Setup, execute: Execute, stop: threading.Event) -> RunSummary:
+    """Compute every wanted cell that is empty, upstream first. What a killed run committed is not computed again."""
+    summary = RunSummary()
+    for level in levels(setup.nodes):
+        plans = plan(setup.nodes, setup.sources, setup.cache)
+        todo = {name: plans[name].counts["empty"] for name in level}
+        if not any(todo.values()):
+            continue
+        tasks = [
+            task
+            for group in passes([name for name in level if todo[name]], setup.nodes)
+            for task in make_tasks(group, plans, setup)
+        ]
+        progress = Progress(todo)
+
+        def report(done: TaskReport, progress: Progress = progress) -> None:
+            summary.add(done)
+            progress.advance(done.cells, done.failures)
+
+        with setup.cache.lease("run", [fingerprint(fingerprint_record(setup.nodes[name].stage)) for name in level]):
+            execute(tasks, report=report, stop=stop)
+        progress.draw()
+        if stop.is_set():
+            summary.interrupted = True
+            break
+    return summary
+
+
+def make_tasks(group: list[str], plans: Mapping[str, TablePlan], setup: Setup) -> Iterable[Task]:
+    """The tasks of one pass. Blocks of rows are cut from all wanted rows, filled or not, so that a resumed run has the
+    same blocks as an undisturbed one; a task holds a block's rows that lack a cell of any of the pass's tables."""
+    first = plans[group[0]]
+    source = setup.sources[first.node.stage.source]
+    size = first.node.shard_rows
+    for number, start in enumerate(range(0, len(first.rows), size)):
+        stop = min(start + size, len(first.rows))
+        needed = {name: plans[name].needed(start, stop) for name in group}
+        rows = np.flatnonzero(np.logical_or.reduce([mask.any(axis=1) for mask in needed.values()]))
+        if not len(rows):
+            continue
+        members = first.rows[start:stop][rows]
+        parts = tuple(
+            make_part(plans[name], start + rows, needed[name][rows], source, plans, setup)
+            for name in group
+            if needed[name].any()
+        )
+        yield Task(
+            task_id=f"{'+'.join(group)}:{number}",
+            rows=source.ids[members],
+            uris=[source.uris[i] for i in members],
+            keys=[source.keys[i] for i in members],
+            parts=parts,
+        )
+
+
+def make_part(
+    made: TablePlan,
+    positions: np.ndarray,
+    needed: np.ndarray,
+    source: Source,
+    plans: Mapping[str, TablePlan],
+    setup: Setup,
+) -> Part:
+    """One table's share of a task; ``positions`` index the plan's rows."""
+    columns = np.flatnonzero(needed.any(axis=0))
+    inputs = None
+    if made.inputs is not None:
+        inputs = made.inputs[positions] if made.inputs.ndim == 1 else made.inputs[positions][:, columns]
+    upstream = {}
+    for up in made.node.stage.inputs:
+        above = plans[up]
+        where = align(above.rows, made.rows[positions], len(source.ids))
+        upstream[up] = Upstream(
+            table_spec(above, setup), above.columns, None if above.inputs is None else above.inputs[where]
+        )
+    return Part(
+        name=made.node.name,
+        stage=made.node.stage,
+        table=table_spec(made, setup),
+        columns=tuple(made.columns[i] for i in columns),
+        needed=needed[:, columns],
+        inputs=inputs,
+        upstream=upstream,
+    )
+
+
+def table_spec(made: TablePlan, setup: Setup) -> TableSpec:
+    stage = made.node.stage
+    return TableSpec(str(setup.cache.root), stage.name, fingerprint_record(stage), stage.output)
+
+
+@contextlib.contextmanager
+def choose_executor(name: str, device: str, workers: int) -> Iterator[Execute]:
+    """Something that runs tasks, for as many levels as there are; a Ray of our own starts and ends with it."""
+    if name == "inline":
+        from workers import inline
+
+        yield functools.partial(inline.execute, workers=workers, device=device)
+    elif name == "ray":
+        from workers.ray_executor import RayExecutor
+
+        with RayExecutor(workers) as executor:
+            yield executor.execute
+    else:
+        raise UserError(f"--executor {name}: there are ray and inline")
+
+
+def drop_failures(plans: Mapping[str, TablePlan], setup: Setup) -> None:
+    """Empty every failure cell of the wanted tables, so that a run tries it again."""
+    for made in plans.values():
+        if made.table is not None and made.counts["failed"]:
+            made.table.drop_failures(setup.sources[made.node.stage.source].ids[made.rows], made.columns)

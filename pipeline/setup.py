@@ -1,0 +1,70 @@
+"""A configuration made ready: its dataset read, its stages built, its cache open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import Config, FolderDataset, load_config
+from pipeline.graph import Context, Node, build_graph
+from pipeline.sources import Source, image_source, load_dataset, text_source
+from stages.stage import fingerprint_record
+from storage.cache import Cache
+from storage.digests import fingerprint
+from storage.errors import UserError
+
+if TYPE_CHECKING:
+    from stages.data.records import Annotations
+    from stages.data.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that planning, running and training start from."""
+
+    path: Path
+    config: Config
+    dataset: Mapping[str, Annotations]
+    vocabulary: Vocabulary
+    cache: Cache
+    nodes: dict[str, Node]
+    sources: dict[str, Source]
+
+    def fingerprints(self) -> list[str]:
+        """Of every table that this setup wants."""
+        return [fingerprint(fingerprint_record(node.stage)) for node in self.nodes.values()]
+
+    def mending_command(self) -> str:
+        """What a user types to fill the cache of this setup."""
+        return f"hoi-distill run {self.path}"
+
+
+def prepare(
+    path: Path, overrides: Sequence[str] = (), *, limit: int | None = None, rehash: bool = False
+) -> Setup:
+    """Read the configuration and the dataset and build the stages. Computes nothing.
+
+    Raises:
+        UserError: anything wrong with the configuration, the annotations, a checkpoint or the cache's folder.
+    """
+    config = load_config(path, overrides)
+    dataset = load_dataset(config.dataset, limit)
+    vocabulary = next((a.vocabulary for a in dataset.values() if a.vocabulary is not None), None)
+    if vocabulary is None:
+        raise UserError(f"{path}: dataset: has no vocabulary")
+    if not any(len(annotations.path) for annotations in dataset.values()):
+        raise UserError(f"{path}: dataset.root: no pictures in {config.dataset.root}")
+    cache = Cache.open(config.cache)
+    context = Context(vocabulary, vocabulary.prompts(), dataset, cache.memory.digests)
+    nodes = build_graph(config, context, path)
+    sources = {
+        "images": image_source(dataset, cache.memory, rehash),
+        "texts": text_source(vocabulary.prompts()),
+    }
+    return Setup(path, config, dataset, vocabulary, cache, nodes, sources)
+
+
+def is_folder(setup: Setup) -> bool:
+    return isinstance(setup.config.dataset, FolderDataset)

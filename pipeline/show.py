@@ -1,0 +1,47 @@
+"""What a plan and a run look like on a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pipeline.progress import duration, size
+
+if TYPE_CHECKING:
+    from pipeline.plan import TablePlan
+    from pipeline.run import RunSummary
+
+
+def plan_table(plans: Mapping[str, TablePlan]) -> None:
+    """One line per table; under it, one line per reason why cells are empty."""
+    print(f"{'table':16s} {'rows':>9s} {'wanted':>11s} {'filled':>11s} {'empty':>10s} {'failed':>7s}   to come")
+    for name, made in plans.items():
+        counts = made.counts
+        to_come = ""
+        if made.bytes_to_come:
+            to_come = size(made.bytes_to_come)
+        if made.seconds_to_come:
+            to_come += f", {duration(made.seconds_to_come)} on one worker"
+        print(
+            f"{name:16s} {len(made.rows):>9,} {counts['wanted']:>11,} {counts['filled']:>11,} "
+            f"{counts['empty'] + counts['unknown']:>10,} {counts['failed']:>7,}   {to_come}".rstrip()
+        )
+        for reason in made.reasons:
+            print(f"    {reason.cells:,} cells: {reason.text}")
+
+
+def run_summary(summary: RunSummary) -> None:
+    """What was computed and what failed, with reasons."""
+    done = ", ".join(f"{name} {number:,}" for name, number in summary.cells.items() if number) or "nothing"
+    print(f"Computed cells: {done}.")
+    failed = sum(summary.failures.values())
+    if failed:
+        by_table = ", ".join(f"{name} {number:,}" for name, number in summary.failures.items() if number)
+        print(f"Recorded as failures: {by_table}. They are skipped, and counted, until --retry-failed.")
+        for line, _ in Counter(summary.reasons).most_common(10):
+            print(f"    {line}")
+    for uri in sorted(set(summary.changed))[:10]:
+        print(f"    {uri}: changed or gone since planning; its cells stay empty: run again")
+    if summary.interrupted:
+        print("Interrupted. What was committed is kept; the same command goes on from here.")

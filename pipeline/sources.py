@@ -1,0 +1,100 @@
+"""Where rows come from: the pictures of a dataset and the texts of a configuration, named by the digest of their bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.config import Dataset, FolderDataset, HicoDetDataset, PicoDataset
+from storage.digests import DigestMemory, as_rows, digest_bytes
+
+if TYPE_CHECKING:
+    from stages.data.records import Annotations
+
+
+@dataclass(frozen=True)
+class Source:
+    """Distinct inputs in dataset order.
+
+    Attributes:
+        ids: ``V16 [N]``, each once.
+        uris: where to read each one: a file's path, or ``text:`` followed by the text itself.
+        keys: the dataset's name of each (image id; for a text, the text). Several records of equal bytes share a row;
+            the row goes by the first one's name.
+        splits: ``{split: int64 [records of the split]}``: the row of every record.
+    """
+
+    ids: np.ndarray
+    uris: list[str]
+    keys: list[str]
+    splits: Mapping[str, np.ndarray]
+
+    def rows(self, splits: Sequence[str]) -> np.ndarray:
+        """``int64 [R]``: the rows that occur in any of the splits, in order of first appearance."""
+        parts = [self.splits[s] for s in splits if s in self.splits]
+        if not parts:
+            return np.zeros(0, np.int64)
+        both = np.concatenate(parts)
+        return both[np.sort(np.unique(both, return_index=True)[1])]
+
+
+def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annotations]:
+    """The annotations of each split. The pico world is rendered first if it is not there.
+
+    Args:
+        limit: only the first so many pictures of each split, for a trial run.
+    """
+    from stages.data.folder import load_folder
+    from stages.data.hico_det import load_hico_det
+
+    match dataset:
+        case PicoDataset():
+            from stages.data.pico.world import write_world
+
+            write_world(dataset.root, seed=dataset.seed, train=dataset.train, test=dataset.test)
+            return {split: load_hico_det(dataset.root, split, limit=limit) for split in ("train", "test")}
+        case HicoDetDataset():
+            return {
+                split: load_hico_det(dataset.root, split, limit=limit, lenient=dataset.lenient)
+                for split in ("train", "test")
+            }
+        case FolderDataset():
+            return {"train": load_folder(dataset.root, vocabulary=dataset.vocabulary, limit=limit)}
+
+
+def image_source(dataset: Mapping[str, Annotations], memory: DigestMemory, rehash: bool = False) -> Source:
+    """Rows of every picture of a dataset. Digests are remembered by path, size, time and inode; ``rehash`` forgets."""
+    paths = [path for annotations in dataset.values() for path in annotations.path]
+    keys = [str(key) for annotations in dataset.values() for key in annotations.image_id]
+    digests = memory.digests(paths, rehash=rehash)
+    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
+    order = np.argsort(first, kind="stable")
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    row_of_record = rank[inverse.reshape(-1)]
+    ends = np.cumsum([0] + [len(annotations.path) for annotations in dataset.values()])
+    splits = {
+        name: row_of_record[start:end] for name, start, end in zip(dataset, ends[:-1], ends[1:], strict=True)
+    }
+    chosen = first[order]
+    return Source(digests[chosen], [paths[i] for i in chosen], [keys[i] for i in chosen], splits)
+
+
+def text_source(texts: Sequence[str]) -> Source:
+    """Rows of distinct texts, belonging to every split."""
+    unique = list(dict.fromkeys(texts))
+    ids = as_rows([digest_bytes(text.encode()) for text in unique])
+    everything = np.arange(len(unique))
+    return Source(ids, [f"text:{text}" for text in unique], unique, {"train": everything, "test": everything})
+
+
+def relative_to_checkout(path: Path) -> str:
+    """A path as a person would type it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
