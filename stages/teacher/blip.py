@@ -1,8 +1,8 @@
 """BLIP as a teacher: feature maps, image-text matching and captions, all from one pass of the vision tower.
 
-Stages whose towers are byte-identical (and preprocess alike, at one dtype) carry equal ``shares``: a worker that runs them on
-one batch preprocesses and encodes each picture once. The tower's answer is its last hidden state after the final layer
-norm, ``[B, 1 + h*w, D]`` with CLS first, which is what BLIP's text models attend to.
+Stages whose towers are byte-identical (and preprocess alike, at one dtype) carry equal ``shares``: a worker that runs
+them on one batch preprocesses and encodes each picture once. The tower's answer is its last hidden state after the
+final layer norm, ``[B, 1 + h*w, D]`` with CLS first, which is what BLIP's text models attend to.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Codec = Literal["fp16", "bf16", "int8"]
 VIEWS = ("original", "flip")
 """Columns of the feature table; ``flip`` is the preprocessed picture mirrored left to right."""
 TOWER = "last_hidden_state after post_layernorm"
@@ -43,7 +44,7 @@ class BlipStage(Stage):
         computed_cells: cells computed by this object since it was opened, padding left out.
     """
 
-    architectures: ClassVar[tuple[str, ...]] = ("ForImageTextRetrieval", "ForConditionalGeneration", "ForQuestionAnswering")
+    architectures: ClassVar[tuple[str, ...]] = ("ForImageTextRetrieval", "ForConditionalGeneration")
     """How the names of usable architectures end."""
 
     def __init__(
@@ -59,7 +60,7 @@ class BlipStage(Stage):
         name = checkpoint.architecture
         if "Blip" not in name or "Blip2" in name or not name.endswith(self.architectures):
             wanted = " or ".join(f"Blip{ending}" for ending in self.architectures)
-            raise UserError(f"{checkpoint.folder}: architecture {name} cannot fill table {self.name}; it takes a {wanted}")
+            raise UserError(f"{checkpoint.folder}: {name} cannot fill the {self.name} table; it takes {wanted}")
         self.checkpoint, self.columns, self.dtype = checkpoint, tuple(columns), dtype
         self.batch_size, self.memory_mib = batch_size, memory_mib
         self.resources = Resources(gpus=gpus)
@@ -140,8 +141,7 @@ class BlipFeatures(BlipStage):
     name = "features"
 
     def __init__(
-        self, checkpoint: Checkpoint, columns: Sequence[str] = ("original",), *, codec: Literal["fp16", "bf16", "int8"] = "fp16",
-        **options: Any,
+        self, checkpoint: Checkpoint, columns: Sequence[str] = ("original",), *, codec: Codec = "fp16", **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(checkpoint, columns, **options)
         if unknown := set(columns) - set(VIEWS):
@@ -167,8 +167,8 @@ class BlipItm(BlipStage):
     """Raw image-text matching logits (no match, match). Each column is a prompt, in the very words that are scored.
 
     Args:
-        token_mode: ``cls`` leaves token 0 as transformers' forward does; ``enc`` replaces it by [ENC], with which BLIP's own
-            checkpoints were trained. Part of the fingerprint.
+        token_mode: ``cls`` leaves token 0 as transformers' forward does; ``enc`` makes it [ENC], with which BLIP's
+            own checkpoints were trained. Part of the fingerprint.
     """
 
     name = "itm"
@@ -176,7 +176,12 @@ class BlipItm(BlipStage):
     output = ArrowOutput(pa.list_(pa.float16(), 2))
 
     def __init__(
-        self, checkpoint: Checkpoint, columns: Sequence[str], *, token_mode: Literal["cls", "enc"] = "cls", **options: Any
+        self,
+        checkpoint: Checkpoint,
+        columns: Sequence[str],
+        *,
+        token_mode: Literal["cls", "enc"] = "cls",
+        **options: Any,
     ) -> None:
         super().__init__(checkpoint, columns, **options)
         self.token_mode = token_mode
@@ -206,16 +211,16 @@ class BlipItm(BlipStage):
 
 
 YES_NO = re.compile(r"^(is|are|was|were|do|does|did|can|has|have|will)\b.*\?|\byes or no\b", re.IGNORECASE)
-"""Questions answered by their first token, with a score; every other one is a prefix that the teacher goes on writing."""
+"""Questions answered by their first token, with a score; every other one is a prefix that the teacher continues."""
 YES, NO = ("yes", "Yes"), ("no", "No")
 
 
 class BlipCaptions(BlipStage):
-    """Sentences, greedily decoded. Each column is a question: the text that the decoder continues ('' for a plain caption).
+    """Sentences, greedily decoded. Each column is a question: the text that the decoder continues ('' for a caption).
 
-    A cell is ``{text, score}``. ``text`` is what the teacher added to the question. For yes/no questions (:data:`YES_NO`) it
-    is the first token, and ``score`` in [0, 1] the softmax over the first-token logits of yes, Yes, no and No, summed over
-    the yes variants (after mllms-zs-hoi); else ``score`` is null.
+    A cell is ``{text, score}``. ``text`` is what the teacher added to the question. For yes/no questions
+    (:data:`YES_NO`) it is the first token, and ``score`` in [0, 1] the softmax over the first-token logits of yes, Yes,
+    no and No, summed over the yes variants (after mllms-zs-hoi); else ``score`` is null.
 
     Args:
         max_new_tokens: where a sentence is cut. Part of the fingerprint.
@@ -256,7 +261,8 @@ class BlipCaptions(BlipStage):
         """``int64 [B, L]``: [DEC] and the question's tokens, without the final separator."""
         import torch
 
-        ids = [self.model.config.text_config.bos_token_id, *self.tokenizer(question, add_special_tokens=False)["input_ids"]]
+        words = self.tokenizer(question, add_special_tokens=False)["input_ids"]
+        ids = [self.model.config.text_config.bos_token_id, *words]
         return torch.tensor([ids], device=image.device).expand(len(image), -1)
 
     def _continue(self, image: torch.Tensor, question: str) -> pa.Array:
@@ -294,7 +300,9 @@ class BlipCaptions(BlipStage):
             encoded = [tuple(self.tokenizer(word, add_special_tokens=False)["input_ids"]) for word in words]
             ids = sorted({ids[0] for ids in encoded if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id})
             if not ids:
-                raise UserError(f"{self.checkpoint.folder}: no single token for '{words[0]}'; ask this teacher no yes/no questions")
+                raise UserError(
+                    f"{self.checkpoint.folder}: no token for '{words[0]}'; ask this teacher no yes/no question"
+                )
             found.append(ids)
         return found[0], found[1]
 

@@ -1,9 +1,9 @@
 """Image-text matching of many prompts against an image, exactly as the stock BLIP forward and several times cheaper.
 
-The stock forward projects an image's tokens to cross-attention keys and values once per prompt and layer: for 64 prompts that
-is most of its work. Here they are projected once per image and layer, and prompts of equal length are folded into
-the query axis (no padding, hence no masks). What comes before the first cross-attention depends on the prompt alone and is
-computed once per prompt. The last layer runs for token 0 only, the one that the matching head reads.
+The stock forward projects an image's tokens to cross-attention keys and values once per prompt and layer: for many,
+that is most of its work. Here they are projected once per image and layer, and prompts of equal length are folded into
+the query axis (no padding, hence no masks). What comes before the first cross-attention depends on the prompt alone and
+is computed once per prompt. The last layer runs for token 0 only, the one that the matching head reads.
 
 Shapes: B images, N image tokens, P prompts, L text tokens, D text width, H heads, d = D/H.
 """
@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from storage.errors import UserError
 
 TokenMode = Literal["cls", "enc"]
-"""What token 0 is: ``cls`` as transformers' forward leaves it, ``enc`` BLIP's own [ENC], with which the head was trained."""
+"""What token 0 is: ``cls`` as transformers' forward leaves it, ``enc`` BLIP's own [ENC], as its heads were trained."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class ItmScorer:
         """Each prompt's token ids, unpadded, led by the token of the chosen mode."""
         ids_by_prompt: list[list[int]] = self.tokenizer(list(prompts))["input_ids"]
         for prompt, ids in zip(prompts, ids_by_prompt, strict=True):
-            if len(ids) > self.config.max_position_embeddings:
-                raise UserError(f"prompt '{prompt}': {len(ids)} tokens, the teacher takes {self.config.max_position_embeddings}")
+            if len(ids) > (most := self.config.max_position_embeddings):
+                raise UserError(f"prompt '{prompt}': {len(ids)} tokens, the teacher takes {most}; shorten it")
             if self.tokenizer.unk_token_id in ids:
                 raise UserError(f"prompt '{prompt}': has words that the teacher's tokenizer does not know; reword it")
             if self.first_token is not None:

@@ -1,15 +1,14 @@
 """Teacher checkpoints: where they are, who they are, and loading them whole or not at all.
 
-A checkpoint is known by its contents, never by its path: :class:`Checkpoint` carries the digest of everything that decides
-the teacher's answers, and another digest of the vision tower alone, by which stages find out that they may share one pass.
-Nothing here imports torch until :func:`load` is called, so that planning stays light.
+A checkpoint is known by its contents, never by its path: :class:`Checkpoint` carries the digest of everything that
+decides the teacher's answers, and another digest of the vision tower alone, by which stages find out that they may
+share one pass. Nothing here imports torch until :func:`load` is called, so that planning stays light.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -30,7 +29,8 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """Weight files by preference: the first pattern that matches is the one that is loaded."""
 RECORDS = (
     "config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json",
-    "tokenizer*.json", "vocab.*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.model", "chat_template*",
+    "tokenizer*.json", "vocab.*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.model",
+    "chat_template*",
 )  # fmt: skip
 """What else decides a teacher's answers: configuration, tokenizer and processor."""
 OWN_CLASSES = {"PicoBlip": "stages.teacher.pico.model"}
@@ -47,7 +47,7 @@ class Checkpoint:
         source: what the user wrote (a folder or a hub id) and ``revision``; provenance only.
         architecture: ``config.architectures[0]``, the transformers class that loads it.
         digest: 32 hex digits over weight files, configuration, tokenizer and processor, by file name.
-        tower: 32 hex digits over the tensors ``vision_model.*`` and the vision configuration; equal towers encode alike.
+        tower: 32 hex digits over the tensors ``vision_model.*`` and their configuration; equal towers encode alike.
         preprocessing: the image processor's record (sizes, means, resampling), {} where it has none.
         config: the parsed ``config.json``.
     """
@@ -62,8 +62,8 @@ class Checkpoint:
     config: dict[str, Any] = field(hash=False, repr=False)
 
     @classmethod
-    def find(cls, source: str | os.PathLike[str], revision: str | None = None, digests: Digests | None = None) -> Checkpoint:
-        """Identify the checkpoint in a local folder, or of a hub id at a revision (downloaded once, offline if told so).
+    def find(cls, source: str | Path, revision: str | None = None, digests: Digests | None = None) -> Checkpoint:
+        """Identify the checkpoint in a local folder, or of a hub id at a revision (fetched once, never when offline).
 
         Args:
             digests: a remembering digest function, so that an unchanged file is not read again; default reads it.
@@ -75,7 +75,9 @@ class Checkpoint:
         config = _json(folder / "config.json")
         architectures = config.get("architectures") or [None]
         if not isinstance(architectures[0], str):
-            raise UserError(f"{folder / 'config.json'}: 'architectures' names no class; save the model with save_pretrained")
+            raise UserError(
+                f"{folder / 'config.json'}: 'architectures' names no class; save the model with save_pretrained"
+            )
         weights = weight_files(folder)
         return cls(
             folder=str(folder),
@@ -103,7 +105,9 @@ class Checkpoint:
         """``(D, h, w)``: channels and patch rows and columns of the vision tower's map."""
         vision = self.config.get("vision_config")
         if not isinstance(vision, dict):
-            raise UserError(f"{self.folder}/config.json: {self.architecture} has no 'vision_config'; use a BLIP checkpoint")
+            raise UserError(
+                f"{self.folder}/config.json: {self.architecture} has no 'vision_config'; use a BLIP checkpoint"
+            )
         side = int(vision.get("image_size", 384)) // int(vision.get("patch_size", 16))
         return int(vision.get("hidden_size", 768)), side, side
 
@@ -114,7 +118,9 @@ def locate(source: str, revision: str | None = None) -> Path:
     if path.is_dir():
         return path.resolve()
     if path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
-        raise UserError(f"{source}: no such checkpoint folder; give a folder with config.json or a hub id like 'org/name'")
+        raise UserError(
+            f"{source}: no such checkpoint folder; give a folder with config.json or a hub id like 'org/name'"
+        )
     from huggingface_hub import snapshot_download
 
     reason: Exception | None = None
@@ -175,7 +181,7 @@ def _tensor_digests(path: str, prefix: str, size: int, mtime_ns: int, inode: int
     for name, entry in sorted(header.items()):
         if name.startswith(prefix):
             begin, end = (start + offset for offset in entry["data_offsets"])
-            value = hashlib.blake2b(data[begin:end], digest_size=16).hexdigest()
+            value = hashlib.blake2b(data[begin:end].data, digest_size=16).hexdigest()
             digests[name] = f"{entry['dtype']}{entry['shape']}:{value}"
     return digests or {Path(path).name: bytes(_hash_files([Path(path)])[0]).hex()}
 
@@ -224,7 +230,9 @@ def model_class(checkpoint: Checkpoint) -> Any:
     module = next((own for start, own in OWN_CLASSES.items() if name.startswith(start)), "transformers")
     found = getattr(import_module(module), name, None)
     if found is None:
-        raise UserError(f"{checkpoint.folder}/config.json: architecture '{name}' is not known to {module}; remote code stays off")
+        raise UserError(
+            f"{checkpoint.folder}/config.json: architecture '{name}' is not known to {module}; remote code stays off"
+        )
     return found
 
 

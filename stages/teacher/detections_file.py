@@ -1,0 +1,158 @@
+"""Detections without a detector: boxes from a COCO-results file, or the annotated ones, for study.
+
+A cell is what every detector of this project stores: ``{boxes, scores, labels, width, height}``, boxes xyxy in pixels of
+the original picture (zero-based, half-open), labels 0-based in COCO-80 order (person = 0), best score first, at most
+:data:`TOP`, no score floor. Each row's input digest covers its own records only, so that an edited box recomputes what
+was computed from that picture and nothing else.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stages.data.detections import Detections, load_detections
+from stages.data.records import Annotations
+from stages.stage import ArrowOutput, Batch, Stage, Values
+from storage.digests import digest64
+
+TOP = 100
+"""Boxes kept of each picture."""
+DETECTIONS = pa.struct(
+    [
+        ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
+        ("scores", pa.list_(pa.float32())),
+        ("labels", pa.list_(pa.int16())),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+
+
+class GivenDetections(Stage):
+    """Detections that are looked up by the picture's name, not computed. A picture without records gets no boxes.
+
+    Args:
+        annotations: the data set whose pictures are asked for; only their names and sizes are kept.
+    """
+
+    name = "detections"
+    decodes = False
+    columns = ("value",)
+    output = ArrowOutput(DETECTIONS)
+    batch_size = 256
+
+    def __init__(self, annotations: Annotations) -> None:
+        none = np.zeros(0, np.int64)
+        self.pictures = replace(  # the stage travels with every task
+            annotations.take(none),
+            image_id=annotations.image_id,
+            path=[""] * len(annotations),
+            width=annotations.width,
+            height=annotations.height,
+            pair_offsets=np.zeros(len(annotations) + 1, np.int64),
+            vocabulary=None,
+        )
+
+    @cached_property
+    @abstractmethod
+    def detections(self) -> Detections:
+        """All boxes, by picture, within each by falling score."""
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {str(key): row for row, key in enumerate(self.pictures.image_id)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("detections", "_row_of")}
+
+    def external(self, keys: Sequence[str]) -> np.ndarray:
+        """``uint64 [N]``: a picture's cell depends on its own records and size."""
+        found, digests = self.detections, np.empty(len(keys), np.uint64)
+        for position, key in enumerate(keys):
+            row = self._row_of[key]
+            part = self._top(row)
+            size = np.array([self.pictures.width[row], self.pictures.height[row]], np.int32)
+            records = (found.boxes[part], found.scores[part], found.labels[part], size)
+            digests[position] = digest64(b"".join(record.tobytes() for record in records))
+        return digests
+
+    def open(self, device: str, shared: dict[Any, Any]) -> None:
+        """Nothing to load: the records are read when they are first asked for."""
+
+    def compute(
+        self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
+    ) -> dict[str, Values]:
+        found = self.detections
+        rows = np.array([self._row_of[key] for key in batch.keys])
+        parts = [self._top(row) for row in rows]
+        chosen = np.concatenate([np.arange(part.start, part.stop) for part in parts])
+        offsets = pa.array(np.cumsum([0, *(part.stop - part.start for part in parts)]), pa.int32())
+        boxes = pa.FixedSizeListArray.from_arrays(pa.array(found.boxes[chosen].reshape(-1)), 4)
+        lists = [pa.ListArray.from_arrays(offsets, boxes)]
+        lists += [pa.ListArray.from_arrays(offsets, pa.array(array[chosen])) for array in (found.scores, found.labels)]
+        sizes = [pa.array(side[rows].astype(np.int32)) for side in (self.pictures.width, self.pictures.height)]
+        return {"value": pa.StructArray.from_arrays([*lists, *sizes], fields=list(DETECTIONS))}
+
+    def _top(self, row: int) -> slice:
+        part = self.detections.of(row)
+        return slice(part.start, min(part.stop, part.start + TOP))
+
+
+class DetectionsFromFile(GivenDetections):
+    """Boxes from a COCO-results JSON: a list of ``{image_id, category_id, bbox [x, y, w, h], score}``.
+
+    Args:
+        lenient: drop bad entries with a warning instead of refusing the file.
+
+    Raises:
+        UserError: from planning on, when the file or an entry is not what it should be
+            (:func:`stages.data.detections.load_detections`).
+    """
+
+    def __init__(self, path: str | Path, annotations: Annotations, *, lenient: bool = False) -> None:
+        super().__init__(annotations)
+        self.path, self.lenient = str(path), lenient
+
+    def parameters(self) -> dict[str, Any]:
+        """The file's name is provenance; what it says of a picture is that row's input digest."""
+        return {"detector": "file", "top": TOP}
+
+    def provenance(self) -> dict[str, Any]:
+        return {"file": self.path}
+
+    @cached_property
+    def detections(self) -> Detections:
+        return load_detections(self.path, self.pictures, lenient=self.lenient)
+
+
+class DetectionsFromAnnotations(GivenDetections):
+    """The annotated boxes, each once, score 1: a perfect detector, for study. Persons come first."""
+
+    def __init__(self, annotations: Annotations) -> None:
+        super().__init__(annotations)
+        image = annotations.pair_image()
+        labels = np.concatenate([np.zeros(len(image), np.int16), annotations.object])
+        boxes = np.concatenate([annotations.human_box, annotations.object_box]).astype(np.float32)
+        keys = np.column_stack([np.concatenate([image, image]), labels, boxes]).astype(np.float64)
+        unique = np.unique(keys, axis=0)  # by picture, then label, then box
+        self._given = Detections(
+            offsets=np.searchsorted(unique[:, 0], np.arange(len(annotations) + 1)).astype(np.int64),
+            boxes=unique[:, 2:].astype(np.float32),
+            scores=np.ones(len(unique), np.float32),
+            labels=unique[:, 1].astype(np.int16),
+        )
+
+    def parameters(self) -> dict[str, Any]:
+        return {"detector": "annotations", "top": TOP}
+
+    @cached_property
+    def detections(self) -> Detections:
+        return self._given
