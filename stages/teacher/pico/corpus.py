@@ -9,18 +9,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from stages.data.pico.classes import HOIS
+from stages.data.pico.render import SIZE, render_scene
 from stages.teacher.pico import captions
 from stages.teacher.pico.captions import Fact, Lexicon
-from stages.teacher.pico.model import IMAGE_SIZE
 
 FOLDER = Path("data/pico-corpus")
-_CHUNK = 500
+_POSITION = {fact: i for i, fact in enumerate(HOIS)}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Corpus:
 
 
 def load(part: Part, folder: Path = FOLDER) -> Corpus:
-    """The part from ``folder``, rendered first if it is not there (about 2 ms a scene and core)."""
+    """The part from ``folder``, rendered first if it is not there (about 1 ms a scene)."""
     pixels, sentences = folder / f"{part.describe()}.npy", folder / f"{part.describe()}.jsonl"
     if not sentences.exists():
         _render(part, pixels, sentences)
@@ -79,35 +79,19 @@ def load(part: Part, folder: Path = FOLDER) -> Corpus:
 def _render(part: Part, pixels: Path, sentences: Path) -> None:
     """Writes the pictures, then (atomically, as the mark of completion) the sentences."""
     pixels.parent.mkdir(parents=True, exist_ok=True)
-    shape = (part.count, IMAGE_SIZE, IMAGE_SIZE, 3)
-    np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=shape).flush()
-    starts = range(0, part.count, _CHUNK)
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        lines = [line for chunk in pool.map(_render_chunk, [part] * len(starts), [pixels] * len(starts), starts)
-                 for line in chunk]  # fmt: skip
+    images = np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=(part.count, SIZE, SIZE, 3))
     unfinished = sentences.with_suffix(f".{os.getpid()}.tmp")
-    unfinished.write_text("".join(line + "\n" for line in lines))
+    with unfinished.open("w") as lines:
+        for i in range(part.count):
+            temper = part.tempers[i % len(part.tempers)]
+            scene = render_scene(part.first_seed + i, temper=temper, people=part.people, plain=part.plain)
+            images[i] = scene.image
+            lines.write(json.dumps({"caption": _sentence(scene.facts), "also": _sentence(scene.co_facts)}) + "\n")
+    images.flush()
     unfinished.replace(sentences)
 
 
-def _render_chunk(part: Part, pixels: Path, start: int) -> list[str]:
-    from stages.data.pico.render import render_scene
-
-    out = np.load(pixels, mmap_mode="r+")
-    lines = []
-    for i in range(start, min(start + _CHUNK, part.count)):
-        temper = part.tempers[i % len(part.tempers)]
-        scene = render_scene(part.first_seed + i, temper=temper, people=part.people, plain=part.plain)
-        out[i] = scene.image
-        lines.append(json.dumps({"caption": _sentence(scene.facts), "also": _sentence(scene.co_facts)}))
-    out.flush()
-    return lines
-
-
 def _sentence(facts: Iterable[Fact]) -> str:
-    """A caption in the vocabulary's order (an order that does not depend on where things stand), each fact once."""
-    from stages.data.pico.classes import HOIS
-
-    position = {tuple(fact): i for i, fact in enumerate(HOIS)}
-    unique = sorted({(str(verb), str(obj)) for verb, obj in facts}, key=position.__getitem__)
-    return captions.caption(unique) if unique else ""
+    """A caption in the vocabulary's order (which does not depend on where things stand); empty without facts."""
+    ordered = sorted(set(facts), key=_POSITION.__getitem__)
+    return captions.caption(ordered) if ordered else ""
