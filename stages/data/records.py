@@ -1,0 +1,88 @@
+"""Annotations of one split as columns: what every dataset loader gives and everybody else reads."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from stages.data.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """N pictures and their P human-object pairs, sorted by picture.
+
+    name, split: the dataset's name and the split's, for people.
+    vocabulary: its classes; None for pictures without any.
+    image_id: str [N], unique; path: N file paths.
+    width, height: int32 [N], pixels; 0 where the file's header could not be read.
+    pair_offsets: int64 [N + 1]; pairs of picture i are rows pair_offsets[i] to pair_offsets[i + 1].
+    human_box, object_box: float32 [P, 4], xyxy pixels, zero-based half-open.
+    object, verb, hoi: int16 [P], indices into the vocabulary; a pair with two verbs is two rows.
+    image_hois: bool [N, H], interactions known to be in the picture as a whole, or None.
+    dropped: entries left out by a lenient loader.
+    """
+
+    name: str
+    split: str
+    vocabulary: Vocabulary | None
+    image_id: np.ndarray
+    path: list[str]
+    width: np.ndarray
+    height: np.ndarray
+    pair_offsets: np.ndarray
+    human_box: np.ndarray
+    object_box: np.ndarray
+    object: np.ndarray
+    verb: np.ndarray
+    hoi: np.ndarray
+    image_hois: np.ndarray | None = None
+    dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+    def pairs(self, i: int) -> slice:
+        """Rows of picture i's pairs."""
+        return slice(int(self.pair_offsets[i]), int(self.pair_offsets[i + 1]))
+
+    def pair_image(self) -> np.ndarray:
+        """int64 [P]: the picture of each pair."""
+        return np.repeat(np.arange(len(self)), np.diff(self.pair_offsets))
+
+    def take(self, rows: np.ndarray) -> Annotations:
+        """The pictures of int `rows` [M], in that order, with their pairs."""
+        rows = np.asarray(rows, np.int64)
+        counts = np.diff(self.pair_offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        pair_rows = np.repeat(self.pair_offsets[rows] - offsets[:-1], counts) + np.arange(offsets[-1])
+        return replace(
+            self,
+            image_id=self.image_id[rows],
+            path=[self.path[row] for row in rows],
+            width=self.width[rows],
+            height=self.height[rows],
+            pair_offsets=offsets,
+            human_box=self.human_box[pair_rows],
+            object_box=self.object_box[pair_rows],
+            object=self.object[pair_rows],
+            verb=self.verb[pair_rows],
+            hoi=self.hoi[pair_rows],
+            image_hois=None if self.image_hois is None else self.image_hois[rows],
+        )
+
+    def digests(self) -> np.ndarray:
+        """uint64 [N]: of each picture's pairs (boxes and labels, in order) under this vocabulary."""
+        start = hashlib.blake2b((self.vocabulary.digest() if self.vocabulary else "").encode(), digest_size=8)
+        boxes = np.concatenate([self.human_box, self.object_box], axis=1)
+        labels = np.stack([self.object, self.verb, self.hoi], axis=1)
+        out = np.empty(len(self), np.uint64)
+        for i in range(len(self)):
+            rows = self.pairs(i)
+            record = start.copy()
+            record.update(boxes[rows].tobytes())
+            record.update(labels[rows].tobytes())
+            out[i] = int.from_bytes(record.digest(), "little")
+        return out
