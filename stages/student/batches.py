@@ -1,0 +1,137 @@
+"""The batch of every training step, as a pure function of the step: so a resumed run sees what an undisturbed one would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from stages.student.config import StudentConfig
+from stages.student.distill import SoftLabels
+from stages.student.model import Regions
+from stages.student.pictures import PictureTable, gather, targets
+from stages.student.source import Samples
+from storage.order import epoch_order
+
+MapReader = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, Tensor]]
+"""``(rows int64 [B], views int64 [B]) -> (places int64 [b], maps [b, C, h, w])``: the places in the batch, rising, of the
+rows that could be read, and their maps."""
+
+
+@dataclass
+class Batch:
+    """One step's pictures: B of them, with I instances and P pairs.
+
+    Attributes:
+        rows: int64 ``[B]`` rows of the training set.
+        regions: what the network reads.
+        target: float ``[P, H]`` annotated interactions; only those of ``labelled`` pictures (bool ``[B]``) count.
+        soft: float ``[B, H]`` probability that the picture shows a class; NaN where nothing is to be distilled.
+    """
+
+    rows: Tensor
+    regions: Regions
+    target: Tensor
+    labelled: Tensor
+    soft: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def take(pool: np.ndarray, step: int, size: int, seed: int) -> np.ndarray:
+    """``size`` members of ``pool`` for a step. The pool is gone through in epochs, each in its own order; a batch may
+    reach over the end of one into the next, so that every epoch is exact. int64 ``[size]``, empty for an empty pool."""
+    if len(pool) == 0 or size == 0:
+        return np.empty(0, np.int64)
+    position = np.arange(step * size, (step + 1) * size)
+    epochs = position // len(pool)
+    orders = {epoch: epoch_order(seed, int(epoch), len(pool)) for epoch in np.unique(epochs)}
+    return np.array([pool[orders[epoch][at]] for epoch, at in zip(epochs, position % len(pool), strict=True)], np.int64)
+
+
+class StepBatches(Dataset[Batch]):
+    """``batches[step]`` is the whole batch of that step (of one rank).
+
+    Args:
+        labelled: bool ``[N]``; soft: the soft labels to distil, or None; interactions: H.
+    """
+
+    def __init__(
+        self,
+        config: StudentConfig,
+        pictures: PictureTable,
+        maps: MapReader,
+        labelled: np.ndarray,
+        soft: SoftLabels | None,
+        interactions: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        usable = pictures.usable()
+        self.config, self.pictures, self.maps, self.labelled, self.soft = config, pictures, maps, labelled, soft
+        self.interactions, self.rank, self.world = interactions, rank, world
+        unlabelled = config.itm_on in ("unlabelled", "both") and soft is not None
+        self.labelled_pool = np.flatnonzero(usable & labelled)
+        self.unlabelled_pool = np.flatnonzero(usable & ~labelled) if unlabelled else np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return self.config.steps
+
+    def rows(self, step: int) -> np.ndarray:
+        """int64 ``[B]``: labelled pictures, then unlabelled ones."""
+        config = self.config
+        return np.concatenate(
+            (
+                take(self.labelled_pool, step, config.labelled_per_step, 2 * config.seed)[self.rank :: self.world],
+                take(self.unlabelled_pool, step, config.unlabelled_per_step, 2 * config.seed + 1)[
+                    self.rank :: self.world
+                ],
+            )
+        )
+
+    def __getitem__(self, step: int) -> Batch:
+        rows = self.rows(step)
+        draw = np.random.default_rng([self.config.seed, step, self.rank])
+        views = draw.integers(0, len(self.config.views), len(rows))
+        places, maps = self.maps(rows, views)
+        rows, mirrored = rows[places], np.array(self.config.views)[views[places]] == "flip"
+        pictures = [self.pictures[row] for row in rows.tolist()]
+        soft = np.full((len(rows), self.interactions), np.nan, np.float32) if self.soft is None else self.soft(rows)
+        return Batch(
+            torch.from_numpy(rows),
+            gather(pictures, maps, mirrored),
+            targets(pictures, self.interactions),
+            torch.from_numpy(self.labelled[rows]),
+            torch.from_numpy(soft),
+        )
+
+
+class TableMaps:
+    """Feature maps from the ``features`` table: a :data:`MapReader`. Only the view that is asked for is read.
+
+    Args:
+        views: for each view its samples, opened with that one column.
+    """
+
+    def __init__(self, views: dict[str, Samples]) -> None:
+        self.views = views
+
+    def __call__(self, rows: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        read: list[tuple[int, Tensor]] = []
+        for number, (view, samples) in enumerate(self.views.items()):
+            places = np.flatnonzero(views == number)
+            place_of: dict[int, list[int]] = {}
+            for place in places.tolist():
+                place_of.setdefault(int(rows[place]), []).append(place)
+            if not place_of:
+                continue
+            for sample in samples.__getitems__(list(place_of)):
+                value = torch.as_tensor(sample["features"][view])
+                read += [(place, value) for place in place_of[sample["row"]]]
+        read.sort(key=lambda item: item[0])
+        return np.array([place for place, _ in read], np.int64), torch.stack([value for _, value in read])

@@ -1,0 +1,61 @@
+"""Everything that a student's training depends on, as one frozen record of plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The pair classifier's hyper-parameters. The defaults are those of the pico world's recipe."""
+
+    # the arm of the study
+    itm_on: Literal["none", "labelled", "unlabelled", "both"] = "unlabelled"
+    """Which pictures' soft labels are distilled. Annotated pairs of the labelled pictures are always used."""
+    teacher: Literal["itm", "shuffled", "oracle", "self"] = "itm"
+    """Where soft labels come from: calibrated ITM scores; another picture's ITM scores (control); the annotations'
+    image-level labels (upper bound); a student trained on the labels alone (self-training control)."""
+    itm_weight: float = 1.0
+    """Weight of the soft-label term; with 0 the training is the labels-only training bit for bit."""
+    encoder: Literal["teacher", "region_cnn"] = "teacher"
+    """Whose feature maps: the cached teacher's, or a small frozen CNN pre-trained on the detections' box classes."""
+    views: tuple[str, ...] = ("original", "flip")
+    """Cached views drawn from in training, one at random for each picture and step; evaluation takes the first."""
+
+    # detections to pairs
+    score_threshold: float = 0.2
+    min_instances: int = 3
+    max_instances: int = 15
+    nms_iou: float = 0.5
+    association_iou: float = 0.5
+
+    # network
+    roi_size: int = 3
+    """Rows and columns of the grid that RoIAlign pools each box to."""
+    width: int = 256
+    dropout: float = 0.2
+    feature_dropout: float = 0.1
+    logit_scale: float = 14.0
+    prior_power: float = 1.0
+    """Exponent of the detection scores in the final score (2.8 suits DETR's, see UPT)."""
+
+    # loss
+    focal_alpha: float = 0.5
+    focal_gamma: float = 0.2
+
+    # optimisation
+    steps: int = 500
+    labelled_per_step: int = 16
+    unlabelled_per_step: int = 48
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup_steps: int = 25
+    clip_norm: float = 1.0
+    seed: int = 0
+
+    # bookkeeping
+    log_every: int = 10
+    save_every: int = 100
+    """Steps between saves of the exact state; a killed run repeats at most this many."""
+    predict_batch: int = 64

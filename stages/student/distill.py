@@ -1,0 +1,95 @@
+"""Soft labels: from cached image-text matching scores to the probability that a picture shows an interaction.
+
+The teacher looks at whole pictures. Its answer for (picture I, class c) is the match log-odds ``m = z1 - z0``; Platt scaling
+``t = sigmoid(a * m + b)``, fitted on the labelled pictures' image-level labels, makes it a probability. How t reaches the
+pairs is :func:`stages.student.losses.image_terms`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.special import expit
+
+
+@dataclass(frozen=True)
+class Platt:
+    """``t = sigmoid(slope * m + bias)``. ``entries`` and ``positives`` say what it was fitted on."""
+
+    slope: float
+    bias: float
+    entries: int
+    positives: int
+
+    def __call__(self, log_odds: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        return expit(self.slope * log_odds.astype(np.float64) + self.bias).astype(np.float32)
+
+    def record(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """The teacher's probability that a picture shows an interaction, for any rows of the training set.
+
+    Attributes:
+        values: float ``[N, H]``, memory-mapped: match log-odds if there is a ``platt``, else probabilities. NaN where the
+            teacher was not asked.
+        source: int64 ``[N]``, whose answers each row is given: its own, unless shuffled.
+        distilled: bool ``[N]``, which rows have soft labels at all.
+    """
+
+    values: np.ndarray
+    source: np.ndarray
+    distilled: np.ndarray
+    platt: Platt | None = None
+
+    def __call__(self, rows: np.ndarray) -> npt.NDArray[np.float32]:
+        """float32 ``[B, H]``; NaN where nothing is to be distilled."""
+        values = np.asarray(self.values[self.source[rows]], np.float32)
+        soft = values if self.platt is None else self.platt(values)
+        return np.where(self.distilled[rows, None], soft, np.float32(np.nan))
+
+
+def match_log_odds(itm: np.ndarray) -> npt.NDArray[np.float32]:
+    """float16 ``[..., 2]`` raw ITM logits (z0 no match, z1 match) to float32 ``[...]`` log-odds of a match."""
+    return itm[..., 1].astype(np.float32) - itm[..., 0].astype(np.float32)
+
+
+def fit_platt(log_odds: np.ndarray, present: np.ndarray) -> Platt:
+    """Platt scaling by maximum likelihood, with Platt's smoothed targets so that separable scores stay finite.
+
+    Args:
+        log_odds: float ``[E]`` match log-odds; present: bool ``[E]``, whether the picture shows the class.
+
+    Raises:
+        ValueError: without both kinds of entries there is nothing to calibrate on.
+    """
+    m, positives = log_odds.astype(np.float64), int(present.sum())
+    negatives = len(m) - positives
+    if not positives or not negatives:
+        raise ValueError(f"calibration needs present and absent interactions, got {positives} and {negatives}")
+    target = np.where(present, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    scale = max(float(m.std()), 1e-6)
+
+    def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        x = parameters[0] * m / scale + parameters[1]
+        residual = expit(x) - target
+        value = (np.logaddexp(0, x) - target * x).mean()
+        return float(value), np.array([(residual * m / scale).mean(), residual.mean()])
+
+    start = np.array([1.0, np.log(positives / negatives)])
+    slope, bias = minimize(objective, start, jac=True, method="BFGS").x
+    return Platt(float(slope / scale), float(bias), len(m), positives)
+
+
+def shuffled_pictures(pictures: np.ndarray, seed: int) -> np.ndarray:
+    """A control: each picture is given another's answers. int64 ``[M]`` to a seeded cyclic permutation of it, in which
+    no picture keeps its own (for M > 1)."""
+    order = np.random.default_rng([seed, len(pictures)]).permutation(len(pictures))
+    taken = np.empty(len(pictures), np.int64)
+    taken[order] = pictures[np.roll(order, 1)]
+    return taken

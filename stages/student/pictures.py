@@ -1,0 +1,190 @@
+"""What a student knows of each picture before looking at its feature map: instances, pairs and annotated interactions.
+
+Worked out once per picture and kept in flat memory-mapped files, so that a training step only slices them and memory does
+not grow with the dataset.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages import boxes as box_ops
+from stages.student.config import StudentConfig
+from stages.student.model import Regions
+from stages.student.pairs import HUMAN, associate, filter_detections, ordered_pairs
+
+NO_POSITIVES = np.empty((0, 2), np.int32)
+FLAT = {"boxes": ("<f4", 4), "scores": ("<f4", 0), "labels": ("<i2", 0), "positives": ("<i4", 2)}
+"""Files of a :class:`PictureTable`: dtype and row length of each, concatenated over pictures."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The instances of one picture that enter pairs.
+
+    Attributes:
+        width, height: pixels; humans: how many instances, the first ones, are people.
+        boxes: float32 ``[K, 4]`` xyxy pixels; scores: float32 ``[K]``; labels: int16 ``[K]``, COCO-80.
+        positives: int32 ``[Q, 2]`` (pair, interaction), pairs counted as in :func:`ordered_pairs`.
+    """
+
+    width: int
+    height: int
+    humans: int
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    positives: np.ndarray
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """int64 ``[P, 2]`` positions of human and object among the instances."""
+        return ordered_pairs(self.humans, len(self.labels))
+
+
+def picture_of(detections: Mapping[str, Any], config: StudentConfig) -> Picture:
+    """One cell of a detections table (boxes, scores, labels, width, height), filtered; without annotations."""
+    boxes = np.asarray(detections["boxes"], np.float32).reshape(-1, 4)
+    scores = np.asarray(detections["scores"], np.float32)
+    labels = np.asarray(detections["labels"], np.int16)
+    width, height = int(detections["width"]), int(detections["height"])
+    boxes = box_ops.clip(boxes, width, height)
+    kept = filter_detections(
+        boxes,
+        scores,
+        labels,
+        score_threshold=config.score_threshold,
+        at_least=config.min_instances,
+        at_most=config.max_instances,
+        nms_iou=config.nms_iou,
+    )
+    labels = labels[kept]
+    return Picture(width, height, int((labels == HUMAN).sum()), boxes[kept], scores[kept], labels, NO_POSITIVES)
+
+
+def with_annotations(picture: Picture, human: np.ndarray, object_: np.ndarray, hoi: np.ndarray, iou: float) -> Picture:
+    """The picture with its annotated pairs (float ``[G, 4]`` boxes, int ``[G]`` interactions) associated to its own."""
+    i, j = picture.pairs.T
+    positives = associate(picture.boxes[i], picture.boxes[j], human, object_, hoi, iou).astype(np.int32)
+    return Picture(
+        picture.width, picture.height, picture.humans, picture.boxes, picture.scores, picture.labels, positives
+    )
+
+
+def gather(pictures: Sequence[Picture], maps: Tensor, mirrored: np.ndarray | None = None) -> Regions:
+    """Several pictures and their maps ``[B, C, h, w]`` as one batch; the boxes of ``mirrored`` (bool ``[B]``) are flipped."""
+    counts = np.array([len(picture.labels) for picture in pictures], np.int64)
+    starts = np.cumsum(counts) - counts
+    boxes = [picture.boxes for picture in pictures]
+    if mirrored is not None:
+        boxes = [
+            box_ops.flip(picture.boxes, picture.width) if flip else picture.boxes
+            for picture, flip in zip(pictures, mirrored, strict=True)
+        ]
+    return Regions(
+        maps=maps,
+        size=torch.tensor([(picture.width, picture.height) for picture in pictures], dtype=torch.float32),
+        picture=torch.from_numpy(np.repeat(np.arange(len(pictures)), counts)),
+        boxes=torch.from_numpy(np.concatenate(boxes)),
+        labels=torch.from_numpy(np.concatenate([picture.labels for picture in pictures]).astype(np.int64)),
+        scores=torch.from_numpy(np.concatenate([picture.scores for picture in pictures])),
+        pairs=torch.from_numpy(
+            np.concatenate([picture.pairs + start for picture, start in zip(pictures, starts, strict=True)])
+        ),
+    )
+
+
+def targets(pictures: Sequence[Picture], interactions: int) -> Tensor:
+    """float32 ``[P, H]``: 1 where a pair of the batch is annotated with a class."""
+    counts = np.array([len(picture.pairs) for picture in pictures], np.int64)
+    dense = torch.zeros(int(counts.sum()), interactions)
+    for picture, start in zip(pictures, np.cumsum(counts) - counts, strict=True):
+        pair, hoi = torch.from_numpy(picture.positives.astype(np.int64)).T
+        dense[pair + int(start), hoi] = 1.0
+    return dense
+
+
+class PictureTable:
+    """The pictures of a training set in a folder of flat files, memory-mapped.
+
+    Attributes:
+        index: int32 ``[N, 5]`` (width, height, humans, instances, positives); zeros for a picture that has no detections.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.index = np.load(folder / "index.npy", mmap_mode="r")
+        ends = np.cumsum(self.index[:, 3:5], 0, dtype=np.int64)
+        self._starts = np.concatenate((np.zeros((1, 2), np.int64), ends))
+        self._flat = {}
+        for name, (dtype, length) in FLAT.items():
+            empty = (folder / name).stat().st_size == 0
+            flat = np.empty(0, dtype) if empty else np.memmap(folder / name, dtype, "r")
+            self._flat[name] = flat.reshape(-1, length) if length else flat
+
+    @classmethod
+    def open_or_build(cls, folder: Path, count: int, pictures: Iterable[tuple[int, Picture]]) -> PictureTable:
+        """Open ``folder``, or build it from (row, picture) in rising order of rows; rows may be missing."""
+        if not folder.exists():
+            draft = folder.with_name(f"{folder.name}.{os.getpid()}")
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+            index = np.zeros((count, 5), np.int32)
+            files = {name: open(draft / name, "wb") for name in FLAT}
+            for row, picture in pictures:
+                instances, positives = len(picture.labels), len(picture.positives)
+                index[row] = picture.width, picture.height, picture.humans, instances, positives
+                for name, (dtype, _) in FLAT.items():
+                    files[name].write(getattr(picture, name).astype(dtype).tobytes())
+            for file in files.values():
+                file.close()
+            np.save(draft / "index.npy", index)
+            draft.rename(folder)
+        return cls(folder)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, row: int) -> Picture:
+        width, height, humans, instances, positives = (int(value) for value in self.index[row])
+        start, positive = self._starts[row]
+        own = slice(start, start + instances)
+        return Picture(
+            width,
+            height,
+            humans,
+            *(np.array(self._flat[name][own]) for name in ("boxes", "scores", "labels")),
+            np.array(self._flat["positives"][positive : positive + positives]),
+        )
+
+    def column(self, name: str) -> np.ndarray:
+        """One of the flat files, of all pictures together: ``boxes``, ``scores``, ``labels``, ``positives``."""
+        return self._flat[name]
+
+    def usable(self) -> np.ndarray:
+        """bool ``[N]``: whether the picture has a pair to look at."""
+        return (self.index[:, 2] >= 1) & (self.index[:, 3] >= 2)
+
+    def shown_objects(self, objects: int) -> np.ndarray:
+        """bool ``[N, objects]``: which classes are the object of at least one pair (a person is, from two people on)."""
+        shown = np.zeros((len(self), objects), bool)
+        row = np.repeat(np.arange(len(self)), self.index[:, 3])
+        shown[row, self._flat["labels"]] = True
+        shown[:, HUMAN] = self.index[:, 2] >= 2
+        return shown & self.usable()[:, None]
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Replace ``path`` by ``record`` in one step."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    os.replace(draft, path)

@@ -1,0 +1,135 @@
+"""From a student and a picture's tables to scored triplets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from stages.student.batches import MapReader
+from stages.student.model import PairClassifier, Regions
+from stages.student.pairs import pair_prior
+from stages.student.pictures import PictureTable, gather
+
+BOX = pa.list_(pa.float32(), 4)
+SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("human_box", BOX),
+        ("object_box", BOX),
+        ("object", pa.int32()),
+        ("verb", pa.int32()),
+        ("hoi", pa.int32()),
+        ("score", pa.float32()),
+    ]
+)
+"""One row a scored triplet. Boxes are xyxy pixels of the original picture, zero-based and half-open; classes are 0-based."""
+
+
+def entries(regions: Regions, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The (pair, class) entries with prior P > 0: int64 ``[E]``, int64 ``[E]``, float32 ``[E]`` prior."""
+    human, object_ = regions.pairs.unbind(1)
+    prior = pair_prior(regions.scores[human], regions.scores[object_], regions.labels[object_], valid)
+    pair, hoi = prior.nonzero(as_tuple=True)
+    return pair, hoi, prior[pair, hoi]
+
+
+def scored(
+    model: PairClassifier, pictures: PictureTable, maps: MapReader, valid: Tensor, batch: int
+) -> Iterator[tuple[np.ndarray, Regions, Tensor, Tensor, Tensor, Tensor]]:
+    """Go through all pictures that have a pair, ``batch`` at a time, in evaluation mode.
+
+    Yields:
+        rows (int64 ``[B]``), regions, and of every entry pair, class, prior and interaction logit (``[E]`` each).
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    usable = np.flatnonzero(pictures.usable())
+    for start in range(0, len(usable), batch):
+        rows = usable[start : start + batch]
+        places, values = maps(rows, np.zeros(len(rows), np.int64))
+        rows = rows[places]
+        regions = gather([pictures[row] for row in rows.tolist()], values).to(device)
+        with torch.inference_mode():
+            pair, hoi, prior = entries(regions, valid.to(device))
+            logit = model(regions)[pair, hoi]
+        yield rows, regions, pair, hoi, prior, logit
+    model.train(was_training)
+
+
+def write_predictions(
+    path: Path,
+    model: PairClassifier,
+    pictures: PictureTable,
+    maps: MapReader,
+    valid: Tensor,
+    hois: np.ndarray,
+    image_ids: Sequence[str],
+    prior_power: float,
+    batch: int = 64,
+) -> int:
+    """Write every entry's triplet to a Parquet file of :data:`SCHEMA`; returns their number.
+
+    The score is ``sigmoid(O) * (s_h * s_o) ** prior_power`` (UPT's lambda).
+
+    Args:
+        hois: int ``[H, 2]`` (verb, object).
+    """
+    count = 0
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    with pq.ParquetWriter(draft, SCHEMA) as writer:
+        for rows, regions, pair, hoi, prior, logit in scored(model, pictures, maps, valid, batch):
+            table = triplets(
+                regions, pair, hoi, logit.sigmoid() * prior**prior_power, hois, [image_ids[r] for r in rows]
+            )
+            writer.write_table(table)
+            count += len(table)
+    os.replace(draft, path)
+    return count
+
+
+def triplets(
+    regions: Regions, pair: Tensor, hoi: Tensor, score: Tensor, hois: np.ndarray, image_ids: Sequence[str]
+) -> pa.Table:
+    """E scored entries of a batch of pictures (named ``image_ids``, ``[B]``) as a table of :data:`SCHEMA`."""
+    human, object_ = regions.pairs[pair].cpu().unbind(1)
+    boxes, classes = regions.boxes.cpu(), hoi.cpu().numpy()
+    names = pa.array(list(image_ids), pa.string()).take(pa.array(regions.picture.cpu()[human].numpy()))
+
+    def box(instance: Tensor) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(pa.array(boxes[instance].flatten().numpy()), 4)
+
+    columns = {
+        "image_id": names,
+        "human_box": box(human),
+        "object_box": box(object_),
+        "object": regions.labels.cpu()[object_].numpy().astype(np.int32),
+        "verb": hois[classes, 0].astype(np.int32),
+        "hoi": classes.astype(np.int32),
+        "score": score.float().cpu().numpy(),
+    }
+    return pa.table(columns, SCHEMA)
+
+
+def picture_probabilities(
+    path: Path, model: PairClassifier, pictures: PictureTable, maps: MapReader, valid: Tensor, batch: int = 64
+) -> None:
+    """The student's own probability that each picture shows each interaction, noisy-or over its pairs: float32 ``[N, H]``
+    in ``path`` (npy), NaN for pictures without pairs. A self-trained student's soft labels."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    table = np.lib.format.open_memmap(draft, "w+", np.float32, (len(pictures), valid.shape[1]))
+    table[:] = np.nan
+    for rows, regions, pair, hoi, prior, logit in scored(model, pictures, maps, valid, batch):
+        log_absent = torch.zeros(len(rows), valid.shape[1])
+        final = (prior * logit.sigmoid()).clamp(max=1 - 1e-7)
+        log_absent.index_put_((regions.pair_picture[pair].cpu(), hoi.cpu()), torch.log1p(-final).cpu(), accumulate=True)
+        table[rows] = -torch.expm1(log_absent).numpy()
+    table.flush()
+    os.replace(draft, path)

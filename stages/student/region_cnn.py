@@ -1,0 +1,178 @@
+"""The student's own picture encoder: a small CNN taught the classes of the detections' boxes, then frozen.
+
+It is the arm that takes nothing from the teacher but soft labels. Its weights and feature maps depend on the pictures, the
+detections and :class:`RegionCNNConfig` alone, so all variants of a study share them: they are kept in a folder named by
+these parameters.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from stages import boxes as box_ops
+from stages.roi import roi_align
+from stages.student.batches import take
+from stages.student.pictures import PictureTable
+
+ReadPicture = Callable[[int], np.ndarray]
+"""uint8 ``[height, width, 3]`` of a row."""
+
+
+@dataclass(frozen=True)
+class RegionCNNConfig:
+    """``size``: pictures are squeezed to size x size pixels; the map has size / 16 rows of ``channels[-1]`` channels."""
+
+    size: int = 128
+    channels: tuple[int, ...] = (32, 64, 96, 128)
+    classes: int = 80
+    steps: int = 600
+    pictures_per_step: int = 32
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+
+class RegionCNN(nn.Module):
+    """Convolutions of stride 16 and a linear classifier of pooled boxes."""
+
+    def __init__(self, config: RegionCNNConfig) -> None:
+        super().__init__()
+        self.config = config
+        layers: list[nn.Module] = []
+        incoming = 3
+        for width in config.channels:
+            for stride, source in ((2, incoming), (1, width)):
+                convolution = nn.Conv2d(source, width, 3, stride, 1, bias=False)
+                layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            incoming = width
+        self.body = nn.Sequential(*layers)
+        self.classify = nn.Linear(incoming, config.classes)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """uint8 ``[B, 3, size, size]`` to float32 ``[B, C, size / 16, size / 16]``."""
+        return self.body((pictures.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last))
+
+    @torch.inference_mode()
+    def maps(self, pictures: Sequence[np.ndarray], mirrored: bool = False) -> Tensor:
+        """uint8 ``[height, width, 3]`` pictures of any size to float16 ``[B, C, h, w]`` feature maps."""
+        self.eval()
+        batch = torch.stack([as_input(picture, self.config.size) for picture in pictures])
+        return self(batch.flip(-1) if mirrored else batch).half()
+
+    def save(self, path: Path) -> None:
+        tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
+        save_file(tensors, path, {"config": json.dumps(asdict(self.config))})
+
+    @classmethod
+    def load(cls, path: Path) -> RegionCNN:
+        with safe_open(path, "pt") as file:
+            record = json.loads(file.metadata()["config"])
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+        model = cls(RegionCNNConfig(**{**record, "channels": tuple(record["channels"])}))
+        model.load_state_dict(weights)
+        return model.eval()
+
+
+def as_input(picture: np.ndarray, size: int) -> Tensor:
+    """uint8 ``[height, width, 3]`` to uint8 ``[3, size, size]``, squeezed where it is not that size already."""
+    if picture.shape[:2] != (size, size):
+        from PIL import Image
+
+        picture = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR))
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def pretrain(
+    config: RegionCNNConfig, pictures: PictureTable, read: ReadPicture, report: Callable[[str], None]
+) -> RegionCNN:
+    """Teach a fresh CNN the classes of the boxes of ``pictures``, half of them mirrored. Deterministic on one thread."""
+    torch.manual_seed(config.seed)
+    model = RegionCNN(config).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, config.steps, pct_start=0.15)
+    pool = np.flatnonzero(pictures.index[:, 3] > 0)
+    last = time.monotonic()
+    for step in range(config.steps):
+        rows = take(pool, step, config.pictures_per_step, config.seed).tolist()
+        flip = torch.rand(len(rows)) < 0.5
+        batch = torch.stack([as_input(read(row), config.size) for row in rows])
+        batch = torch.where(flip[:, None, None, None], batch.flip(-1), batch)
+        regions, labels = [], []
+        for place, row in enumerate(rows):
+            picture = pictures[row]
+            boxes = box_ops.flip(picture.boxes, picture.width) if flip[place] else picture.boxes
+            cells = torch.from_numpy(boxes) / torch.tensor([picture.width, picture.height] * 2)
+            regions.append(cells * (config.size / 16))
+            labels.append(torch.from_numpy(picture.labels.astype(np.int64)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+            maps = model(batch)
+        pooled = roi_align(maps.float(), regions, 3, sampling_ratio=2).mean((2, 3))
+        loss = F.cross_entropy(model.classify(pooled), torch.cat(labels))
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"region CNN: loss is {loss.item()} at step {step}, rows {rows}")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if time.monotonic() - last > 30 or step + 1 == config.steps:
+            last = time.monotonic()
+            report(f"region CNN: step {step + 1}/{config.steps}, loss {loss.item():.3f}")
+    return model.eval()
+
+
+def shared_encoder(
+    folder: Path, config: RegionCNNConfig, pictures: PictureTable, read: ReadPicture, report: Callable[[str], None]
+) -> RegionCNN:
+    """The CNN kept as ``folder/model.safetensors``, trained first if it is not there. ``folder`` is named by what it depends on."""
+    path = folder / "model.safetensors"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f"model.{os.getpid()}"
+        pretrain(config, pictures, read, report).save(draft)
+        os.replace(draft, path)
+    return RegionCNN.load(path)
+
+
+class PictureMaps:
+    """Feature maps of pictures, computed once and kept in a file beside the CNN: a ``MapReader``.
+
+    The maps lie in ``folder/<name>-<view>.npy`` as float16 ``[N, C, h, w]``, memory-mapped; zeros for rows outside ``wanted``.
+
+    Args:
+        wanted: bool ``[N]``, the rows that have pairs to look at.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, model: RegionCNN, views: Sequence[str], wanted: np.ndarray, read: ReadPicture
+    ) -> None:
+        self.views = [self._view(folder / f"{name}-{view}.npy", model, view == "flip", wanted, read) for view in views]
+
+    @staticmethod
+    def _view(path: Path, model: RegionCNN, mirrored: bool, wanted: np.ndarray, read: ReadPicture) -> np.ndarray:
+        if not path.exists():
+            draft = path.with_name(f"{path.name}.{os.getpid()}")
+            side = model.config.size // 16
+            shape = (len(wanted), model.config.channels[-1], side, side)
+            maps = np.lib.format.open_memmap(draft, "w+", np.float16, shape)
+            rows = np.flatnonzero(wanted)
+            for start in range(0, len(rows), 64):
+                some = rows[start : start + 64]
+                maps[some] = model.maps([read(row) for row in some.tolist()], mirrored).numpy()
+            maps.flush()
+            os.replace(draft, path)
+        return np.load(path, mmap_mode="r")
+
+    def __call__(self, rows: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        maps = [torch.from_numpy(np.array(self.views[view][row])) for row, view in zip(rows, views, strict=True)]
+        return np.arange(len(rows)), torch.stack(maps)

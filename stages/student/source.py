@@ -1,0 +1,92 @@
+"""Where a student's samples come from: the cache, through the sample stream, or memory, for pictures that were just looked at.
+
+A sample is ``{"row": int, table: {column: value}}``. A student needs two or three tables:
+
+* ``detections``, column ``value``: boxes, scores, labels, width, height;
+* ``features``, one column a view (``original``, ``flip``): float ``[C, h, w]``;
+* ``itm``, one column a prompt: (z0, z1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from storage.stream import SampleStream, StreamSpec
+
+Sample = dict[str, Any]
+CHUNK = 256
+
+
+class Samples(Protocol):
+    """Rows of some tables, joined. Rows that failed in one of them are left out of the answer."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, rows: list[int]) -> list[Sample]: ...
+
+
+class Source(Protocol):
+    """The tables of N rows, of which any part can be opened."""
+
+    def __len__(self) -> int: ...
+
+    def open(self, tables: Mapping[str, Sequence[str]]) -> Samples: ...
+
+
+@dataclass(frozen=True)
+class CacheSource:
+    """The cells of the cache that the pipeline has resolved."""
+
+    spec: StreamSpec
+
+    def __len__(self) -> int:
+        return len(self.spec.rows)
+
+    def open(self, tables: Mapping[str, Sequence[str]]) -> SampleStream:
+        from storage.stream import SampleStream
+
+        chosen = {name: replace(self.spec.tables[name], columns=tuple(columns)) for name, columns in tables.items()}
+        return SampleStream(replace(self.spec, tables=chosen))
+
+
+@dataclass(frozen=True)
+class MemorySource:
+    """Tables held as ``{table: {column: N values}}``; None is a row that failed."""
+
+    tables: Mapping[str, Mapping[str, Sequence[Any]]]
+
+    def __len__(self) -> int:
+        return len(next(iter(next(iter(self.tables.values())).values())))
+
+    def open(self, tables: Mapping[str, Sequence[str]]) -> MemorySamples:
+        chosen = {name: {column: self.tables[name][column] for column in columns} for name, columns in tables.items()}
+        return MemorySamples(len(self), chosen)
+
+
+@dataclass(frozen=True)
+class MemorySamples:
+    count: int
+    tables: Mapping[str, Mapping[str, Sequence[Any]]]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitems__(self, rows: list[int]) -> list[Sample]:
+        samples: list[Sample] = []
+        for row in rows:
+            cells = {name: {column: v[row] for column, v in columns.items()} for name, columns in self.tables.items()}
+            if all(value is not None for columns in cells.values() for value in columns.values()):
+                samples.append({"row": row, **cells})
+        return samples
+
+
+def in_order(samples: Samples, rows: np.ndarray | None = None) -> Iterator[Sample]:
+    """The samples of ``rows`` (int64, default all) one after the other, read in chunks; failed rows are left out."""
+    wanted = np.arange(len(samples)) if rows is None else rows
+    for start in range(0, len(wanted), CHUNK):
+        yield from samples.__getitems__(wanted[start : start + CHUNK].tolist())

@@ -1,0 +1,52 @@
+"""The exact state of a training run in one file, replaced in one step: a killed run goes on from its last save.
+
+Batches, views, learning rate and the random numbers of a step are pure functions of the step and the seed, so weights,
+optimiser moments and the number of steps done are all there is to keep.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from storage.errors import UserError
+
+
+def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, done: int, run: str) -> None:
+    """Replace ``path`` by the state after ``done`` steps. ``run`` names what is being trained, see :func:`load_state`."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for index, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, draft, {"done": str(done), "run": run})
+    with open(draft, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run: str) -> int:
+    """Put the saved state back, if there is one, and return the number of steps done.
+
+    Raises:
+        UserError: the state is that of another run.
+    """
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if metadata["run"] != run:
+        raise UserError(f"{path}: the state of another run ({metadata['run']}, this is {run}); remove it to start anew")
+    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        kind, index, slot = name.split(".", 2)
+        if kind == "optimizer":
+            slots.setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+    return int(metadata["done"])

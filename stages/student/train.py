@@ -1,0 +1,303 @@
+"""Train one student: stream, forward, loss, step, evaluate, save.
+
+    train(StudentConfig(), TrainingSet(...), run_dir)
+
+A run folder holds ``checkpoint/`` (what prediction needs), ``state/`` (what resuming needs), ``metrics.jsonl`` and TensorBoard's
+``tensorboard/``. Calling :func:`train` again on the folder of a killed run goes on from its last save and ends with the
+weights of an undisturbed run, bit for bit on one CPU thread count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from stages.student.batches import Batch, StepBatches
+from stages.student.checkpoint import Student
+from stages.student.config import StudentConfig
+from stages.student.losses import final_logit, focal_terms, image_terms
+from stages.student.model import PairClassifier, Shape
+from stages.student.pictures import PictureTable
+from stages.student.predict import entries, picture_probabilities, write_predictions
+from stages.student.prepare import (
+    Report,
+    TestSet,
+    TrainingSet,
+    map_reader,
+    own_encoder,
+    picture_table,
+    soft_labels,
+    valid_classes,
+)
+from stages.student.region_cnn import RegionCNN, RegionCNNConfig
+from stages.student.state import load_state, save_state
+
+Evaluate = Callable[[Path], dict[str, float]]
+"""Average precisions of a Parquet file of predictions, by name."""
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient is NaN or infinite. The message names the step, the rows and the pictures."""
+
+
+def train(
+    config: StudentConfig,
+    data: TrainingSet,
+    run_dir: Path,
+    *,
+    text_embeddings: np.ndarray | None = None,
+    identities: dict[str, Any] | None = None,
+    shared_dir: Path | None = None,
+    cnn: RegionCNNConfig | None = None,
+    test: TestSet | None = None,
+    evaluate: Evaluate | None = None,
+    loader_workers: int = 0,
+    report: Report = print,
+) -> Student:
+    """Train to the end, from the last save if there is one; predict and evaluate ``test`` if given.
+
+    Args:
+        text_embeddings: float ``[H, D]`` of the interactions' prompts; the classifier's rows start from them.
+        identities: what made the detections and features, recorded in the checkpoint.
+        shared_dir: where variants of a study share the ``region_cnn`` encoder; default: the run folder's parent.
+        evaluate: called with ``run_dir / "detections.parquet"``; what it returns is logged.
+
+    Raises:
+        NonFiniteLoss: training has diverged or a cached value is broken.
+        UserError: the run folder holds another run's state, or there is nothing to train on.
+    """
+    # The stream.
+    (run_dir / "state").mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(log_with="tensorboard", project_dir=run_dir)
+    pictures = picture_table(run_dir / "state" / "pictures", data.source, config, data)
+    valid = torch.from_numpy(valid_classes(data.vocabulary))
+    encoder, shared = None, run_dir
+    if config.encoder == "region_cnn":
+        encoder, shared = own_encoder(shared_dir or run_dir.parent, data, pictures, cnn or RegionCNNConfig(), report)
+    maps = map_reader(data.source, pictures, config.views, encoder, shared, "train", data.read)
+    if config.teacher == "self" and config.itm_on != "none" and not (run_dir / "state" / "self.npy").exists():
+        own = replace(config, itm_on="none", teacher="itm")
+        labels_only = train(
+            own, data, run_dir / "labels_only", text_embeddings=text_embeddings, shared_dir=shared_dir or run_dir.parent,
+            cnn=cnn, loader_workers=loader_workers, report=lambda line: report(f"labels only: {line}"),
+        )  # fmt: skip
+        picture_probabilities(run_dir / "state" / "self.npy", labels_only.model, pictures, maps, valid)
+    soft = soft_labels(run_dir / "state", data, pictures, config)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = StepBatches(config, pictures, maps, data.labelled, soft, valid.shape[1], rank, world)
+    _, first_maps = maps(np.flatnonzero(pictures.usable())[:1], np.zeros(1, np.int64))
+
+    # The network, as it was left.
+    torch.manual_seed(config.seed)
+    model = build_model(config, data, first_maps.shape[1], text_embeddings)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), config.learning_rate, foreach=True)
+    run = run_name(config, data)
+    state = run_dir / "state" / "latest.safetensors"
+    done = load_state(state, model, optimizer, run)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    network = accelerator.unwrap_model(model)
+    log = MetricsLog(run_dir / "metrics.jsonl", done, accelerator)
+    if soft is not None and soft.platt is not None:
+        report(f"soft labels: sigmoid({soft.platt.slope:.3f} m {soft.platt.bias:+.3f})")
+
+    # Forward, loss, step, save.
+    loader = DataLoader(
+        batches, batch_size=None, sampler=range(done, config.steps), num_workers=loader_workers,  # type: ignore[arg-type]
+        persistent_workers=False,
+    )  # fmt: skip
+    progress = Progress(done, config.steps, report)
+    model.train()
+    for step, batch in enumerate(loader, done):
+        batch = batch.to(accelerator.device)
+        torch.manual_seed(random_seed(config.seed, step, rank))
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * rate(step, config.steps, config.warmup_steps)
+        loss, terms = batch_loss(model, batch, valid.to(accelerator.device), config, accelerator)
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise NonFiniteLoss(describe_non_finite(step, batch, network, data, terms, float(norm)))
+        optimizer.step()
+        last = step + 1 == config.steps
+        if (step + 1) % config.log_every == 0 or last:
+            epoch = (step + 1) * config.labelled_per_step / max(len(batches.labelled_pool), 1)
+            log.write({"step": step + 1, "epoch": round(epoch, 3), "loss": loss.item(), **terms, "lr": group["lr"]})
+        if ((step + 1) % config.save_every == 0 or last) and accelerator.is_main_process:
+            save_state(state, network, optimizer.optimizer, step + 1, run)
+        progress(step + 1, loss)
+
+    # Evaluate, save.
+    student = Student(network.eval(), data.vocabulary, config, identities or {}, encoder)
+    if accelerator.is_main_process:
+        student.save_pretrained(run_dir / "checkpoint")
+        if test is not None:
+            predictions = predict_set(student, test, run_dir, shared, valid, report)
+            if evaluate is not None:
+                log.trackers({f"AP/{name}": value for name, value in evaluate(predictions).items()}, config.steps)
+    accelerator.end_training()
+    return student
+
+
+def build_model(config: StudentConfig, data: TrainingSet, channels: int, text: np.ndarray | None) -> PairClassifier:
+    """A fresh network for the data's vocabulary and maps of ``channels``."""
+    shape = Shape(
+        channels=channels,
+        objects=len(data.vocabulary.objects),
+        text_width=None if text is None else text.shape[1],
+        roi_size=config.roi_size,
+        width=config.width,
+        dropout=config.dropout,
+        feature_dropout=config.feature_dropout,
+        logit_scale=config.logit_scale,
+    )
+    verb = torch.from_numpy(data.vocabulary.hois[:, 0].astype(np.int64))
+    return PairClassifier(shape, verb, None if text is None else torch.from_numpy(text.astype(np.float32)))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms and scales do not."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def batch_loss(
+    model: nn.Module, batch: Batch, valid: Tensor, config: StudentConfig, accelerator: Accelerator
+) -> tuple[Tensor, dict[str, float]]:
+    """Annotated pairs of labelled pictures, plus soft labels where the batch has them.
+
+    Each term is divided by its expected number of positives in the whole batch, over all ranks, at least 1.
+
+    Returns:
+        The loss and its terms by name.
+    """
+    logits = model(batch.regions)
+    pair, hoi, prior = entries(batch.regions, valid)
+    picture = batch.regions.pair_picture[pair]
+    final = final_logit(logits[pair, hoi], prior)
+
+    annotated = batch.labelled[picture]
+    target = batch.target[pair, hoi][annotated]
+    terms = focal_terms(final[annotated], target, config.focal_alpha, config.focal_gamma)
+    pairs_loss = terms.sum() / _count(target.sum(), accelerator)
+    if torch.isnan(batch.soft).all():
+        return pairs_loss, {"loss/pairs": pairs_loss.item()}
+
+    asked = ~torch.isnan(batch.soft[picture, hoi])
+    group, entry_group = torch.unique(picture[asked] * valid.shape[1] + hoi[asked], return_inverse=True)
+    soft = batch.soft.flatten()[group]
+    image_loss = image_terms(final[asked], entry_group, soft).sum() / _count(soft.sum(), accelerator)
+    loss = pairs_loss + config.itm_weight * image_loss
+    return loss, {"loss/pairs": pairs_loss.item(), "loss/itm": image_loss.item()}
+
+
+def _count(positives: Tensor, accelerator: Accelerator) -> Tensor:
+    """The ranks' mean number of positives, so that averaged gradients are those of one whole batch."""
+    return accelerator.reduce(positives.detach(), "mean").clamp(min=1)
+
+
+def rate(step: int, steps: int, warmup: int) -> float:
+    """Linear warm-up, then a cosine down to 0: a factor of the learning rate."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+def random_seed(*numbers: int) -> int:
+    """One seed for a step: what it draws does not depend on what was drawn before it."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def run_name(config: StudentConfig, data: TrainingSet) -> str:
+    """A digest of what decides a run's weights; a saved state of another name is not resumed."""
+    weights = {k: v for k, v in asdict(config).items() if k not in ("log_every", "save_every", "predict_batch")}
+    record = [weights, data.identity, len(data.source), int(data.labelled.sum()), data.vocabulary.digest()]
+    return hashlib.blake2b(json.dumps(record).encode(), digest_size=8).hexdigest()
+
+
+def describe_non_finite(
+    step: int, batch: Batch, network: nn.Module, data: TrainingSet, terms: dict[str, float], norm: float
+) -> str:
+    """One line: the step, the terms, and the pictures whose own values are not finite, else all of the batch."""
+    with torch.inference_mode():
+        logits = network(batch.regions)
+    bad = torch.unique(batch.regions.pair_picture[~torch.isfinite(logits).all(1)]).tolist()
+    broken = torch.flatnonzero(~torch.isfinite(batch.regions.maps.flatten(1)).all(1)).tolist()
+    places = broken or bad or range(len(batch.rows))
+    rows = [int(batch.rows[place]) for place in places]
+    names = [str(data.annotations.image_id[int(data.image[row])]) for row in rows]
+    what = "feature maps that are not finite in" if broken else "pictures"
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+    return f"step {step + 1}: {losses}, gradient norm {norm:.4g}; {what} rows {rows}, image ids {names}"
+
+
+def predict_set(student: Student, test: TestSet, run_dir: Path, shared: Path, valid: Tensor, report: Report) -> Path:
+    """Predict every picture of ``test``; returns the Parquet file."""
+    pictures = picture_table(run_dir / "state" / "test_pictures", test.source, student.config)
+    views = student.config.views[:1]
+    name = f"test-{hashlib.blake2b(test.identity.encode(), digest_size=4).hexdigest()}"
+    maps = map_reader(test.source, pictures, views, student.region_cnn, shared, name, test.read)
+    path = run_dir / "detections.parquet"
+    count = write_predictions(
+        path, student.model, pictures, maps, valid, student.vocabulary.hois, test.image_ids, student.config.prior_power,
+        student.config.predict_batch,
+    )  # fmt: skip
+    report(f"predicted {count} triplets in {int(pictures.usable().sum())} of {len(pictures)} pictures")
+    return path
+
+
+class MetricsLog:
+    """``metrics.jsonl``, one line a logged step, and the same through Accelerate's trackers. Lines after the step that a
+    run resumes from are dropped, so that every step is logged once."""
+
+    def __init__(self, path: Path, done: int, accelerator: Accelerator) -> None:
+        self.accelerator, self.start = accelerator, time.monotonic()
+        self.file = None
+        if accelerator.is_main_process:
+            kept = []
+            for line in path.read_text().splitlines() if path.exists() else []:
+                if line.endswith("}") and json.loads(line)["step"] <= done:
+                    kept.append(line + "\n")
+            path.write_text("".join(kept))
+            self.file = open(path, "a", buffering=1)
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": done + 1}})
+
+    def write(self, record: dict[str, float]) -> None:
+        if self.file is not None:
+            self.file.write(json.dumps({**record, "seconds": round(time.monotonic() - self.start, 3)}) + "\n")
+        self.trackers({name: value for name, value in record.items() if name != "step"}, int(record["step"]))
+
+    def trackers(self, values: dict[str, float], step: int) -> None:
+        self.accelerator.log(values, step=step)
+
+
+class Progress:
+    """A line now and then: steps, loss, speed, time left."""
+
+    def __init__(self, done: int, steps: int, report: Report, every: float = 10.0) -> None:
+        self.first, self.steps, self.report, self.every = done, steps, report, every
+        self.start = self.last = time.monotonic()
+        if done:
+            report(f"resumed after step {done} of {steps}")
+
+    def __call__(self, done: int, loss: Tensor) -> None:
+        now = time.monotonic()
+        if now - self.last < self.every and done < self.steps:
+            return
+        self.last = now
+        speed = (done - self.first) / max(now - self.start, 1e-9)
+        left = (self.steps - done) / speed
+        self.report(f"step {done}/{self.steps}  loss {loss.item():.3f}  {speed:.1f} steps/s  {left:.0f} s left")
