@@ -32,7 +32,7 @@ def load_hico_det(
     picture files need not be there.
 
     Raises UserError naming file and entry for unknown classes, boxes outside their picture, connections to boxes that
-    are not there, duplicate or missing pictures; with `lenient` such pairs and pictures are dropped, counted, warned of.
+    are not there, duplicate or missing pictures; with `lenient` those are dropped, counted, warned of.
     """
     root = Path(root)
     if split not in ("train", "test"):

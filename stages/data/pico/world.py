@@ -116,7 +116,7 @@ def _write_picture(index: int, seed: int, split: str, folder: str) -> tuple[Pict
     scene = render_scene(scene_seed(seed, split, index), temper=TEMPER[split])
     name = f"HICO_{split}2015_{index + 1:08d}.jpg"
     encoded = io.BytesIO()
-    Image.fromarray(scene.image).save(encoded, "JPEG", quality=95)
+    Image.fromarray(scene.image).save(encoded, "JPEG", quality=95, subsampling=0)
     (Path(folder) / name).write_bytes(encoded.getvalue())
     picture = Picture(name, SIZE, SIZE, _whole_pixels(scene.boxes), scene.objects, _triplets(scene))
     rng = np.random.default_rng([seed, _SPLIT_START[split], index])
