@@ -1,9 +1,9 @@
 """Average precision of scored human-object pairs, as array operations on columns.
 
-Detections and annotated pairs ("truths") are columns of equal length. Every detection belongs to one *group*, the pairs of
-one class in one picture, and can only match a truth of its own group. What evaluators disagree on is a named argument
-here: how a truth is chosen (:func:`best_match`), from which overlap it counts (:func:`true_positives`), and on which
-recall grid precision is read (:func:`interpolated_precision`).
+Detections and annotated pairs ("truths") are given as columns. Every one belongs to a *group*, the pairs of one class
+in one picture, and a detection can only match a truth of its own group. What evaluators disagree on is one function or one
+named argument here: how a truth is chosen (:func:`best_match`), from which overlap it counts (:func:`true_positives`),
+and on which recall grid precision is read (:func:`interpolated_precision`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 RECALL_GRID = np.arange(11) * 0.1
-"""The official eleven recall levels, ``k * 0.1`` *in floating point*: the fourth is 0.30000000000000004, so a class with
-ten annotated pairs, three of them found, has not reached it. The exact grid ``k / 10`` gives other numbers."""
+"""The official eleven recall levels, ``k * 0.1`` *in floating point*: the fourth is 0.30000000000000004, so a class
+with ten annotated pairs, three of them found, has not reached it. The exact grid ``k / 10`` gives other numbers."""
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -33,7 +33,10 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def best_match(
-    group: np.ndarray, boxes: tuple[np.ndarray, np.ndarray], truth_group: np.ndarray, truths: tuple[np.ndarray, np.ndarray]
+    group: np.ndarray,
+    boxes: tuple[np.ndarray, np.ndarray],
+    truth_group: np.ndarray,
+    truths: tuple[np.ndarray, np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each detection the truth of its group that it overlaps most, whether or not another detection has taken it.
 

@@ -1,4 +1,4 @@
-"""Small inline SVG charts for the pages: lines, scatter, dots with a mean. Colours and type come from the page's CSS."""
+"""Small inline SVG charts for the pages: lines, scatter, dots with a mean. Colours and type come from page.css."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
 
 
 def line_chart(steps: Sequence[float], values: Sequence[float], title: str) -> Markup:
-    """A curve over training steps: the raw values faint, their running mean in front. Non-finite values are left out."""
+    """A curve over training steps: the raw values faint, their running mean in front. Infinities are left out."""
     pairs = np.array([(s, v) for s, v in zip(steps, values, strict=True) if isfinite(v)]).reshape(-1, 2)
     if not len(pairs):
         return Markup("")
@@ -64,7 +64,7 @@ def line_chart(steps: Sequence[float], values: Sequence[float], title: str) -> M
 
 
 def scatter_chart(points: Sequence[Point], x_name: str, y_name: str, rare_below: float) -> Markup:
-    """Percentages (y, 0 to 100) against counts (x, logarithmic from 0), rare classes set apart by shape and a shaded band."""
+    """Percentages (y) against counts (x, logarithmic from 0); rare classes differ in shape and lie in a shaded band."""
     width, height = 720, 320
     most = max([point.x for point in points], default=1)
     to_x = _scale(0.0, log10(1 + most) * 1.02 or 1.0, _LEFT, width - _RIGHT)
@@ -76,10 +76,12 @@ def scatter_chart(points: Sequence[Point], x_name: str, y_name: str, rare_below:
         f'<text class="rare-name" x="{_LEFT + 8}" y="{_TOP + 16}">rare</text>',
         _grid([0, 25, 50, 75, 100], to_y, width),
         *(
-            f'<text class="tick" x="{to_x(log10(1 + count)):.1f}" y="{height - 24}" text-anchor="middle">{count:,}</text>'
+            f'<text class="tick" x="{to_x(log10(1 + count)):.1f}" y="{height - 24}" text-anchor="middle">'
+            f"{count:,}</text>"
             for count in counts
         ),
-        f'<text class="axis" x="{(_LEFT + width - _RIGHT) / 2}" y="{height - 5}" text-anchor="middle">{escape(x_name)}</text>',
+        f'<text class="axis" x="{(_LEFT + width - _RIGHT) / 2}" y="{height - 5}" text-anchor="middle">'
+        f"{escape(x_name)}</text>",
     ]
     for point in points:
         x, y, tip = to_x(log10(1 + point.x)), to_y(point.y), f"<title>{escape(point.label)}</title>"
@@ -95,7 +97,7 @@ def dot_chart(rows: Sequence[DotRow], title: str) -> Markup:
     values = [value for row in rows for value in row.values]
     if not values:
         return Markup("")
-    width, row_height = 360, 30
+    width, row_height = 360, 40
     height = _TOP + row_height * len(rows) + _BOTTOM
     margin = max(0.08 * (max(values) - min(values)), 0.5)
     low, high = max(0.0, min(values) - margin), min(100.0, max(values) + margin)
@@ -106,15 +108,19 @@ def dot_chart(rows: Sequence[DotRow], title: str) -> Markup:
     ]
     body.append(_x_ticks(ticks(low, high), to_x, height, lambda tick: f"{tick:g}"))
     for i, row in enumerate(rows):
-        y = _TOP + row_height * (i + 0.5) + 6
+        y = _TOP + row_height * (i + 0.5) + 8
         if not row.values:
             continue
         mean = sum(row.values) / len(row.values)
-        body.append(f'<text class="row" x="12" y="{y - 9:.1f}">{escape(row.label)}</text>')
-        body.append(f'<line class="span" x1="{to_x(min(row.values)):.1f}" x2="{to_x(max(row.values)):.1f}" y1="{y}" y2="{y}"/>')
+        body.append(f'<text class="row" x="12" y="{y - 13:.1f}">{escape(row.label)}</text>')
+        body.append(
+            f'<line class="span" x1="{to_x(min(row.values)):.1f}" x2="{to_x(max(row.values)):.1f}" y1="{y}" y2="{y}"/>'
+        )
         for value in row.values:
             tip = f"{row.label}: {value:.2f}"
-            body.append(f'<circle class="mark" cx="{to_x(value):.1f}" cy="{y}" r="4"><title>{escape(tip)}</title></circle>')
+            body.append(
+                f'<circle class="mark" cx="{to_x(value):.1f}" cy="{y}" r="4"><title>{escape(tip)}</title></circle>'
+            )
         body.append(f'<line class="mean" x1="{to_x(mean):.1f}" x2="{to_x(mean):.1f}" y1="{y - 7}" y2="{y + 7}"/>')
     return _svg(width, height, title, body)
 
@@ -148,6 +154,5 @@ def _short(step: float) -> str:
 
 
 def _svg(width: int, height: int, title: str, body: Sequence[str]) -> Markup:
-    return Markup(  # every text in the body is escaped above
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{"".join(body)}</svg>'
-    )
+    head = f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
+    return Markup(f"{head}{''.join(body)}</svg>")  # every text in the body is escaped above

@@ -25,8 +25,8 @@ SCHEMA = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
     ]
 )
-"""One row a scored triplet. Boxes are xyxy pixels of the original picture, zero-based half-open; ``object`` is in COCO-80
-order (person = 0); ``verb`` and ``hoi`` are 0-based, ``hoi`` -1 where the dataset names no such class."""
+"""One row a scored triplet. Boxes are xyxy pixels of the original picture, zero-based half-open; ``object`` is in
+COCO-80 order (person = 0); ``verb`` and ``hoi`` are 0-based, ``hoi`` -1 where the dataset names no such class."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Detections:
         return len(self.score)
 
 
-def write_detections(path: Path, detections: Detections, image_ids: Sequence[str]) -> None:
+def write_detections(path: Path, detections: Detections, image_ids: Sequence[str] | np.ndarray) -> None:
     """Write the Parquet file. ``image_ids`` names every picture of the dataset, in its order."""
     ids = pa.DictionaryArray.from_arrays(detections.image.astype(np.int32), pa.array(image_ids, pa.string()))
     columns: list[pa.Array] = [ids.cast(pa.string())]
@@ -64,7 +64,9 @@ def write_detections(path: Path, detections: Detections, image_ids: Sequence[str
     pq.write_table(pa.table(columns, schema=SCHEMA), path, compression="zstd")
 
 
-def read_detections(path: Path, image_ids: Sequence[str], hois: np.ndarray, objects: int, verbs: int) -> Detections:
+def read_detections(
+    path: Path, image_ids: Sequence[str] | np.ndarray, hois: np.ndarray, objects: int, verbs: int
+) -> Detections:
     """Read and check a Parquet file of detections.
 
     Args:
@@ -108,7 +110,9 @@ def _read_columns(path: Path) -> pa.Table:
         present = pq.read_schema(path)
         missing = [name for name in SCHEMA.names if name not in present.names]
         if missing:
-            raise UserError(f"{path}: column {missing[0]!r} is missing; a detections file has {', '.join(SCHEMA.names)}")
+            raise UserError(
+                f"{path}: column {missing[0]!r} is missing; a detections file has {', '.join(SCHEMA.names)}"
+            )
         table = pq.read_table(path, columns=SCHEMA.names)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; give a Parquet file of detections") from None

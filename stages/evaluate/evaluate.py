@@ -14,6 +14,7 @@ from storage.errors import UserError
 
 if TYPE_CHECKING:
     from stages.data.records import Annotations
+    from stages.data.vocabulary import Vocabulary
 
 RARE_BELOW = 10
 """A HICO-DET class with fewer annotated training pairs than this is rare (Chao et al., WACV 2018)."""
@@ -25,8 +26,9 @@ class Evaluation:
 
     Attributes:
         counts: pictures, pairs, detections, classes and how many of them are rare or without a test pair.
-        default, known_object: mean average precision over ``full``, ``rare`` and ``non_rare`` classes; None for a set in
-            which no class has a pair. Classes without test pairs have no average precision and are left out of means.
+        default, known_object: mean average precision over ``full``, ``rare`` and ``non_rare`` classes; None for a set
+            in which no class has a pair. Classes without test pairs have no average precision and enter no mean.
+        known_object_from: what says which pictures show an object.
         per_class: one record a class, in class order: hoi, verb, object (names), rare, training_pairs (None if not
             known), pairs, detections, found, recall, ap, ap_known_object.
         matched: ``int64 [D]`` annotated pair that each detection found, -1 where it is wrong; not part of the JSON.
@@ -41,7 +43,7 @@ class Evaluation:
     per_class: list[dict[str, Any]]
     matched: np.ndarray
 
-    def to_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """A JSON-able record; figures are rounded to six decimals."""
         return {
             "dataset": self.dataset,
@@ -54,10 +56,19 @@ class Evaluation:
             "per_class": self.per_class,
         }
 
+    def table(self) -> str:
+        """The means as lines of plain text, for a terminal."""
+        lines = [f"{'mAP (%)':<14}{'full':>10}{'rare':>10}{'non-rare':>10}"]
+        for name, means in (("default", self.default), ("known object", self.known_object)):
+            cells = ("-" if value is None else f"{value:.2f}" for value in means.values())
+            lines.append(f"{name:<14}" + "".join(f"{cell:>10}" for cell in cells))
+        counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in self.counts.items())
+        return "\n".join([*lines, counts])
+
 
 def training_pairs(annotations: Annotations) -> np.ndarray:
     """Annotated pairs of each class in a training split, ``int64 [H]``; rare classes have fewer than RARE_BELOW."""
-    return np.bincount(annotations.hoi[annotations.hoi >= 0], minlength=len(annotations.vocabulary.hois))
+    return np.bincount(annotations.hoi, minlength=len(_vocabulary(annotations)))
 
 
 def evaluate_hico_det(
@@ -72,8 +83,8 @@ def evaluate_hico_det(
         rare: ``bool [H]``.
         training: ``int [H]`` training pairs of each class, for the record.
     """
-    vocabulary, truths = annotations.vocabulary, _truths(annotations)
-    hois = np.asarray(vocabulary.hois, np.int64)
+    vocabulary, truths = _vocabulary(annotations), _truths(annotations)
+    hois = vocabulary.hois.astype(np.int64)
     results = hico_det(detections, truths, hois[:, 1])
     default, known = results.default, results.known_object
     per_class = [
@@ -96,7 +107,7 @@ def evaluate_hico_det(
         dataset=annotations.name,
         split=annotations.split,
         counts={
-            "pictures": len(annotations.image_id),
+            "pictures": len(annotations),
             "pairs": len(truths.hoi),
             "detections": len(detections),
             "classes": len(hois),
@@ -123,11 +134,9 @@ def evaluate_file(annotations: Path, detections: Path) -> Evaluation:
     """
     from stages.data.hico_det import load_hico_det
 
-    test, train = load_hico_det(annotations, "test"), load_hico_det(annotations, "train")
-    vocabulary = test.vocabulary
-    found = read_detections(
-        detections, test.image_id, np.asarray(vocabulary.hois), len(vocabulary.objects), len(vocabulary.verbs)
-    )
+    test, train = (load_hico_det(annotations, split, images=False) for split in ("test", "train"))
+    vocabulary = _vocabulary(test)
+    found = read_detections(detections, test.image_id, vocabulary.hois, len(vocabulary.objects), len(vocabulary.verbs))
     if (found.hoi < 0).any():
         row = int((found.hoi < 0).argmax())
         raise UserError(f"{detections}: row {row}: hoi is -1, but every HICO-DET detection names one of its classes")
@@ -135,16 +144,21 @@ def evaluate_file(annotations: Path, detections: Path) -> Evaluation:
     return evaluate_hico_det(test, found, counts < RARE_BELOW, counts)
 
 
+def _vocabulary(annotations: Annotations) -> Vocabulary:
+    if annotations.vocabulary is None:
+        raise UserError(f"{annotations.name}: pictures without annotated classes cannot be evaluated")
+    return annotations.vocabulary
+
+
 def _truths(annotations: Annotations) -> Truths:
     """The split's pairs as columns; object categories of a picture from its image-level labels, else from its pairs."""
-    image = np.repeat(np.arange(len(annotations.image_id)), np.diff(annotations.pair_offsets))
-    objects = len(annotations.vocabulary.objects)
-    image_objects = np.zeros((len(annotations.image_id), objects), bool)
+    vocabulary, image = _vocabulary(annotations), annotations.pair_image()
+    image_objects = np.zeros((len(annotations), len(vocabulary.objects)), bool)
     if annotations.image_hois is None:
         image_objects[image, annotations.object] = True
     else:
         labelled, hoi = np.nonzero(annotations.image_hois)
-        image_objects[labelled, np.asarray(annotations.vocabulary.hois)[hoi, 1]] = True
+        image_objects[labelled, vocabulary.hois[hoi, 1]] = True
     return Truths(image, annotations.human_box, annotations.object_box, annotations.hoi.astype(np.int64), image_objects)
 
 

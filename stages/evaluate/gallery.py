@@ -15,6 +15,7 @@ from stages.evaluate.pictures import Pair
 
 if TYPE_CHECKING:
     from stages.data.records import Annotations
+    from stages.data.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Chosen:
 
 
 def found_share(annotations: Annotations, detections: Detections, matched: np.ndarray) -> np.ndarray:
-    """R-precision of each picture, ``float64 [N]``: of its n highest-scored detections, n being its annotated pairs, the
-    share that is right. NaN for pictures without pairs.
+    """R-precision of each picture, ``float64 [N]``: of its n highest-scored detections, n being the number of its
+    annotated pairs, the share that is right. NaN for pictures without pairs.
 
     Args:
         matched: ``int64 [D]`` from the evaluation, -1 where a detection is wrong.
@@ -109,9 +110,12 @@ def gallery_items(
         picture: gives a picture by its position in the split.
         captions, matches: the teacher's words, by position in the split; absent ones are left out.
     """
+    words = annotations.vocabulary
+    assert words is not None, "evaluated pictures have classes"
     items = []
     for pick in chosen:
-        truths = np.arange(annotations.pair_offsets[pick.image], annotations.pair_offsets[pick.image + 1])
+        pairs = annotations.pairs(pick.image)
+        truths = np.arange(pairs.start, pairs.stop)
         here = np.flatnonzero(detections.image == pick.image)
         shown = here[np.argsort(-detections.score[here], kind="stable")][: len(truths) + extra]
         found = set(matched[shown].tolist())
@@ -121,9 +125,11 @@ def gallery_items(
                 title=str(annotations.image_id[pick.image]),
                 picture=picture(pick.image),
                 kind=pick.kind,
-                note=f"{n} of {len(truths)} pairs among the top {len(truths)}" if len(truths) else "no annotated pairs",
-                predictions=[_prediction(annotations, detections, row, bool(matched[row] >= 0)) for row in shown],
-                truths=[_truth(annotations, row, int(row) in found) for row in truths],
+                note=f"{n} of {len(truths)} pairs found by as many predictions"
+                if len(truths)
+                else "no annotated pairs",
+                predictions=[_prediction(words, detections, row, bool(matched[row] >= 0)) for row in shown],
+                truths=[_truth(words, annotations, row, int(row) in found) for row in truths],
                 captions=captions.get(pick.image, ()),
                 matches=matches.get(pick.image, ()),
             )
@@ -131,8 +137,7 @@ def gallery_items(
     return items
 
 
-def _prediction(annotations: Annotations, detections: Detections, row: int, right: bool) -> Pair:
-    words = annotations.vocabulary
+def _prediction(words: Vocabulary, detections: Detections, row: int, right: bool) -> Pair:
     return Pair(
         detections.human_box[row].tolist(),
         detections.object_box[row].tolist(),
@@ -143,8 +148,7 @@ def _prediction(annotations: Annotations, detections: Detections, row: int, righ
     )
 
 
-def _truth(annotations: Annotations, row: int, found: bool) -> Pair:
-    words = annotations.vocabulary
+def _truth(words: Vocabulary, annotations: Annotations, row: int, found: bool) -> Pair:
     return Pair(
         annotations.human_box[row].tolist(),
         annotations.object_box[row].tolist(),

@@ -51,8 +51,8 @@ class Results:
 def hico_det(detections: Detections, truths: Truths, hoi_object: np.ndarray) -> Results:
     """Evaluate as the official code does.
 
-    A detection is compared with the annotated pair of its class that it overlaps most, by min(IoU_human, IoU_object); it
-    is right when that is at least 0.5 and no higher-ranked detection took the pair. All pictures count, also those
+    A detection is compared with the annotated pair of its class that it overlaps most, by min(IoU_human, IoU_object);
+    it is right when that is at least 0.5 and no higher-ranked detection took the pair. All pictures count, also those
     without pairs. *Known object* looks, for each class, only at pictures whose image-level labels name its object.
 
     Args:

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from PIL import Image, ImageOps
 
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
-"""Okabe and Ito's colours, which people with any common colour vision tell apart; one a pair, and pairs carry numbers."""
+"""Okabe and Ito's colours, told apart with any common colour vision; one a pair, and pairs carry numbers besides."""
 _WIDTH = 360
 """Units of a drawing's width. It is shown at about this many pixels, so that text in it has its nominal size."""
 _CHIP, _CHARACTER = 17.0, 6.7
@@ -86,10 +86,14 @@ def draw_pairs(uri: str, size: tuple[int, int], lines: Sequence[NumberedPair], a
     """
     scale = _WIDTH / size[0]
     height = size[1] * scale
-    shapes, chips, taken = [], [], []  # type: ignore[var-annotated]
+    shapes: list[str] = []
+    chips: list[str] = []
+    taken: list[tuple[float, float, float]] = []
+    drawn: list[np.ndarray] = []
     for number in dict.fromkeys(line.number for line in lines):
         same = [line for line in lines if line.number == number]
         human, thing = (np.asarray(box, float) * scale for box in (same[0].pair.human_box, same[0].pair.object_box))
+        human, thing = _step_inside(human, drawn), _step_inside(thing, drawn)
         shapes.append(_boxes(human, thing, same[0].colour))
         text = f"{number} " + ", ".join(line.pair.verb for line in same)
         chip = _place(text, human, thing, height, taken)
@@ -100,6 +104,14 @@ def draw_pairs(uri: str, size: tuple[int, int], lines: Sequence[NumberedPair], a
         f'<image href="{uri}" width="{_WIDTH}" height="{height:.1f}" preserveAspectRatio="none"/>'
         f"{''.join(shapes)}{''.join(chips)}</svg>"
     )
+
+
+def _step_inside(box: np.ndarray, drawn: list[np.ndarray]) -> np.ndarray:
+    """A box that another pair shares is drawn a little inside it, so that both colours are seen."""
+    times = sum(np.allclose(box, other) for other in drawn)
+    drawn.append(box)
+    inset = min(4.0 * times, *((box[2:] - box[:2]) / 3))
+    return box + np.array([inset, inset, -inset, -inset])
 
 
 def _boxes(human: np.ndarray, thing: np.ndarray, colour: str) -> str:

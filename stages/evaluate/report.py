@@ -1,8 +1,8 @@
 """The pages people read: one self-contained HTML file a run, a folder of photographs, or a matrix of experiments.
 
-A page carries its styles, its pictures and its one small script in itself and may load nothing else (a content security
-policy says so to the browser). Texts reach it through jinja2 with autoescape on, so markup in a teacher's answer is shown,
-not obeyed.
+A page carries its styles, its pictures and its one small script in itself and may load nothing else (a content
+security policy says so to the browser). Texts reach it through jinja2 with autoescape on, so markup in a teacher's
+answer is shown, not obeyed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ReportData:
     Attributes:
         trained_on: one sentence: which pictures, which labels, which teacher tables.
         facts: short (label, value) pairs under the title: seed, steps, seconds ...
-        evaluation: the record of :meth:`stages.evaluate.evaluate.Evaluation.to_json`.
+        evaluation: the record of :meth:`stages.evaluate.evaluate.Evaluation.as_json`.
         skipped: rows left out of training and why, {reason: rows}; None where the run recorded nothing about it.
         parameters: the resolved parameters, shown folded.
     """
@@ -103,7 +103,7 @@ class ReportData:
 
 @dataclass(frozen=True)
 class FolderPage:
-    """A folder of photographs: each with its captions and best prompts; ``failed`` names those without ({file: reason})."""
+    """A folder of photographs, each with its captions and best prompts; ``failed`` names those without, and why."""
 
     name: str
     about: str
@@ -146,7 +146,10 @@ def write_report(path: Path, data: ReportData) -> None:
     per_class = data.evaluation["per_class"]
     dots = [
         charts.Point(
-            row["training_pairs"], row["ap"], f"{class_name(row)}: AP {row['ap']:.1f}, {row['training_pairs']} training pairs", row["rare"]
+            row["training_pairs"],
+            row["ap"],
+            f"{class_name(row)}: AP {row['ap']:.1f}, {row['training_pairs']} training pairs",
+            row["rare"],
         )
         for row in per_class
         if row["ap"] is not None and row.get("training_pairs") is not None
@@ -178,7 +181,12 @@ def write_experiments_page(path: Path, data: ExperimentsPage) -> None:
         if any(spread.values for _, spreads in rows for spread in spreads.values()):
             tables.append((title, rows))
     plots = [
-        (label, charts.dot_chart([charts.DotRow(arm.name, Spread.of(arm, "default", key).values) for arm in data.arms], label))
+        (
+            label,
+            charts.dot_chart(
+                [charts.DotRow(arm.name, Spread.of(arm, "default", key).values) for arm in data.arms], label
+            ),
+        )
         for key, label in SETS
     ]
     page = _environment().get_template("experiments.html.j2").render(data=data, sets=SETS, tables=tables, plots=plots)
@@ -273,7 +281,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _brief(record: Mapping[str, Any], most: int = 5) -> list[tuple[str, str]]:
-    """The plain entries of a fingerprint record that tell tables of a kind apart: parameters first, long values clipped."""
+    """The plain entries of a fingerprint record that tell tables of a kind apart: parameters first, values clipped."""
     entries = [
         (key.removeprefix("parameters."), str(value) if len(str(value)) <= 34 else f"{str(value)[:32]}…")
         for key, value in sorted(record.items(), key=lambda entry: not entry[0].startswith("parameters."))

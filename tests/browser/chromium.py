@@ -51,11 +51,15 @@ class Chromium:
             self._ask(f"{domain}.enable")
 
     def open(self, page: Path, width: int, height: int = 900) -> None:
-        """Load a file into a window of ``width`` x ``height`` CSS pixels (a phone's below 600) and wait until it is there."""
+        """Load a file into a window of ``width`` x ``height`` CSS pixels (below 600: a phone's); wait until it is there."""
         self.complaints, self.requests = [], []
         phone = width < 600
         self._ask(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
         )
         self._ask("Page.navigate", url=page.as_uri())
         deadline = time.monotonic() + 30

@@ -33,9 +33,15 @@ def drawn_picture(width: int = 128, height: int = 128, seed: int = 0) -> Image.I
 
 def pairs_in(width: int, height: int, predicted: bool) -> list[Pair]:
     human = (0.2 * width, 0.18 * height, 0.42 * width, 0.82 * height)
-    ball, far = (0.58 * width, 0.52 * height, 0.87 * width, 0.82 * height), (0.7 * width, 0.1 * height, 0.9 * width, 0.4 * height)
+    ball, far = (
+        (0.58 * width, 0.52 * height, 0.87 * width, 0.82 * height),
+        (0.7 * width, 0.1 * height, 0.9 * width, 0.4 * height),
+    )
     if not predicted:
-        return [Pair(human, ball, "hold", "sports ball", None, True), Pair(human, ball, "throw", "sports ball", None, False)]
+        return [
+            Pair(human, ball, "hold", "sports ball", None, True),
+            Pair(human, ball, "throw", "sports ball", None, False),
+        ]
     return [
         Pair(human, ball, "hold", "sports ball", 0.91, True),
         Pair(human, far, "no interaction", "teddy bear", 0.44, False),
@@ -52,10 +58,13 @@ def gallery(count: int) -> list[GalleryItem]:
                 title=f"pico_test_{i:08d}.png" if i else MARKUP,
                 picture=drawn_picture(width, height, i),
                 kind=("best", "worst", "random")[i * 3 // count],
-                note="1 of 2 pairs among the top 2",
+                note="1 of 2 pairs found by as many predictions",
                 predictions=pairs_in(width, height, True),
                 truths=pairs_in(width, height, False) if i % 4 else [],
-                captions=[("", MARKUP), ("a list of what people do:", "a person holding a ball and a person sitting on a chair")],
+                captions=[
+                    ("", MARKUP),
+                    ("a list of what people do:", "a person holding a ball and a person sitting on a chair"),
+                ],
                 matches=[
                     Match(f"a photo of a person {verb.replace('_', ' ')} a sports ball", 0.97 / (k + 1), k == 1)
                     for k, verb in enumerate(VERBS)
@@ -71,7 +80,14 @@ def evaluation() -> dict:
     for hoi, (verb, thing) in enumerate((v, o) for o in OBJECTS for v in VERBS):
         training = int(400 * math.exp(-0.1 * hoi)) + int(rng.integers(0, 6))
         ap = None if hoi == 7 else float(np.clip(60 + 8 * math.log(1 + training) + rng.normal(0, 9) - 20, 0, 100))
-        record = {"hoi": hoi, "verb": verb, "object": thing, "rare": training < 10, "training_pairs": training, "pairs": 30}
+        record = {
+            "hoi": hoi,
+            "verb": verb,
+            "object": thing,
+            "rare": training < 10,
+            "training_pairs": training,
+            "pairs": 30,
+        }
         record |= {"detections": 400, "found": 20, "ap": ap, "recall": None if ap is None else 80.0}
         per_class.append(record | {"ap_known_object": None if ap is None else min(100.0, ap + 3)})
     return {
@@ -119,19 +135,31 @@ def run_report() -> report.ReportData:
 
 
 def folder_page() -> report.FolderPage:
-    return report.FolderPage("photos", "Eight photographs. " + MARKUP, gallery(5), {"broken.jpg": "truncated " + MARKUP}, tables())
+    return report.FolderPage(
+        "photos", "Eight photographs. " + MARKUP, gallery(5), {"broken.jpg": "truncated " + MARKUP}, tables()
+    )
 
 
 def experiments_page() -> report.ExperimentsPage:
     rng = np.random.default_rng(2)
     arms = []
-    for name, full, rare in (("labels only", 80, 69), ("+ ITM, unlabelled pictures", 88, 86), ("self-training", 81, 70)):
+    for name, full, rare in (
+        ("labels only", 80, 69),
+        ("+ ITM, unlabelled pictures", 88, 86),
+        ("self-training", 81, 70),
+    ):
         runs = []
         for seed in range(3):
-            figures = {"full": full + rng.normal(0, 0.6), "rare": rare + rng.normal(0, 1.5), "non_rare": 86 + rng.normal(0, 0.4)}
+            figures = {
+                "full": full + rng.normal(0, 0.6),
+                "rare": rare + rng.normal(0, 1.5),
+                "non_rare": 86 + rng.normal(0, 0.4),
+            }
             runs.append(report.Run(seed, figures, {key: value + 2 for key, value in figures.items()}, 40.0))
         arms.append(report.Arm(name, f"What {name} is, and what it shows. {MARKUP}", runs))
-    return report.ExperimentsPage("Students on the pico world", "Arms against seeds. " + MARKUP, arms, "Made-up figures.")
+    return report.ExperimentsPage(
+        "Students on the pico world", "Arms against seeds. " + MARKUP, arms, "Made-up figures."
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,127 @@
+"""What is written is read back; what is malformed is refused in one line that names file, row and column."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stages.data.records import Annotations
+from stages.evaluate.detections import Detections, read_detections, write_detections
+from storage.errors import UserError
+
+
+def read(path: Path, annotations: Annotations) -> Detections:
+    words = annotations.vocabulary
+    return read_detections(path, annotations.image_id, words.hois, len(words.objects), len(words.verbs))
+
+
+@pytest.fixture
+def written(tmp_path: Path, annotations: Annotations, perfect: Detections) -> Path:
+    path = tmp_path / "detections.parquet"
+    write_detections(path, perfect, annotations.image_id)
+    return path
+
+
+def test_written_rows_come_back(written: Path, annotations: Annotations, perfect: Detections):
+    back = read(written, annotations)
+    for name in Detections.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(back, name), getattr(perfect, name), err_msg=name)
+        assert getattr(back, name).dtype == getattr(perfect, name).dtype, name
+
+
+def test_no_rows_are_a_file_too(tmp_path: Path, annotations: Annotations, perfect: Detections):
+    none = Detections(*(getattr(perfect, name)[:0] for name in Detections.__dataclass_fields__))
+    write_detections(tmp_path / "none.parquet", none, annotations.image_id)
+    back = read(tmp_path / "none.parquet", annotations)
+    assert len(back) == 0
+    assert back.human_box.shape == (0, 4)
+
+
+def test_other_writers_types_are_understood(written: Path, annotations: Annotations, perfect: Detections):
+    table = pq.read_table(written)
+    loose = pa.table(
+        {
+            "score": table["score"].cast(pa.float64()),
+            "image_id": table["image_id"].dictionary_encode(),
+            "human_box": table["human_box"].cast(pa.list_(pa.float64())),
+            "object_box": table["object_box"].cast(pa.large_list(pa.float32())),
+            **{name: table[name].cast(kind) for name, kind in zip(("object", "verb", "hoi"), (pa.int64(), pa.int16(), pa.uint8()), strict=True)},
+            "remark": pa.array(["ignored"] * len(table)),
+        }
+    )  # fmt: skip
+    pq.write_table(loose, written, row_group_size=2)
+    back = read(written, annotations)
+    for name in Detections.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(back, name), getattr(perfect, name), err_msg=name)
+
+
+def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), pa.field(name, values.type), values)
+
+
+def changed(table: pa.Table, name: str, row: int, value: object) -> pa.Table:
+    values = table[name].to_pylist()
+    values[row] = value
+    return with_column(table, name, pa.array(values, table.schema.field(name).type))
+
+
+MALFORMED = {
+    "missing column": (lambda t: t.drop_columns(["verb"]), "column 'verb' is missing"),
+    "text for a score": (lambda t: with_column(t, "score", pa.array(["high"] * len(t))), "'score' holds string"),
+    "numbers for a picture": (lambda t: with_column(t, "image_id", pa.array(range(len(t)))), "'image_id' holds int64"),
+    "fractions for a class": (lambda t: with_column(t, "hoi", pa.array([0.5] * len(t))), "'hoi' holds double"),
+    "a box of texts": (lambda t: with_column(t, "human_box", pa.array([["1"] * 4] * len(t))), "'human_box' holds list"),
+    "NaN score": (lambda t: changed(t, "score", 2, float("nan")), "row 2: score nan is not a finite"),
+    "infinite score": (lambda t: changed(t, "score", 2, float("inf")), "row 2: score inf"),
+    "NaN box": (lambda t: changed(t, "object_box", 1, [0, 0, float("nan"), 3]), "row 1: object_box"),
+    "empty cell": (lambda t: changed(t, "score", 3, None), "row 3: score is empty"),
+    "empty box": (lambda t: changed(t, "human_box", 3, None), "row 3: human_box is empty"),
+    "hole in a box": (lambda t: changed(t, "human_box", 3, [0, 0, None, 3]), "row 3: human_box"),
+    "x, y, width, height": (lambda t: changed(t, "human_box", 0, [50, 50, 10, 10]), "boxes are x1, y1, x2, y2"),
+    "three numbers": (
+        lambda t: with_column(t, "human_box", pa.array([[0.0, 0.0, 1.0]] * len(t))), "row 0: human_box [0.0, 0.0, 1.0] is not four"
+    ),
+    "unknown picture": (lambda t: changed(t, "image_id", 4, "z.jpg"), "row 4: image_id 'z.jpg' is no picture"),
+    "object out of range": (lambda t: changed(t, "object", 0, 80), "row 0: object 80 is outside 0 ... 79"),
+    "negative verb": (lambda t: changed(t, "verb", 0, -1), "row 0: verb -1 is outside 0 ... 1"),
+    "class out of range": (lambda t: changed(t, "hoi", 1, 3), "row 1: hoi 3 is outside -1 ... 2"),
+    "objects in another order": (lambda t: changed(t, "object", 1, 49), "counted in COCO-80 order"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_files_are_refused_in_one_line(case: str, written: Path, annotations: Annotations):
+    change, complaint = MALFORMED[case]
+    pq.write_table(change(pq.read_table(written).cast(_nullable(written))), written)
+    with pytest.raises(UserError) as refusal:
+        read(written, annotations)
+    line = str(refusal.value)
+    assert complaint in line
+    assert line.startswith(str(written))
+    assert "\n" not in line
+
+
+def _nullable(path: Path) -> pa.Schema:
+    """The file's schema, with room for empty cells."""
+    return pa.schema([field.with_nullable(True) for field in pq.read_schema(path)])
+
+
+def test_what_is_no_parquet_file_is_refused(tmp_path: Path, annotations: Annotations):
+    (tmp_path / "text.parquet").write_text("image_id,score\n")
+    with pytest.raises(UserError, match="not a readable Parquet file"):
+        read(tmp_path / "text.parquet", annotations)
+    with pytest.raises(UserError, match="no such file"):
+        read(tmp_path / "absent.parquet", annotations)
+
+
+def test_reading_does_not_go_row_by_row(tmp_path: Path, annotations: Annotations, perfect: Detections):
+    many = Detections(*(np.repeat(getattr(perfect, name), 60_000, axis=0) for name in Detections.__dataclass_fields__))
+    write_detections(tmp_path / "many.parquet", many, annotations.image_id)
+    start = time.process_time()
+    assert len(read(tmp_path / "many.parquet", annotations)) == 300_000
+    assert time.process_time() - start < 3

@@ -1,0 +1,93 @@
+"""From annotations and detections to the figures of a run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from stages.data.records import Annotations
+from stages.evaluate.detections import Detections
+from stages.evaluate.evaluate import evaluate_hico_det, training_pairs
+from stages.evaluate.gallery import choose_pictures, found_share, gallery_items
+
+RARE = np.array([False, True, False])
+
+
+def without(found: Detections, rows: list[int]) -> Detections:
+    return Detections(*(np.delete(getattr(found, name), rows, axis=0) for name in Detections.__dataclass_fields__))
+
+
+def test_a_perfect_detector_has_100_everywhere(annotations: Annotations, perfect: Detections):
+    evaluation = evaluate_hico_det(annotations, perfect, RARE)
+    assert evaluation.default == evaluation.known_object == {"full": 100.0, "rare": 100.0, "non_rare": 100.0}
+    assert [row["recall"] for row in evaluation.per_class] == [100.0] * 3
+
+
+def test_means_are_over_classes_and_split_by_rareness(annotations: Annotations, perfect: Detections):
+    evaluation = evaluate_hico_det(annotations, without(perfect, [1]), RARE)  # the rare class is never found
+    assert evaluation.default == {"full": pytest.approx(200 / 3, abs=1e-6), "rare": 0.0, "non_rare": 100.0}
+
+
+def test_a_set_of_classes_without_pairs_has_no_mean(annotations: Annotations, perfect: Detections):
+    no_rare = annotations.take(np.array([1, 2]))
+    evaluation = evaluate_hico_det(no_rare, without(perfect, list(range(5))), RARE)
+    assert evaluation.default == {"full": 0.0, "rare": None, "non_rare": 0.0}
+    assert evaluation.counts["classes_without_pairs"] == 1
+    assert "-" in evaluation.table()
+
+
+def test_known_object_uses_image_level_labels_where_there_are_any(annotations: Annotations, perfect: Detections):
+    perfect.image[0] = 3  # now wrong, the highest of its class, in a picture that nobody labelled
+    labelled = evaluate_hico_det(annotations, perfect, RARE)
+    ball = labelled.per_class[0]
+    assert ball["ap_known_object"] > ball["ap"]
+    annotations.image_hois[3, 0] = True
+    assert evaluate_hico_det(annotations, perfect, RARE).per_class[0]["ap_known_object"] == ball["ap"]
+    unlabelled = evaluate_hico_det(replace(annotations, image_hois=None), perfect, RARE)
+    assert unlabelled.per_class[0]["ap_known_object"] == ball["ap_known_object"]
+    assert (labelled.known_object_from, unlabelled.known_object_from) == ("image-level labels", "annotated pairs")
+
+
+def test_the_record_is_json_and_names_every_class(annotations: Annotations, perfect: Detections):
+    record = evaluate_hico_det(annotations, perfect, RARE, training_pairs(annotations)).as_json()
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert [(row["verb"], row["object"], row["training_pairs"], row["rare"]) for row in record["per_class"]] == [
+        ("hold", "sports_ball", 2, False),
+        ("throw", "sports_ball", 1, True),
+        ("throw", "bicycle", 2, False),
+    ]
+
+
+def test_evaluation_imports_neither_torch_nor_ray():
+    loaded = "import sys, stages.evaluate.evaluate, stages.evaluate.report; print({'torch', 'ray'} & set(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "set()"
+
+
+def test_pictures_are_chosen_by_what_was_found(annotations: Annotations, perfect: Detections):
+    found = without(perfect, [3, 4])  # nothing found in the third picture
+    matched = evaluate_hico_det(annotations, found, RARE).matched
+    np.testing.assert_array_equal(found_share(annotations, found, matched), [1, 1, 0, np.nan])
+    chosen = choose_pictures(annotations, found, matched, each=1)
+    assert [(pick.image, pick.kind) for pick in chosen[:2]] == [(0, "best"), (2, "worst")]
+    assert len({pick.image for pick in choose_pictures(annotations, found, matched, each=4)}) == 4
+
+
+def test_a_gallery_says_what_was_found_and_what_was_missed(annotations: Annotations, perfect: Detections):
+    found = without(perfect, [1])
+    matched = evaluate_hico_det(annotations, found, RARE).matched
+    chosen = choose_pictures(annotations, found, matched, each=4)
+    blank = np.zeros((80, 100, 3), np.uint8)
+    items = gallery_items(annotations, found, matched, chosen, lambda image: blank, {0: [("", "a ball")]}, {})
+    (first,) = [item for item in items if item.title == "a.jpg"]
+    assert [(pair.verb, pair.object, pair.right) for pair in first.truths] == [
+        ("hold", "sports ball", True),
+        ("throw", "sports ball", False),
+    ]
+    assert [(pair.verb, pair.right) for pair in first.predictions] == [("hold", True)]
+    assert first.captions == [("", "a ball")]
