@@ -18,8 +18,8 @@ class Codec:
     """Encoding of cells of one shape.
 
     Attributes:
-        name: ``fp16``; ``bf16`` (round to nearest even); or ``int8``: along the first axis ("channel") one float32 scale,
-            max|x| / 127, and the error of an element is at most half its channel's scale.
+        name: ``fp16``; ``bf16`` (round to nearest even); or ``int8``: along the first axis ("channel") one float32
+            scale, max|x| / 127, and the error of an element is at most half its channel's scale.
         shape: one cell's shape.
     """
 

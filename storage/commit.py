@@ -5,12 +5,12 @@ A record is one Arrow IPC file of one batch, one row per row of the rectangle:
     row      FixedSizeBinary(16)
     filled   FixedSizeBinary(ceil(C/8)), packed bits: the payload holds a value (absent where all cells are values)
     failed   the same for recorded failures (absent where there is none); in a ``.drop`` record: failures that are void
-    inputs   uint64, or FixedSizeBinary(8 C) where a row's cells differ: input digests (absent where there is nothing above)
+    inputs   uint64, or FixedSizeBinary(8 C) where a row's cells differ: input digests (absent where none)
     values   FixedSizeBinary(8 C): uint64 value digests, 0 where there is no value (absent where there is no value)
     reasons  list<struct<column, reason>> of the row's failures (absent where there is none)
 
-The schema's metadata holds ``header`` (JSON), ``columns`` (JSON), and two checksums: ``index`` over all that planning reads
-(verified at every load) and ``cells`` over the rest (verified by ``check``).
+The schema's metadata holds ``header`` (JSON), ``columns`` (JSON), and two checksums: ``index`` over all that planning
+reads (verified at every load) and ``cells`` over the rest (verified by ``check``).
 
 Names: ``<rectangle digest>-<generation>.commit``. A generation follows another only when the other's payload was lost.
 """
@@ -41,7 +41,7 @@ _columns_seen: dict[bytes, tuple[str, ...]] = {}  # a table's many records share
 
 
 class Cells(NamedTuple):
-    """The big part of a record, memory-mapped: ``uint64 [R, C]`` value and input digests, and the reasons of failures."""
+    """The big part of a record, memory-mapped: ``uint64 [R, C]`` value and input digests, and failures' reasons."""
 
     values: np.ndarray | None
     inputs: np.ndarray | None
@@ -54,7 +54,8 @@ class Record:
 
     Attributes:
         name: file name, ``<rectangle>-<generation>.commit`` or ``.drop``.
-        header: payload (file name or None), bytes, created_ns, full, has_inputs ("row", "cell" or None), host, provenance.
+        header: payload (file name or None), bytes, created_ns, full, has_inputs ("row", "cell" or None), host,
+            provenance.
         rows: ``V16 [R]``. columns: C names.
         filled: packed bits ``uint8 [R, ceil(C/8)]``, or None: all cells are values (``header["full"]``) or none is.
         failed: packed bits or None. inputs: ``uint64 [R]`` or None; per-cell digests are in :meth:`cells`.

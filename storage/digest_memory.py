@@ -1,7 +1,7 @@
 """Digests of files, remembered, so that planning over a million pictures reads none of them twice.
 
-A file is known by (path, size, mtime_ns, inode). The memory is one SQLite file in WAL mode; what is known of a directory
-is a few packed segments rather than a row per file, which is what makes a warm look-up of a million paths quick.
+A file is known by (path, size, mtime_ns, inode). The memory is one SQLite file in WAL mode; what is known of a
+directory is a few packed segments rather than a row per file, which is what makes a warm look-up of a million paths quick.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def digest_bytes(data: bytes) -> bytes:
 
 
 class _Known(NamedTuple):
-    index: dict[str, int]  # file name -> position in entries
+    places: dict[str, int]  # file name -> position in entries
     entries: np.ndarray  # _ENTRY [n]
 
 
@@ -70,9 +70,8 @@ class DigestMemory:
         if reasons and missing == "raise":
             first = min(reasons)
             others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-            raise UserError(
-                f"{os.fspath(paths[first])}: cannot be read: {reasons[first].strerror}{others}; restore it or drop its entry"
-            )
+            why = f"cannot be read: {reasons[first].strerror}{others}"
+            raise UserError(f"{os.fspath(paths[first])}: {why}; restore it or drop its entry")
         return found
 
     def _folder(
@@ -89,9 +88,9 @@ class DigestMemory:
         """Fill ``found[positions]`` for the named files of one folder."""
         known = _Known({}, np.zeros(0, _ENTRY)) if rehash else _read(connection, folder)
         unknown = np.arange(len(names))
-        if known.index:
+        if known.places:
             now = _stat(folder, names)
-            where = np.fromiter((known.index.get(name, -1) for name in names), np.int64, len(names))
+            where = np.fromiter((known.places.get(name, -1) for name in names), np.int64, len(names))
             entry = known.entries[where]
             same = (where >= 0) & (now["size"] >= 0)
             for field in ("size", "mtime_ns", "inode"):
@@ -106,10 +105,10 @@ class DigestMemory:
                 if isinstance(result, OSError):
                     reasons[int(positions[i])] = result
                     continue
-                entry, settled = result
-                found[positions[i]] = entry["digest"]
+                stamped, settled = result
+                found[positions[i]] = stamped["digest"]
                 if settled:
-                    fresh[names[i]] = entry
+                    fresh[names[i]] = stamped
             if fresh:
                 _append(connection, folder, fresh)
 
@@ -211,8 +210,8 @@ def _append(connection: sqlite3.Connection, folder: str, fresh: dict[str, np.voi
         if count > _SEGMENTS:
             known = _read(connection, folder)
             connection.execute("DELETE FROM segment WHERE folder = ?", (folder,))
-            packed = known.entries[np.fromiter(known.index.values(), np.int64, len(known.index))]
-            connection.execute(insert, (folder, os.fsencode("\0".join(known.index)), packed.tobytes()))
+            packed = known.entries[np.fromiter(known.places.values(), np.int64, len(known.places))]
+            connection.execute(insert, (folder, os.fsencode("\0".join(known.places)), packed.tobytes()))
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")

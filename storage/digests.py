@@ -17,8 +17,8 @@ import pyarrow as pa
 from storage.digest_memory import DigestMemory, digest_bytes
 
 __all__ = [
-    "DigestMemory",
     "FAILURE_DIGEST",
+    "DigestMemory",
     "arrow_digests",
     "as_rows",
     "canonical_json",
@@ -32,7 +32,7 @@ __all__ = [
 ROW = np.dtype("V16")
 
 
-def digest64(data: bytes) -> int:
+def digest64(data: bytes | memoryview) -> int:
     """A 64-bit blake2b digest, never 0 (0 means "never recorded")."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
 

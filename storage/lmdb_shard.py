@@ -1,11 +1,11 @@
 """LMDB shards: tensor cells in one environment file per shard, read without locks, zero-copy.
 
-Key = row id (16 bytes) + column index in the shard (4 bytes, big-endian); value = the cell as its codec writes it. The key
-``00`` holds a line of JSON (codec, shape, columns) followed by the row ids in the rectangle's order.
+Key = row id (16 bytes) + column index in the shard (4 bytes, big-endian); value = the cell as its codec writes it. The
+key ``00`` holds a line of JSON (codec, shape, columns) followed by the row ids in the rectangle's order.
 
-LMDB refuses to open a path twice in one process (also in a fork), and a view into a closed environment is a crash. So all
-readers of a process share the shards through :func:`open_lmdb`, a view keeps its shard alive, and a fork reads through
-the environments that it inherited.
+LMDB refuses to open a path twice in one process (also in a fork), and a view into a closed environment is a crash. So
+all readers of a process share the shards through :func:`open_lmdb`, a view keeps its shard alive, and a fork reads
+through the environments that it inherited.
 """
 
 from __future__ import annotations

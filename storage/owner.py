@@ -1,7 +1,7 @@
 """Who wrote a temporary file or a note, and whether that process is still there.
 
-A tag is ``<host>-<pid>``, where host is a digest of node name, boot and pid namespace: only processes that could see each
-other's pids share it, so two containers of one name never take each other for dead.
+A tag is ``<host>-<pid>``, where host is a digest of node name, boot and pid namespace: only processes that could see
+each other's pids share it, so two containers of one name never take each other for dead.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Payload files: which format a path has, how it is named and verified.
 
-A payload's name is ``<rectangle digest>-<checksum>.<arrow|lmdb>``; the checksum is 16 bytes of blake2b over the file, in
-hex. A payload is immutable and describes itself (rows, columns, codec).
+A payload's name is ``<rectangle digest>-<checksum>.<arrow|lmdb>``; the checksum is 16 bytes of blake2b over the file,
+in hex. A payload is immutable and describes itself (rows, columns, codec).
 """
 
 from __future__ import annotations

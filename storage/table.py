@@ -13,6 +13,7 @@ import base64
 import contextlib
 import errno
 import json
+import logging
 import os
 import threading
 import time
@@ -29,14 +30,23 @@ import pyarrow as pa
 from storage import arrow_shard, lmdb_shard, owner
 from storage.codecs import Codec
 from storage.commit import Record, encode_record, load_record, publish_payload, publish_record
-from storage.digests import FAILURE_DIGEST, arrow_digests, canonical_json, digest_bytes, tensor_digests
+from storage.digests import FAILURE_DIGEST, arrow_digests, digest_bytes, tensor_digests
 from storage.errors import StorageError
-from storage.lmdb_shard import LmdbShard
-from storage.shards import forget_shard, open_shard, verify_shard
-from storage.state import Overlap, State, merge, overlaps
+from storage.rectangle import collapse, name_rectangle, validate
+from storage.shards import open_shard, verify_shard
+from storage.state import State, merge, overlaps
 
 FOLDERS = ("shards", "commits", "bad", "tmp")
 EMPTY, FAILED = -1, -2
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the file size limit",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable",
+    errno.ENOENT: "see whether it was moved",
+}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class BadShard:
-    """A shard set aside: ``cells`` values count as empty from now on."""
+    """A shard (or a commit record) set aside: ``cells`` values count as empty from now on."""
 
     table: str
     shard: str
@@ -68,7 +78,7 @@ class Location:
     Attributes:
         shard: ``int32 [R, C]``, index into the lists; -1 empty, -2 a recorded failure.
         position: ``int32 [R, C]``, row within the shard.
-        paths, bytes, columns: per shard, its payload file (open with :func:`storage.shards.open_shard`), size, column names.
+        paths, bytes, columns: per shard, its payload file (:func:`storage.shards.open_shard` reads it), size, columns.
     """
 
     shard: np.ndarray
@@ -81,8 +91,8 @@ class Location:
 class Table:
     """A table that exists. Get it from :meth:`storage.cache.Cache.table`, or by its folder. Pickles as its folder.
 
-    ``rows`` are ``V16 [R]`` row ids, ``columns`` C names. ``inputs`` are the cells' input digests, ``uint64 [R]`` (one for all
-    of a row's cells) or ``[R, C]``: a cell counts only if it was computed from these. None on writing: the table has no
+    ``rows`` are ``V16 [R]`` row ids, ``columns`` C names. ``inputs`` are the cells' input digests, ``uint64 [R]``
+    (one for all of a row's cells) or ``[R, C]``: a cell counts only if it was computed from these. None on writing: the table has no
     inputs; None on reading: whatever they are, the newest first.
     """
 
@@ -117,7 +127,7 @@ class Table:
 
     def records(self) -> list[Record]:
         """All sound commit records, in the order in which they merge. Only new ones are read."""
-        with self._lock, self._errors("commits"):
+        with self._lock, self.errors("commits"):
             names = {entry.name for entry in os.scandir(self.dir / "commits")}
             self._bad = {name for name in names if name.endswith(".bad")}
             names -= self._bad
@@ -136,17 +146,26 @@ class Table:
         try:
             return load_record(self.dir / "commits" / name)
         except StorageError as error:
+            _log.warning("%s; it counts as none, `hoi-distill check` sets it aside", error)
             return error
+
+    def broken_records(self) -> dict[str, str]:
+        """``{name: why}`` of the records that cannot be read; as of the last :meth:`records`."""
+        return {name: str(error) for name, error in self._records.items() if isinstance(error, StorageError)}
+
+    def is_set_aside(self, record: Record) -> bool:
+        """Whether check found its payload bad."""
+        return f"{record.name}.bad" in self._bad
 
     def _live(self, records: Sequence[Record]) -> set[str]:
         """Names of the records whose payload is there, whole in size and not set aside."""
-        with self._errors("shards"):
+        with self.errors("shards"):
             sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.dir / "shards")}
         return {
             record.name
             for record in records
             if (payload := record.header["payload"]) is None
-            or (sizes.get(payload) == record.header["bytes"] and f"{record.name}.bad" not in self._bad)
+            or (sizes.get(payload) == record.header["bytes"] and not self.is_set_aside(record))
         }
 
     def state(self, rows: np.ndarray, columns: Sequence[str], inputs: np.ndarray | None = None) -> State:
@@ -176,7 +195,8 @@ class Table:
         """Where each cell's value lies: in the first record that holds it and whose payload is there."""
         records = self.records()
         live = self._live(records)
-        where = Location(*(np.full((len(rows), len(columns)), EMPTY, np.int32) for _ in range(2)), [], [], [])
+        shape = len(rows), len(columns)
+        where = Location(np.full(shape, EMPTY, np.int32), np.full(shape, EMPTY, np.int32), [], [], [])
         for overlap in overlaps(_preferred(records, inputs), rows, columns):
             record = overlap.record
             if record.name not in live or record.header["payload"] is None:
@@ -193,8 +213,8 @@ class Table:
         return where
 
     def read(self, rows: np.ndarray, columns: Sequence[str], inputs: np.ndarray | None = None) -> dict[str, Any]:
-        """The cells' values, in row order: ``{column: pa.Array of length R}``, or ``ndarray [R, *shape]`` (float16 for codec
-        ``fp16``, else float32) for tensors. A recorded failure reads as null, or NaN.
+        """The cells' values, in row order: ``{column: pa.Array of length R}``, or ``ndarray [R, *shape]`` (float16 for
+        codec ``fp16``, else float32) for tensors. A recorded failure reads as null, or NaN.
 
         Raises:
             StorageError: a cell is empty, or its shard cannot be read.
@@ -207,7 +227,7 @@ class Table:
                 f"table {self.dir.name}: {count} of {where.shard.size} cells asked for are empty, the first of row "
                 f"{rows[row].tobytes().hex()}, column {columns[column]!r}; `hoi-distill teacher-cache` fills them"
             )
-        with self._errors("shards"):
+        with self.errors("shards"):
             read = self._read_arrow if self.type is not None else self._read_tensors
             return {column: read(column, where, index) for index, column in enumerate(columns)}
 
@@ -285,8 +305,8 @@ class Table:
 
         Args:
             rows: ``V16 [R]``, distinct. valid: ``bool [R, C]``, which cells have a value.
-            values: ``{column: cells}`` for each column with a valid cell, of length R (cells that are not valid may hold
-                anything): ``pa.Array`` of the table's type, or ``[R, *shape]`` floats for tensors.
+            values: ``{column: cells}`` for each column with a valid cell, of length R (cells that are not valid may
+                hold anything): ``pa.Array`` of the table's type, or ``[R, *shape]`` floats for tensors.
             failures: ``{(row, column): reason}``, positions in the rectangle; never of a valid cell.
             provenance: JSON, kept with the record (seconds, device, teacher, versions).
 
@@ -296,10 +316,15 @@ class Table:
         """
         failures = dict(failures or {})
         columns = tuple(columns)
-        inputs = _collapse(inputs)
-        self._validate(rows, columns, valid, failures, inputs)
-        rectangle = self._rectangle(rows, columns, valid, failures, inputs)
-        with self._errors(rectangle):
+        inputs = collapse(inputs)
+        try:
+            validate(rows, columns, valid, failures, inputs)
+        except ValueError as error:
+            raise ValueError(f"table {self.dir.name}: {error}") from error
+        # A failure that was dropped may be recorded again, so the tombstones seen enter a name with failures.
+        drops = [record.name for record in self.records() if record.is_drop] if failures else []
+        rectangle = name_rectangle(rows, columns, valid, failures, inputs, drops)
+        with self.errors(rectangle):
             if not self._swept:
                 owner.sweep(self.dir / "tmp")
                 self._swept = True
@@ -309,8 +334,7 @@ class Table:
             payload, size, digests = None, 0, None
             if valid.any():
                 payload, size, digests = self._publish(rectangle, rows, columns, valid, values)
-            header = {"payload": payload, "bytes": size, "cells": int(valid.sum()), "failures": len(failures),
-                      "host": os.uname().nodename, "provenance": dict(provenance or {})}  # fmt: skip
+            header = _header(payload, size, int(valid.sum()), len(failures), provenance)
             while True:
                 winner, generation = self._standing(rectangle)
                 if winner is not None:
@@ -332,52 +356,12 @@ class Table:
         if not len(some):
             return 0
         dropped = np.unpackbits(state.packed_failed[some], axis=1, count=len(columns)).view(bool)
-        with self._errors("drop"):
-            header = {"payload": None, "bytes": 0, "cells": 0, "failures": 0, "host": os.uname().nodename,
-                      "provenance": {}, "created_ns": self._next_instant()}  # fmt: skip
+        with self.errors("drop"):
+            header = {**_header(None, 0, 0, 0, None), "created_ns": self._next_instant()}
             nothing = np.zeros_like(dropped)
             data = encode_record(header, rows[some], tuple(columns), nothing, {}, None, None, dropped)
             publish_record(self.dir / "tmp", self.dir / "commits" / f"{digest_bytes(data).hex()}-0.drop", data)
         return int(dropped.sum())
-
-    def _validate(
-        self,
-        rows: np.ndarray,
-        columns: tuple[str, ...],
-        valid: np.ndarray,
-        failures: Mapping[tuple[int, int], str],
-        inputs: np.ndarray | None,
-    ) -> None:
-        shape = len(rows), len(columns)
-        if rows.dtype != np.dtype("V16") or not all(shape):
-            raise ValueError(f"rows must be V16 and there must be some, and columns too: {rows.dtype}, {shape}")
-        if len(set(rows.tolist())) != len(rows) or len(set(columns)) != len(columns):
-            raise ValueError(f"table {self.dir.name}: a row or column occurs twice in one rectangle")
-        if valid.shape != shape or valid.dtype != bool:
-            raise ValueError(f"valid must be bool {shape}, not {valid.dtype} {valid.shape}")
-        if inputs is not None and inputs.shape not in ((shape[0],), shape):
-            raise ValueError(f"inputs must be [R] or [R, C] of {shape}, not {inputs.shape}")
-        if any(valid[cell] for cell in failures):
-            raise ValueError(f"table {self.dir.name}: a cell is both a value and a failure")
-        if not failures and not valid.any():
-            raise ValueError(f"table {self.dir.name}: nothing to commit")
-
-    def _rectangle(
-        self,
-        rows: np.ndarray,
-        columns: tuple[str, ...],
-        valid: np.ndarray,
-        failures: Mapping[tuple[int, int], str],
-        inputs: np.ndarray | None,
-    ) -> str:
-        """The name of what is committed: which cells, computed from what; not their values. A failure that was dropped
-        may be recorded again, so the tombstones seen so far are part of a rectangle with failures."""
-        parts = [rows.tobytes(), canonical_json(list(columns)), np.packbits(valid).tobytes()]
-        parts.append(b"" if inputs is None else inputs.astype("<u8").tobytes())
-        if failures:
-            drops = sorted(record.name for record in self.records() if record.is_drop)
-            parts.append(canonical_json([sorted(failures), drops]))
-        return digest_bytes(b"".join(digest_bytes(part) for part in parts)).hex()
 
     def _publish(
         self,
@@ -442,78 +426,40 @@ class Table:
         verify_shard(path)
 
     def check(self, deep: bool = True) -> list[BadShard]:
-        """Find shards that are missing, of another size, or (``deep``) of other bytes than were written, and set them
-        aside: the payload moves to ``bad/``, its record stays (its value digests still count) with a marker beside it.
-        A record whose own bytes have changed moves to ``bad/`` altogether. Also removes leftovers of dead writers."""
-        found: list[BadShard] = []
-        records = self.records()
-        with self._errors("check"):
-            for name, broken in list(self._records.items()):
-                reason = str(broken) if isinstance(broken, StorageError) else None
-                if deep and isinstance(broken, Record):
-                    try:
-                        broken.verify()
-                    except StorageError as error:
-                        reason = str(error)
-                if reason is not None:
-                    os.replace(self.dir / "commits" / name, self.dir / "bad" / name)
-                    cells = broken.header["cells"] if isinstance(broken, Record) else 0
-                    found.append(BadShard(self.dir.name, name, reason, cells))
-            for record in records:
-                if record.header["payload"] is None or f"{record.name}.bad" in self._bad:
-                    continue
-                reason = self._fault(record, deep)
-                if reason is not None:
-                    self._set_aside(record, reason)
-                    found.append(BadShard(self.dir.name, record.header["payload"], reason, record.header["cells"]))
-            self._sweep()
-        return found
+        """Set aside what is damaged, see :func:`storage.check.check_table`."""
+        from storage.check import check_table
 
-    def _fault(self, record: Record, deep: bool) -> str | None:
-        path = self.dir / "shards" / record.header["payload"]
-        try:
-            size = path.stat().st_size
-            if size != record.header["bytes"]:
-                return f"{size} bytes where {record.header['bytes']} were written"
-            if deep:
-                verify_shard(path)
-        except FileNotFoundError:
-            return "missing"
-        except StorageError as error:
-            return str(error)
-        return None
-
-    def _set_aside(self, record: Record, reason: str) -> None:
-        """Marker first: a kill in between leaves a marked record, whose cells are empty, as they should be."""
-        payload = self.dir / "shards" / record.header["payload"]
-        note = canonical_json({"reason": reason, "payload": payload.name})
-        publish_record(self.dir / "tmp", self.dir / "commits" / f"{record.name}.bad", note)
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(payload, self.dir / "bad" / payload.name)
-        forget_shard(payload)
-
-    def _sweep(self) -> None:
-        """Remove temporaries of dead writers, and old payloads that no record names (their writer died in between)."""
-        owner.sweep(self.dir / "tmp")
-        named = {record.header["payload"] for record in self.records()}
-        for entry in os.scandir(self.dir / "shards"):
-            if entry.name not in named and time.time() - entry.stat().st_mtime > owner.STALE_SECONDS:
-                os.unlink(entry.path)
+        with self.errors("check"):
+            return check_table(self, deep)
 
     @contextlib.contextmanager
-    def _errors(self, shard: str) -> Iterator[None]:
+    def errors(self, shard: str) -> Iterator[None]:
         """Say which table and shard an I/O error struck, and what helps."""
         try:
             yield
         except (OSError, pa.ArrowException) as error:
             number = getattr(error, "errno", None)
-            remedies = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EFBIG: "raise the file size limit",
-                        errno.EROFS: "make it writable", errno.EACCES: "make it writable", errno.ENOENT: "was it moved?"}  # fmt: skip
-            remedy = remedies.get(number, "check the disk") if number is not None else "`hoi-distill check` finds it"
+            if number is None:
+                remedy = "`hoi-distill check` finds it"
+            else:
+                remedy = _REMEDIES.get(number, "check the disk")
             reason = getattr(error, "strerror", None) or error
             raise StorageError(
                 f"table {self.dir}, shard {shard}: {reason}; committed cells are intact; {remedy} and run again"
             ) from error
+
+
+def _header(
+    payload: str | None, size: int, cells: int, failures: int, provenance: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    return {
+        "payload": payload,
+        "bytes": size,
+        "cells": cells,
+        "failures": failures,
+        "host": os.uname().nodename,
+        "provenance": dict(provenance or {}),
+    }
 
 
 def _preferred(records: list[Record], inputs: np.ndarray | None) -> list[Record]:
@@ -521,13 +467,3 @@ def _preferred(records: list[Record], inputs: np.ndarray | None) -> list[Record]
     and records have some, the newest stands."""
     newest = inputs is None and any(record.header["has_inputs"] for record in records)
     return records[::-1] if newest else records
-
-
-def _collapse(inputs: np.ndarray | None) -> np.ndarray | None:
-    """``[R, C]`` digests that agree along each row, as ``[R]``."""
-    if inputs is None or inputs.ndim == 1:
-        return inputs
-    return inputs[:, 0] if inputs.shape[1] and (inputs == inputs[:, :1]).all() else inputs
-
-
-__all__ = ["BadShard", "Commit", "LmdbShard", "Location", "Overlap", "State", "Table"]
