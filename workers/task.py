@@ -79,8 +79,8 @@ class Part:
 class Task:
     """One pass over R rows for one or more tables.
 
-    The parts' stages run on the same batches, so they have the same source, decoding and batch size; a task of several parts is
-    how stages of one vision tower share a decoded image and its encoding.
+    The parts' stages run on the same batches, so they have the same source, decoding and batch size; a task of several
+    parts is how stages of one vision tower share a decoded image and its encoding.
 
     Attributes:
         task_id: unique in a run.

@@ -1,8 +1,8 @@
 """What one worker does with one task: read and decode, forward, write.
 
 The three overlap. Reader threads decode the next batch while a batch is computed, and :meth:`Worker.run` may be called
-from several threads at once: forwards take turns, so one task's cells are written while the next task computes. A report
-is made only after the commit, so a task that was reported is on disk.
+from several threads at once: forwards take turns, so one task's cells are written while the next task computes. A
+report is made only after the commit, so a task that was reported is on disk.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class Worker:
     def write(self, outcome: Outcome) -> TaskReport:
         """Commit one shard per part and report."""
         task, cells, failures, payload = outcome.task, {}, {}, 0
-        bad, reasons = np.zeros(len(task.rows), dtype=bool), {}
+        bad = np.zeros(len(task.rows), dtype=bool)
+        reasons: dict[int, str] = {}
         bad[outcome.changed] = True
         for filling in outcome.fillings:
             part = filling.part
@@ -235,7 +236,7 @@ class Filling:
 
     def _inherit_failures(self, name: str, table: Table, rows: np.ndarray) -> None:
         up, depends = self.part.upstream[name], self._depends(name)
-        for (row, column), reason in table.failures(rows, up.columns).items():
+        for (row, column), reason in table.failures(rows, up.columns, up.inputs).items():
             for below in np.flatnonzero(depends[column] & self.needed[row]).tolist():
                 self.failures[row, below] = f"upstream {name}: {reason}"
                 self.needed[row, below] = False
@@ -250,7 +251,7 @@ class Filling:
         return depends
 
     def _read(self, name: str, table: Table, rows: np.ndarray) -> dict[str, _Column]:
-        """The upstream cells that the needed ones are computed from; one read for columns that the same rows ask for."""
+        """The upstream cells that the needed ones are computed from; columns that the same rows ask for in one read."""
         up = self.part.upstream[name]
         asked = (self.needed.astype(np.float32) @ self._depends(name).T.astype(np.float32)) > 0
         patterns, group = np.unique(asked, axis=1, return_inverse=True)
@@ -386,7 +387,7 @@ def prefetch(
     return drain()
 
 
-def record_failure(task: Task, reason: str, provenance: dict[str, Any]) -> TaskReport:
+def record_failure(task: Task, reason: str) -> TaskReport:
     """Make every needed cell of a task a failure cell, without opening its stages."""
     fillings = [Filling(part, task.rows, TableSpec.open) for part in task.parts]
     tried = np.flatnonzero(np.concatenate([filling.needed for filling in fillings], axis=1).any(axis=1))

@@ -1,0 +1,67 @@
+"""Tasks split without losing a cell; the failure limit lets small folders through and stops broken sets."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.workers.toys import Colour, Double, Map, album
+from workers.task import FailureLimit, TaskReport
+
+
+def report(bad: list[bool]) -> TaskReport:
+    return TaskReport("t", len(bad), {}, {}, ("x.png: torn",) if any(bad) else (), (), np.array(bad), 0.0, 0)
+
+
+def test_halves_cover_every_needed_cell_once_with_its_input_digest(tmp_path: Path) -> None:
+    made = album(tmp_path, 5)
+    digests = np.arange(15, dtype=np.uint64).reshape(5, 3)
+    task = made.tasks(made.part(Colour(), inputs=digests), made.part(Map()), size=5)[0]
+    left, right = task.halves()
+    assert np.array_equal(np.concatenate([left.rows, right.rows]), task.rows)
+    assert np.array_equal(np.concatenate([left.parts[0].inputs, right.parts[0].inputs]), digests)
+    assert [len(left.uris), len(right.uris)] == [len(left.rows), len(right.rows)] == [2, 3]
+    single = left.halves()[0]
+    assert [[part.name for part in half.parts] for half in single.halves()] == [["colour"], ["map"]]
+    assert single.halves()[0].halves() == ()
+
+
+def test_one_pass_has_one_source_and_batch_size(tmp_path: Path) -> None:
+    made = album(tmp_path, 2)
+    for other in (Double(), Map(batch_size=8)):
+        with pytest.raises(ValueError, match="differ in source, decoding or batch size"):
+            made.tasks(made.part(Colour()), made.part(other))
+
+
+@pytest.mark.parametrize(
+    ("bad", "stops"),
+    [
+        ([True] * 9 + [False] * 40, False),  # a small folder with several bad pictures
+        (([True] + [False] * 10) * 8, False),  # fewer than 100 rows, fewer than 10 failures
+        (([True] + [False] * 9) * 10, True),  # 10 of 100
+        (([False] * 99 + [True]) * 30, False),  # 1 % exactly
+        (([False] * 97 + [True]) * 30, True),  # a little more
+        ([False] * 10_000 + [True] * 49 + [False], False),
+        ([False] * 10_000 + [True] * 50, True),
+    ],
+)
+def test_more_than_one_percent_or_fifty_in_a_row_stop_the_run(bad: list[bool], stops: bool) -> None:
+    for size in (7, 64, len(bad)):  # however the rows are cut into tasks
+        limit = FailureLimit()
+        errors = [limit.add(report(bad[start : start + size])) for start in range(0, len(bad), size)]
+        assert any(errors) == stops
+        for error in filter(None, errors):
+            assert "x.png: torn" in str(error)
+            assert "\n" not in str(error)
+
+
+def test_importing_the_task_module_is_light() -> None:
+    script = (
+        "import sys, workers.task, workers.ray_executor;"
+        "print([name for name in ('torch', 'ray', 'PIL') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"

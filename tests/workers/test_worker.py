@@ -1,0 +1,229 @@
+"""What a worker does with a task, in this process and with the real storage."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from storage.errors import UserError
+from tests.workers.toys import Album, Colour, Double, Encoded, Large, Length, Map, album, replaced, text_task
+from workers import inline
+from workers.task import Task, TaskReport
+from workers.worker import Worker, prefetch
+
+
+def run(tasks: list[Task], stop: threading.Event | None = None) -> list[TaskReport]:
+    reports: list[TaskReport] = []
+    inline.execute(tasks, report=reports.append, stop=stop or threading.Event())
+    return reports
+
+
+def lines(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Album:
+    return album(tmp_path)
+
+
+def test_every_row_of_tasks_larger_than_a_batch_reads_back(made: Album) -> None:
+    colour, maps = Colour(), Map()
+    reports = run(made.tasks(made.part(colour), made.part(maps), size=9))
+    assert sum(report.rows for report in reports) == 20
+    assert sum(report.cells["colour"] for report in reports) == 60
+    read = made.read(colour)
+    assert np.array_equal(np.stack([read[c] for c in ("red", "green", "blue")], axis=1), made.colours)
+    tensors = made.read(maps)
+    assert np.allclose(tensors["original"][:, :, 1, 1], made.colours / 255, atol=1e-3)
+    assert np.array_equal(tensors["flip"], -tensors["original"])
+
+
+def test_parts_of_a_pass_share_one_look_at_each_picture(made: Album) -> None:
+    Encoded.passes.clear()
+    run(made.tasks(made.part(Colour()), made.part(Map()), size=20))
+    assert Encoded.passes == [4] * 5
+
+
+def test_batches_have_one_shape_whatever_is_empty(made: Album, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    colour = Colour(log=str(log))
+    needed = np.zeros((20, 3), dtype=bool)
+    needed[[1, 5, 6, 7, 19], 0] = True
+    run(made.tasks(made.part(colour, needed), size=20))
+    assert [(len(line["rows"]), line["count"], line["columns"]) for line in lines(log)] == [
+        (4, 4, ["red"]),
+        (4, 1, ["red"]),
+    ]
+    assert lines(log)[1]["rows"] == [made.digest(19)] * 4
+    assert np.array_equal(made.empty(colour), ~needed)
+
+
+def test_rows_that_lack_the_same_cells_are_computed_together(made: Album, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    colour = Colour(log=str(log))
+    needed = np.zeros((20, 3), dtype=bool)
+    needed[::2, 0] = needed[1::2, 1] = True
+    run(made.tasks(made.part(colour, needed), size=20))
+    assert sum(len(line["columns"]) for line in lines(log)) == 6  # 5 batches, one of them mixed
+    assert np.array_equal(made.empty(colour), ~needed)
+
+
+def test_unreadable_pictures_become_failure_cells_and_the_rest_is_filled(made: Album) -> None:
+    replaced(made, 3, b"not a picture")
+    replaced(made, 17, b"")
+    colour, maps = Colour(), Map()
+    reports = run(made.tasks(made.part(colour), made.part(maps)))
+    assert not made.empty(colour).any()
+    assert not made.empty(maps).any()
+    failures = made.failures(colour)
+    assert set(failures) == {(row, column) for row in (3, 17) for column in range(3)}
+    assert all(reason and "\n" not in reason for reason in failures.values())
+    assert set(made.failures(maps)) == {(row, column) for row in (3, 17) for column in range(2)}
+    assert sum(report.failures["colour"] for report in reports) == 6
+    assert sum(int(report.bad.sum()) for report in reports) == 2
+    assert [reason.split(":")[0] for report in reports for reason in report.reasons] == [made.uris[3], made.uris[17]]
+
+
+def test_a_picture_that_a_stage_refuses_is_found_by_bisection(made: Album) -> None:
+    colour, maps = Colour(fails=(made.digest(6), made.digest(10))), Map()
+    run(made.tasks(made.part(colour), made.part(maps)))
+    assert made.failures(colour) == {
+        (row, column): "the toy cannot look at this" for row in (6, 10) for column in range(3)
+    }
+    assert not made.failures(maps)
+    assert not made.empty(maps).any()
+    assert not made.empty(colour).any()
+
+
+def test_a_file_that_changed_or_went_leaves_its_cells_empty_and_is_named(made: Album) -> None:
+    Path(made.uris[2]).write_bytes(Path(made.uris[3]).read_bytes())
+    Path(made.uris[9]).unlink()
+    colour = Colour()
+    reports = run(made.tasks(made.part(colour)))
+    assert [uri for report in reports for uri in report.changed] == [made.uris[2], made.uris[9]]
+    assert np.flatnonzero(made.empty(colour).any(axis=1)).tolist() == [2, 9]
+    assert not made.failures(colour)
+
+
+def test_a_stage_downstream_reads_the_cells_it_needs_and_inherits_their_failures(made: Album) -> None:
+    colour, double = Colour(fails=(made.digest(5),)), Double()
+    needed = np.ones((20, 3), dtype=bool)
+    needed[12:, 1:] = False  # rows 12.. have only "red"
+    run(made.tasks(made.part(colour, needed)))
+    below = np.ones((20, 2), dtype=bool)
+    below[12:, 1] = False
+    part = made.part(double, below, upstream=made.upstream(colour))
+    reports = run(made.tasks(part))
+    assert made.failures(double) == {(5, c): "upstream colour: the toy cannot look at this" for c in range(2)}
+    assert not any(report.bad.any() for report in reports)
+    assert np.array_equal(made.empty(double), ~below)
+    good = np.delete(np.arange(20), 5)
+    table = made.spec(double).open()
+    assert np.array_equal(table.read(made.rows[good], ("twice red",))["twice red"], 2 * made.colours[good, 0])
+    full = good[good < 12]
+    assert np.array_equal(table.read(made.rows[full], ("sum",))["sum"], made.colours[full].sum(axis=1))
+
+
+def test_texts_are_rows_like_any_other(tmp_path: Path) -> None:
+    texts = ["a", "a person", "", "ähm", "no interaction"]
+    task = text_task(Length(), tmp_path, texts)
+    run([task])
+    values = task.parts[0].table.open().read(task.rows, ("value",))["value"]
+    assert values.to_pylist() == [len(text) for text in texts]
+
+
+def test_errors_that_are_not_an_inputs_fault_leave_cells_empty(made: Album) -> None:
+    good, bad = Colour(), Colour(version=2, raises="no memory left")
+    first, second, _ = made.tasks(made.part(good))
+    broken = made.tasks(made.part(bad))[1]
+    with pytest.raises(MemoryError, match="no memory left"):
+        run([first, broken, second])
+    assert np.array_equal(~made.empty(good).any(axis=1), np.arange(20) < 8)
+    assert not made.failures(good)
+
+
+def test_too_many_failures_stop_the_run_with_one_line(tmp_path: Path) -> None:
+    made = album(tmp_path, 60)
+    for index in range(55):
+        replaced(made, index, f"garbage {index}".encode())
+    colour = Colour()
+    with pytest.raises(UserError, match="rows in a row failed") as error:
+        run(made.tasks(made.part(colour), size=10))
+    assert "\n" not in str(error.value)
+
+
+def test_a_stop_finishes_and_commits_the_shard(made: Album) -> None:
+    stop = threading.Event()
+
+    class Stopping(Colour):
+        def compute(self, *arguments: Any) -> Any:
+            stop.set()
+            return super().compute(*arguments)
+
+    colour = Stopping()
+    reports = run(made.tasks(made.part(colour), size=8), stop)
+    assert [report.task_id for report in reports] == ["task 0"]
+    assert np.array_equal(~made.empty(colour).any(axis=1), np.arange(20) < 8)
+
+
+def test_running_a_task_again_changes_nothing(made: Album) -> None:
+    colour = Colour()
+    tasks = made.tasks(made.part(colour))
+    run(tasks)
+    before = made.read(colour)
+    run(tasks)
+    after = made.read(colour)
+    assert all(np.array_equal(before[column], after[column]) for column in before)
+
+
+def test_a_stage_opens_once_for_many_tasks_and_another_pass_evicts_it(made: Album) -> None:
+    first, other = Colour(), Map()
+    other.shares = "another tower"
+    worker = Worker()
+    for task in made.tasks(made.part(first)):
+        worker.run(task)
+    assert first.opened == 1
+    worker.run(made.tasks(made.part(other))[0])
+    worker.run(made.tasks(made.part(first))[0])
+    assert first.opened == 2
+    worker.close()
+
+
+def test_prefetch_keeps_order_and_never_runs_ahead_of_its_depth() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    begun: list[int] = []
+
+    def load(item: int) -> int:
+        begun.append(item)
+        return item
+
+    with ThreadPoolExecutor(4) as pool:
+        for taken, item in enumerate(prefetch(pool, load, range(50), depth=6)):
+            assert item == taken
+            assert len(begun) <= taken + 7
+
+
+def test_an_io_error_is_no_input_failure(made: Album) -> None:
+    made.uris[13] = "/proc/self/mem"  # reading it is a real EIO
+    colour = Colour()
+    with pytest.raises(OSError, match="Input/output error"):
+        run(made.tasks(made.part(colour)))
+    assert np.array_equal(~made.empty(colour).any(axis=1), np.arange(20) < 8)
+    assert not made.failures(colour)
+
+
+def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
+    worker, stage, anonymous = Worker(), Large(), []
+    for number in range(60):  # 2 MiB of cells each
+        worker.run(text_task(stage, tmp_path, [f"text {number} {row}" for row in range(16)]))
+        status = Path("/proc/self/status").read_text()
+        anonymous.append(int(status.split("RssAnon:")[1].split()[0]) / 1024)
+    worker.close()
+    assert anonymous[-1] - anonymous[19] < 24, anonymous[::10]

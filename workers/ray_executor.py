@@ -1,0 +1,449 @@
+"""The Ray executor: a pool of actors, each one worker, and a driver that hands them tasks.
+
+Why Ray core actors and not Ray Data. A task is a rectangle of cells, and all that comes back of it is a small report:
+the values go from the worker to the cache, not through Ray's object store. Ray Data moves blocks between operators,
+which buys nothing here, and what is wanted here it does not offer: handing the next task to whoever is idle; learning
+*which* task took its worker along, to split it until the one bad row is found; committing what is in flight when the
+user asks to stop. Ray Data also hangs when its actors reserve every CPU. The driver's loop below is short and every
+rule in it is ours to test.
+
+Rules of the driver:
+
+* An idle worker has up to two tasks: one computes while the other is written.
+* A worker that dies is replaced. If it held one task, that task is the suspect and is split in halves (a single row: by
+  table); if it held two, both are run again, each alone on a worker. A row that takes its worker along three times
+  alone becomes a failure cell. Commits are idempotent, so running a task again is harmless.
+* An exception from a task (memory, device, I/O, a bug) stops the run: what is in flight is committed, then it is
+  raised.
+* 30 deaths without one finished task between them stop the run: that is the machine or the stage, not a row.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+import secrets
+import sys
+import tempfile
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from storage.errors import UserError
+from workers.task import TEXT_PREFIX, FailureLimit, Task, TaskReport
+
+PACKAGES = ("pipeline", "stages", "storage", "workers")
+IN_FLIGHT = 2
+TRIES_ALONE = 3
+DEATHS_IN_A_ROW = 30
+FAILED_STARTS_IN_A_ROW = 5
+OBJECT_STORE_BYTES = 128 * 2**20
+PROBE_SECONDS = 120
+
+
+def execute(
+    tasks: Sequence[Task], *, workers: int, report: Callable[[TaskReport], None], stop: threading.Event
+) -> None:
+    """Run the tasks on ``workers`` Ray actors; see :meth:`RayExecutor.execute`."""
+    with RayExecutor(workers) as executor:
+        executor.execute(tasks, report=report, stop=stop)
+
+
+class RayExecutor:
+    """A Ray session: the cluster at ``RAY_ADDRESS``, or our own local Ray, which ends with the ``with`` block.
+
+    Args:
+        workers: how many actors compute.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = max(1, workers)
+        self._attached = False
+        self._session = ExitStack()
+
+    def __enter__(self) -> RayExecutor:
+        address = os.environ.get("RAY_ADDRESS", "local")
+        self._attached = address != "local"
+        self._session.enter_context(_attached_ray(address) if self._attached else _local_ray(self.workers))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session.close()
+
+    def execute(self, tasks: Sequence[Task], *, report: Callable[[TaskReport], None], stop: threading.Event) -> None:
+        """Run the tasks, in about their order.
+
+        Args:
+            report: called in this thread once a task's cells are committed.
+            stop: once set, each worker finishes and commits what it computes, and this returns.
+
+        Raises:
+            UserError: too many inputs failed, workers keep dying, or (on a cluster) a node cannot read the cache or the
+                sources.
+            Exception: what a stage or the storage raised on a worker. Committed tasks stay committed.
+        """
+        if not tasks:
+            return
+        if self._attached:
+            _check_nodes(tasks)
+        pool = _Pool(self.workers, tasks, report)
+        try:
+            pool.run(stop)
+        finally:
+            pool.kill()
+
+
+class _Actor:
+    """One worker in its own process."""
+
+    def __init__(self, threads: int) -> None:
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
+        import ray
+
+        from workers.worker import Worker
+
+        self._worker = Worker("cuda" if ray.get_gpu_ids() else "cpu", readers=max(2, threads))
+
+    def ready(self) -> None:
+        """Answers once the actor runs."""
+
+    def run(self, task: Task) -> TaskReport | None:
+        return self._worker.run(task)
+
+    def stop(self) -> None:
+        self._worker.stop.set()
+
+
+@dataclass
+class _Job:
+    """A task on its way. A suspect was on a worker that died and has to run alone."""
+
+    task: Task
+    suspect: bool = False
+    deaths: int = 0
+
+
+@dataclass
+class _Member:
+    """An actor with the jobs it holds, by the reference of their answer."""
+
+    actor: Any
+    starting: Any
+    jobs: dict[Any, _Job] = field(default_factory=dict)
+    blamed: bool | None = None
+    """None while it lives; then whether its only job is to blame."""
+
+
+class _Pool:
+    """The driver's side of the actors: who is alive, who holds what, what is left."""
+
+    def __init__(self, size: int, tasks: Sequence[Task], report: Callable[[TaskReport], None]) -> None:
+        self._queue = deque(_Job(task) for task in tasks)
+        self._suspects: deque[_Job] = deque()
+        self._members: list[_Member] = []
+        self._report = report
+        self._limit = FailureLimit()
+        self._error: BaseException | None = None
+        self._deaths = self._failed_starts = 0
+        self._size = size
+        self._make = _actor_factory(size, tasks)
+
+    def run(self, stop: threading.Event) -> None:
+        import ray
+
+        told = False
+        while True:
+            halted = stop.is_set() or self._error is not None
+            if not halted:
+                self._staff()
+                self._dispatch()
+            elif not told:
+                told = True
+                for member in self._members:
+                    member.actor.stop.remote()
+            waiting = {ref: member for member in self._members for ref in member.jobs}
+            if not waiting and (halted or not (self._queue or self._suspects)):
+                break
+            if not halted:
+                waiting |= {member.starting: member for member in self._members if member.starting is not None}
+            done, _ = ray.wait(list(waiting), timeout=0.5)
+            for ref in done:
+                self._settle(waiting[ref], ref)
+        if self._error is not None:
+            raise self._error
+
+    def kill(self) -> None:
+        """End every actor at once; what they have not committed is lost."""
+        for member in self._members:
+            _kill(member.actor)
+
+    def _staff(self) -> None:
+        """Start actors until there is one for every outstanding job, or the pool is full."""
+        outstanding = len(self._queue) + len(self._suspects) + sum(len(member.jobs) for member in self._members)
+        alive = sum(member.blamed is None for member in self._members)
+        for _ in range(min(self._size, outstanding) - alive):
+            actor = self._make()
+            self._members.append(_Member(actor, actor.ready.remote()))
+
+    def _dispatch(self) -> None:
+        """Suspects first, each on an empty worker, which then takes nothing else; the rest evenly, two to a worker."""
+        for depth in range(1, IN_FLIGHT + 1):
+            for member in self._members:
+                if member.blamed is not None or member.starting is not None:
+                    continue
+                if self._suspects:
+                    source = self._suspects if not member.jobs else None
+                else:
+                    room = len(member.jobs) < depth and not any(job.suspect for job in member.jobs.values())
+                    source = self._queue if room else None
+                if source:
+                    job = source.popleft()
+                    member.jobs[member.actor.run.remote(job.task)] = job
+
+    def _settle(self, member: _Member, ref: Any) -> None:
+        """Take one answer: of an actor that started, or of a job."""
+        import ray
+        from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
+
+        try:
+            answer = ray.get(ref)
+        except (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError) as death:
+            self._bury(member, ref, death)
+            return
+        except RayTaskError as failure:
+            cause = failure.cause if isinstance(failure.cause, BaseException) else failure
+            cause.add_note(f"in {member.jobs[ref].task.task_id}, on a Ray worker:\n{failure.traceback_str}")
+            self._error = self._error or cause
+            del member.jobs[ref]
+            return
+        if ref == member.starting:
+            member.starting, self._failed_starts = None, 0
+            return
+        del member.jobs[ref]
+        self._deaths = 0
+        if answer is not None:
+            self._count(answer)
+
+    def _count(self, answer: TaskReport) -> None:
+        self._report(answer)
+        self._error = self._error or self._limit.add(answer)
+
+    def _bury(self, member: _Member, ref: Any, death: Exception) -> None:
+        """An actor died; ``ref`` is one of the answers that will not come. Its other jobs are settled as they turn up:
+        one may have finished before the death."""
+        if member.blamed is None:
+            member.blamed = len(member.jobs) == 1
+            self._deaths += 1
+            _kill(member.actor)
+        if ref == member.starting:
+            member.starting = None
+            self._failed_starts += 1
+        else:
+            job = member.jobs.pop(ref)
+            if member.blamed:
+                self._split(job)
+            else:
+                job.suspect = True
+                self._suspects.append(job)
+        if not member.jobs and member.starting is None:
+            self._members.remove(member)
+        if self._failed_starts >= FAILED_STARTS_IN_A_ROW or self._deaths >= DEATHS_IN_A_ROW:
+            reason = " ".join(str(death).split())[:300]
+            self._error = self._error or UserError(
+                f"stopped: Ray workers keep dying ({self._deaths} in a row without finishing a task); the last one: "
+                f"{reason}; --executor inline shows what a stage does"
+            )
+
+    def _split(self, job: _Job) -> None:
+        """A job died alone: look for the row in its halves; give a single row up after three times."""
+        halves = job.task.halves()
+        if halves:
+            self._suspects.extend(_Job(half, suspect=True) for half in halves)
+            return
+        job.suspect = True
+        job.deaths += 1
+        if job.deaths < TRIES_ALONE:
+            self._suspects.append(job)
+            return
+        from workers.worker import record_failure
+
+        self._count(record_failure(job.task, f"killed its worker {TRIES_ALONE} times alone"))
+
+
+def _kill(actor: Any) -> None:
+    import ray
+
+    try:
+        ray.kill(actor, no_restart=True)
+    except Exception:  # it is dead already, or its cluster is gone
+        logging.getLogger(__name__).debug("an actor could not be killed", exc_info=True)
+
+
+def _actor_factory(size: int, tasks: Sequence[Task]) -> Callable[[], Any]:
+    """Starts an actor that may hold any of the tasks. All of them together reserve less than the cluster has, so that
+    nothing that Ray itself schedules starves; a GPU is shared where there are more workers than GPUs."""
+    import ray
+
+    total = ray.cluster_resources()
+    resources = [part.stage.resources for task in tasks for part in task.parts]
+    cpus = min(max(r.cpus for r in resources), 0.9 * total.get("CPU", 1.0) / size)
+    gpus = min(max(r.gpus for r in resources), total.get("GPU", 0.0) / size)
+    options = {
+        "num_cpus": _quantity(cpus),
+        "num_gpus": _quantity(gpus),
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "max_concurrency": IN_FLIGHT + 1,  # one more, for stop()
+        "scheduling_strategy": "SPREAD",
+    }
+    threads = max(1, int(total.get("CPU", 1)) // size)
+    actor_class = ray.remote(_Actor).options(**options)
+    return lambda: actor_class.remote(threads)
+
+
+def _quantity(amount: float) -> float:
+    """Ray takes fractions below one and whole numbers above."""
+    return float(int(amount)) if amount >= 1 else int(amount * 100) / 100
+
+
+@functools.cache
+def _token() -> str:
+    """This process' secret: Ray keeps the first one that it has read for as long as the process lives."""
+    return secrets.token_hex(32)
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Environment variables for Ray. Its core reads them when first imported, so it is told to read them again."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    config = importlib.import_module("ray._raylet").Config
+
+    try:
+        config.initialize("")
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        config.initialize("")
+
+
+@contextmanager
+def _local_ray(workers: int) -> Iterator[None]:
+    """Our own Ray on this machine: a random token that only this user can read, no dashboard, no usage statistics."""
+    parent = os.environ.get("RAY_TMPDIR", "/tmp")  # not $TMPDIR: a socket's path has to be short
+    with tempfile.TemporaryDirectory(prefix="hoi-ray-", dir=parent, ignore_cleanup_errors=True) as folder:
+        token = Path(folder, "token")
+        with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(_token())
+        variables = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        }
+        with _environment(**variables):
+            import ray
+
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=max(len(os.sched_getaffinity(0)), 1),
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=folder,
+                )
+                yield
+            finally:
+                ray.shutdown()
+
+
+@contextmanager
+def _attached_ray(address: str) -> Iterator[None]:
+    """The user's cluster. Our packages travel with the job; the cluster goes on when we leave."""
+    import ray
+
+    specs = [importlib.util.find_spec(package) for package in PACKAGES]
+    modules = [spec.submodule_search_locations[0] for spec in specs if spec and spec.submodule_search_locations]
+    try:
+        ray.init(
+            address=address,
+            runtime_env={"py_modules": modules, "excludes": ["**/__pycache__"]},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"RAY_ADDRESS={address}: cannot join that cluster ({' '.join(str(error).split())[:200]}); "
+            "start it, or unset RAY_ADDRESS to use a local Ray"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_nodes(tasks: Sequence[Task]) -> None:
+    """Every node must see the same cache folder and be able to read a source; UserError names one that does not."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    roots = sorted({part.table.root for task in tasks for part in task.parts})
+    samples = [
+        task.uris[0]
+        for task in tasks
+        if task.parts[0].stage.source == "images" and task.parts[0].stage.decodes and len(task.uris)
+    ][:1]
+    marks = [Path(root, f".probe-{uuid.uuid4().hex}") for root in roots]
+    nodes = {n["NodeID"]: n["NodeManagerHostname"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")}
+    probe = ray.remote(_unreadable)
+    try:
+        for mark in marks:
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.write_text(mark.name)
+        answers = {
+            probe.options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+            ).remote([str(mark) for mark in marks], samples): name
+            for node, name in nodes.items()
+        }
+        done, late = ray.wait(list(answers), num_returns=len(answers), timeout=PROBE_SECONDS)
+        for ref in late:
+            raise UserError(
+                f"node {answers[ref]} did not answer within {PROBE_SECONDS} s; is it overloaded or cut off?"
+            )
+        for ref in done:
+            for problem in ray.get(ref):
+                raise UserError(f"node {answers[ref]} of the Ray cluster {problem}; mount the same folder there")
+    finally:
+        for mark in marks:
+            mark.unlink(missing_ok=True)
+
+
+def _unreadable(marks: list[str], sources: list[str]) -> list[str]:
+    """On a node: what it cannot do with the cache's probe files and with sample sources."""
+    problems = []
+    for mark in map(Path, marks):
+        if not mark.is_file() or mark.read_text() != mark.name:
+            problems.append(f"does not see the cache {mark.parent}")
+        elif not os.access(mark.parent, os.W_OK):
+            problems.append(f"may not write to the cache {mark.parent}")
+    for source in sources:
+        if not source.startswith(TEXT_PREFIX) and not os.access(source, os.R_OK):
+            problems.append(f"cannot read {source}")
+    return problems
