@@ -223,7 +223,7 @@ class BlipCaptions(BlipStage):
     no and No, summed over the yes variants (after mllms-zs-hoi); else ``score`` is null.
 
     Args:
-        max_new_tokens: where a sentence is cut. Part of the fingerprint.
+        max_new_tokens: where a sentence is cut (at the latest where positions end). Part of the fingerprint.
     """
 
     name = "captions"
@@ -241,6 +241,10 @@ class BlipCaptions(BlipStage):
 
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         super().open(device, shared)
+        most = self.model.config.text_config.max_position_embeddings
+        for question in self.columns:
+            if (length := self._question_ids(question).shape[1]) >= most:
+                raise UserError(f"question '{question}': {length} tokens, the teacher takes {most - 1}; shorten it")
         if any(YES_NO.search(question) for question in self.columns):
             self._answer_ids()
 
@@ -257,18 +261,18 @@ class BlipCaptions(BlipStage):
                 for question in columns
             }
 
-    def _question_ids(self, image: torch.Tensor, question: str) -> torch.Tensor:
-        """``int64 [B, L]``: [DEC] and the question's tokens, without the final separator."""
+    def _question_ids(self, question: str) -> torch.Tensor:
+        """``int64 [1, L]``: [DEC] and the question's tokens, without the final separator."""
         import torch
 
         words = self.tokenizer(question, add_special_tokens=False)["input_ids"]
         ids = [self.model.config.text_config.bos_token_id, *words]
-        return torch.tensor([ids], device=image.device).expand(len(image), -1)
+        return torch.tensor([ids], device=self.device)
 
     def _continue(self, image: torch.Tensor, question: str) -> pa.Array:
         import torch
 
-        ids = self._question_ids(image, question)
+        ids = self._question_ids(question).expand(len(image), -1)
         text_config = self.model.config.text_config
         written = self.model.text_decoder.generate(
             input_ids=ids,
@@ -277,7 +281,7 @@ class BlipCaptions(BlipStage):
             pad_token_id=text_config.pad_token_id,
             encoder_hidden_states=image,
             encoder_attention_mask=torch.ones(image.shape[:2], dtype=torch.long, device=image.device),
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=min(self.max_new_tokens, text_config.max_position_embeddings - ids.shape[1]),
             do_sample=False,
             num_beams=1,
         )
@@ -286,7 +290,7 @@ class BlipCaptions(BlipStage):
 
     def _answer(self, image: torch.Tensor, question: str) -> pa.Array:
         yes, no = self._answer_ids()
-        ids = self._question_ids(image, question)
+        ids = self._question_ids(question).expand(len(image), -1)
         decoded = self.model.text_decoder(input_ids=ids, encoder_hidden_states=image, logits_to_keep=1)
         logits = decoded.logits[:, -1].float()
         texts = self.tokenizer.batch_decode(logits.argmax(-1, keepdim=True), skip_special_tokens=True)

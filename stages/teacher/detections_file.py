@@ -1,9 +1,9 @@
 """Detections without a detector: boxes from a COCO-results file, or the annotated ones, for study.
 
-A cell is what every detector of this project stores: ``{boxes, scores, labels, width, height}``, boxes xyxy in pixels of
-the original picture (zero-based, half-open), labels 0-based in COCO-80 order (person = 0), best score first, at most
-:data:`TOP`, no score floor. Each row's input digest covers its own records only, so that an edited box recomputes what
-was computed from that picture and nothing else.
+A cell is what every detector of this project stores: ``{boxes, scores, labels, width, height}``, boxes xyxy in pixels
+of the original picture (zero-based, half-open), labels 0-based in COCO-80 order (person = 0), best score first, at
+most :data:`TOP`, no score floor. Each row's input digest covers its own records only, so that an edited box recomputes
+what was computed from that picture and nothing else.
 """
 
 from __future__ import annotations
@@ -107,9 +107,10 @@ class GivenDetections(Stage):
 
 
 class DetectionsFromFile(GivenDetections):
-    """Boxes from a COCO-results JSON: a list of ``{image_id, category_id, bbox [x, y, w, h], score}``.
+    """Boxes from COCO-results JSON files, each a list of ``{image_id, category_id, bbox [x, y, w, h], score}``.
 
     Args:
+        path: a file, or several (one a split, say).
         lenient: drop bad entries with a warning instead of refusing the file.
 
     Raises:
@@ -117,20 +118,38 @@ class DetectionsFromFile(GivenDetections):
             (:func:`stages.data.detections.load_detections`).
     """
 
-    def __init__(self, path: str | Path, annotations: Annotations, *, lenient: bool = False) -> None:
+    def __init__(
+        self, path: str | Path | Sequence[str | Path], annotations: Annotations, *, lenient: bool = False
+    ) -> None:
         super().__init__(annotations)
-        self.path, self.lenient = str(path), lenient
+        self.paths = [str(one) for one in ([path] if isinstance(path, (str, Path)) else path)]
+        self.lenient = lenient
 
     def parameters(self) -> dict[str, Any]:
         """The file's name is provenance; what it says of a picture is that row's input digest."""
         return {"detector": "file", "top": TOP}
 
     def provenance(self) -> dict[str, Any]:
-        return {"file": self.path}
+        return {"files": self.paths}
 
     @cached_property
     def detections(self) -> Detections:
-        return load_detections(self.path, self.pictures, lenient=self.lenient)
+        return _merged([load_detections(path, self.pictures, lenient=self.lenient) for path in self.paths])
+
+
+def _merged(parts: Sequence[Detections]) -> Detections:
+    """The boxes of several files as one, by picture and falling score."""
+    if len(parts) == 1:
+        return parts[0]
+    image = np.concatenate([np.repeat(np.arange(len(p.offsets) - 1), np.diff(p.offsets)) for p in parts])
+    scores = np.concatenate([part.scores for part in parts])
+    order = np.lexsort((-scores, image))
+    return Detections(
+        offsets=np.sum([part.offsets for part in parts], axis=0),
+        boxes=np.concatenate([part.boxes for part in parts])[order],
+        scores=scores[order],
+        labels=np.concatenate([part.labels for part in parts])[order],
+    )
 
 
 class DetectionsFromAnnotations(GivenDetections):

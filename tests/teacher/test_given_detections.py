@@ -1,0 +1,118 @@
+"""Boxes from a file or from the annotations, row by row."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from stages.data.records import Annotations
+from stages.data.vocabulary import hico_vocabulary
+from stages.stage import Batch, fingerprint_record
+from stages.teacher.detections_file import TOP, DetectionsFromAnnotations, DetectionsFromFile
+from storage.errors import UserError
+
+KEYS = ["a.jpg", "b.jpg", "c.jpg"]
+
+
+@pytest.fixture
+def annotations() -> Annotations:
+    """a.jpg: two verbs of one pair, and a second pair of the same person; b.jpg: one pair; c.jpg: none."""
+    human = np.array([[10, 10, 40, 80], [10, 10, 40, 80], [10, 10, 40, 80], [0, 0, 20, 50]], np.float32)
+    thing = np.array([[30, 30, 60, 60], [30, 30, 60, 60], [70, 5, 90, 25], [5, 5, 15, 15]], np.float32)
+    labels = np.array([1, 1, 41, 16], np.int16)
+    return Annotations(
+        "toy", "train", hico_vocabulary(), np.array(KEYS), [f"/nowhere/{key}" for key in KEYS],
+        np.full(3, 100, np.int32), np.full(3, 90, np.int32), np.array([0, 3, 4, 4]), human, thing, labels,
+        np.zeros(4, np.int16), np.zeros(4, np.int16),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(entries):
+        path = tmp_path / "detections.json"
+        fields = ("image_id", "category_id", "bbox", "score")
+        path.write_text(json.dumps([dict(zip(fields, entry, strict=True)) for entry in entries]))
+        return path
+
+    return write
+
+
+ENTRIES = [
+    ("b.jpg", 1, [0, 0, 20, 50], 0.5),
+    ("a.jpg", 2, [30, 30, 30, 30], 0.4),
+    ("a.jpg", 1, [10, 10, 30, 70], 0.9),
+    ("elsewhere.jpg", 1, [0, 0, 1, 1], 0.9),
+]
+
+
+def cells(stage, keys=KEYS):
+    stage.open("cpu", {})
+    values = stage.compute(Batch(np.zeros(len(keys), "V16"), keys, len(keys)), ["value"], {})["value"]
+    assert values.type == stage.output.type
+    values.validate(full=True)
+    return values.to_pylist()
+
+
+def test_a_file_becomes_cells_in_our_conventions(annotations, write):
+    a, b, c = cells(DetectionsFromFile(write(ENTRIES), annotations))
+    assert a["boxes"] == [[10, 10, 40, 80], [30, 30, 60, 60]]
+    assert a["scores"] == pytest.approx([0.9, 0.4])
+    assert a["labels"] == [0, 1]
+    assert (a["width"], a["height"]) == (100, 90)
+    assert b["labels"] == [0]
+    assert c["boxes"] == []
+
+
+def test_only_the_best_hundred_are_kept(annotations, write):
+    entries = [("a.jpg", 1, [index % 50, 0, 5, 5], index / 200) for index in range(150)]
+    (a,) = cells(DetectionsFromFile(write(entries), annotations), ["a.jpg"])
+    assert len(a["boxes"]) == TOP
+    assert a["scores"] == pytest.approx([index / 200 for index in range(149, 49, -1)])
+
+
+def test_several_files_are_read_as_one(annotations, write, tmp_path):
+    expected = cells(DetectionsFromFile(write(ENTRIES), annotations))
+    first = write(ENTRIES[:2]).rename(tmp_path / "first.json")
+    assert cells(DetectionsFromFile([first, write(ENTRIES[2:])], annotations)) == expected
+
+
+def test_an_edited_box_changes_its_own_row_only(annotations, write):
+    before = DetectionsFromFile(write(ENTRIES), annotations).external(KEYS)
+    edited = [*ENTRIES[:1], ("a.jpg", 2, [31, 30, 30, 30], 0.4), *ENTRIES[2:]]
+    stage = DetectionsFromFile(write(edited), annotations)
+    assert (stage.external(KEYS) != before).tolist() == [True, False, False]
+    assert (DetectionsFromFile(write(ENTRIES[::-1]), annotations).external(KEYS) == before).all()
+
+
+def test_the_files_path_is_not_the_tables_name(annotations, write, tmp_path):
+    stage = DetectionsFromFile(write(ENTRIES), annotations)
+    record, external = fingerprint_record(stage), stage.external(KEYS)
+    moved = DetectionsFromFile(write(ENTRIES).rename(tmp_path / "moved.json"), annotations)
+    assert fingerprint_record(moved) == record
+    assert (moved.external(KEYS) == external).all()
+
+
+def test_annotated_boxes_come_once_each(annotations):
+    a, b, c = cells(DetectionsFromAnnotations(annotations))
+    assert a["boxes"] == [[10, 10, 40, 80], [30, 30, 60, 60], [70, 5, 90, 25]]
+    assert a["labels"] == [0, 1, 41]
+    assert a["scores"] == [1, 1, 1]
+    assert b["labels"] == [0, 16]
+    assert c["boxes"] == []
+
+
+def test_stages_travel_without_paths_or_pairs(annotations, write):
+    for stage in (DetectionsFromFile(write(ENTRIES), annotations), DetectionsFromAnnotations(annotations)):
+        expected = cells(stage)
+        sent = pickle.dumps(stage)
+        assert b"nowhere" not in sent
+        assert cells(pickle.loads(sent)) == expected
+
+
+def test_a_bad_file_is_named_while_planning(annotations, tmp_path):
+    with pytest.raises(UserError, match=r"absent\.json"):
+        DetectionsFromFile(tmp_path / "absent.json", annotations).external(KEYS)
