@@ -1,9 +1,9 @@
 """Average precision of scored human-object pairs, as array operations on columns.
 
 Detections and annotated pairs ("truths") are given as columns. Every one belongs to a *group*, the pairs of one class
-in one picture, and a detection can only match a truth of its own group. What evaluators disagree on is one function or one
-named argument here: how a truth is chosen (:func:`best_match`), from which overlap it counts (:func:`true_positives`),
-and on which recall grid precision is read (:func:`interpolated_precision`).
+in one picture, and a detection can only match a truth of its own group. What evaluators disagree on is one function or
+one named argument here: how a truth is chosen (:func:`best_match`), from which overlap it counts
+(:func:`true_positives`), and on which recall grid precision is read (:func:`interpolated_precision`).
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0
 """Okabe and Ito's colours, told apart with any common colour vision; one a pair, and pairs carry numbers besides."""
 _WIDTH = 360
 """Units of a drawing's width. It is shown at about this many pixels, so that text in it has its nominal size."""
-_CHIP, _CHARACTER = 17.0, 6.7
+_CHIP = 17.0
+"""Height of a label."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _place(
     text: str, human: np.ndarray, thing: np.ndarray, height: float, taken: list[tuple[float, float, float]]
 ) -> tuple[float, float, float]:
     """(x, y, width) of a chip: the first place about its pair that lies inside the picture and on no other chip."""
-    width = min(len(text) * _CHARACTER + 10, _WIDTH - 4.0)
+    width = min(_text_width(text) + 10, _WIDTH - 4.0)
     wished = [
         (box[0], y)
         for box, ys in ((human, (human[1] - _CHIP, human[3], human[1] + 2)), (thing, (thing[1] - _CHIP, thing[3])))
@@ -146,6 +147,13 @@ def _place(
         if all(x + width < a or a + w < x or abs(y - b) >= _CHIP for a, b, w in taken):
             return x, y, width
     return *inside[0], width
+
+
+def _text_width(text: str) -> float:
+    """Room for bold 12-unit text in the widest of the fonts that the page may find (DejaVu Sans)."""
+    narrow, middling, wide = "ijl,.;:'|! ", "tfr-()[]", "mwMW@%<>&"
+    widths = {**dict.fromkeys(narrow, 4.7), **dict.fromkeys(middling, 6.0), **dict.fromkeys(wide, 12.6)}
+    return sum(widths.get(character, 8.6) for character in text)
 
 
 def _chip(text: str, place: tuple[float, float, float], colour: str) -> str:

@@ -51,7 +51,7 @@ class Chromium:
             self._ask(f"{domain}.enable")
 
     def open(self, page: Path, width: int, height: int = 900) -> None:
-        """Load a file into a window of ``width`` x ``height`` CSS pixels (below 600: a phone's); wait until it is there."""
+        """Load a file into a window of ``width`` x ``height`` CSS pixels (a phone's below 600) and wait for it."""
         self.complaints, self.requests = [], []
         phone = width < 600
         self._ask(

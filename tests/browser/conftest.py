@@ -14,7 +14,8 @@ from stages.evaluate.gallery import GalleryItem, Match
 from stages.evaluate.pictures import Pair
 
 MARKUP = "<img src=x onerror=\"console.error('obeyed')\"><b>a man & a dog</b>"
-VERBS = ("ride", "hold", "sit_on", "feed", "read", "no_interaction")
+SHORT_MARKUP = "<i onerror=x>"
+VERBS = (SHORT_MARKUP, "hold", "sit_on", "feed", "read", "no_interaction")
 OBJECTS = ("bicycle", "horse", "book", "umbrella", "sports_ball", "chair", "dog", "cup", "teddy_bear")
 
 
@@ -45,7 +46,7 @@ def pairs_in(width: int, height: int, predicted: bool) -> list[Pair]:
     return [
         Pair(human, ball, "hold", "sports ball", 0.91, True),
         Pair(human, far, "no interaction", "teddy bear", 0.44, False),
-        Pair(human, ball, "kick", "sports ball", 0.31, False),
+        Pair(human, ball, SHORT_MARKUP, "sports ball", 0.31, False),
     ]
 
 
@@ -106,7 +107,8 @@ def evaluation() -> dict:
 
 def tables() -> list[report.TableRead]:
     record = {
-        "stage": "itm", "version": 1, "source": "images", "output": {"format": "arrow", "type": "fixed_size_list<float16>[2]"},
+        "stage": "itm", "version": 1, "source": "images",
+        "output": {"format": "arrow", "type": "fixed_size_list<float16>[2]"},
         "parameters.weights": "9f2c" * 16, "parameters.image_size": 128, "parameters.dtype": "float32",
         "parameters.token_mode": "stock", "parameters.prompt": MARKUP,
     }  # fmt: skip
@@ -119,7 +121,12 @@ def run_report() -> report.ReportData:
     steps = list(range(10, 510, 10))
     curves = [
         report.Curve(name, steps, [scale * math.exp(-s / 120) + 0.1 * scale * rng.uniform(0, 1) + 0.02 for s in steps])
-        for name, scale in (("loss, total", 2.2), ("loss: labels", 1.4), ("loss: itm", 0.8), ("learning rate", 1e-3))
+        for name, scale in (
+            ("loss, total", 2.2),
+            ("loss: labels", 1.4),
+            ("loss: " + SHORT_MARKUP, 0.8),
+            ("learning rate", 1e-3),
+        )
     ]
     return report.ReportData(
         name="pico: labels and cached ITM scores of the unlabelled pictures",
@@ -146,7 +153,7 @@ def experiments_page() -> report.ExperimentsPage:
     for name, full, rare in (
         ("labels only", 80, 69),
         ("+ ITM, unlabelled pictures", 88, 86),
-        ("self-training", 81, 70),
+        ("self-training " + SHORT_MARKUP, 81, 70),
     ):
         runs = []
         for seed in range(3):

@@ -65,9 +65,7 @@ def test_the_second_detection_of_a_pair_is_wrong():
 
 def test_a_detection_keeps_to_its_best_pair_even_if_that_is_taken():
     close = (20, 0, 30, 9)
-    results = evaluate(
-        detections((0, 0, BALL, 0.9), (0, 0, (20, 0, 30, 10), 0.8)), truths((0, 0, BALL), (0, 0, close))
-    )
+    results = evaluate(detections((0, 0, BALL, 0.9), (0, 0, (20, 0, 30, 10), 0.8)), truths((0, 0, BALL), (0, 0, close)))
     assert results.matched.tolist() == [0, -1], "an evaluator that takes the next free pair would match both"
 
 
@@ -160,7 +158,9 @@ def by_the_book(found: Detections, annotated: Truths, hoi: int) -> float:
             used.add(match)
     total = 0.0
     for k in range(11):
-        reached = [sum(right[: n + 1]) / (n + 1) for n in range(len(right)) if sum(right[: n + 1]) / positives >= k * 0.1]
+        reached = [
+            sum(right[: n + 1]) / (n + 1) for n in range(len(right)) if sum(right[: n + 1]) / positives >= k * 0.1
+        ]
         total += max(reached, default=0.0)
     return total / 11
 

@@ -50,7 +50,9 @@ def test_other_writers_types_are_understood(written: Path, annotations: Annotati
             "image_id": table["image_id"].dictionary_encode(),
             "human_box": table["human_box"].cast(pa.list_(pa.float64())),
             "object_box": table["object_box"].cast(pa.large_list(pa.float32())),
-            **{name: table[name].cast(kind) for name, kind in zip(("object", "verb", "hoi"), (pa.int64(), pa.int16(), pa.uint8()), strict=True)},
+            "object": table["object"].cast(pa.int64()),
+            "verb": table["verb"].cast(pa.int16()),
+            "hoi": table["hoi"].cast(pa.uint8()),
             "remark": pa.array(["ignored"] * len(table)),
         }
     )  # fmt: skip
@@ -84,7 +86,8 @@ MALFORMED = {
     "hole in a box": (lambda t: changed(t, "human_box", 3, [0, 0, None, 3]), "row 3: human_box"),
     "x, y, width, height": (lambda t: changed(t, "human_box", 0, [50, 50, 10, 10]), "boxes are x1, y1, x2, y2"),
     "three numbers": (
-        lambda t: with_column(t, "human_box", pa.array([[0.0, 0.0, 1.0]] * len(t))), "row 0: human_box [0.0, 0.0, 1.0] is not four"
+        lambda t: with_column(t, "human_box", pa.array([[0.0, 0.0, 1.0]] * len(t))),
+        "row 0: human_box [0.0, 0.0, 1.0] is not four",
     ),
     "unknown picture": (lambda t: changed(t, "image_id", 4, "z.jpg"), "row 4: image_id 'z.jpg' is no picture"),
     "object out of range": (lambda t: changed(t, "object", 0, 80), "row 0: object 80 is outside 0 ... 79"),

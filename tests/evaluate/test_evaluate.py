@@ -6,14 +6,19 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from stages.data.hico_det import load_hico_det
+from stages.data.pico.layout import Picture, write_annotations
+from stages.data.pico.world import pico_vocabulary
 from stages.data.records import Annotations
-from stages.evaluate.detections import Detections
-from stages.evaluate.evaluate import evaluate_hico_det, training_pairs
+from stages.evaluate.detections import Detections, write_detections
+from stages.evaluate.evaluate import evaluate_file, evaluate_hico_det, training_pairs
 from stages.evaluate.gallery import choose_pictures, found_share, gallery_items
+from storage.errors import UserError
 
 RARE = np.array([False, True, False])
 
@@ -61,6 +66,38 @@ def test_the_record_is_json_and_names_every_class(annotations: Annotations, perf
         ("throw", "sports_ball", 1, True),
         ("throw", "bicycle", 2, False),
     ]
+
+
+def test_a_file_is_evaluated_against_a_folder_in_hico_dets_layout(tmp_path: Path):
+    words, rng = pico_vocabulary(), np.random.default_rng(0)
+    common, rare = 0, 1
+
+    def picture(split: str, number: int, hoi: int) -> Picture:
+        boxes = np.array([(0, 0, 20, 40), (10, 5, 64, 48)]) + rng.integers(0, 3)
+        return Picture(f"HICO_{split}2015_{number:08d}.jpg", 80, 60, boxes, words.hois[[hoi, hoi], 1], [(0, 1, hoi)])
+
+    splits = {
+        "train": [picture("train", n, common if n < 12 else rare) for n in range(15)],
+        "test": [picture("test", n, (common, rare)[n % 2]) for n in range(6)],
+    }
+    write_annotations(tmp_path, words, splits)
+    test = load_hico_det(tmp_path, "test", images=False)
+    found = Detections(
+        test.pair_image().astype(np.int32), test.human_box, test.object_box, test.object.astype(np.int32),
+        test.verb.astype(np.int32), test.hoi.astype(np.int32), np.full(6, 0.5, np.float32),
+    )  # fmt: skip
+    found = without(found, np.flatnonzero(test.hoi == rare)[:2].tolist())
+    write_detections(tmp_path / "found.parquet", found, test.image_id)
+    evaluation = evaluate_file(tmp_path, tmp_path / "found.parquet")
+    third = round(100 * 4 / 11, 6)  # one of three pairs: recall levels 0, .1, .2, .3
+    assert evaluation.default == {"full": pytest.approx((100 + third) / 2), "rare": third, "non_rare": 100.0}
+    assert [row["training_pairs"] for row in evaluation.per_class[:3]] == [12, 3, 0]
+    assert evaluation.known_object_from == "image-level labels"
+
+    found.hoi[0] = -1
+    write_detections(tmp_path / "found.parquet", found, test.image_id)
+    with pytest.raises(UserError, match="row 0: hoi is -1"):
+        evaluate_file(tmp_path, tmp_path / "found.parquet")
 
 
 def test_evaluation_imports_neither_torch_nor_ray():

@@ -1,0 +1,174 @@
+"""What the pages' HTML promises, without a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages.evaluate import charts, report
+from stages.evaluate.pictures import Pair, data_uri, draw_pairs, load_picture, numbered
+from storage.errors import UserError
+from tests.browser.conftest import MARKUP, evaluation, gallery, run_report
+
+KINDS = ("report", "folder", "experiments")
+
+
+class Reader(HTMLParser):
+    """Every start tag with its attributes, and all text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_markup_in_texts_is_shown_not_obeyed(kind: str, pages: dict[str, Path]):
+    page = Reader(pages[kind].read_text())
+    assert MARKUP in page.text
+    assert not [attributes for _, attributes in page.tags if "onerror" in attributes]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_refers_to_nothing_outside_itself(kind: str, pages: dict[str, Path]):
+    text = pages[kind].read_text()
+    addresses = [
+        value or ""
+        for _, attributes in Reader(text).tags
+        for key, value in attributes.items()
+        if key in ("src", "href")
+    ]
+    assert addresses
+    assert all(address.startswith("data:") for address in addresses)
+    assert not re.search(r"url\(|@import|https?://", text)
+
+
+def test_the_report_holds_every_figure_class_and_fingerprint(pages: dict[str, Path]):
+    text = Reader(pages["report"].read_text()).text
+    data = run_report()
+    for figure in ("71.23", "55.10", "80.25", "75.50", "60.00"):
+        assert figure in text
+    for row in data.evaluation["per_class"]:
+        assert report.class_name(row) in text
+    for table in data.tables:
+        assert table.fingerprint in text
+    assert "3 pictures were skipped: 2 × truncated picture" in text
+
+
+def test_skipped_rows_are_told_apart_from_none_and_unknown(tmp_path: Path):
+    for skipped, said in (({}, True), (None, False)):
+        data = report.ReportData("run", "labels", evaluation(), skipped=skipped)
+        report.write_report(tmp_path / "page.html", data)
+        assert ("No picture was skipped" in (tmp_path / "page.html").read_text()) == said
+
+
+def test_a_report_is_read_from_a_run_folder(tmp_path: Path):
+    provenance = {"itm": {"dir": "cache/itm", "fingerprint": "f00d" * 8, "record": {"stage": "itm"}, "columns": 55}}
+    (tmp_path / "student.json").write_text(json.dumps({"seed": 3, "provenance": provenance}))
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
+    lines = [
+        {"step": s, "loss": 2.0 / s, "loss/labels": 1.0 / s, "lr": 1e-3, "seconds": s} for s in (10, 20, 30, 20, 30)
+    ]
+    lines[3]["loss"] = 0.5  # a resumed run logs a step again
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = report.ReportData.from_run(tmp_path, "run", "labels")
+    assert [curve.name for curve in data.curves] == ["loss, total", "loss: labels", "learning rate"]
+    assert list(data.curves[0].steps) == [10, 20, 30]
+    assert data.curves[0].values[1] == 0.5
+    assert data.tables[0] == report.TableRead("itm", "f00d" * 8, {"stage": "itm"}, 55)
+    assert data.parameters == {"seed": 3}
+    report.write_report(tmp_path / "report.html", data)
+
+
+def test_an_unfinished_run_folder_is_refused_by_name(tmp_path: Path):
+    with pytest.raises(UserError, match=r"student\.json"):
+        report.ReportData.from_run(tmp_path, "run", "labels")
+
+
+def test_means_and_spread_over_seeds():
+    runs = [report.Run(seed, {"full": value}) for seed, value in enumerate((80.0, 82.0, 84.0))]
+    spread = report.Spread.of(report.Arm("arm", "", runs), "default", "full")
+    assert (spread.mean, spread.sd) == (82.0, 2.0)
+    assert report.Spread.of(report.Arm("arm", "", runs[:1]), "default", "full").sd is None
+    assert report.Spread.of(report.Arm("arm", "", runs), "default", "rare").values == ()
+
+
+def test_boxes_are_drawn_where_they_are():
+    picture = Image.new("RGB", (180, 90))
+    lines = numbered([Pair((10, 20, 30, 40), (50, 20, 90, 80), "hold", "cup")])
+    drawn = draw_pairs(data_uri(picture), picture.size, lines, "alt")
+    assert '<rect x="20.0" y="40.0" width="40.0" height="40.0"' in drawn  # drawings are 360 wide
+    assert '<rect x="100.0" y="40.0" width="80.0" height="120.0"' in drawn
+    assert "1 hold" in drawn
+
+
+def test_verbs_of_the_same_boxes_share_a_number():
+    human, cup, chair = (0, 0, 9, 9), (5, 5, 9, 9), (1, 1, 9, 9)
+    pairs = [Pair(human, cup, "hold", "cup"), Pair(human, chair, "sit on", "chair"), Pair(human, cup, "wash", "cup")]
+    assert [line.number for line in numbered(pairs)] == [1, 2, 1]
+
+
+def test_labels_do_not_cover_one_another():
+    human = (10.0, 10.0, 60.0, 100.0)
+    pairs = [Pair(human, (70.0 + i, 20.0, 90.0 + i, 60.0), "no interaction", "cup") for i in range(7)]
+    drawn = draw_pairs("data:,", (128, 128), numbered(pairs), "alt")
+    chips = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="16.0" rx="3"', drawn)
+    places = [tuple(map(float, chip)) for chip in chips]
+    assert len(places) == 7
+    for i, (x, y, width) in enumerate(places):
+        assert x >= 0
+        assert x + width <= 360
+        assert y >= 0
+        assert y + 16 <= 360
+        for a, b, w in places[:i]:
+            assert abs(y - b) >= 16 or x >= a + w or a >= x + width
+
+
+def test_pictures_of_every_source_load_upright(tmp_path: Path):
+    turned = Image.new("RGB", (40, 20), (200, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert load_picture(tmp_path / "turned.jpg").size == (20, 40)
+    assert load_picture(np.zeros((20, 40, 3), np.uint8)).size == (40, 20)
+    assert load_picture(Image.new("L", (5, 6))).mode == "RGB"
+    assert data_uri(Image.new("RGB", (2000, 1000))).startswith("data:image/jpeg;base64,")
+
+
+def test_ticks_are_round_and_inside():
+    assert charts.ticks(0, 2.3) == [0, 0.5, 1, 1.5, 2]
+    assert charts.ticks(78.5, 88.2) == [80, 82, 84, 86, 88]
+    assert charts.ticks(3, 3) == [3]
+
+
+def test_curves_survive_odd_values():
+    assert "polyline" in charts.line_chart([1, 2, 3], [float("nan"), 1.0, float("inf")], "loss")
+    assert "polyline" in charts.line_chart([5], [0.0], "one point")
+    assert charts.line_chart([1], [float("nan")], "nothing") == ""
+    assert charts.line_chart(range(5000), np.linspace(2, 1, 5000), "long").count(",") < 2000
+
+
+def test_empty_pages_are_pages(tmp_path: Path):
+    nothing = evaluation() | {"per_class": []}
+    report.write_report(tmp_path / "a.html", report.ReportData("run", "labels", nothing))
+    report.write_folder_page(tmp_path / "b.html", report.FolderPage("photos", "none", []))
+    report.write_experiments_page(tmp_path / "c.html", report.ExperimentsPage("none", "", []))
+    assert "no table was read" in (tmp_path / "a.html").read_text()
+
+
+def test_a_picture_that_shows_everything_comes_in_once_a_card(pages: dict[str, Path]):
+    images = [attributes for tag, attributes in Reader(pages["folder"].read_text()).tags if tag == "img"]
+    assert len(images) == len(gallery(5))
