@@ -43,9 +43,9 @@ def test_processes_change_no_byte(tmp_path):
 
 def test_a_second_call_writes_nothing(world):
     before = {p: p.stat().st_mtime_ns for p in world.rglob("*")}
-    started = time.perf_counter()
+    started = time.process_time()
     write_world(world, train=24, test=12)
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1
     assert {p: p.stat().st_mtime_ns for p in world.rglob("*")} == before
 
 
