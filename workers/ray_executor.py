@@ -32,13 +32,16 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from storage.errors import UserError
-from workers.task import TEXT_PREFIX, FailureLimit, Task, TaskReport
+from workers.task import FailureLimit, Task, TaskReport
+
+LOG = logging.getLogger(__name__)
 
 PACKAGES = ("pipeline", "stages", "storage", "workers")
 IN_FLIGHT = 2
@@ -222,7 +225,7 @@ class _Pool:
             return
         except RayTaskError as failure:
             cause = failure.cause if isinstance(failure.cause, BaseException) else failure
-            cause.add_note(f"in {member.jobs[ref].task.task_id}, on a Ray worker:\n{failure.traceback_str}")
+            cause.add_note(f"{member.jobs[ref].task.task_id}, on a Ray worker: {failure}")
             self._error = self._error or cause
             del member.jobs[ref]
             return
@@ -244,6 +247,8 @@ class _Pool:
         if member.blamed is None:
             member.blamed = len(member.jobs) == 1
             self._deaths += 1
+            held = ", ".join(job.task.task_id for job in member.jobs.values()) or "nothing"
+            LOG.warning("a Ray worker died holding %s; it is replaced and its tasks are run again", held)
             _kill(member.actor)
         if ref == member.starting:
             member.starting = None
@@ -286,7 +291,7 @@ def _kill(actor: Any) -> None:
     try:
         ray.kill(actor, no_restart=True)
     except Exception:  # it is dead already, or its cluster is gone
-        logging.getLogger(__name__).debug("an actor could not be killed", exc_info=True)
+        LOG.debug("an actor could not be killed", exc_info=True)
 
 
 def _actor_factory(size: int, tasks: Sequence[Task]) -> Callable[[], Any]:
@@ -368,6 +373,7 @@ def _local_ray(workers: int) -> Iterator[None]:
                     logging_level=logging.ERROR,
                     _temp_dir=folder,
                 )
+                _silence()
                 yield
             finally:
                 ray.shutdown()
@@ -393,9 +399,18 @@ def _attached_ray(address: str) -> Iterator[None]:
             "start it, or unset RAY_ADDRESS to use a local Ray"
         ) from error
     try:
+        _silence()
         yield
     finally:
         ray.shutdown()
+
+
+def _silence() -> None:
+    """Ray prints the raylet's paragraphs about dead workers to stdout, asked or not; the driver says it in a line."""
+    with suppress(ImportError, AttributeError):  # a nicety that reaches into Ray: no reason to fail
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher
+
+        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
 
 
 def _check_nodes(tasks: Sequence[Task]) -> None:
@@ -404,11 +419,8 @@ def _check_nodes(tasks: Sequence[Task]) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     roots = sorted({part.table.root for task in tasks for part in task.parts})
-    samples = [
-        task.uris[0]
-        for task in tasks
-        if task.parts[0].stage.source == "images" and task.parts[0].stage.decodes and len(task.uris)
-    ][:1]
+    sources = (uri for task in tasks if task.parts[0].stage.decodes for uri in task.uris)
+    samples = list(islice((uri for uri in sources if os.access(uri, os.R_OK)), 1))
     marks = [Path(root, f".probe-{uuid.uuid4().hex}") for root in roots]
     nodes = {n["NodeID"]: n["NodeManagerHostname"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")}
     probe = ray.remote(_unreadable)
@@ -444,6 +456,6 @@ def _unreadable(marks: list[str], sources: list[str]) -> list[str]:
         elif not os.access(mark.parent, os.W_OK):
             problems.append(f"may not write to the cache {mark.parent}")
     for source in sources:
-        if not source.startswith(TEXT_PREFIX) and not os.access(source, os.R_OK):
+        if not os.access(source, os.R_OK):
             problems.append(f"cannot read {source}")
     return problems

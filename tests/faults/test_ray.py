@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +21,8 @@ from tests.workers.test_worker import lines
 from tests.workers.toys import Album, Colour, Map, album
 from workers.ray_executor import RayExecutor
 from workers.task import TaskReport
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -27,23 +36,27 @@ def filled(made: Album, colour: Colour) -> bool:
     return np.array_equal(np.stack([values[column] for column in colour.columns], axis=1), made.colours)
 
 
-def test_a_killed_worker_is_replaced_and_its_tasks_are_run_again(executor: RayExecutor, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_its_tasks_are_run_again(
+    executor: RayExecutor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     made = album(tmp_path, 40)
     colour = Colour(kills_once=str(tmp_path / "killed"), log=str(tmp_path / "log"))
     reports: list[TaskReport] = []
     executor.execute(made.tasks(made.part(colour)), report=reports.append, stop=threading.Event())
     assert (tmp_path / "killed").exists()
-    assert len({line["pid"] for line in lines(tmp_path / "log")}) >= 3
+    batches = [tuple(line["rows"]) for line in lines(tmp_path / "log")]
+    assert len(batches) > len(set(batches))  # the batch that was lost was computed again
     assert filled(made, colour)
     assert made.failures(colour) == {}
     assert sum(report.rows for report in reports) == 40
+    assert capfd.readouterr().out == ""  # Ray keeps quiet
 
 
 def test_a_row_that_always_kills_its_worker_fails_alone_after_three_tries(
     executor: RayExecutor, tmp_path: Path
 ) -> None:
-    made = album(tmp_path, 20)
-    culprit, log = 13, tmp_path / "log"
+    made = album(tmp_path, 8)
+    culprit, log = 5, tmp_path / "log"
     colour, maps = Colour(), Map(kills=(made.digest(culprit),), log=str(log))
     reports: list[TaskReport] = []
     tasks = made.tasks(made.part(colour), made.part(maps))
@@ -57,6 +70,83 @@ def test_a_row_that_always_kills_its_worker_fails_alone_after_three_tries(
     assert sum(int(report.bad.sum()) for report in reports) == 1
 
 
+DRIVER = """
+import sys, threading
+from pathlib import Path
+from tests.workers.toys import Colour, album
+from workers.ray_executor import execute
+
+folder = Path(sys.argv[1])
+made = album(folder / "album", 60)
+stage = Colour(seconds=0.2, log=str(folder / "log"))
+report = lambda answer: print("reported", flush=True)
+execute(made.tasks(made.part(stage), size=4), workers=2, report=report, stop=threading.Event())
+print("empty", int(made.empty(stage).sum()), "failed", len(made.failures(stage)))
+"""
+
+
 @pytest.mark.slow
-def test_a_node_killed_mid_run_costs_no_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two nodes with scratch folders of their own and one cache; one of them is gone after the first report."""
+def test_a_node_killed_mid_run_costs_no_cell(tmp_path: Path) -> None:
+    """Two nodes with scratch folders of their own and one cache; one of them goes in the middle of the run."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    token = tmp_path / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ADDRESS": address,
+        "PYTHONPATH": str(ROOT),
+    }
+    with ExitStack() as nodes:
+        head = nodes.enter_context(node(environment, "--head", f"--port={address.split(':')[1]}"))
+        other = nodes.enter_context(node(environment, f"--address={address}"))
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(tmp_path)], env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert driver.stdout is not None
+        log = tmp_path / "log"
+        for _ in driver.stdout:  # reports, until both nodes have computed something
+            if len({line["raylet"] for line in lines(log)}) == 2:
+                break
+        before = len(lines(log))
+        os.killpg(other.pid, signal.SIGKILL)
+        last = driver.stdout.read().splitlines()[-1]
+        assert driver.wait(60) == 0
+        assert head.poll() is None
+    assert before < 15  # there was work left
+    assert last == "empty 0 failed 0"
+
+
+@contextmanager
+def node(environment: dict[str, str], *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A Ray node of one CPU with a scratch folder of its own, once it has joined."""
+    ray = str(Path(sys.executable).with_name("ray"))
+    address = environment["RAY_ADDRESS"]
+    with tempfile.TemporaryDirectory(prefix="node-", dir="/tmp", ignore_cleanup_errors=True) as scratch:
+        started = subprocess.Popen(
+            [ray, "start", "--block", "--num-cpus=1", "--object-store-memory=100000000", f"--temp-dir={scratch}"]
+            + ["--include-dashboard=false"] * ("--head" in options)
+            + list(options),
+            env={name: value for name, value in environment.items() if name != "RAY_ADDRESS"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert started.stdout is not None
+        output = b""
+        while b"Ray runtime started" not in output and (line := started.stdout.readline()):
+            output += line
+        assert b"Ray runtime started" in output, (address, output.decode())
+        try:
+            yield started
+        finally:
+            started.terminate()
+            try:
+                started.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(started.pid, signal.SIGKILL)

@@ -35,7 +35,8 @@ class Faults:
     def meet(self, stage: str, batch: Batch, columns: Sequence[str]) -> None:
         rows = [row.tobytes().hex() for row in batch.rows]
         if self.log:
-            line = {"stage": stage, "rows": rows, "count": batch.count, "columns": list(columns), "pid": os.getpid()}
+            line = {"stage": stage, "rows": rows, "count": batch.count, "columns": list(columns)}
+            line |= {"pid": os.getpid(), "raylet": os.environ.get("RAY_RAYLET_PID")}
             with open(self.log, "a") as file:
                 file.write(json.dumps(line) + "\n")
         time.sleep(self.seconds)
