@@ -1,0 +1,305 @@
+"""What the sample stream promises: the order, exact epochs, resume, refusals, and counted failures."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from storage.cache import Cache
+from storage.digests import as_rows, digest_bytes
+from storage.errors import UserError
+from storage.stream import SampleStream, StreamSpec, TableRef, stack
+from storage.table import Table
+
+N, SHAPE = 23, (3, 2, 2)
+LOGITS = pa.list_(pa.float16(), 2)
+FOUND = pa.struct([("boxes", pa.list_(pa.list_(pa.float32(), 4))), ("width", pa.int32())])
+ROWS = as_rows([digest_bytes(b"picture %d" % i) for i in range(N)])
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    """Each test is a machine of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+
+
+def tensors(rows: np.ndarray) -> np.ndarray:
+    return (rows[:, None] * 100 + np.arange(12)).reshape(-1, *SHAPE).astype(np.float16)
+
+
+def logits(rows: np.ndarray, prompt: int) -> pa.Array:
+    return pa.array([[row, prompt] for row in np.float16(rows)], LOGITS)
+
+
+def create(cache: Path, name: str, kind: pa.DataType | None) -> Table:
+    output = (
+        {"format": "lmdb", "shape": list(SHAPE), "codec": "fp16"}
+        if kind is None
+        else {"format": "arrow", "type": str(kind)}
+    )
+    return Cache.open(cache).table(name, {"stage": name}, output, kind)
+
+
+def put(table: Table, rows: np.ndarray, columns: tuple[str, ...], values, failures=None, inputs=None):
+    valid = np.ones((len(rows), len(columns)), bool)
+    for cell in failures or {}:
+        valid[cell] = False
+    return table.commit(ROWS[rows], columns, valid, values, failures, inputs=inputs)
+
+
+@pytest.fixture
+def spec(tmp_path) -> StreamSpec:
+    """Three tables in several shards: features (tensors), itm (three prompts, the third added later), detections."""
+    features, itm, detections = (
+        create(tmp_path, name, kind) for name, kind in (("features", None), ("itm", LOGITS), ("detections", FOUND))
+    )
+    for rows in np.split(np.arange(N), [9, 18]):
+        put(features, rows, ("original",), {"original": tensors(rows)})
+        put(itm, rows, ("p0", "p1"), {"p0": logits(rows, 0), "p1": logits(rows, 1)})
+        found = [{"boxes": [[0, 0, row, row + 1]] * (row % 3), "width": row} for row in rows.tolist()]
+        put(detections, rows, ("value",), {"value": pa.array(found, FOUND)})
+    put(itm, np.arange(N), ("p2",), {"p2": logits(np.arange(N), 2)})
+    columns = {"features": ("original",), "itm": ("p2", "p0", "p1"), "detections": ("value",)}
+    tables = {
+        table.name: TableRef(str(table.dir), columns[table.name], fingerprint=table.fingerprint)
+        for table in (features, itm, detections)
+    }
+    return StreamSpec(ROWS, tables, "make teacher-cache")
+
+
+def only(spec: StreamSpec, name: str, **changes) -> StreamSpec:
+    return replace(spec, tables={name: replace(spec.tables[name], **changes)})
+
+
+def order(loader) -> list[list[int]]:
+    return [[sample["row"] for sample in batch] for batch in loader]
+
+
+def flat(batches) -> list[int]:
+    return [row for batch in batches for row in batch]
+
+
+def collated(samples):
+    return torch.tensor([s["row"] for s in samples]), stack([s["features"]["original"] for s in samples])
+
+
+def test_every_cell_comes_with_its_row(spec):
+    stream = SampleStream(spec)
+    samples = stream.__getitems__(list(range(N))[::-1])
+    assert [sample["row"] for sample in samples] == list(range(N))[::-1]
+    for sample in samples:
+        row = sample["row"]
+        np.testing.assert_array_equal(sample["features"]["original"], tensors(np.array([row]))[0])
+        assert list(sample["itm"]) == ["p2", "p0", "p1"]
+        assert {prompt: value.tolist() for prompt, value in sample["itm"].items()} == {
+            f"p{i}": [row, i] for i in range(3)
+        }
+        found = sample["detections"]["value"]
+        assert found["width"] == row
+        assert found["boxes"].shape == (row % 3, 4)
+        assert (found["boxes"] == [0, 0, row, row + 1]).all()
+    assert not samples[0]["features"]["original"].flags.writeable
+
+
+def test_values_outlive_the_stream_that_gave_them(spec):
+    stream = SampleStream(spec)
+    kept = [sample["features"]["original"] for sample in stream.__getitems__(range(N))]
+    del stream
+    other = create(Path(spec.tables["features"].dir).parents[1], "other", None)
+    assert other.name == "other"
+    np.testing.assert_array_equal(np.stack(kept), tensors(np.arange(N)))
+
+
+def test_one_row_may_stand_twice(spec):
+    doubled = replace(spec, rows=ROWS[[4, 4, 7]])
+    assert [sample["detections"]["value"]["width"] for sample in SampleStream(doubled).__getitems__([0, 1, 2])] == [
+        4,
+        4,
+        7,
+    ]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_neither_order_nor_values(spec, workers):
+    stream = SampleStream(spec)
+    stream.__getitems__([0, 10, 20])  # forked workers inherit open files
+    alone = list(stream.loader(5, seed=1, epoch=2, collate=collated))
+    shared = list(stream.loader(5, seed=1, epoch=2, num_workers=workers, collate=collated))
+    assert len(alone) == len(shared) == 5
+    for a, b in zip(alone, shared, strict=True):
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])
+    assert alone[0][1].dtype == torch.float16
+    assert stream.__getitems__([3])[0]["row"] == 3  # and leave the parent's as they were
+
+
+def test_a_stream_pickles_for_spawned_workers(spec):
+    stream = SampleStream(spec)
+    stream.__getitems__([0])
+    again = pickle.loads(pickle.dumps(stream))
+    assert order(again.loader(4, 0, 0)) == order(stream.loader(4, 0, 0))
+    np.testing.assert_array_equal(again[22]["features"]["original"], stream[22]["features"]["original"])
+
+
+def test_an_epoch_is_exact_and_epochs_differ(spec):
+    stream = SampleStream(spec)
+    epochs = [order(stream.loader(4, seed=3, epoch=epoch)) for epoch in (0, 1)]
+    for batches in epochs:
+        assert sorted(flat(batches)) == list(range(N))
+        assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 3]
+    assert epochs[0] != epochs[1]
+    assert order(stream.loader(4, seed=3, epoch=0)) == epochs[0]
+    assert order(stream.loader(4, 3, 0, shuffle=False, drop_last=True)) == np.arange(20).reshape(5, 4).tolist()
+
+
+def test_ranks_read_the_same_global_batches(spec):
+    stream = SampleStream(spec)
+    alone = order(stream.loader(6, seed=5, epoch=1))
+    ranks = [order(stream.loader(2, seed=5, epoch=1, rank=rank, world=3)) for rank in range(3)]
+    assert [sorted(flat(parts)) for parts in zip(*ranks, strict=True)] == [sorted(batch) for batch in alone]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_in_mid_epoch_gives_the_rest(spec, workers):
+    stream = SampleStream(spec)
+    whole = order(stream.loader(4, seed=0, epoch=7))
+    loader = stream.loader(4, seed=0, epoch=7, start_batch=2, num_workers=workers)
+    assert len(loader) == 4
+    assert order(loader) == whole[2:]
+    assert order(stream.loader(4, seed=0, epoch=7, start_batch=9)) == []
+
+
+def test_failed_rows_are_skipped_and_counted(spec, tmp_path):
+    table = create(tmp_path, "captions", pa.string())
+    words = pa.array([f"caption {row}" for row in range(N)])
+    put(
+        table, np.arange(N), ("a", "b"), {"a": words, "b": words}, {(3, 0): "truncated", (11, 0): "1x1", (11, 1): "1x1"}
+    )
+    captions = TableRef(str(table.dir), ("a", "b"), fingerprint=table.fingerprint)
+    stream = SampleStream(replace(spec, tables={**spec.tables, "captions": captions}))
+    assert stream.skipped == {3: "captions: truncated", 11: "captions: 1x1"}
+    assert len(stream) == N
+    assert len(stream.live) == N - 2
+    assert sorted(flat(order(stream.loader(4, 0, 0)))) == [row for row in range(N) if row not in (3, 11)]
+    assert [sample["row"] for sample in stream.__getitems__([2, 3, 4])] == [2, 4]
+    assert stream[4]["captions"] == {"a": "caption 4", "b": "caption 4"}
+    with pytest.raises(KeyError, match="row 3 is left out: captions: truncated"):
+        stream[3]
+    assert SampleStream(replace(spec, tables={"captions": captions.select(["b"])})).skipped == {11: "captions: 1x1"}
+
+
+def refusal(spec: StreamSpec) -> str:
+    with pytest.raises(UserError) as caught:
+        SampleStream(spec)
+    assert "\n" not in str(caught.value)
+    assert "run `" in str(caught.value)
+    assert "make teacher-cache" in str(caught.value)
+    return str(caught.value)
+
+
+def test_empty_cells_are_refused_with_their_number_and_the_command(spec):
+    wanted = only(spec, "itm", columns=("p0", "p9"))
+    assert f"table itm ({spec.tables['itm'].dir}): 23 of 46 wanted cells are empty, the first of row" in refusal(wanted)
+    assert "column 'p9'" in refusal(wanted)
+    more = replace(only(spec, "features"), rows=np.concatenate([ROWS, as_rows([digest_bytes(b"new")])]))
+    assert "1 of 24 wanted cells are empty" in refusal(more)
+
+
+def test_stale_cells_are_refused(spec, tmp_path):
+    table = create(tmp_path, "triplets", pa.string())
+    inputs = np.arange(1, N + 1, dtype=np.uint64)
+    put(table, np.arange(N), ("q",), {"q": pa.array(["x"] * N)}, inputs=inputs)
+    fresh = TableRef(str(table.dir), ("q",), inputs, table.fingerprint)
+    assert SampleStream(replace(spec, tables={"triplets": fresh}))[0]["triplets"] == {"q": "x"}
+    inputs = inputs.copy()
+    inputs[[2, 5]] = 99
+    message = refusal(replace(spec, tables={"triplets": replace(fresh, inputs=inputs)}))
+    assert "2 of 23 wanted cells are empty (2 stale: their inputs have changed)" in message
+
+
+def test_a_missing_or_different_table_is_refused(spec):
+    assert "table.json" in refusal(only(spec, "itm", dir=spec.tables["itm"].dir + "gone"))
+    message = refusal(only(spec, "itm", fingerprint="0" * 32))
+    assert spec.tables["itm"].fingerprint in message
+    assert "0" * 32 in message
+
+
+def test_a_payload_of_another_size_is_refused(spec):
+    shard = next(Path(spec.tables["features"].dir).glob("shards/*"))
+    os.truncate(shard, shard.stat().st_size - 4096)
+    assert "lost with their shard" in refusal(only(spec, "features"))
+
+
+@pytest.mark.parametrize("table", ["features", "itm"])
+def test_changed_bytes_are_found_at_the_first_touch(spec, table, tmp_path, monkeypatch):
+    shard = next(Path(spec.tables[table].dir).glob("shards/*"))
+    shard.chmod(0o600)
+    with open(shard, "r+b") as file:
+        file.seek(-40, os.SEEK_END)
+        byte = file.read(1)
+        file.seek(-40, os.SEEK_END)
+        file.write(bytes([byte[0] ^ 1]))
+    message = refusal(only(spec, table))
+    assert str(shard) in message
+    assert "hoi-distill check" in message
+    assert Table(spec.tables[table].dir).check()[0].shard == shard.name
+    assert "lost with their shard" in refusal(only(spec, table))
+
+
+def test_checksums_are_taken_once_per_machine(spec, monkeypatch):
+    for shard in Path(spec.tables["features"].dir).glob("shards/*"):
+        os.utime(shard, (1e9, 1e9))  # a shard of this very instant is not trusted to keep its time stamp
+    SampleStream(only(spec, "features"))
+    read = []
+    real = open
+
+    def counting(path, *arguments, **options):
+        read.append(str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", counting)
+    SampleStream(only(spec, "features"))
+    assert not [path for path in read if "shards" in path]
+    monkeypatch.setenv("XDG_CACHE_HOME", os.environ["XDG_CACHE_HOME"] + "-of-another-machine")
+    SampleStream(only(spec, "features"))
+    assert len([path for path in read if "shards" in path]) == 3
+
+
+def test_columns_of_a_reference_keep_their_input_digests():
+    ref = TableRef("t", ("a", "b", "c"), np.arange(6, dtype=np.uint64).reshape(2, 3), "f")
+    assert ref.select(["c", "a"]).inputs.tolist() == [[2, 0], [5, 3]]
+    assert ref.select(["c", "a"]).columns == ("c", "a")
+    assert replace(ref, inputs=ref.inputs[:, 0]).select(["b"]).inputs.tolist() == [0, 3]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_bytes_that_pass(tmp_path):
+    """Anonymous memory stays within a few MB while 200 MB of features pass."""
+    shape = (256, 32, 32)
+    output = {"format": "lmdb", "shape": list(shape), "codec": "fp16"}
+    table = Cache.open(tmp_path).table("features", {"stage": "big"}, output, None)
+    rows = as_rows([digest_bytes(b"%d" % i) for i in range(400)])
+    for start in range(0, 400, 50):
+        values = np.full((50, *shape), start, np.float16)
+        table.commit(rows[start : start + 50], ("original",), np.ones((50, 1), bool), {"original": values})
+    ref = TableRef(str(table.dir), ("original",), fingerprint=table.fingerprint)
+    stream = SampleStream(StreamSpec(rows, {"features": ref}, "make teacher-cache"))
+
+    def anonymous() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssAnon:")[1].split()[0])
+
+    def epoch(number: int) -> None:
+        for batch in stream.loader(8, 0, number):
+            assert all(float(sample["features"]["original"].max()) == sample["row"] // 50 * 50 for sample in batch)
+
+    before = anonymous()
+    epoch(0)
+    assert anonymous() - before < 40_000
