@@ -1,4 +1,4 @@
-"""The batch of every training step, as a pure function of the step: so a resumed run sees what an undisturbed one would."""
+"""The batch of every training step, a pure function of the step: a resumed run sees what an undisturbed one would."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from stages.student.source import Samples
 from storage.order import epoch_order
 
 MapReader = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, Tensor]]
-"""``(rows int64 [B], views int64 [B]) -> (places int64 [b], maps [b, C, h, w])``: the places in the batch, rising, of the
-rows that could be read, and their maps."""
+"""``(rows int64 [B], views int64 [B]) -> (places int64 [b], maps [b, C, h, w])``: the places in the batch, rising,
+of the rows that could be read, and their maps."""
 
 
 @dataclass
@@ -122,7 +122,7 @@ class TableMaps:
         self.views = views
 
     def __call__(self, rows: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, Tensor]:
-        read: list[tuple[int, Tensor]] = []
+        read: list[tuple[int, np.ndarray]] = []
         for number, (view, samples) in enumerate(self.views.items()):
             places = np.flatnonzero(views == number)
             place_of: dict[int, list[int]] = {}
@@ -131,7 +131,9 @@ class TableMaps:
             if not place_of:
                 continue
             for sample in samples.__getitems__(list(place_of)):
-                value = torch.as_tensor(sample["features"][view])
+                value = sample["features"][view]
                 read += [(place, value) for place in place_of[sample["row"]]]
         read.sort(key=lambda item: item[0])
-        return np.array([place for place, _ in read], np.int64), torch.stack([value for _, value in read])
+        return np.array([place for place, _ in read], np.int64), torch.from_numpy(
+            np.stack([value for _, value in read])
+        )

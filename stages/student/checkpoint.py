@@ -1,5 +1,5 @@
-"""A trained student as a directory: ``config.json``, ``model.safetensors``, ``vocabulary.json``, and ``region_cnn.safetensors``
-where the student brings its own picture encoder."""
+"""A trained student as a directory: ``config.json``, ``model.safetensors``, ``vocabulary.json``, and
+``region_cnn.safetensors`` where the student brings its own picture encoder."""
 
 from __future__ import annotations
 

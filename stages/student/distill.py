@@ -1,8 +1,8 @@
 """Soft labels: from cached image-text matching scores to the probability that a picture shows an interaction.
 
-The teacher looks at whole pictures. Its answer for (picture I, class c) is the match log-odds ``m = z1 - z0``; Platt scaling
-``t = sigmoid(a * m + b)``, fitted on the labelled pictures' image-level labels, makes it a probability. How t reaches the
-pairs is :func:`stages.student.losses.image_terms`.
+The teacher looks at whole pictures. Its answer for (picture I, class c) is the match log-odds ``m = z1 - z0``; Platt
+scaling ``t = sigmoid(a * m + b)``, fitted on the labelled pictures' image-level labels, makes it a probability. How t
+reaches the pairs is :func:`stages.student.losses.image_terms`.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class SoftLabels:
     """The teacher's probability that a picture shows an interaction, for any rows of the training set.
 
     Attributes:
-        values: float ``[N, H]``, memory-mapped: match log-odds if there is a ``platt``, else probabilities. NaN where the
-            teacher was not asked.
+        values: float ``[N, H]``, memory-mapped: match log-odds if there is a ``platt``, else probabilities. NaN where
+            the teacher was not asked.
         source: int64 ``[N]``, whose answers each row is given: its own, unless shuffled.
         distilled: bool ``[N]``, which rows have soft labels at all.
     """

@@ -4,7 +4,8 @@ Four modules in a row, each replaceable by itself: :class:`UnaryEncoder` (what e
 :class:`PairEncoder` (what each pair looks like), :class:`PairDecoder` (a second look with the picture at hand) and
 :class:`TextHead` (the interactions). A linking network (LINK) changes the first three and keeps the head.
 
-Shape suffixes: B pictures, I instances and P pairs of all pictures together, C channels of the map, D width, H interactions.
+Shape suffixes: B pictures, I instances and P pairs of all pictures together, C channels of the map, D width,
+H interactions.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class PairEncoder(nn.Module):
 
 
 class PairDecoder(nn.Module):
-    """Refines the pairs, ``[P, D]`` to ``[P, D]``. Here a residual feed-forward block that does not look at the map again."""
+    """Refines the pairs, ``[P, D]`` to ``[P, D]``: here a residual feed-forward block, blind to the map."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """From a picture's detections to scored human-object pairs: pure functions on arrays.
 
-Filtering, ordered pairs, pair geometry, prior and association are those of the two-stage detectors UPT (Zhang et al. 2022)
-and PViC (Zhang et al. 2023). Boxes are xyxy pixels of the original picture, zero-based and half-open.
+Filtering, ordered pairs, pair geometry, prior and association are those of the two-stage detectors UPT (Zhang et al.
+2022) and PViC (Zhang et al. 2023). Boxes are xyxy pixels of the original picture, zero-based and half-open.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def filter_detections(
 ) -> np.ndarray:
     """Choose the instances that enter pairs (UPT's rule).
 
-    Class-wise suppression first. Then, humans and others each by themselves: those scoring at least ``score_threshold``;
-    when fewer than ``at_least`` of them, the best ``at_least`` whatever they score; when more than ``at_most``, the best.
+    Class-wise suppression first. Then, humans and others each by themselves: those scoring at least
+    ``score_threshold``; the best ``at_least`` whatever they score when these are fewer; the best ``at_most`` when these
+    are more.
 
     Args:
         boxes: float ``[N, 4]`` xyxy; scores: float ``[N]``; labels: int ``[N]``, COCO-80.
@@ -124,7 +125,7 @@ def associate(
     true_hoi: np.ndarray,
     iou: float = 0.5,
 ) -> np.ndarray:
-    """Which pairs show which classes: pair p gets class c when ``min(IoU_h, IoU_o) >= iou`` with any true pair of class c.
+    """Which pairs show which classes: p gets c when ``min(IoU_h, IoU_o) >= iou`` with any true pair of class c.
 
     Many-to-many and blind to the object's class, which the prior masks.
 

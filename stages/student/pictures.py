@@ -1,12 +1,13 @@
 """What a student knows of each picture before looking at its feature map: instances, pairs and annotated interactions.
 
-Worked out once per picture and kept in flat memory-mapped files, so that a training step only slices them and memory does
-not grow with the dataset.
+Worked out once per picture and kept in flat memory-mapped files, so that a training step only slices them and memory
+does not grow with the dataset.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,7 +83,7 @@ def with_annotations(picture: Picture, human: np.ndarray, object_: np.ndarray, h
 
 
 def gather(pictures: Sequence[Picture], maps: Tensor, mirrored: np.ndarray | None = None) -> Regions:
-    """Several pictures and their maps ``[B, C, h, w]`` as one batch; the boxes of ``mirrored`` (bool ``[B]``) are flipped."""
+    """Several pictures and their maps ``[B, C, h, w]`` as one batch; ``mirrored`` (bool ``[B]``): flip boxes."""
     counts = np.array([len(picture.labels) for picture in pictures], np.int64)
     starts = np.cumsum(counts) - counts
     boxes = [picture.boxes for picture in pictures]
@@ -118,7 +119,7 @@ class PictureTable:
     """The pictures of a training set in a folder of flat files, memory-mapped.
 
     Attributes:
-        index: int32 ``[N, 5]`` (width, height, humans, instances, positives); zeros for a picture that has no detections.
+        index: int32 ``[N, 5]`` (width, height, humans, instances, positives); zeros for a picture without detections.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -139,14 +140,13 @@ class PictureTable:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
             index = np.zeros((count, 5), np.int32)
-            files = {name: open(draft / name, "wb") for name in FLAT}
-            for row, picture in pictures:
-                instances, positives = len(picture.labels), len(picture.positives)
-                index[row] = picture.width, picture.height, picture.humans, instances, positives
-                for name, (dtype, _) in FLAT.items():
-                    files[name].write(getattr(picture, name).astype(dtype).tobytes())
-            for file in files.values():
-                file.close()
+            with contextlib.ExitStack() as stack:
+                files = {name: stack.enter_context(open(draft / name, "wb")) for name in FLAT}
+                for row, picture in pictures:
+                    instances, positives = len(picture.labels), len(picture.positives)
+                    index[row] = picture.width, picture.height, picture.humans, instances, positives
+                    for name, (dtype, _) in FLAT.items():
+                        files[name].write(getattr(picture, name).astype(dtype).tobytes())
             np.save(draft / "index.npy", index)
             draft.rename(folder)
         return cls(folder)
@@ -162,29 +162,27 @@ class PictureTable:
             width,
             height,
             humans,
-            *(np.array(self._flat[name][own]) for name in ("boxes", "scores", "labels")),
+            np.array(self._flat["boxes"][own]),
+            np.array(self._flat["scores"][own]),
+            np.array(self._flat["labels"][own]),
             np.array(self._flat["positives"][positive : positive + positives]),
         )
 
-    def column(self, name: str) -> np.ndarray:
-        """One of the flat files, of all pictures together: ``boxes``, ``scores``, ``labels``, ``positives``."""
-        return self._flat[name]
+    def digest(self) -> str:
+        """Names the instances of all pictures."""
+        digest = hashlib.blake2b(np.ascontiguousarray(self.index[:, :4]).tobytes(), digest_size=6)
+        for name in ("boxes", "labels"):
+            digest.update(self._flat[name].tobytes())
+        return digest.hexdigest()
 
     def usable(self) -> np.ndarray:
         """bool ``[N]``: whether the picture has a pair to look at."""
         return (self.index[:, 2] >= 1) & (self.index[:, 3] >= 2)
 
     def shown_objects(self, objects: int) -> np.ndarray:
-        """bool ``[N, objects]``: which classes are the object of at least one pair (a person is, from two people on)."""
+        """bool ``[N, objects]``: which classes are the object of some pair (a person is, from two people on)."""
         shown = np.zeros((len(self), objects), bool)
         row = np.repeat(np.arange(len(self)), self.index[:, 3])
         shown[row, self._flat["labels"]] = True
         shown[:, HUMAN] = self.index[:, 2] >= 2
         return shown & self.usable()[:, None]
-
-
-def write_json(path: Path, record: Any) -> None:
-    """Replace ``path`` by ``record`` in one step."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-    os.replace(draft, path)

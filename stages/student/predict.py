@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
         ("score", pa.float32()),
     ]
 )
-"""One row a scored triplet. Boxes are xyxy pixels of the original picture, zero-based and half-open; classes are 0-based."""
+"""One row a scored triplet. Boxes: xyxy pixels of the original picture, zero-based, half-open; classes: 0-based."""
 
 
 def entries(regions: Regions, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,8 +121,8 @@ def triplets(
 def picture_probabilities(
     path: Path, model: PairClassifier, pictures: PictureTable, maps: MapReader, valid: Tensor, batch: int = 64
 ) -> None:
-    """The student's own probability that each picture shows each interaction, noisy-or over its pairs: float32 ``[N, H]``
-    in ``path`` (npy), NaN for pictures without pairs. A self-trained student's soft labels."""
+    """Write the soft labels of a self-trained student: its own probability that each picture shows each interaction,
+    noisy-or over the pairs. float32 ``[N, H]`` in ``path`` (npy), NaN for pictures without pairs."""
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     table = np.lib.format.open_memmap(draft, "w+", np.float32, (len(pictures), valid.shape[1]))
     table[:] = np.nan

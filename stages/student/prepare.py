@@ -17,7 +17,7 @@ from stages.student.batches import MapReader, TableMaps
 from stages.student.config import StudentConfig
 from stages.student.distill import Platt, SoftLabels, fit_platt, match_log_odds, shuffled_pictures
 from stages.student.pictures import Picture, PictureTable, picture_of, with_annotations
-from stages.student.region_cnn import PictureMaps, ReadPicture, RegionCNN, RegionCNNConfig, shared_encoder
+from stages.student.region_cnn import LiveMaps, ReadPicture, RegionCNN, RegionCNNConfig, StoredMaps, shared_encoder
 from stages.student.source import Source, in_order
 from storage.errors import UserError
 
@@ -35,7 +35,7 @@ class TrainingSet:
         labelled: bool ``[N]``.
         prompts: for each of the H interactions its column of the ``itm`` table, or None where it was not asked for.
         read: uint8 ``[height, width, 3]`` of a row; needed by the ``region_cnn`` encoder only.
-        identity: what these rows and their values are, in a word; part of the shared encoder's and the run's name.
+        identity: names the rows, labels and values, so that a state saved for others is not resumed.
     """
 
     source: Source
@@ -48,6 +48,7 @@ class TrainingSet:
 
     @property
     def vocabulary(self) -> Vocabulary:
+        assert self.annotations.vocabulary is not None
         return self.annotations.vocabulary
 
     def true_pairs(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -67,7 +68,8 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class TestSet:
-    """M pictures to predict: their tables (``detections``, ``features``) and names."""
+    """M pictures to predict: their tables (``detections``, ``features``), names, and pictures as in a training set.
+    ``identity`` names rows and values."""
 
     source: Source
     image_ids: Sequence[str]
@@ -103,30 +105,35 @@ def map_reader(
     pictures: PictureTable,
     views: Sequence[str],
     cnn: RegionCNN | None,
-    folder: Path,
-    name: str,
+    shared: Path,
     read: ReadPicture | None,
 ) -> MapReader:
-    """The teacher's cached maps, or with ``cnn`` that network's, kept in ``folder`` under ``name``."""
+    """The teacher's cached maps, or with ``cnn`` that network's, kept under ``shared`` where rows have a name."""
     if cnn is None:
         return TableMaps({view: source.open({"features": (view,)}) for view in views})
     if read is None:
         raise UserError("encoder: region_cnn needs the pictures themselves")
-    return PictureMaps(folder, name, cnn, views, pictures.usable(), read)
+    if source.rows_digest is None:
+        return LiveMaps(cnn, views, read)
+    usable = hashlib.blake2b(pictures.usable().tobytes(), digest_size=4).hexdigest()
+    folder = shared / f"region-maps-{cnn.digest()}-{source.rows_digest}-{usable}"
+    return StoredMaps(folder, cnn, views, pictures.usable(), read)
 
 
 def own_encoder(
     shared: Path, data: TrainingSet, pictures: PictureTable, cnn: RegionCNNConfig, report: Report
-) -> tuple[RegionCNN, Path]:
-    """The student's own encoder and the folder it is kept in, named by everything that it depends on."""
+) -> RegionCNN:
+    """The student's own encoder, kept under ``shared`` in a folder named by everything that it depends on."""
     if data.read is None:
         raise UserError("encoder: region_cnn needs the pictures themselves")
-    filtered = hashlib.blake2b(np.ascontiguousarray(pictures.index[:, :4]).tobytes())
-    for name in ("boxes", "labels"):
-        filtered.update(np.ascontiguousarray(pictures.column(name)).tobytes())
-    record = {**asdict(cnn), "data": data.identity, "detections": filtered.hexdigest()}
-    folder = shared / f"region-cnn-{hashlib.blake2b(json.dumps(record).encode(), digest_size=6).hexdigest()}"
-    return shared_encoder(folder, cnn, pictures, data.read, report), folder
+    record = {**asdict(cnn), "rows": data.source.rows_digest, "pictures": pictures.digest()}
+    name = hashlib.blake2b(json.dumps(record).encode(), digest_size=6).hexdigest()
+    return shared_encoder(shared / f"region-cnn-{name}", cnn, pictures, data.read, report)
+
+
+def distils(config: StudentConfig) -> bool:
+    """Whether soft labels enter the training at all. With weight 0 no unlabelled picture is looked at either."""
+    return config.itm_on != "none" and config.itm_weight > 0
 
 
 def soft_labels(folder: Path, data: TrainingSet, pictures: PictureTable, config: StudentConfig) -> SoftLabels | None:
@@ -134,7 +141,7 @@ def soft_labels(folder: Path, data: TrainingSet, pictures: PictureTable, config:
 
     For the self-training control ``folder/self.npy`` has been written before, see :mod:`stages.student.train`.
     """
-    if config.itm_on == "none" or config.itm_weight == 0:
+    if not distils(config):
         return None
     distilled = {"labelled": data.labelled, "unlabelled": ~data.labelled, "both": np.ones_like(data.labelled)}[
         config.itm_on

@@ -1,12 +1,13 @@
 """The student's own picture encoder: a small CNN taught the classes of the detections' boxes, then frozen.
 
-It is the arm that takes nothing from the teacher but soft labels. Its weights and feature maps depend on the pictures, the
-detections and :class:`RegionCNNConfig` alone, so all variants of a study share them: they are kept in a folder named by
-these parameters.
+It is the arm that takes nothing from the teacher but soft labels. Its weights and feature maps depend on the pictures,
+the detections and :class:`RegionCNNConfig` alone, so all variants of a study share them: they are kept in folders named
+by what they depend on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -32,7 +33,7 @@ ReadPicture = Callable[[int], np.ndarray]
 
 @dataclass(frozen=True)
 class RegionCNNConfig:
-    """``size``: pictures are squeezed to size x size pixels; the map has size / 16 rows of ``channels[-1]`` channels."""
+    """``size``: pictures are squeezed to size x size pixels; maps are ``channels[-1]`` x size / 16 x size / 16."""
 
     size: int = 128
     channels: tuple[int, ...] = (32, 64, 96, 128)
@@ -74,11 +75,18 @@ class RegionCNN(nn.Module):
         tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
         save_file(tensors, path, {"config": json.dumps(asdict(self.config))})
 
+    def digest(self) -> str:
+        """Names the weights."""
+        digest = hashlib.blake2b(json.dumps(asdict(self.config)).encode(), digest_size=6)
+        for value in self.state_dict().values():
+            digest.update(value.detach().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     @classmethod
     def load(cls, path: Path) -> RegionCNN:
         with safe_open(path, "pt") as file:
             record = json.loads(file.metadata()["config"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         model = cls(RegionCNNConfig(**{**record, "channels": tuple(record["channels"])}))
         model.load_state_dict(weights)
         return model.eval()
@@ -96,9 +104,9 @@ def as_input(picture: np.ndarray, size: int) -> Tensor:
 def pretrain(
     config: RegionCNNConfig, pictures: PictureTable, read: ReadPicture, report: Callable[[str], None]
 ) -> RegionCNN:
-    """Teach a fresh CNN the classes of the boxes of ``pictures``, half of them mirrored. Deterministic on one thread."""
+    """Teach a fresh CNN the classes of the pictures' boxes, half of them mirrored. Deterministic on one thread."""
     torch.manual_seed(config.seed)
-    model = RegionCNN(config).to(memory_format=torch.channels_last).train()
+    model = RegionCNN(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, config.steps, pct_start=0.15)
     pool = np.flatnonzero(pictures.index[:, 3] > 0)
@@ -134,7 +142,7 @@ def pretrain(
 def shared_encoder(
     folder: Path, config: RegionCNNConfig, pictures: PictureTable, read: ReadPicture, report: Callable[[str], None]
 ) -> RegionCNN:
-    """The CNN kept as ``folder/model.safetensors``, trained first if it is not there. ``folder`` is named by what it depends on."""
+    """The CNN kept as ``folder/model.safetensors``, trained first if it is not there."""
     path = folder / "model.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,19 +152,34 @@ def shared_encoder(
     return RegionCNN.load(path)
 
 
-class PictureMaps:
-    """Feature maps of pictures, computed once and kept in a file beside the CNN: a ``MapReader``.
+class LiveMaps:
+    """Feature maps computed when they are asked for: a ``MapReader``."""
 
-    The maps lie in ``folder/<name>-<view>.npy`` as float16 ``[N, C, h, w]``, memory-mapped; zeros for rows outside ``wanted``.
+    def __init__(self, model: RegionCNN, views: Sequence[str], read: ReadPicture) -> None:
+        self.model, self.views, self.read = model, views, read
+
+    def __call__(self, rows: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        maps = [
+            self.model.maps([self.read(row)], mirrored=self.views[view] == "flip")
+            for row, view in zip(rows.tolist(), views.tolist(), strict=True)
+        ]
+        return np.arange(len(rows)), torch.cat(maps)
+
+
+class StoredMaps:
+    """Feature maps computed once, by whoever comes first, and memory-mapped from then on: a ``MapReader``.
+
+    They lie in ``folder/<view>.npy`` as float16 ``[N, C, h, w]``; zeros for rows outside ``wanted``.
 
     Args:
         wanted: bool ``[N]``, the rows that have pairs to look at.
     """
 
     def __init__(
-        self, folder: Path, name: str, model: RegionCNN, views: Sequence[str], wanted: np.ndarray, read: ReadPicture
+        self, folder: Path, model: RegionCNN, views: Sequence[str], wanted: np.ndarray, read: ReadPicture
     ) -> None:
-        self.views = [self._view(folder / f"{name}-{view}.npy", model, view == "flip", wanted, read) for view in views]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.views = [self._view(folder / f"{view}.npy", model, view == "flip", wanted, read) for view in views]
 
     @staticmethod
     def _view(path: Path, model: RegionCNN, mirrored: bool, wanted: np.ndarray, read: ReadPicture) -> np.ndarray:
@@ -174,5 +197,5 @@ class PictureMaps:
         return np.load(path, mmap_mode="r")
 
     def __call__(self, rows: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, Tensor]:
-        maps = [torch.from_numpy(np.array(self.views[view][row])) for row, view in zip(rows, views, strict=True)]
-        return np.arange(len(rows)), torch.stack(maps)
+        maps = [self.views[view][row] for row, view in zip(rows.tolist(), views.tolist(), strict=True)]
+        return np.arange(len(rows)), torch.from_numpy(np.stack(maps))

@@ -1,4 +1,4 @@
-"""Where a student's samples come from: the cache, through the sample stream, or memory, for pictures that were just looked at.
+"""Where a student's samples come from: the cache, through the sample stream, or memory, for pictures just looked at.
 
 A sample is ``{"row": int, table: {column: value}}``. A student needs two or three tables:
 
@@ -9,6 +9,7 @@ A sample is ``{"row": int, table: {column: value}}``. A student needs two or thr
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -37,6 +38,10 @@ class Source(Protocol):
 
     def open(self, tables: Mapping[str, Sequence[str]]) -> Samples: ...
 
+    @property
+    def rows_digest(self) -> str | None:
+        """Names the N source inputs by their bytes; None where nothing about them should be kept on disk."""
+
 
 @dataclass(frozen=True)
 class CacheSource:
@@ -47,10 +52,14 @@ class CacheSource:
     def __len__(self) -> int:
         return len(self.spec.rows)
 
+    @property
+    def rows_digest(self) -> str:
+        return hashlib.blake2b(self.spec.rows.tobytes(), digest_size=6).hexdigest()
+
     def open(self, tables: Mapping[str, Sequence[str]]) -> SampleStream:
         from storage.stream import SampleStream
 
-        chosen = {name: replace(self.spec.tables[name], columns=tuple(columns)) for name, columns in tables.items()}
+        chosen = {name: self.spec.tables[name].select(tuple(columns)) for name, columns in tables.items()}
         return SampleStream(replace(self.spec, tables=chosen))
 
 
@@ -59,6 +68,7 @@ class MemorySource:
     """Tables held as ``{table: {column: N values}}``; None is a row that failed."""
 
     tables: Mapping[str, Mapping[str, Sequence[Any]]]
+    rows_digest: str | None = None
 
     def __len__(self) -> int:
         return len(next(iter(next(iter(self.tables.values())).values())))

@@ -18,7 +18,7 @@ from storage.errors import UserError
 
 
 def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, done: int, run: str) -> None:
-    """Replace ``path`` by the state after ``done`` steps. ``run`` names what is being trained, see :func:`load_state`."""
+    """Replace ``path`` by the state after ``done`` steps. ``run`` names what is trained, see :func:`load_state`."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
@@ -39,7 +39,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, r
         return 0
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if metadata["run"] != run:
         raise UserError(f"{path}: the state of another run ({metadata['run']}, this is {run}); remove it to start anew")
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})

@@ -2,9 +2,9 @@
 
     train(StudentConfig(), TrainingSet(...), run_dir)
 
-A run folder holds ``checkpoint/`` (what prediction needs), ``state/`` (what resuming needs), ``metrics.jsonl`` and TensorBoard's
-``tensorboard/``. Calling :func:`train` again on the folder of a killed run goes on from its last save and ends with the
-weights of an undisturbed run, bit for bit on one CPU thread count.
+A run folder holds ``checkpoint/`` (what prediction needs), ``state/`` (what resuming needs), ``metrics.jsonl`` and
+TensorBoard's ``tensorboard/``. Calling :func:`train` again on the folder of a killed run goes on from its last save and
+ends with the weights of an undisturbed run, bit for bit on a CPU with the same number of threads.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,20 +28,22 @@ from stages.student.checkpoint import Student
 from stages.student.config import StudentConfig
 from stages.student.losses import final_logit, focal_terms, image_terms
 from stages.student.model import PairClassifier, Shape
-from stages.student.pictures import PictureTable
 from stages.student.predict import entries, picture_probabilities, write_predictions
 from stages.student.prepare import (
     Report,
     TestSet,
     TrainingSet,
+    distils,
     map_reader,
     own_encoder,
     picture_table,
     soft_labels,
     valid_classes,
 )
-from stages.student.region_cnn import RegionCNN, RegionCNNConfig
+from stages.student.progress import MetricsLog, Progress
+from stages.student.region_cnn import RegionCNNConfig
 from stages.student.state import load_state, save_state
+from storage.errors import UserError
 
 Evaluate = Callable[[Path], dict[str, float]]
 """Average precisions of a Parquet file of predictions, by name."""
@@ -80,28 +81,42 @@ def train(
     """
     # The stream.
     (run_dir / "state").mkdir(parents=True, exist_ok=True)
+    shared = shared_dir or run_dir.parent
     accelerator = Accelerator(log_with="tensorboard", project_dir=run_dir)
-    pictures = picture_table(run_dir / "state" / "pictures", data.source, config, data)
+    with accelerator.main_process_first():
+        pictures = picture_table(run_dir / "state" / "pictures", data.source, config, data)
+        if not (pictures.usable() & data.labelled).any():
+            raise UserError("nothing to train on: no labelled picture has a person and another instance detected")
+        own = config.encoder == "region_cnn"
+        encoder = own_encoder(shared, data, pictures, cnn or RegionCNNConfig(), report) if own else None
+        maps = map_reader(data.source, pictures, config.views, encoder, shared, data.read)
     valid = torch.from_numpy(valid_classes(data.vocabulary))
-    encoder, shared = None, run_dir
-    if config.encoder == "region_cnn":
-        encoder, shared = own_encoder(shared_dir or run_dir.parent, data, pictures, cnn or RegionCNNConfig(), report)
-    maps = map_reader(data.source, pictures, config.views, encoder, shared, "train", data.read)
-    if config.teacher == "self" and config.itm_on != "none" and not (run_dir / "state" / "self.npy").exists():
-        own = replace(config, itm_on="none", teacher="itm")
+    own_answers = run_dir / "state" / "self.npy"
+    if config.teacher == "self" and distils(config) and not own_answers.exists():
         labels_only = train(
-            own, data, run_dir / "labels_only", text_embeddings=text_embeddings, shared_dir=shared_dir or run_dir.parent,
-            cnn=cnn, loader_workers=loader_workers, report=lambda line: report(f"labels only: {line}"),
-        )  # fmt: skip
-        picture_probabilities(run_dir / "state" / "self.npy", labels_only.model, pictures, maps, valid)
-    soft = soft_labels(run_dir / "state", data, pictures, config)
+            replace(config, itm_on="none", teacher="itm"),
+            data,
+            run_dir / "labels_only",
+            text_embeddings=text_embeddings,
+            shared_dir=shared,
+            cnn=cnn,
+            loader_workers=loader_workers,
+            report=lambda line: report(f"labels only: {line}"),
+        )
+        if accelerator.is_main_process:
+            picture_probabilities(own_answers, labels_only.model, pictures, maps, valid)
+        accelerator.wait_for_everyone()
+    with accelerator.main_process_first():
+        soft = soft_labels(run_dir / "state", data, pictures, config)
+    if soft is not None and soft.platt is not None:
+        report(f"soft labels: sigmoid({soft.platt.slope:.3f} m {soft.platt.bias:+.3f})")
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = StepBatches(config, pictures, maps, data.labelled, soft, valid.shape[1], rank, world)
-    _, first_maps = maps(np.flatnonzero(pictures.usable())[:1], np.zeros(1, np.int64))
 
     # The network, as it was left.
     torch.manual_seed(config.seed)
-    model = build_model(config, data, first_maps.shape[1], text_embeddings)
+    channels = maps(batches.labelled_pool[:1], np.zeros(1, np.int64))[1].shape[1]
+    model = build_model(config, data, channels, text_embeddings)
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), config.learning_rate, foreach=True)
     run = run_name(config, data)
     state = run_dir / "state" / "latest.safetensors"
@@ -109,14 +124,11 @@ def train(
     model, optimizer = accelerator.prepare(model, optimizer)
     network = accelerator.unwrap_model(model)
     log = MetricsLog(run_dir / "metrics.jsonl", done, accelerator)
-    if soft is not None and soft.platt is not None:
-        report(f"soft labels: sigmoid({soft.platt.slope:.3f} m {soft.platt.bias:+.3f})")
 
     # Forward, loss, step, save.
-    loader = DataLoader(
-        batches, batch_size=None, sampler=range(done, config.steps), num_workers=loader_workers,  # type: ignore[arg-type]
-        persistent_workers=False,
-    )  # fmt: skip
+    loader: DataLoader[Batch] = DataLoader(
+        batches, batch_size=None, sampler=range(done, config.steps), num_workers=loader_workers
+    )
     progress = Progress(done, config.steps, report)
     model.train()
     for step, batch in enumerate(loader, done):
@@ -147,7 +159,8 @@ def train(
             predictions = predict_set(student, test, run_dir, shared, valid, report)
             if evaluate is not None:
                 log.trackers({f"AP/{name}": value for name, value in evaluate(predictions).items()}, config.steps)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     return student
 
 
@@ -235,7 +248,7 @@ def describe_non_finite(
     with torch.inference_mode():
         logits = network(batch.regions)
     bad = torch.unique(batch.regions.pair_picture[~torch.isfinite(logits).all(1)]).tolist()
-    broken = torch.flatnonzero(~torch.isfinite(batch.regions.maps.flatten(1)).all(1)).tolist()
+    broken = (~torch.isfinite(batch.regions.maps.flatten(1)).all(1)).nonzero().flatten().tolist()
     places = broken or bad or range(len(batch.rows))
     rows = [int(batch.rows[place]) for place in places]
     names = [str(data.annotations.image_id[int(data.image[row])]) for row in rows]
@@ -245,11 +258,10 @@ def describe_non_finite(
 
 
 def predict_set(student: Student, test: TestSet, run_dir: Path, shared: Path, valid: Tensor, report: Report) -> Path:
-    """Predict every picture of ``test``; returns the Parquet file."""
-    pictures = picture_table(run_dir / "state" / "test_pictures", test.source, student.config)
-    views = student.config.views[:1]
-    name = f"test-{hashlib.blake2b(test.identity.encode(), digest_size=4).hexdigest()}"
-    maps = map_reader(test.source, pictures, views, student.region_cnn, shared, name, test.read)
+    """Predict every picture of ``test``; returns the Parquet file. Variants of a study share maps in ``shared``."""
+    name = hashlib.blake2b(test.identity.encode(), digest_size=6).hexdigest()
+    pictures = picture_table(run_dir / "state" / f"test-{name}", test.source, student.config)
+    maps = map_reader(test.source, pictures, student.config.views[:1], student.region_cnn, shared, test.read)
     path = run_dir / "detections.parquet"
     count = write_predictions(
         path, student.model, pictures, maps, valid, student.vocabulary.hois, test.image_ids, student.config.prior_power,
@@ -257,47 +269,3 @@ def predict_set(student: Student, test: TestSet, run_dir: Path, shared: Path, va
     )  # fmt: skip
     report(f"predicted {count} triplets in {int(pictures.usable().sum())} of {len(pictures)} pictures")
     return path
-
-
-class MetricsLog:
-    """``metrics.jsonl``, one line a logged step, and the same through Accelerate's trackers. Lines after the step that a
-    run resumes from are dropped, so that every step is logged once."""
-
-    def __init__(self, path: Path, done: int, accelerator: Accelerator) -> None:
-        self.accelerator, self.start = accelerator, time.monotonic()
-        self.file = None
-        if accelerator.is_main_process:
-            kept = []
-            for line in path.read_text().splitlines() if path.exists() else []:
-                if line.endswith("}") and json.loads(line)["step"] <= done:
-                    kept.append(line + "\n")
-            path.write_text("".join(kept))
-            self.file = open(path, "a", buffering=1)
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": done + 1}})
-
-    def write(self, record: dict[str, float]) -> None:
-        if self.file is not None:
-            self.file.write(json.dumps({**record, "seconds": round(time.monotonic() - self.start, 3)}) + "\n")
-        self.trackers({name: value for name, value in record.items() if name != "step"}, int(record["step"]))
-
-    def trackers(self, values: dict[str, float], step: int) -> None:
-        self.accelerator.log(values, step=step)
-
-
-class Progress:
-    """A line now and then: steps, loss, speed, time left."""
-
-    def __init__(self, done: int, steps: int, report: Report, every: float = 10.0) -> None:
-        self.first, self.steps, self.report, self.every = done, steps, report, every
-        self.start = self.last = time.monotonic()
-        if done:
-            report(f"resumed after step {done} of {steps}")
-
-    def __call__(self, done: int, loss: Tensor) -> None:
-        now = time.monotonic()
-        if now - self.last < self.every and done < self.steps:
-            return
-        self.last = now
-        speed = (done - self.first) / max(now - self.start, 1e-9)
-        left = (self.steps - done) / speed
-        self.report(f"step {done}/{self.steps}  loss {loss.item():.3f}  {speed:.1f} steps/s  {left:.0f} s left")

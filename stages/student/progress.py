@@ -1,0 +1,55 @@
+"""How far a run is: lines for people, records for machines."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class MetricsLog:
+    """``metrics.jsonl``, one line a logged step, and the same through Accelerate's trackers. Lines after the step that
+    a run resumes from are dropped, so that every step is logged once."""
+
+    def __init__(self, path: Path, done: int, accelerator: Accelerator) -> None:
+        self.accelerator, self.start = accelerator, time.monotonic()
+        self.file = None
+        if accelerator.is_main_process:
+            kept = []
+            for line in path.read_text().splitlines() if path.exists() else []:
+                if line.endswith("}") and json.loads(line)["step"] <= done:
+                    kept.append(line + "\n")
+            path.write_text("".join(kept))
+            self.file = open(path, "a", buffering=1)  # noqa: SIM115  open for the whole run
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": done + 1}})
+
+    def write(self, record: dict[str, float]) -> None:
+        if self.file is not None:
+            self.file.write(json.dumps({**record, "seconds": round(time.monotonic() - self.start, 3)}) + "\n")
+        self.trackers({name: value for name, value in record.items() if name != "step"}, int(record["step"]))
+
+    def trackers(self, values: dict[str, float], step: int) -> None:
+        self.accelerator.log(values, step=step)
+
+
+class Progress:
+    """A line now and then: steps, loss, speed, time left."""
+
+    def __init__(self, done: int, steps: int, report: Callable[[str], None], every: float = 10.0) -> None:
+        self.first, self.steps, self.report, self.every = done, steps, report, every
+        self.start = self.last = time.monotonic()
+        if done:
+            report(f"resumed after step {done} of {steps}")
+
+    def __call__(self, done: int, loss: Tensor) -> None:
+        now = time.monotonic()
+        if now - self.last < self.every and done < self.steps:
+            return
+        self.last = now
+        speed = (done - self.first) / max(now - self.start, 1e-9)
+        left = (self.steps - done) / speed
+        self.report(f"step {done}/{self.steps}  loss {loss.item():.3f}  {speed:.1f} steps/s  {left:.0f} s left")
