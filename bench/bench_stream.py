@@ -1,7 +1,7 @@
 """The sample stream against a bare ``numpy.memmap`` of the same bytes through the same loader settings.
 
 1,500 feature maps of 1,024 x 24 x 24 float16 (1.8 GB in the temporary folder, removed at the end), page cache warm,
-random order, batches of 32 stacked by one collate function. The two are measured in turn, the ratio is that of each turn.
+random order, batches of 32 stacked by one collate function. Measured in turn; the ratio is that of each turn.
 
     python -m bench.bench_stream [--json] [--maps N] [--rounds N]
 """
