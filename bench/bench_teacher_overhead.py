@@ -1,8 +1,8 @@
 """What filling the cache costs beside the teacher itself: the worker's whole path against a bare loop.
 
-Both decode the same JPEGs, encode them with a BLIP-base tower (ViT-B/16 at 384 pixels, random weights of
-std 0.02) and score the same prompts with the same scorer, in the same batches. The bare loop keeps its numbers in memory;
-the worker also hashes what it reads, builds Arrow and LMDB shards of features and logits, and commits them to a fresh
+Both decode the same JPEGs, encode them with a BLIP-base tower (ViT-B/16 at 384 pixels, random weights of std 0.02) and
+score the same prompts with the same scorer, in the same batches. The bare loop keeps its numbers in memory; the worker
+also hashes what it reads, builds Arrow and LMDB shards of features and logits, and commits them to a fresh
 cache. The two are measured in turn; what counts is CPU time of the process, which other programs of the machine disturb
 least.
 

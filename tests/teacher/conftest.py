@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 SPECIAL = "[PAD] [UNK] [CLS] [SEP] [MASK] [DEC] [ENC] "
-PLAIN = "a an the person riding holding sitting on is there anybody photo of bicycle cup chair dog and yes no red big near ? :"
-WORDS = (SPECIAL + PLAIN).split()
+PLAIN = "a an the person riding holding sitting on is there anybody photo of bicycle cup chair dog and red big near "
+WORDS = (SPECIAL + PLAIN + "yes no ? :").split()
 
 
 @pytest.fixture(scope="session", autouse=True)
