@@ -31,7 +31,9 @@ INCOMPLETE = 3
 
 
 @app.command()
-def plan(config: ConfigFile, set: Set = None, limit: Limit = None, rehash: Rehash = False, as_json: Json = False) -> None:
+def plan(
+    config: ConfigFile, set: Set = None, limit: Limit = None, rehash: Rehash = False, as_json: Json = False
+) -> None:
     """Show, table by table, which cells are wanted, filled, empty or failed, why, and what they will cost."""
     from pipeline.plan import plan as make_plan
     from pipeline.setup import prepare
@@ -52,10 +54,13 @@ def run(
     limit: Limit = None,
     rehash: Rehash = False,
     executor: Annotated[str | None, typer.Option(help="ray or inline; the configuration's choice by default.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="How many workers; the configuration's by default.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many workers; the configuration's by default.")
+    ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Empty the failure cells first and try them again.")] = False,
 ) -> None:
     """Fill the cache: compute every wanted cell that is empty, and nothing else."""
+    from pipeline.collect import register
     from pipeline.interrupt import stop_on_interrupt
     from pipeline.plan import plan as make_plan
     from pipeline.run import choose_executor, drop_failures, fill
@@ -64,7 +69,7 @@ def run(
 
     setup = prepare(config, set or (), limit=limit, rehash=rehash)
     if limit is None:
-        setup.cache.register(setup.config.name, str(config.resolve()), setup.fingerprints())
+        register(setup)
     plans = make_plan(setup.nodes, setup.sources, setup.cache)
     if retry_failed:
         drop_failures(plans, setup)
@@ -100,7 +105,9 @@ def train(config: ConfigFile, set: Set = None, limit: Limit = None) -> None:
 
 
 @app.command()
-def experiments(matrix: Annotated[Path, typer.Argument(help="The matrix, for example configs/experiments.yaml.")]) -> None:
+def experiments(
+    matrix: Annotated[Path, typer.Argument(help="The matrix, for example configs/experiments.yaml.")],
+) -> None:
     """Train every arm and seed of a matrix that is not trained yet, then write the table of all."""
     from pipeline.experiments import run_matrix
 
@@ -167,12 +174,12 @@ def check(
     bad = [(table, shard) for table in store.tables() for shard in table.check(deep=not quick)]
     if as_json:
         rows: list[dict[str, Any]] = [
-            {"table": table.dir.name, "shard": shard.name, "problem": shard.problem} for table, shard in bad
+            {"table": table.dir.name, "shard": shard.shard, "problem": shard.reason} for table, shard in bad
         ]
         print(json.dumps({"tables": len(store.tables()), "bad": rows}, indent=1))
     else:
         for table, shard in bad:
-            print(f"{table.dir.name}/{shard.name}: {shard.problem}; set aside, its cells count as empty: run again")
+            print(f"{table.dir.name}/{shard.shard}: {shard.reason}; set aside, its cells count as empty: run again")
         print(f"{len(store.tables())} tables checked, {len(bad)} bad shards")
     if bad:
         raise typer.Exit(INCOMPLETE)
@@ -200,7 +207,9 @@ def verify(
 @app.command()
 def gc(
     cache: Annotated[Path, typer.Option(help="The cache's folder.")] = Path("cache"),
-    yes: Annotated[bool, typer.Option("--yes", help="Move them to the trash, which empties after the grace period.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Move them to the trash, which empties after the grace period.")
+    ] = False,
     grace_days: Annotated[float, typer.Option(help="Days that trash is kept.")] = 7.0,
     forget: Annotated[list[str] | None, typer.Option(help="Forget a registered setup by name (repeatable).")] = None,
     as_json: Json = False,
@@ -219,7 +228,9 @@ def gc(
     for row in outcome["in_use"]:
         print(f"{row['table']}  in use by {row['by']}: kept")
     wanted = ", ".join(outcome["registered"]) or "none"
-    print(f"{len(outcome['unwanted'])} unwanted tables; registered setups: {wanted}; trash emptied: {outcome['emptied']}")
+    print(
+        f"{len(outcome['unwanted'])} unwanted tables; registered setups: {wanted}; trash emptied: {len(outcome['emptied'])}"
+    )
     if outcome["unwanted"] and not yes:
         print("Nothing was moved. Add --yes to move them.")
 

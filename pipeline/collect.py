@@ -1,35 +1,64 @@
-"""Garbage: tables that no registered setup wants and nobody uses."""
+"""Garbage: which setups want which tables, and moving those that nobody wants to the trash."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from pipeline.setup import Setup
 from storage.cache import Cache
+from storage.errors import UserError
+
+
+def register(setup: Setup) -> None:
+    """Leave a note of the tables that this setup wants. A setup is known by its name and file; a later run with the same
+    replaces the note, so that a table of an older fingerprint becomes garbage."""
+    folder = setup.cache.root / "registered"
+    folder.mkdir(exist_ok=True)
+    note = {"config": str(setup.path.resolve()), "tables": sorted(set(setup.folders()))}
+    draft = folder / f".{setup.config.name}-{os.getpid()}"
+    draft.write_text(json.dumps(note, indent=1))
+    os.replace(draft, folder / f"{setup.config.name}.json")
+
+
+def registered(cache: Cache) -> dict[str, dict[str, Any]]:
+    """``{setup: {"config": file, "tables": [folder names]}}``."""
+    notes = sorted((cache.root / "registered").glob("[!.]*.json"))
+    return {note.stem: json.loads(note.read_text()) for note in notes}
 
 
 def collect(cache: Cache, move: bool, grace_seconds: float, forget: Sequence[str]) -> dict[str, Any]:
     """Find unwanted tables and, with ``move``, put them into the trash; empty trash older than the grace period.
 
-    A setup is registered by ``hoi-distill run`` under its name. Runs and readers leave expiring notes; a table with one
-    is kept.
+    Runs and readers leave expiring notes; a table with one is kept.
     """
     for name in forget:
-        cache.unregister(name)
-    registered = cache.registered()
-    wanted = {fingerprint for entry in registered.values() for fingerprint in entry["tables"]}
+        note = cache.root / "registered" / f"{name}.json"
+        if not note.exists():
+            raise UserError(f"--forget {name}: not registered; there are {', '.join(registered(cache)) or 'none'}")
+        note.unlink()
+    setups = registered(cache)
+    wanted = {table for note in setups.values() for table in note["tables"]}
     used = cache.leased()
-    outcome: dict[str, Any] = {"registered": sorted(registered), "unwanted": [], "in_use": [], "emptied": 0}
+    outcome: dict[str, Any] = {"registered": sorted(setups), "unwanted": [], "in_use": [], "emptied": []}
     for table in cache.tables():
-        if table.fingerprint in wanted:
+        name = table.dir.name
+        if name in wanted:
             continue
-        if table.fingerprint in used:
-            outcome["in_use"].append({"table": table.dir.name, "by": used[table.fingerprint]})
+        if name in used:
+            outcome["in_use"].append({"table": name, "by": used[name]})
             continue
-        row = {"table": table.dir.name, "bytes": sum(f.stat().st_size for f in table.dir.rglob("*") if f.is_file())}
+        size = folder_bytes(table.dir)
         if move:
             cache.trash(table)
-        outcome["unwanted"].append({**row, "trashed": move})
+        outcome["unwanted"].append({"table": name, "bytes": size, "trashed": move})
     if move:
         outcome["emptied"] = cache.empty_trash(grace_seconds)
     return outcome
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

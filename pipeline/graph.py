@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 STAGES: dict[str, str] = {
     "detections_file": "stages.teacher.detections_file:DetectionsFromFile",
-    "ground_truth_boxes": "stages.teacher.detections_file:GroundTruthBoxes",
+    "ground_truth_boxes": "stages.teacher.detections_file:DetectionsFromAnnotations",
     "blip_features": "stages.teacher.blip:BlipFeatures",
     "blip_itm": "stages.teacher.blip:BlipItm",
     "blip_captions": "stages.teacher.blip:BlipCaptions",
-    "triplets": "stages.teacher.triplets:CaptionTriplets",
+    "triplets": "stages.teacher.triplets:Triplets",
     "text_embeddings": "stages.teacher.text_embeddings:TextEmbeddings",
 }
 """What may stand under ``stage:``. A stage's constructor arguments are its keys in the configuration; the arguments that
@@ -53,7 +53,30 @@ class Context:
     def given(self) -> dict[str, Any]:
         words = self.vocabulary
         hois = [(int(verb), int(thing)) for verb, thing in words.hois]
-        return {"annotations": self.annotations, "verbs": words.verbs, "objects": words.objects, "hois": hois}
+        return {
+            "annotations": joined(list(self.annotations.values())),
+            "verbs": words.verbs,
+            "objects": words.objects,
+            "hois": hois,
+        }
+
+
+def joined(splits: Sequence[Annotations]) -> Annotations:
+    """All splits as one, for stages that look up a picture's record by its name."""
+    first = splits[0]
+    if len(splits) == 1:
+        return first
+    ends = np.cumsum([0, *(len(part.human_box) for part in splits)])
+    offsets = [part.pair_offsets[1:] + end for part, end in zip(splits, ends, strict=False)]
+    columns = ("image_id", "width", "height", "human_box", "object_box", "object", "verb", "hoi")
+    return replace(
+        first,
+        split="+".join(part.split for part in splits),
+        path=[path for part in splits for path in part.path],
+        pair_offsets=np.concatenate([np.zeros(1, np.int64), *offsets]),
+        image_hois=None,
+        **{name: np.concatenate([getattr(part, name) for part in splits]) for name in columns},
+    )
 
 
 @dataclass(frozen=True)

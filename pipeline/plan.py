@@ -222,21 +222,28 @@ def explain(made: TablePlan, present: Sequence[Table]) -> None:
     if made.state is None:
         made.reasons.append(Reason(new_table(made.node.stage, present), empty))
         return
+    state = made.state
     tally = {"new rows": 0, "new columns": 0, "inputs changed": 0, "shard lost": 0, "not computed yet": 0}
-    seen_columns = made.state.seen_columns()
+    recorded = state.packed_filled | state.packed_failed | state.packed_stale | state.packed_lost
+    new_row = ~recorded.any(axis=1)
+    new_column = ~unpack(np.bitwise_or.reduce(recorded, axis=0)[None], len(made.columns))[0]
     for start in range(0, len(made.rows), BLOCK):
-        stop = min(start + BLOCK, len(made.rows))
-        needed = made.needed(start, stop)
-        lost = needed & made.state.lost(slice(start, stop))
-        stale = needed & made.state.stale(slice(start, stop)) & ~lost
+        here = slice(start, start + BLOCK)
+        needed = made.needed(start, min(start + BLOCK, len(made.rows)))
+        lost = needed & unpack(state.packed_lost[here], len(made.columns))
+        stale = needed & unpack(state.packed_stale[here], len(made.columns))
         rest = needed & ~stale & ~lost
-        new_row = ~made.state.seen_rows(slice(start, stop))
-        tally["inputs changed"] += int(stale.sum())
         tally["shard lost"] += int(lost.sum())
-        tally["new rows"] += int(rest[new_row].sum())
-        tally["new columns"] += int(rest[~new_row][:, ~seen_columns].sum())
-        tally["not computed yet"] += int(rest[~new_row][:, seen_columns].sum())
+        tally["inputs changed"] += int(stale.sum())
+        tally["new rows"] += int(rest[new_row[here]].sum())
+        tally["new columns"] += int(rest[~new_row[here]][:, new_column].sum())
+        tally["not computed yet"] += int(rest[~new_row[here]][:, ~new_column].sum())
     made.reasons += [Reason(text, cells) for text, cells in tally.items() if cells]
+
+
+def unpack(packed: np.ndarray, columns: int) -> np.ndarray:
+    """``bool [r, columns]`` of a state's packed bits."""
+    return np.unpackbits(packed, axis=1, count=columns).view(bool)
 
 
 def new_table(stage: Stage, present: Sequence[Table]) -> str:
@@ -270,8 +277,9 @@ def estimate(made: TablePlan, present: Sequence[Table]) -> None:
         made.bytes_to_come, made.seconds_to_come = 0, 0.0
         return
     kin = [made.table] if made.table else [t for t in present if t.record.get("stage") == made.node.stage.name]
-    spent = [table.totals() for table in kin]
-    before = sum(total["cells"] for total in spent)
+    headers = [record.header for table in kin for record in table.records() if not record.is_drop]
+    before = sum(header["cells"] for header in headers)
     if before:
-        made.bytes_to_come = int(cells * sum(total["bytes"] for total in spent) / before)
-        made.seconds_to_come = cells * sum(total["seconds"] for total in spent) / before
+        made.bytes_to_come = int(cells * sum(header["bytes"] for header in headers) / before)
+        seconds = sum(header["provenance"].get("seconds", 0.0) for header in headers)
+        made.seconds_to_come = cells * seconds / before

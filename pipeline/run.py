@@ -16,7 +16,6 @@ from pipeline.progress import Progress
 from pipeline.setup import Setup
 from pipeline.sources import Source
 from stages.stage import fingerprint_record
-from storage.digests import fingerprint
 from storage.errors import UserError
 from workers.task import Part, TableSpec, Task, TaskReport, Upstream
 
@@ -63,7 +62,10 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event) -> RunSummary:
             summary.add(done)
             progress.advance(done.cells, done.failures)
 
-        with setup.cache.lease("run", [fingerprint(fingerprint_record(setup.nodes[name].stage)) for name in level]):
+        with setup.cache.lease(
+            "run",
+            [setup.cache.folder(s.name, fingerprint_record(s)) for s in (setup.nodes[name].stage for name in level)],
+        ):
             execute(tasks, report=report, stop=stop)
         progress.draw()
         if stop.is_set():

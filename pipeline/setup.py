@@ -12,7 +12,6 @@ from pipeline.graph import Context, Node, build_graph
 from pipeline.sources import Source, image_source, load_dataset, text_source
 from stages.stage import fingerprint_record
 from storage.cache import Cache
-from storage.digests import fingerprint
 from storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,18 +31,17 @@ class Setup:
     nodes: dict[str, Node]
     sources: dict[str, Source]
 
-    def fingerprints(self) -> list[str]:
-        """Of every table that this setup wants."""
-        return [fingerprint(fingerprint_record(node.stage)) for node in self.nodes.values()]
+    def folders(self) -> list[str]:
+        """Folder names of every table that this setup wants."""
+        stages = [node.stage for node in self.nodes.values()]
+        return [self.cache.folder(stage.name, fingerprint_record(stage)).name for stage in stages]
 
     def mending_command(self) -> str:
         """What a user types to fill the cache of this setup."""
         return f"hoi-distill run {self.path}"
 
 
-def prepare(
-    path: Path, overrides: Sequence[str] = (), *, limit: int | None = None, rehash: bool = False
-) -> Setup:
+def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = None, rehash: bool = False) -> Setup:
     """Read the configuration and the dataset and build the stages. Computes nothing.
 
     Raises:

@@ -77,9 +77,7 @@ def image_source(dataset: Mapping[str, Annotations], memory: DigestMemory, rehas
     rank[order] = np.arange(len(order))
     row_of_record = rank[inverse.reshape(-1)]
     ends = np.cumsum([0] + [len(annotations.path) for annotations in dataset.values()])
-    splits = {
-        name: row_of_record[start:end] for name, start, end in zip(dataset, ends[:-1], ends[1:], strict=True)
-    }
+    splits = {name: row_of_record[start:end] for name, start, end in zip(dataset, ends[:-1], ends[1:], strict=True)}
     chosen = first[order]
     return Source(digests[chosen], [paths[i] for i in chosen], [keys[i] for i in chosen], splits)
 

@@ -54,7 +54,7 @@ def verify_table(setup: Setup, name: str, sample: int, seed: int) -> Verificatio
     made = plans[name]
     if made.table is None or made.state is None or not made.counts["filled"]:
         raise UserError(f"{name}: no filled cell to verify; fill it with: {setup.mending_command()}")
-    filled = made.state.filled(slice(0, len(made.rows)))
+    filled = made.state.filled
     cells = np.argwhere(filled)
     chosen = cells[np.random.default_rng(seed).permutation(len(cells))[:sample]]
     positions, slot = np.unique(chosen[:, 0], return_inverse=True)
@@ -64,7 +64,11 @@ def verify_table(setup: Setup, name: str, sample: int, seed: int) -> Verificatio
     members = made.rows[positions]
     part = make_part(made, positions, needed, source, plans, setup)
     task = Task(
-        f"verify:{name}", source.ids[members], [source.uris[i] for i in members], [source.keys[i] for i in members], (part,)
+        f"verify:{name}",
+        source.ids[members],
+        [source.uris[i] for i in members],
+        [source.keys[i] for i in members],
+        (part,),
     )
     worker = Worker(setup.config.workers.device)
     try:
@@ -103,7 +107,12 @@ def difference(stored: Any, fresh: Any) -> float:
         return max((difference(stored[key], fresh[key]) for key in stored), default=0.0)
     if isinstance(stored, str) or isinstance(fresh, str) or stored is None or fresh is None:
         return 0.0 if stored == fresh else float("inf")
-    if isinstance(stored, list) and isinstance(fresh, list) and stored and isinstance(stored[0], dict | str | list | None):
+    if (
+        isinstance(stored, list)
+        and isinstance(fresh, list)
+        and stored
+        and isinstance(stored[0], dict | str | list | None)
+    ):
         if len(stored) != len(fresh):
             return float("inf")
         return max(difference(a, b) for a, b in zip(stored, fresh, strict=True))

@@ -1,0 +1,165 @@
+"""What the pages are made of: the run's figures, and what the teacher's tables say of the pictures shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.plan import TablePlan, align
+from pipeline.setup import Setup
+from stages.evaluate.gallery import Match, choose_pictures, gallery_items
+from stages.evaluate.report import ReportData, write_report
+
+if TYPE_CHECKING:
+    from pipeline.training import Resolved
+    from stages.evaluate.detections import Detections
+    from stages.evaluate.evaluate import Evaluation
+
+BEST_PROMPTS = 5
+ARMS = {
+    "none": "the annotated pairs of {labelled} pictures alone",
+    "labelled": "{labelled} annotated pictures, with soft labels from {teacher} on the same pictures",
+    "unlabelled": "{labelled} annotated pictures, and {unlabelled} pictures with soft labels from {teacher} only",
+    "both": "{labelled} annotated pictures with soft labels from {teacher}, and {unlabelled} pictures with soft labels only",
+}
+TEACHERS = {
+    "itm": "cached image-text-matching scores",
+    "shuffled": "another picture's image-text-matching scores (control)",
+    "oracle": "the image-level annotations (upper bound)",
+    "self": "a student trained on the annotations alone (control)",
+}
+
+
+def trained_on(resolved: Resolved) -> str:
+    """One sentence: which pictures, which labels, which soft labels, whose features."""
+    words = ARMS[resolved.config.itm_on if resolved.config.itm_weight else "none"].format(
+        labelled=f"{int(resolved.labelled.sum()):,}",
+        unlabelled=f"{int((~resolved.labelled).sum()):,}",
+        teacher=TEACHERS[resolved.config.teacher],
+    )
+    eyes = {"teacher": "the teacher's cached feature maps", "region_cnn": "a small frozen CNN of the student's own"}
+    return f"Trained on {words}. Looks through {eyes[resolved.config.encoder]}."
+
+
+def write_run_report(
+    setup: Setup,
+    resolved: Resolved,
+    plans: Mapping[str, TablePlan],
+    run_dir: Path,
+    found: Detections,
+    evaluation: Evaluation,
+) -> None:
+    """Write ``report.html`` of a run; ``student.json``, ``metrics.jsonl`` and ``evaluation.json`` are there already."""
+    test = setup.dataset["test"]
+    rows = setup.sources["images"].splits["test"]
+    chosen = choose_pictures(test, found, evaluation.matched)
+    shown = np.array([pick.image for pick in chosen])
+    roles = resolved.pictures.tables
+    captions = captions_of(setup, plans.get(roles.captions or ""), rows[shown])
+    matches = matches_of(setup, plans.get(roles.itm), rows[shown])
+    for position, image in enumerate(shown):
+        if test.image_hois is not None and matches[position]:
+            true = test.image_hois[image]
+            names = setup.vocabulary.prompts()
+            matches[position] = [
+                Match(match.prompt, match.probability, bool(true[names.index(match.prompt)]))
+                for match in matches[position]
+            ]
+    gallery = gallery_items(
+        test,
+        found,
+        evaluation.matched,
+        chosen,
+        lambda image: Path(test.path[image]),
+        {int(image): captions[i] for i, image in enumerate(shown)},
+        {int(image): matches[i] for i, image in enumerate(shown)},
+    )
+    done = json.loads((run_dir / "done.json").read_text())
+    failed = failed_rows(setup, resolved)
+    data = ReportData.from_run(
+        run_dir,
+        name=setup.config.name,
+        trained_on=trained_on(resolved),
+        facts=(
+            ("Run", resolved.fingerprint[:12]),
+            ("Seed", str(resolved.config.seed)),
+            ("Steps", f"{resolved.config.steps:,}"),
+            ("Training", f"{done['wall_seconds']:.0f} s wall, {done['cpu_seconds']:.0f} s CPU"),
+            ("Test pictures", f"{len(test.path):,}"),
+        ),
+        skipped=failed,
+        gallery=gallery,
+    )
+    write_report(run_dir / "report.html", data)
+
+
+def failed_rows(setup: Setup, resolved: Resolved) -> dict[str, int]:
+    """``{reason: rows}`` that training left out because a cell is a recorded failure."""
+    ids = setup.sources["images"].ids[setup.sources["images"].splits["train"][resolved.records]]
+    reasons: dict[int, str] = {}
+    for role, part in resolved.train.items():
+        assert part.made.table is not None
+        for (row, _), reason in part.made.table.failures(ids, part.columns, part.inputs).items():
+            reasons.setdefault(row, f"{role}: {reason}")
+    return {reason: list(reasons.values()).count(reason) for reason in dict.fromkeys(reasons.values())}
+
+
+def readable(setup: Setup, made: TablePlan | None, rows: np.ndarray) -> np.ndarray:
+    """``bool [r]``: which of these rows have every cell of a table (values, not failures)."""
+    if made is None or made.state is None:
+        return np.zeros(len(rows), bool)
+    where = align(made.rows, rows, len(setup.sources["images"].ids))
+    have = where >= 0
+    have[have] = ~(made.state.empty(where[have]) | made.state.failed[where[have]]).any(axis=1)
+    return have
+
+
+def cells_of(setup: Setup, made: TablePlan | None, rows: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """The rows (positions among ``rows``) that a table answers completely, and their values by column."""
+    chosen = np.flatnonzero(readable(setup, made, rows))
+    if made is None or made.table is None or not len(chosen):
+        return np.zeros(0, np.int64), {}
+    inputs = None
+    if made.inputs is not None:
+        inputs = made.inputs[align(made.rows, rows[chosen], len(setup.sources["images"].ids))]
+    return chosen, made.table.read(setup.sources["images"].ids[rows[chosen]], made.columns, inputs)
+
+
+def captions_of(setup: Setup, made: TablePlan | None, rows: np.ndarray) -> list[list[tuple[str, str]]]:
+    """(question, answer) of each row; yes/no answers come with their score."""
+    answers: list[list[tuple[str, str]]] = [[] for _ in rows]
+    chosen, values = cells_of(setup, made, rows)
+    for question, cells in values.items():
+        for position, cell in zip(chosen, cells.to_pylist(), strict=True):
+            score = "" if cell["score"] is None else f" ({cell['score']:.2f})"
+            answers[position].append((question, f"{cell['text']}{score}"))
+    return answers
+
+
+def matches_of(
+    setup: Setup, made: TablePlan | None, rows: np.ndarray, best: int = BEST_PROMPTS
+) -> list[Sequence[Match]]:
+    """The prompts that match each row best, with the softmax probability of a match."""
+    matches: list[Sequence[Match]] = [[] for _ in rows]
+    chosen, values = cells_of(setup, made, rows)
+    if not values:
+        return matches
+    prompts = list(values)
+    logits = np.stack([fixed_pairs(values[prompt]) for prompt in prompts], axis=1).astype(np.float64)
+    odds = logits[..., 1] - logits[..., 0]
+    probability = 1 / (1 + np.exp(-odds))
+    for position, row in zip(chosen, probability, strict=True):
+        top = np.argsort(-row, kind="stable")[:best]
+        matches[position] = [Match(prompts[i], float(row[i])) for i in top]
+    return matches
+
+
+def fixed_pairs(cells: pa.Array) -> np.ndarray:
+    """``[r, 2]`` of a fixed-size list array of pairs."""
+    flat: np.ndarray = cells.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(-1, 2)
