@@ -32,7 +32,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -406,11 +406,10 @@ def _attached_ray(address: str) -> Iterator[None]:
 
 
 def _silence() -> None:
-    """Ray prints the raylet's paragraphs about dead workers to stdout, asked or not; the driver says it in a line."""
-    with suppress(ImportError, AttributeError):  # a nicety that reaches into Ray: no reason to fail
-        from ray._private.ray_logging import global_worker_stdstream_dispatcher
-
-        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+    """Ray prints the raylet's paragraphs about dead workers to stdout, asked or not, where they would mix with what a
+    command answers. The driver says it in one logged line; Ray's own words go to the debug log."""
+    printer = importlib.import_module("ray._private.worker")
+    setattr(printer, "print_to_stdstream", lambda data, **_: LOG.debug("%s", data.get("lines")))  # noqa: B010
 
 
 def _check_nodes(tasks: Sequence[Task]) -> None:

@@ -20,7 +20,7 @@ from storage.errors import UserError
 from tests.workers.test_worker import lines
 from tests.workers.toys import Colour, Double, Map, album, replaced
 from workers import inline
-from workers.ray_executor import RayExecutor, _quantity
+from workers.ray_executor import RayExecutor, _quantity, _unreadable
 from workers.task import Task, TaskReport
 
 
@@ -183,3 +183,15 @@ def _marked(mark: str) -> list[str]:
         except psutil.Error:
             continue
     return found
+
+
+def test_a_node_without_the_cache_or_the_pictures_says_what_it_lacks(tmp_path: Path) -> None:
+    mark = tmp_path / ".probe-1"
+    assert _unreadable([str(mark)], []) == [f"does not see the cache {tmp_path}"]
+    mark.write_text("another cache's mark")
+    assert _unreadable([str(mark)], [str(tmp_path / "a.jpg")]) == [
+        f"does not see the cache {tmp_path}",
+        f"cannot read {tmp_path / 'a.jpg'}",
+    ]
+    mark.write_text(mark.name)
+    assert _unreadable([str(mark)], [str(mark)]) == []
