@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from storage.errors import UserError
 from tests.workers.toys import Album, Colour, Double, Encoded, Large, Length, Map, album, replaced, text_task
 from workers import inline
 from workers.task import Task, TaskReport
-from workers.worker import Worker, prefetch
+from workers.worker import Worker, _Column, prefetch
 
 
 def run(tasks: list[Task], stop: threading.Event | None = None) -> list[TaskReport]:
@@ -217,6 +218,13 @@ def test_an_io_error_is_no_input_failure(made: Album) -> None:
         run(made.tasks(made.part(colour)))
     assert np.array_equal(~made.empty(colour).any(axis=1), np.arange(20) < 8)
     assert not made.failures(colour)
+
+
+def test_a_row_that_reads_no_upstream_cell_gets_zeros_or_null() -> None:
+    slot = np.array([1, -1, 0])
+    tensors = _Column(np.array([[5.0], [7.0]]), slot).take(np.array([0, 1, 2, 2]))
+    assert tensors[:, 0].tolist() == [7, 0, 5, 5]
+    assert _Column(pa.array([5, 7]), slot).take(np.array([0, 1, 2])).to_pylist() == [7, None, 5]
 
 
 def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
