@@ -187,6 +187,7 @@ def test_failed_rows_are_skipped_and_counted(spec, tmp_path):
     assert stream.skipped == {3: "captions: truncated", 11: "captions: 1x1"}
     assert len(stream) == N
     assert len(stream.live) == N - 2
+    assert [len(batch) for batch in stream.loader(4, 0, 0)] == [4, 4, 4, 4, 4, 1]  # full batches all the same
     assert sorted(flat(order(stream.loader(4, 0, 0)))) == [row for row in range(N) if row not in (3, 11)]
     assert [sample["row"] for sample in stream.__getitems__([2, 3, 4])] == [2, 4]
     assert stream[4]["captions"] == {"a": "caption 4", "b": "caption 4"}
