@@ -1,0 +1,20 @@
+"""Fixtures of the students' tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from stages.student.config import StudentConfig
+from tests.student.toy import Toy
+
+
+@pytest.fixture(scope="session")
+def toy() -> Toy:
+    return Toy(40, 0)
+
+
+@pytest.fixture
+def config() -> StudentConfig:
+    return StudentConfig(
+        width=32, steps=12, labelled_per_step=6, unlabelled_per_step=8, warmup_steps=2, save_every=4, log_every=3
+    )
