@@ -1,0 +1,23 @@
+"""Configurations may name the toys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import graph
+from tests.pipeline import toys as toy_stages
+from tests.pipeline.toys import Album
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch):
+    for name, where in toy_stages.TOYS.items():
+        monkeypatch.setitem(graph.STAGES, name, where)
+    toy_stages.KILL_AFTER.clear()
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Album:
+    return Album(tmp_path)
