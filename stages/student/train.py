@@ -41,7 +41,7 @@ from stages.student.prepare import (
     valid_classes,
 )
 from stages.student.progress import MetricsLog, Progress
-from stages.student.region_cnn import RegionCNNConfig
+from stages.student.region_cnn import RegionCNN, RegionCNNConfig
 from stages.student.state import load_state, save_state
 from storage.errors import UserError
 
@@ -83,39 +83,19 @@ def train(
     (run_dir / "state").mkdir(parents=True, exist_ok=True)
     shared = shared_dir or run_dir.parent
     accelerator = Accelerator(log_with="tensorboard", project_dir=run_dir)
-    with accelerator.main_process_first():
-        pictures = picture_table(run_dir / "state" / "pictures", data.source, config, data)
-        if not (pictures.usable() & data.labelled).any():
-            raise UserError("nothing to train on: no labelled picture has a person and another instance detected")
-        own = config.encoder == "region_cnn"
-        encoder = own_encoder(shared, data, pictures, cnn or RegionCNNConfig(), report) if own else None
-        maps = map_reader(data.source, pictures, config.views, encoder, shared, data.read)
+    rank = accelerator.process_index
+
+    def labels_only() -> Student:
+        own = replace(config, itm_on="none", teacher="itm")
+        options: dict[str, Any] = {"text_embeddings": text_embeddings, "shared_dir": shared, "cnn": cnn}
+        return train(own, data, run_dir / "labels_only", **options, report=lambda line: report(f"labels only: {line}"))
+
+    batches, encoder = open_stream(config, data, run_dir, shared, cnn, accelerator, labels_only, report)
     valid = torch.from_numpy(valid_classes(data.vocabulary))
-    own_answers = run_dir / "state" / "self.npy"
-    if config.teacher == "self" and distils(config) and not own_answers.exists():
-        labels_only = train(
-            replace(config, itm_on="none", teacher="itm"),
-            data,
-            run_dir / "labels_only",
-            text_embeddings=text_embeddings,
-            shared_dir=shared,
-            cnn=cnn,
-            loader_workers=loader_workers,
-            report=lambda line: report(f"labels only: {line}"),
-        )
-        if accelerator.is_main_process:
-            picture_probabilities(own_answers, labels_only.model, pictures, maps, valid)
-        accelerator.wait_for_everyone()
-    with accelerator.main_process_first():
-        soft = soft_labels(run_dir / "state", data, pictures, config)
-    if soft is not None and soft.platt is not None:
-        report(f"soft labels: sigmoid({soft.platt.slope:.3f} m {soft.platt.bias:+.3f})")
-    rank, world = accelerator.process_index, accelerator.num_processes
-    batches = StepBatches(config, pictures, maps, data.labelled, soft, valid.shape[1], rank, world)
 
     # The network, as it was left.
     torch.manual_seed(config.seed)
-    channels = maps(batches.labelled_pool[:1], np.zeros(1, np.int64))[1].shape[1]
+    channels = batches.maps(batches.labelled_pool[:1], np.zeros(1, np.int64))[1].shape[1]
     model = build_model(config, data, channels, text_embeddings)
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), config.learning_rate, foreach=True)
     run = run_name(config, data)
@@ -162,6 +142,40 @@ def train(
     for tracker in accelerator.trackers:
         tracker.finish()
     return student
+
+
+def open_stream(
+    config: StudentConfig,
+    data: TrainingSet,
+    run_dir: Path,
+    shared: Path,
+    cnn: RegionCNNConfig | None,
+    accelerator: Accelerator,
+    labels_only: Callable[[], Student],
+    report: Report,
+) -> tuple[StepBatches, RegionCNN | None]:
+    """Every step's batch, and the student's own encoder if it has one. ``labels_only`` trains the student whose answers
+    a self-trained one learns from. Raises UserError when there is nothing to train on."""
+    folder = run_dir / "state"
+    with accelerator.main_process_first():
+        pictures = picture_table(folder / "pictures", data.source, config, data)
+        if not (pictures.usable() & data.labelled).any():
+            raise UserError("nothing to train on: no labelled picture has a person and another instance detected")
+        own = config.encoder == "region_cnn"
+        encoder = own_encoder(shared, data, pictures, cnn or RegionCNNConfig(), report) if own else None
+        maps = map_reader(data.source, pictures, config.views, encoder, shared, data.read)
+    if config.teacher == "self" and distils(config) and not (folder / "self.npy").exists():
+        model = labels_only().model
+        if accelerator.is_main_process:
+            valid = torch.from_numpy(valid_classes(data.vocabulary))
+            picture_probabilities(folder / "self.npy", model, pictures, maps, valid)
+        accelerator.wait_for_everyone()
+    with accelerator.main_process_first():
+        soft = soft_labels(folder, data, pictures, config)
+    if soft is not None and soft.platt is not None:
+        report(f"soft labels: sigmoid({soft.platt.slope:.3f} m {soft.platt.bias:+.3f})")
+    rank, world, interactions = accelerator.process_index, accelerator.num_processes, len(data.vocabulary.hois)
+    return StepBatches(config, pictures, maps, data.labelled, soft, interactions, rank, world), encoder
 
 
 def build_model(config: StudentConfig, data: TrainingSet, channels: int, text: np.ndarray | None) -> PairClassifier:
