@@ -15,7 +15,7 @@ from storage.table import BadShard, Table
 
 
 def check_table(table: Table, deep: bool = True) -> list[BadShard]:
-    """Find shards that are missing, of another size, or (``deep``) of other bytes than were written, and set them aside.
+    """Find shards that are missing, of another size, or (``deep``) of other bytes, and set them aside.
 
     The payload moves to ``bad/``; its record stays (its value digests still count) with a marker beside it. A record
     whose own bytes have changed moves to ``bad/`` altogether. Also removes leftovers of dead writers.

@@ -109,14 +109,17 @@ def _open(path: Path) -> pa.RecordBatch:
     try:
         with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
             return reader.get_batch(0)
-    except pa.ArrowException as error:
+    except (OSError, pa.ArrowException) as error:
+        # Arrow raises an OSError without a number for contents that make no sense, and EINVAL for an empty file.
+        if getattr(error, "errno", None) not in (None, errno.EINVAL):
+            raise
         raise StorageError(f"commit record {path}: {error}") from error
 
 
 def _checksums(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes], index_only: bool = False) -> tuple[bytes, bytes]:
     """Checksums of what planning reads, and of the rest."""
     index, cells = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
-    index.update(metadata[b"header"] + b"\n" + metadata[b"columns"])
+    index.update(b"\n".join([metadata[b"header"], metadata[b"columns"], repr(batch.schema.names).encode()]))
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if name == "reasons":
             if not index_only:

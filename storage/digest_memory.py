@@ -1,7 +1,7 @@
 """Digests of files, remembered, so that planning over a million pictures reads none of them twice.
 
 A file is known by (path, size, mtime_ns, inode). The memory is one SQLite file in WAL mode; what is known of a
-directory is a few packed segments rather than a row per file, which is what makes a warm look-up of a million paths quick.
+directory is a few packed segments rather than a row per file, which makes a warm look-up of a million paths quick.
 """
 
 from __future__ import annotations
@@ -144,6 +144,7 @@ def _hash(path: str) -> tuple[np.void, bool] | OSError:
     """The entry of a file just read, and whether its stamp can be trusted to change when the file does."""
     try:
         with open(path, "rb", buffering=0) as file:
+            started = time.time_ns()
             before = os.fstat(file.fileno())
             if not stat.S_ISREG(before.st_mode):
                 return OSError(0, "not a regular file")
@@ -159,7 +160,7 @@ def _hash(path: str) -> tuple[np.void, bool] | OSError:
     # A file written in the same tick of its clock as it was read may change again without its stamp changing.
     tick = 2_000_000_000 if after.st_mtime_ns % 1_000_000_000 == 0 else 20_000_000
     unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    return entry, unchanged and after.st_mtime_ns < time.time_ns() - tick
+    return entry, unchanged and after.st_mtime_ns < started - tick
 
 
 def _stat(folder: str, names: Sequence[str]) -> np.ndarray:

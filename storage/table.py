@@ -92,8 +92,8 @@ class Table:
     """A table that exists. Get it from :meth:`storage.cache.Cache.table`, or by its folder. Pickles as its folder.
 
     ``rows`` are ``V16 [R]`` row ids, ``columns`` C names. ``inputs`` are the cells' input digests, ``uint64 [R]``
-    (one for all of a row's cells) or ``[R, C]``: a cell counts only if it was computed from these. None on writing: the table has no
-    inputs; None on reading: whatever they are, the newest first.
+    (one for all of a row's cells) or ``[R, C]``: a cell counts only if it was computed from
+    these. None on writing: the table has no inputs; None on reading: whatever they are, the newest first.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:

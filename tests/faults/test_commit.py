@@ -1,0 +1,412 @@
+"""Commits under kill -9, full disks, read-only roots, rivals and rot: nothing committed is lost, nothing torn is shown."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from storage import commit as commit_module
+from storage import owner
+from storage.cache import Cache
+from storage.digests import as_rows, digest_bytes
+from storage.errors import StorageError, UserError
+from storage.table import Table
+
+COLUMNS = ("a", "b")
+
+
+def row_ids(count: int, start: int = 0) -> np.ndarray:
+    return as_rows([digest_bytes(str(index).encode()) for index in range(start, start + count)])
+
+
+def make_table(root: Path, kind: str) -> Table:
+    cache = Cache.open(root)
+    if kind == "arrow":
+        return cache.table("cells", {"kind": kind}, {"format": "arrow", "type": "list"}, pa.list_(pa.int64()))
+    return cache.table("cells", {"kind": kind}, {"format": "lmdb", "shape": [40, 10], "codec": "fp16"}, None)
+
+
+def values_of(kind: str, rows: int, offset: int = 0) -> dict:
+    if kind == "arrow":
+        return {c: pa.array([[offset + i, j] for i in range(rows)]) for j, c in enumerate(COLUMNS)}
+    ramp = np.arange(rows, dtype=np.float32)[:, None, None] + offset
+    return {c: np.broadcast_to(ramp + 0.5 * j, (rows, 40, 10)) for j, c in enumerate(COLUMNS)}
+
+
+def write(table: Table, rows: np.ndarray, offset: int = 0):
+    kind = "arrow" if table.type is not None else "lmdb"
+    return table.commit(rows, COLUMNS, np.ones((len(rows), 2), bool), values_of(kind, len(rows), offset))
+
+
+def holds(table: Table, rows: np.ndarray, offset: int = 0) -> bool:
+    kind = "arrow" if table.type is not None else "lmdb"
+    read, expected = table.read(rows, COLUMNS), values_of(kind, len(rows), offset)
+    if kind == "arrow":
+        return all(read[c].to_pylist() == expected[c].to_pylist() for c in COLUMNS)
+    return all(np.array_equal(read[c], expected[c]) for c in COLUMNS)
+
+
+def killed_at(step: int, action: Callable[[], object]) -> bool:
+    """Run ``action`` in a process that kills itself at its ``step``-th file-system operation: an open, a rename, a link, a
+    removal, an fsync, or the middle of a write. False if it had finished before."""
+    child = os.fork()
+    if child == 0:
+        steps = 0
+
+        def operation() -> None:
+            nonlocal steps
+            steps += 1
+            if steps == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def audit(event: str, arguments: tuple) -> None:
+            if event in ("os.rename", "os.link", "os.remove", "os.mkdir", "os.utime") or (
+                event == "open" and not str(arguments[0]).startswith(("/usr", "/proc", sys.prefix))
+            ):
+                operation()
+
+        def fsync(descriptor: int, real: Callable[[int], None] = os.fsync) -> None:
+            operation()
+            real(descriptor)
+            operation()
+
+        def write_all(sink, data) -> None:
+            view = memoryview(data).cast("B")
+            while view.nbytes:
+                view = (
+                    view[sink.write(view[: max(1, len(view) // 2)]) :] if len(view) > 64 else view[sink.write(view) :]
+                )
+                if len(view) > 5000:
+                    operation()
+
+        try:
+            os.fsync, commit_module._write_all = fsync, write_all
+            sys.addaudithook(audit)
+            action()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return True
+    assert os.WEXITSTATUS(status) == 0
+    return False
+
+
+def all_steps(action: Callable[[int], Callable[[], object]], verify: Callable[[int], None]) -> int:
+    step = 1
+    while killed_at(step, action(step)):
+        verify(step)
+        step += 1
+    return step - 1
+
+
+@pytest.mark.parametrize("kind", ["arrow", "lmdb"])
+def test_a_writer_killed_at_any_step_loses_nothing_and_shows_nothing_torn(tmp_path, kind):
+    table = make_table(tmp_path / "cache", kind)
+    before, rows = row_ids(20), row_ids(60, start=20)
+    write(table, before, offset=100)
+    committed = []
+
+    def start(step: int) -> Callable[[], object]:
+        return lambda: write(Table(table.dir), rows[: 30 + step])  # another rectangle every time
+
+    def verify(step: int) -> None:
+        reader, part = Table(table.dir), rows[: 30 + step]
+        assert reader.check() == []
+        state = reader.state(part, COLUMNS)
+        assert holds(reader, before, offset=100)
+        inside = Table(table.dir).locate(part[-1:], COLUMNS).shard  # the last row is new: only this commit has it
+        assert (inside >= 0).all() or (inside < 0).all()
+        committed.append(bool((inside >= 0).all()))
+        assert state.filled[state.filled.any(axis=1)].all()
+        retried = write(Table(table.dir), part)
+        assert retried.created != committed[-1]
+        assert holds(Table(table.dir), part)
+        assert list((table.dir / "tmp").iterdir()) == []
+
+    steps = all_steps(start, verify)
+    assert steps >= 10
+    assert committed == sorted(committed)
+    assert set(committed) == {False, True}
+
+
+def test_a_checker_killed_at_any_step_can_be_run_again_and_the_cells_recomputed(tmp_path):
+    rows = row_ids(6)
+    digests = []
+
+    def start(step: int) -> Callable[[], object]:
+        table = make_table(tmp_path / str(step), "arrow")
+        flip(Path(write(table, rows).payload), 300)
+        digests.append(table.value_digests(rows, COLUMNS))
+        return lambda: Table(table.dir).check()
+
+    def verify(step: int) -> None:
+        table = make_table(tmp_path / str(step), "arrow")
+        table.check()
+        assert write(Table(table.dir), rows).created
+        assert holds(Table(table.dir), rows)
+        assert table.check() == []
+        assert (Table(table.dir).value_digests(rows, COLUMNS) == digests[-1]).all()
+
+    assert all_steps(start, verify) >= 4
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["arrow", "lmdb"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "removed"])
+def test_a_damaged_shard_is_set_aside_named_and_recomputed(tmp_path, kind, damage):
+    table, good, bad = make_table(tmp_path / "cache", kind), row_ids(10), row_ids(300, start=10)
+    write(table, good, offset=5)
+    payload = Path(write(table, bad).payload)
+    digests = table.value_digests(bad, COLUMNS)
+    if damage == "flipped":
+        flip(payload, payload.stat().st_size // 2)
+        assert table.check(deep=False) == []  # same size: only reading tells
+    elif damage == "truncated":
+        os.truncate(payload, payload.stat().st_size // 2)
+    else:
+        payload.unlink()
+    if damage != "flipped":
+        assert table.state(bad, COLUMNS).lost.all()
+    else:
+        with pytest.raises(StorageError, match=payload.name):
+            table.verify_shard(payload)
+    (found,) = Table(table.dir).check()
+    assert (found.shard, found.cells, found.table) == (payload.name, 600, table.dir.name)
+    assert table.check() == []
+    assert not payload.exists()
+    assert (table.dir / "bad" / payload.name).exists() == (damage != "removed")
+    assert table.state(bad, COLUMNS).lost.all()
+    assert holds(table, good, offset=5)
+    assert (table.value_digests(bad, COLUMNS) == digests).all()
+    assert write(table, bad).created
+    assert holds(table, bad)
+    assert table.check() == []
+
+
+def test_a_commit_record_with_changed_bytes_counts_as_none(tmp_path):
+    table, rows = make_table(tmp_path / "cache", "arrow"), row_ids(50)
+    record = table.dir / "commits" / write(table, rows).name
+    intact = record.read_bytes()
+    row = intact.index(rows[7].tobytes())
+    record.write_bytes(b"")
+    assert not Table(table.dir).state(rows, COLUMNS).filled.any()
+    for position in [row, 0, *np.random.default_rng(0).integers(0, len(intact), 150).tolist()]:
+        record.write_bytes(intact)
+        flip(record, position)
+        filled = Table(table.dir).state(rows, COLUMNS).filled
+        assert not filled.any() or (filled.all() and position != row)
+    record.write_bytes(intact)
+    flip(record, row)
+    assert write(Table(table.dir), rows).created
+    assert holds(Table(table.dir), rows)
+    (found,) = Table(table.dir).check()
+    assert found.shard == record.name
+    assert "bytes have changed" in found.reason
+    assert holds(Table(table.dir), rows)
+    assert Table(table.dir).check() == []
+
+
+def test_changed_value_digests_are_found_by_check(tmp_path):
+    table, rows = make_table(tmp_path / "cache", "arrow"), row_ids(50)
+    record = table.dir / "commits" / write(table, rows).name
+    flip(record, record.read_bytes().index(table.value_digests(rows, COLUMNS).tobytes()) + 9)
+    (found,) = Table(table.dir).check()
+    assert found.shard == record.name
+    assert found.cells == 100
+
+
+@pytest.mark.parametrize("kind", ["arrow", "lmdb"])
+def test_two_processes_committing_one_rectangle_agree_on_the_first_value(tmp_path, kind):
+    table, rows = make_table(tmp_path / "cache", kind), row_ids(30)
+    for attempt in range(6):
+        part, same = rows[: 10 + attempt], attempt % 2 == 0
+        instant = time.time() + 0.1
+        children = []
+        for rival in range(3):
+            child = os.fork()
+            if child == 0:
+                try:
+                    mine = Table(table.dir)
+                    time.sleep(max(0, instant - time.time()))
+                    write(mine, part, offset=0 if same else 10 * rival)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+                os._exit(0)
+            children.append(child)
+        assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+        records = [record for record in Table(table.dir).records() if len(record.rows) == len(part)]
+        assert len(records) == 1
+        assert len(list((table.dir / "shards").iterdir())) == attempt + 1
+        assert Table(table.dir).check() == []
+        # Every rectangle repeats the rows of those before it: there the very first value stands.
+        offsets = {offset for offset in (0, 10, 20) if holds(Table(table.dir), part[:10], offset)}
+        assert len(offsets) == 1
+    assert list((table.dir / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["arrow", "lmdb"])
+def test_a_file_that_may_not_grow_stops_the_commit_with_table_and_shard_named(tmp_path, kind):
+    """RLIMIT_FSIZE stands for a full disk where none can be mounted: the write fails half-way."""
+    table, before, rows = make_table(tmp_path / "cache", kind), row_ids(5), row_ids(400, start=5)
+    write(table, before, offset=3)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        with pytest.raises(StorageError, match=rf"table {table.dir}, shard \w{{32}}: .*committed cells are intact"):
+            write(table, rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((table.dir / "tmp").iterdir()) == []
+    assert len(list((table.dir / "shards").iterdir())) == 1
+    assert holds(Table(table.dir), before, offset=3)
+    assert not table.state(rows, COLUMNS).filled.any()
+    write(table, rows)
+    assert holds(table, rows)
+
+
+def mounted(mount: Path, options: str, script: str) -> str:
+    """Run a script where a tmpfs is mounted, in a mount namespace of its own; skip where that is not allowed."""
+    mount.mkdir()
+    command = f'mount -t tmpfs {options} tmpfs {mount} && exec {sys.executable} -c "$SCRIPT" || exit 77'
+    environment = {**os.environ, "SCRIPT": script, "TESTS": str(Path(__file__).parent), "MOUNT": str(mount)}
+    root = Path(__file__).parents[2]
+    try:
+        result = subprocess.run(
+            ["unshare", "-m", "sh", "-c", command],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=root,
+            check=False,
+        )
+    except FileNotFoundError:
+        pytest.skip("no unshare")
+    if "STARTED" not in result.stdout:
+        pytest.skip(f"no mount: {result.stderr}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+PREAMBLE = """
+import os, subprocess, sys
+from pathlib import Path
+sys.path[:0] = [os.environ["TESTS"], os.getcwd()]
+print("STARTED", flush=True)
+from test_commit import *
+mount = Path(os.environ["MOUNT"])
+"""
+
+
+def test_a_full_disk_stops_the_commit_and_loses_nothing(tmp_path):
+    script = (
+        PREAMBLE
+        + """
+for kind in ("arrow", "lmdb"):
+    table = make_table(mount / kind, kind)
+    write(table, row_ids(5), offset=3)
+    filler = mount / "filler"
+    free = os.statvfs(mount).f_bavail * os.statvfs(mount).f_bsize
+    filler.write_bytes(bytes(free - 8192))
+    try:
+        write(table, row_ids(400, start=5))
+    except StorageError as error:
+        print(error)
+        assert "No space left" in str(error) and "free some space" in str(error)
+    else:
+        raise AssertionError("it fitted")
+    assert list((table.dir / "tmp").iterdir()) == []
+    assert holds(Table(table.dir), row_ids(5), offset=3)
+    assert not Table(table.dir).state(row_ids(400, start=5), COLUMNS).filled.any()
+    filler.unlink()
+    write(table, row_ids(400, start=5))
+    assert holds(table, row_ids(400, start=5))
+"""
+    )
+    assert mounted(tmp_path / "disk", "-o size=8m", script).count("No space left") == 2
+
+
+def test_a_read_only_root_is_named_and_can_still_be_read(tmp_path):
+    script = (
+        PREAMBLE
+        + """
+table = make_table(mount / "cache", "arrow")
+write(table, row_ids(5), offset=3)
+subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
+for attempt in (lambda: Cache.open(mount / "cache"), lambda: write(table, row_ids(4)), table.check):
+    try:
+        attempt()
+    except StorageError as error:
+        assert "Read-only file system" in str(error) and str(mount) in str(error), error
+    else:
+        assert attempt == table.check
+cache = Cache.open(mount / "cache", writable=False)
+with cache.lease("reader", cache.tables()):
+    assert holds(cache.tables()[0], row_ids(5), offset=3)
+cache.memory.digests([__import__("storage.cache").__file__])
+"""
+    )
+    mounted(tmp_path / "disk", "-o size=8m", script)
+
+
+def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_are_not(tmp_path):
+    table = make_table(tmp_path / "cache", "arrow")
+    child = os.fork()
+    if child == 0:
+        (table.dir / "tmp" / f"{owner.tag()}-leftover").touch()
+        os._exit(0)
+    os.waitpid(child, 0)
+    (alive := table.dir / "tmp" / f"{owner.tag()}-mine").touch()
+    (foreign := table.dir / "tmp" / "0123456789ab-77-theirs").touch()
+    (old := table.dir / "tmp" / "0123456789ab-78-theirs").touch()
+    os.utime(old, (0, 0))
+    orphan = table.dir / "shards" / f"{'0' * 32}-{'1' * 32}.arrow"
+    orphan.touch()
+    os.utime(orphan, (0, 0))
+    write(table, row_ids(3))
+    table.check()
+    assert set((table.dir / "tmp").iterdir()) == {alive, foreign}
+    assert not orphan.exists()
+    assert holds(table, row_ids(3))
+
+
+def test_a_table_in_use_is_not_thrown_away_and_the_trash_keeps_its_grace(tmp_path):
+    table = make_table(tmp_path / "cache", "arrow")
+    cache = Cache.open(tmp_path / "cache")
+    with cache.lease("reader", [table]), pytest.raises(UserError, match=rf"{table.dir.name}: in use by reader"):
+        cache.trash(table)
+    child = os.fork()
+    if child == 0:
+        with cache.lease("run", [table]):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)  # the note of a process that was killed says nothing
+    cache.trash(table)
+    assert cache.tables() == []
+    assert cache.empty_trash(3600) == []
+    assert cache.empty_trash(0) == [table.dir.name]
+    assert list((tmp_path / "cache" / "trash").iterdir()) == []
+
+
+def test_tables_opened_at_once_are_one_and_another_output_is_refused(tmp_path):
+    assert make_table(tmp_path / "cache", "arrow").dir == make_table(tmp_path / "cache", "arrow").dir
+    with pytest.raises(StorageError, match="holds"):
+        Cache(tmp_path / "cache").table("cells", {"kind": "arrow"}, {"format": "arrow", "type": "list"}, pa.int8())

@@ -1,0 +1,136 @@
+"""Digests: equal content, equal name; anything else, another."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from storage.digests import DigestMemory, arrow_digests, canonical_json, combine64, digest_bytes, fingerprint
+from storage.errors import StorageError, UserError
+
+
+def test_a_fingerprint_does_not_depend_on_the_order_of_keys():
+    assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json({"a": float("nan")})
+
+
+def test_combining_depends_on_order_and_broadcasts():
+    a, b = np.arange(1000, dtype=np.uint64), np.arange(1000, 2000, dtype=np.uint64)
+    assert len(np.unique(combine64(a, b))) == 1000
+    assert (combine64(a, b) != combine64(b, a)).all()
+    assert combine64(a[:, None], b[None, :3]).shape == (1000, 3)
+    assert (combine64(a) != combine64(a, 0)).all()
+
+
+NESTED = pa.struct([("n", pa.list_(pa.int16())), ("box", pa.list_(pa.float32(), 2)), ("text", pa.string())])
+CELLS = [
+    {"n": [1, 2], "box": [0.0, 1.0], "text": "a"},
+    {"n": [2, 1], "box": [0.0, 1.0], "text": "a"},
+    {"n": [1], "box": [0.0, 1.0], "text": "a"},
+    {"n": [1, 2, 0], "box": [0.0, 1.0], "text": "a"},
+    {"n": [], "box": [1.0, 0.0], "text": "a"},
+    {"n": None, "box": [1.0, 0.0], "text": "a"},
+    {"n": [], "box": [1.0, 0.0], "text": ""},
+    {"n": [], "box": [1.0, 0.0], "text": None},
+    {"n": [], "box": None, "text": "a"},
+    None,
+]
+
+
+def test_every_difference_in_a_nested_cell_shows_and_its_place_in_the_array_does_not():
+    digests = arrow_digests(pa.array(CELLS, NESTED))
+    assert len(set(digests.tolist())) == len(CELLS)
+    for first in range(len(CELLS)):
+        assert (arrow_digests(pa.array(CELLS, NESTED).slice(first, 3)) == digests[first : first + 3]).all()
+    order = np.random.default_rng(0).permutation(len(CELLS))
+    assert (arrow_digests(pa.array([CELLS[i] for i in order], NESTED)) == digests[order]).all()
+
+
+@pytest.mark.parametrize("kind", [pa.bool_(), pa.int8(), pa.float16(), pa.float64(), pa.large_string(), pa.binary(3)])
+def test_flat_cells_of_every_width_have_digests(kind):
+    cells = {pa.bool_(): [True, False], pa.binary(3): [b"abc", b"abd"], pa.large_string(): ["a", "b"]}.get(kind, [1, 2])
+    if kind == pa.float16():
+        cells = [np.float16(1), np.float16(2)]
+    digests = arrow_digests(pa.array([*cells, None, cells[0]], kind))
+    assert digests[0] == digests[3]
+    assert len(set(digests.tolist())) == 3
+
+
+def age(path, seconds=100):
+    """Give a file a stamp that can be trusted."""
+    stamp = time.time_ns() - int(seconds * 1e9) + 1
+    os.utime(path, ns=(stamp, stamp))
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = []
+    for index in range(40):
+        path = tmp_path / f"folder {index % 3}" / f"{index}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"picture %d" % index)
+        age(path)
+        paths.append(str(path))
+    return paths
+
+
+def test_remembered_files_are_not_read_again_and_changed_ones_are(tmp_path, files):
+    memory = DigestMemory(tmp_path / "digests.sqlite")
+    first = memory.digests(files)
+    assert [digest.tobytes() for digest in first] == [digest_bytes(Path(path).read_bytes()) for path in files]
+    stamp = os.stat(files[0])
+    with open(files[0], "r+b") as file:  # other bytes under the same stamp: only a second reading could tell
+        file.write(b"PICTURE")
+    os.utime(files[0], ns=(stamp.st_mtime_ns, stamp.st_mtime_ns))
+    assert (DigestMemory(memory.path).digests(files) == first).all()
+    assert memory.digests(files[:1], rehash=True)[0].tobytes() == digest_bytes(b"PICTURE 0")
+    with open(files[1], "wb") as file:
+        file.write(b"another size")
+    assert memory.digests(files)[1].tobytes() == digest_bytes(b"another size")
+    assert (memory.digests(files)[2:] == first[2:]).all()
+
+
+def test_a_file_just_written_is_not_trusted_to_stay(tmp_path):
+    memory, path = DigestMemory(tmp_path / "digests.sqlite"), tmp_path / "fresh"
+    path.write_bytes(b"one")
+    stamp = time.time_ns() + 5_000_000_001  # as if written this instant, however slow the machine
+    os.utime(path, ns=(stamp, stamp))
+    memory.digests([path])
+    path.write_bytes(b"two")
+    os.utime(path, ns=(stamp, stamp))
+    assert memory.digests([path])[0].tobytes() == digest_bytes(b"two")
+
+
+def test_a_missing_file_is_named_or_given_the_zero_digest(tmp_path, files):
+    memory = DigestMemory(tmp_path / "digests.sqlite")
+    paths = [files[0], str(tmp_path / "nowhere" / "x.jpg"), str(tmp_path)]
+    with pytest.raises(UserError, match=r"nowhere/x.jpg: cannot be read: No such file.*and 1 more"):
+        memory.digests(paths)
+    digests = memory.digests(paths, missing="zero")
+    assert digests[0].tobytes() != bytes(16)
+    assert all(digest.tobytes() == bytes(16) for digest in digests[1:])
+
+
+def test_many_small_runs_keep_a_folders_memory_packed(tmp_path, files):
+    memory = DigestMemory(tmp_path / "digests.sqlite")
+    expected = memory.digests(files)
+    for _ in range(2):
+        for path in files[::3]:
+            os.utime(path, ns=(0, os.stat(path).st_mtime_ns + 1))
+            memory.digests([path])
+    assert (memory.digests(files) == expected).all()
+    with memory._connect() as connection:
+        assert connection.execute("SELECT count(*) FROM segment").fetchone()[0] <= 2 + 16
+
+
+def test_a_memory_that_is_no_database_is_named(tmp_path, files):
+    (tmp_path / "digests.sqlite").write_bytes(b"not a database" * 100)
+    with pytest.raises(StorageError, match=r"digests.sqlite.*delete this file"):
+        DigestMemory(tmp_path / "digests.sqlite").digests(files)
