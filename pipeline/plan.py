@@ -6,7 +6,7 @@ mixed from the value digests above it. Nothing here opens a payload, loads a tea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,13 +60,20 @@ class TablePlan:
 
     def needed(self, start: int, stop: int) -> np.ndarray:
         """``bool [stop - start, C]``: cells of this slice of rows that can and must be computed now."""
-        shape = (stop - start, len(self.columns))
-        empty = np.ones(shape, bool) if self.state is None else self.state.empty(slice(start, stop))
+        return unpack(self.packed_needed(start, stop), len(self.columns))
+
+    def packed_needed(self, start: int, stop: int) -> np.ndarray:
+        """:meth:`needed` in packed bits along the columns: what is only counted is never unpacked."""
+        here = slice(start, stop)
+        everything = np.packbits(np.ones(len(self.columns), bool))
+        if self.state is None:
+            packed = np.repeat(everything[None], stop - start, axis=0)
+        else:
+            packed = ~(self.state.packed_filled[here] | self.state.packed_failed[here]) & everything
         for mask in (self.known, self.wanted):
             if mask is not None:
-                part = mask[start:stop]
-                empty = empty & (part if part.ndim == 2 else part[:, None])
-        return empty
+                packed &= pack(mask[here])
+        return packed
 
     def complete(self) -> bool:
         return self.counts["empty"] == 0 and self.counts["unknown"] == 0
@@ -201,15 +208,17 @@ def count(made: TablePlan) -> None:
         width = len(made.columns) if made.known.ndim == 1 else 1
         unknown = int((~made.known).sum()) * width
     state = {"filled": 0, "failed": 0, "stale": 0} if made.state is None else made.state.counts()
-    empty = sum(
-        int(made.needed(start, min(start + BLOCK, len(made.rows))).sum()) for start in range(0, len(made.rows), BLOCK)
-    )
+    empty = sum(ones(made.packed_needed(start, stop)) for start, stop in blocks(len(made.rows)))
     done = {"filled": state["filled"], "failed": state["failed"]}
     made.counts = {"wanted": wanted, **done, "empty": empty, "unknown": unknown, "stale": state["stale"]}
 
 
 BLOCK = 1 << 16
 """Rows looked at together: bounds the memory of planning whatever the size of the dataset."""
+
+
+def blocks(rows: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + BLOCK, rows)) for start in range(0, rows, BLOCK))
 
 
 def explain(made: TablePlan, present: Sequence[Table]) -> None:
@@ -226,24 +235,34 @@ def explain(made: TablePlan, present: Sequence[Table]) -> None:
     tally = {"new rows": 0, "new columns": 0, "inputs changed": 0, "shard lost": 0, "not computed yet": 0}
     recorded = state.packed_filled | state.packed_failed | state.packed_stale | state.packed_lost
     new_row = ~recorded.any(axis=1)
-    new_column = ~unpack(np.bitwise_or.reduce(recorded, axis=0)[None], len(made.columns))[0]
-    for start in range(0, len(made.rows), BLOCK):
-        here = slice(start, start + BLOCK)
-        needed = made.needed(start, min(start + BLOCK, len(made.rows)))
-        lost = needed & unpack(state.packed_lost[here], len(made.columns))
-        stale = needed & unpack(state.packed_stale[here], len(made.columns))
+    new_column = ~np.bitwise_or.reduce(recorded, axis=0)
+    for start, stop in blocks(len(made.rows)):
+        needed = made.packed_needed(start, stop)
+        lost = needed & state.packed_lost[start:stop]
+        stale = needed & state.packed_stale[start:stop]
         rest = needed & ~stale & ~lost
-        tally["shard lost"] += int(lost.sum())
-        tally["inputs changed"] += int(stale.sum())
-        tally["new rows"] += int(rest[new_row[here]].sum())
-        tally["new columns"] += int(rest[~new_row[here]][:, new_column].sum())
-        tally["not computed yet"] += int(rest[~new_row[here]][:, ~new_column].sum())
+        later = rest[~new_row[start:stop]]
+        tally["shard lost"] += ones(lost)
+        tally["inputs changed"] += ones(stale)
+        tally["new rows"] += ones(rest) - ones(later)
+        tally["new columns"] += ones(later & new_column)
+        tally["not computed yet"] += ones(later & ~new_column)
     made.reasons += [Reason(text, cells) for text, cells in tally.items() if cells]
 
 
 def unpack(packed: np.ndarray, columns: int) -> np.ndarray:
     """``bool [r, columns]`` of a state's packed bits."""
     return np.unpackbits(packed, axis=1, count=columns).view(bool)
+
+
+def pack(mask: np.ndarray) -> np.ndarray:
+    """Packed bits of a mask: ``uint8 [r, ceil(C/8)]`` of ``bool [r, C]``, or ``[r, 1]``, for every column, of ``bool [r]``."""
+    return np.packbits(mask, axis=1) if mask.ndim == 2 else np.where(mask, np.uint8(255), np.uint8(0))[:, None]
+
+
+def ones(packed: np.ndarray) -> int:
+    """Bits that are set."""
+    return int(np.bitwise_count(packed).sum(dtype=np.int64))
 
 
 def new_table(stage: Stage, present: Sequence[Table]) -> str:

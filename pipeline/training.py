@@ -20,6 +20,7 @@ from pipeline.config import Section, explain
 from pipeline.plan import TablePlan, align, plan
 from pipeline.progress import duration
 from pipeline.setup import Setup, is_folder
+from stages.stage import fingerprint_record
 from stages.student.config import StudentConfig
 from storage.digests import canonical_json, fingerprint
 from storage.errors import UserError
@@ -121,7 +122,8 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
         )
     labelled = records < pictures.labelled
     keep = labelled.copy()
-    if config.itm_on in ("unlabelled", "both") and config.itm_weight > 0:
+    distils = config.itm_on in ("unlabelled", "both") and config.itm_weight > 0
+    if distils or config.encoder == "region_cnn":  # that encoder learns from the boxes of every picture
         others = np.flatnonzero(~labelled)
         keep[others[: pictures.unlabelled]] = True
     records, labelled = records[keep], labelled[keep]
@@ -279,13 +281,25 @@ def fit(setup: Setup, resolved: Resolved, run_dir: Path, stop: threading.Event |
         training_set(setup, resolved),
         run_dir,
         text_embeddings=None if resolved.text is None else read_text(setup, resolved.text),
-        identities={role: fingerprint_of(part) for role, part in resolved.test.items()},
+        identities={role: identity_of(setup, part) for role, part in resolved.test.items()},
         shared_dir=run_dir.parent.parent / "shared",
+        stop=stop,
     )
     seconds = {"wall_seconds": round(time.monotonic() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     write_json(run_dir / "done.json", {"fingerprint": resolved.fingerprint, **seconds})
     print(f"Trained in {duration(seconds['wall_seconds'])} ({duration(seconds['cpu_seconds'])} of CPU).")
     return student
+
+
+def identity_of(setup: Setup, part: Part) -> dict[str, Any]:
+    """Who gave the student this table: enough to build the stage again, and to refuse another one."""
+    table = setup.config.tables[part.role]
+    return {
+        "fingerprint": fingerprint_of(part),
+        "record": fingerprint_record(part.made.node.stage),
+        "stage": table.stage,
+        "parameters": json.loads(json.dumps(table.parameters(), default=str)),
+    }
 
 
 def training_set(setup: Setup, resolved: Resolved) -> TrainingSet:

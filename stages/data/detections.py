@@ -34,12 +34,15 @@ class Detections:
         return slice(int(self.offsets[i]), int(self.offsets[i + 1]))
 
 
-def load_detections(path: str | Path, annotations: Annotations, lenient: bool = False) -> Detections:
+def load_detections(
+    path: str | Path, annotations: Annotations, lenient: bool = False, partial: bool = False
+) -> Detections:
     """Read a JSON list of {image_id, category_id, bbox [x, y, w, h], score} for the pictures of `annotations`.
 
     ``image_id`` is ours (HICO-DET: the file name); ``category_id`` COCO's official 1-90. Entries of other pictures are
     passed over. Raises UserError naming file and entry for an unknown category, a box that is empty or outside its
-    picture, or a file without any of these pictures; with `lenient` bad entries are dropped, counted and warned of.
+    picture, or a file without any of these pictures (unless `partial`: one file of several); with `lenient` bad entries
+    are dropped, counted and warned of.
     """
     try:
         entries = json.loads(Path(path).read_bytes())
@@ -56,7 +59,7 @@ def load_detections(path: str | Path, annotations: Annotations, lenient: bool = 
 
     row_of = {image_id: i for i, image_id in enumerate(annotations.image_id.tolist())}
     image = np.array([row_of.get(image_id, -1) for image_id in ids], np.int64)
-    if len(image) and image.max() < 0:
+    if len(image) and image.max() < 0 and not partial:
         raise UserError(f"{path}: none of its pictures (first {ids[0]!r}) is in {annotations.name} {annotations.split}")
     label_of = np.full(max(COCO_CATEGORY_IDS) + 1, -1, np.int16)
     label_of[list(COCO_CATEGORY_IDS)] = np.arange(len(COCO_CATEGORY_IDS))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -65,6 +66,7 @@ def train(
     test: TestSet | None = None,
     evaluate: Evaluate | None = None,
     loader_workers: int = 0,
+    stop: threading.Event | None = None,
     report: Report = print,
 ) -> Student:
     """Train to the end, from the last save if there is one; predict and evaluate ``test`` if given.
@@ -73,6 +75,7 @@ def train(
         text_embeddings: float ``[H, D]`` of the interactions' prompts; the classifier's rows start from them.
         identities: what made the detections and features, recorded in the checkpoint.
         shared_dir: where variants of a study share the ``region_cnn`` encoder; default: the run folder's parent.
+        stop: once it is set, the step under way is finished and saved and KeyboardInterrupt raised.
         evaluate: called with ``run_dir / "detections.parquet"``; what it returns is logged.
 
     Raises:
@@ -123,13 +126,16 @@ def train(
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise NonFiniteLoss(describe_non_finite(step, batch, network, data, terms, float(norm)))
         optimizer.step()
+        stopped = stop is not None and stop.is_set()
         last = step + 1 == config.steps
         if (step + 1) % config.log_every == 0 or last:
             epoch = (step + 1) * config.labelled_per_step / max(len(batches.labelled_pool), 1)
             log.write({"step": step + 1, "epoch": round(epoch, 3), "loss": loss.item(), **terms, "lr": group["lr"]})
-        if ((step + 1) % config.save_every == 0 or last) and accelerator.is_main_process:
+        if ((step + 1) % config.save_every == 0 or last or stopped) and accelerator.is_main_process:
             save_state(state, network, optimizer.optimizer, step + 1, run)
         progress(step + 1, loss)
+        if stopped and not last:
+            raise KeyboardInterrupt
 
     # Evaluate, save.
     student = Student(network.eval(), data.vocabulary, config, identities or {}, encoder)

@@ -22,6 +22,7 @@ from stages.data.detections import Detections, load_detections
 from stages.data.records import Annotations
 from stages.stage import ArrowOutput, Batch, Stage, Values
 from storage.digests import digest64
+from storage.errors import UserError
 
 TOP = 100
 """Boxes kept of each picture."""

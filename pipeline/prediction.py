@@ -1,0 +1,174 @@
+"""Human-object interactions in pictures that no cache has seen: the same stages, computed into memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.graph import Context, build_stage
+from stages.stage import Batch, Stage, fingerprint_record
+from storage.digests import as_rows, digest_bytes, fingerprint
+from storage.errors import InputFailure, UserError
+
+if TYPE_CHECKING:
+    from stages.data.records import Annotations
+    from stages.student.checkpoint import Student
+
+DRAWN = 12
+"""At most so many triplets are drawn into a picture."""
+
+
+def predict_pictures(
+    checkpoint: Path, images: Sequence[Path], out: Path, detections: Path | None, threshold: float
+) -> Path:
+    """Write ``detections.parquet`` and a drawn copy of every picture into ``out``; returns the Parquet file.
+
+    Args:
+        detections: a COCO results JSON with boxes of these pictures (by file name) instead of the student's own source.
+        threshold: triplets of a lower score are not drawn; the file holds all.
+
+    Raises:
+        UserError: a missing or unreadable picture, or a detector or encoder other than the student was trained with.
+    """
+    import torch
+
+    from stages.data.image import decode
+    from stages.student.checkpoint import Student
+    from stages.student.prepare import TestSet, valid_classes
+    from stages.student.source import MemorySource
+    from stages.student.train import predict_set
+
+    student = Student.from_pretrained(checkpoint)
+    pictures, data = [], []
+    for path in images:
+        try:
+            data.append(path.read_bytes())
+            pictures.append(decode(data[-1]))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        except InputFailure as error:
+            raise UserError(f"{path}: {error}") from None
+    annotations = given_pictures(images, [picture.size for picture in pictures], student)
+    whole = Batch(
+        as_rows([digest_bytes(d) for d in data]), [str(name) for name in annotations.image_id], len(images), pictures
+    )
+    tables: dict[str, dict[str, Sequence[Any]]] = {}
+    shared: dict[Any, Any] = {}
+    for role, identity in student.identities.items():
+        stage = own_stage(checkpoint, student, role, identity, annotations, detections)
+        columns = stage.columns if role == "detections" else student.config.views[:1]
+        tables[role] = computed(stage, columns, whole, shared)
+    out.mkdir(parents=True, exist_ok=True)
+    test = TestSet(
+        MemorySource(tables),
+        list(whole.keys),
+        lambda row: np.asarray(pictures[row]),
+        identity=fingerprint({"rows": whole.rows.tobytes().hex()}),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        valid = torch.from_numpy(valid_classes(student.vocabulary))
+        made = predict_set(student, test, Path(scratch), Path(scratch), valid, print)
+        target = out / "detections.parquet"
+        target.write_bytes(made.read_bytes())
+    draw(target, whole.keys, pictures, student, out, threshold)
+    print(f"{target}; pictures: {out}")
+    return target
+
+
+def given_pictures(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], student: Student) -> Annotations:
+    """Annotations without pairs, pictures named by their file names."""
+    from stages.data.folder import load_folder
+
+    names = [path.name for path in paths]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{twice}: two pictures of this name; predict them in two calls")
+    empty = load_folder(paths[0].parent).take(np.zeros(0, np.int64))
+    width, height = (np.array(side, np.int32) for side in zip(*sizes, strict=True))
+    return replace(
+        empty,
+        vocabulary=student.vocabulary,
+        image_id=np.array(names),
+        path=[str(path) for path in paths],
+        width=width,
+        height=height,
+        pair_offsets=np.zeros(len(paths) + 1, np.int64),
+    )
+
+
+def own_stage(
+    checkpoint: Path,
+    student: Student,
+    role: str,
+    identity: Mapping[str, Any],
+    annotations: Annotations,
+    detections: Path | None,
+) -> Stage:
+    """The stage that gave the student its ``role`` table, built as it was then; another teacher's answers are refused."""
+    from storage.digest_memory import DigestMemory
+
+    kind, parameters = identity["stage"], dict(identity["parameters"])
+    if role == "detections" and detections is not None:
+        kind, parameters = "detections_file", {"path": str(detections)}
+    with tempfile.TemporaryDirectory() as scratch:
+        memory = DigestMemory(Path(scratch) / "digests.sqlite")
+        context = Context(student.vocabulary, student.vocabulary.prompts(), {"test": annotations}, memory.digests)
+        stage = build_stage(kind, parameters, context, f"{checkpoint}: identities.{role}")
+    record = fingerprint_record(stage)
+    if role != "detections" and fingerprint(record) != identity["fingerprint"]:
+        changed = [key for key in record if record[key] != identity["record"].get(key)]
+        raise UserError(
+            f"{checkpoint}: trained on {role} {identity['fingerprint'][:12]}, offered {fingerprint(record)[:12]}: "
+            f"they differ in {', '.join(changed)}; restore {parameters.get('checkpoint', kind)}"
+        )
+    return stage
+
+
+def computed(stage: Stage, columns: Sequence[str], whole: Batch, shared: dict[Any, Any]) -> dict[str, Sequence[Any]]:
+    """``{column: N values}`` of all pictures, batch by batch."""
+    from storage.arrow_cells import cells
+
+    stage.open("cpu", shared)
+    values: dict[str, list[Any]] = {column: [] for column in columns}
+    for start in range(0, whole.count, stage.batch_size):
+        stop = min(start + stage.batch_size, whole.count)
+        batch = Batch(whole.rows[start:stop], whole.keys[start:stop], stop - start, whole.images[start:stop])
+        for column, answers in stage.compute(batch, columns, {}).items():
+            if isinstance(answers, pa.Array):
+                values[column] += map(cells(answers), range(len(answers)))
+            else:
+                values[column] += list(np.asarray(answers, np.float16))
+    return dict(values)
+
+
+def draw(
+    path: Path, names: Sequence[str], pictures: Sequence[Any], student: Student, out: Path, threshold: float
+) -> None:
+    """A copy of every picture with its best triplets."""
+    from stages.evaluate.detections import read_detections
+    from stages.evaluate.drawing import drawn
+    from stages.evaluate.pictures import Pair
+
+    words = student.vocabulary
+    found = read_detections(path, np.array(names), np.asarray(words.hois), len(words.objects), len(words.verbs))
+    for image, (name, picture) in enumerate(zip(names, pictures, strict=True)):
+        rows = np.flatnonzero((found.image == image) & (found.score >= threshold))
+        best = rows[np.argsort(-found.score[rows], kind="stable")][:DRAWN]
+        pairs = [
+            Pair(
+                found.human_box[row].tolist(),
+                found.object_box[row].tolist(),
+                words.verbs[found.verb[row]].replace("_", " "),
+                words.objects[found.object[row]].replace("_", " "),
+                float(found.score[row]),
+            )
+            for row in best
+            if words.verbs[found.verb[row]] != "no_interaction"
+        ]
+        drawn(picture, pairs).save(out / f"{Path(name).stem}.predicted.png")
