@@ -135,7 +135,11 @@ class DetectionsFromFile(GivenDetections):
 
     @cached_property
     def detections(self) -> Detections:
-        return _merged([load_detections(path, self.pictures, lenient=self.lenient) for path in self.paths])
+        several = len(self.paths) > 1
+        found = _merged([load_detections(path, self.pictures, self.lenient, partial=several) for path in self.paths])
+        if several and not len(found.scores):
+            raise UserError(f"{', '.join(self.paths)}: no box of any picture of {self.pictures.name}")
+        return found
 
 
 def _merged(parts: Sequence[Detections]) -> Detections:
