@@ -1,0 +1,110 @@
+"""``make bench``: every measurement in a process of its own, into ``docs/benchmarks.md``.
+
+    python -m bench [NAME ...]
+
+Figures are of the machine they were measured on, which the page names; what is compared is compared within one run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PAGE = Path("docs/benchmarks.md")
+RESULTS = Path("docs/benchmarks.json")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One measurement: its module, what it compares, and the bound it is held against."""
+
+    module: str
+    title: str
+    asks: str
+
+
+BENCHES = {
+    "planning": Bench(
+        "bench.bench_planning", "Planning", "1,000,000 rows x 600 columns, warm digest memory: under 10 s and 2 GiB"
+    ),
+    "stream": Bench(
+        "bench.bench_stream",
+        "Streaming",
+        "feature maps of 1,024 x 24 x 24 fp16 in random order from a warm cache: at least 0.7 of a bare numpy.memmap of the "
+        "same bytes through the same DataLoader settings",
+    ),
+    "teacher": Bench(
+        "bench.bench_teacher_overhead",
+        "Filling the cache",
+        "CPU time over a bare loop of decoding and teacher forward (BLIP-base size, random weights): at most 1.10",
+    ),
+    "memory": Bench(
+        "bench.bench_memory", "Memory", "peak anonymous memory of worker and trainer with 8 times the pictures: within 10 %"
+    ),
+    "kills": Bench(
+        "bench.bench_kills",
+        "Kills",
+        "kill -9 of the driver at ten random moments: at most one task per worker and kill is computed again, and the tables "
+        "end up the same",
+    ),
+}
+
+
+def main() -> None:
+    names = sys.argv[1:] or list(BENCHES)
+    if unknown := [name for name in names if name not in BENCHES]:
+        sys.exit(f"bench: there is no {unknown[0]!r}; there are {', '.join(BENCHES)}")
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in names:
+        print(f"== {BENCHES[name].title}: {BENCHES[name].asks}", flush=True)
+        began = time.monotonic()
+        command = [sys.executable, "-m", BENCHES[name].module, "--json"]
+        line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip().splitlines()[-1]
+        results[name] = {"result": json.loads(line), "seconds": round(time.monotonic() - began), "machine": machine()}
+        print(line, flush=True)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        PAGE.write_text(page(results))
+
+
+def machine() -> str:
+    """What it was measured on, and how busy that was."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    load = os.getloadavg()[0]
+    return f"{len(os.sched_getaffinity(0))} cores ({platform.machine()}), {memory:.0f} GiB, no GPU, load average {load:.1f}"
+
+
+def page(results: dict[str, dict]) -> str:
+    lines = ["<!-- written by: make bench -->", "# Measurements", ""]
+    for name, bench in BENCHES.items():
+        if name not in results:
+            continue
+        entry = results[name]
+        lines += [f"## {bench.title}", "", f"Asked: {bench.asks}.", "", "| | |", "|---|---|"]
+        lines += [f"| {key} | {value} |" for key, value in flattened(entry["result"])]
+        lines += ["", f"Measured on {entry['machine']}, in {entry['seconds']} s: `python -m {bench.module}`.", ""]
+    return "\n".join(lines)
+
+
+def flattened(value: object, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested results as rows of ``a.b`` and a short value."""
+    if isinstance(value, dict):
+        return [row for key, inner in value.items() for row in flattened(inner, f"{prefix}.{key}" if prefix else key)]
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [row for index, inner in enumerate(value) for row in flattened(inner, f"{prefix}[{index}]")]
+    if isinstance(value, list):
+        return [(prefix, ", ".join(short(item) for item in value))]
+    return [(prefix, short(value))]
+
+
+def short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()
