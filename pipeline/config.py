@@ -118,7 +118,10 @@ def apply_override(document: dict[str, Any], override: str) -> None:
         node = node.setdefault(key, {})
         if not isinstance(node, dict):
             raise UserError(f"--set {override}: {key} is a value, not a section")
-    node[keys[-1]] = yaml.safe_load(text)
+    try:
+        node[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from None
 
 
 def validate(model: type[Any], document: Any, where: str) -> Any:
@@ -126,11 +129,15 @@ def validate(model: type[Any], document: Any, where: str) -> Any:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise UserError(explain(error, document, where, model)) from None
+        raise UserError(explain(error, document, f"{where}: ", model)) from None
 
 
 def explain(error: ValidationError, document: Any, where: str, model: type[Any] | None = None) -> str:
-    """One line for the first problem of a pydantic error; a misspelt key gets its nearest valid neighbour."""
+    """One line for the first problem of a pydantic error; a misspelt key gets its nearest valid neighbour.
+
+    Args:
+        where: what stands before the key: the file and, if the document is a section of it, the section with its dot.
+    """
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"]]
     location = [part for i, part in enumerate(location) if not (i and location[i - 1] == "dataset" and part in KINDS)]
@@ -140,10 +147,10 @@ def explain(error: ValidationError, document: Any, where: str, model: type[Any] 
         valid = sorted(_siblings(model, problem["loc"]))
         near = difflib.get_close_matches(location[-1], valid, n=1)
         hint = f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(valid)}" if valid else "remove it"
-        return f"{where}: {key}: unknown key; {hint}{more}"
+        return f"{where}{key}: unknown key; {hint}{more}"
     if problem["type"] == "missing":
-        return f"{where}: {key}: missing; it has no default{more}"
-    return f"{where}: {key}: {problem['msg']}; got {problem['input']!r}{more}"
+        return f"{where}{key}: missing; it has no default{more}"
+    return f"{where}{key}: {problem['msg']}; got {problem['input']!r}{more}"
 
 
 KINDS = {"pico": PicoDataset, "hico-det": HicoDetDataset, "folder": FolderDataset}

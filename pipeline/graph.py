@@ -141,7 +141,7 @@ def build_stage(kind: str, parameters: dict[str, Any], context: Context, where: 
     try:
         checked = model.model_validate(parameters)
     except ValidationError as error:
-        raise UserError(explain(error, parameters, where, model)) from None
+        raise UserError(explain(error, parameters, f"{where}.", model)) from None
     chosen = {name: getattr(checked, name) for name in fields}
     if "checkpoint" in chosen:
         from stages.teacher.weights import Checkpoint

@@ -105,7 +105,7 @@ def student_section(setup: Setup) -> tuple[StudentConfig, Pictures]:
     try:
         checked = model.model_validate(document)
     except ValidationError as error:
-        raise UserError(explain(error, document, f"{setup.path}: student", model)) from None
+        raise UserError(explain(error, document, f"{setup.path}: student.", model)) from None
     config = StudentConfig(**{field.name: getattr(checked, field.name) for field in fields(StudentConfig)})
     return config, Pictures(**{name: getattr(checked, name) for name in Pictures.model_fields})
 
