@@ -1,0 +1,144 @@
+"""What is wrong with a configuration is said in one line: key path, what was given, what is allowed."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.config import load_config
+from pipeline.graph import levels
+from pipeline.setup import prepare
+from pipeline.training import resolve, student_section
+from storage.errors import UserError
+from tests.pipeline.toys import plan_of
+
+
+def refused(album, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        prepare(album.write(), **options)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert str(album.path) in line
+    return line
+
+
+def put(document: dict, dotted: str, value) -> None:
+    *above, last = dotted.split(".")
+    for key in above:
+        document = document[key]
+    document[last] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("dateset", {}, ["dateset", "did you mean dataset?"]),
+        ("workers.cuont", 2, ["workers.cuont", "did you mean count?"]),
+        ("dataset.roott", "x", ["dataset.roott", "did you mean root?"]),
+        ("tables.scores.weigths", "b", ["tables.scores.weigths", "did you mean weights?"]),
+        ("tables.scores.zzz", "b", ["tables.scores.zzz", "valid keys: batch_size, columns, log, seconds, weights"]),
+        ("workers.count", "many", ["workers.count", "'many'"]),
+        ("workers.count", 0, ["workers.count", "greater than or equal to 1", "0"]),
+        ("workers.executor", "spark", ["workers.executor", "'ray' or 'inline'", "'spark'"]),
+        ("tables.scores.shard_rows", 1.5, ["tables.scores.shard_rows", "1.5"]),
+        ("tables.scores.columns", 3, ["tables.scores.columns", "3"]),
+        ("tables.scores.splits", ["training"], ["tables.scores.splits", "'train' or 'test'", "'training'"]),
+        ("dataset.kind", "imagenet", ["dataset", "imagenet", "'pico', 'hico-det', 'folder'"]),
+        ("name", "a b", ["name", "'a b'"]),
+        ("tables.scores.columns", [], ["tables.scores.columns", "at least one column"]),
+        ("tables.scores.columns", ["a", "a"], ["tables.scores.columns", "each once"]),
+        ("tables.scores.stage", "toy_score", ["tables.scores.stage", "'toy_score'", "did you mean toy_scores?"]),
+        ("tables.scores.stage", "xyzzy", ["tables.scores.stage", "there are blip_captions, "]),
+        ("tables.signs", {"stage": "toy_ring", "columns": ["a"], "reads": "itm"}, ["tables.signs", "'itm'", "scores"]),
+        ("tables.signs", {"stage": "toy_ring", "columns": ["a"], "reads": "signs"}, ["signs -> signs is a circle"]),
+        ("tables.scores", {"stage": "toy_scores"}, ["tables.scores.columns", "missing"]),
+        ("tables.signs", {"stage": "blip_itm", "checkpoint": "no/such", "columns": ["a"]}, ["tables.signs.checkpoint"]),
+    ],
+)  # fmt: skip
+def test_bad_key(album, key, value, said):
+    put(album.config, key, value)
+    line = refused(album)
+    for words in said:
+        assert words in line, line
+
+
+def test_ring_of_two(album):
+    album.config["tables"]["signs"]["stage"] = "toy_ring"
+    album.config["tables"]["signs"]["reads"] = "back"
+    album.config["tables"]["back"] = {"stage": "toy_ring", "columns": ["a"], "reads": "signs"}
+    line = refused(album)
+    assert "is a circle" in line
+    assert "back -> signs" in line or "signs -> back" in line
+
+
+def test_missing_key_and_missing_file(album, tmp_path):
+    del album.config["dataset"]["root"]
+    assert "dataset.root: missing" in refused(album)
+    with pytest.raises(UserError, match=r"albun\.yaml: no such configuration; did you mean album\.yaml\?"):
+        load_config(tmp_path / "albun.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("name: [", "not YAML"), ("- a\n- b\n", "expected keys"), ("\x00", "album.yaml: ")],
+)
+def test_not_a_configuration(album, text, said):
+    album.path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config(album.path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_folder_and_empty_folder(album, tmp_path):
+    (tmp_path / "none").mkdir()
+    for root in ("nowhere", "none"):
+        album.config["dataset"]["root"] = str(tmp_path / root)
+        with pytest.raises(UserError, match=root):
+            prepare(album.write())
+
+
+def test_overrides(album):
+    config = load_config(album.path, ["workers.count=5", "tables.scores.weights=b", "student.seed=3"])
+    assert config.workers.count == 5
+    assert config.tables["scores"].parameters()["weights"] == "b"
+    assert config.student == {"seed": 3}
+    for wrong in ("workers", "=3", "name.x=1", "workers.count=["):
+        with pytest.raises(UserError, match=r"--set") as caught:
+            load_config(album.path, [wrong])
+        assert "\n" not in str(caught.value)
+    assert "workers.cuont" in refused_override(album, "workers.cuont=1")
+
+
+def refused_override(album, override: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config(album.path, [override])
+    return str(caught.value)
+
+
+def test_order_of_tables_in_the_file_does_not_matter(album):
+    album.config["tables"] = dict(reversed(album.config["tables"].items()))
+    setup = prepare(album.write())
+    assert list(setup.nodes) == ["scores", "signs"]
+    assert levels(setup.nodes) == [["scores"], ["signs"]]
+
+
+def test_a_folder_trains_no_student(album):
+    album.config["student"] = {"labelled": 2}
+    setup = prepare(album.write())
+    with pytest.raises(UserError, match="no annotations"):
+        resolve(setup, plan_of(setup))
+
+
+def test_student_section(tmp_path, album):
+    album.config["dataset"] = {"kind": "pico", "root": str(tmp_path / "world"), "train": 3, "test": 2}
+    for student, said in (
+        ({"labelled": 2, "learning_rat": 1}, "student.learning_rat: unknown key; did you mean learning_rate?"),
+        ({"labelled": 0}, "student.labelled"),
+        ({"labelled": 2, "itm_on": "all"}, "student.itm_on"),
+        ({"labelled": 2, "tables": {"itn": "itm"}}, "did you mean itm?"),
+        ({}, "student.labelled: missing"),
+    ):
+        album.config["student"] = student
+        with pytest.raises(UserError) as caught:
+            student_section(prepare(album.write()))
+        assert said in str(caught.value)
