@@ -122,7 +122,9 @@ class Sized(Signs):
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
         note(self.name, batch, columns, "")
-        return {"value": pa.array([len(cell["boxes"]) for cell in inputs["detections"]["value"].to_pylist()], pa.int32())}
+        return {
+            "value": pa.array([len(cell["boxes"]) for cell in inputs["detections"]["value"].to_pylist()], pa.int32())
+        }
 
 
 class Maps(Scores):
