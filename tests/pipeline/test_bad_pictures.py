@@ -76,7 +76,7 @@ def test_bad_pictures(gallery):
     assert all(reason.startswith("upstream scores: ") for reason in reasons.values())
 
     scores = made["scores"].table.read(source.ids, ["a"])["a"].to_pylist()
-    seen = {key: score for key, score in zip(source.keys, scores, strict=True)}
+    seen = dict(zip(source.keys, scores, strict=True))
     for name in SOUND:
         shade = 255 if name == "clear.png" else GREY
         assert seen[name] == pytest.approx(shade + score_of("a"), abs=1.5), name
