@@ -45,7 +45,9 @@ BENCHES = {
         "CPU time over a bare loop of decoding and teacher forward (BLIP-base size, random weights): at most 1.10",
     ),
     "memory": Bench(
-        "bench.bench_memory", "Memory", "peak anonymous memory of worker and trainer with 8 times the pictures: within 10 %"
+        "bench.bench_memory",
+        "Memory",
+        "peak anonymous memory of worker and trainer with 8 times the pictures: within 10 %",
     ),
     "kills": Bench(
         "bench.bench_kills",

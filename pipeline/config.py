@@ -62,7 +62,7 @@ class Table(Section):
 
 class Workers(Section):
     executor: Literal["ray", "inline"] = "ray"
-    count: int = Field(2, ge=1)
+    count: int = Field(default=2, ge=1)
     device: str = "cpu"
 
 
@@ -73,7 +73,7 @@ class Config(Section):
     cache: Path = Path("cache")
     runs: Path = Path("runs")
     dataset: Dataset = Field(discriminator="kind")
-    workers: Workers = Workers()
+    workers: Workers = Field(default_factory=lambda: Workers(count=2))
     tables: dict[str, Table]
     student: dict[str, Any] | None = None
 

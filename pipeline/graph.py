@@ -69,13 +69,14 @@ def joined(splits: Sequence[Annotations]) -> Annotations:
     ends = np.cumsum([0, *(len(part.human_box) for part in splits)])
     offsets = [part.pair_offsets[1:] + end for part, end in zip(splits, ends, strict=False)]
     columns = ("image_id", "width", "height", "human_box", "object_box", "object", "verb", "hoi")
+    stacked: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in splits]) for name in columns}
     return replace(
         first,
         split="+".join(part.split for part in splits),
         path=[path for part in splits for path in part.path],
         pair_offsets=np.concatenate([np.zeros(1, np.int64), *offsets]),
         image_hois=None,
-        **{name: np.concatenate([getattr(part, name) for part in splits]) for name in columns},
+        **stacked,
     )
 
 

@@ -27,7 +27,7 @@ def write_page(setup: Setup, out: Path) -> None:
     answered = readable(setup, captions, rows) | readable(setup, itm, rows)
     if not answered.any():
         raise UserError(f"{setup.path}: the cache holds no captions or matching scores yet; {setup.mending_command()}")
-    failed = {}
+    failed: dict[str, str] = {}
     for made in (captions, itm):
         if made is not None and made.table is not None:
             for (row, _), reason in made.table.failures(source.ids[made.rows], made.columns, made.inputs).items():
@@ -42,7 +42,11 @@ def write_page(setup: Setup, out: Path) -> None:
         for name, made in plans.items()
         if made.table is not None
     ]
-    about = f"{len(items)} pictures of {setup.config.dataset.root}, as the teacher sees them."
+    teachers = {made.node.stage.provenance().get("checkpoint") for made in (captions, itm) if made is not None}
+    about = (
+        f"{len(items)} pictures of {setup.config.dataset.root}, as the teacher sees them "
+        f"({', '.join(sorted(str(teacher) for teacher in teachers if teacher))})."
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_folder_page(out, FolderPage(setup.config.name, about, items, failed, tables))
     print(f"{out}: {len(items)} pictures" + (f", {len(failed)} failed" if failed else ""))

@@ -180,7 +180,7 @@ def wanted_cells(
         above = plans[up]
         if above.state is None:
             return np.ones_like(wanted)  # unknown until then: an upper bound
-        filled = ~above.needed(0, len(above.rows)).any(axis=1)
+        filled = np.logical_not(above.needed(0, len(above.rows)).any(axis=1))
         ready &= filled[align(above.rows, rows, len(source.ids))]
     chosen = np.flatnonzero(ready)
     values = {up: read_upstream(plans[up], rows[chosen], source) for up in node.stage.inputs}

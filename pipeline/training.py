@@ -97,11 +97,8 @@ def student_section(setup: Setup) -> tuple[StudentConfig, Pictures]:
         what = "this setup has no annotations" if is_folder(setup) else "missing"
         raise UserError(f"{setup.path}: student: {what}; training needs labelled pictures, see configs/pico.yaml")
     hints = get_type_hints(StudentConfig)
-    model = create_model(
-        "Student",
-        __base__=Pictures,
-        **{field.name: (hints[field.name], field.default) for field in fields(StudentConfig)},
-    )
+    own: dict[str, Any] = {field.name: (hints[field.name], field.default) for field in fields(StudentConfig)}
+    model = create_model("Student", __base__=Pictures, **own)
     try:
         checked = model.model_validate(document)
     except ValidationError as error:

@@ -87,10 +87,10 @@ def verify_table(setup: Setup, name: str, sample: int, seed: int) -> Verificatio
         position = made.columns.index(column)
         asked = inputs if inputs is None or inputs.ndim == 1 else inputs[:, position : position + 1]
         stored = made.table.read(task.rows[where], (column,), None if asked is None else asked[where])[column]
-        fresh = filling._values(column)
-        for index, row in enumerate(where):
+        fresh = filling.values(column, where)
+        for index, row in enumerate(where.tolist()):
             valid = filling.valid[row, number]
-            differences.append(difference(stored[index], fresh[int(filling._slot[row])]) if valid else float("inf"))
+            differences.append(difference(stored[index], fresh[index]) if valid else float("inf"))
             labels.append(f"{task.keys[row]} / {column}")
     tolerance = TOLERANCE[kind.codec] if isinstance(kind, TensorOutput) else TOLERANCE["float16"]
     bad = [label for label, value in zip(labels, differences, strict=True) if not value <= tolerance]

@@ -325,6 +325,12 @@ class Filling:
         )
         return int(commit.bytes)
 
+    def values(self, column: str, positions: np.ndarray) -> Values:
+        """The computed cells of a column for these rows of the task (each of them needed)."""
+        slots = self._slot[positions]
+        cells = self._values(column)
+        return cells.take(pa.array(slots)) if isinstance(cells, pa.Array) else cells[slots]
+
     def _keep(self, column: str, positions: np.ndarray, values: Values) -> None:
         output = self.part.stage.output
         if isinstance(output, ArrowOutput):

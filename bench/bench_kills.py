@@ -1,0 +1,195 @@
+"""``kill -9`` of the driver of ``hoi-distill run`` at ten random moments: what is computed twice, and whether it shows.
+
+A pico world, the pico teacher, Ray with two workers. Each run goes on where the killed one was; the last one ends by
+itself. Every forward of the teacher notes its cells (``bench.audited_stages``), so that cells which were computed but
+not committed are counted too. The tables are compared, cell by cell and bit by bit, with those of a run that nobody
+disturbed.
+
+    python -m bench.bench_kills [--json] [--kills N] [--pictures N] [--shard-rows N] [--seed N] [--executor ray|inline]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pipeline.plan import plan
+from pipeline.setup import Setup, prepare
+
+ROOT = Path(__file__).parents[1]
+WORKERS = 2
+AUDITED = ("features", "itm", "captions")
+
+
+class Runs:
+    """Runs of one setup in one cache, and what they computed."""
+
+    def __init__(self, folder: Path, name: str, options: argparse.Namespace) -> None:
+        self.options, self.path, self.log = options, folder / f"{name}.yaml", folder / f"{name}.log"
+        config = yaml.safe_load((ROOT / "configs/pico.yaml").read_text())
+        train = options.pictures * 4 // 5
+        world = str(folder / "world")
+        config["dataset"].update(root=world, train=train, test=options.pictures - train)
+        config["cache"], config["runs"] = str(folder / name), str(folder / "runs")
+        for table in config["tables"].values():
+            table["shard_rows"] = options.shard_rows
+        config["tables"]["detections"]["path"] = [f"{world}/detections_{s}2015.json" for s in ("train", "test")]
+        self.path.write_text(yaml.safe_dump(config))
+
+    def start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "bench.audited_stages", "run", str(self.path)]
+        command += ["--executor", self.options.executor, "--workers", str(WORKERS)]
+        places = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "HOI_DISTILL_AUDIT": str(self.log), "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def finish(self) -> float:
+        """Run to the end; wall seconds."""
+        started = time.perf_counter()
+        driver = self.start()
+        out, _ = driver.communicate()
+        if driver.returncode:
+            raise RuntimeError(f"the run ended with {driver.returncode}:\n{out.decode()}")
+        return time.perf_counter() - started
+
+    def computed(self) -> Counter[str]:
+        """Cells computed so far, by table."""
+        cells: Counter[str] = Counter()
+        for line in self.log.read_text().splitlines() if self.log.exists() else []:
+            table, _, number = line.partition(" ")
+            cells[table] += int(number)
+        return cells
+
+    def setup(self) -> Setup:
+        return prepare(self.path)
+
+
+def kill_at_random(runs: Runs, cells: int, startup: float, generator: random.Random) -> bool:
+    """Start, and kill -9 the driver once a random number of cells up to ``cells`` has been computed, or during its start
+    (one time in five). False where it had ended before."""
+    before, driver = runs.computed().total(), runs.start()
+    if generator.random() < 0.2:
+        time.sleep(generator.uniform(0, startup))
+    else:
+        target = before + generator.randrange(cells)
+        while driver.poll() is None and runs.computed().total() <= target:
+            time.sleep(0.02)
+        time.sleep(generator.uniform(0, 0.3))
+    alive = driver.poll() is None
+    driver.kill()
+    driver.communicate()
+    time.sleep(1.0)  # orphans of the driver end here; what they still compute is counted
+    return alive
+
+
+def cells_of(setup: Setup) -> dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray]]:
+    """By table: row ids, values by column, value digests; every wanted cell has to be there."""
+    found = {}
+    for name, made in plan(setup.nodes, setup.sources, setup.cache).items():
+        if not made.complete() or made.table is None:
+            raise RuntimeError(f"{name}: {made.counts}")
+        ids = setup.sources[made.node.stage.source].ids[made.rows]
+        values = made.table.read(ids, made.columns, made.inputs)
+        found[name] = ids, values, made.table.value_digests(ids, made.columns, made.inputs)
+    return found
+
+
+def differing(first: Setup, second: Setup) -> dict[str, int]:
+    """Cells whose stored values differ, by table."""
+    one, other = cells_of(first), cells_of(second)
+    count = {}
+    for name, (ids, values, digests) in one.items():
+        if not np.array_equal(ids, other[name][0]):
+            raise RuntimeError(f"{name}: other rows")
+        unequal = digests != other[name][2]
+        for c, column in enumerate(values):
+            mine, theirs = values[column], other[name][1][column]
+            if isinstance(mine, np.ndarray):
+                unequal[:, c] |= (mine.view(np.uint16) != theirs.view(np.uint16)).reshape(len(ids), -1).any(axis=1)
+            else:
+                unequal[:, c] |= [a != b for a, b in zip(mine.to_pylist(), theirs.to_pylist(), strict=True)]
+        count[name] = int(unequal.sum())
+    return count
+
+
+def superseded(setup: Setup) -> int:
+    """Cells that commit records hold twice."""
+    held = wanted = 0
+    for made in plan(setup.nodes, setup.sources, setup.cache).values():
+        assert made.table is not None
+        held += sum(record.header["cells"] for record in made.table.records())
+        wanted += made.counts["filled"]
+    return held - wanted
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    generator = random.Random(options.seed)
+    quiet, killed = Runs(folder, "quiet", options), Runs(folder, "killed", options)
+    killed.setup()  # renders the world
+    seconds = quiet.finish()
+    wanted = quiet.computed()
+    died = 0
+    attempts = 0
+    while died < options.kills and attempts < 3 * options.kills:
+        attempts += 1
+        died += kill_at_random(killed, 2 * wanted.total() // options.kills, min(10.0, seconds / 2), generator)
+    last = killed.finish()
+    computed = killed.computed()
+    setup = killed.setup()
+    columns = {made.stage.name: len(made.stage.columns) for made in setup.nodes.values() if made.stage.name in AUDITED}
+    task = options.shard_rows * sum(columns.values())
+    return {
+        "pictures": options.pictures,
+        "workers": WORKERS,
+        "executor": options.executor,
+        "kills": died,
+        "runs_that_ended_before_their_kill": attempts - died,
+        "seconds_undisturbed": round(seconds, 1),
+        "seconds_last_run": round(last, 1),
+        "cells_wanted": dict(wanted),
+        "cells_computed": dict(computed),
+        "cells_computed_more_than_once": computed.total() - wanted.total(),
+        "cells_of_the_largest_task": task,
+        "bound": task * WORKERS * died,
+        "within_bound": computed.total() - wanted.total() <= task * WORKERS * died,
+        "cells_committed_twice": superseded(setup),
+        "cells_that_differ": differing(setup, quiet.setup()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--pictures", type=int, default=400)
+    parser.add_argument("--shard-rows", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--executor", choices=("ray", "inline"), default="ray")
+    parser.add_argument("--json", action="store_true", help="print JSON only")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-kills-") as folder:
+        result = measure(Path(folder), options)
+    if options.json:
+        print(json.dumps(result))
+        return
+    print(
+        f"{result['kills']} kills of the driver, {result['workers']} workers ({result['executor']}): "
+        f"{sum(result['cells_wanted'].values()):,} cells wanted, {result['cells_computed_more_than_once']:,} computed again "
+        f"(bound, one task per worker and kill: {result['bound']:,}); cells that differ from an undisturbed run's: "
+        f"{sum(result['cells_that_differ'].values())}"
+    )
+
+
+if __name__ == "__main__":
+    main()
