@@ -56,10 +56,10 @@ def blip_config(tiny_blip, words):  # noqa: F811
 class Line:
     """A whole line from pictures to the student's fingerprint, under ``root``."""
 
-    def __init__(self, root: Path, checkpoints: Any, calls: Counter[str]) -> None:
+    def __init__(self, root: Path, teachers: Any, calls: Counter[str]) -> None:
         self.root, self.path, self.calls = root, root / "line.yaml", calls
         world = str(root / "world")
-        teacher, captioner = str(checkpoints.itm), str(checkpoints.caption)
+        teacher, captioner = str(teachers.itm), str(teachers.caption)
         prompts = list(pico_vocabulary().prompts()[:8])
         boxes = [f"{world}/detections_{split}2015.json" for split in ("train", "test")]
         self.config: dict[str, Any] = {
