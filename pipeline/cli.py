@@ -118,13 +118,14 @@ def experiments(
 def page(
     config: ConfigFile,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("page.html"),
+    set: Set = None,
     limit: Limit = None,
 ) -> None:
     """Write one page with the pictures of a folder, what the teacher says of them, and their best prompts."""
     from pipeline.page import write_page
     from pipeline.setup import prepare
 
-    write_page(prepare(config, limit=limit), out)
+    write_page(prepare(config, set or (), limit=limit), out)
 
 
 @app.command()
@@ -132,6 +133,9 @@ def evaluate(
     annotations: Annotated[Path, typer.Option(help="The dataset's folder (anno_bbox.mat).")],
     detections: Annotated[Path, typer.Option(help="Scored triplets, Parquet (see docs/formats.md).")],
     dataset: Annotated[str, typer.Option(help="The protocol: hico-det.")] = "hico-det",
+    labelled: Annotated[
+        int | None, typer.Option(min=1, help="Call a class rare by the first N training pictures only (pico: 500).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a file of detections by a benchmark's own protocol. Needs no cache, no torch, no teacher."""
@@ -140,7 +144,7 @@ def evaluate(
 
     if dataset != "hico-det":
         raise UserError(f"--dataset {dataset}: there is hico-det")
-    evaluation = evaluate_file(annotations, detections)
+    evaluation = evaluate_file(annotations, detections, labelled)
     if as_json:
         print(json.dumps(evaluation.as_json(), indent=1))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ class Setup:
     cache: Cache
     nodes: dict[str, Node]
     sources: dict[str, Source]
+    overrides: tuple[str, ...] = ()
 
     def folders(self) -> list[str]:
         """Folder names of every table that this setup wants."""
@@ -38,7 +40,8 @@ class Setup:
 
     def mending_command(self) -> str:
         """What a user types to fill the cache of this setup."""
-        return f"hoi-distill run {self.path}"
+        tables = [f"--set {shlex.quote(o)}" for o in self.overrides if not o.startswith("student.")]
+        return " ".join(["hoi-distill run", str(self.path), *tables])
 
 
 def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = None, rehash: bool = False) -> Setup:
@@ -61,7 +64,7 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
         "images": image_source(dataset, cache.memory, rehash),
         "texts": text_source(vocabulary.prompts()),
     }
-    return Setup(path, config, dataset, vocabulary, cache, nodes, sources)
+    return Setup(path, config, dataset, vocabulary, cache, nodes, sources, tuple(overrides))
 
 
 def is_folder(setup: Setup) -> bool:

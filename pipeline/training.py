@@ -245,7 +245,8 @@ def train_student(setup: Setup, stop: threading.Event | None = None) -> Path:
             f"(fingerprint {resolved.fingerprint[:12]}).\nReport: {run_dir / 'report.html'}"
         )
         return run_dir
-    used = sorted({fingerprint_of(part) for part in (*resolved.train.values(), *resolved.test.values())})
+    read = [*resolved.train.values(), *resolved.test.values(), *([resolved.text] if resolved.text else [])]
+    used = sorted({part.made.table.dir for part in read if part.made.table is not None})
     with setup.cache.lease("reader", used):
         if trained:
             print(f"Trained already (fingerprint {resolved.fingerprint[:12]}); evaluating.")

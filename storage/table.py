@@ -225,7 +225,7 @@ class Table:
             count = int((where.shard == EMPTY).sum())
             raise StorageError(
                 f"table {self.dir.name}: {count} of {where.shard.size} cells asked for are empty, the first of row "
-                f"{rows[row].tobytes().hex()}, column {columns[column]!r}; `hoi-distill teacher-cache` fills them"
+                f"{rows[row].tobytes().hex()}, column {columns[column]!r}; `hoi-distill run` fills them"
             )
         with self.errors("shards"):
             read = self._read_arrow if self.type is not None else self._read_tensors

@@ -122,19 +122,21 @@ def evaluate_hico_det(
     )
 
 
-def evaluate_file(annotations: Path, detections: Path) -> Evaluation:
+def evaluate_file(annotations: Path, detections: Path, labelled: int | None = None) -> Evaluation:
     """What ``hoi-distill evaluate --dataset hico-det`` runs: two paths in, figures out.
 
     Args:
         annotations: folder in HICO-DET's layout; its training split says which classes are rare.
         detections: Parquet file of detections on its test split.
+        labelled: rare are the classes with few pairs in the first so many training pictures; default all of them.
 
     Raises:
         UserError: as :func:`stages.evaluate.detections.read_detections`, or from the dataset's loader.
     """
     from stages.data.hico_det import load_hico_det
 
-    test, train = (load_hico_det(annotations, split, images=False) for split in ("test", "train"))
+    test = load_hico_det(annotations, "test", images=False)
+    train = load_hico_det(annotations, "train", limit=labelled, images=False)
     vocabulary = _vocabulary(test)
     found = read_detections(detections, test.image_id, vocabulary.hois, len(vocabulary.objects), len(vocabulary.verbs))
     if (found.hoi < 0).any():

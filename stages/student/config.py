@@ -18,6 +18,13 @@ class StudentConfig:
     image-level labels (upper bound); a student trained on the labels alone (self-training control)."""
     itm_weight: float = 1.0
     """Weight of the soft-label term; with 0 the training is the labels-only training bit for bit."""
+    itm_ramp: int = 0
+    """Steps over which that weight grows from 0: soft labels of whole pictures are shared out among pairs by what the
+    student already believes, so it should first have learned from annotated pairs."""
+    itm_logit: Literal["interaction", "final"] = "interaction"
+    """What a picture's probability is the noisy-or of: ``sigmoid(O)`` of its pairs, or final probabilities
+    ``P * sigmoid(O)``. There a P well below 1 keeps the noisy-or of the one right pair below t, and what is left of the
+    gradient raises wrong pairs: on pico that made distillation do harm."""
     encoder: Literal["teacher", "region_cnn"] = "teacher"
     """Whose feature maps: the cached teacher's, or a small frozen CNN pre-trained on the detections' box classes."""
     views: tuple[str, ...] = ("original", "flip")

@@ -39,13 +39,13 @@ def focal_terms(logit: Tensor, target: Tensor, alpha: float = 0.5, gamma: float 
 def image_terms(logit: Tensor, group: Tensor, soft_label: Tensor) -> Tensor:
     """Cross-entropy between "some pair of the picture shows the class" and the teacher's probability of it.
 
-    The picture's probability is the noisy-or ``S = 1 - prod(1 - s_p)`` of its pairs ``s_p = sigmoid(psi_p)``
-    (multiple-instance learning, Zhang et al. 2005). Its gradient on ``psi_p`` is ``s_p - t * s_p / S``: just that of a
+    The picture's probability is the noisy-or ``S = 1 - prod(1 - s_p)`` of its pairs ``s_p = sigmoid(logit_p)``
+    (multiple-instance learning, Zhang et al. 2005). Its gradient on ``logit_p`` is ``s_p - t * s_p / S``: just that of a
     pair-level cross-entropy against ``t * s_p / S``, the pair's posterior share of the teacher's probability. So the
     image-level loss *is* the consistent pair-level assignment, without a second term.
 
     Args:
-        logit: float ``[E]`` final logits; group: int64 ``[E]``, which (picture, class) each entry belongs to;
+        logit: float ``[E]`` interaction (or final) logits; group: int64 ``[E]``, which (picture, class) each entry belongs to;
         soft_label: float ``[G]`` in [0, 1], t of each (picture, class). Every group has at least one entry.
 
     Returns:

@@ -119,7 +119,8 @@ def train(
         torch.manual_seed(random_seed(config.seed, step, rank))
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * rate(step, config.steps, config.warmup_steps)
-        loss, terms = batch_loss(model, batch, valid.to(accelerator.device), config, accelerator)
+        weight = config.itm_weight * min(1.0, (step + 1) / max(config.itm_ramp, 1))
+        loss, terms = batch_loss(model, batch, valid.to(accelerator.device), config, weight, accelerator)
         optimizer.zero_grad()
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -208,7 +209,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def batch_loss(
-    model: nn.Module, batch: Batch, valid: Tensor, config: StudentConfig, accelerator: Accelerator
+    model: nn.Module, batch: Batch, valid: Tensor, config: StudentConfig, itm_weight: float, accelerator: Accelerator
 ) -> tuple[Tensor, dict[str, float]]:
     """Annotated pairs of labelled pictures, plus soft labels where the batch has them.
 
@@ -232,8 +233,9 @@ def batch_loss(
     asked = ~torch.isnan(batch.soft[picture, hoi])
     group, entry_group = torch.unique(picture[asked] * valid.shape[1] + hoi[asked], return_inverse=True)
     soft = batch.soft.flatten()[group]
-    image_loss = image_terms(final[asked], entry_group, soft).sum() / _count(soft.sum(), accelerator)
-    loss = pairs_loss + config.itm_weight * image_loss
+    pooled = final if config.itm_logit == "final" else logits[pair, hoi].float()
+    image_loss = image_terms(pooled[asked], entry_group, soft).sum() / _count(soft.sum(), accelerator)
+    loss = pairs_loss + itm_weight * image_loss
     return loss, {"loss/pairs": pairs_loss.item(), "loss/itm": image_loss.item()}
 
 
