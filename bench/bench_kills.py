@@ -76,17 +76,13 @@ class Runs:
         return prepare(self.path)
 
 
-def kill_at_random(runs: Runs, cells: int, startup: float, generator: random.Random) -> bool:
-    """Start, and kill -9 the driver once a random number of cells up to ``cells`` has been computed, or during its start
-    (one time in five). False where it had ended before."""
-    before, driver = runs.computed().total(), runs.start()
-    if generator.random() < 0.2:
-        time.sleep(generator.uniform(0, startup))
-    else:
-        target = before + generator.randrange(cells)
-        while driver.poll() is None and runs.computed().total() <= target:
-            time.sleep(0.02)
-        time.sleep(generator.uniform(0, 0.3))
+def kill_at(runs: Runs, cells: int, generator: random.Random) -> bool:
+    """Start, and kill -9 the driver a moment after the ``cells``-th cell of all runs together has been computed: while it
+    begins, if that was before. False where it had ended by itself."""
+    driver = runs.start()
+    while driver.poll() is None and runs.computed().total() < cells:
+        time.sleep(0.02)
+    time.sleep(generator.uniform(0, 1))
     alive = driver.poll() is None
     driver.kill()
     driver.communicate()
@@ -140,11 +136,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     killed.setup()  # renders the world
     seconds = quiet.finish()
     wanted = quiet.computed()
-    died = 0
-    attempts = 0
-    while died < options.kills and attempts < 3 * options.kills:
-        attempts += 1
-        died += kill_at_random(killed, 2 * wanted.total() // options.kills, min(10.0, seconds / 2), generator)
+    moments = sorted(generator.randrange(wanted.total()) for _ in range(options.kills))
+    died = sum(kill_at(killed, moment, generator) for moment in moments)
     last = killed.finish()
     computed = killed.computed()
     setup = killed.setup()
@@ -155,7 +148,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "workers": WORKERS,
         "executor": options.executor,
         "kills": died,
-        "runs_that_ended_before_their_kill": attempts - died,
+        "runs_that_ended_before_their_kill": options.kills - died,
         "seconds_undisturbed": round(seconds, 1),
         "seconds_last_run": round(last, 1),
         "cells_wanted": dict(wanted),

@@ -47,9 +47,9 @@ def setup(folder: Path, pictures: int, steps: int) -> Path:
     return path
 
 
-def peak(*arguments: str) -> tuple[int, float]:
-    """Run ``hoi-distill``; peak RssAnon in bytes, and wall seconds."""
-    started, highest = time.perf_counter(), 0
+def peak(*arguments: str, trained_in: Path | None = None) -> tuple[int, int, float]:
+    """Run ``hoi-distill``; peak RssAnon in bytes, the same until a run under ``trained_in`` was trained, and wall seconds."""
+    started, highest, trained = time.perf_counter(), 0, None
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile() as out:
         process = subprocess.Popen(
@@ -58,12 +58,14 @@ def peak(*arguments: str) -> tuple[int, float]:
         while process.poll() is None:
             status = Path(f"/proc/{process.pid}/status").read_text()
             if found := re.search(r"RssAnon:\s+(\d+) kB", status):
+                if trained is None and trained_in is not None and list(trained_in.glob("*/*/done.json")):
+                    trained = highest
                 highest = max(highest, int(found[1]) * 1024)
             time.sleep(0.02)
         if process.returncode:
             out.seek(0)
             raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{out.read().decode()}")
-    return highest, time.perf_counter() - started
+    return highest, highest if trained is None else trained, time.perf_counter() - started
 
 
 def measure(folder: Path, pictures: int, steps: int) -> dict[str, Any]:
@@ -71,12 +73,13 @@ def measure(folder: Path, pictures: int, steps: int) -> dict[str, Any]:
     for count in (pictures, TIMES * pictures):
         path = str(setup(folder, count, steps))
         peak("plan", path)  # renders the world, so that rendering is nobody's memory
-        worker, worker_seconds = peak("run", path, "--executor", "inline")
-        trainer, trainer_seconds = peak("train", path)
+        worker, _, worker_seconds = peak("run", path, "--executor", "inline")
+        trainer, training, trainer_seconds = peak("train", path, trained_in=folder / f"runs-{count}")
         arms[count] = {
             "worker_bytes": worker,
             "worker_seconds": round(worker_seconds, 1),
             "trainer_bytes": trainer,
+            "trainer_bytes_until_trained": training,
             "trainer_seconds": round(trainer_seconds, 1),
         }
     small, large = arms.values()
@@ -104,7 +107,9 @@ def main() -> None:
     for who in ("worker", "trainer"):
         small, large = (arm[f"{who}_bytes"] / 2**20 for arm in result["arms"])
         counts = " and ".join(f"{count:,}" for count in result["pictures"])
-        print(f"{who}: peak RssAnon {small:.0f} and {large:.0f} MiB with {counts} pictures: {result[f'{who}_ratio']} times")
+        print(
+            f"{who}: peak RssAnon {small:.0f} and {large:.0f} MiB with {counts} pictures: {result[f'{who}_ratio']} times"
+        )
 
 
 if __name__ == "__main__":
