@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.plan import ones, pack, unpack
-from tests.pipeline.toys import Album, computed, flip_byte, paint, plan_of, run
+from tests.pipeline.toys import Album, computed, flip_byte, paint, plan_of, run, score_of
 
 
 def reasons(album: Album, table: str) -> dict[str, int]:
@@ -97,3 +97,22 @@ def test_equal_pictures_share_a_row(album):
     assert len(setup.sources["images"].ids) == 6
     assert len(setup.sources["images"].splits["train"]) == 9
     assert computed(setup) == {"scores": 18, "signs": 18}
+
+
+def test_a_stage_that_wants_only_some_cells(album):
+    """Unknown, with an upper bound, until the table above is filled; then exactly the wanted cells."""
+    prompts = "abcdefgh"
+    album.config["tables"]["signs"]["stage"] = "toy_chosen"
+    album.ask(prompts)
+    above = sum(score_of(prompt) > 500 for prompt in prompts)  # the pictures are nearly black: they add less than 20
+    assert 0 < above < len(prompts)
+    before = plan_of(album.setup())["signs"].counts
+    assert (before["wanted"], before["unknown"], before["empty"]) == (48, 48, 0)
+    done = computed(album.setup())
+    made = plan_of(album.setup())["signs"]
+    assert made.complete()
+    assert made.counts["wanted"] == made.counts["filled"] == done["signs"] == 6 * above
+    assert computed(album.setup()) == {}
+    paint(album.folder / "new.png", 40)
+    assert reasons(album, "signs") == {"unknown until scores": 8}
+    assert computed(album.setup()) == {"scores": 8, "signs": above}

@@ -105,6 +105,16 @@ class Signs(Stage):
         }
 
 
+class Chosen(Signs):
+    """Answers only where the score is above 500: which cells a row wants depends on what stands above."""
+
+    name = "chosen"
+
+    def wants(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray:
+        scores = inputs["scores"]
+        return np.array([[v is not None and v > 500 for v in scores[column].to_pylist()] for column in self.columns]).T
+
+
 class Sized(Signs):
     """How many boxes a picture's detections hold; reads the table ``detections``."""
 
@@ -156,6 +166,7 @@ class Ring(Signs):
 TOYS = {
     "toy_scores": "tests.pipeline.toys:Scores",
     "toy_signs": "tests.pipeline.toys:Signs",
+    "toy_chosen": "tests.pipeline.toys:Chosen",
     "toy_sized": "tests.pipeline.toys:Sized",
     "toy_maps": "tests.pipeline.toys:Maps",
     "toy_ring": "tests.pipeline.toys:Ring",
