@@ -73,9 +73,11 @@ def measure(folder: Path, pictures: int, steps: int) -> dict[str, Any]:
     for count in (pictures, TIMES * pictures):
         path = str(setup(folder, count, steps))
         peak("plan", path)  # renders the world, so that rendering is nobody's memory
+        planner, _, _ = peak("plan", path)
         worker, _, worker_seconds = peak("run", path, "--executor", "inline")
         trainer, training, trainer_seconds = peak("train", path, trained_in=folder / f"runs-{count}")
         arms[count] = {
+            "planner_bytes": planner,
             "worker_bytes": worker,
             "worker_seconds": round(worker_seconds, 1),
             "trainer_bytes": trainer,

@@ -16,9 +16,9 @@ class StudentConfig:
     teacher: Literal["itm", "shuffled", "oracle", "self"] = "itm"
     """Where soft labels come from: calibrated ITM scores; another picture's ITM scores (control); the annotations'
     image-level labels (upper bound); a student trained on the labels alone (self-training control)."""
-    itm_weight: float = 1.0
+    itm_weight: float = 0.3
     """Weight of the soft-label term; with 0 the training is the labels-only training bit for bit."""
-    itm_ramp: int = 0
+    itm_ramp: int = 200
     """Steps over which that weight grows from 0: soft labels of whole pictures are shared out among pairs by what the
     student already believes, so it should first have learned from annotated pairs."""
     itm_logit: Literal["interaction", "final"] = "interaction"
