@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from pipeline.graph import levels, passes
 from pipeline.progress import duration, size
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ def plan_table(plans: Mapping[str, TablePlan]) -> None:
         )
         for reason in made.reasons:
             print(f"    {reason.cells:,} cells: {reason.text}")
+    nodes = {name: made.node for name, made in plans.items() if not made.complete()}
+    for level in levels({name: made.node for name, made in plans.items()}):
+        for group in passes([name for name in level if name in nodes], nodes):
+            if nodes[group[0]].stage.decodes and nodes[group[0]].stage.source == "images":
+                print(f"one pass over the pictures: {' + '.join(group)}")
 
 
 def run_summary(summary: RunSummary) -> None:

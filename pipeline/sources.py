@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,11 +87,3 @@ def text_source(texts: Sequence[str]) -> Source:
     ids = as_rows([digest_bytes(text.encode()) for text in unique])
     everything = np.arange(len(unique))
     return Source(ids, [f"text:{text}" for text in unique], unique, {"train": everything, "test": everything})
-
-
-def relative_to_checkout(path: Path) -> str:
-    """A path as a person would type it."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
