@@ -53,6 +53,7 @@ class Runs:
         command += ["--executor", self.options.executor, "--workers", str(WORKERS)]
         places = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "HOI_DISTILL_AUDIT": str(self.log), "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
+        environment["RAY_TMPDIR"] = str(self.path.parent)  # what killed Rays leave behind goes with the bench's folder
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def finish(self) -> float:
@@ -171,7 +172,7 @@ def main() -> None:
     parser.add_argument("--executor", choices=("ray", "inline"), default="ray")
     parser.add_argument("--json", action="store_true", help="print JSON only")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bench-kills-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kills-", dir="/tmp") as folder:
         result = measure(Path(folder), options)
     if options.json:
         print(json.dumps(result))
