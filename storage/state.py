@@ -81,6 +81,20 @@ class Overlap(NamedTuple):
     asked_columns: np.ndarray  # int [k]
     columns: np.ndarray  # int [k]
 
+    def leads(self) -> bool:
+        """Whether all the record's columns, in their order, are the first of the asked ones."""
+        count = len(self.record.columns)
+        return len(self.columns) == count and bool(
+            (self.columns == np.arange(count)).all() and (self.asked_columns == self.columns).all()
+        )
+
+    def packed(self) -> np.ndarray:
+        """``uint8 [p, ceil(columns / 8)]`` or ``[1, ...]``: the record's values, one bit a column."""
+        if self.record.filled is not None:
+            return self.record.filled[self.rows]
+        full = np.full((1, len(self.record.columns)), bool(self.record.header["full"]))
+        return np.packbits(full, axis=1)
+
     def bits(self, packed: np.ndarray | None) -> np.ndarray | None:
         """``bool [p, k]`` of a record's packed bits."""
         if packed is None:
@@ -162,6 +176,12 @@ def merge(
 
     for overlap in overlaps(records, rows, columns):
         record = overlap.record
+        if inputs is None and not record.is_drop and record.failed is None and overlap.leads():
+            # The usual record: its bits are already where they belong, and are merged as they are.
+            packed = state.packed_filled if record.name in live else state.packed_lost
+            bits = overlap.packed()
+            packed[overlap.asked_rows, : bits.shape[1]] |= bits
+            continue
         failed = overlap.bits(record.failed)
         if record.is_drop:
             where, bits = spread(overlap, failed if failed is not None else np.zeros((len(overlap.rows), 1), bool))

@@ -26,6 +26,7 @@ import importlib.util
 import logging
 import os
 import secrets
+import shutil
 import sys
 import tempfile
 import threading
@@ -350,7 +351,10 @@ def _environment(**variables: str) -> Iterator[None]:
 def _local_ray(workers: int) -> Iterator[None]:
     """Our own Ray on this machine: a random token that only this user can read, no dashboard, no usage statistics."""
     parent = os.environ.get("RAY_TMPDIR", "/tmp")  # not $TMPDIR: a socket's path has to be short
-    with tempfile.TemporaryDirectory(prefix="hoi-ray-", dir=parent, ignore_cleanup_errors=True) as folder:
+    _sweep(Path(parent))
+    with tempfile.TemporaryDirectory(
+        prefix=f"hoi-ray-{os.getpid()}-", dir=parent, ignore_cleanup_errors=True
+    ) as folder:
         token = Path(folder, "token")
         with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(_token())
@@ -377,6 +381,14 @@ def _local_ray(workers: int) -> Iterator[None]:
                 yield
             finally:
                 ray.shutdown()
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the folders of drivers that were killed before they could."""
+    for folder in parent.glob("hoi-ray-*-*"):
+        owner = folder.name.split("-")[2]
+        if owner.isdigit() and not Path("/proc", owner).exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -182,7 +182,7 @@ def test_value_digests_survive_a_lost_payload_and_its_recomputation(cache):
     assert not state.filled.any()
     assert state.lost.all()
     assert (table.value_digests(rows, ("a",)) == digests).all()
-    with pytest.raises(StorageError, match=r"numbers-\w+: 3 of 3 cells .* empty.*teacher-cache"):
+    with pytest.raises(StorageError, match=r"numbers-\w+: 3 of 3 cells .* empty.*hoi-distill run"):
         table.read(rows, ("a",))
     assert put(table, rows, [1, 2, 4]).created
     assert table.read(rows, ("a",))["a"].to_pylist() == [1, 2, 4]
