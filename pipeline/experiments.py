@@ -29,6 +29,7 @@ class Matrix(Section):
     name: str
     setup: Path
     about: str = ""
+    conclusion: str = ""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     arms: dict[str, ArmSection]
     table: Path | None = None
@@ -69,7 +70,7 @@ def write_tables(matrix: Matrix, runs: dict[str, list[Run]], page: Path) -> None
     """The HTML page, and the same figures in Markdown once every arm has every seed."""
     arms = [Arm(name, matrix.arms[name].text, made) for name, made in runs.items() if made]
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_experiments_page(page, ExperimentsPage(matrix.name, matrix.about, arms))
+    write_experiments_page(page, ExperimentsPage(matrix.name, matrix.about, arms, matrix.conclusion))
     if matrix.table is not None and all(len(made) == len(matrix.seeds) for made in runs.values()):
         matrix.table.write_text(markdown(matrix, runs))
 
@@ -94,6 +95,8 @@ def markdown(matrix: Matrix, runs: dict[str, list[Run]]) -> str:
         cpu = statistics.mean(run.seconds or 0.0 for run in made)
         lines.append(f"| {name} | {' | '.join(cells)} | {known} | {cpu:.0f} |")
     lines += ["", *(f"* **{name}**: {section.text.strip()}" for name, section in matrix.arms.items()), ""]
+    if matrix.conclusion:
+        lines += [matrix.conclusion.strip(), ""]
     return "\n".join(lines)
 
 
