@@ -411,13 +411,25 @@ def record_failure(task: Task, reason: str) -> TaskReport:
         worker.close()
 
 
+FEW_PATTERNS = 8
+
+
 def _batches(needed: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Positions of the rows of ``bool [R, cells]`` that lack something, in batches. Rows that lack the same cells go
-    together, so that a batch computes little that some of its rows already have; otherwise their order is kept."""
+    """Positions of the rows of ``bool [R, cells]`` that lack something, in batches.
+
+    A batch computes every column that one of its rows lacks, so rows that lack the same cells go together, and where there
+    are few such groups no batch holds rows of two: nothing that is there is computed again, for the price of some padding.
+    Of many small groups (each row wants cells of its own) neighbours share batches.
+    """
     active = np.flatnonzero(needed.any(axis=1))
-    _, pattern = np.unique(np.packbits(needed[active], axis=1), axis=0, return_inverse=True)
+    _, pattern, sizes = np.unique(np.packbits(needed[active], axis=1), axis=0, return_inverse=True, return_counts=True)
     order = active[np.argsort(pattern.reshape(-1), kind="stable")]
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    ends = np.cumsum(sizes)[:-1] if len(sizes) <= FEW_PATTERNS else np.zeros(0, np.int64)
+    return [
+        group[start : start + batch_size]
+        for group in np.split(order, ends)
+        for start in range(0, len(group), batch_size)
+    ]
 
 
 def _batch(task: Task, positions: np.ndarray, sources: Sequence[Any]) -> Batch:
