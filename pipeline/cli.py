@@ -215,7 +215,9 @@ def gc(
         bool, typer.Option("--yes", help="Move them to the trash, which empties after the grace period.")
     ] = False,
     grace_days: Annotated[float, typer.Option(help="Days that trash is kept.")] = 7.0,
-    forget: Annotated[list[str] | None, typer.Option(help="Forget a registered setup by name (repeatable).")] = None,
+    forget: Annotated[
+        list[str] | None, typer.Option(help="Forget a registered setup, or all of one name (repeatable).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List tables that no registered setup wants and nobody reads; with --yes, move them to the trash."""

@@ -10,18 +10,21 @@ from typing import Any
 
 from pipeline.setup import Setup
 from storage.cache import Cache
+from storage.digests import fingerprint
 from storage.errors import UserError
 
 
 def register(setup: Setup) -> None:
-    """Leave a note of the tables that this setup wants. A setup is known by its name and file; a later run with the same
-    replaces the note, so that a table of an older fingerprint becomes garbage."""
+    """Leave a note of the tables that this setup wants. A setup is known by its name, file and overrides; a later run with
+    the same replaces the note, so that a table of an older fingerprint becomes garbage."""
     folder = setup.cache.root / "registered"
     folder.mkdir(exist_ok=True)
     note = {"config": str(setup.path.resolve()), "tables": sorted(set(setup.folders()))}
+    chosen = [override for override in setup.overrides if not override.startswith("student.")]
+    suffix = fingerprint({"config": note["config"], "overrides": chosen})[:6]
     draft = folder / f".{setup.config.name}-{os.getpid()}"
-    draft.write_text(json.dumps(note, indent=1))
-    os.replace(draft, folder / f"{setup.config.name}.json")
+    draft.write_text(json.dumps({"name": setup.config.name, **note, "overrides": chosen}, indent=1))
+    os.replace(draft, folder / f"{setup.config.name}-{suffix}.json")
 
 
 def registered(cache: Cache) -> dict[str, dict[str, Any]]:
@@ -36,10 +39,12 @@ def collect(cache: Cache, move: bool, grace_seconds: float, forget: Sequence[str
     Runs and readers leave expiring notes; a table with one is kept.
     """
     for name in forget:
-        note = cache.root / "registered" / f"{name}.json"
-        if not note.exists():
-            raise UserError(f"--forget {name}: not registered; there are {', '.join(registered(cache)) or 'none'}")
-        note.unlink()
+        setups = registered(cache)
+        notes = [stem for stem, note in setups.items() if name in (stem, note["name"])]
+        if not notes:
+            raise UserError(f"--forget {name}: not registered; there are {', '.join(setups) or 'none'}")
+        for stem in notes:
+            (cache.root / "registered" / f"{stem}.json").unlink()
     setups = registered(cache)
     wanted = {table for note in setups.values() for table in note["tables"]}
     used = cache.leased()

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.graph import Context, build_stage
-from stages.stage import Batch, Stage, fingerprint_record
+from stages.stage import Batch, Stage, TensorOutput, fingerprint_record
+from storage.codecs import Codec
 from storage.digests import as_rows, digest_bytes, fingerprint
 from storage.errors import InputFailure, UserError
 
@@ -133,6 +134,7 @@ def own_stage(
 def computed(stage: Stage, columns: Sequence[str], whole: Batch, shared: dict[Any, Any]) -> dict[str, Sequence[Any]]:
     """``{column: N values}`` of all pictures, batch by batch."""
     from storage.arrow_cells import cells
+    from workers.worker import to_numpy
 
     stage.open("cpu", shared)
     values: dict[str, list[Any]] = {column: [] for column in columns}
@@ -143,7 +145,9 @@ def computed(stage: Stage, columns: Sequence[str], whole: Batch, shared: dict[An
             if isinstance(answers, pa.Array):
                 values[column] += map(cells(answers), range(len(answers)))
             else:
-                values[column] += list(np.asarray(answers, np.float16))
+                assert isinstance(stage.output, TensorOutput)
+                codec = Codec(stage.output.codec, stage.output.shape)
+                values[column] += list(codec.decode(codec.encode(to_numpy(answers, stage.output))))
     return dict(values)
 
 

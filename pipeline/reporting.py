@@ -80,7 +80,6 @@ def write_run_report(
         {int(image): matches[i] for i, image in enumerate(shown)},
     )
     done = json.loads((run_dir / "done.json").read_text())
-    failed = failed_rows(setup, resolved)
     data = ReportData.from_run(
         run_dir,
         name=setup.config.name,
@@ -92,21 +91,10 @@ def write_run_report(
             ("Training", f"{done['wall_seconds']:.0f} s wall, {done['cpu_seconds']:.0f} s CPU"),
             ("Test pictures", f"{len(test.path):,}"),
         ),
-        skipped=failed,
+        skipped=resolved.left_out,
         gallery=gallery,
     )
     write_report(run_dir / "report.html", data)
-
-
-def failed_rows(setup: Setup, resolved: Resolved) -> dict[str, int]:
-    """``{reason: rows}`` that training left out because a cell is a recorded failure."""
-    ids = setup.sources["images"].ids[setup.sources["images"].splits["train"][resolved.records]]
-    reasons: dict[int, str] = {}
-    for role, part in resolved.train.items():
-        assert part.made.table is not None
-        for (row, _), reason in part.made.table.failures(ids, part.columns, part.inputs).items():
-            reasons.setdefault(row, f"{role}: {reason}")
-    return {reason: list(reasons.values()).count(reason) for reason in dict.fromkeys(reasons.values())}
 
 
 def readable(setup: Setup, made: TablePlan | None, rows: np.ndarray) -> np.ndarray:

@@ -62,10 +62,7 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event) -> RunSummary:
             summary.add(done)
             progress.advance(done.cells, done.failures)
 
-        with setup.cache.lease(
-            "run",
-            [setup.cache.folder(s.name, fingerprint_record(s)) for s in (setup.nodes[name].stage for name in level)],
-        ):
+        with setup.cache.lease("run", setup.folders()):
             execute(tasks, report=report, stop=stop)
         progress.draw()
         if stop.is_set():
@@ -157,4 +154,4 @@ def drop_failures(plans: Mapping[str, TablePlan], setup: Setup) -> None:
     """Empty every failure cell of the wanted tables, so that a run tries it again."""
     for made in plans.values():
         if made.table is not None and made.counts["failed"]:
-            made.table.drop_failures(setup.sources[made.node.stage.source].ids[made.rows], made.columns)
+            made.table.drop_failures(setup.sources[made.node.stage.source].ids[made.rows], made.columns, made.inputs)

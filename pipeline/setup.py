@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
     if not any(len(annotations.path) for annotations in dataset.values()):
         raise UserError(f"{path}: dataset.root: no pictures in {config.dataset.root}")
     cache = Cache.open(config.cache)
-    context = Context(vocabulary, vocabulary.prompts(), dataset, cache.memory.digests)
+    digests = functools.partial(cache.memory.digests, rehash=rehash)
+    context = Context(vocabulary, vocabulary.prompts(), dataset, digests)
     nodes = build_graph(config, context, path)
     sources = {
         "images": image_source(dataset, cache.memory, rehash),

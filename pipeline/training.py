@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -23,7 +24,7 @@ from pipeline.setup import Setup, is_folder
 from stages.stage import fingerprint_record
 from stages.student.config import StudentConfig
 from storage.digests import canonical_json, fingerprint
-from storage.errors import UserError
+from storage.errors import InputFailure, UserError
 
 if TYPE_CHECKING:
     from stages.student.checkpoint import Student
@@ -75,6 +76,8 @@ class Resolved:
 
     Attributes:
         records: ``int64 [N]`` records of the training split, ``labelled`` (bool ``[N]``) of them with annotations.
+        tested: ``int64 [M]`` records of the test split that can be looked at; the others count as without detections.
+        left_out: ``{reason: pictures}`` of the training pictures that are recorded failures.
         train, test: the tables read, by role.
         fingerprint: of the trained weights; ``evaluation`` of the figures.
     """
@@ -83,6 +86,8 @@ class Resolved:
     pictures: Pictures
     records: np.ndarray
     labelled: np.ndarray
+    tested: np.ndarray
+    left_out: dict[str, int]
     train: dict[str, Part]
     test: dict[str, Part]
     text: Part | None
@@ -124,6 +129,19 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
         others = np.flatnonzero(~labelled)
         keep[others[: pictures.unlabelled]] = True
     records, labelled = records[keep], labelled[keep]
+    left_out: Counter[str] = Counter()
+    tested = np.arange(len(test.path))
+    for name in (pictures.tables.detections, pictures.tables.features):
+        if name not in plans:
+            continue
+        bad = failed_rows(setup, plans[name], source.splits["train"][records], name)
+        left_out.update(bad.values())
+        sound = ~np.isin(np.arange(len(records)), list(bad))
+        records, labelled = records[sound], labelled[sound]
+        bad = failed_rows(setup, plans[name], source.splits["test"][tested], name)
+        tested = tested[~np.isin(np.arange(len(tested)), list(bad))]
+    if not labelled.any():
+        raise UserError(f"{setup.path}: student.labelled: every labelled picture is a recorded failure")
 
     roles = pictures.tables
     wanted: dict[str, Sequence[str] | None] = {roles.detections: None}
@@ -133,7 +151,7 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
     if config.itm_on != "none" and config.itm_weight > 0 and config.teacher in ("itm", "shuffled"):
         wanted[roles.itm] = [p for p in setup.vocabulary.prompts() if p in _columns(setup, plans, roles.itm)]
     names = {roles.detections: "detections", roles.features: "features", roles.itm: "itm"}
-    train_rows, test_rows = source.splits["train"][records], source.splits["test"]
+    train_rows, test_rows = source.splits["train"][records], source.splits["test"][tested]
     train_parts = {names[n]: part_of(setup, plans, n, c, train_rows, "images") for n, c in wanted.items()}
     test_parts = {names[n]: part_of(setup, plans, n, c, test_rows, "images") for n, c in test_wanted.items()}
     texts = setup.sources["texts"]
@@ -159,7 +177,30 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
         "annotations": hashlib.blake2b(test.digests().tobytes()).hexdigest()[:32],
         "tables": {role: [fingerprint_of(part), part.values] for role, part in test_parts.items()},
     }
-    return Resolved(config, pictures, records, labelled, train_parts, test_parts, text, trained, fingerprint(evaluated))
+    return Resolved(
+        config,
+        pictures,
+        records,
+        labelled,
+        tested,
+        dict(left_out),
+        train_parts,
+        test_parts,
+        text,
+        trained,
+        fingerprint(evaluated),
+    )
+
+
+def failed_rows(setup: Setup, made: TablePlan, rows: np.ndarray, name: str) -> dict[int, str]:
+    """``{position: "table: reason"}`` of the rows in which a table's cell is a recorded failure."""
+    if made.table is None or made.state is None or not made.counts["failed"]:
+        return {}
+    source = setup.sources["images"]
+    where = align(made.rows, rows, len(source.ids))
+    inputs = None if made.inputs is None else made.inputs[where]
+    found = made.table.failures(source.ids[rows], made.columns, inputs)
+    return {row: f"{name}: {reason}" for (row, _), reason in found.items()}
 
 
 def _columns(setup: Setup, plans: Mapping[str, TablePlan], name: str) -> tuple[str, ...]:
@@ -225,6 +266,11 @@ def read_text(setup: Setup, part: Part) -> np.ndarray:
     place = {text: i for i, text in enumerate(texts.keys)}
     rows = texts.ids[[place[prompt] for prompt in setup.vocabulary.prompts()]]
     values = part.made.table.read(rows, part.columns)[part.columns[0]]
+    if values.null_count:
+        failed = setup.vocabulary.prompts()[values.is_null().index(True).as_py()]
+        raise UserError(
+            f"table {part.role}: the prompt {failed!r} is a recorded failure; see hoi-distill run --retry-failed"
+        )
     return np.asarray(values.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(rows), -1)
 
 
@@ -321,10 +367,10 @@ def test_set(setup: Setup, resolved: Resolved) -> TestSet:
     from stages.student.prepare import TestSet
     from stages.student.source import CacheSource
 
-    rows = setup.sources["images"].splits["test"]
+    rows = setup.sources["images"].splits["test"][resolved.tested]
     return TestSet(
         source=CacheSource(stream_spec(setup, rows, resolved.test)),
-        image_ids=[str(name) for name in setup.dataset["test"].image_id],
+        image_ids=[str(name) for name in setup.dataset["test"].image_id[resolved.tested]],
         read=picture_reader([setup.sources["images"].uris[i] for i in rows]),
         identity=resolved.evaluation,
     )
@@ -335,7 +381,12 @@ def picture_reader(uris: Sequence[str]) -> Any:
     from stages.data.image import decode
 
     def read(row: int) -> np.ndarray:
-        return np.asarray(decode(Path(uris[row]).read_bytes()))
+        try:
+            return np.asarray(decode(Path(uris[row]).read_bytes()))
+        except InputFailure as failure:
+            raise UserError(
+                f"{uris[row]}: {failure}; remove its record, or add a features table, which records it"
+            ) from None
 
     return read
 

@@ -41,7 +41,8 @@ class Verification:
         )
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "agrees": self.agrees}
+        worst = self.worst if np.isfinite(self.worst) else None  # texts that differ are not apart by a number
+        return {**asdict(self), "worst": worst, "agrees": self.agrees}
 
 
 def verify_table(setup: Setup, name: str, sample: int, seed: int) -> Verification:
@@ -107,15 +108,13 @@ def difference(stored: Any, fresh: Any) -> float:
         return max((difference(stored[key], fresh[key]) for key in stored), default=0.0)
     if isinstance(stored, str) or isinstance(fresh, str) or stored is None or fresh is None:
         return 0.0 if stored == fresh else float("inf")
-    if (
-        isinstance(stored, list)
-        and isinstance(fresh, list)
-        and stored
-        and isinstance(stored[0], dict | str | list | None)
-    ):
+    if isinstance(stored, list) and isinstance(fresh, list):
         if len(stored) != len(fresh):
             return float("inf")
-        return max(difference(a, b) for a, b in zip(stored, fresh, strict=True))
+        if all(isinstance(value, int | float) for value in (*stored, *fresh)):
+            stored, fresh = np.array(stored, np.float64), np.array(fresh, np.float64)
+        else:
+            return max((difference(a, b) for a, b in zip(stored, fresh, strict=True)), default=0.0)
     a, b = np.asarray(stored, np.float64), np.asarray(fresh, np.float64)
     if a.shape != b.shape:
         return float("inf")

@@ -10,9 +10,12 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import time
 from pathlib import Path
 
+TAG = re.compile(r"([0-9a-f]{12})-(\d+)-")
+"""How names of temporary files begin. What is named otherwise is somebody else's and never dead."""
 STALE_SECONDS = 24 * 3600.0
 """A leftover of a host that cannot be asked counts as dead when it is this old."""
 
@@ -33,9 +36,11 @@ def tag() -> str:
 
 def is_dead(name: str, age_seconds: float, stale_seconds: float = STALE_SECONDS) -> bool:
     """Whether the process whose tag starts ``name`` is gone: asked directly on this host, judged by age elsewhere."""
-    host, _, rest = name.partition("-")
-    pid = rest.partition("-")[0]
-    if host != _host() or not pid.isdigit():
+    found = TAG.match(name)
+    if found is None:
+        return False
+    host, pid = found.groups()
+    if host != _host():
         return age_seconds > stale_seconds
     try:
         os.kill(int(pid), 0)

@@ -296,7 +296,7 @@ class Filling:
                 raise RuntimeError(
                     f"{self.part.name}, column {column!r}: {len(answers[column])} values for {len(batch.rows)} rows"
                 )
-            self._keep(column, positions, answers[column][: batch.count])
+            self._keep(column, positions, answers[column])
         self.valid[positions] |= lacking
 
     def fail(self, position: int, reason: str) -> None:
@@ -332,14 +332,17 @@ class Filling:
         return cells.take(pa.array(slots)) if isinstance(cells, pa.Array) else cells[slots]
 
     def _keep(self, column: str, positions: np.ndarray, values: Values) -> None:
+        """Keep the first values, those of ``positions``; rows that only other parts of the task want have no slot here."""
         output = self.part.stage.output
+        slots = self._slot[positions]
+        own = np.flatnonzero(slots >= 0)
         if isinstance(output, ArrowOutput):
-            self._pieces.setdefault(column, []).append((self._slot[positions], values))
+            self._pieces.setdefault(column, []).append((slots[own], values.take(pa.array(own))))
             return
         if column not in self._tensors:
             dtype = np.float16 if output.codec == "fp16" else np.float32
             self._tensors[column] = np.zeros((len(self._rows), *output.shape), dtype=dtype)
-        self._tensors[column][self._slot[positions]] = _to_numpy(values, output)
+        self._tensors[column][slots[own]] = to_numpy(values[: len(positions)], output)[own]
 
     def _has(self, column: str) -> bool:
         return column in self._tensors or column in self._pieces
@@ -474,7 +477,7 @@ def _load(task: Task, position: int) -> Any:
         return failure
 
 
-def _to_numpy(values: Values, output: TensorOutput) -> np.ndarray:
+def to_numpy(values: Values, output: TensorOutput) -> np.ndarray:
     """Of numpy or torch values a host array; halved on the device where the codec is fp16 anyway."""
     if isinstance(values, np.ndarray):
         return values

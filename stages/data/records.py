@@ -74,7 +74,7 @@ class Annotations:
         )
 
     def digests(self) -> np.ndarray:
-        """uint64 [N]: of each picture's pairs (boxes and labels, in order) under this vocabulary."""
+        """uint64 [N]: of each picture's pairs (boxes and labels, in order) and image-level labels under this vocabulary."""
         start = hashlib.blake2b((self.vocabulary.digest() if self.vocabulary else "").encode(), digest_size=8)
         boxes = np.concatenate([self.human_box, self.object_box], axis=1)
         labels = np.stack([self.object, self.verb, self.hoi], axis=1)
@@ -84,5 +84,7 @@ class Annotations:
             record = start.copy()
             record.update(boxes[rows].tobytes())
             record.update(labels[rows].tobytes())
+            if self.image_hois is not None:
+                record.update(np.packbits(self.image_hois[i]).tobytes())
             out[i] = int.from_bytes(record.digest(), "little")
         return out

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from storage.errors import UserError
+
 
 @dataclass(frozen=True)
 class StudentConfig:
@@ -66,3 +68,25 @@ class StudentConfig:
     save_every: int = 100
     """Steps between saves of the exact state; a killed run repeats at most this many."""
     predict_batch: int = 64
+
+    def __post_init__(self) -> None:
+        positive = (
+            "min_instances", "max_instances", "roi_size", "width", "steps", "labelled_per_step", "learning_rate", "clip_norm",
+            "log_every", "save_every", "predict_batch",
+        )  # fmt: skip
+        fractions = ("score_threshold", "nms_iou", "association_iou", "dropout", "feature_dropout", "focal_alpha")
+        least = {
+            "itm_weight": 0, "itm_ramp": 0, "prior_power": 0, "focal_gamma": 0, "weight_decay": 0, "warmup_steps": 0, "seed": 0,
+            "unlabelled_per_step": 0,
+        }  # fmt: skip
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise UserError(f"student.{name}: {getattr(self, name)!r}; it must be above 0")
+        for name in fractions:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"student.{name}: {getattr(self, name)!r}; it must lie in 0 to 1")
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise UserError(f"student.{name}: {getattr(self, name)!r}; it must be at least {bound}")
+        if not self.views:
+            raise UserError("student.views: none given; name at least one column of the features table")
