@@ -29,4 +29,5 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
         yield stop
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # After an interrupt the process is on its way out with its own exit code: another Ctrl-C must not change that.
+            signal.signal(number, signal.SIG_IGN if stop.is_set() else handler)
