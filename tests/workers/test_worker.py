@@ -51,6 +51,22 @@ def test_parts_of_a_pass_share_one_look_at_each_picture(made: Album) -> None:
     assert Encoded.passes == [4] * 5
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_parts_that_lack_different_rows_each_keep_their_own_values(made: Album, seed: int) -> None:
+    """First some scattered cells of two tables, then the rest: every cell is that of its own picture."""
+    colour, maps = Colour(), Map()
+    draw = np.random.default_rng(seed)
+    some_colours, some_maps = draw.random((20, 3)) < 0.4, draw.random((20, 2)) < 0.4
+    assert len(np.unique(np.concatenate([some_colours, some_maps], axis=1), axis=0)) > 9
+    run(made.tasks(made.part(colour, some_colours), made.part(maps, some_maps), size=20))
+    run(made.tasks(made.part(colour, ~some_colours), made.part(maps, ~some_maps), size=20))
+    read = made.read(colour)
+    assert np.array_equal(np.stack([read[c] for c in ("red", "green", "blue")], axis=1), made.colours)
+    tensors = made.read(maps)
+    assert np.allclose(tensors["original"][:, :, 1, 1], made.colours / 255, atol=1e-3)
+    assert np.array_equal(tensors["flip"], -tensors["original"])
+
+
 def test_batches_have_one_shape_whatever_is_empty(made: Album, tmp_path: Path) -> None:
     log = tmp_path / "log"
     colour = Colour(log=str(log))
