@@ -57,7 +57,7 @@ def write_run_report(
     """Write ``report.html`` of a run; ``student.json``, ``metrics.jsonl`` and ``evaluation.json`` are there already."""
     test = setup.dataset["test"]
     rows = setup.sources["images"].splits["test"]
-    chosen = choose_pictures(test, found, evaluation.matched)
+    chosen = choose_pictures(test, found, evaluation.matched, resolved.tested)
     shown = np.array([pick.image for pick in chosen])
     roles = resolved.pictures.tables
     captions = captions_of(setup, plans.get(roles.captions or ""), rows[shown])

@@ -75,11 +75,20 @@ def found_share(annotations: Annotations, detections: Detections, matched: np.nd
 
 
 def choose_pictures(
-    annotations: Annotations, detections: Detections, matched: np.ndarray, each: int = 4, seed: int = 0
+    annotations: Annotations,
+    detections: Detections,
+    matched: np.ndarray,
+    among: np.ndarray | None = None,
+    each: int = 4,
+    seed: int = 0,
 ) -> list[Chosen]:
-    """``each`` best, worst and random pictures of the split, no picture twice. Among equals, those with more pairs."""
+    """``each`` best, worst and random pictures of the split, no picture twice. Among equals, those with more pairs.
+
+    Args:
+        among: ``int64 [M]``, the pictures that can be shown; default all.
+    """
     share, pairs = found_share(annotations, detections, matched), np.diff(annotations.pair_offsets)
-    random = np.random.default_rng(seed).permutation(len(pairs))
+    random = np.random.default_rng(seed).permutation(len(pairs) if among is None else among)
     annotated = random[pairs[random] > 0]
     best = annotated[np.lexsort((-pairs[annotated], -share[annotated]))][:each]
     worst = annotated[np.lexsort((-pairs[annotated], share[annotated]))]
