@@ -29,7 +29,7 @@ train-student: $(READY) ## fill the cache, train the student of CONFIG, evaluate
 	$(BIN)/hoi-distill run $(CONFIG)
 	$(BIN)/hoi-distill train $(CONFIG)
 
-experiments: $(READY) ## the whole matrix of students on the pico world (hours; resumable)
+experiments: $(READY) ## the whole matrix of students on the pico world (27 trainings; resumable)
 	$(BIN)/hoi-distill experiments configs/experiments.yaml
 
 pico-teacher: $(READY) ## train the shipped pico teacher again
