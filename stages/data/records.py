@@ -20,7 +20,9 @@ class Annotations:
     width, height: int32 [N], pixels; 0 where the file's header could not be read.
     pair_offsets: int64 [N + 1]; pairs of picture i are rows pair_offsets[i] to pair_offsets[i + 1].
     human_box, object_box: float32 [P, 4], xyxy pixels, zero-based half-open.
-    object, verb, hoi: int16 [P], indices into the vocabulary; a pair with two verbs is two rows.
+    object, verb, hoi: int16 [P], indices into the vocabulary; a pair with two verbs is two rows. A verb done without a
+        (visible) object has object and hoi -1 and an all-zero object_box; hoi is also -1 for a verb and an object that
+        are no class of the dataset together.
     image_hois: bool [N, H], interactions known to be in the picture as a whole, or None.
     dropped: entries left out by a lenient loader.
     """
@@ -71,6 +73,22 @@ class Annotations:
             verb=self.verb[pair_rows],
             hoi=self.hoi[pair_rows],
             image_hois=None if self.image_hois is None else self.image_hois[rows],
+        )
+
+    def classified(self) -> Annotations:
+        """Only the pairs that are a class of the vocabulary (hoi >= 0): what a pair classifier can learn."""
+        if (self.hoi >= 0).all():
+            return self
+        kept = np.flatnonzero(self.hoi >= 0)
+        counts = np.bincount(self.pair_image()[kept], minlength=len(self))
+        return replace(
+            self,
+            pair_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            human_box=self.human_box[kept],
+            object_box=self.object_box[kept],
+            object=self.object[kept],
+            verb=self.verb[kept],
+            hoi=self.hoi[kept],
         )
 
     def digests(self) -> np.ndarray:

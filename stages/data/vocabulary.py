@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -36,9 +36,10 @@ def noun_phrase(name: str) -> str:
 class Vocabulary:
     """The classes of a dataset; equal when their digests are.
 
-    objects: the 80 COCO names in COCO's order, underscores for spaces, person = 0.
-    verbs: V names, sorted (HICO-DET: 117, its own order), no_interaction included.
-    hois: int16 [H, 2], (verb, object) of each interaction, in the order of the dataset's list.
+    objects: O names, underscores for spaces, person = 0; most datasets have the 80 of COCO in COCO's order.
+    verbs: V names in the dataset's own order (HICO-DET: 117, sorted, no_interaction included).
+    hois: int16 [H, 2], (verb, object) of each interaction, in the order of the dataset's list. A verb that takes no
+        object (V-COCO's "stand") is in none.
     verb_ing: V present participles, underscores for spaces ("sitting_on"); no_interaction as it is.
     """
 
@@ -48,27 +49,37 @@ class Vocabulary:
     verb_ing: tuple[str, ...]
 
     @classmethod
-    def from_actions(cls, actions: Iterable[tuple[str, str, str]], source: str) -> Vocabulary:
+    def from_actions(
+        cls,
+        actions: Iterable[tuple[str, str, str]],
+        source: str,
+        objects: Sequence[str] = COCO_OBJECTS,
+        verbs: Mapping[str, str] | None = None,
+    ) -> Vocabulary:
         """From (object, verb, participle) of each interaction in order, as in HICO-DET's ``list_action``.
 
-        Raises UserError naming `source` and the entry for an object that COCO does not have or a repeated interaction.
+        objects: the names that may occur, in their order. verbs: all verbs in their order with their participles, where
+        the dataset has an order of its own or verbs that take no object; by default those that occur, sorted.
+        Raises UserError naming `source` and the entry for an unknown object or verb or a repeated interaction.
         """
         rows = list(actions)
-        participles = {verb: _RESPELLED.get(ing, ing) for _, verb, ing in rows}
-        verbs = tuple(sorted(participles))
+        if verbs is None:
+            verbs = dict(sorted((verb, _RESPELLED.get(ing, ing)) for _, verb, ing in rows))
         verb_index = {verb: index for index, verb in enumerate(verbs)}
+        object_index = OBJECT_INDEX if tuple(objects) == COCO_OBJECTS else {name: i for i, name in enumerate(objects)}
+        known = "COCO's names are known" if object_index is OBJECT_INDEX else f"there are {len(objects)} names"
         seen: dict[tuple[str, str], int] = {}
         for entry, (name, verb, _) in enumerate(rows, start=1):
-            if name not in OBJECT_INDEX:
-                raise UserError(
-                    f"{source}: list_action entry {entry} names an unknown object {name!r}; COCO's names are known"
-                )
+            if name not in object_index:
+                raise UserError(f"{source}: list_action entry {entry} names an unknown object {name!r}; {known}")
+            if verb not in verb_index:
+                raise UserError(f"{source}: list_action entry {entry} names an unknown verb {verb!r}; list it in verbs")
             if (first := seen.setdefault((verb, name), entry)) != entry:
                 raise UserError(
                     f"{source}: list_action entry {entry} repeats entry {first} ({verb} {name}); remove one"
                 )
-        hois = np.array([(verb_index[verb], OBJECT_INDEX[name]) for name, verb, _ in rows], np.int16).reshape(-1, 2)
-        return cls(COCO_OBJECTS, verbs, hois, tuple(participles[verb] for verb in verbs))
+        hois = np.array([(verb_index[verb], object_index[name]) for name, verb, _ in rows], np.int16).reshape(-1, 2)
+        return cls(tuple(objects), tuple(verbs), hois, tuple(verbs.values()))
 
     def __len__(self) -> int:
         return len(self.hois)
@@ -114,13 +125,19 @@ class Vocabulary:
         return self._digest
 
     def _record(self) -> dict[str, Any]:
-        return {
+        record: dict[str, Any] = {
             "verbs": dict(zip(self.verbs, self.verb_ing, strict=True)),
             "interactions": [" ".join(self.hoi_name(hoi)) for hoi in range(len(self.hois))],
         }
+        if list(self.verbs) != sorted(self.verbs):
+            record["verb_order"] = list(self.verbs)  # a digest sorts the keys of "verbs"
+        if self.objects != COCO_OBJECTS:
+            record["objects"] = list(self.objects)
+        return record
 
     def save(self, path: str | Path, source: str = "") -> None:
-        """Write as JSON: {"source", "verbs": {verb: participle}, "interactions": ["verb object", ...]}."""
+        """Write as JSON: {"source", "verbs": {verb: participle}, "interactions": ["verb object", ...]}, and, where they
+        are not the sorted verbs and COCO's objects, "verb_order" and "objects"."""
         text = json.dumps({"source": source, **self._record()}, indent=1)
         Path(path).write_text(text + "\n", encoding="utf-8")
 
@@ -132,11 +149,13 @@ class Vocabulary:
             participles = dict(record["verbs"])
             pairs = [tuple(text.split(" ")) for text in record["interactions"]]
             actions = [(name, verb, participles[verb]) for verb, name in pairs]
+            verbs = {verb: participles[verb] for verb in record.get("verb_order", sorted(participles))}
+            objects = tuple(record.get("objects", COCO_OBJECTS))
         except (OSError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not a vocabulary file ({error}); expected verbs and interactions") from error
         except KeyError as error:
             raise UserError(f"{path}: no entry {error} in the vocabulary; every verb needs its participle") from error
-        return cls.from_actions(actions, str(path))
+        return cls.from_actions(actions, str(path), objects, verbs)
 
 
 @cache
