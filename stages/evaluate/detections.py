@@ -80,8 +80,7 @@ def read_detections(
             is not its own verb and object (what mixed-up object orders look like).
     """
     table = _read_columns(path)
-    image = pc.index_in(table["image_id"], value_set=pa.array(image_ids, pa.string()))
-    _refuse(path, pc.is_null(image).to_numpy(), "image_id", table["image_id"], "is no picture of this split")
+    image = _pictures(path, table["image_id"], image_ids)
     boxes = {name: _boxes(path, name, table[name]) for name in ("human_box", "object_box")}
     ids = {}
     for name, low, high in (("object", 0, objects), ("verb", 0, verbs), ("hoi", -1, len(hois))):
@@ -99,7 +98,7 @@ def read_detections(
             f"{ids['verb'][row]} with object {ids['object'][row]}; objects are counted in COCO-80 order, person = 0"
         )
     return Detections(
-        image.to_numpy().astype(np.int32), boxes["human_box"], boxes["object_box"],
+        image, boxes["human_box"], boxes["object_box"],
         ids["object"].astype(np.int32), ids["verb"].astype(np.int32), ids["hoi"].astype(np.int32), score,
     )  # fmt: skip
 
@@ -113,7 +112,8 @@ def _read_columns(path: Path) -> pa.Table:
             raise UserError(
                 f"{path}: column {missing[0]!r} is missing; a detections file has {', '.join(SCHEMA.names)}"
             )
-        table = pq.read_table(path, columns=SCHEMA.names)
+        # A picture's name stands in every one of its rows: as a dictionary it is decoded once.
+        table = pq.ParquetFile(path, read_dictionary=["image_id"]).read(columns=SCHEMA.names)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; give a Parquet file of detections") from None
     except (pa.ArrowException, OSError) as error:
@@ -124,8 +124,20 @@ def _read_columns(path: Path) -> pa.Table:
             raise UserError(f"{path}: column {field.name!r} holds {kind}; it must hold {field.type}")
         if table[field.name].null_count:
             _refuse(path, table[field.name].is_null().to_numpy(), field.name, None, "is empty")
-    ids = table["image_id"].cast(pa.string())
-    return table.set_column(table.schema.get_field_index("image_id"), "image_id", ids).combine_chunks()
+    return table
+
+
+def _pictures(path: Path, column: pa.ChunkedArray, image_ids: Sequence[str] | np.ndarray) -> np.ndarray:
+    """``int32 [D]`` position of each row's picture in the split."""
+    known = pa.array(image_ids, pa.string())
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    parts = [np.zeros(0, np.int32)]
+    for chunk in encoded.chunks:
+        position = pc.fill_null(pc.index_in(chunk.dictionary.cast(pa.string()), value_set=known), -1).to_numpy()
+        parts.append(position[chunk.indices.to_numpy()])
+    image = np.concatenate(parts).astype(np.int32, copy=False)
+    _refuse(path, image < 0, "image_id", column, "is no picture of this split")
+    return image
 
 
 def _fits(kind: pa.DataType, wanted: pa.DataType) -> bool:
