@@ -6,7 +6,6 @@ Chao et al., Learning to Detect Human-Object Interactions, WACV 2018. Boxes in t
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from stages.data.records import Annotations
+from stages.data.rejects import Rejects
 from stages.data.vocabulary import Vocabulary
 from storage.errors import UserError
-
-_log = logging.getLogger(__name__)
 
 
 def load_hico_det(
@@ -41,7 +39,7 @@ def load_hico_det(
     mat = _load_mat(file, ["list_action", f"bbox_{split}"])
     vocabulary = _vocabulary(mat["list_action"], str(file))
     records = mat[f"bbox_{split}"].ravel()[:limit]
-    reject = _Rejects(f"{file}: bbox_{split}", lenient)
+    reject = Rejects(f"{file}: bbox_{split}", lenient)
 
     names = [_text(name) for name in records["filename"].tolist()]
     folder = root / "images" / f"{split}2015"
@@ -85,26 +83,6 @@ def load_hico_det(
         image_hois=_image_level(root / "anno.mat", split, [names[i] for i in kept], len(vocabulary)),
         dropped=reject.count,
     )
-
-
-@dataclass
-class _Rejects:
-    """The first bad entry is an error or, leniently, one more to count."""
-
-    where: str
-    lenient: bool
-    count: int = 0
-    first: str = ""
-
-    def __call__(self, message: str) -> None:
-        if not self.lenient:
-            raise UserError(f"{self.where} {message}")
-        self.count += 1
-        self.first = self.first or message
-
-    def warn(self) -> None:
-        if self.count:
-            _log.warning("%s: dropped %d bad entries, the first: %s", self.where, self.count, self.first)
 
 
 @dataclass

@@ -1,0 +1,35 @@
+"""What a dataset loader does with a bad entry: refuse the file or, leniently, drop the entry, count it and warn."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from storage.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Rejects:
+    """Call it with one line about each bad entry: the first is an error or, leniently, one more to count.
+
+    where: what stands before every message, the file and, if it holds several, the variable in it.
+    """
+
+    where: str
+    lenient: bool
+    count: int = 0
+    first: str = ""
+
+    def __call__(self, message: str) -> None:
+        """Raise UserError, or count when lenient."""
+        if not self.lenient:
+            raise UserError(f"{self.where} {message}")
+        self.count += 1
+        self.first = self.first or message
+
+    def warn(self) -> None:
+        """One warning at the end if anything was dropped."""
+        if self.count:
+            _log.warning("%s: dropped %d bad entries, the first: %s", self.where, self.count, self.first)
