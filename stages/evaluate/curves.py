@@ -1,0 +1,79 @@
+"""Precision and recall along a ranking, class by class: what average precision sums up, as something to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """M counted detections of one setting in the order in which they are judged: by class, then by falling score.
+
+    Attributes:
+        row: ``int64 [M]`` position among the stored detections.
+        klass: ``int64 [M]``, non-decreasing.
+        image: ``int64 [M]`` picture.
+        right: ``bool [M]`` whether it found a pair.
+        pair_class, pair_image: ``int64 [G]`` class and picture of each annotated pair of the setting.
+        classes: their number, C.
+    """
+
+    row: np.ndarray
+    klass: np.ndarray
+    image: np.ndarray
+    right: np.ndarray
+    pair_class: np.ndarray
+    pair_image: np.ndarray
+    classes: int
+
+    @property
+    def positives(self) -> np.ndarray:
+        """``int64 [C]`` annotated pairs of each class."""
+        return np.bincount(self.pair_class, minlength=self.classes)
+
+    def rank(self) -> np.ndarray:
+        """``int64 [M]`` place of each detection within its class, from 0."""
+        return np.arange(len(self.klass)) - np.searchsorted(self.klass, self.klass)
+
+    def without(self, gone: np.ndarray) -> Ranking:
+        """The ranking that is left without the detections where ``bool [M]`` says so."""
+        kept = ~gone
+        return Ranking(
+            self.row[kept], self.klass[kept], self.image[kept], self.right[kept],
+            self.pair_class, self.pair_image, self.classes,
+        )  # fmt: skip
+
+
+def suffix_maximum(klass: np.ndarray, precision: np.ndarray, classes: int) -> np.ndarray:
+    """The highest precision at or after each position within its class: the upper envelope of the curve.
+
+    Args:
+        klass: ``int64 [T]``, non-decreasing, below ``classes``.
+        precision: ``float64 [T]`` in [0, 1].
+    """
+    offset = 2.0 * (classes - klass)  # keeps a later class from reaching into an earlier one
+    return np.maximum.accumulate((precision + offset)[::-1])[::-1] - offset
+
+
+def precision_recall(ranking: Ranking, most: int = 32) -> list[list[tuple[float, float]]]:
+    """The corners of each class's interpolated curve: ``(recall, precision)``, recall rising, precision falling.
+
+    Up to a corner's recall, precision at or beyond is the corner's; after the last one it is 0. Corners above ``most``
+    are thinned out at even steps; the first and the last are kept. Empty for a class of which nothing was found.
+    """
+    found = np.flatnonzero(ranking.right)  # precision falls between true positives
+    klass = ranking.klass[found]
+    start = np.searchsorted(klass, np.arange(ranking.classes + 1))
+    nth = 1 + np.arange(len(found)) - start[klass]
+    precision = nth / (1 + found - np.searchsorted(ranking.klass, klass))
+    envelope = suffix_maximum(klass, precision, ranking.classes)
+    recall = nth / np.maximum(ranking.positives[klass], 1)
+    curves = []
+    for first, end in zip(start[:-1], start[1:], strict=True):
+        corners = first + np.flatnonzero(np.diff(envelope[first:end], append=-1.0) < -1e-9)
+        if len(corners) > most:
+            corners = corners[np.linspace(0, len(corners) - 1, most).round().astype(int)]
+        curves.append(list(zip(recall[corners].tolist(), envelope[corners].tolist(), strict=True)))
+    return curves
