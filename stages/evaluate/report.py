@@ -154,7 +154,7 @@ def write_report(path: Path, data: ReportData) -> None:
         for row in per_class
         if row["ap"] is not None and row.get("training_pairs") is not None
     ]
-    page = _environment().get_template("report.html.j2").render(
+    page = environment().get_template("report.html.j2").render(
         data=data,
         settings=SETTINGS,
         sets=SETS,
@@ -169,7 +169,7 @@ def write_report(path: Path, data: ReportData) -> None:
 
 def write_folder_page(path: Path, data: FolderPage) -> None:
     """Write the page of a folder of photographs."""
-    page = _environment().get_template("folder.html.j2").render(data=data, gallery=[_card(item) for item in data.items])
+    page = environment().get_template("folder.html.j2").render(data=data, gallery=[_card(item) for item in data.items])
     path.write_text(page, encoding="utf-8")
 
 
@@ -189,7 +189,7 @@ def write_experiments_page(path: Path, data: ExperimentsPage) -> None:
         )
         for key, label in SETS
     ]
-    page = _environment().get_template("experiments.html.j2").render(data=data, sets=SETS, tables=tables, plots=plots)
+    page = environment().get_template("experiments.html.j2").render(data=data, sets=SETS, tables=tables, plots=plots)
     path.write_text(page, encoding="utf-8")
 
 
@@ -255,9 +255,12 @@ def _card(item: GalleryItem) -> dict[str, Any]:
     }
 
 
-def _environment() -> jinja2.Environment:
+def environment(styles: Sequence[str] = ("page.css",), scripts: Sequence[str] = ("sort.js",)) -> jinja2.Environment:
+    """What pages are rendered with: autoescape, and the named style sheets and scripts of ``templates`` inside the page."""
     folder = Path(__file__).parent / "templates"
-    script = (folder / "sort.js").read_text(encoding="utf-8")
+    style, script = (
+        "\n".join((folder / name).read_text(encoding="utf-8") for name in names) for names in (styles, scripts)
+    )
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
@@ -266,7 +269,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        style=(folder / "page.css").read_text(encoding="utf-8"),
+        style=style,
         script=script,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
