@@ -1,17 +1,20 @@
 """Image-text matching of many prompts against an image, exactly as the stock BLIP forward and several times cheaper.
 
-The stock forward projects an image's tokens to cross-attention keys and values once per prompt and layer: for many,
-that is most of its work. Here they are projected once per image and layer, and prompts of equal length are folded into
-the query axis (no padding, hence no masks). What comes before the first cross-attention depends on the prompt alone and
-is computed once per prompt. The last layer runs for token 0 only, the one that the matching head reads.
+The stock forward projects an image's tokens to cross-attention keys and values once per prompt and layer: for many
+prompts that is most of its work. Here they are projected once per image and layer, and prompts of equal length are
+folded into the query axis (no padding, hence no masks; a prompt's shape is its own length whatever is asked with it).
+What comes before the first cross-attention depends on the prompt alone, is computed once and kept. The last layer runs
+for token 0 only, the one that the matching head reads.
+
+:class:`PromptScorer` is what BLIP and BLIP-2 (:mod:`stages.teacher.blip2_scorer`) have in common.
 
 Shapes: B images, N image tokens, P prompts, L text tokens, D text width, H heads, d = D/H.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -21,95 +24,159 @@ from storage.errors import UserError
 
 TokenMode = Literal["cls", "enc"]
 """What token 0 is: ``cls`` as transformers' forward leaves it, ``enc`` BLIP's own [ENC], as its heads were trained."""
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+"""An image's cross-attention keys and values in one layer, ``[B, H, N, d]`` each."""
+Prefix = tuple[torch.Tensor, ...]
+"""What depends on the prompt alone; the first axis of each tensor counts prompts, all of one length."""
 
 
-@dataclass(frozen=True)
-class _Bucket:
-    """Prompts of equal length: where they stand in the call, and their image-independent part."""
-
-    indices_P: torch.Tensor
-    attended_PLD: torch.Tensor
-    """After the first layer's self-attention."""
-    query_PLD: torch.Tensor
-    """Its projection to the first cross-attention's queries."""
-
-
-class ItmScorer:
-    """Scores prompts with a loaded ``BlipForImageTextRetrieval`` (or a subclass) in evaluation mode.
+class PromptScorer(ABC):
+    """Scores any list of prompts against images, in chunks that fit a memory budget.
 
     Args:
-        model: the loaded model; only its text encoder and matching head are used.
+        config: of the text model (sizes, ``num_attention_heads``, ``max_position_embeddings``).
         tokenizer: the checkpoint's tokenizer.
-        token_mode: which token leads a prompt.
-        memory_mib: bound on the working memory of one chunk of images x prompts; scores do not depend on it.
+        device: where the model is.
+        memory_mib: bound on the working memory of one chunk of images x prompts, and again on the prefixes that are kept;
+            what does not fit is computed anew for every chunk of images. Scores do not depend on it.
+        first_token: id that leads every prompt; None leaves the tokenizer's.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, token_mode: TokenMode = "cls", memory_mib: int = 256) -> None:
-        self.encoder = model.text_encoder
-        self.layers = list(model.text_encoder.encoder.layer)
-        self.head = model.itm_head
-        self.tokenizer = tokenizer
-        self.config = model.config.text_config
-        self.first_token = encoder_token(tokenizer, self.config) if token_mode == "enc" else None
+    def __init__(
+        self, config: Any, tokenizer: Any, device: torch.device, memory_mib: int, first_token: int | None = None
+    ) -> None:
+        self.config, self.tokenizer, self.device = config, tokenizer, device
+        self.first_token = first_token
         self.budget = memory_mib << 20
-        self._prompts: tuple[str, ...] = ()
-        self._buckets: list[_Bucket] = []
+        self._ids: dict[str, list[int]] = {}
+        self._kept: dict[int, tuple[dict[str, int], Prefix]] = {}
+        self._kept_bytes = 0
+
+    @abstractmethod
+    def prefix(self, ids_PL: torch.Tensor) -> Prefix:
+        """The image-independent part of prompts of one length."""
+
+    @abstractmethod
+    def keys_values(self, image_BND: torch.Tensor) -> list[KeysValues]:
+        """Of each layer with cross-attention."""
+
+    @abstractmethod
+    def score_chunk(self, prefix: Prefix, memory: Sequence[KeysValues], images: int) -> torch.Tensor:
+        """Logits ``[images, prompts, 2]``."""
+
+    @abstractmethod
+    def bytes_per_image(self, tokens: int) -> int:
+        """Of the keys and values of all layers."""
+
+    @abstractmethod
+    def bytes_per_prompt(self, length: int) -> int:
+        """Of one prompt's activations against one image."""
 
     @torch.no_grad()
     def score(self, image_BND: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Raw matching logits ``float32 [B, P, 2]`` (no match, match).
 
         Args:
-            image_BND: the vision tower's last hidden state, CLS included, in the model's dtype.
+            image_BND: the vision tower's last hidden state, CLS included.
 
         Raises:
             UserError: a prompt is too long, or has words that the tokenizer does not know.
         """
-        if tuple(prompts) != self._prompts:  # batch after batch asks the same
-            self._buckets, self._prompts = self._prepare(prompts), tuple(prompts)
+        lengths = [len(ids) for ids in self.token_ids(prompts)]
+        members = {length: [i for i, other in enumerate(lengths) if other == length] for length in sorted(set(lengths))}
         scores = torch.empty(len(image_BND), len(prompts), 2, device=image_BND.device)
-        for images in torch.arange(len(image_BND)).split(self._images_at_once(image_BND)):
-            start, stop = int(images[0]), int(images[-1]) + 1
-            memory = [self._image_keys_values(layer, image_BND[start:stop]) for layer in self.layers]
-            for bucket in self._buckets:
-                for chunk in torch.arange(len(bucket.indices_P)).split(self._prompts_at_once(len(images), bucket)):
-                    part = slice(int(chunk[0]), int(chunk[-1]) + 1)
-                    scores[start:stop, bucket.indices_P[part]] = self._score_chunk(bucket, part, memory, len(images))
+        at_once = max(1, self.budget // 2 // self.bytes_per_image(image_BND.shape[1]))
+        for start in range(0, len(image_BND), at_once):
+            part = image_BND[start : start + at_once]
+            memory = self.keys_values(part)
+            for length, indices in members.items():
+                step = max(1, self.budget // 2 // (len(part) * self.bytes_per_prompt(length)))
+                for first in range(0, len(indices), step):
+                    chosen = indices[first : first + step]
+                    prefix = self._prefix_of([prompts[index] for index in chosen])
+                    where = torch.tensor(chosen, device=image_BND.device)
+                    scores[start : start + at_once, where] = self.score_chunk(prefix, memory, len(part)).float()
         return scores
 
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Each prompt's token ids, unpadded, led by the token of the chosen mode."""
-        ids_by_prompt: list[list[int]] = self.tokenizer(list(prompts))["input_ids"]
-        for prompt, ids in zip(prompts, ids_by_prompt, strict=True):
-            if len(ids) > (most := self.config.max_position_embeddings):
-                raise UserError(f"prompt '{prompt}': {len(ids)} tokens, the teacher takes {most}; shorten it")
-            if self.tokenizer.unk_token_id in ids:
-                raise UserError(f"prompt '{prompt}': has words that the teacher's tokenizer does not know; reword it")
-            if self.first_token is not None:
-                ids[0] = self.first_token
-        return ids_by_prompt
+        if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._ids]:
+            for prompt, ids in zip(new, self.tokenizer(new)["input_ids"], strict=True):
+                self._ids[prompt] = self._checked(prompt, list(ids))
+        return [self._ids[prompt] for prompt in prompts]
 
-    def _prepare(self, prompts: Sequence[str]) -> list[_Bucket]:
+    def _checked(self, prompt: str, ids: list[int]) -> list[int]:
+        if len(ids) > (most := self.config.max_position_embeddings):
+            raise UserError(f"prompt '{prompt}': {len(ids)} tokens, the teacher takes {most}; shorten it")
+        if self.tokenizer.unk_token_id in ids:
+            raise UserError(f"prompt '{prompt}': has words that the teacher's tokenizer does not know; reword it")
+        return ids if self.first_token is None else [self.first_token, *ids[1:]]
+
+    def _prefix_of(self, prompts: Sequence[str]) -> Prefix:
+        """The prefix of prompts of one length: what is kept of it, and what is new is kept while there is room."""
         ids_by_prompt = self.token_ids(prompts)
-        device, layer = self.head.weight.device, self.layers[0]
-        buckets = []
-        for length in sorted({len(ids) for ids in ids_by_prompt}):
-            indices = [i for i, ids in enumerate(ids_by_prompt) if len(ids) == length]
-            ids_PL = torch.tensor([ids_by_prompt[i] for i in indices], device=device)
-            embedded = self.encoder.embeddings(input_ids=ids_PL)
-            attended = self._attend_text(layer, embedded, embedded)
-            query = layer.crossattention.self.query(attended)
-            buckets.append(_Bucket(torch.tensor(indices, device=device), attended, query))
-        return buckets
+        rows, kept = self._kept.get(len(ids_by_prompt[0]), ({}, ()))
+        new = {prompt: ids for prompt, ids in zip(prompts, ids_by_prompt, strict=True) if prompt not in rows}
+        if new and self._kept_bytes >= self.budget:
+            return self.prefix(torch.tensor(ids_by_prompt, device=self.device))
+        if new:
+            made = self.prefix(torch.tensor(list(new.values()), device=self.device))
+            kept = tuple(torch.cat(pair) for pair in zip(kept, made, strict=True)) if kept else made
+            rows |= {prompt: len(rows) + index for index, prompt in enumerate(new)}
+            self._kept[len(ids_by_prompt[0])] = rows, kept
+            self._kept_bytes += sum(tensor.nbytes for tensor in made)
+        chosen = torch.tensor([rows[prompt] for prompt in prompts], device=self.device)
+        return tuple(tensor[chosen] for tensor in kept)
 
-    def _score_chunk(
-        self, bucket: _Bucket, part: slice, memory: list[tuple[torch.Tensor, torch.Tensor]], images: int
-    ) -> torch.Tensor:
-        """``[images, prompts of the part, 2]``."""
-        attended, query = bucket.attended_PLD[part], bucket.query_PLD[part]
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        """``[*, T, D] -> [*, H, T, d]``."""
+        return x.unflatten(-1, (self.config.num_attention_heads, -1)).transpose(-3, -2)
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attention of projected ``[*, T, D]`` over projected ``[*, S, D]``, heads merged."""
+        return merge(scaled_dot_product_attention(self.split(query), self.split(key), self.split(value)))
+
+    def attend_image(self, query: torch.Tensor, image: KeysValues) -> torch.Tensor:
+        """Cross-attention of projected ``[B, T, D]``, heads merged."""
+        return merge(scaled_dot_product_attention(self.split(query), *image))
+
+
+class ItmScorer(PromptScorer):
+    """Of a loaded ``BlipForImageTextRetrieval`` (or a subclass) in evaluation mode.
+
+    Args:
+        model: the loaded model; only its text encoder and matching head are used.
+        tokenizer: the checkpoint's tokenizer.
+        token_mode: which token leads a prompt.
+        memory_mib: see :class:`PromptScorer`.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, token_mode: TokenMode = "cls", memory_mib: int = 256) -> None:
+        config = model.config.text_config
+        first_token = encoder_token(tokenizer, config) if token_mode == "enc" else None
+        super().__init__(config, tokenizer, model.itm_head.weight.device, memory_mib, first_token)
+        self.embeddings = model.text_encoder.embeddings
+        self.layers = list(model.text_encoder.encoder.layer)
+        self.head = model.itm_head
+
+    def prefix(self, ids_PL: torch.Tensor) -> Prefix:
+        """``[P, L, D]`` each: after the first layer's self-attention, and its projection to the first cross-attention's
+        queries."""
+        layer, embedded = self.layers[0], self.embeddings(input_ids=ids_PL)
+        attended = self._attend_text(layer, embedded, embedded)
+        return attended, layer.crossattention.self.query(attended)
+
+    def keys_values(self, image_BND: torch.Tensor) -> list[KeysValues]:
+        attentions = [layer.crossattention.self for layer in self.layers]
+        return [
+            (self.split(a.key(image_BND)).contiguous(), self.split(a.value(image_BND)).contiguous()) for a in attentions
+        ]
+
+    def score_chunk(self, prefix: Prefix, memory: Sequence[KeysValues], images: int) -> torch.Tensor:
+        attended, query = prefix
         prompts, length, width = attended.shape
         x = attended
-        for index, (layer, (keys, values)) in enumerate(zip(self.layers, memory, strict=True)):
+        for index, (layer, image) in enumerate(zip(self.layers, memory, strict=True)):
             read = 1 if index == len(self.layers) - 1 else length
             if index == 0:
                 residual = attended[:, :read].reshape(1, -1, width).expand(images, -1, -1)
@@ -118,36 +185,25 @@ class ItmScorer:
                 x = x.reshape(images * prompts, length, width)
                 residual = self._attend_text(layer, x[:, :read], x).reshape(images, prompts * read, width)
                 asked = layer.crossattention.self.query(residual)
-            found = _merge(scaled_dot_product_attention(self._split(asked), keys, values))
+            found = self.attend_image(asked, image)
             x = layer.feed_forward_chunk(layer.crossattention.output(found, residual))
-        return self.head(x.reshape(images, prompts, width)).float()
+        logits: torch.Tensor = self.head(x.reshape(images, prompts, width))
+        return logits
 
     def _attend_text(self, layer: Any, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """Self-attention block (projections, residual, norm) of tokens ``x [*, L', D]`` over ``context [*, L, D]``."""
         attention = layer.attention.self
-        query, key, value = attention.query(x), attention.key(context), attention.value(context)
-        found = scaled_dot_product_attention(self._split(query), self._split(key), self._split(value))
-        return layer.attention.output(_merge(found), x)
+        found = self.attend(attention.query(x), attention.key(context), attention.value(context))
+        attended: torch.Tensor = layer.attention.output(found, x)
+        return attended
 
-    def _image_keys_values(self, layer: Any, image_BND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``[B, H, N, d]`` each."""
-        attention = layer.crossattention.self
-        return self._split(attention.key(image_BND)).contiguous(), self._split(attention.value(image_BND)).contiguous()
+    def bytes_per_image(self, tokens: int) -> int:
+        return 2 * len(self.layers) * tokens * self.config.hidden_size * int(self.head.weight.element_size())
 
-    def _split(self, x: torch.Tensor) -> torch.Tensor:
-        """``[*, T, D] -> [*, H, T, d]``."""
-        return x.unflatten(-1, (self.config.num_attention_heads, -1)).transpose(-3, -2)
-
-    def _images_at_once(self, image_BND: torch.Tensor) -> int:
-        """Half of the budget is for the keys and values of all layers."""
-        per_image = 2 * len(self.layers) * image_BND.shape[1] * self.config.hidden_size * image_BND.element_size()
-        return max(1, self.budget // 2 // per_image)
-
-    def _prompts_at_once(self, images: int, bucket: _Bucket) -> int:
-        """The other half is for activations: the feed-forward's two wide ones and some six of width D."""
-        length = bucket.attended_PLD.shape[1]
+    def bytes_per_prompt(self, length: int) -> int:
+        """The feed-forward's two wide activations and some six of width D."""
         width = 2 * self.config.intermediate_size + 6 * self.config.hidden_size
-        return max(1, self.budget // 2 // (images * length * width * bucket.attended_PLD.element_size()))
+        return length * width * int(self.head.weight.element_size())
 
 
 def encoder_token(tokenizer: Any, text_config: Any) -> int:
@@ -159,6 +215,6 @@ def encoder_token(tokenizer: Any, text_config: Any) -> int:
     return int(token)
 
 
-def _merge(x: torch.Tensor) -> torch.Tensor:
+def merge(x: torch.Tensor) -> torch.Tensor:
     """``[*, H, T, d] -> [*, T, D]``."""
     return x.transpose(-3, -2).flatten(-2)
