@@ -6,14 +6,13 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from stages.data.image import header_size
 from stages.data.records import Annotations
 from stages.data.vocabulary import Vocabulary, hico_vocabulary
 from storage.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-_ORIENTATION = 0x0112  # EXIF tag; values from 5 on swap width and height
 
 
 def load_folder(root: str | Path, vocabulary: str | Path | None = None, limit: int | None = None) -> Annotations:
@@ -36,7 +35,7 @@ def load_folder(root: str | Path, vocabulary: str | Path | None = None, limit: i
     if not ids:
         raise UserError(f"{root}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
     paths = [str(root / image_id) for image_id in ids]
-    sizes = np.array([_size(path) for path in paths], np.int32)
+    sizes = np.array([header_size(path) for path in paths], np.int32)
     none, no_box = np.zeros(0, np.int16), np.zeros((0, 4), np.float32)
     return Annotations(
         name="folder",
@@ -53,12 +52,3 @@ def load_folder(root: str | Path, vocabulary: str | Path | None = None, limit: i
         verb=none,
         hoi=none,
     )
-
-
-def _size(path: str) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            return (height, width) if image.getexif().get(_ORIENTATION, 1) >= 5 else (width, height)
-    except Exception:  # whatever a broken header provokes
-        return 0, 0

@@ -1,77 +1,147 @@
-"""HICO-DET as its authors ship it: ``anno_bbox.mat``, ``anno.mat`` and ``images/{train,test}2015``.
+"""HICO-DET (Chao et al., Learning to Detect Human-Object Interactions, WACV 2018), in whichever form it lies on disk.
 
-Chao et al., Learning to Detect Human-Object Interactions, WACV 2018. Boxes in the file are 1-based and inclusive
-(x1, x2, y1, y2); ours are zero-based half-open: (x1 - 1, y1 - 1, x2, y2).
+Its authors' ``anno_bbox.mat`` and the two JSON forms that others made of it (:mod:`stages.data.hico_json`) give the same
+records. Image-level labels come from ``anno.mat`` beside any of them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from stages.data.hico_json import read_hico_json
+from stages.data.hico_mat import read_anno_bbox, read_image_level
+from stages.data.image import header_size
+from stages.data.raw_split import RawSplit, good_pairs, good_pictures, half_open
 from stages.data.records import Annotations
 from stages.data.rejects import Rejects
-from stages.data.vocabulary import Vocabulary
 from storage.errors import UserError
+
+_JSON_NAMES = {
+    "train": ("instances_train2015*.json", "trainval_hico*.json"),
+    "test": ("instances_test2015*.json", "test_hico*.json"),
+}
+_FOLDERS = (".", "annotations", "hico_20160224_det", "hico_20160224_det/annotations")
+
+
+@dataclass(frozen=True)
+class HicoDetFiles:
+    """Where one split's parts are: its annotations, its folder of pictures (it may not exist), its image-level labels."""
+
+    annotations: Path
+    pictures: Path
+    image_labels: Path | None
+
+
+def find_hico_det(path: Path, split: str, image_labels: Path | None = None) -> HicoDetFiles:
+    """The files of one split.
+
+    path: a folder with ``anno_bbox.mat`` or a JSON pair in it, in ``annotations/`` or in ``hico_20160224_det/``; or one
+        such file. A file that is the other split's by its name stands for its partner beside it.
+    image_labels: ``anno.mat``; by default the one beside the annotations or a folder above.
+    Raises UserError when the annotations, or the `image_labels` named, are not there.
+    """
+    if split not in _JSON_NAMES:
+        raise UserError(f"{path}: HICO-DET has the splits train and test, not {split!r}")
+    file = _partner(path, split) if path.is_file() else _in_folder(path, split)
+    above = (file.parent, file.parent.parent)
+    pictures = [base / inner / f"images/{split}2015" for base in above for inner in (".", "hico_20160224_det")]
+    labels = [base / inner / "anno.mat" for base in above for inner in (".", "hico_20160224_det")]
+    if image_labels is not None and not image_labels.is_file():
+        raise UserError(f"{image_labels}: no such file; image-level labels are HICO-DET's anno.mat")
+    return HicoDetFiles(
+        file,
+        next((folder for folder in pictures if folder.is_dir()), pictures[0]),
+        image_labels or next((labels for labels in labels if labels.is_file()), None),
+    )
+
+
+def _in_folder(root: Path, split: str) -> Path:
+    for folder in (root / inner for inner in _FOLDERS):
+        if (mat := folder / "anno_bbox.mat").is_file():
+            return mat
+        if (found := next(_named(folder, split), None)) is not None:
+            return found
+    wanted = " or ".join(pattern.replace("*", "") for pattern in _JSON_NAMES[split])
+    raise UserError(
+        f"{root / 'anno_bbox.mat'}: not found; HICO-DET's layout is anno_bbox.mat, anno.mat and images/, or {wanted} "
+        "in place of anno_bbox.mat; give the folder or the file"
+    )
+
+
+def _named(folder: Path, split: str) -> Iterator[Path]:
+    for pattern in _JSON_NAMES[split]:
+        yield from sorted(folder.glob(pattern))
+
+
+def _partner(file: Path, split: str) -> Path:
+    """The file itself or, where its name is the other split's, the same form of `split` in its folder."""
+    other = {"train": "test", "test": "train"}[split]
+    form = next((k for k, pattern in enumerate(_JSON_NAMES[other]) if fnmatch(file.name, pattern)), None)
+    if form is None:
+        return file
+    wanted = _JSON_NAMES[split][form]
+    found = sorted(file.parent.glob(wanted))
+    if not found:
+        raise UserError(f"{file}: this is the {other} split; no {wanted.replace('*', '')} beside it for {split}")
+    return found[0]
 
 
 def load_hico_det(
-    root: str | Path, split: str, limit: int | None = None, lenient: bool = False, images: bool = True
+    root: str | Path,
+    split: str,
+    limit: int | None = None,
+    lenient: bool = False,
+    images: bool = True,
+    image_labels: str | Path | None = None,
 ) -> Annotations:
-    """Read one split of a folder in HICO-DET's layout, with the vocabulary that its own ``list_action`` gives.
+    """Read one split, from any of the three forms and the folders people keep them in (:func:`find_hico_det`).
 
-    split: "train" or "test". limit: the first so many pictures. Interactions marked ``invis`` carry no boxes and give
-    no pairs. Without ``anno.mat`` there are no image-level labels (``image_hois`` is None). With ``images=False`` the
-    picture files need not be there.
+    root: the folder, or the annotation file itself. split: "train" or "test". limit: the first so many pictures.
+    With ``images=False`` the picture files need not be there. Sizes that the file does not know (PPDM's) are read from
+    the pictures where they are there, and are 0 otherwise. Without ``anno.mat`` there are no image-level labels
+    (``image_hois`` is None). Interactions marked ``invis`` carry no boxes and give no pairs. The classes are those of
+    the file's own ``list_action``, or HICO-DET's 600 for the JSON forms.
 
     Raises UserError naming file and entry for unknown classes, boxes outside their picture, connections to boxes that
-    are not there, duplicate or missing pictures; with `lenient` those are dropped, counted, warned of.
+    are not there, lists that do not fit together, duplicate or missing pictures and pictures of the other split; with
+    `lenient` bad entries are dropped, counted, warned of.
     """
-    root = Path(root)
-    if split not in ("train", "test"):
-        raise UserError(f"{root}: HICO-DET has the splits train and test, not {split!r}")
-    file = root / "anno_bbox.mat"
-    mat = _load_mat(file, ["list_action", f"bbox_{split}"])
-    vocabulary = _vocabulary(mat["list_action"], str(file))
-    records = mat[f"bbox_{split}"].ravel()[:limit]
-    reject = Rejects(f"{file}: bbox_{split}", lenient)
-
-    names = [_text(name) for name in records["filename"].tolist()]
-    folder = root / "images" / f"{split}2015"
-    present = _listing(folder) if images else set(names)
-    kept: list[int] = []
-    seen: dict[str, int] = {}
-    for i, name in enumerate(names):
-        if (first := seen.setdefault(name, i)) != i:
-            reject(f"entry {i + 1} repeats the picture {name} of entry {first + 1}; remove one")
-        elif name not in present:
-            reject(f"entry {i + 1}: no picture {folder / name}")
-        else:
-            kept.append(i)
-    sizes = np.array([[_number(s["width"]), _number(s["height"])] for s in records["size"]], np.int32).reshape(-1, 2)
-
-    raw = _RawPairs.read(records, kept, reject)
-    image = np.asarray(raw.image, np.int64)
-    human_box, object_box = raw.boxes()
-    hoi = np.asarray(raw.hoi, np.int64) - 1
-    good = _check(image, hoi, human_box, object_box, sizes, names, len(vocabulary), reject)
-    image, hoi = image[good], hoi[good]
-    position = np.full(len(names), -1)
+    files = find_hico_det(Path(root), split, None if image_labels is None else Path(image_labels))
+    file = files.annotations
+    if file.suffix == ".mat":
+        reject = Rejects(f"{file}: bbox_{split}", lenient)
+        raw = read_anno_bbox(file, split, limit, reject)
+    else:
+        reject = Rejects(f"{file}:", lenient)
+        raw = read_hico_json(file, split, limit, reject)
+    _refuse_other_split(file, split, raw.names)
+    present = _listing(files.pictures) if images else set(raw.names)
+    kept = good_pictures(raw, present, files.pictures, reject)
+    sizes = _known_sizes(raw, files.pictures) if images else raw.sizes
+    human_box, object_box = half_open(raw.human, raw.first_pixel), half_open(raw.object, raw.first_pixel)
+    position = np.full(len(raw.names), -1)
     position[kept] = np.arange(len(kept))
-    counts = np.bincount(position[image], minlength=len(kept))
-    verbs, objects = vocabulary.hois[hoi].T
+    good = good_pairs(raw, sizes, human_box, object_box, reject) & (position[raw.image] >= 0)
+    counts = np.bincount(position[raw.image[good]], minlength=len(kept))
+    hoi = raw.hoi[good]
+    verbs, objects = raw.vocabulary.hois[hoi].T
+    names = [raw.names[i] for i in kept]
+    image_hois = None
+    if files.image_labels is not None:
+        image_hois = read_image_level(files.image_labels, split, names, len(raw.vocabulary))
     reject.warn()
     return Annotations(
         name="hico-det",
         split=split,
-        vocabulary=vocabulary,
-        image_id=np.array([names[i] for i in kept], dtype=str),
-        path=[str(folder / names[i]) for i in kept],
+        vocabulary=raw.vocabulary,
+        image_id=np.array(names, dtype=str),
+        path=[str(files.pictures / name) for name in names],
         width=sizes[kept, 0],
         height=sizes[kept, 1],
         pair_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -80,127 +150,23 @@ def load_hico_det(
         object=objects.copy(),
         verb=verbs.copy(),
         hoi=hoi.astype(np.int16),
-        image_hois=_image_level(root / "anno.mat", split, [names[i] for i in kept], len(vocabulary)),
+        image_hois=image_hois,
         dropped=reject.count,
     )
 
 
-@dataclass
-class _RawPairs:
-    """Pairs in file order, before any check: picture row, 1-based interaction, and both boxes' corners."""
-
-    image: list[int] = field(default_factory=list)
-    hoi: list[int] = field(default_factory=list)
-    human: list[np.ndarray] = field(default_factory=list)
-    object: list[np.ndarray] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, records: np.ndarray, rows: list[int], reject: Callable[[str], None]) -> _RawPairs:
-        """Walk MATLAB's nested structs; everything numeric is left to arrays afterwards."""
-        out = cls()
-        for row in rows:
-            entries = records[row]["hoi"]
-            if not entries.size:
-                continue
-            for number, entry in enumerate(entries.ravel(), start=1):
-                links = entry["connection"]
-                if not links.size or _number(entry["invis"]):
-                    continue
-                humans, objects = _corners(entry["bboxhuman"]), _corners(entry["bboxobject"])
-                hoi = _number(entry["id"])
-                for human, thing in links.tolist():
-                    if not (1 <= human <= len(humans) and 1 <= thing <= len(objects)):
-                        reject(
-                            f"entry {row + 1}, hoi {number}: connection ({human}, {thing}) to a box that is not there"
-                        )
-                        continue
-                    out.image.append(row)
-                    out.hoi.append(hoi)
-                    out.human.extend(humans[int(human) - 1])
-                    out.object.extend(objects[int(thing) - 1])
-        return out
-
-    def boxes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Human and object boxes, float32 [P, 4], zero-based half-open."""
-        return _half_open(self.human), _half_open(self.object)
+def _refuse_other_split(file: Path, split: str, names: list[str]) -> None:
+    other = {"train": "test", "test": "train"}[split]
+    if names and all(name.startswith(f"HICO_{other}2015_") for name in names):
+        raise UserError(f"{file}: its pictures are those of the {other} split ({names[0]}), but {split} was asked for")
 
 
-def _corners(boxes: np.ndarray) -> list[tuple[np.ndarray, ...]]:
-    if not boxes.size:
-        return []
-    x1, y1, x2, y2 = (boxes[key].ravel().tolist() for key in ("x1", "y1", "x2", "y2"))
-    return list(zip(x1, y1, x2, y2, strict=True))
-
-
-def _half_open(corners: list[np.ndarray]) -> np.ndarray:
-    if not corners:
-        return np.zeros((0, 4), np.float32)
-    boxes = np.concatenate(corners, axis=None).astype(np.float32).reshape(-1, 4)
-    boxes[:, :2] -= 1
-    return boxes
-
-
-def _check(
-    image: np.ndarray,
-    hoi: np.ndarray,
-    human_box: np.ndarray,
-    object_box: np.ndarray,
-    sizes: np.ndarray,
-    names: list[str],
-    classes: int,
-    reject: Callable[[str], None],
-) -> np.ndarray:
-    """bool [P]: rows with a known class and two non-empty boxes inside their picture; the others are rejected."""
-    good = (hoi >= 0) & (hoi < classes)
-    for p in np.flatnonzero(~good):
-        reject(f"entry {image[p] + 1} ({names[image[p]]}): unknown interaction {hoi[p] + 1}; list_action has {classes}")
-    limit = sizes[image]
-    for kind, box in (("human", human_box), ("object", object_box)):
-        inside = (box[:, :2] >= 0).all(1) & (box[:, 2:] <= limit).all(1) & (box[:, :2] < box[:, 2:]).all(1)
-        for p in np.flatnonzero(good & ~inside):
-            x1, y1, x2, y2 = box[p]
-            width, height = limit[p]
-            reject(
-                f"entry {image[p] + 1} ({names[image[p]]}): {kind} box ({x1 + 1:g}, {y1 + 1:g}, {x2:g}, {y2:g}) "
-                f"(1-based x1, y1, x2, y2) is empty or outside the {width} x {height} picture"
-            )
-        good &= inside
-    return good
-
-
-def _image_level(file: Path, split: str, names: list[str], classes: int) -> np.ndarray | None:
-    """bool [N, H]: anno.mat's +1 entries (-1: absent, 0: ambiguous, NaN: not asked)."""
-    if not file.exists():
-        return None
-    mat = _load_mat(file, [f"anno_{split}", f"list_{split}"])
-    labels = mat[f"anno_{split}"]
-    column = {_text(name): i for i, name in enumerate(mat[f"list_{split}"].ravel().tolist())}
-    if labels.shape != (classes, len(column)):
-        raise UserError(f"{file}: anno_{split} is {labels.shape}, expected {(classes, len(column))}")
-    missing = next((name for name in names if name not in column), None)
-    if missing is not None:
-        raise UserError(f"{file}: list_{split} lacks the picture {missing} of anno_bbox.mat")
-    return (labels[:, [column[name] for name in names]] == 1).T.copy()
-
-
-def _vocabulary(list_action: np.ndarray, source: str) -> Vocabulary:
-    columns = [[_text(value) for value in list_action[key].ravel()] for key in ("nname", "vname", "vname_ing")]
-    return Vocabulary.from_actions(zip(*columns, strict=True), source)
-
-
-def _load_mat(file: Path, variables: list[str]) -> dict[str, Any]:
-    from scipy.io import loadmat
-
-    if not file.exists():
-        raise UserError(f"{file}: not found; HICO-DET's layout is anno_bbox.mat, anno.mat and images/")
-    try:
-        mat = loadmat(file, variable_names=variables)
-    except (OSError, ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"{file}: not a readable MATLAB file ({error})") from error
-    for variable in variables:
-        if variable not in mat:
-            raise UserError(f"{file}: no variable {variable}; is it HICO-DET's file?")
-    return mat
+def _known_sizes(raw: RawSplit, folder: Path) -> np.ndarray:
+    """The file's sizes, int32 [N, 2], and from the pictures' headers those that it does not have."""
+    sizes = raw.sizes.copy()
+    for i in np.flatnonzero((sizes == 0).any(1)):
+        sizes[i] = header_size(folder / raw.names[i])
+    return sizes
 
 
 def _listing(folder: Path) -> set[str]:
@@ -209,15 +175,3 @@ def _listing(folder: Path) -> set[str]:
             return {entry.name for entry in entries}
     except FileNotFoundError:
         raise UserError(f"{folder}: no such folder; HICO-DET's pictures belong there") from None
-
-
-def _text(value: Any) -> str:
-    while isinstance(value, np.ndarray):
-        value = value.ravel()[0] if value.size else ""
-    return str(value)
-
-
-def _number(value: Any) -> int:
-    while isinstance(value, np.ndarray):
-        value = value.ravel()[0] if value.size else 0
-    return int(value)

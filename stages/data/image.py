@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,8 +14,19 @@ from storage.errors import InputFailure
 MIN_SIDE = 8
 MAX_PIXELS = 100_000_000
 """Default limit: larger pictures are refused by their header, before any pixel is decoded."""
+_ORIENTATION = 0x0112  # EXIF tag; values from 5 on swap width and height
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `max_pixels` decides here
+
+
+def header_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of the upright picture from a file's header, EXIF orientation applied; (0, 0) if unreadable."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(_ORIENTATION, 1) >= 5 else (width, height)
+    except Exception:  # whatever a broken header provokes
+        return 0, 0
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:

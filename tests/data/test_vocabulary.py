@@ -121,11 +121,11 @@ def test_a_bad_file_is_one_line_naming_it(tmp_path, record, said):
 def test_shipped_vocabulary_is_the_official_file_s():
     from scipy.io import loadmat
 
-    from stages.data.hico_det import _vocabulary
+    from stages.data.hico_mat import list_action
 
     root = Path(os.environ["HOI_DISTILL_REFERENCE_DATA"], "data/hico_det")
     mat = loadmat(root / "anno.mat", variable_names=["list_action"])
-    assert _vocabulary(mat["list_action"], "anno.mat") == hico_vocabulary()
+    assert list_action(mat["list_action"], "anno.mat") == hico_vocabulary()
     names = json.loads((root / "instances_test2015.json").read_text())
     assert tuple(names["verbs"]) == hico_vocabulary().verbs
     objects = [names["objects"][o] for _, o, _ in sorted(names["correspondence"])]

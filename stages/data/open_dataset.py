@@ -1,0 +1,49 @@
+"""One door to every dataset: its annotations by name, from wherever they lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages.data.records import Annotations
+from storage.errors import UserError
+
+DATASETS = ("hico-det", "v-coco", "swig-hoi", "folder")
+
+
+def open_annotations(
+    dataset: str,
+    path: str | Path,
+    split: str | None,
+    lenient: bool = False,
+    images: bool = True,
+    limit: int | None = None,
+    image_labels: str | Path | None = None,
+) -> Annotations:
+    """Annotations of one split of "hico-det", "v-coco", "swig-hoi" or a plain "folder".
+
+    path: the dataset's folder, or its annotation file; the form is found by itself. split: None is the test split.
+    lenient: drop bad entries, count them, warn. images: whether the pictures must be there. limit: the first so many.
+    image_labels: HICO-DET's ``anno.mat``, where it does not lie beside the annotations.
+
+    Raises UserError for an unknown dataset or split and for whatever the loader finds wrong.
+    """
+    if image_labels is not None and dataset != "hico-det":
+        raise UserError(f"{image_labels}: image-level labels belong to hico-det, not to {dataset}")
+    split = split or "test"
+    if dataset == "hico-det":
+        from stages.data.hico_det import load_hico_det
+
+        return load_hico_det(path, split, limit, lenient, images, image_labels)
+    if dataset == "v-coco":
+        from stages.data.v_coco import load_v_coco
+
+        return load_v_coco(Path(path), split, limit=limit, lenient=lenient, images=images)
+    if dataset == "swig-hoi":
+        from stages.data.swig_hoi import load_swig_hoi
+
+        return load_swig_hoi(Path(path), split, limit=limit, lenient=lenient, images=images)
+    if dataset == "folder":
+        from stages.data.folder import load_folder
+
+        return load_folder(path, limit=limit)
+    raise UserError(f"dataset {dataset}: there are {', '.join(DATASETS)}")
