@@ -27,7 +27,11 @@ STAGES: dict[str, str] = {
     "ground_truth_boxes": "stages.teacher.detections_file:DetectionsFromAnnotations",
     "blip_features": "stages.teacher.blip:BlipFeatures",
     "blip_itm": "stages.teacher.blip:BlipItm",
+    "blip_itc": "stages.teacher.itc:BlipItc",
     "blip_captions": "stages.teacher.blip:BlipCaptions",
+    "blip2_features": "stages.teacher.blip2:Blip2Features",
+    "blip2_itm": "stages.teacher.blip2:Blip2Itm",
+    "blip2_itc": "stages.teacher.itc:Blip2Itc",
     "triplets": "stages.teacher.triplets:Triplets",
     "text_embeddings": "stages.teacher.text_embeddings:TextEmbeddings",
 }

@@ -127,6 +127,7 @@ def input_digests(
     Returns:
         ``(inputs, known)``: digests ``uint64 [R]`` (or ``[R, C]`` where columns read different upstream columns), or None
         where there is nothing; and where all upstream cells have been recorded (same shapes), or None for everywhere.
+        What only ``wants`` looks at (every column needs nothing of it) has to be recorded but enters no digest.
     """
     stage = node.stage
     external = stage.external([source.keys[i] for i in rows])
@@ -134,6 +135,8 @@ def input_digests(
         return external, None
     per_column = any(stage.needs(column) is not None for column in stage.columns)
     above = {up: upstream_digests(plans[up], rows, source) for up in stage.inputs}
+    if all(stage.needs(column) == {} for column in stage.columns):
+        return external, np.logical_and.reduce([(values != 0).all(axis=1) for values in above.values()])
     digests, known = [], []
     for column in stage.columns if per_column else stage.columns[:1]:
         parts = [] if external is None else [external]
@@ -172,7 +175,7 @@ def wanted_cells(
     node: Node, rows: np.ndarray, source: Source, plans: Mapping[str, TablePlan], known: np.ndarray | None
 ) -> np.ndarray | None:
     """``bool [R, C]`` for a stage that says which cells it wants by the values above it, else None."""
-    if type(node.stage).wants is Stage.wants:
+    if type(node.stage).wants is Stage.wants or not node.stage.inputs:
         return None
     wanted = np.zeros((len(rows), len(node.stage.columns)), bool)
     ready = np.ones(len(rows), bool) if known is None else known.reshape(len(rows), -1).all(axis=1)

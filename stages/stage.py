@@ -113,7 +113,8 @@ class Stage(ABC):
         return {}
 
     def needs(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
-        """For one column: the upstream columns it is computed from, ``{table: (column, ...)}``; None means all."""
+        """For one column: the upstream columns it is computed from, ``{table: (column, ...)}``; None means all. Where every
+        column answers ``{}``, the inputs are there for :meth:`wants` alone and no cell depends on them."""
         return None
 
     def external(self, keys: Sequence[str]) -> np.ndarray | None:

@@ -8,6 +8,7 @@ final layer norm, ``[B, 1 + h*w, D]`` with CLS first, which is what BLIP's text 
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,6 +22,8 @@ from storage.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+    from stages.teacher.itm_scorer import PromptScorer
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Codec = Literal["fp16", "bf16", "int8"]
@@ -44,8 +47,10 @@ class BlipStage(Stage):
         computed_cells: cells computed by this object since it was opened, padding left out.
     """
 
+    families: ClassVar[tuple[str, ...]] = ("Blip", "PicoBlip")
+    """How the names of usable architectures begin."""
     architectures: ClassVar[tuple[str, ...]] = ("ForImageTextRetrieval", "ForConditionalGeneration")
-    """How the names of usable architectures end."""
+    """How they end."""
 
     def __init__(
         self,
@@ -57,10 +62,12 @@ class BlipStage(Stage):
         memory_mib: int = 256,
         gpus: float = 0.0,
     ) -> None:
-        name = checkpoint.architecture
-        if "Blip" not in name or "Blip2" in name or not name.endswith(self.architectures):
-            wanted = " or ".join(f"Blip{ending}" for ending in self.architectures)
-            raise UserError(f"{checkpoint.folder}: {name} cannot fill the {self.name} table; it takes {wanted}")
+        usable = [beginning + ending for beginning in self.families for ending in self.architectures]
+        if checkpoint.architecture not in usable:
+            raise UserError(
+                f"{checkpoint.folder}: {checkpoint.architecture} cannot fill the {self.name} table; "
+                f"it takes {' or '.join(usable)}"
+            )
         self.checkpoint, self.columns, self.dtype = checkpoint, tuple(columns), dtype
         self.batch_size, self.memory_mib = batch_size, memory_mib
         self.resources = Resources(gpus=gpus)
@@ -100,7 +107,7 @@ class BlipStage(Stage):
 
     def __getstate__(self) -> dict[str, Any]:
         """The plain parameters: what :meth:`open` loaded stays on its worker."""
-        opened = {"model", "processor", "tokenizer", "device", "scorer"}
+        opened = {"model", "processor", "tokenizer", "device", "scorer", "vectors"}
         return {key: value for key, value in self.__dict__.items() if key not in opened}
 
     def encode(self, batch: Batch, view: str = "original") -> torch.Tensor:
@@ -163,17 +170,86 @@ class BlipFeatures(BlipStage):
         return maps
 
 
-class BlipItm(BlipStage):
+class ItmStage(BlipStage):
     """Raw image-text matching logits (no match, match). Each column is a prompt, in the very words that are scored.
 
     Args:
-        token_mode: ``cls`` leaves token 0 as transformers' forward does; ``enc`` makes it [ENC], with which BLIP's
-            own checkpoints were trained. Part of the fingerprint.
+        itc: name of a table of contrastive similarities (:mod:`stages.teacher.itc`) that decides which prompts a picture
+            wants; it enters neither the fingerprint nor any cell's input digest, for no logit depends on it.
+        itc_top_k: how many: the most similar ones among this table's columns, ties included. Pictures are then looked at
+            one at a time, since each wants prompts of its own.
     """
 
     name = "itm"
     architectures = ("ForImageTextRetrieval",)
     output = ArrowOutput(pa.list_(pa.float16(), 2))
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        columns: Sequence[str],
+        *,
+        itc: str | None = None,
+        itc_top_k: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(checkpoint, columns, **options)
+        if (itc is None) != (itc_top_k is None):
+            raise UserError(
+                "itm: itc and itc_top_k belong together: a table of similarities and how many prompts it keeps"
+            )
+        if itc is not None and itc_top_k is not None:
+            if itc_top_k < 1:
+                raise UserError(f"itm: itc_top_k is {itc_top_k}; it must be at least 1")
+            self.inputs, self.batch_size = (itc,), 1
+        self.itc_top_k = itc_top_k
+
+    def needs(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
+        return {} if self.inputs else None
+
+    def wants(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray | None:
+        """The ``itc_top_k`` most similar prompts; all of them where the similarity is a recorded failure."""
+        if self.itc_top_k is None:
+            return None
+        (table,) = inputs.values()
+        if absent := [prompt for prompt in self.columns if prompt not in table]:
+            raise UserError(f"table {self.inputs[0]}: has no column {absent[0]!r}, by which itm would choose; add it")
+        similarity_BC = np.stack(
+            [np.asarray(table[prompt].to_numpy(zero_copy_only=False)) for prompt in self.columns], 1
+        )
+        kth = max(0, len(self.columns) - self.itc_top_k)
+        return np.logical_not(similarity_BC < np.partition(similarity_BC, kth, axis=1)[:, kth : kth + 1])
+
+    @abstractmethod
+    def make_scorer(self) -> PromptScorer:
+        """Of the opened model."""
+
+    def open(self, device: str, shared: dict[Any, Any]) -> None:
+        super().open(device, shared)
+        self.scorer = self.make_scorer()
+        self.scorer.token_ids(self.columns)  # a prompt that cannot be scored is told before the first picture
+
+    def compute(
+        self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
+    ) -> dict[str, Values]:
+        self.computed_cells += batch.count * len(columns)
+        logits = self.scorer.score(self.encode(batch), columns).cpu().numpy().astype(np.float16)
+        if not np.isfinite(logits).all():
+            raise FloatingPointError(f"table {self.name}: matching logits are not finite at dtype {self.dtype}")
+        by_column = np.ascontiguousarray(logits.transpose(1, 0, 2)).reshape(len(columns), -1)
+        return {
+            prompt: pa.FixedSizeListArray.from_arrays(pa.array(values), 2)
+            for prompt, values in zip(columns, by_column, strict=True)
+        }
+
+
+class BlipItm(ItmStage):
+    """BLIP's matching logits.
+
+    Args:
+        token_mode: ``cls`` leaves token 0 as transformers' forward does; ``enc`` makes it [ENC], with which BLIP's
+            own checkpoints were trained. Part of the fingerprint.
+    """
 
     def __init__(
         self,
@@ -189,25 +265,10 @@ class BlipItm(BlipStage):
     def parameters(self) -> dict[str, Any]:
         return {**super().parameters(), "token_mode": self.token_mode}
 
-    def open(self, device: str, shared: dict[Any, Any]) -> None:
+    def make_scorer(self) -> PromptScorer:
         from stages.teacher.itm_scorer import ItmScorer
 
-        super().open(device, shared)
-        self.scorer = ItmScorer(self.model, self.tokenizer, self.token_mode, self.memory_mib)
-        self.scorer.token_ids(self.columns)  # a prompt that cannot be scored is told before the first picture
-
-    def compute(
-        self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
-    ) -> dict[str, Values]:
-        self.computed_cells += batch.count * len(columns)
-        logits = self.scorer.score(self.encode(batch), columns).cpu().numpy().astype(np.float16)
-        if not np.isfinite(logits).all():
-            raise FloatingPointError(f"table {self.name}: matching logits are not finite at dtype {self.dtype}")
-        by_column = np.ascontiguousarray(logits.transpose(1, 0, 2)).reshape(len(columns), -1)
-        return {
-            prompt: pa.FixedSizeListArray.from_arrays(pa.array(values), 2)
-            for prompt, values in zip(columns, by_column, strict=True)
-        }
+        return ItmScorer(self.model, self.tokenizer, self.token_mode, self.memory_mib)
 
 
 YES_NO = re.compile(r"^(is|are|was|were|do|does|did|can|has|have|will)\b.*\?|\byes or no\b", re.IGNORECASE)

@@ -101,16 +101,10 @@ class PromptScorer(ABC):
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Each prompt's token ids, unpadded, led by the token of the chosen mode."""
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._ids]:
-            for prompt, ids in zip(new, self.tokenizer(new)["input_ids"], strict=True):
-                self._ids[prompt] = self._checked(prompt, list(ids))
+            lead = [] if self.first_token is None else [self.first_token]
+            for prompt, ids in zip(new, encode_prompts(self.tokenizer, new, self.config), strict=True):
+                self._ids[prompt] = [*lead, *ids[len(lead) :]]
         return [self._ids[prompt] for prompt in prompts]
-
-    def _checked(self, prompt: str, ids: list[int]) -> list[int]:
-        if len(ids) > (most := self.config.max_position_embeddings):
-            raise UserError(f"prompt '{prompt}': {len(ids)} tokens, the teacher takes {most}; shorten it")
-        if self.tokenizer.unk_token_id in ids:
-            raise UserError(f"prompt '{prompt}': has words that the teacher's tokenizer does not know; reword it")
-        return ids if self.first_token is None else [self.first_token, *ids[1:]]
 
     def _prefix_of(self, prompts: Sequence[str]) -> Prefix:
         """The prefix of prompts of one length: what is kept of it, and what is new is kept while there is room."""
@@ -204,6 +198,21 @@ class ItmScorer(PromptScorer):
         """The feed-forward's two wide activations and some six of width D."""
         width = 2 * self.config.intermediate_size + 6 * self.config.hidden_size
         return length * width * int(self.head.weight.element_size())
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[str], config: Any) -> list[list[int]]:
+    """Token ids of each prompt, [CLS] and [SEP] included, unpadded. ``config`` is the text model's.
+
+    Raises:
+        UserError: a prompt is too long, or has words that the tokenizer does not know.
+    """
+    ids_by_prompt: list[list[int]] = tokenizer(list(prompts))["input_ids"]
+    for prompt, ids in zip(prompts, ids_by_prompt, strict=True):
+        if len(ids) > (most := config.max_position_embeddings):
+            raise UserError(f"prompt '{prompt}': {len(ids)} tokens, the teacher takes {most}; shorten it")
+        if tokenizer.unk_token_id in ids:
+            raise UserError(f"prompt '{prompt}': has words that the teacher's tokenizer does not know; reword it")
+    return ids_by_prompt
 
 
 def encoder_token(tokenizer: Any, text_config: Any) -> int:
