@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from stages.data.coco import COCO_OBJECTS
 from stages.data.pico.render import SIZE, Scene, render_scene
 from stages.data.pico.world import TEMPER, scene_seed
-from stages.data.vocabulary import NO_INTERACTION
+from stages.data.prompts import NO_INTERACTION
 from stages.evaluate.pictures import NumberedPair, Pair, numbered
 
 COLUMNS, ROWS = 4, 2

@@ -20,3 +20,9 @@ COCO_CATEGORY_IDS: tuple[int, ...] = tuple(i for i in range(1, 91) if i not in _
 """The official ``category_id`` (1-90, ten numbers unused) of each of the 80 names."""
 
 OBJECT_INDEX: dict[str, int] = {name: index for index, name in enumerate(COCO_OBJECTS)}
+
+ALPHABETICAL_OBJECTS: tuple[str, ...] = tuple(sorted(COCO_OBJECTS))
+"""The names in the order of HICO-DET's own object list and of fredzzhang/hicodet's files (airplane 0, person 49)."""
+
+FROM_ALPHABETICAL: tuple[int, ...] = tuple(OBJECT_INDEX[name] for name in ALPHABETICAL_OBJECTS)
+"""COCO-80 index of each alphabetical index."""

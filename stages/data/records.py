@@ -75,21 +75,22 @@ class Annotations:
             image_hois=None if self.image_hois is None else self.image_hois[rows],
         )
 
-    def classified(self) -> Annotations:
-        """Only the pairs that are a class of the vocabulary (hoi >= 0): what a pair classifier can learn."""
-        if (self.hoi >= 0).all():
-            return self
-        kept = np.flatnonzero(self.hoi >= 0)
-        counts = np.bincount(self.pair_image()[kept], minlength=len(self))
+    def with_pairs(self, rows: np.ndarray) -> Annotations:
+        """All pictures, with only the pairs of bool `rows` [P]."""
+        counts = np.bincount(self.pair_image()[rows], minlength=len(self))
         return replace(
             self,
             pair_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            human_box=self.human_box[kept],
-            object_box=self.object_box[kept],
-            object=self.object[kept],
-            verb=self.verb[kept],
-            hoi=self.hoi[kept],
+            human_box=self.human_box[rows],
+            object_box=self.object_box[rows],
+            object=self.object[rows],
+            verb=self.verb[rows],
+            hoi=self.hoi[rows],
         )
+
+    def classified(self) -> Annotations:
+        """Only the pairs that are a class of the vocabulary (hoi >= 0): what a pair classifier can learn."""
+        return self if (self.hoi >= 0).all() else self.with_pairs(self.hoi >= 0)
 
     def digests(self) -> np.ndarray:
         """uint64 [N]: of each picture's pairs (boxes and labels, in order) and image-level labels under this vocabulary."""

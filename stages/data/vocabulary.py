@@ -13,23 +13,10 @@ from typing import Any
 import numpy as np
 
 from stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
+from stages.data.prompts import interaction_prompt, object_prompt, verb_prompt
 from storage.errors import UserError
 
-NO_INTERACTION = "no_interaction"
-
 _RESPELLED = {"controling": "controlling", "spining": "spinning"}  # as HICO-DET's own list has them
-_NOUN_PHRASES = {  # where neither "a" nor "an" will do
-    "person": "another person",
-    "broccoli": "broccoli",
-    "scissors": "a pair of scissors",
-    "skis": "a pair of skis",
-}
-
-
-def noun_phrase(name: str) -> str:
-    """An object's name with its article: "an umbrella", "a sports ball", "a pair of skis"."""
-    words = name.replace("_", " ")
-    return _NOUN_PHRASES.get(name) or f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +85,21 @@ class Vocabulary:
     def prompt(self, hoi: int) -> str:
         """One sentence: "a photo of a person riding a bicycle", or "... and a bicycle" for no_interaction."""
         verb, name = self.hois[hoi]
-        doing = "and" if self.verbs[verb] == NO_INTERACTION else self.verb_ing[verb].replace("_", " ")
-        return f"a photo of a person {doing} {noun_phrase(self.objects[name])}"
+        return interaction_prompt(self.verbs[verb], self.verb_ing[verb], self.objects[name])
 
     def prompts(self) -> tuple[str, ...]:
         """The prompt of every interaction, in order."""
         return tuple(self.prompt(hoi) for hoi in range(len(self.hois)))
+
+    def verb_prompts(self) -> tuple[str, ...]:
+        """One sentence a verb, in order: "a photo of a person riding something", or "... standing" for one that is in
+        no interaction."""
+        takes_object = np.isin(np.arange(len(self.verbs)), self.hois[:, 0])
+        return tuple(map(verb_prompt, self.verbs, self.verb_ing, takes_object))
+
+    def object_prompts(self) -> tuple[str, ...]:
+        """One sentence an object, in order: "a photo of a bicycle"."""
+        return tuple(map(object_prompt, self.objects))
 
     @cached_property
     def _hoi_id(self) -> np.ndarray:

@@ -1,0 +1,73 @@
+"""How classes are said in English: the sentences that teachers score against pictures.
+
+The form is that of GEN-VLKT and UPT's ``prompts.json`` ("a photo of a person riding a bicycle"), with the article and the
+preposition that a native writer would use. A prompt is the name of a cache column, so changing one drops its column.
+"""
+
+from __future__ import annotations
+
+import re
+
+NO_INTERACTION = "no_interaction"
+
+_NOUN_PHRASES = {  # where neither "a" nor "an" will do
+    "person": "another person",
+    "broccoli": "broccoli",
+    **{
+        name: f"a pair of {name.replace('_', ' ')}"
+        for name in ("scissors", "skis", "binoculars", "pliers", "shears", "pruning_shears", "spectacles")
+    },
+}
+_AN = re.compile(r"(?!u(ni[^mn]|r[ai]|s[ei])|eu)[aeiou]|hour", re.IGNORECASE)  # by sound: a uniform, a urinal
+
+_PHRASES = {  # (verb, object) where "participle + object" would say something else, or nothing; meant as list_action has it
+    ("blow", "cake"): "blowing out candles on {}",
+    ("grind", "skateboard"): "grinding on {}",
+    ("grind", "snowboard"): "grinding on {}",
+    ("light", "cake"): "lighting candles on {}",
+    ("pour", "bottle"): "pouring from {}",
+    ("read", "laptop"): "reading on {}",
+    ("ride", "airplane"): "riding in {}",
+    ("ride", "boat"): "riding in {}",
+    ("ride", "car"): "riding in {}",
+    ("ride", "truck"): "riding in {}",
+    ("set", "umbrella"): "setting up {}",
+    ("sip", "cup"): "sipping from {}",
+    ("sip", "spoon"): "sipping from {}",
+    ("sip", "wine_glass"): "sipping from {}",
+    ("stick", "fork"): "sticking {} into something",
+    ("stick", "knife"): "sticking {} into something",
+    ("stir", "bowl"): "stirring food in {}",
+    ("tie", "boat"): "tying up {}",
+    ("toast", "wine_glass"): "toasting with {}",
+    ("wave", "bus"): "waving at {}",
+}
+
+
+def noun_phrase(name: str) -> str:
+    """An object's name (underscores or spaces) with its article: "an umbrella", "a sports ball", "a pair of skis"."""
+    words = name.replace("_", " ")
+    return _NOUN_PHRASES.get(words.replace(" ", "_")) or f"{'an' if _AN.match(words) else 'a'} {words}"
+
+
+def interaction_prompt(verb: str, participle: str, name: str) -> str:
+    """ "a photo of a person riding a bicycle", or "... and a bicycle" for no_interaction.
+
+    verb, participle: as in a vocabulary ("sit_on", "sitting_on"). name: the object's.
+    """
+    phrase = _PHRASES.get((verb, name)) or f"{_doing(verb, participle)} {{}}"
+    return f"a photo of a person {phrase.format(noun_phrase(name))}"
+
+
+def verb_prompt(verb: str, participle: str, takes_object: bool = True) -> str:
+    """ "a photo of a person riding something", or "... standing" for a verb that takes no object."""
+    return f"a photo of a person {_doing(verb, participle)}{' something' if takes_object else ''}"
+
+
+def object_prompt(name: str) -> str:
+    """ "a photo of a bicycle"."""
+    return f"a photo of {'a person' if name == 'person' else noun_phrase(name)}"
+
+
+def _doing(verb: str, participle: str) -> str:
+    return "and" if verb == NO_INTERACTION else participle.replace("_", " ")
