@@ -186,11 +186,14 @@ def _tensor_digests(path: str, prefix: str, size: int, mtime_ns: int, inode: int
     return digests or {Path(path).name: bytes(_hash_files([Path(path)])[0]).hex()}
 
 
-def load(checkpoint: Checkpoint, folder: Path, dtype: str, device: str) -> Any:
+def load(checkpoint: Checkpoint, folder: Path, dtype: str, device: str, **instead: Any) -> Any:
     """The whole model from ``folder`` (``checkpoint.here()``), in evaluation mode, without gradients.
 
     The class is the one that the checkpoint names: an Auto class would build a sibling and fill what does not fit with
     random numbers.
+
+    Args:
+        instead: ``config`` and ``state_dict`` for ``from_pretrained``, of a checkpoint that must be translated first.
 
     Raises:
         UserError: the class is unknown, or the weights do not fill the model exactly; the line lists the keys.
@@ -203,12 +206,13 @@ def load(checkpoint: Checkpoint, folder: Path, dtype: str, device: str) -> Any:
     logging.disable_progress_bar()
     try:
         model, info = model_class(checkpoint).from_pretrained(
-            folder,
+            None if "state_dict" in instead else folder,
             dtype=getattr(torch, dtype),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below with the other keys
             local_files_only=True,
             use_safetensors=weight_files(folder)[0].suffix == ".safetensors",
+            **instead,
         )
     finally:
         logging.set_verbosity(verbosity)
