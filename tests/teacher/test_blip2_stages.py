@@ -123,7 +123,8 @@ def test_families_are_not_mixed_up(found, checkpoints):
 def test_the_choice_of_cells_is_no_part_of_the_fingerprint(found):
     whole, some = Blip2Itm(found, PROMPTS), Blip2Itm(found, PROMPTS, itc="similar", itc_top_k=3)
     assert fingerprint_record(whole) == fingerprint_record(some)
-    assert some.inputs == ("similar",) and some.batch_size == 1
+    assert some.inputs == ("similar",)
+    assert some.batch_size == 1
     for wrong in ({"itc": "similar"}, {"itc_top_k": 3}, {"itc": "similar", "itc_top_k": 0}):
         with pytest.raises(UserError, match="itc_top_k"):
             Blip2Itm(found, PROMPTS, **wrong)
@@ -169,14 +170,16 @@ def test_ten_more_prompts_are_ten_columns(line, tmp_path):
     line.config["tables"]["itm"]["columns"] = list(PROMPTS)
     line.write()
     line.calls.clear()
-    assert run(line.setup()).cells == {"itm": 60} and sum(line.calls) == 60
+    assert run(line.setup()).cells == {"itm": 60}
+    assert sum(line.calls) == 60
     assert np.array_equal(stored(line, "itm", PROMPTS[:8]), before)
     line.config["cache"] = str(tmp_path / "another")
     line.write()
     run(line.setup())
     again = stored(line, "itm", PROMPTS)[:, :8]
     np.testing.assert_allclose(again, before, atol=1e-3)
-    assert before.std(0).min() > 0 and before.std(1).min() > 1e-2
+    assert before.std(0).min() > 0
+    assert before.std(1).min() > 1e-2
 
 
 def test_similarity_chooses_which_cells_a_picture_wants(line):
@@ -187,7 +190,8 @@ def test_similarity_chooses_which_cells_a_picture_wants(line):
     assert run(line.setup()).cells == {"itc": 6 * 18, "itm": 6 * 5}
     assert sum(line.calls) == 6 * 5, "only what is wanted is computed"
     made = plan_of(line.setup())["itm"]
-    assert made.complete() and made.counts["wanted"] == 30
+    assert made.complete()
+    assert made.counts["wanted"] == 30
     rank = np.argsort(np.argsort(-stored(line, "itc", PROMPTS), axis=1), axis=1)
     assert np.array_equal(made.wanted, rank < 5)
     del tables["itm"]["itc"], tables["itm"]["itc_top_k"]
