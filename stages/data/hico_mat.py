@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.data.matlab import read_matrix
 from stages.data.raw_split import RawSplit
 from stages.data.vocabulary import Vocabulary
 from storage.errors import UserError
@@ -18,43 +19,39 @@ def read_anno_bbox(file: Path, split: str, limit: int | None, reject: Callable[[
 
     Its boxes are 1-based inclusive; interactions marked ``invis`` have none. Raises UserError for another kind of file.
     """
-    mat = _load_mat(file, ["list_action", f"bbox_{split}"])
-    vocabulary = list_action(mat["list_action"], str(file))
-    records = mat[f"bbox_{split}"].ravel()[:limit]
-    names = [_text(name) for name in records["filename"].tolist()]
-    sizes = np.array([[_number(s["width"]), _number(s["height"])] for s in records["size"]], np.int32).reshape(-1, 2)
-    image: list[int] = []
-    hoi: list[int] = []
-    humans: list[tuple[Any, ...]] = []
-    objects: list[tuple[Any, ...]] = []
-    for row, entries in enumerate(records["hoi"].tolist()):
-        for number, entry in enumerate(entries.ravel() if entries.size else (), start=1):
-            links = entry["connection"]
-            if not links.size or _number(entry["invis"]):
-                continue
-            people, things = _boxes(entry["bboxhuman"]), _boxes(entry["bboxobject"])
-            for human, thing in links.tolist():
-                if not (1 <= human <= len(people) and 1 <= thing <= len(things)):
-                    reject(f"entry {row + 1}, hoi {number}: connection ({human}, {thing}) to a box that is not there")
-                    continue
-                image.append(row)
-                hoi.append(_number(entry["id"]) - 1)
-                humans.append(people[int(human) - 1])
-                objects.append(things[int(thing) - 1])
-    corners = [
-        np.array([np.ravel(v)[0] for box in boxes for v in box], np.float64).reshape(-1, 4)
-        for boxes in (humans, objects)
-    ]
+    vocabulary = list_action(_load_mat(file, ["list_action"])["list_action"], str(file))
+    _, of_picture = read_matrix(file, f"bbox_{split}").structs("filename", "size", "hoi")
+    of_picture = {field: matrices[:limit] for field, matrices in of_picture.items()}
+    names = of_picture["filename"].texts()
+    sized, size = of_picture["size"].structs("width", "height")
+    sizes = np.zeros((len(names), 2), np.int32)
+    sizes[sized] = np.stack([size[side].scalars(0) for side in ("width", "height")], 1)
+
+    picture, of_hoi = of_picture["hoi"].structs("id", "bboxhuman", "bboxobject", "connection", "invis")
+    values, counts = of_hoi["connection"].numbers()  # of each, all people and then all objects
+    starts = np.cumsum(counts) - counts
+    links = np.where(of_hoi["invis"].scalars(0) == 0, counts // 2, 0)
+    entry = np.repeat(np.arange(len(links)), links)
+    person_at = np.repeat(starts, links) + np.arange(len(entry)) - np.repeat(np.cumsum(links) - links, links)
+    sides = []
+    bad = np.zeros(len(entry), bool)
+    for field, at in (("bboxhuman", person_at), ("bboxobject", person_at + links[entry])):
+        owner, box = of_hoi[field].structs("x1", "y1", "x2", "y2")
+        corners = np.stack([box[side].scalars() for side in ("x1", "y1", "x2", "y2")], 1)
+        number, held = values[at], np.bincount(owner, minlength=len(links))
+        bad |= ~((number >= 1) & (number <= held[entry]))
+        sides.append((number, np.searchsorted(owner, entry), corners))
+    for p in np.flatnonzero(bad).tolist():
+        nth = entry[p] - np.searchsorted(picture, picture[entry[p]]) + 1
+        link = f"({sides[0][0][p]:g}, {sides[1][0][p]:g})"
+        reject(f"entry {picture[entry[p]] + 1}, hoi {nth}: connection {link} to a box that is not there")
+    rows = np.flatnonzero(~bad)
+    human, thing = (corners[first[rows] + number[rows].astype(np.int64) - 1] for number, first, corners in sides)
+    hoi = of_hoi["id"].scalars(0).astype(np.int64) - 1
     return RawSplit(
-        vocabulary, names, np.arange(1, len(names) + 1), sizes, np.array(image, np.int64), np.array(hoi, np.int64),
-        corners[0], corners[1], first_pixel=1,
+        vocabulary, names, np.arange(1, len(names) + 1), sizes, picture[entry[rows]], hoi[entry[rows]], human, thing,
+        first_pixel=1,
     )  # fmt: skip
-
-
-def _boxes(boxes: np.ndarray) -> list[tuple[np.ndarray, ...]]:
-    if not boxes.size:
-        return []
-    return list(zip(*(boxes[key].ravel().tolist() for key in ("x1", "y1", "x2", "y2")), strict=True))
 
 
 def read_image_level(file: Path, split: str, names: Sequence[str], classes: int) -> np.ndarray:
@@ -97,9 +94,3 @@ def _text(value: Any) -> str:
     while isinstance(value, np.ndarray):
         value = value.ravel()[0] if value.size else ""
     return str(value)
-
-
-def _number(value: Any) -> int:
-    while isinstance(value, np.ndarray):
-        value = value.ravel()[0] if value.size else 0
-    return int(value)
