@@ -1,0 +1,182 @@
+"""The original DETR's ``.pth`` as a transformers checkpoint: ``python -m stages.teacher.detr_pth FILE.pth --out DIR``.
+
+facebookresearch/detr (Carion et al. 2020) and what was fine-tuned with its code, on HICO-DET say, keep ``{"model": state
+dict, ...}``. The two implementations compute the same and name their weights differently: the packed attention
+projections are cut into query, key and value, every other key is renamed, and nothing is left over on either side. The
+architecture is read off the weights' shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
+from stages.teacher import timm_backbone
+from storage.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+LAYER = {
+    "linear1": "mlp.fc1", "linear2": "mlp.fc2", "self_attn.out_proj": "self_attn.o_proj",
+    "multihead_attn.out_proj": "encoder_attn.o_proj",
+}  # fmt: skip
+NORMS = {
+    "encoder": {"norm1": "self_attn_layer_norm", "norm2": "final_layer_norm"},
+    "decoder": {"norm1": "self_attn_layer_norm", "norm2": "encoder_attn_layer_norm", "norm3": "final_layer_norm"},
+}
+REST = {
+    "transformer.decoder.norm": "model.decoder.layernorm",
+    "query_embed": "model.query_position_embeddings",
+    "input_proj": "model.input_projection",
+    "class_embed": "class_labels_classifier",
+    "bbox_embed": "bbox_predictor",
+}
+"""Beginnings of the original's keys, and transformers' for them."""
+PACKED = re.compile(r"(transformer\.(?:en|de)coder\.layers\.\d+)\.(self|multihead)_attn\.in_proj_(weight|bias)")
+INSIDE = re.compile(r"transformer\.(encoder|decoder)\.layers\.(\d+)\.(.+)\.(weight|bias)")
+BODY = "backbone.0.body."
+
+
+def coco_names(classes: int, where: str) -> list[str]:
+    """The classes' names by their number: 91 are COCO's official ids, which leave some numbers unused ("N/A").
+
+    Raises:
+        UserError: another number, whose order nobody can guess.
+    """
+    if classes != 91:
+        raise UserError(
+            f"{where}: {classes} classes, of which only 91 (COCO's ids) speak for themselves; give --labels"
+        )
+    used = dict(zip(COCO_CATEGORY_IDS, COCO_OBJECTS, strict=True))
+    return [used.get(number, "N/A").replace("_", " ") for number in range(classes)]
+
+
+def translated(weights: Mapping[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
+    """The original's state dict under the names of ``DetrForObjectDetection``.
+
+    Raises:
+        UserError: a key that the original's plain DETR does not have.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for key, tensor in weights.items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        if packed := PACKED.fullmatch(key):
+            layer, kind, part = packed.groups()
+            attention = "self_attn" if kind == "self" else "encoder_attn"
+            prefix = f"{layer.replace('transformer.', 'model.')}.{attention}"
+            for name, third in zip("qkv", tensor.chunk(3), strict=True):
+                found[f"{prefix}.{name}_proj.{part}"] = third.contiguous()
+        else:
+            found[_renamed(key, where)] = tensor
+    return found
+
+
+def _renamed(key: str, where: str) -> str:
+    if key.startswith(BODY):
+        return f"model.backbone.model.{timm_backbone.renamed(key.removeprefix(BODY))}"
+    if inside := INSIDE.fullmatch(key):
+        side, layer, module, part = inside.groups()
+        names = LAYER | NORMS[side]
+        if module in names:
+            return f"model.{side}.layers.{layer}.{names[module]}.{part}"
+    for start, name in REST.items():
+        if key.startswith(f"{start}."):
+            return name + key.removeprefix(start)
+    raise UserError(f"{where}: '{key}' is no weight of the original DETR; only its plain detector can be read")
+
+
+def config_of(weights: Mapping[str, torch.Tensor], names: Sequence[str], where: str) -> dict[str, Any]:
+    """``DetrConfig``'s keywords, by the shapes of the weights; the original always has 8 heads.
+
+    Raises:
+        UserError: a backbone that is none of :data:`timm_backbone.DEPTHS`, or as many names as there are not classes.
+    """
+    blocks = [len({key.split(".")[4] for key in weights if key.startswith(f"{BODY}layer{n}.")}) for n in (1, 2, 3, 4)]
+    bottleneck = f"{BODY}layer1.0.conv3.weight" in weights
+    backbone = next(
+        (
+            name
+            for name, depths in timm_backbone.DEPTHS.items()
+            if depths == tuple(blocks) and bottleneck == (name not in ("resnet18", "resnet34"))
+        ),
+        None,
+    )
+    if backbone is None:
+        raise UserError(f"{where}: no ResNet has stages of {blocks} blocks; only ResNet backbones can be read")
+    if len(names) != len(weights["class_embed.weight"]) - 1:
+        raise UserError(f"{where}: {len(weights['class_embed.weight']) - 1} classes, but {len(names)} labels given")
+    layers = {
+        side: len({key.split(".")[3] for key in weights if key.startswith(f"transformer.{side}.layers.")})
+        for side in ("encoder", "decoder")
+    }
+    queries, width = weights["query_embed.weight"].shape
+    return {
+        "use_timm_backbone": False,
+        "backbone_config": timm_backbone.resnet(backbone, [4]),
+        "d_model": width,
+        "num_queries": queries,
+        "encoder_layers": layers["encoder"],
+        "decoder_layers": layers["decoder"],
+        "encoder_ffn_dim": len(weights["transformer.encoder.layers.0.linear1.weight"]),
+        "decoder_ffn_dim": len(weights["transformer.decoder.layers.0.linear1.weight"]),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
+
+
+def convert(path: Path, out: Path, labels: Sequence[str] | None = None) -> None:
+    """Write ``out`` as a transformers checkpoint with DETR's image processor (shortest edge 800, longest 1333).
+
+    Args:
+        labels: the classes' names by number; None where they are COCO's 91 ids.
+
+    Raises:
+        UserError: no DETR, a dilated (DC5) one, or weights that do not fill transformers' class exactly.
+    """
+    import torch
+    from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessorPil
+
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the original's training arguments
+            record = torch.load(path, map_location="cpu", weights_only=True)
+        weights = record.get("model", record)
+        classes = len(weights["class_embed.weight"]) - 1
+    except Exception as error:  # torch raises half a dozen classes for a file that it cannot or may not read
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path}: no DETR checkpoint that can be read safely ({why}); give the original .pth"
+        ) from error
+    if getattr(record.get("args"), "dilation", False):
+        raise UserError(f"{path}: a dilated (DC5) backbone has no counterpart in transformers; use the plain one")
+    names = list(labels) if labels is not None else coco_names(classes, str(path))
+    model = DetrForObjectDetection(DetrConfig(**config_of(weights, names, str(path))))
+    wrong = model.load_state_dict(translated(weights, str(path)), strict=False)
+    if wrong.missing_keys or wrong.unexpected_keys:
+        keys = ", ".join(sorted([*wrong.missing_keys, *wrong.unexpected_keys])[:4])
+        raise UserError(f"{path}: the weights do not fill DETR exactly ({keys}); give an unmodified DETR")
+    model.save_pretrained(out)
+    DetrImageProcessorPil().save_pretrained(out)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Convert an original DETR checkpoint to a transformers folder.")
+    parser.add_argument("path", type=Path, help="the .pth file")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the transformers checkpoint")
+    parser.add_argument(
+        "--labels", type=Path, help="text file with a class name a line, by number; needed unless they are COCO's 91"
+    )
+    options = parser.parse_args(argv)
+    try:
+        convert(options.path, options.out, options.labels.read_text().splitlines() if options.labels else None)
+    except (UserError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
