@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stages.data import vocabulary
 from stages.data.coco import ALPHABETICAL_OBJECTS, COCO_CATEGORY_IDS, COCO_OBJECTS, FROM_ALPHABETICAL
 from stages.data.pico.world import pico_vocabulary
 from stages.data.vocabulary import Vocabulary, hico_vocabulary
@@ -118,3 +119,9 @@ def test_shipped_names_and_orders_are_the_published_lists_s():
     assert tuple(row[1] for row in rows["vb"]) == v.verbs
     assert tuple(row[1] for row in rows["obj"]) == ALPHABETICAL_OBJECTS
     assert [(row[2], row[1]) for row in rows["hoi"]] == [v.hoi_name(hoi) for hoi in range(600)]
+
+
+def test_every_shipped_file_of_classes_says_its_source():
+    files = sorted((Path(vocabulary.__file__).parent / "vocabularies").glob("*.json"))
+    assert len(files) >= 4
+    assert [file.name for file in files if not json.loads(file.read_text()).get("source")] == []
