@@ -140,14 +140,17 @@ def first_unused_matches(detection: np.ndarray, truth: np.ndarray, close: np.nda
     return np.array(matched, np.int64)
 
 
-def ranking(klass: np.ndarray, score: np.ndarray, image: np.ndarray, last_first: bool = False) -> np.ndarray:
-    """Order of the detections, ``int64 [D]``: by class, by falling score, ties by picture and then as stored.
+def ranking(klass: np.ndarray, score: np.ndarray, image: np.ndarray, ties: str = "first") -> np.ndarray:
+    """Order of the detections, ``int64 [D]``: by class, then by falling score.
 
-    last_first: ties the other way round, by falling picture and last stored first.
+    ties: "first" by picture and then as stored, "last_stored" by picture and last stored first, "last" by falling
+    picture and last stored first.
     """
-    if last_first:
-        return np.lexsort((-np.arange(len(klass)), -image.astype(np.int64), -score.astype(np.float64), klass))
-    return np.lexsort((image, -score.astype(np.float64), klass))
+    falling = -score.astype(np.float64)
+    if ties == "first":
+        return np.lexsort((image, falling, klass))
+    stored = np.arange(len(klass))
+    return np.lexsort((-stored, -image.astype(np.int64) if ties == "last" else image, falling, klass))
 
 
 def interpolated_precision(

@@ -53,7 +53,8 @@ SWITCHES: dict[str, dict[str, str]] = {
     },
     "ties": {
         "first": "equal scores rank by picture, then as stored",
-        "last": "equal scores rank in reverse, as numpy.argsort(scores)[::-1] has them",
+        "last_stored": "equal scores rank by picture, then last stored first, as pairwise suppression leaves them",
+        "last": "equal scores rank by falling picture, last stored first, as numpy.argsort(scores)[::-1] has them",
     },
 }
 """The values of every switch that has named ones."""
@@ -148,11 +149,12 @@ CONVENTIONS: dict[str, Convention] = {
         replace(_QPIC, name="cdn", description="CDN without suppression: as QPIC", source="YueLiao/CDN"),
         replace(
             _QPIC, name="cdn-nms", description="CDN with its pairwise suppression (0.7, 1, 0.5)", source="YueLiao/CDN",
-            nms_threshold=0.7,
+            nms_threshold=0.7, ties="last_stored",
         ),
         _GENVLKT,
         replace(
-            _GENVLKT, name="genvlkt-nms", description="GEN-VLKT with its pairwise suppression", nms_threshold=0.7
+            _GENVLKT, name="genvlkt-nms", description="GEN-VLKT with its pairwise suppression (0.7, 1, 0.5)",
+            nms_threshold=0.7, ties="last_stored",
         ),
         replace(
             OFFICIAL, name="genvlkt-matlab", description="GEN-VLKT's export to the official code: top 19,999 a class",

@@ -82,8 +82,7 @@ def hico_det(
     images, classes = len(truths.image_objects), len(hoi_object)
     counted = counted_detections(detections, truths, convention)
     rows = np.flatnonzero(counted)
-    ties_last = convention.ties == "last"
-    order = rows[ranking(detections.hoi[rows], detections.score[rows], detections.image[rows], ties_last)]
+    order = rows[ranking(detections.hoi[rows], detections.score[rows], detections.image[rows], convention.ties)]
     klass = detections.hoi[order].astype(np.int64)
     if convention.top_per_class is not None:
         within = np.arange(len(order)) - np.searchsorted(klass, klass) < convention.top_per_class
