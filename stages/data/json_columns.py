@@ -40,7 +40,7 @@ def number_rows(values: Sequence[Any], width: int) -> tuple[np.ndarray, np.ndarr
         for i, value in enumerate(values):
             if isinstance(value, list) and len(value) == width and all(_is_number(part) for part in value):
                 rows[i] = value
-    good = np.isfinite(rows).all(1)
+    good = np.isfinite(rows.sum(axis=1))
     return np.where(good[:, None], rows, 0.0), good
 
 

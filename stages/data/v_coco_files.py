@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,8 @@ def _read_verbs(file: Path, action_roles: dict[str, tuple[str, ...]], reject: Re
     if len(record) != len(action_roles):
         raise UserError(f"{file}: lists {len(record)} actions; V-COCO has {len(action_roles)}")
     ids: dict[str, np.ndarray] = {}
-    labels, roles = [], []
+    labels: list[np.ndarray] = []
+    roles: list[np.ndarray] = []
     for (action, names), entry in zip(action_roles.items(), record, strict=True):
         columns = _action(file, action, ["agent", *names], entry)
         for key in ("image_id", "ann_id"):
@@ -253,67 +254,70 @@ def is_pair_file(file: Path) -> bool:
 
 def read_pairs(files: list[Path], slots: tuple[str, ...], reject: Reject) -> Pairs:
     """Zhang's ``instances_vcoco_*.json``: boxes are xyxy half-open there, objects counted from background = 0."""
-    rows: dict[str, list[Any]] = {"boxes_h": [], "boxes_o": [], "actions": [], "objects": []}
-    ids: dict[int, str] = {}
+    columns: dict[str, list[Any]] = {"boxes_h": [], "boxes_o": [], "actions": [], "objects": []}
+    names: dict[int, str] = {}
     owner: list[int] = []
     for file in files:
         record = read_json(file, dict, "V-COCO's pairs")
         entries = record.get("annotations")
         if not isinstance(entries, list):
             raise UserError(f"{file}: no list of annotations in it; is it V-COCO's?")
-        slot_of = _names(file, record, "classes", {slot: i for i, slot in enumerate(slots)})
-        object_of = _names(file, record, "objects", {"background": -1} | OBJECT_INDEX)
+        ours = {
+            "actions": _numbering(file, record, "classes", {slot: i for i, slot in enumerate(slots)}),
+            "objects": _numbering(file, record, "objects", {"background": -1} | OBJECT_INDEX),
+        }
         for number, entry in enumerate(entries):
-            name = entry.get("file_name") if isinstance(entry, dict) else None
-            image = picture_id(name) if isinstance(name, str) else None
-            columns = [entry.get(key) for key in rows] if image is not None else []
-            if image is None:
-                reject(f"{file}: entry {number} has no file_name with a COCO number ({name!r})")
-            elif image in ids:
-                reject(f"{file}: entry {number} repeats the picture {name}; remove one")
-            elif not all(isinstance(c, list) for c in columns) or len({len(c) for c in columns}) != 1:
-                reject(f"{file}: entry {number} ({name}): {', '.join(rows)} are not four lists of one length")
-            else:
-                ids[image] = name
-                owner += [image] * len(columns[0])
-                for (key, column), table in zip(
-                    zip(rows, columns, strict=True), (None, None, slot_of, object_of), strict=True
-                ):
-                    rows[key] += (
-                        column
-                        if table is None
-                        else [table.get(value, -2) if isinstance(value, int) else -2 for value in column]
-                    )
-    human, human_good = number_rows(rows["boxes_h"], 4)
-    thing, thing_good = number_rows(rows["boxes_o"], 4)
-    slot, kind = np.array(rows["actions"], np.int16), np.array(rows["objects"], np.int16)
-    for box, good in ((human, human_good), (thing, thing_good)):
-        good &= (box[:, :2] >= 0).all(1) & (box[:, 2:] > box[:, :2]).all(1)
-    good = human_good & thing_good & (slot >= 0) & (kind >= 0)
+            picture = _entry(file, number, entry, names, columns.keys(), reject)
+            if picture is not None:
+                names[picture] = entry["file_name"]
+                owner += [picture] * len(entry["actions"])
+                columns["boxes_h"] += entry["boxes_h"]
+                columns["boxes_o"] += entry["boxes_o"]
+                for key, table in ours.items():
+                    columns[key] += [table.get(value, -2) if isinstance(value, int) else -2 for value in entry[key]]
+    human, human_good = number_rows(columns["boxes_h"], 4)
+    thing, thing_good = number_rows(columns["boxes_o"], 4)
+    slot, kind = (np.array(columns[key], np.int16) for key in ("actions", "objects"))
+    checks = {"human box": human_good & _upright(human), "object box": thing_good & _upright(thing)}
+    checks |= {"action": slot >= 0, "object": kind >= 0}
+    good = np.logical_and.reduce(list(checks.values()))
     for p in np.flatnonzero(~good):
-        wrong = (
-            "human box"
-            if not human_good[p]
-            else "object box"
-            if not thing_good[p]
-            else "action"
-            if slot[p] < 0
-            else "object"
-        )
-        reject(
-            f"{files[0]}: picture {ids[owner[p]]}: a pair's {wrong} is unknown, empty or no four numbers; remove the pair"
-        )
-    image = np.array(sorted(ids), np.int64)
-    at = np.searchsorted(image, np.array(owner, np.int64))
+        wrong = next(name for name, passed in checks.items() if not passed[p])
+        reject(f"{files[0]}: {names[owner[p]]}: the {wrong} of a pair is unknown, empty or not four numbers; remove it")
+    picture_ids = np.array(sorted(names), np.int64)
+    at = np.searchsorted(picture_ids, np.array(owner, np.int64))
     keep = np.flatnonzero(good)
     keep = keep[np.argsort(at[keep], kind="stable")]
     return Pairs(
-        image, [ids[i] for i in image.tolist()], np.zeros((len(image), 2), np.int32), at[keep],
+        picture_ids, [names[i] for i in picture_ids.tolist()], np.zeros((len(names), 2), np.int32), at[keep],
         human[keep].astype(np.float32), thing[keep].astype(np.float32), kind[keep], slot[keep],
     )  # fmt: skip
 
 
-def _names(file: Path, record: dict[str, Any], key: str, known: dict[str, int]) -> dict[int, int]:
+def _entry(
+    file: Path, number: int, entry: Any, seen: dict[int, str], keys: Iterable[str], reject: Reject
+) -> int | None:
+    """The picture's number of a sound entry; others are rejected."""
+    name = entry.get("file_name") if isinstance(entry, dict) else None
+    picture = picture_id(name) if isinstance(name, str) else None
+    if picture is None:
+        reject(f"{file}: entry {number} has no file_name with a COCO number ({name!r})")
+        return None
+    if picture in seen:
+        reject(f"{file}: entry {number} repeats the picture {name}; remove one")
+        return None
+    lists = [entry.get(key) for key in keys]
+    if not all(isinstance(column, list) for column in lists) or len({len(column) for column in lists}) != 1:
+        reject(f"{file}: entry {number} ({name}): {', '.join(keys)} are not lists of one length")
+        return None
+    return picture
+
+
+def _upright(boxes: np.ndarray) -> np.ndarray:
+    return np.logical_and.reduce((boxes[:, :2] >= 0) & (boxes[:, 2:] > boxes[:, :2]), axis=1)
+
+
+def _numbering(file: Path, record: dict[str, Any], key: str, known: dict[str, int]) -> dict[int, int]:
     """The file's own numbers of names to ours."""
     names = record.get(key)
     if not isinstance(names, list):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.data.v_coco import ACTIONS, ROLE_SLOTS, SLOT_ACTION, UNREPORTED_ROLE, People
-from stages.evaluate.average_precision import best_match, iou
+from stages.evaluate.average_precision import candidates, highest, iou
 from stages.evaluate.detections import Detections
 
 _THRESHOLD = 0.5
@@ -87,7 +87,11 @@ class VCocoResults:
 
 def v_coco(detections: VCocoDetections, people: People) -> VCocoResults:
     """Evaluate. Time grows as n log n with the detected persons."""
-    overlap, person = best_match(detections.image, (detections.person_box,) * 2, people.image, (people.box,) * 2)
+    overlap, person = np.zeros(len(detections)), np.full(len(detections), -1)
+    detection, candidate = candidates(detections.image, people.image)
+    overlaps = iou(detections.person_box[detection], people.box[candidate])
+    best = highest(detection, overlaps)
+    overlap[detection[best]], person[detection[best]] = overlaps[best], candidate[best]
     annotated, actions, role_box = (  # with a last row for "nobody", person -1
         np.concatenate([column, np.full((1, *column.shape[1:]), nobody, column.dtype)])
         for column, nobody in ((people.annotated, True), (people.actions, False), (people.role_box, 0))
