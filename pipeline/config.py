@@ -28,22 +28,44 @@ class PicoDataset(Section):
 
 
 class HicoDetDataset(Section):
-    """HICO-DET as its authors ship it: ``anno_bbox.mat``, optional ``anno.mat``, ``images/train2015``, ``images/test2015``."""
+    """HICO-DET in any of its three forms: ``anno_bbox.mat`` or a pair of JSON files, ``images/train2015``, ``images/test2015``.
+
+    root: the folder or one of the files. image_labels: ``anno.mat``, where it does not lie beside them.
+    """
 
     kind: Literal["hico-det"]
+    root: Path
+    lenient: bool = False
+    image_labels: Path | None = None
+
+
+class VCocoDataset(Section):
+    """V-COCO: the folder of its official files and COCO's pictures. Trains on ``trainval``."""
+
+    kind: Literal["v-coco"]
+    root: Path
+    lenient: bool = False
+
+
+class SwigHoiDataset(Section):
+    """SWiG-HOI: the folder of its JSON files and pictures. Trains on ``trainval``."""
+
+    kind: Literal["swig-hoi"]
     root: Path
     lenient: bool = False
 
 
 class FolderDataset(Section):
-    """A plain folder of pictures, no annotations."""
+    """A plain folder of pictures. annotations: its JSON file (docs/formats.md), where pictures are labelled."""
 
     kind: Literal["folder"]
     root: Path
     vocabulary: Path | None = None
+    annotations: Path | None = None
+    lenient: bool = False
 
 
-Dataset = PicoDataset | HicoDetDataset | FolderDataset
+Dataset = PicoDataset | HicoDetDataset | VCocoDataset | SwigHoiDataset | FolderDataset
 
 
 class Table(Section):
@@ -78,7 +100,10 @@ class Config(Section):
     student: dict[str, Any] | None = None
 
     def splits(self) -> tuple[Literal["train", "test"], ...]:
-        return ("train",) if isinstance(self.dataset, FolderDataset) else ("train", "test")
+        """("train",) for a folder without annotations, ("train", "test") for everything else."""
+        if isinstance(self.dataset, FolderDataset) and self.dataset.annotations is None:
+            return ("train",)
+        return ("train", "test")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -153,7 +178,13 @@ def explain(error: ValidationError, document: Any, where: str, model: type[Any] 
     return f"{where}{key}: {problem['msg']}; got {problem['input']!r}{more}"
 
 
-KINDS = {"pico": PicoDataset, "hico-det": HicoDetDataset, "folder": FolderDataset}
+KINDS = {
+    "pico": PicoDataset,
+    "hico-det": HicoDetDataset,
+    "v-coco": VCocoDataset,
+    "swig-hoi": SwigHoiDataset,
+    "folder": FolderDataset,
+}
 
 
 def _siblings(model: type[Any] | None, location: tuple[int | str, ...]) -> set[str]:

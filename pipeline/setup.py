@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import Config, FolderDataset, load_config
+from pipeline.config import Config, load_config
 from pipeline.graph import Context, Node, build_graph
 from pipeline.sources import Source, image_source, load_dataset, text_source
 from stages.stage import fingerprint_record
@@ -70,4 +70,5 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
 
 
 def is_folder(setup: Setup) -> bool:
-    return isinstance(setup.config.dataset, FolderDataset)
+    """Whether there is nothing to train on: a folder without annotations."""
+    return "test" not in setup.config.splits()

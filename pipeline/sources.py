@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.config import Dataset, FolderDataset, HicoDetDataset, PicoDataset
+from pipeline.config import Dataset, FolderDataset, HicoDetDataset, PicoDataset, SwigHoiDataset, VCocoDataset
 from storage.digests import DigestMemory, as_rows, digest_bytes
 
 if TYPE_CHECKING:
@@ -42,27 +42,42 @@ class Source:
 
 
 def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annotations]:
-    """The annotations of each split. The pico world is rendered first if it is not there.
+    """The annotations of each split, pairs that are a class. The pico world is rendered first if it is not there.
 
     Args:
         limit: only the first so many pictures of each split, for a trial run.
     """
-    from stages.data.folder import load_folder
-    from stages.data.hico_det import load_hico_det
+    from stages.data.open_dataset import open_annotations
 
     match dataset:
         case PicoDataset():
+            from stages.data.hico_det import load_hico_det
             from stages.data.pico.world import write_world
 
             write_world(dataset.root, seed=dataset.seed, train=dataset.train, test=dataset.test)
             return {split: load_hico_det(dataset.root, split, limit=limit) for split in ("train", "test")}
-        case HicoDetDataset():
+        case FolderDataset(annotations=None):
+            from stages.data.folder import load_folder
+
+            return {"train": load_folder(dataset.root, vocabulary=dataset.vocabulary, limit=limit)}
+        case FolderDataset(annotations=file) if file is not None:
+            from stages.data.folder import load_annotated_folder
+
             return {
-                split: load_hico_det(dataset.root, split, limit=limit, lenient=dataset.lenient)
+                split: load_annotated_folder(file, split, dataset.root, dataset.vocabulary, limit, dataset.lenient)
                 for split in ("train", "test")
             }
-        case FolderDataset():
-            return {"train": load_folder(dataset.root, vocabulary=dataset.vocabulary, limit=limit)}
+        case HicoDetDataset():
+            names = {"train": "train", "test": "test"}
+        case VCocoDataset() | SwigHoiDataset():
+            names = {"train": "trainval", "test": "test"}
+    labels = dataset.image_labels if isinstance(dataset, HicoDetDataset) else None
+    return {
+        split: open_annotations(
+            dataset.kind, dataset.root, name, lenient=dataset.lenient, limit=limit, image_labels=labels
+        ).classified()
+        for split, name in names.items()
+    }
 
 
 def image_source(dataset: Mapping[str, Annotations], memory: DigestMemory, rehash: bool = False) -> Source:

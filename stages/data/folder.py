@@ -1,14 +1,34 @@
-"""A plain folder of photographs as a dataset without annotations."""
+"""A plain folder of photographs as a dataset: with nothing else, or with annotations of one's own.
+
+Annotations are a JSON object; boxes are x1, y1, x2, y2 in pixels, zero-based half-open::
+
+    {"vocabulary": "vocabulary.json",
+     "pictures": [
+       {"file_name": "harbour/01.jpg", "split": "test", "width": 640, "height": 480,
+        "pairs": [{"human_box": [8, 20, 120, 300], "object_box": [60, 150, 260, 310],
+                   "object": "bicycle", "verbs": ["ride", "hold"]},
+                  {"human_box": [300, 30, 380, 310], "verbs": ["stand"]}]}]}
+
+``vocabulary`` is a file of ``Vocabulary.save`` beside the JSON (by default HICO-DET's 600 interactions); ``split`` is
+"train" unless it says "test"; ``width`` and ``height`` may be left out, and ``pairs`` where there are none; a pair
+without ``object`` is a verb done without one.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stages.data.image import header_size
+from stages.data.json_columns import integers, number_rows, read_json
+from stages.data.raw_split import inside
 from stages.data.records import Annotations
+from stages.data.rejects import Rejects
 from stages.data.vocabulary import Vocabulary, hico_vocabulary
 from storage.errors import UserError
 
@@ -23,32 +43,206 @@ def load_folder(root: str | Path, vocabulary: str | Path | None = None, limit: i
     Raises UserError when the folder or its pictures are not there.
     """
     root = Path(root)
+    ids = _pictures(root)[:limit]
+    if not ids:
+        raise UserError(f"{root}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
+    sizes = np.array([header_size(root / name) for name in ids], np.int32)
+    words = Vocabulary.load(vocabulary) if vocabulary is not None else hico_vocabulary()
+    return _annotations("all", words, root, ids, sizes, _Pairs(), np.zeros(0, np.int64))
+
+
+def load_annotated_folder(
+    annotations: str | Path,
+    split: str | None = None,
+    root: str | Path | None = None,
+    vocabulary: str | Path | None = None,
+    limit: int | None = None,
+    lenient: bool = False,
+    images: bool = True,
+) -> Annotations:
+    """The pictures and pairs of an annotation file (format: this module's docstring), in its order.
+
+    split: "train" or "test"; None is the test pictures or, where the file names none, all. root: the pictures' folder,
+    by default the file's own. vocabulary: instead of the one the file names. With ``images=True`` the pictures must be
+    there, sizes come from their headers, and other pictures under `root` follow in "train", without pairs: the
+    unlabelled ones. With ``images=False`` none need be there.
+
+    Raises UserError naming file and entry for unknown names, a verb and an object that are no class together, boxes
+    empty or outside their picture, repeated or missing pictures; with `lenient` those are dropped, counted, warned of.
+    """
+    file = Path(annotations)
+    root = file.parent if root is None else Path(root)
+    document = read_json(file, dict, "annotations of a folder (see docs/formats.md)")
+    if not isinstance(document.get("pictures"), list):
+        raise UserError(f"{file}: no list 'pictures'; see docs/formats.md")
+    if split not in (None, "train", "test"):
+        raise UserError(f"{file}: there are the splits train and test, not {split!r}")
+    named = file.parent / str(document["vocabulary"]) if "vocabulary" in document else None
+    words = Vocabulary.load(vocabulary or named) if vocabulary or named else hico_vocabulary()  # type: ignore[arg-type]
+    reject = Rejects(f"{file}:", lenient)
+    entries = _of_split(document["pictures"], split, reject)
+    present = set(_pictures(root)) if images else None
+    chosen = _known_once(entries, present, root, reject)[:limit]
+    names = [record["file_name"] for _, record in chosen]
+    listed = {record.get("file_name") for record in document["pictures"] if isinstance(record, dict)}
+    others = sorted(present - listed) if present and split == "train" else []
+    others = others if limit is None else others[: limit - len(names)]
+    sizes = _sizes([record for _, record in chosen], [root / name for name in names] if images else None)
+    if others:
+        sizes = np.concatenate([sizes, [header_size(root / name) for name in others]]).astype(np.int32)
+    raw = _Pairs()
+    for position, (number, record) in enumerate(chosen):
+        raw.read(position, f"entry {number} ({record['file_name']})", record.get("pairs") or [], reject)
+    good = raw.check(words, sizes, reject)
+    reject.warn()
+    return _annotations(split or "all", words, root, names + others, sizes, raw, good, reject.count)
+
+
+@dataclass
+class _Pairs:
+    """One row a verb, in file order: picture, where it stands in the file, names and boxes; `check` adds the numbers."""
+
+    image: list[int] = field(default_factory=list)
+    where: list[str] = field(default_factory=list)
+    verb_name: list[str] = field(default_factory=list)
+    object_name: list[str | None] = field(default_factory=list)
+    human: list[Any] = field(default_factory=list)
+    thing: list[Any] = field(default_factory=list)
+    human_box: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    object_box: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    labels: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int16))
+
+    def read(self, position: int, where: str, pairs: Any, reject: Rejects) -> None:
+        """Note the pairs of one picture."""
+        if not isinstance(pairs, list):
+            reject(f"{where}: pairs {pairs!r} is not a list")
+            return
+        for number, pair in enumerate(pairs, start=1):
+            verbs = pair.get("verbs") if isinstance(pair, dict) else None
+            if not isinstance(verbs, list) or not verbs or "human_box" not in pair:
+                reject(f"{where}, pair {number}: a pair has human_box and a list of verbs, and may have an object")
+                continue
+            thing = pair.get("object")
+            if (thing is None) != (pair.get("object_box") is None):
+                reject(f"{where}, pair {number}: object and object_box go together; give both or neither")
+                continue
+            for verb in verbs:
+                self.image.append(position)
+                self.where.append(f"{where}, pair {number}")
+                self.verb_name.append(str(verb))
+                self.object_name.append(None if thing is None else str(thing))
+                self.human.append(pair["human_box"])
+                self.thing.append([0, 0, 0, 0] if thing is None else pair["object_box"])
+
+    def check(self, words: Vocabulary, sizes: np.ndarray, reject: Rejects) -> np.ndarray:
+        """int64: the rows whose names and boxes are right; the others are rejected."""
+        verbs = {name: i for i, name in enumerate(words.verbs)}
+        objects = {name: i for i, name in enumerate(words.objects)}
+        verb = np.array([verbs.get(name.replace(" ", "_"), -1) for name in self.verb_name], np.int64)
+        thing = np.array(
+            [-1 if name is None else objects.get(name.replace(" ", "_"), -2) for name in self.object_name], np.int64
+        )
+        hoi = np.where((verb >= 0) & (thing >= 0), words.hoi_id()[verb, np.maximum(thing, 0)], -1)
+        human_box, human_is = number_rows(self.human, 4)
+        object_box, object_is = number_rows(self.thing, 4)
+        size = sizes[np.array(self.image, np.int64)]
+        human_is &= inside(human_box, size)
+        object_is &= inside(object_box, size) | (thing == -1)
+        good = (verb >= 0) & (thing != -2) & ((hoi >= 0) | (thing == -1)) & human_is & object_is
+        for p in np.flatnonzero(~good).tolist():
+            reject(f"{self.where[p]}: {self._problem(p, verb[p], thing[p], human_is[p], object_is[p], size[p])}")
+        self.human_box, self.object_box = human_box.astype(np.float32), object_box.astype(np.float32)
+        self.labels = np.stack([thing, verb, hoi], 1).astype(np.int16)
+        return np.flatnonzero(good)
+
+    def _problem(self, p: int, verb: int, thing: int, human_is: bool, object_is: bool, size: np.ndarray) -> str:
+        if verb < 0:
+            return f"unknown verb {self.verb_name[p]!r}; the vocabulary lists all verbs"
+        if thing == -2:
+            return f"unknown object {self.object_name[p]!r}; the vocabulary lists all objects"
+        if human_is and object_is:
+            return f"{self.verb_name[p]} {self.object_name[p]} is no interaction of the vocabulary; add it there"
+        name, box = ("object_box", self.thing[p]) if human_is else ("human_box", self.human[p])
+        extent = f"the {size[0]} x {size[1]} picture" if size.all() else "its picture"
+        return f"{name} {box!r} is not four numbers x1, y1, x2, y2, or empty, or outside {extent}"
+
+
+def _annotations(
+    split: str,
+    words: Vocabulary,
+    root: Path,
+    names: list[str],
+    sizes: np.ndarray,
+    pairs: _Pairs,
+    good: np.ndarray,
+    dropped: int = 0,
+) -> Annotations:
+    counts = np.bincount(np.array(pairs.image, np.int64)[good], minlength=len(names))
+    thing, verb, hoi = (column.copy() for column in pairs.labels[good].T)
+    sizes = sizes.reshape(-1, 2)
+    return Annotations(
+        name="folder",
+        split=split,
+        vocabulary=words,
+        image_id=np.array(names, dtype=str),
+        path=[str(root / name) for name in names],
+        width=sizes[:, 0],
+        height=sizes[:, 1],
+        pair_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        human_box=pairs.human_box[good],
+        object_box=pairs.object_box[good],
+        object=thing,
+        verb=verb,
+        hoi=hoi,
+        dropped=dropped,
+    )
+
+
+def _pictures(root: Path) -> list[str]:
+    """Relative paths of all picture files under a folder, sorted."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of pictures")
-    found = [
+    return sorted(
         Path(folder, name).relative_to(root).as_posix()
         for folder, _, names in os.walk(root)
         for name in names
         if Path(name).suffix.lower() in SUFFIXES
-    ]
-    ids = sorted(found)[:limit]
-    if not ids:
-        raise UserError(f"{root}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
-    paths = [str(root / image_id) for image_id in ids]
-    sizes = np.array([header_size(path) for path in paths], np.int32)
-    none, no_box = np.zeros(0, np.int16), np.zeros((0, 4), np.float32)
-    return Annotations(
-        name="folder",
-        split="all",
-        vocabulary=Vocabulary.load(vocabulary) if vocabulary is not None else hico_vocabulary(),
-        image_id=np.array(ids, dtype=str),
-        path=paths,
-        width=sizes[:, 0],
-        height=sizes[:, 1],
-        pair_offsets=np.zeros(len(ids) + 1, np.int64),
-        human_box=no_box,
-        object_box=no_box,
-        object=none,
-        verb=none,
-        hoi=none,
     )
+
+
+def _of_split(records: list[Any], split: str | None, reject: Rejects) -> list[tuple[int, dict[str, Any]]]:
+    """Numbers and records of the pictures of a split (format checked)."""
+    found = []
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
+            reject(f"entry {number}: no file_name; a picture has file_name and pairs")
+        elif record.get("split", "train") not in ("train", "test"):
+            reject(f"entry {number} ({record['file_name']}): split {record['split']!r} is neither train nor test")
+        else:
+            found.append((number, record))
+    if split is None and any(record.get("split") == "test" for _, record in found):
+        split = "test"
+    return [(number, record) for number, record in found if split in (None, record.get("split", "train"))]
+
+
+def _known_once(
+    entries: list[tuple[int, dict[str, Any]]], present: set[str] | None, root: Path, reject: Rejects
+) -> list[tuple[int, dict[str, Any]]]:
+    kept, seen = [], {}  # type: list[tuple[int, dict[str, Any]]], dict[str, int]
+    for number, record in entries:
+        name = record["file_name"]
+        if (first := seen.setdefault(name, number)) != number:
+            reject(f"entry {number} repeats the picture {name} of entry {first}; remove one")
+        elif present is not None and name not in present:
+            reject(f"entry {number}: no picture {root / name}")
+        else:
+            kept.append((number, record))
+    return kept
+
+
+def _sizes(records: Sequence[dict[str, Any]], paths: list[Path] | None) -> np.ndarray:
+    """int32 [N, 2]: from the headers of the pictures or, without them, as the file has it; 0 where unknown."""
+    if paths is not None:
+        return np.array([header_size(path) for path in paths], np.int32).reshape(-1, 2)
+    sides = [integers([record.get(side, 0) for record in records])[0] for side in ("width", "height")]
+    return np.maximum(np.stack(sides, 1), 0).astype(np.int32)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
+from stages.data.json_columns import integers, number_rows, read_json
 from stages.data.raw_split import RawSplit
 from stages.data.vocabulary import Vocabulary, hico_vocabulary
 from storage.errors import UserError
@@ -28,29 +29,15 @@ from storage.errors import UserError
 _ENOUGH_BOXES = 1000  # among so many some touch the border: the smallest coordinate is that of the first pixel
 
 
-def read_json(file: Path) -> Any:
-    """The document in a JSON file. Raises UserError for a file that is not there, not text or cut short."""
-    try:
-        return json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: this is a binary file, not JSON") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}: not JSON, or cut short: {error.msg} at line {error.lineno}; get it again") from None
-
-
 def read_hico_json(file: Path, split: str, limit: int | None, reject: Callable[[str], None]) -> RawSplit:
     """Either form, told apart by what is in it. Raises UserError naming file and key where it is neither."""
-    match read_json(file):
-        case dict() as document:
-            return _instances(file, document, limit, reject)
-        case list() as document:
-            return _pictures(file, document, split, limit, reject)
-        case other:
-            raise UserError(f"{file}: expected an object (instances_*2015.json) or a list (*_hico.json), got {other!r}")
+    what = "instances_*2015.json, an object, or PPDM's *_hico.json, a list"
+    document = read_json(file, object, what)
+    if isinstance(document, dict):
+        return _instances(file, document, limit, reject)
+    if isinstance(document, list):
+        return _pictures(file, document, split, limit, reject)
+    raise UserError(f"{file}: holds {document!r}; it should be {what}")
 
 
 def _instances(file: Path, document: dict[str, Any], limit: int | None, reject: Callable[[str], None]) -> RawSplit:
@@ -85,7 +72,7 @@ def _instances(file: Path, document: dict[str, Any], limit: int | None, reject: 
     vocabulary = hico_vocabulary()
     classes = _classes(file, document, vocabulary)
     image = np.repeat(np.arange(len(counts)), counts)
-    hoi, thing, verb = (integers(columns[key]) for key in ("hoi", "object", "verb"))
+    hoi, thing, verb = (integers(columns[key])[0] for key in ("hoi", "object", "verb"))
     known = (hoi >= 0) & (hoi < len(classes))
     mixed = np.zeros(len(hoi), bool)
     mixed[known] = (classes[hoi[known], 1:] != np.stack([thing, verb], 1)[known]).any(1)
@@ -99,7 +86,7 @@ def _instances(file: Path, document: dict[str, Any], limit: int | None, reject: 
     rows = np.flatnonzero(~mixed)
     return RawSplit(
         vocabulary, [str(name) for name in names[:limit]], np.arange(1, len(counts) + 1), _sizes(sizes[:limit]),
-        image[rows], hoi[rows], corners(columns["boxes_h"])[rows], corners(columns["boxes_o"])[rows], first_pixel=1,
+        image[rows], hoi[rows], _corners(columns["boxes_h"])[rows], _corners(columns["boxes_o"])[rows], first_pixel=1,
     )  # fmt: skip
 
 
@@ -128,7 +115,7 @@ def _classes(file: Path, document: dict[str, Any], vocabulary: Vocabulary) -> np
 def _sizes(values: Sequence[Any]) -> np.ndarray:
     """int32 [N, 2] of [width, height]; 0 for pictures whose size the file does not know."""
     known = [value if isinstance(value, list) and len(value) == 2 else (0, 0) for value in values]
-    return np.maximum(integers([side for size in known for side in size]), 0).reshape(-1, 2).astype(np.int32)
+    return np.maximum(integers([side for size in known for side in size])[0], 0).reshape(-1, 2).astype(np.int32)
 
 
 def _pictures(
@@ -155,15 +142,15 @@ def _pictures(
         box_counts.append(len(own_boxes))
         link_counts.append(len(row))
     vocabulary = hico_vocabulary()
-    columns = [integers([link[k] for link in links]) for k in range(4)]
+    columns = [integers([link[k] for link in links])[0] for k in range(4)]
     image = np.repeat(np.arange(len(order)), link_counts)
     where = [f"entry {entry[i]} ({names[i]})" for i in order]
     rows, hoi = _resolve(
-        columns, image, np.array(box_counts, np.int64), integers(categories), where, vocabulary, reject
+        columns, image, np.array(box_counts, np.int64), integers(categories)[0], where, vocabulary, reject
     )
-    box = corners(boxes)
+    box = _corners(boxes)
     starts = (np.cumsum(box_counts) - box_counts)[image[rows]] if len(rows) else np.zeros(0, np.int64)
-    smallest = np.nanmin(box[:, :2], initial=np.inf)
+    smallest = np.min(box[:, :2], where=np.isfinite(box[:, :2]), initial=np.inf)
     names = [names[i] for i in order]
     absent = [] if limit is not None else _left_out(split, names)
     sizes = np.zeros((len(names) + len(absent), 2), np.int32)
@@ -271,35 +258,7 @@ def _sorted(raw: RawSplit) -> RawSplit:
     )  # fmt: skip
 
 
-def integers(values: Sequence[Any]) -> np.ndarray:
-    """int64 [n]; -1 for what is no integer. Digits in a string are one (PPDM's files have some)."""
-    try:
-        array = np.array(values)
-        if array.dtype.kind in "iu" and array.ndim == 1:
-            return array.astype(np.int64)
-    except (ValueError, OverflowError):
-        pass
-    return np.array([_integer(value) for value in values], np.int64)
-
-
-def _integer(value: Any) -> int:
-    try:
-        number = int(value)
-        return number if isinstance(value, str) or number == value else -1
-    except (TypeError, ValueError, OverflowError):
-        return -1
-
-
-def corners(values: Sequence[Any]) -> np.ndarray:
-    """float64 [n, 4]; a row of NaN for what is not four numbers."""
-    try:
-        return np.array(values, np.float64).reshape(len(values), 4)
-    except (TypeError, ValueError):
-        return np.array([_corner(value) for value in values], np.float64).reshape(-1, 4)
-
-
-def _corner(value: Any) -> np.ndarray:
-    try:
-        return np.array(value, np.float64).reshape(4)
-    except (TypeError, ValueError):
-        return np.full(4, np.nan)
+def _corners(values: Sequence[Any]) -> np.ndarray:
+    """float64 [n, 4]; a row of NaN for what is not four finite numbers."""
+    rows, good = number_rows(values, 4)
+    return np.where(good[:, None], rows, np.nan)

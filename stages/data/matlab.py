@@ -100,6 +100,12 @@ class Matrices:
         Returns int64 [E], the matrix of each element, and the E matrices of each of `fields`, which must be there. An
         empty matrix of any class has no elements.
         """
+        try:
+            return self._structs(fields)
+        except IndexError:
+            raise UserError(f"{self.file}: damaged: a struct goes on beyond the end of its variable") from None
+
+    def _structs(self, fields: tuple[str, ...]) -> tuple[np.ndarray, dict[str, Matrices]]:
         words = memoryview(self.data).cast("I")
         sizes = np.zeros(len(self), np.int64)
         starts: list[int] = []

@@ -21,7 +21,9 @@ def open_annotations(
 ) -> Annotations:
     """Annotations of one split of "hico-det", "v-coco", "swig-hoi" or a plain "folder".
 
-    path: the dataset's folder, or its annotation file; the form is found by itself. split: None is the test split.
+    path: the dataset's folder, or its annotation file; the form is found by itself. Of a plain folder it is the JSON file
+        of :mod:`stages.data.folder`, or the folder with that as ``annotations.json``.
+    split: None is the test split (of a plain folder whose file names none: everything).
     lenient: drop bad entries, count them, warn. images: whether the pictures must be there. limit: the first so many.
     image_labels: HICO-DET's ``anno.mat``, where it does not lie beside the annotations.
 
@@ -29,21 +31,21 @@ def open_annotations(
     """
     if image_labels is not None and dataset != "hico-det":
         raise UserError(f"{image_labels}: image-level labels belong to hico-det, not to {dataset}")
-    split = split or "test"
     if dataset == "hico-det":
         from stages.data.hico_det import load_hico_det
 
-        return load_hico_det(path, split, limit, lenient, images, image_labels)
+        return load_hico_det(path, split or "test", limit, lenient, images, image_labels)
     if dataset == "v-coco":
         from stages.data.v_coco import load_v_coco
 
-        return load_v_coco(Path(path), split, limit=limit, lenient=lenient, images=images)
+        return load_v_coco(Path(path), split or "test", limit=limit, lenient=lenient, images=images)
     if dataset == "swig-hoi":
         from stages.data.swig_hoi import load_swig_hoi
 
-        return load_swig_hoi(Path(path), split, limit=limit, lenient=lenient, images=images)
+        return load_swig_hoi(Path(path), split or "test", limit=limit, lenient=lenient, images=images)
     if dataset == "folder":
-        from stages.data.folder import load_folder
+        from stages.data.folder import load_annotated_folder
 
-        return load_folder(path, limit=limit)
+        file = Path(path) / "annotations.json" if Path(path).is_dir() else Path(path)
+        return load_annotated_folder(file, split, limit=limit, lenient=lenient, images=images)
     raise UserError(f"dataset {dataset}: there are {', '.join(DATASETS)}")

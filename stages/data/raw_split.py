@@ -40,6 +40,12 @@ def half_open(inclusive: np.ndarray, first_pixel: int) -> np.ndarray:
     return (inclusive.reshape(-1, 4) - (first_pixel, first_pixel, first_pixel - 1, first_pixel - 1)).astype(np.float32)
 
 
+def inside(box: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """bool [P]: non-empty boxes, [P, 4] half-open, within [0, size], int [P, 2]; a size of 0 is not known."""
+    within = (box[:, :2] >= 0) & ((box[:, 2:] <= size) | (size == 0)) & np.isfinite(box[:, 2:])
+    return (within & (box[:, :2] < box[:, 2:])).all(1)
+
+
 def good_pictures(raw: RawSplit, present: Collection[str], folder: object, reject: Callable[[str], None]) -> np.ndarray:
     """int64 [K]: pictures named once whose file is `present`; the others are rejected."""
     kept, seen = [], {}  # type: list[int], dict[str, int]
@@ -67,16 +73,15 @@ def good_pairs(
         reject(f"{_where(raw, p)}: unknown interaction {raw.hoi[p] + 1}; there are 1 to {classes}")
     limit = sizes[raw.image]
     for kind, box, corners in (("human", human_box, raw.human), ("object", object_box, raw.object)):
-        inside = (box[:, :2] >= 0).all(1) & ((box[:, 2:] <= limit) | (limit == 0)).all(1)
-        inside &= (box[:, :2] < box[:, 2:]).all(1)
-        for p in np.flatnonzero(good & ~inside).tolist():
+        fits = inside(box, limit)
+        for p in np.flatnonzero(good & ~fits).tolist():
             numbers = ", ".join(f"{value:g}" for value in corners[p])
             size = f"the {limit[p][0]} x {limit[p][1]} picture" if limit[p].all() else "its picture"
             reject(
                 f"{_where(raw, p)}: {kind} box ({numbers}) ({raw.first_pixel}-based inclusive x1, y1, x2, y2) "
                 + ("is not four finite numbers" if not np.isfinite(corners[p]).all() else f"is empty or outside {size}")
             )
-        good &= inside
+        good &= fits
     return good
 
 

@@ -42,7 +42,7 @@ def put(document: dict, dotted: str, value) -> None:
         ("tables.scores.shard_rows", 1.5, ["tables.scores.shard_rows", "1.5"]),
         ("tables.scores.columns", 3, ["tables.scores.columns", "3"]),
         ("tables.scores.splits", ["training"], ["tables.scores.splits", "'train' or 'test'", "'training'"]),
-        ("dataset.kind", "imagenet", ["dataset", "imagenet", "'pico', 'hico-det', 'folder'"]),
+        ("dataset.kind", "imagenet", ["dataset", "imagenet", "'pico', 'hico-det', 'v-coco', 'swig-hoi', 'folder'"]),
         ("name", "a b", ["name", "'a b'"]),
         ("tables.scores.columns", [], ["tables.scores.columns", "at least one column"]),
         ("tables.scores.columns", ["a", "a"], ["tables.scores.columns", "each once"]),
