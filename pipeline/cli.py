@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.evaluate_cli import evaluate
+
 app = typer.Typer(
     name="hoi-distill",
     help="Pay for the vision-language teacher once, then train as many light HOI students as you like.",
@@ -128,27 +130,7 @@ def page(
     write_page(prepare(config, set or (), limit=limit), out)
 
 
-@app.command()
-def evaluate(
-    annotations: Annotated[Path, typer.Option(help="The dataset's folder (anno_bbox.mat).")],
-    detections: Annotated[Path, typer.Option(help="Scored triplets, Parquet (see docs/formats.md).")],
-    dataset: Annotated[str, typer.Option(help="The protocol: hico-det.")] = "hico-det",
-    labelled: Annotated[
-        int | None, typer.Option(min=1, help="Call a class rare by the first N training pictures only (pico: 500).")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Evaluate a file of detections by a benchmark's own protocol. Needs no cache, no torch, no teacher."""
-    from stages.evaluate.evaluate import evaluate_file
-    from storage.errors import UserError
-
-    if dataset != "hico-det":
-        raise UserError(f"--dataset {dataset}: there is hico-det")
-    evaluation = evaluate_file(annotations, detections, labelled)
-    if as_json:
-        print(json.dumps(evaluation.as_json(), indent=1))
-    else:
-        print(evaluation.table())
+app.command()(evaluate)
 
 
 @app.command()

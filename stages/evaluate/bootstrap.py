@@ -42,6 +42,7 @@ def bootstrap_intervals(
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    absent_counts: bool = False,
 ) -> dict[str, Interval | None]:
     """Intervals of the mean over each set of classes, by name.
 
@@ -50,18 +51,21 @@ def bootstrap_intervals(
         sets: ``bool [C]`` by name.
         grid: recall levels ``float64 [L]`` on which precision is read, None for all-point average precision.
         seed: the same seed draws the same pictures, whatever the ranking.
+        absent_counts: a class without pairs enters the mean as 0 instead of being left out (SWiG-HOI).
 
     Returns:
         None for a set of which no resample had a pair.
     """
-    weighted = _Weighted(ranking, pictures, grid)
-    generator = np.random.default_rng(seed)
-    chosen = list(sets.values())
-    figure = 100 * _means(weighted.average_precision(np.ones(pictures, np.int64)), chosen)
+    weighted, chosen = Weighted(ranking, pictures, grid), list(sets.values())
+
+    def figures(weight: np.ndarray) -> np.ndarray:
+        ap = weighted.average_precision(weight)
+        return 100 * _means(np.nan_to_num(ap) if absent_counts else ap, chosen)
+
+    figure, generator = figures(np.ones(pictures, np.int64)), np.random.default_rng(seed)
     outcomes = np.empty((resamples, len(sets)))
     for number in range(resamples):
-        weight = np.bincount(generator.integers(0, pictures, pictures), minlength=pictures)
-        outcomes[number] = 100 * _means(weighted.average_precision(weight), chosen)
+        outcomes[number] = figures(np.bincount(generator.integers(0, pictures, pictures), minlength=pictures))
     tail = 100 * (1 - level) / 2
     intervals: dict[str, Interval | None] = {}
     for name, own, values in zip(sets, figure, outcomes.T, strict=True):
@@ -81,7 +85,7 @@ def _means(ap: np.ndarray, sets: Sequence[np.ndarray]) -> np.ndarray:
     return np.array([ap[there & chosen].mean() if (there & chosen).any() else np.nan for chosen in sets])
 
 
-class _Weighted:
+class Weighted:
     """Average precision per class for any weights of the pictures; what does not depend on them is laid out once."""
 
     def __init__(self, ranking: Ranking, pictures: int, grid: np.ndarray | None) -> None:

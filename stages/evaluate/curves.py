@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -37,13 +38,15 @@ class Ranking:
         """``int64 [M]`` place of each detection within its class, from 0."""
         return np.arange(len(self.klass)) - np.searchsorted(self.klass, self.klass)
 
+    def in_pictures(self, shown: np.ndarray) -> Ranking:
+        """What is left when each class looks only at the pictures where ``bool [N, C]`` says so."""
+        left, pairs = self.without(~shown[self.image, self.klass]), shown[self.pair_image, self.pair_class]
+        return replace(left, pair_class=self.pair_class[pairs], pair_image=self.pair_image[pairs])
+
     def without(self, gone: np.ndarray) -> Ranking:
         """The ranking that is left without the detections where ``bool [M]`` says so."""
         kept = ~gone
-        return Ranking(
-            self.row[kept], self.klass[kept], self.image[kept], self.right[kept],
-            self.pair_class, self.pair_image, self.classes,
-        )  # fmt: skip
+        return replace(self, row=self.row[kept], klass=self.klass[kept], image=self.image[kept], right=self.right[kept])
 
 
 def suffix_maximum(klass: np.ndarray, precision: np.ndarray, classes: int) -> np.ndarray:
@@ -71,7 +74,7 @@ def precision_recall(ranking: Ranking, most: int = 32) -> list[list[tuple[float,
     envelope = suffix_maximum(klass, precision, ranking.classes)
     recall = nth / np.maximum(ranking.positives[klass], 1)
     curves = []
-    for first, end in zip(start[:-1], start[1:], strict=True):
+    for first, end in pairwise(start.tolist()):
         corners = first + np.flatnonzero(np.diff(envelope[first:end], append=-1.0) < -1e-9)
         if len(corners) > most:
             corners = corners[np.linspace(0, len(corners) - 1, most).round().astype(int)]

@@ -65,7 +65,13 @@ def write_detections(path: Path, detections: Detections, image_ids: Sequence[str
 
 
 def read_detections(
-    path: Path, image_ids: Sequence[str] | np.ndarray, hois: np.ndarray, objects: int, verbs: int
+    path: Path,
+    image_ids: Sequence[str] | np.ndarray,
+    hois: np.ndarray,
+    objects: int,
+    verbs: int,
+    every_row_classed: bool = False,
+    object_optional: bool = False,
 ) -> Detections:
     """Read and check a Parquet file of detections.
 
@@ -73,6 +79,8 @@ def read_detections(
         image_ids: the N pictures of the split, in its order.
         hois: ``int [H, 2]`` (verb, object) of each class.
         objects, verbs: sizes of the two vocabularies.
+        every_row_classed: refuse rows whose hoi is -1.
+        object_optional: allow an object of -1: a verb done without one, or with one of no known category.
 
     Raises:
         UserError: the file is missing or no Parquet file, lacks a column, has one of another type, an empty or
@@ -83,9 +91,11 @@ def read_detections(
     image = _pictures(path, table["image_id"], image_ids)
     boxes = {name: _boxes(path, name, table[name]) for name in ("human_box", "object_box")}
     ids = {}
-    for name, low, high in (("object", 0, objects), ("verb", 0, verbs), ("hoi", -1, len(hois))):
+    for name, low, high in (("object", -object_optional, objects), ("verb", 0, verbs), ("hoi", -1, len(hois))):
         ids[name] = _integers(path, name, table[name])
         _refuse(path, (ids[name] < low) | (ids[name] >= high), name, ids[name], f"is outside {low} ... {high - 1}")
+    if every_row_classed:
+        _refuse(path, ids["hoi"] < 0, "hoi", ids["hoi"], "names no class, which every detection here must")
     score = table["score"].cast(pa.float32()).to_numpy()
     _refuse(path, ~np.isfinite(score), "score", score, "is not a finite number")
     classed = np.flatnonzero(ids["hoi"] >= 0)

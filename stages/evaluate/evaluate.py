@@ -1,14 +1,15 @@
-"""From annotations and detections to figures: what training reports and what ``hoi-distill evaluate`` prints."""
+"""HICO-DET's figures in percent: what training reports, and what ``hoi-distill evaluate`` prints for ``hico-det``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.evaluate.detections import Detections, read_detections
+from stages.data.splits import RARE_BELOW, ZeroShotSplit
+from stages.evaluate.conventions import OFFICIAL, Convention
+from stages.evaluate.detections import Detections
 from stages.evaluate.hico_det import ClassResults, Truths, hico_det
 from storage.errors import UserError
 
@@ -16,11 +17,12 @@ if TYPE_CHECKING:
     from stages.data.records import Annotations
     from stages.data.vocabulary import Vocabulary
 
-RARE_BELOW = 10
-"""A HICO-DET class with fewer annotated training pairs than this is rare (Chao et al., WACV 2018)."""
+__all__ = ["RARE_BELOW", "Evaluation", "evaluate_hico_det", "training_pairs", "truths_of"]
+
+Means = dict[str, float | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """The figures of one detections file, in percent.
 
@@ -31,50 +33,59 @@ class Evaluation:
         known_object_from: what says which pictures show an object.
         per_class: one record a class, in class order: hoi, verb, object (names), rare, training_pairs (None if not
             known), pairs, detections, found, recall, ap, ap_known_object.
-        matched: ``int64 [D]`` annotated pair that each detection found, -1 where it is wrong; not part of the JSON.
+        zero_shot: the split's name and the default setting's means over its ``unseen``, ``seen`` and all classes.
+        sets: ``bool [H]`` classes of each mean, by its name.
+        matched: ``int64 [D]`` row of the annotated pair that each detection found, -1 where it is wrong; not part of the
+            JSON.
+        counted: ``bool [D]`` whether the convention looks at a detection; not part of the JSON.
+        truths: the annotated pairs that were looked for; not part of the JSON.
     """
 
     dataset: str
     split: str
+    convention: Convention
     counts: dict[str, int]
-    default: dict[str, float | None]
-    known_object: dict[str, float | None]
+    default: Means
+    known_object: Means
     known_object_from: str
     per_class: list[dict[str, Any]]
+    zero_shot: dict[str, Any] | None
+    sets: dict[str, np.ndarray]
     matched: np.ndarray
+    counted: np.ndarray
+    truths: Truths
 
     def as_json(self) -> dict[str, Any]:
         """A JSON-able record; figures are rounded to six decimals."""
         return {
             "dataset": self.dataset,
             "split": self.split,
-            "definition": "HICO-DET official: best match, min IoU >= 0.5, 11-point; percent",
+            "convention": self.convention.name,
+            "definition": self.convention.description,
+            "switches": self.convention.switches(),
             "counts": self.counts,
             "default": self.default,
             "known_object": self.known_object,
             "known_object_from": self.known_object_from,
+            **({} if self.zero_shot is None else {"zero_shot": self.zero_shot}),
             "per_class": self.per_class,
         }
-
-    def table(self) -> str:
-        """The means as lines of plain text, for a terminal."""
-        lines = [f"{'mAP (%)':<14}{'full':>10}{'rare':>10}{'non-rare':>10}"]
-        for name, means in (("default", self.default), ("known object", self.known_object)):
-            cells = ("-" if value is None else f"{value:.2f}" for value in means.values())
-            lines.append(f"{name:<14}" + "".join(f"{cell:>10}" for cell in cells))
-        counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in self.counts.items())
-        return "\n".join([*lines, counts])
 
 
 def training_pairs(annotations: Annotations) -> np.ndarray:
     """Annotated pairs of each class in a training split, ``int64 [H]``; rare classes have fewer than RARE_BELOW."""
-    return np.bincount(annotations.hoi, minlength=len(_vocabulary(annotations)))
+    return np.bincount(annotations.classified().hoi, minlength=len(_vocabulary(annotations)))
 
 
 def evaluate_hico_det(
-    annotations: Annotations, detections: Detections, rare: np.ndarray, training: np.ndarray | None = None
+    annotations: Annotations,
+    detections: Detections,
+    rare: np.ndarray,
+    training: np.ndarray | None = None,
+    convention: Convention = OFFICIAL,
+    zero_shot: ZeroShotSplit | None = None,
 ) -> Evaluation:
-    """Evaluate as HICO-DET's official code does (:mod:`stages.evaluate.hico_det`).
+    """Evaluate by HICO-DET's protocol (:mod:`stages.evaluate.hico_det`).
 
     Args:
         annotations: the test split. Without image-level labels (``image_hois``), known-object picture sets are taken
@@ -82,11 +93,14 @@ def evaluate_hico_det(
         detections: ``image`` counts pictures of this split.
         rare: ``bool [H]``.
         training: ``int [H]`` training pairs of each class, for the record.
+        zero_shot: a split of HICO-DET's classes, for its means.
     """
-    vocabulary, truths = _vocabulary(annotations), _truths(annotations)
+    vocabulary, truths = _vocabulary(annotations), truths_of(annotations)
     hois = vocabulary.hois.astype(np.int64)
-    results = hico_det(detections, truths, hois[:, 1])
+    results = hico_det(detections, truths, hois[:, 1], convention)
     default, known = results.default, results.known_object
+    averaged = convention.averaged([vocabulary.verbs[verb] for verb in hois[:, 0]])
+    sets = {"full": averaged, "rare": averaged & rare, "non_rare": averaged & ~rare}
     per_class = [
         {
             "hoi": hoi,
@@ -103,9 +117,19 @@ def evaluate_hico_det(
         }
         for hoi, (verb, thing) in enumerate(hois)
     ]
+    unseen_means = None
+    if zero_shot is not None:
+        sets |= {"unseen": averaged & zero_shot.unseen, "seen": averaged & ~zero_shot.unseen}
+        unseen_means = {
+            "split": zero_shot.name,
+            **_means(default, {key: sets[key] for key in ("unseen", "seen", "full")}),
+        }
+    by_image = convention.known_object == "image_level" and annotations.image_hois is not None
+    ordinary = {key: sets[key] for key in ("full", "rare", "non_rare")}
     return Evaluation(
         dataset=annotations.name,
         split=annotations.split,
+        convention=convention,
         counts={
             "pictures": len(annotations),
             "pairs": len(truths.hoi),
@@ -114,46 +138,21 @@ def evaluate_hico_det(
             "rare_classes": int(np.sum(rare)),
             "classes_without_pairs": int((default.pairs == 0).sum()),
         },
-        default=_means(default, rare),
-        known_object=_means(known, rare),
-        known_object_from="annotated pairs" if annotations.image_hois is None else "image-level labels",
+        default=_means(default, ordinary),
+        known_object=_means(known, ordinary),
+        known_object_from="image-level labels" if by_image else "annotated pairs",
         per_class=per_class,
-        matched=results.matched,
+        zero_shot=unseen_means,
+        sets=sets,
+        matched=np.append(np.flatnonzero(annotations.hoi >= 0), -1)[results.matched],
+        counted=results.counted,
+        truths=truths,
     )
 
 
-def evaluate_file(annotations: Path, detections: Path, labelled: int | None = None) -> Evaluation:
-    """What ``hoi-distill evaluate --dataset hico-det`` runs: two paths in, figures out.
-
-    Args:
-        annotations: folder in HICO-DET's layout; its training split says which classes are rare.
-        detections: Parquet file of detections on its test split.
-        labelled: rare are the classes with few pairs in the first so many training pictures; default all of them.
-
-    Raises:
-        UserError: as :func:`stages.evaluate.detections.read_detections`, or from the dataset's loader.
-    """
-    from stages.data.hico_det import load_hico_det
-
-    test = load_hico_det(annotations, "test", images=False)
-    train = load_hico_det(annotations, "train", limit=labelled, images=False)
-    vocabulary = _vocabulary(test)
-    found = read_detections(detections, test.image_id, vocabulary.hois, len(vocabulary.objects), len(vocabulary.verbs))
-    if (found.hoi < 0).any():
-        row = int((found.hoi < 0).argmax())
-        raise UserError(f"{detections}: row {row}: hoi is -1, but every HICO-DET detection names one of its classes")
-    counts = training_pairs(train)
-    return evaluate_hico_det(test, found, counts < RARE_BELOW, counts)
-
-
-def _vocabulary(annotations: Annotations) -> Vocabulary:
-    if annotations.vocabulary is None:
-        raise UserError(f"{annotations.name}: pictures without annotated classes cannot be evaluated")
-    return annotations.vocabulary
-
-
-def _truths(annotations: Annotations) -> Truths:
-    """The split's pairs as columns; object categories of a picture from its image-level labels, else from its pairs."""
+def truths_of(annotations: Annotations) -> Truths:
+    """The split's pairs that are a class; object categories of a picture from its image-level labels, else its pairs."""
+    annotations = annotations.classified()
     vocabulary, image = _vocabulary(annotations), annotations.pair_image()
     image_objects = np.zeros((len(annotations), len(vocabulary.objects)), bool)
     if annotations.image_hois is None:
@@ -164,10 +163,18 @@ def _truths(annotations: Annotations) -> Truths:
     return Truths(image, annotations.human_box, annotations.object_box, annotations.hoi.astype(np.int64), image_objects)
 
 
-def _means(results: ClassResults, rare: np.ndarray) -> dict[str, float | None]:
+def _vocabulary(annotations: Annotations) -> Vocabulary:
+    if annotations.vocabulary is None:
+        raise UserError(f"{annotations.name}: pictures without annotated classes cannot be evaluated")
+    return annotations.vocabulary
+
+
+def _means(results: ClassResults, sets: dict[str, np.ndarray]) -> Means:
     with_pairs = results.pairs > 0
-    sets = {"full": with_pairs, "rare": with_pairs & rare, "non_rare": with_pairs & ~rare}
-    return {name: _percent(results.ap[chosen].mean()) if chosen.any() else None for name, chosen in sets.items()}
+    return {
+        name: _percent(results.ap[with_pairs & chosen].mean()) if (with_pairs & chosen).any() else None
+        for name, chosen in sets.items()
+    }
 
 
 def _percent(fraction: float) -> float | None:

@@ -16,8 +16,9 @@ from stages.data.pico.layout import Picture, write_annotations
 from stages.data.pico.world import pico_vocabulary
 from stages.data.records import Annotations
 from stages.evaluate.detections import Detections, write_detections
-from stages.evaluate.evaluate import evaluate_file, evaluate_hico_det, training_pairs
+from stages.evaluate.evaluate import evaluate_hico_det, training_pairs
 from stages.evaluate.gallery import choose_pictures, found_share, gallery_items
+from stages.evaluate.protocols import Request, evaluate_files
 from storage.errors import UserError
 
 RARE = np.array([False, True, False])
@@ -43,7 +44,6 @@ def test_a_set_of_classes_without_pairs_has_no_mean(annotations: Annotations, pe
     evaluation = evaluate_hico_det(no_rare, without(perfect, list(range(5))), RARE)
     assert evaluation.default == {"full": 0.0, "rare": None, "non_rare": 0.0}
     assert evaluation.counts["classes_without_pairs"] == 1
-    assert "-" in evaluation.table()
 
 
 def test_known_object_uses_image_level_labels_where_there_are_any(annotations: Annotations, perfect: Detections):
@@ -88,16 +88,17 @@ def test_a_file_is_evaluated_against_a_folder_in_hico_dets_layout(tmp_path: Path
     )  # fmt: skip
     found = without(found, np.flatnonzero(test.hoi == rare)[:2].tolist())
     write_detections(tmp_path / "found.parquet", found, test.image_id)
-    evaluation = evaluate_file(tmp_path, tmp_path / "found.parquet")
+    request = Request("hico-det", tmp_path, tmp_path / "found.parquet")
+    evaluation = evaluate_files(request)
     third = round(100 * 4 / 11, 6)  # one of three pairs: recall levels 0, .1, .2, .3
-    assert evaluation.default == {"full": pytest.approx((100 + third) / 2), "rare": third, "non_rare": 100.0}
+    assert evaluation.record["default"] == {"full": pytest.approx((100 + third) / 2), "rare": third, "non_rare": 100.0}
     assert [row["training_pairs"] for row in evaluation.per_class[:3]] == [12, 3, 0]
-    assert evaluation.known_object_from == "image-level labels"
+    assert evaluation.record["known_object_from"] == "image-level labels"
 
     found.hoi[0] = -1
     write_detections(tmp_path / "found.parquet", found, test.image_id)
-    with pytest.raises(UserError, match="row 0: hoi is -1"):
-        evaluate_file(tmp_path, tmp_path / "found.parquet")
+    with pytest.raises(UserError, match="row 0: hoi -1 names no class"):
+        evaluate_files(request)
 
 
 def test_evaluation_imports_neither_torch_nor_ray():

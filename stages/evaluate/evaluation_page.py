@@ -1,0 +1,283 @@
+"""What ``hoi-distill evaluate`` leaves for people: a page, a table of classes, and the whole record."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.evaluate import charts
+from stages.evaluate.bootstrap import Interval, bootstrap_intervals
+from stages.evaluate.curves import precision_recall
+from stages.evaluate.diagnosis import KINDS, Pairs, diagnose
+from stages.evaluate.error_summary import ErrorSummary, summarise
+from stages.evaluate.evaluate import RARE_BELOW
+from stages.evaluate.protocols import Judged, vocabulary_of
+from stages.evaluate.report import environment
+
+WORST = 15
+LISTED = 1500
+"""Classes on the page: a browser can scroll more, but hardly a reader."""
+Intervals = Mapping[str, Mapping[str, Interval | None]]
+
+
+@dataclass(frozen=True)
+class HeadlineRow:
+    """A setting's line: cells are (figure in percent, its interval)."""
+
+    label: str
+    sub: str
+    cells: Sequence[tuple[float | None, Interval | None]]
+    main: bool
+
+
+@dataclass(frozen=True)
+class Headline:
+    """Settings that share their columns."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[HeadlineRow]
+
+
+@dataclass(frozen=True)
+class PageData:
+    """The texts of the page; everything that is counted or drawn comes beside it."""
+
+    name: str
+    about: str
+    facts: Sequence[tuple[str, str]]
+    headline: Sequence[Headline]
+    notes: Sequence[str]
+    class_word: tuple[str, str]
+    second: str
+    listed: str
+    has_rare: bool
+    scatter_name: str
+    methods: Sequence[tuple[str, str]]
+    switches: Sequence[tuple[str, str]]
+
+
+def write_evaluation(judged: Judged, out: Path, name: str, resamples: int = 1000, seed: int = 0) -> list[Path]:
+    """Write ``evaluation.json``, ``per_class.csv`` and ``evaluation.html`` into a folder, which is made; their paths.
+
+    Args:
+        name: heading of the page, the detections file's name.
+        resamples: for the intervals; 0 leaves them out. seed: draws them.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    intervals, errors = measure_intervals(judged, resamples, seed), measure_errors(judged)
+    record = dict(judged.record)
+    if intervals:
+        bounds = {
+            setting: {key: None if found is None else found.as_json() for key, found in by_set.items()}
+            for setting, by_set in intervals.items()
+        }
+        record["intervals"] = {"level": 0.95, "resamples": resamples, "seed": seed, **bounds}
+    if errors:
+        record["errors"] = errors.as_json()
+    paths = [out / name for name in ("evaluation.json", "per_class.csv", "evaluation.html")]
+    paths[0].write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_classes(paths[1], judged.per_class)
+    paths[2].write_text(render(judged, name, intervals, errors, resamples), encoding="utf-8")
+    return paths
+
+
+def write_classes(path: Path, per_class: Sequence[Mapping[str, Any]]) -> None:
+    """One line a class; an empty cell where there is no figure."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(per_class[0]) if per_class else ["name"])
+        writer.writeheader()
+        writer.writerows(per_class)
+
+
+def measure_intervals(judged: Judged, resamples: int, seed: int) -> Intervals:
+    """Bootstrap intervals of every mean that has a ranking, by setting and set of classes; all from the same draws."""
+    if not resamples:
+        return {}
+    return {
+        key: bootstrap_intervals(
+            setting.ranking, judged.pictures, {name: setting.sets[name] for name in setting.means},
+            judged.grid, resamples, seed, absent_counts=judged.absent_counts,
+        )
+        for key, setting in judged.settings.items()
+        if setting.ranking is not None
+    }  # fmt: skip
+
+
+def measure_errors(judged: Judged) -> ErrorSummary | None:
+    """The diagnosis of the main setting; None where pairs are not judged one by one."""
+    main, given = next(iter(judged.settings.values())), judged.annotations
+    if main.ranking is None or given is None or judged.matched is None or judged.counted is None:
+        return None
+    words = vocabulary_of(given)
+    pairs = Pairs(given.pair_image(), given.human_box, given.object_box, given.object, given.verb)
+    found = diagnose(judged.detections, pairs, judged.matched, judged.counted)
+    rows = np.flatnonzero(given.hoi >= 0)  # the ranking's pairs
+    return summarise(judged.detections, pairs, main.ranking, found, rows, len(given), judged.grid, words.hoi_id())
+
+
+def render(judged: Judged, title: str, intervals: Intervals, errors: ErrorSummary | None, resamples: int) -> str:
+    """The page's HTML."""
+    rows = _class_rows(judged.per_class)
+    with_ap = [row for row in rows if row["ap"] is not None]
+    worst = sorted(with_ap, key=lambda row: (row["ap"], -row["pairs"]))[:WORST]
+    is_v_coco = judged.record["dataset"] == "v-coco"
+    dots, dots_name = _dots(judged.per_class)
+    data = PageData(
+        name=title,
+        about=_about(judged),
+        facts=_facts(judged),
+        headline=_headline(judged, intervals),
+        notes=judged.notes,
+        class_word=("role", "roles") if is_v_coco else ("class", "classes"),
+        second="Scenario 2" if is_v_coco else "Known obj." if any(row["second"] is not None for row in rows) else "",
+        listed=""
+        if len(rows) == len(judged.per_class)
+        else f"The {len(rows):,} with most annotated pairs of {len(judged.per_class):,}; all are in per_class.csv.",
+        has_rare=any(row["tag"] == "rare" for row in rows),
+        scatter_name=dots_name,
+        methods=_methods(intervals, errors, resamples),
+        switches=[(key, str(value)) for key, value in judged.record.get("switches", {}).items()],
+    )
+    counted: dict[str, Any] = {}
+    if errors and judged.annotations is not None:
+        words = vocabulary_of(judged.annotations)
+
+        def name(hoi: int) -> str:
+            return " ".join(words.hoi_name(hoi)).replace("_", " ")
+
+        counted = {
+            "decisive": sum(row.decisive for row in errors.errors),
+            "missed": sum(row.pairs for row in errors.misses),
+            "annotated": int(sum(row["pairs"] for row in judged.per_class)),
+            "confused": [
+                (head, [{"annotated": name(r.annotated), "said": name(r.said), "count": r.count} for r in pairs])
+                for head, pairs in (
+                    ("Right boxes, wrong verb", errors.verbs),
+                    ("Right verb, wrong object", errors.objects),
+                )
+            ],
+        }
+    return environment(("page.css", "evaluation.css"), ("sort.js", "evaluation.js")).get_template(
+        "evaluation.html.j2"
+    ).render(
+        data=data,
+        errors=errors,
+        worst=[row | {"instead": _instead(errors, row["klass"])} for row in worst],
+        classes=sorted(rows, key=lambda row: -1.0 if row["ap"] is None else row["ap"], reverse=True),
+        scatter=charts.scatter_chart(dots, dots_name, "AP (%)", RARE_BELOW if data.has_rare else 0) if dots else None,
+        plotted=_plotted(judged, rows, errors),
+        **counted,
+    )  # fmt: skip
+
+
+def _class_rows(per_class: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the list of classes shows of each; at most LISTED of them, those with most annotated pairs."""
+    kept = sorted(range(len(per_class)), key=lambda index: (-per_class[index]["pairs"], index))[:LISTED]
+    rows = []
+    for index, row in enumerate(per_class[which] for which in sorted(kept)):
+        rows.append({
+            "index": index,
+            "klass": row.get("hoi", index),
+            "name": row["name"],
+            "tag": "unseen" if row.get("unseen") else "rare" if row.get("rare") else "",
+            "ap": row["ap"],
+            "second": row.get("ap_known_object", row.get("ap_scenario_2")),
+            "recall": row.get("recall"),
+            "pairs": row["pairs"],
+            "found": row.get("found"),
+        })  # fmt: skip
+    return rows
+
+
+def _dots(per_class: Sequence[Mapping[str, Any]]) -> tuple[list[charts.Point], str]:
+    """Average precision against training pairs where those are known, else against annotated test pairs."""
+    known = any(row.get("training_pairs") is not None for row in per_class)
+    key, title = ("training_pairs", "annotated training pairs") if known else ("pairs", "annotated pairs")
+    points = [
+        charts.Point(row[key], row["ap"], f"{row['name']}: AP {row['ap']:.1f}, {row[key]} pairs", bool(row.get("rare")))
+        for row in per_class
+        if row["ap"] is not None and row.get(key) is not None
+    ]
+    return points, title
+
+
+def _headline(judged: Judged, intervals: Intervals) -> list[Headline]:
+    tables: list[Headline] = []
+    for key, setting in judged.settings.items():
+        bounds = intervals.get(key, {})
+        columns = [name.replace("_", "-").capitalize() for name in setting.means]
+        cells = [(value, bounds.get(name)) for name, value in setting.means.items()]
+        row = HeadlineRow(setting.title[:1].upper() + setting.title[1:], setting.note, cells, main=not tables)
+        if tables and list(tables[-1].columns) == columns:
+            row = HeadlineRow(row.label, row.sub, cells, main=False)
+            tables[-1] = Headline(tables[-1].title, columns, [*tables[-1].rows, row])
+        else:
+            tables.append(Headline("mAP, percent", columns, [row]))
+    return tables
+
+
+def _about(judged: Judged) -> str:
+    record = judged.record
+    return f"{record['dataset']}, {record['split']} split. Evaluated as {record['definition']}."
+
+
+def _facts(judged: Judged) -> list[tuple[str, str]]:
+    counts = [(name.replace("_", " "), f"{number:,}") for name, number in judged.record["counts"].items() if number]
+    return [("convention", judged.record["convention"]), *counts]
+
+
+def _methods(intervals: Intervals, errors: ErrorSummary | None, resamples: int) -> list[tuple[str, str]]:
+    methods = []
+    if intervals:
+        methods.append((
+            "Intervals",
+            f"95 %, by bootstrap over pictures: the test pictures are drawn with replacement {resamples:,} times and the "
+            "figure is computed anew; the bounds are the figure plus the 2.5th and 97.5th percentile of (outcome less "
+            "the mean of the outcomes). They say what another draw of test pictures would change, not what another "
+            "training would.",
+        ))  # fmt: skip
+    if errors:
+        methods.append((
+            "Errors",
+            "Kinds exclude one another and are tried in the order of the table. A box is on an annotated one from an "
+            "intersection over union of 0.5, near it from 0.1, whatever the convention; what is right is the "
+            "convention's own verdict.",
+        ))  # fmt: skip
+    return methods
+
+
+def _instead(errors: ErrorSummary | None, index: int, most: int = 3) -> str:
+    """The most frequent kinds of a class's wrong decisive detections: "background 12, wrong verb 3"."""
+    if errors is None:
+        return ""
+    counts = errors.class_kinds[index]
+    names = list(KINDS)
+    order = [kind for kind in np.argsort(-counts, kind="stable") if kind and counts[kind]][:most]
+    return ", ".join(f"{names[kind]} {counts[kind]}" for kind in order) or "not detected often enough to tell"
+
+
+def _plotted(judged: Judged, rows: Sequence[Mapping[str, Any]], errors: ErrorSummary | None) -> dict[str, Any]:
+    """What the script draws: curves in thousandths, and the composition of each class's decisive detections."""
+    main = next(iter(judged.settings.values()))
+    curves = None if main.ranking is None else precision_recall(main.ranking)
+    second = "scenario 2" if judged.record["dataset"] == "v-coco" else "known object"
+    classes = []
+    for row in rows:
+        shown = [("AP", row["ap"]), (second, row["second"]), ("recall", row["recall"])]
+        curve = None if curves is None else curves[row["klass"]]
+        classes.append({
+            "name": row["name"],
+            "about": f"{row['pairs']:,} pairs" if row["found"] is None else f"{row['found']:,} of {row['pairs']:,} pairs found",
+            "facts": [(label, f"{value:.1f}") for label, value in shown if value is not None],
+            "curve": [(round(1000 * recall), round(1000 * precision)) for recall, precision in curve or ()],
+            "mix": errors.class_kinds[row["klass"]].tolist() if errors else [],
+        })  # fmt: skip
+    first = max(range(len(rows)), key=lambda index: rows[index]["pairs"], default=0)
+    return {"classes": classes, "kinds": list(KINDS), "first": first}

@@ -1,0 +1,104 @@
+"""HICO-DET, and any dataset of its kind, behind ``hoi-distill evaluate``."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stages.data.open_dataset import open_annotations
+from stages.data.splits import hico_training_pairs, zero_shot
+from stages.data.vocabulary import hico_vocabulary
+from stages.evaluate.average_precision import RECALL_GRIDS
+from stages.evaluate.conventions import convention
+from stages.evaluate.evaluate import RARE_BELOW, evaluate_hico_det, training_pairs
+from stages.evaluate.protocols import (
+    Judged,
+    Request,
+    Setting,
+    detections_format,
+    ranked,
+    read_triplets,
+    refuse_format,
+    vocabulary_of,
+)
+from storage.errors import UserError
+
+if TYPE_CHECKING:
+    from stages.data.records import Annotations
+    from stages.data.vocabulary import Vocabulary
+    from stages.evaluate.detections import Detections
+    from stages.evaluate.hico_det import Truths
+
+
+def judge_hico_det(request: Request) -> Judged:
+    """Read, check and evaluate; see :func:`stages.evaluate.protocols.evaluate_files`."""
+    chosen = convention(request.convention, request.switches)
+    split = None if request.zero_shot is None else zero_shot(request.zero_shot)
+    test = open_annotations(
+        "hico-det", request.annotations, request.split, images=False, image_labels=request.image_labels
+    )
+    words = vocabulary_of(test)
+    if split is not None and words != hico_vocabulary():
+        raise UserError(f"--zero-shot {split.name} is of HICO-DET's 600 interactions, not of {request.annotations}'s")
+    found = _read(request, test)
+    training = _training_pairs(request, words)
+    began = time.perf_counter()
+    result = evaluate_hico_det(test, found, training < RARE_BELOW, training, chosen, split)
+    seconds = time.perf_counter() - began
+
+    default = ranked(found, result.matched, result.counted, chosen.ties, test)
+    shown = _shown(result.truths, words.hois[:, 1].astype(np.int64), chosen.known_object == "box_level")
+    settings = {
+        "default": Setting("default", result.default, result.sets, default, "all pictures"),
+        "known_object": Setting(
+            "known object", result.known_object, result.sets, default.in_pictures(shown), "pictures showing the object"
+        ),
+    }
+    if result.zero_shot is not None:
+        means = {key: value for key, value in result.zero_shot.items() if key != "split"}
+        settings["zero_shot"] = Setting(
+            f"zero-shot {result.zero_shot['split']}", means, result.sets, default, "default setting"
+        )
+    notes = []
+    if result.known_object_from == "annotated pairs":
+        why = "no image-level labels: give --image-labels" if test.image_hois is None else "so the convention has it"
+        notes.append(f"Known-object picture sets are taken from the annotated pairs ({why}).")
+    return Judged(
+        record={**result.as_json(), "seconds": round(seconds, 3)},
+        per_class=[{"name": f"{row['verb']} {row['object']}".replace("_", " ")} | row for row in result.per_class],
+        settings=settings,
+        pictures=len(test),
+        detections=found,
+        annotations=test,
+        matched=result.matched,
+        counted=result.counted,
+        grid=RECALL_GRIDS[chosen.recall_grid],
+        notes=notes,
+    )
+
+
+def _read(request: Request, test: Annotations) -> Detections:
+    form = detections_format(request)
+    if form == "parquet":
+        return read_triplets(request, test)
+    raise refuse_format(request, form)
+
+
+def _training_pairs(request: Request, words: Vocabulary) -> np.ndarray:
+    """``int64 [H]``: the published counts for HICO-DET's own classes, else those of the dataset's training split."""
+    if request.labelled is None and words == hico_vocabulary():
+        return hico_training_pairs()
+    return training_pairs(
+        open_annotations("hico-det", request.annotations, "train", images=False, limit=request.labelled)
+    )
+
+
+def _shown(truths: Truths, hoi_object: np.ndarray, box_level: bool) -> np.ndarray:
+    """``bool [N, H]``: pictures that the known-object setting looks at for a class."""
+    shows = truths.image_objects
+    if box_level:
+        shows = np.zeros_like(shows)
+        shows[truths.image, hoi_object[truths.hoi]] = True
+    return shows[:, hoi_object]

@@ -1,0 +1,190 @@
+"""``hoi-distill evaluate``: from files to figures, each benchmark by its own protocol behind one function.
+
+:func:`evaluate_files` gives a :class:`Judged`, whatever the benchmark: the record that ``--json`` prints, and what the
+tables, the page and the exports are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stages.evaluate.average_precision import ranking
+from stages.evaluate.curves import Ranking
+from stages.evaluate.detections import Detections, read_detections
+from storage.errors import UserError
+
+if TYPE_CHECKING:
+    from stages.data.records import Annotations
+    from stages.data.vocabulary import Vocabulary
+
+DATASETS = ("hico-det", "v-coco", "swig-hoi")
+FORMATS = ("auto", "parquet", "qpic", "pocket", "v-coco")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate.
+
+    Attributes:
+        dataset: one of DATASETS.
+        annotations: the dataset's folder or annotation file.
+        detections: the file; ``format`` one of FORMATS, by default known by its kind.
+        split: by default the test split.
+        convention, switches: HICO-DET's, see :mod:`stages.evaluate.conventions`.
+        image_labels: HICO-DET's ``anno.mat``, where it does not lie beside the annotations.
+        zero_shot: a split of HICO-DET's classes.
+        labelled: rare are the classes with few pairs in the first so many training pictures; default all of them.
+    """
+
+    dataset: str
+    annotations: Path
+    detections: Path
+    format: str = "auto"
+    split: str | None = None
+    convention: str = "official"
+    switches: Sequence[str] = ()
+    image_labels: Path | None = None
+    zero_shot: str | None = None
+    labelled: int | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A line of the result: its means in percent by set of classes, and the ranking behind them, if there is one.
+
+    ``sets``: ``bool [C]`` by the same names as ``means``.
+    """
+
+    title: str
+    means: Mapping[str, float | None]
+    sets: Mapping[str, np.ndarray] = field(default_factory=dict)
+    ranking: Ranking | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """An evaluated file.
+
+    Attributes:
+        record: what ``--json`` prints; with dataset, split, convention, definition and counts.
+        per_class: one flat record a class (or role), for the CSV and the page; with ``name`` and ``ap``.
+        settings: by key; the first is the main one.
+        pictures: their number.
+        detections: what was evaluated.
+        annotations: the pairs that it was compared with; None where the protocol compares persons.
+        matched, counted: of the stored detections, as :class:`stages.evaluate.evaluate.Evaluation` has them; None where
+            the protocol does not judge pairs one by one.
+        grid: recall levels of average precision, None for all points.
+        absent_counts: whether a class without annotated pairs enters means, as 0.
+        notes: what a reader of the figures must know besides.
+    """
+
+    record: dict[str, Any]
+    per_class: list[dict[str, Any]]
+    settings: Mapping[str, Setting]
+    pictures: int
+    detections: Any
+    annotations: Annotations | None = None
+    matched: np.ndarray | None = None
+    counted: np.ndarray | None = None
+    grid: np.ndarray | None = None
+    absent_counts: bool = False
+    notes: Sequence[str] = ()
+
+    def table(self) -> str:
+        """The means as lines of plain text, for a terminal; settings with the same sets share a head."""
+        lines: list[str] = []
+        head: list[str] = []
+        for setting in self.settings.values():
+            if list(setting.means) != head:
+                head = list(setting.means)
+                lines.append(f"{'mAP (%)':<24}" + "".join(f"{name.replace('_', ' '):>12}" for name in head))
+            cells = ("-" if value is None else f"{value:.2f}" for value in setting.means.values())
+            lines.append(f"{setting.title:<24}" + "".join(f"{cell:>12}" for cell in cells))
+        counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in self.record["counts"].items())
+        told = f"Convention {self.record['convention']}: {self.record['definition']}."
+        return "\n".join([*lines, told, f"{counts}.", *self.notes])
+
+
+def evaluate_files(request: Request) -> Judged:
+    """Read, check and evaluate.
+
+    Raises:
+        UserError: an unknown dataset, format or convention, an option of another dataset, or a bad file; one line.
+    """
+    if request.dataset not in DATASETS:
+        raise UserError(f"--dataset {request.dataset}: there are {', '.join(DATASETS)}")
+    if request.format not in FORMATS:
+        raise UserError(f"--format {request.format}: there are {', '.join(FORMATS)}")
+    if request.dataset != "hico-det":
+        for option in ("image_labels", "zero_shot", "labelled", "switches"):
+            if getattr(request, option):
+                name = {"switches": "switch"}.get(option, option).replace("_", "-")
+                raise UserError(f"--{name} belongs to hico-det, not to {request.dataset}")
+        if request.convention != "official":
+            raise UserError(f"--convention {request.convention}: {request.dataset} has its official one only")
+    if request.dataset == "hico-det":
+        from stages.evaluate.hico_det_protocol import judge_hico_det
+
+        return judge_hico_det(request)
+    if request.dataset == "v-coco":
+        from stages.evaluate.v_coco_protocol import judge_v_coco
+
+        return judge_v_coco(request)
+    from stages.evaluate.swig_hoi_protocol import judge_swig_hoi
+
+    return judge_swig_hoi(request)
+
+
+def detections_format(request: Request) -> str:
+    """The format asked for, or what the file looks like: QPIC's and V-COCO's are JSON, pocket's are .mat files."""
+    if request.format != "auto":
+        return request.format
+    path = request.detections
+    if path.is_dir() or path.suffix == ".mat":
+        return "pocket"
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip()[:1]
+    except OSError:
+        return "parquet"  # whose reader says what is wrong
+    if start in (b"[", b"{"):
+        return "v-coco" if request.dataset == "v-coco" else "qpic"
+    return "parquet"
+
+
+def refuse_format(request: Request, form: str) -> UserError:
+    return UserError(f"{request.detections}: {request.dataset} has no detections in the format {form}; use --format")
+
+
+def read_triplets(request: Request, split: Annotations, every_row_classed: bool = True) -> Detections:
+    """Detections of a split's pictures, in our Parquet format."""
+    words = vocabulary_of(split)
+    return read_detections(
+        request.detections, split.image_id, words.hois, len(words.objects), len(words.verbs), every_row_classed
+    )
+
+
+def vocabulary_of(annotations: Annotations) -> Vocabulary:
+    if annotations.vocabulary is None:
+        raise UserError(f"{annotations.name}: pictures without annotated classes cannot be evaluated")
+    return annotations.vocabulary
+
+
+def ranked(
+    detections: Detections, matched: np.ndarray, counted: np.ndarray, ties: str, annotations: Annotations
+) -> Ranking:
+    """The counted detections in the order in which a convention judges them (``ties`` as in its switch)."""
+    rows = np.flatnonzero(counted)
+    order = rows[ranking(detections.hoi[rows], detections.score[rows], detections.image[rows], ties)]
+    given = annotations.classified()
+    return Ranking(
+        order, detections.hoi[order].astype(np.int64), detections.image[order].astype(np.int64), matched[order] >= 0,
+        given.hoi.astype(np.int64), given.pair_image(), len(vocabulary_of(annotations)),
+    )  # fmt: skip

@@ -1,0 +1,83 @@
+"""SWiG-HOI behind ``hoi-distill evaluate``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from stages.data.open_dataset import open_annotations
+from stages.data.swig_hoi import swig_evaluated, swig_frequency
+from stages.evaluate.average_precision import RECALL_GRIDS
+from stages.evaluate.conventions import OFFICIAL
+from stages.evaluate.evaluate import truths_of
+from stages.evaluate.hico_det import hico_det
+from stages.evaluate.protocols import (
+    Judged,
+    Request,
+    Setting,
+    detections_format,
+    ranked,
+    read_triplets,
+    refuse_format,
+    vocabulary_of,
+)
+from stages.evaluate.swig_hoi import swig_hoi
+
+_AS_SWITCHES = replace(OFFICIAL, name="swig-hoi", recall_grid="exact", top_per_class=19_999, ties="last")
+
+
+def judge_swig_hoi(request: Request) -> Judged:
+    """Read, check and evaluate; see :func:`stages.evaluate.protocols.evaluate_files`."""
+    test = open_annotations("swig-hoi", request.annotations, request.split, images=False)
+    form = detections_format(request)
+    if form != "parquet":
+        raise refuse_format(request, form)
+    found = read_triplets(request, test)
+    began = time.perf_counter()
+    results = swig_hoi(found, test)
+    seconds = time.perf_counter() - began
+
+    means = {name: round(value, 6) for name, value in results.percentages().items()}
+    evaluated, frequency, words = swig_evaluated(), swig_frequency(), vocabulary_of(test)
+    sets = {"full": evaluated} | {
+        name: evaluated & (frequency == rank) for name, rank in (("non_rare", 2), ("rare", 1), ("unseen", 0))
+    }
+    chosen = np.flatnonzero(evaluated)
+    per_class = []
+    for hoi in chosen.tolist():
+        verb, thing = words.hoi_name(hoi)
+        pairs, right = int(results.pairs[hoi]), int(results.found[hoi])
+        per_class.append({
+            "name": f"{verb} {thing}".replace("_", " "),
+            "hoi": hoi, "verb": verb, "object": thing,
+            "rare": bool(frequency[hoi] == 1), "unseen": bool(frequency[hoi] == 0),
+            "pairs": pairs, "detections": int(results.detections[hoi]), "found": right,
+            "recall": round(100 * right / pairs, 6) if pairs else None,
+            "ap": round(100 * float(results.ap[hoi]), 6),
+        })  # fmt: skip
+    judged = hico_det(found, truths_of(test), words.hois[:, 1].astype(np.int64), _AS_SWITCHES)
+    counted = judged.counted & evaluated[found.hoi]
+    matched = np.append(np.flatnonzero(test.hoi >= 0), -1)[judged.matched]
+    return Judged(
+        record={
+            "dataset": "swig-hoi",
+            "split": test.split,
+            "convention": "official",
+            "definition": "SWiG-HOI's authors do it: best match, min IoU >= 0.5, 11 points, 19,999 detections a class",
+            "counts": {"pictures": len(test), "pairs": len(test.hoi), "detections": len(found), "classes": len(chosen)},
+            **means,
+            "per_class": per_class,
+            "seconds": round(seconds, 3),
+        },
+        per_class=per_class,
+        settings={"full": Setting("mAP", means, sets, ranked(found, matched, counted, _AS_SWITCHES.ties, test))},
+        pictures=len(test),
+        detections=found,
+        annotations=test,
+        matched=matched,
+        counted=counted,
+        grid=RECALL_GRIDS["exact"],
+        absent_counts=True,
+    )
