@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import lru_cache
@@ -33,8 +33,12 @@ RECORDS = (
     "chat_template*",
 )  # fmt: skip
 """What else decides a teacher's answers: configuration, tokenizer and processor."""
-OWN_CLASSES = {"PicoBlip": "stages.teacher.pico.model"}
+NESTED_RECORDS = ("qformer_tokenizer/*", "modules.json", "*_Pooling/config.json")
+"""The same of models that are several things: InstructBLIP's second tokenizer, a sentence encoder's pooling."""
+OWN_CLASSES = {"PicoBlip": "stages.teacher.pico.model", "PicoClip": "stages.teacher.pico.clip_model"}
 """Architectures of this project, by the beginning of their name: the module that defines them."""
+TOWERS = ("vision_model.", "model.vision_model.", "model.vision_tower.", "vision_tower.", "model.visual.", "visual.")
+"""How the names of a vision tower's tensors begin: BLIP, CLIP and SigLIP; LLaVA; Qwen-VL; in new and old checkpoints."""
 NOT_TOWER = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
 
 
@@ -47,7 +51,8 @@ class Checkpoint:
         source: what the user wrote (a folder or a hub id) and ``revision``; provenance only.
         architecture: ``config.architectures[0]``, the transformers class that loads it.
         digest: 32 hex digits over weight files, configuration, tokenizer and processor, by file name.
-        tower: 32 hex digits over the tensors ``vision_model.*`` and their configuration; equal towers encode alike.
+        tower: 32 hex digits over the vision tower's tensors and their configuration; equal towers encode alike. A model
+            that is nothing but a tower (DINOv2) is taken whole.
         preprocessing: the image processor's record (sizes, means, resampling), {} where it has none.
         config: the parsed ``config.json``.
     """
@@ -85,7 +90,7 @@ class Checkpoint:
             revision=revision,
             architecture=architectures[0],
             digest=teacher_digest(folder, digests),
-            tower=tower_digest(weights, config),
+            tower=tower_digest(weights, config, digests=digests),
             preprocessing=_preprocessing(folder),
             config=config,
         )
@@ -100,6 +105,10 @@ class Checkpoint:
         if teacher_digest(folder) != self.digest:
             raise UserError(f"{folder}: the checkpoint is not the one this run was planned with; plan and start again")
         return folder
+
+    def part(self, prefix: str) -> str:
+        """32 hex digits over the tensors whose names begin with ``prefix`` (a projection, a head)."""
+        return tower_digest(weight_files(Path(self.folder)), self.config, (prefix,))
 
     def grid(self) -> tuple[int, int, int]:
         """``(D, h, w)``: channels and patch rows and columns of the vision tower's map."""
@@ -128,7 +137,10 @@ def locate(source: str, revision: str | None = None) -> Path:
         for weights in WEIGHTS:
             try:
                 found = snapshot_download(
-                    source, revision=revision, allow_patterns=[*RECORDS, weights], local_files_only=local_only
+                    source,
+                    revision=revision,
+                    allow_patterns=[*RECORDS, *NESTED_RECORDS, weights],
+                    local_files_only=local_only,
                 )
             except Exception as error:  # the hub's client raises a dozen unrelated classes for "not to be had"
                 reason = error
@@ -150,30 +162,46 @@ def weight_files(folder: Path) -> list[Path]:
 def teacher_digest(folder: Path, digests: Digests | None = None) -> str:
     """32 hex digits over the contents of weights, configuration, tokenizer and processor, keyed by file name."""
     records = [path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in RECORDS)]
-    files = sorted([*weight_files(folder), *folder.glob("*.index.json"), *records])
+    nested = [path for pattern in NESTED_RECORDS for path in folder.glob(pattern)]
+    files = sorted([*weight_files(folder), *folder.glob("*.index.json"), *records, *nested])
     values = _hash_files(files) if digests is None else digests(files)
-    return fingerprint({path.name: bytes(value).hex() for path, value in zip(files, values, strict=True)})
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return fingerprint({name: bytes(value).hex() for name, value in zip(names, values, strict=True)})
 
 
-def tower_digest(weights: Sequence[Path], config: dict[str, Any], prefix: str = "vision_model.") -> str:
+def tower_digest(
+    weights: Sequence[Path],
+    config: dict[str, Any],
+    prefixes: Sequence[str] = TOWERS,
+    digests: Digests | None = None,
+) -> str:
     """32 hex digits over the tower's tensors (name, dtype, shape, bytes) and its configuration.
 
-    Two checkpoints that carry byte-identical towers agree, whatever text model hangs below. Weights that are not
-    safetensors, or hold no such tensor, are taken as a whole.
+    The tower is what stands under the first of ``prefixes`` that occurs. Two checkpoints that carry byte-identical towers
+    agree, whatever text model hangs below. Weights that are not safetensors, or hold no such tensor, are taken as a whole,
+    and so is a configuration without ``vision_config``.
     """
-    vision = {key: value for key, value in dict(config.get("vision_config") or {}).items() if key not in NOT_TOWER}
+    nested = config.get("vision_config")
+    vision = nested if isinstance(nested, dict) else {} if "text_config" in config else config
     tensors: dict[str, str] = {}
-    for path in weights:
-        stat = path.stat()
-        tensors |= _tensor_digests(str(path), prefix, stat.st_size, stat.st_mtime_ns, stat.st_ino)
-    return fingerprint({"model_type": config.get("model_type"), "vision_config": vision, "tensors": tensors})
+    for prefix in prefixes:
+        for path in weights:
+            stat = path.stat()
+            tensors |= _tensor_digests(str(path), prefix, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        if tensors:
+            break
+    else:
+        values = _hash_files(weights) if digests is None else digests(weights)
+        tensors = {path.name: bytes(value).hex() for path, value in zip(weights, values, strict=True)}
+    kept = {key: value for key, value in vision.items() if key not in NOT_TOWER}
+    return fingerprint({"model_type": config.get("model_type"), "vision_config": kept, "tensors": tensors})
 
 
 @lru_cache(maxsize=64)
 def _tensor_digests(path: str, prefix: str, size: int, mtime_ns: int, inode: int) -> dict[str, str]:
     """Digest of each tensor under ``prefix``, read by the header's offsets; the stat fields only key the memory."""
     if not path.endswith(".safetensors"):
-        return {Path(path).name: bytes(_hash_files([Path(path)])[0]).hex()}
+        return {}
     data = np.memmap(path, dtype=np.uint8, mode="r")
     start = 8 + int(data[:8].view("<u8")[0])
     header = json.loads(bytes(data[8:start]))
@@ -183,16 +211,27 @@ def _tensor_digests(path: str, prefix: str, size: int, mtime_ns: int, inode: int
             begin, end = (start + offset for offset in entry["data_offsets"])
             value = hashlib.blake2b(data[begin:end].data, digest_size=16).hexdigest()
             digests[name] = f"{entry['dtype']}{entry['shape']}:{value}"
-    return digests or {Path(path).name: bytes(_hash_files([Path(path)])[0]).hex()}
+    return digests
 
 
-def load(checkpoint: Checkpoint, folder: Path, dtype: str, device: str, **instead: Any) -> Any:
+def load(
+    checkpoint: Checkpoint,
+    folder: Path,
+    dtype: str,
+    device: str,
+    *,
+    make: Any = None,
+    spare: Sequence[str] = (),
+    **instead: Any,
+) -> Any:
     """The whole model from ``folder`` (``checkpoint.here()``), in evaluation mode, without gradients.
 
     The class is the one that the checkpoint names: an Auto class would build a sibling and fill what does not fit with
     random numbers.
 
     Args:
+        make: another class to load it as, where the caller reads only what that class holds (a text encoder's states).
+        spare: patterns of keys that may be missing or left over, for the caller does not use them.
         instead: ``config`` and ``state_dict`` for ``from_pretrained``, of a checkpoint that must be translated first.
 
     Raises:
@@ -205,7 +244,7 @@ def load(checkpoint: Checkpoint, folder: Path, dtype: str, device: str, **instea
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, info = model_class(checkpoint).from_pretrained(
+        model, info = (make or model_class(checkpoint)).from_pretrained(
             None if "state_dict" in instead else folder,
             dtype=getattr(torch, dtype),
             output_loading_info=True,
@@ -216,9 +255,13 @@ def load(checkpoint: Checkpoint, folder: Path, dtype: str, device: str, **instea
         )
     finally:
         logging.set_verbosity(verbosity)
-    # Checkpoints written by old releases still carry these constant buffers (0, 1, 2, ...).
-    unexpected = [key for key in info["unexpected_keys"] if not key.endswith("position_ids")]
-    wrong = {"missing": info["missing_keys"], "unexpected": unexpected, "mismatched": info["mismatched_keys"]}
+    # Checkpoints written by old releases still carry the constant buffers (0, 1, 2, ...) of position_ids.
+    free = (*spare, "*position_ids")
+    wrong = {
+        "missing": _besides(info["missing_keys"], spare),
+        "unexpected": _besides(info["unexpected_keys"], free),
+        "mismatched": info["mismatched_keys"],
+    }
     told = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in wrong.items() if keys]
     if told:
         raise UserError(
@@ -238,6 +281,10 @@ def model_class(checkpoint: Checkpoint) -> Any:
             f"{checkpoint.folder}/config.json: architecture '{name}' is not known to {module}; remote code stays off"
         )
     return found
+
+
+def _besides(keys: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    return [key for key in keys if not any(fnmatch(key, pattern) for pattern in patterns)]
 
 
 def _some(keys: Sequence[Any]) -> str:
