@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.dataset_cli import app as dataset_app
 from pipeline.evaluate_cli import evaluate
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(dataset_app, name="dataset")
 
 ConfigFile = Annotated[Path, typer.Argument(help="The setup, for example configs/pico.yaml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]

@@ -66,7 +66,7 @@ def read_image_level(file: Path, split: str, names: Sequence[str], classes: int)
         raise UserError(
             f"{file}: list_{split} lacks the picture {missing} of the annotations; is it the same dataset's?"
         )
-    return (labels[:, [column[name] for name in names]] == 1).T.copy()
+    return (labels == 1)[:, [column[name] for name in names]].T.copy()
 
 
 def list_action(table: np.ndarray, source: str) -> Vocabulary:

@@ -23,7 +23,7 @@ def open_annotations(
 
     path: the dataset's folder, or its annotation file; the form is found by itself. Of a plain folder it is the JSON file
         of :mod:`stages.data.folder`, or the folder with that as ``annotations.json``.
-    split: None is the test split (of a plain folder whose file names none: everything).
+    split: None is the test split, of V-COCO and SWiG-HOI the one in a file's name, of a plain folder all if none is test.
     lenient: drop bad entries, count them, warn. images: whether the pictures must be there. limit: the first so many.
     image_labels: HICO-DET's ``anno.mat``, where it does not lie beside the annotations.
 
@@ -38,11 +38,11 @@ def open_annotations(
     if dataset == "v-coco":
         from stages.data.v_coco import load_v_coco
 
-        return load_v_coco(Path(path), split or "test", limit=limit, lenient=lenient, images=images)
+        return load_v_coco(Path(path), split, limit=limit, lenient=lenient, images=images)
     if dataset == "swig-hoi":
         from stages.data.swig_hoi import load_swig_hoi
 
-        return load_swig_hoi(Path(path), split or "test", limit=limit, lenient=lenient, images=images)
+        return load_swig_hoi(Path(path), split, limit=limit, lenient=lenient, images=images)
     if dataset == "folder":
         from stages.data.folder import load_annotated_folder
 
