@@ -130,7 +130,10 @@ def load_swig_hoi(
 def _place(root: Path, split: str | None) -> tuple[Path, str, Path]:
     """The annotation file, the split and the folder of pictures."""
     if root.is_file():
-        split = split or next((part for part in ("trainval", *_SPLITS) if f"_{part}_" in root.name), "test")
+        named = next((part for part in _SPLITS if f"_{part}_" in root.name), None)
+        if named and split not in (None, named):
+            raise UserError(f"{root}: this is the file of the split {named}, not of {split}; give the one or the other")
+        split = named or split or "test"
         file, parents = root, list(root.parents)[:3]
     else:
         split = split or "test"

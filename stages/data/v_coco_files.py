@@ -213,6 +213,8 @@ def read_instances(files: list[Path], wanted: np.ndarray, reject: Reject) -> Ins
     good &= numbered & (things >= 0)
     keep = np.flatnonzero(good & whole & (area > 0))
     keep = keep[np.argsort(box_image[keep], kind="stable")]
+    if not len(keep):
+        raise UserError(f"{source}: no boxes of the split's pictures in it; is it of another split?")
     invalid = frozenset(box_id[good & ~(whole & (area > 0))].tolist())
     return Instances(kept, names, size, box_image[keep], box_id[keep], things[keep], box[keep], invalid)
 

@@ -42,7 +42,7 @@ def read_v_coco_json(path: str | Path, image_ids: Sequence[str] | np.ndarray) ->
     entries = read_json(path, list, "the official list of detected persons")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise UserError(f"{path}: entry {number} is a {type(entry).__name__}; each must be the dict of one person")
+            raise UserError(f"{path}: entry {number} is no dict but {type(entry).__name__}; each is one person's dict")
     if entries and not any(_KEYS.intersection(entry) for entry in entries):
         raise UserError(f"{path}: no entry has a key such as {_AGENT_KEYS[0]} or {ROLES[0]}; are these V-COCO's?")
     image = _pictures(path, entries, image_ids)

@@ -1,0 +1,344 @@
+"""V-COCO's files: read where people have them, boxes and slots as they should be, and bad entries named."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages.data.v_coco import (
+    ACTION_ROLES,
+    ACTIONS,
+    ROLES,
+    SLOTS,
+    load_v_coco,
+    load_v_coco_people,
+    v_coco_vocabulary,
+)
+from storage.errors import UserError
+
+REAL = Path(os.environ.get("HOI_DISTILL_REFERENCE_DATA", "/nowhere")) / "data" / "v_coco"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="HOI_DISTILL_REFERENCE_DATA holds no data/v_coco")
+
+WIDTH, HEIGHT = 100, 80
+PERSON, CUP, KNIFE = 1, 47, 49  # COCO's category ids
+PAIRS = {
+    "classes": ["hold obj", "cut instr"],
+    "objects": ["background", "person", "cup", "knife"],
+    "images": [7, 9],
+    "annotations": [
+        {
+            "file_name": "COCO_train2014_000000000007.jpg",
+            "boxes_h": [[10, 10, 40, 60]] * 2, "boxes_o": [[30, 30, 35, 45.5], [90, 70, 100, 80]],
+            "actions": [0, 1], "objects": [2, 3],
+        },
+        {"file_name": "COCO_train2014_000000000009.jpg", "boxes_h": [], "boxes_o": [], "actions": [], "objects": []},
+    ],
+}  # fmt: skip
+
+
+def official() -> dict[str, Any]:
+    """Picture 7: person 1 holds the cup 2 and cuts nothing with the knife 3, person 4 was not asked about, person 5
+    does nothing. Picture 9: person 6 stands."""
+    people, pictures = [1, 5, 6], [7, 7, 9]
+    does = {"hold": {1: [2]}, "cut": {1: [3, 0]}, "stand": {6: []}}
+    verbs = []
+    for action, roles in ACTION_ROLES.items():
+        given = does.get(action, {})
+        columns = [[given.get(person, [0] * len(roles))[k] for person in people] for k in range(len(roles))]
+        verbs.append(
+            {
+                "action_name": action, "role_name": ["agent", *roles], "image_id": pictures, "ann_id": people,
+                "label": [int(person in given) for person in people],
+                "role_object_id": people + [part for column in columns for part in column],
+            }
+        )  # fmt: skip
+    boxes = {
+        1: (7, PERSON, [10, 10, 30, 50]), 2: (7, CUP, [30, 30, 5, 15.5]), 3: (7, KNIFE, [90, 70, 20, 20]),
+        4: (7, PERSON, [60, 0, 10, 10]), 5: (7, PERSON, [70, 0, 10, 10]), 6: (9, PERSON, [0, 0, 50, 50]),
+    }  # fmt: skip
+    instances = {
+        "images": [
+            {"id": i, "width": WIDTH, "height": HEIGHT, "file_name": f"COCO_train2014_{i:012}.jpg"} for i in (9, 7, 8)
+        ],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": kind, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for i, (image, kind, box) in boxes.items()
+        ],
+        "categories": [],
+    }
+    return {"verbs": verbs, "instances": instances, "ids": "7\n9\n"}
+
+
+def write(
+    root: Path, content: dict[str, Any],
+    verbs: str = "vcoco_train.json", instances: str = "instances_vcoco_all_2014.json", ids: str = "vcoco_train.ids",
+) -> Path:  # fmt: skip
+    for name, text in (
+        (verbs, json.dumps(content["verbs"])), (instances, json.dumps(content["instances"])), (ids, content["ids"])
+    ):  # fmt: skip
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def action(content: dict[str, Any], name: str) -> dict[str, Any]:
+    return content["verbs"][ACTIONS.index(name)]
+
+
+def test_there_are_26_actions_29_slots_and_25_roles():
+    assert (len(ACTIONS), len(SLOTS), len(ROLES)) == (26, 29, 25)
+    assert SLOTS[:8] == ("hold_obj", "stand", "sit_instr", "ride_instr", "walk", "look_obj", "hit_instr", "hit_obj")
+    assert set(SLOTS) - set(ROLES) == {"stand", "walk", "run", "smile"}
+
+
+def test_the_vocabulary_has_the_slots_as_verbs_and_reads_well():
+    vocabulary = v_coco_vocabulary()
+    assert vocabulary.verbs == SLOTS
+    assert len(vocabulary) == 234
+    said = {f"{vocabulary.hoi_name(hoi)}": vocabulary.prompt(hoi) for hoi in range(len(vocabulary))}
+    for pair, doing in {
+        ("hit_instr", "tennis_racket"): "hitting with a tennis racket",
+        ("eat_instr", "fork"): "eating with a fork",
+        ("sit_instr", "elephant"): "sitting on an elephant",
+        ("ski_instr", "skis"): "skiing on a pair of skis",
+        ("work_on_computer_instr", "laptop"): "working on a laptop",
+        ("talk_on_phone_instr", "cell_phone"): "talking on a cell phone",
+        ("look_obj", "person"): "looking at another person",
+        ("drink_instr", "wine_glass"): "drinking from a wine glass",
+    }.items():
+        assert said[str(pair)] == f"a photo of a person {doing}"
+
+
+def test_a_pair_is_a_person_and_a_slot_with_or_without_its_object(tmp_path):
+    found = load_v_coco(write(tmp_path, official()), "train", images=False)
+    assert found.image_id.tolist() == ["7", "9"]
+    assert [found.vocabulary.verbs[verb] for verb in found.verb] == ["hold_obj", "cut_instr", "cut_obj", "stand"]
+    assert [found.vocabulary.objects[thing] if thing >= 0 else None for thing in found.object] == [
+        "cup", "knife", None, None
+    ]  # fmt: skip
+    assert found.pair_offsets.tolist() == [0, 3, 4]
+    assert (found.hoi >= 0).tolist() == [True, True, False, False]
+    assert found.object_box[2:].tolist() == [[0] * 4] * 2
+    assert len(found.classified().hoi) == 2
+    assert found.classified().pair_offsets.tolist() == [0, 2, 2]
+
+
+def test_boxes_are_half_open_and_clipped(tmp_path):
+    found = load_v_coco(write(tmp_path, official()), "train", images=False)
+    assert found.human_box[0].tolist() == [10, 10, 40, 60]
+    assert found.object_box[:2].tolist() == [[30, 30, 35, 45.5], [90, 70, 100, 80]]
+    assert found.width.tolist() == [WIDTH] * 2
+    assert found.height.tolist() == [HEIGHT] * 2
+
+
+def test_people_are_all_persons_of_the_pictures(tmp_path):
+    people = load_v_coco_people(write(tmp_path, official()), "train")
+    assert people.image_id.tolist() == ["7", "9"]
+    assert people.image.tolist() == [0, 0, 0, 1]
+    assert people.annotated.tolist() == [True, False, True, True]
+    assert [[ACTIONS[a] for a in np.flatnonzero(row)] for row in people.actions] == [["hold", "cut"], [], [], ["stand"]]
+    given = {ROLES[r]: people.role_box[0, r].tolist() for r in np.flatnonzero(people.role_box[0].any(1))}
+    assert given == {"hold_obj": [30, 30, 35, 45.5], "cut_instr": [90, 70, 100, 80]}
+    assert not people.role_box[1:].any()
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"verbs": "data/vcoco/vcoco_train.json", "ids": "data/splits/vcoco_train.ids",
+         "instances": "data/instances_vcoco_all_2014.json"},
+        {"verbs": "data/vcoco_train.json", "instances": "coco/annotations/instances_train2014.json"},
+        {"verbs": "annotations/vcoco_train.json", "instances": "coco_instances/instances_vcoco_train.json"},
+    ],
+)  # fmt: skip
+def test_the_files_are_found_where_people_have_them(tmp_path, layout):
+    root = write(tmp_path, official(), **layout)
+    given = root / layout.get("verbs", "vcoco_train.json")
+    assert load_v_coco(root, "train", images=False).digests().tolist() == (
+        load_v_coco(given, images=False).digests().tolist()
+    )
+
+
+@pytest.mark.parametrize("folder", ["train2014", "images/train2014", "coco/images/train2014", "mscoco2014/train2014"])
+def test_the_pictures_are_found_where_people_have_them(tmp_path, folder):
+    root = write(tmp_path, official())
+    (root / folder).mkdir(parents=True)
+    for number in (7, 9):
+        Image.new("RGB", (WIDTH, HEIGHT)).save(root / folder / f"COCO_train2014_{number:012}.jpg")
+    found = load_v_coco(root, "train")
+    assert [Path(path).parent for path in found.path] == [root / folder] * 2
+    os.remove(found.path[1])
+    with pytest.raises(UserError, match=r"no picture .*000000000009\.jpg"):
+        load_v_coco(root, "train")
+    assert load_v_coco(root, "train", lenient=True).image_id.tolist() == ["7"]
+    assert load_v_coco(root, "train", limit=1).image_id.tolist() == ["7"]
+
+
+def test_both_halves_make_trainval(tmp_path):
+    content = official()
+    write(tmp_path, content)
+    for entry in content["verbs"]:  # a val half of its own: the same persons under other ids
+        for key in ("ann_id", "image_id"):
+            entry[key] = [100 + number for number in entry[key]]
+        entry["role_object_id"] = [number and 100 + number for number in entry["role_object_id"]]
+    for picture in list(content["instances"]["images"]):
+        content["instances"]["images"].append(picture | {"id": 100 + picture["id"]})
+    for box in list(content["instances"]["annotations"]):
+        box = box | {"id": 100 + box["id"], "image_id": 100 + box["image_id"]}
+        content["instances"]["annotations"].append(box)
+    content["ids"] = "107\n109"
+    write(tmp_path, content, verbs="vcoco_val.json", ids="vcoco_val.ids")
+    assert load_v_coco(tmp_path, "trainval", images=False).image_id.tolist() == ["7", "9", "107", "109"]
+
+
+def test_the_pair_file_gives_the_same_pairs_where_there_is_an_object(tmp_path):
+    full = load_v_coco(write(tmp_path / "official", official()), "train", images=False)
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "instances_vcoco_train.json").write_text(json.dumps(PAIRS))
+    for source in (tmp_path / "pairs", tmp_path / "pairs" / "instances_vcoco_train.json"):
+        pairs = load_v_coco(source, "train", images=False)
+        assert pairs.digests().tolist() == full.classified().digests().tolist()
+        assert pairs.image_id.tolist() == full.image_id.tolist()
+        assert (pairs.width.tolist(), pairs.name, pairs.split) == ([0, 0], "v-coco", "train")
+    with pytest.raises(UserError, match="lists pairs only"):
+        load_v_coco_people(tmp_path / "pairs", "train")
+
+
+def set_to(entry: dict[str, Any], key: str, row: int, value: Any) -> None:
+    entry[key] = [*entry[key][:row], value, *entry[key][row + 1 :]]
+
+
+BAD_ENTRIES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+    (lambda c: set_to(action(c, "hold"), "label", 0, 2), r"action hold, entry 0: label 2 is neither 0 nor 1"),
+    (lambda c: set_to(action(c, "hold"), "role_object_id", 3, 77), r"picture 7, person 1: hold_obj 77 has no box"),
+    (
+        lambda c: set_to(action(c, "hold"), "role_object_id", 3, 6),
+        r"picture 7, person 1: hold_obj 6 is of another pict",
+    ),
+    (lambda c: c["instances"]["annotations"][1].update(bbox=[200, 30, 5, 5]), r"hold_obj 2 has an empty box"),
+    (lambda c: c["instances"]["annotations"][1].update(bbox=[30, 30, 5]), r"annotation 2: bbox \[30, 30, 5\]"),
+    (lambda c: c["instances"]["annotations"][1].update(category_id=12), r"annotation 2: bbox .* of category 12"),
+    (lambda c: c["instances"]["annotations"].pop(0), r"picture 7: the person 1 has no box"),
+    (lambda c: c["instances"]["annotations"][0].update(category_id=CUP), r"picture 7: the person 1 is .* no person"),
+    (lambda c: c["instances"]["images"].pop(1), r"no picture 7; is it of another split"),
+    (lambda c: c.update(ids="7\n9\n11"), r"picture 11 is in .*vcoco_train.ids but not in the verbs"),
+    (lambda c: c.update(ids="9"), r"picture 7 is in the verbs but not in .*vcoco_train.ids"),
+    (
+        lambda c: [set_to(entry, key, 1, 1) for entry in c["verbs"] for key in ("ann_id", "role_object_id")],
+        r"entry 1 repeats the person 1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "complaint"), BAD_ENTRIES)
+def test_a_bad_entry_is_an_error_in_one_line_or_leniently_dropped(tmp_path, spoil, complaint):
+    content = official()
+    spoil(content)
+    root = write(tmp_path, content)
+    with pytest.raises(UserError, match=complaint) as error:
+        load_v_coco(root, "train", images=False)
+    assert "\n" not in str(error.value)
+    found = load_v_coco(root, "train", images=False, lenient=True)
+    assert found.dropped >= 1
+    assert len(found.hoi) < 4 or found.image_id.tolist() == ["7", "9"]
+    load_v_coco_people(root, "train", lenient=True)
+
+
+BAD_FILES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+    (lambda c: c["verbs"].pop(), r"vcoco_train.json: lists 25 actions; V-COCO has 26"),
+    (
+        lambda c: action(c, "hold").update(action_name="drop"),
+        r"action hold with the roles agent, obj is not at its place",
+    ),
+    (lambda c: action(c, "hold").pop("label"), r"action hold: no list label"),
+    (lambda c: set_to(action(c, "hold"), "label", 0, "yes"), r"action hold: label 0 is no whole number \('yes'\)"),
+    (lambda c: action(c, "hold").update(label=[1]), r"action hold: 1 entries in label, not 3"),
+    (lambda c: set_to(action(c, "cut"), "ann_id", 0, 4), r"action cut: ann_id is not that of the first action"),
+    (lambda c: c.update(verbs={}), r"holds a dict, not a list"),
+    (lambda c: c.update(instances={}), r"not COCO's instances"),
+    (lambda c: c["instances"].update(annotations=[]), r"no boxes of the split's pictures"),
+    (lambda c: c.update(ids="seven"), r"not a list of picture numbers"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "complaint"), BAD_FILES)
+def test_a_file_that_is_not_v_cocos_is_refused_even_leniently(tmp_path, spoil, complaint):
+    content = official()
+    spoil(content)
+    with pytest.raises(UserError, match=complaint):
+        load_v_coco(write(tmp_path, content), "train", images=False, lenient=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"file_name": "cup.jpg"}, r"entry 0 has no file_name with a COCO number"),
+        ({"file_name": "COCO_train2014_000000000009.jpg"}, r"entry 1 repeats the picture"),
+        ({"actions": [0]}, r"entry 0 .*are not lists of one length"),
+        ({"actions": [0, 5]}, r"the action of a pair is unknown"),
+        ({"objects": [2, 0]}, r"the object of a pair is unknown"),
+        ({"boxes_h": [[10, 10, 40, 60], [10, 10, 5, 60]]}, r"the human box of a pair is unknown, empty"),
+        ({"boxes_o": [[10, 10, 40, 60], [10, 10]]}, r"the object box of a pair is unknown, empty"),
+    ],
+)
+def test_a_bad_pair_is_an_error_or_leniently_dropped(tmp_path, change, complaint):
+    file = tmp_path / "instances_vcoco_train.json"
+    file.write_text(json.dumps(PAIRS | {"annotations": [PAIRS["annotations"][0] | change, PAIRS["annotations"][1]]}))
+    with pytest.raises(UserError, match=complaint):
+        load_v_coco(file, images=False)
+    assert load_v_coco(file, images=False, lenient=True).dropped == 1
+
+
+def test_what_is_missing_is_said_with_the_places_that_were_looked_in(tmp_path):
+    with pytest.raises(UserError, match=r"no vcoco_test.json in \., data, data/vcoco"):
+        load_v_coco(tmp_path, "test")
+    write(tmp_path, official(), instances="elsewhere.json")
+    with pytest.raises(
+        UserError, match=r"no instances_vcoco_all_2014.json or instances_vcoco_train.json or inst.*train2014"
+    ):
+        load_v_coco(tmp_path, "train")
+    with pytest.raises(UserError, match="no such file or folder"):
+        load_v_coco(tmp_path / "nowhere", "train")
+    with pytest.raises(UserError, match="splits train, val, trainval and test, not 'dev'"):
+        load_v_coco(tmp_path, "dev")
+    with pytest.raises(UserError, match="the file of the split train, not of val"):
+        load_v_coco(tmp_path / "vcoco_train.json", "val")
+
+
+@needs_real
+@pytest.mark.parametrize(("split", "pictures", "pairs", "points"), [("train", 2533, 6408, 8), ("val", 2867, 7430, 13)])
+def test_the_official_files_and_the_pair_files_are_the_same_records(split, pictures, pairs, points):
+    """But for ``point``, which the pair files leave out, and two boxes that reach over their picture's edge there."""
+    full = load_v_coco(REAL, split, images=False)
+    listed = load_v_coco(REAL / "fredzzhang", split, images=False)
+    assert len(full) == len(listed) == pictures
+    assert full.image_id.tolist() == listed.image_id.tolist()
+    with_object = full.classified()
+    assert len(with_object.hoi) == (full.object >= 0).sum() == pairs
+    pointing = with_object.verb == SLOTS.index("point_instr")
+    assert pointing.sum() == points
+    ours, theirs = (
+        np.concatenate(
+            [a.pair_image()[:, None], a.verb[:, None], a.object[:, None], a.hoi[:, None], a.human_box, a.object_box], 1
+        )[chosen]
+        for a, chosen in ((with_object, ~pointing), (listed, slice(None)))
+    )
+    ours, theirs = (rows[np.lexsort(np.round(rows, 1).T[::-1])] for rows in (ours, theirs))
+    assert np.array_equal(ours[:, :4], theirs[:, :4])
+    assert np.abs(ours[:, 4:] - theirs[:, 4:]).max() < 0.1
+
+
+@needs_real
+@pytest.mark.parametrize(("split", "pictures", "pairs"), [("trainval", 5400, 13817), ("test", 4946, 12402)])
+def test_the_pair_files_have_the_published_counts(split, pictures, pairs):
+    listed = load_v_coco(REAL / "fredzzhang", split, images=False)
+    assert (len(listed), len(listed.hoi)) == (pictures, pairs)
+    assert len(load_v_coco(REAL / "fredzzhang", split, images=False, limit=10)) == 10
