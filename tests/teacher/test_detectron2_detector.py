@@ -1,0 +1,90 @@
+"""detectron2's adapter: what it says where detectron2 is absent, and what it does where it is there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+
+from stages.teacher.detectron2_detector import COMMIT, Detectron2Detector, described
+from storage.errors import UserError
+
+
+def test_where_detectron2_is_absent_one_line_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "detectron2", None)
+    with pytest.raises(UserError) as told:
+        Detectron2Detector("COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml", "model.pkl")
+    assert str(told.value).startswith("detectron2 cannot be imported (")
+    assert f"git+https://github.com/facebookresearch/detectron2@{COMMIT}" in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_the_module_is_imported_without_detectron2_and_torch():
+    code = "import sys, stages.teacher.detectron2_detector; assert not {'torch', 'detectron2'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_lazy_configuration_is_described_by_names_not_by_places_in_memory():
+    class Odd:
+        pass
+
+    lazy = {"_target_": np.array, "norm": partial(np.sum, axis=1), "sizes": (1, 2), "odd": Odd(), "free": lambda x: x}
+    said = described(lazy)
+    assert said == described(lazy | {"odd": Odd(), "free": lazy["free"]})
+    assert said["_target_"].endswith("array")
+    assert "axis=1" in said["norm"]
+    assert said["sizes"] == [1, 2]
+    assert described({**lazy, "norm": partial(np.sum, axis=2)}) != said
+
+
+@pytest.fixture(scope="module")
+def frcnn(tmp_path_factory):
+    """A random Faster R-CNN of detectron2, saved by its own checkpointer: (configuration, weights)."""
+    try:
+        from detectron2 import model_zoo
+        from detectron2.checkpoint import DetectionCheckpointer
+        from detectron2.modeling import build_model
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"detectron2 is not here: {error}")
+    folder = tmp_path_factory.mktemp("frcnn")
+    config = model_zoo.get_config("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
+    config.MODEL.DEVICE, config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST = "cpu", 96, 160
+    (folder / "frcnn.yaml").write_text(config.dump())
+    DetectionCheckpointer(build_model(config), str(folder)).save("model")
+    return folder / "frcnn.yaml", folder / "model.pth"
+
+
+def test_a_real_faster_rcnn_gives_its_best_boxes(frcnn):
+    from PIL import Image
+
+    from stages.stage import Batch
+
+    stage = Detectron2Detector(*map(str, frcnn))
+    stage.open("cpu", {})
+    random = np.random.default_rng(0)
+    pictures = [Image.fromarray(random.integers(0, 255, (h, w, 3), np.uint8)) for h, w in ((60, 90), (90, 60))]
+    rows = np.zeros(2, "V16")
+    together = stage.compute(Batch(rows, ["", ""], 2, pictures), ("value",), {})["value"].to_pylist()
+    for cell, picture in zip(together, pictures, strict=True):
+        assert len(cell["scores"]) == 100  # no floor: random weights are sure of nothing
+        assert cell["scores"] == sorted(cell["scores"], reverse=True)
+        assert 0 <= min(cell["labels"]) <= max(cell["labels"]) < 80
+        boxes = np.array(cell["boxes"])
+        assert (boxes >= 0).all() and (boxes[:, 2] <= picture.width).all() and (boxes[:, 3] <= picture.height).all()
+        alone = stage.compute(Batch(rows[:1], [""], 1, [picture]), ("value",), {})["value"][0].as_py()
+        np.testing.assert_allclose(alone["boxes"], cell["boxes"], atol=1e-2)
+
+
+def test_weights_that_fill_only_a_part_are_an_error(frcnn, tmp_path):
+    import torch
+
+    config, weights = frcnn
+    saved = torch.load(weights, weights_only=True)
+    del saved["model"]["roi_heads.box_predictor.cls_score.weight"]
+    torch.save(saved, tmp_path / "part.pth")
+    stage = Detectron2Detector(str(config), str(tmp_path / "part.pth"))
+    with pytest.raises(UserError, match=r"1 weights of the model are missing \(roi_heads.box_predictor.cls_score"):
+        stage.open("cpu", {})
