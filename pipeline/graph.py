@@ -34,6 +34,8 @@ STAGES: dict[str, str] = {
     "blip2_itc": "stages.teacher.itc:Blip2Itc",
     "triplets": "stages.teacher.triplets:Triplets",
     "text_embeddings": "stages.teacher.text_embeddings:TextEmbeddings",
+    "detector": "stages.teacher.detectors:Detector",
+    "detectron2": "stages.teacher.detectron2_detector:Detectron2Detector",
 }
 """What may stand under ``stage:``. A stage's constructor arguments are its keys in the configuration; the arguments that
 :meth:`Context.given` names are filled in by the graph unless the configuration gives them."""
