@@ -46,7 +46,8 @@ def roi_align(
     """Pool each box to a fixed grid by bilinear sampling; differentiable in ``features``, not in ``boxes``.
 
     Args:
-        features: float ``[B, C, H, W]``. Half precision is pooled in float32 on the CPU and rounded once.
+        features: float ``[B, C, H, W]``. Half precision is pooled in float32 on the CPU, and by torchvision's kernels,
+            and rounded once.
         boxes: ``[N, 5]`` (picture, x1, y1, x2, y2), or one ``[n_b, 4]`` xyxy tensor per picture.
         output_size: P, or (P, Q): rows and columns of the grid.
         spatial_scale: cells of the map per pixel of the boxes.
@@ -62,10 +63,7 @@ def roi_align(
         pictures = [box.new_full((len(box), 1), i) for i, box in enumerate(boxes)]
         boxes = torch.cat([torch.cat(pair, 1) for pair in zip(pictures, boxes, strict=True)])
     if len(boxes) and features.is_cuda and _torchvision_on_gpu():
-        operator = torch.ops.torchvision.roi_align
-        return operator(
-            features, boxes.to(features.dtype), spatial_scale, rows, columns, max(sampling_ratio, 0), aligned
-        )
+        return _torchvisions(features, boxes, spatial_scale, (rows, columns), sampling_ratio, aligned)
     height, width = features.shape[-2:]
     dtype = features.dtype
     if not features.is_cuda and dtype in (torch.float16, torch.bfloat16):
@@ -79,6 +77,17 @@ def roi_align(
         rows_npH, columns_nqW = rows_npH.to(features.dtype), columns_nqW.to(features.dtype)
     pool = _pool_at_once if height * width <= SMALL_MAP or features.requires_grad else _pool_crops
     return pool(features, boxes[:, 0].long(), rows_npH, columns_nqW).to(dtype)
+
+
+def _torchvisions(
+    features: Tensor, boxes: Tensor, scale: float, size: tuple[int, int], sampling_ratio: int, aligned: bool
+) -> Tensor:
+    """torchvision's compiled kernel, which knows no bfloat16 and would round boxes to the features' half precision."""
+    dtype = features.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        features = features.float()
+    kernel = torch.ops.torchvision.roi_align
+    return kernel(features, boxes.to(features.dtype), scale, *size, max(sampling_ratio, 0), aligned).to(dtype)
 
 
 def _sampling_weights(

@@ -125,6 +125,62 @@ def test_half_precision_is_rounded_once():
     assert torch.equal(roi.roi_align(half, boxes.float(), 3, sampling_ratio=2), exact.half())
 
 
+def torchvision_kernels(device: str) -> None:
+    """Skip unless torchvision's compiled operators run on ``device``: the import alone proves nothing."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    try:
+        import torchvision  # noqa: F401
+
+        torch.ops.torchvision.nms(torch.zeros(1, 4, device=device), torch.zeros(1, device=device), 0.5)
+    except (ImportError, RuntimeError, NotImplementedError, AttributeError) as error:
+        pytest.skip(f"torchvision's kernels are not here: {error}")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("ratio", [0, 2, 3])
+def test_torchvisions_compiled_kernel_gives_the_same(device, ratio, aligned):
+    torchvision_kernels(device)
+    features, boxes = scene(ratio, pixels=4.0)
+    ours = roi.roi_align(features, boxes, (3, 2), 0.25, ratio, aligned)
+    theirs = roi._torchvisions(features.to(device), boxes.to(device), 0.25, (3, 2), ratio, aligned)
+    torch.testing.assert_close(theirs.cpu(), ours, atol=1e-10, rtol=0)
+    half = roi._torchvisions(features.bfloat16().to(device), boxes.to(device), 0.25, (3, 2), ratio, aligned)
+    torch.testing.assert_close(half.cpu().double(), ours, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_torchvisions_compiled_nms_gives_the_same(device):
+    torchvision_kernels(device)
+    random = torch.Generator().manual_seed(0)
+    low = 50 * torch.rand(300, 2, generator=random)
+    boxes = torch.cat([low, low + 30 * torch.rand(300, 2, generator=random)], 1)
+    scores = torch.rand(300, generator=random)
+    theirs = torch.ops.torchvision.nms(boxes.to(device), scores.to(device), 0.5).cpu()
+    assert theirs.tolist() == roi.nms(boxes, scores, 0.5).tolist()
+
+
+def test_detectron2s_compiled_operators_give_the_same():
+    """Its own RoIAlign and NMS are those for rotated boxes; at angle 0 they are ours."""
+    try:
+        from detectron2 import _C  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"detectron2's kernels are not here: {error}")
+    features, boxes = scene(2)
+    inside = boxes[:, 3:].gt(boxes[:, 1:3]).all(1)
+    features, boxes = features.float(), boxes[inside].float()
+    corners = boxes[:, 1:]
+    rotated = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
+    rotated = torch.cat([rotated, torch.zeros(len(rotated), 1)], 1)
+    operator = torch.ops.detectron2.roi_align_rotated_forward
+    theirs = operator(features, torch.cat([boxes[:, :1], rotated], 1), 1.0, 3, 2, 2)
+    torch.testing.assert_close(roi.roi_align(features, boxes, (3, 2), 1.0, 2), theirs, atol=2e-5, rtol=0)
+    scores = torch.rand(len(boxes), generator=torch.Generator().manual_seed(0))
+    kept = torch.ops.detectron2.nms_rotated(rotated, scores, 0.5)
+    assert kept.tolist() == roi.nms(corners, scores, 0.5).tolist()
+
+
 def naive_nms(boxes, scores, threshold):
     kept = []
     for n in sorted(range(len(scores)), key=lambda n: (-scores[n], n)):

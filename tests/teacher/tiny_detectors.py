@@ -10,7 +10,7 @@ from stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
 FAMILIES = ("detr", "conditional_detr", "deformable_detr", "rt_detr", "rt_detr_v2")
 SIDE = 64
 COCO_80 = {number: name.replace("_", " ") for number, name in enumerate(COCO_OBJECTS)}
-COCO_91 = {number: "N/A" for number in range(91)} | dict(zip(COCO_CATEGORY_IDS, COCO_80.values(), strict=True))
+COCO_91 = dict.fromkeys(range(91), "N/A") | dict(zip(COCO_CATEGORY_IDS, COCO_80.values(), strict=True))
 
 
 def tiny_detector(family: str, folder: Path, backbone: dict[str, Any] | None = None) -> Path:
