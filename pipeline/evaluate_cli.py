@@ -30,6 +30,10 @@ def evaluate(
     labelled: Annotated[
         int | None, typer.Option(min=1, help="Call a class rare by the first N training pictures only (pico: 500).")
     ] = None,
+    frame: Annotated[
+        str | None,
+        typer.Option(help="Boxes of qpic files, where they do not say it: zero_based, one_based, half_open."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for page, CSV and JSON; by default beside the detections.")
     ] = None,
@@ -48,17 +52,9 @@ def evaluate(
 
     exports = parse_exports(export or ())
     request = Request(
-        dataset,
-        annotations,
-        detections,
-        format,
-        split,
-        convention,
-        tuple(switch or ()),
-        image_labels,
-        zero_shot,
-        labelled,
-    )
+        dataset, annotations, detections, format, split, convention, tuple(switch or ()), image_labels, zero_shot,
+        labelled, frame,
+    )  # fmt: skip
     judged = evaluate_files(request)
     for kind, path in exports:
         export_detections(judged, kind, path)

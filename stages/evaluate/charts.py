@@ -64,16 +64,21 @@ def line_chart(steps: Sequence[float], values: Sequence[float], title: str) -> M
 
 
 def scatter_chart(points: Sequence[Point], x_name: str, y_name: str, rare_below: float) -> Markup:
-    """Percentages (y) against counts (x, logarithmic from 0); rare classes differ in shape and lie in a shaded band."""
+    """Percentages (y) against counts (x, logarithmic from 0); rare classes differ in shape and lie in a shaded band,
+    up to ``rare_below``; 0: no band."""
     width, height = 720, 320
     most = max([point.x for point in points], default=1)
     to_x = _scale(0.0, log10(1 + most) * 1.02 or 1.0, _LEFT, width - _RIGHT)
     to_y = _scale(0.0, 100.0, height - _BOTTOM - 14, _TOP)
     counts = [count for count in (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000) if count <= max(most, 1)]
-    edge = min(to_x(log10(rare_below + 0.5)), width - _RIGHT)
-    body = [
-        f'<rect class="band" x="{_LEFT}" y="{_TOP}" width="{edge - _LEFT:.1f}" height="{to_y(0) - _TOP:.1f}"/>',
-        f'<text class="rare-name" x="{_LEFT + 8}" y="{_TOP + 16}">rare</text>',
+    body = []
+    if rare_below > 0:
+        edge = min(to_x(log10(rare_below + 0.5)), width - _RIGHT)
+        body = [
+            f'<rect class="band" x="{_LEFT}" y="{_TOP}" width="{edge - _LEFT:.1f}" height="{to_y(0) - _TOP:.1f}"/>',
+            f'<text class="rare-name" x="{_LEFT + 8}" y="{_TOP + 16}">rare</text>',
+        ]
+    body += [
         _grid([0, 25, 50, 75, 100], to_y, width),
         *(
             f'<text class="tick" x="{to_x(log10(1 + count)):.1f}" y="{height - 24}" text-anchor="middle">'

@@ -17,7 +17,7 @@ from stages.evaluate.curves import precision_recall
 from stages.evaluate.diagnosis import KINDS, Pairs, diagnose
 from stages.evaluate.error_summary import ErrorSummary, summarise
 from stages.evaluate.evaluate import RARE_BELOW
-from stages.evaluate.protocols import Judged, vocabulary_of
+from stages.evaluate.protocols import LABELS, Judged
 from stages.evaluate.report import environment
 
 WORST = 15
@@ -58,6 +58,7 @@ class PageData:
     second: str
     listed: str
     has_rare: bool
+    has_curves: bool
     scatter_name: str
     methods: Sequence[tuple[str, str]]
     switches: Sequence[tuple[str, str]]
@@ -102,7 +103,7 @@ def measure_intervals(judged: Judged, resamples: int, seed: int) -> Intervals:
         return {}
     return {
         key: bootstrap_intervals(
-            setting.ranking, judged.pictures, {name: setting.sets[name] for name in setting.means},
+            setting.ranking, len(judged.image_ids), {name: setting.sets[name] for name in setting.means},
             judged.grid, resamples, seed, absent_counts=judged.absent_counts,
         )
         for key, setting in judged.settings.items()
@@ -115,18 +116,19 @@ def measure_errors(judged: Judged) -> ErrorSummary | None:
     main, given = next(iter(judged.settings.values())), judged.annotations
     if main.ranking is None or given is None or judged.matched is None or judged.counted is None:
         return None
-    words = vocabulary_of(given)
     pairs = Pairs(given.pair_image(), given.human_box, given.object_box, given.object, given.verb)
     found = diagnose(judged.detections, pairs, judged.matched, judged.counted)
     rows = np.flatnonzero(given.hoi >= 0)  # the ranking's pairs
-    return summarise(judged.detections, pairs, main.ranking, found, rows, len(given), judged.grid, words.hoi_id())
+    return summarise(
+        judged.detections, pairs, main.ranking, found, rows, len(given), judged.grid, judged.vocabulary.hoi_id()
+    )
 
 
 def render(judged: Judged, title: str, intervals: Intervals, errors: ErrorSummary | None, resamples: int) -> str:
     """The page's HTML."""
     rows = _class_rows(judged.per_class)
     with_ap = [row for row in rows if row["ap"] is not None]
-    worst = sorted(with_ap, key=lambda row: (row["ap"], -row["pairs"]))[:WORST]
+    worst = sorted(with_ap, key=lambda row: (row["ap"], -row["pairs"]))[:WORST] if len(rows) > 2 * WORST else []
     is_v_coco = judged.record["dataset"] == "v-coco"
     dots, dots_name = _dots(judged.per_class)
     data = PageData(
@@ -141,16 +143,16 @@ def render(judged: Judged, title: str, intervals: Intervals, errors: ErrorSummar
         if len(rows) == len(judged.per_class)
         else f"The {len(rows):,} with most annotated pairs of {len(judged.per_class):,}; all are in per_class.csv.",
         has_rare=any(row["tag"] == "rare" for row in rows),
+        has_curves=next(iter(judged.settings.values())).ranking is not None,
         scatter_name=dots_name,
         methods=_methods(intervals, errors, resamples),
         switches=[(key, str(value)) for key, value in judged.record.get("switches", {}).items()],
     )
     counted: dict[str, Any] = {}
-    if errors and judged.annotations is not None:
-        words = vocabulary_of(judged.annotations)
+    if errors:
 
         def name(hoi: int) -> str:
-            return " ".join(words.hoi_name(hoi)).replace("_", " ")
+            return " ".join(judged.vocabulary.hoi_name(hoi)).replace("_", " ")
 
         counted = {
             "decisive": sum(row.decisive for row in errors.errors),
@@ -212,7 +214,7 @@ def _headline(judged: Judged, intervals: Intervals) -> list[Headline]:
     tables: list[Headline] = []
     for key, setting in judged.settings.items():
         bounds = intervals.get(key, {})
-        columns = [name.replace("_", "-").capitalize() for name in setting.means]
+        columns = [LABELS.get(name, name).capitalize() for name in setting.means]
         cells = [(value, bounds.get(name)) for name, value in setting.means.items()]
         row = HeadlineRow(setting.title[:1].upper() + setting.title[1:], setting.note, cells, main=not tables)
         if tables and list(tables[-1].columns) == columns:

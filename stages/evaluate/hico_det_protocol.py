@@ -69,7 +69,8 @@ def judge_hico_det(request: Request) -> Judged:
         record={**result.as_json(), "seconds": round(seconds, 3)},
         per_class=[{"name": f"{row['verb']} {row['object']}".replace("_", " ")} | row for row in result.per_class],
         settings=settings,
-        pictures=len(test),
+        image_ids=test.image_id,
+        vocabulary=words,
         detections=found,
         annotations=test,
         matched=result.matched,
@@ -80,7 +81,22 @@ def judge_hico_det(request: Request) -> Judged:
 
 
 def _read(request: Request, test: Annotations) -> Detections:
+    """Detections in whichever of the four forms they come."""
     form = detections_format(request)
+    if request.frame is not None and form != "qpic":
+        raise UserError(
+            f"--frame {request.frame}: {form} files say which pixels a box begins and ends with; leave it out"
+        )
+    if form == "qpic":
+        from stages.evaluate.qpic_json import FRAMES, read_qpic_json
+
+        if request.frame not in (None, *FRAMES):
+            raise UserError(f"--frame {request.frame}: there are {', '.join(FRAMES)}")
+        return read_qpic_json(request.detections, test, request.frame)
+    if form == "pocket":
+        from stages.evaluate.pocket_mat import read_pocket_mat
+
+        return read_pocket_mat(request.detections, test.image_id, vocabulary_of(test))
     if form == "parquet":
         return read_triplets(request, test)
     raise refuse_format(request, form)

@@ -39,6 +39,8 @@ class Request:
         image_labels: HICO-DET's ``anno.mat``, where it does not lie beside the annotations.
         zero_shot: a split of HICO-DET's classes.
         labelled: rare are the classes with few pairs in the first so many training pictures; default all of them.
+        frame: pixels that QPIC-style boxes count from, a key of :data:`stages.evaluate.qpic_json.FRAMES`; by default
+            as the file says.
     """
 
     dataset: str
@@ -51,6 +53,11 @@ class Request:
     image_labels: Path | None = None
     zero_shot: str | None = None
     labelled: int | None = None
+    frame: str | None = None
+
+
+LABELS = {"non_rare": "non-rare", "roles_25": "25 roles", "roles_24": "24 roles", "actions_26": "26 actions"}
+"""Sets of classes as they are called where their key will not do."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,8 @@ class Judged:
         record: what ``--json`` prints; with dataset, split, convention, definition and counts.
         per_class: one flat record a class (or role), for the CSV and the page; with ``name`` and ``ap``.
         settings: by key; the first is the main one.
-        pictures: their number.
+        image_ids: of the pictures, in the split's order.
+        vocabulary: the dataset's.
         detections: what was evaluated.
         annotations: the pairs that it was compared with; None where the protocol compares persons.
         matched, counted: of the stored detections, as :class:`stages.evaluate.evaluate.Evaluation` has them; None where
@@ -88,7 +96,8 @@ class Judged:
     record: dict[str, Any]
     per_class: list[dict[str, Any]]
     settings: Mapping[str, Setting]
-    pictures: int
+    image_ids: np.ndarray
+    vocabulary: Vocabulary
     detections: Any
     annotations: Annotations | None = None
     matched: np.ndarray | None = None
@@ -104,7 +113,7 @@ class Judged:
         for setting in self.settings.values():
             if list(setting.means) != head:
                 head = list(setting.means)
-                lines.append(f"{'mAP (%)':<24}" + "".join(f"{name.replace('_', ' '):>12}" for name in head))
+                lines.append(f"{'mAP (%)':<24}" + "".join(f"{LABELS.get(name, name):>12}" for name in head))
             cells = ("-" if value is None else f"{value:.2f}" for value in setting.means.values())
             lines.append(f"{setting.title:<24}" + "".join(f"{cell:>12}" for cell in cells))
         counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in self.record["counts"].items())
@@ -123,7 +132,7 @@ def evaluate_files(request: Request) -> Judged:
     if request.format not in FORMATS:
         raise UserError(f"--format {request.format}: there are {', '.join(FORMATS)}")
     if request.dataset != "hico-det":
-        for option in ("image_labels", "zero_shot", "labelled", "switches"):
+        for option in ("image_labels", "zero_shot", "labelled", "switches", "frame"):
             if getattr(request, option):
                 name = {"switches": "switch"}.get(option, option).replace("_", "-")
                 raise UserError(f"--{name} belongs to hico-det, not to {request.dataset}")

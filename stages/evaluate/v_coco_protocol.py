@@ -59,9 +59,10 @@ def judge_v_coco(request: Request) -> Judged:
         settings={
             "scenario_1": Setting("scenario 1", scenarios["scenario_1"], note="an absent role must be predicted empty"),
             "scenario_2": Setting("scenario 2", scenarios["scenario_2"], note="absent roles are ignored"),
-            "agent": Setting("agent", {"26_actions": agent}, note="the person and the action alone"),
+            "agent": Setting("agent", {"actions_26": agent}, note="the person and the action alone"),
         },
-        pictures=len(people.image_id),
+        image_ids=people.image_id,
+        vocabulary=v_coco_vocabulary(),
         detections=found,
     )
 
