@@ -7,7 +7,6 @@ final layer norm, ``[B, 1 + h*w, D]`` with CLS first, which is what BLIP's text 
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.stage import ArrowOutput, Batch, Resources, Stage, TensorOutput, Values
+from stages.teacher.first_token import CELL, YES_NO, answer_ids, cells, yes_score
 from stages.teacher.weights import Checkpoint, load
 from storage.digests import fingerprint
 from storage.errors import UserError
@@ -271,11 +271,6 @@ class BlipItm(ItmStage):
         return ItmScorer(self.model, self.tokenizer, self.token_mode, self.memory_mib)
 
 
-YES_NO = re.compile(r"^(is|are|was|were|do|does|did|can|has|have|will)\b.*\?|\byes or no\b", re.IGNORECASE)
-"""Questions answered by their first token, with a score; every other one is a prefix that the teacher continues."""
-YES, NO = ("yes", "Yes"), ("no", "No")
-
-
 class BlipCaptions(BlipStage):
     """Sentences, greedily decoded. Each column is a question: the text that the decoder continues ('' for a caption).
 
@@ -289,7 +284,7 @@ class BlipCaptions(BlipStage):
 
     name = "captions"
     architectures = ("ForConditionalGeneration",)
-    output = ArrowOutput(pa.struct([("text", pa.string()), ("score", pa.float32())]))
+    output = ArrowOutput(CELL)
 
     def __init__(
         self, checkpoint: Checkpoint, columns: Sequence[str] = ("",), *, max_new_tokens: int = 64, **options: Any
@@ -307,7 +302,7 @@ class BlipCaptions(BlipStage):
             if (length := self._question_ids(question).shape[1]) >= most:
                 raise UserError(f"question '{question}': {length} tokens, the teacher takes {most - 1}; shorten it")
         if any(YES_NO.search(question) for question in self.columns):
-            self._answer_ids()
+            answer_ids(self.tokenizer, self.checkpoint.folder)
 
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
@@ -347,32 +342,12 @@ class BlipCaptions(BlipStage):
             num_beams=1,
         )
         texts = self.tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
-        return self._cells(texts, np.full(len(texts), np.nan))
+        return cells(texts, np.full(len(texts), np.nan))
 
     def _answer(self, image: torch.Tensor, question: str) -> pa.Array:
-        yes, no = self._answer_ids()
+        yes, no = answer_ids(self.tokenizer, self.checkpoint.folder)
         ids = self._question_ids(question).expand(len(image), -1)
         decoded = self.model.text_decoder(input_ids=ids, encoder_hidden_states=image, logits_to_keep=1)
         logits = decoded.logits[:, -1].float()
         texts = self.tokenizer.batch_decode(logits.argmax(-1, keepdim=True), skip_special_tokens=True)
-        score = logits[:, yes + no].softmax(-1)[:, : len(yes)].sum(-1).clamp(0, 1)
-        return self._cells(texts, score.cpu().numpy())
-
-    def _answer_ids(self) -> tuple[list[int], list[int]]:
-        """Token ids of the yes and the no variants that are single tokens of this tokenizer."""
-        found: list[list[int]] = []
-        for words in (YES, NO):
-            encoded = [tuple(self.tokenizer(word, add_special_tokens=False)["input_ids"]) for word in words]
-            ids = sorted({ids[0] for ids in encoded if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id})
-            if not ids:
-                raise UserError(
-                    f"{self.checkpoint.folder}: no token for '{words[0]}'; ask this teacher no yes/no question"
-                )
-            found.append(ids)
-        return found[0], found[1]
-
-    def _cells(self, texts: Sequence[str], scores: np.ndarray) -> pa.Array:
-        """A score that is NaN becomes null."""
-        text = pa.array([text.strip() for text in texts], pa.string())
-        score = pa.array(scores.astype(np.float32), mask=np.isnan(scores))
-        return pa.StructArray.from_arrays([text, score], fields=list(self.output.type))
+        return cells(texts, yes_score(logits, yes, no))

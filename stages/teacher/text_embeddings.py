@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,36 +16,73 @@ from stages.teacher.blip import Dtype
 from stages.teacher.weights import Checkpoint, load
 from storage.errors import InputFailure, UserError
 
+if TYPE_CHECKING:
+    import torch
+
+CLIP = ("CLIPModel", "CLIPTextModelWithProjection", "PicoClipModel")
+SIGLIP = ("SiglipModel", "Siglip2Model")
+BLIP = ("BlipForImageTextRetrieval", "PicoBlipForImageTextRetrieval")
+ENCODERS = ("*Model", "*ForMaskedLM")
+"""Any other text encoder, unless its configuration names pictures."""
+POOLINGS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "last",
+}
+SENTENCE_MODULES = ("*.Transformer", "*.Pooling", "*.Normalize")
+HEADS = ("pooler.*", "cls.*", "lm_head.*", "*.lm_head.*", "vocab_*")
+"""Of a sentence encoder: keys of heads above the token states, which nobody reads here."""
+
 
 class TextEmbeddings(Stage):
     """One unit vector a text, in the space that the teacher shares with its image embeddings (column ``value``).
 
-    BLIP retrieval models: the projection ``text_proj`` of token 0. CLIP: the projected end-of-text state.
+    BLIP retrieval models: the projection ``text_proj`` of token 0. CLIP: the projected end-of-text state. SigLIP: the
+    projected last state of the text padded to the full length, as it was trained. Any other encoder: the mean of its last
+    token states, or the pooling that its ``1_Pooling/config.json`` names (the layout of sentence-transformers).
 
     Args:
-        checkpoint: a ``Blip...ForImageTextRetrieval`` or a ``CLIPModel``.
+        checkpoint: a BLIP retrieval model, a CLIP, a SigLIP or a text encoder that AutoModel loads.
+        dtype: of weights and arithmetic; vectors are normalised and stored in float32.
+        batch_size: texts per forward.
+        gpus: share of a GPU that one worker occupies.
     """
 
     name = "text_embeddings"
     source = "texts"
     columns = ("value",)
+    architectures: ClassVar[tuple[str, ...]] = (*BLIP, *CLIP, *SIGLIP, *ENCODERS)
 
     def __init__(
         self, checkpoint: Checkpoint, *, dtype: Dtype = "float32", batch_size: int = 64, gpus: float = 0.0
     ) -> None:
         self.checkpoint, self.dtype, self.batch_size = checkpoint, dtype, batch_size
-        self.is_clip = checkpoint.architecture == "CLIPModel"
-        if not self.is_clip and not checkpoint.architecture.endswith("BlipForImageTextRetrieval"):
+        name, config = checkpoint.architecture, checkpoint.config
+        self.pooling: str | None = None
+        if name in CLIP:
+            width = config.get("projection_dim", 512)
+        elif name in BLIP:
+            width = config.get("image_text_hidden_size", 256)
+        elif name in SIGLIP:
+            text = config.get("text_config", {})
+            width = text.get("projection_size", text.get("hidden_size", 768))
+        elif any(fnmatch(name, pattern) for pattern in ENCODERS) and "vision_config" not in config:
+            self.pooling = pooling_of(Path(checkpoint.folder))
+            width = next((config[key] for key in ("hidden_size", "d_model", "dim", "n_embd") if key in config), None)
+            if width is None:
+                raise UserError(f"{checkpoint.folder}/config.json: names no hidden_size; use a text encoder")
+        else:
             raise UserError(
-                f"{checkpoint.folder}: {checkpoint.architecture} cannot fill the {self.name} table; "
-                "it takes BlipForImageTextRetrieval or CLIPModel"
+                f"{checkpoint.folder}: {name} cannot fill the {self.name} table; it takes "
+                f"{', '.join((*BLIP, *CLIP, *SIGLIP))} or a text encoder that AutoModel loads"
             )
-        size, default = ("projection_dim", 512) if self.is_clip else ("image_text_hidden_size", 256)
-        self.output = ArrowOutput(pa.list_(pa.float32(), int(checkpoint.config.get(size, default))))
+        self.output = ArrowOutput(pa.list_(pa.float32(), int(width)))
         self.resources = Resources(gpus=gpus)
 
     def parameters(self) -> dict[str, Any]:
-        return {"teacher": self.checkpoint.digest, "dtype": self.dtype, "normalised": True}
+        pooling = {} if self.pooling is None else {"pooling": self.pooling}
+        return {"teacher": self.checkpoint.digest, "dtype": self.dtype, "normalised": True, **pooling}
 
     def provenance(self) -> dict[str, Any]:
         return {"checkpoint": self.checkpoint.source, "revision": self.checkpoint.revision}
@@ -51,32 +91,96 @@ class TextEmbeddings(Stage):
         return {key: value for key, value in self.__dict__.items() if key not in ("model", "tokenizer", "device")}
 
     def open(self, device: str, shared: dict[Any, Any]) -> None:
-        from transformers import AutoTokenizer
+        from transformers import AutoModel, AutoTokenizer
 
         key = ("text", self.checkpoint.digest, self.dtype, device)
         if key not in shared:
             folder = self.checkpoint.here()
-            model = load(self.checkpoint, folder, self.dtype, device)
+            anyhow = {} if self.pooling is None else {"make": AutoModel, "spare": HEADS}
+            model = load(self.checkpoint, folder, self.dtype, device, **anyhow)
             shared[key] = model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model, self.tokenizer = shared[key]
         self.device = device
+
+    def longest(self) -> int:
+        """Tokens that the teacher takes."""
+        text = getattr(self.model.config, "text_config", self.model.config)
+        positions = int(getattr(text, "max_position_embeddings", 1 << 20))
+        return min(positions, self.tokenizer.model_max_length) if self.pooling else positions
 
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
         import torch
 
-        most = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(list(batch.texts), padding=True, return_tensors="pt").to(self.device)
+        most = self.longest()
+        full = {"padding": "max_length", "max_length": most} if self.checkpoint.architecture in SIGLIP else {"padding": True}
+        tokens = self.tokenizer(list(batch.texts), return_tensors="pt", return_attention_mask=True, **full).to(self.device)
         if tokens["input_ids"].shape[1] > most:
             raise InputFailure(f"the text has {tokens['input_ids'].shape[1]} tokens, the teacher takes {most}")
-        ids, mask = tokens["input_ids"], tokens["attention_mask"]
         with torch.inference_mode():
-            if self.is_clip:
-                vectors = self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
-            else:
-                states = self.model.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-                vectors = self.model.text_proj(states[:, 0])
+            vectors = self._vectors(tokens)
             unit = torch.nn.functional.normalize(vectors.float(), dim=-1)
         flat = np.ascontiguousarray(unit.cpu().numpy()).reshape(-1)
         return {"value": pa.FixedSizeListArray.from_arrays(pa.array(flat), unit.shape[1])}
+
+    def _vectors(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """``[B, E]``, not normalised."""
+        name, ids = self.checkpoint.architecture, tokens["input_ids"]
+        if self.pooling is not None:
+            mask = tokens["attention_mask"]
+            states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+            return pooled(states, mask, self.pooling)
+        found: Any
+        if name in SIGLIP:  # was trained without a mask: the padding takes part
+            found = self.model.get_text_features(input_ids=ids).pooler_output
+        elif name in BLIP:
+            states = self.model.text_encoder(input_ids=ids, attention_mask=tokens["attention_mask"]).last_hidden_state
+            found = self.model.text_proj(states[:, 0])
+        elif name == "CLIPTextModelWithProjection":
+            found = self.model(input_ids=ids, attention_mask=tokens["attention_mask"]).text_embeds
+        else:
+            found = self.model.get_text_features(input_ids=ids, attention_mask=tokens["attention_mask"]).pooler_output
+        vectors: torch.Tensor = found
+        return vectors
+
+
+def pooling_of(folder: Path) -> str:
+    """How a sentence encoder's token states become one vector: ``mean``, ``cls``, ``max`` or ``last``.
+
+    Raises:
+        UserError: a pooling or a further module (a dense layer) that is not known here.
+    """
+    if (folder / "modules.json").exists():
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        for module in modules:
+            if not any(fnmatch(module["type"], pattern) for pattern in SENTENCE_MODULES):
+                raise UserError(f"{folder}/modules.json: {module['type']} is not supported; use an encoder without it")
+    records = sorted(folder.glob("*_Pooling/config.json"))
+    if not records:
+        return "mean"
+    record = json.loads(records[0].read_text(encoding="utf-8"))
+    if isinstance(record.get("pooling_mode"), str):  # the newer spelling
+        modes = [record["pooling_mode"].removesuffix("token")]
+    else:
+        modes = [POOLINGS.get(key, key) for key, on in record.items() if key.startswith("pooling_mode") and on is True]
+    if len(modes) != 1 or modes[0] not in POOLINGS.values():
+        raise UserError(f"{records[0]}: pooling {', '.join(modes) or 'of no kind'} is not supported; it takes mean, cls, max")
+    return modes[0]
+
+
+def pooled(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """``[B, E]`` of token states ``[B, L, E]``; mask int ``[B, L]``, 1 where there is a token."""
+    import torch
+
+    real = mask.unsqueeze(-1).bool()
+    if pooling == "cls":
+        first = mask.argmax(1)  # 0 unless padded on the left
+        return states[torch.arange(len(states), device=states.device), first]
+    if pooling == "last":
+        last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
+        return states[torch.arange(len(states), device=states.device), last]
+    if pooling == "max":
+        return states.masked_fill(~real, float("-inf")).amax(1)
+    return (states * real).sum(1) / real.sum(1)
+

@@ -1,0 +1,258 @@
+"""Feature maps of CLIP, SigLIP (2) and DINOv2 towers: patch tokens of one layer, laid out as the picture's grid.
+
+A map always covers the *whole* picture: it is resized to a square and loses its aspect, as ADA-CM does, where the
+checkpoint's own processor would crop the centre. So a box of the picture is the same box, scaled, on the map.
+
+Shapes: B pictures, N tokens, D channels, h x w cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from stages.stage import Batch, Resources, Stage, TensorOutput, Values
+from stages.teacher.blip import VIEWS, Codec, Dtype
+from stages.teacher.forward import BatchSize, canonical, in_parts, part_size, repeated
+from stages.teacher.weights import Checkpoint, load
+from storage.digests import fingerprint
+from storage.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+Width = Literal["full", "projected"]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """Where an architecture keeps its vision tower and what its configuration means when it is silent.
+
+    Attributes:
+        path: the tower within the model, '' for the model itself.
+        layers: the list of transformer blocks within the tower.
+        norm: the final layer norm that the tower's own forward leaves to its pooled token ('' where it is applied).
+        leading: tokens before the patches, registers not counted.
+        projection: the linear map into the space that pictures share with texts, '' where there is none.
+        defaults: of the configuration's keys.
+        interpolates: whether the forward takes other picture sizes without being asked to.
+    """
+
+    path: str
+    layers: str
+    norm: str
+    leading: int
+    projection: str
+    defaults: Mapping[str, int]
+    interpolates: bool = False
+
+
+CLIP_DEFAULTS = {"hidden_size": 768, "image_size": 224, "patch_size": 32, "num_hidden_layers": 12}
+CLIP = Tower("vision_model", "encoder.layers", "post_layernorm", 1, "visual_projection", CLIP_DEFAULTS)
+CLIP_ALONE = Tower("", "encoder.layers", "post_layernorm", 1, "", CLIP_DEFAULTS)
+SIGLIP_DEFAULTS = CLIP_DEFAULTS | {"patch_size": 16}
+SIGLIP = Tower("vision_model", "encoder.layers", "", 0, "", SIGLIP_DEFAULTS)
+SIGLIP_ALONE = Tower("", "encoder.layers", "", 0, "", SIGLIP_DEFAULTS)
+DINO = Tower("", "encoder.layer", "", 1, "", CLIP_DEFAULTS | {"patch_size": 14}, interpolates=True)
+REGISTERS = {"Dinov2WithRegistersModel": 4}
+TOWERS = {
+    "CLIPModel": CLIP,
+    "CLIPVisionModelWithProjection": CLIP,
+    "PicoClipModel": CLIP,
+    "CLIPVisionModel": CLIP_ALONE,
+    "SiglipModel": SIGLIP,
+    "SiglipVisionModel": SIGLIP_ALONE,
+    "Dinov2Model": DINO,
+    "Dinov2WithRegistersModel": DINO,
+}
+
+
+class VisionFeatures(Stage):
+    """Spatial feature maps ``[D, h, w]`` of CLIP, SigLIP or DINOv2, rows from top to bottom. Columns are views.
+
+    Cells are patch tokens of one layer after the tower's final layer norm; CLS and register tokens are left out.
+
+    Args:
+        checkpoint: see :meth:`Checkpoint.find`. SigLIP 2 in its fixed-resolution form (``SiglipModel``).
+        columns: views, of ``original`` and ``flip`` (the preprocessed picture mirrored left to right).
+        width: ``full`` is the tower's own width; ``projected`` are the tokens in the space shared with texts (CLIP's
+            ``visual_projection``), as LINK's and ADA-CM's students read them.
+        layer: which block's tokens: 1 to the number of blocks, or from the end (-1, the last). Those above are not run.
+        image_size: side of the square that the picture is resized to, a multiple of the patch size. Default: the size the
+            checkpoint was trained at (DINOv2: the size its processor crops to). Position embeddings are interpolated.
+        codec: how maps are stored.
+        dtype: of weights and arithmetic.
+        batch_size: pictures per forward, or ``auto``: as many as the GPU's memory holds.
+        compile: compile the tower with torch.compile; changes no value beyond rounding.
+        gpus: share of a GPU that one worker occupies.
+    """
+
+    name = "features"
+    architectures: ClassVar[tuple[str, ...]] = tuple(TOWERS)
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        columns: Sequence[str] = ("original",),
+        *,
+        width: Width = "full",
+        layer: int = -1,
+        image_size: int | None = None,
+        codec: Codec = "fp16",
+        dtype: Dtype = "float32",
+        batch_size: BatchSize = 32,
+        compile: bool = False,
+        gpus: float = 0.0,
+    ) -> None:
+        where = checkpoint.folder
+        if checkpoint.architecture in ("Siglip2Model", "Siglip2VisionModel"):
+            raise UserError(
+                f"{where}: {checkpoint.architecture} (naflex) has no fixed grid; use a fixed-resolution SigLIP 2, "
+                "for example google/siglip2-base-patch16-224"
+            )
+        if checkpoint.architecture not in TOWERS:
+            raise UserError(
+                f"{where}: {checkpoint.architecture} cannot fill the {self.name} table; it takes {', '.join(TOWERS)}"
+            )
+        if unknown := set(columns) - set(VIEWS):
+            raise UserError(f"features: unknown view '{sorted(unknown)[0]}'; allowed are {', '.join(VIEWS)}")
+        self.checkpoint, self.columns, self.width, self.dtype = checkpoint, tuple(columns), width, dtype
+        self.tower = TOWERS[checkpoint.architecture]
+        self.compiled, self.chosen_batch = compile, batch_size
+        self.batch_size, self.resources = canonical(batch_size), Resources(gpus=gpus)
+        depth = self._config("num_hidden_layers")
+        self.layer = layer + 1 + depth if layer < 0 else layer
+        if not 1 <= self.layer <= depth:
+            raise UserError(f"features: layer {layer} is not there; {where} has {depth} (1 to {depth}, or -1 to -{depth})")
+        patch = self._config("patch_size")
+        self.image_size = self._usual_size() if image_size is None else image_size
+        if self.image_size % patch or self.image_size < patch:
+            raise UserError(f"features: image_size {self.image_size} is no multiple of the patch size {patch}")
+        self.projection = self._projection_digest() if width == "projected" else None
+        channels = self._projected_width() if width == "projected" else self._config("hidden_size")
+        self.output = TensorOutput((channels, self.image_size // patch, self.image_size // patch), codec)
+        self.shares = fingerprint(self._tokens())
+
+    def _config(self, key: str) -> int:
+        vision = self.checkpoint.config.get("vision_config", self.checkpoint.config)
+        return int(vision.get(key, self.tower.defaults[key]))
+
+    def _usual_size(self) -> int:
+        if not self.tower.interpolates:
+            return self._config("image_size")
+        crop = self.checkpoint.preprocessing.get("crop_size")
+        if not isinstance(crop, dict) or "height" not in crop:
+            return self._config("image_size")
+        return int(crop["height"]) // self._config("patch_size") * self._config("patch_size")
+
+    def _projection_digest(self) -> str:
+        if not self.tower.projection:
+            raise UserError(
+                f"{self.checkpoint.folder}: {self.checkpoint.architecture} projects no patch tokens into a space of texts; "
+                "take 'width: full', or a CLIPModel"
+            )
+        return self.checkpoint.part(f"{self.tower.projection}.")
+
+    def _projected_width(self) -> int:
+        config = self.checkpoint.config
+        return int(config.get("projection_dim", config.get("vision_config", config).get("projection_dim", 512)))
+
+    def _tokens(self) -> dict[str, Any]:
+        """What decides the tower's tokens."""
+        return {
+            "tower": self.checkpoint.tower,
+            "tensor": f"patch tokens of layer {self.layer} after the final layer norm",
+            "preprocessing": self.checkpoint.preprocessing,
+            "geometry": f"whole picture to {self.image_size} x {self.image_size}",
+            "image_backend": "pil",
+            "dtype": self.dtype,
+        }
+
+    def parameters(self) -> dict[str, Any]:
+        return {**self._tokens(), "width": self.width, "projection": self.projection}
+
+    def provenance(self) -> dict[str, Any]:
+        return {
+            "checkpoint": self.checkpoint.source,
+            "revision": self.checkpoint.revision,
+            "architecture": self.checkpoint.architecture,
+            "compiled": self.compiled,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        opened = {"model", "norm", "project", "processor", "device", "rows"}
+        return {key: value for key, value in self.__dict__.items() if key not in opened}
+
+    def open(self, device: str, shared: dict[Any, Any]) -> None:
+        import torch
+        from transformers import AutoImageProcessor
+
+        # Stages of one pass differ in the projection alone; so do the keys of what they keep.
+        key = ("tower", self.shares, self.checkpoint.digest, device, self.compiled)
+        if key not in shared:
+            folder = self.checkpoint.here()
+            whole = load(self.checkpoint, folder, self.dtype, "cpu")
+            tower = attrgetter(self.tower.path)(whole) if self.tower.path else whole
+            holder, _, blocks = self.tower.layers.rpartition(".")
+            encoder = attrgetter(holder)(tower)
+            setattr(encoder, blocks, getattr(encoder, blocks)[: self.layer])
+            projection = getattr(whole, self.tower.projection) if self.tower.projection else None
+            tower.to(device)
+            shared[key] = (
+                torch.compile(tower) if self.compiled else tower,
+                getattr(tower, self.tower.norm) if self.tower.norm else None,
+                None if projection is None else projection.to(device),
+                AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True),
+            )
+        self.model, self.norm, self.project, self.processor = shared[key]
+        self.device = device
+        self.rows = part_size(shared, self.shares, self.chosen_batch)
+
+    def compute(
+        self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
+    ) -> dict[str, Values]:
+        import torch
+
+        assert isinstance(self.output, TensorOutput)
+        maps = {}
+        with torch.inference_mode():
+            for view in columns:
+                tokens = self.encode(batch, view)
+                if self.width == "projected":
+                    tokens = self.project(tokens)
+                maps[view] = repeated(tokens.transpose(1, 2).unflatten(2, self.output.shape[1:]), len(batch.rows)).cpu()
+        return maps
+
+    def encode(self, batch: Batch, view: str) -> torch.Tensor:
+        """Normed patch tokens ``[count, h*w, D]`` of the batch's real rows, once per batch and view."""
+        return batch.once(("tokens", self.shares, view), lambda: self._encode(self._pixels(batch, view), batch.count))
+
+    def _pixels(self, batch: Batch, view: str) -> torch.Tensor:
+        """``float32 [count, 3, S, S]`` on the CPU, by the checkpoint's own image processor told to keep it all."""
+        side = {"height": self.image_size, "width": self.image_size}
+        pixels: torch.Tensor = batch.once(
+            ("pixels", self.shares),
+            lambda: self.processor(
+                list(batch.images[: batch.count]), do_resize=True, size=side, do_center_crop=False, return_tensors="pt"
+            )["pixel_values"],
+        )
+        return pixels.flip(-1) if view == "flip" else pixels
+
+    def _encode(self, pixels: torch.Tensor, count: int) -> torch.Tensor:
+        import torch
+
+        registers = REGISTERS.get(self.checkpoint.architecture, 0)
+        leading = self.tower.leading + int(self.checkpoint.config.get("num_register_tokens", registers))
+        other_size = not self.tower.interpolates and self.image_size != self._config("image_size")
+        options = {"interpolate_pos_encoding": True} if other_size else {}
+        dtype = getattr(torch, self.dtype)
+
+        def forward(positions: Any) -> torch.Tensor:
+            part = pixels[positions].to(self.device, dtype)
+            tokens = self.model(pixel_values=part, **options).last_hidden_state[:, leading:]
+            return tokens if self.norm is None else self.norm(tokens)
+
+        with torch.inference_mode():
+            return torch.cat(in_parts(forward, count, self.rows, self.device))
