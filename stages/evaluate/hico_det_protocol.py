@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.data.open_dataset import open_annotations
-from stages.data.splits import hico_training_pairs, zero_shot
+from stages.data.splits import ZeroShotSplit, hico_training_pairs, zero_shot
 from stages.data.vocabulary import hico_vocabulary
 from stages.evaluate.average_precision import RECALL_GRIDS
-from stages.evaluate.conventions import convention
+from stages.evaluate.conventions import OFFICIAL, Convention, convention
 from stages.evaluate.evaluate import RARE_BELOW, evaluate_hico_det, training_pairs
 from stages.evaluate.protocols import (
     Judged,
@@ -43,7 +43,23 @@ def judge_hico_det(request: Request) -> Judged:
     if split is not None and words != hico_vocabulary():
         raise UserError(f"--zero-shot {split.name} is of HICO-DET's 600 interactions, not of {request.annotations}'s")
     found = _read(request, test)
-    training = _training_pairs(request, words)
+    return judge_triplets(test, found, _training_pairs(request, words), chosen, split)
+
+
+def judge_triplets(
+    test: Annotations,
+    found: Detections,
+    training: np.ndarray,
+    chosen: Convention = OFFICIAL,
+    split: ZeroShotSplit | None = None,
+) -> Judged:
+    """What is left when files are read.
+
+    Args:
+        training: ``int64 [H]`` training pairs of each class, which say what is rare.
+        split: a zero-shot split of the classes.
+    """
+    words = vocabulary_of(test)
     began = time.perf_counter()
     result = evaluate_hico_det(test, found, training < RARE_BELOW, training, chosen, split)
     seconds = time.perf_counter() - began
