@@ -1,42 +1,41 @@
 """SWiG-HOI's evaluation as its authors' code does it: eleven-point average precision of the evaluated interactions.
 
-Wang et al., ICCV 2021 and CVPR 2022. Per interaction: the 19,999 detections of highest score; each takes the annotated
-pair of its picture with the highest min(IoU of persons, IoU of objects), right if that is at least 1/2 and the first to
-take it; precision at the recall levels k/10, exactly. An evaluated interaction without annotated pairs or without
-detections counts as 0. Equal scores: published code leaves them to ``argsort()[::-1]``; here as a stable sort would,
-later pictures first, in one picture detections stored last first.
+Wang et al., ICCV 2021 and CVPR 2022. In HICO-DET's terms it is one more row of switches: per interaction the 19,999
+detections of highest score count, recall levels are k/10 exactly, and equal scores rank as a stable ``argsort()[::-1]``
+leaves them. An evaluated interaction without annotated pairs or without detections counts as 0.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from stages.data.records import Annotations
-from stages.data.swig_hoi import swig_evaluated, swig_frequency
-from stages.evaluate.average_precision import (
-    RECALL_GRIDS,
-    best_matches,
-    candidates,
-    interpolated_precision,
-    iou,
-    ranking,
-)
+from stages.data.swig_hoi import swig_evaluated, swig_frequency, swig_vocabulary
+from stages.evaluate.conventions import OFFICIAL
 from stages.evaluate.detections import Detections
+from stages.evaluate.hico_det import Truths, hico_det
 
-_CAP = 19_999
+CONVENTION = replace(OFFICIAL, name="swig-hoi", recall_grid="exact", top_per_class=19_999, ties="last")
+"""What SWiG-HOI's evaluator does otherwise than HICO-DET's official one."""
 
 
 @dataclass(frozen=True, eq=False)
 class SwigResults:
     """Per interaction, arrays of length 14,130: ``ap`` a fraction, 0 where nothing is annotated or found; ``pairs``
-    annotated; ``detections`` that counted; ``found`` right ones. Means are over those that are evaluated."""
+    annotated; ``detections`` that counted; ``found`` right ones. Means are over those that are evaluated.
+
+    Per stored detection: ``matched`` int64 [D], the annotated pair it found (a row of ``annotations.classified()``) or
+    -1; ``counted`` bool [D], False beyond the cap and where the interaction is not evaluated.
+    """
 
     ap: np.ndarray
     pairs: np.ndarray
     detections: np.ndarray
     found: np.ndarray
+    matched: np.ndarray
+    counted: np.ndarray
 
     def mean(self, frequency: int | None = None) -> float:
         """Over all 5,539 evaluated interactions, or those unseen (0), rare (1) or non-rare (2) in training."""
@@ -53,35 +52,17 @@ class SwigResults:
 
 def swig_hoi(detections: Detections, annotations: Annotations) -> SwigResults:
     """Evaluate detections of the pictures of `annotations`. Time grows as n log n with the detections."""
-    classes, images = len(swig_frequency()), len(annotations)
-    truth = np.flatnonzero(annotations.hoi >= 0)
-    truth_class = annotations.hoi[truth].astype(np.int64)
-
-    order = _capped_order(detections)
-    klass = detections.hoi[order].astype(np.int64)
-    detection, candidate = candidates(
-        klass * images + detections.image[order], truth_class * images + annotations.pair_image()[truth]
-    )
-    of, to = order[detection], truth[candidate]
-    overlap = np.minimum(
-        iou(detections.human_box[of], annotations.human_box[to]),
-        iou(detections.object_box[of], annotations.object_box[to]),
-    )
-    right = np.zeros(len(order), bool)
-    right[detection[best_matches(detection, candidate, overlap, overlap >= 0.5)]] = True
-    pairs = np.bincount(truth_class, minlength=classes)
-    return SwigResults(
-        ap=np.nan_to_num(interpolated_precision(klass, right, pairs, RECALL_GRIDS["exact"])),
-        pairs=pairs,
-        detections=np.bincount(klass, minlength=classes),
-        found=np.bincount(klass[right], minlength=classes),
-    )
-
-
-def _capped_order(detections: Detections) -> np.ndarray:
-    """int64: rows of evaluated interactions by class, then falling score, at most the cap of each class."""
-    rows = np.flatnonzero(detections.hoi >= 0)
-    rows = rows[swig_evaluated()[detections.hoi[rows]]]
-    order = rows[ranking(detections.hoi[rows], detections.score[rows], detections.image[rows], ties="last")]
-    klass = detections.hoi[order]
-    return order[np.arange(len(order)) - np.searchsorted(klass, klass) < _CAP]
+    vocabulary = swig_vocabulary()
+    evaluated = np.append(swig_evaluated(), False)  # the last is hoi -1
+    pairs = annotations.classified()
+    results = hico_det(
+        replace(detections, hoi=np.where(evaluated[detections.hoi], detections.hoi, -1)),
+        Truths(
+            pairs.pair_image(), pairs.human_box, pairs.object_box, pairs.hoi.astype(np.int64),
+            image_objects=np.zeros((len(annotations), len(vocabulary.objects)), bool),  # there is no known-object setting
+        ),
+        vocabulary.hois[:, 1].astype(np.int64),
+        CONVENTION,
+    )  # fmt: skip
+    of = results.default
+    return SwigResults(np.nan_to_num(of.ap), of.pairs, of.detections, of.found, results.matched, results.counted)

@@ -149,6 +149,18 @@ def test_people_are_all_persons_of_the_pictures(tmp_path):
     assert not people.role_box[1:].any()
 
 
+def test_what_the_official_evaluation_leaves_out_is_left_out(tmp_path):
+    """Roles of actions that are not done, boxes to be ignored, boxes without area or of a pixel's width."""
+    content = official()
+    set_to(action(content, "throw"), "role_object_id", 3, 77)
+    for number, change in ((20, {"ignore": 1}), (21, {"area": 0}), (22, {"bbox": [10, 10, 1, 20]})):
+        person = {"id": number, "image_id": 7, "category_id": PERSON, "bbox": [1, 1, 20, 20], "area": 9}
+        content["instances"]["annotations"].append(person | change)
+    root = write(tmp_path, content)
+    assert load_v_coco_people(root, "train").image.tolist() == [0, 0, 0, 1]
+    assert len(load_v_coco(root, "train", images=False).hoi) == 4
+
+
 @pytest.mark.parametrize(
     "layout",
     [

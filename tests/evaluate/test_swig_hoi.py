@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -68,7 +70,7 @@ def small(tied: bool) -> tuple[Annotations, Detections]:
     ],
 )
 def test_the_published_evaluator_on_ties_and_duplicates(monkeypatch, tied, cap, published):
-    monkeypatch.setattr(module, "_CAP", cap)
+    monkeypatch.setattr(module, "CONVENTION", replace(module.CONVENTION, top_per_class=cap))
     annotations, found = small(tied)
     assert (100 * swig_hoi(found, annotations).ap[classes()]).tolist() == pytest.approx(published, abs=1e-6)
 
@@ -113,7 +115,7 @@ def test_a_second_detection_of_a_pair_is_wrong():
 
 
 def test_only_the_best_scored_of_a_class_count(monkeypatch):
-    monkeypatch.setattr(module, "_CAP", 1)
+    monkeypatch.setattr(module, "CONVENTION", replace(module.CONVENTION, top_per_class=1))
     assert one_class((0, BOX, BOX, 0.5), (1, FAR, FAR, 0.9)) == 0
     assert one_class((0, BOX, BOX, 0.9), (1, FAR, FAR, 0.5)) == pytest.approx(1)
 
@@ -130,6 +132,7 @@ def test_means_are_over_the_evaluated_interactions_and_nothing_found_is_zero():
         "full": pytest.approx(100 / 5539), "non_rare": 0, "rare": 0, "unseen": pytest.approx(100 / 1391)
     }  # fmt: skip
     assert (results.pairs[[unseen, rare, common]].tolist(), results.found.sum()) == ([1, 0, 1], 1)
+    assert (results.matched.tolist(), results.counted.tolist()) == ([0], [True])
 
 
 def test_interactions_that_are_not_evaluated_count_nowhere():
