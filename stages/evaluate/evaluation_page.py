@@ -19,6 +19,7 @@ from stages.evaluate.error_summary import ErrorSummary, summarise
 from stages.evaluate.evaluate import RARE_BELOW
 from stages.evaluate.protocols import LABELS, Judged
 from stages.evaluate.report import environment
+from storage.errors import UserError
 
 WORST = 15
 LISTED = 1500
@@ -70,8 +71,14 @@ def write_evaluation(judged: Judged, out: Path, name: str, resamples: int = 1000
     Args:
         name: heading of the page, the detections file's name.
         resamples: for the intervals; 0 leaves them out. seed: draws them.
+
+    Raises:
+        UserError: the folder cannot be made.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: the folder cannot be made ({error.strerror}); give another") from None
     intervals, errors = measure_intervals(judged, resamples, seed), measure_errors(judged)
     record = dict(judged.record)
     if intervals:

@@ -1,0 +1,171 @@
+"""``hoi-distill evaluate`` as a user meets it: what it prints, what it writes, and what it refuses in one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import cli
+from stages.data.hico_det import load_hico_det
+from stages.data.pico.layout import Picture, write_annotations
+from stages.data.pico.world import pico_vocabulary
+from stages.evaluate.detections import Detections, write_detections
+
+WORDS = pico_vocabulary()
+FIGURES = {"full", "rare", "non_rare"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in HICO-DET's layout, and ``found.parquet``: most pairs, some of them off, and some nonsense."""
+    root, rng = tmp_path_factory.mktemp("world"), np.random.default_rng(0)
+
+    def picture(split: str, number: int) -> Picture:
+        boxes = np.array([(0, 0, 20, 40), (10, 5, 64, 48)]) + rng.integers(0, 5, 4)
+        hoi = number % 7 if split == "train" or number % 3 else 40
+        return Picture(f"HICO_{split}2015_{number:08d}.jpg", 80, 60, boxes, WORDS.hois[[hoi, hoi], 1], [(0, 1, hoi)])
+
+    sizes = {"train": 90, "test": 40}
+    write_annotations(root, WORDS, {name: [picture(name, n) for n in range(size)] for name, size in sizes.items()})
+    test = load_hico_det(root, "test", images=False)
+    rows = np.repeat(np.arange(len(test.hoi)), 3)
+    hoi = np.where(rng.random(len(rows)) < 0.6, test.hoi[rows], rng.integers(0, 45, len(rows)))
+    verb, thing = WORDS.hois[hoi].T.astype(np.int32)
+    found = Detections(
+        test.pair_image()[rows].astype(np.int32), test.human_box[rows] + rng.integers(0, 9, (len(rows), 1)),
+        test.object_box[rows], thing, verb, hoi.astype(np.int32), rng.random(len(rows)).astype(np.float32),
+    )  # fmt: skip
+    write_detections(root / "found.parquet", found, test.image_id)
+    return root
+
+
+def run(capsys: pytest.CaptureFixture[str], world: Path, *options: str | Path) -> tuple[int, str, str]:
+    """Exit code, output and errors of ``hoi-distill evaluate`` on the world."""
+    arguments = ["--annotations", world, "--detections", world / "found.parquet", *options]
+    sys.argv = ["hoi-distill", "evaluate", *map(str, arguments)]
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    printed = capsys.readouterr()
+    return int(end.value.code or 0), printed.out, printed.err
+
+
+def test_json_has_the_figures_and_leaves_no_files(world: Path, capsys: pytest.CaptureFixture[str]):
+    before = sorted(world.iterdir())
+    code, output, _ = run(capsys, world, "--json")
+    record = json.loads(output)
+    assert code == 0
+    assert record["convention"] == "official"
+    assert set(record["default"]) == set(record["known_object"]) == FIGURES
+    assert 0 < record["default"]["full"] < record["known_object"]["full"] <= 100
+    assert record["seconds"] >= 0
+    assert sorted(world.iterdir()) == before
+
+
+def test_a_table_a_page_a_csv_and_the_record(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    code, output, errors = run(capsys, world, "--out", tmp_path, "--bootstrap", "50")
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (code, errors) == (0, "")
+    for line in ("default", "known object", f"{record['default']['full']:.2f}", "evaluation.html"):
+        assert line in output
+    with (tmp_path / "per_class.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["ap"]) if row["ap"] else None for row in rows] == [row["ap"] for row in record["per_class"]]
+    bounds = record["intervals"]["default"]["full"]
+    assert bounds["low"] < record["default"]["full"] < bounds["high"]
+    kinds = {row["kind"]: row["all"] for row in record["errors"]["detections"]}
+    assert sum(kinds.values()) == record["counts"]["detections"]
+    assert kinds["right"] == sum(row["found"] for row in record["per_class"])
+    missed = sum(row["pairs"] for row in record["errors"]["missed_pairs"])
+    assert kinds["right"] + missed == record["counts"]["pairs"]
+    assert "<title>found.parquet" in (tmp_path / "evaluation.html").read_text()
+
+
+def test_files_go_beside_the_detections_by_default(world: Path, capsys: pytest.CaptureFixture[str]):
+    run(capsys, world, "--bootstrap", "0")
+    folder = world / "found-evaluation"
+    assert {path.name for path in folder.iterdir()} == {"evaluation.html", "evaluation.json", "per_class.csv"}
+    assert "intervals" not in json.loads((folder / "evaluation.json").read_text())
+
+
+def test_a_convention_and_a_switch_change_the_figures(world: Path, capsys: pytest.CaptureFixture[str]):
+    official, thid, one = (
+        json.loads(run(capsys, world, "--json", *options)[1])
+        for options in ((), ("--convention", "THID"), ("--switch", "top_per_image=1"))
+    )
+    assert official["default"] != thid["default"]
+    assert (thid["convention"], thid["switches"]["box_area"]) == ("thid", "plain")
+    assert one["default"]["full"] < official["default"]["full"]
+    assert one["switches"]["top_per_image"] == 1
+
+
+def test_rare_is_said_by_the_first_training_pictures(world: Path, capsys: pytest.CaptureFixture[str]):
+    whole, few = (
+        json.loads(run(capsys, world, "--json", *options)[1])["counts"]["rare_classes"]
+        for options in ((), ("--labelled", "20"))
+    )
+    assert whole < few
+
+
+def test_exported_detections_evaluate_the_same(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    first = json.loads(
+        run(capsys, world, "--json", "--export", f"hico-mat={tmp_path}/mat", "--export", f"coco={tmp_path}/c.json")[1]
+    )
+    second = json.loads(run(capsys, world, "--json", "--detections", tmp_path / "mat")[1])
+    assert {key: first[key] for key in ("default", "known_object", "counts")} == {
+        key: second[key] for key in ("default", "known_object", "counts")
+    }
+    boxes = json.loads((tmp_path / "c.json").read_text())
+    assert {"image_id", "category_id", "bbox", "score"} == set(boxes[0])
+
+
+REFUSED = {
+    "unknown dataset": (("--dataset", "hicodet"), "--dataset hicodet: there are hico-det, v-coco, swig-hoi"),
+    "unknown format": (("--format", "csv"), "--format csv: there are auto, parquet"),
+    "unknown convention": (("--convention", "offical"), "did you mean official?"),
+    "unknown switch": (("--switch", "grid=exact"), "there is no switch 'grid'"),
+    "unknown value of a switch": (("--switch", "recall_grid=10"), "recall_grid is official or linspace"),
+    "unknown split": (("--split", "val"), "val"),
+    "zero-shot of another vocabulary": (("--zero-shot", "RF-UC"), "is of HICO-DET's 600 interactions"),
+    "unknown zero-shot split": (("--zero-shot", "RF"), "no zero-shot split 'RF'; there are RF-UC"),
+    "frame of a Parquet file": (("--frame", "one_based"), "leave it out"),
+    "an option of HICO-DET": (("--dataset", "v-coco", "--zero-shot", "UV"), "--zero-shot belongs to hico-det"),
+    "a convention of HICO-DET": (("--dataset", "swig-hoi", "--convention", "qpic"), "has its official one only"),
+    "unknown export": (("--export", "csv=out"), "write KIND=PATH, where KIND is hico-mat"),
+    "export without a path": (("--export", "coco"), "write KIND=PATH"),
+    "export of another dataset": (("--export", "v-coco-json=out"), "hico-det is exported as hico-mat or coco"),
+    "no such detections": (("--detections", "absent.parquet"), "absent.parquet: there is no such file"),
+    "no such annotations": (("--annotations", "absent"), "absent"),
+    "detections that are no JSON": (("--format", "qpic"), "found.parquet"),
+    "detections that are no folder": (("--format", "pocket"), "there is no such folder"),
+    "HICO-DET in V-COCO's form": (("--format", "v-coco"), "has no detections in the format v-coco"),
+    "a file where the folder should go": (("--out", __file__), "cannot be made"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_questions_are_refused_in_one_line(case: str, world: Path, capsys: pytest.CaptureFixture[str]):
+    options, complaint = REFUSED[case]
+    code, output, errors = run(capsys, world, *options)
+    assert (code, output if case != "a file where the folder should go" else "") == (2, "")
+    assert complaint in errors
+    assert errors.startswith("hoi-distill: ")
+    assert errors.count("\n") == 1
+
+
+def test_the_command_imports_neither_torch_nor_ray_nor_a_teacher(world: Path):
+    code = (
+        "import sys; from pipeline.cli import main\n"
+        f"sys.argv = ['x', 'evaluate', '--annotations', {str(world)!r}, '--detections', {str(world / 'found.parquet')!r}]\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {name.split('.')[0] for name in sys.modules} & {'torch', 'ray', 'transformers', 'pandas'}\n"
+        "assert not heavy and 'stages.teacher' not in sys.modules, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
