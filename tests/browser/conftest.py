@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from stages.data.records import Annotations
+from stages.data.vocabulary import Vocabulary
 from stages.evaluate import report
+from stages.evaluate.detections import Detections
+from stages.evaluate.evaluation_page import write_evaluation
 from stages.evaluate.gallery import GalleryItem, Match
+from stages.evaluate.hico_det_protocol import judge_triplets
 from stages.evaluate.pictures import Pair
+from stages.evaluate.protocols import Judged
 
 MARKUP = "<img src=x onerror=\"console.error('obeyed')\"><b>a man & a dog</b>"
 SHORT_MARKUP = "<i onerror=x>"
@@ -169,12 +175,39 @@ def experiments_page() -> report.ExperimentsPage:
     )
 
 
+def judged() -> Judged:
+    """An evaluated file of 54 classes whose first verb is markup, with every kind of error and a class without pairs."""
+    rng = np.random.default_rng(4)
+    hois = np.array([(verb, thing) for thing in range(len(OBJECTS)) for verb in range(len(VERBS))], np.int16)
+    words = Vocabulary(OBJECTS, VERBS, hois, VERBS)
+    hoi = np.sort(rng.integers(1, len(hois), 400) * rng.integers(0, 2, 400)).astype(np.int16)
+    hoi[hoi == 7] = 8
+    image = np.sort(rng.integers(0, 120, 400))
+    corner = rng.uniform(0, 300, (2, 400, 2))
+    human, thing = np.concatenate([corner, corner + rng.uniform(40, 200, (2, 400, 2))], 2).astype(np.float32)
+    annotated = Annotations(
+        name="pico", split="test", vocabulary=words, image_id=np.array([f"{i}.png" for i in range(120)]),
+        path=[""] * 120, width=np.full(120, 500, np.int32), height=np.full(120, 500, np.int32),
+        pair_offsets=np.searchsorted(image, np.arange(121)), human_box=human, object_box=thing,
+        object=hois[hoi, 1], verb=hois[hoi, 0], hoi=hoi,
+    )  # fmt: skip
+    rows = np.repeat(np.arange(400), 4)
+    said = np.where(rng.random(1600) < 0.7, hoi[rows], rng.integers(0, len(hois), 1600)).astype(np.int32)
+    off = rng.normal(0, 25, (2, 1600, 1)).astype(np.float32) * (rng.random((2, 1600, 1)) < 0.5)
+    found = Detections(
+        image[rows].astype(np.int32), human[rows] + off[0], thing[rows] + off[1], hois[said, 1].astype(np.int32),
+        hois[said, 0].astype(np.int32), said, rng.random(1600).astype(np.float32),
+    )  # fmt: skip
+    return judge_triplets(annotated, found, rng.integers(0, 60, len(hois)))
+
+
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The three kinds of page, written once: {"report": path, "folder": path, "experiments": path}."""
+    """Every kind of page, written once: {"report": path, "folder": path, ...}."""
     folder = tmp_path_factory.mktemp("pages")
     paths = {name: folder / f"{name}.html" for name in ("report", "folder", "experiments")}
     report.write_report(paths["report"], run_report())
     report.write_folder_page(paths["folder"], folder_page())
     report.write_experiments_page(paths["experiments"], experiments_page())
-    return paths
+    write_evaluation(judged(), folder, MARKUP, resamples=50)
+    return {**paths, "evaluation": folder / "evaluation.html"}

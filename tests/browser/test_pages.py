@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import pytest
 from PIL import Image
 
 from stages.evaluate import charts, report
+from stages.evaluate.evaluation_page import write_evaluation
 from stages.evaluate.pictures import Pair, data_uri, draw_pairs, load_picture, numbered
 from storage.errors import UserError
-from tests.browser.conftest import MARKUP, evaluation, gallery, run_report
+from tests.browser.conftest import MARKUP, evaluation, gallery, judged, run_report
 
-KINDS = ("report", "folder", "experiments")
+KINDS = ("report", "folder", "experiments", "evaluation")
 
 
 class Reader(HTMLParser):
@@ -66,6 +68,28 @@ def test_the_report_holds_every_figure_class_and_fingerprint(pages: dict[str, Pa
     for table in data.tables:
         assert table.fingerprint in text
     assert "3 pictures were skipped: 2 × truncated picture" in text
+
+
+def test_an_evaluation_names_every_class_and_draws_its_curve(pages: dict[str, Path]):
+    page = Reader(pages["evaluation"].read_text())
+    (plotted,) = re.findall(
+        r'<script type="application/json" id="data">(.*?)</script>', pages["evaluation"].read_text()
+    )
+    classes = json.loads(plotted)["classes"]
+    assert [shown["name"] for shown in classes] == [row["name"] for row in judged().per_class]
+    assert len([attributes for _, attributes in page.tags if "data-value" in attributes]) == 5 * len(classes)
+    for shown, row in zip(classes, judged().per_class, strict=True):
+        assert bool(shown["curve"]) == bool(row["found"])
+        assert shown["name"] in page.text
+    for word in ("wrong verb", "duplicate", "background", "Intervals", "Known-object picture sets are taken from"):
+        assert word in page.text
+
+
+def test_the_page_of_600_classes_stays_small(tmp_path: Path):
+    base = judged()
+    many = [row | {"hoi": index % 54} for index, row in enumerate(base.per_class * 12)][:600]
+    write_evaluation(replace(base, per_class=many), tmp_path, "many", resamples=0)
+    assert (tmp_path / "evaluation.html").stat().st_size < 3e6
 
 
 def test_skipped_rows_are_told_apart_from_none_and_unknown(tmp_path: Path):

@@ -7,7 +7,7 @@
   const y = (precision) => height - bottom - precision * (height - top - bottom);
 
   const make = (name, attributes, text) => {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+    const node = document.createElementNS(svg.namespaceURI, name);
     for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
     if (text !== undefined) node.textContent = text;
     return svg.appendChild(node);
