@@ -141,7 +141,7 @@ def load_hico_det(
         split=split,
         vocabulary=raw.vocabulary,
         image_id=np.array(names, dtype=str),
-        path=[os.path.join(files.pictures, name) for name in names],
+        path=[f"{files.pictures}{os.sep}{name}" for name in names],
         width=sizes[kept, 0],
         height=sizes[kept, 1],
         pair_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),

@@ -8,7 +8,7 @@ Format", the chapters on version 5. Little-endian files; no sparse, complex or c
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from storage.errors import UserError
 
 _MATRIX, _COMPRESSED = 14, 15
 _STRUCT, _CHAR = 2, 4
+_NUMERIC = range(6, 16)
 _NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
 _TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16-le", 16: "utf-8", 17: "utf-16-le", 18: "utf-32-le"}
 _HEADER = 40  # of an unnamed two-dimensional matrix: flags 16, dimensions 16, empty name 8
@@ -116,12 +117,13 @@ class Matrices:
             if not words[word + 1] or not (size := words[word + 8] * words[word + 9]):
                 continue
             fields_at = at + 48 + (0 if words[word + 10] >> 16 else -(-words[word + 11] // 8) * 8)
-            first = fields_at + 16 + -(-words[(fields_at >> 2) + 3] // 8) * 8
+            short = words[(fields_at >> 2) + 2] >> 16
+            first = fields_at + 16 + (0 if short else -(-words[(fields_at >> 2) + 3] // 8) * 8)
             layout = self.data[fields_at:first]
             if layout not in orders:
                 names = _field_names(layout) if words[word + 4] & 0xFF == _STRUCT and words[word + 7] == 8 else []
                 if not names or (orders and len(names) != count):
-                    raise self._unexpected(at, "a struct array like the others")
+                    raise self._unexpected(at, "struct array like the others")
                 if missing := [field for field in fields if field not in names]:
                     raise UserError(f"{self.file}: a struct has the fields {', '.join(names)}, but no {missing[0]!r}")
                 orders[layout], count = [names.index(field) for field in fields], len(names)
@@ -130,19 +132,17 @@ class Matrices:
                 starts.append(first)
                 first += 8 + words[(first >> 2) + 1]
             if first != at + 8 + words[word + 1]:
-                raise self._unexpected(at, "a whole struct array")
+                raise self._unexpected(at, "whole struct array")
         owner = np.repeat(np.arange(len(self)), sizes)
         table = np.take_along_axis(np.array(starts, np.int64).reshape(-1, count), order[owner], axis=1)
         return owner, {field: Matrices(self.file, self.data, table[:, k]) for k, field in enumerate(fields)}
 
     def numbers(self) -> tuple[np.ndarray, np.ndarray]:
         """All values, float64, each matrix column by column, one matrix after the other, and int64 [M], how many each."""
-        kind, size, start = self._payloads()
+        kind, size, start = self._payloads("numbers", _NUMERIC)
         out = np.zeros(len(self), np.int64)
         for code, width in _NUMBERS.items():
             out[kind == code] = size[kind == code] // np.dtype(width).itemsize
-        if not np.isin(kind[size > 0], list(_NUMBERS)).all():
-            raise self._unexpected(int(self.at[(size > 0) & ~np.isin(kind, list(_NUMBERS))][0]), "numbers")
         values = np.empty(out.sum())
         matrix = np.repeat(np.arange(len(self)), out)
         within = np.arange(len(values)) - (np.cumsum(out) - out)[matrix]
@@ -163,13 +163,13 @@ class Matrices:
 
     def texts(self) -> list[str]:
         """The characters of each."""
-        columns = (column.tolist() for column in self._payloads())
+        columns = (column.tolist() for column in self._payloads("text", (_CHAR,)))
         return [
-            self.data[start : start + size].decode(_TEXTS.get(kind, "latin-1"), "replace")
+            self.data[start : start + size].decode(_TEXTS.get(kind, "ascii"), "replace")
             for kind, size, start in zip(*columns, strict=True)
         ]
 
-    def _payloads(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _payloads(self, wanted: str, classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """int64 [M] each: type, bytes and offset of the values of unnamed two-dimensional matrices; 0 bytes if empty."""
         words = np.frombuffer(self.data, "<u4")
         word = self.at >> 2
@@ -177,11 +177,15 @@ class Matrices:
         tag = np.where(there, word + 12, word)
         plain = (words[tag - 6 * there + 1] == 8) & (words[tag - 2 * there] == 1) & (words[tag - 2 * there + 1] == 0)
         if not (plain | ~there).all():
-            raise self._unexpected(int(self.at[~plain & there][0]), "a two-dimensional matrix")
+            raise self._unexpected(int(self.at[~plain & there][0]), "two-dimensional matrix")
         small = words[tag] >> 16
         kind = np.where(small > 0, words[tag] & 0xFFFF, words[tag])
         size = np.where(there, np.where(small > 0, small, words[tag + 1]), 0)
         start = tag * 4 + np.where(small > 0, 4, 8)
+        known = np.isin(kind, list(_NUMBERS if classes is _NUMERIC else _TEXTS))
+        other = (size > 0) & ~(known & np.isin(words[tag - 8 * there] & 0xFF, classes))
+        if other.any():
+            raise self._unexpected(int(self.at[other][0]), wanted)
         if (start + size > len(self.data)).any():
             raise UserError(f"{self.file}: damaged: numbers go on beyond the end of their variable")
         return kind.astype(np.int64), size.astype(np.int64), start.astype(np.int64)
@@ -192,6 +196,6 @@ class Matrices:
 
 def _field_names(layout: bytes) -> list[str]:
     """From a struct's two elements: the length of a name, then all names, padded with zeros."""
-    length, total = np.frombuffer(layout, "<u4", 4).tolist()[1::2]
-    listed = layout[16 : 16 + total]
-    return [listed[k : k + length].split(b"\0")[0].decode("latin-1") for k in range(0, total, max(length, 1))]
+    _, length, tag, total = np.frombuffer(layout, "<u4", 4).tolist()
+    listed = layout[12 : 12 + (tag >> 16)] if tag >> 16 else layout[16 : 16 + total]
+    return [listed[k : k + length].split(b"\0")[0].decode("latin-1") for k in range(0, len(listed), max(length, 1))]

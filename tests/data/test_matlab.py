@@ -1,0 +1,117 @@
+"""Nested structs of MATLAB 5 files as columns: what scipy reads, and one line for a damaged file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.io import loadmat, savemat
+
+from stages.data.matlab import read_matrix
+from storage.errors import UserError
+
+
+def struct(rows, *fields):
+    out = np.empty((1, len(rows)), [(field, object) for field in fields])
+    for k, row in enumerate(rows):
+        out[0, k] = row
+    return out
+
+
+@pytest.fixture
+def nested():
+    """Structs of all kinds of numbers; some empty, some with their fields in another order."""
+    random = np.random.default_rng(0)
+    kinds = ["u1", "i1", "u2", "i2", "i4", "u4", "f4", "f8", "i8", "u8"]
+    rows = []
+    for k in range(40):
+        boxes = [tuple(random.integers(0, 100, 2).astype(kinds[k % 10])) for _ in range(k % 4)]
+        inner = struct([box[::-1] for box in boxes], "y", "x") if k % 3 else struct(boxes, "x", "y")
+        links = random.normal(size=(k % 5, 2)) if k % 2 else np.zeros((0, 0))
+        rows.append((f"näme {k}" * (k % 3), inner if boxes else np.zeros((0, 0)), links))
+    return struct(rows, "name", "box", "link")
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_columns_are_what_scipy_reads(tmp_path, nested, compressed):
+    file = tmp_path / "a.mat"
+    savemat(file, {"other": np.arange(120), "a_long_variable_name": nested, "v": 1}, do_compression=compressed)
+    scipy_rows = loadmat(file)["a_long_variable_name"].ravel()
+    owner, column = read_matrix(file, "a_long_variable_name").structs("name", "box", "link")
+    assert owner.tolist() == [0] * 40
+    assert column["name"].texts() == [str(row["name"][0]) if row["name"].size else "" for row in scipy_rows]
+
+    values, counts = column["link"].numbers()
+    assert counts.tolist() == [row["link"].size for row in scipy_rows]
+    assert values.tolist() == [v for row in scipy_rows for v in row["link"].ravel("F").tolist()]
+
+    owner, box = column["box"].structs("x", "y")
+    boxes = [(k, b) for k, row in enumerate(scipy_rows) if row["box"].size for b in row["box"].ravel()]
+    assert owner.tolist() == [k for k, _ in boxes]
+    for side in ("x", "y"):
+        assert box[side].scalars().tolist() == [float(b[side].item()) for _, b in boxes]
+
+
+def test_a_slice_is_the_first_elements(tmp_path, nested):
+    savemat(tmp_path / "a.mat", {"v": nested})
+    _, column = read_matrix(tmp_path / "a.mat", "v").structs("link")
+    assert column["link"][:7].numbers()[1].tolist() == column["link"].numbers()[1][:7].tolist()
+
+
+def test_empty_cells_have_the_default(tmp_path):
+    savemat(tmp_path / "a.mat", {"v": struct([(1,), (np.zeros((0, 0)),)], "x")})
+    _, column = read_matrix(tmp_path / "a.mat", "v").structs("x")
+    assert column["x"].scalars(-1).tolist() == [1, -1]
+
+
+def _refused(file, said, variable="v", fields=("x",)):
+    with pytest.raises(UserError) as error:
+        [column.numbers() for column in read_matrix(file, variable).structs(*fields)[1].values()]
+    assert str(error.value).startswith(str(file))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_other_files_are_named(tmp_path):
+    file = tmp_path / "a.mat"
+    _refused(file, "cannot be read")
+    savemat(file, {"v": struct([(1,)], "x")})
+    whole = file.read_bytes()
+    _refused(file, "no variable w", variable="w")
+    _refused(file, "no 'y'", fields=("y",))
+    for content, said in [
+        (b"", "not a readable MATLAB file"),
+        (b"MATLAB 7.3 MAT-file" + bytes(200), "save it again with -v7"),
+        (whole[:-9], "cut short"),
+        (whole[:130], "cut short"),
+    ]:
+        file.write_bytes(content)
+        _refused(file, said)
+    savemat(file, {"v": np.arange(6.0)})
+    _refused(file, "no struct array")
+    savemat(file, {"v": struct([("text",)], "x")})
+    _refused(file, "no numbers")
+    savemat(file, {"v": struct([(struct([(1,)], "y"),)], "x")})
+    _refused(file, "no numbers")
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_any_damage_is_one_line(tmp_path, nested, compressed):
+    file = tmp_path / "a.mat"
+    savemat(file, {"v": nested}, do_compression=compressed)
+    whole = file.read_bytes()
+    random = np.random.default_rng(1)
+    refused = 0
+    for _ in range(120):
+        damaged = bytearray(whole)
+        damaged[random.integers(128, len(whole))] ^= 1 << int(random.integers(8))
+        file.write_bytes(bytes(damaged) if random.random() < 0.7 else whole[: random.integers(128, len(whole))])
+        try:
+            _, column = read_matrix(file, "v").structs("name", "box", "link")
+            column["name"].texts()
+            column["link"].numbers()
+            _, box = column["box"].structs("x", "y")
+            box["x"].scalars()
+        except UserError as error:
+            refused += 1
+            assert str(error).startswith(str(file))  # noqa: PT017
+    assert refused > 20
