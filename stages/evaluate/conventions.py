@@ -27,6 +27,10 @@ SWITCHES: dict[str, dict[str, str]] = {
         "half_open": "x2 - x1 of half-open boxes, the same as x2 - x1 + 1 of inclusive ones",
         "plain": "x2 - x1 of inclusive boxes: every side a pixel short",
     },
+    "detection_boxes": {
+        "as_given": "detected boxes are compared as they are",
+        "rounded": "corners of detected boxes are rounded to whole pixels first",
+    },
     "one_pixel_overlap": {
         "counts": "an intersection one pixel wide or high is one",
         "none": "an intersection not more than one pixel wide or high is empty",
@@ -83,6 +87,7 @@ class Convention:
     source: str
     recall_grid: str = "official"
     box_area: str = "half_open"
+    detection_boxes: str = "as_given"
     one_pixel_overlap: str = "counts"
     threshold: str = "at_least"
     assignment: str = "best"
@@ -157,8 +162,9 @@ CONVENTIONS: dict[str, Convention] = {
             nms_threshold=0.7, ties="last_stored",
         ),
         replace(
-            OFFICIAL, name="genvlkt-matlab", description="GEN-VLKT's export to the official code: top 19,999 a class",
-            source="YueLiao/gen-vlkt", top_per_class=19_999,
+            OFFICIAL, name="ppdm-matlab", description="PPDM's and GEN-VLKT's export to the official code: rounded, top "
+            "19,999 a class", source="YueLiao/PPDM", detection_boxes="rounded", top_per_class=19_999,
+            ties="last_stored",
         ),
         _GGNET,
         replace(_GGNET, name="no_frills", description="No-Frills: as GGNet", source="BigRedT/no_frills_hoi_det"),

@@ -19,6 +19,8 @@ from stages.evaluate.conventions import OFFICIAL, Convention
 from stages.evaluate.detections import Detections
 from stages.evaluate.pair_nms import pairwise_nms
 
+_HALF_OPEN = np.array([0, 0, 1, 1], np.float32)  # minus inclusive corners
+
 
 @dataclass(frozen=True)
 class Truths:
@@ -153,6 +155,9 @@ def counted_detections(detections: Detections, truths: Truths, convention: Conve
 def _overlap(boxes: np.ndarray, truths: np.ndarray, convention: Convention) -> np.ndarray:
     short = 1.0 if convention.box_area == "plain" else 0.0
     least = 1.0 - short if convention.one_pixel_overlap == "none" else 0.0
+    if convention.detection_boxes == "rounded":  # as MATLAB rounds: halves away from zero
+        inclusive = boxes - _HALF_OPEN
+        boxes = np.trunc(inclusive + np.copysign(np.float32(0.5), inclusive)) + _HALF_OPEN
     return iou(boxes, truths + np.float32(convention.truth_shift), short, least)
 
 
