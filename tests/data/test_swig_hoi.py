@@ -113,6 +113,7 @@ BAD: list[tuple[Callable[[list[dict[str, Any]]], Any], str]] = [
     (lambda r: r[0]["hoi_annotations"][0].update(action_id=407), r"action 407 with object 55 is none of the 14,130"),
     (lambda r: r[0]["box_annotations"][1].update(category_id=1000), r"action 349 with object 1000 is none of"),
     (lambda r: r[0]["box_annotations"][1].update(bbox=[1, 2, 3]), r"bbox \[1, 2, 3\] is empty, outside"),
+    (lambda r: r[0]["box_annotations"][1].update(bbox=[1, 2, None, 4]), r"bbox \[1, 2, None, 4\] is empty, outside"),
     (lambda r: r[0]["box_annotations"][0].update(bbox=[100, 0, 120, 9]), r"bbox \[100, 0, 120, 9\] .* 100 x 80"),
 ]
 

@@ -145,3 +145,19 @@ def test_the_order_of_detections_changes_nothing_without_ties():
     rows = np.random.default_rng(0).permutation(len(found))
     other = Detections(*(getattr(found, name)[rows] for name in Detections.__annotations__))
     assert swig_hoi(other, annotations).ap.tolist() == swig_hoi(found, annotations).ap.tolist()
+
+
+def test_lower_scored_duplicates_never_raise_average_precision():
+    annotations, found = small(tied=False)
+    again = replace(found, score=found.score - 1)
+    both = Detections(
+        *(np.concatenate([getattr(part, name) for part in (found, again)]) for name in Detections.__annotations__)
+    )
+    assert (swig_hoi(both, annotations).ap <= swig_hoi(found, annotations).ap).all()
+
+
+def test_every_annotated_pair_detected_scores_one():
+    annotations, _ = small(tied=True)
+    hoi = annotations.hoi.astype(np.int64)
+    found = detected(annotations.pair_image(), annotations.human_box, annotations.object_box, hoi, np.ones(len(hoi)))
+    assert swig_hoi(found, annotations).ap[classes()].tolist() == pytest.approx([1, 1, 1])

@@ -136,6 +136,32 @@ def test_the_order_of_detections_changes_nothing_without_ties():
     assert v_coco(other, people).percentages() == v_coco(found, people).percentages()
 
 
+def test_the_order_of_pictures_changes_nothing_without_ties():
+    people, entries = small_v_coco(tied=False)
+    found = as_columns(entries, people)
+    to = np.random.default_rng(1).permutation(len(people.image_id)).astype(np.int32)
+    order = np.argsort(to[people.image], kind="stable")
+    columns = {name: getattr(people, name)[order] for name in ("box", "annotated", "actions", "role_box")}
+    other = People(image_id=people.image_id[np.argsort(to)], image=to[people.image][order], **columns)
+    assert v_coco(replace(found, image=to[found.image]), other).percentages() == v_coco(found, people).percentages()
+
+
+def test_lower_scored_duplicates_never_raise_average_precision():
+    people, entries = small_v_coco(tied=False)
+    found = as_columns(entries, people)
+    again = replace(found, agent_score=found.agent_score - 1, role_score=found.role_score - 1)
+    both = VCocoDetections(
+        *(np.concatenate([getattr(part, name) for part in (found, again)]) for name in VCocoDetections.__annotations__)
+    )
+    once, twice = v_coco(found, people), v_coco(both, people)
+    for before, after in (
+        (once.agent_ap, twice.agent_ap),
+        (once.scenario_1.ap, twice.scenario_1.ap),
+        (once.scenario_2.ap, twice.scenario_2.ap),
+    ):
+        assert (after[~np.isnan(after)] <= before[~np.isnan(before)]).all()
+
+
 def test_perfect_detections_score_one():
     people, _ = small_v_coco(tied=True)
     apart = np.arange(len(people.image))[:, None] * np.float32([0, 1000, 0, 1000])  # nobody overlaps anybody
