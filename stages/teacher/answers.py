@@ -1,0 +1,278 @@
+"""Captions, lists and yes/no answers by models that read pictures and write: InstructBLIP, LLaVA, Qwen2-VL, Qwen2.5-VL.
+
+The prompt's tokens are put together here and not by the checkpoint's processor class, which for Qwen cannot be built without
+torchvision: the chat template (or a plain prompt) is rendered and tokenized once per question, and the picture's mark in it
+widened to as many tokens as the tower makes of each picture. Decoding is greedy and nothing else: a checkpoint's own
+repetition penalty, beams or temperature stay out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from stages.stage import ArrowOutput, Batch, Resources, Stage, Values
+from stages.teacher.blip import Dtype
+from stages.teacher.first_token import CELL, YES_NO, answer_ids, cells, yes_score
+from stages.teacher.forward import BatchSize, canonical, in_parts, part_size
+from stages.teacher.weights import Checkpoint, load
+from storage.digests import fingerprint
+from storage.errors import InputFailure, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+PLAIN_PROMPTS = {
+    "InstructBlipForConditionalGeneration": "{question}",
+    "LlavaForConditionalGeneration": "USER: {image}\n{question} ASSISTANT:",
+    "Qwen2VLForConditionalGeneration": None,
+    "Qwen2_5_VLForConditionalGeneration": None,
+}
+"""How a question is put where the checkpoint brings no chat template; None: such a checkpoint is refused."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the model is given of one picture: named tensors with a leading axis, and how many tokens stand for it."""
+
+    tensors: dict[str, torch.Tensor]
+    tokens: int
+
+
+class Answers(Stage):
+    """Answers of an image-text-to-text model, greedily decoded. Each column is a question.
+
+    A cell is ``{text, score}``, as in :class:`stages.teacher.blip.BlipCaptions`: a yes/no question
+    (:data:`stages.teacher.first_token.YES_NO`) is answered by its first token, with the probability of yes as ``score``.
+
+    Args:
+        checkpoint: InstructBLIP, LLaVA, Qwen2-VL or Qwen2.5-VL (``...ForConditionalGeneration``).
+        columns: the questions, in the very words that are put.
+        max_new_tokens: where an answer is cut.
+        prompt: how a question is put, with ``{question}`` and (but for InstructBLIP) ``{image}``. Default: the checkpoint's
+            chat template, else the family's plain prompt.
+        max_pixels: bound on a picture's pixels after resizing (Qwen only, whose pictures keep their shape).
+        dtype: of weights and arithmetic.
+        batch_size: pictures per forward, or ``auto``: as many as the GPU's memory holds.
+        gpus: share of a GPU that one worker occupies.
+    """
+
+    name = "captions"
+    architectures: ClassVar[tuple[str, ...]] = tuple(PLAIN_PROMPTS)
+    output = ArrowOutput(CELL)
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        columns: Sequence[str],
+        *,
+        max_new_tokens: int = 128,
+        prompt: str | None = None,
+        max_pixels: int | None = None,
+        dtype: Dtype = "float32",
+        batch_size: BatchSize = 8,
+        gpus: float = 0.0,
+    ) -> None:
+        if checkpoint.architecture not in PLAIN_PROMPTS:
+            raise UserError(
+                f"{checkpoint.folder}: {checkpoint.architecture} cannot answer questions; it takes "
+                f"{', '.join(PLAIN_PROMPTS)}"
+            )
+        self.is_qwen = checkpoint.architecture.startswith("Qwen")
+        self.is_instructblip = checkpoint.architecture.startswith("InstructBlip")
+        wanted = ("{question}",) if self.is_instructblip else ("{question}", "{image}")
+        if prompt is not None and (absent := [mark for mark in wanted if prompt.count(mark) != 1]):
+            raise UserError(f"answers: prompt {prompt!r} must hold {absent[0]} once")
+        if max_pixels is not None and not self.is_qwen:
+            raise UserError(f"answers: max_pixels is for Qwen; {checkpoint.architecture} sees pictures of one size")
+        self.checkpoint, self.columns, self.dtype = checkpoint, tuple(columns), dtype
+        self.max_new_tokens, self.prompt, self.max_pixels = max_new_tokens, prompt, max_pixels
+        self.chosen_batch, self.batch_size = batch_size, canonical(batch_size)
+        self.resources = Resources(gpus=gpus)
+        self.shares = fingerprint({"teacher": checkpoint.digest, **self._pixels_parameters()})
+
+    def _pixels_parameters(self) -> dict[str, Any]:
+        return {
+            "preprocessing": self.checkpoint.preprocessing,
+            "max_pixels": self.max_pixels,
+            "image_backend": "pil",
+            "dtype": self.dtype,
+        }
+
+    def parameters(self) -> dict[str, Any]:
+        return {
+            "teacher": self.checkpoint.digest,
+            **self._pixels_parameters(),
+            "prompt": self.prompt or "the checkpoint's",
+            "max_new_tokens": self.max_new_tokens,
+            "decoding": "greedy",
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        return {
+            "checkpoint": self.checkpoint.source,
+            "revision": self.checkpoint.revision,
+            "architecture": self.checkpoint.architecture,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        opened = {"model", "processor", "tokenizer", "second_tokenizer", "device", "rows", "image_id"}
+        return {key: value for key, value in self.__dict__.items() if key not in opened}
+
+    def open(self, device: str, shared: dict[Any, Any]) -> None:
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        key = ("answers", self.shares, device)
+        if key not in shared:
+            folder = self.checkpoint.here()
+            second = folder / "qformer_tokenizer"
+            sizes = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
+            shared[key] = (
+                load(self.checkpoint, folder, self.dtype, device),
+                AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, **sizes),
+                AutoTokenizer.from_pretrained(folder, local_files_only=True),
+                AutoTokenizer.from_pretrained(second, local_files_only=True) if self.is_instructblip else None,
+            )
+        self.model, self.processor, self.tokenizer, self.second_tokenizer = shared[key]
+        self.device = device
+        self.rows = part_size(shared, (self.shares, self.max_new_tokens), self.chosen_batch)
+        config = self.model.config
+        self.image_id = int(config.image_token_id if hasattr(config, "image_token_id") else config.image_token_index)
+        for question in self.columns:
+            self.prompt_ids(question)
+        if any(YES_NO.search(question) for question in self.columns):
+            answer_ids(self.tokenizer, self.checkpoint.folder)
+
+    def compute(
+        self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
+    ) -> dict[str, Values]:
+        pictures = batch.once(
+            ("pictures", self.shares), lambda: [self.picture(image) for image in batch.images[: batch.count]]
+        )
+        return {question: self._answers(pictures, question, len(batch.rows)) for question in columns}
+
+    def _answers(self, pictures: Sequence[Picture], question: str, length: int) -> pa.Array:
+        import torch
+
+        def forward(positions: np.ndarray) -> list[tuple[str, float]]:
+            return self._generate([pictures[position] for position in positions], question)
+
+        with torch.inference_mode():
+            parts = in_parts(forward, len(pictures), self.rows, self.device)
+        answered = [answer for part in parts for answer in part]
+        answered += answered[-1:] * (length - len(answered))
+        return cells([text for text, _ in answered], np.array([score for _, score in answered]))
+
+    def picture(self, image: Image.Image) -> Picture:
+        """Preprocess one picture by the checkpoint's own image processor.
+
+        Raises:
+            InputFailure: a shape that the processor refuses.
+        """
+        try:
+            seen = self.processor([image], return_tensors="pt")
+        except ValueError as error:
+            raise InputFailure(f"the image processor refuses the picture: {error}") from None
+        if self.is_qwen:
+            grid = seen["image_grid_thw"]
+            count = int(grid.prod()) // self.processor.merge_size**2
+            return Picture({"pixel_values": seen["pixel_values"], "image_grid_thw": grid}, count)
+        if self.is_instructblip:
+            return Picture({"pixel_values": seen["pixel_values"]}, int(self.model.config.num_query_tokens))
+        return Picture({"pixel_values": seen["pixel_values"]}, self._llava_tokens(seen["pixel_values"].shape[-2:]))
+
+    def _llava_tokens(self, size: Sequence[int]) -> int:
+        """Patches of a picture of (height, width), and CLS where the tower has one and it is kept."""
+        config = self.model.config
+        patch = config.vision_config.patch_size
+        has_cls = config.vision_config.model_type == "clip_vision_model"
+        kept = has_cls and config.vision_feature_select_strategy == "full"
+        return (size[0] // patch) * (size[1] // patch) + int(kept)
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """Token ids of the prompt, the picture's mark still a single token (InstructBLIP: before everything).
+
+        Raises:
+            UserError: neither chat template nor plain prompt, or a template without the picture's mark.
+        """
+        mark = self.tokenizer.convert_ids_to_tokens(self.image_id)
+        plain = self.prompt or PLAIN_PROMPTS[self.checkpoint.architecture]
+        if self.prompt is None and self.tokenizer.chat_template and not self.is_instructblip:
+            said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+            text = self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+        elif plain is None:
+            raise UserError(f"{self.checkpoint.folder}: has no chat template; give the key 'prompt'")
+        else:
+            around = f"<|vision_start|>{mark}<|vision_end|>" if self.is_qwen else mark
+            text = plain.replace("{image}", around).replace("{question}", question)
+        starts = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=not starts)["input_ids"]
+        if self.is_instructblip:
+            return [self.image_id, *ids]
+        if ids.count(self.image_id) != 1:
+            raise UserError(
+                f"{self.checkpoint.folder}: the prompt of {question!r} holds {ids.count(self.image_id)} marks {mark} for a "
+                "picture, not one; give the key 'prompt'"
+            )
+        return ids
+
+    def model_inputs(self, pictures: Sequence[Picture], question: str) -> dict[str, torch.Tensor]:
+        """What the model's ``generate`` takes: ids and mask ``int64 [B, L]``, padded on the left, and the pictures."""
+        import torch
+
+        prompt = self.prompt_ids(question)
+        at = prompt.index(self.image_id)
+        rows = [[*prompt[:at], *[self.image_id] * picture.tokens, *prompt[at + 1 :]] for picture in pictures]
+        longest = max(map(len, rows))
+        ids = torch.tensor([[self._pad_id()] * (longest - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        given = {"input_ids": ids, "attention_mask": mask}
+        for name in pictures[0].tensors:
+            joined = torch.cat([picture.tensors[name] for picture in pictures])
+            given[name] = joined.to(getattr(torch, self.dtype)) if joined.is_floating_point() else joined
+        if self.is_qwen:
+            given["mm_token_type_ids"] = ((ids == self.image_id) & (mask > 0)).int()
+        if self.second_tokenizer is not None:
+            second = self.second_tokenizer([question] * len(rows), return_tensors="pt")
+            given["qformer_input_ids"] = second["input_ids"]
+            given["qformer_attention_mask"] = second["attention_mask"]
+        return {name: tensor.to(self.device) for name, tensor in given.items()}
+
+    def _pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    def _greedy(self, **options: Any) -> Any:
+        """A generation config that holds nothing of the checkpoint's but its special tokens."""
+        from transformers import GenerationConfig
+
+        own = (self.model.language_model if self.is_instructblip else self.model).generation_config
+        end = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
+        return GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            bos_token_id=own.bos_token_id,
+            eos_token_id=end,
+            pad_token_id=self._pad_id(),
+            decoder_start_token_id=own.decoder_start_token_id,
+            **options,
+        )
+
+    def _generate(self, pictures: Sequence[Picture], question: str) -> list[tuple[str, float]]:
+        given = self.model_inputs(pictures, question)
+        if YES_NO.search(question):
+            one = self._greedy(max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
+            logits = self.model.generate(**given, generation_config=one).logits[0]
+            yes, no = answer_ids(self.tokenizer, self.checkpoint.folder)
+            texts = self.tokenizer.batch_decode(logits.argmax(-1, keepdim=True), skip_special_tokens=True)
+            return list(zip(texts, yes_score(logits, yes, no).tolist(), strict=True))
+        written = self.model.generate(**given, generation_config=self._greedy(max_new_tokens=self.max_new_tokens))
+        if not self.model.config.get_text_config().is_encoder_decoder:
+            written = written[:, given["input_ids"].shape[1] :]
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [(text, float("nan")) for text in texts]
