@@ -32,6 +32,8 @@ STAGES: dict[str, str] = {
     "blip2_features": "stages.teacher.blip2:Blip2Features",
     "blip2_itm": "stages.teacher.blip2:Blip2Itm",
     "blip2_itc": "stages.teacher.itc:Blip2Itc",
+    "vision_features": "stages.teacher.vision_features:VisionFeatures",
+    "answers": "stages.teacher.answers:Answers",
     "triplets": "stages.teacher.triplets:Triplets",
     "text_embeddings": "stages.teacher.text_embeddings:TextEmbeddings",
     "detector": "stages.teacher.detectors:Detector",
