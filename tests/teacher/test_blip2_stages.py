@@ -79,6 +79,19 @@ def test_logits_similarities_and_maps_are_the_stock_ones(found, folder, processo
     torch.testing.assert_close(maps[1, :, 2, 1], tokens[1 + 4 * 2 + 1])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_halves_stay_near_float32(found, make_batch, dtype):
+    """As the class loads itself: under float16 the Q-Former stays float32."""
+    batch = make_batch()
+    for make, tolerance in ((Blip2Itm, 0.05), (Blip2Itc, 0.02)):
+        exact, near = (opened(make(found, PROMPTS, dtype=name))[0] for name in ("float32", dtype))
+        batch.memo.clear()
+        expected = array(exact.compute(batch, PROMPTS, {}), PROMPTS)
+        np.testing.assert_allclose(array(near.compute(batch, PROMPTS, {}), PROMPTS), expected, atol=tolerance)
+    kept = near.model.qformer.layernorm.weight.dtype
+    assert kept == (torch.float32 if dtype == "float16" else torch.bfloat16)
+
+
 def test_blip_similarities_are_the_stock_ones(checkpoints, processor, make_batch):
     (itc,) = opened(BlipItc(Checkpoint.find(checkpoints.itm), PROMPTS))
     model = BlipForImageTextRetrieval.from_pretrained(checkpoints.itm).eval()
@@ -194,6 +207,9 @@ def test_similarity_chooses_which_cells_a_picture_wants(line):
     assert made.counts["wanted"] == 30
     rank = np.argsort(np.argsort(-stored(line, "itc", PROMPTS), axis=1), axis=1)
     assert np.array_equal(made.wanted, rank < 5)
+    (line.folder / "bad.png").write_bytes(b"no picture")
+    assert run(line.setup()).failures == {"itc": 18, "itm": 18}
+    (line.folder / "bad.png").unlink()
     del tables["itm"]["itc"], tables["itm"]["itc_top_k"]
     line.write()
     line.calls.clear()
