@@ -7,6 +7,7 @@ size only, so nothing is padded to a neighbour's size and a picture's boxes do n
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -113,7 +114,9 @@ class Detector(Stage):
         key = ("detector", self.checkpoint.digest, self.dtype, device)
         if key not in shared:
             folder = self.checkpoint.here()
-            model = load(self.checkpoint, folder, self.dtype, device, **self._translation(folder))
+            with warnings.catch_warnings():  # what RT-DETR says of widths that are no power of 2 is about its speed
+                warnings.filterwarnings("ignore", message="You'd better set embed_dim")
+                model = load(self.checkpoint, folder, self.dtype, device, **self._translation(folder))
             shared[key] = model, AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
         self.model, self.processor = shared[key]
         self.device = device

@@ -102,13 +102,15 @@ def resolve(config: str) -> Setup:
         else:
             record = get_cfg()
             record.merge_from_file(path)
+            record.MODEL.WEIGHTS = ""  # a path, and none of the model's properties
             text = "\n".join(part.dump() for part in (record.MODEL, record.INPUT))
             name = record.DATASETS.TEST
     except Exception as error:  # yacs, omegaconf and the configuration's own code raise what they like
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{config}: not a detectron2 configuration that can be read: {why}") from error
     first = name if isinstance(name, str) else next(iter(name), "")
-    return Setup(record, text, tuple(MetadataCatalog.get(first).get("thing_classes", ())), lazy)
+    classes = MetadataCatalog.get(first).get("thing_classes", ()) if first else ()
+    return Setup(record, text, tuple(classes), lazy)
 
 
 def described(value: Any) -> Any:
