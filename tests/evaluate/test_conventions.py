@@ -211,6 +211,17 @@ def test_means_can_leave_out_no_interaction():
     assert convention("thid", ["classes=without_no_interaction"]).averaged(verbs).tolist() == [True, False, True]
 
 
+def test_caps_keep_exactly_so_many_of_the_highest():
+    found, annotated = small_world(SMALL_SEED, ties=False)
+    results = hico_det(found, annotated, HOI_OBJECT, convention("official", ["top_per_class=5"]))
+    assert results.default.detections.tolist() == [5] * 4
+    for klass in range(4):
+        kept = found.score[(found.hoi == klass) & results.counted]
+        assert kept.min() > found.score[(found.hoi == klass) & ~results.counted].max()
+    results = hico_det(found, annotated, HOI_OBJECT, convention("official", ["top_per_image=7"]))
+    np.testing.assert_array_equal(np.bincount(found.image[results.counted]), np.minimum(np.bincount(found.image), 7))
+
+
 def test_detections_of_no_class_are_left_out():
     found, annotated = one_pair(10)
     both = joined(rows_of(found, np.array([0]), hoi=np.int32([-1])), found)
