@@ -64,7 +64,9 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
             from stages.data.folder import load_annotated_folder
 
             return {
-                split: load_annotated_folder(file, split, dataset.root, dataset.vocabulary, limit, dataset.lenient)
+                split: load_annotated_folder(
+                    file, split, dataset.root, dataset.vocabulary, limit, dataset.lenient
+                ).classified()
                 for split in ("train", "test")
             }
         case HicoDetDataset():
