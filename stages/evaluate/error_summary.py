@@ -74,6 +74,7 @@ def summarise(
     pictures: int,
     grid: np.ndarray | None,
     hoi_of: np.ndarray,
+    averaged: int | None = None,
     most: int = 12,
 ) -> ErrorSummary:
     """Count, and measure what each kind of error costs under the default setting's ``ranking``.
@@ -82,17 +83,23 @@ def summarise(
         ranked_pairs: ``int64 [G]`` rows of ``pairs`` that the ranking's pairs are.
         grid: recall levels of average precision, None for all points.
         hoi_of: ``int [V, O]`` class of a verb and an object, -1 where they are none; names both sides of a confusion.
+        averaged: classes in the mean, by default those that have pairs.
         most: confusions to list of either sort.
     """
     kind, first = found.kind[ranking.row], decisive(ranking)
     weight = np.ones(pictures, np.int64)
-    figure = _mean(Weighted(ranking, pictures, grid).average_precision(weight))
+    classes = averaged or max(1, int(np.count_nonzero(ranking.positives)))
+
+    def mean(left: Ranking) -> float:
+        return float(np.nansum(Weighted(left, pictures, grid).average_precision(weight))) / classes
+
+    figure = mean(ranking)
     errors = []
     for number, (name, text) in enumerate(KINDS.items()):
         here = kind == number
         gain = 0.0
         if number and here.any():
-            gain = 100 * (_mean(Weighted(ranking.without(here), pictures, grid).average_precision(weight)) - figure)
+            gain = 100 * (mean(ranking.without(here)) - figure)
         errors.append(ErrorRow(name, text, int((here & first).sum()), int(here.sum()), gain))
     misses = [
         MissRow(name, text, int((found.miss[ranked_pairs] == n).sum())) for n, (name, text) in enumerate(MISSES.items())
@@ -127,7 +134,3 @@ def _confused(
 
 def _table(klass: np.ndarray, category: np.ndarray, classes: int, categories: int) -> np.ndarray:
     return np.bincount(klass * categories + category, minlength=classes * categories).reshape(classes, categories)
-
-
-def _mean(ap: np.ndarray) -> float:
-    return float(np.nanmean(ap)) if not np.isnan(ap).all() else 0.0

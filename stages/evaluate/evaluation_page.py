@@ -125,10 +125,13 @@ def measure_errors(judged: Judged) -> ErrorSummary | None:
         return None
     pairs = Pairs(given.pair_image(), given.human_box, given.object_box, given.object, given.verb)
     found = diagnose(judged.detections, pairs, judged.matched, judged.counted)
-    rows = np.flatnonzero(given.hoi >= 0)  # the ranking's pairs
+    averaged = next(iter(main.sets.values()))
+    ranking = main.ranking.in_pictures(np.broadcast_to(averaged, (len(given), len(averaged))))
+    rows = np.flatnonzero(np.append(averaged, False)[given.hoi])  # the ranking's pairs
     return summarise(
-        judged.detections, pairs, main.ranking, found, rows, len(given), judged.grid, judged.vocabulary.hoi_id()
-    )
+        judged.detections, pairs, ranking, found, rows, len(given), judged.grid, judged.vocabulary.hoi_id(),
+        int(averaged.sum()) if judged.absent_counts else None,
+    )  # fmt: skip
 
 
 def render(judged: Judged, title: str, intervals: Intervals, errors: ErrorSummary | None, resamples: int) -> str:
@@ -164,7 +167,7 @@ def render(judged: Judged, title: str, intervals: Intervals, errors: ErrorSummar
         counted = {
             "decisive": sum(row.decisive for row in errors.errors),
             "missed": sum(row.pairs for row in errors.misses),
-            "annotated": int(sum(row["pairs"] for row in judged.per_class)),
+            "annotated": sum(row.pairs for row in errors.misses) + errors.errors[0].all,  # a right one finds one
             "confused": [
                 (head, [{"annotated": name(r.annotated), "said": name(r.said), "count": r.count} for r in pairs])
                 for head, pairs in (

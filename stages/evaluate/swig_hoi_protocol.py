@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stages.data.open_dataset import open_annotations
 from stages.data.swig_hoi import swig_evaluated, swig_frequency
 from stages.evaluate.average_precision import RECALL_GRIDS
-from stages.evaluate.conventions import OFFICIAL
-from stages.evaluate.evaluate import truths_of
-from stages.evaluate.hico_det import hico_det
 from stages.evaluate.protocols import (
     Judged,
     Request,
@@ -23,9 +20,11 @@ from stages.evaluate.protocols import (
     refuse_format,
     vocabulary_of,
 )
-from stages.evaluate.swig_hoi import swig_hoi
+from stages.evaluate.swig_hoi import CONVENTION, swig_hoi
 
-_AS_SWITCHES = replace(OFFICIAL, name="swig-hoi", recall_grid="exact", top_per_class=19_999, ties="last")
+if TYPE_CHECKING:
+    from stages.data.records import Annotations
+    from stages.evaluate.detections import Detections
 
 
 def judge_swig_hoi(request: Request) -> Judged:
@@ -34,7 +33,11 @@ def judge_swig_hoi(request: Request) -> Judged:
     form = detections_format(request)
     if form != "parquet":
         raise refuse_format(request, form)
-    found = read_triplets(request, test)
+    return judge_triplets(test, read_triplets(request, test))
+
+
+def judge_triplets(test: Annotations, found: Detections) -> Judged:
+    """What is left when files are read."""
     began = time.perf_counter()
     results = swig_hoi(found, test)
     seconds = time.perf_counter() - began
@@ -57,14 +60,12 @@ def judge_swig_hoi(request: Request) -> Judged:
             "recall": round(100 * right / pairs, 6) if pairs else None,
             "ap": round(100 * float(results.ap[hoi]), 6),
         })  # fmt: skip
-    judged = hico_det(found, truths_of(test), words.hois[:, 1].astype(np.int64), _AS_SWITCHES)
-    counted = judged.counted & evaluated[found.hoi]
-    matched = np.append(np.flatnonzero(test.hoi >= 0), -1)[judged.matched]
+    matched = np.append(np.flatnonzero(test.hoi >= 0), -1)[results.matched]
     return Judged(
         record={
             "dataset": "swig-hoi",
             "split": test.split,
-            "convention": "official",
+            "convention": CONVENTION.name,
             "definition": "SWiG-HOI's authors do it: best match, min IoU >= 0.5, 11 points, 19,999 detections a class",
             "counts": {"pictures": len(test), "pairs": len(test.hoi), "detections": len(found), "classes": len(chosen)},
             **means,
@@ -72,13 +73,13 @@ def judge_swig_hoi(request: Request) -> Judged:
             "seconds": round(seconds, 3),
         },
         per_class=per_class,
-        settings={"full": Setting("mAP", means, sets, ranked(found, matched, counted, _AS_SWITCHES.ties, test))},
+        settings={"full": Setting("mAP", means, sets, ranked(found, matched, results.counted, CONVENTION.ties, test))},
         image_ids=test.image_id,
         vocabulary=words,
         detections=found,
         annotations=test,
         matched=matched,
-        counted=counted,
-        grid=RECALL_GRIDS["exact"],
+        counted=results.counted,
+        grid=RECALL_GRIDS[CONVENTION.recall_grid],
         absent_counts=True,
     )
