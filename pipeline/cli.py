@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline import teachers_cli
 from pipeline.dataset_cli import app as dataset_app
 from pipeline.evaluate_cli import evaluate
 
@@ -223,6 +224,10 @@ def gc(
     )
     if outcome["unwanted"] and not yes:
         print("Nothing was moved. Add --yes to move them.")
+
+
+app.command()(teachers_cli.teachers)
+app.command()(teachers_cli.detectors)
 
 
 def existing_cache(root: Path, kind: Any) -> Any:

@@ -65,6 +65,7 @@ class Answers(Stage):
     name = "captions"
     architectures: ClassVar[tuple[str, ...]] = tuple(PLAIN_PROMPTS)
     output = ArrowOutput(CELL)
+    example: ClassVar[str] = "Qwen/Qwen2.5-VL-7B-Instruct"
 
     def __init__(
         self,

@@ -53,6 +53,7 @@ class TextEmbeddings(Stage):
     source = "texts"
     columns = ("value",)
     architectures: ClassVar[tuple[str, ...]] = (*BLIP, *CLIP, *SIGLIP, *ENCODERS)
+    example: ClassVar[str] = "sentence-transformers/all-MiniLM-L6-v2"
 
     def __init__(
         self, checkpoint: Checkpoint, *, dtype: Dtype = "float32", batch_size: int = 64, gpus: float = 0.0
@@ -96,7 +97,7 @@ class TextEmbeddings(Stage):
         key = ("text", self.checkpoint.digest, self.dtype, device)
         if key not in shared:
             folder = self.checkpoint.here()
-            anyhow = {} if self.pooling is None else {"make": AutoModel, "spare": HEADS}
+            anyhow: dict[str, Any] = {} if self.pooling is None else {"make": AutoModel, "spare": HEADS}
             model = load(self.checkpoint, folder, self.dtype, device, **anyhow)
             shared[key] = model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model, self.tokenizer = shared[key]
@@ -114,8 +115,10 @@ class TextEmbeddings(Stage):
         import torch
 
         most = self.longest()
-        full = {"padding": "max_length", "max_length": most} if self.checkpoint.architecture in SIGLIP else {"padding": True}
-        tokens = self.tokenizer(list(batch.texts), return_tensors="pt", return_attention_mask=True, **full).to(self.device)
+        full = self.checkpoint.architecture in SIGLIP
+        length: dict[str, Any] = {"padding": "max_length", "max_length": most} if full else {"padding": True}
+        texts = list(batch.texts)
+        tokens = self.tokenizer(texts, return_tensors="pt", return_attention_mask=True, **length).to(self.device)
         if tokens["input_ids"].shape[1] > most:
             raise InputFailure(f"the text has {tokens['input_ids'].shape[1]} tokens, the teacher takes {most}")
         with torch.inference_mode():
@@ -165,7 +168,9 @@ def pooling_of(folder: Path) -> str:
     else:
         modes = [POOLINGS.get(key, key) for key, on in record.items() if key.startswith("pooling_mode") and on is True]
     if len(modes) != 1 or modes[0] not in POOLINGS.values():
-        raise UserError(f"{records[0]}: pooling {', '.join(modes) or 'of no kind'} is not supported; it takes mean, cls, max")
+        raise UserError(
+            f"{records[0]}: pooling {', '.join(modes) or 'of no kind'} is not supported; it takes mean, cls, max"
+        )
     return modes[0]
 
 
@@ -183,4 +188,3 @@ def pooled(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tens
     if pooling == "max":
         return states.masked_fill(~real, float("-inf")).amax(1)
     return (states * real).sum(1) / real.sum(1)
-

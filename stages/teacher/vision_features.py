@@ -91,6 +91,7 @@ class VisionFeatures(Stage):
 
     name = "features"
     architectures: ClassVar[tuple[str, ...]] = tuple(TOWERS)
+    example: ClassVar[str] = "openai/clip-vit-large-patch14-336"
 
     def __init__(
         self,
@@ -125,7 +126,9 @@ class VisionFeatures(Stage):
         depth = self._config("num_hidden_layers")
         self.layer = layer + 1 + depth if layer < 0 else layer
         if not 1 <= self.layer <= depth:
-            raise UserError(f"features: layer {layer} is not there; {where} has {depth} (1 to {depth}, or -1 to -{depth})")
+            raise UserError(
+                f"features: layer {layer} is not there; {where} has {depth} (1 to {depth}, or -1 to -{depth})"
+            )
         patch = self._config("patch_size")
         self.image_size = self._usual_size() if image_size is None else image_size
         if self.image_size % patch or self.image_size < patch:

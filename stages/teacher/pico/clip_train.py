@@ -72,7 +72,7 @@ class Student(nn.Module):
         super().__init__()
         self.clip: PicoClipModel = build_model(tokenizer)
         self.membership = tag_membership(lexicon)
-        self.tags = nn.Linear(self.clip.config.vision_config.hidden_size, self.membership.shape[1])
+        self.tags = nn.Linear(self.clip.vision_embed_dim, self.membership.shape[1])
         nn.init.constant_(self.tags.bias, -6.0)  # 64 cells and few tags: start near "nothing is here"
         self.scale, self.bias = nn.Parameter(torch.tensor(2.3)), nn.Parameter(torch.tensor(-3.0))
         for module in self.stem.modules():
@@ -133,7 +133,7 @@ def train(recipe: Recipe, out: Path) -> None:
     student.stem.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = build_processor(tokenizer).image_processor
     mean, std = torch.tensor(image.image_mean), torch.tensor(image.image_std)
-    longest = student.clip.config.text_config.max_position_embeddings
+    longest = student.clip.text_model.config.max_position_embeddings
     prompts = tokenizer([captions.prompt(*fact) for fact in lexicon.facts])["input_ids"]
     rng = np.random.default_rng(recipe.seed)
     data = Lessons(PLAIN, lexicon, tokenizer, longest)
