@@ -72,6 +72,8 @@ def read_qpic_json(path: Path, annotations: Annotations, frame: str | None = Non
     """
     if annotations.vocabulary is None:
         raise UserError(f"{annotations.name}: without a vocabulary there is nothing to compare {path} with")
+    if frame is not None and frame not in FRAMES:
+        raise UserError(f"{path}: boxes are not {frame}; they are {', '.join(FRAMES)}")
     pictures, gts = _pictures(path)
     names, boxes, categories, triplets = _flattened(path, pictures)
     index = {str(name): i for i, name in enumerate(annotations.image_id.tolist())}

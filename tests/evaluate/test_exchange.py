@@ -100,6 +100,8 @@ def test_the_frame_of_boxes_can_be_named(tmp_path: Path, annotations: Annotation
     np.testing.assert_array_equal(
         read_qpic_json(file, annotations, "half_open").human_box, found.human_box + [1, 1, 0, 0]
     )
+    with pytest.raises(UserError, match="boxes are not inclusive; they are zero_based, one_based, half_open"):
+        read_qpic_json(file, annotations, "inclusive")
 
 
 def test_a_verb_and_an_object_that_are_no_class_are_left_out(
