@@ -37,8 +37,9 @@ class PromptScorer(ABC):
         config: of the text model (sizes, ``num_attention_heads``, ``max_position_embeddings``).
         tokenizer: the checkpoint's tokenizer.
         device: where the model is.
-        memory_mib: bound on the working memory of one chunk of images x prompts, and again on the prefixes that are kept;
-            what does not fit is computed anew for every chunk of images. Scores do not depend on it.
+        memory_mib: bound on the working memory of one chunk of images x prompts, half of it for the images' keys and
+            values, and again on the prefixes that are kept; what does not fit is computed anew for every chunk of images.
+            Scores do not depend on it.
         first_token: id that leads every prompt; None leaves the tokenizer's.
     """
 
@@ -85,7 +86,8 @@ class PromptScorer(ABC):
         lengths = [len(ids) for ids in self.token_ids(prompts)]
         members = {length: [i for i, other in enumerate(lengths) if other == length] for length in sorted(set(lengths))}
         scores = torch.empty(len(image_BND), len(prompts), 2, device=image_BND.device)
-        at_once = max(1, self.budget // 2 // self.bytes_per_image(image_BND.shape[1]))
+        largest = max(self.bytes_per_image(image_BND.shape[1]), self.bytes_per_prompt(max(lengths)))
+        at_once = max(1, self.budget // 2 // largest)
         for start in range(0, len(image_BND), at_once):
             part = image_BND[start : start + at_once]
             memory = self.keys_values(part)

@@ -90,6 +90,28 @@ def test_a_score_does_not_depend_on_what_else_is_asked(blip_config, processor, p
     torch.testing.assert_close(scores(model, processor, pixels[1:2], prompts), everything[1:2], atol=1e-5, rtol=0)
 
 
+def test_chunks_and_kept_prefixes_stay_within_the_memory_budget(blip_config, processor, monkeypatch):
+    model = BlipForImageTextRetrieval(blip_config()).eval()
+    scorer, prompts = ItmScorer(model, processor.tokenizer, memory_mib=1), random_prompts(300)
+    seen = []
+    score_chunk = scorer.score_chunk
+
+    def watched(prefix, memory, images):
+        prompts, length = prefix[0].shape[:2]
+        held = sum(tensor.nbytes for pair in memory for tensor in pair)
+        seen.append((images, prompts, held, images * prompts * scorer.bytes_per_prompt(length)))
+        return score_chunk(prefix, memory, images)
+
+    monkeypatch.setattr(scorer, "score_chunk", watched)
+    scorer.score(torch.randn(40, 17, 64), prompts)
+    images, asked, held, working = (max(column) for column in zip(*seen, strict=True))
+    assert images > 1
+    assert asked > 1
+    assert held <= 2**19
+    assert working <= 2**19
+    assert scorer._kept_bytes <= 1.5 * 2**20
+
+
 def test_enc_mode_is_the_stock_forward_led_by_enc(blip_config, processor, pixels):
     model = BlipForImageTextRetrieval(blip_config()).eval()
     prompts = random_prompts(10)
