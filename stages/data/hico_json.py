@@ -74,6 +74,10 @@ def _instances(file: Path, document: dict[str, Any], limit: int | None, reject: 
     image = np.repeat(np.arange(len(counts)), counts)
     hoi, thing, verb = (integers(columns[key])[0] for key in ("hoi", "object", "verb"))
     known = (hoi >= 0) & (hoi < len(classes))
+    for p in np.flatnonzero(~known).tolist():
+        reject(
+            f"entry {image[p] + 1} ({names[image[p]]}): unknown interaction {hoi[p]}; 0 to {len(classes) - 1} are there"
+        )
     mixed = np.zeros(len(hoi), bool)
     mixed[known] = (classes[hoi[known], 1:] != np.stack([thing, verb], 1)[known]).any(1)
     for p in np.flatnonzero(mixed).tolist():
@@ -83,7 +87,7 @@ def _instances(file: Path, document: dict[str, Any], limit: int | None, reject: 
             f"correspondence, but the pair says object {thing[p]} with verb {verb[p]}"
         )
     hoi[known] = classes[hoi[known], 0]
-    rows = np.flatnonzero(~mixed)
+    rows = np.flatnonzero(known & ~mixed)
     return RawSplit(
         vocabulary, [str(name) for name in names[:limit]], np.arange(1, len(counts) + 1), _sizes(sizes[:limit]),
         image[rows], hoi[rows], _corners(columns["boxes_h"])[rows], _corners(columns["boxes_o"])[rows], first_pixel=1,
@@ -94,10 +98,12 @@ def _classes(file: Path, document: dict[str, Any], vocabulary: Vocabulary) -> np
     """int64 [H', 3]: our class of each class of the file, by its names, and the file's own numbers of object and verb."""
     objects = {str(name).replace(" ", "_"): i for i, name in enumerate(vocabulary.objects)}
     verbs = {name: i for i, name in enumerate(vocabulary.verbs)}
-    out = np.empty((len(document["correspondence"]), 3), np.int64)
+    out = np.full((len(document["correspondence"]), 3), -1, np.int64)
     for row in document["correspondence"]:
         try:
             hoi, thing, verb = row
+            if min(row) < 0:
+                raise ValueError
             names = document["verbs"][verb].replace(" ", "_"), document["objects"][thing].replace(" ", "_")
             ours = vocabulary.hoi_id()[verbs[names[0]], objects[names[1]]]
             out[hoi] = ours, thing, verb

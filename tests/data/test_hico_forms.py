@@ -184,7 +184,7 @@ BAD_ENTRIES = {
     "three numbers": (_instances(_box([1, 1, 20])), ["entry 1", "not four finite numbers"], 5),
     "unknown class": (
         _instances(lambda d: d["annotation"][2]["hoi"].__setitem__(0, 600)),
-        ["entry 3", "unknown interaction 601"],
+        ["entry 3", "unknown interaction 600; 0 to 599"],
         5,
     ),
     "class of another verb": (
