@@ -8,8 +8,9 @@ size only, so nothing is padded to a neighbour's size and a picture's boxes do n
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from stages.data.coco import OBJECT_INDEX
 from stages.stage import ArrowOutput, Batch, Resources, Stage, Values
 from stages.teacher import timm_backbone
 from stages.teacher.detections_file import DETECTIONS, TOP
+from stages.teacher.forward import BatchSize, PartSize, canonical, in_parts, measured_rows, part_size
 from stages.teacher.weights import Checkpoint, load, weight_files
 from storage.errors import UserError
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+
+Answer = TypeVar("Answer")
 
 SCORES: dict[str, Literal["softmax", "sigmoid"]] = {
     "DetrForObjectDetection": "softmax",
@@ -56,7 +60,8 @@ class Detector(Stage):
         hico_tuned: the weights were fine-tuned on HICO-DET's boxes. Recorded in the table's provenance, so that results
             can say so; the weights' digest alone decides which table it is.
         dtype: of weights and arithmetic; part of the fingerprint.
-        batch_size: pictures per task step; those of one size make one forward pass.
+        batch_size: pictures that are looked at together, those of one preprocessed size in one forward; or ``auto``: as
+            many as the GPU's memory holds. Where memory runs out, the forward is halved and the run goes on.
         gpus: share of a GPU that one worker occupies.
     """
 
@@ -71,7 +76,7 @@ class Detector(Stage):
         unknown_labels: Literal["refuse", "drop"] = "refuse",
         hico_tuned: bool = False,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-        batch_size: int = 16,
+        batch_size: BatchSize = 32,
         gpus: float = 0.0,
     ) -> None:
         if checkpoint.architecture not in SCORES:
@@ -88,7 +93,8 @@ class Detector(Stage):
             )
         self.translated = timm_backbone.replaced(checkpoint.config, f"{checkpoint.folder}/config.json")
         self.checkpoint, self.dtype, self.hico_tuned, self.states = checkpoint, dtype, hico_tuned, states
-        self.batch_size, self.resources = batch_size, Resources(gpus=gpus)
+        self.chosen_batch = batch_size
+        self.batch_size, self.resources = canonical(batch_size), Resources(gpus=gpus)
         self.output = ArrowOutput(cell_type(int(checkpoint.config.get("d_model", 256)) if states else None))
 
     def parameters(self) -> dict[str, Any]:
@@ -119,11 +125,14 @@ class Detector(Stage):
                 model = load(self.checkpoint, folder, self.dtype, device, **self._translation(folder))
             shared[key] = model, AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
         self.model, self.processor = shared[key]
+        self.rows = part_size(shared, key, self.chosen_batch)
         self.device = device
 
     def __getstate__(self) -> dict[str, Any]:
         """The plain parameters: what :meth:`open` loaded stays on its worker."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("model", "processor", "device")}
+        return {
+            key: value for key, value in self.__dict__.items() if key not in ("model", "processor", "rows", "device")
+        }
 
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
@@ -138,9 +147,9 @@ class Detector(Stage):
         found: list[tuple[np.ndarray, ...]] = [()] * len(pictures)
         with torch.inference_mode():
             for members in groups.values():
-                kept = self._detect([pixels[index] for index in members])
-                for position, index in enumerate(members):
-                    found[index] = self._cell(pictures[index].size, *(part[position] for part in kept))
+                answers = self._in_parts([pixels[index] for index in members])
+                for index, answer in zip(members, answers, strict=True):
+                    found[index] = self._cell(pictures[index].size, *answer)
         return {"value": cells(found, [picture.size for picture in pictures], self.output.type)}  # type: ignore[union-attr]
 
     def _translation(self, folder: Path) -> dict[str, Any]:
@@ -151,6 +160,14 @@ class Detector(Stage):
 
         config = CONFIG_MAPPING[self.translated["model_type"]].from_dict(self.translated)
         return {"config": config, "state_dict": timm_backbone.read(weight_files(folder))}
+
+    def _in_parts(self, pixels: Sequence[Mapping[str, torch.Tensor]]) -> list[tuple[np.ndarray, ...]]:
+        """:meth:`_detect`'s answer for each of these pictures of one size, in forwards that memory holds."""
+
+        def forward(positions: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+            return list(zip(*self._detect([pixels[position] for position in positions]), strict=True))
+
+        return group_in_parts(forward, len(pixels), self.rows, self.device)
 
     def _detect(self, pixels: Sequence[Mapping[str, torch.Tensor]]) -> tuple[np.ndarray, ...]:
         """Pictures of one size: scores ``[B, K]``, COCO-80 labels ``[B, K]``, boxes ``[B, K, 4]`` (cxcywh fractions) and,
@@ -190,6 +207,19 @@ class Detector(Stage):
         xyxy = box_ops.clip(box_ops.cxcywh_to_xyxy(boxes) * np.tile(np.array(size, np.float32), 2), *size)
         inside = box_ops.area(xyxy) > 0
         return tuple(part[inside] for part in (xyxy, scores, labels, *states))
+
+
+def group_in_parts(
+    forward: Callable[[np.ndarray], list[Answer]], count: int, size: PartSize, device: str
+) -> list[Answer]:
+    """:func:`stages.teacher.forward.in_parts` for pictures of one size, of which there may be fewer than ``size.rows``."""
+    if size.rows is None:
+        size.rows = measured_rows(forward, device)
+    tried = PartSize(most := min(size.rows, count))
+    parts = in_parts(forward, count, tried, device)
+    if tried.rows != most:
+        size.rows = tried.rows
+    return list(chain.from_iterable(parts))
 
 
 def label_map(config: Mapping[str, Any], where: str) -> tuple[dict[int, int], tuple[str, ...]]:

@@ -20,7 +20,8 @@ import numpy as np
 
 from stages.stage import ArrowOutput, Batch, Resources, Stage, Values
 from stages.teacher.detections_file import DETECTIONS, TOP
-from stages.teacher.detectors import cells, label_map
+from stages.teacher.detectors import cells, group_in_parts, label_map
+from stages.teacher.forward import BatchSize, canonical, part_size
 from storage.digests import fingerprint
 from storage.errors import UserError
 
@@ -144,7 +145,8 @@ class Detectron2Detector(Stage):
         labels: names of the model's classes by number; None takes those of the configuration's test data set.
         unknown_labels: what becomes of classes outside COCO's 80: refuse the model, or drop their boxes.
         hico_tuned: the weights were fine-tuned on HICO-DET's boxes; recorded in the table's provenance.
-        batch_size: pictures per task step; those of one size make one forward pass.
+        batch_size: pictures that are looked at together, those of one preprocessed size in one forward; or ``auto``: as
+            many as the GPU's memory holds. Where memory runs out, the forward is halved and the run goes on.
         gpus: share of a GPU that one worker occupies.
 
     Raises:
@@ -164,7 +166,7 @@ class Detectron2Detector(Stage):
         labels: Sequence[str] | None = None,
         unknown_labels: Literal["refuse", "drop"] = "refuse",
         hico_tuned: bool = False,
-        batch_size: int = 8,
+        batch_size: BatchSize = 8,
         gpus: float = 0.0,
     ) -> None:
         setup = resolve(config)
@@ -180,7 +182,8 @@ class Detectron2Detector(Stage):
             )
         self.config, self.weights, self.hico_tuned = config, str(file.resolve()), hico_tuned
         self.digest = fingerprint({"config": setup.text, "weights": self._digest(), "classes": list(names)})
-        self.batch_size, self.resources = batch_size, Resources(gpus=gpus)
+        self.chosen_batch = batch_size
+        self.batch_size, self.resources = canonical(batch_size), Resources(gpus=gpus)
 
     def _digest(self) -> str:
         stat = Path(self.weights).stat()
@@ -203,10 +206,13 @@ class Detectron2Detector(Stage):
             setup = resolve(self.config)
             shared[key] = load(setup.model(device), self.weights), *setup.augmentations()
         self.model, self.augment, self.channels = shared[key]
+        self.rows = part_size(shared, key, self.chosen_batch)
+        self.device = device
 
     def __getstate__(self) -> dict[str, Any]:
         """The plain parameters: what :meth:`open` loaded stays on its worker."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("model", "augment", "channels")}
+        opened = ("model", "augment", "channels", "rows", "device")
+        return {key: value for key, value in self.__dict__.items() if key not in opened}
 
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
@@ -221,10 +227,19 @@ class Detectron2Detector(Stage):
         found: list[tuple[np.ndarray, ...]] = [()] * len(pictures)
         with torch.inference_mode():
             for members in groups.values():
-                answers = self.model([asked[index] for index in members])
+                answers = self._in_parts([asked[index] for index in members])
                 for index, answer in zip(members, answers, strict=True):
-                    found[index] = self._kept(answer["instances"].to("cpu"))
+                    found[index] = answer
         return {"value": cells(found, [picture.size for picture in pictures], DETECTIONS)}
+
+    def _in_parts(self, asked: Sequence[Mapping[str, Any]]) -> list[tuple[np.ndarray, ...]]:
+        """The boxes of pictures of one size, in forwards that memory holds."""
+
+        def forward(positions: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+            answers = self.model([asked[position] for position in positions])
+            return [self._kept(answer["instances"].to("cpu")) for answer in answers]
+
+        return group_in_parts(forward, len(asked), self.rows, self.device)
 
     def _input(self, picture: Image.Image) -> dict[str, Any]:
         """What detectron2's models take for one picture: float32 ``[3, h, w]`` in 0 to 255 and the original size."""

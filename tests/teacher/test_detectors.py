@@ -138,6 +138,28 @@ def test_float16_stays_near_float32(folders, pictures):
         np.testing.assert_allclose(exact["scores"], rounded["scores"], atol=0.02)
 
 
+def test_memory_that_runs_out_halves_the_forward_and_the_run_goes_on(folders, pictures, monkeypatch):
+    stage, expected = opened(folders["rt_detr"], batch_size="auto"), answers(opened(folders["rt_detr"]), pictures)
+    passes = []
+    forward = type(stage.model).forward
+
+    def small(self, pixel_values, **options):
+        passes.append(len(pixel_values))
+        if len(pixel_values) > 2:
+            raise torch.OutOfMemoryError("pretended")
+        return forward(self, pixel_values, **options)
+
+    monkeypatch.setattr(type(stage.model), "forward", small)
+    found = answers(stage, pictures)
+    assert passes == [6, 3, 2, 2, 2]
+    for cell, whole in zip(found, expected, strict=True):
+        assert cell["labels"] == whole["labels"]
+        np.testing.assert_allclose(cell["boxes"], whole["boxes"], atol=1e-3)
+    passes.clear()
+    answers(stage, pictures[:3])
+    assert passes == [2, 2]  # what the worker has learnt it keeps
+
+
 def test_hico_tuning_is_told_but_names_no_other_table(folders):
     plain, tuned = (Detector(Checkpoint.find(folders["detr"]), hico_tuned=flag) for flag in (False, True))
     assert fingerprint_record(plain) == fingerprint_record(tuned)
@@ -213,8 +235,7 @@ def timm_names(depths, convolutions):
             yield from (f"layer{stage}.0.downsample.0.weight", *(f"layer{stage}.0.downsample.1.{p}" for p in norm))
 
 
-@pytest.mark.parametrize("layout", ["hub", "transformers_5"])
-@pytest.mark.parametrize("family", ["detr", "conditional_detr"])
+@pytest.mark.parametrize(("family", "layout"), [("detr", "hub"), ("conditional_detr", "transformers_5")])
 def test_a_timm_backbone_is_loaded_without_timm(tmp_path, pictures, family, layout):
     folder = tiny_detector(family, tmp_path / "own", timm_backbone.resnet("resnet18", [4]))
     prefix = "model.backbone.conv_encoder.model."
