@@ -183,7 +183,7 @@ def render(judged: Judged, title: str, intervals: Intervals, errors: ErrorSummar
         errors=errors,
         worst=[row | {"instead": _instead(errors, row["klass"])} for row in worst],
         classes=sorted(rows, key=lambda row: -1.0 if row["ap"] is None else row["ap"], reverse=True),
-        scatter=charts.scatter_chart(dots, dots_name, "AP (%)", RARE_BELOW if data.has_rare else 0) if dots else None,
+        scatter=charts.scatter_chart(dots, dots_name, "AP (%)", RARE_BELOW if data.has_rare and "training" in dots_name else 0) if dots else None,
         plotted=_plotted(judged, rows, errors),
         **counted,
     )  # fmt: skip
