@@ -124,18 +124,14 @@ def test_states_are_those_of_the_boxes_beside_them(folders, pictures, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bfloat16_stays_near_float32_and_is_another_table(folders, pictures, family):
-    exact, rounded = opened(folders[family]), opened(folders[family], dtype="bfloat16")
-    assert rounded.model.dtype == torch.bfloat16
-    assert fingerprint_record(exact) != fingerprint_record(rounded)
-    best = [np.array([cell["scores"][0] for cell in answers(stage, pictures)]) for stage in (exact, rounded)]
-    np.testing.assert_allclose(best[0], best[1], atol=0.1)
-
-
-def test_float16_stays_near_float32(folders, pictures):
-    cells = [answers(opened(folders["detr"], dtype=dtype), pictures) for dtype in ("float32", "float16")]
-    for exact, rounded in zip(*cells, strict=True):
-        np.testing.assert_allclose(exact["scores"], rounded["scores"], atol=0.02)
+def test_half_precision_stays_near_float32_and_is_another_table(folders, pictures, family):
+    exact = opened(folders[family])
+    best = np.array([cell["scores"][0] for cell in answers(exact, pictures)])
+    for dtype, tolerance in (("float16", 0.01), ("bfloat16", 0.1)):
+        rounded = opened(folders[family], dtype=dtype)
+        assert rounded.model.dtype == getattr(torch, dtype)
+        assert fingerprint_record(exact) != fingerprint_record(rounded)
+        np.testing.assert_allclose([cell["scores"][0] for cell in answers(rounded, pictures)], best, atol=tolerance)
 
 
 def test_memory_that_runs_out_halves_the_forward_and_the_run_goes_on(folders, pictures, monkeypatch):
