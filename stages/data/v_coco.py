@@ -103,7 +103,8 @@ def load_v_coco(
     root: a folder with ``vcoco_{split}.json`` and COCO's instances (``instances_vcoco_all_2014.json``, one
         ``instances_vcoco_{split}.json`` a split, or COCO's own ``instances_{train,val}2014.json``) in it or in the
         folders below where they usually are, or with Zhang's ``instances_vcoco_{split}.json``; or one of those files.
-    split: train, val, trainval or test; by default what the file's name says, for a folder test.
+    split: train, val, trainval or test; by default what the file's name says, for a folder test, or val where the
+        folder has val's files and not test's.
     limit: the first so many pictures.
 
     ``image_id`` is the decimal COCO id. A pair is a person and a slot; a slot without its role is a pair without object
@@ -200,10 +201,17 @@ def _place(root: Path, split: str | None) -> tuple[list[Path], str]:
         raise UserError(
             f"{root}: this is the file of the split {named.group(1)}, not of {split}; give the one or the other"
         )
-    split = named.group(1) if named else split or "test"
+    split = named.group(1) if named else split or _evaluated(root)
     if split not in ("train", "val", "trainval", "test"):
         raise UserError(f"{root}: V-COCO has the splits train, val, trainval and test, not {split!r}")
     return ([root.parent, *root.parent.parents[:2]] if root.is_file() else [root]), split
+
+
+def _evaluated(root: Path) -> str:
+    """The split that is evaluated unless another is asked for: test, or val where only val's files are there."""
+    patterns = ("vcoco_{}.json", "instances_vcoco_{}.json")
+    there = (split for pattern in patterns for split in ("test", "val") if split_files([root], pattern, split))
+    return next(there, "test")
 
 
 def _pair_files(root: Path, roots: list[Path], split: str) -> list[Path]:

@@ -211,6 +211,16 @@ def test_both_halves_make_trainval(tmp_path):
     assert load_v_coco(tmp_path, "trainval", images=False).image_id.tolist() == ["7", "9", "107", "109"]
 
 
+def test_a_folder_stands_for_test_or_for_val_where_there_is_no_test(tmp_path):
+    write(tmp_path, official())
+    with pytest.raises(UserError, match=r"vcoco_test\.json"):
+        load_v_coco(tmp_path, images=False)
+    write(tmp_path, official(), verbs="vcoco_val.json", ids="vcoco_val.ids")
+    assert load_v_coco(tmp_path, images=False).split == "val"
+    (tmp_path / "vcoco_test.json").write_text((tmp_path / "vcoco_val.json").read_text())
+    assert load_v_coco(tmp_path, images=False).split == "test"
+
+
 def test_the_pair_file_gives_the_same_pairs_where_there_is_an_object(tmp_path):
     full = load_v_coco(write(tmp_path / "official", official()), "train", images=False)
     (tmp_path / "pairs").mkdir()

@@ -47,7 +47,7 @@ def put(document: dict, dotted: str, value) -> None:
         ("tables.scores.columns", [], ["tables.scores.columns", "at least one column"]),
         ("tables.scores.columns", ["a", "a"], ["tables.scores.columns", "each once"]),
         ("tables.scores.stage", "toy_score", ["tables.scores.stage", "'toy_score'", "did you mean toy_scores?"]),
-        ("tables.scores.stage", "xyzzy", ["tables.scores.stage", "there are blip_captions, "]),
+        ("tables.scores.stage", "xyzzy", ["tables.scores.stage", "there are ", "blip_captions, "]),
         ("tables.signs", {"stage": "toy_ring", "columns": ["a"], "reads": "itm"}, ["tables.signs", "'itm'", "scores"]),
         ("tables.signs", {"stage": "toy_ring", "columns": ["a"], "reads": "signs"}, ["signs -> signs is a circle"]),
         ("tables.scores", {"stage": "toy_scores"}, ["tables.scores.columns", "missing"]),
