@@ -106,16 +106,18 @@ def write_classes(path: Path, per_class: Sequence[Mapping[str, Any]]) -> None:
 
 def measure_intervals(judged: Judged, resamples: int, seed: int) -> Intervals:
     """Bootstrap intervals of every mean that has a ranking, by setting and set of classes; all from the same draws."""
-    if not resamples:
-        return {}
-    return {
-        key: bootstrap_intervals(
-            setting.ranking, len(judged.image_ids), {name: setting.sets[name] for name in setting.means},
-            judged.grid, resamples, seed, absent_counts=judged.absent_counts,
-        )
-        for key, setting in judged.settings.items()
-        if setting.ranking is not None
-    }  # fmt: skip
+    intervals: dict[str, dict[str, Interval | None]] = {}
+    for key, setting in judged.settings.items():
+        if setting.ranking is None or not resamples or key in intervals:
+            continue
+        alike = {name: other for name, other in judged.settings.items() if other.ranking is setting.ranking}
+        wanted = {name: other.sets[name] for other in alike.values() for name in other.means}
+        found = bootstrap_intervals(
+            setting.ranking, len(judged.image_ids), wanted, judged.grid, resamples, seed,
+            absent_counts=judged.absent_counts,
+        )  # fmt: skip
+        intervals |= {name: {part: found[part] for part in other.means} for name, other in alike.items()}
+    return intervals
 
 
 def measure_errors(judged: Judged) -> ErrorSummary | None:
