@@ -1,0 +1,1 @@
+"""Sentences of a teacher read by a closed vocabulary: words, synonyms, grammar, and alignment by text embeddings."""
