@@ -149,8 +149,10 @@ def build_stage(kind: str, parameters: dict[str, Any], context: Context, where: 
     given = context.given()
     injected = {name: given[name] for name in arguments if name in given and name not in parameters}
     fields = {name: field for name, field in arguments.items() if name not in injected}
-    if "checkpoint" in fields:
-        fields["checkpoint"] = (str | CheckpointName, fields["checkpoint"][1])
+    weights = [name for name in ("checkpoint", "embeddings") if name in fields]
+    for name in weights:
+        default = fields[name][1]
+        fields[name] = (str | CheckpointName | None if default is None else str | CheckpointName, default)
     if parameters.get("columns") == "prompts":
         parameters = {**parameters, "columns": context.prompts}
     model = create_model("Parameters", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
@@ -159,15 +161,16 @@ def build_stage(kind: str, parameters: dict[str, Any], context: Context, where: 
     except ValidationError as error:
         raise UserError(explain(error, parameters, f"{where}.", model)) from None
     chosen = {name: getattr(checked, name) for name in fields}
-    if "checkpoint" in chosen:
+    for name in weights:
+        if chosen[name] is None:
+            continue
         from stages.teacher.weights import Checkpoint
 
-        name = chosen["checkpoint"]
-        hub = CheckpointName(id=name) if isinstance(name, str) else name
+        hub = CheckpointName(id=chosen[name]) if isinstance(chosen[name], str) else chosen[name]
         try:
-            chosen["checkpoint"] = Checkpoint.find(hub.id, hub.revision, context.digests)
+            chosen[name] = Checkpoint.find(hub.id, hub.revision, context.digests)
         except UserError as error:
-            raise UserError(f"{where}.checkpoint: {error}") from None
+            raise UserError(f"{where}.{name}: {error}") from None
     try:
         stage: Stage = make(**chosen, **injected)
     except UserError as error:

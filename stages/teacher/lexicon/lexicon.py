@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from stages.teacher.lexicon.words import noun_lemma, plurals, tables, tokenise, verb_forms
 
 PERSON_SPELLING = "person"
-ANIMATE = frozenset("person bird cat dog horse sheep cow elephant bear zebra giraffe".split())
+ANIMATE = frozenset(["person", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"])
 OTHER = -2
 """Stands for a thing whose name only contains an object's: a bus stop, a toy truck."""
 _SLOT = re.compile(r"_(?:obj|instr)$")

@@ -44,7 +44,9 @@ RELATIVES = _set("who that which whom")
 HEDGES = _set("may might could possibly perhaps maybe probably likely presumably would should if whether")
 NEVER = _set("not never neither nor cannot nothing hardly")
 NOBODY = _set("nobody noone none")
-INTENTIONS = _set("about ready prepare go try attempt want wait plan hope intend aim decide need wish like love learn able")
+INTENTIONS = _set(
+    "about ready prepare go try attempt want wait plan hope intend aim decide need wish like love learn able"
+)
 """What makes of "to ride" a wish: the act itself is not shown."""
 DEPICTIONS = _set("statue sculpture figurine poster drawing mural figure cartoon silhouette bust painting sketch")
 FAKES = _set("toy stuffed fake")
@@ -58,7 +60,10 @@ _PHRASES = [
     (re.compile(rf"\b(?:{pattern})\b"), word)
     for pattern, word in (
         (r"no one", "nobody"),
-        (r"(?:on top of|on to|onto|upon|atop|on (?:the |its |their )?(?:back|edge|side|end|arm|top|surface|seat) of)", "on"),
+        (
+            r"(?:on top of|on to|onto|upon|atop|on (?:the |its |their )?(?:back|edge|side|end|arm|top|surface|seat) of)",
+            "on",
+        ),
         (r"(?:into|inside of|inside|in to|in the (?:back|middle|center|bed|seat) of)", "in"),
         (r"in front of", "in_front_of"),
         (r"(?:next to|close to|adjacent to)", "next_to"),
@@ -77,6 +82,7 @@ _TOKEN = re.compile(r"[a-z]+(?:[_'-][a-z]+)*|[,&]")
 _MARKUP = re.compile(r"</?(?:p|b|i|u|s|em|strong|li|ul|ol|div|span|br|h\d|code|pre)\s*/?>")
 _SENTENCE = re.compile(r"[^.;:!?]+[.;:!?]*")
 _KEY = re.compile(r"[\"'][\w ]{1,20}[\"']\s*:")
+_MARKS = str.maketrans({"’": "'", "‘": "'", "→": "->", "–": " - ", "—": " - "})
 _LONGEST_WORD = 40
 
 
@@ -159,7 +165,7 @@ def plain(text: str) -> str:
     """Lower-case ASCII letters of any text: accents, curly quotes, emoji and markup are gone, lines remain."""
     if "{" in text:
         text = _KEY.sub(" ", text)
-    text = re.sub(r"[^\S\n]+", " ", text).replace("’", "'").replace("‘", "'").replace("→", "->").replace("–", " - ").replace("—", " - ")
+    text = re.sub(r"[^\S\n]+", " ", text).translate(_MARKS)
     text = unicodedata.normalize("NFKD", text).lower()
     text = _MARKUP.sub(lambda found: "\n" if "br" in found[0] or "li" in found[0] else " ", text)
     text = re.sub(r"\bt\.v\.", "tv", re.sub(r"[*`#~\"“”]", " ", text.replace("_", " ")))
