@@ -133,10 +133,14 @@ class Answers(Stage):
             folder = self.checkpoint.here()
             second = folder / "qformer_tokenizer"
             sizes = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
+            model = load(self.checkpoint, folder, self.dtype, device)
+            writer = model.language_model if self.is_instructblip else model
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            writer.generation_config = greedy(writer.generation_config, tokenizer.eos_token_id)
             shared[key] = (
-                load(self.checkpoint, folder, self.dtype, device),
+                model,
                 AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, **sizes),
-                AutoTokenizer.from_pretrained(folder, local_files_only=True),
+                tokenizer,
                 AutoTokenizer.from_pretrained(second, local_files_only=True) if self.is_instructblip else None,
             )
         self.model, self.processor, self.tokenizer, self.second_tokenizer = shared[key]
@@ -248,32 +252,31 @@ class Answers(Stage):
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
-    def _greedy(self, **options: Any) -> Any:
-        """A generation config that holds nothing of the checkpoint's but its special tokens."""
-        from transformers import GenerationConfig
-
-        own = (self.model.language_model if self.is_instructblip else self.model).generation_config
-        end = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
-        return GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            bos_token_id=own.bos_token_id,
-            eos_token_id=end,
-            pad_token_id=self._pad_id(),
-            decoder_start_token_id=own.decoder_start_token_id,
-            **options,
-        )
-
     def _generate(self, pictures: Sequence[Picture], question: str) -> list[tuple[str, float]]:
         given = self.model_inputs(pictures, question)
+        ends = {"pad_token_id": self._pad_id()}
         if YES_NO.search(question):
-            one = self._greedy(max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
-            logits = self.model.generate(**given, generation_config=one).logits[0]
+            wish = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
+            logits = self.model.generate(**given, **ends, **wish).logits[0]
             yes, no = answer_ids(self.tokenizer, self.checkpoint.folder)
             texts = self.tokenizer.batch_decode(logits.argmax(-1, keepdim=True), skip_special_tokens=True)
             return list(zip(texts, yes_score(logits, yes, no).tolist(), strict=True))
-        written = self.model.generate(**given, generation_config=self._greedy(max_new_tokens=self.max_new_tokens))
+        written = self.model.generate(**given, **ends, max_new_tokens=self.max_new_tokens)
         if not self.model.config.get_text_config().is_encoder_decoder:
             written = written[:, given["input_ids"].shape[1] :]
         texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [(text, float("nan")) for text in texts]
+
+
+def greedy(own: Any, end: int) -> Any:
+    """A generation config with nothing of the checkpoint's ``own`` but its special tokens (``end`` where it names no end).
+    It has to replace the model's: what a config given to ``generate`` leaves at its default is filled in from there."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        bos_token_id=own.bos_token_id,
+        eos_token_id=end if own.eos_token_id is None else own.eos_token_id,
+        decoder_start_token_id=own.decoder_start_token_id,
+    )

@@ -128,6 +128,6 @@ def repeated(rows: Any, length: int) -> Any:
 def _release(device: str) -> None:
     import torch
 
-    gc.collect()
     if torch.device(device).type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()

@@ -83,3 +83,17 @@ def make_batch():
         return Batch(rows[take], [f"{index}.jpg" for index in take], count, [images[index] for index in take])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory):
+    """``families("clip")``: the folder of a tiny checkpoint of :mod:`tests.teacher.tiny_families`, built once."""
+    from tests.teacher import tiny_families
+
+    root: Path = tmp_path_factory.mktemp("families")
+
+    def folder(name: str, **options) -> Path:
+        where = root / "-".join([name, *(f"{key}={value}" for key, value in options.items())])
+        return where if where.exists() else getattr(tiny_families, name)(where, **options)
+
+    return folder

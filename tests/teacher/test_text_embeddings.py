@@ -10,7 +10,7 @@ from transformers import BertTokenizer, BlipForImageTextRetrieval, CLIPConfig, C
 from stages.stage import Batch
 from stages.teacher.text_embeddings import TextEmbeddings
 from stages.teacher.weights import Checkpoint
-from storage.errors import UserError
+from storage.errors import InputFailure, UserError
 
 TEXTS = ["a person riding a bicycle", "a dog", "a photo of a big red cup near the person", "a dog"]
 
@@ -55,3 +55,77 @@ def test_clip_texts_are_unit_vectors_that_tell_texts_apart(tmp_path):
 def test_a_captioner_has_no_text_embeddings(checkpoints):
     with pytest.raises(UserError, match="text_embeddings"):
         TextEmbeddings(Checkpoint.find(checkpoints.caption))
+
+
+def test_clip_texts_equal_the_stock_projection(families):
+    from transformers import AutoTokenizer
+
+    folder = families("clip")
+    vectors = vectors_of(folder)
+    model, tokenizer = CLIPModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        with torch.no_grad():
+            stock = model.get_text_features(**tokenizer(text, return_tensors="pt")).pooler_output[0]
+        np.testing.assert_allclose(vector, torch.nn.functional.normalize(stock, dim=-1), atol=1e-5)
+
+
+def test_siglip_texts_are_padded_to_the_full_length(families):
+    """As they were in training: without it the last state, which is read, is another."""
+    from transformers import AutoTokenizer, SiglipModel
+
+    folder = families("siglip")
+    vectors = vectors_of(folder)
+    model, tokenizer = SiglipModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        ids = tokenizer(text, padding="max_length", max_length=64, return_tensors="pt")["input_ids"]
+        assert ids.shape == (1, 64)
+        with torch.no_grad():
+            stock = torch.nn.functional.normalize(model.get_text_features(ids).pooler_output[0], dim=-1)
+            bare = model.get_text_features(tokenizer(text, return_tensors="pt")["input_ids"]).pooler_output[0]
+        np.testing.assert_allclose(vector, stock, atol=1e-5)
+        assert np.abs(vector - torch.nn.functional.normalize(bare, dim=-1).numpy()).max() > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["mean_tokens", "cls_token", "max_tokens"])
+def test_a_sentence_encoder_pools_as_its_record_says(families, mode):
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = families("sentence_encoder", pooling=f"pooling_mode_{mode}")
+    vectors = vectors_of(folder)
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        with torch.no_grad():
+            states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        expected = {"mean_tokens": states.mean(0), "cls_token": states[0], "max_tokens": states.amax(0)}[mode]
+        np.testing.assert_allclose(vector, torch.nn.functional.normalize(expected, dim=-1), atol=1e-5)
+
+
+def test_a_plain_encoder_is_averaged(families):
+    plain, recorded = families("sentence_encoder", pooling=None), families("sentence_encoder")
+    np.testing.assert_allclose(vectors_of(plain), vectors_of(recorded), atol=1e-6)
+
+
+def test_pooling_is_in_the_digest_and_odd_modules_are_refused(families, tmp_path):
+    import shutil
+
+    folder = families("sentence_encoder")
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    path = changed / "1_Pooling" / "config.json"
+    path.write_text(path.read_text().replace("}", ', "word_embedding_dimension": 32}'))
+    assert Checkpoint.find(changed).digest != Checkpoint.find(folder).digest
+    path.write_text('{"pooling_mode_weightedmean_tokens": true}')
+    with pytest.raises(UserError, match="weightedmean"):
+        TextEmbeddings(Checkpoint.find(changed))
+    modules = (changed / "modules.json").read_text()
+    (changed / "modules.json").write_text(modules.replace("models.Normalize", "models.Dense"))
+    with pytest.raises(UserError, match="Dense"):
+        TextEmbeddings(Checkpoint.find(changed))
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "sentence_encoder"])
+def test_a_text_too_long_is_its_own_failure(families, name):
+    stage = TextEmbeddings(Checkpoint.find(families(name)))
+    stage.open("cpu", {})
+    texts = ["a dog " * 100]
+    with pytest.raises(InputFailure, match="tokens"):
+        stage.compute(Batch(np.zeros(1, "V16"), texts, 1, texts=texts), ["value"], {})

@@ -31,14 +31,13 @@ def bytes_tokenizer(special: list[str], **options):
 
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = []
-    for word in (start + word for word in WORDS for start in ("", "Ġ")):
-        joined = word[0]
-        for letter in word[1:]:
-            if (joined, letter) not in merges:
-                merges.append((joined, letter))
-            joined += letter
-            if joined not in pieces:
-                pieces.append(joined)
+    for word in WORDS:
+        pairs = [(word[:end], word[end]) for end in range(1, len(word))]
+        for pair in [*pairs, ("Ġ", word)]:
+            if pair not in merges:
+                merges.append(pair)
+            if "".join(pair) not in pieces:
+                pieces.append("".join(pair))
     model = models.BPE(vocab={piece: index for index, piece in enumerate(pieces)}, merges=merges)
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,0 +1,239 @@
+"""Answers are what the stock model writes greedily, whoever the neighbours are."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stages.stage import Batch, fingerprint_record
+from stages.teacher.answers import Answers
+from stages.teacher.blip import BlipCaptions
+from stages.teacher.weights import Checkpoint
+from storage.errors import InputFailure, UserError
+
+NAMES = ("instructblip", "llava", "qwen")
+OPEN, YES_NO = "what is the person holding", "is there anybody riding a bicycle?"
+QUESTIONS = (OPEN, YES_NO)
+WRITTEN = 6
+
+
+@pytest.fixture
+def found(families):
+    return lambda name: Checkpoint.find(families(name))
+
+
+@pytest.fixture
+def batch():
+    """Five pictures of five shapes, padded to eight rows."""
+    random = np.random.default_rng(0)
+    shapes = [(50, 80), (90, 40), (33, 64), (20, 20), (120, 60)]
+    images = [Image.fromarray(random.integers(0, 255, (*shape, 3), np.uint8)) for shape in shapes]
+    take = [min(index, 4) for index in range(8)]
+    return Batch(np.zeros(8, "V16"), [str(index) for index in take], 5, [images[index] for index in take])
+
+
+def opened(checkpoint, columns=QUESTIONS, **options):
+    stage = Answers(checkpoint, columns, **{"max_new_tokens": WRITTEN, "batch_size": 8, **options})
+    stage.open("cpu", {})
+    return stage
+
+
+def only(batch: Batch, index: int) -> Batch:
+    return Batch(batch.rows[:1], ["x"], 1, [batch.images[index]])
+
+
+def stock_inputs(name, folder, image, question):
+    """One picture's inputs by the checkpoint's own processor class; Qwen's by hand, for its class cannot be built."""
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+
+    if name == "qwen":
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        seen = AutoImageProcessor.from_pretrained(folder)([image], return_tensors="pt")
+        count = int(seen["image_grid_thw"].prod()) // 4
+        text = f"<|im_start|>user\n<|vision_start|>{'<|image_pad|>' * count}<|vision_end|>{question}<|im_end|>\n"
+        ids = tokenizer(text + "<|im_start|>assistant\n", return_tensors="pt")["input_ids"]
+        kinds = (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
+        return {**seen, "input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds}
+    processor = AutoProcessor.from_pretrained(folder)
+    if name == "llava":
+        said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+        question = processor.apply_chat_template(said, add_generation_prompt=True)
+    return dict(processor(images=[image], text=[question], return_tensors="pt"))
+
+
+def greedy_by_hand(model, given, steps):
+    """Argmax after argmax with whole forwards, no generate; returns new ids and the first logits."""
+    first, new = None, []
+    given = dict(given)
+    for _ in range(steps):
+        with torch.no_grad():
+            logits = model(**given).logits[:, -1]
+        first = logits if first is None else first
+        token = logits.argmax(-1, keepdim=True)
+        new.append(int(token))
+        given["input_ids"] = torch.cat([given["input_ids"], token], 1)
+        given["attention_mask"] = torch.ones_like(given["input_ids"])
+        if "mm_token_type_ids" in given:
+            given["mm_token_type_ids"] = torch.cat([given["mm_token_type_ids"], torch.zeros(1, 1).int()], 1)
+    return new, first
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_answers_are_the_stock_models(found, batch, name):
+    from transformers import AutoModelForImageTextToText
+
+    checkpoint = found(name)
+    stage = opened(checkpoint)
+    answers = stage.compute(batch, QUESTIONS, {})
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint.folder).eval()
+    yes, no = (
+        [stage.tokenizer.convert_tokens_to_ids(form) for form in (word, word.title(), f"Ġ{word}", f"Ġ{word.title()}")]
+        for word in ("yes", "no")
+    )
+    for index in range(5):
+        given = stock_inputs(name, checkpoint.folder, batch.images[index], OPEN)
+        ids, _ = greedy_by_hand(model, given, WRITTEN)
+        cell = answers[OPEN].to_pylist()[index]
+        assert cell == {"text": stage.tokenizer.decode(ids, skip_special_tokens=True).strip(), "score": None}
+        given = stock_inputs(name, checkpoint.folder, batch.images[index], YES_NO)
+        _, logits = greedy_by_hand(model, given, 1)
+        weights = logits[0, yes + no].softmax(-1)
+        cell = answers[YES_NO].to_pylist()[index]
+        assert cell["score"] == pytest.approx(float(weights[: len(yes)].sum()), abs=1e-5)
+        assert cell["text"] == stage.tokenizer.decode(logits.argmax(-1), skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_and_questions_move_the_answers(found, batch, name):
+    """Else the other tests would compare constants."""
+    answers = opened(found(name)).compute(batch, QUESTIONS, {})
+    scores = [cell["score"] for cell in answers[YES_NO].to_pylist()[:5]]
+    assert np.ptp(scores) > 0.01
+    assert len({cell["text"] for cell in answers[OPEN].to_pylist()}) > 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_does_not_depend_on_its_neighbours(found, batch, name):
+    stage = opened(found(name))
+    together = stage.compute(batch, QUESTIONS, {})
+    for index in range(5):
+        alone = stage.compute(only(batch, index), QUESTIONS, {})
+        for question in QUESTIONS:
+            one, other = alone[question].to_pylist()[0], together[question].to_pylist()[index]
+            assert one["text"] == other["text"]
+            assert one["score"] == (other["score"] and pytest.approx(other["score"], abs=1e-5))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prompts_are_those_of_the_processor_class(found, batch, name):
+    checkpoint = found(name)
+    stage = opened(checkpoint)
+    pictures = [stage.picture(image) for image in batch.images[:1]]
+    ours = stage.model_inputs(pictures, OPEN)
+    stock = stock_inputs(name, checkpoint.folder, batch.images[0], OPEN)
+    assert ours.keys() == stock.keys()
+    for key, tensor in ours.items():
+        assert torch.equal(tensor, torch.as_tensor(stock[key])), key
+
+
+def test_a_batch_has_the_declared_type_and_length(found, batch):
+    for values in opened(found("qwen")).compute(batch, QUESTIONS, {}).values():
+        assert values.type == Answers.output.type == BlipCaptions.output.type
+        assert len(values) == 8
+        assert values[7] == values[4]
+
+
+def test_decoding_is_greedy_whatever_the_checkpoint_prefers(found, batch, tmp_path):
+    plain = opened(found("qwen")).compute(batch, [OPEN], {})[OPEN]
+    folder = shutil.copytree(found("qwen").folder, tmp_path / "sampler")
+    path = folder / "generation_config.json"
+    sampled = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0, "max_new_tokens": 2, "num_beams": 3}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **sampled}))
+    assert opened(Checkpoint.find(folder)).compute(batch, [OPEN], {})[OPEN] == plain
+
+
+def test_a_prompt_of_ones_own_changes_the_answer_and_the_table(found, batch):
+    usual = opened(found("llava"))
+    other = opened(found("llava"), prompt="{image} {question}")
+    assert fingerprint_record(usual) != fingerprint_record(other)
+    scores = [stage.compute(batch, [YES_NO], {})[YES_NO].field("score").to_pylist() for stage in (usual, other)]
+    assert not np.allclose(*scores)
+
+
+def test_the_fingerprint_follows_what_answers_depend_on(found):
+    def record(name="qwen", columns=QUESTIONS, **options):
+        return str(fingerprint_record(Answers(found(name), columns, **options)))
+
+    assert record() == record(columns=("yes or no",), batch_size="auto", gpus=0.5)
+    others = [{"max_new_tokens": 9}, {"dtype": "bfloat16"}, {"max_pixels": 1024}, {"prompt": "{image}{question}"}]
+    records = [record(), record("llava"), *(record(**options) for options in others)]
+    assert len(set(records)) == len(records)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "preprocessor_config.json"])
+def test_the_checkpoint_is_all_that_decides(found, tmp_path, name):
+    folder = shutil.copytree(found("qwen").folder, tmp_path / "changed")
+    (folder / name).write_text((folder / name).read_text() + "\n")
+    assert Checkpoint.find(folder).digest != found("qwen").digest
+
+
+def test_the_second_tokenizer_is_in_the_digest(found, tmp_path):
+    folder = shutil.copytree(found("instructblip").folder, tmp_path / "changed")
+    path = folder / "qformer_tokenizer" / "tokenizer.json"
+    path.write_text(path.read_text() + "\n")
+    assert Checkpoint.find(folder).digest != found("instructblip").digest
+
+
+def test_fewer_pixels_are_fewer_tokens(found, batch):
+    usual, small = opened(found("qwen")), opened(found("qwen"), max_pixels=512)
+    assert small.picture(batch.images[0]).tokens < usual.picture(batch.images[0]).tokens
+
+
+def test_an_impossible_shape_is_the_pictures_failure(found):
+    with pytest.raises(InputFailure, match="refuses"):
+        opened(found("qwen")).picture(Image.new("RGB", (2100, 8)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("llava", {"prompt": "{question}"}, "{image}"),
+        ("instructblip", {"prompt": "say"}, "{question}"),
+        ("llava", {"max_pixels": 9}, "one size"),
+    ],
+)
+def test_an_impossible_setup_is_told_at_once(found, name, options, why):
+    with pytest.raises(UserError, match=why):
+        Answers(found(name), QUESTIONS, **options)
+
+
+def test_a_checkpoint_without_template_is_refused(found, tmp_path):
+    folder = shutil.copytree(found("qwen").folder, tmp_path / "silent")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="prompt"):
+        opened(Checkpoint.find(folder))
+    assert opened(Checkpoint.find(folder), prompt="{image}{question}")
+
+
+def test_tables_of_one_checkpoint_hold_one_model(found):
+    shared: dict = {}
+    long, short = (Answers(found("llava"), QUESTIONS, max_new_tokens=length) for length in (9, 4))
+    for stage in (long, short):
+        stage.open("cpu", shared)
+    assert long.shares == short.shares
+    assert long.model is short.model
+
+
+def test_an_opened_stage_travels_as_plain_parameters(found, batch):
+    stage = opened(found("llava"))
+    sent = pickle.dumps(stage)
+    assert len(sent) < 10_000
+    arrived = pickle.loads(sent)
+    arrived.open("cpu", {})
+    assert arrived.compute(batch, [YES_NO], {}) == stage.compute(batch, [YES_NO], {})
