@@ -58,15 +58,11 @@ def evaluate(
     judged = evaluate_files(request)
     for kind, path in exports:
         export_detections(judged, kind, path)
-    if as_json:
-        print(json.dumps(judged.record, indent=1))
-    else:
-        print(judged.table())
     if out is None and not as_json:
         out = detections.with_name(f"{detections.stem}-evaluation")
+    paths = []
     if out is not None:
         from stages.evaluate.evaluation_page import write_evaluation
 
         paths = write_evaluation(judged, out, detections.name, bootstrap, seed)
-        if not as_json:
-            print("\n".join(str(path) for path in paths))
+    print(json.dumps(judged.record, indent=1) if as_json else "\n".join([judged.table(), *map(str, paths)]))

@@ -56,10 +56,10 @@ class PageData:
     headline: Sequence[Headline]
     notes: Sequence[str]
     class_word: tuple[str, str]
+    pair_word: str
     second: str
     listed: str
     has_rare: bool
-    has_curves: bool
     scatter_name: str
     methods: Sequence[tuple[str, str]]
     switches: Sequence[tuple[str, str]]
@@ -142,7 +142,7 @@ def render(judged: Judged, title: str, intervals: Intervals, errors: ErrorSummar
     with_ap = [row for row in rows if row["ap"] is not None]
     worst = sorted(with_ap, key=lambda row: (row["ap"], -row["pairs"]))[:WORST] if len(rows) > 2 * WORST else []
     is_v_coco = judged.record["dataset"] == "v-coco"
-    dots, dots_name = _dots(judged.per_class)
+    dots, dots_name, band = _dots(judged.per_class)
     data = PageData(
         name=title,
         about=_about(judged),
@@ -150,13 +150,13 @@ def render(judged: Judged, title: str, intervals: Intervals, errors: ErrorSummar
         headline=_headline(judged, intervals),
         notes=judged.notes,
         class_word=("role", "roles") if is_v_coco else ("class", "classes"),
+        pair_word="persons" if is_v_coco else "pairs",
         second="Scenario 2" if is_v_coco else "Known obj." if any(row["second"] is not None for row in rows) else "",
         listed=""
         if len(rows) == len(judged.per_class)
         else f"The {len(rows):,} with most annotated pairs of {len(judged.per_class):,}; all are in per_class.csv.",
         has_rare=any(row["tag"] == "rare" for row in rows),
-        has_curves=next(iter(judged.settings.values())).ranking is not None,
-        scatter_name=dots_name,
+        scatter_name=dots_name.replace("pairs", "persons") if is_v_coco else dots_name,
         methods=_methods(intervals, errors, resamples),
         switches=[(key, str(value)) for key, value in judged.record.get("switches", {}).items()],
     )
@@ -185,7 +185,7 @@ def render(judged: Judged, title: str, intervals: Intervals, errors: ErrorSummar
         errors=errors,
         worst=[row | {"instead": _instead(errors, row["klass"])} for row in worst],
         classes=sorted(rows, key=lambda row: -1.0 if row["ap"] is None else row["ap"], reverse=True),
-        scatter=charts.scatter_chart(dots, dots_name, "AP (%)", RARE_BELOW if data.has_rare and "training" in dots_name else 0) if dots else None,
+        scatter=charts.scatter_chart(dots, data.scatter_name, "AP (%)", band) if dots else None,
         plotted=_plotted(judged, rows, errors),
         **counted,
     )  # fmt: skip
@@ -203,23 +203,26 @@ def _class_rows(per_class: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "tag": "unseen" if row.get("unseen") else "rare" if row.get("rare") else "",
             "ap": row["ap"],
             "second": row.get("ap_known_object", row.get("ap_scenario_2")),
-            "recall": row.get("recall"),
+            "recall": row["recall"],
             "pairs": row["pairs"],
-            "found": row.get("found"),
+            "found": row["found"],
         })  # fmt: skip
     return rows
 
 
-def _dots(per_class: Sequence[Mapping[str, Any]]) -> tuple[list[charts.Point], str]:
-    """Average precision against training pairs where those are known, else against annotated test pairs."""
+def _dots(per_class: Sequence[Mapping[str, Any]]) -> tuple[list[charts.Point], str, int]:
+    """Average precision against training pairs where those are known, else against annotated test pairs; what the axis
+    is called, and up to where its classes are rare."""
     known = any(row.get("training_pairs") is not None for row in per_class)
-    key, title = ("training_pairs", "annotated training pairs") if known else ("pairs", "annotated pairs")
+    key, title, band = (
+        ("training_pairs", "annotated training pairs", RARE_BELOW) if known else ("pairs", "annotated pairs", 0)
+    )
     points = [
         charts.Point(row[key], row["ap"], f"{row['name']}: AP {row['ap']:.1f}, {row[key]} pairs", bool(row.get("rare")))
         for row in per_class
         if row["ap"] is not None and row.get(key) is not None
     ]
-    return points, title
+    return points, title, band
 
 
 def _headline(judged: Judged, intervals: Intervals) -> list[Headline]:
@@ -279,18 +282,17 @@ def _instead(errors: ErrorSummary | None, index: int, most: int = 3) -> str:
 
 def _plotted(judged: Judged, rows: Sequence[Mapping[str, Any]], errors: ErrorSummary | None) -> dict[str, Any]:
     """What the script draws: curves in thousandths, and the composition of each class's decisive detections."""
-    main = next(iter(judged.settings.values()))
-    curves = None if main.ranking is None else precision_recall(main.ranking)
-    second = "scenario 2" if judged.record["dataset"] == "v-coco" else "known object"
+    main, is_v_coco = next(iter(judged.settings.values())), judged.record["dataset"] == "v-coco"
+    curves = [] if main.ranking is None else precision_recall(main.ranking)
+    second, noun = ("scenario 2", "persons") if is_v_coco else ("known object", "pairs")
     classes = []
     for row in rows:
         shown = [("AP", row["ap"]), (second, row["second"]), ("recall", row["recall"])]
-        curve = None if curves is None else curves[row["klass"]]
         classes.append({
             "name": row["name"],
-            "about": f"{row['pairs']:,} pairs" if row["found"] is None else f"{row['found']:,} of {row['pairs']:,} pairs found",
+            "about": f"{row['found']:,} of {row['pairs']:,} {noun} found",
             "facts": [(label, f"{value:.1f}") for label, value in shown if value is not None],
-            "curve": [(round(1000 * recall), round(1000 * precision)) for recall, precision in curve or ()],
+            "curve": [(round(1000 * recall), round(1000 * high)) for recall, high in curves[row["klass"]]],
             "mix": errors.class_kinds[row["klass"]].tolist() if errors else [],
         })  # fmt: skip
     first = max(range(len(rows)), key=lambda index: rows[index]["pairs"], default=0)

@@ -48,9 +48,11 @@ class VCocoDetections:
 
 @dataclass(frozen=True, eq=False)
 class RoleResults:
-    """One scenario: ``ap`` float32 [25], a fraction, NaN for an action that nobody does."""
+    """One scenario: ``ap`` float32 [25], a fraction, NaN for an action that nobody does; ``judged``, each role's counted
+    detections as ranked: their rows int64 [K] and whether they are right, bool [K]."""
 
     ap: np.ndarray
+    judged: tuple[tuple[np.ndarray, np.ndarray], ...]
 
     @property
     def mean(self) -> float:
@@ -100,21 +102,26 @@ def v_coco(detections: VCocoDetections, people: People) -> VCocoResults:
     claims = np.where(overlap >= _THRESHOLD, person, -1)
     persons = people.actions.sum(0)
 
-    def average_precision(action: int, score: np.ndarray, right: np.ndarray | bool) -> np.float32:
+    def judge(action: int, score: np.ndarray, right: np.ndarray | bool) -> tuple[np.float32, np.ndarray, np.ndarray]:
         kept = np.flatnonzero(counted & ~np.isnan(score))
         claim = np.where(actions[claims, action] & right, claims, -1)[kept]
-        return _average_precision(score[kept], detections.image[kept], claim, int(persons[action]))
+        order, hit = _ranked(score[kept], detections.image[kept], claim)
+        return _average_precision(hit, int(persons[action])), kept[order], hit
 
-    agent = [average_precision(a, detections.agent_score[:, a], True) for a in range(len(ACTIONS))]
-    scenarios: tuple[list[np.float32], list[np.float32]] = ([], [])
+    agent = [judge(a, detections.agent_score[:, a], True)[0] for a in range(len(ACTIONS))]
+    scenarios: tuple[list, list] = ([], [])
     for role, action in enumerate(SLOT_ACTION[ROLE_SLOTS]):
         box, true = detections.role_box[:, role], role_box[person, role]
         empty = (box == 0).all(1) | np.isnan(box).all(1)
         absent = (true == 0).all(1)
         close = ~absent & ~empty & (iou(box, true) >= _THRESHOLD)
-        for aps, right in zip(scenarios, (close | (absent & empty), close | absent), strict=True):
-            aps.append(average_precision(action, detections.role_score[:, role], right))
-    return VCocoResults(np.array(agent), persons, *(RoleResults(np.array(aps)) for aps in scenarios))
+        for roles, right in zip(scenarios, (close | (absent & empty), close | absent), strict=True):
+            roles.append(judge(action, detections.role_score[:, role], right))
+    one, two = (
+        RoleResults(np.array([ap for ap, *_ in roles]), tuple((rows, hit) for _, rows, hit in roles))
+        for roles in scenarios
+    )
+    return VCocoResults(np.array(agent), persons, one, two)
 
 
 def from_triplets(detections: Detections) -> VCocoDetections:
@@ -157,17 +164,23 @@ def from_triplets(detections: Detections) -> VCocoDetections:
     )  # fmt: skip
 
 
-def _average_precision(score: np.ndarray, image: np.ndarray, claim: np.ndarray, positives: int) -> np.float32:
-    """All-point AP (Pascal VOC since 2010) in float32; `claim` is the person each detection rightly names, or -1."""
-    if not positives:
-        return np.float32(np.nan)
+def _ranked(score: np.ndarray, image: np.ndarray, claim: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Detections by falling score, int64 [K], and in that order which are right: the first to claim a person, by
+    `claim`, the person that each rightly names, or -1."""
     falling, stored = -score.astype(np.float64), np.arange(len(score))
     turn = np.lexsort((-stored, falling))
     turn = turn[claim[turn] >= 0]
     _, earliest = np.unique(claim[turn], return_index=True)
     hit = np.zeros(len(score), bool)
     hit[turn[earliest]] = True
-    hit = hit[np.lexsort((stored, -image.astype(np.int64), falling))]
+    order = np.lexsort((stored, -image.astype(np.int64), falling))
+    return order, hit[order]
+
+
+def _average_precision(hit: np.ndarray, positives: int) -> np.float32:
+    """All-point AP (Pascal VOC since 2010) in float32 of ranked detections."""
+    if not positives:
+        return np.float32(np.nan)
     found = np.cumsum(hit, dtype=np.float32)
     precision = (found / np.arange(1, len(hit) + 1, dtype=np.float32)).astype(np.float64)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]

@@ -7,17 +7,31 @@ from typing import Any
 
 import numpy as np
 
-from stages.data.v_coco import ACTIONS, ROLE_SLOTS, ROLES, SLOT_ACTION, load_v_coco_people, v_coco_vocabulary
+from stages.data.v_coco import (
+    ACTIONS,
+    ROLE_SLOTS,
+    ROLES,
+    SLOT_ACTION,
+    UNREPORTED_ROLE,
+    People,
+    load_v_coco_people,
+    v_coco_vocabulary,
+)
+from stages.evaluate.curves import Ranking
 from stages.evaluate.detections import read_detections
 from stages.evaluate.protocols import Judged, Request, Setting, detections_format, refuse_format
-from stages.evaluate.v_coco import VCocoDetections, from_triplets, v_coco
+from stages.evaluate.v_coco import RoleResults, VCocoDetections, from_triplets, v_coco
 from stages.evaluate.v_coco_json import read_v_coco_json
 
 
 def judge_v_coco(request: Request) -> Judged:
     """Read, check and evaluate; see :func:`stages.evaluate.protocols.evaluate_files`."""
     people = load_v_coco_people(request.annotations, request.split)
-    found = _read(request, people.image_id)
+    return judge_persons(_read(request, people.image_id), people, request.split or "test")
+
+
+def judge_persons(found: VCocoDetections, people: People, split: str) -> Judged:
+    """What is left when files are read."""
     began = time.perf_counter()
     results = v_coco(found, people)
     seconds = time.perf_counter() - began
@@ -29,24 +43,29 @@ def judge_v_coco(request: Request) -> Judged:
     }
     per_role = []
     for role, action in enumerate(SLOT_ACTION[ROLE_SLOTS]):
+        doing, right = int(results.persons[action]), int(results.scenario_1.judged[role][1].sum())
         per_role.append({
             "name": ROLES[role].replace("_", " "),
             "action": ACTIONS[action],
             "ap": _plain(100 * results.scenario_1.ap[role]),
             "ap_scenario_2": _plain(100 * results.scenario_2.ap[role]),
             "agent_ap": _plain(100 * results.agent_ap[action]),
-            "pairs": int((people.actions[:, action] & people.role_box[:, role].any(1)).sum()),
-            "persons": int(results.persons[action]),
+            "pairs": doing,
+            "with_role": int((people.actions[:, action] & people.role_box[:, role].any(1)).sum()),
+            "found": right,
+            "recall": _plain(100 * right / doing) if doing else None,
         })  # fmt: skip
     counts = {
         "pictures": len(people.image_id),
         "persons": len(people.box),
         "detected_persons": len(found),
     }
+    all_roles = np.ones(len(ROLES), bool)
+    sets = {"roles_25": all_roles, "roles_24": np.arange(len(ROLES)) != UNREPORTED_ROLE}
     return Judged(
         record={
             "dataset": "v-coco",
-            "split": request.split or "test",
+            "split": split,
             "convention": "official",
             "definition": "V-COCO's vsrl_eval: role AP, a person and a role from IoU 0.5, all-point",
             "counts": counts,
@@ -57,14 +76,39 @@ def judge_v_coco(request: Request) -> Judged:
         },
         per_class=per_role,
         settings={
-            "scenario_1": Setting("scenario 1", scenarios["scenario_1"], note="an absent role must be predicted empty"),
-            "scenario_2": Setting("scenario 2", scenarios["scenario_2"], note="absent roles are ignored"),
+            "scenario_1": Setting(
+                "scenario 1",
+                scenarios["scenario_1"],
+                sets,
+                _ranking(results.scenario_1, found, people),
+                "an absent role must be predicted empty",
+            ),
+            "scenario_2": Setting(
+                "scenario 2",
+                scenarios["scenario_2"],
+                sets,
+                _ranking(results.scenario_2, found, people),
+                "absent roles are ignored",
+            ),
             "agent": Setting("agent", {"actions_26": agent}, note="the person and the action alone"),
         },
         image_ids=people.image_id,
         vocabulary=v_coco_vocabulary(),
         detections=found,
     )
+
+
+def _ranking(results: RoleResults, found: VCocoDetections, people: People) -> Ranking:
+    """A scenario's judged detections, roles as classes; what a role can find is every person who does its action."""
+    rows = [rows for rows, _ in results.judged]
+    row = np.concatenate(rows)
+    doing = [np.flatnonzero(people.actions[:, action]) for action in SLOT_ACTION[ROLE_SLOTS]]
+    roles = np.arange(len(rows))
+    return Ranking(
+        row, np.repeat(roles, [len(part) for part in rows]), found.image[row].astype(np.int64),
+        np.concatenate([hit for _, hit in results.judged]), np.repeat(roles, [len(part) for part in doing]),
+        people.image[np.concatenate(doing)].astype(np.int64), len(rows),
+    )  # fmt: skip
 
 
 def _read(request: Request, image_ids: np.ndarray) -> VCocoDetections:

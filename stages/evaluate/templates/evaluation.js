@@ -1,7 +1,7 @@
 // The class browser: a name clicked anywhere shows its curve; typing filters the list. Texts are set as text, never as markup.
 (() => {
   const { classes, kinds, first } = JSON.parse(document.getElementById("data").textContent);
-  const detail = document.getElementById("detail"), svg = detail && detail.querySelector("svg");
+  const detail = document.getElementById("detail"), svg = detail.querySelector("svg");
   const [left, right, top, bottom, width, height] = [38, 8, 8, 34, 360, 260];
   const x = (recall) => left + recall * (width - left - right);
   const y = (precision) => height - bottom - precision * (height - top - bottom);
@@ -85,5 +85,5 @@
       row.hidden = !words.every((word) => name.includes(word));
     }
   });
-  if (detail && classes.length) show(first);
+  if (classes.length) show(first);
 })();
