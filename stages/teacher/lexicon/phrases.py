@@ -166,6 +166,11 @@ class Phrases:
             return verb if self.opens_noun(at + 1) else None
         return verb
 
+    def infinitive(self, at: int) -> bool:
+        """Whether a word is the "to" of an infinitive: "a remote to control the tv"."""
+        verb = self.verb(at + 1, "to") if self.words[at] == "to" else None
+        return verb is not None and verb.known and "VB" in verb.tags
+
     def ends_at(self, at: int) -> bool:
         return at + 1 >= len(self.words) or self.words[at + 1] in JOINS
 

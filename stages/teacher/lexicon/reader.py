@@ -38,11 +38,13 @@ def _statements(line: str, lexicon: Lexicon) -> list[str]:
     def group(match: re.Match[str]) -> str:
         fields = [part for part in _FIELDS.split(match[2]) if re.search("[a-z]", part)]
         told = _told(fields, lexicon)
-        if told is None and match[1] in "[{":
+        if told is None and len(fields) > 1:
             found.extend(fields)
         if told is not None:
             found.append(told)
-        return {"(": f", {match[2]} ,", "<": f" {match[2]} "}.get(match[1], " . ") if told is None else " . "
+        if told is not None or len(fields) > 1:
+            return " . "
+        return f", {match[2]} ," if match[1] == "(" and match[2].count(" ") > 1 else f" {match[2] * (match[1] != '(')} "
 
     rest = _KEYS.sub(" ", _GROUP.sub(group, line)) if line.count(":") > 1 else _GROUP.sub(group, line)
     for sentence in re.split(r"(?<=[.;])\s", rest):
@@ -60,9 +62,10 @@ def _told(fields: list[str], lexicon: Lexicon) -> str | None:
     """Two or three fields that are a verb and an object (after a person, in either order) as a sentence, else None."""
     if len(fields) not in (2, 3) or any(len(part) > 60 for part in fields):
         return None
-    *subject, first, second = (clean for part in fields if (clean := re.sub(r"[^a-z' ]+", " ", part).strip()))
-    if len(subject) != len(fields) - 2:
+    said = [clean for part in fields if (clean := re.sub(r"[^a-z' ]+", " ", part).strip())]
+    if len(said) != len(fields):
         return None
+    *subject, first, second = said
     head, _, rest = first.partition(" ")
     if not subject and rest and (known := lexicon.object_at([head], 0)) and known[0] == lexicon.person:
         subject, first = [head], rest

@@ -84,7 +84,7 @@ class Sentence(Phrases):
         self.patients: list[int] = []  # what stands right before a verb: the passive's objects
         self.preposition = ""
         self.negated = self.negated_once = self.doubtful = self.intended = False
-        self.joined = self.depicted = self.with_none = False
+        self.joined = self.depicted = self.acted = False
         self.holder: tuple[int, int] | None = None  # a person just named, and where
 
     def read(self) -> None:
@@ -130,7 +130,13 @@ class Sentence(Phrases):
             self.intended, self.previous = True, "to"
             return at + 2
         if token in AUXILIARIES and not (token in ("having", "has", "have", "had") and self._possession(at)):
+            if self.previous in ("thing", "verb") and self.acted:  # a new predicate: "who is not sitting is riding"
+                self.negated = self.doubtful = self.acted = False
+                self.actor = self.main if self.actor is None else self.actor
             self.previous = "being" if token in BE else "auxiliary"
+            return at + 1
+        if self.infinitive(at):
+            self.previous = "to"
             return at + 1
         if token in RELATIVES:
             self.previous = "relative"
@@ -172,10 +178,19 @@ class Sentence(Phrases):
 
     def _possession(self, at: int) -> bool:
         """Whether "has" is followed by what is had, not by a verb."""
-        return at + 1 < len(self.words) and (self.words[at + 1] in ARTICLES or self.noun(at + 1) is not None)
+        at += 1
+        while at < len(self.words) and word(self.words[at]).modifier:
+            at += 1
+        if at == len(self.words) or any("VBN" in forms for _, forms in word(self.words[at]).verbs):
+            return False
+        return self.words[at] in ARTICLES or self.noun(at) is not None
 
     def _mention(self, at: int) -> int:
         found = self.noun(at)
+        if self.words[at] == "them" and self.preposition == "of":  # one of them
+            self._subject(True)
+            self.previous, self.preposition = "person", ""
+            return at + 1
         if found is None:  # a pronoun of which nothing is known
             self.actor, self.previous = False, "thing"
             return at + 1
@@ -260,6 +275,7 @@ class Sentence(Phrases):
         self.previous, self.preposition, self.holder = "thing" if thing is not None else "verb", "", None
         self.patients = [] if thing is None else [thing]
         self.negated_once = self.intended = self.joined = False
+        self.acted = True
         return stop
 
     def _passive(self, verb: Verb, at: int) -> Noun | bool | None:
@@ -270,7 +286,8 @@ class Sentence(Phrases):
         agent = self.noun(by + 1) if by is not None else None
         if agent is not None and agent.thing in self.lexicon.animate:
             return agent
-        return False if self.previous == "being" or "VBD" not in verb.tags else None
+        participle = "VBD" not in verb.tags and self.previous != "auxiliary"  # "has thrown" is active
+        return False if self.previous == "being" or participle else None
 
     def _suffer(self, start: int, verb: Verb, at: int, agent: Noun | bool) -> int:
         stop = agent.stop if isinstance(agent, Noun) else at
@@ -300,6 +317,8 @@ class Sentence(Phrases):
             token = words[at]
             if token in PREPOSITIONS:
                 if token == "by" and seen:
+                    break
+                if self.infinitive(at):
                     break
                 preposition, at = token, at + 1
                 if preposition == "of" and not noun:

@@ -56,26 +56,22 @@ PARTITIVES = _set(
 )
 """Nouns whose "of" names the thing itself: "a slice of pizza"."""
 
-_PHRASES = [
-    (re.compile(rf"\b(?:{pattern})\b"), word)
-    for pattern, word in (
-        (r"no one", "nobody"),
-        (
-            r"(?:on top of|on to|onto|upon|atop|on (?:the |its |their )?(?:back|edge|side|end|arm|top|surface|seat) of)",
-            "on",
-        ),
-        (r"(?:into|inside of|inside|in to|in the (?:back|middle|center|bed|seat) of)", "in"),
-        (r"in front of", "in_front_of"),
-        (r"(?:next to|close to|adjacent to)", "next_to"),
-        (r"out of", "out_of"),
-        (r"off of", "off"),
-        (r"(?:underneath|beneath|below)", "under"),
-        (r"towards?", "to"),
-        (r"(?:instead of|rather than|in place of)", "instead_of"),
-        (r"as well as", "and"),
-        (r"t v", "tv"),
-    )
-]
+_COMPOUNDS = (
+    (r"no one", "nobody"),
+    (r"on top of|on to|onto|upon|atop|on (?:the |its |their )?(?:back|edge|side|end|arm|top|surface|seat) of", "on"),
+    (r"into|inside of|inside|in to|in the (?:back|middle|center|bed|seat) of", "in"),
+    (r"in front of", "in_front_of"),
+    (r"next to|close to|adjacent to", "next_to"),
+    (r"out of", "out_of"),
+    (r"off of", "off"),
+    (r"underneath|beneath|below", "under"),
+    (r"towards?", "to"),
+    (r"instead of|rather than|in place of", "instead_of"),
+    (r"as well as", "and"),
+    (r"t v", "tv"),
+)
+"""What several words, or several spellings, are as one token."""
+_COMPOUND = re.compile(rf"\b(?:{'|'.join(f'({pattern})' for pattern, _ in _COMPOUNDS)})\b")
 _CONTRACTIONS = {"'re": "are", "'ve": "have", "'ll": "will", "'m": "am", "'d": ""}
 _IS = _set("he she it who that there what here where one everyone someone")
 _TOKEN = re.compile(r"[a-z]+(?:[_'-][a-z]+)*|[,&]")
@@ -169,6 +165,8 @@ def plain(text: str) -> str:
     text = unicodedata.normalize("NFKD", text).lower()
     text = _MARKUP.sub(lambda found: "\n" if "br" in found[0] or "li" in found[0] else " ", text)
     text = re.sub(r"\bt\.v\.", "tv", re.sub(r"[*`#~\"“”]", " ", text.replace("_", " ")))
+    if text.isascii():
+        return text
     return "".join(c if c.isascii() else " " for c in text if not unicodedata.combining(c))
 
 
@@ -181,9 +179,7 @@ def clauses(line: str) -> Iterator[tuple[list[str], bool]]:
 
 def tokenise(sentence: str) -> list[str]:
     """Words and commas; compound prepositions are one token, contractions two."""
-    joined = sentence
-    for pattern, token in _PHRASES:
-        joined = pattern.sub(token, joined)
+    joined = _COMPOUND.sub(lambda found: _COMPOUNDS[(found.lastindex or 1) - 1][1], sentence)
     tokens: list[str] = []
     for token in _TOKEN.findall(joined):
         if len(token) > _LONGEST_WORD:
