@@ -120,6 +120,40 @@ def test_what_is_no_parquet_file_is_refused(tmp_path: Path, annotations: Annotat
         read(tmp_path / "text.parquet", annotations)
     with pytest.raises(UserError, match="no such file"):
         read(tmp_path / "absent.parquet", annotations)
+    with pytest.raises(UserError, match="not a readable Parquet file"):
+        read(tmp_path, annotations)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 300, -8])
+def test_a_file_cut_short_is_refused(kept: int, written: Path, annotations: Annotations):
+    written.write_bytes(written.read_bytes()[:kept])
+    with pytest.raises(UserError, match="not a readable Parquet file") as refusal:
+        read(written, annotations)
+    assert "\n" not in str(refusal.value)
+
+
+def test_damaged_pages_are_refused(written: Path, annotations: Annotations):
+    data = bytearray(written.read_bytes())
+    data[8:400] = bytes(392)
+    written.write_bytes(data)
+    with pytest.raises(UserError, match="not a readable Parquet file"):
+        read(written, annotations)
+
+
+def test_rows_without_class_or_object_are_let_through_only_where_they_mean_something(
+    written: Path, annotations: Annotations
+):
+    table = pq.read_table(written).cast(_nullable(written))
+    words = annotations.vocabulary
+    sizes = words.hois, len(words.objects), len(words.verbs)
+    pq.write_table(changed(table, "hoi", 1, -1), written)
+    assert read_detections(written, annotations.image_id, *sizes).hoi[1] == -1
+    with pytest.raises(UserError, match="row 1: hoi -1 names no class"):
+        read_detections(written, annotations.image_id, *sizes, every_row_classed=True)
+    pq.write_table(changed(changed(table, "hoi", 1, -1), "object", 1, -1), written)
+    assert read_detections(written, annotations.image_id, *sizes, object_optional=True).object[1] == -1
+    with pytest.raises(UserError, match=r"row 1: object -1 is outside 0 ... 79"):
+        read_detections(written, annotations.image_id, *sizes)
 
 
 def test_reading_does_not_go_row_by_row(tmp_path: Path, annotations: Annotations, perfect: Detections):
