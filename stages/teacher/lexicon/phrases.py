@@ -85,6 +85,9 @@ class Phrases:
                 break
             if token.endswith("ing") and self.verb(at, "article" if at and words[at - 1] in ARTICLES else "word"):
                 break
+            verb = self.verb(at, "word") if unknown else None
+            if unknown and (token in ARTICLES or (verb and "VBZ" in verb.tags)):  # another phrase, or the main verb
+                break
             if token not in ARTICLES:
                 entry = word(token)
                 unknown = noun_lemma(token) if entry.noun and not (entry.modifier and not unknown) else unknown

@@ -44,6 +44,8 @@ QUESTION = "a question"
 MOUNTED = frozenset(["ride", "straddle", "mount", "sit", "drive"])
 """Who follows these is still the rider: "riding a horse holding a rope"."""
 ACTIVE_PARTICIPLES = frozenset(["seat", "perch", "sprawl", "stretch", "curl", "dress", "clothe"])
+GRASPING = frozenset(["hold", "grab", "hang", "grip", "pull", "tug", "cling"])
+"""Of these "on" adds nothing to the object ("holds on to a cup"), but says where if there is one ("a cup on a chair")."""
 ALIGNED_PREPOSITIONS = frozenset(["", "on", "with", "in", "from", "under", "at", "up", "into"])
 """Others only say where somebody is."""
 
@@ -83,6 +85,7 @@ class Sentence(Phrases):
         self.coordinate: bool | None = None  # the subject of the verb before "and"
         self.patients: list[int] = []  # what stands right before a verb: the passive's objects
         self.preposition = ""
+        self.beside = ""  # the preposition of the last verb's object
         self.negated = self.negated_once = self.doubtful = self.intended = False
         self.joined = self.depicted = self.acted = False
         self.holder: tuple[int, int] | None = None  # a person just named, and where
@@ -153,7 +156,8 @@ class Sentence(Phrases):
             return self._mention(at)
         if token in PREPOSITIONS:
             self.preposition, self.previous, self.patients = token, "preposition", []
-            return at + 1
+            named = self.noun(at + 1)
+            return self._mention(at + 1) if named is not None and isinstance(named.thing, int) else at + 1
         if token in ARTICLES:
             self.previous = "article"
             return at + 1
@@ -268,7 +272,8 @@ class Sentence(Phrases):
         if not any(verb.known for verb in group) and taken == len(self.reading.triplets) + len(self.reading.dropped):
             stop = max(stop, start + 1)
         self.coordinate = acts
-        if thing is not None and thing in self.lexicon.animate and not set(first.lemmas) & MOUNTED:
+        mounted = self.beside not in PREPOSITIONS - {"on", "in"} and set(first.lemmas) & MOUNTED
+        if thing is not None and thing in self.lexicon.animate and not mounted:
             self.actor = thing == self.lexicon.person
         else:
             self.actor = acts
@@ -348,7 +353,7 @@ class Sentence(Phrases):
             if isinstance(found.thing, str):
                 noun = found.thing
             elif not seen:
-                direct, noun = found.thing, ""
+                direct, noun, self.beside = found.thing, "", preposition
             seen, at, preposition = True, stop, ""
             if at < len(words) and words[at] in PARTICLES and not self.noun_follows(at + 1) and direct is not None:
                 for verb in group:
@@ -415,6 +420,8 @@ class Sentence(Phrases):
                 keys += [(*noun.split(" "), *tail)] if noun else []
                 keys += [(verb.particle, *tail)] if verb.particle else []
                 keys += [tuple(tail)]
+        if not first and preposition == "on" and GRASPING.intersection(verb.lemmas):
+            return
         for key in keys:
             verbs = [found for lemma in verb.lemmas for found in self.lexicon.meant(phrase_key((lemma, *key)), thing)]
             if verbs:
