@@ -28,7 +28,7 @@ KINDS = {
     "human box": "A pair of its class: the object box is on it, the human box only near it.",
     "both boxes": "A pair of its class: both boxes are near it, neither is on it.",
     "wrong pairing": "The human box is on a human, the object box on an object of this category, but of two different pairs.",
-    "background": "None of these: nothing annotated is close.",
+    "background": "None of these: no annotated pair explains it.",
 }
 """Categories of detections, in the order in which they are tried."""
 
