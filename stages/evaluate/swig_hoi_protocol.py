@@ -73,7 +73,9 @@ def judge_triplets(test: Annotations, found: Detections) -> Judged:
             "seconds": round(seconds, 3),
         },
         per_class=per_class,
-        settings={"full": Setting("all pictures", means, sets, ranked(found, matched, results.counted, CONVENTION.ties, test))},
+        settings={
+            "full": Setting("all pictures", means, sets, ranked(found, matched, results.counted, CONVENTION.ties, test))
+        },
         image_ids=test.image_id,
         vocabulary=words,
         detections=found,
