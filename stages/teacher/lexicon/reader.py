@@ -11,7 +11,10 @@ from stages.teacher.lexicon.words import ARTICLES, BE, clauses, plain
 _FIELDS = re.compile(r"\s*(?:,|\||;|->|=>|:|\s-+\s)\s*")
 _DASHES = re.compile(r"\s*(?:\||->|=>|\s-+\s)\s*")
 _GROUP = re.compile(r"([<(\[{])([^<>()\[\]{}\n]*)[>)\]}]")
-_KEYS = re.compile(r"\b(?:subject|verb|action|object|predicate|relation|relationship|interaction|target) ?: ")
+_KEYS = re.compile(
+    r"\b(?:subject|verb|action|object|predicate|relation|relationship|interaction|target"
+    r"|person(?= ?: ?(?:a |the )?[a-z]+ ?,)) ?: "
+)
 _BULLET = re.compile(r"^[\s>]*(?:[-+]+\s+|\(?\d{1,3}[.):]\s*|\(?[a-z][.)]\s+)+")
 
 
@@ -44,6 +47,8 @@ def _statements(line: str, lexicon: Lexicon) -> list[str]:
             found.append(told)
         if told is not None or len(fields) > 1:
             return " . "
+        if match[1] == "(" and line[: match.start()][-1:].isalpha():  # hold(cup)
+            return f" {match[2]} "
         return f", {match[2]} ," if match[1] == "(" and match[2].count(" ") > 1 else f" {match[2] * (match[1] != '(')} "
 
     rest = _KEYS.sub(" ", _GROUP.sub(group, line)) if line.count(":") > 1 else _GROUP.sub(group, line)

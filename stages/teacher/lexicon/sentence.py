@@ -110,6 +110,7 @@ class Sentence(Phrases):
             return at + 1
         if token in NEVER or token in NOBODY:
             self.negated = following not in ("only", "just")
+            self.joined = False
             if token in NOBODY:
                 self._subject(True)
                 self.previous = "person"
