@@ -15,6 +15,7 @@ import typer
 from pipeline import teachers_cli
 from pipeline.dataset_cli import app as dataset_app
 from pipeline.evaluate_cli import evaluate
+from pipeline.triplets_cli import triplets
 
 app = typer.Typer(
     name="hoi-distill",
@@ -228,6 +229,7 @@ def gc(
 
 app.command()(teachers_cli.teachers)
 app.command()(teachers_cli.detectors)
+app.command()(triplets)
 
 
 def existing_cache(root: Path, kind: Any) -> Any:
