@@ -215,7 +215,7 @@ class Phrases:
         return at < len(self.words) and self.noun(at) is not None
 
     def phrase(self, start: int, stop: int) -> str:
-        return " ".join(self.words[start : min(stop, start + QUOTED)])
+        return " ".join(self.words[start : min(stop, start + QUOTED)]).replace("_", " ")
 
     def begins_clause(self, noun: Noun) -> bool:
         at = noun.stop
