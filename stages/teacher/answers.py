@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 
 from stages.stage import ArrowOutput, Batch, Resources, Stage, Values
 from stages.teacher.blip import Dtype
@@ -34,6 +33,10 @@ PLAIN_PROMPTS = {
     "Qwen2_5_VLForConditionalGeneration": None,
 }
 """How a question is put where the checkpoint brings no chat template; None: such a checkpoint is refused."""
+
+
+Answer = tuple[str, float]
+"""Text, and the score of yes (NaN where no yes/no question was asked)."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class Answers(Stage):
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        opened = {"model", "processor", "tokenizer", "second_tokenizer", "device", "rows", "image_id"}
+        opened = {"model", "processor", "tokenizer", "second_tokenizer", "device", "rows", "image_id", "shared_prefix"}
         return {key: value for key, value in self.__dict__.items() if key not in opened}
 
     def open(self, device: str, shared: dict[Any, Any]) -> None:
@@ -148,30 +151,50 @@ class Answers(Stage):
         self.rows = part_size(shared, (self.shares, self.max_new_tokens), self.chosen_batch)
         config = self.model.config
         self.image_id = int(config.image_token_id if hasattr(config, "image_token_id") else config.image_token_index)
-        for question in self.columns:
-            self.prompt_ids(question)
+        self.shared_prefix = self._shared_prefix()
         if any(YES_NO.search(question) for question in self.columns):
             answer_ids(self.tokenizer, self.checkpoint.folder)
 
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
+        import torch
+
         pictures = batch.once(
             ("pictures", self.shares), lambda: [self.picture(image) for image in batch.images[: batch.count]]
         )
-        return {question: self._answers(pictures, question, len(batch.rows)) for question in columns}
 
-    def _answers(self, pictures: Sequence[Picture], question: str, length: int) -> pa.Array:
-        import torch
-
-        def forward(positions: np.ndarray) -> list[tuple[str, float]]:
-            return self._generate([pictures[position] for position in positions], question)
+        def forward(positions: np.ndarray) -> list[tuple[Answer, ...]]:
+            return self._answers([pictures[position] for position in positions], columns)
 
         with torch.inference_mode():
             parts = in_parts(forward, len(pictures), self.rows, self.device)
-        answered = [answer for part in parts for answer in part]
-        answered += answered[-1:] * (length - len(answered))
-        return cells([text for text, _ in answered], np.array([score for _, score in answered]))
+        rows = [row for part in parts for row in part]
+        rows += rows[-1:] * (len(batch.rows) - len(rows))
+        return {
+            question: cells([text for text, _ in answers], np.array([score for _, score in answers]))
+            for question, answers in zip(columns, zip(*rows, strict=True), strict=True)
+        }
+
+    def _answers(self, pictures: Sequence[Picture], questions: Sequence[str]) -> list[tuple[Answer, ...]]:
+        """For each picture its answers. What the prompts share, which ends with the picture, goes through the model once."""
+        from transformers import DynamicCache
+
+        said, cache, start = [], None, 0
+        for question in questions:
+            given = self.model_inputs(pictures, question)
+            if self.shared_prefix:
+                if cache is None:
+                    start = given["input_ids"].shape[1] - (len(self.prompt_ids(question)) - self.shared_prefix)
+                    cache = DynamicCache(config=self.model.config.get_text_config())
+                    tokens = ("input_ids", "attention_mask", "mm_token_type_ids")
+                    before = {name: tensor[:, :start] if name in tokens else tensor for name, tensor in given.items()}
+                    self.model(**before, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                given = {name: tensor for name, tensor in given.items() if name not in pictures[0].tensors}
+            said.append(self._generate(given, question, cache))
+            if cache is not None and cache.get_seq_length() > start:
+                cache.crop(start - cache.get_seq_length())
+        return list(zip(*said, strict=True))
 
     def picture(self, image: Image.Image) -> Picture:
         """Preprocess one picture by the checkpoint's own image processor.
@@ -252,9 +275,21 @@ class Answers(Stage):
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
-    def _generate(self, pictures: Sequence[Picture], question: str) -> list[tuple[str, float]]:
-        given = self.model_inputs(pictures, question)
-        ends = {"pad_token_id": self._pad_id()}
+    def _shared_prefix(self) -> int:
+        """Tokens of every question's prompt up to and with the picture's mark; 0 where they differ, where nothing follows,
+        where the model drops what is far back, or where the question changes what is seen (InstructBLIP)."""
+        prompts = [self.prompt_ids(question) for question in self.columns]
+        ends = [prompt.index(self.image_id) + 1 for prompt in prompts]
+        alike = {tuple(prompt[:end]) for prompt, end in zip(prompts, ends, strict=True)}
+        followed = all(len(prompt) > end for prompt, end in zip(prompts, ends, strict=True))
+        text = self.model.config.get_text_config()
+        slides = ["sliding_attention"] if getattr(text, "sliding_window", None) else ["full_attention"]
+        whole = set(getattr(text, "layer_types", None) or slides) == {"full_attention"}
+        return ends[0] if len(alike) == 1 and followed and whole and not self.is_instructblip else 0
+
+    def _generate(self, given: Mapping[str, torch.Tensor], question: str, cache: Any) -> list[Answer]:
+        """One answer a row; ``cache`` holds keys and values of the first tokens of ``given``, or is None."""
+        ends = {"pad_token_id": self._pad_id(), **({} if cache is None else {"past_key_values": cache})}
         if YES_NO.search(question):
             wish = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
             logits = self.model.generate(**given, **ends, **wish).logits[0]

@@ -131,6 +131,29 @@ def test_a_row_does_not_depend_on_its_neighbours(found, batch, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_an_answer_does_not_depend_on_the_other_questions(found, batch, name):
+    asked = (OPEN, YES_NO, "list the red and big", "is the dog there?")
+    stage = opened(found(name), asked)
+    together = stage.compute(batch, asked, {})
+    for question in asked[::-1]:
+        alone = stage.compute(batch, [question], {})[question]
+        assert alone.field("text") == together[question].field("text")
+        ours, theirs = (np.array(cells.field("score").to_pylist(), float) for cells in (alone, together[question]))
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen"])
+def test_a_picture_goes_through_the_tower_once_for_all_questions(found, batch, name):
+    asked = (OPEN, YES_NO, "is the dog there?")
+    stage = opened(found(name), asked)
+    tower = next(module for key, module in stage.model.named_modules() if key in ("model.vision_tower", "model.visual"))
+    passes: list[int] = []
+    tower.register_forward_hook(lambda *_: passes.append(1))
+    stage.compute(batch, asked, {})
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_prompts_are_those_of_the_processor_class(found, batch, name):
     checkpoint = found(name)
     stage = opened(checkpoint)

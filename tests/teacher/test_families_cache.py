@@ -100,6 +100,7 @@ def setup(tmp_path_factory, families, checkpoints, processor):
         "dataset": {"kind": "folder", "root": str(root / "pictures"), "vocabulary": str(VOCABULARY)},
         "tables": {name: {**table, "checkpoint": str(own[name])} for name, table in TABLES.items()},
     }
+    config["tables"]["triplets"] = {"stage": "triplets", "captions": "llava", "columns": QUESTIONS[:1]}
     path = root / "families.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     made = prepare(path)

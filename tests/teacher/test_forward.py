@@ -131,10 +131,10 @@ def test_answers_are_the_same_in_halves(families, make_batch, starved):
     stage.open("cpu", {})
     batch = make_batch(5, 8)
     whole = stage.compute(batch, questions, {})
-    tried = starved(Answers, "_generate")
+    tried = starved(Answers, "_answers")
     halves = stage.compute(batch, questions, {})
     assert tried[:5] == [8, 4, 2, 2, 2]
-    assert tried[5:] == [2, 2, 2]
+    assert len(tried) == 5
     for question in questions:
         assert halves[question].field("text") == whole[question].field("text")
         ours, theirs = (
