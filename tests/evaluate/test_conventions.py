@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import fields, replace
 
 import numpy as np
@@ -301,24 +300,3 @@ def test_a_lower_scored_duplicate_never_raises_precision(seed: int, name: str):
     more = joined(found, rows_of(found, rows, score=found.score[rows] - np.float32(1 / 1024)))
     before, after = (hico_det(which, annotated, HOI_OBJECT, CONVENTIONS[name]) for which in (found, more))
     assert (after.default.ap <= before.default.ap + 1e-12).all()
-
-
-def test_time_grows_no_faster_than_n_log_n():
-    found, annotated = small_world(SMALL_SEED, ties=False)
-
-    def seconds(times: int) -> float:
-        copies = np.repeat(np.arange(times), len(found)), np.repeat(np.arange(times), len(annotated.hoi))
-        rows, pairs = (np.tile(np.arange(n), times) for n in (len(found), len(annotated.hoi)))
-        many = rows_of(found, rows, image=(found.image[rows] + PICTURES * copies[0]).astype(np.int32))
-        truths = Truths(
-            annotated.image[pairs] + PICTURES * copies[1], annotated.human_box[pairs], annotated.object_box[pairs],
-            annotated.hoi[pairs], np.tile(annotated.image_objects, (times, 1)),
-        )  # fmt: skip
-        taken = []
-        for _ in range(2):
-            start = time.process_time()
-            hico_det(many, truths, HOI_OBJECT)
-            taken.append(time.process_time() - start)
-        return min(taken)
-
-    assert seconds(1600) < 2 * 8 * seconds(200), "8 x n log n is 10.7 times as much"
