@@ -129,3 +129,17 @@ def test_a_text_too_long_is_its_own_failure(families, name):
     texts = ["a dog " * 100]
     with pytest.raises(InputFailure, match="tokens"):
         stage.compute(Batch(np.zeros(1, "V16"), texts, 1, texts=texts), ["value"], {})
+
+
+def test_a_text_tower_saved_alone_gives_the_same_vectors(families, tmp_path):
+    from transformers import AutoTokenizer, CLIPTextModelWithProjection
+
+    folder = families("clip")
+    model = CLIPModel.from_pretrained(folder)
+    config = model.config.text_config
+    config.projection_dim = model.config.projection_dim
+    tower = CLIPTextModelWithProjection(config)
+    tower.text_model, tower.text_projection = model.text_model, model.text_projection
+    tower.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    np.testing.assert_allclose(vectors_of(tmp_path), vectors_of(folder), atol=1e-6)

@@ -205,3 +205,55 @@ def test_a_compiled_tower_agrees(found, make_batch):
     plain = opened(found("clip")).compute(batch, ["original"], {})["original"]
     compiled = opened(found("clip"), compile=True).compute(make_batch(), ["original"], {})["original"]
     torch.testing.assert_close(compiled, plain, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("whole", "alone", "width"),
+    [
+        ("clip", "CLIPVisionModel", "full"),
+        ("clip", "CLIPVisionModelWithProjection", "projected"),
+        ("siglip", "SiglipVisionModel", "full"),
+    ],
+)
+def test_a_tower_saved_alone_gives_the_same_maps(found, make_batch, tmp_path, whole, alone, width):
+    import transformers
+
+    checkpoint = found(whole)
+    model = transformers.AutoModel.from_pretrained(checkpoint.folder)
+    if alone.endswith("Projection"):
+        config = model.config.vision_config
+        config.projection_dim = model.config.projection_dim
+        tower = transformers.CLIPVisionModelWithProjection(config)
+        tower.vision_model, tower.visual_projection = model.vision_model, model.visual_projection
+    else:
+        tower = model.vision_model
+    tower.save_pretrained(tmp_path)
+    transformers.AutoImageProcessor.from_pretrained(checkpoint.folder, backend="pil").save_pretrained(tmp_path)
+    single = Checkpoint.find(tmp_path)
+    assert single.architecture == alone
+    batch = make_batch()
+    maps = [
+        opened(each, width=width).compute(Batch(batch.rows, batch.keys, 3, batch.images), ["original"], {})["original"]
+        for each in (checkpoint, single)
+    ]
+    torch.testing.assert_close(maps[0], maps[1])
+
+
+def test_a_configuration_may_leave_out_what_is_usual(found, tmp_path):
+    """Hub checkpoints do: what is not there is the class's default, which the grid must follow."""
+    import json
+
+    from transformers import CLIPVisionConfig, Dinov2Config, SiglipVisionConfig
+
+    for name, usual in (("clip", CLIPVisionConfig()), ("siglip", SiglipVisionConfig()), ("dinov2", Dinov2Config())):
+        folder = shutil.copytree(found(name).folder, tmp_path / name)
+        config = json.loads((folder / "config.json").read_text())
+        kept = {"vision_config": {}, "text_config": {}} if "vision_config" in config else {}
+        architectures = {"architectures": config["architectures"], "model_type": config["model_type"]}
+        (folder / "config.json").write_text(json.dumps({**kept, **architectures}))
+        (folder / "processor_config.json").unlink(missing_ok=True)
+        (folder / "preprocessor_config.json").unlink(missing_ok=True)
+        stage = VisionFeatures(Checkpoint.find(folder))
+        side = usual.image_size // usual.patch_size
+        assert stage.output.shape == (usual.hidden_size, side, side)
+        assert stage.layer == usual.num_hidden_layers
