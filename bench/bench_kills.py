@@ -45,7 +45,6 @@ class Runs:
         config["cache"], config["runs"] = str(folder / name), str(folder / "runs")
         for table in config["tables"].values():
             table["shard_rows"] = options.shard_rows
-        config["tables"]["detections"]["path"] = [f"{world}/detections_{s}2015.json" for s in ("train", "test")]
         self.path.write_text(yaml.safe_dump(config))
 
     def start(self) -> subprocess.Popen[bytes]:

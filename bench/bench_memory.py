@@ -36,7 +36,6 @@ def setup(folder: Path, pictures: int, steps: int) -> Path:
     config["dataset"].update(root=world, train=train, test=pictures - train)
     config["cache"], config["runs"] = str(folder / f"cache-{pictures}"), str(folder / f"runs-{pictures}")
     tables = config["tables"]
-    tables["detections"]["path"] = [f"{world}/detections_{split}2015.json" for split in ("train", "test")]
     tables["itm"]["columns"] = ["a photo of a person riding a bicycle", "a photo of a person holding a cup"]
     del tables["captions"], tables["triplets"]
     for table in tables.values():

@@ -17,10 +17,17 @@ from storage.errors import UserError
 
 
 class ArmSection(Section):
-    """One line of the table: what it shows, and the student's keys that make it."""
+    """One line of the table: what it shows, the student's keys that make it, and tables of its own instead of the setup's."""
 
     text: str
     student: dict[str, Any] = Field(default_factory=dict)
+    tables: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    def overrides(self, seed: int) -> list[str]:
+        """What ``--set`` would be given."""
+        student = [(f"student.{key}", value) for key, value in {**self.student, "seed": seed}.items()]
+        tables = [(f"tables.{name}", keys) for name, keys in self.tables.items()]
+        return [f"{key}={json.dumps(value)}" for key, value in [*tables, *student]]
 
 
 class Matrix(Section):
@@ -36,7 +43,11 @@ class Matrix(Section):
 
 
 def run_matrix(path: Path) -> None:
-    """Train what is not trained yet, seed by seed, and write the page after every run. A killed matrix goes on."""
+    """Train what is not trained yet, seed by seed, and write the page after every run. A killed matrix goes on.
+
+    Cells that an arm wants and the cache lacks are computed before its first training.
+    """
+    from pipeline.run import fill_cache
     from pipeline.setup import prepare
     from pipeline.training import train_student
 
@@ -48,10 +59,9 @@ def run_matrix(path: Path) -> None:
     for seed in matrix.seeds:
         for arm, section in matrix.arms.items():
             print(f"== {arm}, seed {seed}")
-            overrides = [
-                f"student.{key}={json.dumps(value)}" for key, value in {**section.student, "seed": seed}.items()
-            ]
-            setup = prepare(matrix.setup, overrides)
+            setup = prepare(matrix.setup, section.overrides(seed))
+            if seed == matrix.seeds[0]:
+                fill_cache(setup)
             folder = train_student(setup)
             runs[arm].append(finished(folder, seed))
             page = setup.config.runs / matrix.name / "experiments.html"

@@ -122,7 +122,7 @@ def own_stage(
         context = Context(student.vocabulary, student.vocabulary.prompts(), {"test": annotations}, memory.digests)
         stage = build_stage(kind, parameters, context, f"{checkpoint}: identities.{role}")
     record = fingerprint_record(stage)
-    if role != "detections" and fingerprint(record) != identity["fingerprint"]:
+    if (role != "detections" or detections is None) and fingerprint(record) != identity["fingerprint"]:
         changed = [key for key in record if record[key] != identity["record"].get(key)]
         raise UserError(
             f"{checkpoint}: trained on {role} {identity['fingerprint'][:12]}, offered {fingerprint(record)[:12]}: "

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.graph import levels, passes
+from pipeline.interrupt import stop_on_interrupt
 from pipeline.plan import TablePlan, align, plan
 from pipeline.progress import Progress
 from pipeline.setup import Setup
@@ -69,6 +70,24 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event) -> RunSummary:
             summary.interrupted = True
             break
     return summary
+
+
+def fill_cache(setup: Setup) -> None:
+    """Compute what a setup lacks, with the executor that it names; returns at once where nothing is empty.
+
+    Raises:
+        UserError: cells are still empty afterwards.
+        KeyboardInterrupt: the run was interrupted; what it committed is kept.
+    """
+    if all(made.complete() for made in plan(setup.nodes, setup.sources, setup.cache).values()):
+        return
+    chosen = setup.config.workers
+    with choose_executor(chosen.executor, chosen.device, chosen.count) as execute, stop_on_interrupt() as stop:
+        if fill(setup, execute, stop).interrupted:
+            raise KeyboardInterrupt
+    empty = [name for name, made in plan(setup.nodes, setup.sources, setup.cache).items() if not made.complete()]
+    if empty:
+        raise UserError(f"{setup.path}: tables.{empty[0]}: cells are still empty; see hoi-distill plan {setup.path}")
 
 
 def make_tasks(group: list[str], plans: Mapping[str, TablePlan], setup: Setup) -> Iterable[Task]:

@@ -24,9 +24,6 @@ def test_unreadable_pictures_are_left_out_and_counted(tmp_path, monkeypatch):
     world = tmp_path / "world"
     config.update(cache=str(tmp_path / "cache"), runs=str(tmp_path / "runs"))
     config["dataset"].update(root=str(world), train=24, test=8)
-    config["tables"]["detections"]["path"] = [
-        str(world / f"detections_{split}2015.json") for split in ("train", "test")
-    ]
     config["student"].update(labelled=12, steps=2)
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -43,5 +40,5 @@ def test_unreadable_pictures_are_left_out_and_counted(tmp_path, monkeypatch):
     record = json.loads((run / "student.json").read_text())
     assert record["pictures"] == {"labelled": 11, "unlabelled": 12, "test": 8}
     report = (run / "report.html").read_text()
-    assert "1 × features: broken picture" in report
+    assert "1 × detections: broken picture" in report
     assert "HICO_test2015_00000003.jpg" not in report
