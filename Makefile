@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup teacher-cache train-student experiments pico-teacher test test-all lint bench clean
+.PHONY: help setup teacher-cache train-student experiments pico-teacher pico-detector pico-clip test test-all lint bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -29,11 +29,17 @@ train-student: $(READY) ## fill the cache, train the student of CONFIG, evaluate
 	$(BIN)/hoi-distill run $(CONFIG)
 	$(BIN)/hoi-distill train $(CONFIG)
 
-experiments: $(READY) ## the whole matrix of students on the pico world (27 trainings; resumable)
+experiments: $(READY) ## the whole matrix of students on the pico world (33 trainings; resumable)
 	$(BIN)/hoi-distill experiments configs/experiments.yaml
 
 pico-teacher: $(READY) ## train the shipped pico teacher again
 	$(BIN)/python -m stages.teacher.pico.train --out stages/teacher/pico
+
+pico-detector: $(READY) ## train the shipped pico detector again
+	$(BIN)/python -m stages.teacher.pico.detector_train --out stages/teacher/pico/detector
+
+pico-clip: $(READY) ## train the second shipped pico teacher, a CLIP, again
+	$(BIN)/python -m stages.teacher.pico.clip_train --out stages/teacher/pico/clip
 
 test: $(READY) ## quick tests
 	$(BIN)/python -m pytest -q -m 'not slow' tests

@@ -45,19 +45,22 @@ class TableRef:
         columns: C names.
         inputs: input digests the cells must have been computed from, ``uint64 [R]`` or ``[R, C]``; None: any.
         fingerprint: the table's, 32 hex digits.
+        wanted: ``bool [R, C]``, which of them; the others are delivered as None, whatever the table holds. None: all.
     """
 
     dir: str
     columns: tuple[str, ...]
     inputs: np.ndarray | None = None
     fingerprint: str = ""
+    wanted: np.ndarray | None = None
 
     def select(self, columns: Sequence[str]) -> TableRef:
         """The same rows of some of the columns. Raises ``KeyError`` for a column that is not wanted here."""
         place = {column: index for index, column in enumerate(self.columns)}
         chosen = [place[column] for column in columns]
         inputs = self.inputs if self.inputs is None or self.inputs.ndim == 1 else self.inputs[:, chosen]
-        return replace(self, columns=tuple(columns), inputs=inputs)
+        wanted = None if self.wanted is None else self.wanted[:, chosen]
+        return replace(self, columns=tuple(columns), inputs=inputs, wanted=wanted)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class SampleStream:
     """Samples of the N rows of a spec: ``{"row": index into spec.rows, table: {column: value}}``.
 
     A value is a read-only array for tensors (float16 for codec ``fp16``, else float32) and what
-    :func:`storage.arrow_cells.cells` gives for Arrow cells. Arrays are views of mapped files and stay valid as long as
+    :func:`storage.arrow_cells.cells` gives for Arrow cells; None where the cell is not wanted. Arrays are views of mapped files and stay valid as long as
     they are held. Rows with a recorded failure in any table are left out.
 
     The stream pickles, and loader workers may be forked or spawned: each process maps the files by itself.
@@ -194,10 +197,14 @@ class _TableReader:
         table = _open_table(name, ref, command)
         paths: dict[str, int] = {}
         groups: dict[bytes, _Group] = {}
+        self._wanted = None if ref.wanted is None else np.packbits(ref.wanted, axis=1)
+        self._place = {column: index for index, column in enumerate(ref.columns)}
         step = max(_CELLS_AT_ONCE // max(len(rows), 1), 1)
         for start in range(0, len(ref.columns), step):
             part = ref.select(ref.columns[start : start + step])
             where = table.locate(rows, part.columns, part.inputs)
+            if part.wanted is not None:
+                _beside(where, part.wanted)
             if (where.shard == EMPTY).any():
                 raise _refusal(name, table, ref, rows, command)
             failed = np.flatnonzero((where.shard == FAILED).any(axis=1))
