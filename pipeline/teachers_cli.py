@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,6 +59,11 @@ def catalogue() -> list[dict[str, Any]]:
     return [_describe(name, where) for name, where in STAGES.items()]
 
 
+def plain(docstring: str) -> str:
+    """Without reStructuredText's roles and double backticks: ":class:`Stage`" reads "Stage"."""
+    return re.sub(r":[a-z]+:`~?(?:[\w.]+\.)?(\w+)`|``(.+?)``", lambda found: found[1] or found[2], docstring)
+
+
 def _describe(name: str, where: str) -> dict[str, Any]:
     from pipeline.graph import constructor_arguments
 
@@ -83,8 +89,8 @@ def _describe(name: str, where: str) -> dict[str, Any]:
         "stage": name,
         "table": cls.name,
         "rows": cls.source,
-        "says": lines[0] if lines else "",
-        "description": "\n".join(lines),
+        "says": plain(lines[0]) if lines else "",
+        "description": plain("\n".join(lines)),
         "architectures": accepted(cls),
         "needs": getattr(module, "INSTALL", None),
         "keys": keys,
