@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from stages import boxes as box_ops
+from stages import timm_backbone
 from stages.data.coco import OBJECT_INDEX
 from stages.stage import ArrowOutput, Batch, Resources, Stage, Values
-from stages.teacher import timm_backbone
 from stages.teacher.detections_file import DETECTIONS, TOP
 from stages.teacher.forward import BatchSize, PartSize, canonical, in_parts, measured_rows, part_size
 from stages.teacher.weights import Checkpoint, load, weight_files

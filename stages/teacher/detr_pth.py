@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages import timm_backbone
 from stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
-from stages.teacher import timm_backbone
 from storage.errors import UserError
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from stages import boxes as box_ops
+from stages import timm_backbone
 from stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
 from stages.stage import Batch, fingerprint_record
-from stages.teacher import timm_backbone
 from stages.teacher.detections_file import DETECTIONS, TOP
 from stages.teacher.detectors import Detector, label_map
 from stages.teacher.weights import Checkpoint, load

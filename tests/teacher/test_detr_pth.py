@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from stages import timm_backbone
 from stages.data.coco import COCO_OBJECTS
 from stages.stage import Batch
-from stages.teacher import detr_pth, timm_backbone
+from stages.teacher import detr_pth
 from stages.teacher.detectors import Detector
 from stages.teacher.weights import Checkpoint
 from storage.errors import UserError
