@@ -122,12 +122,13 @@ def build_graph(config: Config, context: Context, where: Path) -> dict[str, Node
             if nodes[up].stage.source != node.stage.source:
                 raise UserError(f"{where}: tables.{name}: has rows of {node.stage.source}, {up} of another source")
             for column in node.stage.columns:
-                asked = (node.stage.needs(column) or {}).get(up, ())
-                if lacking := [above for above in asked if above not in nodes[up].stage.columns]:
-                    raise UserError(
-                        f"{where}: tables.{name}.columns: {column!r} is computed from column {lacking[0]!r} of {up}; "
-                        f"add it to tables.{up}.columns"
-                    )
+                asked = {"computed from": node.stage.needs(column) or {}, "chosen by": node.stage.chosen_by(column)}
+                for how, above in asked.items():
+                    if lacking := [other for other in above.get(up, ()) if other not in nodes[up].stage.columns]:
+                        raise UserError(
+                            f"{where}: tables.{name}.columns: {column!r} is {how} column {lacking[0]!r} of {up}; "
+                            f"add it to tables.{up}.columns"
+                        )
             if missing := [split for split in node.splits if split not in nodes[up].splits]:
                 raise UserError(f"{where}: tables.{name}.splits: {missing[0]} is not among the splits of {up}")
     try:

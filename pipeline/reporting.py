@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.plan import TablePlan, align
 from pipeline.setup import Setup
 from stages.evaluate.gallery import Match, choose_pictures, gallery_items
 from stages.evaluate.report import ReportData, write_report
+from storage.stream import SampleStream, StreamSpec, TableRef
 
 if TYPE_CHECKING:
     from pipeline.training import Resolved
@@ -98,12 +98,13 @@ def write_run_report(
 
 
 def readable(setup: Setup, made: TablePlan | None, rows: np.ndarray) -> np.ndarray:
-    """``bool [r]``: which of these rows have every cell of a table (values, not failures)."""
+    """``bool [r]``: which of these rows have every wanted cell of a table (values, not failures)."""
     if made is None or made.state is None:
         return np.zeros(len(rows), bool)
     where = align(made.rows, rows, len(setup.sources["images"].ids))
     have = where >= 0
-    have[have] = ~(made.state.empty(where[have]) | made.state.failed[where[have]]).any(axis=1)
+    without = made.state.empty(where[have]) | made.state.failed[where[have]]
+    have[have] = ~(without if made.wanted is None else without & made.wanted[where[have]]).any(axis=1)
     return have
 
 
@@ -134,20 +135,17 @@ def matches_of(
 ) -> list[Sequence[Match]]:
     """The prompts that match each row best, with the softmax probability of a match."""
     matches: list[Sequence[Match]] = [[] for _ in rows]
-    chosen, values = cells_of(setup, made, rows)
-    if not values:
+    chosen = np.flatnonzero(readable(setup, made, rows))
+    if made is None or made.table is None or not len(chosen):
         return matches
-    prompts = list(values)
-    logits = np.stack([fixed_pairs(values[prompt]) for prompt in prompts], axis=1).astype(np.float64)
-    odds = logits[..., 1] - logits[..., 0]
-    probability = 1 / (1 + np.exp(-odds))
-    for position, row in zip(chosen, probability, strict=True):
-        top = np.argsort(-row, kind="stable")[:best]
-        matches[position] = [Match(prompts[i], float(row[i])) for i in top]
+    source = setup.sources["images"]
+    where = align(made.rows, rows[chosen], len(source.ids))
+    inputs, wanted = (None if cells is None else cells[where] for cells in (made.inputs, made.wanted))
+    ref = TableRef(str(made.table.dir), made.columns, inputs, made.table.fingerprint, wanted)
+    spec = StreamSpec(source.ids[rows[chosen]], {"itm": ref}, setup.mending_command())
+    for sample in SampleStream(spec).__getitems__(range(len(chosen))):
+        logits = {prompt: pair for prompt, pair in sample["itm"].items() if pair is not None}
+        odds = np.diff(np.array(list(logits.values()), np.float64).reshape(-1, 2))[:, 0]
+        top, prompts = np.argsort(-odds, kind="stable")[:best], list(logits)
+        matches[chosen[sample["row"]]] = [Match(prompts[i], float(1 / (1 + np.exp(-odds[i])))) for i in top]
     return matches
-
-
-def fixed_pairs(cells: pa.Array) -> np.ndarray:
-    """``[r, 2]`` of a fixed-size list array of pairs."""
-    flat: np.ndarray = cells.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(-1, 2)

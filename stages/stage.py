@@ -122,6 +122,10 @@ class Stage(ABC):
         computed from, or None. They enter the cells' input digests."""
         return None
 
+    def chosen_by(self, column: str) -> Mapping[str, tuple[str, ...]]:
+        """The upstream columns by which :meth:`wants` judges one column, ``{table: (column, ...)}``."""
+        return {}
+
     def wants(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray | None:
         """``bool [B, C]``: which columns each row wants, judged by its upstream values; None means all."""
         return None

@@ -13,6 +13,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from storage.errors import StorageError, UserError
 from storage.lmdb_shard import LmdbShard
 from storage.order import batch_count, epoch_order, rank_batch
 from storage.shards import Shard, open_shard, stated_checksum
-from storage.table import EMPTY, FAILED, Table
+from storage.table import EMPTY, FAILED, Location, Table
 
 if TYPE_CHECKING:
     import torch
@@ -77,8 +78,8 @@ class SampleStream:
     """Samples of the N rows of a spec: ``{"row": index into spec.rows, table: {column: value}}``.
 
     A value is a read-only array for tensors (float16 for codec ``fp16``, else float32) and what
-    :func:`storage.arrow_cells.cells` gives for Arrow cells; None where the cell is not wanted. Arrays are views of mapped files and stay valid as long as
-    they are held. Rows with a recorded failure in any table are left out.
+    :func:`storage.arrow_cells.cells` gives for Arrow cells; None where the cell is not wanted. Arrays are views of
+    mapped files and stay valid as long as they are held. Rows with a recorded failure in any table are left out.
 
     The stream pickles, and loader workers may be forked or spawned: each process maps the files by itself.
 
@@ -198,21 +199,22 @@ class _TableReader:
         paths: dict[str, int] = {}
         groups: dict[bytes, _Group] = {}
         self._wanted = None if ref.wanted is None else np.packbits(ref.wanted, axis=1)
-        self._place = {column: index for index, column in enumerate(ref.columns)}
         step = max(_CELLS_AT_ONCE // max(len(rows), 1), 1)
         for start in range(0, len(ref.columns), step):
             part = ref.select(ref.columns[start : start + step])
             where = table.locate(rows, part.columns, part.inputs)
-            if part.wanted is not None:
-                _beside(where, part.wanted)
-            if (where.shard == EMPTY).any():
+            wanted = np.ones_like(where.shard, bool) if part.wanted is None else part.wanted
+            if ((where.shard == EMPTY) & wanted).any():
                 raise _refusal(name, table, ref, rows, command)
-            failed = np.flatnonzero((where.shard == FAILED).any(axis=1))
+            failed = np.flatnonzero(((where.shard == FAILED) & wanted).any(axis=1))
             if len(failed):
                 inputs = None if part.inputs is None else part.inputs[failed]
                 reasons = table.failures(rows[failed], part.columns, inputs)
-                for (row, _), reason in reasons.items():
-                    skipped.setdefault(int(failed[row]), f"{name}: {reason}")
+                for (row, index), reason in reasons.items():
+                    if wanted[failed[row], index]:
+                        skipped.setdefault(int(failed[row]), f"{name}: {reason}")
+            if part.wanted is not None:
+                _settle(where, part.wanted)
             number = np.array([paths.setdefault(path, len(paths)) for path in where.paths], np.int32)
             for column, shard, position in zip(part.columns, where.shard.T, where.position.T, strict=True):
                 there = shard >= 0
@@ -228,12 +230,19 @@ class _TableReader:
         return {**self.__dict__, "_shards": OrderedDict()}
 
     def read(self, row: int) -> dict[str, Any]:
-        """``{column: value}`` in the order of the wanted columns."""
+        """``{column: value}`` in the order of the asked columns; None for a cell that is not wanted."""
         values: dict[str, Any] = dict.fromkeys(self.columns)
+        wanted = None
+        if self._wanted is not None:
+            bits = np.unpackbits(self._wanted[row], count=len(self.columns))
+            wanted = set(compress(self.columns, bits.tolist()))
         for group in self._groups:
+            columns = group.columns if wanted is None else [name for name in group.columns if name in wanted]
+            if not columns:
+                continue
             position = int(group.position[row])
             shard, known = self._shard(int(group.shard[row]))
-            for name in group.columns:
+            for name in columns:
                 if name not in known:
                     known[name] = _values(shard, name)
                 values[name] = known[name](position)
@@ -247,6 +256,15 @@ class _TableReader:
                 self._shards.popitem(last=False)
         self._shards.move_to_end(number)
         return self._shards[number]
+
+
+def _settle(where: Location, wanted: np.ndarray) -> None:
+    """Say that a cell that is not wanted, and is never read, lies beside its row's first wanted one: columns that were
+    written together then stay one group, whichever rows want them."""
+    first = wanted.argmax(axis=1)[:, None]
+    for place in (where.shard, where.position):
+        place[:] = np.where(wanted, place, np.take_along_axis(place, first, axis=1))
+    where.shard[~wanted.any(axis=1)] = FAILED
 
 
 def _values(shard: Shard, name: str) -> Callable[[int], Any]:
@@ -272,12 +290,14 @@ def _open_table(name: str, ref: TableRef, command: str) -> Table:
 def _refusal(name: str, table: Table, ref: TableRef, rows: np.ndarray, command: str) -> UserError:
     """What is missing of a table, in one line."""
     state = table.state(rows, ref.columns, ref.inputs)
-    counts = state.counts()
-    row, column = np.argwhere(state.empty())[0].tolist()
-    why = [f"{counts['stale']} stale: their inputs have changed"] if counts["stale"] else []
-    why += [f"{counts['lost']} lost with their shard"] if counts["lost"] else []
+    wanted = np.ones(state.shape, bool) if ref.wanted is None else ref.wanted
+    empty = state.empty() & wanted
+    stale, lost = int((state.stale & wanted).sum()), int((state.lost & wanted).sum())
+    row, column = np.argwhere(empty)[0].tolist()
+    why = [f"{stale} stale: their inputs have changed"] if stale else []
+    why += [f"{lost} lost with their shard"] if lost else []
     return UserError(
-        f"table {name} ({table.dir}): {counts['empty']} of {len(rows) * len(ref.columns)} wanted cells are empty"
+        f"table {name} ({table.dir}): {int(empty.sum())} of {int(wanted.sum())} wanted cells are empty"
         f"{' (' + ', '.join(why) + ')' if why else ''}, the first of row {rows[row].tobytes().hex()}, "
         f"column {ref.columns[column]!r}; run `{command}`"
     )

@@ -207,6 +207,9 @@ class ItmStage(BlipStage):
     def needs(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
         return {} if self.inputs else None
 
+    def chosen_by(self, column: str) -> Mapping[str, tuple[str, ...]]:
+        return dict.fromkeys(self.inputs, (column,))
+
     def wants(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray | None:
         """The ``itc_top_k`` most similar prompts; all of them where the similarity is a recorded failure."""
         if self.itc_top_k is None:

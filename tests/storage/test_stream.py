@@ -304,3 +304,55 @@ def test_memory_does_not_grow_with_the_bytes_that_pass(tmp_path):
     before = anonymous()
     epoch(0)
     assert anonymous() - before < 40_000
+
+
+def some(spec: StreamSpec, **changes) -> StreamSpec:
+    """Of three prompts each row wants one or two, by its number."""
+    wanted = (np.arange(N)[:, None] + np.arange(3)) % 3 < 1 + (np.arange(N) % 2)[:, None]
+    return only(spec, "itm", wanted=wanted, **changes)
+
+
+def test_a_cell_that_is_not_wanted_is_none_whatever_the_table_holds(spec):
+    asked = some(spec)
+    wanted = asked.tables["itm"].wanted
+    stream = SampleStream(asked)
+    for sample in stream.__getitems__(list(range(N))):
+        row = sample["row"]
+        assert list(sample["itm"]) == ["p2", "p0", "p1"]
+        for here, (prompt, value) in zip(wanted[row], sample["itm"].items(), strict=True):
+            assert value is None if not here else value.tolist() == [row, int(prompt[1])]
+    (table,) = stream._tables
+    assert len(table._groups) <= 3  # not one for each column's own choice of rows
+    part = asked.tables["itm"].select(("p1", "p2"))
+    np.testing.assert_array_equal(part.wanted, wanted[:, [2, 0]])
+
+
+def test_holes_are_refused_only_where_cells_are_wanted(tmp_path):
+    table = create(tmp_path, "itm", LOGITS)
+    rows, wanted = np.arange(N), np.zeros((N, 2), bool)
+    wanted[:, 0], wanted[::2, 1] = rows != 7, True
+    values = {f"p{i}": pa.array([[row, i] if wanted[row, i] else None for row in rows], LOGITS) for i in range(2)}
+    table.commit(ROWS, ("p0", "p1"), wanted, values)
+    ref = TableRef(str(table.dir), ("p0", "p1"), fingerprint=table.fingerprint, wanted=wanted)
+    stream = SampleStream(StreamSpec(ROWS, {"itm": ref}, "make teacher-cache"))
+    assert stream[7]["itm"] == {"p0": None, "p1": None}
+    assert stream[8]["itm"]["p1"].tolist() == [8, 1]
+    assert stream[9]["itm"]["p1"] is None
+    with pytest.raises(UserError, match=f"{N // 2 + 1} of {2 * N} wanted cells are empty"):
+        SampleStream(StreamSpec(ROWS, {"itm": replace(ref, wanted=None)}, "make teacher-cache"))
+    more = wanted.copy()
+    more[7, 0] = True
+    with pytest.raises(UserError, match=rf"1 of {more.sum()} wanted cells are empty.*column 'p0'; run `make"):
+        SampleStream(StreamSpec(ROWS, {"itm": replace(ref, wanted=more)}, "make teacher-cache"))
+
+
+def test_a_failure_in_a_cell_that_is_not_wanted_skips_nothing(tmp_path):
+    table = create(tmp_path, "itm", LOGITS)
+    rows = np.arange(N)
+    put(table, rows, ("p0", "p1"), {"p0": logits(rows, 0), "p1": logits(rows, 1)}, failures={(3, 1): "odd", (5, 0): "bad"})
+    wanted = np.ones((N, 2), bool)
+    wanted[3, 1] = wanted[5, 1] = False
+    ref = TableRef(str(table.dir), ("p0", "p1"), fingerprint=table.fingerprint, wanted=wanted)
+    stream = SampleStream(StreamSpec(ROWS, {"itm": ref}, "make teacher-cache"))
+    assert stream.skipped == {5: "itm: bad"}
+    assert stream[3]["itm"]["p0"].tolist() == [3, 0]

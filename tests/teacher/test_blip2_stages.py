@@ -223,5 +223,5 @@ def test_a_prompt_without_similarity_is_named(line):
     line.config["tables"]["itc"]["columns"] = list(PROMPTS[:4])
     line.config["tables"]["itm"].update(itc="itc", itc_top_k=2)
     line.write()
-    with pytest.raises(UserError, match=f"has no column '{PROMPTS[4]}'"):
-        run(line.setup())
+    with pytest.raises(UserError, match=f"'{PROMPTS[4]}' is chosen by column '{PROMPTS[4]}' of itc; add it"):
+        line.setup()
