@@ -22,6 +22,8 @@ from stages.student.source import Source, in_order
 from storage.errors import UserError
 
 Report = Callable[[str], None]
+NOT_ASKED = np.full(2, np.nan, np.float16)
+"""The matching logits of a cell that its row does not want (``itc_top_k``)."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,8 @@ def _match_table(path: Path, data: TrainingSet) -> np.ndarray:
     def rows() -> Iterator[tuple[int, np.ndarray]]:
         for sample in in_order(data.source.open({"itm": tuple(prompt for _, prompt in asked)})):
             values = np.full(len(data.prompts), np.nan, np.float32)
-            values[hois] = match_log_odds(np.array([sample["itm"][prompt] for _, prompt in asked]))
+            logits = [sample["itm"][prompt] for _, prompt in asked]
+            values[hois] = match_log_odds(np.array([NOT_ASKED if pair is None else pair for pair in logits]))
             yield sample["row"], values
 
     return _stored(path, data, rows())

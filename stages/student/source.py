@@ -4,7 +4,7 @@ A sample is ``{"row": int, table: {column: value}}``. A student needs two or thr
 
 * ``detections``, column ``value``: boxes, scores, labels, width, height;
 * ``features``, one column a view (``original``, ``flip``): float ``[C, h, w]``;
-* ``itm``, one column a prompt: (z0, z1).
+* ``itm``, one column a prompt: (z0, z1), or None where the picture was not to be asked.
 """
 
 from __future__ import annotations
