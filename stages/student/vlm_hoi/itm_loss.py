@@ -257,8 +257,9 @@ def margins(
 ) -> Tensor:
     """F3 (ours): ``sum_{u in Y} sum_{v not in Y} max(0, d_uv - (z_u - z_v))``.
 
-    ``d_uv = d_0 + min(eta max(0, m_u - m_v), limit)``, from the log-odds themselves, without a calibration. Gradient: -1 on z_u and +1 on z_v of each pair that falls short; invariant to shifts. Failure: grows with the number of verbs;
-    leaves absolute confidence, which ranks pictures against each other, alone.
+    ``d_uv = d_0 + min(eta max(0, m_u - m_v), limit)``, from the log-odds themselves, without a calibration. The gradient
+    is -1 on z_u and +1 on z_v of each pair that falls short; invariant to shifts. Failure: grows with the number of
+    verbs; leaves absolute confidence, which ranks pictures against each other, alone.
 
     Returns:
         ``[Q]``; memory ``[Q, V, V]``.

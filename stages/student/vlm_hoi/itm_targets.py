@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from stages.data.prompts import NO_INTERACTION
+from stages.data.records import Annotations
 from stages.data.vocabulary import Vocabulary
 from stages.student.distill import Platt, fit_platt, match_log_odds
 from storage.errors import UserError
@@ -79,13 +80,27 @@ def columns_for(vocabulary: Vocabulary, form: PromptForm = "full", missing_objec
 def match_row(cells: Mapping[str, Any], prompts: Sequence[str], picture: str) -> npt.NDArray[np.float32]:
     """One picture's cells of the ``itm`` table, raw (z0, z1) by prompt, to log-odds of a match, float32 ``[P]``.
 
+    A cell of None, one that this picture was not to be asked for, becomes NaN.
+
     Raises:
-        UserError: a sentence was never asked. (One that was not wanted for this picture is a cell of NaNs.)
+        UserError: a sentence is no column of the table.
     """
-    if absent := [prompt for prompt in prompts if cells.get(prompt) is None]:
-        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-        raise UserError(f"itm: {picture} has no score for '{absent[0]}'{more}; fill the table with hoi-distill run")
-    return match_log_odds(np.array([cells[prompt] for prompt in prompts]).reshape(-1, 2))
+    if absent := [prompt for prompt in prompts if prompt not in cells]:
+        raise _no_score(picture, absent[0])
+    not_asked = (np.nan, np.nan)
+    pairs = [not_asked if cells[prompt] is None else cells[prompt] for prompt in prompts]
+    return match_log_odds(np.array(pairs, np.float32).reshape(-1, 2))
+
+
+def annotated_classes(annotations: Annotations, columns: ItmColumns) -> npt.NDArray[np.bool_]:
+    """bool ``[N, C]``: the classes that the annotations of N pictures find in each; never one without a sentence."""
+    present = np.zeros((len(annotations), len(columns.hois)), bool)
+    if annotations.image_hois is not None:
+        present[:, : annotations.image_hois.shape[1]] = annotations.image_hois
+    things = np.where(annotations.object < 0, columns.hoi_id.shape[1] - 1, annotations.object)
+    classes = columns.hoi_id[annotations.verb, things]
+    present[annotations.pair_image()[classes >= 0], classes[classes >= 0]] = True
+    return present & (columns.column >= 0)
 
 
 @dataclass(frozen=True)
@@ -150,10 +165,13 @@ class ItmTargets:
         absent = np.isnan(values) if self.strict else np.isnan(values).all(1, keepdims=True)
         if values.size and absent.any():
             row, column = np.argwhere(absent)[0]
-            name, prompt = self.names[int(taken[row])], self.columns.prompts[column]
-            raise UserError(f"itm: {name} has no score for '{prompt}'; fill the table with hoi-distill run")
+            raise _no_score(self.names[int(taken[row])], self.columns.prompts[column])
         fields = (values, self.platt(values), values - self.mean)
         return ItmScores(*(torch.from_numpy(self.columns.of_classes(field)) for field in fields))
+
+
+def _no_score(picture: str, prompt: str) -> UserError:
+    return UserError(f"itm: {picture} has no score for '{prompt}'; fill the table with hoi-distill run")
 
 
 def sentence_mean(log_odds: np.ndarray, rows: np.ndarray) -> npt.NDArray[np.float32]:
