@@ -37,13 +37,10 @@ def predict_pictures(
     Raises:
         UserError: a missing or unreadable picture, or a detector or encoder other than the student was trained with.
     """
-    import torch
-
     from stages.data.image import decode
     from stages.student.checkpoint import Student
-    from stages.student.prepare import TestSet, valid_classes
+    from stages.student.prepare import TestSet
     from stages.student.source import MemorySource
-    from stages.student.train import predict_set
 
     student = Student.from_pretrained(checkpoint)
     pictures, data = [], []
@@ -61,10 +58,9 @@ def predict_pictures(
     )
     tables: dict[str, dict[str, Sequence[Any]]] = {}
     shared: dict[Any, Any] = {}
-    for role, identity in student.identities.items():
-        stage = own_stage(checkpoint, student, role, identity, annotations, detections)
-        columns = stage.columns if role == "detections" else student.config.views[:1]
-        tables[role] = computed(stage, columns, whole, shared)
+    for role, columns in student.tables().items():
+        stage = own_stage(checkpoint, student, role, student.identities[role], annotations, detections)
+        tables[role] = computed(stage, stage.columns if columns is None else columns, whole, shared)
     out.mkdir(parents=True, exist_ok=True)
     test = TestSet(
         MemorySource(tables),
@@ -73,8 +69,7 @@ def predict_pictures(
         identity=fingerprint({"rows": whole.rows.tobytes().hex()}),
     )
     with tempfile.TemporaryDirectory() as scratch:
-        valid = torch.from_numpy(valid_classes(student.vocabulary))
-        made = predict_set(student, test, Path(scratch), Path(scratch), valid, print)
+        made = student.predict(test, Path(scratch), Path(scratch))
         target = out / "detections.parquet"
         target.write_bytes(made.read_bytes())
     draw(target, whole.keys, pictures, student, out, threshold)

@@ -16,34 +16,11 @@ from stages.evaluate.report import ReportData, write_report
 from storage.stream import SampleStream, StreamSpec, TableRef
 
 if TYPE_CHECKING:
-    from pipeline.training import Resolved
+    from pipeline.resolve import Resolved
     from stages.evaluate.detections import Detections
     from stages.evaluate.evaluate import Evaluation
 
 BEST_PROMPTS = 5
-ARMS = {
-    "none": "the annotated pairs of {labelled} pictures alone",
-    "labelled": "{labelled} annotated pictures, with soft labels from {teacher} on the same pictures",
-    "unlabelled": "{labelled} annotated pictures, and {unlabelled} pictures with soft labels from {teacher} only",
-    "both": "{labelled} annotated pictures with soft labels from {teacher}, and {unlabelled} pictures with soft labels only",
-}
-TEACHERS = {
-    "itm": "cached image-text-matching scores",
-    "shuffled": "another picture's image-text-matching scores (control)",
-    "oracle": "the image-level annotations (upper bound)",
-    "self": "a student trained on the annotations alone (control)",
-}
-
-
-def trained_on(resolved: Resolved) -> str:
-    """One sentence: which pictures, which labels, which soft labels, whose features."""
-    words = ARMS[resolved.config.itm_on if resolved.config.itm_weight else "none"].format(
-        labelled=f"{int(resolved.labelled.sum()):,}",
-        unlabelled=f"{int((~resolved.labelled).sum()):,}",
-        teacher=TEACHERS[resolved.config.teacher],
-    )
-    eyes = {"teacher": "the teacher's cached feature maps", "region_cnn": "a small frozen CNN of the student's own"}
-    return f"Trained on {words}. Looks through {eyes[resolved.config.encoder]}."
 
 
 def write_run_report(
@@ -51,10 +28,15 @@ def write_run_report(
     resolved: Resolved,
     plans: Mapping[str, TablePlan],
     run_dir: Path,
+    trained_on: str,
     found: Detections,
     evaluation: Evaluation,
 ) -> None:
-    """Write ``report.html`` of a run; ``student.json``, ``metrics.jsonl`` and ``evaluation.json`` are there already."""
+    """Write ``report.html``; ``student.json``, ``metrics.jsonl`` and ``evaluation.json`` of the run are there already.
+
+    Args:
+        trained_on: what the student learned from, a noun phrase.
+    """
     test = setup.dataset["test"]
     rows = setup.sources["images"].splits["test"]
     chosen = choose_pictures(test, found, evaluation.matched, resolved.tested)
@@ -83,11 +65,11 @@ def write_run_report(
     data = ReportData.from_run(
         run_dir,
         name=setup.config.name,
-        trained_on=trained_on(resolved),
+        trained_on=f"Trained on {trained_on}.",
         facts=(
             ("Run", resolved.fingerprint[:12]),
             ("Seed", str(resolved.config.seed)),
-            ("Steps", f"{resolved.config.steps:,}"),
+            *resolved.method.facts(resolved.config),
             ("Training", f"{done['wall_seconds']:.0f} s wall, {done['cpu_seconds']:.0f} s CPU"),
             ("Test pictures", f"{len(test.path):,}"),
         ),

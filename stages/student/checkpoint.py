@@ -1,64 +1,61 @@
-"""A trained student as a directory: ``config.json``, ``model.safetensors``, ``vocabulary.json``, and
-``region_cnn.safetensors`` where the student brings its own picture encoder."""
+"""A trained student as a directory: ``config.json`` (method, version, vocabulary's digest ...), ``model.safetensors``,
+``vocabulary.json``. Which other files and keys there are is its method's."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file, save_file
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from stages.data.vocabulary import Vocabulary
-from stages.student.config import StudentConfig
-from stages.student.model import PairClassifier, Shape
-from stages.student.region_cnn import RegionCNN
+from stages.student.method import METHODS, Columns, method_named
 from storage.errors import UserError
 
-METHOD = "pair-classifier"
-VERSION = 1
-"""Raised when the network's tensors change meaning."""
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stages.student.prepare import TestSet
 
 
-@dataclass(frozen=True)
-class Student:
-    """Everything that scoring a picture's pairs takes.
+class Student(ABC):
+    """Everything that finding interactions in a picture takes.
 
     Attributes:
-        identities: what the features and detections came from (``{"detector": ..., "encoder": ...}``), to be compared
-            with what is offered at prediction.
-        region_cnn: the student's own picture encoder, or None where it reads the teacher's feature maps.
+        method: its name in :data:`stages.student.method.METHODS`.
+        version: raised when the network's tensors change meaning.
+        config: the parameters it was trained with, a dataclass.
+        identities: by role, what the tables came from that it reads, to be compared with what is offered at prediction.
     """
 
-    model: PairClassifier
+    method: ClassVar[str]
+    version: ClassVar[int]
     vocabulary: Vocabulary
-    config: StudentConfig
-    identities: dict[str, Any] = field(default_factory=dict)
-    region_cnn: RegionCNN | None = None
+    config: Any
+    identities: dict[str, Any]
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
-        save_file(weights, folder / "model.safetensors", {"format": "pt"})
-        self.vocabulary.save(folder / "vocabulary.json")
-        if self.region_cnn is not None:
-            self.region_cnn.save(folder / "region_cnn.safetensors")
-        record = {
-            "method": METHOD,
-            "version": VERSION,
-            "vocabulary": self.vocabulary.digest(),
-            "shape": asdict(self.model.shape),
-            "student": asdict(self.config),
-            "identities": self.identities,
-        }
-        (folder / "config.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    @abstractmethod
+    def tables(self) -> Mapping[str, Columns]:
+        """The tables that it reads at test time, by role, with their columns."""
 
-    @classmethod
+    @abstractmethod
+    def predict(
+        self, test: TestSet, run_dir: Path, shared: Path | None = None, report: Callable[[str], None] = print
+    ) -> Path:
+        """Write ``run_dir/detections.parquet`` (:data:`stages.student.predict.SCHEMA`) and return its path.
+
+        Args:
+            shared: where variants of a study keep what they share; default: the run folder's parent.
+        """
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | Path) -> None: ...
+
+    @staticmethod
     def from_pretrained(
-        cls, source: str | Path, vocabulary: Vocabulary | None = None, revision: str | None = None
+        source: str | Path, vocabulary: Vocabulary | None = None, revision: str | None = None
     ) -> Student:
         """Load a directory, or a model hub's repository of that name; in evaluation mode, on the CPU.
 
@@ -70,24 +67,53 @@ class Student:
         """
         folder = _folder(source, revision)
         record = json.loads((folder / "config.json").read_text())
-        for key, expected in (("method", METHOD), ("version", VERSION)):
-            if record.get(key) != expected:
-                raise UserError(f"{folder}: {key} is {record.get(key)!r}, this program reads {expected!r}")
+        name = str(record.get("method")).replace("-", "_")
+        if name not in METHODS:
+            raise UserError(f"{folder}: method is {record.get('method')!r}, this program reads {', '.join(METHODS)}")
         own = Vocabulary.load(folder / "vocabulary.json")
         if vocabulary is not None and own.digest() != vocabulary.digest():
             raise UserError(
                 f"{folder}: trained for vocabulary {own.digest()} ({len(own.hois)} interactions), "
                 f"asked to predict {vocabulary.digest()} ({len(vocabulary.hois)}); use a checkpoint of that vocabulary"
             )
-        config = StudentConfig(**{**record["student"], "views": tuple(record["student"]["views"])})
-        model = PairClassifier(Shape(**record["shape"]), torch.from_numpy(own.hois[:, 0].astype("int64")))
-        try:
-            model.load_state_dict(load_file(folder / "model.safetensors"))
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{folder / 'model.safetensors'}: not the tensors of its config.json: {reason}") from error
-        cnn = RegionCNN.load(folder / "region_cnn.safetensors") if config.encoder == "region_cnn" else None
-        return cls(model.eval(), own, config, record["identities"], cnn)
+        return method_named(name).load(folder, record, own)
+
+
+def save_student(student: Student, model: nn.Module, folder: str | Path, **more: Any) -> None:
+    """Write what every checkpoint has; ``more`` are the method's own keys of ``config.json``."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    student.vocabulary.save(folder / "vocabulary.json")
+    record = {
+        "method": student.method,
+        "version": student.version,
+        "vocabulary": student.vocabulary.digest(),
+        "student": asdict(student.config),
+        "identities": student.identities,
+        **more,
+    }
+    (folder / "config.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+
+def refuse_other_version(folder: Path, record: Mapping[str, Any], expected: int) -> None:
+    """Raises UserError for a checkpoint whose tensors mean something else."""
+    if record.get("version") != expected:
+        raise UserError(f"{folder}: version is {record.get('version')!r}, this program reads {expected!r}")
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Raises UserError where ``model.safetensors`` does not hold just this network's tensors."""
+    from safetensors.torch import load_file
+
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder / 'model.safetensors'}: not the tensors of its config.json: {reason}") from error
 
 
 def _folder(source: str | Path, revision: str | None) -> Path:

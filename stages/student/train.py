@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from stages.student.batches import Batch, StepBatches
-from stages.student.checkpoint import Student
 from stages.student.config import StudentConfig
 from stages.student.losses import final_logit, focal_terms, image_terms
 from stages.student.model import PairClassifier, Shape
-from stages.student.predict import entries, picture_probabilities, write_predictions
+from stages.student.pair_student import PairStudent
+from stages.student.predict import entries, picture_probabilities
 from stages.student.prepare import (
     Report,
     TestSet,
@@ -68,7 +68,7 @@ def train(
     loader_workers: int = 0,
     stop: threading.Event | None = None,
     report: Report = print,
-) -> Student:
+) -> PairStudent:
     """Train to the end, from the last save if there is one; predict and evaluate ``test`` if given.
 
     Args:
@@ -88,7 +88,7 @@ def train(
     accelerator = Accelerator(log_with="tensorboard", project_dir=run_dir)
     rank = accelerator.process_index
 
-    def labels_only() -> Student:
+    def labels_only() -> PairStudent:
         own = replace(config, itm_on="none", teacher="itm")
         options: dict[str, Any] = {"text_embeddings": text_embeddings, "shared_dir": shared, "cnn": cnn}
         return train(own, data, run_dir / "labels_only", **options, report=lambda line: report(f"labels only: {line}"))
@@ -139,11 +139,11 @@ def train(
             raise KeyboardInterrupt
 
     # Evaluate, save.
-    student = Student(network.eval(), data.vocabulary, config, identities or {}, encoder)
+    student = PairStudent(network.eval(), data.vocabulary, config, identities or {}, encoder)
     if accelerator.is_main_process:
         student.save_pretrained(run_dir / "checkpoint")
         if test is not None:
-            predictions = predict_set(student, test, run_dir, shared, valid, report)
+            predictions = student.predict(test, run_dir, shared, report)
             if evaluate is not None:
                 log.trackers({f"AP/{name}": value for name, value in evaluate(predictions).items()}, config.steps)
     for tracker in accelerator.trackers:
@@ -158,7 +158,7 @@ def open_stream(
     shared: Path,
     cnn: RegionCNNConfig | None,
     accelerator: Accelerator,
-    labels_only: Callable[[], Student],
+    labels_only: Callable[[], PairStudent],
     report: Report,
 ) -> tuple[StepBatches, RegionCNN | None]:
     """Every step's batch, and the student's own encoder if it has one. ``labels_only`` trains the student whose answers
@@ -277,17 +277,3 @@ def describe_non_finite(
     what = "feature maps that are not finite in" if broken else "pictures"
     losses = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
     return f"step {step + 1}: {losses}, gradient norm {norm:.4g}; {what} rows {rows}, image ids {names}"
-
-
-def predict_set(student: Student, test: TestSet, run_dir: Path, shared: Path, valid: Tensor, report: Report) -> Path:
-    """Predict every picture of ``test``; returns the Parquet file. Variants of a study share maps in ``shared``."""
-    name = hashlib.blake2b(test.identity.encode(), digest_size=6).hexdigest()
-    pictures = picture_table(run_dir / "state" / f"test-{name}", test.source, student.config)
-    maps = map_reader(test.source, pictures, student.config.views[:1], student.region_cnn, shared, test.read)
-    path = run_dir / "detections.parquet"
-    count = write_predictions(
-        path, student.model, pictures, maps, valid, student.vocabulary.hois, test.image_ids, student.config.prior_power,
-        student.config.predict_batch,
-    )  # fmt: skip
-    report(f"predicted {count} triplets in {int(pictures.usable().sum())} of {len(pictures)} pictures")
-    return path

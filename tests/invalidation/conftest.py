@@ -12,9 +12,9 @@ import yaml
 
 from pipeline import graph
 from pipeline.plan import TablePlan, plan
+from pipeline.resolve import resolve
 from pipeline.run import choose_executor, fill
 from pipeline.setup import Setup, prepare
-from pipeline.training import resolve
 from stages.data.pico.world import pico_vocabulary, write_world
 from stages.teacher import blip, detections_file, text_embeddings, triplets
 from tests.pipeline.toys import TOYS

@@ -6,8 +6,9 @@ import pytest
 
 from pipeline.config import load_config
 from pipeline.graph import levels
+from pipeline.resolve import resolve
 from pipeline.setup import prepare
-from pipeline.training import resolve, student_section
+from pipeline.student_section import student_section
 from storage.errors import UserError
 from tests.pipeline.toys import plan_of
 

@@ -1,0 +1,152 @@
+"""A student's training with nothing left to look up, and the fingerprints that its pictures, labels and cells add up to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.cells import Part, columns_of, failed_rows, fingerprint_of, part_of
+from pipeline.plan import TablePlan
+from pipeline.setup import Setup
+from pipeline.student_section import Pictures, student_section
+from stages.student.method import Columns, Method, Needs
+from storage.digests import fingerprint
+from storage.errors import UserError
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A student's training with nothing left to look up.
+
+    Attributes:
+        config: the method's parameters; needs: what the method reads with them.
+        annotated: so many of the training split's first records have annotations for the student.
+        records: ``int64 [N]`` records of the training split, ``labelled`` (bool ``[N]``) of them with annotations.
+        tested: ``int64 [M]`` records of the test split that can be looked at; the others count as without detections.
+        left_out: ``{reason: pictures}`` of the training pictures that are recorded failures.
+        train, test: the tables read, by role.
+        fingerprint: of the trained weights; ``evaluation`` of the figures.
+    """
+
+    method: Method
+    config: Any
+    needs: Needs
+    pictures: Pictures
+    annotated: int
+    records: np.ndarray
+    labelled: np.ndarray
+    tested: np.ndarray
+    left_out: dict[str, int]
+    train: dict[str, Part]
+    test: dict[str, Part]
+    text: Part | None
+    fingerprint: str
+    evaluation: str
+
+
+def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
+    """Find the pictures, tables and cells that this student reads, and the fingerprint that they add up to."""
+    method, config, pictures = student_section(setup)
+    needs = method.needs(config, setup.vocabulary)
+    test = setup.dataset["test"]
+    annotated = _annotated(setup, pictures)
+    records, labelled, tested, left_out = _pictures(setup, plans, pictures, needs, annotated)
+
+    source = setup.sources["images"]
+    train_rows, test_rows = source.splits["train"][records], source.splits["test"][tested]
+    train_parts = _parts(setup, plans, pictures, needs, needs.train, train_rows)
+    test_parts = _parts(setup, plans, pictures, needs, needs.test, test_rows)
+    texts, table = setup.sources["texts"], pictures.tables.text if needs.text else None
+    text = part_of(setup, plans, table, None, np.arange(len(texts.ids)), "texts") if table else None
+
+    annotations = setup.dataset["train"].digests()
+    read = np.ones(len(records), bool) if needs.all_annotations else labelled
+    training = {
+        "method": method.name,
+        "version": method.version,
+        "student": {k: v for k, v in asdict(config).items() if k not in method.bookkeeping},
+        "rows": _digest(source.ids[train_rows].tobytes() + labelled.tobytes()),
+        "annotations": _digest(annotations[records[read]].tobytes()),
+        "vocabulary": setup.vocabulary.digest(),
+        "tables": {r: [fingerprint_of(p), p.columns, p.values] for r, p in train_parts.items()},
+        "text": None if text is None else [fingerprint_of(text), text.values],
+    }
+    if needs.files:
+        training["files"] = [digest.tobytes().hex() for digest in setup.cache.memory.digests(needs.files)]
+    trained = fingerprint(training)
+    evaluated = {
+        "training": trained,
+        "rows": _digest(source.ids[test_rows].tobytes()),
+        "annotations": _digest(test.digests().tobytes()),
+        "tables": {role: [fingerprint_of(part), part.values] for role, part in test_parts.items()},
+    }
+    return Resolved(
+        method, config, needs, pictures, annotated, records, labelled, tested, left_out, train_parts, test_parts, text,
+        trained, fingerprint(evaluated),
+    )  # fmt: skip
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data).hexdigest()[:32]
+
+
+def _annotated(setup: Setup, pictures: Pictures) -> int:
+    there = len(setup.dataset["train"].path)
+    if pictures.labelled is None:
+        return there
+    if pictures.labelled > there:
+        raise UserError(f"{setup.path}: student.labelled: {pictures.labelled} of only {there} training pictures")
+    return pictures.labelled
+
+
+def _pictures(
+    setup: Setup, plans: Mapping[str, TablePlan], pictures: Pictures, needs: Needs, annotated: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
+    """``records``, ``labelled``, ``tested`` and ``left_out`` of :class:`Resolved`."""
+    source = setup.sources["images"]
+    records = np.sort(np.unique(source.splits["train"], return_index=True)[1])  # one record a row
+    labelled = records < annotated
+    keep = labelled.copy()
+    if needs.unlabelled:
+        others = np.flatnonzero(~labelled)
+        keep[others[: pictures.unlabelled]] = True
+    records, labelled = records[keep], labelled[keep]
+    left_out: Counter[str] = Counter()
+    tested = np.arange(len(setup.dataset["test"].path))
+    for role in needs.failures:
+        name = getattr(pictures.tables, role)
+        if name not in plans:
+            continue
+        bad = failed_rows(setup, plans[name], source.splits["train"][records], name)
+        left_out.update(bad.values())
+        sound = ~np.isin(np.arange(len(records)), list(bad))
+        records, labelled = records[sound], labelled[sound]
+        bad = failed_rows(setup, plans[name], source.splits["test"][tested], name)
+        tested = tested[~np.isin(np.arange(len(tested)), list(bad))]
+    if not labelled.any():
+        raise UserError(f"{setup.path}: student.labelled: every labelled picture is a recorded failure")
+    return records, labelled, tested, dict(left_out)
+
+
+def _parts(
+    setup: Setup,
+    plans: Mapping[str, TablePlan],
+    pictures: Pictures,
+    needs: Needs,
+    wanted: Mapping[str, Columns],
+    rows: np.ndarray,
+) -> dict[str, Part]:
+    """The cells of some roles' tables."""
+    parts = {}
+    for role, columns in wanted.items():
+        name = getattr(pictures.tables, role)
+        if role in needs.where_asked and columns is not None:
+            have = set(columns_of(setup, plans, name))
+            columns = tuple(column for column in columns if column in have) or columns
+        parts[role] = part_of(setup, plans, name, columns, rows, "images")
+    return parts

@@ -1,0 +1,94 @@
+"""The ``student:`` section: a method, its parameters, and which pictures it gets."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+import pydantic
+from pydantic import ValidationError, create_model
+
+from pipeline.config import Section, explain
+from pipeline.setup import Setup, is_folder
+from stages.student.method import METHODS, Method, method_named
+from storage.errors import UserError
+
+
+class Roles(Section):
+    """Which of the configuration's tables plays which part for the student."""
+
+    detections: str = "detections"
+    features: str = "features"
+    itm: str = "itm"
+    text: str | None = "text"
+    captions: str | None = "captions"
+
+
+class Pictures(Section):
+    """Which training pictures the student gets: the first ``labelled`` (null: all) with their annotations, the rest without."""
+
+    labelled: int | None = pydantic.Field(ge=1)
+    unlabelled: int | None = pydantic.Field(None, ge=0)
+    """How many of the rest; all by default."""
+    tables: Roles = Roles()
+
+
+class StudentSection(Pictures):
+    method: str = next(iter(METHODS))
+
+
+def student_section(setup: Setup) -> tuple[Method, Any, Pictures]:
+    """The method, its parameters (its ``config`` dataclass), and the pictures."""
+    document = setup.config.student
+    if document is None or is_folder(setup):
+        what = "this setup has no annotations" if is_folder(setup) else "missing"
+        raise UserError(f"{setup.path}: student: {what}; training needs labelled pictures, see configs/pico.yaml")
+    where = f"{setup.path}: student."
+    method = method_named(str(document.get("method", next(iter(METHODS)))), f"{where}method")
+    model = section_of(method.config, StudentSection)
+    try:
+        checked = model.model_validate(document)
+    except ValidationError as error:
+        raise UserError(explain(error, document, where, model)) from None
+    pictures = Pictures(**{name: getattr(checked, name) for name in Pictures.model_fields})
+    return method, as_dataclass(method.config, checked), pictures
+
+
+def section_of(cls: type, base: type[Section] = Section) -> type[Section]:
+    """A section with the fields of a dataclass, and of the dataclasses in it: no key is unknown at any depth."""
+    hints = get_type_hints(cls)
+    own: dict[str, Any] = {}
+    for field in fields(cls):
+        kind = hints[field.name]
+        if is_dataclass(kind) and isinstance(kind, type):
+            inner = section_of(kind)
+            # what this dataclass changes of the inner one's defaults stays changed
+            own[field.name] = (inner, inner.model_construct(**vars_of(_default(field))))
+        else:
+            own[field.name] = (kind, _default(field))
+    return create_model(cls.__name__, __base__=base, **own)
+
+
+def as_dataclass(cls: type, checked: Section) -> Any:
+    """The dataclass that a section of :func:`section_of` describes."""
+    hints = get_type_hints(cls)
+    values = {}
+    for field in fields(cls):
+        value = getattr(checked, field.name)
+        values[field.name] = as_dataclass(hints[field.name], value) if is_dataclass(hints[field.name]) else value
+    return cls(**values)
+
+
+def vars_of(value: Any) -> dict[str, Any]:
+    """A dataclass's fields, with dataclasses in them as sections."""
+    found = {}
+    for field in fields(value):
+        inner = getattr(value, field.name)
+        found[field.name] = section_of(type(inner)).model_construct(**vars_of(inner)) if is_dataclass(inner) else inner
+    return found
+
+
+def _default(field: Field[Any]) -> Any:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return ... if field.default is MISSING else field.default

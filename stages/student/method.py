@@ -1,0 +1,123 @@
+"""What a student method is: what it reads, how it is trained, how it is loaded. The pipeline knows methods by this alone.
+
+A method is a small declarative object that imports nothing heavy until it trains or loads; :data:`METHODS` lists them.
+A student is trained from a :class:`~stages.student.prepare.TrainingSet` and is then a
+:class:`~stages.student.checkpoint.Student`, which predicts a :class:`~stages.student.prepare.TestSet`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from storage.errors import UserError
+
+if TYPE_CHECKING:
+    import threading
+
+    import numpy as np
+
+    from stages.data.vocabulary import Vocabulary
+    from stages.student.checkpoint import Student
+    from stages.student.prepare import TrainingSet
+
+METHODS: dict[str, str] = {
+    "pair_classifier": "stages.student.pair_classifier:PairClassifierMethod",
+    "vlm_hoi": "stages.student.vlm_hoi.method:VlmHoiMethod",
+}
+"""What may stand under ``student.method``; the first is the default."""
+
+Columns = tuple[str, ...] | None
+"""Columns of a table; None: all that it has."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a training reads. Tables go by their role: ``detections``, ``features``, ``itm``.
+
+    Attributes:
+        train, test: the columns read of the training and of the test pictures.
+        prompts: for each of the H interactions its column of the ``itm`` table; empty: the vocabulary's prompts.
+        where_asked: roles of which only those columns are read that the table has, the others count as not asked.
+        text: whether the embeddings of the vocabulary's prompts are read, where there is such a table.
+        unlabelled: whether pictures without annotations are looked at.
+        all_annotations: whether even the annotations of unlabelled pictures are read (a control).
+        failures: roles whose recorded failures leave a picture out, where there is such a table: also what is not read,
+            so that variants of a study see the same pictures.
+        files: files with weights that the training starts from.
+    """
+
+    train: Mapping[str, Columns]
+    test: Mapping[str, Columns]
+    prompts: tuple[str, ...] = ()
+    where_asked: tuple[str, ...] = ()
+    text: bool = False
+    unlabelled: bool = False
+    all_annotations: bool = False
+    failures: tuple[str, ...] = ("detections", "features")
+    files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What the pipeline hands to a training beside pictures and parameters.
+
+    Attributes:
+        text_embeddings: float32 ``[H, D]`` of the interactions' prompts, or None.
+        identities: by role, what made the tables that the student reads at test time; kept in its checkpoint.
+        shared_dir: where variants of a study keep what they share.
+        stop: once it is set, the step under way is finished and saved and KeyboardInterrupt raised.
+    """
+
+    shared_dir: Path
+    text_embeddings: np.ndarray | None = None
+    identities: dict[str, Any] = field(default_factory=dict)
+    stop: threading.Event | None = None
+
+
+class Method(ABC):
+    """One way of training a student.
+
+    Attributes:
+        name: its name in configurations.
+        version: raised by hand when the same parameters come to train other weights; part of the fingerprint.
+        config: frozen dataclass of plain values and such dataclasses, the method's keys in a configuration; has ``seed``.
+        bookkeeping: its fields that change no weight.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    config: ClassVar[type]
+    bookkeeping: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def needs(self, config: Any, vocabulary: Vocabulary) -> Needs: ...
+
+    @abstractmethod
+    def train(self, config: Any, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
+        """Train to the end, from the last save in ``run_dir`` if there is one, and save ``run_dir/checkpoint``."""
+
+    @abstractmethod
+    def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
+        """A saved student; ``record`` is its ``config.json``."""
+
+    @abstractmethod
+    def trained_on(self, config: Any, labelled: int, unlabelled: int) -> str:
+        """What the student learns from, as a noun phrase, for reports."""
+
+    @abstractmethod
+    def facts(self, config: Any) -> tuple[tuple[str, str], ...]:
+        """(name, value) of what else a report's head says of the training."""
+
+
+def method_named(name: str, where: str = "student.method") -> Method:
+    """Raises UserError, beginning with ``where``, for a name that is none."""
+    if name not in METHODS:
+        raise UserError(f"{where}: no method {name!r}; there are {', '.join(METHODS)}")
+    module, _, attribute = METHODS[name].partition(":")
+    made: Method = getattr(importlib.import_module(module), attribute)()
+    return made

@@ -1,0 +1,80 @@
+"""The pair classifier as a method: detected boxes in pairs, on feature maps of the teacher or of a small CNN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.student.config import StudentConfig
+from stages.student.method import Columns, Extras, Method, Needs
+
+if TYPE_CHECKING:
+    from stages.data.vocabulary import Vocabulary
+    from stages.student.checkpoint import Student
+    from stages.student.prepare import TrainingSet
+
+ARMS = {
+    "none": "the annotated pairs of {labelled} pictures alone",
+    "labelled": "{labelled} annotated pictures, with soft labels from {teacher} on the same pictures",
+    "unlabelled": "{labelled} annotated pictures, and {unlabelled} pictures with soft labels from {teacher} only",
+    "both": "{labelled} annotated pictures with soft labels from {teacher}, and {unlabelled} pictures with soft labels only",
+}
+TEACHERS = {
+    "itm": "cached image-text-matching scores",
+    "shuffled": "another picture's image-text-matching scores (control)",
+    "oracle": "the image-level annotations (upper bound)",
+    "self": "a student trained on the annotations alone (control)",
+}
+EYES = {"teacher": "the teacher's cached feature maps", "region_cnn": "a small frozen CNN of the student's own"}
+
+
+class PairClassifierMethod(Method):
+    name = "pair_classifier"
+    version = 1
+    config = StudentConfig
+    bookkeeping = ("log_every", "save_every", "predict_batch")
+
+    def needs(self, config: StudentConfig, vocabulary: Vocabulary) -> Needs:
+        distils = config.itm_on != "none" and config.itm_weight > 0
+        train: dict[str, Columns] = {"detections": None}
+        if config.encoder == "teacher":
+            train["features"] = config.views
+        test = {**train, **({"features": config.views[:1]} if config.encoder == "teacher" else {})}
+        if distils and config.teacher in ("itm", "shuffled"):
+            train["itm"] = vocabulary.prompts()
+        return Needs(
+            train,
+            test,
+            where_asked=("itm",),
+            text=True,
+            # the student's own encoder learns from the boxes of every picture
+            unlabelled=(distils and config.itm_on in ("unlabelled", "both")) or config.encoder == "region_cnn",
+            all_annotations=config.teacher == "oracle",
+        )
+
+    def train(self, config: StudentConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
+        from stages.student.train import train
+
+        return train(
+            config,
+            data,
+            run_dir,
+            text_embeddings=extras.text_embeddings,
+            identities=extras.identities,
+            shared_dir=extras.shared_dir,
+            stop=extras.stop,
+        )
+
+    def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
+        from stages.student.pair_student import load
+
+        return load(folder, record, vocabulary)
+
+    def trained_on(self, config: StudentConfig, labelled: int, unlabelled: int) -> str:
+        arm = ARMS[config.itm_on if config.itm_weight else "none"]
+        words = arm.format(labelled=f"{labelled:,}", unlabelled=f"{unlabelled:,}", teacher=TEACHERS[config.teacher])
+        return f"{words}. Looks through {EYES[config.encoder]}"
+
+    def facts(self, config: StudentConfig) -> tuple[tuple[str, str], ...]:
+        return (("Steps", f"{config.steps:,}"),)

@@ -1,0 +1,73 @@
+"""A trained pair classifier: what scoring a picture's pairs takes, saved with ``region_cnn.safetensors`` where the
+student brings its own picture encoder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from stages.data.vocabulary import Vocabulary
+from stages.student.checkpoint import Student, load_weights, refuse_other_version, save_student
+from stages.student.config import StudentConfig
+from stages.student.method import Columns
+from stages.student.model import PairClassifier, Shape
+from stages.student.predict import write_predictions
+from stages.student.prepare import Report, TestSet, map_reader, picture_table, valid_classes
+from stages.student.region_cnn import RegionCNN
+
+
+@dataclass(frozen=True)
+class PairStudent(Student):
+    """A pair classifier with its vocabulary.
+
+    Attributes:
+        region_cnn: the student's own picture encoder, or None where it reads the teacher's feature maps.
+    """
+
+    method: ClassVar[str] = "pair-classifier"
+    version: ClassVar[int] = 1
+
+    model: PairClassifier
+    vocabulary: Vocabulary
+    config: StudentConfig
+    identities: dict[str, Any] = field(default_factory=dict)
+    region_cnn: RegionCNN | None = None
+
+    def tables(self) -> Mapping[str, Columns]:
+        looked_through: dict[str, Columns] = {"features": self.config.views[:1]} if self.region_cnn is None else {}
+        return {"detections": None, **looked_through}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        save_student(self, self.model, folder, shape=asdict(self.model.shape))
+        if self.region_cnn is not None:
+            self.region_cnn.save(Path(folder) / "region_cnn.safetensors")
+
+    def predict(self, test: TestSet, run_dir: Path, shared: Path | None = None, report: Report = print) -> Path:
+        name = hashlib.blake2b(test.identity.encode(), digest_size=6).hexdigest()
+        valid = torch.from_numpy(valid_classes(self.vocabulary))
+        pictures = picture_table(run_dir / "state" / f"test-{name}", test.source, self.config)
+        maps = map_reader(
+            test.source, pictures, self.config.views[:1], self.region_cnn, shared or run_dir.parent, test.read
+        )
+        path = run_dir / "detections.parquet"
+        count = write_predictions(
+            path, self.model, pictures, maps, valid, self.vocabulary.hois, test.image_ids, self.config.prior_power,
+            self.config.predict_batch,
+        )  # fmt: skip
+        report(f"predicted {count} triplets in {int(pictures.usable().sum())} of {len(pictures)} pictures")
+        return path
+
+
+def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> PairStudent:
+    """A saved pair classifier, see :meth:`stages.student.checkpoint.Student.from_pretrained`."""
+    refuse_other_version(folder, record, PairStudent.version)
+    config = StudentConfig(**{**record["student"], "views": tuple(record["student"]["views"])})
+    model = PairClassifier(Shape(**record["shape"]), torch.from_numpy(vocabulary.hois[:, 0].astype("int64")))
+    load_weights(model, folder)
+    cnn = RegionCNN.load(folder / "region_cnn.safetensors") if config.encoder == "region_cnn" else None
+    return PairStudent(model.eval(), vocabulary, config, record["identities"], cnn)
