@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +21,13 @@ from transformers.models.detr.modeling_detr import DetrCrossAttention, DetrMLP
 
 def layer_config(d_model: int, heads: int, ffn: int, dropout: float) -> DetrConfig:
     """What one of transformers' DETR layers reads; attention weights and hidden units drop out as in the original."""
-    return DetrConfig(
-        use_timm_backbone=False, backbone_config={"model_type": "resnet"}, attn_implementation="sdpa",
-        d_model=d_model, encoder_attention_heads=heads, decoder_attention_heads=heads,
-        encoder_ffn_dim=ffn, decoder_ffn_dim=ffn,
-        dropout=dropout, attention_dropout=dropout, activation_dropout=dropout,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "use_timm_backbone": False, "backbone_config": {"model_type": "resnet"}, "attn_implementation": "sdpa",
+        "d_model": d_model, "encoder_attention_heads": heads, "decoder_attention_heads": heads,
+        "encoder_ffn_dim": ffn, "decoder_ffn_dim": ffn,
+        "dropout": dropout, "attention_dropout": dropout, "activation_dropout": dropout,
+    }  # fmt: skip
+    return DetrConfig(**settings)
 
 
 class CrossLayer(nn.Module):

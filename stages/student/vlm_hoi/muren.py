@@ -8,7 +8,7 @@ Shape legend: B pictures, H x W pixels, S = h * w cells of the map, N queries, D
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,10 @@ class MurenOutput(NamedTuple):
         """One decoder layer's output; every tensor loses its L axis."""
         return MurenOutput(*(each[index] for each in self))
 
+    def pictures(self, index: Tensor) -> MurenOutput:
+        """Some of the pictures (bool ``[B]`` or int64 positions), all layers: those with labels, say."""
+        return MurenOutput(*(each[:, index] for each in self))
+
 
 class EncoderLayers(nn.Module):
     """Holds ``layers``, so that names are DETR's."""
@@ -61,7 +65,7 @@ class Muren(nn.Module):
         )
         self.input_projection = nn.Conv2d(self.backbone.channels, width, kernel_size=1)
         self.encoder = EncoderLayers([DetrEncoderLayer(layer) for _ in range(config.encoder_layers)])
-        self.queries = nn.ModuleDict({name: nn.Embedding(config.queries, width) for name in BRANCHES})
+        self.queries = nn.ParameterDict({name: nn.Parameter(torch.randn(config.queries, width)) for name in BRANCHES})
         self.decoders = nn.ModuleDict(
             {name: nn.ModuleList(DetrDecoderLayer(layer) for _ in range(depth)) for name in BRANCHES}
         )
@@ -98,12 +102,13 @@ class Muren(nn.Module):
 
     def decode(self, memory: Tensor, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
         """Each branch's normed tokens after each decoder layer, ``[L, B, N, D]``, of the encoded picture."""
-        queries = {name: self.queries[name].weight.expand(len(memory), -1, -1) for name in BRANCHES}
+        queries = {name: self.queries[name].expand(len(memory), -1, -1) for name in BRANCHES}
         tokens = {name: torch.zeros_like(query) for name, query in queries.items()}
         normed: dict[str, list[Tensor]] = {name: [] for name in BRANCHES}
         for index in range(self.config.decoder_layers):
             for name in BRANCHES:
-                tokens[name] = self.decoders[name][index](  # type: ignore[index]
+                layer = cast(nn.ModuleList, self.decoders[name])[index]
+                tokens[name] = layer(
                     tokens[name],
                     spatial_position_embeddings=positions,
                     object_queries_position_embeddings=queries[name],
@@ -112,7 +117,7 @@ class Muren(nn.Module):
                 )
             context = self.mure(tuple(tokens[name] for name in BRANCHES), memory, mask, positions)
             for name in BRANCHES:
-                fusion = self.fusions[name][0 if self.config.shared_fusion else index]  # type: ignore[index]
+                fusion = cast(nn.ModuleList, self.fusions[name])[0 if self.config.shared_fusion else index]
                 tokens[name] = fusion(tokens[name], context)
                 normed[name].append(self.norms[name](tokens[name]))
         return {name: torch.stack(each) for name, each in normed.items()}
