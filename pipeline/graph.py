@@ -50,13 +50,14 @@ class Context:
     Attributes:
         prompts: the vocabulary's prompts; ``columns: prompts`` in a configuration means these.
         annotations: the dataset, by split.
-        digests: remembers the digests of weight files.
+        digests: remembers the digests of weight files; ``derived``: those of the tensors in them.
     """
 
     vocabulary: Vocabulary
     prompts: tuple[str, ...]
     annotations: Mapping[str, Annotations]
     digests: Callable[[Sequence[Path]], np.ndarray]
+    derived: Callable[[Path, str, Callable[[], str]], str] | None = None
 
     def given(self) -> dict[str, Any]:
         words = self.vocabulary
@@ -169,7 +170,7 @@ def build_stage(kind: str, parameters: dict[str, Any], context: Context, where: 
 
         hub = CheckpointName(id=chosen[name]) if isinstance(chosen[name], str) else chosen[name]
         try:
-            chosen[name] = Checkpoint.find(hub.id, hub.revision, context.digests)
+            chosen[name] = Checkpoint.find(hub.id, hub.revision, context.digests, context.derived)
         except UserError as error:
             raise UserError(f"{where}.{name}: {error}") from None
     try:

@@ -6,7 +6,7 @@ mixed from the value digests above it. Nothing here opens a payload, loads a tea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -292,16 +292,36 @@ def short(value: Any) -> str:
     return text if len(text) <= 40 else text[:18] + "…" + text[-18:]
 
 
+TEACHERS = ("parameters.teacher", "parameters.tower", "parameters.detector")
+"""The fields of a fingerprint that say who answers."""
+
+
 def estimate(made: TablePlan, present: Sequence[Table]) -> None:
-    """Bytes and seconds to come, from what this stage's cells took before; None where it never ran."""
+    """Bytes and seconds to come, from what cells took before: of this table, or else bytes of the stage's tables of the
+    same output, and seconds of those that the same teacher filled. None where there is none: another teacher's speed says
+    nothing."""
     cells = made.counts["empty"] + made.counts["unknown"]
     if not cells:
         made.bytes_to_come, made.seconds_to_come = 0, 0.0
         return
-    kin = [made.table] if made.table else [t for t in present if t.record.get("stage") == made.node.stage.name]
-    headers = [record.header for table in kin for record in table.records() if not record.is_drop]
-    before = sum(header["cells"] for header in headers)
-    if before:
-        made.bytes_to_come = int(cells * sum(header["bytes"] for header in headers) / before)
-        seconds = sum(header["provenance"].get("seconds", 0.0) for header in headers)
-        made.seconds_to_come = cells * seconds / before
+    record = fingerprint_record(made.node.stage)
+    kin = [table for table in present if table.record.get("stage") == record["stage"]]
+    alike = [table for table in kin if table.record.get("output") == record["output"]]
+    same = [
+        table
+        for table in kin
+        if table.record.keys() == record.keys() and all(table.record.get(key) == record.get(key) for key in TEACHERS)
+    ]
+    bytes_per_cell = per_cell([made.table] if made.table else alike, lambda header: header["bytes"])
+    seconds_per_cell = per_cell(
+        [made.table] if made.table else same, lambda header: header["provenance"].get("seconds", 0.0)
+    )
+    made.bytes_to_come = None if bytes_per_cell is None else int(cells * bytes_per_cell)
+    made.seconds_to_come = None if seconds_per_cell is None else cells * seconds_per_cell
+
+
+def per_cell(tables: Sequence[Table], quantity: Callable[[Mapping[str, Any]], float]) -> float | None:
+    """The mean over the cells that these tables have recorded, None without any."""
+    headers = [record.header for table in tables for record in table.records() if not record.is_drop]
+    cells = sum(header["cells"] for header in headers)
+    return sum(quantity(header) for header in headers) / cells if cells else None

@@ -60,7 +60,7 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
         raise UserError(f"{path}: dataset.root: no pictures in {config.dataset.root}")
     cache = Cache.open(config.cache)
     digests = functools.partial(cache.memory.digests, rehash=rehash)
-    context = Context(vocabulary, vocabulary.prompts(), dataset, digests)
+    context = Context(vocabulary, vocabulary.prompts(), dataset, digests, cache.memory.derived)
     nodes = build_graph(config, context, path)
     sources = {
         "images": image_source(dataset, cache.memory, rehash),

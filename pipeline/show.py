@@ -19,14 +19,14 @@ def plan_table(plans: Mapping[str, TablePlan]) -> None:
     print(f"{'table':16s} {'rows':>9s} {'wanted':>11s} {'filled':>11s} {'empty':>10s} {'failed':>7s}   to come")
     for name, made in plans.items():
         counts = made.counts
-        to_come = ""
-        if made.bytes_to_come:
-            to_come = size(made.bytes_to_come)
-        if made.seconds_to_come:
-            to_come += f", {duration(made.seconds_to_come)} on one worker"
+        to_come = []
+        if counts["empty"] + counts["unknown"]:
+            to_come.append("size unknown" if made.bytes_to_come is None else size(made.bytes_to_come))
+            time = made.seconds_to_come
+            to_come.append("time unknown" if time is None else f"{duration(time)} on one worker")
         print(
             f"{name:16s} {len(made.rows):>9,} {counts['wanted']:>11,} {counts['filled']:>11,} "
-            f"{counts['empty'] + counts['unknown']:>10,} {counts['failed']:>7,}   {to_come}".rstrip()
+            f"{counts['empty'] + counts['unknown']:>10,} {counts['failed']:>7,}   {', '.join(to_come)}".rstrip()
         )
         for reason in made.reasons:
             print(f"    {reason.cells:,} cells: {reason.text}")

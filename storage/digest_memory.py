@@ -74,6 +74,18 @@ class DigestMemory:
             raise UserError(f"{os.fspath(paths[first])}: {why}; restore it or drop its entry")
         return found
 
+    def derived(self, path: str | os.PathLike[str], name: str, make: Callable[[], str]) -> str:
+        """``make()``, which must follow from the bytes of one file and from ``name`` alone; remembered under the file's
+        digest, so that it is worked out once for all copies of a file."""
+        key = f"{self.digests([path])[0].tobytes().hex()} {name}"
+        with self._connect() as connection:
+            row = connection.execute("SELECT value FROM derived WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                row = (make(),)
+                connection.execute("INSERT OR REPLACE INTO derived (key, value) VALUES (?, ?)", (key, *row))
+        value: str = row[0]
+        return value
+
     def _folder(
         self,
         connection: sqlite3.Connection,
@@ -121,14 +133,14 @@ class DigestMemory:
                 connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=NORMAL")
-                connection.execute(_SCHEMA)
+                connection.executescript(_SCHEMA)
             except sqlite3.OperationalError as error:
                 if os.path.isdir(self.path.parent) and os.access(self.path.parent, os.W_OK):
                     raise StorageError(
                         f"{self.path}: {error}; delete this file, digests are then taken afresh"
                     ) from error
                 connection = sqlite3.connect(":memory:", isolation_level=None)
-                connection.execute(_SCHEMA)
+                connection.executescript(_SCHEMA)
             yield connection
         except sqlite3.DatabaseError as error:
             raise StorageError(f"{self.path}: {error}; delete this file, digests are then taken afresh") from error
@@ -137,7 +149,10 @@ class DigestMemory:
                 connection.close()
 
 
-_SCHEMA = "CREATE TABLE IF NOT EXISTS segment (id INTEGER PRIMARY KEY, folder TEXT NOT NULL, names BLOB, entries BLOB)"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS segment (id INTEGER PRIMARY KEY, folder TEXT NOT NULL, names BLOB, entries BLOB);
+CREATE TABLE IF NOT EXISTS derived (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
 
 
 def _hash(path: str) -> tuple[np.void, bool] | OSError:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from stages.stage import ArrowOutput, Batch, Resources, Stage, TensorOutput, Values
 from stages.teacher.first_token import CELL, YES_NO, answer_ids, cells, yes_score
+from stages.teacher.forward import BatchSize, PartSize, canonical, in_parts
 from stages.teacher.weights import Checkpoint, load
 from storage.digests import fingerprint
 from storage.errors import UserError
@@ -39,8 +40,11 @@ class BlipStage(Stage):
         checkpoint: see :meth:`Checkpoint.find`.
         columns: the questions; see each stage.
         dtype: of weights and arithmetic; part of the fingerprint.
-        batch_size: pictures per forward pass.
-        memory_mib: bound on the working memory of one chunk; changes no value beyond rounding.
+        batch_size: pictures that are looked at together, or ``auto``: the vision tower takes as many at once as the GPU's
+            memory holds. Where memory runs out in the tower, its forward is halved and the run goes on.
+        memory_mib: bound on the working memory of one chunk of scoring and, unless ``batch_size`` is ``auto``, of one
+            forward of the vision tower; changes no value beyond rounding.
+        compile: compile the vision tower with torch.compile; changes no value beyond rounding.
         gpus: share of a GPU that one worker occupies.
 
     Attributes:
@@ -58,8 +62,9 @@ class BlipStage(Stage):
         columns: Sequence[str],
         *,
         dtype: Dtype = "float32",
-        batch_size: int = 32,
+        batch_size: BatchSize = 32,
         memory_mib: int = 256,
+        compile: bool = False,
         gpus: float = 0.0,
     ) -> None:
         usable = [beginning + ending for beginning in self.families for ending in self.architectures]
@@ -69,7 +74,8 @@ class BlipStage(Stage):
                 f"it takes {' or '.join(usable)}"
             )
         self.checkpoint, self.columns, self.dtype = checkpoint, tuple(columns), dtype
-        self.batch_size, self.memory_mib = batch_size, memory_mib
+        self.batch_size, self.chosen_batch = canonical(batch_size), batch_size
+        self.memory_mib, self.compiled = memory_mib, compile
         self.resources = Resources(gpus=gpus)
         self.shares = fingerprint({"tower": checkpoint.tower, **self._vision_parameters()})
         self.computed_cells = 0
@@ -85,9 +91,11 @@ class BlipStage(Stage):
             "checkpoint": self.checkpoint.source,
             "revision": self.checkpoint.revision,
             "architecture": self.checkpoint.architecture,
+            "compiled": self.compiled,
         }
 
     def open(self, device: str, shared: dict[Any, Any]) -> None:
+        import torch
         from transformers import AutoImageProcessor, AutoTokenizer
 
         self.computed_cells = 0
@@ -103,11 +111,18 @@ class BlipStage(Stage):
                 AutoTokenizer.from_pretrained(folder, local_files_only=True),
             )
         self.model, self.processor, self.tokenizer = shared[key]
+        self.tower = self.model.vision_model
+        if self.compiled:
+            key = ("compiled", self.shares, device)
+            if key not in shared:
+                shared[key] = torch.compile(self.tower)
+            self.tower = shared[key]
+        self.rows: PartSize = shared.setdefault(("rows", self.shares, device, self.batch_size), PartSize())
         self.device = device
 
     def __getstate__(self) -> dict[str, Any]:
         """The plain parameters: what :meth:`open` loaded stays on its worker."""
-        opened = {"model", "processor", "tokenizer", "device", "scorer", "vectors"}
+        opened = {"model", "processor", "tokenizer", "device", "scorer", "vectors", "tower", "rows"}
         return {key: value for key, value in self.__dict__.items() if key not in opened}
 
     def encode(self, batch: Batch, view: str = "original") -> torch.Tensor:
@@ -125,11 +140,16 @@ class BlipStage(Stage):
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
         import torch
 
-        tower = self.model.vision_model
+        dtype = self.model.vision_model.dtype
+        if self.rows.rows is None and self.chosen_batch != "auto":
+            self.rows.rows = min(self._images_at_once(), len(pixels))  # batches come padded, to one size
+
+        def forward(positions: np.ndarray) -> torch.Tensor:
+            states: torch.Tensor = self.tower(pixel_values=pixels[positions].to(self.device, dtype)).last_hidden_state
+            return states
+
         with torch.inference_mode():
-            parts = pixels.split(self._images_at_once())
-            encoded = [tower(pixel_values=part.to(self.device, tower.dtype)).last_hidden_state for part in parts]
-            return torch.cat(encoded)
+            return torch.cat(in_parts(forward, len(pixels), self.rows, self.device))
 
     def _images_at_once(self) -> int:
         """BLIP's eager attention holds two ``H x N x N`` maps an image, its feed-forward two ``N x I``."""

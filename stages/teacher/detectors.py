@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -67,6 +67,8 @@ class Detector(Stage):
 
     name = "detections"
     columns = ("value",)
+    architectures: ClassVar[tuple[str, ...]] = tuple(SCORES)
+    example: ClassVar[str] = "facebook/detr-resnet-50"
 
     def __init__(
         self,

@@ -25,6 +25,9 @@ from storage.errors import UserError
 Digests = Callable[[Sequence[Path]], np.ndarray]
 """Content digests ``V16 [N]`` of N files; ``storage.digests.DigestMemory.digests`` remembers them between runs."""
 
+Derived = Callable[[Path, str, Callable[[], str]], str]
+"""``derived(file, name, make)``: what ``make`` works out from the bytes of a file; ``DigestMemory.derived`` remembers it."""
+
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """Weight files by preference: the first pattern that matches is the one that is loaded."""
 RECORDS = (
@@ -67,11 +70,17 @@ class Checkpoint:
     config: dict[str, Any] = field(hash=False, repr=False)
 
     @classmethod
-    def find(cls, source: str | Path, revision: str | None = None, digests: Digests | None = None) -> Checkpoint:
+    def find(
+        cls,
+        source: str | Path,
+        revision: str | None = None,
+        digests: Digests | None = None,
+        derived: Derived | None = None,
+    ) -> Checkpoint:
         """Identify the checkpoint in a local folder, or of a hub id at a revision (fetched once, never when offline).
 
         Args:
-            digests: a remembering digest function, so that an unchanged file is not read again; default reads it.
+            digests, derived: remember digests, so that an unchanged file is not read again; default reads it.
 
         Raises:
             UserError: no such checkpoint, or one without weights or architecture.
@@ -90,7 +99,7 @@ class Checkpoint:
             revision=revision,
             architecture=architectures[0],
             digest=teacher_digest(folder, digests),
-            tower=tower_digest(weights, config, digests=digests),
+            tower=tower_digest(weights, config, digests=digests, derived=derived),
             preprocessing=_preprocessing(folder),
             config=config,
         )
@@ -174,6 +183,7 @@ def tower_digest(
     config: dict[str, Any],
     prefixes: Sequence[str] = TOWERS,
     digests: Digests | None = None,
+    derived: Derived | None = None,
 ) -> str:
     """32 hex digits over the tower's tensors (name, dtype, shape, bytes) and its configuration.
 
@@ -186,8 +196,7 @@ def tower_digest(
     tensors: dict[str, str] = {}
     for prefix in prefixes:
         for path in weights:
-            stat = path.stat()
-            tensors |= _tensor_digests(str(path), prefix, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+            tensors |= tensor_digests(path, prefix, derived)
         if tensors:
             break
     else:
@@ -197,11 +206,26 @@ def tower_digest(
     return fingerprint({"model_type": config.get("model_type"), "vision_config": kept, "tensors": tensors})
 
 
+def tensor_digests(path: Path, prefix: str, derived: Derived | None) -> dict[str, str]:
+    """``{name: dtype, shape and digest}`` of the tensors under ``prefix`` in a safetensors file; {} of any other file."""
+    if path.suffix != ".safetensors":
+        return {}
+    stat = path.stat()
+    if derived is None:
+        return _tensor_digests(str(path), prefix, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    found: dict[str, str] = json.loads(
+        derived(
+            path,
+            f"tensors under {prefix}",
+            lambda: json.dumps(_tensor_digests(str(path), prefix, stat.st_size, stat.st_mtime_ns, stat.st_ino)),
+        )
+    )
+    return found
+
+
 @lru_cache(maxsize=64)
 def _tensor_digests(path: str, prefix: str, size: int, mtime_ns: int, inode: int) -> dict[str, str]:
     """Digest of each tensor under ``prefix``, read by the header's offsets; the stat fields only key the memory."""
-    if not path.endswith(".safetensors"):
-        return {}
     data = np.memmap(path, dtype=np.uint8, mode="r")
     start = 8 + int(data[:8].view("<u8")[0])
     header = json.loads(bytes(data[8:start]))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from pipeline.plan import ones, pack, unpack
+from pipeline.plan import estimate, ones, pack, unpack
 from tests.pipeline.toys import Album, computed, flip_byte, paint, plan_of, run, score_of
 
 
@@ -116,3 +118,26 @@ def test_a_stage_that_wants_only_some_cells(album):
     paint(album.folder / "new.png", 40)
     assert reasons(album, "signs") == {"unknown until scores": 8}
     assert computed(album.setup()) == {"scores": 8, "signs": above}
+
+
+def test_speed_is_told_only_of_the_same_teacher(album):
+    """Another teacher's cells say how large such cells are, and nothing of how long they take."""
+    run(album.setup())
+    made = plan_of(album.setup())["scores"]
+    assert (made.bytes_to_come, made.seconds_to_come) == (0, 0.0)
+    other = {**made.table.record, "parameters.teacher": "another", "parameters.weights": "b"}
+
+    class Stranger:
+        record, records = other, staticmethod(made.table.records)
+
+    def to_come(*tables):
+        empty = replace(made, table=None, counts={"empty": 18, "unknown": 0})
+        estimate(empty, tables)
+        return empty.bytes_to_come, empty.seconds_to_come
+
+    size, seconds = to_come(made.table)
+    assert size > 0
+    assert seconds is not None
+    assert to_come(Stranger) == (size, None)
+    assert to_come(Stranger, made.table)[1] == seconds
+    assert to_come() == (None, None)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
+from transformers import Blip2VisionModel, BlipVisionModel
 
-from stages.stage import Batch
+from stages.stage import Batch, fingerprint_record
 from stages.teacher import forward as forwards
 from stages.teacher.answers import Answers
+from stages.teacher.blip import BlipFeatures, BlipItm
+from stages.teacher.blip2 import Blip2Features, Blip2Itm
 from stages.teacher.forward import AUTO_BATCH, AUTO_ROWS_ON_CPU, PartSize, fitting_rows, in_parts, part_size
 from stages.teacher.vision_features import VisionFeatures
 from stages.teacher.weights import Checkpoint
+from tests.teacher.tiny_blip2 import save_blip2
+
+PROMPTS = ["a photo of a person riding a bicycle", "a person sitting on a chair"]
 
 
 def small(limit: int, seen: list[int]):
@@ -159,3 +167,58 @@ def test_measuring_asks_for_one_and_four_rows(monkeypatch):
 
     assert forwards.measured_rows(forward, "cuda") == 32
     assert asked == [1, 1, 4]
+
+
+@pytest.mark.parametrize("family", ["blip", "blip2"])
+def test_a_vision_pass_in_halves_fills_the_same_tables(family, checkpoints, processor, tmp_path, make_batch, starved):
+    if family == "blip":
+        found, stages, tower = Checkpoint.find(checkpoints.itm), (BlipFeatures, BlipItm), BlipVisionModel
+    else:
+        found = Checkpoint.find(save_blip2(tmp_path / "blip2", processor.tokenizer))
+        stages, tower = (Blip2Features, Blip2Itm), Blip2VisionModel
+    shared: dict = {}
+    features, itm = stages[0](found, batch_size=8), stages[1](found, PROMPTS, batch_size=8)
+    for stage in (features, itm):
+        stage.open("cpu", shared)
+    batch = make_batch(5, 8)
+    whole, scores = features.compute(batch, ["original"], {})["original"], itm.compute(batch, PROMPTS, {})
+    tried = starved(tower, "forward")
+    again = Batch(batch.rows, batch.keys, batch.count, batch.images)
+    halves = features.compute(again, ["original"], {})["original"]
+    assert tried == [8, 4, 2, 2, 2, 2]
+    torch.testing.assert_close(halves, whole, atol=1e-5, rtol=1e-5)
+    later = Batch(batch.rows, batch.keys, batch.count, batch.images)
+    scored = itm.compute(later, PROMPTS, {})
+    assert tried[6:] == [2, 2, 2, 2], "what one stage has learnt the other knows"
+    for prompt in PROMPTS:
+        np.testing.assert_allclose(
+            *(np.array(each[prompt].to_pylist(), np.float32) for each in (scored, scores)), atol=1e-3
+        )
+
+
+def test_blip_finds_its_batch_by_itself(checkpoints, make_batch):
+    found = Checkpoint.find(checkpoints.itm)
+    auto, plain = BlipFeatures(found, batch_size="auto"), BlipFeatures(found)
+    assert auto.batch_size == AUTO_BATCH
+    assert (
+        fingerprint_record(auto) == fingerprint_record(plain) == fingerprint_record(BlipFeatures(found, compile=True))
+    )
+    assert pickle.loads(pickle.dumps(auto)).batch_size == AUTO_BATCH
+    batch = make_batch(3, 20)
+    auto.open("cpu", {})
+    plain.open("cpu", {})
+    ours = auto.compute(batch, ["original"], {})["original"]
+    assert auto.rows.rows == AUTO_ROWS_ON_CPU
+    theirs = plain.compute(make_batch(3, 20), ["original"], {})["original"]
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_blip_tower_agrees(checkpoints, make_batch):
+    found = Checkpoint.find(checkpoints.itm)
+    plain, compiled = BlipFeatures(found), BlipFeatures(found, compile=True)
+    maps = []
+    for stage in (plain, compiled):
+        stage.open("cpu", {})
+        maps.append(stage.compute(make_batch(), ["original"], {})["original"])
+    torch.testing.assert_close(maps[1], maps[0], atol=1e-4, rtol=1e-4)

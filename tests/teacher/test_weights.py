@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from stages.teacher import weights
 from stages.teacher.weights import Checkpoint, load
 from storage.digests import DigestMemory
 from storage.errors import UserError
@@ -126,3 +129,22 @@ def test_planning_imports_neither_torch_nor_transformers(checkpoints):
         "assert not {'torch', 'transformers'} & set(sys.modules), 'planning is heavy'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_large_tower_is_not_read_again_by_the_next_process(copy, tmp_path, monkeypatch):
+    old = time.time() - 60  # a file written this instant is not trusted to keep its stamp
+    for path in copy.iterdir():
+        os.utime(path, (old, old))
+    memory = DigestMemory(tmp_path / "memory.sqlite")
+    first = Checkpoint.find(copy, digests=memory.digests, derived=memory.derived)
+    assert first == Checkpoint.find(copy)
+
+    def read(*_):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(weights, "_tensor_digests", read)
+    later = DigestMemory(tmp_path / "memory.sqlite")
+    assert Checkpoint.find(copy, digests=later.digests, derived=later.derived) == first
+    change_tensor(copy, "vision_model.post_layernorm.bias", nudge)
+    with pytest.raises(AssertionError, match="read again"):
+        Checkpoint.find(copy, digests=later.digests, derived=later.derived)
