@@ -113,10 +113,10 @@ class BlipStage(Stage):
         self.model, self.processor, self.tokenizer = shared[key]
         self.tower = self.model.vision_model
         if self.compiled:
-            key = ("compiled", self.shares, device)
-            if key not in shared:
-                shared[key] = torch.compile(self.tower)
-            self.tower = shared[key]
+            compiled = ("compiled", self.shares, device)
+            if compiled not in shared:
+                shared[compiled] = torch.compile(self.tower)
+            self.tower = shared[compiled]
         self.rows: PartSize = shared.setdefault(("rows", self.shares, device, self.batch_size), PartSize())
         self.device = device
 
