@@ -104,5 +104,17 @@ def renamed(key: str) -> str:
     raise UserError(f"'{key}' is no weight of a ResNet")
 
 
+def original(key: str) -> str:
+    """:func:`renamed` undone."""
+    parts = key.split(".")
+    short = {"convolution": "conv", "normalization": "bn"}
+    if parts[0] == "embedder":
+        return f"{short[parts[2]]}1.{parts[3]}"
+    block = f"layer{int(parts[2]) + 1}.{parts[4]}"
+    if parts[5] == "shortcut":
+        return f"{block}.downsample.{int(parts[6] == 'normalization')}.{parts[7]}"
+    return f"{block}.{short[parts[7]]}{int(parts[6]) + 1}.{parts[8]}"
+
+
 def _kind(name: str) -> str:
     return "convolution" if name.startswith("conv") else "normalization"

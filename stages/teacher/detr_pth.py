@@ -1,45 +1,24 @@
 """The original DETR's ``.pth`` as a transformers checkpoint: ``python -m stages.teacher.detr_pth FILE.pth --out DIR``.
 
 facebookresearch/detr (Carion et al. 2020) and what was fine-tuned with its code, on HICO-DET say, keep ``{"model": state
-dict, ...}``. The two implementations compute the same and name their weights differently: the packed attention
-projections are cut into query, key and value, every other key is renamed, and nothing is left over on either side. The
-architecture is read off the weights' shapes.
+dict, ...}``. The weights are renamed (:mod:`stages.detr_names`), nothing is left over on either side, and the architecture
+is read off their shapes.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import timm_backbone
 from stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
+from stages.detr_names import BODY, translated
 from storage.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-
-LAYER = {
-    "linear1": "mlp.fc1", "linear2": "mlp.fc2", "self_attn.out_proj": "self_attn.o_proj",
-    "multihead_attn.out_proj": "encoder_attn.o_proj",
-}  # fmt: skip
-NORMS = {
-    "encoder": {"norm1": "self_attn_layer_norm", "norm2": "final_layer_norm"},
-    "decoder": {"norm1": "self_attn_layer_norm", "norm2": "encoder_attn_layer_norm", "norm3": "final_layer_norm"},
-}
-REST = {
-    "transformer.decoder.norm": "model.decoder.layernorm",
-    "query_embed": "model.query_position_embeddings",
-    "input_proj": "model.input_projection",
-    "class_embed": "class_labels_classifier",
-    "bbox_embed": "bbox_predictor",
-}
-"""Beginnings of the original's keys, and transformers' for them."""
-PACKED = re.compile(r"(transformer\.(?:en|de)coder\.layers\.\d+)\.(self|multihead)_attn\.in_proj_(weight|bias)")
-INSIDE = re.compile(r"transformer\.(encoder|decoder)\.layers\.(\d+)\.(.+)\.(weight|bias)")
-BODY = "backbone.0.body."
 
 
 def coco_names(classes: int, where: str) -> list[str]:
@@ -54,41 +33,6 @@ def coco_names(classes: int, where: str) -> list[str]:
         )
     used = dict(zip(COCO_CATEGORY_IDS, COCO_OBJECTS, strict=True))
     return [used.get(number, "N/A").replace("_", " ") for number in range(classes)]
-
-
-def translated(weights: Mapping[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
-    """The original's state dict under the names of ``DetrForObjectDetection``.
-
-    Raises:
-        UserError: a key that the original's plain DETR does not have.
-    """
-    found: dict[str, torch.Tensor] = {}
-    for key, tensor in weights.items():
-        if key.endswith("num_batches_tracked"):
-            continue
-        if packed := PACKED.fullmatch(key):
-            layer, kind, part = packed.groups()
-            attention = "self_attn" if kind == "self" else "encoder_attn"
-            prefix = f"{layer.replace('transformer.', 'model.')}.{attention}"
-            for name, third in zip("qkv", tensor.chunk(3), strict=True):
-                found[f"{prefix}.{name}_proj.{part}"] = third.contiguous()
-        else:
-            found[_renamed(key, where)] = tensor
-    return found
-
-
-def _renamed(key: str, where: str) -> str:
-    if key.startswith(BODY):
-        return f"model.backbone.model.{timm_backbone.renamed(key.removeprefix(BODY))}"
-    if inside := INSIDE.fullmatch(key):
-        side, layer, module, part = inside.groups()
-        names = LAYER | NORMS[side]
-        if module in names:
-            return f"model.{side}.layers.{layer}.{names[module]}.{part}"
-    for start, name in REST.items():
-        if key.startswith(f"{start}."):
-            return name + key.removeprefix(start)
-    raise UserError(f"{where}: '{key}' is no weight of the original DETR; only its plain detector can be read")
 
 
 def config_of(weights: Mapping[str, torch.Tensor], names: Sequence[str], where: str) -> dict[str, Any]:
