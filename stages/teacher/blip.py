@@ -160,7 +160,7 @@ class BlipStage(Stage):
 
 
 class BlipFeatures(BlipStage):
-    """Spatial feature maps ``[D, h, w]`` (no CLS), rows from top to bottom. Columns are views: :data:`VIEWS`.
+    """BLIP's feature map ``[D, h, w]`` (no CLS), rows from top to bottom. Columns are views: ``original``, ``flip``.
 
     The fingerprint holds the tower's digest instead of the whole checkpoint's: another head keeps the maps.
     """
@@ -267,7 +267,7 @@ class ItmStage(BlipStage):
 
 
 class BlipItm(ItmStage):
-    """BLIP's matching logits.
+    """BLIP's two image-text matching logits (no match, match). Each column is a prompt.
 
     Args:
         token_mode: ``cls`` leaves token 0 as transformers' forward does; ``enc`` makes it [ENC], with which BLIP's
@@ -295,7 +295,7 @@ class BlipItm(ItmStage):
 
 
 class BlipCaptions(BlipStage):
-    """Sentences, greedily decoded. Each column is a question: the text that the decoder continues ('' for a caption).
+    """BLIP's sentences, greedily decoded. Each column is the text that the decoder continues ('' for a caption).
 
     A cell is ``{text, score}``. ``text`` is what the teacher added to the question. For yes/no questions
     (:data:`YES_NO`) it is the first token, and ``score`` in [0, 1] the softmax over the first-token logits of yes, Yes,

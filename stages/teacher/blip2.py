@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Blip2Features(BlipFeatures):
-    """Spatial feature maps ``[D, h, w]`` of the tower's last hidden state, as in :class:`BlipFeatures`."""
+    """BLIP-2's feature map ``[D, h, w]`` (no CLS), before the Q-Former. Columns are views: ``original``, ``flip``."""
 
     families = ("Blip2",)
     architectures = ("ForImageTextRetrieval",)
@@ -32,7 +32,7 @@ class Blip2Features(BlipFeatures):
 
 
 class Blip2Itm(ItmStage):
-    """BLIP-2's matching logits."""
+    """BLIP-2's two image-text matching logits (no match, match). Each column is a prompt."""
 
     families = ("Blip2",)
 

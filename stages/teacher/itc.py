@@ -88,7 +88,7 @@ class ItcStage(BlipStage):
 
 
 class BlipItc(ItcStage):
-    """BLIP's similarities."""
+    """BLIP's cosine similarity of picture and prompt. Each column is a prompt."""
 
     def image_vectors(self, image_BND: torch.Tensor) -> torch.Tensor:
         vectors: torch.Tensor = self.model.vision_proj(image_BND[:, :1])
@@ -103,7 +103,7 @@ class BlipItc(ItcStage):
 
 
 class Blip2Itc(ItcStage):
-    """BLIP-2's similarities."""
+    """BLIP-2's cosine similarity of prompt and most similar query token. Each column is a prompt."""
 
     families = ("Blip2",)
 

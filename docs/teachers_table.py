@@ -1,0 +1,45 @@
+"""Writes the tables of ``docs/teachers.md`` that come from the code: what ``hoi-distill teachers`` and ``detectors`` list.
+
+python docs/teachers_table.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pipeline.teachers_cli import catalogue
+
+PAGE = Path(__file__).parent / "teachers.md"
+COMMAND = "python docs/teachers_table.py"
+
+
+def tables() -> dict[str, str]:
+    """Both generated tables as Markdown, by their name in the page."""
+    rows: dict[str, list[tuple[str, ...]]] = {"teachers": [], "detectors": []}
+    for entry in catalogue():
+        takes = ", ".join(f"`{name}`" for name in entry["architectures"] if not name.startswith("Pico"))
+        needs = " Needs detectron2, which it tells how to install." if entry["needs"] else ""
+        said = entry["says"].replace("|", "\\|")
+        row = (f"`{entry['stage']}`", f"`{entry['table']}`", said + needs, takes or "no checkpoint")
+        rows["detectors" if entry["table"] == "detections" else "teachers"].append(row)
+    head = ("`stage:`", "kind of table", "a cell", "model classes (`architectures` in `config.json`)")
+    return {name: _table(head, lines) for name, lines in rows.items()}
+
+
+def filled(page: str) -> str:
+    """The page with every table as it is now."""
+    for name, table in tables().items():
+        begin, end = f"<!-- {name}: {COMMAND} -->\n", f"<!-- end of {name} -->"
+        before, rest = page.split(begin)
+        page = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    return page
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text()))
