@@ -43,6 +43,8 @@ def predict_pictures(
     from stages.student.source import MemorySource
 
     student = Student.from_pretrained(checkpoint)
+    if detections is not None and "detections" not in student.tables():
+        raise UserError(f"{checkpoint}: a student of method {student.method} takes no boxes; leave --detections out")
     pictures, data = [], []
     for path in images:
         try:

@@ -54,18 +54,21 @@ def student_section(setup: Setup) -> tuple[Method, Any, Pictures]:
     return method, as_dataclass(method.config, checked), pictures
 
 
-def section_of(cls: type, base: type[Section] = Section) -> type[Section]:
-    """A section with the fields of a dataclass, and of the dataclasses in it: no key is unknown at any depth."""
+def section_of(cls: type, base: type[Section] = Section, defaults: Any = None) -> type[Section]:
+    """A section with the fields of a dataclass, and of the dataclasses in it: no key is unknown at any depth.
+
+    Args:
+        defaults: an instance whose values are the defaults, instead of the dataclass's own.
+    """
     hints = get_type_hints(cls)
     own: dict[str, Any] = {}
     for field in fields(cls):
-        kind = hints[field.name]
+        kind, default = hints[field.name], _default(field) if defaults is None else getattr(defaults, field.name)
         if is_dataclass(kind) and isinstance(kind, type):
-            inner = section_of(kind)
-            # what this dataclass changes of the inner one's defaults stays changed
-            own[field.name] = (inner, inner.model_construct(**vars_of(_default(field))))
+            inner = section_of(kind, defaults=None if default is ... else default)
+            own[field.name] = (inner, ... if default is ... else inner())
         else:
-            own[field.name] = (kind, _default(field))
+            own[field.name] = (kind, default)
     return create_model(cls.__name__, __base__=base, **own)
 
 
@@ -77,15 +80,6 @@ def as_dataclass(cls: type, checked: Section) -> Any:
         value = getattr(checked, field.name)
         values[field.name] = as_dataclass(hints[field.name], value) if is_dataclass(hints[field.name]) else value
     return cls(**values)
-
-
-def vars_of(value: Any) -> dict[str, Any]:
-    """A dataclass's fields, with dataclasses in them as sections."""
-    found = {}
-    for field in fields(value):
-        inner = getattr(value, field.name)
-        found[field.name] = section_of(type(inner)).model_construct(**vars_of(inner)) if is_dataclass(inner) else inner
-    return found
 
 
 def _default(field: Field[Any]) -> Any:

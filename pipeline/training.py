@@ -84,6 +84,8 @@ def fit(setup: Setup, resolved: Resolved, run_dir: Path, stop: threading.Event |
     student = resolved.method.train(resolved.config, training_set(setup, resolved), run_dir, extras)
     seconds = {"wall_seconds": round(time.monotonic() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     if is_main_process():
+        if student.origin is not None:
+            write_json(run_dir / "student.json", {**provenance(setup, resolved), "start": student.origin})
         write_json(run_dir / "done.json", {"fingerprint": resolved.fingerprint, **seconds})
         print(f"Trained in {duration(seconds['wall_seconds'])} ({duration(seconds['cpu_seconds'])} of CPU).")
     return student
@@ -106,13 +108,12 @@ def training_set(setup: Setup, resolved: Resolved) -> TrainingSet:
 
     rows = setup.sources["images"].splits["train"][resolved.records]
     columns = resolved.train["itm"].columns if "itm" in resolved.train else ()
-    prompts = resolved.needs.prompts or setup.vocabulary.prompts()
     return TrainingSet(
         source=CacheSource(stream_spec(setup, rows, resolved.train)),
         annotations=setup.dataset["train"],
         image=resolved.records,
         labelled=resolved.labelled,
-        prompts=[prompt if prompt in columns else None for prompt in prompts],
+        prompts=[prompt if prompt in columns else None for prompt in setup.vocabulary.prompts()],
         read=PictureReader([setup.sources["images"].uris[i] for i in rows]),
         identity=resolved.fingerprint,
     )

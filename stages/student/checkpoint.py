@@ -27,6 +27,7 @@ class Student(ABC):
         method: its name in :data:`stages.student.method.METHODS`.
         version: raised when the network's tensors change meaning.
         config: the parameters it was trained with, a dataclass.
+        origin: what its weights started from, where that is worth recording.
         identities: by role, what the tables came from that it reads, to be compared with what is offered at prediction.
     """
 
@@ -35,6 +36,7 @@ class Student(ABC):
     vocabulary: Vocabulary
     config: Any
     identities: dict[str, Any]
+    origin: dict[str, Any] | None
 
     @abstractmethod
     def tables(self) -> Mapping[str, Columns]:

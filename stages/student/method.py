@@ -41,7 +41,6 @@ class Needs:
 
     Attributes:
         train, test: the columns read of the training and of the test pictures.
-        prompts: for each of the H interactions its column of the ``itm`` table; empty: the vocabulary's prompts.
         where_asked: roles of which only those columns are read that the table has, the others count as not asked.
         text: whether the embeddings of the vocabulary's prompts are read, where there is such a table.
         unlabelled: whether pictures without annotations are looked at.
@@ -53,7 +52,6 @@ class Needs:
 
     train: Mapping[str, Columns]
     test: Mapping[str, Columns]
-    prompts: tuple[str, ...] = ()
     where_asked: tuple[str, ...] = ()
     text: bool = False
     unlabelled: bool = False

@@ -37,6 +37,7 @@ class PairStudent(Student):
     config: StudentConfig
     identities: dict[str, Any] = field(default_factory=dict)
     region_cnn: RegionCNN | None = None
+    origin: None = None
 
     def tables(self) -> Mapping[str, Columns]:
         looked_through: dict[str, Columns] = {"features": self.config.views[:1]} if self.region_cnn is None else {}

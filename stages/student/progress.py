@@ -11,6 +11,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient is NaN or infinite. The message names the step, the rows and the pictures."""
+
+
 class MetricsLog:
     """``metrics.jsonl``, one line a logged step, and the same through Accelerate's trackers. Lines after the step that
     a run resumes from are dropped, so that every step is logged once."""

@@ -7,6 +7,7 @@ optimiser moments and the number of steps done are all there is to keep.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,11 +18,20 @@ from torch import Tensor, nn
 from storage.errors import UserError
 
 
-def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, done: int, run: str) -> None:
-    """Replace ``path`` by the state after ``done`` steps. ``run`` names what is trained, see :func:`load_state`."""
+def save_state(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    done: int,
+    run: str,
+    more: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Replace ``path`` by the state after ``done`` steps. ``run`` names what is trained, see :func:`load_state`; ``more``
+    is what else the method keeps."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
+    tensors |= {f"more.{name}": value for name, value in (more or {}).items()}
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     save_file({name: value.contiguous() for name, value in tensors.items()}, draft, {"done": str(done), "run": run})
     with open(draft, "rb") as file:
@@ -29,8 +39,15 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, d
     os.replace(draft, path)
 
 
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run: str) -> int:
-    """Put the saved state back, if there is one, and return the number of steps done.
+def load_state(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    run: str,
+    more: dict[str, Tensor] | None = None,
+) -> int:
+    """Put the saved state back, if there is one, and return the number of steps done. ``more`` is updated by what was
+    saved beside.
 
     Raises:
         UserError: the state is that of another run.
@@ -49,4 +66,6 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, r
         if kind == "optimizer":
             slots.setdefault(int(index), {})[slot] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+    if more is not None:
+        more.update({name[5:]: value for name, value in tensors.items() if name.startswith("more.")})
     return int(metadata["done"])

@@ -41,17 +41,13 @@ from stages.student.prepare import (
     soft_labels,
     valid_classes,
 )
-from stages.student.progress import MetricsLog, Progress
+from stages.student.progress import MetricsLog, NonFiniteLoss, Progress
 from stages.student.region_cnn import RegionCNN, RegionCNNConfig
 from stages.student.state import load_state, save_state
 from storage.errors import UserError
 
 Evaluate = Callable[[Path], dict[str, float]]
 """Average precisions of a Parquet file of predictions, by name."""
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient is NaN or infinite. The message names the step, the rows and the pictures."""
 
 
 def train(

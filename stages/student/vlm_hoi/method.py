@@ -1,0 +1,59 @@
+"""VLM-HOI as a method: MUREN on whole pictures, taught by cached image-text matching scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.student.method import Extras, Method, Needs
+from stages.student.vlm_hoi.config import BOOKKEEPING, VlmHoiConfig, has_missing_objects, starting_files
+from stages.student.vlm_hoi.itm_targets import columns_for
+
+if TYPE_CHECKING:
+    from stages.data.vocabulary import Vocabulary
+    from stages.student.checkpoint import Student
+    from stages.student.prepare import TrainingSet
+
+TEACHERS = {"itm": "cached image-text-matching scores", "shuffled": "another picture's matching scores (control)"}
+
+
+class VlmHoiMethod(Method):
+    name = "vlm_hoi"
+    version = 1
+    config = VlmHoiConfig
+    bookkeeping = BOOKKEEPING
+
+    def needs(self, config: VlmHoiConfig, vocabulary: Vocabulary) -> Needs:
+        missing = has_missing_objects(vocabulary)
+        taught = [(config.on_labelled, config.itm), (config.on_unlabelled, config.f7)]
+        forms = [term.prompt for active, term in taught if active]
+        prompts = dict.fromkeys(prompt for form in forms for prompt in columns_for(vocabulary, form, missing).prompts)
+        return Needs(
+            {"itm": tuple(prompts)} if prompts else {},
+            {},
+            unlabelled=config.on_unlabelled,
+            failures=("itm", "detections", "features"),
+            files=starting_files(config),
+        )
+
+    def train(self, config: VlmHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
+        from stages.student.vlm_hoi.train import train
+
+        return train(config, data, run_dir, identities=extras.identities, stop=extras.stop)
+
+    def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
+        from stages.student.vlm_hoi.student import load
+
+        return load(folder, record, vocabulary)
+
+    def trained_on(self, config: VlmHoiConfig, labelled: int, unlabelled: int) -> str:
+        words = f"the annotated pairs of {labelled:,} pictures"
+        if config.on_labelled:
+            words += f", with family {config.itm.family} of {TEACHERS[config.teacher]} on the same pictures"
+        if config.on_unlabelled:
+            words += f", and {unlabelled:,} pictures with family F7 of {TEACHERS[config.teacher]} only"
+        return f"{words}. Looks at the pictures themselves"
+
+    def facts(self, config: VlmHoiConfig) -> tuple[tuple[str, str], ...]:
+        return (("Epochs", f"{config.epochs:g}"),)

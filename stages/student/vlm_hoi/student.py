@@ -1,0 +1,62 @@
+"""A trained VLM-HOI student: the network, its vocabulary, and how it looks at pictures. It needs no table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from stages.data.vocabulary import Vocabulary
+from stages.student.checkpoint import Student, load_weights, refuse_other_version, save_student
+from stages.student.method import Columns
+from stages.student.prepare import TestSet
+from stages.student.vlm_hoi.config import VlmHoiConfig, config_from
+from stages.student.vlm_hoi.model_config import MurenConfig
+from stages.student.vlm_hoi.muren import Muren
+from stages.student.vlm_hoi.predict import predicted, write_triplets
+from storage.errors import UserError
+
+
+@dataclass(frozen=True)
+class VlmHoiStudent(Student):
+    method: ClassVar[str] = "vlm-hoi"
+    version: ClassVar[int] = 1
+
+    model: Muren
+    vocabulary: Vocabulary
+    config: VlmHoiConfig
+    identities: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def tables(self) -> Mapping[str, Columns]:
+        return {}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        save_student(self, self.model, folder, shape=self.model.config.to_json(), origin=self.origin)
+
+    def predict(
+        self, test: TestSet, run_dir: Path, shared: Path | None = None, report: Callable[[str], None] = print
+    ) -> Path:
+        if test.read is None:
+            raise UserError("vlm_hoi: needs the pictures themselves")
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        path = run_dir / "detections.parquet"
+        found = predicted(
+            self.model, len(test.image_ids), test.read, self.vocabulary, self.model.config.missing_object,
+            self.config.pictures, self.config.scoring, self.config.predict_batch,
+        )  # fmt: skip
+        count = write_triplets(path, found, test.image_ids, self.vocabulary)
+        report(f"predicted {count} triplets in {len(test.image_ids)} pictures")
+        return path
+
+
+def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> VlmHoiStudent:
+    """A saved student, see :meth:`stages.student.checkpoint.Student.from_pretrained`."""
+    refuse_other_version(folder, record, VlmHoiStudent.version)
+    model = Muren(MurenConfig.from_json(record["shape"]))
+    load_weights(model, folder)
+    config = config_from(record["student"])
+    return VlmHoiStudent(model.eval(), vocabulary, config, record["identities"], record["origin"])
