@@ -51,7 +51,7 @@ def random_case(seed: int, queries: int = 5, verbs: int = 7):
 def batch(seed: int = 0, pictures: int = 2) -> ItmScores:
     log_odds = torch.from_numpy(np.random.default_rng(seed).normal(0, 2, (pictures, CLASSES)).astype(np.float32))
     log_odds[:, COLUMNS.column < 0] = torch.nan
-    return ItmScores(log_odds, log_odds.sigmoid(), log_odds - 0.5)
+    return ItmScores(log_odds, log_odds.sigmoid(), log_odds - torch.linspace(-1, 1, CLASSES))
 
 
 def queries(*labels: tuple[int, ...], things: tuple[int, ...] = (BICYCLE, DOG, BICYCLE)):
@@ -253,6 +253,40 @@ def test_softer_negatives_touch_only_known_verbs_that_are_not_annotated():
     assert (terms("F2n") == 0).all()
 
 
+def test_each_family_is_given_the_quantity_it_is_defined_on():
+    scores = batch()
+    picture, logits, verbs, things, _ = queries((RIDE,), (HOLD, WALK), (HOLD,))
+    here = scores.of_verbs(picture, things, HOI_ID)
+    wanted = asked(here.soft, verbs)
+    expected = {
+        "F0": cost_of_argmax(logits, costs(ItmConfig("F0"), here.soft, verbs), wanted),
+        "F1": expected_cost(logits, costs(ItmConfig("F1"), here.soft, verbs), wanted),
+        "F1-literal": expected_cost(logits, costs(ItmConfig("F1-literal"), here.soft, verbs), wanted),
+        "F2": soft_targets(logits, verbs, here.soft, wanted, 0.3, 2.0),
+        "F3": margins(logits, verbs, here.log_odds, wanted, 0.2, 0.1, 2.0),
+        "F4": listwise(logits, verbs, here.centred, wanted, 0.3, 1.0, 1.0),
+    }
+    for family, loss in expected.items():
+        torch.testing.assert_close(terms(family), loss)
+
+
+def test_a_verb_is_annotated_with_its_own_object_only():
+    """Holding a bicycle is annotated: holding a dog costs what any other verb does."""
+    scores = batch()
+    picture, logits, verbs, things, objects = queries((HOLD,))
+    loss = itm_terms(ItmConfig(object="predicted"), scores, HOI_ID, picture, logits, verbs, things, objects)
+    t, choices = scores.soft[0], {BICYCLE: (HOLD, RIDE), DOG: (HOLD, WALK)}
+    by_object = []
+    for thing, (first, second) in choices.items():
+        pi = logits[0, [first, second]].softmax(0)
+        cost = [1 - 0.5 * t[HOI_ID[verb, thing]] for verb in (first, second)]
+        if thing == BICYCLE:
+            cost[0] = (0.5 - t[HOI_ID[HOLD, BICYCLE]]).clamp(min=0)
+        by_object.append((pi * torch.stack(cost)).sum())
+    share = objects[0, list(choices)].softmax(0)
+    torch.testing.assert_close(loss[0], (share * torch.stack(by_object)).sum())
+
+
 @pytest.mark.parametrize("family", MATCHED)
 def test_a_query_of_no_interaction_only_is_left_alone(family):
     picture, logits, verbs, things, objects = queries((RIDE,), (NONE,), (HOLD, NONE))
@@ -404,7 +438,9 @@ def test_pictures_are_finite_at_the_extremes(dtype, gamma):
     generator = torch.Generator().manual_seed(0)
     shape = (40, 3)
     verbs = extremes[torch.randint(7, (*shape, VERBS), generator=generator)].to(dtype).requires_grad_()
-    objects = extremes[torch.randint(7, (*shape, OBJECTS + 1), generator=generator)].to(dtype).requires_grad_()
+    objects = extremes[torch.randint(7, (*shape, OBJECTS + 1), generator=generator)].to(dtype)
+    verbs.data[:4], objects[:4], objects[:4, :, BICYCLE] = 60_000, -60_000, 60_000  # as sure as can be: S = -0
+    objects.requires_grad_()
     soft = torch.tensor([0.0, 1.0, 0.5, torch.nan])[torch.randint(4, (40, CLASSES), generator=generator)]
     loss = picture_terms(verbs, objects, soft, HOIS, gamma=gamma)
     assert loss.dtype == torch.float32

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,12 @@ def test_a_slot_of_v_coco_without_object_is_asked_by_its_verb():
     columns = columns_for(vocabulary, "full", missing_object=True)
     assert columns.prompts[columns.column[columns.hoi_id[stand, 80]]] == "a photo of a person standing"
     assert (columns.hoi_id[stand, :80] == -1).all()
+    full = torch.arange(float(len(columns.hois)))[None]
+    here = ItmScores(full, full, full).of_verbs(
+        torch.tensor([0, 0]), torch.tensor([1, 80]), torch.from_numpy(columns.hoi_id)
+    )
+    assert torch.isnan(here.soft[0, stand])
+    assert here.soft[1, stand] == len(vocabulary) + stand
     assert (columns_for(vocabulary, "full").hoi_id[:, 80] == -1).all()
     assert (columns_for(vocabulary, "object", missing_object=True).hoi_id[:, 80] == -1).all()
 
@@ -191,3 +199,5 @@ def test_annotated_classes_are_those_of_the_pairs():
     expected[np.arange(20), toy.hoi] = COLUMNS.column[toy.hoi] >= 0
     assert np.array_equal(present, expected)
     assert 0 < present.sum() < 20
+    all_of_them = replace(toy.annotations, image_hois=np.ones((20, len(VOCABULARY)), bool))
+    assert (annotated_classes(all_of_them, COLUMNS) == (COLUMNS.column >= 0)).all()
