@@ -11,7 +11,7 @@ Shapes: Q matched queries, B pictures, N queries of a picture, V verbs, O object
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,7 +37,7 @@ class ItmConfig:
 
     family: Family = "F1"
     weight: float = 1.0
-    """[lambda_ITM] With 0 the training is the baseline bit for bit: no term is computed."""
+    """[lambda_ITM] With 0 the training is the baseline bit for bit."""
     ramp: float = 5.0
     """Epochs over which that weight grows linearly from 0."""
     layers: Literal["final", "all"] = "final"
@@ -329,11 +329,6 @@ def picture_terms(
     if gamma:
         loss = ((target - present.exp()).abs() + TINY) ** gamma * loss
     return torch.where(wanted, loss, 0).sum(-1)
-
-
-def add_term(total: Tensor, weight: float, term: Callable[[], Tensor]) -> Tensor:
-    """``total + weight * term()``; with weight 0 ``total`` itself, its term not computed: the baseline bit for bit."""
-    return total if weight == 0 else total + weight * term()
 
 
 def gradient_ratio(term: Tensor, reference: Tensor, tensors: Sequence[Tensor]) -> Tensor:

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.student.vlm_hoi.config import VlmHoiConfig
 from stages.student.vlm_hoi.itm_loss import (
     ItmConfig,
-    add_term,
     asked,
     cost_of_argmax,
     costs,
@@ -26,6 +26,10 @@ from stages.student.vlm_hoi.itm_loss import (
     soft_targets,
 )
 from stages.student.vlm_hoi.itm_targets import ItmScores, columns_for
+from stages.student.vlm_hoi.losses import ItmTables, batch_loss
+from stages.student.vlm_hoi.matching import Targets
+from stages.student.vlm_hoi.muren import MurenOutput
+from stages.student.vlm_hoi.picture_set import Batch
 from storage.errors import UserError
 from tests.student.toy import VOCABULARY
 
@@ -335,26 +339,35 @@ def test_no_query_and_half_precision_are_no_special_cases(family):
         assert torch.isfinite(half.grad).all()
 
 
-@pytest.mark.parametrize("family", MATCHED)
-def test_weight_0_is_the_baseline_bit_for_bit(family):
-    """Whatever the term would have been, NaN included."""
-    inputs = torch.randn(3, 6, generator=torch.Generator().manual_seed(4))
+@pytest.mark.parametrize("family", [*MATCHED, "F2n", "F7"])
+def test_lambda_0_is_the_baseline_bit_for_bit(family):
+    """Loss and gradients of every output, switched off as well as at the start of the ramp; and not once it counts."""
+    generator = torch.Generator().manual_seed(4)
+    sizes = {"human_boxes": 4, "object_boxes": 4, "object_logits": OBJECTS + 1, "verb_logits": VERBS}
+    drawn = [torch.randn(2, 2, 6, size, generator=generator) for size in sizes.values()]
+    boxes = torch.full((2, 4), 0.3)
+    targets = [
+        Targets(boxes, boxes, torch.tensor([BICYCLE, DOG]), torch.eye(VERBS)[[RIDE, WALK]]),
+        Targets(boxes, boxes, torch.tensor([BICYCLE, DOG]), torch.eye(VERBS)[[HOLD, NONE]]),
+    ]
+    tables = ItmTables(HOI_ID, HOIS)
 
-    def gradients(config: ItmConfig | None) -> list[torch.Tensor]:
-        torch.manual_seed(1)
-        model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, VERBS))
-        logits = model(inputs)
-        picture, _, verbs, things, objects = queries((RIDE,), (HOLD, WALK), (HOLD,))
-        loss = F.binary_cross_entropy_with_logits(logits, verbs)
-        if config is not None:
-            args = (HOI_ID, picture, logits, verbs, things, objects)
-            loss = add_term(loss, config.weight_at(3), lambda: itm_terms(config, batch(), *args).sum() * torch.nan)
+    def loss_and_gradients(itm: ItmConfig, scores: ItmScores | None, epoch: float) -> list[torch.Tensor]:
+        leaves = [tensor.clone().requires_grad_() for tensor in drawn]
+        output = MurenOutput(leaves[0].sigmoid(), leaves[1].sigmoid(), leaves[2], leaves[3])
+        nothing = torch.zeros(0)
+        given_ = Batch(nothing, nothing, nothing, targets, scores, None)
+        loss, _ = batch_loss(output, given_, VlmHoiConfig(itm=itm), (tables, None), epoch, lambda count: count)
         loss.backward()
-        return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
+        return [loss.detach(), *(leaf.grad for leaf in leaves)]
 
-    baseline, off, on = (gradients(config) for config in (None, ItmConfig(family, weight=0), ItmConfig(family)))
-    assert all(torch.equal(a, b) for a, b in zip(baseline, off, strict=True))
-    assert torch.isnan(on[0])
+    baseline = loss_and_gradients(ItmConfig(weight=0), None, 3)
+    for itm, scores, epoch in [(ItmConfig(family, weight=0), batch(), 3), (ItmConfig(family), batch(), 0)]:
+        found = loss_and_gradients(itm, scores, epoch)
+        assert all(torch.equal(a, b) for a, b in zip(baseline, found, strict=True))
+    later = loss_and_gradients(ItmConfig(family), batch(), 3)
+    assert not torch.equal(later[0], baseline[0])
+    assert torch.equal(later[4], baseline[4]) == (family == "F0")  # verb logits
 
 
 def test_the_weight_ramps_and_layers_are_chosen():
