@@ -22,7 +22,7 @@ from pipeline.verify import difference
 from stages.data.image import decode
 from stages.stage import Batch, TensorOutput
 from tests.teacher.tiny_blip2 import save_blip2
-from tests.teacher.tiny_detectors import tiny_detector
+from tests.teacher.tiny_detectors import FAMILIES, tiny_detector
 
 VOCABULARY = Path(__file__).parents[2] / "stages/data/vocabularies/pico.json"
 PHOTOS = Path(os.environ.get("HOI_DISTILL_REFERENCE_DATA", "/nowhere")) / "data/photos"
@@ -43,7 +43,8 @@ TABLES = {
     "blip_captions": {"stage": "blip_captions", "columns": ["a photo of", QUESTIONS[1]], "batch_size": 4},
     "blip2_features": {"stage": "blip2_features", **VIEWS},
     "blip2_itm": {"stage": "blip2_itm", "columns": PROMPTS, "batch_size": 4},
-    "detr": {"stage": "detector", "batch_size": 4},
+    "blip2_itc": {"stage": "blip2_itc", "columns": PROMPTS, "batch_size": 4},
+    **{family: {"stage": "detector", "states": True, "batch_size": 4} for family in FAMILIES},
     "clip_text": {"stage": "text_embeddings", "batch_size": 8},
     "siglip_text": {"stage": "text_embeddings", "batch_size": 8},
     "sentences": {"stage": "text_embeddings", "batch_size": 8},
@@ -90,7 +91,7 @@ def setup(tmp_path_factory, families, checkpoints, processor):
         "blip_captions": checkpoints.caption,
         "blip": checkpoints.itm,
         "blip2": save_blip2(root / "blip2", processor.tokenizer),
-        "detr": tiny_detector("detr", root / "detr"),
+        **{family: tiny_detector(family, root / family) for family in FAMILIES},
         **{name: families(name) for name in ("instructblip", "llava", "qwen")},
     }
     own = {name: where.get(name) or where[name.split("_")[0]] for name in TABLES}
