@@ -9,7 +9,6 @@ Shape legend: B pictures, H x W pixels, C channels, h x w cells of the map.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,9 +36,7 @@ class Backbone(nn.Module):
         kind = record.pop("model_type", None)
         if kind not in CONFIG_MAPPING:
             raise UserError(f"backbone: model_type '{kind}' is not known to transformers; use resnet or rt_detr_resnet")
-        with warnings.catch_warnings():  # about the speed of widths that are no power of 2
-            warnings.filterwarnings("ignore", message="You'd better set embed_dim")
-            self.model = AutoBackbone.from_config(CONFIG_MAPPING[kind].from_dict(record))
+        self.model = AutoBackbone.from_config(CONFIG_MAPPING[kind].from_dict(record))
         self.channels: int = self.model.channels[-1]
         self.frozen_batch_norm = frozen_batch_norm
         for module in self.model.modules():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from storage.errors import UserError
 
 DETECTORS = ("DetrForObjectDetection", "RTDetrForObjectDetection", "RTDetrV2ForObjectDetection")
 COUNTERS = "num_batches_tracked"
+DEPTH = {"encoder": 3, "decoders": 3, "fusions": 3, "norms": 2, "queries": 2}
+"""How many words of a name say which layer or head it belongs to; 1 elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Report:
         found: loaded.
         missing: not in the source: they keep what they had, random in a new network.
         unexpected: in the source, but without a place here.
-        mismatched: in both with different shapes, "name: source's against own"; also missing.
+        mismatched: in both with different shapes, "name: source's against own"; they and their layer are missing.
     """
 
     found: tuple[str, ...]
@@ -67,7 +70,8 @@ class Source:
 def initialise(
     model: Muren, source: Path | None, *, allow_random_decoder: bool = False, decoders_from_detr: bool = False
 ) -> Report:
-    """Load what fits of ``source`` into ``model``. What does not fit stays as it is and is reported.
+    """Load what fits of ``source`` into ``model``. What does not fit stays as it is and is reported; a layer or head of
+    which a single tensor has another shape stays whole.
 
     Args:
         source: a folder of transformers' DETR or RT-DETR (Hub layouts around timm's ResNet too), or a ``.pth`` of the
@@ -89,10 +93,11 @@ def initialise(
         weights[name] = weights[name][: model.config.queries]
     if decoders_from_detr and read.classes is not None and model.config.objects == len(COCO_OBJECTS):
         weights |= _object_classifier(own, *read.classes)
-    fitting = {key: each for key, each in weights.items() if key in own and each.shape == own[key].shape}
+    odd = [key for key, each in weights.items() if key in own and each.shape != own[key].shape]
+    spoilt = {_part(key) for key in odd}
+    fitting = {key: each for key, each in weights.items() if key in own and _part(key) not in spoilt}
     if read.heads != model.config.heads and any("_proj." in key for key in fitting):
         raise UserError(f"heads: {model.config.heads}, but {told} has {read.heads} a layer; set heads: {read.heads}")
-    odd = [key for key in weights if key in own and key not in fitting]
     found = {key for key in fitting if not key.endswith(COUNTERS)}
     missing = {key for key in own if not key.endswith(COUNTERS)} - found
     frozen = [name for name, each in model.named_parameters() if not each.requires_grad and name in missing]
@@ -114,6 +119,11 @@ def initialise(
         (*read.unexpected, *sorted(key for key in weights if key not in own and not key.endswith(COUNTERS))),
         tuple(f"{key}: {list(weights[key].shape)} against {list(own[key].shape)}" for key in odd),
     )
+
+
+def _part(name: str) -> str:
+    words = name.split(".")
+    return ".".join(words[: DEPTH.get(words[0], 1)])
 
 
 def _read(source: Path, model: Muren, decoders: bool) -> Source:
@@ -194,9 +204,15 @@ def _detector(folder: Path) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        detector, info = getattr(transformers, name).from_pretrained(
-            None if instead else folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, **instead
-        )
+        with warnings.catch_warnings():  # about the speed of widths that are no power of 2
+            warnings.filterwarnings("ignore", message="You'd better set embed_dim")
+            detector, info = getattr(transformers, name).from_pretrained(
+                None if instead else folder,
+                local_files_only=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **instead,
+            )
     except (OSError, RuntimeError) as error:
         raise UserError(f"{folder}: the weights cannot be loaded: {str(error).splitlines()[0]}") from error
     finally:
