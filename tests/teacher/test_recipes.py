@@ -86,11 +86,11 @@ def test_every_block_builds(text, tiny, tmp_path, monkeypatch):
     context = Context(
         words, words.prompts(), {"train": annotations(words)}, DigestMemory(tmp_path / "digests.sqlite").digests
     )
-    try:
-        nodes = build_graph(config, context, Path("page"))
-    except UserError as error:  # what comes after its keys were found right
-        assert "detectron2 cannot be imported" in str(error)
+    if any(table["stage"] == "detectron2" for table in tables.values()):  # told after its keys were found right
+        with pytest.raises(UserError, match=r"detectron2 cannot be imported|no such weights file"):
+            build_graph(config, context, Path("page"))
         return
+    nodes = build_graph(config, context, Path("page"))
     assert nodes.keys() == tables.keys()
     if config.student is not None:
         name = str(config.student.get("method", next(iter(METHODS))))
