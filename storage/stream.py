@@ -264,7 +264,6 @@ def _settle(where: Location, wanted: np.ndarray) -> None:
     first = wanted.argmax(axis=1)[:, None]
     for place in (where.shard, where.position):
         place[:] = np.where(wanted, place, np.take_along_axis(place, first, axis=1))
-    where.shard[~wanted.any(axis=1)] = FAILED
 
 
 def _values(shard: Shard, name: str) -> Callable[[int], Any]:
