@@ -348,7 +348,13 @@ def test_holes_are_refused_only_where_cells_are_wanted(tmp_path):
 def test_a_failure_in_a_cell_that_is_not_wanted_skips_nothing(tmp_path):
     table = create(tmp_path, "itm", LOGITS)
     rows = np.arange(N)
-    put(table, rows, ("p0", "p1"), {"p0": logits(rows, 0), "p1": logits(rows, 1)}, failures={(3, 1): "odd", (5, 0): "bad"})
+    put(
+        table,
+        rows,
+        ("p0", "p1"),
+        {"p0": logits(rows, 0), "p1": logits(rows, 1)},
+        failures={(3, 1): "odd", (5, 0): "bad"},
+    )
     wanted = np.ones((N, 2), bool)
     wanted[3, 1] = wanted[5, 1] = False
     ref = TableRef(str(table.dir), ("p0", "p1"), fingerprint=table.fingerprint, wanted=wanted)
