@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from stages.student.vlm_hoi.attention import CrossLayer, layer_config, sine_positions
+from stages.student.vlm_hoi.criterion import Criterion
 from stages.student.vlm_hoi.model_config import MurenConfig
 from stages.student.vlm_hoi.muren import Muren
 from stages.student.vlm_hoi.relation import BRANCHES, AttentiveFusion, MultiplexRelation
 from storage.errors import UserError
-from tests.student.vlm_hoi.tiny_muren import RESNET, K, N, V, tiny_config, tiny_muren
+from tests.student.vlm_hoi.tiny_muren import RESNET, K, N, V, random_targets, tiny_config, tiny_muren
 
 
 def parameters(module: nn.Module) -> int:
@@ -305,3 +306,45 @@ def test_a_cross_layer_drops_out_only_in_training():
     x, memory = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
     assert not torch.equal(layer.train()(x, memory), layer(x, memory))
     assert torch.equal(layer.eval()(x, memory), layer(x, memory))
+    layer.train().mlp, layer.encoder_attn.attention_dropout = nn.Identity(), 0.0
+    assert not torch.equal(layer(x, memory), layer(x, memory)), "what attention brings drops out too"
+
+
+@pytest.mark.parametrize("shared_fusion", [False, True])
+def test_the_three_branches_layer_by_layer(shared_fusion):
+    """Written out: decoder layers, context, fusion; what is fused goes on and, normed, to its branch's heads."""
+    model = tiny_muren(shared_fusion=shared_fusion)
+    memory, positions, mask = torch.randn(1, 6, 32), torch.randn(1, 6, 32), whole(1, 1, 1, 6)
+    mask[..., 4:] = False
+    q_h, q_o, q_r = (model.queries[name][None] for name in ("human", "object", "relation"))
+    h = o = r = torch.zeros(1, N, 32)
+    with torch.inference_mode():
+        output = model.heads(model.decode(memory, mask, positions))
+        for index in range(2):
+            h = model.decoders.human[index](h, None, positions, q_h, memory, mask)
+            o = model.decoders.object[index](o, None, positions, q_o, memory, mask)
+            r = model.decoders.relation[index](r, None, positions, q_r, memory, mask)
+            c = model.mure((h, o, r), memory, mask, positions)
+            at = 0 if shared_fusion else index
+            h, o, r = model.fusions.human[at](h, c), model.fusions.object[at](o, c), model.fusions.relation[at](r, c)
+            here = output.layer(index)
+            torch.testing.assert_close(here.human_boxes, model.human_box(model.norms.human(h)).sigmoid())
+            torch.testing.assert_close(here.object_boxes, model.object_box(model.norms.object(o)).sigmoid())
+            torch.testing.assert_close(here.object_logits, model.object_classifier(model.norms.object(o)))
+            torch.testing.assert_close(here.verb_logits, model.verb_classifier(model.norms.relation(r)))
+
+
+def test_half_precision_trains():
+    """float16 where autocast wants it, boxes and loss in float32, gradients finite under a scaled loss."""
+    model = tiny_muren().train()
+    pictures, targets = torch.randn(2, 3, 64, 64), [random_targets(2), random_targets(0)]
+    with torch.autocast("cpu", dtype=torch.float16):
+        output = model(pictures, whole(2, 64, 64))
+        total, _, _ = Criterion()(output, targets)
+    assert output.verb_logits.dtype == torch.float16
+    assert output.human_boxes.dtype == output.object_boxes.dtype == total.dtype == torch.float32
+    (256 * total).backward()
+    assert all(each.grad.isfinite().all() for each in model.parameters() if each.grad is not None)
+    with torch.no_grad():
+        exact, _, _ = Criterion()(model(pictures, whole(2, 64, 64)), targets)
+    assert total.item() == pytest.approx(exact.item(), rel=1e-2)
