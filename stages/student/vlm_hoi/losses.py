@@ -16,8 +16,18 @@ from stages.student.vlm_hoi.matching import Match, Targets, joined
 from stages.student.vlm_hoi.muren import MurenOutput
 from stages.student.vlm_hoi.picture_set import Batch
 
-Reduce = Callable[[Tensor], Tensor]
-"""A small float tensor's mean over the processes, the same on all of them."""
+
+@dataclass(frozen=True)
+class Processes:
+    """Those that share the global batch. ``mean``: a small float tensor's mean over them, the same on all."""
+
+    mean: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    number: int = 1
+
+    def share(self, count: Tensor) -> Tensor:
+        """What a sum over this process's pictures is divided by, so that averaged gradients are those of one whole batch:
+        the mean count, and at least 1 of all processes together."""
+        return self.mean(count.detach().float()).clamp(min=1 / self.number)
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ def batch_loss(
     config: VlmHoiConfig,
     tables: tuple[ItmTables | None, ItmTables | None],
     epoch: float,
-    reduce: Reduce,
+    processes: Processes | None = None,
     ratios: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss and its terms by name, of this process's pictures.
@@ -62,8 +72,10 @@ def batch_loss(
         output: of the batch's pictures, all layers, float32.
         tables: the classes of the ITM scores on labelled and on other pictures.
         epoch: epochs done, fractions included.
+        processes: None: this one alone.
         ratios: whether to compare the distilled terms' gradients with the verb loss's, at the final layer's verb logits.
     """
+    processes = processes or Processes()
     first = len(batch.targets)
     known = MurenOutput(*(each[:, :first] for each in output))
     softer = None
@@ -71,16 +83,16 @@ def batch_loss(
         rows, picture = joined(batch.targets)
         soft = batch.labelled.of_verbs(picture, rows.objects, tables[0].hoi_id).soft
         softer = negative_weights(config.itm, soft, rows.verbs, config.itm.ramp_at(epoch))
-    total, terms, matches = Criterion(config.loss, config.costs)(known, batch.targets, reduce, softer)
+    total, terms, matches = Criterion(config.loss, config.costs)(known, batch.targets, processes.mean, softer)
     terms = {f"loss/{name}": terms[name] for name in TERMS}  # of the final layer
 
     distilled = []
     if batch.labelled is not None and tables[0] is not None:
-        value = labelled_term(config.itm, known, batch.targets, matches, batch.labelled, tables[0], reduce)
+        value = labelled_term(config.itm, known, batch.targets, matches, batch.labelled, tables[0], processes)
         distilled.append(Distilled("itm", value, config.itm.weight_at(epoch)))
     if batch.unlabelled is not None and tables[1] is not None:
         others = MurenOutput(*(each[:, first:] for each in output))
-        value = pictures_term(config.f7, others, batch.unlabelled, tables[1], reduce)
+        value = pictures_term(config.f7, others, batch.unlabelled, tables[1], processes)
         distilled.append(Distilled("f7", value, config.f7.weight_at(epoch)))
     if ratios and distilled:
         verb = config.loss.verb * final_verb_loss(known, batch.targets, matches, config.loss)
@@ -100,11 +112,11 @@ def labelled_term(
     matches: list[list[Match]],
     scores: ItmScores,
     tables: ItmTables,
-    reduce: Reduce,
+    processes: Processes,
 ) -> Tensor:
     """The chosen family on the labelled pictures, summed over the taught layers, divided by the matched queries."""
     if config.family == "F7":
-        return pictures_term(config, output, scores, tables, reduce)
+        return pictures_term(config, output, scores, tables, processes)
     rows, _ = joined(targets)
     pictures, queries, row = flat(matches, targets, rows.objects.device)
     value = output.verb_logits.new_zeros(())
@@ -116,12 +128,11 @@ def labelled_term(
             output.object_logits[at],
         )  # fmt: skip
         value = value + found.sum()
-    count = reduce(torch.tensor(float(queries.shape[1]), device=value.device))
-    return value / count.clamp(min=1)
+    return value / processes.share(torch.tensor(float(queries.shape[1]), device=value.device))
 
 
 def pictures_term(
-    config: ItmConfig, output: MurenOutput, scores: ItmScores, tables: ItmTables, reduce: Reduce
+    config: ItmConfig, output: MurenOutput, scores: ItmScores, tables: ItmTables, processes: Processes
 ) -> Tensor:
     """F7, summed over the taught layers, divided by the expected number of interactions in the pictures."""
     value = output.verb_logits.new_zeros(())
@@ -135,7 +146,7 @@ def pictures_term(
             config.gamma,
         )
         value = value + found.sum()
-    return value / reduce(torch.nan_to_num(scores.soft).sum()).clamp(min=1)
+    return value / processes.share(torch.nan_to_num(scores.soft).sum())
 
 
 def final_verb_loss(

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -27,7 +27,7 @@ from stages.student.progress import MetricsLog, NonFiniteLoss, Progress
 from stages.student.state import load_state, save_state
 from stages.student.vlm_hoi.config import BOOKKEEPING, VlmHoiConfig, network_config
 from stages.student.vlm_hoi.initial_weights import initialise
-from stages.student.vlm_hoi.losses import ItmTables, batch_loss
+from stages.student.vlm_hoi.losses import ItmTables, Processes, batch_loss
 from stages.student.vlm_hoi.muren import Muren, MurenOutput
 from stages.student.vlm_hoi.picture_set import Batch, StepBatches
 from stages.student.vlm_hoi.student import VlmHoiStudent
@@ -59,8 +59,15 @@ def train(
     """
     # The stream.
     (run_dir / "state").mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(mixed_precision=config.precision, log_with="tensorboard", project_dir=run_dir)
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        log_with="tensorboard",
+        project_dir=run_dir,
+        # a backbone may have stages beyond the one that is read
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
     rank, world = accelerator.process_index, accelerator.num_processes
+    processes = Processes(lambda tensor: accelerator.reduce(tensor.detach(), "mean"), world)
     shape = network_config(config, data.vocabulary)
     with accelerator.main_process_first():
         taught = teaching(config, data, run_dir / "state")
@@ -107,7 +114,7 @@ def train(
         logged = (step + 1) % config.log_every == 0 or last
         try:
             output = MurenOutput(*(each.float() for each in model(batch.pixels, batch.mask)))
-            loss, terms = batch_loss(output, batch, config, tables, epoch, mean_over(accelerator), logged)
+            loss, terms = batch_loss(output, batch, config, tables, epoch, processes, logged)
         except FloatingPointError as error:
             raise NonFiniteLoss(describe(step, batch, data, str(error))) from None
         optimizer.zero_grad()
@@ -150,11 +157,6 @@ def parameter_groups(model: Muren, config: VlmHoiConfig) -> list[dict[str, Any]]
     rest = {"params": [p for p in learning if id(p) not in own], "peak": config.learning_rate}
     backbone = {"params": [p for p in learning if id(p) in own], "peak": config.backbone_learning_rate}
     return [{**group, "lr": group["peak"]} for group in (rest, backbone) if group["params"]]
-
-
-def mean_over(accelerator: Accelerator) -> Any:
-    """A tensor's mean over the processes."""
-    return lambda tensor: accelerator.reduce(tensor.detach(), "mean")
 
 
 class MovingAverage:

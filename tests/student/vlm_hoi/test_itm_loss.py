@@ -357,7 +357,7 @@ def test_lambda_0_is_the_baseline_bit_for_bit(family):
         output = MurenOutput(leaves[0].sigmoid(), leaves[1].sigmoid(), leaves[2], leaves[3])
         nothing = torch.zeros(0)
         given_ = Batch(nothing, nothing, nothing, targets, scores, None)
-        loss, _ = batch_loss(output, given_, VlmHoiConfig(itm=itm), (tables, None), epoch, lambda count: count)
+        loss, _ = batch_loss(output, given_, VlmHoiConfig(itm=itm), (tables, None), epoch)
         loss.backward()
         return [loss.detach(), *(leaf.grad for leaf in leaves)]
 
