@@ -48,7 +48,7 @@ class Context:
     """What a stage's constructor may ask for by name beside the keys of the configuration.
 
     Attributes:
-        prompts: the vocabulary's prompts; ``columns: prompts`` in a configuration means these.
+        prompts: the vocabulary's prompts.
         annotations: the dataset, by split.
         digests: remembers the digests of weight files; ``derived``: those of the tensors in them.
     """
@@ -58,6 +58,23 @@ class Context:
     annotations: Mapping[str, Annotations]
     digests: Callable[[Sequence[Path]], np.ndarray]
     derived: Callable[[Path, str, Callable[[], str]], str] | None = None
+
+    def written_out(self, columns: Any) -> Any:
+        """A configuration's columns, with the sentences in place of ``prompts``, ``verb_prompts`` and ``object_prompts``,
+        which may stand alone or in a list, each sentence once."""
+        words = self.vocabulary
+        named = {
+            "prompts": lambda: self.prompts,
+            "verb_prompts": words.verb_prompts,
+            "object_prompts": words.object_prompts,
+        }
+        listed = [columns] if isinstance(columns, str) else columns
+        if not isinstance(listed, list) or not any(isinstance(each, str) and each in named for each in listed):
+            return columns
+        found: dict[Any, None] = {}
+        for each in listed:
+            found |= dict.fromkeys(named[each]() if each in named else [each])
+        return tuple(found)
 
     def given(self) -> dict[str, Any]:
         words = self.vocabulary
@@ -155,8 +172,8 @@ def build_stage(kind: str, parameters: dict[str, Any], context: Context, where: 
     for name in weights:
         default = fields[name][1]
         fields[name] = (str | CheckpointName | None if default is None else str | CheckpointName, default)
-    if parameters.get("columns") == "prompts":
-        parameters = {**parameters, "columns": context.prompts}
+    if "columns" in parameters:
+        parameters = {**parameters, "columns": context.written_out(parameters["columns"])}
     model = create_model("Parameters", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
     try:
         checked = model.model_validate(parameters)

@@ -157,16 +157,18 @@ def draw(
     from stages.evaluate.pictures import Pair
 
     words = student.vocabulary
-    found = read_detections(path, np.array(names), np.asarray(words.hois), len(words.objects), len(words.verbs))
+    found = read_detections(
+        path, np.array(names), np.asarray(words.hois), len(words.objects), len(words.verbs), object_optional=True
+    )
     for image, (name, picture) in enumerate(zip(names, pictures, strict=True)):
         rows = np.flatnonzero((found.image == image) & (found.score >= threshold))
         best = rows[np.argsort(-found.score[rows], kind="stable")][:DRAWN]
         pairs = [
             Pair(
                 found.human_box[row].tolist(),
-                found.object_box[row].tolist(),
+                (found.object_box if found.object[row] >= 0 else found.human_box)[row].tolist(),
                 words.verbs[found.verb[row]].replace("_", " "),
-                words.objects[found.object[row]].replace("_", " "),
+                words.objects[found.object[row]].replace("_", " ") if found.object[row] >= 0 else "",
                 float(found.score[row]),
             )
             for row in best

@@ -46,11 +46,9 @@ def write_run_report(
     matches = matches_of(setup, plans.get(roles.itm), rows[shown])
     for position, image in enumerate(shown):
         if test.image_hois is not None and matches[position]:
-            true = test.image_hois[image]
-            names = setup.vocabulary.prompts()
+            true = dict(zip(setup.vocabulary.prompts(), test.image_hois[image].tolist(), strict=True))
             matches[position] = [
-                Match(match.prompt, match.probability, bool(true[names.index(match.prompt)]))
-                for match in matches[position]
+                Match(match.prompt, match.probability, true.get(match.prompt)) for match in matches[position]
             ]
     gallery = gallery_items(
         test,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.cells import fingerprint_of, identity_of, read_text, stream_spec
+from pipeline.config import SwigHoiDataset, VCocoDataset
 from pipeline.plan import TablePlan, plan
 from pipeline.progress import duration
 from pipeline.resolve import Resolved, resolve
@@ -163,7 +164,9 @@ def evaluate_run(
     predictions = student.predict(test_set(setup, resolved), run_dir, run_dir.parent.parent / "shared", print)
     test, train = setup.dataset["test"], setup.dataset["train"]
     words = setup.vocabulary
-    found = read_detections(predictions, test.image_id, np.asarray(words.hois), len(words.objects), len(words.verbs))
+    found = read_detections(
+        predictions, test.image_id, np.asarray(words.hois), len(words.objects), len(words.verbs), object_optional=True
+    )
     labelled = train.hoi[: int(train.pair_offsets[resolved.annotated])]
     counts = np.bincount(labelled[labelled >= 0], minlength=len(words.hois))
     evaluation = evaluate_hico_det(test, found, counts < RARE_BELOW, counts)
@@ -171,8 +174,21 @@ def evaluate_run(
     for setting, means in (("default", evaluation.default), ("known object", evaluation.known_object)):
         row = "  ".join(f"{name} {value:.2f}" for name, value in means.items() if value is not None)
         print(f"mAP, {setting}: {row}")
+    judge_officially(setup, predictions, run_dir)
     write_run_report(setup, resolved, plans, run_dir, trained_on(resolved), found, evaluation)
     write_json(run_dir / "evaluated.json", {"fingerprint": resolved.evaluation})
+
+
+def judge_officially(setup: Setup, predictions: Path, run_dir: Path) -> None:
+    """Datasets with a protocol of their own: its figures too, printed and in ``official.json``."""
+    dataset = setup.config.dataset
+    if not isinstance(dataset, VCocoDataset | SwigHoiDataset):
+        return
+    from stages.evaluate.protocols import Request, evaluate_files
+
+    judged = evaluate_files(Request(dataset.kind, dataset.root, predictions))
+    write_json(run_dir / "official.json", judged.record)
+    print(judged.table())
 
 
 def provenance(setup: Setup, resolved: Resolved) -> dict[str, Any]:

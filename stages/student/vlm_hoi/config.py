@@ -96,7 +96,7 @@ class VlmHoiConfig:
     """Keys of ``MurenConfig`` except those that the vocabulary decides. ``backbone``: resnet50, resnet101, a record of
     transformers, or ``{folder: PATH}``: that of the checkpoint in a folder, with what stands beside ``folder`` changed."""
     start: str | None = None
-    """Folder of a detector, or a ``.pth`` of DETR, MUREN or CDN, with the weights to start from."""
+    """Folder or hub repository of a detector, or a ``.pth`` of DETR, MUREN or CDN, with the weights to start from."""
     allow_random_decoder: bool = False
     """Decoder layers that ``start`` lacks may start random; without it that is refused."""
     decoders_from_detr: bool = False
@@ -219,8 +219,25 @@ def starting_files(config: VlmHoiConfig) -> tuple[Path, ...]:
     """
     if config.start is None:
         return ()
-    path = Path(config.start)
+    path = starting_place(config.start)
     found = [path] if path.is_file() else sorted(file for kind in WEIGHT_FILES for file in path.glob(kind))
     if not found:
         raise UserError(f"student.start: {path}: no weights there ({', '.join(WEIGHT_FILES)})")
     return tuple(found)
+
+
+def starting_place(start: str) -> Path:
+    """The file or folder that ``start`` names; a model hub's repository of that name is fetched.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(start)
+    if path.exists() or start.count("/") != 1:
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(start, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # the hub's client raises what its transport does
+        raise UserError(f"student.start: {start}: neither here nor on the hub ({type(error).__name__})") from None

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from stages.student.prepare import Report, TrainingSet
 from stages.student.progress import MetricsLog, NonFiniteLoss, Progress
 from stages.student.state import load_state, save_state
-from stages.student.vlm_hoi.config import BOOKKEEPING, VlmHoiConfig, network_config
+from stages.student.vlm_hoi.config import BOOKKEEPING, VlmHoiConfig, network_config, starting_place
 from stages.student.vlm_hoi.initial_weights import initialise
 from stages.student.vlm_hoi.losses import ItmTables, Processes, batch_loss
 from stages.student.vlm_hoi.muren import Muren, MurenOutput
@@ -79,7 +79,7 @@ def train(
     model = Muren(shape)
     start = initialise(
         model,
-        None if config.start is None else Path(config.start),
+        None if config.start is None else starting_place(config.start),
         allow_random_decoder=config.allow_random_decoder,
         decoders_from_detr=config.decoders_from_detr,
     )

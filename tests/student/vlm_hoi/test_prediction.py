@@ -46,7 +46,8 @@ def test_a_score_is_object_times_verb_where_the_dataset_has_both():
     output = answer([(box, box), (box, box)], [{dog: 0.4, bicycle: 0.1}, {bicycle: 0.9}], [[0.5, 0.6, 0.7, 0.8]] * 2)
     found = triplets(output, (200, 100), valid_verbs(VOCABULARY, False), EVERYTHING, 80)
     got = {
-        (int(o), VOCABULARY.verbs[v]): round(float(s), 4) for o, v, s in zip(found.objects, found.verbs, found.scores)
+        (int(o), VOCABULARY.verbs[v]): round(float(s), 4)
+        for o, v, s in zip(found.objects, found.verbs, found.scores, strict=True)
     }
     verbs = dict(zip(VOCABULARY.verbs, (0.5, 0.6, 0.7, 0.8), strict=True))
     assert got == {
@@ -72,7 +73,9 @@ def test_suppression_is_within_a_class_or_within_an_object():
 
     def humans(scoring: Scoring) -> list[tuple[str, float]]:
         found = triplets(output, (100, 100), valid, scoring, 80)
-        return sorted((VOCABULARY.verbs[v], round(float(box[0]), 1)) for v, box in zip(found.verbs, found.human))
+        return sorted(
+            (VOCABULARY.verbs[v], round(float(box[0]), 1)) for v, box in zip(found.verbs, found.human, strict=True)
+        )
 
     by_class = humans(Scoring(top=1000, nms=0.6))
     assert [x for verb, x in by_class if verb == "hold"] == [5.0, 40.0]  # the far one and the better of the near two
