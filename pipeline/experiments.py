@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from storage.errors import UserError
 
 
 class ArmSection(Section):
-    """One line of the table: what it shows, the student's keys that make it, and tables of its own instead of the setup's."""
+    """One line of the table: what it shows, the student's keys that make it, and tables of its own instead of the setup's.
+    Sections among the student's keys (``itm: {family: F3}``) change the setup's: what they do not name stays."""
 
     text: str
     student: dict[str, Any] = Field(default_factory=dict)
@@ -25,9 +26,18 @@ class ArmSection(Section):
 
     def overrides(self, seed: int) -> list[str]:
         """What ``--set`` would be given."""
-        student = [(f"student.{key}", value) for key, value in {**self.student, "seed": seed}.items()]
+        student = leaves("student", {**self.student, "seed": seed})
         tables = [(f"tables.{name}", keys) for name, keys in self.tables.items()]
         return [f"{key}={json.dumps(value)}" for key, value in [*tables, *student]]
+
+
+def leaves(prefix: str, section: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """``{"a": {"b": 1}, "c": 2}`` as ("prefix.a.b", 1), ("prefix.c", 2)."""
+    for key, value in section.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(f"{prefix}.{key}", value)
+        else:
+            yield f"{prefix}.{key}", value
 
 
 class Matrix(Section):

@@ -1,0 +1,55 @@
+"""Matrices: an arm changes what it names and nothing else; the shipped ones can be trained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import load_config, validate
+from pipeline.experiments import ArmSection, Matrix
+from pipeline.student_section import StudentSection, as_dataclass, section_of
+from stages.student.method import method_named
+
+MATRICES = sorted(Path("configs").glob("experiments*.yaml"))
+
+
+def student_of(matrix: Matrix, arm: str, seed: int = 0) -> dict:
+    """The student's parameters in full, as training gets them."""
+    document = load_config(matrix.setup, matrix.arms[arm].overrides(seed)).student
+    assert document is not None
+    config = method_named(document.get("method", "pair_classifier")).config
+    return asdict(as_dataclass(config, section_of(config, StudentSection).model_validate(document)))
+
+
+def test_a_section_of_an_arm_changes_the_setups(tmp_path):
+    setup = tmp_path / "setup.yaml"
+    student = {"labelled": 1, "method": "vlm_hoi", "itm": {"family": "F3", "margin": 0.4}, "epochs": 2}
+    tables = {"itm": {"stage": "blip_itm", "columns": "prompts"}}
+    dataset = {"kind": "pico", "root": "nowhere"}
+    setup.write_text(yaml.safe_dump({"name": "x", "dataset": dataset, "tables": tables, "student": student}))
+    arm = ArmSection(text="", student={"itm": {"margin": 0.6}}, tables={"itm": {"stage": "blip2_itm"}})
+    config = load_config(setup, arm.overrides(7))
+    assert config.student == {**student, "itm": {"family": "F3", "margin": 0.6}, "seed": 7}
+    assert config.tables["itm"].stage == "blip2_itm"
+    assert config.tables["itm"].parameters() == {}, "a table is replaced: another stage has other parameters"
+
+
+@pytest.mark.parametrize("path", MATRICES, ids=lambda path: path.stem)
+def test_every_shipped_arm_is_a_training_of_its_own(path):
+    matrix = validate(Matrix, yaml.safe_load(path.read_text()), str(path))
+    students = {name: (student_of(matrix, name), section.tables) for name, section in matrix.arms.items()}
+    distinct = {repr(each) for each in students.values()}
+    assert len(distinct) == len(students)
+
+
+def test_the_ablations_start_from_arms_of_the_main_matrix():
+    main, ablations = (
+        validate(Matrix, yaml.safe_load(Path(f"configs/experiments_vlm_hoi{part}.yaml").read_text()), part)
+        for part in ("", "_ablations")
+    )
+    assert main.setup == ablations.setup
+    assert student_of(main, "baseline", 1) == student_of(ablations, "without", 1)
+    assert student_of(main, "F1", 1) == student_of(ablations, "with (F1, alpha 0.5, full sentences)", 1)
