@@ -144,9 +144,12 @@ def test_published_configurations_are_sound(name):
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(config, change, said):
-    with pytest.raises(UserError) as refusal:
+    def looked_at() -> None:
         setup = prepare(config, [change])
         network_config(student_section(setup)[1], setup.vocabulary)
         resolved(setup)
+
+    with pytest.raises(UserError) as refusal:
+        looked_at()
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
