@@ -26,6 +26,7 @@ from stages.student.prepare import Report, TrainingSet
 from stages.student.progress import MetricsLog, NonFiniteLoss, Progress
 from stages.student.state import load_state, save_state
 from stages.student.vlm_hoi.config import BOOKKEEPING, VlmHoiConfig, network_config, starting_place
+from stages.student.vlm_hoi.initial_weights import Report as StartReport
 from stages.student.vlm_hoi.initial_weights import initialise
 from stages.student.vlm_hoi.losses import ItmTables, Processes, batch_loss
 from stages.student.vlm_hoi.muren import Muren, MurenOutput
@@ -68,21 +69,13 @@ def train(
     )
     rank, world = accelerator.process_index, accelerator.num_processes
     processes = Processes(lambda tensor: accelerator.reduce(tensor.detach(), "mean"), world)
-    shape = network_config(config, data.vocabulary)
     with accelerator.main_process_first():
         taught = teaching(config, data, run_dir / "state")
     batches = StepBatches(config, data, len(data.vocabulary.objects), taught.labelled, taught.unlabelled, rank, world)
     tables = ItmTables.of(taught.labelled, accelerator.device), ItmTables.of(taught.unlabelled, accelerator.device)
 
     # The network, as it was left.
-    torch.manual_seed(config.seed)
-    model = Muren(shape)
-    start = initialise(
-        model,
-        None if config.start is None else starting_place(config.start),
-        allow_random_decoder=config.allow_random_decoder,
-        decoders_from_detr=config.decoders_from_detr,
-    )
+    model, start = new_network(config, data)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.weight_decay)
     average = MovingAverage(model, config.ema)
     run, state = run_name(config, data), run_dir / "state" / "latest.safetensors"
@@ -113,27 +106,18 @@ def train(
         last = step + 1 == steps
         logged = (step + 1) % config.log_every == 0 or last
         try:
-            output = MurenOutput(*(each.float() for each in model(batch.pixels, batch.mask)))
-            loss, terms = batch_loss(output, batch, config, tables, epoch, processes, logged)
+            terms = learn(model, optimizer, batch, config, tables, epoch, processes, accelerator, logged)
         except FloatingPointError as error:
             raise NonFiniteLoss(describe(step, batch, data, str(error))) from None
-        optimizer.zero_grad()
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
-        if not torch.isfinite(loss) or not (torch.isfinite(norm) or overflowed_by_chance(accelerator)):
-            said = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
-            raise NonFiniteLoss(describe(step, batch, data, f"{said}, gradient norm {norm.item():.4g}"))
-        optimizer.step()
         average.update(network)
         stopped = stop is not None and stop.is_set()
         if logged:
-            over_ranks = accelerator.reduce({"loss": loss.detach(), **terms, "gradient_norm": norm.detach()}, "mean")
-            values = {name: value.item() for name, value in over_ranks.items()}
+            values = {name: value.item() for name, value in accelerator.reduce(terms, "mean").items()}
             log.write({"step": step + 1, "epoch": round(batches.epoch(step + 1), 3), **values, "lr": group["lr"]})
         if ((step + 1) % config.save_every == 0 or last or stopped) and accelerator.is_main_process:
             more = {**average.weights, **scaler_state(accelerator)}
             save_state(state, network, optimizer.optimizer, step + 1, run, more)
-        progress(step + 1, loss)
+        progress(step + 1, terms["loss"])
         if stopped and not last:
             raise KeyboardInterrupt
 
@@ -148,6 +132,47 @@ def train(
     for tracker in accelerator.trackers:
         tracker.finish()
     return student
+
+
+def new_network(config: VlmHoiConfig, data: TrainingSet) -> tuple[Muren, StartReport]:
+    """The network at step 0, and which of its weights come from the configured start."""
+    torch.manual_seed(config.seed)
+    model = Muren(network_config(config, data.vocabulary))
+    start = initialise(
+        model,
+        None if config.start is None else starting_place(config.start),
+        allow_random_decoder=config.allow_random_decoder,
+        decoders_from_detr=config.decoders_from_detr,
+    )
+    return model, start
+
+
+def learn(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    config: VlmHoiConfig,
+    tables: tuple[ItmTables | None, ItmTables | None],
+    epoch: float,
+    processes: Processes,
+    accelerator: Accelerator,
+    ratios: bool,
+) -> dict[str, Tensor]:
+    """One step: forward, loss, backward, clip, step. Returns the loss, its terms and the gradient's norm, by name.
+
+    Raises:
+        FloatingPointError: one of them is not finite.
+    """
+    output = MurenOutput(*(each.float() for each in model(batch.pixels, batch.mask)))
+    loss, terms = batch_loss(output, batch, config, tables, epoch, processes, ratios)
+    optimizer.zero_grad()
+    accelerator.backward(loss)
+    norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+    terms = {"loss": loss.detach(), **terms, "gradient_norm": norm.detach()}
+    if not torch.isfinite(loss) or not (torch.isfinite(norm) or overflowed_by_chance(accelerator)):
+        raise FloatingPointError(", ".join(f"{name} {value.item():.4g}" for name, value in terms.items()))
+    optimizer.step()
+    return terms
 
 
 def parameter_groups(model: Muren, config: VlmHoiConfig) -> list[dict[str, Any]]:
