@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from PIL import Image
 from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessorPil, BlipProcessor
 
 from pipeline.config import load_config
@@ -27,6 +28,7 @@ from stages.data.vocabulary import hico_vocabulary
 from stages.student.vlm_hoi.config import network_config
 from stages.student.vlm_hoi.itm_targets import columns_for
 from storage.errors import UserError
+from tests.data.test_v_coco import official, write
 from tests.student.vlm_hoi.world import DETECTOR, MODEL
 from tests.teacher.conftest import blip_config  # noqa: F401
 
@@ -153,3 +155,32 @@ def test_what_is_wrong_is_said_in_one_line(config, change, said):
         looked_at()
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_v_coco_has_verbs_without_objects_and_is_judged_officially(tmp_path, capsys):
+    """From files to figures, no score asked: pictures, split by split, are those of the tests of its loader."""
+    root = tmp_path / "v_coco"
+    for split in ("trainval", "test"):
+        write(root, official(), f"vcoco_{split}.json", ids=f"vcoco_{split}.ids")
+    (root / "train2014").mkdir()
+    for number in (7, 9):
+        Image.new("RGB", (100, 80), (number, 9, 200)).save(root / f"train2014/COCO_train2014_{number:012}.jpg")
+    document = {
+        "name": "v-coco", "cache": str(tmp_path / "cache"), "runs": str(tmp_path / "runs"),
+        "dataset": {"kind": "v-coco", "root": str(root)},
+        "tables": {"boxes": {"stage": "ground_truth_boxes"}},
+        "student": {
+            "method": "vlm_hoi", "labelled": None, "tables": {"text": None, "captions": None}, "model": MODEL,
+            "start": DETECTOR, "allow_random_decoder": True, "itm": {"weight": 0}, "labelled_per_step": 2, "epochs": 2,
+            "scoring": {"top": 200, "nms_within": "object"},
+            "pictures": {"short_sides": [64], "max_side": 96, "test_short_side": 64, "crop": 0},
+        },
+    }  # fmt: skip
+    path = tmp_path / "v_coco.yaml"
+    path.write_text(yaml.safe_dump(document))
+    run = train_student(prepare(path))
+    assert "25 roles" in capsys.readouterr().out
+    assert json.loads((run / "official.json").read_text())["dataset"] == "v-coco"
+    shape = json.loads((run / "checkpoint/config.json").read_text())["shape"]
+    assert (shape["verbs"], shape["missing_object"], shape["shared_fusion"]) == (29, True, True)
+    assert pq.read_table(run / "detections.parquet").num_rows > 0
