@@ -151,7 +151,7 @@ def _prediction(words: Vocabulary, detections: Detections, row: int, right: bool
         detections.human_box[row].tolist(),
         detections.object_box[row].tolist(),
         _words(words.verbs[detections.verb[row]]),
-        _words(words.objects[detections.object[row]]),
+        _object(words, detections.object[row]),
         float(detections.score[row]),
         right,
     )
@@ -162,10 +162,14 @@ def _truth(words: Vocabulary, annotations: Annotations, row: int, found: bool) -
         annotations.human_box[row].tolist(),
         annotations.object_box[row].tolist(),
         _words(words.verbs[annotations.verb[row]]),
-        _words(words.objects[annotations.object[row]]),
+        _object(words, annotations.object[row]),
         None,
         found,
     )
+
+
+def _object(words: Vocabulary, index: int) -> str:
+    return _words(words.objects[index]) if index >= 0 else ""  # V-COCO: done without an object
 
 
 def _words(name: str) -> str:
