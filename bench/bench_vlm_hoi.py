@@ -4,7 +4,7 @@ The training step is the trainer's own (batch, forward, loss, backward, clip, st
 pictures once a step, scores sentences against them with the stock text model (each picture's states once, left to broadcast)
 and adds Eq. 4's hinge, which gives the student no gradient. Two settings:
 
-* pico: ``configs/pico_vlm_hoi.yaml`` on a small world of its own, batches of 16 with pictures decoded; the live teacher is
+* pico: ``configs/pico_vlm_hoi.yaml`` on a small world of its own, in its batches, pictures decoded; the live teacher is
   asked for the distinct (verb, object) that the queries of any layer put first, as the released code asks;
 * full size: MUREN-R50 and BLIP-base with random weights, one picture of 640 x 853 pixels, not decoded for the student, and
   two numbers of sentences between which the paper's (not logged) will mostly lie.
