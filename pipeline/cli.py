@@ -43,14 +43,17 @@ def plan(
     """Show, table by table, which cells are wanted, filled, empty or failed, why, and what they will cost."""
     from pipeline.plan import plan as make_plan
     from pipeline.setup import prepare
-    from pipeline.show import plan_table
+    from pipeline.show import plan_table, shared_rows
+    from pipeline.student_section import check_student
 
     setup = prepare(config, set or (), limit=limit, rehash=rehash)
+    check_student(setup)
     plans = make_plan(setup.nodes, setup.sources, setup.cache)
     if as_json:
         print(json.dumps({"config": str(config), "tables": [made.as_json() for made in plans.values()]}, indent=1))
     else:
         plan_table(plans)
+        shared_rows(setup.sources["images"])
 
 
 @app.command()
@@ -71,9 +74,11 @@ def run(
     from pipeline.plan import plan as make_plan
     from pipeline.run import choose_executor, drop_failures, fill
     from pipeline.setup import prepare
-    from pipeline.show import plan_table, run_summary
+    from pipeline.show import nothing_to_do, plan_table, run_summary, shared_rows
+    from pipeline.student_section import check_student
 
     setup = prepare(config, set or (), limit=limit, rehash=rehash)
+    check_student(setup)
     if limit is None:
         register(setup)
     plans = make_plan(setup.nodes, setup.sources, setup.cache)
@@ -81,9 +86,9 @@ def run(
         drop_failures(plans, setup)
         plans = make_plan(setup.nodes, setup.sources, setup.cache)
     plan_table(plans)
+    shared_rows(setup.sources["images"])
     if all(made.complete() for made in plans.values()):
-        wanted = sum(made.counts["wanted"] for made in plans.values())
-        print(f"Nothing to do: all {wanted:,} wanted cells are in {setup.config.cache} and match their inputs.")
+        print(nothing_to_do(plans, setup.config.cache))
         return
     chosen = setup.config.workers
     with choose_executor(executor or chosen.executor, chosen.device, workers or chosen.count) as execute, \
@@ -143,7 +148,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Pictures.")],
     out: Annotated[Path, typer.Option(help="Folder for detections.parquet and the drawn pictures.")],
     detections: Annotated[Path | None, typer.Option(help="Boxes: a COCO results JSON for these pictures.")] = None,
-    threshold: Annotated[float, typer.Option(help="Draw triplets of at least this score.")] = 0.3,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Draw triplets of at least this score.")] = 0.3,
 ) -> None:
     """Find human-object interactions in pictures with a trained student."""
     from pipeline.prediction import predict_pictures
@@ -200,7 +205,7 @@ def gc(
     yes: Annotated[
         bool, typer.Option("--yes", help="Move them to the trash, which empties after the grace period.")
     ] = False,
-    grace_days: Annotated[float, typer.Option(help="Days that trash is kept.")] = 7.0,
+    grace_days: Annotated[float, typer.Option(min=0, help="Days that trash is kept.")] = 7.0,
     forget: Annotated[
         list[str] | None, typer.Option(help="Forget a registered setup, or all of one name (repeatable).")
     ] = None,
@@ -237,6 +242,8 @@ def existing_cache(root: Path, kind: Any) -> Any:
 
     if not root.is_dir():
         raise UserError(f"--cache {root}: no such folder; a run makes it")
+    if not (root / "tables").is_dir():
+        raise UserError(f"--cache {root}: not a cache: it has no folder tables")
     return kind.open(root)
 
 

@@ -158,24 +158,34 @@ def validate(model: type[Any], document: Any, where: str) -> Any:
 
 
 def explain(error: ValidationError, document: Any, where: str, model: type[Any] | None = None) -> str:
-    """One line for the first problem of a pydantic error; a misspelt key gets its nearest valid neighbour.
+    """One line for one problem of a pydantic error, an unknown key if there is one: a misspelt key, which gets its nearest
+    valid neighbour, may be why another is missing.
 
     Args:
         where: what stands before the key: the file and, if the document is a section of it, the section with its dot.
     """
-    problem = error.errors()[0]
+    unknown = ("extra_forbidden", "unexpected_keyword_argument")
+    problem = next((each for each in error.errors() if each["type"] in unknown), error.errors()[0])
     location = [str(part) for part in problem["loc"]]
     location = [part for i, part in enumerate(location) if not (i and location[i - 1] == "dataset" and part in KINDS)]
     key = ".".join(location) or "(top level)"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if problem["type"] in unknown:
         valid = sorted(_siblings(model, problem["loc"]))
         near = difflib.get_close_matches(location[-1], valid, n=1)
         hint = f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(valid)}" if valid else "remove it"
         return f"{where}{key}: unknown key; {hint}{more}"
     if problem["type"] == "missing":
         return f"{where}{key}: missing; it has no default{more}"
-    return f"{where}{key}: {problem['msg']}; got {problem['input']!r}{more}"
+    said = MESSAGES.get(problem["type"], problem["msg"])
+    return f"{where}{key}: {said}; got {problem['input']!r}{more}"
+
+
+MESSAGES = {
+    "sequence_str": "Input should be a list",
+    "path_type": "Input should be a path",
+}
+"""Where pydantic's own words are those of a programmer."""
 
 
 KINDS = {

@@ -17,6 +17,7 @@ class TableProgress:
     done: int = 0
     failed: int = 0
     started: float | None = None
+    ended: float | None = None
 
 
 class Progress:
@@ -38,6 +39,8 @@ class Progress:
                 table.started = table.started or self.began
                 table.done += number
                 table.failed += failures.get(name, 0)
+                if table.done + table.failed >= table.todo:
+                    table.ended = now
         if now - self.last >= self.every:
             self.draw(now)
 
@@ -55,7 +58,7 @@ class Progress:
         finished = table.done + table.failed
         text = f"  {name:16s} {finished:>9,} / {table.todo:,} cells"
         if finished:
-            rate = finished / max(now - self.began, 1e-9)
+            rate = finished / max((table.ended or now) - self.began, 1e-9)
             left = (table.todo - finished) / rate
             text += f"  {rate:8,.0f}/s  {duration(left)} left" if left else f"  {rate:8,.0f}/s  done"
         return text + (f"  {table.failed} failed" if table.failed else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.graph import levels, passes
@@ -12,6 +13,7 @@ from pipeline.progress import duration, size
 if TYPE_CHECKING:
     from pipeline.plan import TablePlan
     from pipeline.run import RunSummary
+    from pipeline.sources import Source
 
 
 def plan_table(plans: Mapping[str, TablePlan]) -> None:
@@ -35,6 +37,22 @@ def plan_table(plans: Mapping[str, TablePlan]) -> None:
         for group in passes([name for name in level if name in nodes], nodes):
             if nodes[group[0]].stage.decodes and nodes[group[0]].stage.source == "images":
                 print(f"one pass over the pictures: {' + '.join(group)}")
+
+
+def shared_rows(pictures: Source) -> None:
+    """Tell of pictures that share a row, because their bytes are equal: they go by the first one's name."""
+    records = sum(len(rows) for rows in pictures.splits.values())
+    if twins := records - len(pictures.ids):
+        print(f"{twins:,} of {records:,} pictures have the bytes of another one and share its row and its name")
+
+
+def nothing_to_do(plans: Mapping[str, TablePlan], cache: Path) -> str:
+    wanted = sum(made.counts["wanted"] for made in plans.values())
+    line = f"Nothing to do: all {wanted:,} wanted cells are in {cache} and match their inputs"
+    failed = sum(made.counts["failed"] for made in plans.values())
+    return (
+        f"{line}; {failed:,} of them are recorded failures (--retry-failed tries them again)." if failed else f"{line}."
+    )
 
 
 def run_summary(summary: RunSummary) -> None:

@@ -54,6 +54,12 @@ def student_section(setup: Setup) -> tuple[Method, Any, Pictures]:
     return method, as_dataclass(method.config, checked), pictures
 
 
+def check_student(setup: Setup) -> None:
+    """Refuse a ``student:`` section with a mistake before a teacher has worked for it; a setup without one is fine."""
+    if setup.config.student is not None and not is_folder(setup):
+        student_section(setup)
+
+
 def section_of(cls: type, base: type[Section] = Section, defaults: Any = None) -> type[Section]:
     """A section with the fields of a dataclass, and of the dataclasses in it: no key is unknown at any depth.
 

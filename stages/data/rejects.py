@@ -32,4 +32,5 @@ class Rejects:
     def warn(self) -> None:
         """One warning at the end if anything was dropped."""
         if self.count:
-            _log.warning("%s: dropped %d bad entries, the first: %s", self.where, self.count, self.first)
+            entries = "entry" if self.count == 1 else "entries"
+            _log.warning("%s dropped %d bad %s, the first: %s", self.where, self.count, entries, self.first)

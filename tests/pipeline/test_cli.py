@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,30 @@ def test_unknown_executor_and_no_cache(album):
     gone = hoi_distill("check", "--cache", album.root / "nowhere")
     assert gone.returncode == 2
     assert "nowhere: no such folder" in gone.stderr
+    other = hoi_distill("check", "--cache", album.folder)
+    assert other.returncode == 2
+    assert "pictures: not a cache" in other.stderr
+
+
+def test_a_mistake_in_the_students_section_is_told_before_a_teacher_works(tmp_path, album):
+    album.config["dataset"] = {"kind": "pico", "root": str(tmp_path / "world"), "train": 3, "test": 2}
+    album.config["student"] = {"labeled": 2}
+    for command in ("plan", "run"):
+        done = hoi_distill(command, album.write())
+        assert done.returncode == 2
+        assert "student.labeled: unknown key; did you mean labelled?" in done.stderr
+    assert not list((album.root / "cache").glob("tables/*"))
+
+
+def test_twins_and_failures_are_counted_in_so_many_words(album):
+    shutil.copy(album.folder / "000.png", album.folder / "twin.png")
+    (album.folder / "zero.png").write_bytes(b"")
+    planned = hoi_distill("plan", album.path)
+    assert "1 of 8 pictures have the bytes of another one" in planned.stdout
+    hoi_distill("run", album.path)
+    again = hoi_distill("run", album.path)
+    assert "Nothing to do: all 42 wanted cells" in again.stdout
+    assert "6 of them are recorded failures" in again.stdout
 
 
 def test_incomplete_run_exits_3(album):
