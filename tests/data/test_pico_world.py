@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from PIL import Image
 from stages.data.detections import load_detections
 from stages.data.hico_det import load_hico_det
 from stages.data.pico.classes import HOIS
-from stages.data.pico.render import render_scene
+from stages.data.pico.render import RENDERER_VERSION, render_scene
 from stages.data.pico.world import TEMPER, pico_vocabulary, scene_seed, write_world
 from storage.errors import UserError
 
@@ -49,12 +52,69 @@ def test_a_second_call_writes_nothing(world):
     assert {p: p.stat().st_mtime_ns for p in world.rglob("*")} == before
 
 
-def test_another_world_is_replaced_whole(tmp_path):
+@pytest.mark.parametrize(
+    ("asked", "change"),
+    [
+        ({"train": 4, "test": 3}, "train: 6 -> 4"),
+        ({"train": 7, "test": 3}, "train: 6 -> 7"),
+        ({"train": 6, "test": 4}, "test: 3 -> 4"),
+        ({"train": 4, "test": 2, "seed": 1}, "seed: 0 -> 1, train: 6 -> 4, test: 3 -> 2"),
+    ],
+)
+def test_a_world_of_other_parameters_is_refused_and_kept(tmp_path, asked, change):
     root = write_world(tmp_path / "w", train=6, test=3)
-    write_world(root, train=4, test=3)
-    assert len(os.listdir(root / "images/train2015")) == 4
+    (root / "notes.txt").write_text("precious")
+    before = _files(root)
+    with pytest.raises(UserError) as error:
+        write_world(root, **asked)
+    line = str(error.value)
+    assert line.startswith(f"{root}: ")
+    assert f"({change})" in line
+    assert "another dataset.root, or remove the folder" in line
+    assert "\n" not in line
+    assert _files(root) == before
     assert os.listdir(tmp_path) == ["w"]
-    assert not (root / "replaced").exists()
+
+
+def test_a_world_of_an_older_renderer_is_refused_and_kept(tmp_path, monkeypatch):
+    root = write_world(tmp_path / "w", train=2, test=1)
+    before = _files(root)
+    monkeypatch.setattr("stages.data.pico.world.RENDERER_VERSION", RENDERER_VERSION + 1)
+    with pytest.raises(UserError, match=f"renderer: {RENDERER_VERSION} -> {RENDERER_VERSION + 1}.*remove the folder"):
+        write_world(root, train=2, test=1)
+    assert _files(root) == before
+
+
+RENDERING = """
+import sys
+from stages.data.pico.world import write_world
+write_world(sys.argv[1], train=500, test=1)
+"""
+
+
+def test_a_world_killed_while_it_is_rendered_is_completed(tmp_path):
+    """What the dead left is swept once it is old; folders of the user that look alike stay."""
+    root = tmp_path / "w"
+    writer = subprocess.Popen([sys.executable, "-c", RENDERING, str(root)], cwd=Path(__file__).parents[2])
+    while len(list(tmp_path.glob(".w-rendering-*/images/train2015/*.jpg"))) < 3:
+        assert writer.poll() is None
+        time.sleep(0.01)
+    writer.kill()
+    writer.wait()
+    assert not root.exists()
+    (tmp_path / ".w-backup").mkdir()
+    (tmp_path / ".w-backup" / "notes.txt").write_text("precious")
+    for folder in tmp_path.iterdir():
+        os.utime(folder, (0, 0))
+    write_world(root, train=6, test=3)
+    assert _files(root) == _files(write_world(tmp_path / "quiet", train=6, test=3))
+    assert sorted(os.listdir(tmp_path)) == [".w-backup", "quiet", "w"]
+    assert os.listdir(tmp_path / ".w-backup") == ["notes.txt"]
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "w").mkdir()
+    assert (write_world(tmp_path / "w", train=2, test=1) / "world.json").is_file()
 
 
 def test_a_folder_of_something_else_is_never_overwritten(tmp_path):

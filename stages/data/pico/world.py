@@ -55,46 +55,57 @@ def write_world(root: str | Path, seed: int = 0, train: int = 4000, test: int = 
 
     Written: ``anno_bbox.mat``, ``anno.mat``, ``images/{train,test}2015/*.jpg``, ``detections_{train,test}2015.json``
     (COCO results: the true boxes, jittered, some missed, some misnamed, some invented) and ``world.json``. The folder
-    appears whole or not at all. One that already holds this very world is left alone; another world there is replaced.
+    appears whole or not at all, and what is on disk is never changed: one that holds this very world is left alone.
 
-    Raises UserError when the folder holds something else.
+    Raises UserError when the folder holds another world, of other parameters or an older renderer, or something else.
     """
     root = Path(root)
     identity = {"world": WORLD_VERSION, "renderer": RENDERER_VERSION, "seed": seed, "train": train, "test": test}
-    found = _identity(root)
-    if found == identity:
+    if _holds(root, identity):
         return root
-    if found is None and root.exists() and any(root.iterdir()):
-        raise UserError(f"{root}: not empty and no pico world; give an empty or new folder")
     root.parent.mkdir(parents=True, exist_ok=True)
-    for stale in root.parent.glob(f".{root.name}-*"):  # of a writer that was killed
+    prefix = f".{root.name}-rendering-"
+    for stale in root.parent.glob(f"{prefix}*"):  # of a writer that was killed
         if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(stale, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    work = Path(tempfile.mkdtemp(prefix=prefix, dir=root.parent))
     try:
         work.chmod(0o755)
         splits = {"train": _write_split(work, seed, "train", train, processes)}
         splits["test"] = _write_split(work, seed, "test", test, processes)
         write_annotations(work, pico_vocabulary(), splits)
         (work / "world.json").write_text(json.dumps(identity, indent=1) + "\n")
-        if found is not None:
-            os.replace(root, work / "replaced")
         try:
-            os.replace(work, root)
+            os.replace(work, root)  # fails on a folder that is no longer empty
         except OSError:
-            if _identity(root) != identity:  # unless somebody else has just written the same world
+            if not _holds(root, identity):  # unless somebody else has just written the same world
                 raise
-        shutil.rmtree(root / "replaced", ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return root
 
 
-def _identity(root: Path) -> dict[str, int] | None:
+def _holds(root: Path, identity: dict[str, int]) -> bool:
+    """Whether the folder holds that very world; False where there is nothing. Raises UserError where there is more."""
     try:
-        return json.loads((root / "world.json").read_text())
+        found = json.loads((root / "world.json").read_text())
     except (OSError, ValueError):
-        return None
+        found = None
+    if found == identity:
+        return True
+    if isinstance(found, dict):
+        changes = (
+            f"{key}: {found.get(key, 'none')} -> {identity.get(key, 'none')}"
+            for key in [*identity, *(key for key in found if key not in identity)]
+            if found.get(key) != identity.get(key)
+        )
+        raise UserError(
+            f"{root}: holds another pico world ({', '.join(changes)}), which is never rewritten; "
+            "give another dataset.root, or remove the folder"
+        )
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(f"{root}: not empty and no pico world; give an empty or new folder as dataset.root")
+    return False
 
 
 def _write_split(root: Path, seed: int, split: str, count: int, processes: int) -> list[Picture]:
