@@ -130,10 +130,7 @@ class DigestMemory:
         connection: sqlite3.Connection | None = None
         try:
             try:
-                connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.execute("PRAGMA synchronous=NORMAL")
-                connection.executescript(_SCHEMA)
+                connection = _open(self.path)
             except sqlite3.OperationalError as error:
                 if os.path.isdir(self.path.parent) and os.access(self.path.parent, os.W_OK):
                     raise StorageError(
@@ -153,6 +150,24 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS segment (id INTEGER PRIMARY KEY, folder TEXT NOT NULL, names BLOB, entries BLOB);
 CREATE TABLE IF NOT EXISTS derived (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+
+
+def _open(path: Path, patience: float = 60.0) -> sqlite3.Connection:
+    """A connection with its tables. Entering WAL mode does not wait for others as every later statement does, so of
+    processes that make the file at one time some find it locked and try again."""
+    give_up = time.monotonic() + patience
+    while True:
+        connection = sqlite3.connect(path, timeout=patience, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.executescript(_SCHEMA)
+            return connection
+        except sqlite3.OperationalError as error:
+            connection.close()
+            if "locked" not in str(error) or time.monotonic() > give_up:
+                raise
+            time.sleep(0.02)
 
 
 def _hash(path: str) -> tuple[np.void, bool] | OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -134,3 +135,17 @@ def test_a_memory_that_is_no_database_is_named(tmp_path, files):
     (tmp_path / "digests.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(StorageError, match=r"digests.sqlite.*delete this file"):
         DigestMemory(tmp_path / "digests.sqlite").digests(files)
+
+
+def _remember(paths: tuple[Path, Path]) -> bytes:
+    memory, file = paths
+    return DigestMemory(memory).digests([file])[0].tobytes()
+
+
+def test_processes_that_make_the_memory_at_one_time_all_get_their_digests(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("x")
+    with get_context("spawn").Pool(6) as pool:
+        for number in range(25):  # without patience about three calls in a hundred find the new file locked
+            found = pool.map(_remember, [(tmp_path / f"{number}.sqlite", file)] * 6, chunksize=1)
+            assert len(set(found)) == 1
