@@ -11,14 +11,28 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from pipeline import teachers_cli
 from pipeline.dataset_cli import app as dataset_app
 from pipeline.evaluate_cli import evaluate
 from pipeline.triplets_cli import triplets
 
+
+class _Commands(typer.core.TyperGroup):
+    """Typer leaves without a word at Ctrl-C; this says what became of the work."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("Interrupted. What was committed is kept; the same command goes on from here.", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
     name="hoi-distill",
+    cls=_Commands,
     help="Pay for the vision-language teacher once, then train as many light HOI students as you like.",
     epilog="Exit codes: 0 done, 1 internal error, 2 bad input, 3 cells are empty or differ, 130 interrupted.",
     no_args_is_help=True,
@@ -91,8 +105,8 @@ def run(
         print(nothing_to_do(plans, setup.config.cache))
         return
     chosen = setup.config.workers
-    with choose_executor(executor or chosen.executor, chosen.device, workers or chosen.count) as execute, \
-            stop_on_interrupt() as stop:  # fmt: skip
+    with stop_on_interrupt() as stop, \
+            choose_executor(executor or chosen.executor, chosen.device, workers or chosen.count) as execute:  # fmt: skip
         summary = fill(setup, execute, stop)
     run_summary(summary)
     if summary.interrupted:
@@ -185,7 +199,7 @@ def verify(
     config: ConfigFile,
     table: Annotated[str, typer.Argument(help="A table's name in the configuration.")],
     sample: Annotated[int, typer.Option(min=1, help="How many cells to compute again.")] = 32,
-    seed: Annotated[int, typer.Option(help="Chooses the cells.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the cells.")] = 0,
     set: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -256,9 +270,6 @@ def main() -> None:
     except (UserError, StorageError) as error:
         print(f"hoi-distill: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, UserError) else 1) from None
-    except KeyboardInterrupt:
-        print("hoi-distill: interrupted; everything committed is kept", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def fill_cache(setup: Setup) -> None:
     if all(made.complete() for made in plan(setup.nodes, setup.sources, setup.cache).values()):
         return
     chosen = setup.config.workers
-    with choose_executor(chosen.executor, chosen.device, chosen.count) as execute, stop_on_interrupt() as stop:
+    with stop_on_interrupt() as stop, choose_executor(chosen.executor, chosen.device, chosen.count) as execute:
         if fill(setup, execute, stop).interrupted:
             raise KeyboardInterrupt
     empty = [name for name, made in plan(setup.nodes, setup.sources, setup.cache).items() if not made.complete()]

@@ -27,6 +27,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -37,6 +38,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from storage.errors import UserError
@@ -76,11 +78,13 @@ class RayExecutor:
     def __enter__(self) -> RayExecutor:
         address = os.environ.get("RAY_ADDRESS", "local")
         self._attached = address != "local"
-        self._session.enter_context(_attached_ray(address) if self._attached else _local_ray(self.workers))
+        with _unbroken():
+            self._session.enter_context(_attached_ray(address) if self._attached else _local_ray(self.workers))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._session.close()
+        with _unbroken():
+            self._session.close()
 
     def execute(self, tasks: Sequence[Task], *, report: Callable[[TaskReport], None], stop: threading.Event) -> None:
         """Run the tasks, in about their order.
@@ -94,7 +98,7 @@ class RayExecutor:
                 sources.
             Exception: what a stage or the storage raised on a worker. Committed tasks stay committed.
         """
-        if not tasks:
+        if not tasks or stop.is_set():
             return
         if self._attached:
             _check_nodes(tasks)
@@ -180,7 +184,7 @@ class _Pool:
                 break
             if not halted:
                 waiting |= {member.starting: member for member in self._members if member.starting is not None}
-            done, _ = ray.wait(list(waiting), timeout=0.5)
+            done, _ = ray.wait(list(waiting), timeout=0.1)  # signals are handled between two waits
             for ref in done:
                 self._settle(waiting[ref], ref)
         if self._error is not None:
@@ -320,6 +324,36 @@ def _actor_factory(size: int, tasks: Sequence[Task]) -> Callable[[], Any]:
 def _quantity(amount: float) -> float:
     """Ray takes fractions below one and whole numbers above."""
     return float(int(amount)) if amount >= 1 else int(amount * 100) / 100
+
+
+@contextmanager
+def _unbroken() -> Iterator[None]:
+    """For Ray's start and end, in the midst of which its core crashes or hangs when a signal's handler raises.
+
+    A handler runs at once all the same, but one that raises KeyboardInterrupt ends the process here and now with exit
+    code 130: the kernel ends our own Ray with its driver, and the next run sweeps its folder. Handlers that Ray itself
+    installs go again.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = {number: handler for number, handler in before.items() if callable(handler)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        try:
+            ours[signal.Signals(number)](number, frame)
+        except KeyboardInterrupt:
+            os.write(2, b"Interrupted. What was committed is kept; the same command goes on from here.\n")
+            os._exit(130)
+
+    for number in ours:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
 
 
 @functools.cache
