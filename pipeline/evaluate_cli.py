@@ -14,7 +14,7 @@ def evaluate(
     detections: Annotated[
         Path, typer.Option(help="Scored triplets: Parquet (docs/formats.md), or as others write them.")
     ],
-    dataset: Annotated[str, typer.Option(help="The protocol: hico-det, v-coco or swig-hoi.")] = "hico-det",
+    dataset: Annotated[str, typer.Option(help="The protocol: hico-det, v-coco, swig-hoi, or folder.")] = "hico-det",
     format: Annotated[str, typer.Option(help="Of the detections: auto, parquet, qpic, pocket or v-coco.")] = "auto",
     split: Annotated[str | None, typer.Option(help="By default the test split.")] = None,
     convention: Annotated[
@@ -38,7 +38,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder for page, CSV and JSON; by default beside the detections.")
     ] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for confidence intervals; 0: none.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Draws the resamples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the resamples.")] = 0,
     export: Annotated[
         list[str] | None, typer.Option(help="Also write the detections for other code: KIND=PATH (repeatable).")
     ] = None,
@@ -50,19 +50,26 @@ def evaluate(
     from stages.evaluate.exports import export_detections, parse_exports
     from stages.evaluate.protocols import Request, evaluate_files
 
-    exports = parse_exports(export or ())
+    exports = parse_exports(export or (), dataset)
     request = Request(
         dataset, annotations, detections, format, split, convention, tuple(switch or ()), image_labels, zero_shot,
         labelled, frame,
     )  # fmt: skip
     judged = evaluate_files(request)
+    if not len(judged.detections):
+        typer.echo(f"hoi-distill: warning: {detections}: no detections in it, so every pair is missed", err=True)
     for kind, path in exports:
         export_detections(judged, kind, path)
     if out is None and not as_json:
-        out = detections.with_name(f"{detections.stem}-evaluation")
-    paths = []
+        used = judged.record["convention"]
+        out = detections.with_name(
+            f"{detections.stem}-evaluation" + ("" if used in ("official", dataset) else f"-{used}")
+        )
+    intervals = None
+    lines = [f"Exported as {kind}: {path}" for kind, path in exports]
     if out is not None:
         from stages.evaluate.evaluation_page import write_evaluation
 
-        paths = write_evaluation(judged, out, detections.name, bootstrap, seed)
-    print(json.dumps(judged.record, indent=1) if as_json else "\n".join([judged.table(), *map(str, paths)]))
+        paths, intervals = write_evaluation(judged, out, detections.name, bootstrap, seed)
+        lines += map(str, paths)
+    print(json.dumps(judged.record, indent=1) if as_json else "\n".join([judged.table(intervals), *lines]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +55,10 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
             from stages.data.pico.world import write_world
 
             write_world(dataset.root, seed=dataset.seed, train=dataset.train, test=dataset.test)
-            return {split: load_hico_det(dataset.root, split, limit=limit) for split in ("train", "test")}
+            return {
+                split: replace(load_hico_det(dataset.root, split, limit=limit), name="pico world")
+                for split in ("train", "test")
+            }
         case FolderDataset(annotations=None):
             from stages.data.folder import load_folder
 

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Something the user gave is wrong. ``str(error)`` is one line naming the file, the key or entry, and the remedy."""
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """`` (did you mean X?)`` with the allowed name nearest to a wrong one; nothing where none is near."""
+    near = difflib.get_close_matches(name, list(allowed), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 class InputFailure(Exception):

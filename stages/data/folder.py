@@ -9,9 +9,9 @@ Annotations are a JSON object; boxes are x1, y1, x2, y2 in pixels, zero-based ha
                    "object": "bicycle", "verbs": ["ride", "hold"]},
                   {"human_box": [300, 30, 380, 310], "verbs": ["stand"]}]}]}
 
-``vocabulary`` is a file of ``Vocabulary.save`` beside the JSON (by default HICO-DET's 600 interactions); ``split`` is
-"train" unless it says "test"; ``width`` and ``height`` may be left out, and ``pairs`` where there are none; a pair
-without ``object`` is a verb done without one.
+No other keys are allowed, and a picture is listed once. ``vocabulary`` is a file of ``Vocabulary.save`` beside the
+JSON (by default HICO-DET's 600 interactions); ``split`` is "train" unless it says "test"; ``width`` and ``height``
+may be left out, and ``pairs`` where there are none; a pair without ``object`` is a verb done without one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,14 @@ from stages.data.raw_split import inside
 from stages.data.records import Annotations
 from stages.data.rejects import Rejects
 from stages.data.vocabulary import Vocabulary, hico_vocabulary
-from storage.errors import UserError
+from storage.errors import UserError, did_you_mean
+
+KEYS = {
+    "annotations": ("vocabulary", "pictures"),
+    "picture": ("file_name", "split", "width", "height", "pairs"),
+    "pair": ("human_box", "object_box", "object", "verbs"),
+}
+"""The keys of each kind of JSON object."""
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
@@ -67,12 +74,15 @@ def load_annotated_folder(
     there, sizes come from their headers, and other pictures under `root` follow in "train", without pairs: the
     unlabelled ones. With ``images=False`` none need be there.
 
-    Raises UserError naming file and entry for unknown names, a verb and an object that are no class together, boxes
-    empty or outside their picture, repeated or missing pictures; with `lenient` those are dropped, counted, warned of.
+    Raises UserError naming file and entry for unknown keys and names, a verb and an object that are no class
+    together, boxes empty or outside their picture, missing pictures, and pictures listed twice, be it in two splits;
+    with `lenient` those are dropped, counted, warned of.
     """
     file = Path(annotations)
     root = file.parent if root is None else Path(root)
     document = read_json(file, dict, "annotations of a folder (see docs/formats.md)")
+    if (unknown := _unknown_key("annotations", document)) is not None:
+        raise UserError(f"{file}: {unknown}")
     if not isinstance(document.get("pictures"), list):
         raise UserError(f"{file}: no list 'pictures'; see docs/formats.md")
     if split not in (None, "train", "test"):
@@ -82,7 +92,7 @@ def load_annotated_folder(
     reject = Rejects(f"{file}:", lenient)
     entries = _of_split(document["pictures"], split, reject)
     present = set(_pictures(root)) if images else None
-    chosen = _known_once(entries, present, root, reject)[:limit]
+    chosen = _present(entries, present, root, reject)[:limit]
     names = [record["file_name"] for _, record in chosen]
     listed = {record.get("file_name") for record in document["pictures"] if isinstance(record, dict)}
     others = sorted(present - listed) if present and split == "train" else []
@@ -121,6 +131,9 @@ class _Pairs:
             verbs = pair.get("verbs") if isinstance(pair, dict) else None
             if not isinstance(verbs, list) or not verbs or "human_box" not in pair:
                 reject(f"{where}, pair {number}: a pair has human_box and a list of verbs, and may have an object")
+                continue
+            if (unknown := _unknown_key("pair", pair)) is not None:
+                reject(f"{where}, pair {number}: {unknown}")
                 continue
             thing = pair.get("object")
             if (thing is None) != (pair.get("object_box") is None):
@@ -211,13 +224,18 @@ def _pictures(root: Path) -> list[str]:
 
 
 def _of_split(records: list[Any], split: str | None, reject: Rejects) -> list[tuple[int, dict[str, Any]]]:
-    """Numbers and records of the pictures of a split (format checked)."""
+    """Numbers and records of the pictures of a split; format and that none is listed twice are checked in all splits."""
     found = []
+    seen: dict[str, int] = {}
     for number, record in enumerate(records, start=1):
         if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
             reject(f"entry {number}: no file_name; a picture has file_name and pairs")
         elif record.get("split", "train") not in ("train", "test"):
             reject(f"entry {number} ({record['file_name']}): split {record['split']!r} is neither train nor test")
+        elif (unknown := _unknown_key("picture", record)) is not None:
+            reject(f"entry {number} ({record['file_name']}): {unknown}")
+        elif (first := seen.setdefault(record["file_name"], number)) != number:
+            reject(f"entry {number} repeats the picture {record['file_name']} of entry {first}; remove one")
         else:
             found.append((number, record))
     if split is None and any(record.get("split") == "test" for _, record in found):
@@ -225,19 +243,24 @@ def _of_split(records: list[Any], split: str | None, reject: Rejects) -> list[tu
     return [(number, record) for number, record in found if split in (None, record.get("split", "train"))]
 
 
-def _known_once(
+def _unknown_key(kind: str, record: dict[str, Any]) -> str | None:
+    """What is wrong with the keys of a JSON object of a kind of KEYS."""
+    unknown = next((key for key in record if key not in KEYS[kind]), None)
+    if unknown is None:
+        return None
+    near = did_you_mean(unknown, KEYS[kind])
+    return f"unknown key {unknown!r}{near}; the keys here are {', '.join(KEYS[kind])}"
+
+
+def _present(
     entries: list[tuple[int, dict[str, Any]]], present: set[str] | None, root: Path, reject: Rejects
 ) -> list[tuple[int, dict[str, Any]]]:
-    kept, seen = [], {}  # type: list[tuple[int, dict[str, Any]]], dict[str, int]
+    if present is None:
+        return entries
     for number, record in entries:
-        name = record["file_name"]
-        if (first := seen.setdefault(name, number)) != number:
-            reject(f"entry {number} repeats the picture {name} of entry {first}; remove one")
-        elif present is not None and name not in present:
-            reject(f"entry {number}: no picture {root / name}")
-        else:
-            kept.append((number, record))
-    return kept
+        if record["file_name"] not in present:
+            reject(f"entry {number}: no picture {root / record['file_name']}")
+    return [(number, record) for number, record in entries if record["file_name"] in present]
 
 
 def _sizes(records: Sequence[dict[str, Any]], paths: list[Path] | None) -> np.ndarray:

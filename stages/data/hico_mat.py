@@ -71,6 +71,8 @@ def read_image_level(file: Path, split: str, names: Sequence[str], classes: int)
 
 def list_action(table: np.ndarray, source: str) -> Vocabulary:
     """The vocabulary of a file's ``list_action``; `source` names it in errors."""
+    if missing := {"nname", "vname", "vname_ing"}.difference(table.dtype.names or ()):
+        raise UserError(f"{source}: list_action has no field {min(missing)}; is it HICO-DET's file?")
     columns = [[_text(value) for value in table[key].ravel()] for key in ("nname", "vname", "vname_ing")]
     return Vocabulary.from_actions(zip(*columns, strict=True), source)
 
@@ -82,8 +84,8 @@ def _load_mat(file: Path, variables: list[str]) -> dict[str, Any]:
         mat = loadmat(file, variable_names=variables)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
-    except (OSError, ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"{file}: not a readable MATLAB file ({error})") from error
+    except Exception as error:  # of a file of another kind, scipy lets out whatever its bytes lead to
+        raise UserError(f"{file}: not a readable MATLAB file ({' '.join(str(error).split())})") from error
     for variable in variables:
         if variable not in mat:
             raise UserError(f"{file}: no variable {variable}; is it HICO-DET's file?")

@@ -42,7 +42,7 @@ def read_matrix(file: Path, variable: str) -> Matrices:
             if _name(body) == variable:
                 inflated = body if isinstance(body, bytes) else body.whole()
                 return Matrices(file, inflated.ljust(-(-len(inflated) // 8) * 8, b"\0"), np.zeros(1, np.int64))
-    except (IndexError, zlib.error) as error:
+    except (IndexError, ValueError, zlib.error) as error:
         raise UserError(f"{file}: damaged or cut short ({error}); get it again") from None
     raise UserError(f"{file}: no variable {variable}; is it HICO-DET's file?")
 

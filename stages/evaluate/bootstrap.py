@@ -34,6 +34,10 @@ class Interval:
         return {name: round(value, 6) for name, value in vars(self).items()}
 
 
+Intervals = Mapping[str, Mapping[str, Interval | None]]
+"""By setting and set of classes."""
+
+
 def bootstrap_intervals(
     ranking: Ranking,
     pictures: int,

@@ -7,14 +7,13 @@ sorts with numpy's default, unstable sort.
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from storage.errors import UserError
+from storage.errors import UserError, did_you_mean
 
 SWITCHES: dict[str, dict[str, str]] = {
     "recall_grid": {
@@ -191,7 +190,7 @@ def convention(name: str, switches: Sequence[str] = ()) -> Convention:
     by_name = {_plain(key): row for key, row in CONVENTIONS.items()}
     if _plain(name) not in by_name:
         raise UserError(
-            f"--convention {name}: there is no such convention{_nearest(name, CONVENTIONS)}; known are "
+            f"--convention {name}: there is no such convention{did_you_mean(name, CONVENTIONS)}; known are "
             f"{', '.join(CONVENTIONS)}"
         )
     row = by_name[_plain(name)]
@@ -207,14 +206,19 @@ def _switch(text: str) -> tuple[str, str | float | None]:
     """The field and value that ``key=value`` sets."""
     key, equals, value = (part.strip() for part in text.partition("="))
     known = [*SWITCHES, *NUMBERS]
-    if not equals or key not in known:
+    if key not in known:
         raise UserError(
-            f"switch {text!r}: there is no switch {key!r}{_nearest(key, known)}; write key=value, where key is "
+            f"switch {text!r}: there is no switch {key!r}{did_you_mean(key, known)}; write key=value, where key is "
             f"{', '.join(known)}"
         )
+    if not equals:
+        values = ", ".join(SWITCHES[key]) if key in SWITCHES else f"number: {NUMBERS[key]}"
+        raise UserError(f"switch {text!r}: =VALUE is missing; write {key}=VALUE, where VALUE is {values}")
     if key in SWITCHES:
         if value not in SWITCHES[key]:
-            raise UserError(f"switch {text!r}: {key} is {' or '.join(SWITCHES[key])}{_nearest(value, SWITCHES[key])}")
+            raise UserError(
+                f"switch {text!r}: {key} is {' or '.join(SWITCHES[key])}{did_you_mean(value, SWITCHES[key])}"
+            )
         return key, value
     whole = key.startswith("top_")
     may_be_none = whole or key == "nms_threshold"
@@ -229,8 +233,3 @@ def _switch(text: str) -> tuple[str, str | float | None]:
         kind = "a whole number from 1 up" if whole else "a number" if key == "truth_shift" else "a number from 0 up"
         raise UserError(f"switch {text!r}: {key} is {kind}{' or none' if may_be_none else ''}")
     return key, number
-
-
-def _nearest(name: str, allowed: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(allowed), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""

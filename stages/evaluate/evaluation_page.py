@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stages.evaluate import charts
-from stages.evaluate.bootstrap import Interval, bootstrap_intervals
+from stages.evaluate.bootstrap import Interval, Intervals, bootstrap_intervals
 from stages.evaluate.curves import precision_recall
 from stages.evaluate.diagnosis import KINDS, Pairs, diagnose
 from stages.evaluate.error_summary import ErrorSummary, summarise
@@ -24,7 +24,6 @@ from storage.errors import UserError
 WORST = 15
 LISTED = 1500
 """Classes on the page: a browser can scroll more, but hardly a reader."""
-Intervals = Mapping[str, Mapping[str, Interval | None]]
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,12 @@ class PageData:
     switches: Sequence[tuple[str, str]]
 
 
-def write_evaluation(judged: Judged, out: Path, name: str, resamples: int = 1000, seed: int = 0) -> list[Path]:
-    """Write ``evaluation.json``, ``per_class.csv`` and ``evaluation.html`` into a folder, which is made; their paths.
+def write_evaluation(
+    judged: Judged, out: Path, name: str, resamples: int = 1000, seed: int = 0
+) -> tuple[list[Path], Intervals]:
+    """Write ``evaluation.json``, ``per_class.csv`` and ``evaluation.html`` into a folder, which is made.
+
+    Returns their paths, and the intervals that were computed.
 
     Args:
         name: heading of the page, the detections file's name.
@@ -93,7 +96,7 @@ def write_evaluation(judged: Judged, out: Path, name: str, resamples: int = 1000
     paths[0].write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     write_classes(paths[1], judged.per_class)
     paths[2].write_text(render(judged, name, intervals, errors, resamples), encoding="utf-8")
-    return paths
+    return paths, intervals
 
 
 def write_classes(path: Path, per_class: Sequence[Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""HICO-DET, and any dataset of its kind, behind ``hoi-distill evaluate``."""
+"""HICO-DET, any dataset in its layout, and annotations of one's own, behind ``hoi-distill evaluate``."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def judge_hico_det(request: Request) -> Judged:
     chosen = convention(request.convention, request.switches)
     split = None if request.zero_shot is None else zero_shot(request.zero_shot)
     test = open_annotations(
-        "hico-det", request.annotations, request.split, images=False, image_labels=request.image_labels
-    )
+        request.dataset, request.annotations, request.split, images=False, image_labels=request.image_labels
+    ).classified()
     words = vocabulary_of(test)
     if split is not None and words != hico_vocabulary():
         raise UserError(f"--zero-shot {split.name} is of HICO-DET's 600 interactions, not of {request.annotations}'s")
@@ -79,7 +79,9 @@ def judge_triplets(
         )
     notes = []
     if result.known_object_from == "annotated pairs":
-        why = "no image-level labels: give --image-labels" if test.image_hois is None else "so the convention has it"
+        why = "so the convention has it"
+        if test.image_hois is None:
+            why = "no image-level labels" + (": give --image-labels" if test.name == "hico-det" else "")
         notes.append(f"Known-object picture sets are taken from the annotated pairs ({why}).")
     return Judged(
         record={**result.as_json(), "seconds": round(seconds, 3)},
@@ -119,11 +121,11 @@ def _read(request: Request, test: Annotations) -> Detections:
 
 
 def _training_pairs(request: Request, words: Vocabulary) -> np.ndarray:
-    """``int64 [H]``: the published counts for HICO-DET's own classes, else those of the dataset's training split."""
-    if request.labelled is None and words == hico_vocabulary():
+    """``int64 [H]``: HICO-DET's published counts for its own classes, else those of the dataset's training split."""
+    if request.dataset == "hico-det" and request.labelled is None and words == hico_vocabulary():
         return hico_training_pairs()
     return training_pairs(
-        open_annotations("hico-det", request.annotations, "train", images=False, limit=request.labelled)
+        open_annotations(request.dataset, request.annotations, "train", images=False, limit=request.labelled)
     )
 
 

@@ -21,8 +21,9 @@ from storage.errors import UserError
 if TYPE_CHECKING:
     from stages.data.records import Annotations
     from stages.data.vocabulary import Vocabulary
+    from stages.evaluate.bootstrap import Interval, Intervals
 
-DATASETS = ("hico-det", "v-coco", "swig-hoi")
+DATASETS = ("hico-det", "v-coco", "swig-hoi", "folder")
 FORMATS = ("auto", "parquet", "qpic", "pocket", "v-coco")
 
 
@@ -31,7 +32,7 @@ class Request:
     """What to evaluate.
 
     Attributes:
-        dataset: one of DATASETS.
+        dataset: one of DATASETS; "folder" is annotations of one's own (:mod:`stages.data.folder`) by HICO-DET's protocol.
         annotations: the dataset's folder or annotation file.
         detections: the file; ``format`` one of FORMATS, by default known by its kind.
         split: by default the test split.
@@ -106,19 +107,30 @@ class Judged:
     absent_counts: bool = False
     notes: Sequence[str] = ()
 
-    def table(self) -> str:
-        """The means as lines of plain text, for a terminal; settings with the same sets share a head."""
+    def table(self, intervals: Intervals | None = None) -> str:
+        """The means as lines of plain text, for a terminal; settings with the same sets share a head.
+
+        intervals: of the means, by setting and set of classes; given in brackets.
+        """
+        width = 22 if intervals else 12
         lines: list[str] = []
         head: list[str] = []
-        for setting in self.settings.values():
+        for key, setting in self.settings.items():
             if list(setting.means) != head:
                 head = list(setting.means)
-                lines.append(f"{'mAP (%)':<24}" + "".join(f"{LABELS.get(name, name):>12}" for name in head))
-            cells = ("-" if value is None else f"{value:.2f}" for value in setting.means.values())
-            lines.append(f"{setting.title:<24}" + "".join(f"{cell:>12}" for cell in cells))
+                lines.append(f"{'mAP (%)':<24}" + "".join(f"{LABELS.get(name, name):>{width}}" for name in head))
+            bounds = (intervals or {}).get(key, {})
+            cells = (_cell(value, bounds.get(name)) for name, value in setting.means.items())
+            lines.append(f"{setting.title:<24}" + "".join(f"{cell:>{width}}" for cell in cells))
         counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in self.record["counts"].items())
         told = f"Convention {self.record['convention']}: {self.record['definition']}."
         return "\n".join([*lines, told, f"{counts}.", *self.notes])
+
+
+def _cell(value: float | None, interval: Interval | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" + ("" if interval is None else f" ({interval.low:.1f}-{interval.high:.1f})")
 
 
 def evaluate_files(request: Request) -> Judged:
@@ -131,14 +143,14 @@ def evaluate_files(request: Request) -> Judged:
         raise UserError(f"--dataset {request.dataset}: there are {', '.join(DATASETS)}")
     if request.format not in FORMATS:
         raise UserError(f"--format {request.format}: there are {', '.join(FORMATS)}")
-    if request.dataset != "hico-det":
+    if request.dataset not in ("hico-det", "folder"):
         for option in ("image_labels", "zero_shot", "labelled", "switches", "frame"):
             if getattr(request, option):
                 name = {"switches": "switch"}.get(option, option).replace("_", "-")
                 raise UserError(f"--{name} belongs to hico-det, not to {request.dataset}")
         if request.convention != "official":
             raise UserError(f"--convention {request.convention}: {request.dataset} has its official one only")
-    if request.dataset == "hico-det":
+    if request.dataset in ("hico-det", "folder"):
         from stages.evaluate.hico_det_protocol import judge_hico_det
 
         return judge_hico_det(request)

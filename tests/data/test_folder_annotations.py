@@ -108,6 +108,15 @@ BAD = {
     "no file name": (_change((0, "file_name"), 7), ["entry 1", "no file_name"]),
     "missing picture": (_change((0, "file_name"), "gone.png"), ["entry 1", "no picture", "gone.png"]),
     "repeated": (_change((2, "file_name"), "sub/c.png"), ["entry 3 repeats", "of entry 1"]),
+    "repeated in the other split": (_change((1, "file_name"), "sub/c.png"), ["entry 2 repeats", "of entry 1"]),
+    "unknown key of a picture": (
+        _change((0, "pair"), [PAIR]),
+        ["entry 1 (sub/c.png)", "unknown key 'pair' (did you mean pairs?)"],
+    ),
+    "unknown key of a pair": (
+        _change((0, "pairs", 0), PAIR | {"verb": "ride"}),
+        ["pair 1", "unknown key 'verb' (did you mean verbs?)"],
+    ),
 }
 
 
@@ -129,6 +138,7 @@ def test_a_bad_entry_is_named_and_leniently_dropped(root, kind):
         ("{", "annotations.json"),
         ("[]", "holds a list"),
         ("{}", "no list 'pictures'"),
+        ('{"picture": []}', "unknown key 'picture' .did you mean pictures?"),
         ('{"vocabulary": "none.json", "pictures": []}', "none.json"),
     ],
 )

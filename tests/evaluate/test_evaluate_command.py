@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import cli
@@ -78,6 +79,7 @@ def test_a_table_a_page_a_csv_and_the_record(world: Path, tmp_path: Path, capsys
     assert [float(row["ap"]) if row["ap"] else None for row in rows] == [row["ap"] for row in record["per_class"]]
     bounds = record["intervals"]["default"]["full"]
     assert bounds["low"] < record["default"]["full"] < bounds["high"]
+    assert f"{record['default']['full']:.2f} ({bounds['low']:.1f}-{bounds['high']:.1f})" in output
     kinds = {row["kind"]: row["all"] for row in record["errors"]["detections"]}
     assert sum(kinds.values()) == record["counts"]["detections"]
     assert kinds["right"] == sum(row["found"] for row in record["per_class"])
@@ -91,6 +93,9 @@ def test_files_go_beside_the_detections_by_default(world: Path, capsys: pytest.C
     folder = world / "found-evaluation"
     assert {path.name for path in folder.iterdir()} == {"evaluation.html", "evaluation.json", "per_class.csv"}
     assert "intervals" not in json.loads((folder / "evaluation.json").read_text())
+    _, output, _ = run(capsys, world, "--bootstrap", "0", "--convention", "QPIC")
+    assert str(world / "found-evaluation-qpic" / "evaluation.html") in output
+    assert json.loads((folder / "evaluation.json").read_text())["convention"] == "official"
 
 
 def test_a_convention_and_a_switch_change_the_figures(world: Path, capsys: pytest.CaptureFixture[str]):
@@ -124,11 +129,70 @@ def test_exported_detections_evaluate_the_same(world: Path, tmp_path: Path, caps
     assert {"image_id", "category_id", "bbox", "score"} == set(boxes[0])
 
 
+def test_exports_are_told_and_all_checked_before_any_is_written(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    good = tmp_path / "c.json"
+    code, _, _ = run(capsys, world, "--export", f"coco={good}", "--export", f"v-coco-json={tmp_path}/v.json")
+    assert (code, good.exists()) == (2, False)
+    _, output, _ = run(capsys, world, "--bootstrap", "0", "--out", tmp_path, "--export", f"coco={good}")
+    assert f"Exported as coco: {good}" in output
+
+
+def test_no_detections_are_evaluated_with_a_warning(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    table = pq.read_table(world / "found.parquet")
+    pq.write_table(table.slice(0, 0), tmp_path / "none.parquet")
+    code, output, errors = run(capsys, world, "--detections", tmp_path / "none.parquet", "--bootstrap", "0")
+    assert (code, errors.count("\n")) == (0, 1)
+    assert "no detections" in errors
+    assert "0.00" in output
+
+
+def test_a_negative_seed_is_refused(world: Path, capsys: pytest.CaptureFixture[str]):
+    code, _, errors = run(capsys, world, "--seed", "-1")
+    assert code == 2
+    assert "greater than or equal to 0" in " ".join(errors.split())
+
+
+def test_annotations_of_ones_own(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The same pictures and pairs give the same figures in a folder's JSON as in HICO-DET's layout."""
+
+    def pictures(split: str) -> list[dict]:
+        read = load_hico_det(world, split, images=False)
+        return [
+            {
+                "file_name": str(name), "split": split, "width": 80, "height": 60,
+                "pairs": [
+                    {
+                        "human_box": read.human_box[p].tolist(), "object_box": read.object_box[p].tolist(),
+                        "object": WORDS.objects[read.object[p]], "verbs": [WORDS.verbs[read.verb[p]]],
+                    }
+                    for p in range(read.pair_offsets[i], read.pair_offsets[i + 1])
+                ],
+            }
+            for i, name in enumerate(read.image_id)
+        ]  # fmt: skip
+
+    WORDS.save(tmp_path / "words.json")
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"vocabulary": "words.json", "pictures": pictures("train") + pictures("test")}))
+    official, folder = (
+        json.loads(run(capsys, world, "--json", *options)[1])
+        for options in ((), ("--dataset", "folder", "--annotations", own))
+    )
+    assert folder["dataset"] == "folder"
+    assert {key: folder[key] for key in ("default", "counts")} == {key: official[key] for key in ("default", "counts")}
+
+
 REFUSED = {
-    "unknown dataset": (("--dataset", "hicodet"), "--dataset hicodet: there are hico-det, v-coco, swig-hoi"),
+    "unknown dataset": (("--dataset", "hicodet"), "--dataset hicodet: there are hico-det, v-coco, swig-hoi, folder"),
     "unknown format": (("--format", "csv"), "--format csv: there are auto, parquet"),
     "unknown convention": (("--convention", "offical"), "did you mean official?"),
     "unknown switch": (("--switch", "grid=exact"), "there is no switch 'grid'"),
+    "a switch without a value": (
+        ("--switch", "recall_grid"),
+        "recall_grid=VALUE, where VALUE is official, linspace, exact",
+    ),
     "unknown value of a switch": (("--switch", "recall_grid=10"), "recall_grid is official or linspace"),
     "unknown split": (("--split", "val"), "val"),
     "zero-shot of another vocabulary": (("--zero-shot", "RF-UC"), "is of HICO-DET's 600 interactions"),
@@ -139,6 +203,7 @@ REFUSED = {
     "unknown export": (("--export", "csv=out"), "write KIND=PATH, where KIND is hico-mat"),
     "export without a path": (("--export", "coco"), "write KIND=PATH"),
     "export of another dataset": (("--export", "v-coco-json=out"), "hico-det is exported as hico-mat or coco"),
+    "image labels that are no .mat": (("--image-labels", __file__), "not a readable MATLAB file"),
     "no such detections": (("--detections", "absent.parquet"), "absent.parquet: there is no such file"),
     "no such annotations": (("--annotations", "absent"), "absent"),
     "detections that are no JSON": (("--format", "qpic"), "found.parquet"),

@@ -33,7 +33,7 @@ def test_v_coco_rankings_give_the_evaluators_figures(tied: bool, tmp_path: Path)
         theirs = [np.nan if row[column] is None else row[column] for row in judged.per_class]
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     assert set(judged.record["scenario_1"]) == {"roles_25", "roles_24"}
-    *_, page = write_evaluation(judged, tmp_path / "out", "found.json", resamples=20)
+    (*_, page), _ = write_evaluation(judged, tmp_path / "out", "found.json", resamples=20)
     assert "26 actions" in page.read_text()
     assert "scenario_2" in json.loads((tmp_path / "out" / "evaluation.json").read_text())["intervals"]
 
@@ -44,7 +44,7 @@ def test_swig_rankings_give_the_evaluators_figures(tmp_path: Path):
     ours = interpolated_precision(ranked.klass, ranked.right, ranked.positives, judged.grid)[swig_evaluated()]
     np.testing.assert_allclose(100 * np.nan_to_num(ours), [row["ap"] for row in judged.per_class], atol=1e-6)
     assert {"full", "non_rare", "rare", "unseen"} < set(judged.record)
-    *_, page = write_evaluation(judged, tmp_path, "found.parquet", resamples=20)
+    (*_, page), _ = write_evaluation(judged, tmp_path, "found.parquet", resamples=20)
     assert "The 1,500 with most annotated pairs of 5,539" in page.read_text()
     bounds = json.loads((tmp_path / "evaluation.json").read_text())["intervals"]["full"]["full"]
     assert bounds["low"] <= judged.record["full"] <= bounds["high"]
