@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
+from stages.data.hico_mat import list_action, read_image_level
 from stages.data.matlab import read_matrix
 from storage.errors import UserError
 
@@ -115,3 +118,20 @@ def test_any_damage_is_one_line(tmp_path, nested, compressed):
             refused += 1
             assert str(error).startswith(str(file))  # noqa: PT017
     assert refused > 20
+
+
+@pytest.mark.parametrize(
+    "content", [pickle.dumps(list(range(1000))), pickle.dumps({"a": 1}), bytes(4), bytes(200), b""]
+)
+def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, content):
+    file = tmp_path / "anno.mat"
+    file.write_bytes(content)
+    for read in (lambda: read_image_level(file, "test", [], 600), lambda: read_matrix(file, "bbox_test")):
+        with pytest.raises(UserError, match=r"anno\.mat: not a readable MATLAB file") as error:
+            read()
+        assert "\n" not in str(error.value)
+
+
+def test_actions_that_are_no_struct_are_refused():
+    with pytest.raises(UserError, match=r"a\.mat: list_action has no field nname"):
+        list_action(np.zeros((3, 1)), "a.mat")
