@@ -38,6 +38,9 @@ class TrainingSet:
         prompts: for each of the H interactions its column of the ``itm`` table, or None where it was not asked for.
         read: uint8 ``[height, width, 3]`` of a row; needed by the ``region_cnn`` encoder only.
         identity: names the rows, labels and values, so that a state saved for others is not resumed.
+        unseen: bool ``[H]``, the interactions that training may not see (zero-shot); they come back at prediction.
+        dropped: annotations of the same records that are set aside (few-shot): what they name is neither positive nor
+            negative in training.
     """
 
     source: Source
@@ -47,6 +50,8 @@ class TrainingSet:
     prompts: Sequence[str | None]
     read: ReadPicture | None = None
     identity: str = ""
+    unseen: np.ndarray | None = None
+    dropped: Annotations | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:
