@@ -1,0 +1,93 @@
+"""Attention of each picture's rows by themselves, without a loop over pictures.
+
+Rows (instances or pairs) of all pictures lie one after another, ``[N, D]``, so that linear layers see no gaps; only queries,
+keys and values are laid out by picture. No attention weight drops out: so fused kernels run on every device and memory
+does not grow with the square of the pairs. Heads come out side by side; who asked mixes them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Padding:
+    """Where N rows of B pictures, one picture after another, lie in ``[B, most]``.
+
+    Attributes:
+        mask: bool ``[B, 1, 1, most]``, keys to look at. A picture without rows keeps one row of zeros, as a softmax over
+            nothing is not finite.
+    """
+
+    def __init__(self, picture: Tensor, pictures: int) -> None:
+        """``picture``: int64 ``[N]``, rising; ``pictures``: B."""
+        counts = torch.bincount(picture, minlength=pictures)
+        self.shape = (pictures, max(int(counts.max()), 1))
+        first = counts.cumsum(0) - counts
+        place = torch.arange(len(picture), device=picture.device) - first[picture]
+        self.slot = picture * self.shape[1] + place
+        places = torch.arange(self.shape[1], device=picture.device)
+        self.mask = (places < counts.clamp(min=1)[:, None])[:, None, None]
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """``[N, D]`` to ``[B, most, D]``, zeros in the gaps."""
+        empty = rows.new_zeros(self.shape[0] * self.shape[1], rows.shape[1])
+        return empty.index_copy(0, self.slot, rows).view(*self.shape, -1)
+
+    def rows(self, padded: Tensor) -> Tensor:
+        """``[B, most, D]`` to ``[N, D]``."""
+        return padded.flatten(0, 1).index_select(0, self.slot)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Multi-head attention of projected queries ``[B, Q, K]`` to keys ``[B, S, K]`` and values ``[B, S, V]``.
+
+    Returns:
+        ``[B, Q, V]``, the heads side by side.
+    """
+    query, key, value = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def beside(content: Tensor, position: Tensor, heads: int) -> Tensor:
+    """Content and position, both ``[..., E]``, concatenated within each head (Conditional DETR, Meng et al. 2021):
+    ``[..., 2 * E]``. The product of two such is the sum of the products of contents and of positions."""
+    content, position = (each.unflatten(-1, (heads, -1)) for each in torch.broadcast_tensors(content, position))
+    return torch.cat((content, position), -1).flatten(-2)
+
+
+class SelfAttention(nn.Module):
+    """Rows ``[N, D]`` look at those of the same picture; add and norm. Positions go to queries and keys, not to values."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.project = nn.Linear(width, 3 * width)
+        self.mix = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, rows_ND: Tensor, padding: Padding, position: Tensor | None = None) -> Tensor:
+        """``position``: ``[N, 2 * D]``, added to queries and keys."""
+        width = rows_ND.shape[1]
+        query_key, value = self.project(rows_ND).split((2 * width, width), 1)
+        if position is not None:
+            query_key = query_key + position
+        padded = padding.pad(torch.cat((query_key, value), 1))
+        seen = padding.rows(attend(*padded.chunk(3, -1), self.heads, padding.mask))
+        return self.norm(rows_ND + self.dropout(self.mix(seen)))
+
+
+class FeedForward(nn.Module):
+    """The transformer's block of two layers; add and norm."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width), nn.Dropout(dropout)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.block(x))
