@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup teacher-cache train-student experiments pico-teacher pico-detector pico-clip test test-all lint bench clean
+.PHONY: help setup teacher-cache train-student experiments pico-teacher pico-detector pico-detr pico-clip test test-all lint bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ pico-teacher: $(READY) ## train the shipped pico teacher again
 
 pico-detector: $(READY) ## train the shipped pico detector again
 	$(BIN)/python -m stages.teacher.pico.detector_train --out stages/teacher/pico/detector
+
+pico-detr: $(READY) ## train the shipped pico DETR, which students of VLM-HOI start from, again
+	$(BIN)/python -m stages.teacher.pico.detr_train --out stages/teacher/pico/detr
 
 pico-clip: $(READY) ## train the second shipped pico teacher, a CLIP, again
 	$(BIN)/python -m stages.teacher.pico.clip_train --out stages/teacher/pico/clip

@@ -56,6 +56,20 @@ def test_the_detector_card():
     assert f"{found['pictures_per_cpu_second']:.0f} pictures per CPU second" in card
 
 
+def test_the_detr_card():
+    card, found = (PICO / "detr/README.md").read_text(), measured(PICO / "detr")
+    assert table_row(card, "all") == rounded(found["AP50"], found["AP75"], found["AP"])
+    for name in ("person", "cell_phone", "cup"):
+        figures = found["classes"][name]
+        assert table_row(card, name.replace("_", " "))[:2] == rounded(figures["AP50"], figures["AP75"])
+    things = [figures for name, figures in found["classes"].items() if name != "person"]
+    means = [float(np.mean([thing[key] for thing in things])) for key in ("AP50", "AP75")]
+    assert [float(cell) for cell in table_row(card, "objects")[:2]] == pytest.approx(means, abs=1e-3)
+    recipe = json.loads((PICO / "detr/recipe.json").read_text())
+    assert f"{recipe['steps'] * recipe['batch']:,} new scenes" in card
+    assert f"{recipe['cpu_seconds']:.0f} s of CPU" in card
+
+
 @pytest.mark.parametrize("folder", ["", "clip", "detector"])
 def test_a_card_names_the_commands_that_reproduce_it(folder):
     card = (PICO / folder / "README.md").read_text()

@@ -165,14 +165,15 @@ def _file(path: Path, model: Muren, decoders: bool) -> Source:
 def _of_detr(state: Mapping[str, Tensor], labels: dict[int, int], decoders: bool, heads: int) -> Source:
     found, left = muren_names.from_detr(state, decoders)
     weight, bias = state["class_labels_classifier.weight"], state["class_labels_classifier.bias"]
-    whole = sorted(labels.values()) == list(range(len(COCO_OBJECTS))) and max(labels) < len(weight) - 1
-    return Source(found, left, heads, (labels, weight, bias) if whole else None)
+    usable = labels and max(labels) < len(weight) - 1  # the last row is "no object"
+    return Source(found, left, heads, (labels, weight, bias) if usable else None)
 
 
 def _object_classifier(
     own: Mapping[str, Tensor], labels: dict[int, int], weight: Tensor, bias: Tensor
 ) -> dict[str, Tensor]:
-    """The detector's rows in COCO-80 order, its "no object" last; "object missing" between them keeps its random row."""
+    """The detector's rows in COCO-80 order, its "no object" last; "object missing" between them and classes that the
+    detector does not know keep their random rows."""
     found = {}
     for part, theirs in (("weight", weight), ("bias", bias)):
         rows = own[f"object_classifier.{part}"].clone()

@@ -76,7 +76,7 @@ def train(
 
     # The network, as it was left.
     model, start = new_network(config, data)
-    optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.weight_decay, foreach=True)
     average = MovingAverage(model, config.ema)
     run, state = run_name(config, data), run_dir / "state" / "latest.safetensors"
     more = dict(average.weights)

@@ -354,3 +354,23 @@ def test_bad_sources_are_refused_in_one_line(tmp_path, capsys):
         initialise(model, tmp_path / "other.pth")
     with pytest.raises(UserError, match="no 'rt_detr_resnet'; only a resnet"):
         muren_names.to_muren({}, tiny_config(backbone={"model_type": "rt_detr_resnet"}))
+
+
+def test_a_detector_of_few_classes_gives_the_object_head_the_rows_that_it_knows():
+    from stages.data.vocabulary import hico_vocabulary
+    from stages.student.vlm_hoi.config import VlmHoiConfig, network_config
+
+    pico = PICO.parent / "detr"
+    sizes = {"d_model": 96, "heads": 4, "ffn": 192, "encoder_layers": 1, "decoder_layers": 2, "queries": 16}
+    config = VlmHoiConfig(model={"backbone": {"folder": str(pico)}, "frozen_stages": 3, **sizes})
+    torch.manual_seed(0)
+    model = Muren(network_config(config, hico_vocabulary()))
+    before = model.object_classifier.weight.detach().clone()
+    initialise(model, pico, decoders_from_detr=True)
+    own, theirs = model.object_classifier.weight, state(pico)["class_labels_classifier.weight"]
+    labels = json.loads((pico / "config.json").read_text())["id2label"]
+    known = [COCO_OBJECTS.index(name.replace(" ", "_")) for name in labels.values()]
+    assert torch.equal(own[known], theirs[: len(known)])
+    assert torch.equal(own[-1], theirs[-1])
+    others = [row for row in range(80) if row not in known]
+    assert torch.equal(own[others], before[others])
