@@ -38,6 +38,8 @@ STAGES: dict[str, str] = {
     "text_embeddings": "stages.teacher.text_embeddings:TextEmbeddings",
     "detector": "stages.teacher.detectors:Detector",
     "detectron2": "stages.teacher.detectron2_detector:Detectron2Detector",
+    "link_pairs": "stages.teacher.pair_teacher:LinkPairs",
+    "link_maps": "stages.teacher.pair_teacher:LinkMaps",
 }
 """What may stand under ``stage:``. A stage's constructor arguments are its keys in the configuration; the arguments that
 :meth:`Context.given` names are filled in by the graph unless the configuration gives them."""

@@ -76,15 +76,6 @@ class KdConfig:
     def reads_maps(self) -> bool:
         return self.map > 0
 
-    @property
-    def on(self) -> bool:
-        return self.reads_pairs or self.reads_maps
-
-    @property
-    def tables(self) -> tuple[str, ...]:
-        """The tables that are read."""
-        return (*(self.pairs if self.reads_pairs else ()), *(self.maps if self.reads_maps else ()))
-
 
 @dataclass
 class Taught:
