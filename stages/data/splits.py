@@ -1,15 +1,17 @@
-"""HICO-DET's classes by how often they were seen in training: pair counts, the rare set, the zero-shot splits."""
+"""HICO-DET's classes by how often they were seen in training: pair counts, the rare set, the zero-shot splits; and
+which zero-shot splits a vocabulary has."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
-from stages.data.vocabulary import hico_vocabulary
+from stages.data.vocabulary import Vocabulary, hico_vocabulary
 from storage.errors import UserError
 
 _FILES = Path(__file__).parent / "vocabularies"
@@ -33,9 +35,9 @@ def hico_rare() -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class ZeroShotSplit:
-    """Interactions of HICO-DET that training may not see.
+    """Interactions of a vocabulary that training may not see.
 
-    name: one of ZERO_SHOT_SPLITS. unseen: bool [600], read-only.
+    name: one of ZERO_SHOT_SPLITS, or "swig". unseen: bool [H], read-only; HICO-DET has 600.
     """
 
     name: str
@@ -60,6 +62,32 @@ def zero_shot(name: str) -> ZeroShotSplit:
     unseen |= np.isin(thing, [vocabulary.objects.index(o) for o in record.get("unseen_objects", ())])
     unseen[record.get("unseen_interactions", [])] = True
     return ZeroShotSplit(key, _read_only(unseen))
+
+
+def splits_of(vocabulary: Vocabulary) -> dict[str, Callable[[], ZeroShotSplit]]:
+    """The zero-shot splits of a vocabulary by name: HICO-DET's, the pico world's of the same names, and of SWiG-HOI
+    "swig", the evaluated interactions without a training annotation; none of any other."""
+    from stages.data.pico.splits import PICO_SPLITS, pico_zero_shot
+    from stages.data.pico.world import pico_vocabulary
+    from stages.data.swig_hoi import swig_evaluated, swig_frequency, swig_vocabulary
+
+    if vocabulary == hico_vocabulary():
+        return {name: partial(zero_shot, name) for name in ZERO_SHOT_SPLITS}
+    if vocabulary == pico_vocabulary():
+        return {name: partial(pico_zero_shot, name) for name in PICO_SPLITS}
+    if vocabulary == swig_vocabulary():
+        return {"swig": lambda: ZeroShotSplit("swig", _read_only(swig_evaluated() & (swig_frequency() == 0)))}
+    return {}
+
+
+def split_of(vocabulary: Vocabulary, name: str) -> ZeroShotSplit:
+    """The vocabulary's split of that name, in any case. Raises UserError naming those that there are."""
+    splits = splits_of(vocabulary)
+    key = next((own for own in splits if own.lower() == name.lower()), None)
+    if key is None:
+        there = f"there are {', '.join(splits)}" if splits else "this vocabulary has none"
+        raise UserError(f"no zero-shot split {name!r}; {there}")
+    return splits[key]()
 
 
 def means(ap: np.ndarray, split: ZeroShotSplit) -> dict[str, float]:

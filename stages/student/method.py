@@ -85,12 +85,14 @@ class Method(ABC):
         version: raised by hand when the same parameters come to train other weights; part of the fingerprint.
         config: frozen dataclass of plain values and such dataclasses, the method's keys in a configuration; has ``seed``.
         bookkeeping: its fields that change no weight.
+        zero_shot: whether its training leaves ``TrainingSet.unseen`` out and ignores ``TrainingSet.dropped``.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
     config: ClassVar[type]
     bookkeeping: ClassVar[tuple[str, ...]]
+    zero_shot: ClassVar[bool] = False
 
     @abstractmethod
     def needs(self, config: Any, vocabulary: Vocabulary) -> Needs: ...
