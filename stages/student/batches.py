@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stages.student.config import StudentConfig
+from stages.student.config import PairsConfig, StudentConfig
 from stages.student.distill import SoftLabels
 from stages.student.model import Regions
 from stages.student.pictures import PictureTable, gather, targets
-from stages.student.source import Samples
+from stages.student.source import Sample, Samples
 from storage.order import epoch_order
 
 MapReader = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, Tensor]]
@@ -29,18 +30,25 @@ class Batch:
     Attributes:
         rows: int64 ``[B]`` rows of the training set.
         regions: what the network reads.
-        target: float ``[P, H]`` annotated interactions; only those of ``labelled`` pictures (bool ``[B]``) count.
-        soft: float ``[B, H]`` probability that the picture shows a class; NaN where nothing is to be distilled.
+        target: float ``[P, H]`` annotated interactions, NaN where neither yes nor no counts; only those of ``labelled``
+            pictures (bool ``[B]``) count.
     """
 
     rows: Tensor
     regions: Regions
     target: Tensor
     labelled: Tensor
-    soft: Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+    def to(self, device: torch.device) -> Self:
+        return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass
+class SoftBatch(Batch):
+    """A batch with soft labels: float ``[B, H]`` probability that the picture shows a class; NaN where nothing is to be
+    distilled."""
+
+    soft: Tensor
 
 
 def take(pool: np.ndarray, step: int, size: int, seed: int) -> np.ndarray:
@@ -54,28 +62,24 @@ def take(pool: np.ndarray, step: int, size: int, seed: int) -> np.ndarray:
     return np.array([pool[orders[epoch][at]] for epoch, at in zip(epochs, position % len(pool), strict=True)], np.int64)
 
 
-class StepBatches(Dataset[Batch]):
-    """``batches[step]`` is the whole batch of that step (of one rank).
+class PictureBatches(Dataset[Batch]):
+    """Which pictures and views each step looks at (of one rank).
 
     Args:
-        labelled: bool ``[N]``; soft: the soft labels to distil, or None; interactions: H.
+        labelled: bool ``[N]``; unlabelled: whether the other pictures are looked at as well.
     """
 
     def __init__(
         self,
-        config: StudentConfig,
+        config: PairsConfig,
         pictures: PictureTable,
-        maps: MapReader,
         labelled: np.ndarray,
-        soft: SoftLabels | None,
-        interactions: int,
+        unlabelled: bool,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         usable = pictures.usable()
-        self.config, self.pictures, self.maps, self.labelled, self.soft = config, pictures, maps, labelled, soft
-        self.interactions, self.rank, self.world = interactions, rank, world
-        unlabelled = config.itm_on in ("unlabelled", "both") and soft is not None
+        self.config, self.pictures, self.labelled, self.rank, self.world = config, pictures, labelled, rank, world
         self.labelled_pool = np.flatnonzero(usable & labelled)
         self.unlabelled_pool = np.flatnonzero(usable & ~labelled) if unlabelled else np.empty(0, np.int64)
 
@@ -94,15 +98,46 @@ class StepBatches(Dataset[Batch]):
             )
         )
 
-    def __getitem__(self, step: int) -> Batch:
-        rows = self.rows(step)
+    def drawn(self, step: int, count: int) -> tuple[np.ndarray, np.random.Generator]:
+        """int64 ``[count]`` views, and what the step may draw more numbers from."""
         draw = np.random.default_rng([self.config.seed, step, self.rank])
-        views = draw.integers(0, len(self.config.views), len(rows))
+        return draw.integers(0, len(self.config.views), count), draw
+
+    def mirrored(self, views: np.ndarray) -> np.ndarray:
+        """bool ``[B]``."""
+        return np.array(self.config.views)[views] == "flip"
+
+
+class StepBatches(PictureBatches):
+    """``batches[step]`` is the whole batch of that step (of one rank).
+
+    Args:
+        labelled: bool ``[N]``; soft: the soft labels to distil, or None; interactions: H.
+    """
+
+    def __init__(
+        self,
+        config: StudentConfig,
+        pictures: PictureTable,
+        maps: MapReader,
+        labelled: np.ndarray,
+        soft: SoftLabels | None,
+        interactions: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        unlabelled = config.itm_on in ("unlabelled", "both") and soft is not None
+        super().__init__(config, pictures, labelled, unlabelled, rank, world)
+        self.maps, self.soft, self.interactions = maps, soft, interactions
+
+    def __getitem__(self, step: int) -> SoftBatch:
+        rows = self.rows(step)
+        views, _ = self.drawn(step, len(rows))
         places, maps = self.maps(rows, views)
-        rows, mirrored = rows[places], np.array(self.config.views)[views[places]] == "flip"
+        rows, mirrored = rows[places], self.mirrored(views[places])
         pictures = [self.pictures[row] for row in rows.tolist()]
         soft = np.full((len(rows), self.interactions), np.nan, np.float32) if self.soft is None else self.soft(rows)
-        return Batch(
+        return SoftBatch(
             torch.from_numpy(rows),
             gather(pictures, maps, mirrored),
             targets(pictures, self.interactions),
@@ -111,29 +146,35 @@ class StepBatches(Dataset[Batch]):
         )
 
 
-class TableMaps:
-    """Feature maps from the ``features`` table: a :data:`MapReader`. Only the view that is asked for is read.
+def read_views(views: Mapping[str, Samples], rows: np.ndarray, chosen: np.ndarray) -> list[tuple[int, str, Sample]]:
+    """(place, view, sample) of the rows (int64 ``[B]``) that could be read, places in the batch rising. Of each row only the
+    view that is ``chosen`` for it (int64 ``[B]``) is read.
 
     Args:
         views: for each view its samples, opened with that one column.
+    """
+    read: list[tuple[int, str, Sample]] = []
+    for number, (view, samples) in enumerate(views.items()):
+        place_of: dict[int, list[int]] = {}
+        for place in np.flatnonzero(chosen == number).tolist():
+            place_of.setdefault(int(rows[place]), []).append(place)
+        if place_of:
+            for sample in samples.__getitems__(list(place_of)):
+                read += [(place, view, sample) for place in place_of[sample["row"]]]
+    return sorted(read, key=lambda item: item[0])
+
+
+class TableMaps:
+    """Feature maps from the ``features`` table: a :data:`MapReader`.
+
+    Args:
+        views: see :func:`read_views`.
     """
 
     def __init__(self, views: dict[str, Samples]) -> None:
         self.views = views
 
     def __call__(self, rows: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, Tensor]:
-        read: list[tuple[int, np.ndarray]] = []
-        for number, (view, samples) in enumerate(self.views.items()):
-            places = np.flatnonzero(views == number)
-            place_of: dict[int, list[int]] = {}
-            for place in places.tolist():
-                place_of.setdefault(int(rows[place]), []).append(place)
-            if not place_of:
-                continue
-            for sample in samples.__getitems__(list(place_of)):
-                value = sample["features"][view]
-                read += [(place, value) for place in place_of[sample["row"]]]
-        read.sort(key=lambda item: item[0])
-        return np.array([place for place, _ in read], np.int64), torch.from_numpy(
-            np.stack([value for _, value in read])
-        )
+        read = read_views(self.views, rows, views)
+        maps = np.stack([sample["features"][view] for _, view, sample in read])
+        return np.array([place for place, _, _ in read], np.int64), torch.from_numpy(maps)

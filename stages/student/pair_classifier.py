@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.student.config import StudentConfig
+from stages.student.config import BOOKKEEPING, StudentConfig
 from stages.student.method import Columns, Extras, Method, Needs
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ class PairClassifierMethod(Method):
     name = "pair_classifier"
     version = 1
     config = StudentConfig
-    bookkeeping = ("log_every", "save_every", "predict_batch")
+    bookkeeping = BOOKKEEPING
+    zero_shot = True
 
     def needs(self, config: StudentConfig, vocabulary: Vocabulary) -> Needs:
         distils = config.itm_on != "none" and config.itm_weight > 0

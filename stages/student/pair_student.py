@@ -3,7 +3,6 @@ student brings its own picture encoder."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,8 +15,8 @@ from stages.student.checkpoint import Student, load_weights, refuse_other_versio
 from stages.student.config import StudentConfig
 from stages.student.method import Columns
 from stages.student.model import PairClassifier, Shape
-from stages.student.predict import write_predictions
-from stages.student.prepare import Report, TestSet, map_reader, picture_table, valid_classes
+from stages.student.predict import predict_test_set
+from stages.student.prepare import Report, TestSet, valid_classes
 from stages.student.region_cnn import RegionCNN
 
 
@@ -49,19 +48,10 @@ class PairStudent(Student):
             self.region_cnn.save(Path(folder) / "region_cnn.safetensors")
 
     def predict(self, test: TestSet, run_dir: Path, shared: Path | None = None, report: Report = print) -> Path:
-        name = hashlib.blake2b(test.identity.encode(), digest_size=6).hexdigest()
-        valid = torch.from_numpy(valid_classes(self.vocabulary))
-        pictures = picture_table(run_dir / "state" / f"test-{name}", test.source, self.config)
-        maps = map_reader(
-            test.source, pictures, self.config.views[:1], self.region_cnn, shared or run_dir.parent, test.read
-        )
-        path = run_dir / "detections.parquet"
-        count = write_predictions(
-            path, self.model, pictures, maps, valid, self.vocabulary.hois, test.image_ids, self.config.prior_power,
-            self.config.predict_batch,
+        valid = valid_classes(self.vocabulary)
+        return predict_test_set(
+            self.model, test, run_dir, self.config, self.vocabulary, valid, cnn=self.region_cnn, shared=shared, report=report
         )  # fmt: skip
-        report(f"predicted {count} triplets in {int(pictures.usable().sum())} of {len(pictures)} pictures")
-        return path
 
 
 def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> PairStudent:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ import torch
 from torch import Tensor
 
 from stages import boxes as box_ops
-from stages.student.config import StudentConfig
+from stages.student.config import PairsConfig
 from stages.student.model import Regions
 from stages.student.pairs import HUMAN, associate, filter_detections, ordered_pairs
 
 NO_POSITIVES = np.empty((0, 2), np.int32)
-FLAT = {"boxes": ("<f4", 4), "scores": ("<f4", 0), "labels": ("<i2", 0), "positives": ("<i4", 2)}
+NO_ANNOTATIONS = np.empty((0, 4), np.float32), np.empty((0, 4), np.float32), np.empty(0, np.int16)
+FLAT = {
+    "boxes": ("<f4", 4), "scores": ("<f4", 0), "labels": ("<i2", 0), "positives": ("<i4", 2), "ignored": ("<i4", 2)
+}  # fmt: skip
 """Files of a :class:`PictureTable`: dtype and row length of each, concatenated over pictures."""
 
 
@@ -37,6 +40,7 @@ class Picture:
         width, height: pixels; humans: how many instances, the first ones, are people.
         boxes: float32 ``[K, 4]`` xyxy pixels; scores: float32 ``[K]``; labels: int16 ``[K]``, COCO-80.
         positives: int32 ``[Q, 2]`` (pair, interaction), pairs counted as in :func:`ordered_pairs`.
+        ignored: int32 ``[R, 2]`` of those that are neither positive nor negative.
     """
 
     width: int
@@ -46,6 +50,7 @@ class Picture:
     scores: np.ndarray
     labels: np.ndarray
     positives: np.ndarray
+    ignored: np.ndarray = field(default_factory=NO_POSITIVES.copy)
 
     @property
     def pairs(self) -> np.ndarray:
@@ -53,7 +58,7 @@ class Picture:
         return ordered_pairs(self.humans, len(self.labels))
 
 
-def picture_of(detections: Mapping[str, Any], config: StudentConfig) -> Picture:
+def picture_of(detections: Mapping[str, Any], config: PairsConfig) -> Picture:
     """One cell of a detections table (boxes, scores, labels, width, height), filtered; without annotations."""
     boxes = np.asarray(detections["boxes"], np.float32).reshape(-1, 4)
     scores = np.asarray(detections["scores"], np.float32)
@@ -73,12 +78,33 @@ def picture_of(detections: Mapping[str, Any], config: StudentConfig) -> Picture:
     return Picture(width, height, int((labels == HUMAN).sum()), boxes[kept], scores[kept], labels, NO_POSITIVES)
 
 
-def with_annotations(picture: Picture, human: np.ndarray, object_: np.ndarray, hoi: np.ndarray, iou: float) -> Picture:
-    """The picture with its annotated pairs (float ``[G, 4]`` boxes, int ``[G]`` interactions) associated to its own."""
+def with_annotations(
+    picture: Picture,
+    human: np.ndarray,
+    object_: np.ndarray,
+    hoi: np.ndarray,
+    iou: float,
+    dropped: tuple[np.ndarray, np.ndarray, np.ndarray] = NO_ANNOTATIONS,
+) -> Picture:
+    """The picture with its annotated pairs (float ``[G, 4]`` boxes, int ``[G]`` interactions) associated to its own.
+    What would be a positive by the ``dropped`` ones alone (boxes and interactions likewise) is ignored."""
     i, j = picture.pairs.T
-    positives = associate(picture.boxes[i], picture.boxes[j], human, object_, hoi, iou).astype(np.int32)
-    return Picture(
-        picture.width, picture.height, picture.humans, picture.boxes, picture.scores, picture.labels, positives
+    positives, ignored = (
+        associate(picture.boxes[i], picture.boxes[j], *annotated, iou).astype(np.int32)
+        for annotated in ((human, object_, hoi), dropped)
+    )
+    known = (ignored[:, None] == positives).all(2).any(1)
+    return replace(picture, positives=positives, ignored=ignored[~known])
+
+
+def jittered(picture: Picture, share: float, draw: np.random.Generator) -> Picture:
+    """The picture with every edge of every box moved by a normal number times ``share`` of the box's side, inside the
+    picture; without annotations, which are to be associated anew."""
+    corners = picture.boxes.reshape(-1, 2, 2)
+    moved = corners + draw.normal(0, share, corners.shape) * (corners[:, 1:] - corners[:, :1])
+    boxes = np.sort(moved, 1).reshape(-1, 4).astype(np.float32)
+    return replace(
+        picture, boxes=box_ops.clip(boxes, picture.width, picture.height), positives=NO_POSITIVES, ignored=NO_POSITIVES
     )
 
 
@@ -106,12 +132,13 @@ def gather(pictures: Sequence[Picture], maps: Tensor, mirrored: np.ndarray | Non
 
 
 def targets(pictures: Sequence[Picture], interactions: int) -> Tensor:
-    """float32 ``[P, H]``: 1 where a pair of the batch is annotated with a class."""
+    """float32 ``[P, H]``: 1 where a pair of the batch is annotated with a class; NaN where that is to be ignored."""
     counts = np.array([len(picture.pairs) for picture in pictures], np.int64)
     dense = torch.zeros(int(counts.sum()), interactions)
     for picture, start in zip(pictures, np.cumsum(counts) - counts, strict=True):
-        pair, hoi = torch.from_numpy(picture.positives.astype(np.int64)).T
-        dense[pair + int(start), hoi] = 1.0
+        for rows, value in ((picture.positives, 1.0), (picture.ignored, torch.nan)):
+            pair, hoi = torch.from_numpy(rows.astype(np.int64)).T
+            dense[pair + int(start), hoi] = value
     return dense
 
 
@@ -119,13 +146,14 @@ class PictureTable:
     """The pictures of a training set in a folder of flat files, memory-mapped.
 
     Attributes:
-        index: int32 ``[N, 5]`` (width, height, humans, instances, positives); zeros for a picture without detections.
+        index: int32 ``[N, 6]`` (width, height, humans, instances, positives, ignored); zeros for a picture without
+            detections.
     """
 
     def __init__(self, folder: Path) -> None:
         self.index = np.load(folder / "index.npy", mmap_mode="r")
-        ends = np.cumsum(self.index[:, 3:5], 0, dtype=np.int64)
-        self._starts = np.concatenate((np.zeros((1, 2), np.int64), ends))
+        ends = np.cumsum(self.index[:, 3:6], 0, dtype=np.int64)
+        self._starts = np.concatenate((np.zeros((1, 3), np.int64), ends))
         self._flat = {}
         for name, (dtype, length) in FLAT.items():
             empty = (folder / name).stat().st_size == 0
@@ -139,12 +167,12 @@ class PictureTable:
             draft = folder.with_name(f"{folder.name}.{os.getpid()}")
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
-            index = np.zeros((count, 5), np.int32)
+            index = np.zeros((count, 6), np.int32)
             with contextlib.ExitStack() as stack:
                 files = {name: stack.enter_context(open(draft / name, "wb")) for name in FLAT}
                 for row, picture in pictures:
-                    instances, positives = len(picture.labels), len(picture.positives)
-                    index[row] = picture.width, picture.height, picture.humans, instances, positives
+                    counts = len(picture.labels), len(picture.positives), len(picture.ignored)
+                    index[row] = picture.width, picture.height, picture.humans, *counts
                     for name, (dtype, _) in FLAT.items():
                         files[name].write(getattr(picture, name).astype(dtype).tobytes())
             np.save(draft / "index.npy", index)
@@ -155,9 +183,8 @@ class PictureTable:
         return len(self.index)
 
     def __getitem__(self, row: int) -> Picture:
-        width, height, humans, instances, positives = (int(value) for value in self.index[row])
-        start, positive = self._starts[row]
-        own = slice(start, start + instances)
+        width, height, humans = (int(value) for value in self.index[row, :3])
+        own, positive, ignored = (slice(*ends) for ends in zip(self._starts[row], self._starts[row + 1], strict=True))
         return Picture(
             width,
             height,
@@ -165,7 +192,8 @@ class PictureTable:
             np.array(self._flat["boxes"][own]),
             np.array(self._flat["scores"][own]),
             np.array(self._flat["labels"][own]),
-            np.array(self._flat["positives"][positive : positive + positives]),
+            np.array(self._flat["positives"][positive]),
+            np.array(self._flat["ignored"][ignored]),
         )
 
     def digest(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,12 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from stages.data.vocabulary import Vocabulary
 from stages.student.batches import MapReader
-from stages.student.model import PairClassifier, Regions
+from stages.student.config import PairsConfig
+from stages.student.model import Regions
 from stages.student.pairs import pair_prior
 from stages.student.pictures import PictureTable, gather
+from stages.student.prepare import Report, TestSet, map_reader, picture_table
+from stages.student.region_cnn import RegionCNN
 
 BOX = pa.list_(pa.float32(), 4)
 SCHEMA = pa.schema(
@@ -41,9 +46,12 @@ def entries(regions: Regions, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def scored(
-    model: PairClassifier, pictures: PictureTable, maps: MapReader, valid: Tensor, batch: int
+    model: nn.Module, pictures: PictureTable, maps: MapReader, valid: Tensor, batch: int
 ) -> Iterator[tuple[np.ndarray, Regions, Tensor, Tensor, Tensor, Tensor]]:
     """Go through all pictures that have a pair, ``batch`` at a time, in evaluation mode.
+
+    Args:
+        model: from :class:`Regions` to interaction logits O, float ``[P, H]``.
 
     Yields:
         rows (int64 ``[B]``), regions, and of every entry pair, class, prior and interaction logit (``[E]`` each).
@@ -66,7 +74,7 @@ def scored(
 
 def write_predictions(
     path: Path,
-    model: PairClassifier,
+    model: nn.Module,
     pictures: PictureTable,
     maps: MapReader,
     valid: Tensor,
@@ -74,25 +82,41 @@ def write_predictions(
     image_ids: Sequence[str],
     prior_power: float,
     batch: int = 64,
+    top_k: int | None = None,
 ) -> int:
     """Write every entry's triplet to a Parquet file of :data:`SCHEMA`; returns their number.
 
     The score is ``sigmoid(O) * (s_h * s_o) ** prior_power`` (UPT's lambda).
 
     Args:
-        hois: int ``[H, 2]`` (verb, object).
+        hois: int ``[H, 2]`` (verb, object); top_k: keep only so many triplets of each picture, the best.
     """
     count = 0
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     with pq.ParquetWriter(draft, SCHEMA) as writer:
         for rows, regions, pair, hoi, prior, logit in scored(model, pictures, maps, valid, batch):
-            table = triplets(
-                regions, pair, hoi, logit.sigmoid() * prior**prior_power, hois, [image_ids[r] for r in rows]
-            )
+            score = logit.sigmoid() * prior**prior_power
+            if top_k is not None:
+                kept = best_of_each(regions.pair_picture[pair], score, top_k)
+                pair, hoi, score = pair[kept], hoi[kept], score[kept]
+            table = triplets(regions, pair, hoi, score, hois, [image_ids[r] for r in rows])
             writer.write_table(table)
             count += len(table)
     os.replace(draft, path)
     return count
+
+
+def best_of_each(picture: Tensor, score: Tensor, top_k: int) -> Tensor:
+    """int64 positions, rising, of the ``top_k`` best scores of each picture; of equal ones the first.
+
+    Args:
+        picture: int64 ``[E]``, rising; score: float ``[E]``.
+    """
+    falling = score.argsort(descending=True, stable=True)
+    order = falling[picture[falling].argsort(stable=True)]
+    starts = torch.searchsorted(picture, picture)
+    rank = torch.arange(len(score), device=score.device) - starts
+    return order[rank < top_k].sort().values
 
 
 def triplets(
@@ -110,7 +134,7 @@ def triplets(
         "image_id": names,
         "human_box": box(human),
         "object_box": box(object_),
-        "object": regions.labels.cpu()[object_].numpy().astype(np.int32),
+        "object": hois[classes, 1].astype(np.int32),
         "verb": hois[classes, 0].astype(np.int32),
         "hoi": classes.astype(np.int32),
         "score": score.float().cpu().numpy(),
@@ -118,8 +142,39 @@ def triplets(
     return pa.table(columns, SCHEMA)
 
 
+def predict_test_set(
+    model: nn.Module,
+    test: TestSet,
+    run_dir: Path,
+    config: PairsConfig,
+    vocabulary: Vocabulary,
+    valid: np.ndarray,
+    *,
+    cnn: RegionCNN | None = None,
+    shared: Path | None = None,
+    top_k: int | None = None,
+    report: Report = print,
+) -> Path:
+    """Write ``run_dir/detections.parquet`` and return its path.
+
+    Args:
+        model: see :func:`scored`; valid: bool ``[objects, H]``; cnn: the student's own picture encoder; shared: where its
+            maps are kept, default: the run folder's parent; top_k: see :func:`write_predictions`.
+    """
+    name = hashlib.blake2b(test.identity.encode(), digest_size=6).hexdigest()
+    pictures = picture_table(run_dir / "state" / f"test-{name}", test.source, config)
+    maps = map_reader(test.source, pictures, config.views[:1], cnn, shared or run_dir.parent, test.read)
+    path = run_dir / "detections.parquet"
+    count = write_predictions(
+        path, model, pictures, maps, torch.from_numpy(valid), vocabulary.hois, test.image_ids, config.prior_power,
+        config.predict_batch, top_k,
+    )  # fmt: skip
+    report(f"predicted {count} triplets in {int(pictures.usable().sum())} of {len(pictures)} pictures")
+    return path
+
+
 def picture_probabilities(
-    path: Path, model: PairClassifier, pictures: PictureTable, maps: MapReader, valid: Tensor, batch: int = 64
+    path: Path, model: nn.Module, pictures: PictureTable, maps: MapReader, valid: Tensor, batch: int = 64
 ) -> None:
     """Write the soft labels of a self-trained student: its own probability that each picture shows each interaction,
     noisy-or over the pairs. float32 ``[N, H]`` in ``path`` (npy), NaN for pictures without pairs."""

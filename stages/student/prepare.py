@@ -14,9 +14,9 @@ import numpy as np
 from stages.data.records import Annotations
 from stages.data.vocabulary import Vocabulary
 from stages.student.batches import MapReader, TableMaps
-from stages.student.config import StudentConfig
+from stages.student.config import PairsConfig, StudentConfig
 from stages.student.distill import Platt, SoftLabels, fit_platt, match_log_odds, shuffled_pictures
-from stages.student.pictures import Picture, PictureTable, picture_of, with_annotations
+from stages.student.pictures import NO_ANNOTATIONS, Picture, PictureTable, picture_of, with_annotations
 from stages.student.region_cnn import LiveMaps, ReadPicture, RegionCNN, RegionCNNConfig, StoredMaps, shared_encoder
 from stages.student.source import Source, in_order
 from storage.errors import UserError
@@ -60,9 +60,16 @@ class TrainingSet:
 
     def true_pairs(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Annotated human and object boxes (float32 ``[G, 4]``) and interactions (int16 ``[G]``) of a row."""
-        records, image = self.annotations, int(self.image[row])
-        own = slice(int(records.pair_offsets[image]), int(records.pair_offsets[image + 1]))
-        return records.human_box[own], records.object_box[own], records.hoi[own]
+        return _pairs(self.annotations, int(self.image[row]))
+
+    def dropped_pairs(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same of the annotations that are set aside."""
+        return NO_ANNOTATIONS if self.dropped is None else _pairs(self.dropped, int(self.image[row]))
+
+    def valid(self) -> np.ndarray:
+        """bool ``[objects, H]``: which interactions an object class allows in training, where none is unseen."""
+        valid = valid_classes(self.vocabulary)
+        return valid if self.unseen is None else valid & ~self.unseen
 
     def present(self, row: int) -> np.ndarray:
         """bool ``[H]``: the interactions that the annotations find in the picture."""
@@ -84,8 +91,13 @@ class TestSet:
     identity: str = ""
 
 
+def _pairs(records: Annotations, image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    own = records.pairs(image)
+    return records.human_box[own], records.object_box[own], records.hoi[own]
+
+
 def picture_table(
-    folder: Path, source: Source, config: StudentConfig, labelled: TrainingSet | None = None
+    folder: Path, source: Source, config: PairsConfig, labelled: TrainingSet | None = None
 ) -> PictureTable:
     """Filter every picture's detections and, in the labelled ones, associate the annotated pairs; once."""
 
@@ -94,7 +106,8 @@ def picture_table(
             row = sample["row"]
             picture = picture_of(sample["detections"]["value"], config)
             if labelled is not None and labelled.labelled[row]:
-                picture = with_annotations(picture, *labelled.true_pairs(row), config.association_iou)
+                dropped = labelled.dropped_pairs(row)
+                picture = with_annotations(picture, *labelled.true_pairs(row), config.association_iou, dropped)
             yield row, picture
 
     return PictureTable.open_or_build(folder, len(source), pictures())
@@ -172,10 +185,13 @@ def calibrate(log_odds: np.ndarray, data: TrainingSet, pictures: PictureTable) -
     rows = np.flatnonzero(data.labelled & pictures.usable())
     if len(rows) == 0:
         raise UserError("labelled: calibrating soft labels needs at least one labelled picture with a pair")
-    candidate = pictures.shown_objects(len(data.vocabulary.objects))[rows] @ valid_classes(data.vocabulary)
+    candidate = pictures.shown_objects(len(data.vocabulary.objects))[rows] @ data.valid()
     values = np.asarray(log_odds[rows])
     candidate &= np.isfinite(values)
     present = np.stack([data.present(row) for row in rows.tolist()])
+    for place, row in enumerate(rows.tolist() if data.dropped is not None else []):
+        dropped = data.dropped_pairs(row)[2]
+        candidate[place, dropped] &= present[place, dropped]
     return fit_platt(values[candidate], present[candidate])
 
 

@@ -24,10 +24,11 @@ from stages.student.config import StudentConfig
 from stages.student.pictures import gather, picture_of
 from stages.student.predict import SCHEMA, entries
 from stages.student.prepare import map_reader, picture_table, soft_labels, valid_classes
+from stages.student.progress import NonFiniteLoss
 from stages.student.region_cnn import LiveMaps, RegionCNNConfig, StoredMaps
 from stages.student.source import CacheSource
 from stages.student.state import save_state
-from stages.student.train import NonFiniteLoss, build_model, train
+from stages.student.train import build_model, train
 from storage.cache import Cache
 from storage.digests import as_rows, digest_bytes
 from storage.errors import UserError
@@ -42,8 +43,9 @@ def quiet(line: str) -> None:
 TO_BE_KILLED = """
 import sys, time
 from pathlib import Path
-import stages.student.train as story
+import stages.student.loop as story
 from stages.student.config import StudentConfig
+from stages.student.train import train
 from tests.student.toy import Toy
 
 save = story.save_state
@@ -54,7 +56,7 @@ def save_and_say(path, model, optimizer, done, run):
 
 story.save_state = save_and_say
 config = StudentConfig(**eval(sys.argv[2]))
-story.train(config, Toy(40, 0).training_set(16), Path(sys.argv[1]), report=lambda line: None)
+train(config, Toy(40, 0).training_set(16), Path(sys.argv[1]), report=lambda line: None)
 """
 
 
@@ -104,7 +106,7 @@ def stopped_after(steps: int, config: StudentConfig, toy: Toy, folder: Path, rep
     torch.set_num_threads(1)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("stages.student.train.save_state", save_and_stop)
+            patch.setattr("stages.student.loop.save_state", save_and_stop)
             with pytest.raises(KeyboardInterrupt):
                 train(config, toy.training_set(16), folder, report=report)
     finally:
