@@ -8,8 +8,9 @@ depend on its neighbours beyond rounding.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,22 @@ class LinkStage(Stage):
         self.inputs = (teacher.detections, teacher.features)
         self.chosen_batch, self.batch_size = batch_size, canonical(batch_size)
         self.resources = Resources(gpus=gpus)
-        self.shares = fingerprint({"pair_teacher": teacher.training or f"untrained {teacher.name}", "reads": self.inputs})
+        self.shares = self._pass()
+
+    def _pass(self) -> str:
+        who = self.teacher.training or f"untrained {self.teacher.name}"
+        return fingerprint({"pair_teacher": who, "reads": self.inputs})
+
+    @property
+    def unbound(self) -> bool:
+        return self.teacher.training is None
+
+    def bound(self, training: str, checkpoint: Path) -> Stage:
+        """This stage of a teacher whose training has a fingerprint by now, and a place."""
+        stage = copy.copy(self)
+        stage.teacher = replace(self.teacher, training=training, checkpoint=checkpoint)
+        stage.shares = stage._pass()
+        return stage
 
     def parameters(self) -> dict[str, Any]:
         return {"teacher": self.teacher.training, "dtype": "float32"}

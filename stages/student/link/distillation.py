@@ -60,7 +60,9 @@ class KdConfig:
         if self.logit_form not in ("bernoulli", "softmax"):
             raise UserError(f"student.kd.logit_form: {self.logit_form!r}; allowed are bernoulli, softmax")
         if self.reads_pairs and not self.pairs:
-            raise UserError("student.kd.pairs: names no table; list those of stage link_pairs, or set logit and query to 0")
+            raise UserError(
+                "student.kd.pairs: names no table; list those of stage link_pairs, or set logit and query to 0"
+            )
         if self.reads_maps and not self.maps:
             raise UserError("student.kd.maps: names no table; list those of stage link_maps, or set map to 0")
         if self.reads_pairs and self.reads_maps and len(self.pairs) != len(self.maps):

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,7 +29,12 @@ from stages.student.link.distillation import Taught
 from stages.student.model import Regions
 from stages.student.pictures import Picture, gather, picture_of
 from stages.student.predict import entries
+from stages.student.prepare import valid_classes
 from storage.errors import UserError
+
+if TYPE_CHECKING:
+    from stages.student.config import PairsConfig
+    from stages.student.link.network import Link
 
 NO_DETECTIONS: dict[str, Any] = {"boxes": (), "scores": (), "labels": (), "width": 1, "height": 1}
 
@@ -43,19 +48,25 @@ class Answer:
 
 
 class PairTeacher:
-    """A trained LINK network in evaluation mode."""
+    """A trained LINK network in evaluation mode.
 
-    def __init__(self, student: Any, device: str = "cpu") -> None:
-        self.model, self.config = student.model.to(device).eval(), student.config
-        self.valid, self.device = student.valid().to(device), torch.device(device)
+    Args:
+        config: by which a picture's instances are chosen.
+        valid: bool ``[objects, H]``, the classes that an object allows.
+    """
+
+    def __init__(self, model: Link, config: PairsConfig, valid: Tensor, device: str = "cpu") -> None:
+        self.model, self.config, self.device = model.to(device).eval(), config, torch.device(device)
+        self.valid = valid.to(device)
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> PairTeacher:
         """Raises UserError where ``folder`` is no whole checkpoint of a LINK student."""
-        student = Student.from_pretrained(folder)
+        student: Any = Student.from_pretrained(folder)
         if student.method != "link":
             raise UserError(f"{folder}: a student of method {student.method}; a pair teacher is one of method link")
-        return cls(student, device)
+        valid = torch.from_numpy(valid_classes(student.vocabulary) | student.config.any_object)
+        return cls(student.model, student.config, valid, device)
 
     @torch.inference_mode()
     def answer(
@@ -129,7 +140,9 @@ def read_taught(
         for cell, picture, count, name in zip(said, pictures, counts, names, strict=True):
             if cell is not None:
                 _refuse_other(cell, picture, count, name, tables)
-        logits = [np.zeros(n, np.float16) if cell is None else cell["entries"] for cell, n in zip(said, counts, strict=True)]
+        logits = [
+            np.zeros(n, np.float16) if cell is None else cell["entries"] for cell, n in zip(said, counts, strict=True)
+        ]
         taught.entry_logits = torch.from_numpy(np.concatenate(logits))[seen[hoi]]
         taught.unary = _joined(said, "unary", [len(picture.labels) for picture in pictures])
         taught.pairs = _joined(said, "pairs", [len(picture.pairs) for picture in pictures])
