@@ -78,6 +78,16 @@ class KdConfig:
     def reads_maps(self) -> bool:
         return self.map > 0
 
+    @property
+    def on(self) -> bool:
+        """Whether a teacher is read at all."""
+        return self.reads_pairs or self.reads_maps
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables that are read."""
+        return (*(self.pairs if self.reads_pairs else ()), *(self.maps if self.reads_maps else ()))
+
 
 @dataclass
 class Taught:
@@ -158,7 +168,8 @@ def _logit(
 
 
 def _query(output: LinkOutput, one: Taught, regions: Regions, temperature: float) -> Tensor:
-    assert one.unary is not None and one.pairs is not None
+    assert one.unary is not None
+    assert one.pairs is not None
     instances, pairs = one.has[regions.picture], one.has[regions.pair_picture]
     encoder = _tokens(output.unary[:, instances], one.unary[:, instances], temperature)
     return encoder + _tokens(output.pairs[:, pairs], one.pairs[:, pairs], temperature)

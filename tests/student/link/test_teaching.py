@@ -76,7 +76,8 @@ def test_a_student_with_the_teachers_weights_has_nothing_to_learn(teacher, scene
     with torch.no_grad():
         student = rounded(teacher.model(regions))
     pair, hoi, prior = entries(regions, VALID)
-    assert len(pair) > 5 and taught.has.all()
+    assert len(pair) > 5
+    assert taught.has.all()
     config = KdConfig(("a",), ("b",), logit=1, query=1, map=1)
     terms = kd_terms(student, [taught], regions, pair, hoi, prior, SEEN, config)
     assert all(term.item() == 0.0 for term in terms.values())
@@ -87,7 +88,7 @@ def test_a_student_with_the_teachers_weights_has_nothing_to_learn(teacher, scene
 
 
 def test_mirrored_pictures_are_answered_with_mirrored_boxes(teacher, scene):
-    cells, maps, pictures = scene
+    cells, maps, _ = scene
     plain, mirrored = (teacher.answer(cells, maps, flip) for flip in (False, True))
     assert np.array_equal(
         plain[0].cell["boxes"], mirrored[0].cell["boxes"]
@@ -109,7 +110,8 @@ def test_pictures_without_pairs_are_answered(teacher, scene):
     cells, maps, _ = scene
     for n, instances in ((1, 0), (2, 1)):
         cell = teacher.answer(cells, maps, False)[n].cell
-        assert cell["boxes"].shape == (instances, 4) and len(cell["entries"]) == len(cell["pairs"]) == 0
+        assert cell["boxes"].shape == (instances, 4)
+        assert len(cell["entries"]) == len(cell["pairs"]) == 0
     nothing = teacher.answer([None, cells[1]], maps[:2], False)
     assert all(len(answer.cell["boxes"]) == 0 and np.isfinite(answer.latent).all() for answer in nothing)
 
@@ -136,12 +138,14 @@ def test_pictures_without_an_answer_keep_the_others_in_place(teacher, scene):
     pair, _, _ = entries(regions, VALID)
     for name, where in (("unary", regions.picture), ("pairs", regions.pair_picture)):
         kept = some.has[where]
-        assert torch.equal(getattr(some, name)[:, kept], getattr(full, name)[:, kept]) and not kept.all()
+        assert torch.equal(getattr(some, name)[:, kept], getattr(full, name)[:, kept])
+        assert not kept.all()
     kept = some.has[regions.pair_picture[pair]]
     assert torch.equal(some.entry_logits[kept], full.entry_logits[kept])
     assert torch.equal(some.latent[some.has], full.latent[some.has])
     nobody = read([None] * 5, pictures, regions)
-    assert not nobody.has.any() and nobody.pairs.shape[1] == len(regions.pairs)
+    assert not nobody.has.any()
+    assert nobody.pairs.shape[1] == len(regions.pairs)
     assert read(whole, pictures, regions, maps=False).latent is None
 
 
@@ -166,7 +170,9 @@ def test_other_boxes_or_another_order_are_refused_with_picture_and_both_tables(t
     with pytest.raises(UserError) as refused:
         read(answers, pictures, gather(pictures, torch.from_numpy(maps)))
     said = str(refused.value)
-    assert "picture 4" in said and "table teacher_pairs" in said and "table detections" in said and "\n" not in said
+    for named in ("picture 4", "table teacher_pairs", "table detections"):
+        assert named in said
+    assert "\n" not in said
 
 
 def test_another_vocabulary_is_refused(teacher, scene):
