@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field
 
 from pipeline.config import Section, validate
-from stages.evaluate.report import Arm, ExperimentsPage, Run, write_experiments_page
+from stages.evaluate.report import ZERO_SHOT_SETS, Arm, ExperimentsPage, Run, write_experiments_page
 from storage.errors import UserError
 
 
@@ -83,7 +83,8 @@ def finished(folder: Path, seed: int) -> Run:
     """The figures of a trained and evaluated run."""
     evaluation = json.loads((folder / "evaluation.json").read_text())
     done = json.loads((folder / "done.json").read_text())
-    return Run(seed, evaluation["default"], evaluation["known_object"], done["cpu_seconds"])
+    zero_shot = {key: evaluation["zero_shot"][key] for key, _ in ZERO_SHOT_SETS if "zero_shot" in evaluation}
+    return Run(seed, evaluation["default"], evaluation["known_object"], done["cpu_seconds"], zero_shot)
 
 
 def write_tables(matrix: Matrix, runs: dict[str, list[Run]], page: Path) -> None:
@@ -97,6 +98,8 @@ def write_tables(matrix: Matrix, runs: dict[str, list[Run]], page: Path) -> None
 
 def markdown(matrix: Matrix, runs: dict[str, list[Run]]) -> str:
     """A table of mean ± sample standard deviation over the seeds, default setting, in percent."""
+    unseen = [key for key, _ in ZERO_SHOT_SETS if any(run.zero_shot for made in runs.values() for run in made)]
+    heads = ["arm", "full", "rare", "non-rare", *unseen, "known object, full", "CPU s"]
     lines = [
         f"<!-- written by: hoi-distill experiments; seeds {', '.join(map(str, matrix.seeds))} -->",
         f"# {matrix.name}",
@@ -106,11 +109,12 @@ def markdown(matrix: Matrix, runs: dict[str, list[Run]]) -> str:
         f"mAP in percent, HICO-DET's default setting, mean ± sample standard deviation over {len(matrix.seeds)} seeds; "
         "in brackets the seeds' extremes; CPU-seconds of training, mean.",
         "",
-        "| arm | full | rare | non-rare | known object, full | CPU s |",
-        "|---|---|---|---|---|---|",
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
     ]
     for name, made in runs.items():
         cells = [spread([run.default[key] for run in made]) for key in ("full", "rare", "non_rare")]
+        cells += [spread([run.zero_shot.get(key) for run in made]) for key in unseen]
         known = spread([run.known_object["full"] for run in made])
         cpu = statistics.mean(run.seconds or 0.0 for run in made)
         lines.append(f"| {name} | {' | '.join(cells)} | {known} | {cpu:.0f} |")

@@ -32,7 +32,7 @@ class Evaluation:
             in which no class has a pair. Classes without test pairs have no average precision and enter no mean.
         known_object_from: what says which pictures show an object.
         per_class: one record a class, in class order: hoi, verb, object (names), rare, training_pairs (None if not
-            known), pairs, detections, found, recall, ap, ap_known_object.
+            known), pairs, detections, found, recall, ap, ap_known_object; of a zero-shot split also unseen.
         zero_shot: the split's name and the default setting's means over its ``unseen``, ``seen`` and all classes.
         sets: ``bool [H]`` classes of each mean, by its name.
         matched: ``int64 [D]`` row of the annotated pair that each detection found, -1 where it is wrong; not part of the
@@ -93,7 +93,7 @@ def evaluate_hico_det(
         detections: ``image`` counts pictures of this split.
         rare: ``bool [H]``.
         training: ``int [H]`` training pairs of each class, for the record.
-        zero_shot: a split of HICO-DET's classes, for its means.
+        zero_shot: a split of the vocabulary's classes, for its means.
     """
     vocabulary, truths = _vocabulary(annotations), truths_of(annotations)
     hois = vocabulary.hois.astype(np.int64)
@@ -107,6 +107,7 @@ def evaluate_hico_det(
             "verb": vocabulary.verbs[verb],
             "object": vocabulary.objects[thing],
             "rare": bool(rare[hoi]),
+            **({} if zero_shot is None else {"unseen": bool(zero_shot.unseen[hoi])}),
             "training_pairs": None if training is None else int(training[hoi]),
             "pairs": int(default.pairs[hoi]),
             "detections": int(default.detections[hoi]),

@@ -26,6 +26,7 @@ from storage.errors import UserError
 
 SETTINGS = (("default", "Default"), ("known_object", "Known object"))
 SETS = (("full", "Full"), ("rare", "Rare"), ("non_rare", "Non-rare"))
+ZERO_SHOT_SETS = (("unseen", "Unseen"), ("seen", "Seen"))
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,14 @@ class FolderPage:
 
 @dataclass(frozen=True)
 class Run:
-    """One trained student: its seed and figures in percent, ``{"full": ..., "rare": ..., "non_rare": ...}``."""
+    """One trained student: its seed and figures in percent, ``{"full": ..., "rare": ..., "non_rare": ...}``; of a zero-shot
+    one also ``{"unseen": ..., "seen": ...}``, in the default setting."""
 
     seed: int
     default: Mapping[str, float | None]
     known_object: Mapping[str, float | None] = field(default_factory=dict)
     seconds: float | None = None
+    zero_shot: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,7 @@ def write_report(path: Path, data: ReportData) -> None:
         data=data,
         settings=SETTINGS,
         sets=SETS,
+        zero_shot_sets=(*ZERO_SHOT_SETS, SETS[0]),
         rare_below=RARE_BELOW,
         curves=[(curve.name, charts.line_chart(curve.steps, curve.values, curve.name)) for curve in data.curves],
         scatter=charts.scatter_chart(dots, "annotated training pairs", "AP (%)", RARE_BELOW) if dots else None,
@@ -176,10 +180,12 @@ def write_folder_page(path: Path, data: FolderPage) -> None:
 def write_experiments_page(path: Path, data: ExperimentsPage) -> None:
     """Write the table of arms and seeds. ``sd`` is the sample standard deviation over seeds (n - 1)."""
     tables = []
-    for setting, title in SETTINGS:
-        rows = [(arm, {key: Spread.of(arm, setting, key) for key, _ in SETS}) for arm in data.arms]
+    for setting, title, sets in [*((*named, SETS) for named in SETTINGS), ("zero_shot", "Zero-shot", ZERO_SHOT_SETS)]:
+        rows = [(arm, {key: Spread.of(arm, setting, key) for key, _ in sets}) for arm in data.arms]
+        if setting == "zero_shot":
+            rows = [row for row in rows if any(spread.values for spread in row[1].values())]
         if any(spread.values for _, spreads in rows for spread in spreads.values()):
-            tables.append((title, rows))
+            tables.append((title, sets, rows))
     plots = [
         (
             label,
@@ -189,7 +195,7 @@ def write_experiments_page(path: Path, data: ExperimentsPage) -> None:
         )
         for key, label in SETS
     ]
-    page = environment().get_template("experiments.html.j2").render(data=data, sets=SETS, tables=tables, plots=plots)
+    page = environment().get_template("experiments.html.j2").render(data=data, tables=tables, plots=plots)
     path.write_text(page, encoding="utf-8")
 
 
