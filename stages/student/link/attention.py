@@ -74,8 +74,8 @@ class SelfAttention(nn.Module):
         query_key, value = self.project(rows_ND).split((2 * width, width), 1)
         if position is not None:
             query_key = query_key + position
-        padded = padding.pad(torch.cat((query_key, value), 1))
-        seen = padding.rows(attend(*padded.chunk(3, -1), self.heads, padding.mask))
+        query, key, value = padding.pad(torch.cat((query_key, value), 1)).chunk(3, -1)
+        seen = padding.rows(attend(query, key, value, self.heads, padding.mask))
         return self.norm(rows_ND + self.dropout(self.mix(seen)))
 
 

@@ -75,7 +75,7 @@ class PairQuery(nn.Module):
 class PlainLook(nn.Module):
     """Cross-attention to the latent map, and no more: ``[P, E]`` to ``[P, E]``."""
 
-    def __init__(self, config: NetworkConfig, channels: int) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.heads = config.heads
         self.query = nn.Linear(config.pair_width, config.pair_width)
@@ -83,8 +83,9 @@ class PlainLook(nn.Module):
         self.mix = nn.Linear(config.pair_width, config.pair_width)
 
     def forward(self, pairs_PE: Tensor, sight: Sight) -> Tensor:
-        query = sight.padding.pad(self.query(pairs_PE))
-        return self.mix(sight.padding.rows(attend(query, *self.key_value(sight.latent).chunk(2, -1), self.heads)))
+        key, value = self.key_value(sight.latent).chunk(2, -1)
+        seen = attend(sight.padding.pad(self.query(pairs_PE)), key, value, self.heads)
+        return self.mix(sight.padding.rows(seen))
 
 
 class LinkingLook(nn.Module):
@@ -111,7 +112,8 @@ class LinkingLook(nn.Module):
         key, value = self.key_value(sight.latent).chunk(2, -1)
         query = beside(self.query(pairs_PE), self.query_position(sight.centres, sight.pairs), heads)
         spatial = attend(pad(query), beside(key, self.key_position(sight.grid), heads), value, heads)
-        native = attend(pad(self.native_query(pairs_PE)), *self.native_key_value(sight.native).chunk(2, -1), heads)
+        key, value = self.native_key_value(sight.native).chunk(2, -1)
+        native = attend(pad(self.native_query(pairs_PE)), key, value, heads)
         return self.mix(sight.padding.rows(torch.cat((spatial, native), -1)))
 
 
@@ -122,7 +124,7 @@ class DecoderLayer(nn.Module):
         guided = config.pair_self_attention and config.linking_decoder
         self.position = PairLinear(2 * config.width, 2 * width) if guided else None
         self.attention = SelfAttention(width, config.heads, config.dropout) if config.pair_self_attention else None
-        self.look = (LinkingLook if config.linking_decoder else PlainLook)(config, channels)
+        self.look = LinkingLook(config, channels) if config.linking_decoder else PlainLook(config)
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, config.pair_ffn, config.dropout)

@@ -1,0 +1,41 @@
+"""Attention of each picture by itself."""
+
+from __future__ import annotations
+
+import torch
+
+from stages.student.link.attention import Padding, SelfAttention, attend, beside
+
+
+def test_rows_return_from_where_they_were_laid():
+    padding = Padding(torch.tensor([0, 0, 2, 2, 2, 4]), 5)
+    rows = torch.randn(6, 3)
+    padded = padding.pad(rows)
+    assert padded.shape == (5, 3, 3)
+    assert torch.equal(padding.rows(padded), rows)
+    assert torch.equal(padded[2], rows[2:5])
+    assert not padded[1].any()
+    assert padding.mask[:, 0, 0].tolist() == [
+        [True, True, False], [True, False, False], [True, True, True], [True, False, False], [True, False, False],
+    ]  # fmt: skip
+
+
+def test_content_and_position_add_up_in_each_head():
+    q, k, qp, kp, v = (torch.randn(2, n, 8) for n in (3, 4, 3, 4, 4))
+    heads = 2
+    seen = attend(beside(q, qp, heads), beside(k, kp, heads), v, heads)
+    for head in range(heads):
+        own = slice(4 * head, 4 * head + 4)
+        logits = (q[..., own] @ k[..., own].mT + qp[..., own] @ kp[..., own].mT) / 8**0.5
+        torch.testing.assert_close(seen[..., own], logits.softmax(-1) @ v[..., own])
+
+
+def test_rows_see_those_of_their_picture_only():
+    attention = SelfAttention(8, 2, 0.0)
+    padding = Padding(torch.tensor([0, 0, 1, 1, 1]), 2)
+    rows = torch.randn(5, 8)
+    before = attention(rows, padding)
+    rows[4] += 1
+    after = attention(rows, padding)
+    assert torch.equal(before[:2], after[:2])
+    assert not torch.allclose(before[2:4], after[2:4])
