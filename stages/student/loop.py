@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from stages.student.prepare import Report, TrainingSet
 from stages.student.progress import MetricsLog, NonFiniteLoss, Progress
 from stages.student.state import load_state, save_state
 
+Network = TypeVar("Network", bound=nn.Module)
 Loss = Callable[[nn.Module, Any, int], tuple[Tensor, dict[str, float]]]
 """``(network, batch, step) -> (loss, its terms by name)``."""
 
@@ -37,7 +38,7 @@ def train_steps(
     config: PairsConfig,
     data: TrainingSet,
     batches: PictureBatches,
-    model: nn.Module,
+    model: Network,
     loss_of: Loss,
     logits_of: Callable[[Any], Tensor],
     run_dir: Path,
@@ -46,7 +47,7 @@ def train_steps(
     loader_workers: int = 0,
     stop: threading.Event | None = None,
     report: Report = print,
-) -> nn.Module:
+) -> Network:
     """Train ``model`` to the last step, from the last save in ``run_dir/state`` if there is one.
 
     Args:
@@ -65,7 +66,7 @@ def train_steps(
     state = run_dir / "state" / "latest.safetensors"
     done = load_state(state, model, optimizer, run)
     model, optimizer = accelerator.prepare(model, optimizer)
-    network = accelerator.unwrap_model(model)
+    network: Network = accelerator.unwrap_model(model)
     log = MetricsLog(run_dir / "metrics.jsonl", done, accelerator)
     loader: DataLoader[Batch] = DataLoader(
         batches, batch_size=None, sampler=range(done, config.steps), num_workers=loader_workers

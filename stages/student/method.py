@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 METHODS: dict[str, str] = {
     "pair_classifier": "stages.student.pair_classifier:PairClassifierMethod",
     "vlm_hoi": "stages.student.vlm_hoi.method:VlmHoiMethod",
+    "link": "stages.student.link.method:LinkMethod",
 }
 """What may stand under ``student.method``; the first is the default."""
 

@@ -48,7 +48,7 @@ class PairStudent(Student):
             self.region_cnn.save(Path(folder) / "region_cnn.safetensors")
 
     def predict(self, test: TestSet, run_dir: Path, shared: Path | None = None, report: Report = print) -> Path:
-        valid = valid_classes(self.vocabulary)
+        valid = torch.from_numpy(valid_classes(self.vocabulary))
         return predict_test_set(
             self.model, test, run_dir, self.config, self.vocabulary, valid, cnn=self.region_cnn, shared=shared, report=report
         )  # fmt: skip

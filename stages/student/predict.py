@@ -148,7 +148,7 @@ def predict_test_set(
     run_dir: Path,
     config: PairsConfig,
     vocabulary: Vocabulary,
-    valid: np.ndarray,
+    valid: Tensor,
     *,
     cnn: RegionCNN | None = None,
     shared: Path | None = None,
@@ -166,7 +166,7 @@ def predict_test_set(
     maps = map_reader(test.source, pictures, config.views[:1], cnn, shared or run_dir.parent, test.read)
     path = run_dir / "detections.parquet"
     count = write_predictions(
-        path, model, pictures, maps, torch.from_numpy(valid), vocabulary.hois, test.image_ids, config.prior_power,
+        path, model, pictures, maps, valid, vocabulary.hois, test.image_ids, config.prior_power,
         config.predict_batch, top_k,
     )  # fmt: skip
     report(f"predicted {count} triplets in {int(pictures.usable().sum())} of {len(pictures)} pictures")

@@ -66,10 +66,14 @@ class TrainingSet:
         """The same of the annotations that are set aside."""
         return NO_ANNOTATIONS if self.dropped is None else _pairs(self.dropped, int(self.image[row]))
 
+    @property
+    def seen(self) -> np.ndarray:
+        """bool ``[H]``, the interactions that training may see."""
+        return np.ones(len(self.vocabulary.hois), bool) if self.unseen is None else ~self.unseen
+
     def valid(self) -> np.ndarray:
         """bool ``[objects, H]``: which interactions an object class allows in training, where none is unseen."""
-        valid = valid_classes(self.vocabulary)
-        return valid if self.unseen is None else valid & ~self.unseen
+        return valid_classes(self.vocabulary) & self.seen
 
     def present(self, row: int) -> np.ndarray:
         """bool ``[H]``: the interactions that the annotations find in the picture."""
@@ -111,6 +115,14 @@ def picture_table(
             yield row, picture
 
     return PictureTable.open_or_build(folder, len(source), pictures())
+
+
+def training_pictures(folder: Path, data: TrainingSet, config: PairsConfig) -> PictureTable:
+    """The picture table of a training set. Raises UserError when it holds nothing to train on."""
+    pictures = picture_table(folder, data.source, config, data)
+    if not (pictures.usable() & data.labelled).any():
+        raise UserError("nothing to train on: no labelled picture has a person and another instance detected")
+    return pictures
 
 
 def valid_classes(vocabulary: Vocabulary) -> np.ndarray:

@@ -34,11 +34,10 @@ from stages.student.prepare import (
     distils,
     map_reader,
     own_encoder,
-    picture_table,
     soft_labels,
+    training_pictures,
 )
 from stages.student.region_cnn import RegionCNN, RegionCNNConfig
-from storage.errors import UserError
 
 Evaluate = Callable[[Path], dict[str, float]]
 """Average precisions of a Parquet file of predictions, by name."""
@@ -127,9 +126,7 @@ def open_stream(
     a self-trained one learns from. Raises UserError when there is nothing to train on."""
     folder = run_dir / "state"
     with accelerator.main_process_first():
-        pictures = picture_table(folder / "pictures", data.source, config, data)
-        if not (pictures.usable() & data.labelled).any():
-            raise UserError("nothing to train on: no labelled picture has a person and another instance detected")
+        pictures = training_pictures(folder / "pictures", data, config)
         own = config.encoder == "region_cnn"
         encoder = own_encoder(shared, data, pictures, cnn or RegionCNNConfig(), report) if own else None
         maps = map_reader(data.source, pictures, config.views, encoder, shared, data.read)

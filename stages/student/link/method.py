@@ -1,0 +1,65 @@
+"""LINK as a method: detected boxes in pairs on a VLM's cached map, taught by the pair teachers of an earlier phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.student.config import BOOKKEEPING
+from stages.student.link.config import LinkConfig
+from stages.student.method import Columns, Extras, Method, Needs
+
+if TYPE_CHECKING:
+    from stages.data.vocabulary import Vocabulary
+    from stages.student.checkpoint import Student
+    from stages.student.prepare import TrainingSet
+
+LEVELS = {"logit": "logits", "query": "queries", "map": "maps"}
+
+
+class LinkMethod(Method):
+    name = "link"
+    version = 1
+    config = LinkConfig
+    bookkeeping = BOOKKEEPING
+    zero_shot = True
+
+    def needs(self, config: LinkConfig, vocabulary: Vocabulary) -> Needs:
+        taught: dict[str, Columns] = dict.fromkeys(config.kd.tables, config.views)
+        return Needs(
+            {"detections": None, "features": config.views, **taught},
+            {"detections": None, "features": config.views[:1]},
+            text=True,
+            unlabelled=config.kd.on and config.kd.unlabelled,
+        )
+
+    def train(self, config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
+        from stages.student.link.train import train
+
+        return train(
+            config,
+            data,
+            run_dir,
+            text_embeddings=extras.text_embeddings,
+            identities=extras.identities,
+            stop=extras.stop,
+        )
+
+    def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
+        from stages.student.link.student import load
+
+        return load(folder, record, vocabulary)
+
+    def trained_on(self, config: LinkConfig, labelled: int, unlabelled: int) -> str:
+        words = f"the annotated pairs of {labelled:,} pictures"
+        if config.kd.on:
+            levels = " and ".join(word for name, word in LEVELS.items() if getattr(config.kd, name) > 0)
+            teachers = len(config.kd.pairs if config.kd.reads_pairs else config.kd.maps)
+            words += f", with {levels} of {teachers} pair teacher{'s' if teachers > 1 else ''} on every pair"
+            if config.kd.unlabelled:
+                words += f" of these and of {unlabelled:,} pictures without annotations"
+        return f"{words}. Looks through the teacher's cached feature maps"
+
+    def facts(self, config: LinkConfig) -> tuple[tuple[str, str], ...]:
+        return (("Steps", f"{config.steps:,}"),)

@@ -1,0 +1,110 @@
+"""Train one LINK student, a phase-1 teacher on annotations alone or a phase-2 student with teachers: stream, forward, loss,
+step, save.
+
+    train(LinkConfig(), TrainingSet(...), run_dir)
+
+A run folder holds what that of :mod:`stages.student.train` does, and resumes as exactly.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from stages.student.link.config import LinkConfig
+from stages.student.link.distillation import kd_terms
+from stages.student.link.network import Link
+from stages.student.link.network_config import LinkShape
+from stages.student.link.stream import LinkBatches, TaughtBatch
+from stages.student.link.student import LinkStudent, allowed, verbs
+from stages.student.loop import annotated_loss, train_steps
+from stages.student.losses import final_logit
+from stages.student.predict import entries
+from stages.student.prepare import Report, TrainingSet, training_pictures
+
+
+def train(
+    config: LinkConfig,
+    data: TrainingSet,
+    run_dir: Path,
+    *,
+    text_embeddings: np.ndarray | None = None,
+    identities: dict[str, Any] | None = None,
+    loader_workers: int = 0,
+    stop: threading.Event | None = None,
+    report: Report = print,
+) -> LinkStudent:
+    """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
+
+    Args:
+        text_embeddings: float ``[H, T]`` of the interactions' prompts; the classifier's rows start from them.
+        identities: what made the detections and features, recorded in the checkpoint.
+        stop: once it is set, the step under way is finished and saved and KeyboardInterrupt raised.
+
+    Raises:
+        NonFiniteLoss: training has diverged or a cached value is broken.
+        UserError: the run folder holds another run's state, there is nothing to train on, or a teacher looked at other boxes.
+    """
+    # The stream.
+    (run_dir / "state").mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(log_with="tensorboard", project_dir=run_dir)
+    valid = torch.from_numpy(allowed(config, data.vocabulary))
+    with accelerator.main_process_first():
+        pictures = training_pictures(run_dir / "state" / "pictures", data, config)
+    batches = LinkBatches(config, data, pictures, valid, accelerator.process_index, accelerator.num_processes)
+
+    # The network and its loss.
+    torch.manual_seed(config.seed)
+    text = None if text_embeddings is None else torch.from_numpy(text_embeddings.astype(np.float32))
+    shape = LinkShape(batches.channels(), None if text is None else text.shape[1], config.network)
+    seen = batches.seen.to(accelerator.device)
+    candidates = valid.to(accelerator.device) & seen
+
+    def loss_of(model: nn.Module, batch: TaughtBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+        return batch_loss(model, batch, candidates, seen, config, accelerator)
+
+    # Forward, loss, step, save.
+    model = train_steps(
+        config, data, batches, Link(shape, verbs(data.vocabulary), text), loss_of, lambda output: output.logits[-1], run_dir,
+        accelerator, loader_workers=loader_workers, stop=stop, report=report,
+    )  # fmt: skip
+    student = LinkStudent(model, data.vocabulary, config, identities or {})
+    if accelerator.is_main_process:
+        student.save_pretrained(run_dir / "checkpoint")
+    accelerator.wait_for_everyone()
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    return student
+
+
+def batch_loss(
+    model: nn.Module,
+    batch: TaughtBatch,
+    valid: Tensor,
+    seen: Tensor,
+    config: LinkConfig,
+    accelerator: Accelerator,
+) -> tuple[Tensor, dict[str, float]]:
+    """Annotated pairs of labelled pictures at every decoder layer, plus what the teachers said of all pairs.
+
+    Args:
+        valid: bool ``[objects, H]``, seen interactions (``seen``, bool ``[H]``) alone.
+
+    Returns:
+        The loss and its terms, unweighted, by name.
+    """
+    output = model(batch.regions)
+    pair, hoi, prior = entries(batch.regions, valid)
+    final = final_logit(output.logits[:, pair, hoi], prior)
+    loss = annotated_loss(final, pair, hoi, batch, config, accelerator)
+    terms = {"loss/pairs": loss.item()}
+    for name, term in kd_terms(output, batch.taught, batch.regions, pair, hoi, prior, seen, config.kd).items():
+        loss = loss + getattr(config.kd, name) * term
+        terms[f"loss/kd_{name}"] = term.item()
+    return loss, terms

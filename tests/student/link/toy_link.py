@@ -1,0 +1,53 @@
+"""The toy world for LINK: a small configuration, and tables of what a trained teacher says of every picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.student.link.config import LinkConfig
+from stages.student.link.distillation import KdConfig
+from stages.student.link.network_config import NetworkConfig
+from stages.student.link.student import LinkStudent
+from stages.student.link.teaching import PairTeacher
+from stages.student.link.train import train
+from stages.student.prepare import TrainingSet
+from stages.student.source import MemorySource
+from tests.student.toy import Toy
+
+NETWORK = NetworkConfig(
+    width=16, pair_width=24, heads=2, ffn=32, pair_ffn=32, encoder_layers=1, decoder_layers=2, roi_size=3
+)
+PAIRS, MAPS = "teacher_pairs", "teacher_maps"
+ALL_LEVELS = KdConfig((PAIRS,), (MAPS,), logit=1.0, query=1.0, map=1.0)
+TEXT = np.random.default_rng(1).normal(size=(6, 10)).astype(np.float32)
+
+
+def link_config(**changes: Any) -> LinkConfig:
+    values: dict[str, Any] = {
+        "network": NETWORK, "steps": 12, "labelled_per_step": 6, "unlabelled_per_step": 8, "warmup_steps": 2,
+        "save_every": 4, "log_every": 3,
+    }  # fmt: skip
+    return LinkConfig(**{**values, **changes})
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def trained(config: LinkConfig, data: TrainingSet, folder: Path) -> LinkStudent:
+    return train(config, data, folder, text_embeddings=TEXT, report=quiet)
+
+
+def taught(data: TrainingSet, toy: Toy, student: LinkStudent) -> TrainingSet:
+    """The same pictures, with the tables of a teacher."""
+    teacher = PairTeacher(student.model, student.config, student.valid())
+    tables: dict[str, Any] = {PAIRS: {}, MAPS: {}}
+    for view in ("original", "flip"):
+        answers = teacher.answer(toy.detections, np.stack(toy.tables["features"][view]), view == "flip")
+        tables[PAIRS][view] = [answer.cell for answer in answers]
+        tables[MAPS][view] = [answer.latent.astype(np.float16) for answer in answers]
+    return replace(data, source=MemorySource({**data.source.tables, **tables}))
