@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline.plan import plan
+from pipeline.pair_teachers import plan_all
 from pipeline.setup import Setup, prepare
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +93,7 @@ def kill_at(runs: Runs, cells: int, generator: random.Random) -> bool:
 def cells_of(setup: Setup) -> dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray]]:
     """By table: row ids, values by column, value digests; every wanted cell has to be there."""
     found = {}
-    for name, made in plan(setup.nodes, setup.sources, setup.cache).items():
+    for name, made in plan_all(setup).items():
         if not made.complete() or made.table is None:
             raise RuntimeError(f"{name}: {made.counts}")
         ids = setup.sources[made.node.stage.source].ids[made.rows]
@@ -123,7 +123,7 @@ def differing(first: Setup, second: Setup) -> dict[str, int]:
 def superseded(setup: Setup) -> int:
     """Cells that commit records hold twice."""
     held = wanted = 0
-    for made in plan(setup.nodes, setup.sources, setup.cache).values():
+    for made in plan_all(setup).values():
         assert made.table is not None
         held += sum(record.header["cells"] for record in made.table.records())
         wanted += made.counts["filled"]

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.bench_itm import tokenizer_of
-from pipeline.plan import plan
+from pipeline.pair_teachers import plan_all
 from pipeline.resolve import resolve
 from pipeline.run import fill_cache
 from pipeline.setup import prepare
@@ -183,7 +183,7 @@ def pico(folder: Path, blocks: int) -> dict[str, Any]:
     small = ("dataset.train=96", "dataset.test=16", "student.labelled=96", "workers.executor=inline")
     setup = prepare(SETUP, [*overrides, *small])
     fill_cache(setup)
-    resolved = resolve(setup, plan(setup.nodes, setup.sources, setup.cache))
+    resolved = resolve(setup, plan_all(setup))
     data, words = training_set(setup, resolved), setup.vocabulary
     config = replace(resolved.config, itm=ItmConfig())
     without = replace(config, itm=ItmConfig(weight=0.0))

@@ -55,14 +55,14 @@ def plan(
     config: ConfigFile, set: Set = None, limit: Limit = None, rehash: Rehash = False, as_json: Json = False
 ) -> None:
     """Show, table by table, which cells are wanted, filled, empty or failed, why, and what they will cost."""
-    from pipeline.plan import plan as make_plan
+    from pipeline.pair_teachers import plan_all
     from pipeline.setup import prepare
     from pipeline.show import plan_table, shared_rows
     from pipeline.student_section import check_student
 
     setup = prepare(config, set or (), limit=limit, rehash=rehash)
     check_student(setup)
-    plans = make_plan(setup.nodes, setup.sources, setup.cache)
+    plans = plan_all(setup)
     if as_json:
         print(json.dumps({"config": str(config), "tables": [made.as_json() for made in plans.values()]}, indent=1))
     else:
@@ -85,7 +85,7 @@ def run(
     """Fill the cache: compute every wanted cell that is empty, and nothing else."""
     from pipeline.collect import register
     from pipeline.interrupt import stop_on_interrupt
-    from pipeline.plan import plan as make_plan
+    from pipeline.pair_teachers import plan_all
     from pipeline.run import choose_executor, drop_failures, fill
     from pipeline.setup import prepare
     from pipeline.show import nothing_to_do, plan_table, run_summary, shared_rows
@@ -93,12 +93,12 @@ def run(
 
     setup = prepare(config, set or (), limit=limit, rehash=rehash)
     check_student(setup)
+    plans = plan_all(setup)
     if limit is None:
-        register(setup)
-    plans = make_plan(setup.nodes, setup.sources, setup.cache)
+        register(setup, plans)
     if retry_failed:
         drop_failures(plans, setup)
-        plans = make_plan(setup.nodes, setup.sources, setup.cache)
+        plans = plan_all(setup)
     plan_table(plans)
     shared_rows(setup.sources["images"])
     if all(made.complete() for made in plans.values()):
@@ -111,7 +111,9 @@ def run(
     run_summary(summary)
     if summary.interrupted:
         raise typer.Exit(130)
-    plans = make_plan(setup.nodes, setup.sources, setup.cache)
+    plans = plan_all(setup)
+    if limit is None:
+        register(setup, plans)
     if not all(made.complete() for made in plans.values()):
         plan_table(plans)
         raise typer.Exit(INCOMPLETE)

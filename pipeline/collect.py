@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.pair_teachers import trained_folders
+from pipeline.plan import TablePlan, folders
 from pipeline.setup import Setup
 from storage.cache import Cache
 from storage.digests import fingerprint
 from storage.errors import UserError
 
 
-def register(setup: Setup) -> None:
-    """Leave a note of the tables that this setup wants. A setup is known by its name, file and overrides; a later run with
-    the same replaces the note, so that a table of an older fingerprint becomes garbage."""
+def register(setup: Setup, plans: Mapping[str, TablePlan]) -> None:
+    """Leave a note of the tables and trained networks that this setup wants. A setup is known by its name, file and
+    overrides; a later run with the same replaces the note, so that a table of an older fingerprint becomes garbage. While a
+    table has no fingerprint yet, the setup goes on wanting those of its stage."""
     folder = setup.cache.root / "registered"
     folder.mkdir(exist_ok=True)
-    note = {"config": str(setup.path.resolve()), "tables": sorted(set(setup.folders()))}
+    note: dict[str, Any] = {"config": str(setup.path.resolve())}
     chosen = [override for override in setup.overrides if not override.startswith("student.")]
     suffix = fingerprint({"config": note["config"], "overrides": chosen})[:6]
+    place = folder / f"{setup.config.name}-{suffix}.json"
+    before = json.loads(place.read_text()) if place.exists() else {}
+    later = tuple(f"{made.node.stage.name}-" for made in plans.values() if made.node.stage.unbound)
+    kept = [name for name in before.get("tables", []) if later and name.startswith(later)]
+    note["tables"] = sorted({*folders(plans, setup.cache), *kept})
+    note["trained"] = sorted(
+        {path.name for path in trained_folders(plans)} | set(before.get("trained", []) if later else [])
+    )
     draft = folder / f".{setup.config.name}-{os.getpid()}"
     draft.write_text(json.dumps({"name": setup.config.name, **note, "overrides": chosen}, indent=1))
-    os.replace(draft, folder / f"{setup.config.name}-{suffix}.json")
+    os.replace(draft, place)
 
 
 def registered(cache: Cache) -> dict[str, dict[str, Any]]:
@@ -60,6 +71,13 @@ def collect(cache: Cache, move: bool, grace_seconds: float, forget: Sequence[str
         if move:
             cache.trash(table)
         outcome["unwanted"].append({"table": name, "bytes": size, "trashed": move})
+    kept = {name for note in setups.values() for name in note.get("trained", [])}
+    for network in sorted((cache.root / "trained").glob("*")):
+        if network.name not in kept:
+            size = folder_bytes(network)
+            if move:
+                cache.trash(network)
+            outcome["unwanted"].append({"table": network.name, "bytes": size, "trashed": move})
     if move:
         outcome["emptied"] = cache.empty_trash(grace_seconds)
     return outcome

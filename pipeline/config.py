@@ -97,6 +97,8 @@ class Config(Section):
     dataset: Dataset = Field(discriminator="kind")
     workers: Workers = Field(default_factory=lambda: Workers(count=2))
     tables: dict[str, Table]
+    pair_teachers: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Networks trained on annotations while the cache is filled, each a section like ``student``."""
     student: dict[str, Any] | None = None
 
     def splits(self) -> tuple[Literal["train", "test"], ...]:

@@ -21,6 +21,7 @@ from storage.errors import UserError
 if TYPE_CHECKING:
     from stages.data.records import Annotations
     from stages.data.vocabulary import Vocabulary
+    from stages.teacher.pair_teacher import TrainedTeacher
 
 STAGES: dict[str, str] = {
     "detections_file": "stages.teacher.detections_file:DetectionsFromFile",
@@ -131,8 +132,13 @@ def build_graph(config: Config, context: Context, where: Path) -> dict[str, Node
         UserError: unknown stage, unknown or wrong parameter, missing or cyclic input, an input that lacks a split.
     """
     nodes: dict[str, Node] = {}
-    for name, table in config.tables.items():
-        stage = build_stage(table.stage, table.parameters(), context, f"{where}: tables.{name}")
+    teachers: dict[str, Any] = {}
+    later = [name for name, table in config.tables.items() if "teacher" in table.parameters()]
+    for name in [*(name for name in config.tables if name not in later), *later]:
+        table = config.tables[name]
+        if later and name == later[0]:
+            teachers = pair_teachers(config, nodes, where)
+        stage = build_stage(table.stage, table.parameters(), context, f"{where}: tables.{name}", teachers)
         splits = tuple(split for split in table.splits if split in config.splits())
         nodes[name] = Node(name, stage, splits, table.shard_rows)
     for name, node in nodes.items():
@@ -158,8 +164,44 @@ def build_graph(config: Config, context: Context, where: Path) -> dict[str, Node
     return {name: nodes[name] for name in order}
 
 
-def build_stage(kind: str, parameters: dict[str, Any], context: Context, where: str) -> Stage:
-    """Construct one stage from the configuration's keys, checked against its constructor's signature."""
+def pair_teachers(config: Config, nodes: Mapping[str, Node], where: Path) -> dict[str, TrainedTeacher]:
+    """The networks of ``pair_teachers:`` by name, as stages take them, not bound to a training yet.
+
+    Raises:
+        UserError: a section that is wrong, of a method that gives no such answers, or of tables that are not there.
+    """
+    from pipeline.student_section import read_section
+    from stages.student.link.config import LinkConfig
+    from stages.teacher.pair_teacher import TrainedTeacher
+
+    found = {}
+    for name, section in config.pair_teachers.items():
+        place = f"{where}: pair_teachers.{name}."
+        method, student, pictures = read_section(section, place)
+        if not isinstance(student, LinkConfig):
+            raise UserError(f"{place}method: {method.name!r}; a pair teacher is of method link")
+        if student.kd.reads_pairs or student.kd.reads_maps:
+            raise UserError(f"{place}kd: a pair teacher learns from annotations alone; set its weights to 0")
+        tables = pictures.tables
+        for role in ("detections", "features"):
+            if getattr(tables, role) not in nodes:
+                raise UserError(f"{place}tables.{role}: there is no table {getattr(tables, role)!r}")
+        shape: tuple[int, ...] = getattr(nodes[tables.features].stage.output, "shape", ())
+        if len(shape) != 3:
+            raise UserError(f"{place}tables.features: {tables.features!r} holds no feature maps")
+        width, grid = student.network.width, (shape[1], shape[2])
+        found[name] = TrainedTeacher(name, tables.detections, tables.features, width, grid)
+    return found
+
+
+def build_stage(
+    kind: str, parameters: dict[str, Any], context: Context, where: str, teachers: Mapping[str, Any] | None = None
+) -> Stage:
+    """Construct one stage from the configuration's keys, checked against its constructor's signature.
+
+    Args:
+        teachers: what a stage's ``teacher`` may name.
+    """
     if kind not in STAGES:
         near = difflib.get_close_matches(kind, STAGES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(STAGES))}"
@@ -174,6 +216,8 @@ def build_stage(kind: str, parameters: dict[str, Any], context: Context, where: 
     for name in weights:
         default = fields[name][1]
         fields[name] = (str | CheckpointName | None if default is None else str | CheckpointName, default)
+    if "teacher" in fields:
+        fields["teacher"] = (str, ...)
     if "columns" in parameters:
         parameters = {**parameters, "columns": context.written_out(parameters["columns"])}
     model = create_model("Parameters", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
@@ -182,6 +226,14 @@ def build_stage(kind: str, parameters: dict[str, Any], context: Context, where: 
     except ValidationError as error:
         raise UserError(explain(error, parameters, f"{where}.", model)) from None
     chosen = {name: getattr(checked, name) for name in fields}
+    if "teacher" in chosen:
+        known = teachers or {}
+        if chosen["teacher"] not in known:
+            raise UserError(
+                f"{where}.teacher: no pair teacher {chosen['teacher']!r}; "
+                + (f"there are {', '.join(known)}" if known else "name one under pair_teachers")
+            )
+        chosen["teacher"] = known[chosen["teacher"]]
     for name in weights:
         if chosen[name] is None:
             continue

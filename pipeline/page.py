@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.plan import plan
+from pipeline.pair_teachers import plan_all
 from pipeline.reporting import captions_of, matches_of, readable
 from pipeline.setup import Setup
 from stages.evaluate.gallery import GalleryItem
@@ -18,7 +18,7 @@ def write_page(setup: Setup, out: Path) -> None:
     Raises:
         UserError: nothing is filled yet.
     """
-    plans = plan(setup.nodes, setup.sources, setup.cache)
+    plans = plan_all(setup)
     source = setup.sources["images"]
     by_stage = {made.node.stage.name: made for made in plans.values()}
     captions, itm = by_stage.get("captions"), by_stage.get("itm")

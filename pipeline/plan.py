@@ -82,7 +82,7 @@ class TablePlan:
         return {
             "table": self.node.name,
             "stage": self.node.stage.name,
-            "fingerprint": fingerprint(fingerprint_record(self.node.stage)),
+            "fingerprint": None if self.node.stage.unbound else fingerprint(fingerprint_record(self.node.stage)),
             "rows": len(self.rows),
             "columns": len(self.columns),
             **self.counts,
@@ -93,18 +93,29 @@ class TablePlan:
         }
 
 
-def plan(nodes: Mapping[str, Node], sources: Mapping[str, Source], cache: Cache) -> dict[str, TablePlan]:
+Bind = Callable[[Node, Mapping[str, "TablePlan"]], Node]
+"""``bind(node, plans of what lies above) -> node``: gives a stage what only filled tables can tell, if they can by now."""
+
+
+def plan(
+    nodes: Mapping[str, Node], sources: Mapping[str, Source], cache: Cache, bind: Bind | None = None
+) -> dict[str, TablePlan]:
     """Plan every table, upstream first.
 
     Args:
         nodes: the stage graph in topological order.
         sources: ``{"images": ..., "texts": ...}``.
+        bind: for stages whose fingerprint depends on values above; one that stays ``unbound`` is unknown as a whole.
     """
     present = {table.fingerprint: table for table in cache.tables()}
     plans: dict[str, TablePlan] = {}
     for name, node in nodes.items():
+        node = node if bind is None else bind(node, plans)
         source = sources[node.stage.source]
         rows = source.rows(node.splits)
+        if node.stage.unbound:
+            plans[name] = unknown(node, rows, plans)
+            continue
         inputs, known = input_digests(node, rows, source, plans)
         table = present.get(fingerprint(fingerprint_record(node.stage)))
         ids = source.ids[rows]
@@ -117,6 +128,15 @@ def plan(nodes: Mapping[str, Node], sources: Mapping[str, Source], cache: Cache)
         estimate(made, list(present.values()))
         plans[name] = made
     return plans
+
+
+def unknown(node: Node, rows: np.ndarray, plans: Mapping[str, TablePlan]) -> TablePlan:
+    """A table that has no fingerprint yet: all of its cells are to come, as an upper bound."""
+    made = TablePlan(node, rows, None, None, np.zeros(len(rows), bool), None, None)
+    made.waits_for = tuple(up for up in node.stage.inputs if not plans[up].complete()) or ("its teacher's tables",)
+    count(made)
+    explain(made, [])
+    return made
 
 
 def input_digests(
@@ -153,6 +173,12 @@ def input_digests(
     if per_column:
         return np.stack(digests, axis=1), np.stack(known, axis=1)
     return digests[0], known[0]
+
+
+def folders(plans: Mapping[str, TablePlan], cache: Cache) -> list[str]:
+    """Folder names of every planned table; those of tables without a fingerprint are not known."""
+    stages = [made.node.stage for made in plans.values() if not made.node.stage.unbound]
+    return [cache.folder(stage.name, fingerprint_record(stage)).name for stage in stages]
 
 
 def upstream_digests(above: TablePlan, rows: np.ndarray, source: Source) -> np.ndarray:

@@ -12,7 +12,8 @@ import numpy as np
 
 from pipeline.graph import levels, passes
 from pipeline.interrupt import stop_on_interrupt
-from pipeline.plan import TablePlan, align, plan
+from pipeline.pair_teachers import plan_all, train_missing
+from pipeline.plan import TablePlan, align, folders
 from pipeline.progress import Progress
 from pipeline.setup import Setup
 from pipeline.sources import Source
@@ -48,13 +49,15 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event) -> RunSummary:
     """Compute every wanted cell that is empty, upstream first. What a killed run committed is not computed again."""
     summary = RunSummary()
     for level in levels(setup.nodes):
-        plans = plan(setup.nodes, setup.sources, setup.cache)
+        plans = plan_all(setup)
         todo = {name: plans[name].counts["empty"] for name in level}
         if not any(todo.values()):
             continue
+        wanted = [name for name in level if todo[name]]
+        train_missing(setup, plans, wanted, stop)
         tasks = [
             task
-            for group in passes([name for name in level if todo[name]], setup.nodes)
+            for group in passes(wanted, {name: made.node for name, made in plans.items()})
             for task in make_tasks(group, plans, setup)
         ]
         progress = Progress(todo)
@@ -63,7 +66,7 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event) -> RunSummary:
             summary.add(done)
             progress.advance(done.cells, done.failures)
 
-        with setup.cache.lease("run", setup.folders()):
+        with setup.cache.lease("run", folders(plans, setup.cache)):
             execute(tasks, report=report, stop=stop)
         progress.draw()
         if stop.is_set():
@@ -79,13 +82,13 @@ def fill_cache(setup: Setup) -> None:
         UserError: cells are still empty afterwards.
         KeyboardInterrupt: the run was interrupted; what it committed is kept.
     """
-    if all(made.complete() for made in plan(setup.nodes, setup.sources, setup.cache).values()):
+    if all(made.complete() for made in plan_all(setup).values()):
         return
     chosen = setup.config.workers
     with stop_on_interrupt() as stop, choose_executor(chosen.executor, chosen.device, chosen.count) as execute:
         if fill(setup, execute, stop).interrupted:
             raise KeyboardInterrupt
-    empty = [name for name, made in plan(setup.nodes, setup.sources, setup.cache).items() if not made.complete()]
+    empty = [name for name, made in plan_all(setup).items() if not made.complete()]
     if empty:
         raise UserError(f"{setup.path}: tables.{empty[0]}: cells are still empty; see hoi-distill plan {setup.path}")
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from pipeline.config import Config, load_config
 from pipeline.graph import Context, Node, build_graph
 from pipeline.sources import Source, image_source, load_dataset, text_source
-from stages.stage import fingerprint_record
 from storage.cache import Cache
 from storage.errors import UserError
 
@@ -33,11 +32,6 @@ class Setup:
     nodes: dict[str, Node]
     sources: dict[str, Source]
     overrides: tuple[str, ...] = ()
-
-    def folders(self) -> list[str]:
-        """Folder names of every table that this setup wants."""
-        stages = [node.stage for node in self.nodes.values()]
-        return [self.cache.folder(stage.name, fingerprint_record(stage)).name for stage in stages]
 
     def mending_command(self) -> str:
         """What a user types to fill the cache of this setup."""

@@ -14,13 +14,14 @@ def triplets(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")] = False,
 ) -> None:
     """Count, for every caption question, the triplets taken and the phrases dropped, by reason."""
-    from pipeline.plan import plan, read_upstream
+    from pipeline.pair_teachers import plan_all
+    from pipeline.plan import read_upstream
     from pipeline.setup import prepare
     from stages.teacher.triplets import Triplets, drop_report
     from storage.errors import UserError
 
     setup = prepare(config)
-    plans = plan(setup.nodes, setup.sources, setup.cache)
+    plans = plan_all(setup)
     tables = {name: made for name, made in plans.items() if isinstance(made.node.stage, Triplets)}
     if not tables:
         raise UserError(f"{config}: no table of stage triplets; add one under tables")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.plan import plan
+from pipeline.pair_teachers import plan_all
 from pipeline.run import make_part
 from pipeline.setup import Setup
 from stages.stage import TensorOutput
@@ -51,7 +51,7 @@ def verify_table(setup: Setup, name: str, sample: int, seed: int) -> Verificatio
 
     if name not in setup.nodes:
         raise UserError(f"{setup.path}: tables: there is no {name!r}; there are {', '.join(setup.nodes)}")
-    plans = plan(setup.nodes, setup.sources, setup.cache)
+    plans = plan_all(setup)
     made = plans[name]
     if made.table is None or made.state is None or not made.counts["filled"]:
         raise UserError(f"{name}: no filled cell to verify; fill it with: {setup.mending_command()}")

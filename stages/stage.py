@@ -103,6 +103,11 @@ class Stage(ABC):
     """Stages of equal ``shares`` run in one pass over the pictures: the digest of the vision tower and preprocessing."""
     resources: Resources = Resources()
 
+    @property
+    def unbound(self) -> bool:
+        """Whether the stage does not know yet what its answers depend on, so that it has no fingerprint."""
+        return False
+
     @abstractmethod
     def parameters(self) -> dict[str, Any]:
         """The JSON record that, with name, version and output, is the table's fingerprint: teacher digest,

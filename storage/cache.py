@@ -161,7 +161,7 @@ class Cache:
     # ---- trash ----
 
     def trash(self, table: Table | str | os.PathLike[str]) -> Path:
-        """Move a table to the trash; returns where it is now.
+        """Move a table, or the folder of a trained network, to the trash; returns where it is now.
 
         Raises:
             UserError: a run or a reader uses it. StorageError: it cannot be moved.
@@ -172,7 +172,8 @@ class Cache:
             raise UserError(f"table {name}: in use by {user}; try again when it is done")
         target = self.root / "trash" / f"{time.time_ns()}-{name}"
         try:
-            os.rename(self.root / "tables" / name, target)
+            own = isinstance(table, Table) or not Path(table).is_dir()
+            os.rename(self.root / "tables" / name if own else os.fspath(table), target)
         except OSError as error:
             raise StorageError(f"table {name}: cannot be moved to the trash: {error.strerror}") from error
         return target

@@ -95,8 +95,8 @@ def build_model() -> RTDetrForObjectDetection:
 def scenes(
     batch: int, rng: np.random.Generator, seed: int = FIRST_SEED
 ) -> Iterator[tuple[Tensor, list[dict[str, Tensor]]]]:
-    """Endless batches of new scenes from ``seed`` on, half of them mirrored: float ``[B, 3, 128, 128]`` in [0, 1], channels last, and
-    for each picture ``{class_labels int64 [n], boxes float [n, 4]}``, cxcywh as fractions of the picture."""
+    """Endless batches of new scenes from ``seed`` on, half of them mirrored: float ``[B, 3, 128, 128]`` in [0, 1],
+    channels last, and for each picture ``{class_labels int64 [n], boxes float [n, 4]}``, cxcywh as fractions of the picture."""
     label_of = np.full(len(COCO_OBJECTS), -1)
     label_of[list(LABELS)] = np.arange(len(LABELS))
     while True:

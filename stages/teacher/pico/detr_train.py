@@ -54,15 +54,12 @@ class Recipe:
 def build_model(detector: RTDetrForObjectDetection) -> DetrForObjectDetection:
     """0.65 million parameters: the detector's backbone up to stride 16, one encoder and two decoder layers 96 wide, 16
     queries. Everything after the backbone is drawn as the original DETR draws it."""
-    record = detector.config.backbone_config.to_dict()
+    record = detector.config.backbone_config.to_dict()  # type: ignore[union-attr]
     for name in ("out_indices", "out_features", "stage_names"):
         record.pop(name, None)
     record |= {name: record[name][:STAGES] for name in ("hidden_sizes", "depths")}
     names = [COCO_OBJECTS[label].replace("_", " ") for label in LABELS]
     config = DetrConfig(
-        use_timm_backbone=False,
-        backbone=None,
-        use_pretrained_backbone=False,
         backbone_config=RTDetrResNetConfig.from_dict(record | {"out_features": [f"stage{STAGES}"]}),
         d_model=96,
         encoder_layers=1,

@@ -1,0 +1,101 @@
+"""Phase-1 teachers: networks that are trained on annotations as part of filling the cache, so that tables below can hold
+what they answer (LINK, section 3).
+
+A configuration names them under ``pair_teachers:``, each a section like ``student:``. A table whose stage has a
+``teacher`` belongs to one of them. What such a teacher is depends on its training, and that on the cells it reads, so its
+tables have a fingerprint only once those are filled: until then they are planned as unknown.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.graph import Node
+from pipeline.plan import Reason, TablePlan, plan
+from pipeline.setup import Setup
+
+if TYPE_CHECKING:
+    from pipeline.resolve import Resolved
+
+DONE = "done.json"
+
+
+def plan_all(setup: Setup) -> dict[str, TablePlan]:
+    """Plan every table of a setup, upstream first; see :func:`pipeline.plan.plan`."""
+    plans = plan(setup.nodes, setup.sources, setup.cache, functools.partial(_bound, setup, {}))
+    for made in plans.values():
+        teacher = getattr(made.node.stage, "teacher", None)
+        if teacher is not None and made.counts["empty"] and not (teacher.checkpoint.parent / DONE).exists():
+            first = f"pair teacher {teacher.name} is trained first"
+            made.reasons = [Reason(f"{reason.text}; {first}", reason.cells) for reason in made.reasons]
+    return plans
+
+
+def train_missing(setup: Setup, plans: Mapping[str, TablePlan], names: Iterable[str], stop: threading.Event) -> None:
+    """Train the teachers that these tables need and that are not trained yet. A killed training goes on where it was.
+
+    Raises:
+        KeyboardInterrupt: ``stop`` was set; the training's state is saved.
+    """
+    for name in dict.fromkeys(t.name for table in names if (t := getattr(plans[table].node.stage, "teacher", None))):
+        resolved = _resolved(setup, name, plans)
+        assert resolved is not None
+        folder = _folder(setup, name, resolved)
+        if (folder / DONE).exists():
+            continue
+        from pipeline.training import fit
+
+        folder.mkdir(parents=True, exist_ok=True)
+        own = as_student(setup, name)
+        own = replace(own, config=own.config.model_copy(update={"name": f"pair teacher {name}"}))
+        used = sorted({part.made.table.dir for part in resolved.train.values() if part.made.table is not None})
+        with setup.cache.lease("reader", used):
+            fit(own, resolved, folder, stop)
+
+
+def as_student(setup: Setup, name: str) -> Setup:
+    """The setup with the section of a pair teacher in the place of the student's."""
+    return replace(setup, config=setup.config.model_copy(update={"student": setup.config.pair_teachers[name]}))
+
+
+def trained_folders(plans: Mapping[str, TablePlan]) -> list[Path]:
+    """Where the teachers of these tables are, or will be."""
+    teachers = [getattr(made.node.stage, "teacher", None) for made in plans.values()]
+    return sorted({each.checkpoint.parent for each in teachers if each is not None and each.checkpoint is not None})
+
+
+def _bound(setup: Setup, known: dict[str, Any], node: Node, plans: Mapping[str, TablePlan]) -> Node:
+    """The node with its teacher's training in its stage, as soon as what that reads is filled."""
+    teacher = getattr(node.stage, "teacher", None)
+    if teacher is None:
+        return node
+    if teacher.name not in known:
+        resolved = _resolved(setup, teacher.name, plans)
+        known[teacher.name] = resolved and (resolved.fingerprint, _folder(setup, teacher.name, resolved) / "checkpoint")
+    if known[teacher.name] is None:
+        return node
+    return replace(node, stage=node.stage.bound(*known[teacher.name]))  # type: ignore[attr-defined]
+
+
+def _resolved(setup: Setup, name: str, plans: Mapping[str, TablePlan]) -> Resolved | None:
+    """The training of a pair teacher, None while a table that it reads has empty cells."""
+    from pipeline.resolve import resolve
+    from pipeline.student_section import student_section
+
+    own = as_student(setup, name)
+    method, config, pictures = student_section(own)
+    needs = method.needs(config, setup.vocabulary)
+    roles = [*needs.train, *needs.test, *(["text"] if needs.text and pictures.tables.text else [])]
+    tables = {getattr(pictures.tables, role, role) for role in roles}
+    if any(table in plans and not plans[table].complete() for table in tables):
+        return None
+    return resolve(own, plans)
+
+
+def _folder(setup: Setup, name: str, resolved: Resolved) -> Path:
+    return setup.cache.root / "trained" / f"{resolved.method.name}-{resolved.fingerprint[:16]}"
