@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cells import Part, columns_of, failed_rows, fingerprint_of, part_of
+from pipeline.labels import Labels, labels_of
 from pipeline.plan import TablePlan
 from pipeline.setup import Setup
 from pipeline.student_section import Pictures, student_section
@@ -25,7 +26,7 @@ class Resolved:
 
     Attributes:
         config: the method's parameters; needs: what the method reads with them.
-        annotated: so many of the training split's first records have annotations for the student.
+        labels: which annotations the student sees.
         records: ``int64 [N]`` records of the training split, ``labelled`` (bool ``[N]``) of them with annotations.
         tested: ``int64 [M]`` records of the test split that can be looked at; the others count as without detections.
         left_out: ``{reason: pictures}`` of the training pictures that are recorded failures.
@@ -37,7 +38,7 @@ class Resolved:
     config: Any
     needs: Needs
     pictures: Pictures
-    annotated: int
+    labels: Labels
     records: np.ndarray
     labelled: np.ndarray
     tested: np.ndarray
@@ -53,18 +54,18 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
     """Find the pictures, tables and cells that this student reads, and the fingerprint that they add up to."""
     method, config, pictures = student_section(setup)
     needs = method.needs(config, setup.vocabulary)
-    test = setup.dataset["test"]
-    annotated = _annotated(setup, pictures)
-    records, labelled, tested, left_out = _pictures(setup, plans, pictures, needs, annotated)
+    test, source = setup.dataset["test"], setup.sources["images"]
+    distinct = np.sort(np.unique(source.splits["train"], return_index=True)[1])  # one record a row
+    labels = labels_of(setup, pictures, method, needs, distinct)
+    records, labelled, tested, left_out = _pictures(setup, plans, pictures, needs, labels, distinct)
 
-    source = setup.sources["images"]
     train_rows, test_rows = source.splits["train"][records], source.splits["test"][tested]
     train_parts = _parts(setup, plans, pictures, needs, needs.train, train_rows)
     test_parts = _parts(setup, plans, pictures, needs, needs.test, test_rows)
     texts, table = setup.sources["texts"], pictures.tables.text if needs.text else None
     text = part_of(setup, plans, table, None, np.arange(len(texts.ids)), "texts") if table else None
 
-    annotations = setup.dataset["train"].digests()
+    annotations = labels.annotations.digests()
     read = np.ones(len(records), bool) if needs.all_annotations else labelled
     training = {
         "method": method.name,
@@ -76,6 +77,10 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
         "tables": {r: [fingerprint_of(p), p.columns, p.values] for r, p in train_parts.items()},
         "text": None if text is None else [fingerprint_of(text), text.values],
     }
+    if labels.split is not None:
+        training["unseen"] = _digest(labels.split.unseen.tobytes())
+    if labels.dropped is not None:
+        training["dropped"] = _digest(labels.dropped.digests()[records[labelled]].tobytes())
     if needs.files:
         training["files"] = [digest.tobytes().hex() for digest in setup.cache.memory.digests(needs.files)]
     trained = fingerprint(training)
@@ -86,7 +91,7 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
         "tables": {role: [fingerprint_of(part), part.values] for role, part in test_parts.items()},
     }
     return Resolved(
-        method, config, needs, pictures, annotated, records, labelled, tested, left_out, train_parts, test_parts, text,
+        method, config, needs, pictures, labels, records, labelled, tested, left_out, train_parts, test_parts, text,
         trained, fingerprint(evaluated),
     )  # fmt: skip
 
@@ -95,28 +100,24 @@ def _digest(data: bytes) -> str:
     return hashlib.blake2b(data).hexdigest()[:32]
 
 
-def _annotated(setup: Setup, pictures: Pictures) -> int:
-    there = len(setup.dataset["train"].path)
-    if pictures.labelled is None:
-        return there
-    if pictures.labelled > there:
-        raise UserError(f"{setup.path}: student.labelled: {pictures.labelled} of only {there} training pictures")
-    return pictures.labelled
-
-
 def _pictures(
-    setup: Setup, plans: Mapping[str, TablePlan], pictures: Pictures, needs: Needs, annotated: int
+    setup: Setup,
+    plans: Mapping[str, TablePlan],
+    pictures: Pictures,
+    needs: Needs,
+    labels: Labels,
+    distinct: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
     """``records``, ``labelled``, ``tested`` and ``left_out`` of :class:`Resolved`."""
     source = setup.sources["images"]
-    records = np.sort(np.unique(source.splits["train"], return_index=True)[1])  # one record a row
-    labelled = records < annotated
+    records = distinct[~labels.excluded[distinct]]
+    labelled = labels.labelled[records]
     keep = labelled.copy()
     if needs.unlabelled:
         others = np.flatnonzero(~labelled)
         keep[others[: pictures.unlabelled]] = True
     records, labelled = records[keep], labelled[keep]
-    left_out: Counter[str] = Counter()
+    left_out = Counter(labels.left_out)
     tested = np.arange(len(setup.dataset["test"].path))
     for role in needs.failures:
         name = getattr(pictures.tables, role)
@@ -141,10 +142,10 @@ def _parts(
     wanted: Mapping[str, Columns],
     rows: np.ndarray,
 ) -> dict[str, Part]:
-    """The cells of some roles' tables."""
+    """The cells of some roles' tables. What is no role is a table's own name."""
     parts = {}
     for role, columns in wanted.items():
-        name = getattr(pictures.tables, role)
+        name = getattr(pictures.tables, role, role)
         if role in needs.where_asked and columns is not None:
             have = set(columns_of(setup, plans, name))
             columns = tuple(column for column in columns if column in have) or columns

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, get_type_hints
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
 
 import pydantic
 from pydantic import ValidationError, create_model
@@ -24,12 +25,30 @@ class Roles(Section):
     captions: str | None = "captions"
 
 
+class FewShotSection(Section):
+    """A few annotations of each class, drawn among the labelled pictures; the pictures without any count as unlabelled."""
+
+    shots: int = pydantic.Field(ge=1)
+    seed: int = 0
+    classes: Literal["hoi", "verb"] = "hoi"
+    file: Path | None = None
+    """A list saved before, of the same shots, seed and classes, instead of drawing one."""
+    ignore_dropped: bool = True
+    """What was not drawn is neither positive nor negative in training. False: negative."""
+
+
 class Pictures(Section):
-    """Which training pictures the student gets: the first ``labelled`` (null: all) with their annotations, the rest without."""
+    """Which training pictures the student gets: the first ``labelled`` (null: all) with their annotations, the rest without.
+    ``zero_shot`` and ``few_shot`` take annotations of the labelled ones away, in that order."""
 
     labelled: int | None = pydantic.Field(ge=1)
     unlabelled: int | None = pydantic.Field(None, ge=0)
     """How many of the rest; all by default."""
+    zero_shot: str | None = None
+    """A split of the vocabulary: training does not see its unseen classes."""
+    training_rule: Literal["ada-cm", "gen-vlkt"] = "ada-cm"
+    """What goes with an unseen annotation: itself, or every annotation of the same human and object."""
+    few_shot: FewShotSection | None = None
     tables: Roles = Roles()
 
 
@@ -43,7 +62,11 @@ def student_section(setup: Setup) -> tuple[Method, Any, Pictures]:
     if document is None or is_folder(setup):
         what = "this setup has no annotations" if is_folder(setup) else "missing"
         raise UserError(f"{setup.path}: student: {what}; training needs labelled pictures, see configs/pico.yaml")
-    where = f"{setup.path}: student."
+    return read_section(document, f"{setup.path}: student.")
+
+
+def read_section(document: dict[str, Any], where: str) -> tuple[Method, Any, Pictures]:
+    """The same of a section's own keys; ``where`` stands before a key in messages: the file, the section and a dot."""
     method = method_named(str(document.get("method", next(iter(METHODS)))), f"{where}method")
     model = section_of(method.config, StudentSection)
     try:

@@ -16,7 +16,8 @@ import numpy as np
 
 from pipeline.cells import fingerprint_of, identity_of, read_text, stream_spec
 from pipeline.config import SwigHoiDataset, VCocoDataset
-from pipeline.plan import TablePlan, plan
+from pipeline.pair_teachers import plan_all
+from pipeline.plan import TablePlan
 from pipeline.progress import duration
 from pipeline.resolve import Resolved, resolve
 from pipeline.setup import Setup
@@ -35,7 +36,7 @@ def train_student(setup: Setup, stop: threading.Event | None = None) -> Path:
 
     Every step leaves a marker that names what it was made from: a second call with nothing changed does nothing.
     """
-    plans = plan(setup.nodes, setup.sources, setup.cache)
+    plans = plan_all(setup)
     resolved = resolve(setup, plans)
     run_dir = setup.config.runs / setup.config.name / resolved.fingerprint[:12]
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -72,6 +73,8 @@ def fit(setup: Setup, resolved: Resolved, run_dir: Path, stop: threading.Event |
 
     write_json(run_dir / "student.json", provenance(setup, resolved))
     setup.vocabulary.save(run_dir / "vocabulary.json")
+    if resolved.labels.few is not None:
+        resolved.labels.few.save(run_dir / "few_shot.json")
     print(
         f"Training {setup.config.name} {resolved.fingerprint[:12]}, seed {resolved.config.seed}, on {trained_on(resolved)}."
     )
@@ -95,7 +98,8 @@ def fit(setup: Setup, resolved: Resolved, run_dir: Path, stop: threading.Event |
 def trained_on(resolved: Resolved) -> str:
     """Which pictures, which labels, which soft labels: a noun phrase."""
     labelled = int(resolved.labelled.sum())
-    return resolved.method.trained_on(resolved.config, labelled, len(resolved.labelled) - labelled)
+    unlabelled = len(resolved.labelled) - labelled
+    return resolved.method.trained_on(resolved.config, labelled, unlabelled) + resolved.labels.words()
 
 
 def is_main_process() -> bool:
@@ -111,12 +115,14 @@ def training_set(setup: Setup, resolved: Resolved) -> TrainingSet:
     columns = resolved.train["itm"].columns if "itm" in resolved.train else ()
     return TrainingSet(
         source=CacheSource(stream_spec(setup, rows, resolved.train)),
-        annotations=setup.dataset["train"],
+        annotations=resolved.labels.annotations,
         image=resolved.records,
         labelled=resolved.labelled,
         prompts=[prompt if prompt in columns else None for prompt in setup.vocabulary.prompts()],
         read=PictureReader([setup.sources["images"].uris[i] for i in rows]),
         identity=resolved.fingerprint,
+        unseen=None if resolved.labels.split is None else resolved.labels.split.unseen,
+        dropped=resolved.labels.dropped,
     )
 
 
@@ -162,21 +168,28 @@ def evaluate_run(
     if student is None:
         student = Student.from_pretrained(run_dir / "checkpoint")
     predictions = student.predict(test_set(setup, resolved), run_dir, run_dir.parent.parent / "shared", print)
-    test, train = setup.dataset["test"], setup.dataset["train"]
-    words = setup.vocabulary
+    test, words, labels = setup.dataset["test"], setup.vocabulary, resolved.labels
     found = read_detections(
         predictions, test.image_id, np.asarray(words.hois), len(words.objects), len(words.verbs), object_optional=True
     )
-    labelled = train.hoi[: int(train.pair_offsets[resolved.annotated])]
-    counts = np.bincount(labelled[labelled >= 0], minlength=len(words.hois))
-    evaluation = evaluate_hico_det(test, found, counts < RARE_BELOW, counts)
+    # Which classes are rare is said by the labelled pictures, so that every split and every draw means the same classes.
+    rare = labels.before < RARE_BELOW
+    evaluation = evaluate_hico_det(test, found, rare, labels.seen(), zero_shot=labels.split)
     write_json(run_dir / "evaluation.json", evaluation.as_json())
     for setting, means in (("default", evaluation.default), ("known object", evaluation.known_object)):
         row = "  ".join(f"{name} {value:.2f}" for name, value in means.items() if value is not None)
         print(f"mAP, {setting}: {row}")
+    if evaluation.zero_shot is not None:
+        print(zero_shot_line(evaluation.zero_shot))
     judge_officially(setup, predictions, run_dir)
     write_run_report(setup, resolved, plans, run_dir, trained_on(resolved), found, evaluation)
     write_json(run_dir / "evaluated.json", {"fingerprint": resolved.evaluation})
+
+
+def zero_shot_line(means: Mapping[str, Any]) -> str:
+    """A line for people of an evaluation's ``zero_shot``."""
+    row = "  ".join(f"{name} {value:.2f}" for name, value in means.items() if name != "split" and value is not None)
+    return f"mAP, zero-shot {means['split']}: {row}"
 
 
 def judge_officially(setup: Setup, predictions: Path, run_dir: Path) -> None:
@@ -212,6 +225,7 @@ def provenance(setup: Setup, resolved: Resolved) -> dict[str, Any]:
             "labelled": int(resolved.labelled.sum()),
             "unlabelled": int((~resolved.labelled).sum()),
             "test": len(setup.dataset["test"].path),
+            **resolved.labels.record(),
         },
         "versions": {library: version(library) for library in LIBRARIES},
         "provenance": tables,

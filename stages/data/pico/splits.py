@@ -40,7 +40,7 @@ def pico_zero_shot(name: str) -> ZeroShotSplit:
         unseen = _compositions(frequency if name == "RF-UC" else -frequency)
     else:
         hico = hico_vocabulary()
-        published = {hico.hoi_name(hoi) for hoi in np.flatnonzero(zero_shot(name).unseen)}
+        published = {hico.hoi_name(hoi) for hoi in np.flatnonzero(zero_shot(name).unseen).tolist()}
         unseen = np.array([hoi in published for hoi in HOIS])
     unseen.flags.writeable = False
     return ZeroShotSplit(name, unseen)
