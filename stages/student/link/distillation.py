@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -108,8 +108,8 @@ class Taught:
     latent: Tensor | None = None
 
     def to(self, device: torch.device) -> Taught:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Taught(**{name: None if value is None else value.to(device) for name, value in values.items()})
+        rest = (self.entry_logits, self.unary, self.pairs, self.latent)
+        return Taught(self.has.to(device), *(None if value is None else value.to(device) for value in rest))
 
 
 def kd_terms(

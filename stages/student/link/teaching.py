@@ -26,10 +26,10 @@ from torch import Tensor
 
 from stages.student.checkpoint import Student
 from stages.student.link.distillation import Taught
+from stages.student.link.student import LinkStudent
 from stages.student.model import Regions
 from stages.student.pictures import Picture, gather, picture_of
 from stages.student.predict import entries
-from stages.student.prepare import valid_classes
 from storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,11 +62,10 @@ class PairTeacher:
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> PairTeacher:
         """Raises UserError where ``folder`` is no whole checkpoint of a LINK student."""
-        student: Any = Student.from_pretrained(folder)
-        if student.method != "link":
+        student = Student.from_pretrained(folder)
+        if not isinstance(student, LinkStudent):
             raise UserError(f"{folder}: a student of method {student.method}; a pair teacher is one of method link")
-        valid = torch.from_numpy(valid_classes(student.vocabulary) | student.config.any_object)
-        return cls(student.model, student.config, valid, device)
+        return cls(student.model, student.config, student.valid(), device)
 
     @torch.inference_mode()
     def answer(
