@@ -162,8 +162,10 @@ class PictureTable:
 
     @classmethod
     def open_or_build(cls, folder: Path, count: int, pictures: Iterable[tuple[int, Picture]]) -> PictureTable:
-        """Open ``folder``, or build it from (row, picture) in rising order of rows; rows may be missing."""
-        if not folder.exists():
+        """Open ``folder``, or build it from (row, picture) in rising order of rows; rows may be missing. One that lacks a
+        file, as those of older versions do, is built anew."""
+        if not all((folder / name).exists() for name in FLAT):
+            shutil.rmtree(folder, ignore_errors=True)
             draft = folder.with_name(f"{folder.name}.{os.getpid()}")
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
