@@ -138,7 +138,12 @@ def kd_terms(
     if not taught:
         return terms
     if config.logit > 0:
-        terms["logit"] = _mean([_logit(output, one, regions, pair, hoi, prior, seen, config) for one in taught])
+        student, picture, each = output.logits[-1][pair, hoi], regions.pair_picture[pair], []
+        for one in taught:
+            assert one.entry_logits is not None
+            kept = seen[hoi] & one.has[picture]
+            each.append(_logit(student[kept], one.entry_logits[kept], prior[kept], pair[kept], config))
+        terms["logit"] = _mean(each)
     if config.query > 0:
         terms["query"] = _mean([_query(output, one, regions, config.temperature) for one in taught])
     if config.map > 0:
@@ -147,21 +152,9 @@ def kd_terms(
     return {name: factor * term for name, term in terms.items()}
 
 
-def _logit(
-    output: LinkOutput,
-    one: Taught,
-    regions: Regions,
-    pair: Tensor,
-    hoi: Tensor,
-    prior: Tensor,
-    seen: Tensor,
-    config: KdConfig,
-) -> Tensor:
-    assert one.entry_logits is not None
-    kept = seen[hoi] & one.has[regions.pair_picture[pair]]
-    pair, prior = pair[kept], prior[kept]
-    student = final_logit(output.logits[-1][pair, hoi[kept]], prior) / config.temperature
-    teacher = final_logit(one.entry_logits.detach()[kept], prior) / config.temperature
+def _logit(student: Tensor, teacher: Tensor, prior: Tensor, pair: Tensor, config: KdConfig) -> Tensor:
+    """Of entries ``[N]`` that count: interaction logits of both, prior and pair."""
+    student, teacher = (final_logit(logits, prior) / config.temperature for logits in (student, teacher.detach()))
     if config.logit_form == "bernoulli":
         return _average(bernoulli_divergence(teacher, student))
     return _average(divergence(by_pair(teacher, pair), by_pair(student, pair)))
