@@ -9,9 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from PIL import Image
 from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessorPil, BlipProcessor
 
 from pipeline.experiments import ArmSection, Matrix, finished, markdown
@@ -21,17 +23,21 @@ from pipeline.resolve import Resolved, resolve
 from pipeline.run import choose_executor, fill
 from pipeline.setup import Setup, prepare
 from pipeline.student_section import FewShotSection, Pictures, student_section
-from pipeline.training import train_student
+from pipeline.training import train_student, training_set
 from stages.data.few_shot import FewShot
 from stages.data.pico.splits import pico_zero_shot
-from stages.data.pico.world import write_world
+from stages.data.pico.world import pico_vocabulary, write_world
+from stages.data.splits import split_of, splits_of
+from stages.data.swig_hoi import swig_vocabulary
 from stages.evaluate.report import Arm, ExperimentsPage, Run, write_experiments_page
 from stages.student.method import Needs
 from storage.errors import UserError
+from tests.data.test_swig_hoi import write as write_swig
 from tests.teacher.conftest import blip_config  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 LABELLED = 24
+PICO, SWIG = pico_vocabulary(), swig_vocabulary()
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +233,16 @@ def test_controls_that_read_all_annotations_know_no_few_shots(config):
         with_settings(config, few_shot={"shots": 1}, itm_on="labelled", teacher="oracle")
 
 
+def test_the_documented_section_is_sound_and_its_sizes_are_the_splits(config):
+    page = (ROOT / "docs/settings.md").read_text()
+    student = yaml.safe_load(page.split("```yaml")[1].split("```")[0])["student"]
+    assert with_settings(config, **{**student, "labelled": LABELLED}).labels.few is not None
+    pico, swig = ([int(make().unseen.sum()) for make in splits_of(words).values()] for words in (PICO, SWIG))
+    assert pico[0] == pico[1]
+    for said in (f"{pico[0]} each", f"{pico[2]} and {pico[3]}: HICO-DET's lists", f"{swig[0]:,}: the evaluated"):
+        assert said in page
+
+
 def test_a_pair_teacher_that_has_seen_more_is_refused():
     node = SimpleNamespace(stage=SimpleNamespace(teacher=SimpleNamespace(name="clip")))
     teacher = {"labelled": 24, "zero_shot": "RF-UC"}
@@ -302,3 +318,42 @@ def test_the_table_has_columns_for_unseen_and_seen_only_where_an_arm_has_them(tm
     for chosen, there in ((runs, True), ({"all": runs["all"]}, False)):
         write_experiments_page(page, ExperimentsPage("m", "", [Arm(name, name, made) for name, made in chosen.items()]))
         assert ("Unseen" in page.read_text()) is there
+
+
+def test_swig_hois_unseen_classes_go_by_the_same_key(config, tmp_path):
+    """Open vocabulary: what no training annotation names is predicted, and has its own mean."""
+    unseen = split_of(SWIG, "swig").unseen
+    hidden = int(np.flatnonzero(unseen)[0])
+    surf = 1
+    root = tmp_path / "swig"
+    (root / "images_512").mkdir(parents=True)
+    for split, hois in (("trainval", [surf, surf]), ("test", [surf, hidden])):
+        records = []
+        for number, hoi in enumerate(hois):
+            name = f"{split}_{number}.jpg"
+            Image.new("RGB", (100, 80), (90 * number, 9, 9 * len(split))).save(root / "images_512" / name)
+            verb, thing = SWIG.hois[hoi].tolist()
+            boxes = [([10, 10, 40, 60], 0), ([5, 50, 60, 80], thing)]
+            records.append({
+                "file_name": name, "img_id": number, "height": 80, "width": 100,
+                "box_annotations": [{"bbox": box, "category_id": kind, "aux_category_id": []} for box, kind in boxes],
+                "hoi_annotations": [{"subject_id": 0, "object_id": 1, "action_id": verb}],
+            })  # fmt: skip
+        write_swig(root, records, f"annotations/swig_{split}_1000.json")
+    document = yaml.safe_load(config.read_text())
+    document["dataset"] = {"kind": "swig-hoi", "root": str(root)}
+    document["student"] |= {"labelled": None, "zero_shot": "swig"}
+    path = tmp_path / "swig.yaml"
+    path.write_text(yaml.safe_dump(document))
+    setup = prepare(path)
+    with choose_executor("inline", "cpu", 1) as execute:
+        fill(setup, execute, threading.Event())
+    found = resolved(setup)
+    assert found.fingerprint != resolved(prepare(path, ["student.zero_shot=null"])).fingerprint
+    assert not training_set(setup, found).valid()[:, unseen].any()
+    run = train_student(setup)
+    predicted = set(pq.read_table(run / "detections.parquet")["hoi"].to_pylist())
+    assert hidden in predicted
+    means = json.loads((run / "evaluation.json").read_text())["zero_shot"]
+    assert means["split"] == "swig"
+    assert means["full"] == pytest.approx((means["unseen"] + means["seen"]) / 2)
