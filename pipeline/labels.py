@@ -23,11 +23,13 @@ class Labels:
     """The training split's N records as a training sees them.
 
     Attributes:
-        annotations: all records, with the annotations that training may see; of every record the method may look at.
+        annotations: all records, with the annotations that training may see; of every record the method may look at, and
+            none for a method that reads none.
         labelled: bool ``[N]`` records with annotations for the student. excluded: bool ``[N]`` those that training may
             not see at all, because nothing seen is annotated in them; ``left_out`` says so, ``{reason: pictures}``.
         split: the zero-shot split; few: the drawn list; dropped: all records with what was not drawn.
-        before: int64 ``[H]`` annotated pairs of each class in the labelled pictures before anything was taken out.
+        before: int64 ``[H]`` annotated pairs of each class in the labelled pictures before anything was taken out; in all
+            pictures where none is labelled. For evaluation.
     """
 
     annotations: Annotations
@@ -75,6 +77,8 @@ def labels_of(setup: Setup, pictures: Pictures, method: Method, needs: Needs, di
     count = there if pictures.labelled is None else pictures.labelled
     if count > there:
         raise UserError(f"{where}labelled: {count} of only {there} training pictures")
+    if count == 0 or not needs.annotations:
+        return unlabelled(train, needs)
     labelled = np.arange(there) < count
     labels = Labels(train, labelled, np.zeros(there, bool), pairs_of(train, labelled))
     if pictures.zero_shot is not None:
@@ -97,6 +101,18 @@ def labels_of(setup: Setup, pictures: Pictures, method: Method, needs: Needs, di
     if not labels.labelled.any():
         raise UserError(f"{where}labelled: no annotation is left to train on; label more pictures")
     return labels
+
+
+def unlabelled(train: Annotations, needs: Needs) -> Labels:
+    """No picture is labelled: training is handed no annotations, or those of all pictures where it is a control."""
+    none, every = np.zeros(len(train), bool), np.ones(len(train), bool)
+    seen = train if needs.all_annotations else without_annotations(train)
+    return Labels(seen, none, none, pairs_of(train, every))
+
+
+def without_annotations(whole: Annotations) -> Annotations:
+    """The same records, of which nothing is said: no pair and no image-level label."""
+    return replace(whole.with_pairs(np.zeros(len(whole.hoi), bool)), image_hois=None)
 
 
 def refuse_unable(method: Method, what: str) -> None:

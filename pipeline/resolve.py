@@ -90,6 +90,8 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
         "annotations": _digest(test.digests().tobytes()),
         "tables": {role: [fingerprint_of(part), part.values] for role, part in test_parts.items()},
     }
+    if pictures.labelled == 0:
+        evaluated["rare"] = _digest(labels.before.tobytes())  # said by annotations that training does not see
     return Resolved(
         method, config, needs, pictures, labels, records, labelled, tested, left_out, train_parts, test_parts, text,
         trained, fingerprint(evaluated),
@@ -129,8 +131,12 @@ def _pictures(
         records, labelled = records[sound], labelled[sound]
         bad = failed_rows(setup, plans[name], source.splits["test"][tested], name)
         tested = tested[~np.isin(np.arange(len(tested)), list(bad))]
-    if not labelled.any():
+    if pictures.labelled != 0 and not labelled.any():
         raise UserError(f"{setup.path}: student.labelled: every labelled picture is a recorded failure")
+    if not len(records):
+        raise UserError(
+            f"{setup.path}: student.unlabelled: no training picture is left; every one is a recorded failure"
+        )
     return records, labelled, tested, dict(left_out)
 
 

@@ -10,6 +10,7 @@ import pydantic
 from pydantic import ValidationError, create_model
 
 from pipeline.config import Section, explain
+from pipeline.leaks import refuse_leaks
 from pipeline.setup import Setup, is_folder
 from stages.student.method import METHODS, Method, method_named
 from storage.errors import UserError
@@ -23,6 +24,8 @@ class Roles(Section):
     itm: str = "itm"
     text: str | None = "text"
     captions: str | None = "captions"
+    labels: str = "image_labels"
+    context: str = "context"
 
 
 class FewShotSection(Section):
@@ -38,10 +41,11 @@ class FewShotSection(Section):
 
 
 class Pictures(Section):
-    """Which training pictures the student gets: the first ``labelled`` (null: all) with their annotations, the rest without.
+    """Which training pictures the student gets: the first ``labelled`` (null: all; 0: none, for methods that read no
+    annotations or those of all pictures) with their annotations, the rest without.
     ``zero_shot`` and ``few_shot`` take annotations of the labelled ones away, in that order."""
 
-    labelled: int | None = pydantic.Field(ge=1)
+    labelled: int | None = pydantic.Field(ge=0)
     unlabelled: int | None = pydantic.Field(None, ge=0)
     """How many of the rest; all by default."""
     zero_shot: str | None = None
@@ -62,7 +66,10 @@ def student_section(setup: Setup) -> tuple[Method, Any, Pictures]:
     if document is None or is_folder(setup):
         what = "this setup has no annotations" if is_folder(setup) else "missing"
         raise UserError(f"{setup.path}: student: {what}; training needs labelled pictures, see configs/pico.yaml")
-    return read_section(document, f"{setup.path}: student.")
+    where = f"{setup.path}: student."
+    method, config, pictures = read_section(document, where)
+    refuse_leaks(setup.nodes, pictures, method.name, method.needs(config, setup.vocabulary), where)
+    return method, config, pictures
 
 
 def read_section(document: dict[str, Any], where: str) -> tuple[Method, Any, Pictures]:

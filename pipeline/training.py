@@ -121,6 +121,7 @@ def training_set(setup: Setup, resolved: Resolved) -> TrainingSet:
         prompts=[prompt if prompt in columns else None for prompt in setup.vocabulary.prompts()],
         read=PictureReader([setup.sources["images"].uris[i] for i in rows]),
         identity=resolved.fingerprint,
+        values={role: f"{fingerprint_of(p)} {p.columns} {p.values}" for role, p in resolved.train.items()},
         unseen=None if resolved.labels.split is None else resolved.labels.split.unseen,
         dropped=resolved.labels.dropped,
     )

@@ -45,7 +45,9 @@ class Needs:
         where_asked: roles of which only those columns are read that the table has, the others count as not asked.
         text: whether the embeddings of the vocabulary's prompts are read, where there is such a table.
         unlabelled: whether pictures without annotations are looked at.
+        annotations: whether annotations are read at all; if not, the training is handed none.
         all_annotations: whether even the annotations of unlabelled pictures are read (a control).
+        untuned_detector: whether a detector that has learned from a dataset of interactions is refused.
         failures: roles whose recorded failures leave a picture out, where there is such a table: also what is not read,
             so that variants of a study see the same pictures.
         files: files with weights that the training starts from.
@@ -56,7 +58,9 @@ class Needs:
     where_asked: tuple[str, ...] = ()
     text: bool = False
     unlabelled: bool = False
+    annotations: bool = True
     all_annotations: bool = False
+    untuned_detector: bool = False
     failures: tuple[str, ...] = ("detections", "features")
     files: tuple[Path, ...] = ()
 

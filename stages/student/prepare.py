@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ class TrainingSet:
         prompts: for each of the H interactions its column of the ``itm`` table, or None where it was not asked for.
         read: uint8 ``[height, width, 3]`` of a row; needed by the ``region_cnn`` encoder only.
         identity: names the rows, labels and values, so that a state saved for others is not resumed.
+        values: by table, names the cells read of it: what depends on some tables alone can be shared by that name.
         unseen: bool ``[H]``, the interactions that training may not see (zero-shot); they come back at prediction.
         dropped: annotations of the same records that are set aside (few-shot): what they name is neither positive nor
             negative in training.
@@ -50,6 +51,7 @@ class TrainingSet:
     prompts: Sequence[str | None]
     read: ReadPicture | None = None
     identity: str = ""
+    values: Mapping[str, str] = field(default_factory=dict)
     unseen: np.ndarray | None = None
     dropped: Annotations | None = None
 
