@@ -15,7 +15,8 @@ import torch
 
 from stages.data.vocabulary import Vocabulary
 from stages.student.checkpoint import Student
-from stages.student.link.student import LinkStudent, allowed
+from stages.student.link.student import LastLayer, LinkStudent, allowed
+from stages.student.pictures import gather, picture_of
 from stages.student.predict import SCHEMA, best_of_each
 from stages.student.source import MemorySource
 from storage.errors import UserError
@@ -116,17 +117,27 @@ def test_best_of_each_by_hand():
     assert best_of_each(picture[:0], score[:0], 2).tolist() == []
 
 
-def test_other_interactions_are_told_apart_by_their_text(student, toy, tmp_path):
-    """Open vocabulary: the known interactions in another order, by their rows, are found as before."""
+def test_other_interactions_are_told_apart_by_their_text(toy, tmp_path):
+    """Open vocabulary: the known interactions in another order, by their text, score what they did."""
+    student = trained(link_config(steps=3, network=replace(NETWORK, train_rows=False)), toy.training_set(16), tmp_path)
     order = [5, 3, 4, 0, 2, 1]
-    other = replace(VOCABULARY, hois=VOCABULARY.hois[order])
-    swapped = student.with_vocabulary(other, TEXT[order])
-    assert swapped.vocabulary is other
-    assert swapped.model.classifier.rows.shape == student.model.classifier.rows.shape
-    rows = predicted(swapped, toy.test_set(), tmp_path)
-    assert {(row["hoi"], row["verb"], row["object"]) for row in rows} == {
-        (place, *VOCABULARY.hois[hoi].tolist()) for place, hoi in enumerate(order)
-    }
+    other = student.with_vocabulary(replace(VOCABULARY, hois=VOCABULARY.hois[order]), TEXT[order])
+    scores = []
+    for each in (student, other):
+        rows = predicted(each, toy.test_set(), tmp_path)
+        assert all(each.vocabulary.hois[row["hoi"]].tolist() == [row["verb"], row["object"]] for row in rows)
+        scores.append(
+            {(r["image_id"], *r["human_box"], *r["object_box"], r["verb"], r["object"]): r["score"] for r in rows}
+        )
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+
+
+def test_the_last_decoder_layer_answers(student, toy):
+    regions = gather([picture_of(toy.detections[0], student.config)], torch.from_numpy(toy.maps[0][None]))
+    with torch.inference_mode():
+        layers, answer = student.model(regions).logits, LastLayer(student.model)(regions)
+    assert torch.equal(answer, layers[-1])
+    assert not torch.equal(answer, layers[0])
 
 
 def test_any_object_allows_every_interaction(student, toy, tmp_path):

@@ -56,13 +56,13 @@ def test_without_weights_it_is_the_plain_training_bit_for_bit(tmp_path, toy, dat
 
 @pytest.mark.parametrize("level", range(3))
 def test_each_level_is_logged_by_name_and_falls(tmp_path, data, level):
-    weights_ = {name: float(level == place) for place, name in enumerate(("logit", "query", "map"))}
+    weights_ = {name: 0.5 * (level == place) for place, name in enumerate(("logit", "query", "map"))}
     config = link_config(kd=replace(ALL_LEVELS, **weights_), steps=30, learning_rate=3e-3, log_every=1)
     trained(config, data, tmp_path)
     log = records(tmp_path)
     assert [name for name in log[-1] if name.startswith("loss/kd")] == [LEVELS[level]]
     for record in log:
-        assert record["loss"] == pytest.approx(record["loss/pairs"] + record[LEVELS[level]], rel=1e-4)
+        assert record["loss"] == pytest.approx(record["loss/pairs"] + 0.5 * record[LEVELS[level]], rel=1e-4)
     assert np.mean([r[LEVELS[level]] for r in log[-5:]]) < 0.8 * np.mean([r[LEVELS[level]] for r in log[:5]])
 
 
