@@ -195,7 +195,7 @@ def test_a_teacher_that_is_gone_is_not_missed_where_all_it_said_is_there(line):
     ("change", "message"),
     [
         (["tables.taught_pairs.teacher=phase1"], r"tables\.taught_pairs\.teacher: no pair teacher 'phase1'; there are phase_1"),
-        (["pair_teachers.phase_1={method: vlm_hoi, labelled: 9}"], r"phase_1\.method: 'vlm_hoi'; a pair teacher is of method link"),
+        (["pair_teachers.phase_1={method: vlm_hoi, labelled: 9}"], r"1\.method: 'vlm_hoi'; a pair teacher is of method link"),
         (["pair_teachers.phase_1.networks={}"], r"pair_teachers\.phase_1\.networks: unknown key; did you mean network\?"),
         (
             ["pair_teachers.phase_1.kd={pairs: [taught_pairs], logit: 1}"],
