@@ -90,7 +90,7 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
         "annotations": _digest(test.digests().tobytes()),
         "tables": {role: [fingerprint_of(part), part.values] for role, part in test_parts.items()},
     }
-    if pictures.labelled == 0:
+    if pictures.labelled == 0 or labels.split is not None or labels.few is not None:
         evaluated["rare"] = _digest(labels.before.tobytes())  # said by annotations that training does not see
     return Resolved(
         method, config, needs, pictures, labels, records, labelled, tested, left_out, train_parts, test_parts, text,

@@ -129,6 +129,7 @@ def test_unseen_annotations_are_in_nothing_that_a_training_is_made_from(config, 
     again = resolved(replace(setup, dataset={**setup.dataset, "train": poisoned}))
     assert again.fingerprint == clean.fingerprint
     assert np.array_equal(again.records, clean.records)
+    assert again.evaluation != clean.evaluation, "which classes are rare is counted in all annotations"
     assert resolved(replace(prepare(config), dataset={**setup.dataset, "train": poisoned})).fingerprint != (
         resolved(prepare(config)).fingerprint
     )
