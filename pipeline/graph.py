@@ -36,6 +36,8 @@ STAGES: dict[str, str] = {
     "vision_features": "stages.teacher.vision_features:VisionFeatures",
     "answers": "stages.teacher.answers:Answers",
     "triplets": "stages.teacher.triplets:Triplets",
+    "image_labels": "stages.teacher.image_labels:ImageLabels",
+    "sentence_embeddings": "stages.teacher.sentence_embeddings:SentenceEmbeddings",
     "text_embeddings": "stages.teacher.text_embeddings:TextEmbeddings",
     "detector": "stages.teacher.detectors:Detector",
     "detectron2": "stages.teacher.detectron2_detector:Detectron2Detector",
@@ -63,13 +65,14 @@ class Context:
     derived: Callable[[Path, str, Callable[[], str]], str] | None = None
 
     def written_out(self, columns: Any) -> Any:
-        """A configuration's columns, with the sentences in place of ``prompts``, ``verb_prompts`` and ``object_prompts``,
-        which may stand alone or in a list, each sentence once."""
+        """A configuration's columns, with the sentences in place of ``prompts``, ``verb_prompts``, ``object_prompts``
+        and ``verification_questions``, which may stand alone or in a list, each sentence once."""
         words = self.vocabulary
         named = {
             "prompts": lambda: self.prompts,
             "verb_prompts": words.verb_prompts,
             "object_prompts": words.object_prompts,
+            "verification_questions": words.questions,
         }
         listed = [columns] if isinstance(columns, str) else columns
         if not isinstance(listed, list) or not any(isinstance(each, str) and each in named for each in listed):
@@ -87,6 +90,7 @@ class Context:
             "verbs": words.verbs,
             "objects": words.objects,
             "hois": hois,
+            "questions": words.questions(),
         }
 
 

@@ -155,8 +155,12 @@ def input_digests(
         return external, None
     per_column = any(stage.needs(column) is not None for column in stage.columns)
     above = {up: upstream_digests(plans[up], rows, source) for up in stage.inputs}
+    recorded = {up: values != 0 for up, values in above.items()}
+    for up in stage.inputs:
+        if (idle := unwanted_above(plans[up], rows, source)) is not None:
+            above[up][idle], recorded[up] = 0, recorded[up] | idle  # nobody waits for it, nobody reads it
     if all(stage.needs(column) == {} for column in stage.columns):
-        return external, np.logical_and.reduce([(values != 0).all(axis=1) for values in above.values()])
+        return external, np.logical_and.reduce([there.all(axis=1) for there in recorded.values()])
     digests, known = [], []
     for column in stage.columns if per_column else stage.columns[:1]:
         parts = [] if external is None else [external]
@@ -166,7 +170,7 @@ def input_digests(
             wanted = plans[up].columns if needs is None else needs.get(up, ())
             positions = [plans[up].columns.index(c) for c in wanted]
             values = above[up][:, positions]
-            here &= (values != 0).all(axis=1)
+            here &= recorded[up][:, positions].all(axis=1)
             parts += [values[:, i] for i in range(values.shape[1])]
         digests.append(combine64(*parts) if parts else np.zeros(len(rows), np.uint64))
         known.append(here)
@@ -188,6 +192,11 @@ def upstream_digests(above: TablePlan, rows: np.ndarray, source: Source) -> np.n
     positions = align(above.rows, rows, len(source.ids))
     inputs = None if above.inputs is None else above.inputs[positions]
     return above.table.value_digests(source.ids[rows], above.columns, inputs)
+
+
+def unwanted_above(above: TablePlan, rows: np.ndarray, source: Source) -> np.ndarray | None:
+    """``bool [R, C]``: cells of an upstream table that its own stage does not want of these rows; None where it wants all."""
+    return None if above.wanted is None else ~above.wanted[align(above.rows, rows, len(source.ids))]
 
 
 def align(have: np.ndarray, want: np.ndarray, size: int) -> np.ndarray:
@@ -222,10 +231,11 @@ def wanted_cells(
 
 
 def read_upstream(above: TablePlan, rows: np.ndarray, source: Source) -> dict[str, Any]:
-    """The values of an upstream table for these rows, ``{column: values}``."""
+    """The values of an upstream table for these rows, ``{column: values}``, null where its stage does not want a cell."""
     assert above.table is not None
     inputs = None if above.inputs is None else above.inputs[align(above.rows, rows, len(source.ids))]
-    return above.table.read(source.ids[rows], above.columns, inputs)
+    idle = unwanted_above(above, rows, source)
+    return above.table.read(source.ids[rows], above.columns, inputs, None if idle is None else ~idle)
 
 
 def count(made: TablePlan) -> None:

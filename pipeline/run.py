@@ -138,7 +138,10 @@ def make_part(
         above = plans[up]
         where = align(above.rows, made.rows[positions], len(source.ids))
         upstream[up] = Upstream(
-            table_spec(above, setup), above.columns, None if above.inputs is None else above.inputs[where]
+            table_spec(above, setup),
+            above.columns,
+            None if above.inputs is None else above.inputs[where],
+            None if above.wanted is None else above.wanted[where],
         )
     return Part(
         name=made.node.name,

@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from stages.stage import Stage
 
-FROM_SETUP = ("annotations", "verbs", "objects", "hois")
+FROM_SETUP = ("annotations", "verbs", "objects", "hois", "questions")
 """Arguments that the graph fills in from the dataset and its vocabulary."""
 FIRST = ("checkpoint", "columns")
 

@@ -212,14 +212,23 @@ class Table:
         where.shard[merge(records, live, rows, columns, inputs).failed] = FAILED
         return where
 
-    def read(self, rows: np.ndarray, columns: Sequence[str], inputs: np.ndarray | None = None) -> dict[str, Any]:
+    def read(
+        self,
+        rows: np.ndarray,
+        columns: Sequence[str],
+        inputs: np.ndarray | None = None,
+        wanted: np.ndarray | None = None,
+    ) -> dict[str, Any]:
         """The cells' values, in row order: ``{column: pa.Array of length R}``, or ``ndarray [R, *shape]`` (float16 for
-        codec ``fp16``, else float32) for tensors. A recorded failure reads as null, or NaN.
+        codec ``fp16``, else float32) for tensors. A recorded failure reads as null, or NaN, and so does whatever stands
+        where ``wanted`` (bool ``[R, C]``) is false.
 
         Raises:
             StorageError: a cell is empty, or its shard cannot be read.
         """
         where = self.locate(rows, columns, inputs)
+        if wanted is not None:
+            where.shard[~wanted] = FAILED
         if (where.shard == EMPTY).any():
             row, column = np.argwhere(where.shard == EMPTY)[0].tolist()
             count = int((where.shard == EMPTY).sum())

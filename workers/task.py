@@ -45,11 +45,13 @@ class TableSpec:
 @dataclass(frozen=True)
 class Upstream:
     """One input table of a part: ``columns`` (U of them) that may be read, and the input digests (``uint64 [R]`` or
-    ``[R, U]``) that say which values of its cells are meant; None where that table's cells have none."""
+    ``[R, U]``) that say which values of its cells are meant; None where that table's cells have none. Cells that its own
+    stage does not want (bool ``[R, U]``; None: it wants all) read as null."""
 
     table: TableSpec
     columns: tuple[str, ...]
     inputs: np.ndarray | None = None
+    wanted: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,11 @@ class Task:
                 needed=part.needed[positions],
                 inputs=None if part.inputs is None else part.inputs[positions],
                 upstream={
-                    name: replace(up, inputs=None if up.inputs is None else up.inputs[positions])
+                    name: replace(
+                        up,
+                        inputs=None if up.inputs is None else up.inputs[positions],
+                        wanted=None if up.wanted is None else up.wanted[positions],
+                    )
                     for name, up in part.upstream.items()
                 },
             )

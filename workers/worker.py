@@ -241,6 +241,8 @@ class Filling:
     def _inherit_failures(self, name: str, table: Table, rows: np.ndarray) -> None:
         up, depends = self.part.upstream[name], self._depends(name)
         for (row, column), reason in table.failures(rows, up.columns, up.inputs).items():
+            if up.wanted is not None and not up.wanted[row, column]:
+                continue
             for below in np.flatnonzero(depends[column] & self.needed[row]).tolist():
                 self.failures[row, below] = f"upstream {name}: {reason}"
                 self.needed[row, below] = False
@@ -271,7 +273,8 @@ class Filling:
                 inputs = inputs[:, members]
             slot = np.full(len(rows), -1)
             slot[positions] = np.arange(len(positions))
-            values = table.read(rows[positions], columns, inputs)
+            wanted = None if up.wanted is None else up.wanted[np.ix_(positions, members)]
+            values = table.read(rows[positions], columns, inputs, wanted)
             found.update({column: _Column(values[column], slot) for column in columns})
         return found
 

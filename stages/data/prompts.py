@@ -59,6 +59,12 @@ def interaction_prompt(verb: str, participle: str, name: str) -> str:
     return f"a photo of a person {phrase.format(noun_phrase(name))}"
 
 
+def interaction_question(verb: str, participle: str, name: str) -> str:
+    """ "is there anybody riding a bicycle?": a question to be answered with yes or no (not of no_interaction)."""
+    phrase = interaction_prompt(verb, participle, name).removeprefix("a photo of a person ")
+    return f"is there anybody {phrase}?"
+
+
 def verb_prompt(verb: str, participle: str, takes_object: bool = True) -> str:
     """ "a photo of a person riding something", or "... standing" for a verb that takes no object."""
     return f"a photo of a person {_doing(verb, participle)}{' something' if takes_object else ''}"

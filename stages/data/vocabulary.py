@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
-from stages.data.prompts import interaction_prompt, object_prompt, verb_prompt
+from stages.data.prompts import NO_INTERACTION, interaction_prompt, interaction_question, object_prompt, verb_prompt
 from storage.errors import UserError
 
 _RESPELLED = {"controling": "controlling", "spining": "spinning"}  # as HICO-DET's own list has them
@@ -90,6 +90,14 @@ class Vocabulary:
     def prompts(self) -> tuple[str, ...]:
         """The prompt of every interaction, in order."""
         return tuple(self.prompt(hoi) for hoi in range(len(self.hois)))
+
+    def questions(self) -> dict[str, int]:
+        """``{question: interaction}`` in order, "is there anybody riding a bicycle?". None about no_interaction: it is what
+        remains where the others of its object are denied."""
+        asked = [hoi for hoi, (verb, _) in enumerate(self.hois) if self.verbs[verb] != NO_INTERACTION]
+        named = [(self.hois[hoi][0], self.hoi_name(hoi)) for hoi in asked]
+        texts = [interaction_question(verb, self.verb_ing[index], name) for index, (verb, name) in named]
+        return dict(zip(texts, asked, strict=True))
 
     def verb_prompts(self) -> tuple[str, ...]:
         """One sentence a verb, in order: "a photo of a person riding something", or "... standing" for one that is in

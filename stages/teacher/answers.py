@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from stages.stage import ArrowOutput, Batch, Resources, Stage, Values
+from stages.stage import ArrowOutput, Batch, Resources, Values
 from stages.teacher.blip import Dtype
 from stages.teacher.first_token import CELL, YES_NO, answer_ids, cells, yes_score
 from stages.teacher.forward import BatchSize, canonical, in_parts, part_size
+from stages.teacher.seen_objects import EMPTY, AskedWhere, AsksAboutSeen
 from stages.teacher.weights import Checkpoint, load
 from storage.digests import fingerprint
 from storage.errors import InputFailure, UserError
@@ -47,7 +48,7 @@ class Picture:
     tokens: int
 
 
-class Answers(Stage):
+class Answers(AsksAboutSeen):
     """Answers of an image-text-to-text model, greedily decoded. Each column is a question.
 
     A cell is ``{text, score}``, as in :class:`stages.teacher.blip.BlipCaptions`: a yes/no question
@@ -59,6 +60,10 @@ class Answers(Stage):
         max_new_tokens: where an answer is cut.
         prompt: how a question is put, with ``{question}`` and (but for InstructBLIP) ``{image}``. Default: the checkpoint's
             chat template, else the family's plain prompt.
+        instruction: what follows a yes/no question in the prompt, "Answer with yes or no." say.
+        asked_where: for columns that are ``verification_questions``: put each only where its object was detected, see
+            :mod:`stages.teacher.seen_objects`.
+        questions, hois: the vocabulary's.
         max_pixels: bound on a picture's pixels after resizing (Qwen only, whose pictures keep their shape).
         dtype: of weights and arithmetic.
         batch_size: pictures per forward, or ``auto``: as many as the GPU's memory holds.
@@ -77,6 +82,10 @@ class Answers(Stage):
         *,
         max_new_tokens: int = 128,
         prompt: str | None = None,
+        instruction: str = "",
+        questions: Mapping[str, int] = EMPTY,
+        hois: Sequence[tuple[int, int]] = (),
+        asked_where: AskedWhere | None = None,
         max_pixels: int | None = None,
         dtype: Dtype = "float32",
         batch_size: BatchSize = 8,
@@ -99,6 +108,8 @@ class Answers(Stage):
         self.chosen_batch, self.batch_size = batch_size, canonical(batch_size)
         self.resources = Resources(gpus=gpus)
         self.shares = fingerprint({"teacher": checkpoint.digest, **self._pixels_parameters()})
+        self.instruction = instruction.strip()
+        self.ask_where(asked_where, questions, hois)
 
     def _pixels_parameters(self) -> dict[str, Any]:
         return {
@@ -113,6 +124,7 @@ class Answers(Stage):
             "teacher": self.checkpoint.digest,
             **self._pixels_parameters(),
             "prompt": self.prompt or "the checkpoint's",
+            **({"instruction": self.instruction} if self.instruction else {}),
             "max_new_tokens": self.max_new_tokens,
             "decoding": "greedy",
         }
@@ -222,6 +234,10 @@ class Answers(Stage):
         kept = has_cls and config.vision_feature_select_strategy == "full"
         return (size[0] // patch) * (size[1] // patch) + int(kept)
 
+    def asked(self, question: str) -> str:
+        """A question as it is put, with the instruction behind it if it is one to be answered with yes or no."""
+        return f"{question} {self.instruction}" if self.instruction and YES_NO.search(question) else question
+
     def prompt_ids(self, question: str) -> list[int]:
         """Token ids of the prompt, the picture's mark still a single token (InstructBLIP: before everything).
 
@@ -229,6 +245,7 @@ class Answers(Stage):
             UserError: neither chat template nor plain prompt, or a template without the picture's mark.
         """
         mark = self.tokenizer.convert_ids_to_tokens(self.image_id)
+        question = self.asked(question)
         plain = self.prompt or PLAIN_PROMPTS[self.checkpoint.architecture]
         if self.prompt is None and self.tokenizer.chat_template and not self.is_instructblip:
             said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
@@ -266,7 +283,7 @@ class Answers(Stage):
         if self.is_qwen:
             given["mm_token_type_ids"] = ((ids == self.image_id) & (mask > 0)).int()
         if self.second_tokenizer is not None:
-            second = self.second_tokenizer([question] * len(rows), return_tensors="pt")
+            second = self.second_tokenizer([self.asked(question)] * len(rows), return_tensors="pt")
             given["qformer_input_ids"] = second["input_ids"]
             given["qformer_attention_mask"] = second["attention_mask"]
         return {name: tensor.to(self.device) for name, tensor in given.items()}

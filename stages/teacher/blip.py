@@ -17,6 +17,7 @@ import pyarrow as pa
 from stages.stage import ArrowOutput, Batch, Resources, Stage, TensorOutput, Values
 from stages.teacher.first_token import CELL, YES_NO, answer_ids, cells, yes_score
 from stages.teacher.forward import BatchSize, PartSize, canonical, in_parts
+from stages.teacher.seen_objects import EMPTY, AskedWhere, AsksAboutSeen
 from stages.teacher.weights import Checkpoint, load
 from storage.digests import fingerprint
 from storage.errors import UserError
@@ -294,7 +295,7 @@ class BlipItm(ItmStage):
         return ItmScorer(self.model, self.tokenizer, self.token_mode, self.memory_mib)
 
 
-class BlipCaptions(BlipStage):
+class BlipCaptions(AsksAboutSeen, BlipStage):
     """BLIP's sentences, greedily decoded. Each column is the text that the decoder continues ('' for a caption).
 
     A cell is ``{text, score}``. ``text`` is what the teacher added to the question. For yes/no questions
@@ -303,6 +304,9 @@ class BlipCaptions(BlipStage):
 
     Args:
         max_new_tokens: where a sentence is cut (at the latest where positions end). Part of the fingerprint.
+        asked_where: for columns that are ``verification_questions``: put each only where its object was detected, see
+            :mod:`stages.teacher.seen_objects`.
+        questions, hois: the vocabulary's.
     """
 
     name = "captions"
@@ -310,10 +314,19 @@ class BlipCaptions(BlipStage):
     output = ArrowOutput(CELL)
 
     def __init__(
-        self, checkpoint: Checkpoint, columns: Sequence[str] = ("",), *, max_new_tokens: int = 64, **options: Any
+        self,
+        checkpoint: Checkpoint,
+        columns: Sequence[str] = ("",),
+        *,
+        questions: Mapping[str, int] = EMPTY,
+        hois: Sequence[tuple[int, int]] = (),
+        asked_where: AskedWhere | None = None,
+        max_new_tokens: int = 64,
+        **options: Any,
     ) -> None:
         super().__init__(checkpoint, columns, **options)
         self.max_new_tokens = max_new_tokens
+        self.ask_where(asked_where, questions, hois)
 
     def parameters(self) -> dict[str, Any]:
         return {**super().parameters(), "max_new_tokens": self.max_new_tokens, "decoding": "greedy"}

@@ -112,20 +112,32 @@ class TextEmbeddings(Stage):
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
+        unit = self.embed(batch.texts)
+        return {"value": pa.FixedSizeListArray.from_arrays(pa.array(unit.reshape(-1)), unit.shape[1])}
+
+    def embed(self, texts: Sequence[str], cut: bool = False) -> np.ndarray:
+        """Unit vectors, float32 ``[B, E]``.
+
+        Args:
+            cut: leave out the end of a text that is too long.
+
+        Raises:
+            InputFailure: a text is too long, unless it is cut.
+        """
         import torch
 
         most = self.longest()
         full = self.checkpoint.architecture in SIGLIP
-        length: dict[str, Any] = {"padding": "max_length", "max_length": most} if full else {"padding": True}
-        texts = list(batch.texts)
-        tokens = self.tokenizer(texts, return_tensors="pt", return_attention_mask=True, **length).to(self.device)
+        length: dict[str, Any] = {"padding": "max_length" if full else True, "truncation": cut}
+        if full or cut:
+            length["max_length"] = most
+        tokens = self.tokenizer(list(texts), return_tensors="pt", return_attention_mask=True, **length).to(self.device)
         if tokens["input_ids"].shape[1] > most:
             raise InputFailure(f"the text has {tokens['input_ids'].shape[1]} tokens, the teacher takes {most}")
         with torch.inference_mode():
             vectors = self._vectors(tokens)
             unit = torch.nn.functional.normalize(vectors.float(), dim=-1)
-        flat = np.ascontiguousarray(unit.cpu().numpy()).reshape(-1)
-        return {"value": pa.FixedSizeListArray.from_arrays(pa.array(flat), unit.shape[1])}
+        return np.ascontiguousarray(unit.cpu().numpy())
 
     def _vectors(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """``[B, E]``, not normalised."""

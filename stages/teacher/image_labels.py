@@ -1,0 +1,220 @@
+"""Image-level labels from what a teacher said and answered, with their doubts: what a student learns in place of annotations.
+
+A reimplementation in the CL-HOI style (arXiv 2410.15657 publishes no such rules; these are a reconstruction). Only
+interactions with an object that was detected are judged; of these
+
+    target = (extracted + p_yes) / 2            extracted: the weight of the triplet read from the text, else 0
+    target >= 0.5 positive, <= 0.1 negative, in between ignored: a text leaves true interactions out
+
+and where the question was not asked
+
+    target = extracted                          >= 0.5 positive; else a negative that weighs little, for silence is no denial
+
+The target of no_interaction is the product of (1 - p) over the other verbs of its object, p being p_yes or else what was
+extracted. Everything else, with objects that were not detected, is an ordinary negative and is not listed.
+
+Shapes: B pictures, H interactions, O objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.data.prompts import NO_INTERACTION
+from stages.stage import ArrowOutput, Batch, Stage, Values
+from stages.teacher.seen_objects import PERSON, seen_objects
+from storage.digests import fingerprint
+from storage.errors import UserError
+
+POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
+NOT_SEEN = "object or person not detected"
+LABELS = pa.struct(
+    [
+        ("hoi", pa.list_(pa.int16())),
+        ("target", pa.list_(pa.float32())),
+        ("kind", pa.list_(pa.int8())),
+        ("weight", pa.list_(pa.float32())),
+        ("dropped", pa.list_(pa.struct([("phrase", pa.string()), ("reason", pa.string())]))),
+    ]
+)
+"""A cell: the judged interactions, ascending, each with its target in [0, 1], its kind (1 positive, 0 negative, -1 ignored)
+and its weight in a loss (0 where ignored); what was read from the text but concerns nothing that was detected."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When a target is a label.
+
+    Attributes:
+        positive: least target of a positive. negative: largest target of a negative, where the question was asked.
+        silence: weight of what rests on the text's silence alone.
+    """
+
+    positive: float = 0.5
+    negative: float = 0.1
+    silence: float = 0.2
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Of B pictures and H interactions: ``listed`` bool, ``target`` float32, ``kind`` int8, ``weight`` float32, each
+    ``[B, H]``. What is not listed has target 0, kind negative and weight 1."""
+
+    listed: np.ndarray
+    target: np.ndarray
+    kind: np.ndarray
+    weight: np.ndarray
+
+
+def judge(
+    extracted: np.ndarray, p_yes: np.ndarray, seen: np.ndarray, nothing: np.ndarray, objects: np.ndarray, rules: Rules
+) -> Judged:
+    """Labels of every interaction.
+
+    Args:
+        extracted: float32 ``[B, H]`` in [0, 1], 0 where the text says nothing.
+        p_yes: float32 ``[B, H]`` in [0, 1], NaN where nothing was asked.
+        seen: bool ``[B, O]``, objects that somebody could be doing something with.
+        nothing: bool ``[H]``, the interactions that are no_interaction. objects: int ``[H]``.
+    """
+    asked = ~np.isnan(p_yes)
+    p = np.where(asked, p_yes, extracted)
+    target = np.where(asked, 0.5 * (extracted + p), extracted).astype(np.float32)
+    silent = ~asked & (extracted < rules.positive)
+    for hoi in np.flatnonzero(nothing):  # one an object
+        others = ~nothing & (objects == objects[hoi])
+        target[:, hoi] = np.prod(1 - p[:, others], axis=1)
+        asked[:, hoi] = asked[:, others].all(axis=1)
+        silent[:, hoi] = ~asked[:, hoi] & (target[:, hoi] >= rules.positive)
+    listed = seen[:, objects]
+    positive = target >= rules.positive
+    negative = np.where(asked, target <= rules.negative, ~positive)
+    kind = np.where(positive, POSITIVE, np.where(negative, NEGATIVE, IGNORED)).astype(np.int8)
+    weight = np.where(kind == IGNORED, 0, np.where(silent, rules.silence, 1)).astype(np.float32)
+    return Judged(
+        listed,
+        np.where(listed, target, 0).astype(np.float32),
+        np.where(listed, kind, NEGATIVE).astype(np.int8),
+        np.where(listed, weight, 1).astype(np.float32),
+    )
+
+
+class ImageLabels(Stage):
+    """HOI labels of whole pictures, from triplets and, where there are any, yes/no answers. One column, ``value``; pure
+    arithmetic, without pictures.
+
+    Args:
+        texts: the columns of the triplets table to read (the caption and the list, say).
+        verbs, hois, questions: the vocabulary; ``questions`` as of :meth:`stages.data.vocabulary.Vocabulary.questions`.
+        triplets, detections: the configuration's names of these tables.
+        verification: that of the table of yes/no answers, whose columns are ``verification_questions``; None: labels of
+            the text alone.
+        least: score from which a detected object counts.
+        positive, negative, silence: see :class:`Rules`.
+        batch_size: rows per step.
+    """
+
+    name = "image_labels"
+    decodes = False
+    columns = ("value",)
+    output = ArrowOutput(LABELS)
+
+    def __init__(
+        self, texts: Sequence[str], verbs: Sequence[str], hois: Sequence[tuple[int, int]], questions: Mapping[str, int],
+        *, triplets: str = "triplets", detections: str = "detections", verification: str | None = None,
+        least: float = 0.1, positive: float = 0.5, negative: float = 0.1, silence: float = 0.2, batch_size: int = 256,
+    ) -> None:  # fmt: skip
+        if not 0 <= negative < positive <= 1:
+            raise UserError(f"image_labels: 0 <= negative < positive <= 1 is needed; got {negative} and {positive}")
+        if not texts:
+            raise UserError("image_labels: texts is empty; name columns of the triplets table")
+        self.texts, self.rules, self.least = tuple(texts), Rules(positive, negative, silence), least
+        self.triplets, self.detections, self.verification = triplets, detections, verification
+        self.inputs = tuple(name for name in (triplets, detections, verification) if name)
+        self.batch_size, self.questions = batch_size, dict(questions)
+        self.hois = np.array(hois, np.int64).reshape(-1, 2)
+        self.nothing = np.array([verbs[verb] == NO_INTERACTION for verb, _ in self.hois.tolist()], bool)
+        self.hoi_of = np.zeros(self.hois.max(axis=0, initial=0) + 1, np.int64)
+        self.hoi_of[self.hois[:, 0], self.hois[:, 1]] = np.arange(len(self.hois))
+        self.names = fingerprint({"verbs": list(verbs), "hois": self.hois.tolist()})
+
+    def parameters(self) -> dict[str, Any]:
+        return {
+            "vocabulary": self.names,
+            "least": self.least,
+            "positive": self.rules.positive,
+            "negative": self.rules.negative,
+            "silence": self.rules.silence,
+        }
+
+    def needs(self, column: str) -> Mapping[str, tuple[str, ...]]:
+        needed: dict[str, tuple[str, ...]] = {self.triplets: self.texts, self.detections: ("value",)}
+        return needed if self.verification is None else {**needed, self.verification: tuple(self.questions)}
+
+    def open(self, device: str, shared: dict[Any, Any]) -> None:
+        """Nothing to load."""
+
+    def compute(
+        self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
+    ) -> dict[str, Values]:
+        return {"value": label_cells(self.judged(inputs), self.dropped(inputs))}
+
+    def judged(self, inputs: Mapping[str, Mapping[str, Values]], verified: bool = True) -> Judged:
+        """The labels of these rows; without the answers to questions where ``verified`` is False."""
+        extracted = self._extracted(inputs[self.triplets])
+        p_yes = np.full(extracted.shape, np.nan, np.float32)
+        if verified and self.verification is not None:
+            for question, answers in inputs[self.verification].items():
+                p_yes[:, self.questions[question]] = pc.struct_field(answers, "score").to_numpy(zero_copy_only=False)
+        seen = self._seen(inputs)
+        return judge(extracted, p_yes, seen, self.nothing, self.hois[:, 1], self.rules)
+
+    def _seen(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray:
+        return seen_objects(inputs[self.detections]["value"], self.least, int(self.hois[:, 1].max(initial=PERSON)) + 1)
+
+    def _extracted(self, triplets: Mapping[str, Values]) -> np.ndarray:
+        """float32 ``[B, H]``: the largest weight of each interaction in any of the texts."""
+        found = np.zeros((len(triplets[self.texts[0]]), len(self.hois)), np.float32)
+        for text in self.texts:
+            row, hoi = self._entries(triplets[text])
+            np.maximum.at(found, (row, hoi), _values(triplets[text], "weight").to_numpy(zero_copy_only=False))
+        return found
+
+    def dropped(self, inputs: Mapping[str, Mapping[str, Values]]) -> list[list[dict[str, str]]]:
+        """Of each row the phrases whose triplets concern nothing that was detected, each once, and why."""
+        seen = self._seen(inputs)
+        found: list[dict[str, str]] = [{} for _ in range(len(seen))]
+        for text in self.texts:
+            row, hoi = self._entries(inputs[self.triplets][text])
+            unseen = np.flatnonzero(~seen[row, self.hois[hoi, 1]])
+            phrases = _values(inputs[self.triplets][text], "phrase").take(pa.array(unseen)).to_pylist()
+            for index, phrase in zip(row[unseen].tolist(), phrases, strict=True):
+                found[index][phrase] = NOT_SEEN
+        return [[{"phrase": phrase, "reason": reason} for phrase, reason in each.items()] for each in found]
+
+    def _entries(self, cells: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Row and interaction of every triplet of a column, int64 each."""
+        row = pc.list_parent_indices(pc.struct_field(cells, "verb")).to_numpy(zero_copy_only=False)
+        verb, thing = (_values(cells, name).to_numpy(zero_copy_only=False) for name in ("verb", "object"))
+        return row, self.hoi_of[verb, thing]
+
+
+def label_cells(judged: Judged, dropped: Sequence[Sequence[Mapping[str, str]]]) -> pa.Array:
+    """:data:`LABELS` of each row."""
+    row, hoi = np.nonzero(judged.listed)
+    offsets = pa.array(np.cumsum([0, *judged.listed.sum(axis=1)]), pa.int32())
+    entries = [pa.array(values[row, hoi]) for values in (judged.target, judged.kind, judged.weight)]
+    lists = [pa.ListArray.from_arrays(offsets, values) for values in (pa.array(hoi, pa.int16()), *entries)]
+    said = pa.array(list(map(list, dropped)), LABELS.field("dropped").type)
+    return pa.StructArray.from_arrays([*lists, said], fields=list(LABELS))
+
+
+def _values(cells: pa.Array, name: str) -> pa.Array:
+    """What the lists of one field hold, all cells one after another; a null cell holds nothing."""
+    return pc.struct_field(cells, name).flatten()

@@ -1,0 +1,99 @@
+"""What a teacher says of a picture, sentence by sentence, as vectors: what a student's context tokens are compared with.
+
+A reimplementation in the CL-HOI style: a text of several sentences says more than one vector holds, and is longer than
+text encoders take, so each of its first sentences is embedded by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from stages.stage import ArrowOutput, Batch, Resources, Stage, Values
+from stages.teacher.blip import Dtype
+from stages.teacher.text_embeddings import TextEmbeddings
+from stages.teacher.triplets import PREFIX_END
+from stages.teacher.weights import Checkpoint
+from storage.errors import UserError
+
+END = re.compile(r"(?<=[.!?;])\s+|\s*[\r\n]+\s*")
+"""Where a sentence, or an item of a list, ends."""
+MARK = re.compile(r"^(?:[-*•]|\d+[.)])\s+")
+"""What may lead an item of a list."""
+
+
+class SentenceEmbeddings(Stage):
+    """Unit vectors ``[S, E]`` of the first sentences of a caption, S at most ``sentences`` and 0 where nothing was said; one
+    column, ``value``. A sentence that is longer than the encoder takes is cut at its end.
+
+    Args:
+        checkpoint: a text encoder, see :class:`stages.teacher.text_embeddings.TextEmbeddings`.
+        question: the column of the captions table. It is read along where the caption continues it.
+        captions: the configuration's name of that table.
+        sentences: at most so many.
+        dtype: of weights and arithmetic; vectors are stored in float16.
+        batch_size: rows per step.
+        gpus: share of a GPU that one worker occupies.
+    """
+
+    name = "sentence_embeddings"
+    decodes = False
+    columns = ("value",)
+    architectures = TextEmbeddings.architectures
+    example: ClassVar[str] = TextEmbeddings.example
+
+    def __init__(
+        self, checkpoint: Checkpoint, question: str, *, captions: str = "captions", sentences: int = 8,
+        dtype: Dtype = "float32", batch_size: int = 64, gpus: float = 0.0,
+    ) -> None:  # fmt: skip
+        if sentences < 1:
+            raise UserError(f"sentence_embeddings: sentences is {sentences}; it must be at least 1")
+        self.encoder = TextEmbeddings(checkpoint, dtype=dtype)
+        self.question, self.inputs, self.sentences, self.batch_size = question, (captions,), sentences, batch_size
+        assert isinstance(self.encoder.output, ArrowOutput)
+        self.width = int(self.encoder.output.type.list_size)
+        self.output = ArrowOutput(pa.list_(pa.list_(pa.float16(), self.width)))
+        self.resources = Resources(gpus=gpus)
+
+    def parameters(self) -> dict[str, Any]:
+        return {**self.encoder.parameters(), "sentences": self.sentences, "longest": "cut"}
+
+    def provenance(self) -> dict[str, Any]:
+        return self.encoder.provenance()
+
+    def needs(self, column: str) -> Mapping[str, tuple[str, ...]]:
+        return {self.inputs[0]: (self.question,)}
+
+    def open(self, device: str, shared: dict[Any, Any]) -> None:
+        self.encoder.open(device, shared)
+
+    def compute(
+        self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
+    ) -> dict[str, Values]:
+        said = inputs[self.inputs[0]][self.question].to_pylist()
+        lists = [split(read_along(self.question, cell["text"]))[: self.sentences] if cell else [] for cell in said]
+        # By length: a text is padded to its neighbours', and a teacher repeats itself.
+        texts = sorted({text for sentences in lists for text in sentences}, key=lambda text: (len(text), text))
+        size = self.encoder.batch_size
+        parts = [self.encoder.embed(texts[at : at + size], cut=True) for at in range(0, len(texts), size)]
+        vectors = np.concatenate([np.zeros((0, self.width), np.float32), *parts]).astype(np.float16)
+        place = {text: index for index, text in enumerate(texts)}
+        chosen = np.array([place[text] for sentences in lists for text in sentences], np.int64)
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors[chosen].reshape(-1)), self.width)
+        offsets = pa.array(np.cumsum([0, *map(len, lists)]), pa.int32())
+        return {"value": pa.ListArray.from_arrays(offsets, flat)}
+
+
+def read_along(question: str, text: str) -> str:
+    """An answer by itself, or what it continues with it."""
+    return text if PREFIX_END.search(question) else f"{question} {text}".strip()
+
+
+def split(text: str) -> list[str]:
+    """The sentences of a text and the items of its lists, in order, without what marks them."""
+    parts = (MARK.sub("", part).strip(" ;") for part in END.split(text.strip()))
+    return [part for part in parts if re.search(r"\w", part)]
