@@ -61,7 +61,8 @@ class TrainingSet:
         return self.annotations.vocabulary
 
     def true_pairs(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Annotated human and object boxes (float32 ``[G, 4]``) and interactions (int16 ``[G]``) of a row."""
+        """Annotated human and object boxes (float32 ``[G, 4]``) and interactions (int16 ``[G]``) of a row; what is of no class
+        (V-COCO's verbs without an object, for one) is not among them."""
         return _pairs(self.annotations, int(self.image[row]))
 
     def dropped_pairs(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -99,7 +100,9 @@ class TestSet:
 
 def _pairs(records: Annotations, image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     own = records.pairs(image)
-    return records.human_box[own], records.object_box[own], records.hoi[own]
+    classes = records.hoi[own]
+    known = classes >= 0
+    return records.human_box[own][known], records.object_box[own][known], classes[known]
 
 
 def picture_table(

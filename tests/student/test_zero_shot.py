@@ -131,3 +131,14 @@ def test_without_either_the_classes_of_training_are_those_of_prediction():
     data = Toy(4, seed=0).training_set(2)
     assert np.array_equal(data.valid()[OBJECTS, np.arange(len(VOCABULARY))], np.ones(len(VOCABULARY)))
     assert np.array_equal(replace(data, unseen=UNSEEN).valid(), data.valid() & ~UNSEEN)
+
+
+def test_an_annotation_of_no_class_is_no_pair_of_the_last_class():
+    """V-COCO annotates verbs whose object is of no class with them, or not there."""
+    data = Toy(30, seed=0).training_set(20)
+    rows = [row for row in range(20) if len(data.true_pairs(row)[2])]
+    none = replace(data, annotations=replace(data.annotations, hoi=np.full_like(data.annotations.hoi, -1)))
+    assert rows
+    for row in rows:
+        assert [len(part) for part in none.true_pairs(row)] == [0, 0, 0]
+        assert not none.present(row).any()
