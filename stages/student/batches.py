@@ -98,6 +98,12 @@ class PictureBatches(Dataset[Batch]):
             )
         )
 
+    def epochs(self, steps: int) -> float:
+        """How often so many steps have gone through the labelled pictures, or where there are none, the others."""
+        if len(self.labelled_pool):
+            return steps * self.config.labelled_per_step / len(self.labelled_pool)
+        return steps * self.config.unlabelled_per_step / max(len(self.unlabelled_pool), 1)
+
     def drawn(self, step: int, count: int) -> tuple[np.ndarray, np.random.Generator]:
         """int64 ``[count]`` views, and what the step may draw more numbers from."""
         draw = np.random.default_rng([self.config.seed, step, self.rank])

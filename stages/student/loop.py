@@ -44,6 +44,7 @@ def train_steps(
     run_dir: Path,
     accelerator: Accelerator,
     *,
+    groups: list[dict[str, Any]] | None = None,
     loader_workers: int = 0,
     stop: threading.Event | None = None,
     report: Report = print,
@@ -52,6 +53,8 @@ def train_steps(
 
     Args:
         model: a fresh network of ``config.seed``; logits_of: from its output to interaction logits, float ``[P, H]``.
+        groups: its parameters as the optimiser takes them, each maybe with a ``scale`` of the learning rate; default:
+            :func:`parameter_groups`.
         stop: once it is set, the step under way is finished and saved and KeyboardInterrupt raised.
 
     Returns:
@@ -61,7 +64,9 @@ def train_steps(
         NonFiniteLoss: training has diverged or a cached value is broken.
         UserError: the run folder holds another run's state.
     """
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), config.learning_rate, foreach=True)
+    optimizer = torch.optim.AdamW(
+        groups or parameter_groups(model, config.weight_decay), config.learning_rate, foreach=True
+    )
     run = run_name(config, data)
     state = run_dir / "state" / "latest.safetensors"
     done = load_state(state, model, optimizer, run)
@@ -77,7 +82,7 @@ def train_steps(
         batch = batch.to(accelerator.device)
         torch.manual_seed(random_seed(config.seed, step, accelerator.process_index))
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * rate(step, config.steps, config.warmup_steps)
+            group["lr"] = config.learning_rate * group.get("scale", 1) * rate(step, config.steps, config.warmup_steps)
         loss, terms = loss_of(model, batch, step)
         optimizer.zero_grad()
         accelerator.backward(loss)
@@ -90,8 +95,8 @@ def train_steps(
         stopped = stop is not None and stop.is_set()
         last = step + 1 == config.steps
         if (step + 1) % config.log_every == 0 or last:
-            epoch = (step + 1) * config.labelled_per_step / max(len(batches.labelled_pool), 1)
-            log.write({"step": step + 1, "epoch": round(epoch, 3), "loss": loss.item(), **terms, "lr": group["lr"]})
+            epoch, lr = batches.epochs(step + 1), optimizer.param_groups[0]["lr"]
+            log.write({"step": step + 1, "epoch": round(epoch, 3), "loss": loss.item(), **terms, "lr": lr})
         if ((step + 1) % config.save_every == 0 or last or stopped) and accelerator.is_main_process:
             save_state(state, network, optimizer.optimizer, step + 1, run)
         progress(step + 1, loss)

@@ -29,6 +29,7 @@ METHODS: dict[str, str] = {
     "pair_classifier": "stages.student.pair_classifier:PairClassifierMethod",
     "vlm_hoi": "stages.student.vlm_hoi.method:VlmHoiMethod",
     "link": "stages.student.link.method:LinkMethod",
+    "cl_hoi": "stages.student.cl_hoi.method:ClHoiMethod",
 }
 """What may stand under ``student.method``; the first is the default."""
 
