@@ -16,6 +16,7 @@ import typer.core
 from pipeline import teachers_cli
 from pipeline.dataset_cli import app as dataset_app
 from pipeline.evaluate_cli import evaluate
+from pipeline.labels_cli import labels
 from pipeline.triplets_cli import triplets
 
 
@@ -251,6 +252,7 @@ def gc(
 app.command()(teachers_cli.teachers)
 app.command()(teachers_cli.detectors)
 app.command()(triplets)
+app.command()(labels)
 
 
 def existing_cache(root: Path, kind: Any) -> Any:

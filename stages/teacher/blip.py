@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.stage import ArrowOutput, Batch, Resources, Stage, TensorOutput, Values
-from stages.teacher.first_token import CELL, YES_NO, answer_ids, cells, yes_score
+from stages.teacher.first_token import CELL, YES_NO, answer_ids, cells
 from stages.teacher.forward import BatchSize, PartSize, canonical, in_parts
 from stages.teacher.seen_objects import EMPTY, AskedWhere, AsksAboutSeen
 from stages.teacher.weights import Checkpoint, load
@@ -338,7 +338,10 @@ class BlipCaptions(AsksAboutSeen, BlipStage):
             if (length := self._question_ids(question).shape[1]) >= most:
                 raise UserError(f"question '{question}': {length} tokens, the teacher takes {most - 1}; shorten it")
         if any(YES_NO.search(question) for question in self.columns):
-            answer_ids(self.tokenizer, self.checkpoint.folder)
+            from stages.teacher.first_token_scorer import FirstTokenScorer
+
+            yes, no = answer_ids(self.tokenizer, self.checkpoint.folder)
+            self.scorer = FirstTokenScorer(self.model, self.tokenizer, yes, no, self.memory_mib)
 
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
@@ -347,11 +350,10 @@ class BlipCaptions(AsksAboutSeen, BlipStage):
 
         self.computed_cells += batch.count * len(columns)
         image = self.encode(batch)
+        asked = [question for question in columns if YES_NO.search(question)]
         with torch.inference_mode():
-            return {
-                question: self._answer(image, question) if YES_NO.search(question) else self._continue(image, question)
-                for question in columns
-            }
+            answers = {question: self._continue(image, question) for question in columns if question not in asked}
+            return {**answers, **self._answers(image, asked)}
 
     def _question_ids(self, question: str) -> torch.Tensor:
         """``int64 [1, L]``: [DEC] and the question's tokens, without the final separator."""
@@ -380,10 +382,11 @@ class BlipCaptions(AsksAboutSeen, BlipStage):
         texts = self.tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
         return cells(texts, np.full(len(texts), np.nan))
 
-    def _answer(self, image: torch.Tensor, question: str) -> pa.Array:
-        yes, no = answer_ids(self.tokenizer, self.checkpoint.folder)
-        ids = self._question_ids(question).expand(len(image), -1)
-        decoded = self.model.text_decoder(input_ids=ids, encoder_hidden_states=image, logits_to_keep=1)
-        logits = decoded.logits[:, -1].float()
-        texts = self.tokenizer.batch_decode(logits.argmax(-1, keepdim=True), skip_special_tokens=True)
-        return cells(texts, yes_score(logits, yes, no))
+    def _answers(self, image: torch.Tensor, questions: Sequence[str]) -> dict[str, pa.Array]:
+        if not questions:
+            return {}
+        said = self.scorer.score(image, questions)
+        scores = (said[..., 1] - said[..., 0]).sigmoid().cpu().numpy()
+        texts = self.tokenizer.batch_decode(said[..., 2].long().reshape(-1, 1), skip_special_tokens=True)
+        words = np.array(texts, dtype=object).reshape(scores.shape)
+        return {question: cells(words[:, at].tolist(), scores[:, at]) for at, question in enumerate(questions)}

@@ -53,6 +53,9 @@ class PromptScorer(ABC):
         self._kept: dict[int, tuple[dict[str, int], Prefix]] = {}
         self._kept_bytes = 0
 
+    numbers = 2
+    """What :meth:`score` gives for an image and a prompt."""
+
     @abstractmethod
     def prefix(self, ids_PL: torch.Tensor) -> Prefix:
         """The image-independent part of prompts of one length."""
@@ -63,7 +66,7 @@ class PromptScorer(ABC):
 
     @abstractmethod
     def score_chunk(self, prefix: Prefix, memory: Sequence[KeysValues], images: int) -> torch.Tensor:
-        """Logits ``[images, prompts, 2]``."""
+        """``[images, prompts, numbers]``."""
 
     @abstractmethod
     def bytes_per_image(self, tokens: int) -> int:
@@ -75,7 +78,7 @@ class PromptScorer(ABC):
 
     @torch.no_grad()
     def score(self, image_BND: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """Raw matching logits ``float32 [B, P, 2]`` (no match, match).
+        """``float32 [B, P, numbers]``; of matching: the raw logits (no match, match).
 
         Args:
             image_BND: the vision tower's last hidden state, CLS included.
@@ -85,7 +88,7 @@ class PromptScorer(ABC):
         """
         lengths = [len(ids) for ids in self.token_ids(prompts)]
         members = {length: [i for i, other in enumerate(lengths) if other == length] for length in sorted(set(lengths))}
-        scores = torch.empty(len(image_BND), len(prompts), 2, device=image_BND.device)
+        scores = torch.empty(len(image_BND), len(prompts), self.numbers, device=image_BND.device)
         largest = max(self.bytes_per_image(image_BND.shape[1]), self.bytes_per_prompt(max(lengths)))
         at_once = max(1, self.budget // 2 // largest)
         for start in range(0, len(image_BND), at_once):
@@ -128,32 +131,33 @@ class PromptScorer(ABC):
         """``[*, T, D] -> [*, H, T, d]``."""
         return x.unflatten(-1, (self.config.num_attention_heads, -1)).transpose(-3, -2)
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool = False) -> torch.Tensor:
         """Attention of projected ``[*, T, D]`` over projected ``[*, S, D]``, heads merged."""
-        return merge(scaled_dot_product_attention(self.split(query), self.split(key), self.split(value)))
+        heads = self.split(query), self.split(key), self.split(value)
+        return merge(scaled_dot_product_attention(*heads, is_causal=causal))
 
     def attend_image(self, query: torch.Tensor, image: KeysValues) -> torch.Tensor:
         """Cross-attention of projected ``[B, T, D]``, heads merged."""
         return merge(scaled_dot_product_attention(self.split(query), *image))
 
 
-class ItmScorer(PromptScorer):
-    """Of a loaded ``BlipForImageTextRetrieval`` (or a subclass) in evaluation mode.
+class BlipTextScorer(PromptScorer):
+    """Of a BLIP text model whose layers attend to the image, as encoder or as decoder.
 
     Args:
-        model: the loaded model; only its text encoder and matching head are used.
-        tokenizer: the checkpoint's tokenizer.
-        token_mode: which token leads a prompt.
-        memory_mib: see :class:`PromptScorer`.
+        text: the text model (``BlipTextModel``) in evaluation mode.
+        causal: whether a token attends to what stands before it alone; the last token is read then, else token 0.
+        options: see :class:`PromptScorer`.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, token_mode: TokenMode = "cls", memory_mib: int = 256) -> None:
-        config = model.config.text_config
-        first_token = encoder_token(tokenizer, config) if token_mode == "enc" else None
-        super().__init__(config, tokenizer, model.itm_head.weight.device, memory_mib, first_token)
-        self.embeddings = model.text_encoder.embeddings
-        self.layers = list(model.text_encoder.encoder.layer)
-        self.head = model.itm_head
+    def __init__(self, text: Any, config: Any, tokenizer: Any, causal: bool, **options: Any) -> None:
+        self.weight = text.embeddings.word_embeddings.weight
+        super().__init__(config, tokenizer, self.weight.device, **options)
+        self.embeddings, self.layers, self.causal = text.embeddings, list(text.encoder.layer), causal
+
+    @abstractmethod
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        """``[images, prompts, numbers]`` of the token that is read, ``[images, prompts, D]``."""
 
     def prefix(self, ids_PL: torch.Tensor) -> Prefix:
         """``[P, L, D]`` each: after the first layer's self-attention, and its projection to the first cross-attention's
@@ -173,33 +177,57 @@ class ItmScorer(PromptScorer):
         prompts, length, width = attended.shape
         x = attended
         for index, (layer, image) in enumerate(zip(self.layers, memory, strict=True)):
-            read = 1 if index == len(self.layers) - 1 else length
+            last = index == len(self.layers) - 1
+            read = (slice(-1, None) if self.causal else slice(1)) if last else slice(None)
             if index == 0:
-                residual = attended[:, :read].reshape(1, -1, width).expand(images, -1, -1)
-                asked = query[:, :read].reshape(1, -1, width).expand(images, -1, -1)
+                residual = attended[:, read].reshape(1, -1, width).expand(images, -1, -1)
+                asked = query[:, read].reshape(1, -1, width).expand(images, -1, -1)
             else:
                 x = x.reshape(images * prompts, length, width)
-                residual = self._attend_text(layer, x[:, :read], x).reshape(images, prompts * read, width)
+                residual = self._attend_text(layer, x[:, read], x).reshape(images, -1, width)
                 asked = layer.crossattention.self.query(residual)
             found = self.attend_image(asked, image)
             x = layer.feed_forward_chunk(layer.crossattention.output(found, residual))
-        logits: torch.Tensor = self.head(x.reshape(images, prompts, width))
-        return logits
+        return self.head(x.reshape(images, prompts, width))
 
     def _attend_text(self, layer: Any, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """Self-attention block (projections, residual, norm) of tokens ``x [*, L', D]`` over ``context [*, L, D]``."""
+        """Self-attention block (projections, residual, norm) of tokens ``x [*, L', D]`` over ``context [*, L, D]``: all
+        of them, or the one that is read."""
         attention = layer.attention.self
-        found = self.attend(attention.query(x), attention.key(context), attention.value(context))
+        causal = self.causal and x.shape[-2] > 1
+        found = self.attend(attention.query(x), attention.key(context), attention.value(context), causal)
         attended: torch.Tensor = layer.attention.output(found, x)
         return attended
 
     def bytes_per_image(self, tokens: int) -> int:
-        return 2 * len(self.layers) * tokens * self.config.hidden_size * int(self.head.weight.element_size())
+        return 2 * len(self.layers) * tokens * self.config.hidden_size * int(self.weight.element_size())
 
     def bytes_per_prompt(self, length: int) -> int:
         """The feed-forward's two wide activations and some six of width D."""
         width = 2 * self.config.intermediate_size + 6 * self.config.hidden_size
-        return length * width * int(self.head.weight.element_size())
+        return length * width * int(self.weight.element_size())
+
+
+class ItmScorer(BlipTextScorer):
+    """Of a loaded ``BlipForImageTextRetrieval`` (or a subclass) in evaluation mode.
+
+    Args:
+        model: the loaded model; only its text encoder and matching head are used.
+        tokenizer: the checkpoint's tokenizer.
+        token_mode: which token leads a prompt.
+        memory_mib: see :class:`PromptScorer`.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, token_mode: TokenMode = "cls", memory_mib: int = 256) -> None:
+        config = model.config.text_config
+        first_token = encoder_token(tokenizer, config) if token_mode == "enc" else None
+        options = {"memory_mib": memory_mib, "first_token": first_token}
+        super().__init__(model.text_encoder, config, tokenizer, causal=False, **options)
+        self.itm_head = model.itm_head
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.itm_head(x)
+        return logits
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str], config: Any) -> list[list[int]]:
