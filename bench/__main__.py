@@ -62,6 +62,12 @@ BENCHES = {
         "a training step with cached scores over one without a teacher: at most 1.05; with BLIP in the loop, beside the "
         "paper's 2.37 (50.3 to 21.2 minutes an epoch on four RTX 3090); latency of the student alone, on one thread",
     ),
+    "link": Bench(
+        "bench.bench_link",
+        "LINK: cached maps against the VLM in the loop",
+        "a training step of LINK with cached maps against one with the VLM in the loop, as it is and on augmented pictures; "
+        "what distilling cached answers of a pair teacher adds; memory and speed at 435 pairs a picture, 16 pictures",
+    ),
     "evaluate": Bench(
         "bench.bench_evaluate",
         "Evaluation",
