@@ -18,17 +18,20 @@ from storage.errors import UserError
 
 class ArmSection(Section):
     """One line of the table: what it shows, the student's keys that make it, and tables of its own instead of the setup's.
-    Sections among the student's keys (``itm: {family: F3}``) change the setup's: what they do not name stays."""
+    Sections among the student's and the pair teachers' keys (``itm: {family: F3}``) change the setup's: what they do not
+    name stays."""
 
     text: str
     student: dict[str, Any] = Field(default_factory=dict)
     tables: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    pair_teachers: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def overrides(self, seed: int) -> list[str]:
         """What ``--set`` would be given."""
         student = leaves("student", {**self.student, "seed": seed})
         tables = [(f"tables.{name}", keys) for name, keys in self.tables.items()]
-        return [f"{key}={json.dumps(value)}" for key, value in [*tables, *student]]
+        teachers = leaves("pair_teachers", self.pair_teachers)
+        return [f"{key}={json.dumps(value)}" for key, value in [*tables, *teachers, *student]]
 
 
 def leaves(prefix: str, section: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
