@@ -11,7 +11,8 @@ and where the question was not asked
     target = extracted                          >= 0.5 positive; else a negative that weighs little, for silence is no denial
 
 The target of no_interaction is the product of (1 - p) over the other verbs of its object, p being p_yes or else what was
-extracted. Everything else, with objects that were not detected, is an ordinary negative and is not listed.
+extracted, times the detector's score: nothing else says that the object is there at all. Interactions with objects that
+were not detected are ordinary negatives and are not listed.
 
 Shapes: B pictures, H interactions, O objects.
 """
@@ -19,7 +20,7 @@ Shapes: B pictures, H interactions, O objects.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ import pyarrow.compute as pc
 
 from stages.data.prompts import NO_INTERACTION
 from stages.stage import ArrowOutput, Batch, Stage, Values
-from stages.teacher.seen_objects import PERSON, seen_objects
+from stages.teacher.seen_objects import PERSON, presence
 from storage.digests import fingerprint
 from storage.errors import UserError
 
@@ -52,13 +53,22 @@ class Rules:
     """When a target is a label.
 
     Attributes:
+        least: detector's score from which an object counts.
         positive: least target of a positive. negative: largest target of a negative, where the question was asked.
         silence: weight of what rests on the text's silence alone.
     """
 
+    least: float = 0.1
+
     positive: float = 0.5
     negative: float = 0.1
     silence: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.negative < self.positive <= 1:
+            raise UserError(
+                f"image_labels: 0 <= negative < positive <= 1 is needed; got {self.negative} and {self.positive}"
+            )
 
 
 @dataclass(frozen=True)
@@ -73,28 +83,29 @@ class Judged:
 
 
 def judge(
-    extracted: np.ndarray, p_yes: np.ndarray, seen: np.ndarray, nothing: np.ndarray, objects: np.ndarray, rules: Rules
+    extracted: np.ndarray, p_yes: np.ndarray, there: np.ndarray, nothing: np.ndarray, objects: np.ndarray, rules: Rules
 ) -> Judged:
     """Labels of every interaction.
 
     Args:
         extracted: float32 ``[B, H]`` in [0, 1], 0 where the text says nothing.
         p_yes: float32 ``[B, H]`` in [0, 1], NaN where nothing was asked.
-        seen: bool ``[B, O]``, objects that somebody could be doing something with.
+        there: float32 ``[B, O]``, see :func:`stages.teacher.seen_objects.presence`.
         nothing: bool ``[H]``, the interactions that are no_interaction. objects: int ``[H]``.
     """
     asked = ~np.isnan(p_yes)
     p = np.where(asked, p_yes, extracted)
     target = np.where(asked, 0.5 * (extracted + p), extracted).astype(np.float32)
     silent = ~asked & (extracted < rules.positive)
+    graded = asked.copy()  # where a middling target is a doubt and not a silence
     for hoi in np.flatnonzero(nothing):  # one an object
         others = ~nothing & (objects == objects[hoi])
-        target[:, hoi] = np.prod(1 - p[:, others], axis=1)
-        asked[:, hoi] = asked[:, others].all(axis=1)
-        silent[:, hoi] = ~asked[:, hoi] & (target[:, hoi] >= rules.positive)
-    listed = seen[:, objects]
+        target[:, hoi] = np.prod(1 - p[:, others], axis=1) * there[:, objects[hoi]]
+        silent[:, hoi] = ~asked[:, others].all(axis=1) & (target[:, hoi] >= rules.positive)
+        graded[:, hoi] = True
+    listed = there[:, objects] >= np.float32(rules.least)
     positive = target >= rules.positive
-    negative = np.where(asked, target <= rules.negative, ~positive)
+    negative = np.where(graded, target <= rules.negative, ~positive)
     kind = np.where(positive, POSITIVE, np.where(negative, NEGATIVE, IGNORED)).astype(np.int8)
     weight = np.where(kind == IGNORED, 0, np.where(silent, rules.silence, 1)).astype(np.float32)
     return Judged(
@@ -115,8 +126,7 @@ class ImageLabels(Stage):
         triplets, detections: the configuration's names of these tables.
         verification: that of the table of yes/no answers, whose columns are ``verification_questions``; None: labels of
             the text alone.
-        least: score from which a detected object counts.
-        positive, negative, silence: see :class:`Rules`.
+        least, positive, negative, silence: see :class:`Rules`.
         batch_size: rows per step.
     """
 
@@ -130,11 +140,9 @@ class ImageLabels(Stage):
         *, triplets: str = "triplets", detections: str = "detections", verification: str | None = None,
         least: float = 0.1, positive: float = 0.5, negative: float = 0.1, silence: float = 0.2, batch_size: int = 256,
     ) -> None:  # fmt: skip
-        if not 0 <= negative < positive <= 1:
-            raise UserError(f"image_labels: 0 <= negative < positive <= 1 is needed; got {negative} and {positive}")
         if not texts:
             raise UserError("image_labels: texts is empty; name columns of the triplets table")
-        self.texts, self.rules, self.least = tuple(texts), Rules(positive, negative, silence), least
+        self.texts, self.rules = tuple(texts), Rules(least, positive, negative, silence)
         self.triplets, self.detections, self.verification = triplets, detections, verification
         self.inputs = tuple(name for name in (triplets, detections, verification) if name)
         self.batch_size, self.questions = batch_size, dict(questions)
@@ -147,10 +155,8 @@ class ImageLabels(Stage):
     def parameters(self) -> dict[str, Any]:
         return {
             "vocabulary": self.names,
-            "least": self.least,
-            "positive": self.rules.positive,
-            "negative": self.rules.negative,
-            "silence": self.rules.silence,
+            **asdict(self.rules),
+            "no_interaction": "nobody does anything else, times the score of the box",
         }
 
     def needs(self, column: str) -> Mapping[str, tuple[str, ...]]:
@@ -172,11 +178,10 @@ class ImageLabels(Stage):
         if verified and self.verification is not None:
             for question, answers in inputs[self.verification].items():
                 p_yes[:, self.questions[question]] = pc.struct_field(answers, "score").to_numpy(zero_copy_only=False)
-        seen = self._seen(inputs)
-        return judge(extracted, p_yes, seen, self.nothing, self.hois[:, 1], self.rules)
+        return judge(extracted, p_yes, self._there(inputs), self.nothing, self.hois[:, 1], self.rules)
 
-    def _seen(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray:
-        return seen_objects(inputs[self.detections]["value"], self.least, int(self.hois[:, 1].max(initial=PERSON)) + 1)
+    def _there(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray:
+        return presence(inputs[self.detections]["value"], int(self.hois[:, 1].max(initial=PERSON)) + 1)
 
     def _extracted(self, triplets: Mapping[str, Values]) -> np.ndarray:
         """float32 ``[B, H]``: the largest weight of each interaction in any of the texts."""
@@ -188,7 +193,7 @@ class ImageLabels(Stage):
 
     def dropped(self, inputs: Mapping[str, Mapping[str, Values]]) -> list[list[dict[str, str]]]:
         """Of each row the phrases whose triplets concern nothing that was detected, each once, and why."""
-        seen = self._seen(inputs)
+        seen = self._there(inputs) >= np.float32(self.rules.least)
         found: list[dict[str, str]] = [{} for _ in range(len(seen))]
         for text in self.texts:
             row, hoi = self._entries(inputs[self.triplets][text])

@@ -77,20 +77,28 @@ class AsksAboutSeen(Stage):
         if self.asked_where is None:
             return None
         detections = inputs[self.asked_where.table]["value"]
-        seen = seen_objects(detections, self.asked_where.least, int(self.asked_objects.max(initial=PERSON)) + 1)
-        return seen[:, self.asked_objects]
+        found = presence(detections, int(self.asked_objects.max(initial=PERSON)) + 1)
+        return found[:, self.asked_objects] >= np.float32(self.asked_where.least)
 
 
-def seen_objects(detections: pa.Array, least: float, objects: int) -> np.ndarray:
-    """``bool [B, objects]``: whether somebody could be doing something with such an object, by the boxes of at least the
-    score ``least``. That takes a person, and two for the object person. Null cells have seen nothing."""
+def presence(detections: pa.Array, objects: int) -> np.ndarray:
+    """float32 ``[B, objects]``: how surely such an object is there and somebody who could be doing something with it.
+
+    The score of the object's best box or, if that is lower, of the best person; for the object person that of the second
+    best person. 0 where one of them is missing; null cells have seen nothing.
+    """
     labels = pc.struct_field(detections, "labels")
     row = pc.list_parent_indices(labels).to_numpy(zero_copy_only=False)
     label = labels.flatten().to_numpy(zero_copy_only=False)
     score = pc.struct_field(detections, "scores").flatten().to_numpy(zero_copy_only=False)
-    counted = (score >= np.float32(least)) & (label < objects)
-    count = np.zeros((len(detections), objects), np.int64)
-    np.add.at(count, (row[counted], label[counted]), 1)
-    seen = (count > 0) & (count[:, [PERSON]] > 0)
-    seen[:, PERSON] = count[:, PERSON] > 1
-    return seen
+    best = np.zeros((len(detections), objects), np.float32)
+    known = label < objects
+    np.maximum.at(best, (row[known], label[known]), score[known])
+    person = np.flatnonzero(label == PERSON)
+    person = person[np.lexsort((-score[person], row[person]))]
+    _, first = np.unique(row[person], return_index=True)
+    second = first[np.diff(first, append=len(person)) > 1] + 1
+    found = np.minimum(best, best[:, [PERSON]])
+    found[:, PERSON] = 0
+    found[row[person[second]], PERSON] = score[person[second]]
+    return found

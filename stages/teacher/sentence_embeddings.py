@@ -20,8 +20,8 @@ from stages.teacher.triplets import PREFIX_END
 from stages.teacher.weights import Checkpoint
 from storage.errors import UserError
 
-END = re.compile(r"(?<=[.!?;])\s+|\s*[\r\n]+\s*")
-"""Where a sentence, or an item of a list, ends."""
+END = re.compile(r"(?<=[.!?;])(?<!\b\d\.)(?<!\b\d\d\.)\s+|\s*[\r\n]+\s*")
+"""Where a sentence, or an item of a list, ends; not behind its number."""
 MARK = re.compile(r"^(?:[-*•]|\d+[.)])\s+")
 """What may lead an item of a list."""
 
