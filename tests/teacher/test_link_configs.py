@@ -1,0 +1,121 @@
+"""LINK's configurations for the published datasets build to the last key, with tiny checkpoints of the classes they name."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config import Config, load_config
+from pipeline.graph import Context, build_graph
+from pipeline.student_section import read_section
+from stages.data.splits import split_of
+from stages.data.swig_hoi import swig_vocabulary
+from stages.data.v_coco import v_coco_vocabulary
+from stages.data.vocabulary import hico_vocabulary
+from stages.student.link.config import LinkConfig
+from stages.student.link.network import Link
+from stages.student.link.network_config import LinkShape
+from stages.student.link.student import verbs
+from stages.teacher import weights
+from storage.digests import DigestMemory
+from tests.teacher.test_recipes import annotations, tiny  # noqa: F401 - a fixture
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/link-method.md").read_text()
+WORDS = {"hico_det": hico_vocabulary, "v_coco": v_coco_vocabulary, "swig_hoi": swig_vocabulary}
+BACKBONES = {
+    name: (int(channels), re.findall(r"`(.*?)`", changes))
+    for name, channels, changes in re.findall(r"^\| (\S+)[^|]* \| (\d+) x \d+ x \d+ \| (.*)\|$", PAGE, re.MULTILINE)
+}
+ROWS = {
+    name: [change.removesuffix(",") for change in re.findall(r"`(.*?)`", changes)]
+    for name, changes in re.findall(r"^\| (A\d) \| (`student.*)\|$", PAGE, re.MULTILINE)
+}
+
+
+@pytest.fixture
+def build(tiny, tmp_path, monkeypatch):  # noqa: F811
+    """``build(dataset, changes)``: the configuration, its tables, its sections as :func:`read_section` has them."""
+    monkeypatch.setattr(weights, "locate", lambda source, revision=None: tiny(source))
+
+    def make(dataset: str, changes=()):
+        path = ROOT / f"configs/{dataset}_link.yaml"
+        config: Config = load_config(path, changes)
+        words = WORDS[dataset]()
+        digests = DigestMemory(tmp_path / "digests.sqlite").digests
+        nodes = build_graph(config, Context(words, words.prompts(), {"train": annotations(words)}, digests), path)
+        sections = {"student": config.student, **config.pair_teachers}
+        return config, nodes, {name: read_section(each, f"{name}.") for name, each in sections.items()}
+
+    return make
+
+
+@pytest.mark.parametrize("dataset", WORDS)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_builds_on_every_dataset(build, dataset, backbone):
+    channels, changes = BACKBONES[backbone]
+    config, nodes, sections = build(dataset, changes)
+    assert set(nodes) == set(config.tables)
+    for method, student, pictures in sections.values():
+        assert method.name == "link"
+        assert isinstance(student, LinkConfig)
+        needs = method.needs(student, WORDS[dataset]())
+        for role, columns in needs.train.items():
+            assert set(columns or ()) <= set(nodes[getattr(pictures.tables, role, role)].stage.columns)
+        with torch.device("meta"):  # of its published size
+            Link(LinkShape(channels, 512, student.network), verbs(WORDS[dataset]()))
+    if sections["student"][1].kd.on:
+        (_, taught, own), (_, student, pictures) = sections["phase_1"], sections["student"]
+        assert own == pictures
+        assert (taught.score_threshold, taught.any_object) == (student.score_threshold, student.any_object)
+
+
+def test_five_backbones_are_documented_and_each_looks_through_another_map():
+    assert list(BACKBONES) == ["CLIP-B/16", "CLIP-L/14", "BLIP-2", "SigLIP", "DINOv2-B"]
+    assert not BACKBONES["CLIP-B/16"][1]
+    assert len({tuple(changes) for _, changes in BACKBONES.values()}) == 5
+
+
+def test_the_rows_of_the_ablation_are_what_they_are_called(build):
+    assert list(ROWS) == ["A1", "A2", "A3", "A4", "A5", "A6"]
+
+    def switches(changes):
+        _, _, sections = build("hico_det", changes)
+        assert sections["phase_1"][1].network == LinkConfig().network  # the student's rows leave its teacher alone
+        student = sections["student"][1]
+        on = [student.network.geometric_encoder, student.network.linking_decoder]
+        return tuple(map(bool, [*on, student.kd.logit, student.kd.query, student.kd.map]))
+
+    assert {name: switches(changes) for name, changes in {**ROWS, "A7": []}.items()} == {
+        "A1": (False, False, False, False, False),
+        "A2": (False, True, False, False, False),
+        "A3": (True, False, False, False, False),
+        "A4": (True, True, False, False, False),
+        "A5": (True, True, True, False, False),
+        "A6": (True, True, True, True, False),
+        "A7": (True, True, True, True, True),
+    }
+
+
+def test_the_page_sets_keys_that_are_there(build):
+    lines = re.findall(r"^    (--set .*)$", PAGE, re.MULTILINE)
+    assert len(lines) == 2
+    for line in lines:
+        _, _, sections = build("hico_det", [part for part in shlex.split(line) if part != "--set"])
+        (_, _, own), (_, _, pictures) = sections["phase_1"], sections["student"]
+        assert own == pictures
+        assert pictures.zero_shot or pictures.few_shot
+        if pictures.zero_shot:
+            split_of(hico_vocabulary(), pictures.zero_shot)
+
+
+def test_swig_hoi_is_open_vocabulary(build):
+    _, _, sections = build("swig_hoi")
+    _, student, pictures = sections["student"]
+    assert (student.network.train_rows, student.any_object) == (False, True)
+    assert split_of(swig_vocabulary(), pictures.zero_shot).unseen.sum() == 1391
+    assert student.top_k is not None
