@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
+
+from stages.data.prompts import NO_INTERACTION
 
 if TYPE_CHECKING:
     from pipeline.plan import TablePlan
@@ -104,26 +108,34 @@ def image_truth(setup: Setup, records: np.ndarray) -> np.ndarray:
     return truth if annotations.image_hois is None else truth | annotations.image_hois
 
 
-def figures(judged: Judged, truth: np.ndarray, names: list[str]) -> dict[str, Any]:
-    """How labels compare with the truth, bool ``[N, H]``.
+def figures(judged: Judged, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """How labels compare with the truth, bool ``[N, H]``, of the classes ``names``.
 
     Returns:
         ``positives`` (how many), ``precision`` and ``recall`` of them; ``map``: average precision of the ranking of all
         pictures by a class's target, mean over the classes that occur; ``negatives``: share of the listed negatives that
         are none in truth; ``ignored``: share of the listed entries; ``listed`` entries a picture; ``missed``: share of the
         true ones that are not listed, so that no label could say them; ``weak``: classes whose positives are mostly wrong,
-        with their precision.
+        with their precision. All of them again for ``actions``, the classes that are not no_interaction, where some are.
     """
+    actions = np.array([not name.startswith(f"{NO_INTERACTION} ") for name in names], bool)
+    found = _figures(judged, truth, names)
+    if not actions.all():
+        parts = (getattr(judged, field.name)[:, actions] for field in fields(judged))
+        kept = [name for name, kept in zip(names, actions, strict=True) if kept]
+        found["actions"] = _figures(type(judged)(*parts), truth[:, actions], kept)
+    return found
+
+
+def _figures(judged: Judged, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     from stages.teacher.image_labels import IGNORED, NEGATIVE, POSITIVE
 
     positive = judged.listed & (judged.kind == POSITIVE)
     negative = judged.listed & (judged.kind == NEGATIVE)
     entries = int(judged.listed.sum())
     right, said = (positive & truth).sum(axis=0), positive.sum(axis=0)
-    weak = {
-        names[hoi]: round(float(right[hoi] / said[hoi]), 4)
-        for hoi in np.flatnonzero((said >= ENOUGH) & (right < DOUBTFUL * said))
-    }
+    doubtful = np.flatnonzero((said >= ENOUGH) & (right < DOUBTFUL * said))
+    weak = {names[hoi]: round(float(right[hoi] / said[hoi]), 4) for hoi in doubtful.tolist()}
     occurring = np.flatnonzero(truth.any(axis=0))
     precisions = [average_precision(judged.target[:, hoi], truth[:, hoi]) for hoi in occurring]
     return {
@@ -155,14 +167,15 @@ def ratio(part: Any, whole: Any) -> float | None:
     return round(float(part) / float(whole), 4) if whole else None
 
 
-def show(name: str, report: dict[str, Any]) -> None:
+def show(name: str, report: Mapping[str, Any]) -> None:
     """Print one table's figures for people, with a warning where the labels are mostly wrong."""
     print(f"{name}: {report['pictures']:,} pictures of the training split, compared with their annotations")
     columns = ("positives", "precision", "recall", "map", "negatives", "ignored", "listed", "missed")
     print(" " * 20 + "".join(f"{column:>11}" for column in columns))
-    for when, label in (("before", "text alone"), ("after", "with verification")):
-        if report[when] is not None:
-            print(f"  {label:<18}" + "".join(f"{_shown(report[when][column]):>11}" for column in columns))
+    for when, label in (("before", "text alone"), ("after", "verified")):
+        for part, of in ((report[when], ""), ((report[when] or {}).get("actions"), ", actions")):
+            if part is not None:
+                print(f"  {label + of:<18}" + "".join(f"{_shown(part[column]):>11}" for column in columns))
     print(f"{report['triplets']:>12,}  triplets read from the text; dropped phrases:")
     for reason, count in report["dropped"].items():
         print(f"{count:>12,}  {reason}")
