@@ -62,8 +62,8 @@ def load_state(
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        kind, index, slot = name.split(".", 2)
-        if kind == "optimizer":
+        if name.startswith("optimizer."):
+            _, index, slot = name.split(".", 2)
             slots.setdefault(int(index), {})[slot] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
     if more is not None:

@@ -219,6 +219,7 @@ def first_stage(
     for tracker in accelerator.trackers:
         tracker.finish()
     learner.load_state_dict(load_file(done))
+    learner.zero_grad()  # what is left of the last step would enter the norm that stage 2 clips
     return learner.translator, shape
 
 

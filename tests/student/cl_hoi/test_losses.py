@@ -1,0 +1,256 @@
+"""The losses of the CL-HOI style: by hand, and what they promise of any batch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import tensor
+
+from stages.student.cl_hoi.losses import (
+    context_loss,
+    late_similarity,
+    mil_loss,
+    phrase_loss,
+    relatedness_loss,
+    same_sets,
+    segment_softmax,
+    smooth_max,
+    symmetric_nce,
+    temperature_of,
+)
+
+# Two pictures; the first has pairs 0 and 1, the second pair 2. Pairs 0 and 1 allow classes 0 and 1, pair 2 allows class 2.
+PICTURE = tensor([0, 0, 1])
+PAIR, HOI = tensor([0, 0, 1, 1, 2]), tensor([0, 1, 0, 1, 2])
+NOTHING = torch.empty(0, dtype=torch.long)
+CLASSES = torch.eye(3)
+
+
+def known(kind, target=None, weight=None):
+    """(target, kind, weight), from the kinds alone: positives 1, all weights 1."""
+    kind = tensor(kind, dtype=torch.int8)
+    return (
+        (kind == 1).float() if target is None else tensor(target),
+        kind,
+        torch.ones(kind.shape) if weight is None else tensor(weight),
+    )
+
+
+def test_symmetric_nce_by_hand():
+    similarity = tensor([[2.0, 0.0], [1.0, 3.0]])
+    rows = [2 - math.log(math.e**2 + 1), 3 - math.log(math.e + math.e**3)]
+    columns = [2 - math.log(math.e**2 + math.e), 3 - math.log(1 + math.e**3)]
+    found = symmetric_nce(similarity, torch.zeros(2, 2, dtype=torch.bool))
+    assert found.item() == pytest.approx(-0.5 * (sum(rows) + sum(columns)) / 2, abs=1e-6)
+
+
+def test_symmetric_nce_does_not_care_which_side_is_text():
+    similarity, same = torch.randn(5, 5), torch.rand(5, 5) < 0.3
+    same |= same.T.clone()
+    torch.testing.assert_close(symmetric_nce(similarity, same), symmetric_nce(similarity.T, same.T))
+
+
+def test_false_negatives_are_as_if_they_were_not_there():
+    similarity = torch.randn(3, 3, requires_grad=True)
+    same = tensor([[False, True, False], [True, False, False], [False, False, False]])
+    symmetric_nce(similarity, same).backward()
+    assert similarity.grad is not None
+    assert similarity.grad[0, 1] == similarity.grad[1, 0] == 0
+    assert (similarity.grad[[0, 1], [2, 2]] > 0).all()
+    assert (similarity.grad.diagonal() < 0).all()
+
+
+def test_a_queue_is_contrasted_with_pictures_alone():
+    similarity = tensor([[2.0, 0.0, 5.0], [1.0, 3.0, -1.0]])
+    without = symmetric_nce(similarity[:, :2], torch.zeros(2, 2, dtype=torch.bool))
+    rows = [2 - math.log(math.e**2 + 1 + math.e**5), 3 - math.log(math.e + math.e**3 + math.e**-1)]
+    columns = [2 - math.log(math.e**2 + math.e), 3 - math.log(1 + math.e**3)]
+    found = symmetric_nce(similarity, torch.zeros(2, 3, dtype=torch.bool))
+    assert found.item() == pytest.approx(-0.5 * (sum(rows) + sum(columns)) / 2, abs=1e-6)
+    assert found > without
+
+
+def test_same_sets_are_equal_and_not_empty():
+    positive = tensor([[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.bool)
+    expected = torch.zeros(5, 5, dtype=torch.bool)
+    expected[:2, :2] = expected[2, 2] = True
+    assert torch.equal(same_sets(positive, positive), expected)
+
+
+def test_late_similarity_by_hand():
+    phrases = tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.6, 0.8], [0.8, 0.6]]])
+    sentences, text = tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), tensor([0, 0, 1])
+    expected = tensor([[(1 + 1) / 2, 0.0], [(0.8 + 0.8) / 2, -0.6]])
+    torch.testing.assert_close(late_similarity(phrases, sentences, text, 2), expected)
+
+
+def test_context_loss_falls_where_pictures_say_their_texts():
+    sentences, text = F.normalize(torch.randn(6, 8), dim=1), tensor([0, 0, 1, 1, 2, 2])
+    same = torch.zeros(3, 3, dtype=torch.bool)
+    right = sentences.view(3, 2, 8)
+    whole = F.normalize(right.sum(1), dim=1)
+    args = sentences, text, same, tensor(0.1)
+    good, bad = context_loss(right, whole, *args), context_loss(right.roll(1, 0), whole.roll(1, 0), *args)
+    assert all(g < b for g, b in zip(good, bad, strict=True))
+
+
+@pytest.mark.parametrize("pictures", [0, 1])
+def test_context_loss_is_finite_without_another_picture(pictures):
+    phrases = torch.randn(pictures, 2, 4, requires_grad=True)
+    whole = torch.randn(pictures, 4, requires_grad=True)
+    sentences, text = torch.randn(pictures, 4), torch.arange(pictures)
+    same = torch.zeros(pictures, pictures, dtype=torch.bool)
+    loss = sum(context_loss(phrases, whole, sentences, text, same, tensor(0.07)))
+    assert loss == 0
+    loss.backward()
+    assert torch.isfinite(phrases.grad).all()
+
+
+def test_temperature_stays_above_its_floor():
+    assert temperature_of(tensor(-20.0)) == pytest.approx(0.01)
+    assert temperature_of(tensor(0.07).log()) == pytest.approx(0.07)
+
+
+def test_phrase_loss_by_hand():
+    """One positive (class 0 of picture 0), looked for among two pairs; class 1 a weak negative, class 2 a strong one."""
+    look = tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 1.0]])
+    trust = tensor([0.5, 0.25, 1.0])
+    target, kind, weight = known([[1, 0, 0], [0, 0, -1]], weight=[[1.0, 0.2, 1.0], [1.0, 1.0, 0.0]])
+    target[0, 0] = 0.7
+    share = [math.exp(1 / 0.5) * 0.5, math.exp(0) * 0.25]
+    v = [share[0] / sum(share), 2 * share[1] / sum(share), 0]
+    cosine = [each / math.hypot(*v) for each in v]
+    logits = [math.exp(c / 0.4) for c in cosine]
+    expected = -math.log(logits[0] / (logits[0] + 0.2 * logits[1] + logits[2]))
+    found = phrase_loss(look, CLASSES, PAIR, HOI, PICTURE, trust.log(), target, kind, weight, tensor(0.4), 0.5)
+    assert found.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_phrase_loss_weighs_positives_by_their_targets():
+    look, trust = torch.randn(3, 3), torch.zeros(3)
+    target, kind, weight = known([[1, 0, 0], [0, 0, 1]])
+    first, second = (
+        phrase_loss(look, CLASSES, PAIR, HOI, PICTURE, trust, target, one, weight, tensor(0.4), 0.5)
+        for one in (known([[1, 0, 0], [0, 0, 0]])[1], known([[0, 0, 0], [0, 0, 1]])[1])
+    )
+    target[0, 0], target[1, 2] = 0.9, 0.6
+    both = phrase_loss(look, CLASSES, PAIR, HOI, PICTURE, trust, target, kind, weight, tensor(0.4), 0.5)
+    torch.testing.assert_close(both, (0.9 * first + 0.6 * second) / 1.5)
+
+
+def test_phrases_without_a_matching_pair_are_skipped():
+    look, trust = torch.randn(3, 3), torch.zeros(3)
+    some = phrase_loss(look, CLASSES, PAIR, HOI, PICTURE, trust, *known([[1, 0, 0], [0, 0, 0]]), tensor(0.1), 0.1)
+    # no pair of picture 0 allows class 2, none of picture 1 class 0; as positives they are no negatives either
+    more = known([[1, 0, -1], [1, 0, 0]])
+    alone = known([[1, 0, -1], [0, 0, 0]])
+    args = look, CLASSES, PAIR, HOI, PICTURE, trust
+    torch.testing.assert_close(
+        phrase_loss(*args, *more, tensor(0.1), 0.1), phrase_loss(*args, *alone, tensor(0.1), 0.1)
+    )
+    assert some != phrase_loss(*args, *alone, tensor(0.1), 0.1)
+
+
+def test_attention_prefers_trusted_pairs():
+    look = tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]).requires_grad_()
+    trust = tensor([0.0, -3.0, 0.0])
+    phrase_loss(
+        look + tensor([[0.0, 0.1, 0.0]]), CLASSES, PAIR, HOI, PICTURE, trust, *known([[1, 0, 0], [0, 0, 0]]),
+        tensor(0.1), 0.1,
+    ).backward()  # fmt: skip
+    assert look.grad is not None
+    assert look.grad[0].norm() > 5 * look.grad[1].norm() > 0
+
+
+def test_smooth_max_and_segment_softmax_by_hand():
+    x, group = tensor([0.0, math.log(3), 500.0]), tensor([0, 0, 1])
+    torch.testing.assert_close(smooth_max(x, group, 2), tensor([math.log(2), 500.0]))
+    torch.testing.assert_close(segment_softmax(x, group, 2), tensor([0.25, 0.75, 1.0]))
+
+
+def test_mil_loss_by_hand():
+    logit, log_r = tensor([1.0, -1.0, 0.0, 2.0, 0.5]), tensor([0.5, 1.0, 1.0]).log()
+    target, kind, weight = known([[1, -1, 0], [0, 0, 0]], weight=[[1.0, 0.0, 1.0], [1.0, 1.0, 0.2]])
+    target[0, 0], target[1, 2] = 0.8, 0.1
+    q0, q2 = math.log((0.5 * math.e + 1) / 2), 0.5
+    expected = 0.0
+    for q, t, w in ((q0, 0.8, 1.0), (q2, 0.1, 0.2)):  # class 1 is ignored
+        s = 1 / (1 + math.exp(-q))
+        balance = t * 0.25 + (1 - t) * 0.75
+        expected += w * balance * abs(t - s) ** 2 * -(t * math.log(s) + (1 - t) * math.log(1 - s))
+    found = mil_loss(logit, PAIR, HOI, PICTURE, log_r, target, kind, weight, 0.25, 2.0)
+    assert found.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_mil_masks_ignored_classes():
+    logit = torch.randn(5, requires_grad=True)
+    mil_loss(logit, PAIR, HOI, PICTURE, torch.zeros(3), *known([[1, -1, 0], [0, 0, 0]]), 0.25, 2.0).backward()
+    assert logit.grad is not None
+    assert (logit.grad[HOI == 1] == 0).all()
+    assert (logit.grad[HOI != 1] != 0).all()
+
+
+def test_mil_pulls_hardest_at_the_likeliest_pair():
+    logit = tensor([3.0, 0.0, -1.0, 0.0, 0.0]).requires_grad_()
+    mil_loss(logit, PAIR, HOI, PICTURE, torch.zeros(3), *known([[1, -1, 0], [0, 0, -1]]), 0.25, 2.0).backward()
+    assert logit.grad is not None
+    assert logit.grad[0] < logit.grad[2] < 0
+
+
+def test_relatedness_by_hand():
+    """Pair 0 and 1 allow a positive class; pair 2 allows none, and its only class is known."""
+    logit, r = tensor([1.0, 9.0, -1.0, 9.0, 9.0]), [0.3, 0.6, 0.2]
+    kind = known([[1, 0, 0], [1, 1, 0]])[1]
+    wanted = [1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1)), 0.0]
+    terms = [-(w * math.log(p) + (1 - w) * math.log(1 - p)) for w, p in zip(wanted, r, strict=True)]
+    found = relatedness_loss(logit, PAIR, HOI, PICTURE, tensor(r).log(), kind)
+    assert found.item() == pytest.approx(sum(terms) / 3, abs=1e-5)
+
+
+def test_relatedness_does_not_guess_at_ignored_classes_nor_teach_the_classifier():
+    logit = torch.randn(5, requires_grad=True)
+    log_r = torch.full((3,), -0.7, requires_grad=True)
+    relatedness_loss(logit, PAIR, HOI, PICTURE, log_r, known([[1, 0, 0], [0, 0, -1]])[1]).backward()
+    assert log_r.grad is not None
+    assert log_r.grad[2] == 0
+    assert (log_r.grad[:2] != 0).all()
+    assert logit.grad is None
+
+
+@pytest.mark.parametrize("case", ["no pairs", "no positives", "all ignored"])
+def test_interaction_losses_are_finite(case):
+    kind = {"no pairs": [[1, 0, 0]], "no positives": [[0, 0, 0]], "all ignored": [[-1, -1, -1]]}[case]
+    pairs = 0 if case == "no pairs" else 2
+    look = torch.randn(pairs, 3, requires_grad=True)
+    pair, hoi = (NOTHING, NOTHING) if not pairs else (PAIR[:4], HOI[:4])
+    logit, log_r = torch.randn(len(pair), requires_grad=True), torch.full((pairs,), -0.1, requires_grad=True)
+    picture = torch.zeros(pairs, dtype=torch.long)
+    args = pair, hoi, picture, log_r, *known(kind)
+    loss = (
+        phrase_loss(look, CLASSES, *args, tensor(0.07), 0.1)
+        + mil_loss(logit, *args, 0.25, 2.0)
+        + relatedness_loss(logit, pair, hoi, picture, log_r, known(kind)[1])
+    )
+    loss.backward()
+    for leaf in (look, logit, log_r):
+        assert leaf.grad is None or torch.isfinite(leaf.grad).all()
+    assert torch.isfinite(loss)
+
+
+def test_extreme_logits_stay_finite():
+    logit = tensor([80.0, -80.0, 80.0, -80.0, 80.0]).requires_grad_()
+    log_r = tensor([0.0, -60.0, -1e-9]).requires_grad_()
+    look = (1e4 * torch.eye(3)).requires_grad_()
+    args = PAIR, HOI, PICTURE, log_r, *known([[1, 0, 0], [0, 0, 1]])
+    loss = (
+        phrase_loss(look, CLASSES, *args, tensor(0.01), 0.1)
+        + mil_loss(logit, *args, 0.25, 2.0)
+        + relatedness_loss(logit, PAIR, HOI, PICTURE, log_r, args[5])
+    )
+    loss.backward()
+    assert torch.isfinite(loss)
+    for leaf in (look, logit, log_r):
+        assert torch.isfinite(leaf.grad).all()
