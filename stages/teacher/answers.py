@@ -35,6 +35,8 @@ PLAIN_PROMPTS = {
 }
 """How a question is put where the checkpoint brings no chat template; None: such a checkpoint is refused."""
 
+QUESTIONS_AT_ONCE = 16
+"""Yes/no questions about one picture in one forward; each holds a copy of the picture's keys and values meanwhile."""
 
 Answer = tuple[str, float]
 """Text, and the score of yes (NaN where no yes/no question was asked)."""
@@ -190,23 +192,52 @@ class Answers(AsksAboutSeen):
 
     def _answers(self, pictures: Sequence[Picture], questions: Sequence[str]) -> list[tuple[Answer, ...]]:
         """For each picture its answers. What the prompts share, which ends with the picture, goes through the model once."""
+        import torch
         from transformers import DynamicCache
 
-        said, cache, start = [], None, 0
-        for question in questions:
-            given = self.model_inputs(pictures, question)
+        said: dict[str, list[Answer]] = {}
+        cache, start = None, 0
+        for group in self._together(len(pictures), questions):
+            given = self.model_inputs(pictures, group[0])
+            tokens = ("input_ids", "attention_mask", "mm_token_type_ids")
             if self.shared_prefix:
                 if cache is None:
-                    start = given["input_ids"].shape[1] - (len(self.prompt_ids(question)) - self.shared_prefix)
+                    start = given["input_ids"].shape[1] - (len(self.prompt_ids(group[0])) - self.shared_prefix)
                     cache = DynamicCache(config=self.model.config.get_text_config())
-                    tokens = ("input_ids", "attention_mask", "mm_token_type_ids")
                     before = {name: tensor[:, :start] if name in tokens else tensor for name, tensor in given.items()}
                     self.model(**before, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                given = {name: tensor for name, tensor in given.items() if name not in pictures[0].tensors}
-            said.append(self._generate(given, question, cache))
-            if cache is not None and cache.get_seq_length() > start:
-                cache.crop(start - cache.get_seq_length())
-        return list(zip(*said, strict=True))
+                others = [self.model_inputs(pictures, question) for question in group[1:]]
+                given = {
+                    name: torch.cat([given[name], *(other[name] for other in others)])
+                    for name in tokens
+                    if name in given
+                }
+                if others:
+                    cache.batch_repeat_interleave(len(group))
+            answers = self._generate(given, group[0], cache)
+            said |= {q: answers[at * len(pictures) : (at + 1) * len(pictures)] for at, q in enumerate(group)}
+            if cache is not None:
+                if cache.get_seq_length() > start:
+                    cache.crop(start - cache.get_seq_length())
+                if len(group) > 1:
+                    cache.batch_select_indices(torch.zeros(1, dtype=torch.long, device=self.device))
+        return list(zip(*(said[question] for question in questions), strict=True))
+
+    def _together(self, pictures: int, questions: Sequence[str]) -> list[Sequence[str]]:
+        """Groups of questions that go through the model as one batch: of one picture, whose keys and values are there, the
+        yes/no questions of one length; else each by itself."""
+        if not self.shared_prefix or pictures > 1:
+            return [[question] for question in questions]
+        by_length: dict[int, list[str]] = {}
+        for question in filter(YES_NO.search, questions):
+            by_length.setdefault(len(self.prompt_ids(question)), []).append(question)
+        told: list[Sequence[str]] = [[question] for question in questions if not YES_NO.search(question)]
+        parts = (
+            group[at : at + QUESTIONS_AT_ONCE]
+            for group in by_length.values()
+            for at in range(0, len(group), QUESTIONS_AT_ONCE)
+        )
+        return [*told, *parts]
 
     def picture(self, image: Image.Image) -> Picture:
         """Preprocess one picture by the checkpoint's own image processor.

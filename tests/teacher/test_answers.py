@@ -142,6 +142,30 @@ def test_an_answer_does_not_depend_on_the_other_questions(found, batch, name):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_many_yes_no_questions_about_one_picture_are_answered_as_one_by_one(found, batch, name, monkeypatch):
+    """Together where the picture's keys and values are shared, in groups of one length and of a bounded size."""
+    monkeypatch.setattr("stages.teacher.answers.QUESTIONS_AT_ONCE", 3)
+    things = ["bicycle", "cup", "dog", "red cup", "red dog", "red", "big dog"]
+    asked = [OPEN, *(f"is there anybody {verb} a {thing}?" for verb in ("riding", "holding") for thing in things)]
+    stage = opened(found(name), asked, batch_size=1)
+    generate = stage._generate
+    calls: list[int] = []
+    stage._generate = lambda given, *rest: (calls.append(len(given["input_ids"])), generate(given, *rest))[1]
+    for index in (0, 1):
+        together = stage.compute(only(batch, index), asked, {})
+        if name != "instructblip":
+            assert max(calls) == 3
+            assert len(calls) < len(asked) / 2 + 2
+        alone = opened(found(name), asked, batch_size=1)
+        for question in asked:
+            ours = together[question].to_pylist()[0]
+            theirs = alone.compute(only(batch, index), [question], {})[question].to_pylist()[0]
+            assert ours["text"] == theirs["text"]
+            assert ours["score"] == (theirs["score"] and pytest.approx(theirs["score"], abs=1e-5))
+        calls.clear()
+
+
 @pytest.mark.parametrize("name", ["llava", "qwen"])
 def test_a_picture_goes_through_the_tower_once_for_all_questions(found, batch, name):
     asked = (OPEN, YES_NO, "is the dog there?")
