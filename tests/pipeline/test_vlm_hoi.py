@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +19,7 @@ from pipeline.prediction import predict_pictures
 from pipeline.resolve import Resolved, resolve
 from pipeline.run import choose_executor, fill
 from pipeline.setup import Setup, prepare
-from pipeline.student_section import student_section
+from pipeline.student_section import read_section
 from pipeline.training import train_student
 from stages.data.pico.world import write_world
 from stages.data.v_coco import v_coco_vocabulary
@@ -117,8 +116,9 @@ def test_published_configurations_are_sound(name):
     """Checked without the dataset: keys, values, the network they describe, and the columns that they ask for."""
     path = ROOT / f"configs/{name}_vlm_hoi.yaml"
     document = load_config(path)
-    method, config, _ = student_section(SimpleNamespace(config=document, path=path))  # type: ignore[arg-type]
     words = v_coco_vocabulary() if name == "v_coco" else hico_vocabulary()
+    assert document.student is not None
+    method, config, _ = read_section(document.student, "student.")
     shape = network_config(config, words)
     assert (shape.queries, shape.missing_object, shape.shared_fusion) == {
         "hico_det": (64, False, False), "v_coco": (100, True, True), "pico": (16, False, False)
