@@ -19,7 +19,7 @@ from pipeline.prediction import predict_pictures
 from pipeline.resolve import Resolved, resolve
 from pipeline.run import choose_executor, fill
 from pipeline.setup import Setup, prepare
-from pipeline.student_section import read_section
+from pipeline.student_section import read_section, student_section
 from pipeline.training import train_student
 from stages.data.pico.world import write_world
 from stages.data.v_coco import v_coco_vocabulary
