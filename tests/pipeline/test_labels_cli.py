@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.labels_cli import average_precision, figures, labels
+from pipeline.label_quality import average_precision, figures
+from pipeline.labels_cli import labels
 from stages.teacher.image_labels import Judged
 from storage.errors import UserError
 from tests.pipeline.toys import Album, run
@@ -118,7 +119,7 @@ def test_people_are_told_and_warned(world, capsys, monkeypatch):
     assert "text alone" in told
     assert "dropped phrases" in told
     assert "WARNING" not in told
-    monkeypatch.setattr("pipeline.labels_cli.DOUBTFUL", 1.01)
+    monkeypatch.setattr("pipeline.label_quality.DOUBTFUL", 1.01)
     labels(world.path)
     assert "WARNING: precision" in capsys.readouterr().out
 
