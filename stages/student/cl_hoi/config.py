@@ -154,8 +154,9 @@ class LossesConfig:
 
 @dataclass(frozen=True)
 class ClHoiConfig(PairsConfig):
-    """A training in the CL-HOI style. ``unlabelled_per_step`` are stage 2's pictures a step, as none is labelled;
-    ``focal_*`` and ``association_iou`` serve pair-level targets only (``bridge: copy``, ``labels: instances``).
+    """A training in the CL-HOI style. ``unlabelled_per_step`` are stage 2's pictures a step: as none is labelled,
+    ``labelled_per_step`` is not read. ``focal_*`` and ``association_iou`` serve pair-level targets only (``bridge: copy``,
+    ``labels: instances``).
     """
 
     labels: Literal["teacher", "ground_truth", "instances"] = "teacher"

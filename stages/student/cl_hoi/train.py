@@ -254,14 +254,12 @@ def groups_of(learner: InteractionLearner, config: ClHoiConfig) -> list[dict[str
     translator = learner.student.translator
     slow = set() if translator is None else set(translator.parameters())
     groups = parameter_groups(learner, config.weight_decay)
-    split = []
     for group in groups:
-        split.append({**group, "params": [p for p in group["params"] if p not in slow]})
+        group["params"] = [parameter for parameter in group["params"] if parameter not in slow]
     if translator is not None and config.translator_rate:
-        split += [
-            {**group, "scale": config.translator_rate} for group in parameter_groups(translator, config.weight_decay)
-        ]
-    return split
+        own = parameter_groups(translator, config.weight_decay)
+        groups += [{**group, "scale": config.translator_rate} for group in own]
+    return groups
 
 
 def batch_loss(
