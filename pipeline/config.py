@@ -142,9 +142,11 @@ def apply_override(document: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: expected key.path=value, for example student.seed=1")
     node = document
     for key in keys[:-1]:
-        node = node.setdefault(key, {})
-        if not isinstance(node, dict):
+        below = node.get(key, {})
+        if not isinstance(below, dict):
             raise UserError(f"--set {override}: {key} is a value, not a section")
+        node[key] = dict(below)  # YAML's anchors make one section of several
+        node = node[key]
     try:
         node[keys[-1]] = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -199,7 +199,8 @@ def merge(
             known = valid if alive else np.zeros_like(valid)
             where, bits = spread(overlap, (known if failed is None else known | failed) & ~matches)
             state.packed_stale[where] |= bits
-    state.packed_failed &= ~state.packed_filled
+    # A value beats a failure, also one whose payload is lost: it can be computed, and will be.
+    state.packed_failed &= ~(state.packed_filled | state.packed_lost)
     settled = state.packed_filled | state.packed_failed
     state.packed_lost &= ~settled
     state.packed_stale &= ~(settled | state.packed_lost)

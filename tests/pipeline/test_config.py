@@ -98,6 +98,17 @@ def test_missing_folder_and_empty_folder(album, tmp_path):
             prepare(album.write())
 
 
+def test_an_override_changes_one_of_the_sections_that_share_an_anchor(tmp_path):
+    path = tmp_path / "anchors.yaml"
+    path.write_text(
+        "name: anchors\ndataset: {kind: folder, root: pictures}\ntables: {}\n"
+        "pair_teachers: {first: {network: &network {width: 32}}}\nstudent: {network: *network}\n"
+    )
+    config = load_config(path, ["student.network.width=64"])
+    assert config.student == {"network": {"width": 64}}
+    assert config.pair_teachers["first"] == {"network": {"width": 32}}
+
+
 def test_overrides(album):
     config = load_config(album.path, ["workers.count=5", "tables.scores.weights=b", "student.seed=3"])
     assert config.workers.count == 5

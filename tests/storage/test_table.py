@@ -267,7 +267,7 @@ def test_any_history_of_commits_losses_and_retries_merges_as_a_dictionary_would(
     where = table.locate(rows, columns, asked)
     for row in range(count):
         for column in range(3):
-            value, failure = None, False
+            value, failure, computed = None, False, False
             for payload, cells in history:
                 if not cells:
                     failure = False
@@ -276,10 +276,12 @@ def test_any_history_of_commits_losses_and_retries_merges_as_a_dictionary_would(
                     continue
                 if held is None:
                     failure = True
-                elif value is None and live(payload):
+                    continue
+                computed = True
+                if value is None and live(payload):
                     value = held
             assert state.filled[row, column] == (value is not None)
-            assert state.failed[row, column] == (failure and value is None)
+            assert state.failed[row, column] == (failure and not computed)
             assert (where.shard[row, column] >= 0) == (value is not None)
             if value is not None:
                 read = table.read(rows[row : row + 1], (columns[column],), asked[:1])
