@@ -220,8 +220,8 @@ class Spread:
 
 
 def read_curves(path: Path) -> list[Curve]:
-    """The curves of a ``metrics.jsonl``: total loss, its terms and the learning rate. Of a step logged twice (a resumed
-    run repeats some) the later line counts.
+    """The curves of a ``metrics.jsonl``: total loss, its terms and the learning rate. Of what is logged twice of a step (a
+    resumed run repeats some) the later line counts.
 
     Raises:
         UserError: the file is missing or a line is not JSON.
@@ -232,7 +232,7 @@ def read_curves(path: Path) -> list[Curve]:
             line = json.loads(text)
         except json.JSONDecodeError:
             raise UserError(f"{path}: line {number} is not JSON; remove the run's folder to train again") from None
-        lines[line["step"]] = line
+        lines.setdefault(line["step"], {}).update(line)
     wanted = {key for line in lines.values() for key in line if key in ("loss", "lr") or key.startswith("loss/")}
     curves = []
     for key in sorted(wanted, key=lambda key: (key != "loss", key == "lr", key)):

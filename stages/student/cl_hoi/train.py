@@ -139,6 +139,8 @@ def train(
     if accelerator.is_main_process:
         made.save_pretrained(run_dir / "checkpoint")
         (run_dir / "exponents.json").write_text(json.dumps(asdict(exponents), indent=1) + "\n")
+        with open(run_dir / "metrics.jsonl", "a") as metrics:
+            metrics.write(json.dumps({"step": config.steps, **exponents.metrics()}) + "\n")
         accelerator.log(exponents.metrics(), config.steps)
         report(exponents.words())
     accelerator.wait_for_everyone()

@@ -165,7 +165,8 @@ def test_context_off_there_is_no_translator(world, tmp_path):
 
 
 def terms_of(folder: Path) -> set[str]:
-    return {name for name in json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1]) if "/" in name}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {name for line in lines for name in line if name.startswith("loss/")}
 
 
 def test_each_loss_has_its_own_switch(world, undisturbed, tmp_path):
@@ -189,6 +190,8 @@ def test_exponents_are_chosen_on_held_out_pictures_by_the_teachers_labels(world,
     assert record["pictures"] == 6  # a quarter of 24
     checkpoint = json.loads((undisturbed / "checkpoint" / "config.json").read_text())
     assert checkpoint["exponents"] == record
+    logged = json.loads((undisturbed / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (logged["exponents/gamma"], logged["exponents/lambda"]) == (record["gamma"], record["power"])
     given = replace(CONFIG, gammas=(0.7,), lambdas=(1.5,), distil=False, steps=2)
     made = trained(given, world.taught(), tmp_path)
     assert (made.exponents.gamma, made.exponents.power, made.exponents.tried) == (0.7, 1.5, ())
