@@ -172,8 +172,9 @@ class Cache:
             raise UserError(f"table {name}: in use by {user}; try again when it is done")
         target = self.root / "trash" / f"{time.time_ns()}-{name}"
         try:
-            own = isinstance(table, Table) or not Path(table).is_dir()
-            os.rename(self.root / "tables" / name if own else os.fspath(table), target)
+            elsewhere = None if isinstance(table, Table) else Path(table)
+            folder = elsewhere if elsewhere is not None and elsewhere.is_dir() else self.root / "tables" / name
+            os.rename(folder, target)
         except OSError as error:
             raise StorageError(f"table {name}: cannot be moved to the trash: {error.strerror}") from error
         return target
