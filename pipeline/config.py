@@ -40,11 +40,15 @@ class HicoDetDataset(Section):
 
 
 class VCocoDataset(Section):
-    """V-COCO: the folder of its official files and COCO's pictures. Trains on ``trainval``."""
+    """V-COCO: the folder of its official files and COCO's pictures. Trains on ``trainval``.
+
+    combinations: which objects an action can be done with: what is annotated in ``trainval``, ``all``, or a vocabulary file.
+    """
 
     kind: Literal["v-coco"]
     root: Path
     lenient: bool = False
+    combinations: Literal["trainval", "all"] | Path = "trainval"
 
 
 class SwigHoiDataset(Section):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config import Dataset, VCocoDataset
 from storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,6 +50,16 @@ def refuse_leaks(nodes: Mapping[str, Node], pictures: Pictures, method: str, nee
                 f"{where}tables: the boxes of {name} owe something to annotated interactions ({reason}); use a detector of "
                 f"COCO's boxes, or write allow_hoi_tuned_detector: true and say so with the results"
             )
+
+
+def refuse_annotated_vocabulary(dataset: Dataset, method: str, needs: Needs, where: str) -> None:
+    """Raises UserError, beginning with ``where``, for a list of interactions that was read off annotations.
+    HICO-DET's 600 are the task's own; which objects go with an action of V-COCO nobody but its annotators has said."""
+    if not needs.annotations and isinstance(dataset, VCocoDataset) and dataset.combinations == "trainval":
+        raise UserError(
+            f"{where}dataset.combinations: trainval; which objects an action goes with is read off V-COCO's annotations, and "
+            f"{method} reads none here; write all, or a vocabulary file that a language model's answers fill"
+        )
 
 
 def upstream(nodes: Mapping[str, Node], names: Iterator[str]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -76,10 +76,14 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
             names = {"train": "train", "test": "test"}
         case VCocoDataset() | SwigHoiDataset():
             names = {"train": "trainval", "test": "test"}
-    labels = dataset.image_labels if isinstance(dataset, HicoDetDataset) else None
+    own: dict[str, Any] = {}
+    if isinstance(dataset, HicoDetDataset):
+        own["image_labels"] = dataset.image_labels
+    elif isinstance(dataset, VCocoDataset):
+        own["combinations"] = dataset.combinations
     return {
         split: open_annotations(
-            dataset.kind, dataset.root, name, lenient=dataset.lenient, limit=limit, image_labels=labels
+            dataset.kind, dataset.root, name, lenient=dataset.lenient, limit=limit, **own
         ).classified()
         for split, name in names.items()
     }

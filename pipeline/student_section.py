@@ -10,7 +10,7 @@ import pydantic
 from pydantic import ValidationError, create_model
 
 from pipeline.config import Section, explain
-from pipeline.leaks import refuse_leaks
+from pipeline.leaks import refuse_annotated_vocabulary, refuse_leaks
 from pipeline.setup import Setup, is_folder
 from stages.student.method import METHODS, Method, method_named
 from storage.errors import UserError
@@ -68,7 +68,9 @@ def student_section(setup: Setup) -> tuple[Method, Any, Pictures]:
         raise UserError(f"{setup.path}: student: {what}; training needs labelled pictures, see configs/pico.yaml")
     where = f"{setup.path}: student."
     method, config, pictures = read_section(document, where)
-    refuse_leaks(setup.nodes, pictures, method.name, method.needs(config, setup.vocabulary), where)
+    needs = method.needs(config, setup.vocabulary)
+    refuse_leaks(setup.nodes, pictures, method.name, needs, where)
+    refuse_annotated_vocabulary(setup.config.dataset, method.name, needs, f"{setup.path}: ")
     return method, config, pictures
 
 

@@ -18,6 +18,7 @@ def open_annotations(
     images: bool = True,
     limit: int | None = None,
     image_labels: str | Path | None = None,
+    combinations: str | Path = "trainval",
 ) -> Annotations:
     """Annotations of one split of "hico-det", "v-coco", "swig-hoi" or a plain "folder".
 
@@ -26,6 +27,7 @@ def open_annotations(
     split: None is the test split, of V-COCO and SWiG-HOI the one in a file's name, of a plain folder all if none is test.
     lenient: drop bad entries, count them, warn. images: whether the pictures must be there. limit: the first so many.
     image_labels: HICO-DET's ``anno.mat``, where it does not lie beside the annotations.
+    combinations: V-COCO's, see :func:`stages.data.v_coco.v_coco_vocabulary`.
 
     Raises UserError for an unknown dataset or split and for whatever the loader finds wrong.
     """
@@ -38,7 +40,7 @@ def open_annotations(
     if dataset == "v-coco":
         from stages.data.v_coco import load_v_coco
 
-        return load_v_coco(Path(path), split, limit=limit, lenient=lenient, images=images)
+        return load_v_coco(Path(path), split, limit=limit, lenient=lenient, images=images, combinations=combinations)
     if dataset == "swig-hoi":
         from stages.data.swig_hoi import load_swig_hoi
 

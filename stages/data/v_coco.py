@@ -90,14 +90,29 @@ class People:
 
 
 @cache
-def v_coco_vocabulary() -> Vocabulary:
-    """The 29 slots as verbs, COCO's 80 objects, and the (slot, object) combinations of the trainval pictures."""
-    return Vocabulary.load(Path(__file__).parent / "vocabularies" / "v_coco.json")
+def v_coco_vocabulary(combinations: str | Path = "trainval") -> Vocabulary:
+    """The 29 slots as verbs, COCO's 80 objects, and (slot, object) combinations: those annotated in the ``trainval`` pictures,
+    ``all`` 2,000 of a slot that has a role with an object, or those of a vocabulary file with these verbs and objects.
+
+    Raises UserError for a file with others.
+    """
+    known = Vocabulary.load(Path(__file__).parent / "vocabularies" / "v_coco.json")
+    if combinations == "trainval":
+        return known
+    if combinations == "all":
+        return replace(known, hois=np.array([(s, o) for s in ROLE_SLOTS for o in range(len(known.objects))], np.int16))
+    found = Vocabulary.load(combinations)
+    if (found.verbs, found.objects) != (known.verbs, known.objects):
+        raise UserError(
+            f"{combinations}: not of V-COCO's 29 slots and COCO's 80 objects, in their order; see v_coco.json"
+        )
+    return found
 
 
 def load_v_coco(
-    root: str | Path, split: str | None = None, limit: int | None = None, lenient: bool = False, images: bool = True
-) -> Annotations:
+    root: str | Path, split: str | None = None, limit: int | None = None, lenient: bool = False, images: bool = True,
+    combinations: str | Path = "trainval",
+) -> Annotations:  # fmt: skip
     """Read one split of a folder with V-COCO, or of one of its annotation files.
 
     root: a folder with ``vcoco_{split}.json`` and COCO's instances (``instances_vcoco_all_2014.json``, one
@@ -106,6 +121,7 @@ def load_v_coco(
     split: train, val, trainval or test; by default what the file's name says, for a folder test, or val where the
         folder has val's files and not test's.
     limit: the first so many pictures.
+    combinations: see :func:`v_coco_vocabulary`.
 
     ``image_id`` is the decimal COCO id. A pair is a person and a slot; a slot without its role is a pair without object
     (object and hoi -1). A person without action gives no pairs. Zhang's file has no picture sizes: they are read from
@@ -129,7 +145,7 @@ def load_v_coco(
         for i in kept[~there]:
             reject(f"no picture {paths[i]}; COCO's train2014 and val2014 belong there")
         kept = kept[there]
-    vocabulary = v_coco_vocabulary()
+    vocabulary = v_coco_vocabulary(combinations)
     hoi = np.where(table.object >= 0, vocabulary.hoi_id()[table.slot, table.object], -1).astype(np.int16)
     reject.warn()
     annotations = Annotations(

@@ -67,7 +67,7 @@ def write_detections(path: Path, detections: Detections, image_ids: Sequence[str
 def read_detections(
     path: Path,
     image_ids: Sequence[str] | np.ndarray,
-    hois: np.ndarray,
+    hois: np.ndarray | None,
     objects: int,
     verbs: int,
     every_row_classed: bool = False,
@@ -77,7 +77,7 @@ def read_detections(
 
     Args:
         image_ids: the N pictures of the split, in its order.
-        hois: ``int [H, 2]`` (verb, object) of each class.
+        hois: ``int [H, 2]`` (verb, object) of each class; None: of which vocabulary classes are does not matter.
         objects, verbs: sizes of the two vocabularies.
         every_row_classed: refuse rows whose hoi is -1.
         object_optional: allow an object of -1: a verb done without one, or with one of no known category.
@@ -91,13 +91,24 @@ def read_detections(
     image = _pictures(path, table["image_id"], image_ids)
     boxes = {name: _boxes(path, name, table[name]) for name in ("human_box", "object_box")}
     ids = {}
-    for name, low, high in (("object", -object_optional, objects), ("verb", 0, verbs), ("hoi", -1, len(hois))):
+    classes = np.iinfo(np.int32).max if hois is None else len(hois)
+    for name, low, high in (("object", -object_optional, objects), ("verb", 0, verbs), ("hoi", -1, classes)):
         ids[name] = _integers(path, name, table[name])
         _refuse(path, (ids[name] < low) | (ids[name] >= high), name, ids[name], f"is outside {low} ... {high - 1}")
     if every_row_classed:
         _refuse(path, ids["hoi"] < 0, "hoi", ids["hoi"], "names no class, which every detection here must")
     score = table["score"].cast(pa.float32()).to_numpy()
     _refuse(path, ~np.isfinite(score), "score", score, "is not a finite number")
+    if hois is not None:
+        _refuse_mixed_up(path, ids, hois)
+    return Detections(
+        image, boxes["human_box"], boxes["object_box"],
+        ids["object"].astype(np.int32), ids["verb"].astype(np.int32), ids["hoi"].astype(np.int32), score,
+    )  # fmt: skip
+
+
+def _refuse_mixed_up(path: Path, ids: dict[str, np.ndarray], hois: np.ndarray) -> None:
+    """Raises UserError for the first row whose class is not its own verb and object."""
     classed = np.flatnonzero(ids["hoi"] >= 0)
     other = (hois[ids["hoi"][classed]] != np.stack([ids["verb"], ids["object"]], 1)[classed]).any(1)
     if other.any():
@@ -107,10 +118,6 @@ def read_detections(
             f"{path}: row {row}: hoi {ids['hoi'][row]} is verb {verb} with object {thing}, but the row says verb "
             f"{ids['verb'][row]} with object {ids['object'][row]}; objects are counted in COCO-80 order, person = 0"
         )
-    return Detections(
-        image, boxes["human_box"], boxes["object_box"],
-        ids["object"].astype(np.int32), ids["verb"].astype(np.int32), ids["hoi"].astype(np.int32), score,
-    )  # fmt: skip
 
 
 def _read_columns(path: Path) -> pa.Table:

@@ -118,11 +118,9 @@ def _read(request: Request, image_ids: np.ndarray) -> VCocoDetections:
     if form != "parquet":
         raise refuse_format(request, form)
     words = v_coco_vocabulary()
-    return from_triplets(
-        read_detections(
-            request.detections, image_ids, words.hois, len(words.objects), len(words.verbs), object_optional=True
-        )
-    )
+    sizes = len(words.objects), len(words.verbs)
+    # Several lists of classes are in use; nothing here is judged by them.
+    return from_triplets(read_detections(request.detections, image_ids, None, *sizes, object_optional=True))
 
 
 def _plain(percent: float) -> float | None:

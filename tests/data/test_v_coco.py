@@ -21,6 +21,7 @@ from stages.data.v_coco import (
     load_v_coco_people,
     v_coco_vocabulary,
 )
+from stages.data.vocabulary import Vocabulary
 from storage.errors import UserError
 
 REAL = Path(os.environ.get("HOI_DISTILL_REFERENCE_DATA", "/nowhere")) / "data" / "v_coco"
@@ -114,6 +115,25 @@ def test_the_vocabulary_has_the_slots_as_verbs_and_reads_well():
         ("drink_instr", "wine_glass"): "drinking from a wine glass",
     }.items():
         assert said[str(pair)] == f"a photo of a person {doing}"
+
+
+def test_combinations_need_not_be_those_that_are_annotated(tmp_path):
+    every = v_coco_vocabulary("all")
+    assert (every.verbs, every.objects) == (v_coco_vocabulary().verbs, v_coco_vocabulary().objects)
+    assert len(every) == len(set(every.prompts())) == len(every.questions()) == 25 * 80
+    assert not np.isin(every.hois[:, 0], [SLOTS.index(slot) for slot in ("stand", "walk", "run", "smile")]).any()
+    root = write(tmp_path, official())
+    found, other = (
+        load_v_coco(root, "train", images=False),
+        load_v_coco(root, "train", images=False, combinations="all"),
+    )
+    assert [every.hoi_name(hoi) for hoi in other.hoi[:2]] == [found.vocabulary.hoi_name(hoi) for hoi in found.hoi[:2]]
+    assert (other.hoi >= 0).tolist() == [True, True, False, False]
+    some = tmp_path / "some.json"
+    Vocabulary(every.objects, every.verbs, every.hois[:3], every.verb_ing).save(some)
+    assert len(v_coco_vocabulary(some)) == 3
+    with pytest.raises(UserError, match=r"hico.json: not of V-COCO's 29 slots"):
+        v_coco_vocabulary(Path("stages/data/vocabularies/hico.json"))
 
 
 def test_a_pair_is_a_person_and_a_slot_with_or_without_its_object(tmp_path):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.data.records import Annotations
-from stages.evaluate.detections import Detections, read_detections, write_detections
+from stages.evaluate.detections import SCHEMA, Detections, read_detections, write_detections
 from storage.errors import UserError
 
 
@@ -32,6 +32,15 @@ def test_written_rows_come_back(written: Path, annotations: Annotations, perfect
     for name in Detections.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(back, name), getattr(perfect, name), err_msg=name)
         assert getattr(back, name).dtype == getattr(perfect, name).dtype, name
+
+
+def test_classes_of_another_list_may_be_passed_over(written: Path, annotations: Annotations, perfect: Detections):
+    table, at = pq.read_table(written), SCHEMA.names.index("hoi")
+    pq.write_table(table.set_column(at, "hoi", pa.array(np.arange(len(table), dtype=np.int32) + 1000)), written)
+    sizes = len(annotations.vocabulary.objects), len(annotations.vocabulary.verbs)
+    with pytest.raises(UserError, match="hoi 1000 is outside"):
+        read_detections(written, annotations.image_id, annotations.vocabulary.hois, *sizes)
+    assert len(read_detections(written, annotations.image_id, None, *sizes)) == len(perfect)
 
 
 def test_no_rows_are_a_file_too(tmp_path: Path, annotations: Annotations, perfect: Detections):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.leaks import tuned
+from pipeline.config import HicoDetDataset, VCocoDataset
+from pipeline.leaks import refuse_annotated_vocabulary, tuned
 from pipeline.pair_teachers import plan_all
 from pipeline.resolve import resolve
 from pipeline.run import choose_executor, fill
@@ -20,6 +21,8 @@ from pipeline.student_section import student_section
 from pipeline.training import fit, train_student, training_set
 from stages.data.pico.world import write_world
 from stages.stage import Stage
+from stages.student.cl_hoi.config import ClHoiConfig
+from stages.student.method import method_named
 from storage.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +141,18 @@ def test_labels_made_with_refused_boxes_are_refused_too(folder, monkeypatch):
     config["student"]["allow_hoi_tuned_detector"] = True
     path.write_text(yaml.safe_dump(config))
     student_section(prepare(path))
+
+
+def test_a_vocabulary_that_was_read_off_annotations_is_refused():
+    needs = {
+        labels: method_named("cl_hoi").needs(ClHoiConfig(labels=labels), None) for labels in ("teacher", "instances")
+    }
+    told = VCocoDataset(kind="v-coco", root=Path("data"))
+    with pytest.raises(UserError, match=r"^x.yaml: dataset.combinations: trainval; .* write all, or a vocabulary file"):
+        refuse_annotated_vocabulary(told, "cl_hoi", needs["teacher"], "x.yaml: ")
+    refuse_annotated_vocabulary(told, "cl_hoi", needs["instances"], "")
+    refuse_annotated_vocabulary(told.model_copy(update={"combinations": "all"}), "cl_hoi", needs["teacher"], "")
+    refuse_annotated_vocabulary(HicoDetDataset(kind="hico-det", root=Path("data")), "cl_hoi", needs["teacher"], "")
 
 
 @pytest.mark.parametrize("labels", ["ground_truth", "instances"])
