@@ -33,6 +33,7 @@ BLOCKS = [
 STANDS_FOR = {
     "blip-itm": "itm", "blip-image-captioning": "caption", "blip2-itm": "blip2", "detr-": "detr",
     "clip-vit": "clip", "siglip": "siglip", "dinov2": "dinov2", "Qwen2": "qwen", "MiniLM": "sentence_encoder",
+    "instructblip": "instructblip", "llava": "llava",
 }  # fmt: skip
 
 
