@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.config import load_config, validate
 from pipeline.experiments import ArmSection, Matrix
-from pipeline.student_section import StudentSection, as_dataclass, section_of
+from pipeline.student_section import StudentSection, as_dataclass, read_section, section_of
 from stages.student.method import method_named
 
 MATRICES = sorted(Path("configs").glob("experiments*.yaml"))
@@ -22,6 +22,14 @@ def student_of(matrix: Matrix, arm: str, seed: int = 0) -> dict:
     assert document is not None
     config = method_named(document.get("method", "pair_classifier")).config
     return asdict(as_dataclass(config, section_of(config, StudentSection).model_validate(document)))
+
+
+def pictures_of(matrix: Matrix, arm: str) -> dict:
+    """Which pictures, labels and tables an arm gets."""
+    config = load_config(matrix.setup, matrix.arms[arm].overrides(0))
+    pictures = read_section(config.student, "student.")[2]
+    own = {role: config.tables.get(name) for role, name in pictures.tables if name is not None}
+    return {"pictures": pictures, "tables": own, "pair_teachers": config.pair_teachers}
 
 
 def test_a_section_of_an_arm_changes_the_setups(tmp_path):
@@ -40,7 +48,7 @@ def test_a_section_of_an_arm_changes_the_setups(tmp_path):
 @pytest.mark.parametrize("path", MATRICES, ids=lambda path: path.stem)
 def test_every_shipped_arm_is_a_training_of_its_own(path):
     matrix = validate(Matrix, yaml.safe_load(path.read_text()), str(path))
-    students = {name: (student_of(matrix, name), section.tables) for name, section in matrix.arms.items()}
+    students = {name: (student_of(matrix, name), pictures_of(matrix, name)) for name in matrix.arms}
     distinct = {repr(each) for each in students.values()}
     assert len(distinct) == len(students)
 
