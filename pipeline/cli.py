@@ -84,6 +84,8 @@ def run(
     retry_failed: Annotated[bool, typer.Option(help="Empty the failure cells first and try them again.")] = False,
 ) -> None:
     """Fill the cache: compute every wanted cell that is empty, and nothing else."""
+    import functools
+
     from pipeline.collect import register
     from pipeline.interrupt import stop_on_interrupt
     from pipeline.pair_teachers import plan_all
@@ -108,13 +110,11 @@ def run(
     chosen = setup.config.workers
     with stop_on_interrupt() as stop, \
             choose_executor(executor or chosen.executor, chosen.device, workers or chosen.count) as execute:  # fmt: skip
-        summary = fill(setup, execute, stop)
+        summary = fill(setup, execute, stop, functools.partial(register, setup) if limit is None else None)
     run_summary(summary)
     if summary.interrupted:
         raise typer.Exit(130)
     plans = plan_all(setup)
-    if limit is None:
-        register(setup, plans)
     if not all(made.complete() for made in plans.values()):
         plan_table(plans)
         raise typer.Exit(INCOMPLETE)

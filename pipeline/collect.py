@@ -73,7 +73,9 @@ def collect(cache: Cache, move: bool, grace_seconds: float, forget: Sequence[str
         outcome["unwanted"].append({"table": name, "bytes": size, "trashed": move})
     kept = {name for note in setups.values() for name in note.get("trained", [])}
     for network in sorted((cache.root / "trained").glob("*")):
-        if network.name not in kept:
+        if network.name in used and network.name not in kept:
+            outcome["in_use"].append({"table": network.name, "by": used[network.name]})
+        elif network.name not in kept:
             size = folder_bytes(network)
             if move:
                 cache.trash(network)

@@ -176,6 +176,7 @@ def pair_teachers(config: Config, nodes: Mapping[str, Node], where: Path) -> dic
     """
     from pipeline.student_section import read_section
     from stages.student.link.config import LinkConfig
+    from stages.student.link.network_config import LinkShape
     from stages.teacher.pair_teacher import TrainedTeacher
 
     found = {}
@@ -193,6 +194,10 @@ def pair_teachers(config: Config, nodes: Mapping[str, Node], where: Path) -> dic
         shape: tuple[int, ...] = getattr(nodes[tables.features].stage.output, "shape", ())
         if len(shape) != 3:
             raise UserError(f"{place}tables.features: {tables.features!r} holds no feature maps")
+        try:
+            LinkShape(shape[0], None, student.network)
+        except UserError as error:
+            raise UserError(f"{place}{str(error).removeprefix('student.')}") from None
         width, grid = student.network.width, (shape[1], shape[2])
         found[name] = TrainedTeacher(name, tables.detections, tables.features, width, grid)
     return found

@@ -88,8 +88,7 @@ def labels_of(setup: Setup, pictures: Pictures, method: Method, needs: Needs, di
         except UserError as error:
             raise UserError(f"{where}zero_shot: {error}") from None
         labels = without_unseen(labels, split, pictures.training_rule)
-    if pictures.zero_shot is not None or few_section is not None:
-        refuse_better_taught(setup, pictures, needs)
+    refuse_better_taught(setup, pictures, needs)
     if few_section is not None:
         if few_section.ignore_dropped:
             refuse_unable(method, f"{where}few_shot")
@@ -125,7 +124,12 @@ def refuse_unable(method: Method, what: str) -> None:
 
 
 def refuse_better_taught(setup: Setup, pictures: Pictures, needs: Needs) -> None:
-    """Raises UserError where a pair teacher has learned from annotations that its student may not see."""
+    """Raises UserError where a pair teacher has learned in another setting than its student's: from annotations that the
+    student may not see, or without classes that it is to teach. A few annotations are the same ones only if they are drawn
+    among the same pictures."""
+    keys = ["zero_shot", "few_shot"]
+    keys += ["training_rule"] if pictures.zero_shot is not None else []
+    keys += ["labelled"] if pictures.few_shot is not None else []
     for role in needs.train:
         node = setup.nodes.get(getattr(pictures.tables, role, role))
         teacher = None if node is None else getattr(node.stage, "teacher", None)
@@ -134,12 +138,12 @@ def refuse_better_taught(setup: Setup, pictures: Pictures, needs: Needs) -> None
         _, _, own = read_section(
             setup.config.pair_teachers[teacher.name], f"{setup.path}: pair_teachers.{teacher.name}."
         )
-        for key in ("zero_shot", "training_rule", "few_shot"):
+        for key in keys:
             wanted, taught = getattr(pictures, key), getattr(own, key)
             if wanted != taught:
                 raise UserError(
                     f"{setup.path}: pair_teachers.{teacher.name}.{key}: {taught}, but its student has {wanted}; write the same, "
-                    "else it teaches what the student may not see"
+                    "else it teaches what the student may not see, or what it does not know itself"
                 )
 
 

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.graph import Node
 from pipeline.plan import Reason, TablePlan, plan
 from pipeline.setup import Setup
+from storage.errors import UserError
+from storage.lock import alone
 
 if TYPE_CHECKING:
     from pipeline.resolve import Resolved
@@ -37,7 +39,8 @@ def plan_all(setup: Setup) -> dict[str, TablePlan]:
 
 
 def train_missing(setup: Setup, plans: Mapping[str, TablePlan], names: Iterable[str], stop: threading.Event) -> None:
-    """Train the teachers that these tables need and that are not trained yet. A killed training goes on where it was.
+    """Train the teachers that these tables need and that are not trained yet. A killed training goes on where it was; of
+    several runs one trains, and the others wait for it.
 
     Raises:
         KeyboardInterrupt: ``stop`` was set; the training's state is saved.
@@ -46,16 +49,25 @@ def train_missing(setup: Setup, plans: Mapping[str, TablePlan], names: Iterable[
         resolved = _resolved(setup, name, plans)
         assert resolved is not None
         folder = _folder(setup, name, resolved)
-        if (folder / DONE).exists():
-            continue
-        from pipeline.training import fit
-
-        folder.mkdir(parents=True, exist_ok=True)
-        own = as_student(setup, name)
-        own = replace(own, config=own.config.model_copy(update={"name": f"pair teacher {name}"}))
         used = sorted({part.made.table.dir for part in resolved.train.values() if part.made.table is not None})
-        with setup.cache.lease("reader", used):
-            fit(own, resolved, folder, stop)
+        with (
+            setup.cache.lease("reader", [*used, folder]),
+            alone(setup.cache.root / "leases" / f"{folder.name}.lock", stop, functools.partial(_wait, name, folder)),
+        ):
+            if not (folder / DONE).exists():
+                _train(setup, name, resolved, folder, stop)
+
+
+def _wait(name: str, folder: Path) -> None:
+    print(f"Another run is training pair teacher {name} ({folder.name}); waiting for it.")
+
+
+def _train(setup: Setup, name: str, resolved: Resolved, folder: Path, stop: threading.Event) -> None:
+    from pipeline.training import fit
+
+    folder.mkdir(parents=True, exist_ok=True)
+    own = as_student(setup, name)
+    fit(replace(own, config=own.config.model_copy(update={"name": f"pair teacher {name}"})), resolved, folder, stop)
 
 
 def as_student(setup: Setup, name: str) -> Setup:
@@ -88,13 +100,17 @@ def _resolved(setup: Setup, name: str, plans: Mapping[str, TablePlan]) -> Resolv
     from pipeline.student_section import student_section
 
     own = as_student(setup, name)
-    method, config, pictures = student_section(own)
-    needs = method.needs(config, setup.vocabulary)
-    roles = [*needs.train, *needs.test, *(["text"] if needs.text and pictures.tables.text else [])]
-    tables = {getattr(pictures.tables, role, role) for role in roles}
-    if any(table in plans and not plans[table].complete() for table in tables):
-        return None
-    return resolve(own, plans)
+    try:
+        method, config, pictures = student_section(own)
+        needs = method.needs(config, setup.vocabulary)
+        roles = [*needs.train, *needs.test, *(["text"] if needs.text and pictures.tables.text else [])]
+        tables = {getattr(pictures.tables, role, role) for role in roles}
+        if any(table in plans and not plans[table].complete() for table in tables):
+            return None
+        return resolve(own, plans)
+    except UserError as error:  # which calls this section the student's
+        before, _, after = str(error).partition(f"{setup.path}: student.")
+        raise UserError(f"{setup.path}: pair_teachers.{name}.{after}" if after else before) from None
 
 
 def _folder(setup: Setup, name: str, resolved: Resolved) -> Path:

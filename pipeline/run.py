@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.graph import levels, passes
 from pipeline.interrupt import stop_on_interrupt
-from pipeline.pair_teachers import plan_all, train_missing
+from pipeline.pair_teachers import plan_all, train_missing, trained_folders
 from pipeline.plan import TablePlan, align, folders
 from pipeline.progress import Progress
 from pipeline.setup import Setup
@@ -45,11 +45,20 @@ Execute = Callable[..., None]
 """``execute(tasks, report=, stop=)``, see :mod:`workers.inline` and :mod:`workers.ray_executor`."""
 
 
-def fill(setup: Setup, execute: Execute, stop: threading.Event) -> RunSummary:
-    """Compute every wanted cell that is empty, upstream first. What a killed run committed is not computed again."""
+Note = Callable[[Mapping[str, TablePlan]], None]
+
+
+def fill(setup: Setup, execute: Execute, stop: threading.Event, note: Note | None = None) -> RunSummary:
+    """Compute every wanted cell that is empty, upstream first. What a killed run committed is not computed again.
+
+    Args:
+        note: told the plan before each level's work, when pair teachers above it have got their names.
+    """
     summary = RunSummary()
     for level in levels(setup.nodes):
         plans = plan_all(setup)
+        if note is not None:
+            note(plans)
         todo = {name: plans[name].counts["empty"] for name in level}
         if not any(todo.values()):
             continue
@@ -66,7 +75,7 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event) -> RunSummary:
             summary.add(done)
             progress.advance(done.cells, done.failures)
 
-        with setup.cache.lease("run", folders(plans, setup.cache)):
+        with setup.cache.lease("run", [*folders(plans, setup.cache), *trained_folders(plans)]):
             execute(tasks, report=report, stop=stop)
         progress.draw()
         if stop.is_set():

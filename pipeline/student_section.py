@@ -69,6 +69,12 @@ def student_section(setup: Setup) -> tuple[Method, Any, Pictures]:
     where = f"{setup.path}: student."
     method, config, pictures = read_section(document, where)
     needs = method.needs(config, setup.vocabulary)
+    for table, (key, stage) in needs.stages.items():
+        there = [name for name, node in setup.nodes.items() if node.stage.name == stage]
+        if table not in there:
+            raise UserError(
+                f"{where}{key}: {table!r} is no table of stage {stage}; there are {', '.join(there) or 'none'}"
+            )
     refuse_leaks(setup.nodes, pictures, method.name, needs, where)
     refuse_annotated_vocabulary(setup.config.dataset, method.name, needs, f"{setup.path}: ")
     return method, config, pictures
@@ -83,13 +89,19 @@ def read_section(document: dict[str, Any], where: str) -> tuple[Method, Any, Pic
     except ValidationError as error:
         raise UserError(explain(error, document, where, model)) from None
     pictures = Pictures(**{name: getattr(checked, name) for name in Pictures.model_fields})
-    return method, as_dataclass(method.config, checked), pictures
+    try:
+        return method, as_dataclass(method.config, checked), pictures
+    except UserError as error:  # which calls the section student, whatever it is here
+        raise UserError(f"{where}{str(error).removeprefix('student.')}") from None
 
 
 def check_student(setup: Setup) -> None:
     """Refuse a ``student:`` section with a mistake before a teacher has worked for it; a setup without one is fine."""
+    from pipeline.labels import refuse_better_taught
+
     if setup.config.student is not None and not is_folder(setup):
-        student_section(setup)
+        method, config, pictures = student_section(setup)
+        refuse_better_taught(setup, pictures, method.needs(config, setup.vocabulary))
 
 
 def section_of(cls: type, base: type[Section] = Section, defaults: Any = None) -> type[Section]:

@@ -13,7 +13,8 @@ class PairsConfig:
     """What every student of detected boxes in pairs needs to know: which boxes, which views, how it is stepped through."""
 
     views: tuple[str, ...] = ("original", "flip")
-    """Cached views drawn from in training, one at random for each picture and step; evaluation takes the first."""
+    """Cached views drawn from in training, one at random for each picture and step; evaluation takes the first, which is
+    not the mirrored one."""
 
     # detections to pairs
     score_threshold: float = 0.2
@@ -56,6 +57,11 @@ class PairsConfig:
         )  # fmt: skip
         if not self.views:
             raise UserError("student.views: none given; name at least one column of the features table")
+        if self.views[0] == "flip":
+            raise UserError(
+                f"student.views: {', '.join(self.views)}; the first is evaluated, with boxes that are not mirrored: put "
+                "original before flip"
+            )
 
     def check(
         self, above_0: tuple[str, ...] = (), fractions: tuple[str, ...] = (), least_0: tuple[str, ...] = ()

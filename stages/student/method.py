@@ -52,6 +52,7 @@ class Needs:
         failures: roles whose recorded failures leave a picture out, where there is such a table: also what is not read,
             so that variants of a study see the same pictures.
         files: files with weights that the training starts from.
+        stages: by table's own name, the key that names it and the stage that has to have written it.
     """
 
     train: Mapping[str, Columns]
@@ -64,6 +65,7 @@ class Needs:
     untuned_detector: bool = False
     failures: tuple[str, ...] = ("detections", "features")
     files: tuple[Path, ...] = ()
+    stages: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

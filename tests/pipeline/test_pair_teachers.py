@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeline.collect import collect, register
-from pipeline.pair_teachers import plan_all
+from pipeline.collect import collect, register, registered
+from pipeline.pair_teachers import plan_all, trained_folders
 from pipeline.resolve import resolve
 from pipeline.run import choose_executor, fill
 from pipeline.setup import Setup, prepare
+from pipeline.student_section import check_student
 from pipeline.training import train_student
 from stages.data.pico.world import write_world
 from storage.errors import UserError
+from storage.lock import alone
 
 PICO = Path(__file__).parents[2] / "stages/teacher/pico"
 TAUGHT = {"taught_pairs", "taught_maps"}
@@ -185,6 +189,33 @@ def test_an_interrupted_teacher_goes_on_where_it_was(line):
     assert to_compute(setup) == set()
 
 
+def test_of_two_runs_at_once_one_trains_and_both_end_with_everything(line, capsys):
+    setup = prepare(line, ["pair_teachers.phase_1.seed=1", "pair_teachers.phase_1.log_every=1"])
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(run, setup) for _ in range(2)]
+        assert [set(each.result().cells) for each in both] == [TAUGHT, TAUGHT]
+    new = max(trained(setup), key=lambda folder: folder.stat().st_mtime)
+    assert [json.loads(each)["step"] for each in (new / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    said = capsys.readouterr().out
+    assert said.count("Training pair teacher phase_1") == 1
+    assert said.count("Another run is training pair teacher phase_1") == 1
+    assert to_compute(setup) == set()
+
+
+def test_a_run_that_waits_for_anothers_training_can_be_interrupted(line):
+    setup = prepare(line, ["pair_teachers.phase_1.seed=1"])
+    stop, waiting = threading.Event(), threading.Event()
+    (made, *_) = (plan for plan in plan_all(setup).values() if plan.node.name in TAUGHT)
+    lock = setup.cache.root / "leases" / f"{made.node.stage.teacher.checkpoint.parent.name}.lock"
+    with alone(lock, stop, waiting.set), ThreadPoolExecutor(1) as pool:
+        other = pool.submit(run, setup, stop)
+        time.sleep(0.1)
+        stop.set()
+        with pytest.raises(KeyboardInterrupt):
+            other.result()
+    assert len(trained(setup)) == 1
+
+
 def test_a_teacher_that_is_gone_is_not_missed_where_all_it_said_is_there(line):
     setup = prepare(line)
     shutil.rmtree(setup.cache.root / "trained")
@@ -203,6 +234,11 @@ def test_a_teacher_that_is_gone_is_not_missed_where_all_it_said_is_there(line):
         ),
         (["pair_teachers.phase_1.tables.features=clip"], r"pair_teachers\.phase_1\.tables\.features: there is no table 'clip'"),
         (["pair_teachers.phase_1.tables.features=text"], r"tables\.features: 'text' holds no feature maps"),
+        (["pair_teachers.phase_1.steps=0"], r"line\.yaml: pair_teachers\.phase_1\.steps: 0; it must be above 0"),
+        (
+            ["pair_teachers.phase_1.network={width: 20, pair_width: 20, heads: 5}"],
+            r"line\.yaml: pair_teachers\.phase_1\.network\.heads: 5; .* channels, choose a divisor",
+        ),
     ],
     ids=str,
 )  # fmt: skip
@@ -210,6 +246,60 @@ def test_a_mistake_in_its_section_is_one_line_before_any_work(filled, change, me
     with pytest.raises(UserError, match=message) as refused:
         prepare(filled, change)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["student.kd.pairs=[nope]"], r"student\.kd\.pairs: 'nope' is no table of stage link_pairs; there are taught_pairs"),
+        (["student.kd.pairs=[features]"], r"student\.kd\.pairs: 'features' is no table of stage link_pairs"),
+        (["student.kd.maps=[taught_pairs]"], r"student\.kd\.maps: 'taught_pairs' is no table of stage link_maps"),
+        (["student.kd.temperature=0"], r"line\.yaml: student\.kd\.temperature: 0.0; it must be above 0"),
+        (["student.views=[flip, original]"], r"student\.views: flip, original; the first is evaluated"),
+        (["student.zero_shot=RF-UC"], r"pair_teachers\.phase_1\.zero_shot: None, but its student has RF-UC"),
+        (["pair_teachers.phase_1.zero_shot=RF-UC"], r"pair_teachers\.phase_1\.zero_shot: RF-UC, but its student has None"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_student_that_does_not_go_with_its_teachers_is_one_line_before_any_work(filled, change, message):
+    with pytest.raises(UserError, match=message) as refused:
+        check_student(prepare(filled, change))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("labelled=99", r"line\.yaml: pair_teachers\.phase_1\.labelled: 99 of only 16 training pictures"),
+        ("labelled=0", r"line\.yaml: pair_teachers\.phase_1\.labelled: 0; link learns from annotated pictures"),
+        ("views=[nope]", r"line\.yaml: tables\.features\.columns: the student needs 'nope'"),
+    ],
+)
+def test_what_only_filled_tables_tell_of_a_teachers_section_names_that_section(line, change, message):
+    with pytest.raises(UserError, match=message):
+        plan_all(prepare(line, [f"pair_teachers.phase_1.{change}"]))
+
+
+def test_a_teacher_in_training_or_interrupted_is_wanted_from_its_first_run_on(line):
+    setup = prepare(line, ["pair_teachers.phase_1.seed=1", "pair_teachers.phase_1.steps=2"])
+    stop, noted = threading.Event(), []
+
+    def note(plans):
+        register(setup, plans)
+        noted.extend(trained_folders(plans))
+
+    stop.set()
+    with choose_executor("inline", "cpu", 1) as execute, pytest.raises(KeyboardInterrupt):
+        fill(setup, execute, stop, note)
+    (new,) = set(noted)
+    assert (new / "state/latest.safetensors").exists()
+    wanted = {each["table"] for each in collect(setup.cache, False, 0, [])["unwanted"]}
+    assert new.name not in wanted
+    (setup.cache.root / "registered" / next(iter(registered(setup.cache)))).with_suffix(".json").unlink()
+    with setup.cache.lease("reader", [new]):
+        outcome = collect(setup.cache, True, 0, [])
+    assert new.name in {each["table"] for each in outcome["in_use"]}
+    assert new.exists()
 
 
 def test_collecting_garbage_keeps_the_teachers_that_a_setup_wants(line):

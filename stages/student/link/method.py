@@ -26,12 +26,18 @@ class LinkMethod(Method):
     zero_shot = True
 
     def needs(self, config: LinkConfig, vocabulary: Vocabulary) -> Needs:
-        taught: dict[str, Columns] = dict.fromkeys(config.kd.tables, config.views)
+        kd = config.kd
+        taught: dict[str, Columns] = dict.fromkeys(kd.tables, config.views)
+        written = {
+            **dict.fromkeys(kd.pairs if kd.reads_pairs else (), ("kd.pairs", "link_pairs")),
+            **dict.fromkeys(kd.maps if kd.reads_maps else (), ("kd.maps", "link_maps")),
+        }
         return Needs(
             {"detections": None, "features": config.views, **taught},
             {"detections": None, "features": config.views[:1]},
             text=True,
-            unlabelled=config.kd.on and config.kd.unlabelled,
+            unlabelled=kd.on and kd.unlabelled,
+            stages=written,
         )
 
     def train(self, config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
