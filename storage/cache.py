@@ -2,7 +2,7 @@
 
 tables/<name>-<fingerprint>/    see storage.table
 digests.sqlite                  storage.digest_memory
-leases/                         expiring notes of runs and readers
+leases/                         expiring notes of runs and readers; locks of who trains what
 trash/<time>-<table>/           what gc removed, until its grace is over
 """
 

@@ -1,4 +1,4 @@
-"""One process at a time, wherever it runs: for work that cannot be done twice side by side."""
+"""One process at a time: so that long work is not done twice side by side. What is published must be whole without it."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -88,7 +89,9 @@ def save_student(student: Student, model: nn.Module, folder: str | Path, **more:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    draft = folder / f".model.safetensors-{os.getpid()}"
+    save_file(weights, draft, {"format": "pt"})
+    os.replace(draft, folder / "model.safetensors")  # somebody may be reading one of the same training
     student.vocabulary.save(folder / "vocabulary.json")
     record = {
         "method": student.method,

@@ -256,11 +256,24 @@ def test_a_pair_teacher_that_has_seen_more_is_refused():
         Pictures(labelled=24, zero_shot="UO"),
         Pictures(labelled=24, zero_shot="RF-UC", training_rule="gen-vlkt"),
         Pictures(labelled=24, zero_shot="RF-UC", few_shot=FewShotSection(shots=1)),
+        Pictures(labelled=24),
     ):
         with pytest.raises(
             UserError, match=r"a.yaml: pair_teachers.clip.(zero_shot|training_rule|few_shot): .* write the"
         ):
             refuse_better_taught(setup, own, needs)  # type: ignore[arg-type]
+
+
+def test_a_pair_teacher_whose_few_annotations_were_drawn_among_other_pictures_is_refused():
+    node = SimpleNamespace(stage=SimpleNamespace(teacher=SimpleNamespace(name="clip")))
+    teacher = {"labelled": 24, "few_shot": {"shots": 1}}
+    setup = SimpleNamespace(
+        path="a.yaml", nodes={"answers": node}, config=SimpleNamespace(pair_teachers={"clip": teacher})
+    )
+    needs, few = Needs({"answers": ("original",)}, {}), FewShotSection(shots=1)
+    refuse_better_taught(setup, Pictures(labelled=24, few_shot=few), needs)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"a.yaml: pair_teachers.clip.labelled: 24, but its student has 12"):
+        refuse_better_taught(setup, Pictures(labelled=12, few_shot=few), needs)  # type: ignore[arg-type]
 
 
 def test_a_run_tells_seen_from_unseen_and_keeps_its_list(config, tmp_path, capsys):

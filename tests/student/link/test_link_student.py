@@ -72,6 +72,17 @@ def test_every_field_of_the_configuration_comes_back(tmp_path, toy):
     assert Student.from_pretrained(tmp_path / "checkpoint").config == config
 
 
+def test_saving_again_leaves_a_reader_of_the_weights_with_whole_ones(student, tmp_path):
+    student.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    with open(weights, "rb") as reading:
+        student.save_pretrained(tmp_path)
+        weights.write_bytes(b"another's")
+        assert reading.read() == whole
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors", "vocabulary.json"}
+
+
 def test_a_checkpoint_of_another_vocabulary_or_version_is_refused(student, tmp_path):
     student.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="trained for vocabulary"):
