@@ -223,13 +223,15 @@ def test_batches_are_exact_epochs_and_a_function_of_the_step(tmp_path, toy, conf
 
 def test_a_mirrored_view_comes_with_mirrored_boxes(tmp_path, toy, config):
     data, pictures = toy.training_set(16), train_pictures(tmp_path, toy, config)
-    flip = replace(config, views=("flip",))
-    maps = TableMaps({"flip": data.source.open({"features": ("flip",)})})
-    batch = StepBatches(flip, pictures, maps, data.labelled, None, 6)[0]
-    row = int(batch.rows[0])
-    assert torch.equal(batch.regions.maps[0], torch.from_numpy(toy.maps[row][..., ::-1].copy()))
+    both = replace(config, views=("original", "flip"))
+    maps = TableMaps({view: data.source.open({"features": (view,)}) for view in both.views})
+    batches = StepBatches(both, pictures, maps, data.labelled, None, 6)
+    batch = batches[0]
+    place = batches.drawn(0, len(batch.rows))[0].tolist().index(1)
+    row, boxes = int(batch.rows[place]), batch.regions.boxes[batch.regions.picture == place]
+    assert torch.equal(batch.regions.maps[place], torch.from_numpy(toy.maps[row][..., ::-1].copy()))
     x1, _, x2, _ = pictures[row].boxes[0]
-    torch.testing.assert_close(batch.regions.boxes[0, 0::2], torch.tensor([64 - x2, 64 - x1]))
+    torch.testing.assert_close(boxes[0, 0::2], torch.tensor([64 - x2, 64 - x1]))
 
 
 def test_a_checkpoint_loads_what_was_saved(tmp_path, toy, config):
