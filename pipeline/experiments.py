@@ -58,8 +58,10 @@ class Matrix(Section):
 def run_matrix(path: Path) -> None:
     """Train what is not trained yet, seed by seed, and write the page after every run. A killed matrix goes on.
 
-    Cells that an arm wants and the cache lacks are computed before its first training.
+    Cells that an arm wants and the cache lacks are computed before its first training; its tables are then no garbage.
     """
+    from pipeline.collect import register
+    from pipeline.pair_teachers import plan_all
     from pipeline.run import fill_cache
     from pipeline.setup import prepare
     from pipeline.training import train_student
@@ -75,6 +77,7 @@ def run_matrix(path: Path) -> None:
             setup = prepare(matrix.setup, section.overrides(seed))
             if seed == matrix.seeds[0]:
                 fill_cache(setup)
+                register(setup, plan_all(setup))
             folder = train_student(setup)
             runs[arm].append(finished(folder, seed))
             page = setup.config.runs / matrix.name / "experiments.html"

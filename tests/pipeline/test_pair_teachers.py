@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from pipeline.collect import collect, register, registered
+from pipeline.experiments import run_matrix
 from pipeline.pair_teachers import plan_all, trained_folders
 from pipeline.resolve import resolve
 from pipeline.run import choose_executor, fill
@@ -78,7 +79,7 @@ def filled(tmp_path_factory) -> Path:
 @pytest.fixture
 def line(filled, tmp_path) -> Path:
     """A copy of it to change."""
-    shutil.copytree(filled.parent, tmp_path / "line")
+    shutil.copytree(filled.parent, tmp_path / "line", symlinks=True)
     document = yaml.safe_load(filled.read_text())
     document |= {"cache": str(tmp_path / "line/cache"), "runs": str(tmp_path / "line/runs")}
     document["dataset"]["root"] = str(tmp_path / "line/world")
@@ -316,3 +317,13 @@ def test_collecting_garbage_keeps_the_teachers_that_a_setup_wants(line):
     assert trained(setup) == [wanted]
     fresh = prepare(line, ["pair_teachers.phase_1.seed=1"])
     assert to_compute(fresh) == TAUGHT
+
+
+def test_the_tables_and_teachers_of_a_matrix_are_no_garbage(line):
+    arms = {"as it is": {"text": "a"}, "other teacher": {"text": "b", "pair_teachers": {"phase_1": {"seed": 1}}}}
+    matrix = line.parent / "matrix.yaml"
+    matrix.write_text(yaml.safe_dump({"name": "two", "setup": str(line), "seeds": [0], "arms": arms}))
+    run_matrix(matrix)
+    setup = prepare(line)
+    assert len(trained(setup)) == 2
+    assert collect(setup.cache, False, 0, [])["unwanted"] == []
