@@ -16,12 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from stages.student.loop import random_seed
 from stages.student.prepare import Report, TrainingSet
 from stages.student.progress import MetricsLog, NonFiniteLoss, Progress
 from stages.student.state import load_state, save_state
@@ -60,13 +60,7 @@ def train(
     """
     # The stream.
     (run_dir / "state").mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(
-        mixed_precision=config.precision,
-        log_with="tensorboard",
-        project_dir=run_dir,
-        # a backbone may have stages beyond the one that is read
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+    accelerator = new_accelerator(config, run_dir)
     rank, world = accelerator.process_index, accelerator.num_processes
     processes = Processes(lambda tensor: accelerator.reduce(tensor.detach(), "mean"), world)
     with accelerator.main_process_first():
@@ -132,6 +126,17 @@ def train(
     for tracker in accelerator.trackers:
         tracker.finish()
     return student
+
+
+def new_accelerator(config: VlmHoiConfig, run_dir: Path) -> Accelerator:
+    """Of this process among those of a launcher, with the configured precision, logging into the run's folder."""
+    return Accelerator(
+        mixed_precision=config.precision,
+        log_with="tensorboard",
+        project_dir=run_dir,
+        # a backbone may have stages beyond the one that is read
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
 
 
 def new_network(config: VlmHoiConfig, data: TrainingSet) -> tuple[Muren, StartReport]:
@@ -231,11 +236,6 @@ def restore_scaler(accelerator: Accelerator, saved: dict[str, Tensor]) -> None:
 def overflowed_by_chance(accelerator: Accelerator) -> bool:
     """Whether gradients that are not finite are fp16's to skip: the scaler then halves its scale."""
     return accelerator.scaler is not None and accelerator.scaler.get_scale() > LEAST_SCALE
-
-
-def random_seed(*numbers: int) -> int:
-    """One seed for a step: what it draws does not depend on what was drawn before it."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def run_name(config: VlmHoiConfig, data: TrainingSet) -> str:
