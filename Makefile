@@ -8,10 +8,10 @@ export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup teacher-cache train-student experiments pico-teacher pico-detector pico-detr pico-clip test test-all lint bench clean
+.PHONY: help setup teacher-cache train-student experiments pico-teacher pico-long-tailed pico-detector pico-detr pico-clip test test-all lint bench clean
 
 help: ## what can be made
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 	@echo "  CONFIG=$(CONFIG) chooses another setup, e.g. make teacher-cache CONFIG=configs/folder.yaml"
 
 setup: $(READY) ## create .venv with the pinned dependencies
@@ -29,11 +29,14 @@ train-student: $(READY) ## fill the cache, train the student of CONFIG, evaluate
 	$(BIN)/hoi-distill run $(CONFIG)
 	$(BIN)/hoi-distill train $(CONFIG)
 
-experiments: $(READY) ## the whole matrix of students on the pico world (33 trainings; resumable)
+experiments: $(READY) ## the whole matrix of students on the pico world (36 trainings; resumable)
 	$(BIN)/hoi-distill experiments configs/experiments.yaml
 
 pico-teacher: $(READY) ## train the shipped pico teacher again
 	$(BIN)/python -m stages.teacher.pico.train --out stages/teacher/pico
+
+pico-long-tailed: $(READY) ## train again the one that saw no caption less rare than the students' pictures are
+	$(BIN)/python -m stages.teacher.pico.train --long-tailed --out stages/teacher/pico/long_tailed
 
 pico-detector: $(READY) ## train the shipped pico detector again
 	$(BIN)/python -m stages.teacher.pico.detector_train --out stages/teacher/pico/detector

@@ -35,6 +35,29 @@ def test_the_blip_card():
         assert table_row(card, f"{name} (recall") == wanted
 
 
+def test_the_long_tailed_card_says_what_was_measured_beside_the_first_teacher():
+    card, found, first = (PICO / "long_tailed/README.md").read_text(), measured(PICO / "long_tailed"), measured(PICO)
+
+    def beside(kind: str, *keys: str) -> list[str]:
+        return [f"{found[kind][key]:.3f} ({first[kind][key]:.3f})" for key in keys]
+
+    assert found["part"] == first["part"]
+    assert table_row(card, "ITM") == beside("itm", "rank_map", "class_map", "swap_pairwise", "swap_balanced_at_0")
+    assert table_row(card, "ITC")[:3] == beside("itc", "rank_map", "class_map", "swap_pairwise")
+    for name in ("caption", "list"):
+        assert table_row(card, f"{name} (recall") == beside(name, "precision", "recall", "exact_set")
+    assert f"accuracy {beside('yes_no', 'accuracy')[0]}" in card
+    weakest = sorted(found["class_ap"].items(), key=lambda item: item[1])[:5]
+    said = " ".join(card.split())
+    for name, precision in weakest:
+        assert f"{name.replace(' ', ' / ')} {precision:.3f}" in said
+    recipe = json.loads((PICO / "long_tailed/recipe.json").read_text())
+    assert recipe["long_tailed"]
+    assert f"{recipe['cpu_seconds']:.0f} s of CPU" in card
+    same = {key: value for key, value in recipe.items() if key not in ("long_tailed", "cpu_seconds")}
+    assert same.items() <= json.loads((PICO / "recipe.json").read_text()).items()
+
+
 def test_the_clip_card():
     card, found = (PICO / "clip/README.md").read_text(), measured(PICO / "clip")
     assert table_row(card, "zero-shot") == rounded(

@@ -49,7 +49,7 @@ def test_it_is_a_stock_class_of_a_few_megabytes_with_coco_names(detector):
 def test_it_was_trained_on_scenes_that_no_student_and_no_other_corpus_shows():
     recipe = json.loads((detector_evaluate.SHIPPED / "recipe.json").read_text())
     shown = recipe["batch"] * (recipe["dense_steps"] + recipe["joint_steps"])
-    parts = (corpus.PLAIN, corpus.SCENES, corpus.LONG_TAILED, corpus.HELD_OUT)
+    parts = (*corpus.TRAINED, corpus.HELD_OUT)
     first, end = detector_train.FIRST_SEED, detector_train.FIRST_SEED + shown
     assert all(part.first_seed + part.count <= first or end <= part.first_seed for part in parts)
     assert max(scene_seed(99, split, 10**6) for split in TEMPER) < 10**9 <= first

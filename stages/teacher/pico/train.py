@@ -260,9 +260,11 @@ def main(argv: list[str] | None = None) -> None:
     texts = Texts(processor, lexicon)
     teacher = Teacher(len(processor.tokenizer), lexicon)
     teacher.stem.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    scenes_part = corpus.LONG_TAILED if recipe.long_tailed else corpus.SCENES
+    plain_part, scenes_part = corpus.PLAIN, corpus.SCENES
+    if recipe.long_tailed:
+        plain_part, scenes_part = corpus.LONG_TAILED_PLAIN, corpus.LONG_TAILED_SCENES
     if stem is None:
-        plain = Data(corpus.PLAIN, texts, lexicon, processor)
+        plain = Data(plain_part, texts, lexicon, processor)
         train_stem(teacher, recipe, plain, lambda: Data(scenes_part, texts, lexicon, processor), log)
         trained = {f"stem.{k}": v for k, v in teacher.stem.state_dict().items()}
         trained |= {f"tags.{k}": v for k, v in teacher.tags.state_dict().items()}
