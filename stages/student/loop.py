@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader
 from stages.student.batches import Batch, PictureBatches
 from stages.student.config import BOOKKEEPING, PairsConfig
 from stages.student.losses import focal_terms
-from stages.student.model import Regions
 from stages.student.prepare import Report, TrainingSet
 from stages.student.progress import MetricsLog, NonFiniteLoss, Progress
+from stages.student.regions import Regions
 from stages.student.state import load_state, save_state
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stages.student.prepare import TrainingSet
 
 METHODS: dict[str, str] = {
-    "pair_classifier": "stages.student.pair_classifier:PairClassifierMethod",
+    "pair_classifier": "stages.student.pair_classifier.method:PairClassifierMethod",
     "vlm_hoi": "stages.student.vlm_hoi.method:VlmHoiMethod",
     "link": "stages.student.link.method:LinkMethod",
     "cl_hoi": "stages.student.cl_hoi.method:ClHoiMethod",

@@ -2,8 +2,8 @@
 
     train(ClHoiConfig(), TrainingSet(...), run_dir)
 
-Both stages resume as exactly as :mod:`stages.student.train`, stage 1 in ``run_dir/context``. What stage 1 depends on names
-its translator under ``shared_dir``, so that arms of a study that differ in stage 2 alone train it once.
+Both stages resume as exactly as :mod:`stages.student.loop` says, stage 1 in ``run_dir/context``. What stage 1 depends on
+names its translator under ``shared_dir``, so that arms of a study that differ in stage 2 alone train it once.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stages.student.batches import TableMaps
 from stages.student.cl_hoi.cognition import ClHoi, ClHoiShape, Cognition
 from stages.student.cl_hoi.config import ClHoiConfig
 from stages.student.cl_hoi.exponents import choose_exponents
@@ -43,10 +44,10 @@ from stages.student.cl_hoi.translator import ContextLearner, Translator
 from stages.student.config import BOOKKEEPING
 from stages.student.loop import annotated_loss, parameter_groups, train_steps
 from stages.student.losses import final_logit
-from stages.student.model import Regions
 from stages.student.pictures import PictureTable
 from stages.student.predict import entries
-from stages.student.prepare import Report, TrainingSet, map_reader, picture_table
+from stages.student.prepare import Report, TrainingSet, picture_table
+from stages.student.regions import Regions
 from storage.errors import UserError
 from storage.order import epoch_order
 
@@ -104,7 +105,7 @@ def train(
         own = annotated(data) if config.labels == "instances" else None
         pictures = picture_table(state / "pictures", data.source, config, own)
         labels = open_labels(config, state, data)
-        maps = map_reader(data.source, pictures, config.views, None, run_dir, data.read)
+        maps = TableMaps.of(data.source, config.views)
     trained, held_out = pools(config, pictures.usable() & labels.known)
     valid = torch.from_numpy(data.valid()).to(accelerator.device)
     text = torch.from_numpy(text_embeddings.astype(np.float32))
@@ -196,7 +197,7 @@ def first_stage(
     with accelerator.main_process_first():
         texts = Texts.open_or_build(run_dir / "state" / "texts", data)
         labels = teacher_labels(run_dir / "state" / "labels", data)
-        maps = map_reader(data.source, pictures, config.views, None, run_dir, data.read)
+        maps = TableMaps.of(data.source, config.views)
     shape = ClHoiShape(shape.channels, shape.text_width, texts.width)
     stage, own = config.first_stage(), config.context_stage
     torch.manual_seed(config.seed)

@@ -26,7 +26,7 @@ from storage.errors import UserError
 
 if TYPE_CHECKING:
     from stages.student.link.network import LinkOutput
-    from stages.student.model import Regions
+    from stages.student.regions import Regions
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ step, save.
 
     train(LinkConfig(), TrainingSet(...), run_dir)
 
-A run folder holds what that of :mod:`stages.student.train` does, and resumes as exactly.
+A run folder holds what that of :mod:`stages.student.pair_classifier.train` does, and resumes as exactly.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Train one student: stream, forward, loss, step, evaluate, save.
+"""Train one pair classifier: stream, forward, loss, step, evaluate, save.
 
-    train(StudentConfig(), TrainingSet(...), run_dir)
+    train(PairClassifierConfig(), TrainingSet(...), run_dir)
 
 A run folder holds ``checkpoint/`` (what prediction needs), ``state/`` (what resuming needs), ``metrics.jsonl`` and
 TensorBoard's ``tensorboard/``. Calling :func:`train` again on the folder of a killed run goes on from its last save and
@@ -20,31 +20,23 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from stages.student.batches import SoftBatch, StepBatches
-from stages.student.config import StudentConfig
 from stages.student.loop import annotated_loss, expected, train_steps
 from stages.student.losses import final_logit, image_terms
-from stages.student.model import PairClassifier, Shape
-from stages.student.pair_student import PairStudent
-from stages.student.predict import entries, picture_probabilities
-from stages.student.prepare import (
-    Report,
-    TestSet,
-    TrainingSet,
-    distils,
-    map_reader,
-    own_encoder,
-    soft_labels,
-    training_pictures,
-)
-from stages.student.region_cnn import RegionCNN, RegionCNNConfig
+from stages.student.pair_classifier.batches import SoftBatch, StepBatches
+from stages.student.pair_classifier.config import PairClassifierConfig
+from stages.student.pair_classifier.network import PairClassifier, Shape
+from stages.student.pair_classifier.region_cnn import RegionCNN, RegionCNNConfig, map_reader, own_encoder
+from stages.student.pair_classifier.soft_labels import distils, picture_probabilities, soft_labels
+from stages.student.pair_classifier.student import PairStudent
+from stages.student.predict import entries
+from stages.student.prepare import Report, TestSet, TrainingSet, training_pictures
 
 Evaluate = Callable[[Path], dict[str, float]]
 """Average precisions of a Parquet file of predictions, by name."""
 
 
 def train(
-    config: StudentConfig,
+    config: PairClassifierConfig,
     data: TrainingSet,
     run_dir: Path,
     *,
@@ -113,7 +105,7 @@ def train(
 
 
 def open_stream(
-    config: StudentConfig,
+    config: PairClassifierConfig,
     data: TrainingSet,
     run_dir: Path,
     shared: Path,
@@ -144,7 +136,9 @@ def open_stream(
     return StepBatches(config, pictures, maps, data.labelled, soft, interactions, rank, world), encoder
 
 
-def build_model(config: StudentConfig, data: TrainingSet, channels: int, text: np.ndarray | None) -> PairClassifier:
+def build_model(
+    config: PairClassifierConfig, data: TrainingSet, channels: int, text: np.ndarray | None
+) -> PairClassifier:
     """A fresh network for the data's vocabulary and maps of ``channels``."""
     shape = Shape(
         channels=channels,
@@ -164,7 +158,7 @@ def batch_loss(
     model: nn.Module,
     batch: SoftBatch,
     valid: Tensor,
-    config: StudentConfig,
+    config: PairClassifierConfig,
     itm_weight: float,
     accelerator: Accelerator,
 ) -> tuple[Tensor, dict[str, float]]:
