@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from stages.data.vocabulary import Vocabulary
 from stages.student.batches import TableMaps, take
 from stages.student.checkpoint import Student
+from stages.student.method import Extras
 from stages.student.pair_classifier.batches import StepBatches
 from stages.student.pair_classifier.config import PairClassifierConfig
 from stages.student.pair_classifier.region_cnn import LiveMaps, RegionCNNConfig, StoredMaps, map_reader
@@ -238,9 +239,7 @@ def test_a_mirrored_view_comes_with_mirrored_boxes(tmp_path, toy, config):
 
 def test_a_checkpoint_loads_what_was_saved(tmp_path, toy, config):
     text = np.random.default_rng(0).normal(size=(6, 10)).astype(np.float32)
-    saved = train(
-        config, toy.training_set(16), tmp_path, text_embeddings=text, identities={"encoder": "x"}, report=quiet
-    )
+    saved = train(config, toy.training_set(16), tmp_path, Extras(None, text, {"encoder": "x"}), report=quiet)
     loaded = Student.from_pretrained(tmp_path / "checkpoint", VOCABULARY)
     assert (loaded.config, loaded.identities) == (config, {"encoder": "x"})
     for name, value in saved.model.state_dict().items():

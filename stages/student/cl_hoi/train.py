@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +43,7 @@ from stages.student.cl_hoi.translator import ContextLearner, Translator
 from stages.student.config import BOOKKEEPING
 from stages.student.loop import annotated_loss, parameter_groups, train_steps
 from stages.student.losses import final_logit
+from stages.student.method import NOTHING, Extras
 from stages.student.pictures import PictureTable
 from stages.student.predict import entries
 from stages.student.prepare import Report, TrainingSet, picture_table
@@ -72,35 +72,29 @@ def train(
     config: ClHoiConfig,
     data: TrainingSet,
     run_dir: Path,
+    extras: Extras = NOTHING,
     *,
-    text_embeddings: np.ndarray | None = None,
-    identities: dict[str, Any] | None = None,
-    shared_dir: Path | None = None,
     loader_workers: int = 0,
-    stop: threading.Event | None = None,
     report: Report = print,
 ) -> ClHoiStudent:
     """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
 
-    Args:
-        text_embeddings: float ``[H, T]`` of the interactions' prompts; the classifier's rows are, or start from, them.
-        identities: what made the detections and features, recorded in the checkpoint.
-        shared_dir: where variants of a study share what stage 1 has learnt; default: nowhere.
-        stop: once it is set, the step under way is finished and saved and KeyboardInterrupt raised.
+    What stage 1 has learnt goes to ``extras.shared_dir``.
 
     Raises:
         NonFiniteLoss: training has diverged or a cached value is broken.
         UserError: the run folder holds another run's state, there are no text embeddings or there is nothing to train on.
     """
     # The stream.
-    if text_embeddings is None:
+    text = extras.text()
+    if text is None:
         raise UserError(
             "student.tables.text: cl_hoi tells interactions apart by their text; name a table of text embeddings"
         )
     state = run_dir / "state"
     state.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(log_with="tensorboard", project_dir=run_dir)
-    options: dict[str, Any] = {"loader_workers": loader_workers, "stop": stop, "report": report}
+    options: dict[str, Any] = {"loader_workers": loader_workers, "stop": extras.stop, "report": report}
     with accelerator.main_process_first():
         own = annotated(data) if config.labels == "instances" else None
         pictures = picture_table(state / "pictures", data.source, config, own)
@@ -108,7 +102,6 @@ def train(
         maps = TableMaps.of(data.source, config.views)
     trained, held_out = pools(config, pictures.usable() & labels.known)
     valid = torch.from_numpy(data.valid()).to(accelerator.device)
-    text = torch.from_numpy(text_embeddings.astype(np.float32))
 
     # Stage 1: the translator.
     torch.manual_seed(config.seed)
@@ -116,7 +109,7 @@ def train(
     shape = ClHoiShape(channels, text.shape[1], text.shape[1])
     translator = None
     if config.network.context:
-        translator, shape = first_stage(config, data, pictures, shape, run_dir, shared_dir, options)
+        translator, shape = first_stage(config, data, pictures, shape, run_dir, extras.shared_dir, options)
 
     # Stage 2: the network and its loss.
     torch.manual_seed(config.seed)
@@ -136,7 +129,7 @@ def train(
 
     # Exponents, save.
     exponents = choose_exponents(learner.student, config, pictures, held_out, maps, valid, labels)
-    made = ClHoiStudent(learner.student.eval(), data.vocabulary, config, shape, exponents, identities or {})
+    made = ClHoiStudent(learner.student.eval(), data.vocabulary, config, shape, exponents, extras.identities)
     if accelerator.is_main_process:
         made.save_pretrained(run_dir / "checkpoint")
         (run_dir / "exponents.json").write_text(json.dumps(asdict(exponents), indent=1) + "\n")

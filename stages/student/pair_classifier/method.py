@@ -58,15 +58,7 @@ class PairClassifierMethod(Method):
     def train(self, config: PairClassifierConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         from stages.student.pair_classifier.train import train
 
-        return train(
-            config,
-            data,
-            run_dir,
-            text_embeddings=extras.text_embeddings,
-            identities=extras.identities,
-            shared_dir=extras.shared_dir,
-            stop=extras.stop,
-        )
+        return train(config, data, run_dir, extras)
 
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
         from stages.student.pair_classifier.student import load
