@@ -41,7 +41,7 @@ from stages.student.cl_hoi.stream import (
 from stages.student.cl_hoi.student import ClHoiStudent, build
 from stages.student.cl_hoi.translator import ContextLearner, Translator
 from stages.student.config import BOOKKEEPING
-from stages.student.loop import annotated_loss, parameter_groups, train_steps
+from stages.student.loop import annotated_loss, parameter_groups, share_of, train_steps
 from stages.student.losses import final_logit
 from stages.student.method import NOTHING, Extras
 from stages.student.pictures import PictureTable
@@ -275,22 +275,22 @@ def batch_loss(
         loss = annotated_loss(final, pair, hoi, batch, config, accelerator)
         return loss, {"loss/pairs": loss.item()}
     score = regions.scores[regions.pairs].prod(1).clamp(min=1e-6)
-    known = batch.image_target, batch.kind, batch.weight
+    known, share = (batch.image_target, batch.kind, batch.weight), share_of(accelerator)
     makers: dict[str, tuple[float, Callable[[], Tensor]]] = {
         "contrastive": (
             own.contrastive,
             lambda: phrase_loss(
                 said.look, said.classes, pair, hoi, picture, said.log_r + score.log(), *known,
-                temperature_of(log_temperature), own.attention_temperature,
+                temperature_of(log_temperature), own.attention_temperature, share,
             ),
         ),
         "mil": (
             own.mil,
-            lambda: mil_loss(logit, pair, hoi, picture, said.log_r, *known, own.mil_alpha, own.mil_gamma),
+            lambda: mil_loss(logit, pair, hoi, picture, said.log_r, *known, own.mil_alpha, own.mil_gamma, share),
         ),
         "relatedness": (
             own.relatedness if config.network.interactiveness else 0.0,
-            lambda: relatedness_loss(logit, pair, hoi, picture, said.log_r, batch.kind),
+            lambda: relatedness_loss(logit, pair, hoi, picture, said.log_r, batch.kind, share),
         ),
     }  # fmt: skip
     loss, terms = said.look.sum() * 0, {}

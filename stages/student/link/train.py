@@ -20,7 +20,7 @@ from stages.student.link.network import Link
 from stages.student.link.network_config import LinkShape
 from stages.student.link.stream import LinkBatches, TaughtBatch
 from stages.student.link.student import LinkStudent, allowed, verbs
-from stages.student.loop import annotated_loss, train_steps
+from stages.student.loop import annotated_loss, share_of, train_steps
 from stages.student.losses import final_logit
 from stages.student.method import NOTHING, Extras
 from stages.student.predict import entries
@@ -95,7 +95,8 @@ def batch_loss(
     final = final_logit(output.logits[:, pair, hoi], prior)
     loss = annotated_loss(final, pair, hoi, batch, config, accelerator)
     terms = {"loss/pairs": loss.item()}
-    for name, term in kd_terms(output, batch.taught, batch.regions, pair, hoi, prior, seen, config.kd).items():
+    taught = kd_terms(output, batch.taught, batch.regions, pair, hoi, prior, seen, config.kd, share_of(accelerator))
+    for name, term in taught.items():
         loss = loss + getattr(config.kd, name) * term
         terms[f"loss/kd_{name}"] = term.item()
     return loss, terms

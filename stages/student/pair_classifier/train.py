@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from stages.student.loop import annotated_loss, expected, train_steps
+from stages.student.loop import annotated_loss, share_of, train_steps
 from stages.student.losses import final_logit, image_terms
 from stages.student.method import NOTHING, Extras
 from stages.student.pair_classifier.batches import SoftBatch, StepBatches
@@ -167,13 +167,13 @@ def batch_loss(
     final = final_logit(logits[pair, hoi], prior)
 
     pairs_loss = annotated_loss(final, pair, hoi, batch, config, accelerator)
-    if torch.isnan(batch.soft).all():
+    if not distils(config):
         return pairs_loss, {"loss/pairs": pairs_loss.item()}
 
     asked = ~torch.isnan(batch.soft[picture, hoi])
     group, entry_group = torch.unique(picture[asked] * valid.shape[1] + hoi[asked], return_inverse=True)
     soft = batch.soft.flatten()[group]
     pooled = final if config.itm_logit == "final" else logits[pair, hoi].float()
-    image_loss = image_terms(pooled[asked], entry_group, soft).sum() / expected(soft.sum(), accelerator)
+    image_loss = image_terms(pooled[asked], entry_group, soft).sum() / share_of(accelerator)(soft.sum()).clamp(min=1)
     loss = pairs_loss + itm_weight * image_loss
     return loss, {"loss/pairs": pairs_loss.item(), "loss/itm": image_loss.item()}
