@@ -44,8 +44,8 @@ from pipeline.run import fill_cache
 from pipeline.setup import prepare
 from pipeline.training import training_set
 from stages.data.vocabulary import Vocabulary, hico_vocabulary
+from stages.student.calibration import Platt
 from stages.student.checkpoint import Student
-from stages.student.distill import Platt
 from stages.student.vlm_hoi.config import VlmHoiConfig, network_config
 from stages.student.vlm_hoi.initial_weights import initialise
 from stages.student.vlm_hoi.itm_loss import ItmConfig

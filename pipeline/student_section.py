@@ -97,11 +97,23 @@ def read_section(document: dict[str, Any], where: str) -> tuple[Method, Any, Pic
 
 def check_student(setup: Setup) -> None:
     """Refuse a ``student:`` section with a mistake before a teacher has worked for it; a setup without one is fine."""
-    from pipeline.labels import refuse_better_taught
+    from pipeline.labels import refuse_better_taught, refuse_other_boxes
 
+    there = len(setup.dataset["train"])
+    for name, section in setup.config.pair_teachers.items():
+        where = f"{setup.path}: pair_teachers.{name}."
+        refuse_too_many(read_section(section, where)[2], there, where)
     if setup.config.student is not None and not is_folder(setup):
         method, config, pictures = student_section(setup)
-        refuse_better_taught(setup, pictures, method.needs(config, setup.vocabulary))
+        needs = method.needs(config, setup.vocabulary)
+        refuse_better_taught(setup, pictures, needs)
+        refuse_other_boxes(setup, config, pictures, needs)
+
+
+def refuse_too_many(pictures: Pictures, there: int, where: str) -> None:
+    """Raises UserError where more labelled pictures are wanted than there are."""
+    if pictures.labelled is not None and pictures.labelled > there:
+        raise UserError(f"{where}labelled: {pictures.labelled} of only {there} training pictures")
 
 
 def section_of(cls: type, base: type[Section] = Section, defaults: Any = None) -> type[Section]:

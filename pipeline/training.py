@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.resolve import Resolved, resolve
 from pipeline.setup import Setup
 from storage.digests import canonical_json
 from storage.errors import InputFailure, UserError
+from storage.lock import alone
 
 if TYPE_CHECKING:
     from stages.student.checkpoint import Student
@@ -34,12 +36,39 @@ LIBRARIES = ("torch", "accelerate", "transformers", "numpy")
 def train_student(setup: Setup, stop: threading.Event | None = None) -> Path:
     """Train, evaluate and report what is not done yet; returns the run's folder.
 
-    Every step leaves a marker that names what it was made from: a second call with nothing changed does nothing.
+    Every step leaves a marker that names what it was made from: a second call with nothing changed does nothing, and one that
+    comes while another trains the same student waits for it.
     """
     plans = plan_all(setup)
     resolved = resolve(setup, plans)
     run_dir = setup.config.runs / setup.config.name / resolved.fingerprint[:12]
     run_dir.mkdir(parents=True, exist_ok=True)
+    with alone_in(run_dir, stop or threading.Event()):
+        return train_in(run_dir, setup, plans, resolved, stop)
+
+
+def alone_in(run_dir: Path, stop: threading.Event) -> AbstractContextManager[None]:
+    """Of the processes of a launcher the first one holds the run's lock for all of them. They do not wait, as the others would
+    wait for the first.
+
+    Raises:
+        UserError: under a launcher, another training holds it.
+    """
+    if not is_main_process():
+        return nullcontext()
+
+    def waiting() -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(f"{run_dir}: another process trains this student; wait for its end and start again")
+        print(f"Another process trains this student in {run_dir}; waiting for it.")
+
+    return alone(run_dir / "lock", stop, waiting)
+
+
+def train_in(
+    run_dir: Path, setup: Setup, plans: Mapping[str, TablePlan], resolved: Resolved, stop: threading.Event | None
+) -> Path:
+    """:func:`train_student` where nobody else trains."""
     trained = marker(run_dir / "done.json") == resolved.fingerprint
     evaluated = trained and marker(run_dir / "evaluated.json") == resolved.evaluation
     if trained and evaluated and (run_dir / "report.html").exists():

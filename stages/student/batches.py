@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stages.student.config import PairsConfig, StudentConfig
-from stages.student.distill import SoftLabels
-from stages.student.model import Regions
-from stages.student.pictures import PictureTable, gather, targets
-from stages.student.source import Sample, Samples
+from stages.student.config import PairsConfig
+from stages.student.pictures import PictureTable
+from stages.student.regions import Regions
+from stages.student.source import Sample, Samples, Source
 from storage.order import epoch_order
 
 MapReader = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, Tensor]]
@@ -41,14 +40,6 @@ class Batch:
 
     def to(self, device: torch.device) -> Self:
         return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
-
-
-@dataclass
-class SoftBatch(Batch):
-    """A batch with soft labels: float ``[B, H]`` probability that the picture shows a class; NaN where nothing is to be
-    distilled."""
-
-    soft: Tensor
 
 
 def take(pool: np.ndarray, step: int, size: int, seed: int) -> np.ndarray:
@@ -114,44 +105,6 @@ class PictureBatches(Dataset[Batch]):
         return np.array(self.config.views)[views] == "flip"
 
 
-class StepBatches(PictureBatches):
-    """``batches[step]`` is the whole batch of that step (of one rank).
-
-    Args:
-        labelled: bool ``[N]``; soft: the soft labels to distil, or None; interactions: H.
-    """
-
-    def __init__(
-        self,
-        config: StudentConfig,
-        pictures: PictureTable,
-        maps: MapReader,
-        labelled: np.ndarray,
-        soft: SoftLabels | None,
-        interactions: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        unlabelled = config.itm_on in ("unlabelled", "both") and soft is not None
-        super().__init__(config, pictures, labelled, unlabelled, rank, world)
-        self.maps, self.soft, self.interactions = maps, soft, interactions
-
-    def __getitem__(self, step: int) -> SoftBatch:
-        rows = self.rows(step)
-        views, _ = self.drawn(step, len(rows))
-        places, maps = self.maps(rows, views)
-        rows, mirrored = rows[places], self.mirrored(views[places])
-        pictures = [self.pictures[row] for row in rows.tolist()]
-        soft = np.full((len(rows), self.interactions), np.nan, np.float32) if self.soft is None else self.soft(rows)
-        return SoftBatch(
-            torch.from_numpy(rows),
-            gather(pictures, maps, mirrored),
-            targets(pictures, self.interactions),
-            torch.from_numpy(self.labelled[rows]),
-            torch.from_numpy(soft),
-        )
-
-
 def read_views(views: Mapping[str, Samples], rows: np.ndarray, chosen: np.ndarray) -> list[tuple[int, str, Sample]]:
     """(place, view, sample) of the rows (int64 ``[B]``) that could be read, places in the batch rising. Of each row only the
     view that is ``chosen`` for it (int64 ``[B]``) is read.
@@ -179,6 +132,11 @@ class TableMaps:
 
     def __init__(self, views: dict[str, Samples]) -> None:
         self.views = views
+
+    @classmethod
+    def of(cls, source: Source, views: Sequence[str]) -> TableMaps:
+        """Those of a student's ``features``."""
+        return cls({view: source.open({"features": (view,)}) for view in views})
 
     def __call__(self, rows: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, Tensor]:
         read = read_views(self.views, rows, views)

@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader
 
 from stages.student.batches import Batch, PictureBatches
 from stages.student.config import BOOKKEEPING, PairsConfig
-from stages.student.losses import focal_terms
-from stages.student.model import Regions
+from stages.student.losses import Share, focal_terms
 from stages.student.prepare import Report, TrainingSet
 from stages.student.progress import MetricsLog, NonFiniteLoss, Progress
+from stages.student.regions import Regions
 from stages.student.state import load_state, save_state
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -76,7 +76,7 @@ def train_steps(
     loader: DataLoader[Batch] = DataLoader(
         batches, batch_size=None, sampler=range(done, config.steps), num_workers=loader_workers
     )
-    progress = Progress(done, config.steps, report)
+    progress = Progress(done, config.steps, report if accelerator.is_main_process else lambda line: None)
     model.train()
     for step, batch in enumerate(loader, done):
         batch = batch.to(accelerator.device)
@@ -96,7 +96,8 @@ def train_steps(
         last = step + 1 == config.steps
         if (step + 1) % config.log_every == 0 or last:
             epoch, lr = batches.epochs(step + 1), optimizer.param_groups[0]["lr"]
-            log.write({"step": step + 1, "epoch": round(epoch, 3), "loss": loss.item(), **terms, "lr": lr})
+            values = over_processes({"loss": loss.item(), **terms}, accelerator)
+            log.write({"step": step + 1, "epoch": round(epoch, 3), **values, "lr": lr})
         if ((step + 1) % config.save_every == 0 or last or stopped) and accelerator.is_main_process:
             save_state(state, network, optimizer.optimizer, step + 1, run)
         progress(step + 1, loss)
@@ -119,12 +120,23 @@ def annotated_loss(
     final, target = final[..., counted], target[counted]
     terms = focal_terms(final, target.expand_as(final), config.focal_alpha, config.focal_gamma)
     layers = len(final) if final.ndim > 1 else 1
-    return terms.sum() / (expected(target.sum(), accelerator) * layers)
+    return terms.sum() / (share_of(accelerator)(target.sum()).clamp(min=1) * layers)
 
 
-def expected(positives: Tensor, accelerator: Accelerator) -> Tensor:
-    """The ranks' mean number of positives, so that averaged gradients are those of one whole batch."""
-    return accelerator.reduce(positives.detach(), "mean").clamp(min=1)
+def share_of(accelerator: Accelerator) -> Share:
+    """See :data:`~stages.student.losses.Share`. Every process has to come to each of its calls."""
+
+    def share(number: Tensor) -> Tensor:
+        mean: Tensor = accelerator.reduce(number.detach(), "mean")
+        return mean
+
+    return share
+
+
+def over_processes(values: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
+    """The processes' mean values; of losses divided by :func:`share_of`, those of the whole batch."""
+    each = torch.tensor(list(values.values()), dtype=torch.float64, device=accelerator.device)
+    return dict(zip(values, accelerator.reduce(each, "mean").tolist(), strict=True))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

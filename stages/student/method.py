@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     import threading
 
     import numpy as np
+    from torch import Tensor
 
     from stages.data.vocabulary import Vocabulary
     from stages.student.checkpoint import Student
     from stages.student.prepare import TrainingSet
 
 METHODS: dict[str, str] = {
-    "pair_classifier": "stages.student.pair_classifier:PairClassifierMethod",
+    "pair_classifier": "stages.student.pair_classifier.method:PairClassifierMethod",
     "vlm_hoi": "stages.student.vlm_hoi.method:VlmHoiMethod",
     "link": "stages.student.link.method:LinkMethod",
     "cl_hoi": "stages.student.cl_hoi.method:ClHoiMethod",
@@ -70,19 +71,28 @@ class Needs:
 
 @dataclass(frozen=True)
 class Extras:
-    """What the pipeline hands to a training beside pictures and parameters.
+    """What a training is handed beside pictures and parameters.
 
     Attributes:
-        text_embeddings: float32 ``[H, D]`` of the interactions' prompts, or None.
+        text_embeddings: float32 ``[H, T]`` of the interactions' prompts, from which a classifier's rows start.
         identities: by role, what made the tables that the student reads at test time; kept in its checkpoint.
-        shared_dir: where variants of a study keep what they share.
+        shared_dir: where variants of a study keep what they share; None: it is not shared.
         stop: once it is set, the step under way is finished and saved and KeyboardInterrupt raised.
     """
 
-    shared_dir: Path
+    shared_dir: Path | None = None
     text_embeddings: np.ndarray | None = None
     identities: dict[str, Any] = field(default_factory=dict)
     stop: threading.Event | None = None
+
+    def text(self) -> Tensor | None:
+        """The text embeddings as a float32 tensor."""
+        import torch
+
+        return None if self.text_embeddings is None else torch.from_numpy(self.text_embeddings.astype("float32"))
+
+
+NOTHING = Extras()
 
 
 class Method(ABC):

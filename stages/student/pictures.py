@@ -21,8 +21,8 @@ from torch import Tensor
 
 from stages import boxes as box_ops
 from stages.student.config import PairsConfig
-from stages.student.model import Regions
 from stages.student.pairs import HUMAN, associate, filter_detections, ordered_pairs
+from stages.student.regions import Regions
 
 NO_POSITIVES = np.empty((0, 2), np.int32)
 NO_ANNOTATIONS = np.empty((0, 4), np.float32), np.empty((0, 4), np.float32), np.empty(0, np.int16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from stages.data.vocabulary import Vocabulary
-from stages.student.batches import MapReader
+from stages.student.batches import MapReader, TableMaps
 from stages.student.config import PairsConfig
-from stages.student.model import Regions
 from stages.student.pairs import pair_prior
 from stages.student.pictures import PictureTable, gather
-from stages.student.prepare import Report, TestSet, map_reader, picture_table
-from stages.student.region_cnn import RegionCNN
+from stages.student.prepare import Report, TestSet, picture_table
+from stages.student.regions import Regions
 
 BOX = pa.list_(pa.float32(), 4)
 SCHEMA = pa.schema(
@@ -150,20 +149,19 @@ def predict_test_set(
     vocabulary: Vocabulary,
     valid: Tensor,
     *,
-    cnn: RegionCNN | None = None,
-    shared: Path | None = None,
+    maps_of: Callable[[PictureTable], MapReader] | None = None,
     top_k: int | None = None,
     report: Report = print,
 ) -> Path:
     """Write ``run_dir/detections.parquet`` and return its path.
 
     Args:
-        model: see :func:`scored`; valid: bool ``[objects, H]``; cnn: the student's own picture encoder; shared: where its
-            maps are kept, default: the run folder's parent; top_k: see :func:`write_predictions`.
+        model: see :func:`scored`; valid: bool ``[objects, H]``; maps_of: where feature maps come from; default: the table
+            of the test set; top_k: see :func:`write_predictions`.
     """
     name = hashlib.blake2b(test.identity.encode(), digest_size=6).hexdigest()
     pictures = picture_table(run_dir / "state" / f"test-{name}", test.source, config)
-    maps = map_reader(test.source, pictures, config.views[:1], cnn, shared or run_dir.parent, test.read)
+    maps = TableMaps.of(test.source, config.views[:1]) if maps_of is None else maps_of(pictures)
     path = run_dir / "detections.parquet"
     count = write_predictions(
         path, model, pictures, maps, valid, vocabulary.hois, test.image_ids, config.prior_power,
@@ -171,20 +169,3 @@ def predict_test_set(
     )  # fmt: skip
     report(f"predicted {count} triplets in {int(pictures.usable().sum())} of {len(pictures)} pictures")
     return path
-
-
-def picture_probabilities(
-    path: Path, model: nn.Module, pictures: PictureTable, maps: MapReader, valid: Tensor, batch: int = 64
-) -> None:
-    """Write the soft labels of a self-trained student: its own probability that each picture shows each interaction,
-    noisy-or over the pairs. float32 ``[N, H]`` in ``path`` (npy), NaN for pictures without pairs."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    table = np.lib.format.open_memmap(draft, "w+", np.float32, (len(pictures), valid.shape[1]))
-    table[:] = np.nan
-    for rows, regions, pair, hoi, prior, logit in scored(model, pictures, maps, valid, batch):
-        log_absent = torch.zeros(len(rows), valid.shape[1])
-        final = (prior * logit.sigmoid()).clamp(max=1 - 1e-7)
-        log_absent.index_put_((regions.pair_picture[pair].cpu(), hoi.cpu()), torch.log1p(-final).cpu(), accumulate=True)
-        table[rows] = -torch.expm1(log_absent).numpy()
-    table.flush()
-    os.replace(draft, path)

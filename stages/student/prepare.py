@@ -1,29 +1,23 @@
-"""Before the first step: pairs of every picture, feature maps at hand, soft labels calibrated."""
+"""Before the first step: what a training and a prediction read, and the pairs of every picture."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from stages.data.records import Annotations
 from stages.data.vocabulary import Vocabulary
-from stages.student.batches import MapReader, TableMaps
-from stages.student.config import PairsConfig, StudentConfig
-from stages.student.distill import Platt, SoftLabels, fit_platt, match_log_odds, shuffled_pictures
+from stages.student.config import PairsConfig
 from stages.student.pictures import NO_ANNOTATIONS, Picture, PictureTable, picture_of, with_annotations
-from stages.student.region_cnn import LiveMaps, ReadPicture, RegionCNN, RegionCNNConfig, StoredMaps, shared_encoder
 from stages.student.source import Source, in_order
 from storage.errors import UserError
 
 Report = Callable[[str], None]
-NOT_ASKED = np.full(2, np.nan, np.float16)
-"""The matching logits of a cell that its row does not want (``itc_top_k``)."""
+ReadPicture = Callable[[int], np.ndarray]
+"""uint8 ``[height, width, 3]`` of a row."""
 
 
 @dataclass(frozen=True)
@@ -135,105 +129,3 @@ def valid_classes(vocabulary: Vocabulary) -> np.ndarray:
     valid = np.zeros((len(vocabulary.objects), len(vocabulary.hois)), bool)
     valid[vocabulary.hois[:, 1], np.arange(len(vocabulary.hois))] = True
     return valid
-
-
-def map_reader(
-    source: Source,
-    pictures: PictureTable,
-    views: Sequence[str],
-    cnn: RegionCNN | None,
-    shared: Path,
-    read: ReadPicture | None,
-) -> MapReader:
-    """The teacher's cached maps, or with ``cnn`` that network's, kept under ``shared`` where rows have a name."""
-    if cnn is None:
-        return TableMaps({view: source.open({"features": (view,)}) for view in views})
-    if read is None:
-        raise UserError("encoder: region_cnn needs the pictures themselves")
-    if source.rows_digest is None:
-        return LiveMaps(cnn, views, read)
-    usable = hashlib.blake2b(pictures.usable().tobytes(), digest_size=4).hexdigest()
-    folder = shared / f"region-maps-{cnn.digest()}-{source.rows_digest}-{usable}"
-    return StoredMaps(folder, cnn, views, pictures.usable(), read)
-
-
-def own_encoder(
-    shared: Path, data: TrainingSet, pictures: PictureTable, cnn: RegionCNNConfig, report: Report
-) -> RegionCNN:
-    """The student's own encoder, kept under ``shared`` in a folder named by everything that it depends on."""
-    if data.read is None:
-        raise UserError("encoder: region_cnn needs the pictures themselves")
-    record = {**asdict(cnn), "rows": data.source.rows_digest, "pictures": pictures.digest()}
-    name = hashlib.blake2b(json.dumps(record).encode(), digest_size=6).hexdigest()
-    return shared_encoder(shared / f"region-cnn-{name}", cnn, pictures, data.read, report)
-
-
-def distils(config: StudentConfig) -> bool:
-    """Whether soft labels enter the training at all. With weight 0 no unlabelled picture is looked at either."""
-    return config.itm_on != "none" and config.itm_weight > 0
-
-
-def soft_labels(folder: Path, data: TrainingSet, pictures: PictureTable, config: StudentConfig) -> SoftLabels | None:
-    """The soft labels of the configured teacher, or None where nothing is distilled.
-
-    For the self-training control ``folder/self.npy`` has been written before, see :mod:`stages.student.train`.
-    """
-    if not distils(config):
-        return None
-    distilled = {"labelled": data.labelled, "unlabelled": ~data.labelled, "both": np.ones_like(data.labelled)}[
-        config.itm_on
-    ]
-    distilled = distilled & pictures.usable()
-    source = np.arange(len(pictures))
-    if config.teacher == "self":
-        return SoftLabels(np.load(folder / "self.npy", mmap_mode="r"), source, distilled)
-    if config.teacher == "oracle":
-        rows = ((row, data.present(row).astype(np.float32)) for row in np.flatnonzero(distilled).tolist())
-        return SoftLabels(_stored(folder / "oracle.npy", data, rows), source, distilled)
-    log_odds = _match_table(folder / "itm.npy", data)
-    if config.teacher == "shuffled":
-        rows_ = np.flatnonzero(distilled)
-        source[rows_] = shuffled_pictures(rows_, config.seed)
-    return SoftLabels(log_odds, source, distilled, calibrate(log_odds, data, pictures))
-
-
-def calibrate(log_odds: np.ndarray, data: TrainingSet, pictures: PictureTable) -> Platt:
-    """Platt scaling on the labelled pictures, over the interactions that their pairs allow and that were asked for."""
-    rows = np.flatnonzero(data.labelled & pictures.usable())
-    if len(rows) == 0:
-        raise UserError("labelled: calibrating soft labels needs at least one labelled picture with a pair")
-    candidate = pictures.shown_objects(len(data.vocabulary.objects))[rows] @ data.valid()
-    values = np.asarray(log_odds[rows])
-    candidate &= np.isfinite(values)
-    present = np.stack([data.present(row) for row in rows.tolist()])
-    for place, row in enumerate(rows.tolist() if data.dropped is not None else []):
-        dropped = data.dropped_pairs(row)[2]
-        candidate[place, dropped] &= present[place, dropped]
-    return fit_platt(values[candidate], present[candidate])
-
-
-def _match_table(path: Path, data: TrainingSet) -> np.ndarray:
-    asked = [(hoi, prompt) for hoi, prompt in enumerate(data.prompts) if prompt is not None]
-    hois = [hoi for hoi, _ in asked]
-
-    def rows() -> Iterator[tuple[int, np.ndarray]]:
-        for sample in in_order(data.source.open({"itm": tuple(prompt for _, prompt in asked)})):
-            values = np.full(len(data.prompts), np.nan, np.float32)
-            logits = [sample["itm"][prompt] for _, prompt in asked]
-            values[hois] = match_log_odds(np.array([NOT_ASKED if pair is None else pair for pair in logits]))
-            yield sample["row"], values
-
-    return _stored(path, data, rows())
-
-
-def _stored(path: Path, data: TrainingSet, rows: Iterator[tuple[int, np.ndarray]]) -> np.ndarray:
-    """float32 ``[N, H]`` in ``path``, memory-mapped; NaN for rows that are not given."""
-    if not path.exists():
-        draft = path.with_name(f"{path.name}.{os.getpid()}")
-        table = np.lib.format.open_memmap(draft, "w+", np.float32, (len(data.source), len(data.prompts)))
-        table[:] = np.nan
-        for row, values in rows:
-            table[row] = values
-        table.flush()
-        os.replace(draft, path)
-    return np.load(path, mmap_mode="r")

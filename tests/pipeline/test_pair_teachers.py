@@ -259,6 +259,10 @@ def test_a_mistake_in_its_section_is_one_line_before_any_work(filled, change, me
         (["student.views=[flip, original]"], r"student\.views: flip, original; the first is evaluated"),
         (["student.zero_shot=RF-UC"], r"pair_teachers\.phase_1\.zero_shot: None, but its student has RF-UC"),
         (["pair_teachers.phase_1.zero_shot=RF-UC"], r"pair_teachers\.phase_1\.zero_shot: RF-UC, but its student has None"),
+        (["student.score_threshold=0.3"], r"pair_teachers\.phase_1\.score_threshold: 0.2, but its student has 0.3; write"),
+        (["pair_teachers.phase_1.max_instances=9"], r"pair_teachers\.phase_1\.max_instances: 9, but its student has 15"),
+        (["student.any_object=true"], r"pair_teachers\.phase_1\.any_object: False, but its student has True"),
+        (["pair_teachers.phase_1.labelled=17"], r"pair_teachers\.phase_1\.labelled: 17 of only 16 training pictures"),
     ],
     ids=str,
 )  # fmt: skip

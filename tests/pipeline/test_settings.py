@@ -245,7 +245,7 @@ def test_the_documented_section_is_sound_and_its_sizes_are_the_splits(config):
 
 
 def test_a_pair_teacher_that_has_seen_more_is_refused():
-    node = SimpleNamespace(stage=SimpleNamespace(teacher=SimpleNamespace(name="clip")))
+    node = SimpleNamespace(stage=SimpleNamespace(name="link_pairs", teacher=SimpleNamespace(name="clip")))
     teacher = {"labelled": 24, "zero_shot": "RF-UC"}
     setup = SimpleNamespace(
         path="a.yaml", nodes={"answers": node}, config=SimpleNamespace(pair_teachers={"clip": teacher})
@@ -265,7 +265,7 @@ def test_a_pair_teacher_that_has_seen_more_is_refused():
 
 
 def test_a_pair_teacher_whose_few_annotations_were_drawn_among_other_pictures_is_refused():
-    node = SimpleNamespace(stage=SimpleNamespace(teacher=SimpleNamespace(name="clip")))
+    node = SimpleNamespace(stage=SimpleNamespace(name="link_pairs", teacher=SimpleNamespace(name="clip")))
     teacher = {"labelled": 24, "few_shot": {"shots": 1}}
     setup = SimpleNamespace(
         path="a.yaml", nodes={"answers": node}, config=SimpleNamespace(pair_teachers={"clip": teacher})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stages.student.config import StudentConfig
+from stages.student.pair_classifier.config import PairClassifierConfig
 from tests.student.toy import Toy
 
 
@@ -14,7 +14,7 @@ def toy() -> Toy:
 
 
 @pytest.fixture
-def config() -> StudentConfig:
-    return StudentConfig(
+def config() -> PairClassifierConfig:
+    return PairClassifierConfig(
         width=32, steps=12, labelled_per_step=6, unlabelled_per_step=8, warmup_steps=2, save_every=4, log_every=3
     )

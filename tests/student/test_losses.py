@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.student.distill import fit_platt, match_log_odds, shuffled_pictures
+from stages.student.calibration import fit_platt, match_log_odds, shuffled_pictures
 from stages.student.losses import final_logit, focal_terms, image_terms
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from stages.student.config import StudentConfig
+from stages.student.pair_classifier.config import PairClassifierConfig
 from stages.student.pairs import associate, filter_detections, ordered_pairs, pair_geometry, pair_prior
 from stages.student.pictures import picture_of
 
@@ -88,7 +88,7 @@ def test_detections_of_a_picture_come_out_humans_first_and_inside():
         "width": 64,
         "height": 48,
     }
-    picture = picture_of(cell, StudentConfig())
+    picture = picture_of(cell, PairClassifierConfig())
     assert picture.humans == 1
     assert picture.boxes.tolist() == [[0, 0, 20, 30], [10, 10, 64, 40]]
     assert picture.pairs.tolist() == [[0, 1]]

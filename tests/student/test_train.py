@@ -18,17 +18,20 @@ import torch
 from safetensors.torch import load_file
 
 from stages.data.vocabulary import Vocabulary
-from stages.student.batches import StepBatches, TableMaps, take
+from stages.student.batches import TableMaps, take
 from stages.student.checkpoint import Student
-from stages.student.config import StudentConfig
+from stages.student.method import Extras
+from stages.student.pair_classifier.batches import StepBatches
+from stages.student.pair_classifier.config import PairClassifierConfig
+from stages.student.pair_classifier.region_cnn import LiveMaps, RegionCNNConfig, StoredMaps, map_reader
+from stages.student.pair_classifier.soft_labels import soft_labels
+from stages.student.pair_classifier.train import build_model, train
 from stages.student.pictures import gather, picture_of
 from stages.student.predict import SCHEMA, entries
-from stages.student.prepare import map_reader, picture_table, soft_labels, valid_classes
+from stages.student.prepare import picture_table, valid_classes
 from stages.student.progress import NonFiniteLoss
-from stages.student.region_cnn import LiveMaps, RegionCNNConfig, StoredMaps
 from stages.student.source import CacheSource
 from stages.student.state import save_state
-from stages.student.train import build_model, train
 from storage.cache import Cache
 from storage.digests import as_rows, digest_bytes
 from storage.errors import UserError
@@ -44,8 +47,8 @@ TO_BE_KILLED = """
 import sys, time
 from pathlib import Path
 import stages.student.loop as story
-from stages.student.config import StudentConfig
-from stages.student.train import train
+from stages.student.pair_classifier.config import PairClassifierConfig
+from stages.student.pair_classifier.train import train
 from tests.student.toy import Toy
 
 save = story.save_state
@@ -55,7 +58,7 @@ def save_and_say(path, model, optimizer, done, run):
     print("saved", done, flush=True)
 
 story.save_state = save_and_say
-config = StudentConfig(**eval(sys.argv[2]))
+config = PairClassifierConfig(**eval(sys.argv[2]))
 train(config, Toy(40, 0).training_set(16), Path(sys.argv[1]), report=lambda line: None)
 """
 
@@ -94,7 +97,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, toy,
     assert [record["step"] for record in whole_log] == list(range(3, 40, 3))
 
 
-def stopped_after(steps: int, config: StudentConfig, toy: Toy, folder: Path, report) -> None:
+def stopped_after(steps: int, config: PairClassifierConfig, toy: Toy, folder: Path, report) -> None:
     """Train on one thread, as the killed process did, until the state after ``steps`` is saved."""
 
     def save_and_stop(path, model, optimizer, done, run):
@@ -164,7 +167,7 @@ def test_soft_labels_find_what_pictures_show_unless_shuffled(tmp_path, toy, conf
         assert low <= (soft[16:].argmax(1) == toy.hoi[16:]).mean() <= high
 
 
-def train_pictures(folder: Path, toy: Toy, config: StudentConfig):
+def train_pictures(folder: Path, toy: Toy, config: PairClassifierConfig):
     return picture_table(folder / "pictures", toy.training_set(16).source, config, toy.training_set(16))
 
 
@@ -236,9 +239,7 @@ def test_a_mirrored_view_comes_with_mirrored_boxes(tmp_path, toy, config):
 
 def test_a_checkpoint_loads_what_was_saved(tmp_path, toy, config):
     text = np.random.default_rng(0).normal(size=(6, 10)).astype(np.float32)
-    saved = train(
-        config, toy.training_set(16), tmp_path, text_embeddings=text, identities={"encoder": "x"}, report=quiet
-    )
+    saved = train(config, toy.training_set(16), tmp_path, Extras(None, text, {"encoder": "x"}), report=quiet)
     loaded = Student.from_pretrained(tmp_path / "checkpoint", VOCABULARY)
     assert (loaded.config, loaded.identities) == (config, {"encoder": "x"})
     for name, value in saved.model.state_dict().items():
@@ -329,7 +330,7 @@ def test_a_student_can_bring_its_own_encoder_which_variants_share(tmp_path, toy,
     torch.testing.assert_close(live, stored, rtol=1e-2, atol=1e-2)
 
 
-def first_maps(data, config: StudentConfig, student: Student, shared: Path) -> torch.Tensor:
+def first_maps(data, config: PairClassifierConfig, student: Student, shared: Path) -> torch.Tensor:
     pictures = picture_table(shared / "pictures", data.source, config)
     maps = map_reader(data.source, pictures, ("original",), student.region_cnn, shared, data.read)
     assert isinstance(maps, StoredMaps)

@@ -9,14 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from stages.student.batches import StepBatches
-from stages.student.config import StudentConfig
+from stages.student.batches import TableMaps
+from stages.student.pair_classifier.batches import StepBatches
+from stages.student.pair_classifier.config import PairClassifierConfig
+from stages.student.pair_classifier.soft_labels import calibrate
+from stages.student.pair_classifier.train import train
 from stages.student.pictures import Picture, PictureTable, targets, with_annotations
-from stages.student.prepare import TableMaps, TrainingSet, calibrate, picture_table
-from stages.student.train import train
+from stages.student.prepare import TrainingSet, picture_table
 from tests.student.toy import OBJECTS, VOCABULARY, Toy, weights
 
-CONFIG = StudentConfig(steps=3, labelled_per_step=8, unlabelled_per_step=8, warmup_steps=1, width=16, save_every=100)
+CONFIG = PairClassifierConfig(
+    steps=3, labelled_per_step=8, unlabelled_per_step=8, warmup_steps=1, width=16, save_every=100
+)
 UNSEEN = np.isin(np.arange(len(VOCABULARY)), [1, 4])
 RIDE_BICYCLE = 1
 

@@ -9,7 +9,7 @@ import torch
 from transformers import BlipForImageTextRetrieval
 
 from stages.data.vocabulary import Vocabulary
-from stages.student.distill import Platt
+from stages.student.calibration import Platt
 from stages.student.vlm_hoi.itm_loss import ItmConfig, itm_terms
 from stages.student.vlm_hoi.itm_targets import ItmColumns, ItmTargets, columns_for, match_row, sentence_mean
 from stages.teacher.blip import BlipItm

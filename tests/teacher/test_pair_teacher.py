@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.stage import ArrowOutput, TensorOutput, fingerprint_record
-from stages.student.config import StudentConfig
 from stages.student.link.config import LinkConfig
 from stages.student.link.distillation import KdConfig, kd_terms
 from stages.student.link.network import Link
 from stages.student.link.network_config import LinkShape
 from stages.student.link.student import LinkStudent
 from stages.student.link.teaching import PairTeacher, read_taught
-from stages.student.model import PairClassifier, Shape
-from stages.student.pair_student import PairStudent
+from stages.student.pair_classifier.config import PairClassifierConfig
+from stages.student.pair_classifier.network import PairClassifier, Shape
+from stages.student.pair_classifier.student import PairStudent
 from stages.student.pictures import gather, picture_of
 from stages.student.predict import entries
 from stages.student.prepare import valid_classes
@@ -225,7 +225,7 @@ def test_a_missing_partial_or_other_checkpoint_is_refused(tmp_path, checkpoint, 
     elif broken == "method":
         shape = Shape(CHANNELS, len(VOCABULARY.objects), None, 3, 16, 0.0, 0.0, 14.0)
         model = PairClassifier(shape, torch.from_numpy(VOCABULARY.hois[:, 0].astype(np.int64)))
-        PairStudent(model, VOCABULARY, StudentConfig()).save_pretrained(folder)
+        PairStudent(model, VOCABULARY, PairClassifierConfig()).save_pretrained(folder)
     with pytest.raises(UserError) as refused:
         PairTeacher.load(folder)
     assert str(folder) in str(refused.value)

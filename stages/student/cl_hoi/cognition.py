@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from stages import boxes as box_ops
 from stages.student.cl_hoi.config import NetworkConfig
 from stages.student.cl_hoi.translator import Attention, FeedForward, Translator
-from stages.student.link.attention import Padding
-from stages.student.link.box_encoding import grid_encoding
+from stages.student.layers.attention import Padding
+from stages.student.layers.box_encoding import grid_encoding
+from stages.student.layers.looks import RegionPool, UnaryEncoder, geometry_network, pair_numbers
+from stages.student.layers.text_classifier import TextClassifier
 from stages.student.losses import final_logit
-from stages.student.model import RegionPool, Regions, UnaryEncoder
-from stages.student.pairs import pair_geometry
+from stages.student.regions import Regions
 
 
 class Cognition(NamedTuple):
@@ -49,14 +50,11 @@ class Spatial(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.block = nn.Sequential(
-            nn.Linear(36, 128), nn.ReLU(), nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, width), nn.LayerNorm(width)
-        )
+        self.block = geometry_network(width)
 
     def forward(self, regions: Regions) -> Tensor:
-        human, object_ = regions.boxes[regions.pairs].unbind(1)
-        # Logarithms reach -23 where a value is 0 and ratios of thin boxes hundreds; within +-6 they disturb less.
-        return self.block(pair_geometry(human, object_, regions.size[regions.pair_picture]).clamp(-6, 6))
+        pairs: Tensor = self.block(pair_numbers(regions))
+        return pairs
 
 
 class Visual(nn.Module):
@@ -114,27 +112,6 @@ def union_cells(regions: Regions, h: int, w: int) -> Tensor:
     return (touched(y1, y2, h)[:, :, None] & touched(x1, x2, w)[:, None]).flatten(1)
 
 
-class TextClassifier(nn.Module):
-    """z = s cos(W e, w) + b, one s and one b for all classes; w starts from the text of "a photo of a person ..."."""
-
-    def __init__(self, text: Tensor, config: NetworkConfig) -> None:
-        super().__init__()
-        self.project = nn.Linear(config.width, text.shape[1])
-        rows = F.normalize(text - text.mean(0) if config.centred else text, dim=1)
-        self.rows = nn.Parameter(rows, requires_grad=config.classes == "trained")
-        self.scale = nn.Parameter(torch.tensor(float(config.logit_scale)).log())
-        self.bias = nn.Parameter(torch.tensor(float(config.logit_bias)))
-
-    def classes(self) -> Tensor:
-        """float ``[H, T]`` of length 1."""
-        return F.normalize(self.rows, dim=1)
-
-    def forward(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        """``[P, D]`` to logits ``[P, H]`` and looks ``[P, T]``."""
-        look = self.project(pairs)
-        return self.scale.exp() * F.normalize(look, dim=1) @ self.classes().T + self.bias, look
-
-
 class CognitionNetwork(nn.Module):
     """See the module's docstring.
 
@@ -156,7 +133,10 @@ class CognitionNetwork(nn.Module):
         self.cells = nn.Linear(channels, width) if config.visual else None
         self.layers = nn.ModuleList(Layer(config, context) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
-        self.classifier = TextClassifier(text, config)
+        self.classifier = TextClassifier(
+            width, text - text.mean(0) if config.centred else text,
+            train_rows=config.classes == "trained", logit_scale=config.logit_scale, logit_bias=config.logit_bias,
+        )  # fmt: skip
         self.interacts = (
             nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)) if config.interactiveness else None
         )
@@ -164,9 +144,10 @@ class CognitionNetwork(nn.Module):
     def forward(self, regions: Regions, context: Tensor | None) -> Cognition:
         """``context``: float ``[B, Q, D]`` tokens of the translator."""
         pairs = self.reason(regions, context)
-        logits, look = self.classifier(pairs)
+        head, look, classes = self.classifier, self.classifier.project(pairs), self.classifier.classes()
+        logits = head.scale.exp() * F.normalize(look, dim=1) @ classes.T + head.bias
         log_r = F.logsigmoid(self.interacts(pairs)[:, 0]) if self.interacts is not None else look.new_zeros(len(look))
-        return Cognition(logits, look, log_r, self.classifier.classes())
+        return Cognition(logits, look, log_r, classes)
 
     def reason(self, regions: Regions, context: Tensor | None) -> Tensor:
         """The pairs' embeddings e, float ``[P, D]``."""

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.student.losses import Share, alone, mean_of
+
 LEAST_TEMPERATURE = 0.01
 
 
@@ -89,6 +91,7 @@ def phrase_loss(
     weight: Tensor,
     temperature: Tensor,
     attention_temperature: float,
+    share: Share = alone,
 ) -> Tensor:
     """Interaction distillation: each positive phrase looks for its pairs, and what it finds is to be told from the picture's
     negatives. A scalar; positives that no pair's object allows are skipped, 0 where all are.
@@ -104,14 +107,12 @@ def phrase_loss(
     """
     positive = kind[picture[pair], hoi] == 1
     pair, hoi = pair[positive], hoi[positive]
-    if not len(pair):
-        return look.sum() * 0
     where = picture[pair]
     unit = F.normalize(look, dim=1)
     attention = (unit[pair] * classes[hoi]).sum(1) / attention_temperature + log_trust[pair]
     group, member = torch.unique(where * len(classes) + hoi, return_inverse=True)
-    share = segment_softmax(attention, member, len(group))
-    found = look.new_zeros(len(group), look.shape[1]).index_add(0, member, share[:, None] * look[pair])
+    attended = segment_softmax(attention, member, len(group))
+    found = look.new_zeros(len(group), look.shape[1]).index_add(0, member, attended[:, None] * look[pair])
     image, own = group // len(classes), group % len(classes)
     contrast = F.normalize(found, dim=1) @ classes.T / temperature
     omega = torch.where(kind[image] == 0, weight[image], 0.0).scatter(1, own[:, None], 1.0)
@@ -119,7 +120,7 @@ def phrase_loss(
     logits = (contrast + omega.clamp(min=1e-30).log()).masked_fill(omega == 0, -torch.inf)
     importance = target[image, own]
     found_log = logits.log_softmax(1).gather(1, own[:, None])[:, 0]
-    return -(importance * found_log).sum() / importance.sum().clamp(min=1e-6)
+    return -(importance * found_log).sum() / share(importance.sum()).clamp(min=1e-6)
 
 
 def segment_softmax(x: Tensor, group: Tensor, groups: int) -> Tensor:
@@ -147,6 +148,7 @@ def mil_loss(
     weight: Tensor,
     alpha: float,
     gamma: float,
+    share: Share = alone,
 ) -> Tensor:
     """Image-level multiple-instance loss: focal cross-entropy of the smooth maximum over a class's pairs, and the picture's
     target. A scalar, over the number of positives, at least 1; ignored classes and those without a pair do not count.
@@ -158,18 +160,18 @@ def mil_loss(
     """
     counted = kind[picture[pair], hoi] >= 0
     pair, hoi = pair[counted], hoi[counted]
-    if not len(pair):
-        return logit.sum() * 0
     group, member = torch.unique(picture[pair] * kind.shape[1] + hoi, return_inverse=True)
     q = smooth_max(logit[counted] + log_r[pair], member, len(group))
     t, positive = target.flatten()[group], kind.flatten()[group] == 1
     balance = t * alpha + (1 - t) * (1 - alpha)
     error = ((t - q.sigmoid()).abs() + 1e-6) ** gamma
     terms = balance * error * F.binary_cross_entropy_with_logits(q, t, reduction="none")
-    return (weight.flatten()[group] * terms).sum() / positive.sum().clamp(min=1)
+    return (weight.flatten()[group] * terms).sum() / share(positive.sum().float()).clamp(min=1)
 
 
-def relatedness_loss(logit: Tensor, pair: Tensor, hoi: Tensor, picture: Tensor, log_r: Tensor, kind: Tensor) -> Tensor:
+def relatedness_loss(
+    logit: Tensor, pair: Tensor, hoi: Tensor, picture: Tensor, log_r: Tensor, kind: Tensor, share: Share = alone
+) -> Tensor:
     """Self-taught relatedness: r of a pair is to be what its most likely positive class has, as it stands. A scalar.
 
     Pairs whose object allows no positive class are to have r = 0, unless it allows an ignored one: then nobody knows.
@@ -187,4 +189,4 @@ def relatedness_loss(logit: Tensor, pair: Tensor, hoi: Tensor, picture: Tensor, 
     r = log_r[counted]
     absent = torch.log(-torch.expm1(r.clamp(max=-1e-6)))
     terms = -(most[counted] * r + (1 - most[counted]) * absent)
-    return terms.mean() if len(terms) else log_r.sum() * 0
+    return mean_of(terms, share)

@@ -48,15 +48,7 @@ class ClHoiMethod(Method):
     def train(self, config: ClHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         from stages.student.cl_hoi.train import train
 
-        return train(
-            config,
-            data,
-            run_dir,
-            text_embeddings=extras.text_embeddings,
-            identities=extras.identities,
-            shared_dir=extras.shared_dir,
-            stop=extras.stop,
-        )
+        return train(config, data, run_dir, extras)
 
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
         from stages.student.cl_hoi.student import load

@@ -20,9 +20,9 @@ from stages.student.batches import Batch, MapReader, PictureBatches, take
 from stages.student.cl_hoi.config import ClHoiConfig
 from stages.student.cl_hoi.losses import same_sets
 from stages.student.config import PairsConfig
-from stages.student.model import Regions
 from stages.student.pictures import PictureTable, gather, targets
 from stages.student.prepare import TrainingSet
+from stages.student.regions import Regions
 from stages.student.source import in_order
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1

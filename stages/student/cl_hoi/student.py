@@ -50,7 +50,7 @@ class ClHoiStudent(Student):
         valid = torch.from_numpy(valid_classes(self.vocabulary))
         return predict_test_set(
             Scorer(model, self.exponents.gamma).eval(), test, run_dir, self.config.with_power(self.exponents.power),
-            self.vocabulary, valid, shared=shared, report=report,
+            self.vocabulary, valid, report=report,
         )  # fmt: skip
 
 

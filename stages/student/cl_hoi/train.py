@@ -2,8 +2,8 @@
 
     train(ClHoiConfig(), TrainingSet(...), run_dir)
 
-Both stages resume as exactly as :mod:`stages.student.train`, stage 1 in ``run_dir/context``. What stage 1 depends on names
-its translator under ``shared_dir``, so that arms of a study that differ in stage 2 alone train it once.
+Both stages resume as exactly as :mod:`stages.student.loop` says, stage 1 in ``run_dir/context``. What stage 1 depends on
+names its translator under ``shared_dir``, so that arms of a study that differ in stage 2 alone train it once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +22,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stages.student.batches import TableMaps
 from stages.student.cl_hoi.cognition import ClHoi, ClHoiShape, Cognition
 from stages.student.cl_hoi.config import ClHoiConfig
 from stages.student.cl_hoi.exponents import choose_exponents
@@ -41,12 +41,13 @@ from stages.student.cl_hoi.stream import (
 from stages.student.cl_hoi.student import ClHoiStudent, build
 from stages.student.cl_hoi.translator import ContextLearner, Translator
 from stages.student.config import BOOKKEEPING
-from stages.student.loop import annotated_loss, parameter_groups, train_steps
+from stages.student.loop import annotated_loss, parameter_groups, share_of, train_steps
 from stages.student.losses import final_logit
-from stages.student.model import Regions
+from stages.student.method import NOTHING, Extras
 from stages.student.pictures import PictureTable
 from stages.student.predict import entries
-from stages.student.prepare import Report, TrainingSet, map_reader, picture_table
+from stages.student.prepare import Report, TrainingSet, picture_table
+from stages.student.regions import Regions
 from storage.errors import UserError
 from storage.order import epoch_order
 
@@ -71,43 +72,36 @@ def train(
     config: ClHoiConfig,
     data: TrainingSet,
     run_dir: Path,
+    extras: Extras = NOTHING,
     *,
-    text_embeddings: np.ndarray | None = None,
-    identities: dict[str, Any] | None = None,
-    shared_dir: Path | None = None,
     loader_workers: int = 0,
-    stop: threading.Event | None = None,
     report: Report = print,
 ) -> ClHoiStudent:
     """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
 
-    Args:
-        text_embeddings: float ``[H, T]`` of the interactions' prompts; the classifier's rows are, or start from, them.
-        identities: what made the detections and features, recorded in the checkpoint.
-        shared_dir: where variants of a study share what stage 1 has learnt; default: nowhere.
-        stop: once it is set, the step under way is finished and saved and KeyboardInterrupt raised.
+    What stage 1 has learnt goes to ``extras.shared_dir``.
 
     Raises:
         NonFiniteLoss: training has diverged or a cached value is broken.
         UserError: the run folder holds another run's state, there are no text embeddings or there is nothing to train on.
     """
     # The stream.
-    if text_embeddings is None:
+    text = extras.text()
+    if text is None:
         raise UserError(
             "student.tables.text: cl_hoi tells interactions apart by their text; name a table of text embeddings"
         )
     state = run_dir / "state"
     state.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(log_with="tensorboard", project_dir=run_dir)
-    options: dict[str, Any] = {"loader_workers": loader_workers, "stop": stop, "report": report}
+    options: dict[str, Any] = {"loader_workers": loader_workers, "stop": extras.stop, "report": report}
     with accelerator.main_process_first():
         own = annotated(data) if config.labels == "instances" else None
         pictures = picture_table(state / "pictures", data.source, config, own)
         labels = open_labels(config, state, data)
-        maps = map_reader(data.source, pictures, config.views, None, run_dir, data.read)
+        maps = TableMaps.of(data.source, config.views)
     trained, held_out = pools(config, pictures.usable() & labels.known)
     valid = torch.from_numpy(data.valid()).to(accelerator.device)
-    text = torch.from_numpy(text_embeddings.astype(np.float32))
 
     # Stage 1: the translator.
     torch.manual_seed(config.seed)
@@ -115,7 +109,7 @@ def train(
     shape = ClHoiShape(channels, text.shape[1], text.shape[1])
     translator = None
     if config.network.context:
-        translator, shape = first_stage(config, data, pictures, shape, run_dir, shared_dir, options)
+        translator, shape = first_stage(config, data, pictures, shape, run_dir, extras.shared_dir, options)
 
     # Stage 2: the network and its loss.
     torch.manual_seed(config.seed)
@@ -135,7 +129,7 @@ def train(
 
     # Exponents, save.
     exponents = choose_exponents(learner.student, config, pictures, held_out, maps, valid, labels)
-    made = ClHoiStudent(learner.student.eval(), data.vocabulary, config, shape, exponents, identities or {})
+    made = ClHoiStudent(learner.student.eval(), data.vocabulary, config, shape, exponents, extras.identities)
     if accelerator.is_main_process:
         made.save_pretrained(run_dir / "checkpoint")
         (run_dir / "exponents.json").write_text(json.dumps(asdict(exponents), indent=1) + "\n")
@@ -196,7 +190,7 @@ def first_stage(
     with accelerator.main_process_first():
         texts = Texts.open_or_build(run_dir / "state" / "texts", data)
         labels = teacher_labels(run_dir / "state" / "labels", data)
-        maps = map_reader(data.source, pictures, config.views, None, run_dir, data.read)
+        maps = TableMaps.of(data.source, config.views)
     shape = ClHoiShape(shape.channels, shape.text_width, texts.width)
     stage, own = config.first_stage(), config.context_stage
     torch.manual_seed(config.seed)
@@ -281,22 +275,22 @@ def batch_loss(
         loss = annotated_loss(final, pair, hoi, batch, config, accelerator)
         return loss, {"loss/pairs": loss.item()}
     score = regions.scores[regions.pairs].prod(1).clamp(min=1e-6)
-    known = batch.image_target, batch.kind, batch.weight
+    known, share = (batch.image_target, batch.kind, batch.weight), share_of(accelerator)
     makers: dict[str, tuple[float, Callable[[], Tensor]]] = {
         "contrastive": (
             own.contrastive,
             lambda: phrase_loss(
                 said.look, said.classes, pair, hoi, picture, said.log_r + score.log(), *known,
-                temperature_of(log_temperature), own.attention_temperature,
+                temperature_of(log_temperature), own.attention_temperature, share,
             ),
         ),
         "mil": (
             own.mil,
-            lambda: mil_loss(logit, pair, hoi, picture, said.log_r, *known, own.mil_alpha, own.mil_gamma),
+            lambda: mil_loss(logit, pair, hoi, picture, said.log_r, *known, own.mil_alpha, own.mil_gamma, share),
         ),
         "relatedness": (
             own.relatedness if config.network.interactiveness else 0.0,
-            lambda: relatedness_loss(logit, pair, hoi, picture, said.log_r, batch.kind),
+            lambda: relatedness_loss(logit, pair, hoi, picture, said.log_r, batch.kind, share),
         ),
     }  # fmt: skip
     loss, terms = said.look.sum() * 0, {}

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.student.cl_hoi.config import TranslatorConfig
-from stages.student.link.attention import attend
-from stages.student.link.box_encoding import grid_encoding
-from stages.student.model import Regions
+from stages.student.layers.attention import attend
+from stages.student.layers.box_encoding import grid_encoding
+from stages.student.regions import Regions
 
 
 class Attention(nn.Module):

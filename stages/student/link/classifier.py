@@ -9,11 +9,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from stages.student.layers.text_classifier import TextClassifier
 
 
-class TextClassifier(nn.Module):
-    """``[..., E]`` to interaction logits ``[..., H]``: scale times cosine, and one bias that all classes share.
+class InteractionClassifier(TextClassifier):
+    """``[..., E]`` to interaction logits ``[..., H]``, of a row for each interaction or for each verb.
 
     Args:
         verb: int64 ``[H]``, the verb of each interaction.
@@ -32,20 +34,15 @@ class TextClassifier(nn.Module):
         logit_scale: float,
         learn_scale: bool,
     ) -> None:
-        super().__init__()
-        rows = F.normalize(text.float(), dim=1)
         if classes == "verb":
             # the sum points where the mean does
-            rows = F.normalize(rows.new_zeros(int(verb.max()) + 1, rows.shape[1]).index_add(0, verb, rows), dim=1)
-        self.project = nn.Linear(width, rows.shape[1])
-        self.rows = nn.Parameter(rows, requires_grad=train_rows)
-        self.scale = nn.Parameter(torch.tensor(float(logit_scale)).log(), requires_grad=learn_scale)
-        self.bias = nn.Parameter(torch.tensor(-2.0))
+            rows = F.normalize(text.float(), dim=1)
+            text = rows.new_zeros(int(verb.max()) + 1, rows.shape[1]).index_add(0, verb, rows)
+        super().__init__(width, text, train_rows=train_rows, logit_scale=logit_scale, learn_scale=learn_scale)
         self.register_buffer("row", verb.clone() if classes == "verb" else torch.arange(len(verb)), persistent=False)
         self.row: Tensor
         self.expands = classes == "verb"
 
     def forward(self, pairs: Tensor) -> Tensor:
-        cosine = F.normalize(self.project(pairs), dim=-1) @ F.normalize(self.rows, dim=1).T
-        logits = self.scale.exp() * cosine + self.bias
+        logits = super().forward(pairs)
         return logits.index_select(-1, self.row) if self.expands else logits

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.student.losses import final_logit
+from stages.student.losses import Share, alone, final_logit, mean_of
 from storage.errors import UserError
 
 if TYPE_CHECKING:
     from stages.student.link.network import LinkOutput
-    from stages.student.model import Regions
+    from stages.student.regions import Regions
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ def kd_terms(
     prior: Tensor,
     seen: Tensor,
     config: KdConfig,
+    share: Share = alone,
 ) -> dict[str, Tensor]:
     """The terms of positive weight by name (``logit``, ``query``, ``map``), unweighted, averaged over the teachers.
 
@@ -142,42 +143,42 @@ def kd_terms(
         for one in taught:
             assert one.entry_logits is not None
             kept = seen[hoi] & one.has[picture]
-            each.append(_logit(student[kept], one.entry_logits[kept], prior[kept], pair[kept], config))
+            each.append(_logit(student[kept], one.entry_logits[kept], prior[kept], pair[kept], config, share))
         terms["logit"] = _mean(each)
     if config.query > 0:
-        terms["query"] = _mean([_query(output, one, regions, config.temperature) for one in taught])
+        terms["query"] = _mean([_query(output, one, regions, config.temperature, share) for one in taught])
     if config.map > 0:
-        terms["map"] = _mean([_map(output, one, config.temperature) for one in taught])
+        terms["map"] = _mean([_map(output, one, config.temperature, share) for one in taught])
     factor = config.temperature**2 if config.tau_squared else 1.0
     return {name: factor * term for name, term in terms.items()}
 
 
-def _logit(student: Tensor, teacher: Tensor, prior: Tensor, pair: Tensor, config: KdConfig) -> Tensor:
+def _logit(student: Tensor, teacher: Tensor, prior: Tensor, pair: Tensor, config: KdConfig, share: Share) -> Tensor:
     """Of entries ``[N]`` that count: interaction logits of both, prior and pair."""
     student, teacher = (final_logit(logits, prior) / config.temperature for logits in (student, teacher.detach()))
     if config.logit_form == "bernoulli":
-        return _average(bernoulli_divergence(teacher, student))
-    return _average(divergence(by_pair(teacher, pair), by_pair(student, pair)))
+        return mean_of(bernoulli_divergence(teacher, student), share)
+    return mean_of(divergence(by_pair(teacher, pair), by_pair(student, pair)), share)
 
 
-def _query(output: LinkOutput, one: Taught, regions: Regions, temperature: float) -> Tensor:
+def _query(output: LinkOutput, one: Taught, regions: Regions, temperature: float, share: Share) -> Tensor:
     assert one.unary is not None
     assert one.pairs is not None
     instances, pairs = one.has[regions.picture], one.has[regions.pair_picture]
-    encoder = _tokens(output.unary[:, instances], one.unary[:, instances], temperature)
-    return encoder + _tokens(output.pairs[:, pairs], one.pairs[:, pairs], temperature)
+    encoder = _tokens(output.unary[:, instances], one.unary[:, instances], temperature, share)
+    return encoder + _tokens(output.pairs[:, pairs], one.pairs[:, pairs], temperature, share)
 
 
-def _tokens(student_LND: Tensor, teacher_LND: Tensor, temperature: float) -> Tensor:
+def _tokens(student_LND: Tensor, teacher_LND: Tensor, temperature: float, share: Share) -> Tensor:
     teacher = matched(teacher_LND[None], student_LND.shape)[0]
-    return _average(divergence(teacher, student_LND.float(), temperature))
+    return mean_of(divergence(teacher, student_LND.float(), temperature), share)
 
 
-def _map(output: LinkOutput, one: Taught, temperature: float) -> Tensor:
+def _map(output: LinkOutput, one: Taught, temperature: float, share: Share) -> Tensor:
     assert one.latent is not None
     student_BDhw = output.latent[one.has]
     teacher = matched(one.latent[one.has], student_BDhw.shape[1:])
-    return _average(divergence(teacher.movedim(1, -1), student_BDhw.movedim(1, -1).float(), temperature))
+    return mean_of(divergence(teacher.movedim(1, -1), student_BDhw.movedim(1, -1).float(), temperature), share)
 
 
 def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
@@ -214,11 +215,6 @@ def matched(teacher: Tensor, size: Sequence[int]) -> Tensor:
     if teacher.shape[1:] == size or teacher.numel() == 0:
         return teacher.detach().float().reshape(len(teacher), *size)
     return F.interpolate(teacher.detach().float()[:, None], size, mode="trilinear", align_corners=False)[:, 0]
-
-
-def _average(values: Tensor) -> Tensor:
-    """The mean, 0 (with a gradient of 0) of nothing."""
-    return values.sum() / max(values.numel(), 1)
 
 
 def _mean(terms: Sequence[Tensor]) -> Tensor:

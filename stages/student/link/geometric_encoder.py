@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from stages.roi import roi_align
-from stages.student.link.attention import FeedForward, Padding, SelfAttention
+from stages.student.layers.attention import FeedForward, Padding, SelfAttention
 from stages.student.link.network_config import NetworkConfig
-from stages.student.model import Regions
+from stages.student.regions import Regions
 
 
 class UnaryQuery(nn.Module):

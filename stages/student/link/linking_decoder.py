@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stages.student.link.attention import FeedForward, Padding, SelfAttention, attend, beside
-from stages.student.link.box_encoding import box_encoding, grid_encoding
+from stages.student.layers.attention import FeedForward, Padding, SelfAttention, attend, beside
+from stages.student.layers.box_encoding import box_encoding, grid_encoding
 from stages.student.link.network_config import NetworkConfig
-from stages.student.model import Regions
 from stages.student.pairs import pair_geometry
+from stages.student.regions import Regions
 
 
 class Sight(NamedTuple):

@@ -43,14 +43,7 @@ class LinkMethod(Method):
     def train(self, config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         from stages.student.link.train import train
 
-        return train(
-            config,
-            data,
-            run_dir,
-            text_embeddings=extras.text_embeddings,
-            identities=extras.identities,
-            stop=extras.stop,
-        )
+        return train(config, data, run_dir, extras)
 
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
         from stages.student.link.student import load

@@ -16,13 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stages.student.link.attention import Padding
-from stages.student.link.box_encoding import box_encoding, unit_boxes
-from stages.student.link.classifier import TextClassifier
+from stages.student.layers.attention import Padding
+from stages.student.layers.box_encoding import box_encoding, unit_boxes
+from stages.student.link.classifier import InteractionClassifier
 from stages.student.link.geometric_encoder import GeometricEncoder, UnaryQuery
 from stages.student.link.linking_decoder import LinkingDecoder, PairQuery
 from stages.student.link.network_config import LinkShape
-from stages.student.model import Regions
+from stages.student.regions import Regions
 from storage.errors import UserError
 
 
@@ -76,7 +76,7 @@ class Link(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("weight") and parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
-        self.classifier = TextClassifier(
+        self.classifier = InteractionClassifier(
             config.pair_width, verb, text, config.classes,
             train_rows=config.train_rows, logit_scale=config.logit_scale, learn_scale=config.learn_scale,
         )  # fmt: skip

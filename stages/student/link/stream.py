@@ -14,9 +14,9 @@ from stages.student.batches import Batch, PictureBatches, read_views
 from stages.student.link.config import LinkConfig
 from stages.student.link.distillation import Taught
 from stages.student.link.teaching import read_taught
-from stages.student.model import Regions
 from stages.student.pictures import Picture, PictureTable, gather, jittered, targets, with_annotations
 from stages.student.prepare import TrainingSet
+from stages.student.regions import Regions
 
 ORIGINAL = np.zeros(1, np.int64)
 

@@ -17,9 +17,9 @@ from stages.student.link.config import LinkConfig, config_from
 from stages.student.link.network import Link
 from stages.student.link.network_config import LinkShape
 from stages.student.method import Columns
-from stages.student.model import Regions
 from stages.student.predict import predict_test_set
 from stages.student.prepare import Report, TestSet, valid_classes
+from stages.student.regions import Regions
 
 
 class LastLayer(nn.Module):
@@ -67,7 +67,7 @@ class LinkStudent(Student):
         network = self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         return predict_test_set(
             LastLayer(network).eval(), test, run_dir, self.config, self.vocabulary, self.valid(),
-            shared=shared, top_k=self.config.top_k, report=report,
+            top_k=self.config.top_k, report=report,
         )  # fmt: skip
 
 

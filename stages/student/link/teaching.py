@@ -27,9 +27,9 @@ from torch import Tensor
 from stages.student.checkpoint import Student
 from stages.student.link.distillation import Taught
 from stages.student.link.student import LinkStudent
-from stages.student.model import Regions
 from stages.student.pictures import Picture, gather, picture_of
 from stages.student.predict import entries
+from stages.student.regions import Regions
 from storage.errors import UserError
 
 if TYPE_CHECKING:

@@ -3,16 +3,13 @@ step, save.
 
     train(LinkConfig(), TrainingSet(...), run_dir)
 
-A run folder holds what that of :mod:`stages.student.train` does, and resumes as exactly.
+A run folder holds what that of :mod:`stages.student.pair_classifier.train` does, and resumes as exactly.
 """
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -23,8 +20,9 @@ from stages.student.link.network import Link
 from stages.student.link.network_config import LinkShape
 from stages.student.link.stream import LinkBatches, TaughtBatch
 from stages.student.link.student import LinkStudent, allowed, verbs
-from stages.student.loop import annotated_loss, train_steps
+from stages.student.loop import annotated_loss, share_of, train_steps
 from stages.student.losses import final_logit
+from stages.student.method import NOTHING, Extras
 from stages.student.predict import entries
 from stages.student.prepare import Report, TrainingSet, training_pictures
 
@@ -33,19 +31,12 @@ def train(
     config: LinkConfig,
     data: TrainingSet,
     run_dir: Path,
+    extras: Extras = NOTHING,
     *,
-    text_embeddings: np.ndarray | None = None,
-    identities: dict[str, Any] | None = None,
     loader_workers: int = 0,
-    stop: threading.Event | None = None,
     report: Report = print,
 ) -> LinkStudent:
     """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
-
-    Args:
-        text_embeddings: float ``[H, T]`` of the interactions' prompts; the classifier's rows start from them.
-        identities: what made the detections and features, recorded in the checkpoint.
-        stop: once it is set, the step under way is finished and saved and KeyboardInterrupt raised.
 
     Raises:
         NonFiniteLoss: training has diverged or a cached value is broken.
@@ -61,7 +52,7 @@ def train(
 
     # The network and its loss.
     torch.manual_seed(config.seed)
-    text = None if text_embeddings is None else torch.from_numpy(text_embeddings.astype(np.float32))
+    text = extras.text()
     shape = LinkShape(batches.channels(), None if text is None else text.shape[1], config.network)
     seen = batches.seen.to(accelerator.device)
     candidates = valid.to(accelerator.device) & seen
@@ -72,9 +63,9 @@ def train(
     # Forward, loss, step, save.
     model = train_steps(
         config, data, batches, Link(shape, verbs(data.vocabulary), text), loss_of, lambda output: output.logits[-1], run_dir,
-        accelerator, loader_workers=loader_workers, stop=stop, report=report,
+        accelerator, loader_workers=loader_workers, stop=extras.stop, report=report,
     )  # fmt: skip
-    student = LinkStudent(model, data.vocabulary, config, identities or {})
+    student = LinkStudent(model, data.vocabulary, config, extras.identities)
     if accelerator.is_main_process:
         student.save_pretrained(run_dir / "checkpoint")
     accelerator.wait_for_everyone()
@@ -104,7 +95,8 @@ def batch_loss(
     final = final_logit(output.logits[:, pair, hoi], prior)
     loss = annotated_loss(final, pair, hoi, batch, config, accelerator)
     terms = {"loss/pairs": loss.item()}
-    for name, term in kd_terms(output, batch.taught, batch.regions, pair, hoi, prior, seen, config.kd).items():
+    taught = kd_terms(output, batch.taught, batch.regions, pair, hoi, prior, seen, config.kd, share_of(accelerator))
+    for name, term in taught.items():
         loss = loss + getattr(config.kd, name) * term
         terms[f"loss/kd_{name}"] = term.item()
     return loss, terms

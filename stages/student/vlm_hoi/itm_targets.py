@@ -21,7 +21,7 @@ from torch import Tensor
 from stages.data.prompts import NO_INTERACTION
 from stages.data.records import Annotations
 from stages.data.vocabulary import Vocabulary
-from stages.student.distill import Platt, fit_platt, match_log_odds
+from stages.student.calibration import Platt, fit_platt, match_log_odds
 from storage.errors import UserError
 
 PromptForm = Literal["verb", "object", "full"]

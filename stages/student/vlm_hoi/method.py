@@ -40,7 +40,7 @@ class VlmHoiMethod(Method):
     def train(self, config: VlmHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         from stages.student.vlm_hoi.train import train
 
-        return train(config, data, run_dir, identities=extras.identities, stop=extras.stop)
+        return train(config, data, run_dir, extras)
 
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
         from stages.student.vlm_hoi.student import load

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.student.distill import shuffled_pictures
+from stages.student.calibration import shuffled_pictures
 from stages.student.prepare import TrainingSet
 from stages.student.source import in_order
 from stages.student.vlm_hoi.config import VlmHoiConfig, has_missing_objects

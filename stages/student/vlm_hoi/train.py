@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from stages.student.loop import random_seed
+from stages.student.method import NOTHING, Extras
 from stages.student.prepare import Report, TrainingSet
 from stages.student.progress import MetricsLog, NonFiniteLoss, Progress
 from stages.student.state import load_state, save_state
@@ -44,15 +44,11 @@ def train(
     config: VlmHoiConfig,
     data: TrainingSet,
     run_dir: Path,
+    extras: Extras = NOTHING,
     *,
-    identities: dict[str, Any] | None = None,
-    stop: threading.Event | None = None,
     report: Report = print,
 ) -> VlmHoiStudent:
     """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
-
-    Args:
-        stop: once it is set, the step under way is finished and saved and KeyboardInterrupt raised.
 
     Raises:
         NonFiniteLoss: training has diverged.
@@ -104,7 +100,7 @@ def train(
         except FloatingPointError as error:
             raise NonFiniteLoss(describe(step, batch, data, str(error))) from None
         average.update(network)
-        stopped = stop is not None and stop.is_set()
+        stopped = extras.stop is not None and extras.stop.is_set()
         if logged:
             values = {name: value.item() for name, value in accelerator.reduce(terms, "mean").items()}
             log.write({"step": step + 1, "epoch": round(batches.epoch(step + 1), 3), **values, "lr": group["lr"]})
@@ -118,7 +114,7 @@ def train(
     # Save.
     average.give_to(network)
     student = VlmHoiStudent(
-        network.eval(), data.vocabulary, config, identities or {}, {"from": config.start, **asdict(start)}
+        network.eval(), data.vocabulary, config, extras.identities, {"from": config.start, **asdict(start)}
     )
     if accelerator.is_main_process:
         student.save_pretrained(run_dir / "checkpoint")

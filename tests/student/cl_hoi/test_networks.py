@@ -12,8 +12,8 @@ from stages.student.cl_hoi.cognition import ClHoi, ClHoiShape, Scorer, union_cel
 from stages.student.cl_hoi.config import ClHoiConfig, NetworkConfig
 from stages.student.cl_hoi.student import build
 from stages.student.cl_hoi.translator import Translator
-from stages.student.model import Regions
 from stages.student.pairs import ordered_pairs
+from stages.student.regions import Regions
 from storage.errors import UserError
 from tests.student.cl_hoi.toy_cl_hoi import CONFIG, TEXT, TEXT_WIDTH
 from tests.student.toy import CHANNELS, VOCABULARY

@@ -17,6 +17,7 @@ from stages.student.cl_hoi import train as training
 from stages.student.cl_hoi.config import ClHoiConfig, config_from
 from stages.student.cl_hoi.student import ClHoiStudent
 from stages.student.cl_hoi.train import train
+from stages.student.method import Extras
 from storage.errors import UserError
 from tests.student.cl_hoi.toy_cl_hoi import CONFIG, TEXT, TaughtToy
 from tests.student.toy import VOCABULARY, Toy, weights
@@ -25,8 +26,8 @@ from tests.student.toy import VOCABULARY, Toy, weights
 def quiet(_: str) -> None: ...
 
 
-def trained(config: ClHoiConfig, data, folder: Path, **options) -> ClHoiStudent:
-    return train(config, data, folder, text_embeddings=TEXT, report=quiet, **options)
+def trained(config: ClHoiConfig, data, folder: Path, **extras) -> ClHoiStudent:
+    return train(config, data, folder, Extras(text_embeddings=TEXT, **extras), report=quiet)
 
 
 def with_network(config: ClHoiConfig = CONFIG, **switches) -> ClHoiConfig:

@@ -11,8 +11,8 @@ import torch
 
 from stages.student.link.network import Link
 from stages.student.link.network_config import LinkShape, NetworkConfig
-from stages.student.model import Regions
 from stages.student.pictures import NO_POSITIVES, Picture, gather
+from stages.student.regions import Regions
 
 CHANNELS, GRID, TEXT_WIDTH = 24, (5, 6), 20
 VERB = torch.tensor([0, 1, 0, 2, 1])

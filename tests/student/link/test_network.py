@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from stages.roi import roi_align
-from stages.student.link.box_encoding import box_encoding, unit_boxes
+from stages.student.layers.box_encoding import box_encoding, unit_boxes
 from stages.student.link.geometric_encoder import UnaryQuery
 from stages.student.link.network import Link
 from stages.student.link.network_config import LinkShape, NetworkConfig

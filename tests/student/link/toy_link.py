@@ -14,6 +14,7 @@ from stages.student.link.network_config import NetworkConfig
 from stages.student.link.student import LinkStudent
 from stages.student.link.teaching import PairTeacher
 from stages.student.link.train import train
+from stages.student.method import Extras
 from stages.student.prepare import TrainingSet
 from stages.student.source import MemorySource
 from tests.student.toy import Toy
@@ -39,7 +40,7 @@ def quiet(line: str) -> None:
 
 
 def trained(config: LinkConfig, data: TrainingSet, folder: Path) -> LinkStudent:
-    return train(config, data, folder, text_embeddings=TEXT, report=quiet)
+    return train(config, data, folder, Extras(text_embeddings=TEXT), report=quiet)
 
 
 def taught(data: TrainingSet, toy: Toy, student: LinkStudent) -> TrainingSet:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stages.data.v_coco import v_coco_vocabulary
 from stages.data.vocabulary import hico_vocabulary
-from stages.student.distill import Platt, match_log_odds
+from stages.student.calibration import Platt, match_log_odds
 from stages.student.vlm_hoi.itm_targets import (
     ItmScores,
     ItmTargets,

@@ -137,7 +137,7 @@ def test_groups_hold_one_size_and_every_picture_once():
 
 def test_a_saved_student_predicts_the_same(tmp_path, world):
     config = tiny_config(itm=ItmConfig(weight=0.0), epochs=12.0, ema=0.5)
-    student = train(config, world.training_set(), tmp_path / "run", identities={}, report=lambda line: None)
+    student = train(config, world.training_set(), tmp_path / "run", report=lambda line: None)
     loaded = Student.from_pretrained(tmp_path / "run/checkpoint", VOCABULARY)
     assert isinstance(loaded, VlmHoiStudent)
     assert (loaded.config, loaded.tables(), loaded.origin["from"]) == (config, {}, config.start)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +19,9 @@ from stages.student.vlm_hoi.itm_loss import ItmConfig
 from stages.student.vlm_hoi.picture_set import StepBatches
 from stages.student.vlm_hoi.train import overflowed_by_chance, restore_scaler, scaler_state, train
 from storage.errors import UserError
+from tests.student.processes import of_two_processes
 from tests.student.vlm_hoi.world import World, tiny_config, weights
 
-ROOT = Path(__file__).parents[3]
 NO_ITM = ItmConfig(weight=0.0)
 F7 = ItmConfig(family="F7", weight=0.5, ramp=1.0)
 
@@ -154,8 +151,6 @@ import sys
 from pathlib import Path
 from tests.student.vlm_hoi.test_training import several
 several(Path(sys.argv[1]), float(sys.argv[2]))
-bad = [name for name in sys.modules if name.split(".")[0] in ("workers", "ray") or name.startswith("stages.teacher")]
-assert not bad, bad
 """
 
 
@@ -166,35 +161,11 @@ def several(folder: Path, epochs: float) -> None:
     train(config, World().training_set(), folder, report=quiet)
 
 
-def of_two_processes(folder: Path, epochs: float) -> list[dict]:
-    """The log of two processes (gloo) that share the global batch."""
-    common = {
-        **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "LOCAL_RANK": "0",
-    }  # fmt: skip
-    command = [sys.executable, "-c", MANY, str(folder), str(epochs)]
-    processes = [
-        subprocess.Popen(command, env={**common, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=500)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
-    return records(folder)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 @pytest.mark.parametrize("epochs", [1.5, pytest.param(16.0, marks=pytest.mark.slow)])
 def test_two_processes_learn_what_one_does_and_import_no_teacher(tmp_path, epochs):
     several(tmp_path / "one", epochs)
-    one, two = records(tmp_path / "one"), of_two_processes(tmp_path / "two", epochs)
+    of_two_processes(MANY, str(tmp_path / "two"), str(epochs))
+    one, two = records(tmp_path / "one"), records(tmp_path / "two")
     assert len(one) == len(two) == int(np.ceil(epochs * 16 / 5))
     for term in ("loss", "loss/verb", "loss/itm", "loss/f7"):
         assert [r[term] for r in two] == pytest.approx([r[term] for r in one], rel=1e-4), term

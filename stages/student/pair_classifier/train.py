@@ -1,6 +1,6 @@
-"""Train one student: stream, forward, loss, step, evaluate, save.
+"""Train one pair classifier: stream, forward, loss, step, evaluate, save.
 
-    train(StudentConfig(), TrainingSet(...), run_dir)
+    train(PairClassifierConfig(), TrainingSet(...), run_dir)
 
 A run folder holds ``checkpoint/`` (what prediction needs), ``state/`` (what resuming needs), ``metrics.jsonl`` and
 TensorBoard's ``tensorboard/``. Calling :func:`train` again on the folder of a killed run goes on from its last save and
@@ -9,62 +9,48 @@ ends with the weights of an undisturbed run, bit for bit on a CPU with the same 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from stages.student.batches import SoftBatch, StepBatches
-from stages.student.config import StudentConfig
-from stages.student.loop import annotated_loss, expected, train_steps
+from stages.student.loop import annotated_loss, share_of, train_steps
 from stages.student.losses import final_logit, image_terms
-from stages.student.model import PairClassifier, Shape
-from stages.student.pair_student import PairStudent
-from stages.student.predict import entries, picture_probabilities
-from stages.student.prepare import (
-    Report,
-    TestSet,
-    TrainingSet,
-    distils,
-    map_reader,
-    own_encoder,
-    soft_labels,
-    training_pictures,
-)
-from stages.student.region_cnn import RegionCNN, RegionCNNConfig
+from stages.student.method import NOTHING, Extras
+from stages.student.pair_classifier.batches import SoftBatch, StepBatches
+from stages.student.pair_classifier.config import PairClassifierConfig
+from stages.student.pair_classifier.network import PairClassifier, Shape
+from stages.student.pair_classifier.region_cnn import RegionCNN, RegionCNNConfig, map_reader, own_encoder
+from stages.student.pair_classifier.soft_labels import distils, picture_probabilities, soft_labels
+from stages.student.pair_classifier.student import PairStudent
+from stages.student.predict import entries
+from stages.student.prepare import Report, TestSet, TrainingSet, training_pictures
 
 Evaluate = Callable[[Path], dict[str, float]]
 """Average precisions of a Parquet file of predictions, by name."""
 
 
 def train(
-    config: StudentConfig,
+    config: PairClassifierConfig,
     data: TrainingSet,
     run_dir: Path,
+    extras: Extras = NOTHING,
     *,
-    text_embeddings: np.ndarray | None = None,
-    identities: dict[str, Any] | None = None,
-    shared_dir: Path | None = None,
     cnn: RegionCNNConfig | None = None,
     test: TestSet | None = None,
     evaluate: Evaluate | None = None,
     loader_workers: int = 0,
-    stop: threading.Event | None = None,
     report: Report = print,
 ) -> PairStudent:
     """Train to the end, from the last save if there is one; predict and evaluate ``test`` if given.
 
     Args:
-        text_embeddings: float ``[H, D]`` of the interactions' prompts; the classifier's rows start from them.
-        identities: what made the detections and features, recorded in the checkpoint.
-        shared_dir: where variants of a study share the ``region_cnn`` encoder; default: the run folder's parent.
-        stop: once it is set, the step under way is finished and saved and KeyboardInterrupt raised.
+        extras: its ``shared_dir`` is where variants of a study share the ``region_cnn`` encoder; default: the run folder's
+            parent.
         evaluate: called with ``run_dir / "detections.parquet"``; what it returns is logged.
 
     Raises:
@@ -73,13 +59,13 @@ def train(
     """
     # The stream.
     (run_dir / "state").mkdir(parents=True, exist_ok=True)
-    shared = shared_dir or run_dir.parent
+    shared = extras.shared_dir or run_dir.parent
     accelerator = Accelerator(log_with="tensorboard", project_dir=run_dir)
 
     def labels_only() -> PairStudent:
         own = replace(config, itm_on="none", teacher="itm")
-        options: dict[str, Any] = {"text_embeddings": text_embeddings, "shared_dir": shared, "cnn": cnn}
-        return train(own, data, run_dir / "labels_only", **options, report=lambda line: report(f"labels only: {line}"))
+        given, say = Extras(shared, extras.text_embeddings), lambda line: report(f"labels only: {line}")
+        return train(own, data, run_dir / "labels_only", given, cnn=cnn, report=say)
 
     batches, encoder = open_stream(config, data, run_dir, shared, cnn, accelerator, labels_only, report)
     valid = torch.from_numpy(data.valid()).to(accelerator.device)
@@ -87,7 +73,7 @@ def train(
     # The network and its loss.
     torch.manual_seed(config.seed)
     channels = batches.maps(batches.labelled_pool[:1], np.zeros(1, np.int64))[1].shape[1]
-    model = build_model(config, data, channels, text_embeddings)
+    model = build_model(config, data, channels, extras.text())
 
     def loss_of(model: nn.Module, batch: SoftBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         weight = config.itm_weight * min(1.0, (step + 1) / max(config.itm_ramp, 1))
@@ -96,11 +82,11 @@ def train(
     # Forward, loss, step, save.
     network = train_steps(
         config, data, batches, model, loss_of, lambda logits: logits, run_dir, accelerator,
-        loader_workers=loader_workers, stop=stop, report=report,
+        loader_workers=loader_workers, stop=extras.stop, report=report,
     )  # fmt: skip
 
     # Evaluate, save.
-    student = PairStudent(network, data.vocabulary, config, identities or {}, encoder)
+    student = PairStudent(network, data.vocabulary, config, extras.identities, encoder)
     if accelerator.is_main_process:
         student.save_pretrained(run_dir / "checkpoint")
         if test is not None:
@@ -113,7 +99,7 @@ def train(
 
 
 def open_stream(
-    config: StudentConfig,
+    config: PairClassifierConfig,
     data: TrainingSet,
     run_dir: Path,
     shared: Path,
@@ -144,7 +130,7 @@ def open_stream(
     return StepBatches(config, pictures, maps, data.labelled, soft, interactions, rank, world), encoder
 
 
-def build_model(config: StudentConfig, data: TrainingSet, channels: int, text: np.ndarray | None) -> PairClassifier:
+def build_model(config: PairClassifierConfig, data: TrainingSet, channels: int, text: Tensor | None) -> PairClassifier:
     """A fresh network for the data's vocabulary and maps of ``channels``."""
     shape = Shape(
         channels=channels,
@@ -157,14 +143,14 @@ def build_model(config: StudentConfig, data: TrainingSet, channels: int, text: n
         logit_scale=config.logit_scale,
     )
     verb = torch.from_numpy(data.vocabulary.hois[:, 0].astype(np.int64))
-    return PairClassifier(shape, verb, None if text is None else torch.from_numpy(text.astype(np.float32)))
+    return PairClassifier(shape, verb, text)
 
 
 def batch_loss(
     model: nn.Module,
     batch: SoftBatch,
     valid: Tensor,
-    config: StudentConfig,
+    config: PairClassifierConfig,
     itm_weight: float,
     accelerator: Accelerator,
 ) -> tuple[Tensor, dict[str, float]]:
@@ -181,13 +167,13 @@ def batch_loss(
     final = final_logit(logits[pair, hoi], prior)
 
     pairs_loss = annotated_loss(final, pair, hoi, batch, config, accelerator)
-    if torch.isnan(batch.soft).all():
+    if not distils(config):
         return pairs_loss, {"loss/pairs": pairs_loss.item()}
 
     asked = ~torch.isnan(batch.soft[picture, hoi])
     group, entry_group = torch.unique(picture[asked] * valid.shape[1] + hoi[asked], return_inverse=True)
     soft = batch.soft.flatten()[group]
     pooled = final if config.itm_logit == "final" else logits[pair, hoi].float()
-    image_loss = image_terms(pooled[asked], entry_group, soft).sum() / expected(soft.sum(), accelerator)
+    image_loss = image_terms(pooled[asked], entry_group, soft).sum() / share_of(accelerator)(soft.sum()).clamp(min=1)
     loss = pairs_loss + itm_weight * image_loss
     return loss, {"loss/pairs": pairs_loss.item(), "loss/itm": image_loss.item()}

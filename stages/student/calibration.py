@@ -31,29 +31,6 @@ class Platt:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class SoftLabels:
-    """The teacher's probability that a picture shows an interaction, for any rows of the training set.
-
-    Attributes:
-        values: float ``[N, H]``, memory-mapped: match log-odds if there is a ``platt``, else probabilities. NaN where
-            the teacher was not asked.
-        source: int64 ``[N]``, whose answers each row is given: its own, unless shuffled.
-        distilled: bool ``[N]``, which rows have soft labels at all.
-    """
-
-    values: np.ndarray
-    source: np.ndarray
-    distilled: np.ndarray
-    platt: Platt | None = None
-
-    def __call__(self, rows: np.ndarray) -> npt.NDArray[np.float32]:
-        """float32 ``[B, H]``; NaN where nothing is to be distilled."""
-        values = np.asarray(self.values[self.source[rows]], np.float32)
-        soft = values if self.platt is None else self.platt(values)
-        return np.where(self.distilled[rows, None], soft, np.float32(np.nan))
-
-
 def match_log_odds(itm: np.ndarray) -> npt.NDArray[np.float32]:
     """float16 ``[..., 2]`` raw ITM logits (z0 no match, z1 match) to float32 ``[...]`` log-odds of a match."""
     return itm[..., 1].astype(np.float32) - itm[..., 0].astype(np.float32)

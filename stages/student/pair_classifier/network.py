@@ -1,8 +1,8 @@
 """The pair classifier: regions of a cached feature map and pair geometry in, one logit per pair and interaction out.
 
-Four modules in a row, each replaceable by itself: :class:`UnaryEncoder` (what each instance looks like),
-:class:`PairEncoder` (what each pair looks like), :class:`PairDecoder` (a second look with the picture at hand) and
-:class:`TextHead` (the interactions). A linking network (LINK) changes the first three and keeps the head.
+Four modules in a row, each replaceable by itself: :class:`~stages.student.layers.looks.UnaryEncoder` (what each instance
+looks like), :class:`PairEncoder` (what each pair looks like), :class:`PairDecoder` (a second look with the picture at hand)
+and :class:`TextHead` (the interactions).
 
 Shape suffixes: B pictures, I instances and P pairs of all pictures together, C channels of the map, D width,
 H interactions.
@@ -10,75 +10,15 @@ H interactions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages import boxes as box_ops
-from stages.roi import roi_align
-from stages.student.pairs import pair_geometry
-
-
-@dataclass
-class Regions:
-    """The instances and pairs of a batch of pictures, as the network reads them.
-
-    Attributes:
-        maps: float ``[B, C, h, w]`` feature maps, each of a whole picture squeezed into the map's grid.
-        size: float ``[B, 2]`` (width, height) of the pictures in pixels.
-        picture: int64 ``[I]``, the picture of each instance.
-        boxes: float ``[I, 4]`` xyxy pixels of the original picture (mirrored where the map is).
-        labels: int64 ``[I]`` object classes, COCO-80.
-        scores: float ``[I]`` detection scores.
-        pairs: int64 ``[P, 2]`` (human, object) positions among the instances.
-    """
-
-    maps: Tensor
-    size: Tensor
-    picture: Tensor
-    boxes: Tensor
-    labels: Tensor
-    scores: Tensor
-    pairs: Tensor
-
-    def to(self, device: torch.device) -> Regions:
-        return Regions(*(getattr(self, field.name).to(device) for field in fields(self)))
-
-    @property
-    def pair_picture(self) -> Tensor:
-        """int64 ``[P]``."""
-        return self.picture[self.pairs[:, 0]]
-
-
-class RegionPool(nn.Module):
-    """RoIAlign of boxes on a map, then a linear layer over the grid: ``[N, 4]`` pixels to ``[N, D]``."""
-
-    def __init__(self, channels: int, roi_size: int, width: int) -> None:
-        super().__init__()
-        self.roi_size = roi_size
-        self.project = nn.Linear(channels * roi_size**2, width)
-
-    def forward(self, maps: Tensor, size: Tensor, picture: Tensor, boxes: Tensor) -> Tensor:
-        h, w = maps.shape[-2:]
-        cells = boxes / size[picture].repeat(1, 2) * boxes.new_tensor((w, h, w, h))
-        regions = torch.cat((picture[:, None].to(cells.dtype), cells), 1)
-        return self.project(roi_align(maps, regions, self.roi_size, sampling_ratio=2).flatten(1))
-
-
-class UnaryEncoder(nn.Module):
-    """Each instance by itself: its region and its class. ``[I, D]``."""
-
-    def __init__(self, channels: int, roi_size: int, width: int, objects: int) -> None:
-        super().__init__()
-        self.pool = RegionPool(channels, roi_size, width)
-        self.label = nn.Embedding(objects, width)
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, maps: Tensor, regions: Regions) -> Tensor:
-        look = self.pool(maps, regions.size, regions.picture, regions.boxes)
-        return F.relu(self.norm(look + self.label(regions.labels)))
+from stages.student.layers.looks import RegionPool, UnaryEncoder, geometry_network, pair_numbers
+from stages.student.regions import Regions
 
 
 class PairEncoder(nn.Module):
@@ -91,9 +31,7 @@ class PairEncoder(nn.Module):
         super().__init__()
         self.union = RegionPool(channels, roi_size, width)
         self.look = nn.Sequential(nn.Linear(3 * width, width), nn.LayerNorm(width))
-        self.geometry = nn.Sequential(
-            nn.Linear(36, 128), nn.ReLU(), nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, width), nn.LayerNorm(width)
-        )
+        self.geometry = geometry_network(width)
         self.fuse = nn.Sequential(
             nn.ReLU(), nn.Dropout(dropout), nn.Linear(2 * width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
         )
@@ -103,9 +41,7 @@ class PairEncoder(nn.Module):
         boxes_h, boxes_o, picture = regions.boxes[human], regions.boxes[object_], regions.pair_picture
         union = self.union(maps, regions.size, picture, box_ops.enclosing(boxes_h, boxes_o))
         look = self.look(torch.cat((unary_ID[human], unary_ID[object_], F.relu(union)), 1))
-        # Logarithms of the geometry reach -23 where a value is 0; at -6 they say no less and disturb less.
-        geometry = self.geometry(pair_geometry(boxes_h, boxes_o, regions.size[picture]).clamp(-6, 6))
-        return self.fuse(torch.cat((look, geometry), 1))
+        return self.fuse(torch.cat((look, self.geometry(pair_numbers(regions))), 1))
 
 
 class PairDecoder(nn.Module):

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.student.config import BOOKKEEPING, StudentConfig
+from stages.student.config import BOOKKEEPING
 from stages.student.method import Columns, Extras, Method, Needs
+from stages.student.pair_classifier.config import PairClassifierConfig
 
 if TYPE_CHECKING:
     from stages.data.vocabulary import Vocabulary
@@ -32,11 +33,11 @@ EYES = {"teacher": "the teacher's cached feature maps", "region_cnn": "a small f
 class PairClassifierMethod(Method):
     name = "pair_classifier"
     version = 1
-    config = StudentConfig
+    config = PairClassifierConfig
     bookkeeping = BOOKKEEPING
     zero_shot = True
 
-    def needs(self, config: StudentConfig, vocabulary: Vocabulary) -> Needs:
+    def needs(self, config: PairClassifierConfig, vocabulary: Vocabulary) -> Needs:
         distils = config.itm_on != "none" and config.itm_weight > 0
         train: dict[str, Columns] = {"detections": None}
         if config.encoder == "teacher":
@@ -54,28 +55,20 @@ class PairClassifierMethod(Method):
             all_annotations=config.teacher == "oracle",
         )
 
-    def train(self, config: StudentConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
-        from stages.student.train import train
+    def train(self, config: PairClassifierConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
+        from stages.student.pair_classifier.train import train
 
-        return train(
-            config,
-            data,
-            run_dir,
-            text_embeddings=extras.text_embeddings,
-            identities=extras.identities,
-            shared_dir=extras.shared_dir,
-            stop=extras.stop,
-        )
+        return train(config, data, run_dir, extras)
 
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
-        from stages.student.pair_student import load
+        from stages.student.pair_classifier.student import load
 
         return load(folder, record, vocabulary)
 
-    def trained_on(self, config: StudentConfig, labelled: int, unlabelled: int) -> str:
+    def trained_on(self, config: PairClassifierConfig, labelled: int, unlabelled: int) -> str:
         arm = ARMS[config.itm_on if config.itm_weight else "none"]
         words = arm.format(labelled=f"{labelled:,}", unlabelled=f"{unlabelled:,}", teacher=TEACHERS[config.teacher])
         return f"{words}. Looks through {EYES[config.encoder]}"
 
-    def facts(self, config: StudentConfig) -> tuple[tuple[str, str], ...]:
+    def facts(self, config: PairClassifierConfig) -> tuple[tuple[str, str], ...]:
         return (("Steps", f"{config.steps:,}"),)

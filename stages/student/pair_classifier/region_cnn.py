@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from stages import boxes as box_ops
 from stages.roi import roi_align
-from stages.student.batches import take
+from stages.student.batches import MapReader, TableMaps, take
 from stages.student.pictures import PictureTable
-
-ReadPicture = Callable[[int], np.ndarray]
-"""uint8 ``[height, width, 3]`` of a row."""
+from stages.student.prepare import ReadPicture, Report, TrainingSet
+from stages.student.source import Source
+from storage.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -199,3 +199,34 @@ class StoredMaps:
     def __call__(self, rows: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, Tensor]:
         maps = [self.views[view][row] for row, view in zip(rows.tolist(), views.tolist(), strict=True)]
         return np.arange(len(rows)), torch.from_numpy(np.stack(maps))
+
+
+def map_reader(
+    source: Source,
+    pictures: PictureTable,
+    views: Sequence[str],
+    cnn: RegionCNN | None,
+    shared: Path,
+    read: ReadPicture | None,
+) -> MapReader:
+    """The teacher's cached maps, or with ``cnn`` that network's, kept under ``shared`` where rows have a name."""
+    if cnn is None:
+        return TableMaps.of(source, views)
+    if read is None:
+        raise UserError("encoder: region_cnn needs the pictures themselves")
+    if source.rows_digest is None:
+        return LiveMaps(cnn, views, read)
+    usable = hashlib.blake2b(pictures.usable().tobytes(), digest_size=4).hexdigest()
+    folder = shared / f"region-maps-{cnn.digest()}-{source.rows_digest}-{usable}"
+    return StoredMaps(folder, cnn, views, pictures.usable(), read)
+
+
+def own_encoder(
+    shared: Path, data: TrainingSet, pictures: PictureTable, cnn: RegionCNNConfig, report: Report
+) -> RegionCNN:
+    """The student's own encoder, kept under ``shared`` in a folder named by everything that it depends on."""
+    if data.read is None:
+        raise UserError("encoder: region_cnn needs the pictures themselves")
+    record = {**asdict(cnn), "rows": data.source.rows_digest, "pictures": pictures.digest()}
+    name = hashlib.blake2b(json.dumps(record).encode(), digest_size=6).hexdigest()
+    return shared_encoder(shared / f"region-cnn-{name}", cnn, pictures, data.read, report)

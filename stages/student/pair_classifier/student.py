@@ -11,13 +11,15 @@ from typing import Any, ClassVar
 import torch
 
 from stages.data.vocabulary import Vocabulary
+from stages.student.batches import MapReader
 from stages.student.checkpoint import Student, load_weights, refuse_other_version, save_student
-from stages.student.config import StudentConfig
 from stages.student.method import Columns
-from stages.student.model import PairClassifier, Shape
+from stages.student.pair_classifier.config import PairClassifierConfig
+from stages.student.pair_classifier.network import PairClassifier, Shape
+from stages.student.pair_classifier.region_cnn import RegionCNN, map_reader
+from stages.student.pictures import PictureTable
 from stages.student.predict import predict_test_set
 from stages.student.prepare import Report, TestSet, valid_classes
-from stages.student.region_cnn import RegionCNN
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class PairStudent(Student):
 
     model: PairClassifier
     vocabulary: Vocabulary
-    config: StudentConfig
+    config: PairClassifierConfig
     identities: dict[str, Any] = field(default_factory=dict)
     region_cnn: RegionCNN | None = None
     origin: None = None
@@ -49,15 +51,20 @@ class PairStudent(Student):
 
     def predict(self, test: TestSet, run_dir: Path, shared: Path | None = None, report: Report = print) -> Path:
         valid = torch.from_numpy(valid_classes(self.vocabulary))
+        views, where = self.config.views[:1], shared or run_dir.parent
+
+        def maps_of(pictures: PictureTable) -> MapReader:
+            return map_reader(test.source, pictures, views, self.region_cnn, where, test.read)
+
         return predict_test_set(
-            self.model, test, run_dir, self.config, self.vocabulary, valid, cnn=self.region_cnn, shared=shared, report=report
-        )  # fmt: skip
+            self.model, test, run_dir, self.config, self.vocabulary, valid, maps_of=maps_of, report=report
+        )
 
 
 def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> PairStudent:
     """A saved pair classifier, see :meth:`stages.student.checkpoint.Student.from_pretrained`."""
     refuse_other_version(folder, record, PairStudent.version)
-    config = StudentConfig(**{**record["student"], "views": tuple(record["student"]["views"])})
+    config = PairClassifierConfig(**{**record["student"], "views": tuple(record["student"]["views"])})
     model = PairClassifier(Shape(**record["shape"]), torch.from_numpy(vocabulary.hois[:, 0].astype("int64")))
     load_weights(model, folder)
     cnn = RegionCNN.load(folder / "region_cnn.safetensors") if config.encoder == "region_cnn" else None

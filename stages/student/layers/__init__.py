@@ -1,0 +1,1 @@
+"""Building blocks that students of several methods are made of."""

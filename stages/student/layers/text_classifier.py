@@ -1,0 +1,40 @@
+"""A classifier whose rows are texts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TextClassifier(nn.Module):
+    """``[..., D]`` to logits ``[..., R]``: scale times cosine, and one bias that all classes share.
+
+    Args:
+        rows: float ``[R, T]``, where the classes' rows start: embeddings of their texts.
+        train_rows: whether they move. learn_scale: whether the scale does.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        rows: Tensor,
+        *,
+        train_rows: bool,
+        logit_scale: float,
+        logit_bias: float = -2.0,
+        learn_scale: bool = True,
+    ) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, rows.shape[1])
+        self.rows = nn.Parameter(F.normalize(rows.float(), dim=1), requires_grad=train_rows)
+        self.scale = nn.Parameter(torch.tensor(float(logit_scale)).log(), requires_grad=learn_scale)
+        self.bias = nn.Parameter(torch.tensor(float(logit_bias)))
+
+    def classes(self) -> Tensor:
+        """float ``[R, T]`` of length 1."""
+        return F.normalize(self.rows, dim=1)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        cosine = F.normalize(self.project(pairs), dim=-1) @ self.classes().T
+        return self.scale.exp() * cosine + self.bias

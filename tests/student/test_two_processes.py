@@ -1,0 +1,84 @@
+"""Processes that share a batch learn what one process learns from all of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.student.cl_hoi.train import train as train_cl_hoi
+from stages.student.link.network import Link
+from stages.student.link.network_config import LinkShape
+from stages.student.link.student import LinkStudent, verbs
+from stages.student.method import Extras
+from stages.student.pair_classifier.config import PairClassifierConfig
+from stages.student.pair_classifier.train import train
+from tests.student.cl_hoi import toy_cl_hoi
+from tests.student.link import toy_link
+from tests.student.processes import of_two_processes
+from tests.student.toy import CHANNELS, VOCABULARY, Toy
+
+TOY = Toy(40, 0)
+PLAIN = {"views": ("original",), "learning_rate": 1e-4, "clip_norm": 1e9, "log_every": 1}
+"""Nothing that is drawn by each process for itself, and too slow to amplify rounding."""
+ODD = {**PLAIN, "labelled_per_step": 5, "unlabelled_per_step": 7}
+PROGRAM = """
+import sys
+from pathlib import Path
+from tests.student.test_two_processes import STUDENTS
+STUDENTS[sys.argv[1]](Path(sys.argv[2]))
+"""
+
+
+def quiet(line: str) -> None: ...
+
+
+def pair_classifier(folder: Path) -> None:
+    config = PairClassifierConfig(width=32, steps=6, warmup_steps=2, dropout=0.0, feature_dropout=0.0, **ODD)
+    train(config, TOY.training_set(16), folder, report=quiet)
+
+
+def link(folder: Path) -> None:
+    network = replace(toy_link.NETWORK, dropout=0.0, feature_dropout=0.0)
+    config, data = toy_link.link_config(network=network, **ODD), TOY.training_set(16)
+    torch.manual_seed(5)
+    text = torch.from_numpy(toy_link.TEXT)
+    teacher = Link(LinkShape(CHANNELS, text.shape[1], network), verbs(VOCABULARY), text)
+    taught = toy_link.taught(data, TOY, LinkStudent(teacher.eval(), VOCABULARY, config))
+    toy_link.trained(replace(config, steps=6, kd=replace(toy_link.ALL_LEVELS, unlabelled=True)), taught, folder)
+
+
+def cl_hoi(folder: Path) -> None:
+    """Stage 2 alone: the contrast of stage 1 is among each process's own pictures."""
+    own = toy_cl_hoi.CONFIG
+    network = replace(own.network, dropout=0.0, feature_dropout=0.0)
+    translator = replace(own.translator, dropout=0.0)
+    config = replace(own, network=network, translator=translator, distil=False, **{**PLAIN, "unlabelled_per_step": 7})
+    data = toy_cl_hoi.TaughtToy(40, 0).taught()
+    train_cl_hoi(config, data, folder, Extras(text_embeddings=toy_cl_hoi.TEXT), report=quiet)
+
+
+STUDENTS = {"pair_classifier": pair_classifier, "link": link, "cl_hoi": cl_hoi}
+TERMS = {
+    "pair_classifier": {"loss", "loss/pairs", "loss/itm"},
+    "link": {"loss", "loss/pairs", "loss/kd_logit", "loss/kd_query", "loss/kd_map"},
+    "cl_hoi": {"loss", "loss/contrastive", "loss/mil", "loss/relatedness"},
+}
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_two_processes_learn_what_one_does(tmp_path, student):
+    STUDENTS[student](tmp_path / "one")
+    of_two_processes(PROGRAM, student, str(tmp_path / "two"))
+    one, two = ([r for r in records(tmp_path / name) if "loss" in r] for name in ("one", "two"))
+    assert len(one) == len(two) >= 6
+    for term in TERMS[student]:
+        assert [r[term] for r in two] == pytest.approx([r[term] for r in one], rel=1e-4), term
+    assert len({r["loss"] for r in one}) == len(one)
