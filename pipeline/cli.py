@@ -17,6 +17,7 @@ from pipeline import teachers_cli
 from pipeline.dataset_cli import app as dataset_app
 from pipeline.evaluate_cli import evaluate
 from pipeline.labels_cli import labels
+from pipeline.options import ConfigFile, Json, Limit, Rehash, Set
 from pipeline.triplets_cli import triplets
 
 
@@ -41,12 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(dataset_app, name="dataset")
-
-ConfigFile = Annotated[Path, typer.Argument(help="The setup, for example configs/pico.yaml.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: student.seed=1 (repeatable).")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N pictures of each split: a trial run.")]
-Rehash = Annotated[bool, typer.Option(help="Read every input file again, whatever its size and time say.")]
 
 INCOMPLETE = 3
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.options import Json
+
 app = typer.Typer(help="Look at a dataset on disk.", no_args_is_help=True)
 
 
@@ -24,7 +26,7 @@ def describe(
     image_labels: Annotated[
         Path | None, typer.Option(help="HICO-DET's anno.mat, if it is not beside the annotations.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Count a dataset's pictures, pairs and classes beside the published counts, and name what is missing."""
     from stages.data.describe import describe as describe_dataset

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pipeline.options import ConfigFile, Json, Set
+
 
 def labels(
-    config: Annotated[Path, typer.Argument(help="The setup, with a table of stage image_labels.")],
+    config: ConfigFile,
+    set: Set = None,
     sample: Annotated[
         int | None, typer.Option(min=1, help="So many random pictures of the training split; all by default.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare the teacher's image-level labels with the annotations of the training split, and count what was dropped."""
     from pipeline.label_quality import gate
@@ -24,7 +26,7 @@ def labels(
     from stages.teacher.image_labels import ImageLabels
     from storage.errors import UserError
 
-    setup = prepare(config)
+    setup = prepare(config, set or ())
     plans = plan_all(setup)
     tables = [name for name, made in plans.items() if isinstance(made.node.stage, ImageLabels)]
     if not tables:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.options import ConfigFile, Json, Set
 
-def triplets(
-    config: Annotated[Path, typer.Argument(help="The setup, for example configs/pico.yaml.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")] = False,
-) -> None:
+if TYPE_CHECKING:
+    from pipeline.plan import TablePlan
+    from pipeline.setup import Setup
+
+Log = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write every dropped phrase to this file, a line of JSON each: picture, table, question, reason."
+    ),
+]
+
+
+def triplets(config: ConfigFile, set: Set = None, log: Log = None, as_json: Json = False) -> None:
     """Count, for every caption question, the triplets taken and the phrases dropped, by reason."""
     from pipeline.pair_teachers import plan_all
     from pipeline.plan import read_upstream
@@ -20,13 +31,13 @@ def triplets(
     from stages.teacher.triplets import Triplets, drop_report
     from storage.errors import UserError
 
-    setup = prepare(config)
+    setup = prepare(config, set or ())
     plans = plan_all(setup)
     tables = {name: made for name, made in plans.items() if isinstance(made.node.stage, Triplets)}
     if not tables:
         raise UserError(f"{config}: no table of stage triplets; add one under tables")
     if empty := [name for name, made in tables.items() if made.table is None]:
-        raise UserError(f"{config}: tables.{empty[0]} is empty; `hoi-distill run {config}` fills it")
+        raise UserError(f"{config}: tables.{empty[0]} is empty; `{setup.mending_command()}` fills it")
     counts = {
         name: {
             column: drop_report(cells.to_pylist())
@@ -34,6 +45,8 @@ def triplets(
         }
         for name, made in tables.items()
     }
+    if log is not None:
+        write_log(log, setup, plans)
     if as_json:
         print(json.dumps(counts, indent=1))
         return
@@ -42,3 +55,38 @@ def triplets(
             print(f"{name}: {column}")
             for reason, count in report.items():
                 print(f"{count:>12,}  {reason}")
+
+
+def write_log(path: Path, setup: Setup, plans: Mapping[str, TablePlan]) -> None:
+    """Every phrase that a table of triplets or of image labels dropped, in the order of tables, questions and pictures. Equal
+    cells give equal files."""
+    from storage.errors import UserError
+
+    lines = (json.dumps(drop) + "\n" for drop in drops(setup, plans))
+    try:
+        with path.open("w") as file:
+            file.writelines(lines)
+    except OSError as error:
+        raise UserError(f"--log {path}: cannot be written: {error.strerror}") from None
+
+
+def drops(setup: Setup, plans: Mapping[str, TablePlan]) -> Iterator[dict[str, Any]]:
+    """``{picture, table, question, phrase, reason}``; question is None where a table of labels dropped it."""
+    from pipeline.plan import read_upstream
+    from stages.teacher.image_labels import ImageLabels
+    from stages.teacher.triplets import Triplets
+
+    source = setup.sources["images"]
+    names = {
+        int(row): str(name)
+        for split, rows in source.splits.items()
+        for row, name in zip(rows, setup.dataset[split].image_id, strict=True)
+    }
+    for table, made in plans.items():
+        if made.table is None or not isinstance(made.node.stage, Triplets | ImageLabels):
+            continue
+        for column, cells in read_upstream(made, made.rows, source).items():
+            question = column if isinstance(made.node.stage, Triplets) else None
+            for row, cell in zip(made.rows.tolist(), cells.to_pylist(), strict=True):
+                for drop in () if cell is None else cell["dropped"]:
+                    yield {"picture": names[row], "table": table, "question": question, **drop}

@@ -144,3 +144,8 @@ def test_what_was_dropped_is_counted_by_reason(world, capsys):
 def test_a_setup_without_labels_or_annotations_is_told(album):
     with pytest.raises(UserError, match="no table of stage image_labels"):
         labels(album.path)
+
+
+def test_labels_that_are_not_there_yet_are_asked_for_with_the_same_overrides(world):
+    with pytest.raises(UserError, match=r"has empty cells; fill it with: .* --set tables\.labels\.positive=0\.7"):
+        labels(world.path, ["tables.labels.positive=0.7"])

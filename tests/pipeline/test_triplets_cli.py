@@ -33,3 +33,34 @@ def test_counts_by_question_and_reason(album, capsys):
     }
     triplets(album.path)
     assert "6  no such interaction" in capsys.readouterr().out
+
+
+def test_the_log_has_every_dropped_phrase_with_its_picture_and_reason(album, tmp_path, capsys):
+    question = "is there anybody riding a pizza or riding a bicycle?"
+    boxes = tmp_path / "none.json"
+    boxes.write_text("[]")
+    album.config["tables"] = {
+        "detections": {"stage": "detections_file", "path": str(boxes), "lenient": True},
+        "captions": {"stage": "blip_captions", "checkpoint": str(CAPTIONER), "columns": [question]},
+        "triplets": {"stage": "triplets", "columns": [question]},
+        "labels": {"stage": "image_labels", "texts": [question]},
+    }
+    album.write()
+    run(album.setup())
+    log = tmp_path / "dropped.jsonl"
+    triplets(album.path, log=log)
+    drops = [json.loads(line) for line in log.read_text().splitlines()]
+    pictures = {drop["picture"] for drop in drops}
+    assert len(pictures) == 6
+    own = {"table": "triplets", "question": question, "reason": "no such interaction"}
+    later = {"table": "labels", "question": None, "reason": "object or person not detected"}
+    for expected in (own, later):
+        found = [drop for drop in drops if drop["table"] == expected["table"]]
+        assert {drop["picture"] for drop in found} == pictures
+        assert all(expected.items() <= drop.items() for drop in found)
+        assert all(("pizza" in drop["phrase"]) == (expected is own) for drop in found)
+    before = log.read_bytes()
+    triplets(album.path, log=log)
+    assert log.read_bytes() == before
+    with pytest.raises(UserError, match=r"--log .*nowhere.*: cannot be written: No such file"):
+        triplets(album.path, log=tmp_path / "nowhere" / "dropped.jsonl")
