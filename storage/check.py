@@ -78,5 +78,6 @@ def _sweep(table: Table) -> None:
     owner.sweep(table.dir / "tmp")
     named = {record.header["payload"] for record in table.records()}
     for entry in os.scandir(table.dir / "shards"):
-        if entry.name not in named and time.time() - entry.stat().st_mtime > owner.STALE_SECONDS:
-            os.unlink(entry.path)
+        with contextlib.suppress(FileNotFoundError):  # another check may sweep as well
+            if entry.name not in named and time.time() - entry.stat().st_mtime > owner.STALE_SECONDS:
+                os.unlink(entry.path)

@@ -160,7 +160,7 @@ class Table:
     def _live(self, records: Sequence[Record]) -> set[str]:
         """Names of the records whose payload is there, whole in size and not set aside."""
         with self.errors("shards"):
-            sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.dir / "shards")}
+            sizes = _sizes(self.dir / "shards")
         return {
             record.name
             for record in records
@@ -469,6 +469,15 @@ def _header(
         "host": os.uname().nodename,
         "provenance": dict(provenance or {}),
     }
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file. One that vanishes meanwhile, as the payload of a writer that came second does, is none."""
+    sizes = {}
+    for entry in os.scandir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            sizes[entry.name] = entry.stat().st_size
+    return sizes
 
 
 def _preferred(records: list[Record], inputs: np.ndarray | None) -> list[Record]:

@@ -264,6 +264,14 @@ def test_two_processes_committing_one_rectangle_agree_on_the_first_value(tmp_pat
     assert list((table.dir / "tmp").iterdir()) == []
 
 
+def test_a_payload_that_vanishes_while_it_is_listed_stops_nobody(tmp_path):
+    table, rows = make_table(tmp_path / "cache", "lmdb"), row_ids(30)
+    (table.dir / "shards" / "second.lmdb").symlink_to("gone")  # listed, and then not there
+    assert write(Table(table.dir), rows).created
+    assert holds(Table(table.dir), rows)
+    assert Table(table.dir).check() == []
+
+
 @pytest.mark.parametrize("kind", ["arrow", "lmdb"])
 def test_a_file_that_may_not_grow_stops_the_commit_with_table_and_shard_named(tmp_path, kind):
     """RLIMIT_FSIZE stands for a full disk where none can be mounted: the write fails half-way."""

@@ -93,18 +93,18 @@ def test_ctrl_c_outside_a_run_says_what_is_kept(monkeypatch: pytest.MonkeyPatch)
 
 UNBROKEN = """
 import os, signal
-from workers.ray_executor import _unbroken
+from workers.ray_session import unbroken
 
 seen = []
 first = lambda *_: seen.append("first")
 signal.signal(signal.SIGINT, first)
-with _unbroken():
+with unbroken():
     os.kill(os.getpid(), signal.SIGINT)
     assert seen == ["first"]  # at once, not at the end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Ray puts its own
 assert signal.getsignal(signal.SIGINT) is first
 signal.signal(signal.SIGINT, signal.default_int_handler)
-with _unbroken():
+with unbroken():
     try:
         os.kill(os.getpid(), signal.SIGINT)
     finally:

@@ -20,7 +20,8 @@ from storage.errors import UserError
 from tests.workers.test_worker import lines
 from tests.workers.toys import Colour, Double, Map, album, replaced
 from workers import inline
-from workers.ray_executor import RayExecutor, _quantity, _unreadable
+from workers.ray_executor import RayExecutor, _quantity
+from workers.ray_session import _unreadable
 from workers.task import Task, TaskReport
 
 
