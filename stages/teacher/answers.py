@@ -8,7 +8,8 @@ repetition penalty, beams or temperature stay out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -191,12 +192,13 @@ class Answers(AsksAboutSeen):
         }
 
     def _answers(self, pictures: Sequence[Picture], questions: Sequence[str]) -> list[tuple[Answer, ...]]:
-        """For each picture its answers. What the prompts share, which ends with the picture, goes through the model once."""
+        """For each picture its answers. What the prompts share, which ends with the picture, goes through the model once;
+        of InstructBLIP, whose bridge reads the question, the vision tower."""
         import torch
         from transformers import DynamicCache
 
         said: dict[str, list[Answer]] = {}
-        cache, start = None, 0
+        cache, start, seen = None, 0, None
         for group in self._together(len(pictures), questions):
             given = self.model_inputs(pictures, group[0])
             tokens = ("input_ids", "attention_mask", "mm_token_type_ids")
@@ -214,7 +216,13 @@ class Answers(AsksAboutSeen):
                 }
                 if others:
                     cache.batch_repeat_interleave(len(group))
-            answers = self._generate(given, group[0], cache)
+            elif self.is_instructblip:
+                if seen is None:
+                    seen = self.model.vision_model(given["pixel_values"]).last_hidden_state
+                others = [self.model_inputs(pictures, question) for question in group[1:]]
+                given = {name: torch.cat([given[name], *(other[name] for other in others)]) for name in given}
+            with nullcontext() if seen is None else already_seen(self.model, seen.repeat(len(group), 1, 1)):
+                answers = self._generate(given, group[0], cache)
             said |= {q: answers[at * len(pictures) : (at + 1) * len(pictures)] for at, q in enumerate(group)}
             if cache is not None:
                 if cache.get_seq_length() > start:
@@ -224,13 +232,14 @@ class Answers(AsksAboutSeen):
         return list(zip(*(said[question] for question in questions), strict=True))
 
     def _together(self, pictures: int, questions: Sequence[str]) -> list[Sequence[str]]:
-        """Groups of questions that go through the model as one batch: of one picture, whose keys and values are there, the
-        yes/no questions of one length; else each by itself."""
-        if not self.shared_prefix or pictures > 1:
+        """Groups of questions that go through the model as one batch: of one picture, of which something is there already,
+        the yes/no questions of one length; else each by itself."""
+        if not (self.shared_prefix or self.is_instructblip) or pictures > 1:
             return [[question] for question in questions]
-        by_length: dict[int, list[str]] = {}
+        by_length: dict[tuple[int, int], list[str]] = {}
         for question in filter(YES_NO.search, questions):
-            by_length.setdefault(len(self.prompt_ids(question)), []).append(question)
+            bridge = [] if self.second_tokenizer is None else self.second_tokenizer(self.asked(question))["input_ids"]
+            by_length.setdefault((len(self.prompt_ids(question)), len(bridge)), []).append(question)
         told: list[Sequence[str]] = [[question] for question in questions if not YES_NO.search(question)]
         parts = (
             group[at : at + QUESTIONS_AT_ONCE]
@@ -349,6 +358,21 @@ class Answers(AsksAboutSeen):
             written = written[:, given["input_ids"].shape[1] :]
         texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [(text, float("nan")) for text in texts]
+
+
+@contextmanager
+def already_seen(model: Any, seen: torch.Tensor) -> Iterator[None]:
+    """An InstructBLIP whose vision tower has looked already: what it answers is ``seen``, float ``[B, tokens, width]``."""
+    from torch import nn
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    tower, answer = model.vision_model, nn.Identity()
+    answer.forward = lambda *_, **__: BaseModelOutputWithPooling(last_hidden_state=seen)  # type: ignore[assignment]
+    model.vision_model = answer
+    try:
+        yield
+    finally:
+        model.vision_model = tower
 
 
 def greedy(own: Any, end: int) -> Any:
