@@ -16,22 +16,26 @@ from stages.evaluate.report import ZERO_SHOT_SETS, Arm, ExperimentsPage, Run, wr
 from storage.errors import UserError
 
 
-class ArmSection(Section):
-    """One line of the table: what it shows, the student's keys that make it, and tables of its own instead of the setup's.
-    Sections among the student's and the pair teachers' keys (``itm: {family: F3}``) change the setup's: what they do not
-    name stays."""
+class Changes(Section):
+    """Keys of the student and tables instead of the setup's. Sections among the student's and the pair teachers' keys
+    (``itm: {family: F3}``) change the setup's: what they do not name stays."""
 
-    text: str
     student: dict[str, Any] = Field(default_factory=dict)
     tables: dict[str, dict[str, Any]] = Field(default_factory=dict)
     pair_teachers: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
-    def overrides(self, seed: int) -> list[str]:
+    def overrides(self) -> list[str]:
         """What ``--set`` would be given."""
-        student = leaves("student", {**self.student, "seed": seed})
+        student = leaves("student", self.student)
         tables = [(f"tables.{name}", keys) for name, keys in self.tables.items()]
         teachers = leaves("pair_teachers", self.pair_teachers)
         return [f"{key}={json.dumps(value)}" for key, value in [*tables, *teachers, *student]]
+
+
+class ArmSection(Changes):
+    """One line of the table: what it shows, and what makes it."""
+
+    text: str
 
 
 def leaves(prefix: str, section: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -43,8 +47,9 @@ def leaves(prefix: str, section: Mapping[str, Any]) -> Iterator[tuple[str, Any]]
             yield f"{prefix}.{key}", value
 
 
-class Matrix(Section):
-    """A file of experiments. ``table`` is the Markdown file that the figures are written to."""
+class Matrix(Changes):
+    """A file of experiments. What it changes itself, it changes in every arm. ``table`` is the Markdown file that the figures
+    are written to."""
 
     name: str
     setup: Path
@@ -53,6 +58,10 @@ class Matrix(Section):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     arms: dict[str, ArmSection]
     table: Path | None = None
+
+    def overrides_of(self, arm: str, seed: int) -> list[str]:
+        """What ``--set`` would be given for one run; of two words on one key the last counts."""
+        return [*self.overrides(), *self.arms[arm].overrides(), f"student.seed={seed}"]
 
 
 def run_matrix(path: Path) -> None:
@@ -72,9 +81,9 @@ def run_matrix(path: Path) -> None:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     runs: dict[str, list[Run]] = {arm: [] for arm in matrix.arms}
     for seed in matrix.seeds:
-        for arm, section in matrix.arms.items():
+        for arm in matrix.arms:
             print(f"== {arm}, seed {seed}")
-            setup = prepare(matrix.setup, section.overrides(seed))
+            setup = prepare(matrix.setup, matrix.overrides_of(arm, seed))
             if seed == matrix.seeds[0]:
                 fill_cache(setup)
                 register(setup, plan_all(setup))

@@ -18,7 +18,7 @@ MATRICES = sorted(Path("configs").glob("experiments*.yaml"))
 
 def student_of(matrix: Matrix, arm: str, seed: int = 0) -> dict:
     """The student's parameters in full, as training gets them."""
-    document = load_config(matrix.setup, matrix.arms[arm].overrides(seed)).student
+    document = load_config(matrix.setup, matrix.overrides_of(arm, seed)).student
     assert document is not None
     config = method_named(document.get("method", "pair_classifier")).config
     return asdict(as_dataclass(config, section_of(config, StudentSection).model_validate(document)))
@@ -26,21 +26,27 @@ def student_of(matrix: Matrix, arm: str, seed: int = 0) -> dict:
 
 def pictures_of(matrix: Matrix, arm: str) -> dict:
     """Which pictures, labels and tables an arm gets."""
-    config = load_config(matrix.setup, matrix.arms[arm].overrides(0))
+    config = load_config(matrix.setup, matrix.overrides_of(arm, 0))
     pictures = read_section(config.student, "student.")[2]
     own = {role: config.tables.get(name) for role, name in pictures.tables if name is not None}
     return {"pictures": pictures, "tables": own, "pair_teachers": config.pair_teachers}
 
 
-def test_a_section_of_an_arm_changes_the_setups(tmp_path):
+def test_a_section_of_an_arm_changes_the_matrixs_which_changes_the_setups(tmp_path):
     setup = tmp_path / "setup.yaml"
     student = {"labelled": 1, "method": "vlm_hoi", "itm": {"family": "F3", "margin": 0.4}, "epochs": 2}
     tables = {"itm": {"stage": "blip_itm", "columns": "prompts"}}
     dataset = {"kind": "pico", "root": "nowhere"}
     setup.write_text(yaml.safe_dump({"name": "x", "dataset": dataset, "tables": tables, "student": student}))
     arm = ArmSection(text="", student={"itm": {"margin": 0.6}}, tables={"itm": {"stage": "blip2_itm"}})
-    config = load_config(setup, arm.overrides(7))
-    assert config.student == {**student, "itm": {"family": "F3", "margin": 0.6}, "seed": 7}
+    plain = ArmSection(text="")
+    matrix = Matrix(
+        name="x", setup=setup, arms={"arm": arm, "plain": plain}, student={"epochs": 3, "itm": {"margin": 0.5}}
+    )
+    config = load_config(setup, matrix.overrides_of("arm", 7))
+    assert config.student == {**student, "itm": {"family": "F3", "margin": 0.6}, "epochs": 3, "seed": 7}
+    inherited = load_config(setup, matrix.overrides_of("plain", 7)).student
+    assert inherited == {**student, "itm": {"family": "F3", "margin": 0.5}, "epochs": 3, "seed": 7}
     assert config.tables["itm"].stage == "blip2_itm"
     assert config.tables["itm"].parameters() == {}, "a table is replaced: another stage has other parameters"
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from pipeline.config import Config, load_config
-from pipeline.experiments import ArmSection
+from pipeline.experiments import Matrix
 from pipeline.graph import Context, build_graph
 from pipeline.leaks import refuse_annotated_vocabulary, refuse_leaks
 from pipeline.student_section import read_section
@@ -111,10 +111,10 @@ def test_epochs_are_what_the_comments_say(make):
 
 def test_the_rows_of_the_ablation_are_those_of_the_matrix():
     """The page's --set and the matrix's arms make the same student, of the pico configuration."""
-    matrix = yaml.safe_load((ROOT / "configs/experiments_cl_hoi.yaml").read_text())
-    arms: dict[str, dict] = {"purist": matrix["arms"]["A6, purist"]}
-    for name, arm in matrix["arms"].items():
-        arms.setdefault(name.split(",")[0], arm)  # A6 is the first of that number
+    matrix = Matrix(**yaml.safe_load((ROOT / "configs/experiments_cl_hoi.yaml").read_text()))
+    arms = {"purist": "A6, purist"}
+    for name in matrix.arms:
+        arms.setdefault(name.split(",")[0], name)  # A6 is the first of that number
     assert set(ROWS) == set(arms)
 
     def made(changes):
@@ -123,4 +123,4 @@ def test_the_rows_of_the_ablation_are_those_of_the_matrix():
 
     for name, row in ROWS.items():
         own = re.findall(r"`(.*?)`", row)
-        assert made([*own, "student.seed=0"]) == made(ArmSection(**arms[name]).overrides(0)), name
+        assert made([*own, "student.seed=0"]) == made(matrix.overrides_of(arms[name], 0)), name
