@@ -35,7 +35,7 @@ experiments: $(READY) ## the whole matrix of students on the pico world (36 trai
 pico-teacher: $(READY) ## train the shipped pico teacher again
 	$(BIN)/python -m stages.teacher.pico.train --out stages/teacher/pico
 
-pico-long-tailed: $(READY) ## train again the one that saw no caption less rare than the students' pictures are
+pico-long-tailed: $(READY) ## train its twin of long-tailed captions again
 	$(BIN)/python -m stages.teacher.pico.train --long-tailed --out stages/teacher/pico/long_tailed
 
 pico-detector: $(READY) ## train the shipped pico detector again

@@ -45,7 +45,7 @@ PLAIN = Part("plain", 1_000_000_000, 16_000, (0.2,), people=(1, 1), plain=True)
 SCENES = Part("scenes", 1_100_000_000, 48_000, (0.2, 0.35))
 LONG_TAILED_PLAIN = Part("plain", 1_350_000_000, 16_000, (1.0,), people=(1, 1), plain=True)
 LONG_TAILED_SCENES = Part("scenes", 1_300_000_000, 48_000, (1.0,))
-"""For the ablation: no caption that its teacher ever saw is less rare than in the students' own pictures."""
+"""For the ablation: captions as long-tailed as the students' own pictures, and no others."""
 TRAINED = (PLAIN, SCENES, LONG_TAILED_PLAIN, LONG_TAILED_SCENES)
 """All that some shipped pico BLIP was trained on."""
 HELD_OUT = Part("heldout", 1_200_000_000, 1_000, (0.35,))
