@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from pipeline.pair_teachers import refuse_better_taught
 from pipeline.setup import Setup
-from pipeline.student_section import FewShotSection, Pictures, read_section, refuse_too_many
+from pipeline.student_section import FewShotSection, Pictures, labelled_count
 from stages.data import few_shot
 from stages.data.few_shot import FewShot
 from stages.data.records import Annotations
@@ -75,8 +75,7 @@ def labels_of(setup: Setup, pictures: Pictures, method: Method, needs: Needs, di
     """
     train, where = setup.dataset["train"], f"{setup.path}: student."
     there, few_section = len(train), pictures.few_shot
-    count = there if pictures.labelled is None else pictures.labelled
-    refuse_too_many(pictures, there, where)
+    count = labelled_count(setup, pictures, where)
     if count == 0 or not needs.annotations:
         return unlabelled(train, needs)
     labelled = np.arange(there) < count
@@ -121,51 +120,6 @@ def refuse_unable(method: Method, what: str) -> None:
         raise UserError(
             f"{what}: {method.name} cannot leave annotations out of its loss; methods that can: {', '.join(able)}"
         )
-
-
-def refuse_better_taught(setup: Setup, pictures: Pictures, needs: Needs) -> None:
-    """Raises UserError where a pair teacher has learned in another setting than its student's: from annotations that the
-    student may not see, or without classes that it is to teach. A few annotations are the same ones only if they are drawn
-    among the same pictures."""
-    keys = ["zero_shot", "few_shot"]
-    keys += ["training_rule"] if pictures.zero_shot is not None else []
-    keys += ["labelled"] if pictures.few_shot is not None else []
-    for _, where, _, own in teachers_of(setup, pictures, needs):
-        for key in keys:
-            wanted, taught = getattr(pictures, key), getattr(own, key)
-            if wanted != taught:
-                raise UserError(
-                    f"{where}{key}: {taught}, but its student has {wanted}; write the same, "
-                    "else it teaches what the student may not see, or what it does not know itself"
-                )
-
-
-def refuse_other_boxes(setup: Setup, config: Any, pictures: Pictures, needs: Needs) -> None:
-    """Raises UserError where a pair teacher answers for other pairs than those that its student takes."""
-    for stage, where, teacher, own in teachers_of(setup, pictures, needs):
-        if stage != "link_pairs":
-            continue
-        keys = ("score_threshold", "min_instances", "max_instances", "nms_iou", "any_object")
-        settings = [(key, getattr(config, key), getattr(teacher, key)) for key in keys]
-        settings.append(("tables.detections", pictures.tables.detections, own.tables.detections))
-        for key, wanted, taught in settings:
-            if wanted != taught:
-                raise UserError(
-                    f"{where}{key}: {taught}, but its student has {wanted}; write the same, as it answers for the pairs that it "
-                    "takes itself"
-                )
-
-
-def teachers_of(setup: Setup, pictures: Pictures, needs: Needs) -> Iterator[tuple[str, str, Any, Pictures]]:
-    """Of every table of a pair teacher that a training reads: its stage, what stands before the teacher's keys in messages,
-    and the teacher's parameters and pictures."""
-    for role in needs.train:
-        node = setup.nodes.get(getattr(pictures.tables, role, role))
-        teacher = None if node is None else getattr(node.stage, "teacher", None)
-        if node is not None and teacher is not None:
-            where = f"{setup.path}: pair_teachers.{teacher.name}."
-            _, config, own = read_section(setup.config.pair_teachers[teacher.name], where)
-            yield node.stage.name, where, config, own
 
 
 def without_unseen(labels: Labels, split: ZeroShotSplit, rule: str) -> Labels:

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Dataset, VCocoDataset
+from pipeline.config import Dataset, SwigHoiDataset, VCocoDataset
+from stages.data.v_coco import v_coco_vocabulary
 from storage.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.graph import Node
     from pipeline.student_section import Pictures
+    from stages.data.vocabulary import Vocabulary
     from stages.stage import Stage
     from stages.student.method import Needs
 
@@ -32,14 +34,16 @@ def refuse_leaks(nodes: Mapping[str, Node], pictures: Pictures, method: str, nee
     """
     if pictures.labelled == 0 and needs.annotations and not needs.all_annotations:
         raise UserError(f"{where}labelled: 0; {method} learns from annotated pictures, label at least 1")
+    for key in ("zero_shot", "few_shot"):
+        if pictures.labelled == 0 and getattr(pictures, key) is not None:
+            raise UserError(
+                f"{where}{key}: chooses among the annotations of labelled pictures, and labelled is 0; remove it"
+            )
     if needs.annotations:
         return
     if pictures.labelled != 0:
         said = "null" if pictures.labelled is None else pictures.labelled
         raise UserError(f"{where}labelled: {said}; {method} reads no annotation here, write 0")
-    for key in ("zero_shot", "few_shot"):
-        if getattr(pictures, key) is not None:
-            raise UserError(f"{where}{key}: chooses among annotations, of which {method} reads none here; remove it")
     roles = [*needs.train, *needs.test]
     for name in dict.fromkeys(upstream(nodes, (getattr(pictures.tables, role, role) for role in roles))):
         stage = nodes[name].stage
@@ -52,14 +56,29 @@ def refuse_leaks(nodes: Mapping[str, Node], pictures: Pictures, method: str, nee
             )
 
 
-def refuse_annotated_vocabulary(dataset: Dataset, method: str, needs: Needs, where: str) -> None:
-    """Raises UserError, beginning with ``where``, for a list of interactions that was read off annotations.
-    HICO-DET's 600 are the task's own; which objects go with an action of V-COCO nobody but its annotators has said."""
-    if not needs.annotations and isinstance(dataset, VCocoDataset) and dataset.combinations == "trainval":
+def refuse_annotated_vocabulary(
+    dataset: Dataset, vocabulary: Vocabulary, method: str, needs: Needs, where: str
+) -> None:
+    """Raises UserError, beginning with ``where``, for a list of interactions that was read off annotations, whatever it is
+    called. HICO-DET's 600 are the task's own; which objects go with an action of V-COCO or SWiG-HOI nobody but their
+    annotators has said."""
+    if needs.annotations:
+        return
+    if isinstance(dataset, SwigHoiDataset):
         raise UserError(
-            f"{where}dataset.combinations: trainval; which objects an action goes with is read off V-COCO's annotations, and "
+            f"{where}dataset.kind: swig-hoi; its list of interactions is read off its annotations, and {method} reads none here"
+        )
+    if names_of(vocabulary) == names_of(v_coco_vocabulary("trainval")):
+        said = f"combinations: {dataset.combinations}" if isinstance(dataset, VCocoDataset) else "vocabulary"
+        raise UserError(
+            f"{where}dataset.{said}; which objects an action goes with is read off V-COCO's annotations, and "
             f"{method} reads none here; write all, or a vocabulary file that a language model's answers fill"
         )
+
+
+def names_of(vocabulary: Vocabulary) -> set[tuple[str, ...]]:
+    """Its interactions by name, in no order."""
+    return {tuple(vocabulary.hoi_name(hoi)) for hoi in range(len(vocabulary))}
 
 
 def upstream(nodes: Mapping[str, Node], names: Iterator[str]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.plan import TablePlan, align
 from pipeline.setup import Setup
 from stages.evaluate.gallery import Match, choose_pictures, gallery_items
-from stages.evaluate.report import ReportData, write_report
+from stages.evaluate.report import LabelCheck, ReportData, write_report
 from storage.stream import SampleStream, StreamSpec, TableRef
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from stages.evaluate.evaluate import Evaluation
 
 BEST_PROMPTS = 5
+CHECKED = 500
+"""Training pictures whose image-level labels are compared with annotations."""
 
 
 def write_run_report(
@@ -73,8 +75,25 @@ def write_run_report(
         ),
         skipped=resolved.left_out,
         gallery=gallery,
+        labels=label_check(setup, plans, roles.labels) if "labels" in resolved.train else None,
     )
     write_report(run_dir / "report.html", data)
+
+
+def label_check(setup: Setup, plans: Mapping[str, TablePlan], name: str) -> LabelCheck | None:
+    """The gate of a table of image-level labels on :data:`CHECKED` random training pictures, which are all read after the
+    training; None where nothing is annotated."""
+    from pipeline.label_quality import gate
+
+    if not len(setup.dataset["train"].hoi):
+        return None
+    report = gate(setup, plans, name, CHECKED)
+    rows = []
+    for when, of in (("before", "of the texts alone"), ("after", "of texts and yes/no answers")):
+        for part, which in ((report[when], ""), ((report[when] or {}).get("actions"), ", without no_interaction")):
+            if part is not None:
+                rows.append((f"{of}{which}", part["precision"], part["recall"], part["map"]))
+    return LabelCheck(report["pictures"], rows, report["dropped"])
 
 
 def readable(setup: Setup, made: TablePlan | None, rows: np.ndarray) -> np.ndarray:

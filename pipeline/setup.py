@@ -32,11 +32,13 @@ class Setup:
     nodes: dict[str, Node]
     sources: dict[str, Source]
     overrides: tuple[str, ...] = ()
+    limit: int | None = None
 
     def mending_command(self) -> str:
         """What a user types to fill the cache of this setup."""
         tables = [f"--set {shlex.quote(o)}" for o in self.overrides if not o.startswith("student.")]
-        return " ".join(["hoi-distill run", str(self.path), *tables])
+        limit = [] if self.limit is None else [f"--limit {self.limit}"]
+        return " ".join(["hoi-distill run", str(self.path), *tables, *limit])
 
 
 def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = None, rehash: bool = False) -> Setup:
@@ -60,7 +62,7 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
         "images": image_source(dataset, cache.memory, rehash),
         "texts": text_source(vocabulary.prompts()),
     }
-    return Setup(path, config, dataset, vocabulary, cache, nodes, sources, tuple(overrides))
+    return Setup(path, config, dataset, vocabulary, cache, nodes, sources, tuple(overrides), limit)
 
 
 def is_folder(setup: Setup) -> bool:

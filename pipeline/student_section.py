@@ -76,7 +76,7 @@ def student_section(setup: Setup) -> tuple[Method, Any, Pictures]:
                 f"{where}{key}: {table!r} is no table of stage {stage}; there are {', '.join(there) or 'none'}"
             )
     refuse_leaks(setup.nodes, pictures, method.name, needs, where)
-    refuse_annotated_vocabulary(setup.config.dataset, method.name, needs, f"{setup.path}: ")
+    refuse_annotated_vocabulary(setup.config.dataset, setup.vocabulary, method.name, needs, f"{setup.path}: ")
     return method, config, pictures
 
 
@@ -97,12 +97,11 @@ def read_section(document: dict[str, Any], where: str) -> tuple[Method, Any, Pic
 
 def check_student(setup: Setup) -> None:
     """Refuse a ``student:`` section with a mistake before a teacher has worked for it; a setup without one is fine."""
-    from pipeline.labels import refuse_better_taught, refuse_other_boxes
+    from pipeline.pair_teachers import refuse_better_taught, refuse_other_boxes
 
-    there = len(setup.dataset["train"])
     for name, section in setup.config.pair_teachers.items():
         where = f"{setup.path}: pair_teachers.{name}."
-        refuse_too_many(read_section(section, where)[2], there, where)
+        labelled_count(setup, read_section(section, where)[2], where)
     if setup.config.student is not None and not is_folder(setup):
         method, config, pictures = student_section(setup)
         needs = method.needs(config, setup.vocabulary)
@@ -110,10 +109,18 @@ def check_student(setup: Setup) -> None:
         refuse_other_boxes(setup, config, pictures, needs)
 
 
-def refuse_too_many(pictures: Pictures, there: int, where: str) -> None:
-    """Raises UserError where more labelled pictures are wanted than there are."""
-    if pictures.labelled is not None and pictures.labelled > there:
+def labelled_count(setup: Setup, pictures: Pictures, where: str) -> int:
+    """How many training pictures are labelled; in a trial run (``--limit``) at most those that there are.
+
+    Raises:
+        UserError: more are wanted than there are.
+    """
+    there = len(setup.dataset["train"])
+    if pictures.labelled is None or (setup.limit is not None and pictures.labelled > there):
+        return there
+    if pictures.labelled > there:
         raise UserError(f"{where}labelled: {pictures.labelled} of only {there} training pictures")
+    return pictures.labelled
 
 
 def section_of(cls: type, base: type[Section] = Section, defaults: Any = None) -> type[Section]:

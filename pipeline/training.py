@@ -44,6 +44,10 @@ def train_student(setup: Setup, stop: threading.Event | None = None) -> Path:
     run_dir = setup.config.runs / setup.config.name / resolved.fingerprint[:12]
     run_dir.mkdir(parents=True, exist_ok=True)
     with alone_in(run_dir, stop or threading.Event()):
+        if world() > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()  # what is done is looked at once nobody else can be at it
         return train_in(run_dir, setup, plans, resolved, stop)
 
 
@@ -58,7 +62,7 @@ def alone_in(run_dir: Path, stop: threading.Event) -> AbstractContextManager[Non
         return nullcontext()
 
     def waiting() -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if world() > 1:
             raise UserError(f"{run_dir}: another process trains this student; wait for its end and start again")
         print(f"Another process trains this student in {run_dir}; waiting for it.")
 
@@ -131,8 +135,13 @@ def trained_on(resolved: Resolved) -> str:
     return resolved.method.trained_on(resolved.config, labelled, unlabelled) + resolved.labels.words()
 
 
+def world() -> int:
+    """How many processes a launcher such as ``accelerate launch`` has started, each of which runs this program."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_main_process() -> bool:
-    """Of those that a launcher such as ``accelerate launch`` has started, each of which runs this program."""
+    """Of those of :func:`world` the one that writes and reports."""
     return os.environ.get("RANK", "0") == "0"
 
 

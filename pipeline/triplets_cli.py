@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ def triplets(config: ConfigFile, set: Set = None, log: Log = None, as_json: Json
     from pipeline.pair_teachers import plan_all
     from pipeline.plan import read_upstream
     from pipeline.setup import prepare
+    from stages.teacher.image_labels import ImageLabels
     from stages.teacher.triplets import Triplets, drop_report
     from storage.errors import UserError
 
@@ -36,7 +38,8 @@ def triplets(config: ConfigFile, set: Set = None, log: Log = None, as_json: Json
     tables = {name: made for name, made in plans.items() if isinstance(made.node.stage, Triplets)}
     if not tables:
         raise UserError(f"{config}: no table of stage triplets; add one under tables")
-    if empty := [name for name, made in tables.items() if made.table is None]:
+    read = {name: made for name, made in plans.items() if isinstance(made.node.stage, ImageLabels)} if log else {}
+    if empty := [name for name, made in {**tables, **read}.items() if made.table is None]:
         raise UserError(f"{config}: tables.{empty[0]} is empty; `{setup.mending_command()}` fills it")
     counts = {
         name: {
@@ -62,7 +65,7 @@ def write_log(path: Path, setup: Setup, plans: Mapping[str, TablePlan]) -> None:
     cells give equal files."""
     from storage.errors import UserError
 
-    lines = (json.dumps(drop) + "\n" for drop in drops(setup, plans))
+    lines = [json.dumps(drop) + "\n" for drop in drops(setup, plans)]
     try:
         with path.open("w") as file:
             file.writelines(lines)
@@ -77,16 +80,15 @@ def drops(setup: Setup, plans: Mapping[str, TablePlan]) -> Iterator[dict[str, An
     from stages.teacher.triplets import Triplets
 
     source = setup.sources["images"]
-    names = {
-        int(row): str(name)
-        for split, rows in source.splits.items()
-        for row, name in zip(rows, setup.dataset[split].image_id, strict=True)
-    }
+    names: dict[int, list[str]] = {}  # several pictures of equal bytes are one row
+    for split, rows in source.splits.items():
+        for row, name in zip(rows.tolist(), setup.dataset[split].image_id, strict=True):
+            names.setdefault(row, []).append(str(name))
     for table, made in plans.items():
         if made.table is None or not isinstance(made.node.stage, Triplets | ImageLabels):
             continue
         for column, cells in read_upstream(made, made.rows, source).items():
             question = column if isinstance(made.node.stage, Triplets) else None
             for row, cell in zip(made.rows.tolist(), cells.to_pylist(), strict=True):
-                for drop in () if cell is None else cell["dropped"]:
-                    yield {"picture": names[row], "table": table, "question": question, **drop}
+                for name, drop in itertools.product(names[row], () if cell is None else cell["dropped"]):
+                    yield {"picture": name, "table": table, "question": question, **drop}

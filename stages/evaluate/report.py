@@ -49,6 +49,21 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class LabelCheck:
+    """How labels that a teacher gave to whole pictures compare with annotations. No training reads it.
+
+    Attributes:
+        pictures: how many training pictures were compared.
+        rows: (which labels, precision, recall, mean average precision), shares of 1, None where there is none.
+        dropped: phrases of the teacher's texts that became no label, by reason.
+    """
+
+    pictures: int
+    rows: Sequence[tuple[str, float | None, float | None, float | None]]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything on a run's page.
 
@@ -58,6 +73,7 @@ class ReportData:
         evaluation: the record of :meth:`stages.evaluate.evaluate.Evaluation.as_json`.
         skipped: rows left out of training and why, {reason: rows}; None where the run recorded nothing about it.
         parameters: the resolved parameters, shown folded.
+        labels: of a student that learns from image-level labels of a teacher.
     """
 
     name: str
@@ -69,6 +85,7 @@ class ReportData:
     skipped: Mapping[str, int] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     gallery: Sequence[GalleryItem] = ()
+    labels: LabelCheck | None = None
 
     @classmethod
     def from_run(
@@ -79,6 +96,7 @@ class ReportData:
         facts: Sequence[tuple[str, str]] = (),
         skipped: Mapping[str, int] | None = None,
         gallery: Sequence[GalleryItem] = (),
+        labels: LabelCheck | None = None,
     ) -> ReportData:
         """Read ``student.json``, ``metrics.jsonl`` and ``evaluation.json`` of a run's folder.
 
@@ -99,6 +117,7 @@ class ReportData:
             skipped=skipped,
             parameters={key: value for key, value in student.items() if key != "provenance"},
             gallery=gallery,
+            labels=labels,
         )
 
 
@@ -157,6 +176,8 @@ def write_report(path: Path, data: ReportData) -> None:
         for row in per_class
         if row["ap"] is not None and row.get("training_pairs") is not None
     ]
+    if not any(row.get("training_pairs") for row in per_class):
+        dots = []  # nothing is told apart by annotations that the training did not have
     page = environment().get_template("report.html.j2").render(
         data=data,
         settings=SETTINGS,
@@ -167,6 +188,7 @@ def write_report(path: Path, data: ReportData) -> None:
         scatter=charts.scatter_chart(dots, "annotated training pairs", "AP (%)", RARE_BELOW) if dots else None,
         per_class=sorted(per_class, key=lambda row: -1.0 if row["ap"] is None else row["ap"], reverse=True),
         gallery=[_card(item) for item in data.gallery],
+        told=any(item.captions or item.matches for item in data.gallery),
     )  # fmt: skip
     path.write_text(page, encoding="utf-8")
 

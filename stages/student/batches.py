@@ -15,6 +15,7 @@ from stages.student.config import PairsConfig
 from stages.student.pictures import PictureTable
 from stages.student.regions import Regions
 from stages.student.source import Sample, Samples, Source
+from storage.errors import UserError
 from storage.order import epoch_order
 
 MapReader = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, Tensor]]
@@ -58,6 +59,9 @@ class PictureBatches(Dataset[Batch]):
 
     Args:
         labelled: bool ``[N]``; unlabelled: whether the other pictures are looked at as well.
+
+    Raises:
+        UserError: there are too few pictures a step for ``world`` processes.
     """
 
     def __init__(
@@ -73,6 +77,13 @@ class PictureBatches(Dataset[Batch]):
         self.config, self.pictures, self.labelled, self.rank, self.world = config, pictures, labelled, rank, world
         self.labelled_pool = np.flatnonzero(usable & labelled)
         self.unlabelled_pool = np.flatnonzero(usable & ~labelled) if unlabelled else np.empty(0, np.int64)
+        labelled_ones = config.labelled_per_step if len(self.labelled_pool) else 0
+        others = config.unlabelled_per_step if len(self.unlabelled_pool) else 0
+        if max(labelled_ones, others) < world:
+            raise UserError(
+                f"student.labelled_per_step: {labelled_ones} labelled and {others} other pictures a step leave some of {world} "
+                "processes without any; raise it, or start fewer"
+            )
 
     def __len__(self) -> int:
         return self.config.steps

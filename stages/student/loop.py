@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader
 
 from stages.student.batches import Batch, PictureBatches
 from stages.student.config import BOOKKEEPING, PairsConfig
-from stages.student.losses import Share, focal_terms
+from stages.student.losses import focal_terms
 from stages.student.prepare import Report, TrainingSet
+from stages.student.processes import Processes
 from stages.student.progress import MetricsLog, NonFiniteLoss, Progress
 from stages.student.regions import Regions
 from stages.student.state import load_state, save_state
@@ -67,7 +68,7 @@ def train_steps(
     optimizer = torch.optim.AdamW(
         groups or parameter_groups(model, config.weight_decay), config.learning_rate, foreach=True
     )
-    run = run_name(config, data)
+    run, processes = run_name(config, data), Processes.of(accelerator)
     state = run_dir / "state" / "latest.safetensors"
     done = load_state(state, model, optimizer, run)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -84,6 +85,8 @@ def train_steps(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * group.get("scale", 1) * rate(step, config.steps, config.warmup_steps)
         loss, terms = loss_of(model, batch, step)
+        if processes.number > 1:  # gradients are exchanged once every parameter has one, also what no term asks for
+            loss = loss + 0 * sum(parameter.sum() for parameter in model.parameters() if parameter.requires_grad)
         optimizer.zero_grad()
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -92,11 +95,11 @@ def train_steps(
                 logits = logits_of(network(batch.regions))
             raise NonFiniteLoss(describe_non_finite(step, batch.rows, batch.regions, logits, data, terms, float(norm)))
         optimizer.step()
-        stopped = stop is not None and stop.is_set()
+        stopped = processes.any(stop is not None and stop.is_set())
         last = step + 1 == config.steps
         if (step + 1) % config.log_every == 0 or last:
             epoch, lr = batches.epochs(step + 1), optimizer.param_groups[0]["lr"]
-            values = over_processes({"loss": loss.item(), **terms}, accelerator)
+            values = processes.average({"loss": loss.item(), **terms})
             log.write({"step": step + 1, "epoch": round(epoch, 3), **values, "lr": lr})
         if ((step + 1) % config.save_every == 0 or last or stopped) and accelerator.is_main_process:
             save_state(state, network, optimizer.optimizer, step + 1, run)
@@ -107,7 +110,7 @@ def train_steps(
 
 
 def annotated_loss(
-    final: Tensor, pair: Tensor, hoi: Tensor, batch: Batch, config: PairsConfig, accelerator: Accelerator
+    final: Tensor, pair: Tensor, hoi: Tensor, batch: Batch, config: PairsConfig, processes: Processes
 ) -> Tensor:
     """The focal loss of annotated pairs, those of labelled pictures that are not ignored. A layer's is divided by the
     expected number of positives in the whole batch, over all ranks, at least 1; layers are averaged.
@@ -120,23 +123,7 @@ def annotated_loss(
     final, target = final[..., counted], target[counted]
     terms = focal_terms(final, target.expand_as(final), config.focal_alpha, config.focal_gamma)
     layers = len(final) if final.ndim > 1 else 1
-    return terms.sum() / (share_of(accelerator)(target.sum()).clamp(min=1) * layers)
-
-
-def share_of(accelerator: Accelerator) -> Share:
-    """See :data:`~stages.student.losses.Share`. Every process has to come to each of its calls."""
-
-    def share(number: Tensor) -> Tensor:
-        mean: Tensor = accelerator.reduce(number.detach(), "mean")
-        return mean
-
-    return share
-
-
-def over_processes(values: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
-    """The processes' mean values; of losses divided by :func:`share_of`, those of the whole batch."""
-    each = torch.tensor(list(values.values()), dtype=torch.float64, device=accelerator.device)
-    return dict(zip(values, accelerator.reduce(each, "mean").tolist(), strict=True))
+    return terms.sum() / (processes.share(target.sum()) * layers)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,26 +1,10 @@
-"""The losses of a pair classifier, in fp32 and on the entries that count: pairs p and classes c with prior P > 0."""
+"""Losses of scored pairs, in fp32 and on the entries that count: pairs p and classes c with prior P > 0."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-Share = Callable[[Tensor], Tensor]
-"""From a number of this process's part of the batch, a float scalar, to the mean of all processes' numbers. A term's sum divided
-by it is, averaged over the processes as gradients are, the term of the whole batch."""
-
-
-def alone(number: Tensor) -> Tensor:
-    """The share of an only process."""
-    return number
-
-
-def mean_of(values: Tensor, share: Share) -> Tensor:
-    """The mean over the whole batch: a scalar, 0 (with a gradient of 0) of nothing."""
-    return values.sum() / share(values.new_tensor(float(values.numel()))).clamp(min=1)
 
 
 def final_logit(logit: Tensor, prior: Tensor) -> Tensor:

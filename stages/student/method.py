@@ -76,7 +76,7 @@ class Extras:
     Attributes:
         text_embeddings: float32 ``[H, T]`` of the interactions' prompts, from which a classifier's rows start.
         identities: by role, what made the tables that the student reads at test time; kept in its checkpoint.
-        shared_dir: where variants of a study keep what they share; None: it is not shared.
+        shared_dir: where variants of a study keep what they share; None: each method has a place of its own for it.
         stop: once it is set, the step under way is finished and saved and KeyboardInterrupt raised.
     """
 

@@ -8,6 +8,7 @@ is read off their shapes.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,6 +106,8 @@ def convert(path: Path, out: Path, labels: Sequence[str] | None = None) -> None:
         keys = ", ".join(sorted([*wrong.missing_keys, *wrong.unexpected_keys])[:4])
         raise UserError(f"{path}: the weights do not fill DETR exactly ({keys}); give an unmodified DETR")
     model.save_pretrained(out)
+    config = json.loads((out / "config.json").read_text())  # the file's own name may say what it was tuned on
+    (out / "config.json").write_text(json.dumps({**config, "_name_or_path": path.name}, indent=2) + "\n")
     DetrImageProcessorPil().save_pretrained(out)
 
 

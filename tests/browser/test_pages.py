@@ -99,6 +99,29 @@ def test_skipped_rows_are_told_apart_from_none_and_unknown(tmp_path: Path):
         assert ("No picture was skipped" in (tmp_path / "page.html").read_text()) == said
 
 
+def test_labels_of_a_teacher_are_shown_beside_the_annotations(tmp_path: Path):
+    rows = [("of the texts alone", 0.9, 0.95, 0.872), ("of texts and yes/no answers", None, 0.5, 0.919)]
+    check = report.LabelCheck(500, rows, {"no such interaction": 3})
+    for labels in (check, None):
+        report.write_report(tmp_path / "page.html", report.ReportData("run", "texts", evaluation(), labels=labels))
+        page = (tmp_path / "page.html").read_text()
+        assert ("The teacher's labels" in page) == (labels is check)
+        if labels:
+            assert ">87.2<" in page
+            assert ">–<" in page
+            assert "3 × no such interaction" in page
+
+
+def test_classes_are_not_spread_by_annotations_that_the_training_did_not_have(tmp_path: Path):
+    spread = "Each mark is a class"
+    report.write_report(tmp_path / "page.html", report.ReportData("run", "labels", evaluation()))
+    assert spread in (tmp_path / "page.html").read_text()
+    without = evaluation()
+    without["per_class"] = [{**row, "training_pairs": 0} for row in without["per_class"]]
+    report.write_report(tmp_path / "page.html", report.ReportData("run", "texts", without))
+    assert spread not in (tmp_path / "page.html").read_text()
+
+
 def test_a_report_is_read_from_a_run_folder(tmp_path: Path):
     provenance = {"itm": {"dir": "cache/itm", "fingerprint": "f00d" * 8, "record": {"stage": "itm"}, "columns": 55}}
     (tmp_path / "student.json").write_text(json.dumps({"seed": 3, "provenance": provenance}))

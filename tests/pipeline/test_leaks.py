@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.config import HicoDetDataset, VCocoDataset
+from pipeline.config import FolderDataset, HicoDetDataset, SwigHoiDataset, VCocoDataset
+from pipeline.labels import unlabelled
 from pipeline.leaks import refuse_annotated_vocabulary, tuned
 from pipeline.pair_teachers import plan_all
 from pipeline.resolve import resolve
@@ -20,8 +21,11 @@ from pipeline.setup import Setup, prepare
 from pipeline.student_section import student_section
 from pipeline.training import fit, train_student, training_set
 from stages.data.pico.world import write_world
+from stages.data.v_coco import v_coco_vocabulary
+from stages.data.vocabulary import hico_vocabulary
 from stages.stage import Stage
 from stages.student.cl_hoi.config import ClHoiConfig
+from stages.student.cl_hoi.train import stage_name
 from stages.student.method import method_named
 from storage.errors import UserError
 
@@ -112,7 +116,10 @@ def folder(tmp_path_factory) -> Path:
     [
         ({"labelled": 12}, "student.labelled: 12; cl_hoi reads no annotation here, write 0"),
         ({"labelled": None}, "student.labelled: null; cl_hoi reads no annotation here, write 0"),
-        ({"few_shot": {"shots": 1}}, "student.few_shot"),
+        ({"few_shot": {"shots": 1}}, "student.few_shot: chooses among the annotations of labelled pictures"),
+        ({"zero_shot": "RF-UC"}, "student.zero_shot: chooses among the annotations"),
+        ({"labels": "instances", "zero_shot": "RF-UC"}, "student.zero_shot: chooses among the annotations"),
+        ({"labels": "ground_truth", "few_shot": {"shots": 1}}, "student.few_shot: chooses among the annotations"),
         ({"tables": {"detections": "given"}}, "allow_hoi_tuned_detector"),
         ({"method": "pair_classifier"}, "student.labelled: 0; pair_classifier learns from annotated pictures"),
     ],
@@ -147,12 +154,22 @@ def test_a_vocabulary_that_was_read_off_annotations_is_refused():
     needs = {
         labels: method_named("cl_hoi").needs(ClHoiConfig(labels=labels), None) for labels in ("teacher", "instances")
     }
-    told = VCocoDataset(kind="v-coco", root=Path("data"))
+    told, known = VCocoDataset(kind="v-coco", root=Path("data")), v_coco_vocabulary("trainval")
+    folder_of = FolderDataset(kind="folder", root=Path("data"))
     with pytest.raises(UserError, match=r"^x.yaml: dataset.combinations: trainval; .* write all, or a vocabulary file"):
-        refuse_annotated_vocabulary(told, "cl_hoi", needs["teacher"], "x.yaml: ")
-    refuse_annotated_vocabulary(told, "cl_hoi", needs["instances"], "")
-    refuse_annotated_vocabulary(told.model_copy(update={"combinations": "all"}), "cl_hoi", needs["teacher"], "")
-    refuse_annotated_vocabulary(HicoDetDataset(kind="hico-det", root=Path("data")), "cl_hoi", needs["teacher"], "")
+        refuse_annotated_vocabulary(told, known, "cl_hoi", needs["teacher"], "x.yaml: ")
+    for dataset in (told.model_copy(update={"combinations": ROOT / "v_coco.json"}), folder_of):
+        shuffled = replace(known, hois=known.hois[::-1].copy())
+        with pytest.raises(UserError, match="is read off V-COCO's annotations"):
+            refuse_annotated_vocabulary(dataset, shuffled, "cl_hoi", needs["teacher"], "")
+    swig = SwigHoiDataset(kind="swig-hoi", root=Path("data"))
+    with pytest.raises(UserError, match=r"dataset\.kind: swig-hoi; its list of interactions is read off its annotations"):
+        refuse_annotated_vocabulary(swig, hico_vocabulary(), "cl_hoi", needs["teacher"], "")
+    refuse_annotated_vocabulary(told, known, "cl_hoi", needs["instances"], "")
+    free = told.model_copy(update={"combinations": "all"})
+    refuse_annotated_vocabulary(free, v_coco_vocabulary("all"), "cl_hoi", needs["teacher"], "")
+    hico = HicoDetDataset(kind="hico-det", root=Path("data"))
+    refuse_annotated_vocabulary(hico, hico_vocabulary(), "cl_hoi", needs["teacher"], "")
 
 
 @pytest.mark.parametrize("labels", ["ground_truth", "instances"])
@@ -162,6 +179,38 @@ def test_controls_may_read_what_they_are_named_for(folder, monkeypatch, labels):
     needs = method.needs(config, None)
     assert needs.all_annotations
     assert "(control: manual labels)" in method.trained_on(config, 0, 24)
+
+
+def test_a_training_without_labels_is_handed_none_and_a_control_all(folder, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    setup = prepare(configuration(folder))
+    train = setup.dataset["train"]
+    assert len(train.hoi)
+    for labels in ("teacher", "instances"):
+        handed = unlabelled(train, method_named("cl_hoi").needs(ClHoiConfig(labels=labels), None))
+        assert len(handed.annotations.hoi) == (0 if labels == "teacher" else len(train.hoi))
+        assert (handed.annotations.image_hois is None) == (labels == "teacher")
+        assert not handed.labelled.any()
+
+
+def test_another_interaction_question_is_another_training_and_another_stage_1(folder, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = configuration(folder)
+    asked = [TEXTS[0], "what do the people do?"]
+    change = [f"tables.{name}.columns={json.dumps(asked)}" for name in ("captions", "triplets")]
+    found = []
+    for overrides in ([], [*change, f"tables.image_labels.texts={json.dumps(asked)}"], []):
+        setup = prepare(path, overrides)
+        with choose_executor("inline", "cpu", 1) as execute:
+            fill(setup, execute, threading.Event())
+        resolved = resolve(setup, plan_all(setup))
+        data = training_set(setup, resolved)
+        found.append((resolved.fingerprint, stage_name(resolved.config, data), data.values["context"]))
+    first, other, again = found
+    assert first == again
+    assert first[0] != other[0]
+    assert first[1] != other[1], "which pictures say the same is told by the labels"
+    assert first[2] == other[2], "the description is the same"
 
 
 def poisoned(setup: Setup) -> Setup:
@@ -196,6 +245,7 @@ def test_poisoned_annotations_change_no_fingerprint_and_no_bit(folder, monkeypat
     fit(other, theirs, folder / "poisoned", None)
     for name in ("model.safetensors", "config.json"):
         assert (folder / "poisoned/checkpoint" / name).read_bytes() == (run / "checkpoint" / name).read_bytes()
+    assert "The teacher&#39;s labels" in (page := (run / "report.html").read_text()) or "The teacher's labels" in page
     record = json.loads((run / "student.json").read_text())
     assert record["pictures"] == {"labelled": 0, "unlabelled": 24, "test": 4}
     # the control does notice

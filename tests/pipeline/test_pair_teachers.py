@@ -9,18 +9,21 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from pipeline.collect import collect, register, registered
 from pipeline.experiments import run_matrix
+from pipeline.labels import labels_of
 from pipeline.pair_teachers import plan_all, trained_folders
 from pipeline.resolve import resolve
 from pipeline.run import choose_executor, fill
 from pipeline.setup import Setup, prepare
-from pipeline.student_section import check_student
+from pipeline.student_section import check_student, student_section
 from pipeline.training import train_student
 from stages.data.pico.world import write_world
+from stages.student.method import Needs
 from storage.errors import UserError
 from storage.lock import alone
 
@@ -261,6 +264,10 @@ def test_a_mistake_in_its_section_is_one_line_before_any_work(filled, change, me
         (["pair_teachers.phase_1.zero_shot=RF-UC"], r"pair_teachers\.phase_1\.zero_shot: RF-UC, but its student has None"),
         (["student.score_threshold=0.3"], r"pair_teachers\.phase_1\.score_threshold: 0.2, but its student has 0.3; write"),
         (["pair_teachers.phase_1.max_instances=9"], r"pair_teachers\.phase_1\.max_instances: 9, but its student has 15"),
+        (["student.min_instances=2"], r"pair_teachers\.phase_1\.min_instances: 3, but its student has 2"),
+        (["student.nms_iou=0.6"], r"pair_teachers\.phase_1\.nms_iou: 0.5, but its student has 0.6"),
+        (["tables.others={stage: ground_truth_boxes}", "student.tables.detections=others"],
+         r"pair_teachers\.phase_1\.tables\.detections: detections, but its student has others"),
         (["student.any_object=true"], r"pair_teachers\.phase_1\.any_object: False, but its student has True"),
         (["pair_teachers.phase_1.labelled=17"], r"pair_teachers\.phase_1\.labelled: 17 of only 16 training pictures"),
     ],
@@ -331,3 +338,13 @@ def test_the_tables_and_teachers_of_a_matrix_are_no_garbage(line):
     setup = prepare(line)
     assert len(trained(setup)) == 2
     assert collect(setup.cache, False, 0, [])["unwanted"] == []
+
+
+def test_a_trial_run_takes_as_many_labelled_pictures_as_there_are(filled):
+    setup = prepare(filled, limit=6)
+    check_student(setup)
+    assert plan_all(setup)["taught_pairs"].counts["wanted"] == 12
+    assert setup.mending_command().endswith("line.yaml --limit 6")
+    method, _, pictures = student_section(setup)
+    labels = labels_of(setup, pictures, method, Needs({}, {}), np.arange(6))
+    assert labels.labelled.all()

@@ -17,8 +17,8 @@ from PIL import Image
 from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessorPil, BlipProcessor
 
 from pipeline.experiments import ArmSection, Matrix, finished, markdown
-from pipeline.labels import labels_of, refuse_better_taught
-from pipeline.pair_teachers import plan_all
+from pipeline.labels import labels_of
+from pipeline.pair_teachers import plan_all, refuse_better_taught
 from pipeline.resolve import Resolved, resolve
 from pipeline.run import choose_executor, fill
 from pipeline.setup import Setup, prepare

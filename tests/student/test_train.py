@@ -174,7 +174,7 @@ def train_pictures(folder: Path, toy: Toy, config: PairClassifierConfig):
 def test_a_tiny_set_is_learnt_and_predicted(tmp_path, toy, config):
     """Labels of 16 pictures and soft labels of 24 more: the best triplet of nearly every picture is the true one."""
     thorough = replace(config, steps=80, learning_rate=3e-3, dropout=0.0, feature_dropout=0.0)
-    train(thorough, toy.training_set(16), tmp_path, test=toy.test_set(), report=quiet)
+    train(thorough, toy.training_set(16), tmp_path, report=quiet).predict(toy.test_set(), tmp_path, report=quiet)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["loss/pairs"] < 0.5 * records[0]["loss/pairs"]
     table = pq.read_table(tmp_path / "detections.parquet")

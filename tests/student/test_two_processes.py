@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from stages.student.batches import PictureBatches
 from stages.student.cl_hoi.train import train as train_cl_hoi
 from stages.student.link.network import Link
 from stages.student.link.network_config import LinkShape
@@ -16,6 +21,8 @@ from stages.student.link.student import LinkStudent, verbs
 from stages.student.method import Extras
 from stages.student.pair_classifier.config import PairClassifierConfig
 from stages.student.pair_classifier.train import train
+from stages.student.prepare import picture_table
+from storage.errors import UserError
 from tests.student.cl_hoi import toy_cl_hoi
 from tests.student.link import toy_link
 from tests.student.processes import of_two_processes
@@ -29,15 +36,16 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from tests.student.test_two_processes import STUDENTS
-STUDENTS[sys.argv[1]](Path(sys.argv[2]))
+STUDENTS[sys.argv[1]][0](Path(sys.argv[2]))
 """
 
 
 def quiet(line: str) -> None: ...
 
 
-def pair_classifier(folder: Path) -> None:
-    config = PairClassifierConfig(width=32, steps=6, warmup_steps=2, dropout=0.0, feature_dropout=0.0, **ODD)
+def pair_classifier(folder: Path, **changes: int) -> None:
+    options = {**ODD, **changes}
+    config = PairClassifierConfig(width=32, steps=6, warmup_steps=2, dropout=0.0, feature_dropout=0.0, **options)
     train(config, TOY.training_set(16), folder, report=quiet)
 
 
@@ -51,22 +59,31 @@ def link(folder: Path) -> None:
     toy_link.trained(replace(config, steps=6, kd=replace(toy_link.ALL_LEVELS, unlabelled=True)), taught, folder)
 
 
-def cl_hoi(folder: Path) -> None:
+def cl_hoi(folder: Path, network: dict[str, bool] | None = None, **changes: Any) -> None:
     """Stage 2 alone: the contrast of stage 1 is among each process's own pictures."""
     own = toy_cl_hoi.CONFIG
-    network = replace(own.network, dropout=0.0, feature_dropout=0.0)
-    translator = replace(own.translator, dropout=0.0)
-    config = replace(own, network=network, translator=translator, distil=False, **{**PLAIN, "unlabelled_per_step": 7})
+    config = replace(
+        own, network=replace(own.network, dropout=0.0, feature_dropout=0.0, **(network or {})), distil=False,
+        translator=replace(own.translator, dropout=0.0), **{**PLAIN, "unlabelled_per_step": 7, **changes},
+    )  # fmt: skip
     data = toy_cl_hoi.TaughtToy(40, 0).taught()
     train_cl_hoi(config, data, folder, Extras(text_embeddings=toy_cl_hoi.TEXT), report=quiet)
 
 
-STUDENTS = {"pair_classifier": pair_classifier, "link": link, "cl_hoi": cl_hoi}
-TERMS = {
-    "pair_classifier": {"loss", "loss/pairs", "loss/itm"},
-    "link": {"loss", "loss/pairs", "loss/kd_logit", "loss/kd_query", "loss/kd_map"},
-    "cl_hoi": {"loss", "loss/contrastive", "loss/mil", "loss/relatedness"},
+LOSSES = toy_cl_hoi.CONFIG.losses
+STUDENTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "pair classifier": (pair_classifier, "loss/pairs loss/itm"),
+    "pair classifier, one labelled picture for two": (
+        partial(pair_classifier, labelled_per_step=1),
+        "loss/pairs loss/itm",
+    ),
+    "LINK": (link, "loss/pairs loss/kd_logit loss/kd_query loss/kd_map"),
+    "CL-HOI": (cl_hoi, "loss/contrastive loss/mil loss/relatedness"),
+    "CL-HOI, contrast alone": (partial(cl_hoi, losses=replace(LOSSES, mil=0.0, relatedness=0.0)), "loss/contrastive"),
+    "CL-HOI, copied labels": (partial(cl_hoi, bridge="copy"), "loss/pairs"),
+    "CL-HOI, blind": (partial(cl_hoi, network={"visual": False, "context": False}), "loss/contrastive"),
 }
+"""How each is trained, and the terms of its loss. The later ones leave parameters without a part in any term."""
 
 
 def records(folder: Path) -> list[dict]:
@@ -75,10 +92,22 @@ def records(folder: Path) -> list[dict]:
 
 @pytest.mark.parametrize("student", STUDENTS)
 def test_two_processes_learn_what_one_does(tmp_path, student):
-    STUDENTS[student](tmp_path / "one")
+    train, terms = STUDENTS[student]
+    train(tmp_path / "one")
     of_two_processes(PROGRAM, student, str(tmp_path / "two"))
     one, two = ([r for r in records(tmp_path / name) if "loss" in r] for name in ("one", "two"))
     assert len(one) == len(two) >= 6
-    for term in TERMS[student]:
+    for term in ("loss", *terms.split()):
         assert [r[term] for r in two] == pytest.approx([r[term] for r in one], rel=1e-4), term
     assert len({r["loss"] for r in one}) == len(one)
+
+
+def test_a_process_that_would_have_no_picture_is_refused(toy, config, tmp_path):
+    pictures = picture_table(tmp_path, toy.training_set(16).source, config)
+    few = replace(config, labelled_per_step=1, unlabelled_per_step=1)
+    labelled = np.arange(40) < 16
+    with pytest.raises(
+        UserError, match=r"student\.labelled_per_step: 1 labelled and 1 other pictures a step .* 2 processes"
+    ):
+        PictureBatches(few, pictures, labelled, unlabelled=True, rank=0, world=2)
+    PictureBatches(few, pictures, labelled, unlabelled=True)

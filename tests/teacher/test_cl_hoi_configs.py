@@ -67,7 +67,7 @@ def test_every_teacher_builds_on_every_dataset(make, dataset, teacher):
     needs = method.needs(student, words)
     assert (needs.annotations, needs.all_annotations) == (False, False)
     refuse_leaks(nodes, pictures, method.name, needs, "")
-    refuse_annotated_vocabulary(config.dataset, method.name, needs, "")
+    refuse_annotated_vocabulary(config.dataset, vocabulary_of(config), method.name, needs, "")
     for wanted in (needs.train, needs.test):
         for role, columns in wanted.items():
             assert set(columns or ()) <= set(nodes[getattr(pictures.tables, role, role)].stage.columns)
@@ -89,7 +89,9 @@ def test_three_teachers_are_documented_and_each_is_another():
 def test_the_usual_combinations_of_v_coco_are_refused(make):
     config, _, (method, student, _) = make("v_coco", ["dataset.combinations=trainval"])
     with pytest.raises(UserError, match="read off V-COCO's annotations"):
-        refuse_annotated_vocabulary(config.dataset, method.name, method.needs(student, vocabulary_of(config)), "")
+        refuse_annotated_vocabulary(
+            config.dataset, vocabulary_of(config), method.name, method.needs(student, vocabulary_of(config)), ""
+        )
 
 
 def test_a_detector_tuned_on_interactions_is_refused(make):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.student.losses import Share, alone, mean_of
+from stages.student.processes import ALONE, Processes, mean_of
 
 LEAST_TEMPERATURE = 0.01
 
@@ -91,7 +91,7 @@ def phrase_loss(
     weight: Tensor,
     temperature: Tensor,
     attention_temperature: float,
-    share: Share = alone,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """Interaction distillation: each positive phrase looks for its pairs, and what it finds is to be told from the picture's
     negatives. A scalar; positives that no pair's object allows are skipped, 0 where all are.
@@ -104,6 +104,7 @@ def phrase_loss(
         pair, hoi: int64 ``[E]`` entries; picture: int64 ``[P]``.
         log_trust: float ``[P]``, ``log(r * s_h * s_o)``.
         target, weight: float ``[B, H]``; kind: int ``[B, H]``, 1 positive, 0 negative, -1 ignored.
+        processes: those that share the batch, whose counts the sum is divided by.
     """
     positive = kind[picture[pair], hoi] == 1
     pair, hoi = pair[positive], hoi[positive]
@@ -120,7 +121,7 @@ def phrase_loss(
     logits = (contrast + omega.clamp(min=1e-30).log()).masked_fill(omega == 0, -torch.inf)
     importance = target[image, own]
     found_log = logits.log_softmax(1).gather(1, own[:, None])[:, 0]
-    return -(importance * found_log).sum() / share(importance.sum()).clamp(min=1e-6)
+    return -(importance * found_log).sum() / processes.share(importance.sum(), 1e-6)
 
 
 def segment_softmax(x: Tensor, group: Tensor, groups: int) -> Tensor:
@@ -148,7 +149,7 @@ def mil_loss(
     weight: Tensor,
     alpha: float,
     gamma: float,
-    share: Share = alone,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """Image-level multiple-instance loss: focal cross-entropy of the smooth maximum over a class's pairs, and the picture's
     target. A scalar, over the number of positives, at least 1; ignored classes and those without a pair do not count.
@@ -166,11 +167,11 @@ def mil_loss(
     balance = t * alpha + (1 - t) * (1 - alpha)
     error = ((t - q.sigmoid()).abs() + 1e-6) ** gamma
     terms = balance * error * F.binary_cross_entropy_with_logits(q, t, reduction="none")
-    return (weight.flatten()[group] * terms).sum() / share(positive.sum().float()).clamp(min=1)
+    return (weight.flatten()[group] * terms).sum() / processes.share(positive.sum())
 
 
 def relatedness_loss(
-    logit: Tensor, pair: Tensor, hoi: Tensor, picture: Tensor, log_r: Tensor, kind: Tensor, share: Share = alone
+    logit: Tensor, pair: Tensor, hoi: Tensor, picture: Tensor, log_r: Tensor, kind: Tensor, processes: Processes = ALONE
 ) -> Tensor:
     """Self-taught relatedness: r of a pair is to be what its most likely positive class has, as it stands. A scalar.
 
@@ -189,4 +190,4 @@ def relatedness_loss(
     r = log_r[counted]
     absent = torch.log(-torch.expm1(r.clamp(max=-1e-6)))
     terms = -(most[counted] * r + (1 - most[counted]) * absent)
-    return mean_of(terms, share)
+    return mean_of(terms, processes)

@@ -41,12 +41,13 @@ from stages.student.cl_hoi.stream import (
 from stages.student.cl_hoi.student import ClHoiStudent, build
 from stages.student.cl_hoi.translator import ContextLearner, Translator
 from stages.student.config import BOOKKEEPING
-from stages.student.loop import annotated_loss, parameter_groups, share_of, train_steps
+from stages.student.loop import annotated_loss, parameter_groups, train_steps
 from stages.student.losses import final_logit
 from stages.student.method import NOTHING, Extras
 from stages.student.pictures import PictureTable
 from stages.student.predict import entries
 from stages.student.prepare import Report, TrainingSet, picture_table
+from stages.student.processes import Processes
 from stages.student.regions import Regions
 from storage.errors import UserError
 from storage.order import epoch_order
@@ -94,6 +95,7 @@ def train(
     state = run_dir / "state"
     state.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(log_with="tensorboard", project_dir=run_dir)
+    processes = Processes.of(accelerator)
     options: dict[str, Any] = {"loader_workers": loader_workers, "stop": extras.stop, "report": report}
     with accelerator.main_process_first():
         own = annotated(data) if config.labels == "instances" else None
@@ -120,7 +122,7 @@ def train(
     )
 
     def loss_of(model: nn.Module, batch: ClHoiBatch, step: int) -> tuple[Tensor, dict[str, float]]:
-        return batch_loss(model, batch, valid, config, accelerator)
+        return batch_loss(model, batch, valid, config, processes)
 
     learner = train_steps(
         config, data, batches, learner, loss_of, lambda output: output[0].logits, run_dir, accelerator,
@@ -196,7 +198,7 @@ def first_stage(
     torch.manual_seed(config.seed)
     learner = ContextLearner(Translator(shape.channels, texts.width, config.translator), own.temperature)
     done = (shared_dir or folder) / f"translator-{stage_name(config, data)}.safetensors"
-    if not done.exists():
+    if Processes.of(accelerator).any(not done.exists()):  # another arm may write it meanwhile
         pool, _ = pools(config, texts.said() & labels.known)
         batches = ContextBatches(
             stage, pictures, pool, maps, texts, labels, own.queue, accelerator.process_index, accelerator.num_processes
@@ -259,7 +261,7 @@ def groups_of(learner: InteractionLearner, config: ClHoiConfig) -> list[dict[str
 
 
 def batch_loss(
-    model: nn.Module, batch: ClHoiBatch, valid: Tensor, config: ClHoiConfig, accelerator: Accelerator
+    model: nn.Module, batch: ClHoiBatch, valid: Tensor, config: ClHoiConfig, processes: Processes
 ) -> tuple[Tensor, dict[str, float]]:
     """Interaction distillation, or the pair classifier's loss where pairs have targets of their own.
 
@@ -272,25 +274,25 @@ def batch_loss(
     logit, picture, own = said.logits[pair, hoi].float(), regions.pair_picture, config.losses
     if config.labels == "instances" or config.bridge == "copy":
         final = final_logit(logit, (prior * said.log_r[pair].exp()).clamp(max=1 - 1e-6))
-        loss = annotated_loss(final, pair, hoi, batch, config, accelerator)
+        loss = annotated_loss(final, pair, hoi, batch, config, processes)
         return loss, {"loss/pairs": loss.item()}
     score = regions.scores[regions.pairs].prod(1).clamp(min=1e-6)
-    known, share = (batch.image_target, batch.kind, batch.weight), share_of(accelerator)
+    known = batch.image_target, batch.kind, batch.weight
     makers: dict[str, tuple[float, Callable[[], Tensor]]] = {
         "contrastive": (
             own.contrastive,
             lambda: phrase_loss(
                 said.look, said.classes, pair, hoi, picture, said.log_r + score.log(), *known,
-                temperature_of(log_temperature), own.attention_temperature, share,
+                temperature_of(log_temperature), own.attention_temperature, processes,
             ),
         ),
         "mil": (
             own.mil,
-            lambda: mil_loss(logit, pair, hoi, picture, said.log_r, *known, own.mil_alpha, own.mil_gamma, share),
+            lambda: mil_loss(logit, pair, hoi, picture, said.log_r, *known, own.mil_alpha, own.mil_gamma, processes),
         ),
         "relatedness": (
             own.relatedness if config.network.interactiveness else 0.0,
-            lambda: relatedness_loss(logit, pair, hoi, picture, said.log_r, batch.kind, share),
+            lambda: relatedness_loss(logit, pair, hoi, picture, said.log_r, batch.kind, processes),
         ),
     }  # fmt: skip
     loss, terms = said.look.sum() * 0, {}

@@ -12,7 +12,7 @@ class TextClassifier(nn.Module):
 
     Args:
         rows: float ``[R, T]``, where the classes' rows start: embeddings of their texts.
-        train_rows: whether they move. learn_scale: whether the scale does.
+        train_rows: whether they move. logit_scale, logit_bias: where scale and bias start. learn_scale: whether the scale moves.
     """
 
     def __init__(

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.student.losses import Share, alone, final_logit, mean_of
+from stages.student.losses import final_logit
+from stages.student.processes import ALONE, Processes, mean_of
 from storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def kd_terms(
     prior: Tensor,
     seen: Tensor,
     config: KdConfig,
-    share: Share = alone,
+    processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """The terms of positive weight by name (``logit``, ``query``, ``map``), unweighted, averaged over the teachers.
 
@@ -131,6 +132,7 @@ def kd_terms(
     Args:
         pair, hoi, prior: int64 ``[N]``, int64 ``[N]``, float ``[N]``, see :func:`stages.student.predict.entries`.
         seen: bool ``[H]``; the entries of unseen classes do not count.
+        processes: those that share the batch, over all of which terms are averaged.
 
     Returns:
         float32 scalars.
@@ -143,42 +145,44 @@ def kd_terms(
         for one in taught:
             assert one.entry_logits is not None
             kept = seen[hoi] & one.has[picture]
-            each.append(_logit(student[kept], one.entry_logits[kept], prior[kept], pair[kept], config, share))
+            each.append(_logit(student[kept], one.entry_logits[kept], prior[kept], pair[kept], config, processes))
         terms["logit"] = _mean(each)
     if config.query > 0:
-        terms["query"] = _mean([_query(output, one, regions, config.temperature, share) for one in taught])
+        terms["query"] = _mean([_query(output, one, regions, config.temperature, processes) for one in taught])
     if config.map > 0:
-        terms["map"] = _mean([_map(output, one, config.temperature, share) for one in taught])
+        terms["map"] = _mean([_map(output, one, config.temperature, processes) for one in taught])
     factor = config.temperature**2 if config.tau_squared else 1.0
     return {name: factor * term for name, term in terms.items()}
 
 
-def _logit(student: Tensor, teacher: Tensor, prior: Tensor, pair: Tensor, config: KdConfig, share: Share) -> Tensor:
+def _logit(
+    student: Tensor, teacher: Tensor, prior: Tensor, pair: Tensor, config: KdConfig, processes: Processes
+) -> Tensor:
     """Of entries ``[N]`` that count: interaction logits of both, prior and pair."""
     student, teacher = (final_logit(logits, prior) / config.temperature for logits in (student, teacher.detach()))
     if config.logit_form == "bernoulli":
-        return mean_of(bernoulli_divergence(teacher, student), share)
-    return mean_of(divergence(by_pair(teacher, pair), by_pair(student, pair)), share)
+        return mean_of(bernoulli_divergence(teacher, student), processes)
+    return mean_of(divergence(by_pair(teacher, pair), by_pair(student, pair)), processes)
 
 
-def _query(output: LinkOutput, one: Taught, regions: Regions, temperature: float, share: Share) -> Tensor:
+def _query(output: LinkOutput, one: Taught, regions: Regions, temperature: float, processes: Processes) -> Tensor:
     assert one.unary is not None
     assert one.pairs is not None
     instances, pairs = one.has[regions.picture], one.has[regions.pair_picture]
-    encoder = _tokens(output.unary[:, instances], one.unary[:, instances], temperature, share)
-    return encoder + _tokens(output.pairs[:, pairs], one.pairs[:, pairs], temperature, share)
+    encoder = _tokens(output.unary[:, instances], one.unary[:, instances], temperature, processes)
+    return encoder + _tokens(output.pairs[:, pairs], one.pairs[:, pairs], temperature, processes)
 
 
-def _tokens(student_LND: Tensor, teacher_LND: Tensor, temperature: float, share: Share) -> Tensor:
+def _tokens(student_LND: Tensor, teacher_LND: Tensor, temperature: float, processes: Processes) -> Tensor:
     teacher = matched(teacher_LND[None], student_LND.shape)[0]
-    return mean_of(divergence(teacher, student_LND.float(), temperature), share)
+    return mean_of(divergence(teacher, student_LND.float(), temperature), processes)
 
 
-def _map(output: LinkOutput, one: Taught, temperature: float, share: Share) -> Tensor:
+def _map(output: LinkOutput, one: Taught, temperature: float, processes: Processes) -> Tensor:
     assert one.latent is not None
     student_BDhw = output.latent[one.has]
     teacher = matched(one.latent[one.has], student_BDhw.shape[1:])
-    return mean_of(divergence(teacher.movedim(1, -1), student_BDhw.movedim(1, -1).float(), temperature), share)
+    return mean_of(divergence(teacher.movedim(1, -1), student_BDhw.movedim(1, -1).float(), temperature), processes)
 
 
 def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from stages.student.layers.attention import FeedForward, Padding, SelfAttention, attend, beside
 from stages.student.layers.box_encoding import box_encoding, grid_encoding
+from stages.student.layers.looks import pair_numbers
 from stages.student.link.network_config import NetworkConfig
-from stages.student.pairs import pair_geometry
 from stages.student.regions import Regions
 
 
@@ -65,11 +65,8 @@ class PairQuery(nn.Module):
         )
 
     def forward(self, unary_ID: Tensor, regions: Regions) -> Tensor:
-        human, object_ = regions.boxes[regions.pairs].unbind(1)
-        # Logarithms reach -23 where a value is 0 and ratios of thin boxes hundreds; within +-6 they disturb less.
-        geometry = pair_geometry(human, object_, regions.size[regions.pair_picture]).clamp(-6, 6)
         look = self.look_norm(self.look(unary_ID, regions.pairs))
-        return self.fuse(torch.cat((look, self.geometry(geometry)), 1))
+        return self.fuse(torch.cat((look, self.geometry(pair_numbers(regions))), 1))
 
 
 class PlainLook(nn.Module):

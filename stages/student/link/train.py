@@ -3,7 +3,7 @@ step, save.
 
     train(LinkConfig(), TrainingSet(...), run_dir)
 
-A run folder holds what that of :mod:`stages.student.pair_classifier.train` does, and resumes as exactly.
+A killed training goes on as :mod:`stages.student.loop` says.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from stages.student.link.network import Link
 from stages.student.link.network_config import LinkShape
 from stages.student.link.stream import LinkBatches, TaughtBatch
 from stages.student.link.student import LinkStudent, allowed, verbs
-from stages.student.loop import annotated_loss, share_of, train_steps
+from stages.student.loop import annotated_loss, train_steps
 from stages.student.losses import final_logit
 from stages.student.method import NOTHING, Extras
 from stages.student.predict import entries
 from stages.student.prepare import Report, TrainingSet, training_pictures
+from stages.student.processes import Processes
 
 
 def train(
@@ -45,6 +46,7 @@ def train(
     # The stream.
     (run_dir / "state").mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(log_with="tensorboard", project_dir=run_dir)
+    processes = Processes.of(accelerator)
     valid = torch.from_numpy(allowed(config, data.vocabulary))
     with accelerator.main_process_first():
         pictures = training_pictures(run_dir / "state" / "pictures", data, config)
@@ -58,7 +60,7 @@ def train(
     candidates = valid.to(accelerator.device) & seen
 
     def loss_of(model: nn.Module, batch: TaughtBatch, step: int) -> tuple[Tensor, dict[str, float]]:
-        return batch_loss(model, batch, candidates, seen, config, accelerator)
+        return batch_loss(model, batch, candidates, seen, config, processes)
 
     # Forward, loss, step, save.
     model = train_steps(
@@ -80,7 +82,7 @@ def batch_loss(
     valid: Tensor,
     seen: Tensor,
     config: LinkConfig,
-    accelerator: Accelerator,
+    processes: Processes,
 ) -> tuple[Tensor, dict[str, float]]:
     """Annotated pairs of labelled pictures at every decoder layer, plus what the teachers said of all pairs.
 
@@ -93,9 +95,9 @@ def batch_loss(
     output = model(batch.regions)
     pair, hoi, prior = entries(batch.regions, valid)
     final = final_logit(output.logits[:, pair, hoi], prior)
-    loss = annotated_loss(final, pair, hoi, batch, config, accelerator)
+    loss = annotated_loss(final, pair, hoi, batch, config, processes)
     terms = {"loss/pairs": loss.item()}
-    taught = kd_terms(output, batch.taught, batch.regions, pair, hoi, prior, seen, config.kd, share_of(accelerator))
+    taught = kd_terms(output, batch.taught, batch.regions, pair, hoi, prior, seen, config.kd, processes)
     for name, term in taught.items():
         loss = loss + getattr(config.kd, name) * term
         terms[f"loss/kd_{name}"] = term.item()

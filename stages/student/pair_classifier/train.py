@@ -1,4 +1,4 @@
-"""Train one pair classifier: stream, forward, loss, step, evaluate, save.
+"""Train one pair classifier: stream, forward, loss, step, save.
 
     train(PairClassifierConfig(), TrainingSet(...), run_dir)
 
@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from stages.student.loop import annotated_loss, share_of, train_steps
+from stages.student.loop import annotated_loss, train_steps
 from stages.student.losses import final_logit, image_terms
 from stages.student.method import NOTHING, Extras
 from stages.student.pair_classifier.batches import SoftBatch, StepBatches
@@ -28,10 +28,8 @@ from stages.student.pair_classifier.region_cnn import RegionCNN, RegionCNNConfig
 from stages.student.pair_classifier.soft_labels import distils, picture_probabilities, soft_labels
 from stages.student.pair_classifier.student import PairStudent
 from stages.student.predict import entries
-from stages.student.prepare import Report, TestSet, TrainingSet, training_pictures
-
-Evaluate = Callable[[Path], dict[str, float]]
-"""Average precisions of a Parquet file of predictions, by name."""
+from stages.student.prepare import Report, TrainingSet, training_pictures
+from stages.student.processes import Processes
 
 
 def train(
@@ -41,17 +39,14 @@ def train(
     extras: Extras = NOTHING,
     *,
     cnn: RegionCNNConfig | None = None,
-    test: TestSet | None = None,
-    evaluate: Evaluate | None = None,
     loader_workers: int = 0,
     report: Report = print,
 ) -> PairStudent:
-    """Train to the end, from the last save if there is one; predict and evaluate ``test`` if given.
+    """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
 
     Args:
         extras: its ``shared_dir`` is where variants of a study share the ``region_cnn`` encoder; default: the run folder's
             parent.
-        evaluate: called with ``run_dir / "detections.parquet"``; what it returns is logged.
 
     Raises:
         NonFiniteLoss: training has diverged or a cached value is broken.
@@ -61,10 +56,11 @@ def train(
     (run_dir / "state").mkdir(parents=True, exist_ok=True)
     shared = extras.shared_dir or run_dir.parent
     accelerator = Accelerator(log_with="tensorboard", project_dir=run_dir)
+    processes = Processes.of(accelerator)
 
     def labels_only() -> PairStudent:
         own = replace(config, itm_on="none", teacher="itm")
-        given, say = Extras(shared, extras.text_embeddings), lambda line: report(f"labels only: {line}")
+        given, say = replace(extras, shared_dir=shared, identities={}), lambda line: report(f"labels only: {line}")
         return train(own, data, run_dir / "labels_only", given, cnn=cnn, report=say)
 
     batches, encoder = open_stream(config, data, run_dir, shared, cnn, accelerator, labels_only, report)
@@ -77,7 +73,7 @@ def train(
 
     def loss_of(model: nn.Module, batch: SoftBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         weight = config.itm_weight * min(1.0, (step + 1) / max(config.itm_ramp, 1))
-        return batch_loss(model, batch, valid, config, weight, accelerator)
+        return batch_loss(model, batch, valid, config, weight, processes)
 
     # Forward, loss, step, save.
     network = train_steps(
@@ -85,14 +81,10 @@ def train(
         loader_workers=loader_workers, stop=extras.stop, report=report,
     )  # fmt: skip
 
-    # Evaluate, save.
     student = PairStudent(network, data.vocabulary, config, extras.identities, encoder)
     if accelerator.is_main_process:
         student.save_pretrained(run_dir / "checkpoint")
-        if test is not None:
-            predictions = student.predict(test, run_dir, shared, report)
-            if evaluate is not None:
-                accelerator.log({f"AP/{name}": value for name, value in evaluate(predictions).items()}, config.steps)
+    accelerator.wait_for_everyone()
     for tracker in accelerator.trackers:
         tracker.finish()
     return student
@@ -124,7 +116,7 @@ def open_stream(
         accelerator.wait_for_everyone()
     with accelerator.main_process_first():
         soft = soft_labels(folder, data, pictures, config)
-    if soft is not None and soft.platt is not None:
+    if soft is not None and soft.platt is not None and accelerator.is_main_process:
         report(f"soft labels: sigmoid({soft.platt.slope:.3f} m {soft.platt.bias:+.3f})")
     rank, world, interactions = accelerator.process_index, accelerator.num_processes, len(data.vocabulary.hois)
     return StepBatches(config, pictures, maps, data.labelled, soft, interactions, rank, world), encoder
@@ -152,7 +144,7 @@ def batch_loss(
     valid: Tensor,
     config: PairClassifierConfig,
     itm_weight: float,
-    accelerator: Accelerator,
+    processes: Processes,
 ) -> tuple[Tensor, dict[str, float]]:
     """Annotated pairs of labelled pictures, plus soft labels where the batch has them.
 
@@ -166,7 +158,7 @@ def batch_loss(
     picture = batch.regions.pair_picture[pair]
     final = final_logit(logits[pair, hoi], prior)
 
-    pairs_loss = annotated_loss(final, pair, hoi, batch, config, accelerator)
+    pairs_loss = annotated_loss(final, pair, hoi, batch, config, processes)
     if not distils(config):
         return pairs_loss, {"loss/pairs": pairs_loss.item()}
 
@@ -174,6 +166,6 @@ def batch_loss(
     group, entry_group = torch.unique(picture[asked] * valid.shape[1] + hoi[asked], return_inverse=True)
     soft = batch.soft.flatten()[group]
     pooled = final if config.itm_logit == "final" else logits[pair, hoi].float()
-    image_loss = image_terms(pooled[asked], entry_group, soft).sum() / share_of(accelerator)(soft.sum()).clamp(min=1)
+    image_loss = image_terms(pooled[asked], entry_group, soft).sum() / processes.share(soft.sum())
     loss = pairs_loss + itm_weight * image_loss
     return loss, {"loss/pairs": pairs_loss.item(), "loss/itm": image_loss.item()}

@@ -1,0 +1,1 @@
+"""VLM-HOI: MUREN on whole pictures, taught by cached image-text matching scores."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from stages.student.processes import ALONE, Processes
 from stages.student.vlm_hoi.config import VlmHoiConfig
 from stages.student.vlm_hoi.criterion import TERMS, Criterion, LossWeights, flat, focal_terms
 from stages.student.vlm_hoi.itm_loss import ItmConfig, gradient_ratio, itm_terms, negative_weights, picture_terms
@@ -15,19 +15,6 @@ from stages.student.vlm_hoi.itm_targets import ItmScores, ItmTargets
 from stages.student.vlm_hoi.matching import Match, Targets, joined
 from stages.student.vlm_hoi.muren import MurenOutput
 from stages.student.vlm_hoi.picture_set import Batch
-
-
-@dataclass(frozen=True)
-class Processes:
-    """Those that share the global batch. ``mean``: a small float tensor's mean over them, the same on all."""
-
-    mean: Callable[[Tensor], Tensor] = lambda tensor: tensor
-    number: int = 1
-
-    def share(self, count: Tensor) -> Tensor:
-        """What a sum over this process's pictures is divided by, so that averaged gradients are those of one whole batch:
-        the mean count, and at least 1 of all processes together."""
-        return self.mean(count.detach().float()).clamp(min=1 / self.number)
 
 
 @dataclass(frozen=True)
@@ -61,7 +48,7 @@ def batch_loss(
     config: VlmHoiConfig,
     tables: tuple[ItmTables | None, ItmTables | None],
     epoch: float,
-    processes: Processes | None = None,
+    processes: Processes = ALONE,
     ratios: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss and its terms by name, of this process's pictures.
@@ -72,10 +59,8 @@ def batch_loss(
         output: of the batch's pictures, all layers, float32.
         tables: the classes of the ITM scores on labelled and on other pictures.
         epoch: epochs done, fractions included.
-        processes: None: this one alone.
         ratios: whether to compare the distilled terms' gradients with the verb loss's, at the final layer's verb logits.
     """
-    processes = processes or Processes()
     first = len(batch.targets)
     known = MurenOutput(*(each[:, :first] for each in output))
     softer = None

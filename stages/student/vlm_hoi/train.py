@@ -23,12 +23,13 @@ from torch.utils.data import DataLoader
 from stages.student.loop import random_seed
 from stages.student.method import NOTHING, Extras
 from stages.student.prepare import Report, TrainingSet
+from stages.student.processes import Processes
 from stages.student.progress import MetricsLog, NonFiniteLoss, Progress
 from stages.student.state import load_state, save_state
 from stages.student.vlm_hoi.config import BOOKKEEPING, VlmHoiConfig, network_config, starting_place
 from stages.student.vlm_hoi.initial_weights import Report as StartReport
 from stages.student.vlm_hoi.initial_weights import initialise
-from stages.student.vlm_hoi.losses import ItmTables, Processes, batch_loss
+from stages.student.vlm_hoi.losses import ItmTables, batch_loss
 from stages.student.vlm_hoi.muren import Muren, MurenOutput
 from stages.student.vlm_hoi.picture_set import Batch, StepBatches
 from stages.student.vlm_hoi.student import VlmHoiStudent
@@ -58,7 +59,7 @@ def train(
     (run_dir / "state").mkdir(parents=True, exist_ok=True)
     accelerator = new_accelerator(config, run_dir)
     rank, world = accelerator.process_index, accelerator.num_processes
-    processes = Processes(lambda tensor: accelerator.reduce(tensor.detach(), "mean"), world)
+    processes = Processes.of(accelerator)
     with accelerator.main_process_first():
         taught = teaching(config, data, run_dir / "state")
     batches = StepBatches(config, data, len(data.vocabulary.objects), taught.labelled, taught.unlabelled, rank, world)
@@ -100,7 +101,7 @@ def train(
         except FloatingPointError as error:
             raise NonFiniteLoss(describe(step, batch, data, str(error))) from None
         average.update(network)
-        stopped = extras.stop is not None and extras.stop.is_set()
+        stopped = processes.any(extras.stop is not None and extras.stop.is_set())
         if logged:
             values = {name: value.item() for name, value in accelerator.reduce(terms, "mean").items()}
             log.write({"step": step + 1, "epoch": round(batches.epoch(step + 1), 3), **values, "lr": group["lr"]})

@@ -61,3 +61,17 @@ def test_the_best_exponents_win_and_of_equal_ones_the_first(world, tmp_path):
     assert found.pictures == len(rows)
     off = replace(config, network=replace(config.network, interactiveness=False))
     assert {gamma for gamma, _, _ in choose_exponents(Says(), off, pictures, rows, maps, valid, labels).tried} == {1.0}
+
+
+def test_lambda_weighs_the_boxes_in_the_choice(world, tmp_path):
+    """Boxes of random scores: what a larger exponent does to the ranking shows in its score."""
+    draw = np.random.default_rng(0)
+    boxes = [{**cell, "scores": list(0.3 + 0.7 * draw.random(len(cell["scores"])))} for cell in world.detections]
+    data = world.taught(detections={"value": boxes})
+    pictures, labels = picture_table(tmp_path / "p", data.source, CONFIG), teacher_labels(tmp_path / "l", data)
+    config = replace(CONFIG, gammas=(0.0,), lambdas=(0.0, 1.0, 8.0))
+    found = choose_exponents(
+        Says(), config, pictures, np.arange(len(pictures)), TableMaps.of(data.source, ("original",)),
+        torch.from_numpy(data.valid()), labels,
+    )  # fmt: skip
+    assert len({round(score, 6) for _, _, score in found.tried}) == 3

@@ -12,15 +12,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stages.student.batches import TableMaps
 from stages.student.checkpoint import Student
 from stages.student.cl_hoi import train as training
+from stages.student.cl_hoi.cognition import ClHoiShape
 from stages.student.cl_hoi.config import ClHoiConfig, config_from
-from stages.student.cl_hoi.student import ClHoiStudent
+from stages.student.cl_hoi.exponents import Exponents
+from stages.student.cl_hoi.losses import mil_loss, phrase_loss, relatedness_loss
+from stages.student.cl_hoi.stream import ClHoiBatches, teacher_labels
+from stages.student.cl_hoi.student import ClHoiStudent, build
 from stages.student.cl_hoi.train import train
 from stages.student.method import Extras
+from stages.student.pictures import gather, picture_of
+from stages.student.predict import entries
+from stages.student.prepare import picture_table, valid_classes
+from stages.student.processes import ALONE
 from storage.errors import UserError
 from tests.student.cl_hoi.toy_cl_hoi import CONFIG, TEXT, TaughtToy
-from tests.student.toy import VOCABULARY, Toy, weights
+from tests.student.toy import CHANNELS, VOCABULARY, Toy, weights
 
 
 def quiet(_: str) -> None: ...
@@ -220,6 +229,69 @@ def test_a_saved_student_predicts_as_the_trained_one(world, undisturbed, tmp_pat
     twice = student.predict(test, tmp_path / "b", report=quiet)
     assert pq.read_table(once) == pq.read_table(twice)
     assert len(pq.read_table(once))
+
+
+def test_the_score_is_the_interactions_times_r_to_the_gamma_times_the_boxes_to_the_lambda(undisturbed, tmp_path):
+    """sigmoid(z) r^gamma (s_h s_o)^lambda, of a student whose exponents are neither 0 nor 1 nor the configuration's."""
+    import pyarrow.parquet as pq
+
+    student, toy = Student.from_pretrained(undisturbed / "checkpoint", VOCABULARY), Toy(6, 9)
+    student = replace(student, exponents=Exponents(0.6, 1.7))
+    found = pq.read_table(student.predict(toy.test_set(), tmp_path, report=quiet)).to_pylist()
+    for number in range(6):
+        regions = gather([picture_of(toy.detections[number], CONFIG)], torch.from_numpy(toy.maps[number][None]))
+        with torch.inference_mode():
+            said = student.model.eval()(regions)
+            pair, hoi, _ = entries(regions, torch.from_numpy(valid_classes(VOCABULARY)))
+        boxes = regions.scores[regions.pairs].prod(1)
+        score = said.logits.sigmoid()[pair, hoi] * (0.6 * said.log_r).exp()[pair] * boxes[pair] ** 1.7
+        written = [row["score"] for row in found if row["image_id"] == f"picture {number}"]
+        assert written == pytest.approx(score.tolist(), rel=1e-4)
+        assert len(set(boxes.tolist())) > 1 or len(regions.pairs) == 1
+    assert len(found) > 12
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 0.1), (0.5, 2.0, 0.7)])
+def test_stage_2_sums_its_losses_by_their_weights(world, tmp_path, weights):
+    contrastive, mil, relatedness = weights
+    config = with_losses(contrastive=contrastive, mil=mil, relatedness=relatedness)
+    data = world.taught()
+    pictures, labels = picture_table(tmp_path / "p", data.source, config), teacher_labels(tmp_path / "l", data)
+    pool = np.flatnonzero(pictures.usable() & labels.known)
+    batch = ClHoiBatches(
+        config, pictures, pool, TableMaps.of(data.source, config.views), labels, torch.from_numpy(data.valid())
+    )[1]
+    torch.manual_seed(0)
+    student = build(ClHoiShape(CHANNELS, 12, 12), config, VOCABULARY, torch.from_numpy(TEXT)).eval()
+    learner = training.InteractionLearner(student, 0.07)
+    valid = torch.from_numpy(data.valid())
+    loss, _ = training.batch_loss(learner, batch, valid, config, ALONE)
+    said, regions = student(batch.regions), batch.regions
+    pair, hoi, _ = entries(regions, valid)
+    logit, picture = said.logits[pair, hoi], regions.pair_picture
+    trust = said.log_r + regions.scores[regions.pairs].prod(1).log()
+    known = batch.image_target, batch.kind, batch.weight
+    of_phrases = phrase_loss(said.look, said.classes, pair, hoi, picture, trust, *known, torch.tensor(0.07), 0.1)
+    of_pictures = mil_loss(logit, pair, hoi, picture, said.log_r, *known, 0.25, 2.0)
+    of_r = relatedness_loss(logit, pair, hoi, picture, said.log_r, batch.kind)
+    assert min(of_phrases.item(), of_pictures.item(), of_r.item()) > 0.01
+    expected = contrastive * of_phrases + mil * of_pictures + relatedness * of_r
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_stage_1_adds_the_global_and_the_late_contrast(undisturbed):
+    records = [json.loads(line) for line in (undisturbed / "context/metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        assert record["loss"] == pytest.approx(record["loss/global"] + record["loss/late"], rel=1e-5)
+        assert min(record["loss/global"], record["loss/late"]) > 0
+
+
+def test_held_out_pictures_are_drawn_from_all_over():
+    """A dataset's pictures often stand in an order; its last ones would be no sample."""
+    _, held_out = training.pools(CONFIG, np.ones(400, bool))
+    assert len(held_out) == 100
+    assert held_out.min() < 40
+    assert held_out.max() > 360
 
 
 def test_it_learns_which_pair_does_what(tmp_path):

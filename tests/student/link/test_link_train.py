@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from stages.student.link.distillation import KdConfig
@@ -19,6 +18,7 @@ from stages.student.link.stream import TaughtBatch
 from stages.student.link.train import batch_loss
 from stages.student.pictures import Picture, gather, picture_of, targets
 from stages.student.prepare import valid_classes
+from stages.student.processes import ALONE
 from stages.student.progress import NonFiniteLoss
 from stages.student.state import save_state
 from tests.student.link.toy_link import ALL_LEVELS, MAPS, NETWORK, PAIRS, TEXT, link_config, taught, trained
@@ -150,7 +150,7 @@ def test_batches_without_positives_or_pairs_have_a_finite_loss_and_gradient(toy,
                                  link_config())], whole.regions.maps[:1])  # fmt: skip
     batch = whole if last == 3 else TaughtBatch(whole.rows[:1], regions, whole.target[:0], whole.labelled[:1], [])
     model = teacher.model.train()
-    loss, _ = batch_loss(model, batch, VALID, SEEN, link_config(), Accelerator())
+    loss, _ = batch_loss(model, batch, VALID, SEEN, link_config(), ALONE)
     model.zero_grad()
     loss.backward()
     model.eval()
@@ -175,7 +175,7 @@ def test_the_loss_averages_layers_and_counts_each_positive_once(toy):
     batch = batch_of(toy, positives=True)
     losses = []
     for layers in (1, 3):
-        loss, terms = batch_loss(Answers(len(batch.target), layers), batch, VALID, SEEN, link_config(), Accelerator())
+        loss, terms = batch_loss(Answers(len(batch.target), layers), batch, VALID, SEEN, link_config(), ALONE)
         losses.append(loss.item())
         assert terms == {"loss/pairs": loss.item()}
     assert losses[0] == pytest.approx(losses[1])
@@ -191,7 +191,7 @@ def test_unseen_classes_and_set_aside_annotations_get_no_gradient(toy):
     seen = SEEN.clone()
     seen[unseen] = False
     model = Answers(len(batch.target))
-    batch_loss(model, batch, VALID & seen, seen, link_config(), Accelerator())[0].backward()
+    batch_loss(model, batch, VALID & seen, seen, link_config(), ALONE)[0].backward()
     gradient = model.logits.grad[:, pair]
     assert not gradient[:, [unseen, ignored]].any()
     assert (gradient[:, hoi] < 0).all()
