@@ -163,7 +163,9 @@ def test_a_vocabulary_that_was_read_off_annotations_is_refused():
         with pytest.raises(UserError, match="is read off V-COCO's annotations"):
             refuse_annotated_vocabulary(dataset, shuffled, "cl_hoi", needs["teacher"], "")
     swig = SwigHoiDataset(kind="swig-hoi", root=Path("data"))
-    with pytest.raises(UserError, match=r"dataset\.kind: swig-hoi; its list of interactions is read off its annotations"):
+    with pytest.raises(
+        UserError, match=r"dataset\.kind: swig-hoi; its list of interactions is read off its annotations"
+    ):
         refuse_annotated_vocabulary(swig, hico_vocabulary(), "cl_hoi", needs["teacher"], "")
     refuse_annotated_vocabulary(told, known, "cl_hoi", needs["instances"], "")
     free = told.model_copy(update={"combinations": "all"})

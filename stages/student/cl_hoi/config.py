@@ -62,9 +62,9 @@ class NetworkConfig:
     Attributes:
         width: of the pairs; heads: of every attention; layers: of the decoder; ffn: hidden width.
         roi_size: rows and columns of the grid that RoIAlign pools each box to.
-        spatial, visual, context: the three relations. Without spatial, pairs are given no geometry, though what they look through is their union box; without visual, they see
-            neither their boxes nor the map; without context, they are not shown the translator's tokens, and there is no
-            translator.
+        spatial, visual, context: the three relations. Without spatial, pairs are given no geometry, though what they look
+            through is their union box; without visual, they see neither their boxes nor the map; without context, they are not
+            shown the translator's tokens, and there is no translator.
         interactiveness: r, the probability that a pair interacts at all; off: 1.
         classes: rows of the classifier stay the text embeddings (``text``), or are trained from there (``trained``).
         centred: text embeddings lose their mean, which all prompts share, before they are compared.
