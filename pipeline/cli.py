@@ -88,7 +88,10 @@ def run(
     from pipeline.setup import prepare
     from pipeline.show import nothing_to_do, plan_table, run_summary, shared_rows
     from pipeline.student_section import check_student
+    from storage.errors import UserError
 
+    if executor not in (None, "ray", "inline"):
+        raise UserError(f"--executor {executor}: there are ray and inline")
     setup = prepare(config, set or (), limit=limit, rehash=rehash)
     check_student(setup)
     plans = plan_all(setup)
@@ -262,11 +265,11 @@ def existing_cache(root: Path, kind: Any) -> Any:
 
 def main() -> None:
     """Run a command; errors that a user can mend are one line and exit code 2."""
-    from storage.errors import StorageError, UserError
+    from storage.errors import UserError, WorkStopped
 
     try:
         app(standalone_mode=True)
-    except (UserError, StorageError) as error:
+    except (UserError, WorkStopped) as error:
         print(f"hoi-distill: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, UserError) else 1) from None
 

@@ -89,7 +89,8 @@ class Table(Section):
 class Workers(Section):
     executor: Literal["ray", "inline"] = "ray"
     count: int = Field(default=2, ge=1)
-    device: str = "cpu"
+    device: str = Field("cpu", pattern=r"^(cpu|cuda|mps)(:\d+)?$")
+    """Of the inline executor; Ray's workers take a GPU where a table's ``gpus`` reserves one."""
 
 
 class Config(Section):
@@ -99,7 +100,7 @@ class Config(Section):
     cache: Path = Path("cache")
     runs: Path = Path("runs")
     dataset: Dataset = Field(discriminator="kind")
-    workers: Workers = Field(default_factory=lambda: Workers(count=2))
+    workers: Workers = Field(default_factory=lambda: Workers(count=2, device="cpu"))
     tables: dict[str, Table]
     pair_teachers: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Networks trained on annotations while the cache is filled, each a section like ``student``."""
@@ -110,6 +111,27 @@ class Config(Section):
         if isinstance(self.dataset, FolderDataset) and self.dataset.annotations is None:
             return ("train",)
         return ("train", "test")
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML in which no mapping may have a key twice, as the last one would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key.value} stands here twice", key.start_mark
+                    )
+                seen.add(key.value)
+        made: dict[Any, Any] = super().construct_mapping(node, deep)
+        return made
+
+
+def read_yaml(text: str) -> Any:
+    """YAML as :func:`yaml.safe_load` reads it, without keys that stand twice in one mapping (YAMLError)."""
+    return yaml.load(text, _OnceLoader)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -123,7 +145,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         UserError: one line with the file, the key path, what was given and what is allowed.
     """
     try:
-        document = yaml.safe_load(path.read_text())
+        document = read_yaml(path.read_text())
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")] or [""], n=1)
         raise UserError(f"{path}: no such configuration" + (f"; did you mean {near[0]}?" if near else "")) from None

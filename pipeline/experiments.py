@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from pipeline.config import Section, validate
+from pipeline.config import Section, read_yaml, validate
 from stages.evaluate.report import ZERO_SHOT_SETS, Arm, ExperimentsPage, Run, write_experiments_page
 from storage.errors import UserError
 
@@ -76,9 +76,11 @@ def run_matrix(path: Path) -> None:
     from pipeline.training import train_student
 
     try:
-        matrix: Matrix = validate(Matrix, yaml.safe_load(path.read_text()), str(path))
+        matrix: Matrix = validate(Matrix, read_yaml(path.read_text()), str(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     runs: dict[str, list[Run]] = {arm: [] for arm in matrix.arms}
     for seed in matrix.seeds:
         for arm in matrix.arms:

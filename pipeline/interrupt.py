@@ -19,7 +19,7 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        print("Stopping: finishing the shards under way (Ctrl-C again stops at once).", file=sys.stderr)
+        print("Stopping: finishing and saving what is under way (Ctrl-C again stops at once).", file=sys.stderr)
 
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -54,6 +54,10 @@ def show(name: str, report: Mapping[str, Any]) -> None:
         for part, of in ((report[when], ""), ((report[when] or {}).get("actions"), ", actions")):
             if part is not None:
                 print(f"  {label + of:<18}" + "".join(f"{_shown(part[column]):>11}" for column in columns))
+    print(
+        "  negatives: share of listed negatives that are none; ignored: of listed entries; listed: entries a picture;"
+    )
+    print("  missed: share of the true ones that are not listed, as nobody detected them")
     print(f"{report['triplets']:>12,}  triplets read from the text; dropped phrases:")
     for reason, count in report["dropped"].items():
         print(f"{count:>12,}  {reason}")

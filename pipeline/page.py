@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.pair_teachers import plan_all
 from pipeline.reporting import captions_of, matches_of, readable
 from pipeline.setup import Setup
 from stages.evaluate.gallery import GalleryItem
 from stages.evaluate.report import FolderPage, TableRead, write_folder_page
 from storage.errors import UserError
+
+SHOWN = 8
+"""Questions of a table up to which every answer is shown."""
+
+
+def agreed(said: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The answers that are not no, and how many are."""
+    yes = [(question, answer) for question, answer in said if not answer.startswith("no (")]
+    denied = len(said) - len(yes)
+    return [*yes, *([("answered no", f"{denied} more questions")] if denied else [])]
 
 
 def write_page(setup: Setup, out: Path) -> None:
@@ -20,16 +32,23 @@ def write_page(setup: Setup, out: Path) -> None:
     """
     plans = plan_all(setup)
     source = setup.sources["images"]
-    by_stage = {made.node.stage.name: made for made in plans.values()}
-    captions, itm = by_stage.get("captions"), by_stage.get("itm")
+    texts = [made for made in plans.values() if made.node.stage.name == "captions"]
+    itm = next((made for made in plans.values() if made.node.stage.name == "itm"), None)
+    shown = [*texts, *([itm] if itm is not None else [])]
     rows = source.rows(setup.config.splits())
-    answers, matches = captions_of(setup, captions, rows), matches_of(setup, itm, rows)
-    answered = readable(setup, captions, rows) | readable(setup, itm, rows)
+    answers: list[list[tuple[str, str]]] = [[] for _ in rows]
+    for made in texts:
+        for told, said in zip(answers, captions_of(setup, made, rows), strict=True):
+            told += said if len(made.columns) <= SHOWN else agreed(said)
+    matches = matches_of(setup, itm, rows)
+    answered = np.logical_or.reduce([np.zeros(len(rows), bool), *(readable(setup, made, rows) for made in shown)])
+    if out.is_dir():
+        raise UserError(f"--out {out}: a folder; name the file to write")
     if not answered.any():
         raise UserError(f"{setup.path}: the cache holds no captions or matching scores yet; {setup.mending_command()}")
     failed: dict[str, str] = {}
-    for made in (captions, itm):
-        if made is not None and made.table is not None:
+    for made in shown:
+        if made.table is not None:
             for (row, _), reason in made.table.failures(source.ids[made.rows], made.columns, made.inputs).items():
                 failed.setdefault(source.keys[made.rows[row]], reason)
     items = [
@@ -42,7 +61,7 @@ def write_page(setup: Setup, out: Path) -> None:
         for name, made in plans.items()
         if made.table is not None
     ]
-    teachers = {made.node.stage.provenance().get("checkpoint") for made in (captions, itm) if made is not None}
+    teachers = {made.node.stage.provenance().get("checkpoint") for made in shown}
     about = (
         f"{len(items)} pictures of {setup.config.dataset.root}, as the teacher sees them "
         f"({', '.join(sorted(str(teacher) for teacher in teachers if teacher))})."

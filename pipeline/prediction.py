@@ -63,7 +63,10 @@ def predict_pictures(
     for role, columns in student.tables().items():
         stage = own_stage(checkpoint, student, role, student.identities[role], annotations, detections)
         tables[role] = computed(stage, stage.columns if columns is None else columns, whole, shared)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: no folder can be made there: {error.strerror}") from None
     test = TestSet(
         MemorySource(tables),
         list(whole.keys),

@@ -112,18 +112,20 @@ def cells_of(setup: Setup, made: TablePlan | None, rows: np.ndarray) -> tuple[np
     chosen = np.flatnonzero(readable(setup, made, rows))
     if made is None or made.table is None or not len(chosen):
         return np.zeros(0, np.int64), {}
-    inputs = None
-    if made.inputs is not None:
-        inputs = made.inputs[align(made.rows, rows[chosen], len(setup.sources["images"].ids))]
-    return chosen, made.table.read(setup.sources["images"].ids[rows[chosen]], made.columns, inputs)
+    ids = setup.sources["images"].ids
+    where = align(made.rows, rows[chosen], len(ids))
+    inputs, wanted = (None if cells is None else cells[where] for cells in (made.inputs, made.wanted))
+    return chosen, made.table.read(ids[rows[chosen]], made.columns, inputs, wanted)
 
 
 def captions_of(setup: Setup, made: TablePlan | None, rows: np.ndarray) -> list[list[tuple[str, str]]]:
-    """(question, answer) of each row; yes/no answers come with their score."""
+    """(question, answer) of each row, of the questions that were asked of it; yes/no answers come with their score."""
     answers: list[list[tuple[str, str]]] = [[] for _ in rows]
     chosen, values = cells_of(setup, made, rows)
     for question, cells in values.items():
         for position, cell in zip(chosen, cells.to_pylist(), strict=True):
+            if cell is None:
+                continue
             score = "" if cell["score"] is None else f" ({cell['score']:.2f})"
             answers[position].append((question, f"{cell['text']}{score}"))
     return answers

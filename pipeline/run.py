@@ -174,14 +174,30 @@ def choose_executor(name: str, device: str, workers: int) -> Iterator[Execute]:
     if name == "inline":
         from workers import inline
 
+        refuse_absent(device)
         yield functools.partial(inline.execute, workers=workers, device=device)
     elif name == "ray":
         from workers.ray_executor import RayExecutor
 
         with RayExecutor(workers) as executor:
+            if device != "cpu" and not executor.gpus():
+                raise UserError(f"workers.device: {device}; Ray finds no GPU here, write cpu")
             yield executor.execute
     else:
         raise UserError(f"--executor {name}: there are ray and inline")
+
+
+def refuse_absent(device: str) -> None:
+    """Raises UserError for a device that torch does not find."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"workers.device: {device}: torch cannot use it here ({reason}); write cpu") from None
 
 
 def drop_failures(plans: Mapping[str, TablePlan], setup: Setup) -> None:

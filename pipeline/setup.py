@@ -48,7 +48,10 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
         UserError: anything wrong with the configuration, the annotations, a checkpoint or the cache's folder.
     """
     config = load_config(path, overrides)
-    dataset = load_dataset(config.dataset, limit)
+    try:
+        dataset = load_dataset(config.dataset, limit)
+    except UserError as error:
+        raise UserError(f"{path}: dataset: {error}") from None
     vocabulary = next((a.vocabulary for a in dataset.values() if a.vocabulary is not None), None)
     if vocabulary is None:
         raise UserError(f"{path}: dataset: has no vocabulary")

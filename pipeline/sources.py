@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.config import Dataset, FolderDataset, HicoDetDataset, PicoDataset, SwigHoiDataset, VCocoDataset
 from storage.digests import DigestMemory, as_rows, digest_bytes
+from storage.errors import UserError
 
 if TYPE_CHECKING:
     from stages.data.records import Annotations
@@ -54,7 +55,10 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
             from stages.data.hico_det import load_hico_det
             from stages.data.pico.world import write_world
 
-            write_world(dataset.root, seed=dataset.seed, train=dataset.train, test=dataset.test)
+            try:
+                write_world(dataset.root, seed=dataset.seed, train=dataset.train, test=dataset.test)
+            except OSError as error:
+                raise UserError(f"{dataset.root}: the pico world cannot be drawn there: {error}") from None
             return {
                 split: replace(load_hico_det(dataset.root, split, limit=limit), name="pico world")
                 for split in ("train", "test")

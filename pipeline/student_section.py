@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+import numpy as np
 import pydantic
 from pydantic import ValidationError, create_model
 
@@ -97,15 +99,22 @@ def read_section(document: dict[str, Any], where: str) -> tuple[Method, Any, Pic
 
 def check_student(setup: Setup) -> None:
     """Refuse a ``student:`` section with a mistake before a teacher has worked for it; a setup without one is fine."""
-    from pipeline.pair_teachers import refuse_better_taught, refuse_other_boxes
+    from pipeline.labels import labels_of
+    from pipeline.pair_teachers import refuse_other_boxes
 
     for name, section in setup.config.pair_teachers.items():
         where = f"{setup.path}: pair_teachers.{name}."
         labelled_count(setup, read_section(section, where)[2], where)
     if setup.config.student is not None and not is_folder(setup):
         method, config, pictures = student_section(setup)
-        needs = method.needs(config, setup.vocabulary)
-        refuse_better_taught(setup, pictures, needs)
+        needs, where = method.needs(config, setup.vocabulary), f"{setup.path}: student."
+        for role in (*needs.train, *needs.test):
+            if (name := getattr(pictures.tables, role, role)) not in setup.nodes:
+                raise UserError(
+                    f"{where}tables.{role}: there is no table {name!r}; there are {', '.join(setup.nodes) or 'none'}"
+                )
+        distinct = np.sort(np.unique(setup.sources["images"].splits["train"], return_index=True)[1])
+        labels_of(setup, pictures, method, needs, distinct)
         refuse_other_boxes(setup, config, pictures, needs)
 
 
@@ -147,6 +156,8 @@ def as_dataclass(cls: type, checked: Section) -> Any:
     values = {}
     for field in fields(cls):
         value = getattr(checked, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"student.{field.name}: {value}; it must be a finite number")
         values[field.name] = as_dataclass(hints[field.name], value) if is_dataclass(hints[field.name]) else value
     return cls(**values)
 

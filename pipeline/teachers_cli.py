@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import json
 import re
 import textwrap
@@ -40,7 +41,10 @@ def _tell(stage: str | None, as_json: bool, detectors: bool) -> None:
     if stage is not None:
         names = [entry["stage"] for entry in found]
         if stage not in names:
-            raise UserError(f"{stage}: no such stage here; there are {', '.join(names)}")
+            other = "teachers" if detectors else "detectors"
+            elsewhere = any(entry["stage"] == stage for entry in catalogue())
+            hint = f"hoi-distill {other} {stage} knows it" if elsewhere else f"there are {', '.join(names)}"
+            raise UserError(f"{stage}: no such stage here; {hint}")
         found = [entry for entry in found if entry["stage"] == stage]
     if as_json:
         print(json.dumps(found, indent=1))
@@ -57,6 +61,12 @@ def catalogue() -> list[dict[str, Any]]:
     from pipeline.graph import STAGES
 
     return [_describe(name, where) for name, where in STAGES.items()]
+
+
+def first_sentence(lines: Sequence[str]) -> str:
+    """Of a docstring's lines; a sentence may go on over several."""
+    paragraph = " ".join(itertools.takewhile(str.strip, lines))
+    return re.split(r"(?<=[.;]) ", paragraph)[0].rstrip(";") if paragraph else ""
 
 
 def plain(docstring: str) -> str:
@@ -89,7 +99,7 @@ def _describe(name: str, where: str) -> dict[str, Any]:
         "stage": name,
         "table": cls.name,
         "rows": cls.source,
-        "says": plain(lines[0]) if lines else "",
+        "says": plain(first_sentence(lines)),
         "description": plain("\n".join(lines)),
         "architectures": accepted(cls),
         "needs": getattr(module, "INSTALL", None),

@@ -42,7 +42,10 @@ def train_student(setup: Setup, stop: threading.Event | None = None) -> Path:
     plans = plan_all(setup)
     resolved = resolve(setup, plans)
     run_dir = setup.config.runs / setup.config.name / resolved.fingerprint[:12]
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{setup.path}: runs: {run_dir}: cannot be made: {error.strerror}") from None
     with alone_in(run_dir, stop or threading.Event()):
         if world() > 1:
             from accelerate import PartialState
@@ -78,9 +81,9 @@ def train_in(
     if trained and evaluated and (run_dir / "report.html").exists():
         print(
             f"Nothing to do: {run_dir} was trained and evaluated with these parameters, rows, labels and cached values "
-            f"(fingerprint {resolved.fingerprint[:12]}).\nReport: {run_dir / 'report.html'}"
+            f"(fingerprint {resolved.fingerprint[:12]})."
         )
-        return run_dir
+        return reported(setup, run_dir)
     read = [*resolved.train.values(), *resolved.test.values(), *([resolved.text] if resolved.text else [])]
     used = sorted({part.made.table.dir for part in read if part.made.table is not None})
     with setup.cache.lease("reader", used):
@@ -92,10 +95,16 @@ def train_in(
         if not is_main_process():
             return run_dir
         evaluate_run(setup, resolved, plans, run_dir, student)
+    return reported(setup, run_dir)
+
+
+def reported(setup: Setup, run_dir: Path) -> Path:
+    """Say where the report is. The newest training that was asked for is ``latest``, done before or not, but for trial runs."""
     latest = run_dir.parent / "latest"
-    draft = run_dir.parent / f".latest-{os.getpid()}"
-    draft.symlink_to(run_dir.name)
-    os.replace(draft, latest)
+    if is_main_process() and (setup.limit is None or not latest.exists()):
+        draft = run_dir.parent / f".latest-{os.getpid()}"
+        draft.symlink_to(run_dir.name)
+        os.replace(draft, latest)
     print(f"Report: {run_dir / 'report.html'}")
     return run_dir
 

@@ -67,6 +67,7 @@ def write_log(path: Path, setup: Setup, plans: Mapping[str, TablePlan]) -> None:
 
     lines = [json.dumps(drop) + "\n" for drop in drops(setup, plans)]
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as file:
             file.writelines(lines)
     except OSError as error:

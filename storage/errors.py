@@ -20,5 +20,9 @@ class InputFailure(Exception):
     """A source input (an image, a text) cannot be processed. It becomes a failure cell with this reason; the run goes on."""
 
 
-class StorageError(RuntimeError):
+class WorkStopped(RuntimeError):
+    """Work that cannot go on, for a reason that is in the data or the machine. One line says what and where."""
+
+
+class StorageError(WorkStopped):
     """The cache cannot be written or read (disk full, read-only, gone). One line names the table and the shard."""

@@ -69,6 +69,12 @@ class RayExecutor:
             self._session.enter_context(attached_ray(address) if self._attached else local_ray(self.workers))
         return self
 
+    def gpus(self) -> float:
+        """How many the cluster has."""
+        import ray
+
+        return float(ray.cluster_resources().get("GPU", 0))
+
     def __exit__(self, *_: object) -> None:
         with unbroken():
             self._session.close()
@@ -295,6 +301,8 @@ def _actor_factory(size: int, tasks: Sequence[Task]) -> Callable[[], Any]:
     resources = [part.stage.resources for task in tasks for part in task.parts]
     cpus = min(max(r.cpus for r in resources), 0.9 * total.get("CPU", 1.0) / size)
     gpus = min(max(r.gpus for r in resources), total.get("GPU", 0.0) / size)
+    if any(r.gpus for r in resources) and not gpus:
+        LOG.warning("no GPU in the Ray cluster: tables that reserve one are computed on CPUs")
     options = {
         "num_cpus": _quantity(cpus),
         "num_gpus": _quantity(gpus),

@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import uuid
@@ -27,6 +28,7 @@ LOG = logging.getLogger(__name__)
 PACKAGES = ("pipeline", "stages", "storage", "workers")
 OBJECT_STORE_BYTES = 128 * 2**20
 PROBE_SECONDS = 120
+CONNECT_SECONDS = 10
 
 
 @contextmanager
@@ -133,6 +135,7 @@ def attached_ray(address: str) -> Iterator[None]:
     """The user's cluster. Our packages travel with the job; the cluster goes on when we leave."""
     import ray
 
+    _answers(address)
     specs = [importlib.util.find_spec(package) for package in PACKAGES]
     modules = [spec.submodule_search_locations[0] for spec in specs if spec and spec.submodule_search_locations]
     try:
@@ -152,6 +155,19 @@ def attached_ray(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _answers(address: str) -> None:
+    """Raises UserError where nobody listens at ``host:port``: Ray itself would try for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not (separator and port.isdigit()):
+        return  # "auto"
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"RAY_ADDRESS={address}: no cluster answers ({error}); start it, or unset RAY_ADDRESS to use a local Ray"
+        ) from None
 
 
 def _silence() -> None:

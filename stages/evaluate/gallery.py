@@ -134,7 +134,7 @@ def gallery_items(
                 title=str(annotations.image_id[pick.image]),
                 picture=picture(pick.image),
                 kind=pick.kind,
-                note=f"{n} of {len(truths)} pairs found by as many predictions"
+                note=f"{n} of {len(truths)} pairs among as many best predictions"
                 if len(truths)
                 else "no annotated pairs",
                 predictions=[_prediction(words, detections, row, bool(matched[row] >= 0)) for row in shown],

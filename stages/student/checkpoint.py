@@ -126,7 +126,9 @@ def _folder(source: str | Path, revision: str | None) -> Path:
     if (folder / "config.json").exists():
         return folder
     if folder.exists() or str(source).count("/") != 1:
-        raise UserError(f"{source}: not a student's checkpoint: it has no config.json")
+        inside = "; did you mean its checkpoint/?" if (folder / "checkpoint" / "config.json").exists() else ""
+        missing = "it has no config.json" if folder.exists() else "there is no such folder"
+        raise UserError(f"{source}: not a student's checkpoint: {missing}{inside}")
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(str(source), revision=revision))

@@ -31,6 +31,8 @@ from stages.student.regions import Regions
 from stages.student.state import load_state, save_state
 
 Network = TypeVar("Network", bound=nn.Module)
+NAMED = 8
+"""Pictures named in an error, at most."""
 Loss = Callable[[nn.Module, Any, int], tuple[Tensor, dict[str, float]]]
 """``(network, batch, step) -> (loss, its terms by name)``."""
 
@@ -164,8 +166,10 @@ def describe_non_finite(
     """One line: the step, the terms, and the pictures whose own values are not finite, else all of the batch."""
     bad = torch.unique(regions.pair_picture[~torch.isfinite(logits).all(1)]).tolist()
     broken = (~torch.isfinite(regions.maps.flatten(1)).all(1)).nonzero().flatten().tolist()
-    rows = [int(batch_rows[place]) for place in broken or bad or range(len(batch_rows))]
+    places = broken or bad or list(range(len(batch_rows)))
+    rows, more = [int(batch_rows[place]) for place in places[:NAMED]], len(places) - NAMED
     names = [str(data.annotations.image_id[int(data.image[row])]) for row in rows]
     what = "feature maps that are not finite in" if broken else "pictures"
+    others = f" and {more} more" if more > 0 else ""
     losses = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-    return f"step {step + 1}: {losses}, gradient norm {norm:.4g}; {what} rows {rows}, image ids {names}"
+    return f"step {step + 1}: {losses}, gradient norm {norm:.4g}; {what} rows {rows}, image ids {names}{others}"

@@ -10,8 +10,10 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor
 
+from storage.errors import WorkStopped
 
-class NonFiniteLoss(RuntimeError):
+
+class NonFiniteLoss(WorkStopped):
     """The loss or its gradient is NaN or infinite. The message names the step, the rows and the pictures."""
 
 

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from storage.errors import UserError
+
 Rows = TypeVar("Rows")
 
 BatchSize = int | Literal["auto"]
@@ -32,7 +34,9 @@ class PartSize:
 
 
 def canonical(batch_size: BatchSize) -> int:
-    """The stage's ``batch_size`` in rows."""
+    """The stage's ``batch_size`` in rows. Raises UserError below 1."""
+    if batch_size != "auto" and batch_size < 1:
+        raise UserError(f"batch_size: {batch_size}; it must be at least 1, or auto")
     return AUTO_BATCH if batch_size == "auto" else batch_size
 
 

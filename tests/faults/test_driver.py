@@ -160,7 +160,7 @@ def test_first_interrupt_commits_and_exits_130(album):
     driver.send_signal(signal.SIGINT)
     out, err = driver.communicate(timeout=60)
     assert driver.returncode == 130, err
-    assert "Stopping: finishing the shards under way" in err
+    assert "Stopping: finishing and saving what is under way" in err
     assert "Interrupted." in out
     computed = computations(album)
     filled = sum(made.counts["filled"] for made in plan_of(album.setup()).values())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from pipeline.config import load_config
+import pytest
+import torch
+
+from pipeline.config import load_config, read_yaml
 from pipeline.graph import levels
 from pipeline.resolve import resolve
+from pipeline.run import refuse_absent
 from pipeline.setup import prepare
 from pipeline.student_section import student_section
 from storage.errors import UserError
@@ -154,3 +158,23 @@ def test_student_section(tmp_path, album):
         with pytest.raises(UserError) as caught:
             student_section(prepare(album.write()))
         assert said in str(caught.value)
+
+
+def test_a_key_that_stands_twice_is_refused_and_merged_ones_are_not(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("name: x\nstudent: {labelled: 5, labelled: 6}\n")
+    with pytest.raises(UserError, match=r"twice\.yaml: not YAML: labelled stands here twice .*line 2"):
+        load_config(path)
+    assert read_yaml("a: &base {x: 1}\nb: {<<: *base, x: 2}\n") == {"a": {"x": 1}, "b": {"x": 2}}
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", ""])
+def test_a_device_that_is_none_is_refused(device):
+    with pytest.raises(UserError, match=r"workers\.device: .*cpu\|cuda"):
+        load_config(Path("configs/pico.yaml"), [f"workers.device={device!r}"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_one_line():
+    with pytest.raises(UserError, match=r"^workers\.device: cuda: torch cannot use it here \(.*\); write cpu$"):
+        refuse_absent("cuda")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -87,3 +89,34 @@ def test_a_training_that_waits_can_be_stopped(tmp_path):
     stop.set()
     with alone_in(tmp_path, threading.Event()), pytest.raises(KeyboardInterrupt), alone_in(tmp_path, stop):
         pass
+
+
+@pytest.mark.slow
+def test_latest_is_what_was_asked_for_last_but_no_trial(tiny):
+    """Also where nothing had to be done: predictions are made with what ``latest`` names."""
+    with choose_executor("inline", "cpu", 1) as execute:
+        fill(prepare(tiny[0]), execute, threading.Event())
+    first = train_student(prepare(tiny[0]))
+    other = train_student(prepare(tiny[0], ["student.seed=1"]))
+    latest = first.parent / "latest"
+    assert latest.resolve() == other.resolve()
+    assert train_student(prepare(tiny[0])) == first
+    assert latest.resolve() == first.resolve()
+    assert train_student(prepare(tiny[0], limit=20)) != first
+    assert latest.resolve() == first.resolve()
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges_ends_in_one_line(tiny, tmp_path):
+    path, _ = tiny
+    with choose_executor("inline", "cpu", 1) as execute:
+        fill(prepare(path), execute, threading.Event())
+    command = [sys.executable, "-m", "pipeline.cli", "train", str(path), "--set", "student.learning_rate=1.0e+30"]
+    ended = subprocess.run(
+        [*command, "--set", "student.steps=5"], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    assert ended.returncode == 1
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("hoi-distill:")]
+    assert "not finite" in line or "gradient norm" in line
+    assert len(line) < 1500
+    assert "Traceback" not in ended.stderr

@@ -62,5 +62,6 @@ def test_the_log_has_every_dropped_phrase_with_its_picture_and_reason(album, tmp
     before = log.read_bytes()
     triplets(album.path, log=log)
     assert log.read_bytes() == before
-    with pytest.raises(UserError, match=r"--log .*nowhere.*: cannot be written: No such file"):
-        triplets(album.path, log=tmp_path / "nowhere" / "dropped.jsonl")
+    triplets(album.path, log=tmp_path / "new" / "dropped.jsonl")
+    with pytest.raises(UserError, match=r"--log .*dropped.jsonl/x: cannot be written: "):
+        triplets(album.path, log=log / "x")

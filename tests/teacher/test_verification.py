@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipeline.graph import Context, build_stage
+from pipeline.page import write_page
 from stages.data.vocabulary import Vocabulary
 from stages.stage import fingerprint_record
 from stages.teacher.answers import Answers
@@ -237,3 +238,13 @@ def test_a_box_more_asks_about_its_object_and_a_box_less_asks_nothing(album):
     assert labels_of(album)["000.png"]["hoi"] == []
     write_boxes(album.root, SEEN)
     assert ran(album) == {}, "all of it is there"
+
+
+def test_a_page_shows_what_was_asked_and_counts_what_was_denied(album, tmp_path):
+    write_page(album.setup(), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "list the interactions:" in page
+    assert "answered no" in page
+    assert "more questions" in page
+    with pytest.raises(UserError, match=r"--out .*: a folder; name the file to write"):
+        write_page(album.setup(), tmp_path)

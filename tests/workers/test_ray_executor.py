@@ -196,3 +196,12 @@ def test_a_node_without_the_cache_or_the_pictures_says_what_it_lacks(tmp_path: P
     ]
     mark.write_text(mark.name)
     assert _unreadable([str(mark)], [str(mark)]) == []
+
+
+def test_a_cluster_that_does_not_answer_is_one_line_within_seconds(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with (
+        pytest.raises(UserError, match=r"RAY_ADDRESS=127\.0\.0\.1:1: no cluster answers .*; start it, or unset"),
+        RayExecutor(1),
+    ):
+        pass
