@@ -63,10 +63,11 @@ def catalogue() -> list[dict[str, Any]]:
     return [_describe(name, where) for name, where in STAGES.items()]
 
 
-def first_sentence(lines: Sequence[str]) -> str:
-    """Of a docstring's lines; a sentence may go on over several."""
+def first_words(lines: Sequence[str]) -> str:
+    """The first line of a docstring, to the end of its last sentence, which may go on over several."""
     paragraph = " ".join(itertools.takewhile(str.strip, lines))
-    return re.split(r"(?<=[.;]) ", paragraph)[0].rstrip(";") if paragraph else ""
+    end = re.compile(r"[.;](?= |$)").search(paragraph, len(lines[0]) - 1) if lines else None
+    return paragraph[: end.start()] + "." if end else paragraph
 
 
 def plain(docstring: str) -> str:
@@ -99,7 +100,7 @@ def _describe(name: str, where: str) -> dict[str, Any]:
         "stage": name,
         "table": cls.name,
         "rows": cls.source,
-        "says": plain(first_sentence(lines)),
+        "says": plain(first_words(lines)),
         "description": plain("\n".join(lines)),
         "architectures": accepted(cls),
         "needs": getattr(module, "INSTALL", None),
