@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from stages.data.vocabulary import Vocabulary
 from stages.student.batches import MapReader, TableMaps
 from stages.student.config import PairsConfig
-from stages.student.pairs import pair_prior
 from stages.student.pictures import PictureTable, gather
 from stages.student.prepare import Report, TestSet, picture_table
-from stages.student.regions import Regions
+from stages.student.regions import Regions, entries
 
 BOX = pa.list_(pa.float32(), 4)
 SCHEMA = pa.schema(
@@ -34,14 +33,6 @@ SCHEMA = pa.schema(
     ]
 )
 """One row a scored triplet. Boxes: xyxy pixels of the original picture, zero-based, half-open; classes: 0-based."""
-
-
-def entries(regions: Regions, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The (pair, class) entries with prior P > 0: int64 ``[E]``, int64 ``[E]``, float32 ``[E]`` prior."""
-    human, object_ = regions.pairs.unbind(1)
-    prior = pair_prior(regions.scores[human], regions.scores[object_], regions.labels[object_], valid)
-    pair, hoi = prior.nonzero(as_tuple=True)
-    return pair, hoi, prior[pair, hoi]
 
 
 def scored(

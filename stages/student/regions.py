@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from stages.student.pairs import pair_prior
+
 
 @dataclass
 class Regions:
@@ -37,3 +39,11 @@ class Regions:
     def pair_picture(self) -> Tensor:
         """int64 ``[P]``."""
         return self.picture[self.pairs[:, 0]]
+
+
+def entries(regions: Regions, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The (pair, class) entries with prior P > 0: int64 ``[E]``, int64 ``[E]``, float32 ``[E]`` prior."""
+    human, object_ = regions.pairs.unbind(1)
+    prior = pair_prior(regions.scores[human], regions.scores[object_], regions.labels[object_], valid)
+    pair, hoi = prior.nonzero(as_tuple=True)
+    return pair, hoi, prior[pair, hoi]

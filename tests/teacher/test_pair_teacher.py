@@ -24,8 +24,8 @@ from stages.student.pair_classifier.config import PairClassifierConfig
 from stages.student.pair_classifier.network import PairClassifier, Shape
 from stages.student.pair_classifier.student import PairStudent
 from stages.student.pictures import gather, picture_of
-from stages.student.predict import entries
 from stages.student.prepare import valid_classes
+from stages.student.regions import entries
 from stages.teacher.detections_file import DETECTIONS
 from stages.teacher.detectors import cells as detection_cells
 from stages.teacher.pair_teacher import LinkMaps, LinkPairs, TrainedTeacher

@@ -18,7 +18,7 @@ from stages.student.batches import MapReader
 from stages.student.cl_hoi.config import ClHoiConfig
 from stages.student.cl_hoi.stream import IGNORED, POSITIVE, ImageLabels
 from stages.student.pictures import PictureTable, gather
-from stages.student.predict import entries
+from stages.student.regions import entries
 
 
 @dataclass(frozen=True)

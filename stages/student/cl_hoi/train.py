@@ -45,10 +45,9 @@ from stages.student.loop import annotated_loss, parameter_groups, train_steps
 from stages.student.losses import final_logit
 from stages.student.method import NOTHING, Extras
 from stages.student.pictures import PictureTable
-from stages.student.predict import entries
 from stages.student.prepare import Report, TrainingSet, picture_table
 from stages.student.processes import Processes
-from stages.student.regions import Regions
+from stages.student.regions import Regions, entries
 from storage.errors import UserError
 from storage.order import epoch_order
 

@@ -130,7 +130,7 @@ def kd_terms(
     student only.
 
     Args:
-        pair, hoi, prior: int64 ``[N]``, int64 ``[N]``, float ``[N]``, see :func:`stages.student.predict.entries`.
+        pair, hoi, prior: int64 ``[N]``, int64 ``[N]``, float ``[N]``, see :func:`stages.student.regions.entries`.
         seen: bool ``[H]``; the entries of unseen classes do not count.
         processes: those that share the batch, over all of which terms are averaged.
 

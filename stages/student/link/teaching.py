@@ -8,7 +8,7 @@ The cell of a picture with K instances, P ordered pairs and N entries (pair, cla
 
 * ``boxes`` float32 ``[K, 4]`` (xyxy pixels of the original picture, never mirrored), ``labels`` int16 ``[K]``, ``humans``:
   the instances that entered pairs, in order;
-* ``entries`` float16 ``[N]``: interaction logits O, in the order of :func:`stages.student.predict.entries`;
+* ``entries`` float16 ``[N]``: interaction logits O, in the order of :func:`stages.student.regions.entries`;
 * ``unary`` float16 ``[Le * K * D]``, ``pairs`` float16 ``[Ld * P * E]``: the queries after every layer, flattened, with
   ``unary_layers`` Le, ``unary_width`` D, ``pairs_layers`` Ld, ``pairs_width`` E.
 """
@@ -28,8 +28,7 @@ from stages.student.checkpoint import Student
 from stages.student.link.distillation import Taught
 from stages.student.link.student import LinkStudent
 from stages.student.pictures import Picture, gather, picture_of
-from stages.student.predict import entries
-from stages.student.regions import Regions
+from stages.student.regions import Regions, entries
 from storage.errors import UserError
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from stages.student.link.student import LinkStudent, allowed, verbs
 from stages.student.loop import annotated_loss, train_steps
 from stages.student.losses import final_logit
 from stages.student.method import NOTHING, Extras
-from stages.student.predict import entries
 from stages.student.prepare import Report, TrainingSet, training_pictures
 from stages.student.processes import Processes
+from stages.student.regions import entries
 
 
 def train(

@@ -1,6 +1,6 @@
 """The soft labels that a pair classifier distils: a teacher's calibrated probability that a picture shows an interaction.
 
-How they reach the pairs is :func:`stages.student.losses.image_terms`.
+How they reach the pairs is :func:`stages.student.pair_classifier.losses.image_terms`.
 """
 
 from __future__ import annotations

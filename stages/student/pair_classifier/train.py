@@ -19,17 +19,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from stages.student.loop import annotated_loss, train_steps
-from stages.student.losses import final_logit, image_terms
+from stages.student.losses import final_logit
 from stages.student.method import NOTHING, Extras
 from stages.student.pair_classifier.batches import SoftBatch, StepBatches
 from stages.student.pair_classifier.config import PairClassifierConfig
+from stages.student.pair_classifier.losses import image_terms
 from stages.student.pair_classifier.network import PairClassifier, Shape
 from stages.student.pair_classifier.region_cnn import RegionCNN, RegionCNNConfig, map_reader, own_encoder
 from stages.student.pair_classifier.soft_labels import distils, picture_probabilities, soft_labels
 from stages.student.pair_classifier.student import PairStudent
-from stages.student.predict import entries
 from stages.student.prepare import Report, TrainingSet, training_pictures
 from stages.student.processes import Processes
+from stages.student.regions import entries
 
 
 def train(

@@ -24,9 +24,9 @@ from stages.student.cl_hoi.student import ClHoiStudent, build
 from stages.student.cl_hoi.train import train
 from stages.student.method import Extras
 from stages.student.pictures import gather, picture_of
-from stages.student.predict import entries
 from stages.student.prepare import picture_table, valid_classes
 from stages.student.processes import ALONE
+from stages.student.regions import entries
 from storage.errors import UserError
 from tests.student.cl_hoi.toy_cl_hoi import CONFIG, TEXT, TaughtToy
 from tests.student.toy import CHANNELS, VOCABULARY, Toy, weights

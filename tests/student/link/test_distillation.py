@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from stages.student.link.distillation import KdConfig, Taught, bernoulli_divergence, divergence, kd_terms, matched
 from stages.student.link.network import LinkOutput
 from stages.student.losses import final_logit
-from stages.student.predict import entries
-from stages.student.regions import Regions
+from stages.student.regions import Regions, entries
 from storage.errors import UserError
 
 CLASSES, ENCODER, DECODER, WIDTH, PAIR_WIDTH, GRID = 6, 2, 3, 8, 12, (4, 5)

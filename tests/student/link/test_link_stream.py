@@ -15,8 +15,8 @@ from stages.student.link.network_config import LinkShape
 from stages.student.link.stream import LinkBatches
 from stages.student.link.student import LinkStudent, allowed, verbs
 from stages.student.pictures import jittered, picture_of, with_annotations
-from stages.student.predict import entries
 from stages.student.prepare import TrainingSet, training_pictures
+from stages.student.regions import entries
 from storage.errors import UserError
 from tests.student.link.toy_link import ALL_LEVELS, MAPS, NETWORK, PAIRS, link_config, taught
 from tests.student.toy import CHANNELS, VOCABULARY, Toy

@@ -14,8 +14,8 @@ from stages.student.link.network import Link, LinkOutput
 from stages.student.link.network_config import LinkShape
 from stages.student.link.teaching import PairTeacher, read_taught
 from stages.student.pictures import gather, picture_of
-from stages.student.predict import entries
 from stages.student.prepare import valid_classes
+from stages.student.regions import entries
 from storage.errors import UserError
 from tests.student.link.scenes import SMALL
 from tests.student.toy import CHANNELS, VOCABULARY, Toy

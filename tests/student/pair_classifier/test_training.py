@@ -27,9 +27,10 @@ from stages.student.pair_classifier.region_cnn import LiveMaps, RegionCNNConfig,
 from stages.student.pair_classifier.soft_labels import soft_labels
 from stages.student.pair_classifier.train import build_model, train
 from stages.student.pictures import gather, picture_of
-from stages.student.predict import SCHEMA, entries
+from stages.student.predict import SCHEMA
 from stages.student.prepare import picture_table, valid_classes
 from stages.student.progress import NonFiniteLoss
+from stages.student.regions import entries
 from stages.student.source import CacheSource
 from stages.student.state import save_state
 from storage.cache import Cache
@@ -65,7 +66,7 @@ train(config, Toy(40, 0).training_set(16), Path(sys.argv[1]), report=lambda line
 
 def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, toy, config):
     config = replace(config, steps=400, save_every=4)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", TO_BE_KILLED, str(tmp_path / "killed"), repr(asdict(config))]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
