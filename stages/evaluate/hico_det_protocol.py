@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,7 +44,14 @@ def judge_hico_det(request: Request) -> Judged:
     if split is not None and words != hico_vocabulary():
         raise UserError(f"--zero-shot {split.name} is of HICO-DET's 600 interactions, not of {request.annotations}'s")
     found = _read(request, test)
-    return judge_triplets(test, found, _training_pairs(request, words), chosen, split)
+    judged = judge_triplets(test, found, _training_pairs(request, words), chosen, split)
+    if words == hico_vocabulary():
+        return judged
+    counted = "all" if request.labelled is None else f"the first {request.labelled:,}"
+    rare = (
+        f"Rare: fewer than {RARE_BELOW} annotated pairs in {counted} training pictures (--labelled N: in the first N)."
+    )
+    return replace(judged, notes=[*judged.notes, rare])
 
 
 def judge_triplets(
