@@ -107,6 +107,7 @@ def train_steps(
             save_state(state, network, optimizer.optimizer, step + 1, run)
         progress(step + 1, loss)
         if stopped and not last:
+            accelerator.wait_for_everyone()  # for the one that saves: a launcher ends all once one has ended
             raise KeyboardInterrupt
     return network.eval()
 

@@ -110,6 +110,7 @@ def train(
             save_state(state, network, optimizer.optimizer, step + 1, run, more)
         progress(step + 1, terms["loss"])
         if stopped and not last:
+            accelerator.wait_for_everyone()  # for the one that saves: a launcher ends all once one has ended
             raise KeyboardInterrupt
 
     # Save.
