@@ -53,7 +53,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("presses", [1, 2])
 @pytest.mark.parametrize("delay", [0.1, 0.7, 1.3, 2.0, 4.0])
 def test_ctrl_c_while_ray_starts(world: Path, tmp_path: Path, delay: float, presses: int) -> None:
-    options = [f"dataset.root={world}", "dataset.train=24", "dataset.test=8", f"cache={tmp_path / 'cache'}"]
+    options = [
+        f"dataset.root={world}",
+        "dataset.train=24",
+        "dataset.test=8",
+        "student.labelled=12",
+        f"cache={tmp_path / 'cache'}",
+    ]
     command = ["run", "configs/pico.yaml", *(word for option in options for word in ("--set", option))]
     run = hoi_distill(*command, mark=tmp_path)
     assert run.stdout is not None
