@@ -42,6 +42,7 @@ class Runs:
         train = options.pictures * 4 // 5
         world = str(folder / "world")
         config["dataset"].update(root=world, train=train, test=options.pictures - train)
+        config["student"]["labelled"] = train // 2
         config["cache"], config["runs"] = str(folder / name), str(folder / "runs")
         for table in config["tables"].values():
             table["shard_rows"] = options.shard_rows
