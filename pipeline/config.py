@@ -89,7 +89,7 @@ class Table(Section):
 class Workers(Section):
     executor: Literal["ray", "inline"] = "ray"
     count: int = Field(default=2, ge=1)
-    device: str = Field("cpu", pattern=r"^(cpu|cuda|mps)(:\d+)?$")
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda|mps)(:\d+)?$")
     """Of the inline executor; Ray's workers take a GPU where a table's ``gpus`` reserves one."""
 
 
@@ -100,7 +100,7 @@ class Config(Section):
     cache: Path = Path("cache")
     runs: Path = Path("runs")
     dataset: Dataset = Field(discriminator="kind")
-    workers: Workers = Field(default_factory=lambda: Workers(count=2, device="cpu"))
+    workers: Workers = Field(default_factory=lambda: Workers(count=2))
     tables: dict[str, Table]
     pair_teachers: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Networks trained on annotations while the cache is filled, each a section like ``student``."""

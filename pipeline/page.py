@@ -30,6 +30,8 @@ def write_page(setup: Setup, out: Path) -> None:
     Raises:
         UserError: nothing is filled yet.
     """
+    if out.is_dir():
+        raise UserError(f"--out {out}: a folder; name the file to write")
     plans = plan_all(setup)
     source = setup.sources["images"]
     texts = [made for made in plans.values() if made.node.stage.name == "captions"]
@@ -42,8 +44,6 @@ def write_page(setup: Setup, out: Path) -> None:
             told += said if len(made.columns) <= SHOWN else agreed(said)
     matches = matches_of(setup, itm, rows)
     answered = np.logical_or.reduce([np.zeros(len(rows), bool), *(readable(setup, made, rows) for made in shown)])
-    if out.is_dir():
-        raise UserError(f"--out {out}: a folder; name the file to write")
     if not answered.any():
         raise UserError(f"{setup.path}: the cache holds no captions or matching scores yet; {setup.mending_command()}")
     failed: dict[str, str] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,18 +38,19 @@ def triplets(config: ConfigFile, set: Set = None, log: Log = None, as_json: Json
     tables = {name: made for name, made in plans.items() if isinstance(made.node.stage, Triplets)}
     if not tables:
         raise UserError(f"{config}: no table of stage triplets; add one under tables")
-    read = {name: made for name, made in plans.items() if isinstance(made.node.stage, ImageLabels)} if log else {}
-    if empty := [name for name, made in {**tables, **read}.items() if made.table is None]:
+    later = {name: made for name, made in plans.items() if log and isinstance(made.node.stage, ImageLabels)}
+    if empty := [name for name, made in {**tables, **later}.items() if made.table is None]:
         raise UserError(f"{config}: tables.{empty[0]} is empty; `{setup.mending_command()}` fills it")
-    counts = {
+    cells = {
         name: {
-            column: drop_report(cells.to_pylist())
-            for column, cells in read_upstream(made, made.rows, setup.sources[made.node.stage.source]).items()
+            column: values.to_pylist()
+            for column, values in read_upstream(made, made.rows, setup.sources["images"]).items()
         }
-        for name, made in tables.items()
+        for name, made in {**tables, **later}.items()
     }
+    counts = {name: {column: drop_report(values) for column, values in cells[name].items()} for name in tables}
     if log is not None:
-        write_log(log, setup, plans)
+        write_log(log, drops(setup, plans, cells, tables))
     if as_json:
         print(json.dumps(counts, indent=1))
         return
@@ -60,12 +61,11 @@ def triplets(config: ConfigFile, set: Set = None, log: Log = None, as_json: Json
                 print(f"{count:>12,}  {reason}")
 
 
-def write_log(path: Path, setup: Setup, plans: Mapping[str, TablePlan]) -> None:
-    """Every phrase that a table of triplets or of image labels dropped, in the order of tables, questions and pictures. Equal
-    cells give equal files."""
+def write_log(path: Path, dropped: Iterable[Mapping[str, Any]]) -> None:
+    """A line of JSON for each."""
     from storage.errors import UserError
 
-    lines = [json.dumps(drop) + "\n" for drop in drops(setup, plans)]
+    lines = [json.dumps(drop) + "\n" for drop in dropped]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as file:
@@ -74,22 +74,24 @@ def write_log(path: Path, setup: Setup, plans: Mapping[str, TablePlan]) -> None:
         raise UserError(f"--log {path}: cannot be written: {error.strerror}") from None
 
 
-def drops(setup: Setup, plans: Mapping[str, TablePlan]) -> Iterator[dict[str, Any]]:
-    """``{picture, table, question, phrase, reason}``; question is None where a table of labels dropped it."""
-    from pipeline.plan import read_upstream
-    from stages.teacher.image_labels import ImageLabels
-    from stages.teacher.triplets import Triplets
+def drops(
+    setup: Setup, plans: Mapping[str, TablePlan], cells: Mapping[str, Mapping[str, list[Any]]], triplets: Container[str]
+) -> Iterator[dict[str, Any]]:
+    """``{picture, table, question, phrase, reason}`` of every phrase that was dropped, in the order of tables, questions and
+    pictures, so that equal cells give equal logs.
 
+    Args:
+        cells: by table and column, of the table's own rows. triplets: the tables of triplets; the others, of image labels,
+            have no question.
+    """
     source = setup.sources["images"]
     names: dict[int, list[str]] = {}  # several pictures of equal bytes are one row
     for split, rows in source.splits.items():
         for row, name in zip(rows.tolist(), setup.dataset[split].image_id, strict=True):
             names.setdefault(row, []).append(str(name))
-    for table, made in plans.items():
-        if made.table is None or not isinstance(made.node.stage, Triplets | ImageLabels):
-            continue
-        for column, cells in read_upstream(made, made.rows, source).items():
-            question = column if isinstance(made.node.stage, Triplets) else None
-            for row, cell in zip(made.rows.tolist(), cells.to_pylist(), strict=True):
+    for table, columns in cells.items():
+        for column, values in columns.items():
+            question = column if table in triplets else None
+            for row, cell in zip(plans[table].rows.tolist(), values, strict=True):
                 for name, drop in itertools.product(names[row], () if cell is None else cell["dropped"]):
                     yield {"picture": name, "table": table, "question": question, **drop}

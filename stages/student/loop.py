@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from stages.student.batches import Batch, PictureBatches
+from stages.student.checkpoint import Student
 from stages.student.config import BOOKKEEPING, PairsConfig
 from stages.student.losses import focal_terms
 from stages.student.prepare import Report, TrainingSet
@@ -110,6 +111,15 @@ def train_steps(
             accelerator.wait_for_everyone()  # for the one that saves: a launcher ends all once one has ended
             raise KeyboardInterrupt
     return network.eval()
+
+
+def finish(student: Student, run_dir: Path, accelerator: Accelerator) -> None:
+    """Save a trained student in ``run_dir/checkpoint``, once, and end the processes' logs together."""
+    if accelerator.is_main_process:
+        student.save_pretrained(run_dir / "checkpoint")
+    accelerator.wait_for_everyone()
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
 
 def annotated_loss(

@@ -145,6 +145,7 @@ class CognitionNetwork(nn.Module):
         """``context``: float ``[B, Q, D]`` tokens of the translator."""
         pairs = self.reason(regions, context)
         head, look, classes = self.classifier, self.classifier.project(pairs), self.classifier.classes()
+        # scaled before the product, unlike the classifier's own forward: another order moves last bits of trained students
         logits = head.scale.exp() * F.normalize(look, dim=1) @ classes.T + head.bias
         log_r = F.logsigmoid(self.interacts(pairs)[:, 0]) if self.interacts is not None else look.new_zeros(len(look))
         return Cognition(logits, look, log_r, classes)

@@ -41,7 +41,7 @@ from stages.student.cl_hoi.stream import (
 from stages.student.cl_hoi.student import ClHoiStudent, build
 from stages.student.cl_hoi.translator import ContextLearner, Translator
 from stages.student.config import BOOKKEEPING
-from stages.student.loop import annotated_loss, parameter_groups, train_steps
+from stages.student.loop import annotated_loss, finish, parameter_groups, train_steps
 from stages.student.losses import final_logit
 from stages.student.method import NOTHING, Extras
 from stages.student.pictures import PictureTable
@@ -132,15 +132,12 @@ def train(
     exponents = choose_exponents(learner.student, config, pictures, held_out, maps, valid, labels)
     made = ClHoiStudent(learner.student.eval(), data.vocabulary, config, shape, exponents, extras.identities)
     if accelerator.is_main_process:
-        made.save_pretrained(run_dir / "checkpoint")
         (run_dir / "exponents.json").write_text(json.dumps(asdict(exponents), indent=1) + "\n")
         with open(run_dir / "metrics.jsonl", "a") as metrics:
             metrics.write(json.dumps({"step": config.steps, **exponents.metrics()}) + "\n")
         accelerator.log(exponents.metrics(), config.steps)
         report(exponents.words())
-    accelerator.wait_for_everyone()
-    for tracker in accelerator.trackers:
-        tracker.finish()
+    finish(made, run_dir, accelerator)
     return made
 
 

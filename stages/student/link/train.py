@@ -20,7 +20,7 @@ from stages.student.link.network import Link
 from stages.student.link.network_config import LinkShape
 from stages.student.link.stream import LinkBatches, TaughtBatch
 from stages.student.link.student import LinkStudent, allowed, verbs
-from stages.student.loop import annotated_loss, train_steps
+from stages.student.loop import annotated_loss, finish, train_steps
 from stages.student.losses import final_logit
 from stages.student.method import NOTHING, Extras
 from stages.student.prepare import Report, TrainingSet, training_pictures
@@ -68,11 +68,7 @@ def train(
         accelerator, loader_workers=loader_workers, stop=extras.stop, report=report,
     )  # fmt: skip
     student = LinkStudent(model, data.vocabulary, config, extras.identities)
-    if accelerator.is_main_process:
-        student.save_pretrained(run_dir / "checkpoint")
-    accelerator.wait_for_everyone()
-    for tracker in accelerator.trackers:
-        tracker.finish()
+    finish(student, run_dir, accelerator)
     return student
 
 

@@ -42,6 +42,11 @@ class PairClassifierConfig(PairsConfig):
     unlabelled_per_step: int = 48
     weight_decay: float = 1e-2
 
+    @property
+    def distils(self) -> bool:
+        """Whether soft labels enter the training at all. With weight 0 no unlabelled picture is looked at either."""
+        return self.itm_on != "none" and self.itm_weight > 0
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(("roi_size", "width"), ("dropout", "feature_dropout"), ("itm_weight", "itm_ramp"))

@@ -38,12 +38,11 @@ class PairClassifierMethod(Method):
     zero_shot = True
 
     def needs(self, config: PairClassifierConfig, vocabulary: Vocabulary) -> Needs:
-        distils = config.itm_on != "none" and config.itm_weight > 0
         train: dict[str, Columns] = {"detections": None}
         if config.encoder == "teacher":
             train["features"] = config.views
         test = {**train, **({"features": config.views[:1]} if config.encoder == "teacher" else {})}
-        if distils and config.teacher in ("itm", "shuffled"):
+        if config.distils and config.teacher in ("itm", "shuffled"):
             train["itm"] = vocabulary.prompts()
         return Needs(
             train,
@@ -51,7 +50,7 @@ class PairClassifierMethod(Method):
             where_asked=("itm",),
             text=True,
             # the student's own encoder learns from the boxes of every picture
-            unlabelled=(distils and config.itm_on in ("unlabelled", "both")) or config.encoder == "region_cnn",
+            unlabelled=(config.distils and config.itm_on in ("unlabelled", "both")) or config.encoder == "region_cnn",
             all_annotations=config.teacher == "oracle",
         )
 

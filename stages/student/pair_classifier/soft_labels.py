@@ -51,11 +51,6 @@ class SoftLabels:
         return np.where(self.distilled[rows, None], soft, np.float32(np.nan))
 
 
-def distils(config: PairClassifierConfig) -> bool:
-    """Whether soft labels enter the training at all. With weight 0 no unlabelled picture is looked at either."""
-    return config.itm_on != "none" and config.itm_weight > 0
-
-
 def soft_labels(
     folder: Path, data: TrainingSet, pictures: PictureTable, config: PairClassifierConfig
 ) -> SoftLabels | None:
@@ -63,7 +58,7 @@ def soft_labels(
 
     For the self-training control ``folder/self.npy`` has been written before, see :mod:`stages.student.pair_classifier.train`.
     """
-    if not distils(config):
+    if not config.distils:
         return None
     distilled = {"labelled": data.labelled, "unlabelled": ~data.labelled, "both": np.ones_like(data.labelled)}[
         config.itm_on

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from stages.student.loop import annotated_loss, train_steps
+from stages.student.loop import annotated_loss, finish, train_steps
 from stages.student.losses import final_logit
 from stages.student.method import NOTHING, Extras
 from stages.student.pair_classifier.batches import SoftBatch, StepBatches
@@ -26,7 +26,7 @@ from stages.student.pair_classifier.config import PairClassifierConfig
 from stages.student.pair_classifier.losses import image_terms
 from stages.student.pair_classifier.network import PairClassifier, Shape
 from stages.student.pair_classifier.region_cnn import RegionCNN, RegionCNNConfig, map_reader, own_encoder
-from stages.student.pair_classifier.soft_labels import distils, picture_probabilities, soft_labels
+from stages.student.pair_classifier.soft_labels import picture_probabilities, soft_labels
 from stages.student.pair_classifier.student import PairStudent
 from stages.student.prepare import Report, TrainingSet, training_pictures
 from stages.student.processes import Processes
@@ -83,11 +83,7 @@ def train(
     )  # fmt: skip
 
     student = PairStudent(network, data.vocabulary, config, extras.identities, encoder)
-    if accelerator.is_main_process:
-        student.save_pretrained(run_dir / "checkpoint")
-    accelerator.wait_for_everyone()
-    for tracker in accelerator.trackers:
-        tracker.finish()
+    finish(student, run_dir, accelerator)
     return student
 
 
@@ -109,7 +105,7 @@ def open_stream(
         own = config.encoder == "region_cnn"
         encoder = own_encoder(shared, data, pictures, cnn or RegionCNNConfig(), report) if own else None
         maps = map_reader(data.source, pictures, config.views, encoder, shared, data.read)
-    if config.teacher == "self" and distils(config) and not (folder / "self.npy").exists():
+    if config.teacher == "self" and config.distils and not (folder / "self.npy").exists():
         model = labels_only().model
         if accelerator.is_main_process:
             valid = torch.from_numpy(data.valid())
@@ -160,7 +156,7 @@ def batch_loss(
     final = final_logit(logits[pair, hoi], prior)
 
     pairs_loss = annotated_loss(final, pair, hoi, batch, config, processes)
-    if not distils(config):
+    if not config.distils:
         return pairs_loss, {"loss/pairs": pairs_loss.item()}
 
     asked = ~torch.isnan(batch.soft[picture, hoi])

@@ -20,7 +20,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from stages.student.loop import random_seed
+from stages.student.loop import finish, random_seed
 from stages.student.method import NOTHING, Extras
 from stages.student.prepare import Report, TrainingSet
 from stages.student.processes import Processes
@@ -118,11 +118,7 @@ def train(
     student = VlmHoiStudent(
         network.eval(), data.vocabulary, config, extras.identities, {"from": config.start, **asdict(start)}
     )
-    if accelerator.is_main_process:
-        student.save_pretrained(run_dir / "checkpoint")
-    accelerator.wait_for_everyone()
-    for tracker in accelerator.trackers:
-        tracker.finish()
+    finish(student, run_dir, accelerator)
     return student
 
 
