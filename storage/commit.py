@@ -35,6 +35,7 @@ from storage import owner
 from storage.arrow_shard import fixed_binary
 from storage.digests import ROW, canonical_json
 from storage.errors import StorageError
+from storage.files import sync_folder
 
 _REASONS = pa.list_(pa.struct([("column", pa.int32()), ("reason", pa.string())]))
 _columns_seen: dict[bytes, tuple[str, ...]] = {}  # a table's many records share one tuple of names
@@ -238,15 +239,6 @@ class _Hashing:
 
     def flush(self) -> None:
         self.file.flush()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
