@@ -6,6 +6,7 @@ tables, the page and the exports are made of.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from stages.evaluate.average_precision import ranking
 from stages.evaluate.curves import Ranking
-from stages.evaluate.detections import Detections, read_detections
+from stages.evaluate.detections import Detections, parquet_parts, read_detections
 from storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -164,18 +165,21 @@ def evaluate_files(request: Request) -> Judged:
 
 
 def detections_format(request: Request) -> str:
-    """The format asked for, or what the file looks like: QPIC's and V-COCO's are JSON, pocket's are .mat files."""
+    """The format asked for, or what the file looks like: QPIC's and V-COCO's are JSON (QPIC's own a string of it), pocket's
+    are .mat files; a folder is pocket's unless Parquet files lie in it."""
     if request.format != "auto":
         return request.format
     path = request.detections
-    if path.is_dir() or path.suffix == ".mat":
+    if path.is_dir():
+        return "parquet" if parquet_parts(path) else "pocket"
+    if path.suffix == ".mat":
         return "pocket"
     try:
         with path.open("rb") as file:
-            start = file.read(64).lstrip()[:1]
+            start = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     except OSError:
         return "parquet"  # whose reader says what is wrong
-    if start in (b"[", b"{"):
+    if start in (b"[", b"{", b'"'):
         return "v-coco" if request.dataset == "v-coco" else "qpic"
     return "parquet"
 

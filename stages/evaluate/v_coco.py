@@ -31,9 +31,9 @@ class VCocoDetections:
 
     image: int32 [P] row of each person's picture in ``People.image_id``.
     person_box: float32 [P, 4], xyxy pixels, zero-based half-open.
-    agent_score: float32 [P, 26]; NaN: the action is not detected.
+    agent_score: float32 or float64 [P, 26]; NaN: the action is not detected.
     role_box: float32 [P, 25, 4]; all zero or all NaN: the role is predicted to be empty.
-    role_score: float32 [P, 25]; NaN: the role is not detected.
+    role_score: float32 or float64 [P, 25]; NaN: the role is not detected.
     """
 
     image: np.ndarray
@@ -147,19 +147,19 @@ def from_triplets(detections: Detections) -> VCocoDetections:
     start = np.cumsum(entries) - entries
     total = int(entries.sum())
 
-    agent = np.full((total, len(ACTIONS)), -np.inf, np.float32)
-    score = detections.score[order].astype(np.float32)
+    score = detections.score[order]
+    agent = np.full((total, len(ACTIONS)), -np.inf, score.dtype)
     np.maximum.at(agent, (start[person], SLOT_ACTION[slot]), score)
     role_of_slot = np.full(len(SLOT_ACTION), -1)
     role_of_slot[ROLE_SLOTS] = np.arange(len(ROLE_SLOTS))
     with_role = np.flatnonzero(role_of_slot[slot] >= 0)
     at = (start[person] + place)[with_role], role_of_slot[slot[with_role]]
     role_box = np.full((total, len(ROLE_SLOTS), 4), np.nan, np.float32)
-    role_score = np.full((total, len(ROLE_SLOTS)), np.nan, np.float32)
+    role_score = np.full((total, len(ROLE_SLOTS)), np.nan, score.dtype)
     role_box[at], role_score[at] = detections.object_box[order][with_role], score[with_role]
     first_row = np.repeat(np.flatnonzero(new_person), entries)
     return VCocoDetections(
-        image[first_row].astype(np.int32), box[first_row], np.where(np.isneginf(agent), np.float32(np.nan), agent),
+        image[first_row].astype(np.int32), box[first_row], np.where(np.isneginf(agent), score.dtype.type(np.nan), agent),
         role_box, role_score,
     )  # fmt: skip
 

@@ -129,6 +129,37 @@ def test_exported_detections_evaluate_the_same(world: Path, tmp_path: Path, caps
     assert {"image_id", "category_id", "bbox", "score"} == set(boxes[0])
 
 
+@pytest.mark.parametrize(
+    "form", ["QPIC's text of a dict", "QPIC's with a byte order mark", "a folder of Parquet parts"]
+)
+def test_the_form_of_the_detections_is_found(
+    form: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    found = pq.read_table(world / "found.parquet")
+    file = tmp_path / "found"
+    if "Parquet" in form:
+        file.mkdir()
+        pq.write_table(found, file / "part-0.parquet")
+    else:
+        pictures: dict[str, dict] = {}
+        for row in found.to_pylist():
+            picture = pictures.setdefault(
+                row["image_id"], {"filename": row["image_id"], "predictions": [], "hoi_prediction": []}
+            )
+            place = len(picture["predictions"])
+            for box, label in ((row["human_box"], 0), (row["object_box"], row["object"])):
+                picture["predictions"].append({"bbox": [*box[:2], box[2] - 1, box[3] - 1], "category_id": label})
+            ids = {"subject_id": place, "object_id": place + 1, "category_id": row["verb"]}
+            picture["hoi_prediction"].append({**ids, "score": row["score"]})
+        record = {"preds": list(pictures.values()), "gts": []}
+        mark = "mark" in form
+        file.write_text(json.dumps(record if mark else str(record)), encoding="utf-8-sig" if mark else "utf-8")
+    ours = json.loads(run(capsys, world, "--json")[1])
+    code, output, _ = run(capsys, world, "--json", "--detections", file)
+    assert code == 0
+    assert json.loads(output)["default"] == ours["default"]
+
+
 def test_exports_are_told_and_all_checked_before_any_is_written(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
