@@ -39,7 +39,7 @@ class Request:
         split: by default the test split.
         convention, switches: HICO-DET's, see :mod:`stages.evaluate.conventions`.
         image_labels: HICO-DET's ``anno.mat``, where it does not lie beside the annotations.
-        zero_shot: a split of HICO-DET's classes.
+        zero_shot: a split of the classes, one that their vocabulary has (:func:`stages.data.splits.splits_of`).
         labelled: rare are the classes with few pairs in the first so many training pictures; default all of them.
         frame: pixels that QPIC-style boxes count from, a key of :data:`stages.evaluate.qpic_json.FRAMES`; by default
             as the file says.
@@ -202,6 +202,34 @@ def vocabulary_of(annotations: Annotations) -> Vocabulary:
     return annotations.vocabulary
 
 
+Ties = Mapping[str, Mapping[str, int]]
+"""How many detections are tied with others that are right where they are wrong, or the reverse, by setting and figure."""
+
+
+def ties_of(settings: Mapping[str, Setting]) -> Ties:
+    return {
+        key: setting.ranking.ties({name: setting.sets[name] for name in setting.means})
+        for key, setting in settings.items()
+        if setting.ranking is not None
+    }
+
+
+def ties_note(ties: Ties, settings: Mapping[str, Setting], rule: str) -> list[str]:
+    """A line on the ties that may move a figure, none where there are none. ``rule`` says how equals rank here."""
+    said = [
+        f"{settings[key].title}: "
+        + ", ".join(f"{LABELS.get(name, name)} {count:,}" for name, count in sets.items() if count)
+        for key, sets in ties.items()
+        if any(sets.values())
+    ]
+    if not said:
+        return []
+    return [
+        f"Tied detections, of a class and a score, some of them right and some wrong: {'; '.join(said)}. Published code sorts "
+        f"equals as it comes, and another order may move the figure; here {rule}."
+    ]
+
+
 def ranked(
     detections: Detections, matched: np.ndarray, counted: np.ndarray, ties: str, annotations: Annotations
 ) -> Ranking:
@@ -210,6 +238,6 @@ def ranked(
     order = rows[ranking(detections.hoi[rows], detections.score[rows], detections.image[rows], ties)]
     given = annotations.classified()
     return Ranking(
-        order, detections.hoi[order].astype(np.int64), detections.image[order].astype(np.int64), matched[order] >= 0,
-        given.hoi.astype(np.int64), given.pair_image(), len(vocabulary_of(annotations)),
+        order, detections.hoi[order].astype(np.int64), detections.image[order].astype(np.int64), detections.score[order],
+        matched[order] >= 0, given.hoi.astype(np.int64), given.pair_image(), len(vocabulary_of(annotations)),
     )  # fmt: skip

@@ -15,6 +15,7 @@ import pytest
 from pipeline import cli
 from stages.data.hico_det import load_hico_det
 from stages.data.pico.layout import Picture, write_annotations
+from stages.data.pico.splits import pico_zero_shot
 from stages.data.pico.world import pico_vocabulary
 from stages.evaluate.detections import Detections, write_detections
 
@@ -107,6 +108,17 @@ def test_a_convention_and_a_switch_change_the_figures(world: Path, capsys: pytes
     assert (thid["convention"], thid["switches"]["box_area"]) == ("thid", "plain")
     assert one["default"]["full"] < official["default"]["full"]
     assert one["switches"]["top_per_image"] == 1
+
+
+@pytest.mark.parametrize("name", ["RF-UC", "uv"])
+def test_zero_shot_means_are_of_the_vocabularys_own_splits(name: str, world: Path, capsys: pytest.CaptureFixture[str]):
+    record = json.loads(run(capsys, world, "--json", "--zero-shot", name)[1])
+    unseen = pico_zero_shot(name.upper()).unseen
+    assert [row["unseen"] for row in record["per_class"]] == unseen.tolist()
+    aps = [(row["ap"], row["unseen"]) for row in record["per_class"] if row["ap"] is not None]
+    for key, wanted in (("unseen", True), ("seen", False)):
+        assert record["zero_shot"][key] == pytest.approx(np.mean([ap for ap, side in aps if side == wanted]), abs=1e-5)
+    assert record["zero_shot"]["full"] == record["default"]["full"]
 
 
 def test_rare_is_said_by_the_first_training_pictures(world: Path, capsys: pytest.CaptureFixture[str]):
@@ -226,7 +238,10 @@ REFUSED = {
     ),
     "unknown value of a switch": (("--switch", "recall_grid=10"), "recall_grid is official or linspace"),
     "unknown split": (("--split", "val"), "val"),
-    "zero-shot of another vocabulary": (("--zero-shot", "RF-UC"), "is of HICO-DET's 600 interactions"),
+    "zero-shot of another vocabulary": (
+        ("--zero-shot", "UC0"),
+        "no zero-shot split 'UC0'; there are RF-UC, NF-UC, UO, UV",
+    ),
     "unknown zero-shot split": (("--zero-shot", "RF"), "no zero-shot split 'RF'; there are RF-UC"),
     "frame of a Parquet file": (("--frame", "one_based"), "leave it out"),
     "an option of HICO-DET": (("--dataset", "v-coco", "--zero-shot", "UV"), "--zero-shot belongs to hico-det"),
