@@ -26,7 +26,9 @@ def evaluate(
     image_labels: Annotated[
         Path | None, typer.Option(help="HICO-DET: anno.mat, if it does not lie beside the annotations.")
     ] = None,
-    zero_shot: Annotated[str | None, typer.Option(help="HICO-DET: means over a split's classes: RF-UC, UV ...")] = None,
+    zero_shot: Annotated[
+        str | None, typer.Option(help="Means over a split of the vocabulary's classes (HICO-DET, pico): RF-UC, UV ...")
+    ] = None,
     labelled: Annotated[
         int | None, typer.Option(min=1, help="Call a class rare by the first N training pictures only (pico: 500).")
     ] = None,

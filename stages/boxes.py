@@ -18,6 +18,12 @@ def _namespace(array: Any) -> Any:
     return np if isinstance(array, np.ndarray) else sys.modules["torch"]
 
 
+def single(boxes: np.ndarray) -> np.ndarray:
+    """``float32``, as boxes are stored; a coordinate that is too large for it is infinite."""
+    with np.errstate(over="ignore"):
+        return boxes.astype(np.float32)
+
+
 def xywh_to_xyxy(boxes: Array) -> Array:
     """``[..., 4]`` (left, top, width, height), as in COCO's files, to xyxy."""
     x, y, w, h = (boxes[..., i] for i in range(4))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from stages import boxes as box_ops
 from stages.data.coco import COCO_CATEGORY_IDS
+from stages.data.json_columns import integers, number_rows, numbers, read_json
 from stages.data.records import Annotations
 from storage.errors import UserError
 
-_log = logging.getLogger(__name__)
+_KEYS = ("image_id", "category_id", "bbox", "score")
+_SLACK = 1.0
+"""Pixels by which a box may reach beyond its picture without a remark: detectors round."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,13 +26,15 @@ class Detections:
     """Boxes of N pictures, by picture, within each by falling score (ties in file order).
 
     offsets: int64 [N + 1]. boxes: float32 [D, 4], xyxy pixels, zero-based half-open, clipped to the picture.
-    scores: float32 [D]. labels: int16 [D], COCO-80 (person = 0).
+    scores: float32 [D], 0 to 1. labels: int16 [D], COCO-80 (person = 0). remarks: a line each on what is allowed and
+    hardly meant, with the file's name.
     """
 
     offsets: np.ndarray
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+    remarks: tuple[str, ...] = ()
 
     def of(self, i: int) -> slice:
         """Rows of picture i."""
@@ -39,53 +46,104 @@ def load_detections(
 ) -> Detections:
     """Read a JSON list of {image_id, category_id, bbox [x, y, w, h], score} for the pictures of `annotations`.
 
-    ``image_id`` is ours (HICO-DET: the file name); ``category_id`` COCO's official 1-90. Entries of other pictures are
-    passed over. Raises UserError naming file and entry for an unknown category, a box that is empty or outside its
-    picture, or a file without any of these pictures (unless `partial`: one file of several); with `lenient` bad entries
-    are dropped, counted and warned of.
+    ``image_id`` is ours (HICO-DET: the file name); ``category_id`` COCO's official 1-90; ``score`` a probability. Entries
+    of other pictures are passed over. Raises UserError naming file and entry for a category that is none, a score outside 0
+    to 1, a box that is not finite, empty or outside its picture, or a file without any entry or any of these pictures
+    (unless `partial`: one file of several); with `lenient` bad entries are dropped, and counted in a remark.
     """
-    try:
-        entries = json.loads(Path(path).read_bytes())
-        ids = [str(entry["image_id"]) for entry in entries]
-        boxes = np.array([entry["bbox"] for entry in entries], np.float32).reshape(len(entries), 4)
-        scores = np.array([entry["score"] for entry in entries], np.float32)
-        categories = np.array([entry["category_id"] for entry in entries], np.int64)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such detections file") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a COCO results file ({error})") from error
-    except KeyError as error:
-        raise UserError(f"{path}: an entry lacks {error}; each needs image_id, category_id, bbox and score") from error
-
+    entries = read_json(Path(path), list, "a COCO results file, a list of boxes")
+    if not entries:
+        raise UserError(f"{path}: an empty list; a detector's boxes of these pictures should be in it")
+    ids, categories, boxes, scores = _columns(path, entries)
     row_of = {image_id: i for i, image_id in enumerate(annotations.image_id.tolist())}
     image = np.array([row_of.get(image_id, -1) for image_id in ids], np.int64)
-    if len(image) and image.max() < 0 and not partial:
+    if image.max() < 0 and not partial:
         raise UserError(f"{path}: none of its pictures (first {ids[0]!r}) is in {annotations.name} {annotations.split}")
-    label_of = np.full(max(COCO_CATEGORY_IDS) + 1, -1, np.int16)
-    label_of[list(COCO_CATEGORY_IDS)] = np.arange(len(COCO_CATEGORY_IDS))
-    known = (categories >= 0) & (categories < len(label_of))
-    labels = np.where(known, label_of[np.where(known, categories, 0)], -1).astype(np.int16)
-
-    boxes[:, 2:] += boxes[:, :2]
     size = np.stack([annotations.width, annotations.height], axis=1)[image].astype(np.float32)
     size[(size == 0).any(axis=1)] = np.inf  # a picture whose size nobody could read
-    clipped = np.concatenate([boxes[:, :2].clip(min=0), np.minimum(boxes[:, 2:], size)], axis=1)
-    wrong_box = ~(clipped[:, :2] < clipped[:, 2:]).all(axis=1) | ~np.isfinite(scores)
+
+    given, finite = number_rows(boxes, 4)
+    category, whole = integers(categories)
+    score = numbers(scores)
+    label_of = np.full(max(COCO_CATEGORY_IDS) + 1, -1, np.int16)
+    label_of[list(COCO_CATEGORY_IDS)] = np.arange(len(COCO_CATEGORY_IDS))
+    labels = label_of[np.where((category > 0) & (category < len(label_of)), category, 0)]
+    corners = box_ops.single(given)
+    with np.errstate(over="ignore"):
+        corners[:, 2:] += corners[:, :2]
+    clipped = np.concatenate([corners[:, :2].clip(min=0), np.minimum(corners[:, 2:], size)], axis=1)
+    complaints = {
+        "bbox is not four finite numbers": ~finite | ~np.logical_and.reduce(np.isfinite(corners), axis=1),
+        "box empty or outside its picture": ~np.logical_and.reduce(clipped[:, :2] < clipped[:, 2:], axis=1),
+        "category_id is no whole number": ~whole,
+        "unknown category_id, COCO's are 1 to 90": labels < 0,
+        "score is no number": np.isnan(score),
+        "score is not in 0 to 1, give a probability": (score < 0) | (score > 1),
+    }
     here = image >= 0
-    bad = here & (wrong_box | (labels < 0))
+    bad = here & np.logical_or.reduce(list(complaints.values()))
+    remarks = []
     if bad.any():
-        first = int(np.flatnonzero(bad)[0])
-        what = "unknown category_id" if labels[first] < 0 else "box empty or outside its picture, or no score"
-        message = f"{path}: entry {first + 1} ({ids[first]}): {what}: {json.dumps(entries[first])}"
-        if not lenient:
+        first = int(bad.argmax())
+        what = next(said for said, wrong in complaints.items() if wrong[first])
+        message = f"{path}: entry {first + 1} ({ids[first]}): {what}: {json.dumps(entries[first])[:200]}"
+        if not lenient or (bad == here).all():
             raise UserError(message)
-        _log.warning("%s; %d such entries dropped", message, int(bad.sum()))
+        remarks.append(f"{message}; {bad.sum():,} such entries dropped")
     rows = np.flatnonzero(here & ~bad)
-    rows = rows[np.lexsort((-scores[rows], image[rows]))]
+    remarks += _doubts(path, given[rows], size[rows], clipped[rows])
+    narrowed = score.astype(np.float32)
+    rows = rows[np.lexsort((-narrowed[rows], image[rows]))]
     counts = np.bincount(image[rows], minlength=len(annotations))
     return Detections(
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=clipped[rows],
-        scores=scores[rows],
+        scores=narrowed[rows],
         labels=labels[rows],
+        remarks=tuple(remarks),
     )
+
+
+def _columns(path: str | Path, entries: list[Any]) -> tuple[list[str], list[Any], list[Any], list[Any]]:
+    """Each key's values, the pictures' names as text."""
+    try:
+        ids, *others = [[entry[key] for entry in entries] for key in _KEYS]
+    except (KeyError, TypeError, IndexError):
+        number, entry = next(
+            (number, entry)
+            for number, entry in enumerate(entries, 1)
+            if not isinstance(entry, dict) or not entry.keys() >= set(_KEYS)
+        )
+        lacks = next(key for key in _KEYS if not isinstance(entry, dict) or key not in entry)
+        raise UserError(
+            f"{path}: not a COCO results file: entry {number} lacks {lacks!r}; each needs {', '.join(_KEYS)}"
+        ) from None
+    return [str(image_id) for image_id in ids], *others  # type: ignore[return-value]
+
+
+def _doubts(path: str | Path, given: np.ndarray, size: np.ndarray, clipped: np.ndarray) -> Iterator[str]:
+    """A line each on boxes that are allowed and hardly what is meant by them.
+
+    Args:
+        given: float64 [D, 4] as in the file; size: of their pictures, float32 [D, 2]; clipped: float32 [D, 4] xyxy.
+    """
+    if not len(given):
+        return
+    if given.max() <= 1 + 1e-3:
+        yield f"{path}: no box is a pixel wide; bbox is x, y, width, height in pixels, not in fractions of the picture"
+        return
+    beyond = ~_fit(box_ops.xywh_to_xyxy(given), size)
+    if beyond.any():
+        said = f"{path}: {beyond.sum():,} of {len(given):,} boxes reach beyond their pictures and are cut"
+        others = {"x1, y1, x2, y2": given, "the middle, width and height": box_ops.cxcywh_to_xyxy(given)}
+        meant = next((name for name, boxes in others.items() if _fit(boxes, size).all()), None)
+        yield said if meant is None else f"{said}; none would if they were {meant}, but bbox is x, y, width, height"
+    narrow = np.logical_or.reduce(clipped[:, 2:] - clipped[:, :2] < 1, axis=1)
+    if narrow.any():
+        yield f"{path}: {narrow.sum():,} of {len(given):,} boxes are less than a pixel wide or high"
+
+
+def _fit(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """bool [D]: upright boxes, xyxy, inside their pictures."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    return np.logical_and.reduce((low < high) & (low >= -_SLACK) & (high <= size + _SLACK), axis=1)

@@ -148,11 +148,11 @@ def _pictures(
         box_counts.append(len(own_boxes))
         link_counts.append(len(row))
     vocabulary = hico_vocabulary()
-    columns = [integers([link[k] for link in links])[0] for k in range(4)]
+    columns = [integers([link[k] for link in links], text=True)[0] for k in range(4)]
     image = np.repeat(np.arange(len(order)), link_counts)
     where = [f"entry {entry[i]} ({names[i]})" for i in order]
     rows, hoi = _resolve(
-        columns, image, np.array(box_counts, np.int64), integers(categories)[0], where, vocabulary, reject
+        columns, image, np.array(box_counts, np.int64), integers(categories, text=True)[0], where, vocabulary, reject
     )
     box = _corners(boxes)
     starts = (np.cumsum(box_counts) - box_counts)[image[rows]] if len(rows) else np.zeros(0, np.int64)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from storage.errors import UserError
+
+_NUMBERS = frozenset((int, float))
 
 
 def read_json(file: Path, kind: type, what: str) -> Any:
@@ -31,28 +34,53 @@ def number_rows(values: Sequence[Any], width: int) -> tuple[np.ndarray, np.ndarr
     Rows that were not are zero.
     """
     try:
+        if not _all_numbers(chain.from_iterable(values)):
+            raise TypeError("no numbers")  # of which numpy would make some
         rows = np.array(values, np.float64).reshape(len(values), -1)
         if len(values) and rows.shape[1] != width:
             raise ValueError("another width")
         rows = rows.reshape(-1, width)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         rows = np.full((len(values), width), np.nan)
         for i, value in enumerate(values):
-            if isinstance(value, list) and len(value) == width and all(_is_number(part) for part in value):
-                rows[i] = value
-    good = np.isfinite(rows.sum(axis=1))
+            if isinstance(value, list | tuple) and len(value) == width:
+                rows[i] = [part if is_number(part) else np.nan for part in value]
+    good = np.logical_and.reduce(np.isfinite(rows), axis=1)
     return np.where(good[:, None], rows, 0.0), good
 
 
-def integers(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers as int64 [n], and bool [n]: the entry was a whole number (the others are -1)."""
+def numbers(values: Sequence[Any]) -> np.ndarray:
+    """float64 [n]; NaN for what is no number."""
     try:
-        numbers = np.array(values, np.float64).reshape(len(values))
-    except (ValueError, TypeError):
-        numbers = np.array([value if _is_number(value) else np.nan for value in values], np.float64)
-    good = np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < 2**53)
-    return np.where(good, numbers, -1).astype(np.int64), good
+        if not _all_numbers(values):
+            raise TypeError("no numbers")
+        return np.array(values, np.float64).reshape(len(values))
+    except (ValueError, TypeError, OverflowError):
+        return np.array([value if is_number(value) else np.nan for value in values], np.float64)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def integers(values: Sequence[Any], text: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers as int64 [n], and bool [n]: the entry was a whole number, 1 or 1.0 (the others are -1).
+
+    text: a text of digits is one too; PPDM's own annotations hold "77\\n".
+    """
+    if text:
+        values = [int(value) if isinstance(value, str) and value.strip().isdecimal() else value for value in values]
+    given = numbers(values)
+    good = np.isfinite(given) & (given == np.floor(given)) & (np.abs(given) < 2**53)
+    return np.where(good, given, -1).astype(np.int64), good
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number in JSON (true is none, nor is "1"), and one that float64 can hold."""
+    if type(value) not in _NUMBERS:
+        return False
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
+
+
+def _all_numbers(values: Iterable[Any]) -> bool:
+    return _NUMBERS.issuperset(map(type, values))

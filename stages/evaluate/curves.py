@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
+
+
+def undecided(klass: np.ndarray, score: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """``bool [M]``: detections of a class that share their score with others of it, some of them right, some wrong, so that
+    the order among equals is up to the evaluator and may move average precision.
+
+    Args:
+        klass, score, right: of M detections as they are judged: by class, then by falling score.
+    """
+    if not len(klass):
+        return np.zeros(0, bool)
+    begins = np.flatnonzero(np.append(True, (klass[1:] != klass[:-1]) | (score[1:] != score[:-1])))
+    size = np.diff(np.append(begins, len(klass)))
+    found = np.add.reduceat(right.astype(np.int64), begins)
+    return np.repeat((found > 0) & (found < size), size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,6 +32,7 @@ class Ranking:
         row: ``int64 [M]`` position among the stored detections.
         klass: ``int64 [M]``, non-decreasing.
         image: ``int64 [M]`` picture.
+        score: ``float [M]``.
         right: ``bool [M]`` whether it found a pair.
         pair_class, pair_image: ``int64 [G]`` class and picture of each annotated pair of the setting.
         classes: their number, C.
@@ -24,6 +41,7 @@ class Ranking:
     row: np.ndarray
     klass: np.ndarray
     image: np.ndarray
+    score: np.ndarray
     right: np.ndarray
     pair_class: np.ndarray
     pair_image: np.ndarray
@@ -46,7 +64,19 @@ class Ranking:
     def without(self, gone: np.ndarray) -> Ranking:
         """The ranking that is left without the detections where ``bool [M]`` says so."""
         kept = ~gone
-        return replace(self, row=self.row[kept], klass=self.klass[kept], image=self.image[kept], right=self.right[kept])
+        return replace(
+            self,
+            row=self.row[kept],
+            klass=self.klass[kept],
+            image=self.image[kept],
+            score=self.score[kept],
+            right=self.right[kept],
+        )
+
+    def ties(self, sets: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """How many :func:`undecided` detections there are in each set of classes, ``bool [C]`` by name."""
+        count = np.bincount(self.klass[undecided(self.klass, self.score, self.right)], minlength=self.classes)
+        return {name: int(count[chosen].sum()) for name, chosen in sets.items()}
 
 
 def suffix_maximum(klass: np.ndarray, precision: np.ndarray, classes: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,8 @@ SCHEMA = pa.schema(
     ]
 )
 """One row a scored triplet. Boxes are xyxy pixels of the original picture, zero-based half-open; ``object`` is in
-COCO-80 order (person = 0); ``verb`` and ``hoi`` are 0-based, ``hoi`` -1 where the dataset names no such class."""
+COCO-80 order (person = 0); ``verb`` and ``hoi`` are 0-based, ``hoi`` -1 where the dataset names no such class. A file may
+hold wider scores, which rank as they are."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Detections:
         image: ``int32 [D]`` position of the picture in the dataset.
         human_box, object_box: ``float32 [D, 4]``, xyxy pixels of the original picture, zero-based half-open.
         object, verb, hoi: ``int32 [D]``; hoi is -1 where the dataset names no such class.
-        score: ``float32 [D]``.
+        score: ``float32`` or ``float64 [D]``, as wide as the file has it: narrowed, distinct scores would become ties.
     """
 
     image: np.ndarray
@@ -53,15 +54,17 @@ class Detections:
 
 
 def write_detections(path: Path, detections: Detections, image_ids: Sequence[str] | np.ndarray) -> None:
-    """Write the Parquet file. ``image_ids`` names every picture of the dataset, in its order."""
+    """Write the Parquet file, scores as wide as they are. ``image_ids`` names every picture of the dataset, in its order."""
     ids = pa.DictionaryArray.from_arrays(detections.image.astype(np.int32), pa.array(image_ids, pa.string()))
     columns: list[pa.Array] = [ids.cast(pa.string())]
     for box in (detections.human_box, detections.object_box):
         columns.append(pa.FixedSizeListArray.from_arrays(np.ascontiguousarray(box, np.float32).reshape(-1), 4))
     for ints in (detections.object, detections.verb, detections.hoi):
         columns.append(pa.array(ints.astype(np.int32)))
-    columns.append(pa.array(detections.score.astype(np.float32)))
-    pq.write_table(pa.table(columns, schema=SCHEMA), path, compression="zstd")
+    columns.append(pa.array(detections.score))
+    at = SCHEMA.get_field_index("score")
+    schema = SCHEMA.set(at, SCHEMA.field(at).with_type(columns[at].type))
+    pq.write_table(pa.table(columns, schema=schema), path, compression="zstd")
 
 
 def read_detections(
@@ -73,7 +76,8 @@ def read_detections(
     every_row_classed: bool = False,
     object_optional: bool = False,
 ) -> Detections:
-    """Read and check a Parquet file of detections.
+    """Read and check a Parquet file of detections, or a folder of such files, which are its parts in the order of their
+    names.
 
     Args:
         image_ids: the N pictures of the split, in its order.
@@ -83,21 +87,29 @@ def read_detections(
         object_optional: allow an object of -1: a verb done without one, or with one of no known category.
 
     Raises:
-        UserError: the file is missing or no Parquet file, lacks a column, has one of another type, an empty or
-            non-finite value, a picture that is not in the split, an id out of range, an inverted box, or a class that
-            is not its own verb and object (what mixed-up object orders look like).
+        UserError: the file is missing or no Parquet file, lacks a column or has it twice, has one of another type, an
+            empty or non-finite value, a picture that is not in the split, an id out of range, an inverted box, or a class
+            that is not its own verb and object (what mixed-up object orders look like).
     """
+    if parts := parquet_parts(path):
+        read = [
+            read_detections(part, image_ids, hois, objects, verbs, every_row_classed, object_optional) for part in parts
+        ]
+        return Detections(*(np.concatenate([getattr(one, field.name) for one in read]) for field in fields(Detections)))
     table = _read_columns(path)
     image = _pictures(path, table["image_id"], image_ids)
     boxes = {name: _boxes(path, name, table[name]) for name in ("human_box", "object_box")}
     ids = {}
     classes = np.iinfo(np.int32).max if hois is None else len(hois)
     for name, low, high in (("object", -object_optional, objects), ("verb", 0, verbs), ("hoi", -1, classes)):
-        ids[name] = _integers(path, name, table[name])
+        ids[name] = _cast(path, name, table[name], pa.int64()).to_numpy()
         _refuse(path, (ids[name] < low) | (ids[name] >= high), name, ids[name], f"is outside {low} ... {high - 1}")
     if every_row_classed:
         _refuse(path, ids["hoi"] < 0, "hoi", ids["hoi"], "names no class, which every detection here must")
-    score = table["score"].cast(pa.float32()).to_numpy()
+    narrow = pa.types.is_float16(_plain_type(table["score"].type)) or pa.types.is_float32(
+        _plain_type(table["score"].type)
+    )
+    score = _cast(path, "score", table["score"], pa.float32() if narrow else pa.float64()).to_numpy()
     _refuse(path, ~np.isfinite(score), "score", score, "is not a finite number")
     if hois is not None:
         _refuse_mixed_up(path, ids, hois)
@@ -120,21 +132,27 @@ def _refuse_mixed_up(path: Path, ids: dict[str, np.ndarray], hois: np.ndarray) -
         )
 
 
+def parquet_parts(folder: Path) -> list[Path]:
+    """The Parquet files directly in a folder, as Spark, Dask and others write one table; none where it is no folder."""
+    return sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+
+
 def _read_columns(path: Path) -> pa.Table:
-    """The columns of the schema; every name present, no cell empty, every type one that can be meant."""
+    """The columns of the schema; every name present once, no cell empty, every type one that can be meant."""
     try:
         present = pq.read_schema(path)
-        missing = [name for name in SCHEMA.names if name not in present.names]
-        if missing:
-            raise UserError(
-                f"{path}: column {missing[0]!r} is missing; a detections file has {', '.join(SCHEMA.names)}"
-            )
+        for name in SCHEMA.names:
+            if (times := present.names.count(name)) != 1:
+                wrong = "is missing" if not times else f"is there {times} times"
+                raise UserError(f"{path}: column {name!r} {wrong}; a detections file has {', '.join(SCHEMA.names)}")
         # A picture's name stands in every one of its rows: as a dictionary it is decoded once.
         table = pq.ParquetFile(path, read_dictionary=["image_id"]).read(columns=SCHEMA.names)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; give a Parquet file of detections") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: this is not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    if not len(table):
+        return SCHEMA.empty_table()  # an empty frame's columns have no types, or any
     for field in SCHEMA:
         kind = table.schema.field(field.name).type
         if not _fits(kind, field.type):
@@ -158,23 +176,28 @@ def _pictures(path: Path, column: pa.ChunkedArray, image_ids: Sequence[str] | np
 
 
 def _fits(kind: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether a column of ``kind`` can be read as ``wanted``: same family, any width, as other writers choose them."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    """Whether a column of ``kind`` can be read as ``wanted``: same family, any width, as other writers choose them; whole
+    numbers where fractions are wanted."""
+    kind = _plain_type(kind)
     if pa.types.is_string(wanted):
         return pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if pa.types.is_integer(wanted):
         return pa.types.is_integer(kind)
     if pa.types.is_floating(wanted):
-        return pa.types.is_floating(kind)
+        return pa.types.is_floating(kind) or pa.types.is_integer(kind)
     listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return listed and pa.types.is_floating(kind.value_type)
+    return listed and _fits(kind.value_type, wanted.value_type)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values, dictionary or not."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _boxes(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
     """``float32 [D, 4]`` from a column of lists, each checked to be one upright finite box."""
     _refuse(path, pc.list_value_length(column).to_numpy() != 4, name, column, "is not four numbers")
-    flat = pc.list_flatten(column).cast(pa.float32()).to_numpy(zero_copy_only=False)
+    flat = _cast(path, name, pc.list_flatten(column), pa.float32()).to_numpy(zero_copy_only=False)
     boxes = flat.reshape(-1, 4)
     _refuse(path, ~np.isfinite(boxes).all(1), name, boxes, "is not four finite numbers")
     inverted = (boxes[:, 2:] < boxes[:, :2]).any(1)
@@ -182,9 +205,10 @@ def _boxes(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
     return boxes
 
 
-def _integers(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
+def _cast(path: Path, name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """The column as another kind of numbers, none of which may be too large for it."""
     try:
-        return column.cast(pa.int64()).to_numpy()
+        return column.cast(kind)
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: column {name!r}: {str(error).splitlines()[0]}") from None
 

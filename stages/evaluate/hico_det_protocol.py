@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.data.open_dataset import open_annotations
-from stages.data.splits import ZeroShotSplit, hico_training_pairs, zero_shot
+from stages.data.splits import ZeroShotSplit, hico_training_pairs, split_of
 from stages.data.vocabulary import hico_vocabulary
 from stages.evaluate.average_precision import RECALL_GRIDS
-from stages.evaluate.conventions import OFFICIAL, Convention, convention
+from stages.evaluate.conventions import OFFICIAL, SWITCHES, Convention, convention
 from stages.evaluate.evaluate import RARE_BELOW, evaluate_hico_det, training_pairs
 from stages.evaluate.protocols import (
     Judged,
@@ -22,6 +22,8 @@ from stages.evaluate.protocols import (
     ranked,
     read_triplets,
     refuse_format,
+    ties_note,
+    ties_of,
     vocabulary_of,
 )
 from storage.errors import UserError
@@ -36,13 +38,11 @@ if TYPE_CHECKING:
 def judge_hico_det(request: Request) -> Judged:
     """Read, check and evaluate; see :func:`stages.evaluate.protocols.evaluate_files`."""
     chosen = convention(request.convention, request.switches)
-    split = None if request.zero_shot is None else zero_shot(request.zero_shot)
     test = open_annotations(
         request.dataset, request.annotations, request.split, images=False, image_labels=request.image_labels
     ).classified()
     words = vocabulary_of(test)
-    if split is not None and words != hico_vocabulary():
-        raise UserError(f"--zero-shot {split.name} is of HICO-DET's 600 interactions, not of {request.annotations}'s")
+    split = None if request.zero_shot is None else _split(request, words)
     found = _read(request, test)
     judged = judge_triplets(test, found, _training_pairs(request, words), chosen, split)
     if words == hico_vocabulary():
@@ -85,14 +85,15 @@ def judge_triplets(
         settings["zero_shot"] = Setting(
             f"zero-shot {result.zero_shot['split']}", means, result.sets, default, "default setting"
         )
-    notes = []
+    ties = ties_of(settings)
+    notes = ties_note(ties, settings, SWITCHES["ties"][chosen.ties])
     if result.known_object_from == "annotated pairs":
         why = "so the convention has it"
         if test.image_hois is None:
             why = "no image-level labels" + (": give --image-labels" if test.name == "hico-det" else "")
         notes.append(f"Known-object picture sets are taken from the annotated pairs ({why}).")
     return Judged(
-        record={**result.as_json(), "seconds": round(seconds, 3)},
+        record={**result.as_json(), "ties": ties, "seconds": round(seconds, 3)},
         per_class=[{"name": f"{row['verb']} {row['object']}".replace("_", " ")} | row for row in result.per_class],
         settings=settings,
         image_ids=test.image_id,
@@ -104,6 +105,14 @@ def judge_triplets(
         grid=RECALL_GRIDS[chosen.recall_grid],
         notes=notes,
     )
+
+
+def _split(request: Request, words: Vocabulary) -> ZeroShotSplit:
+    """The split of the vocabulary that ``--zero-shot`` names."""
+    try:
+        return split_of(words, request.zero_shot or "")
+    except UserError as error:
+        raise UserError(f"--zero-shot: {request.annotations}: {error}") from None
 
 
 def _read(request: Request, test: Annotations) -> Detections:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stages import boxes as box_ops
 from stages.data.vocabulary import Vocabulary
 from stages.evaluate.detections import Detections
 from storage.errors import UserError
@@ -38,12 +39,11 @@ def read_pocket_mat(folder: Path, image_ids: Sequence[str] | np.ndarray, vocabul
     image, hoi, numbers = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     order = np.lexsort((hoi, image))
     image, hoi, numbers = image[order], hoi[order], numbers[order]
-    boxes = numbers[:, :8]
-    boxes[:, [2, 3, 6, 7]] += 1  # inclusive to half-open
+    boxes = box_ops.single(numbers[:, :8] + np.tile([0, 0, 1, 1], 2))  # inclusive to half-open
     verb, thing_of = vocabulary.hois[hoi].T.astype(np.int32)
     return Detections(
-        image.astype(np.int32), boxes[:, :4].astype(np.float32), boxes[:, 4:].astype(np.float32),
-        thing_of, verb, hoi.astype(np.int32), numbers[:, 8].astype(np.float32),
+        image.astype(np.int32), boxes[:, :4], boxes[:, 4:],
+        thing_of, verb, hoi.astype(np.int32), numbers[:, 8],
     )  # fmt: skip
 
 
@@ -84,6 +84,7 @@ def _object_file(
     upright = (numbers[:, [2, 3, 6, 7]] + 1 >= numbers[:, [0, 1, 4, 5]]).all(1)
     for good, complaint in (
         (np.isfinite(numbers).all(1), "holds a number that is not finite"),
+        (np.isfinite(box_ops.single(numbers[:, :8])).all(1), "holds a box that is too large"),
         (upright, "holds a box that ends before it begins; boxes are x1, y1, x2, y2"),
     ):
         if not good.all():

@@ -6,6 +6,7 @@ tables, the page and the exports are made of.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from stages.evaluate.average_precision import ranking
 from stages.evaluate.curves import Ranking
-from stages.evaluate.detections import Detections, read_detections
+from stages.evaluate.detections import Detections, parquet_parts, read_detections
 from storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Request:
         split: by default the test split.
         convention, switches: HICO-DET's, see :mod:`stages.evaluate.conventions`.
         image_labels: HICO-DET's ``anno.mat``, where it does not lie beside the annotations.
-        zero_shot: a split of HICO-DET's classes.
+        zero_shot: a split of the classes, one that their vocabulary has (:func:`stages.data.splits.splits_of`).
         labelled: rare are the classes with few pairs in the first so many training pictures; default all of them.
         frame: pixels that QPIC-style boxes count from, a key of :data:`stages.evaluate.qpic_json.FRAMES`; by default
             as the file says.
@@ -164,18 +165,21 @@ def evaluate_files(request: Request) -> Judged:
 
 
 def detections_format(request: Request) -> str:
-    """The format asked for, or what the file looks like: QPIC's and V-COCO's are JSON, pocket's are .mat files."""
+    """The format asked for, or what the file looks like: QPIC's and V-COCO's are JSON (QPIC's own a string of it), pocket's
+    are .mat files; a folder is pocket's unless Parquet files lie in it."""
     if request.format != "auto":
         return request.format
     path = request.detections
-    if path.is_dir() or path.suffix == ".mat":
+    if path.is_dir():
+        return "parquet" if parquet_parts(path) else "pocket"
+    if path.suffix == ".mat":
         return "pocket"
     try:
         with path.open("rb") as file:
-            start = file.read(64).lstrip()[:1]
+            start = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     except OSError:
         return "parquet"  # whose reader says what is wrong
-    if start in (b"[", b"{"):
+    if start in (b"[", b"{", b'"'):
         return "v-coco" if request.dataset == "v-coco" else "qpic"
     return "parquet"
 
@@ -198,6 +202,34 @@ def vocabulary_of(annotations: Annotations) -> Vocabulary:
     return annotations.vocabulary
 
 
+Ties = Mapping[str, Mapping[str, int]]
+"""How many detections are tied with others that are right where they are wrong, or the reverse, by setting and figure."""
+
+
+def ties_of(settings: Mapping[str, Setting]) -> Ties:
+    return {
+        key: setting.ranking.ties({name: setting.sets[name] for name in setting.means})
+        for key, setting in settings.items()
+        if setting.ranking is not None
+    }
+
+
+def ties_note(ties: Ties, settings: Mapping[str, Setting], rule: str) -> list[str]:
+    """A line on the ties that may move a figure, none where there are none. ``rule`` says how equals rank here."""
+    said = [
+        f"{settings[key].title}: "
+        + ", ".join(f"{LABELS.get(name, name)} {count:,}" for name, count in sets.items() if count)
+        for key, sets in ties.items()
+        if any(sets.values())
+    ]
+    if not said:
+        return []
+    return [
+        f"Tied detections, of a class and a score, some of them right and some wrong: {'; '.join(said)}. Published code sorts "
+        f"equals as it comes, and another order may move the figure; here {rule}."
+    ]
+
+
 def ranked(
     detections: Detections, matched: np.ndarray, counted: np.ndarray, ties: str, annotations: Annotations
 ) -> Ranking:
@@ -206,6 +238,6 @@ def ranked(
     order = rows[ranking(detections.hoi[rows], detections.score[rows], detections.image[rows], ties)]
     given = annotations.classified()
     return Ranking(
-        order, detections.hoi[order].astype(np.int64), detections.image[order].astype(np.int64), matched[order] >= 0,
-        given.hoi.astype(np.int64), given.pair_image(), len(vocabulary_of(annotations)),
+        order, detections.hoi[order].astype(np.int64), detections.image[order].astype(np.int64), detections.score[order],
+        matched[order] >= 0, given.hoi.astype(np.int64), given.pair_image(), len(vocabulary_of(annotations)),
     )  # fmt: skip

@@ -16,6 +16,7 @@ so that the convention's figures are those that its evaluator printed.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from stages import boxes as box_ops
 from stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
 from stages.data.json_columns import integers, number_rows
 from stages.data.records import Annotations
@@ -88,7 +90,8 @@ def read_qpic_json(path: Path, annotations: Annotations, frame: str | None = Non
 
     corners, good = number_rows(boxes, 4)
     of_box.refuse(~good, "needs bbox with four finite numbers")
-    corners += np.repeat(FRAMES[frame or _frame(gts, annotations, index)], 2)
+    corners = box_ops.single(corners + np.repeat(FRAMES[frame or _frame(gts, annotations, index)], 2))
+    of_box.refuse(~np.isfinite(corners).all(1), "needs bbox with four numbers that a picture may have")
     inverted = np.any(corners[:, 2:] < corners[:, :2], axis=1)
     of_box.refuse(inverted, "ends before it begins; boxes are x1, y1, x2, y2")
     numbers, good = number_rows(triplets, 4)
@@ -112,8 +115,8 @@ def read_qpic_json(path: Path, annotations: Annotations, frame: str | None = Non
     verb, thing = annotations.vocabulary.hois[hoi].T.astype(np.int32)
     picture = np.array([index[name] for name in names], np.int32)
     return Detections(
-        picture[of_triplet.entry[kept]], corners[human].astype(np.float32), corners[target].astype(np.float32),
-        thing, verb, hoi.astype(np.int32), numbers[kept, 3].astype(np.float32),
+        picture[of_triplet.entry[kept]], corners[human], corners[target],
+        thing, verb, hoi.astype(np.int32), numbers[kept, 3],
     )  # fmt: skip
 
 
@@ -122,19 +125,35 @@ def _pictures(path: Path) -> tuple[list[Any], list[Any]]:
     expected = "it should be a detections file as PPDM, QPIC, CDN or GEN-VLKT write it"
     try:
         record: Any = json.loads(path.read_bytes())
-        if isinstance(record, str):  # the text of a Python dict: quotes, and numpy's names of numbers, are all it takes
-            plain = re.sub(r"np\.\w+\(([^()]*)\)", r"\1", record) if "np." in record else record
-            record = json.loads(plain.replace("'", '"'))
+        if isinstance(record, str):
+            record = _python_text(record)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {expected}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); {expected}") from error
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not readable as JSON ({reason}); {expected}") from error
     gts: Any = []
     if isinstance(record, dict):
         record, gts = record.get("preds"), record.get("gts", [])
     if not isinstance(record, list):
         raise UserError(f"{path}: there is neither a list of pictures nor a dict with one as 'preds'; {expected}")
     return record, gts if isinstance(gts, list) else []
+
+
+def _python_text(text: str) -> Any:
+    """What a Python dict was that is given as its text, numpy's names of numbers left out.
+
+    Such a text is JSON but for its quotes, unless it holds a quote itself, None, a tuple and the like. The reader of Python's
+    own literals takes those too, with some hundred times the memory.
+
+    Raises:
+        ValueError, SyntaxError, RecursionError, MemoryError: it is the text of something else.
+    """
+    plain = re.sub(r"np\.\w+\(([^()]*)\)", r"\1", text) if "np." in text else text
+    try:
+        return json.loads(plain.replace("'", '"'))
+    except ValueError:
+        return ast.literal_eval(plain)
 
 
 def _flattened(path: Path, pictures: list[Any]) -> tuple[list[str], list[Any], list[Any] | None, list[Any]]:
@@ -175,7 +194,7 @@ def _interactions(
     of_triplet: _Rows,
 ) -> np.ndarray:
     """``int64 [D]`` class of each triplet, -1 for none, from objects and verbs that count as the file's persons do."""
-    given, good = integers(categories)
+    given, good = integers(categories, text=True)
     of_box.refuse(~good, "needs a whole number as category_id")
     person = int(len(human) > 0 and given[human[0]] == 1)
     of_triplet.refuse(given[human] != person, f"has a subject_id whose category is not {person}, a person")

@@ -10,6 +10,7 @@ import numpy as np
 from stages.data.open_dataset import open_annotations
 from stages.data.swig_hoi import swig_evaluated, swig_frequency
 from stages.evaluate.average_precision import RECALL_GRIDS
+from stages.evaluate.conventions import SWITCHES
 from stages.evaluate.protocols import (
     Judged,
     Request,
@@ -18,6 +19,8 @@ from stages.evaluate.protocols import (
     ranked,
     read_triplets,
     refuse_format,
+    ties_note,
+    ties_of,
     vocabulary_of,
 )
 from stages.evaluate.swig_hoi import CONVENTION, swig_hoi
@@ -61,6 +64,10 @@ def judge_triplets(test: Annotations, found: Detections) -> Judged:
             "ap": round(100 * float(results.ap[hoi]), 6),
         })  # fmt: skip
     matched = np.append(np.flatnonzero(test.hoi >= 0), -1)[results.matched]
+    settings = {
+        "full": Setting("all pictures", means, sets, ranked(found, matched, results.counted, CONVENTION.ties, test))
+    }
+    ties = ties_of(settings)
     return Judged(
         record={
             "dataset": "swig-hoi",
@@ -70,12 +77,11 @@ def judge_triplets(test: Annotations, found: Detections) -> Judged:
             "counts": {"pictures": len(test), "pairs": len(test.hoi), "detections": len(found), "classes": len(chosen)},
             **means,
             "per_class": per_class,
+            "ties": ties,
             "seconds": round(seconds, 3),
         },
         per_class=per_class,
-        settings={
-            "full": Setting("all pictures", means, sets, ranked(found, matched, results.counted, CONVENTION.ties, test))
-        },
+        settings=settings,
         image_ids=test.image_id,
         vocabulary=words,
         detections=found,
@@ -84,4 +90,5 @@ def judge_triplets(test: Annotations, found: Detections) -> Judged:
         counted=results.counted,
         grid=RECALL_GRIDS[CONVENTION.recall_grid],
         absent_counts=True,
+        notes=ties_note(ties, settings, SWITCHES["ties"][CONVENTION.ties]),
     )

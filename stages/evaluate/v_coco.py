@@ -31,9 +31,9 @@ class VCocoDetections:
 
     image: int32 [P] row of each person's picture in ``People.image_id``.
     person_box: float32 [P, 4], xyxy pixels, zero-based half-open.
-    agent_score: float32 [P, 26]; NaN: the action is not detected.
+    agent_score: float32 or float64 [P, 26]; NaN: the action is not detected.
     role_box: float32 [P, 25, 4]; all zero or all NaN: the role is predicted to be empty.
-    role_score: float32 [P, 25]; NaN: the role is not detected.
+    role_score: float32 or float64 [P, 25]; NaN: the role is not detected.
     """
 
     image: np.ndarray
@@ -49,14 +49,14 @@ class VCocoDetections:
 @dataclass(frozen=True, eq=False)
 class RoleResults:
     """One scenario: ``ap`` float32 [25], a fraction, NaN for an action that nobody does; ``judged``, each role's counted
-    detections as ranked: their rows int64 [K] and whether they are right, bool [K]."""
+    detections as ranked: their rows int64 [K] and whether they are right, bool [K]. Of agents the same of 26 actions."""
 
     ap: np.ndarray
     judged: tuple[tuple[np.ndarray, np.ndarray], ...]
 
     @property
     def mean(self) -> float:
-        """Over 25 roles."""
+        """Over all roles."""
         return _mean(self.ap)
 
     @property
@@ -67,17 +67,22 @@ class RoleResults:
 
 @dataclass(frozen=True, eq=False)
 class VCocoResults:
-    """``agent_ap`` float32 [26] and ``persons`` int [26] who do each action; results of both scenarios."""
+    """Results of the agents, ``persons`` int [26] who do each action, results of both scenarios."""
 
-    agent_ap: np.ndarray
+    agents: RoleResults
     persons: np.ndarray
     scenario_1: RoleResults
     scenario_2: RoleResults
 
     @property
+    def agent_ap(self) -> np.ndarray:
+        """``float32 [26]``."""
+        return self.agents.ap
+
+    @property
     def agent(self) -> float:
         """Mean over 26 actions."""
-        return _mean(self.agent_ap)
+        return self.agents.mean
 
     def percentages(self) -> dict[str, float | dict[str, float]]:
         """{"agent", "scenario_1": {"roles_25", "roles_24"}, "scenario_2": {...}}, in percent."""
@@ -108,7 +113,7 @@ def v_coco(detections: VCocoDetections, people: People) -> VCocoResults:
         order, hit = _ranked(score[kept], detections.image[kept], claim)
         return _average_precision(hit, int(persons[action])), kept[order], hit
 
-    agent = [judge(a, detections.agent_score[:, a], True)[0] for a in range(len(ACTIONS))]
+    agents = [judge(a, detections.agent_score[:, a], True) for a in range(len(ACTIONS))]
     scenarios: tuple[list, list] = ([], [])
     for role, action in enumerate(SLOT_ACTION[ROLE_SLOTS]):
         box, true = detections.role_box[:, role], role_box[person, role]
@@ -117,11 +122,11 @@ def v_coco(detections: VCocoDetections, people: People) -> VCocoResults:
         close = ~absent & ~empty & (iou(box, true) >= _THRESHOLD)
         for roles, right in zip(scenarios, (close | (absent & empty), close | absent), strict=True):
             roles.append(judge(action, detections.role_score[:, role], right))
-    one, two = (
-        RoleResults(np.array([ap for ap, *_ in roles]), tuple((rows, hit) for _, rows, hit in roles))
-        for roles in scenarios
+    agent, one, two = (
+        RoleResults(np.array([ap for ap, *_ in parts]), tuple((rows, hit) for _, rows, hit in parts))
+        for parts in (agents, *scenarios)
     )
-    return VCocoResults(np.array(agent), persons, one, two)
+    return VCocoResults(agent, persons, one, two)
 
 
 def from_triplets(detections: Detections) -> VCocoDetections:
@@ -147,19 +152,19 @@ def from_triplets(detections: Detections) -> VCocoDetections:
     start = np.cumsum(entries) - entries
     total = int(entries.sum())
 
-    agent = np.full((total, len(ACTIONS)), -np.inf, np.float32)
-    score = detections.score[order].astype(np.float32)
+    score = detections.score[order]
+    agent = np.full((total, len(ACTIONS)), -np.inf, score.dtype)
     np.maximum.at(agent, (start[person], SLOT_ACTION[slot]), score)
     role_of_slot = np.full(len(SLOT_ACTION), -1)
     role_of_slot[ROLE_SLOTS] = np.arange(len(ROLE_SLOTS))
     with_role = np.flatnonzero(role_of_slot[slot] >= 0)
     at = (start[person] + place)[with_role], role_of_slot[slot[with_role]]
     role_box = np.full((total, len(ROLE_SLOTS), 4), np.nan, np.float32)
-    role_score = np.full((total, len(ROLE_SLOTS)), np.nan, np.float32)
+    role_score = np.full((total, len(ROLE_SLOTS)), np.nan, score.dtype)
     role_box[at], role_score[at] = detections.object_box[order][with_role], score[with_role]
     first_row = np.repeat(np.flatnonzero(new_person), entries)
     return VCocoDetections(
-        image[first_row].astype(np.int32), box[first_row], np.where(np.isneginf(agent), np.float32(np.nan), agent),
+        image[first_row].astype(np.int32), box[first_row], np.where(np.isneginf(agent), score.dtype.type(np.nan), agent),
         role_box, role_score,
     )  # fmt: skip
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
 
-from stages.data.json_columns import read_json
+from stages import boxes as box_ops
+from stages.data.json_columns import is_number, read_json
 from stages.data.v_coco import ACTIONS, ROLES
 from stages.data.v_coco_files import picture_id
 from stages.evaluate.v_coco import VCocoDetections
@@ -46,13 +49,13 @@ def read_v_coco_json(path: str | Path, image_ids: Sequence[str] | np.ndarray) ->
     if entries and not any(_KEYS.intersection(entry) for entry in entries):
         raise UserError(f"{path}: no entry has a key such as {_AGENT_KEYS[0]} or {ROLES[0]}; are these V-COCO's?")
     image = _pictures(path, entries, image_ids)
-    person = _numbers(path, entries, ("person_box",), 4)[:, 0]
+    person = box_ops.single(_numbers(path, entries, ("person_box",), 4)[:, 0])
     _refuse(path, ~np.isfinite(person.sum(axis=1)), entries, ("person_box",), "is not four finite numbers")
     agent = _numbers(path, entries, _AGENT_KEYS, 1)[..., 0]
     _refuse(path, np.isinf(agent), entries, _AGENT_KEYS, "is not a finite score")
     roles = _numbers(path, entries, ROLES, 5)
-    _refuse(path, np.logical_or.reduce(np.isinf(roles), axis=2), entries, ROLES, "is not finite")
-    box, score = roles[..., :4], roles[..., 4]
+    box, score = box_ops.single(roles[..., :4]), roles[..., 4]
+    _refuse(path, np.isinf(box).any(axis=2) | np.isinf(score), entries, ROLES, "is not finite")
     unknown = np.isnan(box).sum(axis=2)
     _refuse(path, (unknown > 0) & (unknown < 4), entries, ROLES, "is a box half given; an empty role is all zeros")
     empty = (unknown == 4) | (box == 0).all(2)
@@ -115,12 +118,15 @@ def _pictures(path: Path, entries: list[dict[str, Any]], image_ids: Sequence[str
 
 
 def _numbers(path: Path, entries: list[dict[str, Any]], keys: Sequence[str], width: int) -> np.ndarray:
-    """float32 [n, keys, width]; NaN where the file has null or lacks the key."""
+    """float64 [n, keys, width]; NaN where the file has null or lacks the key."""
     absent: Any = None if width == 1 else [None] * width
     values = [[entry.get(key, absent) for key in keys] for entry in entries]
+    parts = chain.from_iterable(values)
     try:
-        return np.array(values, np.float32).reshape(len(entries), len(keys), width)
-    except (ValueError, TypeError):
+        if set(map(type, parts if width == 1 else chain.from_iterable(parts))) - {int, float, NoneType}:
+            raise TypeError("no numbers")  # of which numpy would make some
+        return np.array(values, np.float64).reshape(len(entries), len(keys), width)
+    except (ValueError, TypeError, OverflowError):
         what = "a number" if width == 1 else f"{width} numbers"
         bad = np.array([[not _fits(value, width) for value in row] for row in values])
         _refuse(path, bad, entries, keys, f"is not {what}")
@@ -129,7 +135,7 @@ def _numbers(path: Path, entries: list[dict[str, Any]], keys: Sequence[str], wid
 
 def _fits(value: Any, width: int) -> bool:
     parts = [value] if width == 1 else value
-    return isinstance(parts, list) and len(parts) == width and all(p is None or type(p) in (int, float) for p in parts)
+    return isinstance(parts, list) and len(parts) == width and all(p is None or is_number(p) for p in parts)
 
 
 def _refuse(path: Path, bad: np.ndarray, entries: list[dict[str, Any]], keys: Sequence[str], complaint: str) -> None:

@@ -19,7 +19,7 @@ from stages.data.v_coco import (
 )
 from stages.evaluate.curves import Ranking
 from stages.evaluate.detections import read_detections
-from stages.evaluate.protocols import Judged, Request, Setting, detections_format, refuse_format
+from stages.evaluate.protocols import Judged, Request, Setting, detections_format, refuse_format, ties_note, ties_of
 from stages.evaluate.v_coco import RoleResults, VCocoDetections, from_triplets, v_coco
 from stages.evaluate.v_coco_json import read_v_coco_json
 
@@ -62,6 +62,25 @@ def judge_persons(found: VCocoDetections, people: People, split: str) -> Judged:
     }
     all_roles = np.ones(len(ROLES), bool)
     sets = {"roles_25": all_roles, "roles_24": np.arange(len(ROLES)) != UNREPORTED_ROLE}
+    settings = {
+        "scenario_1": Setting(
+            "scenario 1",
+            scenarios["scenario_1"],
+            sets,
+            _ranking(results.scenario_1, found.role_score, SLOT_ACTION[ROLE_SLOTS], found, people),
+            "an absent role must be predicted empty",
+        ),
+        "scenario_2": Setting(
+            "scenario 2",
+            scenarios["scenario_2"],
+            sets,
+            _ranking(results.scenario_2, found.role_score, SLOT_ACTION[ROLE_SLOTS], found, people),
+            "absent roles are ignored",
+        ),
+        "agent": Setting("agent", {"actions_26": agent}, note="the person and the action alone"),
+    }
+    agents = _ranking(results.agents, found.agent_score, np.arange(len(ACTIONS)), found, people)
+    ties = {**ties_of(settings), "agent": agents.ties({"actions_26": np.ones(len(ACTIONS), bool)})}
     return Judged(
         record={
             "dataset": "v-coco",
@@ -72,40 +91,32 @@ def judge_persons(found: VCocoDetections, people: People, split: str) -> Judged:
             "agent": agent,
             **scenarios,
             "per_role": per_role,
+            "ties": ties,
             "seconds": round(seconds, 3),
         },
         per_class=per_role,
-        settings={
-            "scenario_1": Setting(
-                "scenario 1",
-                scenarios["scenario_1"],
-                sets,
-                _ranking(results.scenario_1, found, people),
-                "an absent role must be predicted empty",
-            ),
-            "scenario_2": Setting(
-                "scenario 2",
-                scenarios["scenario_2"],
-                sets,
-                _ranking(results.scenario_2, found, people),
-                "absent roles are ignored",
-            ),
-            "agent": Setting("agent", {"actions_26": agent}, note="the person and the action alone"),
-        },
+        settings=settings,
         image_ids=people.image_id,
         vocabulary=v_coco_vocabulary(),
         detections=found,
+        notes=ties_note(ties, settings, "later pictures come first and, in a picture, what is stored first"),
     )
 
 
-def _ranking(results: RoleResults, found: VCocoDetections, people: People) -> Ranking:
-    """A scenario's judged detections, roles as classes; what a role can find is every person who does its action."""
+def _ranking(
+    results: RoleResults, score: np.ndarray, actions: np.ndarray, found: VCocoDetections, people: People
+) -> Ranking:
+    """A scenario's judged detections, roles as classes; what a role can find is every person who does its action.
+
+    score: ``float [P, C]`` of each detected person; actions: ``int [C]`` of each class.
+    """
     rows = [rows for rows, _ in results.judged]
     row = np.concatenate(rows)
-    doing = [np.flatnonzero(people.actions[:, action]) for action in SLOT_ACTION[ROLE_SLOTS]]
+    doing = [np.flatnonzero(people.actions[:, action]) for action in actions]
     roles = np.arange(len(rows))
+    klass = np.repeat(roles, [len(part) for part in rows])
     return Ranking(
-        row, np.repeat(roles, [len(part) for part in rows]), found.image[row].astype(np.int64),
+        row, klass, found.image[row].astype(np.int64), score[row, klass],
         np.concatenate([hit for _, hit in results.judged]), np.repeat(roles, [len(part) for part in doing]),
         people.image[np.concatenate(doing)].astype(np.int64), len(rows),
     )  # fmt: skip

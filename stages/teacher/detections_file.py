@@ -8,8 +8,9 @@ what was computed from that picture and nothing else.
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,8 @@ from stages.data.records import Annotations
 from stages.stage import ArrowOutput, Batch, Stage, Values
 from storage.digests import digest64
 from storage.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 TOP = 100
 """Boxes kept of each picture."""
@@ -116,7 +119,8 @@ class DetectionsFromFile(GivenDetections):
 
     Raises:
         UserError: from planning on, when the file or an entry is not what it should be
-            (:func:`stages.data.detections.load_detections`).
+            (:func:`stages.data.detections.load_detections`). What is allowed and hardly meant is warned of there, too:
+            boxes beyond their pictures, pictures without any.
     """
 
     def __init__(
@@ -124,7 +128,7 @@ class DetectionsFromFile(GivenDetections):
     ) -> None:
         super().__init__(annotations)
         self.paths = [str(one) for one in ([path] if isinstance(path, (str, Path)) else path)]
-        self.lenient = lenient
+        self.lenient, self.told = lenient, False
 
     def parameters(self) -> dict[str, Any]:
         """The file's name is provenance; what it says of a picture is that row's input digest."""
@@ -139,7 +143,21 @@ class DetectionsFromFile(GivenDetections):
         found = _merged([load_detections(path, self.pictures, self.lenient, partial=several) for path in self.paths])
         if several and not len(found.scores):
             raise UserError(f"{', '.join(self.paths)}: no box of any picture of {self.pictures.name}")
+        if not self.told:  # a stage that has travelled to a worker has told it where it was planned
+            self.told = True
+            for line in (*found.remarks, *self._without(found)):
+                _log.warning(line)
         return found
+
+    def _without(self, found: Detections) -> Iterator[str]:
+        """A line on the pictures without an entry."""
+        rows = np.array(list(self._row_of.values()))
+        without = rows[np.diff(found.offsets)[rows] == 0]
+        if len(without):
+            yield (
+                f"{', '.join(self.paths)}: no entry for {len(without):,} of {len(rows):,} pictures (first "
+                f"{self.pictures.image_id[without[0]]}), which get no boxes"
+            )
 
 
 def _merged(parts: Sequence[Detections]) -> Detections:
@@ -154,6 +172,7 @@ def _merged(parts: Sequence[Detections]) -> Detections:
         boxes=np.concatenate([part.boxes for part in parts])[order],
         scores=scores[order],
         labels=np.concatenate([part.labels for part in parts])[order],
+        remarks=tuple(line for part in parts for line in part.remarks),
     )
 
 

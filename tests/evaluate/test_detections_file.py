@@ -43,6 +43,17 @@ def test_classes_of_another_list_may_be_passed_over(written: Path, annotations: 
     assert len(read_detections(written, annotations.image_id, None, *sizes)) == len(perfect)
 
 
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+def test_scores_stay_as_wide_as_the_file_has_them(
+    kind: pa.DataType, written: Path, annotations: Annotations, perfect: Detections
+):
+    table = pq.read_table(written)
+    pq.write_table(with_column(table, "score", table["score"].cast(kind, safe=False)), written)
+    score = read(written, annotations).score
+    assert score.dtype == (np.float64 if kind == pa.float64() else np.float32)
+    np.testing.assert_allclose(score, perfect.score, rtol=1e-3)
+
+
 def test_no_rows_are_a_file_too(tmp_path: Path, annotations: Annotations, perfect: Detections):
     none = Detections(*(getattr(perfect, name)[:0] for name in Detections.__dataclass_fields__))
     write_detections(tmp_path / "none.parquet", none, annotations.image_id)
@@ -71,6 +82,59 @@ def test_other_writers_types_are_understood(written: Path, annotations: Annotati
         np.testing.assert_array_equal(getattr(back, name), getattr(perfect, name), err_msg=name)
 
 
+WHOLE = {
+    "whole pixels": ("human_box", pa.list_(pa.int64())),
+    "whole pixels of a fixed list": ("object_box", pa.list_(pa.int16(), 4)),
+    "whole scores": ("score", pa.int64()),
+    "whole scores that others cast": ("score", pa.uint8()),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_whole_numbers_are_read_where_fractions_are_meant(
+    case: str, written: Path, annotations: Annotations, perfect: Detections
+):
+    name, kind = WHOLE[case]
+    table = pq.read_table(written)
+    score = pa.array([90, 80, 70, 60, 50], pa.int64())
+    values = (
+        score.cast(kind)
+        if name == "score"
+        else pa.array([list(map(int, box)) for box in table[name].to_pylist()], kind)
+    )
+    pq.write_table(with_column(table, name, values), written)
+    expected = np.array([90, 80, 70, 60, 50]) if name == "score" else getattr(perfect, name)
+    np.testing.assert_array_equal(getattr(read(written, annotations), name), expected)
+
+
+@pytest.mark.parametrize("kinds", ["none", "text and double"])
+def test_an_empty_frame_is_a_file_without_rows(kinds: str, tmp_path: Path, annotations: Annotations):
+    kind = {
+        "none": lambda name: pa.null(),
+        "text and double": lambda name: pa.string() if "box" in name else pa.float64(),
+    }
+    pq.write_table(
+        pa.table({name: pa.array([], kind[kinds](name)) for name in SCHEMA.names}), tmp_path / "empty.parquet"
+    )
+    back = read(tmp_path / "empty.parquet", annotations)
+    assert len(back) == 0
+    assert back.human_box.shape == (0, 4)
+
+
+def test_a_folder_of_parts_is_one_file(tmp_path: Path, written: Path, annotations: Annotations, perfect: Detections):
+    table, folder = pq.read_table(written), tmp_path / "found.parquet"
+    folder.mkdir()
+    (folder / "_SUCCESS").touch()
+    pq.write_table(table.slice(2), folder / "part-1.parquet")
+    pq.write_table(table.slice(0, 2), folder / "part-0.parquet")
+    back = read(folder, annotations)
+    for name in Detections.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(back, name), getattr(perfect, name), err_msg=name)
+    pq.write_table(changed(table.cast(_nullable(written)), "score", 3, None), folder / "part-1.parquet")
+    with pytest.raises(UserError, match=r"part-1\.parquet: row 3: score is empty"):
+        read(folder, annotations)
+
+
 def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
     return table.set_column(table.schema.get_field_index(name), pa.field(name, values.type), values)
 
@@ -83,6 +147,15 @@ def changed(table: pa.Table, name: str, row: int, value: object) -> pa.Table:
 
 MALFORMED = {
     "missing column": (lambda t: t.drop_columns(["verb"]), "column 'verb' is missing"),
+    "a column twice": (lambda t: t.append_column("score", t["score"]), "column 'score' is there 2 times"),
+    "a box column twice": (lambda t: t.append_column("human_box", t["verb"]), "column 'human_box' is there 2 times"),
+    "a pixel too large to be one": (
+        lambda t: with_column(t, "human_box", pa.array([[0, 0, 2**60 + 1, 3]] * len(t))), "column 'human_box': ",
+    ),
+    "a whole score too large to be told from others": (
+        lambda t: with_column(t, "score", pa.array([2**60 + 1] * len(t))), "column 'score': ",
+    ),
+    "a box beyond all pictures": (lambda t: with_column(t, "human_box", pa.array([[0, 0, 1e40, 3]] * len(t))), "human_box"),
     "text for a score": (lambda t: with_column(t, "score", pa.array(["high"] * len(t))), "'score' holds string"),
     "numbers for a picture": (lambda t: with_column(t, "image_id", pa.array(range(len(t)))), "'image_id' holds int64"),
     "fractions for a class": (lambda t: with_column(t, "hoi", pa.array([0.5] * len(t))), "'hoi' holds double"),

@@ -15,6 +15,7 @@ import pytest
 from pipeline import cli
 from stages.data.hico_det import load_hico_det
 from stages.data.pico.layout import Picture, write_annotations
+from stages.data.pico.splits import pico_zero_shot
 from stages.data.pico.world import pico_vocabulary
 from stages.evaluate.detections import Detections, write_detections
 
@@ -109,6 +110,17 @@ def test_a_convention_and_a_switch_change_the_figures(world: Path, capsys: pytes
     assert one["switches"]["top_per_image"] == 1
 
 
+@pytest.mark.parametrize("name", ["RF-UC", "uv"])
+def test_zero_shot_means_are_of_the_vocabularys_own_splits(name: str, world: Path, capsys: pytest.CaptureFixture[str]):
+    record = json.loads(run(capsys, world, "--json", "--zero-shot", name)[1])
+    unseen = pico_zero_shot(name.upper()).unseen
+    assert [row["unseen"] for row in record["per_class"]] == unseen.tolist()
+    aps = [(row["ap"], row["unseen"]) for row in record["per_class"] if row["ap"] is not None]
+    for key, wanted in (("unseen", True), ("seen", False)):
+        assert record["zero_shot"][key] == pytest.approx(np.mean([ap for ap, side in aps if side == wanted]), abs=1e-5)
+    assert record["zero_shot"]["full"] == record["default"]["full"]
+
+
 def test_rare_is_said_by_the_first_training_pictures(world: Path, capsys: pytest.CaptureFixture[str]):
     whole, few = (
         json.loads(run(capsys, world, "--json", *options)[1])["counts"]["rare_classes"]
@@ -127,6 +139,37 @@ def test_exported_detections_evaluate_the_same(world: Path, tmp_path: Path, caps
     }
     boxes = json.loads((tmp_path / "c.json").read_text())
     assert {"image_id", "category_id", "bbox", "score"} == set(boxes[0])
+
+
+@pytest.mark.parametrize(
+    "form", ["QPIC's text of a dict", "QPIC's with a byte order mark", "a folder of Parquet parts"]
+)
+def test_the_form_of_the_detections_is_found(
+    form: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    found = pq.read_table(world / "found.parquet")
+    file = tmp_path / "found"
+    if "Parquet" in form:
+        file.mkdir()
+        pq.write_table(found, file / "part-0.parquet")
+    else:
+        pictures: dict[str, dict] = {}
+        for row in found.to_pylist():
+            picture = pictures.setdefault(
+                row["image_id"], {"filename": row["image_id"], "predictions": [], "hoi_prediction": []}
+            )
+            place = len(picture["predictions"])
+            for box, label in ((row["human_box"], 0), (row["object_box"], row["object"])):
+                picture["predictions"].append({"bbox": [*box[:2], box[2] - 1, box[3] - 1], "category_id": label})
+            ids = {"subject_id": place, "object_id": place + 1, "category_id": row["verb"]}
+            picture["hoi_prediction"].append({**ids, "score": row["score"]})
+        record = {"preds": list(pictures.values()), "gts": []}
+        mark = "mark" in form
+        file.write_text(json.dumps(record if mark else str(record)), encoding="utf-8-sig" if mark else "utf-8")
+    ours = json.loads(run(capsys, world, "--json")[1])
+    code, output, _ = run(capsys, world, "--json", "--detections", file)
+    assert code == 0
+    assert json.loads(output)["default"] == ours["default"]
 
 
 def test_exports_are_told_and_all_checked_before_any_is_written(
@@ -195,7 +238,10 @@ REFUSED = {
     ),
     "unknown value of a switch": (("--switch", "recall_grid=10"), "recall_grid is official or linspace"),
     "unknown split": (("--split", "val"), "val"),
-    "zero-shot of another vocabulary": (("--zero-shot", "RF-UC"), "is of HICO-DET's 600 interactions"),
+    "zero-shot of another vocabulary": (
+        ("--zero-shot", "UC0"),
+        "no zero-shot split 'UC0'; there are RF-UC, NF-UC, UO, UV",
+    ),
     "unknown zero-shot split": (("--zero-shot", "RF"), "no zero-shot split 'RF'; there are RF-UC"),
     "frame of a Parquet file": (("--frame", "one_based"), "leave it out"),
     "an option of HICO-DET": (("--dataset", "v-coco", "--zero-shot", "UV"), "--zero-shot belongs to hico-det"),

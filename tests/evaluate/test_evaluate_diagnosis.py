@@ -140,7 +140,7 @@ def ranking_of(detections: Detections, annotated: Pairs, right: list[bool]) -> R
     order = np.lexsort((-detections.score, detections.hoi))
     return Ranking(
         order, detections.hoi[order].astype(np.int64), detections.image[order].astype(np.int64),
-        np.array(right)[order], hoi, annotated.image, 4,
+        detections.score[order], np.array(right)[order], hoi, annotated.image, 4,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ def small_ranking(seed: int) -> Ranking:
     matched = hico_det(found, truths, HOI_OBJECT, OFFICIAL).matched
     order = ranking(found.hoi, found.score, found.image)
     return Ranking(
-        order, found.hoi[order].astype(np.int64), found.image[order].astype(np.int64), matched[order] >= 0,
+        order, found.hoi[order].astype(np.int64), found.image[order].astype(np.int64), found.score[order], matched[order] >= 0,
         np.asarray(truths.hoi), np.asarray(truths.image), CLASSES,
     )  # fmt: skip
 
@@ -72,7 +72,7 @@ def test_intervals_hold_the_figure_and_repeat_by_seed():
 def test_a_perfect_detector_is_certain():
     ranked = small_ranking(0).without(~small_ranking(0).right)
     ranked = Ranking(
-        ranked.row, ranked.klass, ranked.image, ranked.right, ranked.klass, ranked.image, CLASSES
+        ranked.row, ranked.klass, ranked.image, ranked.score, ranked.right, ranked.klass, ranked.image, CLASSES
     )  # every pair is found
     interval = bootstrap_intervals(ranked, PICTURES, ALL, RECALL_GRIDS["exact"], 50)["all"]
     assert (interval.low, interval.high, interval.sd) == (100.0, 100.0, 0.0)
@@ -81,7 +81,14 @@ def test_a_perfect_detector_is_certain():
 def test_a_set_without_pairs_has_no_interval():
     ranked = small_ranking(0)
     empty = Ranking(
-        ranked.row, ranked.klass, ranked.image, ranked.right, ranked.pair_class[:0], ranked.pair_image[:0], CLASSES
+        ranked.row,
+        ranked.klass,
+        ranked.image,
+        ranked.score,
+        ranked.right,
+        ranked.pair_class[:0],
+        ranked.pair_image[:0],
+        CLASSES,
     )
     assert bootstrap_intervals(empty, PICTURES, ALL, None, 20) == {"all": None}
     assert bootstrap_intervals(empty, PICTURES, ALL, None, 20, absent_counts=True)["all"].high == 0.0
@@ -90,9 +97,10 @@ def test_a_set_without_pairs_has_no_interval():
 def one_class(rng: np.random.Generator, pictures: int = 150) -> Ranking:
     """A picture holds one pair; 7 of 10 are found, right and wrong detections differ in score only on average."""
     right = rng.random(pictures) < 0.7
-    order = np.argsort(-(rng.normal(size=pictures) + right), kind="stable")
-    everyone = np.arange(pictures)
-    return Ranking(order, np.zeros(pictures, int), order, right[order], np.zeros(pictures, int), everyone, 1)
+    score = rng.normal(size=pictures) + right
+    order = np.argsort(-score, kind="stable")
+    everyone, only = np.arange(pictures), np.zeros(pictures, int)
+    return Ranking(order, only, order, score[order], right[order], only, everyone, 1)
 
 
 def test_the_spread_is_that_of_fresh_pictures():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from stages.data.coco import COCO_CATEGORY_IDS
 from stages.data.detections import load_detections
 from stages.data.records import Annotations
 from stages.evaluate.coco_results import write_coco_results
-from stages.evaluate.detections import Detections
+from stages.evaluate.detections import Detections, read_detections, write_detections
+from stages.evaluate.evaluate import evaluate_hico_det
 from stages.evaluate.hico_mat import write_hico_mat
 from stages.evaluate.pocket_mat import read_pocket_mat
 from stages.evaluate.qpic_json import read_qpic_json
@@ -37,10 +38,11 @@ def found(annotations: Annotations, perfect: Detections) -> Detections:
 
 
 def same(one: Detections, other: Detections) -> None:
+    """``one``, read of a form that holds double precision, is ``other``."""
     for field in fields(one):
         a, b = getattr(one, field.name), getattr(other, field.name)
         np.testing.assert_array_equal(a, b, err_msg=field.name)
-        assert a.dtype == b.dtype, field.name
+        assert a.dtype == (np.float64 if field.name == "score" else b.dtype), field.name
 
 
 def as_pictures(annotations: Annotations, found: Detections, style: str, shift: int = 0) -> list[dict[str, Any]]:
@@ -79,6 +81,45 @@ def test_json_of_each_kind_is_read(style: str, tmp_path: Path, annotations: Anno
     same(read_qpic_json(file, annotations), found)
 
 
+CLOSE = np.array([0.99999999, 0.99999998, 1e40, 1e-60, 1e-61, 2.0**-40, 0.1, np.nextafter(0.1, 1), -1e300, 3])
+"""Distinct finite scores, some of which single precision takes for equal, for zero or for infinite."""
+
+
+@pytest.mark.parametrize("form", ["parquet", "ppdm", "qpic", "genvlkt", "mat", "qpic as text"])
+def test_distinct_scores_stay_distinct_in_every_form(
+    form: str, tmp_path: Path, annotations: Annotations, found: Detections
+):
+    found, words = replace(found, score=CLOSE), annotations.vocabulary
+    file = tmp_path / "found"
+    if form == "parquet":
+        write_detections(file, found, annotations.image_id)
+        read = read_detections(file, annotations.image_id, words.hois, len(words.objects), len(words.verbs))
+    elif form == "mat":
+        write_hico_mat(file, found, words, len(annotations))
+        read = read_pocket_mat(file, annotations.image_id, words)
+        found = replace(found, score=CLOSE[np.lexsort((found.hoi, found.image))])
+    else:
+        pictures = as_pictures(annotations, found, form.split()[0])
+        file.write_text(json.dumps(str({"preds": pictures}) if "text" in form else pictures))
+        read = read_qpic_json(file, annotations)
+    np.testing.assert_array_equal(read.score, found.score)
+
+
+def test_close_scores_rank_as_others_do(tmp_path: Path, annotations: Annotations, perfect: Detections):
+    """Right detections score just above wrong ones that are stored first."""
+    twice = np.concatenate([np.arange(len(perfect))] * 2)
+    columns = {field.name: getattr(perfect, field.name)[twice] for field in fields(perfect)}
+    columns["human_box"][: len(perfect)] += 50
+    scores = [np.where(np.arange(len(twice)) < len(perfect), *pair) for pair in ((0.1, 0.9), (0.99999998, 0.99999999))]
+    figures = []
+    for score in scores:
+        file = tmp_path / "found.json"
+        file.write_text(json.dumps(as_pictures(annotations, Detections(**{**columns, "score": score}), "qpic")))
+        figures.append(evaluate_hico_det(annotations, read_qpic_json(file, annotations), np.zeros(3, bool)).default)
+    assert figures[0] == figures[1]
+    assert figures[0]["full"] == 100
+
+
 @pytest.mark.parametrize("shift", [0, 1])
 def test_a_dumped_python_dict_is_read_in_the_frame_of_its_own_annotations(
     shift: int, tmp_path: Path, annotations: Annotations, found: Detections
@@ -91,6 +132,35 @@ def test_a_dumped_python_dict_is_read_in_the_frame_of_its_own_annotations(
     file.write_text(json.dumps(str({"preds": preds, "gts": as_truths(annotations, shift)})))
     assert "np.float64(" in file.read_text()
     same(read_qpic_json(file, annotations), found)
+
+
+@pytest.mark.parametrize("odd", ["a quote in a name", "None", "a tuple", "a trailing comma"])
+def test_the_text_of_a_python_dict_need_not_be_json_but_for_its_quotes(
+    odd: str, tmp_path: Path, annotations: Annotations, found: Detections
+):
+    if odd == "a quote in a name":
+        annotations = replace(annotations, image_id=np.array(["a's.jpg", 'b"s.jpg', "c.jpg", "d.jpg"]))
+    pictures: Any = as_pictures(annotations, found, "qpic")
+    for picture in pictures:
+        if odd == "None":
+            picture["remark"] = None
+        if odd == "a tuple":
+            for box in picture["predictions"]:
+                box["bbox"] = tuple(box["bbox"])
+    text = str({"preds": pictures, "gts": []})
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(f"{text[:-1]},}}" if odd == "a trailing comma" else text))
+    same(read_qpic_json(file, annotations), found)
+
+
+@pytest.mark.parametrize(
+    "text", ["__import__('os').getcwd()", "{'preds': [1] * 9}", "{'preds': " + "[" * 99_999, "[" * 999]
+)
+def test_the_text_of_anything_else_is_not_run(text: str, tmp_path: Path, annotations: Annotations):
+    (tmp_path / "results.json").write_text(json.dumps(text))
+    with pytest.raises(UserError, match=r"results\.json: not readable as JSON") as refusal:
+        read_qpic_json(tmp_path / "results.json", annotations)
+    assert "\n" not in str(refusal.value)
 
 
 def test_the_frame_of_boxes_can_be_named(tmp_path: Path, annotations: Annotations, found: Detections):

@@ -54,6 +54,21 @@ def test_nan_is_read_as_python_writes_it(tmp_path):
     assert np.isnan(read(tmp_path, ENTRY | {"hold_agent": float("nan")}).agent_score).all()
 
 
+def test_scores_and_their_order_are_those_of_the_file(tmp_path):
+    close = {
+        "hold_agent": 0.99999999,
+        "hit_agent": 1e40,
+        "hold_obj": [2, 3, 4, 5, 0.99999998],
+        "hit_obj": [2, 3, 4, 5, 1e-60],
+    }
+    found = read(tmp_path, ENTRY | close)
+    assert found.agent_score[0, [ACTIONS.index("hold"), ACTIONS.index("hit")]].tolist() == [0.99999999, 1e40]
+    assert found.role_score[0, [ROLES.index("hold_obj"), ROLES.index("hit_obj")]].tolist() == [0.99999998, 1e-60]
+    assert found.role_box.dtype == found.person_box.dtype == np.float32
+    write_v_coco_json(tmp_path / "written.json", found, IDS)
+    assert np.array_equal(read_v_coco_json(tmp_path / "written.json", IDS).role_score, found.role_score, equal_nan=True)
+
+
 def test_what_is_written_is_read_back(tmp_path):
     people, entries = small_v_coco(tied=False)
     (tmp_path / "found.json").write_text(json.dumps(entries))
@@ -79,6 +94,10 @@ def test_what_is_written_is_read_back(tmp_path):
         ({"person_box": [0, 0, None, 1]}, "entry 1: person_box [0, 0, None, 1] is not four finite numbers"),
         ({"person_box": [9, 0, 3, 1]}, "entry 1: person_box [9, 0, 3, 1] ends before it begins"),
         ({"hold_agent": "high"}, "entry 1: hold_agent 'high' is not a number"),
+        ({"hold_agent": "0.5"}, "entry 1: hold_agent '0.5' is not a number"),
+        ({"hold_agent": True}, "entry 1: hold_agent True is not a number"),
+        ({"hold_agent": 10**400}, "entry 1: hold_agent 1"),
+        ({"hold_obj": [1, 2, 1e40, 4, 0.5]}, "entry 1: hold_obj [1, 2, 1e+40, 4, 0.5] is not finite"),
         ({"hold_agent": float("inf")}, "entry 1: hold_agent inf is not a finite score"),
         ({"hold_obj": [1, 2, 3, 4]}, "entry 1: hold_obj [1, 2, 3, 4] is not 5 numbers"),
         ({"hold_obj": 0.5}, "entry 1: hold_obj 0.5 is not 5 numbers"),

@@ -113,6 +113,25 @@ def test_stages_travel_without_paths_or_pairs(annotations, write):
         assert cells(pickle.loads(sent)) == expected
 
 
+def test_pictures_without_an_entry_are_counted_once_where_it_is_planned(annotations, write, caplog):
+    stage = DetectionsFromFile(write(ENTRIES), annotations)
+    for _ in range(2):
+        stage.external(KEYS)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith("detections.json: no entry for 1 of 3 pictures (first c.jpg), which get no boxes")
+    caplog.clear()
+    cells(pickle.loads(pickle.dumps(stage)))  # on a worker
+    assert not caplog.records
+
+
+def test_what_several_files_leave_out_is_counted_over_all_of_them(annotations, write, tmp_path, caplog):
+    first = write(ENTRIES[:1]).rename(tmp_path / "first.json")
+    far = [("a.jpg", 1, [-30, 0, 50, 50], 0.5), ("c.jpg", 1, [0, 0, 20, 50], 0.5)]
+    DetectionsFromFile([first, write(far)], annotations).external(KEYS)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith("detections.json: 1 of 2 boxes reach beyond their pictures and are cut")
+
+
 def test_a_bad_file_is_named_while_planning(annotations, tmp_path):
     with pytest.raises(UserError, match=r"absent\.json"):
         DetectionsFromFile(tmp_path / "absent.json", annotations).external(KEYS)
