@@ -268,7 +268,10 @@ class BlipItm(ItmStage):
 
     Args:
         token_mode: ``cls`` leaves token 0 as transformers' forward does; ``enc`` makes it [ENC], with which BLIP's
-            own checkpoints were trained. Part of the fingerprint.
+            own checkpoints were trained. Part of the fingerprint. Has to be given, but for the pico teachers (``cls``).
+
+    Raises:
+        UserError: not given, for a checkpoint whose training nobody can read off its files.
     """
 
     def __init__(
@@ -276,11 +279,17 @@ class BlipItm(ItmStage):
         checkpoint: Checkpoint,
         columns: Sequence[str],
         *,
-        token_mode: Literal["cls", "enc"] = "cls",
+        token_mode: Literal["cls", "enc"] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(checkpoint, columns, **options)
-        self.token_mode = token_mode
+        if token_mode is None and not checkpoint.own:
+            raise UserError(
+                f"token_mode: not given, and {checkpoint.source} does not say which token its matching head was trained to "
+                "read: enc for Salesforce's BLIP checkpoints and what was tuned with their code, cls for what was tuned "
+                "through transformers"
+            )
+        self.token_mode: Literal["cls", "enc"] = token_mode or "cls"
 
     def parameters(self) -> dict[str, Any]:
         return {**super().parameters(), "token_mode": self.token_mode}

@@ -113,6 +113,11 @@ class Checkpoint:
             config=config,
         )
 
+    @property
+    def own(self) -> bool:
+        """Whether its class is one of this project's, which say how they were trained."""
+        return self.architecture.startswith(tuple(OWN_CLASSES))
+
     def here(self) -> Path:
         """The folder on the machine that asks, checked to hold the very bytes that were planned with.
 

@@ -127,7 +127,8 @@ def test_planning_imports_neither_torch_nor_transformers(checkpoints):
         "from stages.teacher.text_embeddings import TextEmbeddings; "
         "from stages.stage import fingerprint_record; "
         f"c = Checkpoint.find({str(checkpoints.itm)!r}); d = Checkpoint.find({str(checkpoints.caption)!r}); "
-        "[fingerprint_record(s) for s in (BlipFeatures(c), BlipItm(c, ['a']), BlipCaptions(d), TextEmbeddings(c))]; "
+        "stages = (BlipFeatures(c), BlipItm(c, ['a'], token_mode='cls'), BlipCaptions(d), TextEmbeddings(c)); "
+        "[fingerprint_record(s) for s in stages]; "
         "assert not {'torch', 'transformers'} & set(sys.modules), 'planning is heavy'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
