@@ -126,7 +126,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     paths = save_pictures(folder, arguments.images)
     checkpoint = Checkpoint.find(folder / "teacher")
     options = {"dtype": arguments.dtype, "batch_size": arguments.batch}
-    features, itm = Features(checkpoint, **options), Itm(checkpoint, prompts, **options)
+    features, itm = Features(checkpoint, **options), Itm(checkpoint, prompts, token_mode="cls", **options)
     for stage in (features, itm):
         stage.open("cpu", LOADED)
     bare_loop(paths[:1], prompts, features, itm, arguments.batch)  # warm-up

@@ -20,7 +20,7 @@ from stages.teacher.blip import Dtype
 from stages.teacher.first_token import CELL, YES_NO, answer_ids, cells, yes_score
 from stages.teacher.forward import BatchSize, canonical, in_parts, part_size
 from stages.teacher.seen_objects import EMPTY, AskedWhere, AsksAboutSeen
-from stages.teacher.weights import Checkpoint, load
+from stages.teacher.weights import Checkpoint, image_processor, load, tokenizer
 from storage.digests import fingerprint
 from storage.errors import InputFailure, UserError
 
@@ -106,6 +106,7 @@ class Answers(AsksAboutSeen):
             raise UserError(f"answers: prompt {prompt!r} must hold {absent[0]} once")
         if max_pixels is not None and not self.is_qwen:
             raise UserError(f"answers: max_pixels is for Qwen; {checkpoint.architecture} sees pictures of one size")
+        checkpoint.require_preprocessing()
         self.checkpoint, self.columns, self.dtype = checkpoint, tuple(columns), dtype
         self.max_new_tokens, self.prompt, self.max_pixels = max_new_tokens, prompt, max_pixels
         self.chosen_batch, self.batch_size = batch_size, canonical(batch_size)
@@ -144,8 +145,6 @@ class Answers(AsksAboutSeen):
         return {key: value for key, value in self.__dict__.items() if key not in opened}
 
     def open(self, device: str, shared: dict[Any, Any]) -> None:
-        from transformers import AutoImageProcessor, AutoTokenizer
-
         key = ("answers", self.shares, device)
         if key not in shared:
             folder = self.checkpoint.here()
@@ -153,14 +152,10 @@ class Answers(AsksAboutSeen):
             sizes = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
             model = load(self.checkpoint, folder, self.dtype, device)
             writer = model.language_model if self.is_instructblip else model
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            writer.generation_config = greedy(writer.generation_config, tokenizer.eos_token_id)
-            shared[key] = (
-                model,
-                AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, **sizes),
-                tokenizer,
-                AutoTokenizer.from_pretrained(second, local_files_only=True) if self.is_instructblip else None,
-            )
+            own = tokenizer(folder)
+            writer.generation_config = greedy(writer.generation_config, own.eos_token_id)
+            bridge = tokenizer(second) if self.is_instructblip else None
+            shared[key] = model, image_processor(folder, **sizes), own, bridge
         self.model, self.processor, self.tokenizer, self.second_tokenizer = shared[key]
         self.device = device
         self.rows = part_size(shared, (self.shares, self.max_new_tokens), self.chosen_batch)

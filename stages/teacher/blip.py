@@ -18,7 +18,7 @@ from stages.stage import ArrowOutput, Batch, Resources, Stage, TensorOutput, Val
 from stages.teacher.first_token import CELL, YES_NO, answer_ids, cells
 from stages.teacher.forward import BatchSize, PartSize, canonical, in_parts
 from stages.teacher.seen_objects import EMPTY, AskedWhere, AsksAboutSeen
-from stages.teacher.weights import Checkpoint, load
+from stages.teacher.weights import Checkpoint, image_processor, load, tokenizer
 from storage.digests import fingerprint
 from storage.errors import UserError
 
@@ -74,6 +74,7 @@ class BlipStage(Stage):
                 f"{checkpoint.folder}: {checkpoint.architecture} cannot fill the {self.name} table; "
                 f"it takes {' or '.join(usable)}"
             )
+        checkpoint.require_preprocessing()
         self.checkpoint, self.columns, self.dtype = checkpoint, tuple(columns), dtype
         self.batch_size, self.chosen_batch = canonical(batch_size), batch_size
         self.memory_mib, self.compiled = memory_mib, compile
@@ -97,7 +98,6 @@ class BlipStage(Stage):
 
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         import torch
-        from transformers import AutoImageProcessor, AutoTokenizer
 
         self.computed_cells = 0
         key = ("blip", self.checkpoint.digest, self.dtype, device)
@@ -106,11 +106,7 @@ class BlipStage(Stage):
             model = load(self.checkpoint, folder, self.dtype, device)
             # A twin's tower is dropped for the one that is there already: the same bytes, once in memory.
             model.vision_model = shared.setdefault(("tower", self.shares, device), model.vision_model)
-            shared[key] = (
-                model,
-                AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True),
-                AutoTokenizer.from_pretrained(folder, local_files_only=True),
-            )
+            shared[key] = model, image_processor(folder), tokenizer(folder)
         self.model, self.processor, self.tokenizer = shared[key]
         self.tower = self.model.vision_model
         if self.compiled:
@@ -272,7 +268,10 @@ class BlipItm(ItmStage):
 
     Args:
         token_mode: ``cls`` leaves token 0 as transformers' forward does; ``enc`` makes it [ENC], with which BLIP's
-            own checkpoints were trained. Part of the fingerprint.
+            own checkpoints were trained. Part of the fingerprint. Has to be given, but for the pico teachers (``cls``).
+
+    Raises:
+        UserError: not given, for a checkpoint whose training nobody can read off its files.
     """
 
     def __init__(
@@ -280,11 +279,17 @@ class BlipItm(ItmStage):
         checkpoint: Checkpoint,
         columns: Sequence[str],
         *,
-        token_mode: Literal["cls", "enc"] = "cls",
+        token_mode: Literal["cls", "enc"] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(checkpoint, columns, **options)
-        self.token_mode = token_mode
+        if token_mode is None and not checkpoint.own:
+            raise UserError(
+                f"token_mode: not given, and {checkpoint.source} does not say which token its matching head was trained to "
+                "read: enc for Salesforce's BLIP checkpoints and what was tuned with their code, cls for what was tuned "
+                "through transformers"
+            )
+        self.token_mode: Literal["cls", "enc"] = token_mode or "cls"
 
     def parameters(self) -> dict[str, Any]:
         return {**super().parameters(), "token_mode": self.token_mode}

@@ -50,5 +50,5 @@ def grid(checkpoint: Checkpoint) -> tuple[int, int, int]:
     vision = checkpoint.config.get("vision_config")
     if not isinstance(vision, dict):
         raise UserError(f"{checkpoint.folder}/config.json: has no 'vision_config'; use a BLIP-2 checkpoint")
-    side = int(vision.get("image_size", 224)) // int(vision.get("patch_size", 14))
-    return int(vision.get("hidden_size", 1408)), side, side
+    side = checkpoint.number(vision, "image_size", 224) // checkpoint.number(vision, "patch_size", 14)
+    return checkpoint.number(vision, "hidden_size", 1408), side, side

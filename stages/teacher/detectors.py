@@ -21,7 +21,8 @@ from stages.data.coco import OBJECT_INDEX
 from stages.stage import ArrowOutput, Batch, Resources, Stage, Values
 from stages.teacher.detections_file import DETECTIONS, TOP
 from stages.teacher.forward import BatchSize, PartSize, canonical, in_parts, measured_rows, part_size
-from stages.teacher.weights import Checkpoint, load, weight_files
+from stages.teacher.weights import Checkpoint, image_processor, load
+from stages.weight_files import weight_files
 from storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Detector(Stage):
             )
         if checkpoint.config.get("use_focal_loss") is False:
             raise UserError(f"{checkpoint.folder}: an RT-DETR trained with softmax scores cannot be read")
+        checkpoint.require_preprocessing()
         self.labels, self.dropped = label_map(checkpoint.config, checkpoint.folder)
         if self.dropped and unknown_labels == "refuse":
             raise UserError(
@@ -97,7 +99,7 @@ class Detector(Stage):
         self.checkpoint, self.dtype, self.hico_tuned, self.states = checkpoint, dtype, hico_tuned, states
         self.chosen_batch = batch_size
         self.batch_size, self.resources = canonical(batch_size), Resources(gpus=gpus)
-        self.output = ArrowOutput(cell_type(int(checkpoint.config.get("d_model", 256)) if states else None))
+        self.output = ArrowOutput(cell_type(checkpoint.number(checkpoint.config, "d_model", 256) if states else None))
 
     def parameters(self) -> dict[str, Any]:
         return {
@@ -117,15 +119,13 @@ class Detector(Stage):
         }
 
     def open(self, device: str, shared: dict[Any, Any]) -> None:
-        from transformers import AutoImageProcessor
-
         key = ("detector", self.checkpoint.digest, self.dtype, device)
         if key not in shared:
             folder = self.checkpoint.here()
             with warnings.catch_warnings():  # what RT-DETR says of widths that are no power of 2 is about its speed
                 warnings.filterwarnings("ignore", message="You'd better set embed_dim")
                 model = load(self.checkpoint, folder, self.dtype, device, **self._translation(folder))
-            shared[key] = model, AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+            shared[key] = model, image_processor(folder)
         self.model, self.processor = shared[key]
         self.rows = part_size(shared, key, self.chosen_batch)
         self.device = device
@@ -161,7 +161,7 @@ class Detector(Stage):
         from transformers import CONFIG_MAPPING
 
         config = CONFIG_MAPPING[self.translated["model_type"]].from_dict(self.translated)
-        return {"config": config, "state_dict": timm_backbone.read(weight_files(folder))}
+        return {"config": config, "state_dict": timm_backbone.read(weight_files(folder).files)}
 
     def _in_parts(self, pixels: Sequence[Mapping[str, torch.Tensor]]) -> list[tuple[np.ndarray, ...]]:
         """:meth:`_detect`'s answer for each of these pictures of one size, in forwards that memory holds."""
@@ -232,7 +232,10 @@ def label_map(config: Mapping[str, Any], where: str) -> tuple[dict[int, int], tu
     """
     found: dict[int, int] = {}
     unknown: list[str] = []
-    for key, name in (config.get("id2label") or {}).items():
+    classes = config.get("id2label") or {}
+    if not isinstance(classes, dict) or not all(str(key).isdigit() for key in classes):
+        raise UserError(f"{where}/config.json: id2label gives no names to class numbers; fetch it again")
+    for key, name in classes.items():
         plain = str(name).strip().lower().replace(" ", "_")
         index = OBJECT_INDEX.get(OTHER_NAMES.get(plain, plain))
         if index is not None:

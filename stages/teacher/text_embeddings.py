@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyarrow as pa
 
 from stages.stage import ArrowOutput, Batch, Resources, Stage, Values
 from stages.teacher.blip import Dtype
-from stages.teacher.weights import Checkpoint, load
+from stages.teacher.weights import Checkpoint, load, read_json, tokenizer
 from storage.errors import InputFailure, UserError
 
 if TYPE_CHECKING:
@@ -39,8 +38,9 @@ class TextEmbeddings(Stage):
     """One unit vector a text, in the space that the teacher shares with its image embeddings (column ``value``).
 
     BLIP retrieval models: the projection ``text_proj`` of token 0. CLIP: the projected end-of-text state. SigLIP: the
-    projected last state of the text padded to the full length, as it was trained. Any other encoder: the mean of its last
-    token states, or the pooling that its ``1_Pooling/config.json`` names (the layout of sentence-transformers).
+    projected last state of the text padded to the full length, as it was trained (SigLIP 2: and lower-cased). Any other
+    encoder: the mean of its last token states, or the pooling that its ``1_Pooling/config.json`` names (the layout of
+    sentence-transformers).
 
     Args:
         checkpoint: a BLIP retrieval model, a CLIP, a SigLIP or a text encoder that AutoModel loads.
@@ -62,28 +62,31 @@ class TextEmbeddings(Stage):
         name, config = checkpoint.architecture, checkpoint.config
         self.pooling: str | None = None
         if name in CLIP:
-            width = config.get("projection_dim", 512)
+            width = checkpoint.number(config, "projection_dim", 512)
         elif name in BLIP:
-            width = config.get("image_text_hidden_size", 256)
+            width = checkpoint.number(config, "image_text_hidden_size", 256)
         elif name in SIGLIP:
             text = config.get("text_config", {})
-            width = text.get("projection_size", text.get("hidden_size", 768))
+            width = checkpoint.number(text, "projection_size", text.get("hidden_size", 768))
         elif any(fnmatch(name, pattern) for pattern in ENCODERS) and "vision_config" not in config:
             self.pooling = pooling_of(Path(checkpoint.folder))
-            width = next((config[key] for key in ("hidden_size", "d_model", "dim", "n_embd") if key in config), None)
-            if width is None:
+            key = next((key for key in ("hidden_size", "d_model", "dim", "n_embd") if key in config), None)
+            if key is None:
                 raise UserError(f"{checkpoint.folder}/config.json: names no hidden_size; use a text encoder")
+            width = checkpoint.number(config, key, 0)
         else:
             raise UserError(
                 f"{checkpoint.folder}: {name} cannot fill the {self.name} table; it takes "
                 f"{', '.join((*BLIP, *CLIP, *SIGLIP))} or a text encoder that AutoModel loads"
             )
-        self.output = ArrowOutput(pa.list_(pa.float32(), int(width)))
+        self.lowercase = name == "SiglipModel" and is_siglip2(Path(checkpoint.folder))
+        self.output = ArrowOutput(pa.list_(pa.float32(), width))
         self.resources = Resources(gpus=gpus)
 
     def parameters(self) -> dict[str, Any]:
         pooling = {} if self.pooling is None else {"pooling": self.pooling}
-        return {"teacher": self.checkpoint.digest, "dtype": self.dtype, "normalised": True, **pooling}
+        case = {"text": "lower-cased"} if self.lowercase else {}
+        return {"teacher": self.checkpoint.digest, "dtype": self.dtype, "normalised": True, **pooling, **case}
 
     def provenance(self) -> dict[str, Any]:
         return {"checkpoint": self.checkpoint.source, "revision": self.checkpoint.revision}
@@ -92,14 +95,14 @@ class TextEmbeddings(Stage):
         return {key: value for key, value in self.__dict__.items() if key not in ("model", "tokenizer", "device")}
 
     def open(self, device: str, shared: dict[Any, Any]) -> None:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         key = ("text", self.checkpoint.digest, self.dtype, device)
         if key not in shared:
             folder = self.checkpoint.here()
             anyhow: dict[str, Any] = {} if self.pooling is None else {"make": AutoModel, "spare": HEADS}
             model = load(self.checkpoint, folder, self.dtype, device, **anyhow)
-            shared[key] = model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            shared[key] = model, tokenizer(folder)
         self.model, self.tokenizer = shared[key]
         self.device = device
 
@@ -131,7 +134,8 @@ class TextEmbeddings(Stage):
         length: dict[str, Any] = {"padding": "max_length" if full else True, "truncation": cut}
         if full or cut:
             length["max_length"] = most
-        tokens = self.tokenizer(list(texts), return_tensors="pt", return_attention_mask=True, **length).to(self.device)
+        texts = [text.lower() for text in texts] if self.lowercase else list(texts)
+        tokens = self.tokenizer(texts, return_tensors="pt", return_attention_mask=True, **length).to(self.device)
         if tokens["input_ids"].shape[1] > most:
             raise InputFailure(f"the text has {tokens['input_ids'].shape[1]} tokens, the teacher takes {most}")
         with torch.inference_mode():
@@ -160,6 +164,16 @@ class TextEmbeddings(Stage):
         return vectors
 
 
+def is_siglip2(folder: Path) -> bool:
+    """Whether a ``SiglipModel`` is one of SigLIP 2's at a fixed resolution, by its tokenizer, which is Gemma's.
+
+    All of SigLIP 2 was trained on lower-cased text. transformers' own tokenizer of the naflex form (``siglip2``) sees to it;
+    these checkpoints say that they are a ``siglip`` with Gemma's tokenizer, which keeps capitals.
+    """
+    path = folder / "tokenizer_config.json"
+    return path.exists() and str(read_json(path).get("tokenizer_class")).startswith("Gemma")
+
+
 def pooling_of(folder: Path) -> str:
     """How a sentence encoder's token states become one vector: ``mean``, ``cls``, ``max`` or ``last``.
 
@@ -167,14 +181,15 @@ def pooling_of(folder: Path) -> str:
         UserError: a pooling or a further module (a dense layer) that is not known here.
     """
     if (folder / "modules.json").exists():
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        modules = read_json(folder / "modules.json", list)
         for module in modules:
-            if not any(fnmatch(module["type"], pattern) for pattern in SENTENCE_MODULES):
-                raise UserError(f"{folder}/modules.json: {module['type']} is not supported; use an encoder without it")
+            kind = module.get("type") if isinstance(module, dict) else module
+            if not any(fnmatch(str(kind), pattern) for pattern in SENTENCE_MODULES):
+                raise UserError(f"{folder}/modules.json: {kind} is not supported; use an encoder without it")
     records = sorted(folder.glob("*_Pooling/config.json"))
     if not records:
         return "mean"
-    record = json.loads(records[0].read_text(encoding="utf-8"))
+    record = read_json(records[0])
     if isinstance(record.get("pooling_mode"), str):  # the newer spelling
         modes = [record["pooling_mode"].removesuffix("token")]
     else:

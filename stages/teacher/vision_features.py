@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from stages.stage import Batch, Resources, Stage, TensorOutput, Values
 from stages.teacher.blip import VIEWS, Codec, Dtype
 from stages.teacher.forward import BatchSize, canonical, in_parts, part_size, repeated
-from stages.teacher.weights import Checkpoint, load
+from stages.teacher.weights import Checkpoint, image_processor, load
 from storage.digests import fingerprint
 from storage.errors import UserError
 
@@ -117,6 +117,7 @@ class VisionFeatures(Stage):
             raise UserError(
                 f"{where}: {checkpoint.architecture} cannot fill the {self.name} table; it takes {', '.join(TOWERS)}"
             )
+        checkpoint.require_preprocessing()
         if unknown := set(columns) - set(VIEWS):
             raise UserError(f"features: unknown view '{sorted(unknown)[0]}'; allowed are {', '.join(VIEWS)}")
         self.checkpoint, self.columns, self.width, self.dtype = checkpoint, tuple(columns), width, dtype
@@ -139,8 +140,13 @@ class VisionFeatures(Stage):
         self.shares = fingerprint(self._tokens())
 
     def _config(self, key: str) -> int:
+        return self.checkpoint.number(self._vision(), key, self.tower.defaults[key])
+
+    def _vision(self) -> Mapping[str, Any]:
         vision = self.checkpoint.config.get("vision_config", self.checkpoint.config)
-        return int(vision.get(key, self.tower.defaults[key]))
+        if not isinstance(vision, dict):
+            raise UserError(f"{self.checkpoint.folder}/config.json: vision_config is {vision!r}; fetch it again")
+        return vision
 
     def _usual_size(self) -> int:
         if not self.tower.interpolates:
@@ -159,8 +165,8 @@ class VisionFeatures(Stage):
         return self.checkpoint.part(f"{self.tower.projection}.")
 
     def _projected_width(self) -> int:
-        config = self.checkpoint.config
-        return int(config.get("projection_dim", config.get("vision_config", config).get("projection_dim", 512)))
+        section = self.checkpoint.config if "projection_dim" in self.checkpoint.config else self._vision()
+        return self.checkpoint.number(section, "projection_dim", 512)
 
     def _tokens(self) -> dict[str, Any]:
         """What decides the tower's tokens."""
@@ -190,7 +196,6 @@ class VisionFeatures(Stage):
 
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         import torch
-        from transformers import AutoImageProcessor
 
         # Stages of one pass differ in the projection alone; so do the keys of what they keep.
         key = ("tower", self.shares, self.checkpoint.digest, device, self.compiled)
@@ -207,7 +212,7 @@ class VisionFeatures(Stage):
                 torch.compile(tower) if self.compiled else tower,
                 getattr(tower, self.tower.norm) if self.tower.norm else None,
                 None if projection is None else projection.to(device),
-                AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True),
+                image_processor(folder),
             )
         self.model, self.norm, self.project, self.processor = shared[key]
         self.device = device

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import lru_cache
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from stages import weight_files as layout
 from storage.digests import fingerprint
 from storage.errors import UserError
 
@@ -28,8 +30,6 @@ Digests = Callable[[Sequence[Path]], np.ndarray]
 Derived = Callable[[Path, str, Callable[[], str]], str]
 """``derived(file, name, make)``: what ``make`` works out from the bytes of a file; ``DigestMemory.derived`` remembers it."""
 
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-"""Weight files by preference: the first pattern that matches is the one that is loaded."""
 RECORDS = (
     "config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json",
     "tokenizer*.json", "vocab.*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.model",
@@ -83,16 +83,25 @@ class Checkpoint:
             digests, derived: remember digests, so that an unchanged file is not read again; default reads it.
 
         Raises:
-            UserError: no such checkpoint, or one without weights or architecture.
+            UserError: no such checkpoint, one without architecture, or one whose files are missing, cut or not fetched.
         """
         folder = locate(str(source), revision)
-        config = _json(folder / "config.json")
+        config = read_json(folder / "config.json")
         architectures = config.get("architectures") or [None]
-        if not isinstance(architectures[0], str):
+        if not isinstance(architectures, list) or not isinstance(architectures[0], str):
             raise UserError(
                 f"{folder / 'config.json'}: 'architectures' names no class; save the model with save_pretrained"
             )
-        weights = weight_files(folder)
+        if "transformers_weights" in config:
+            raise UserError(
+                f"{folder / 'config.json'}: transformers_weights names weight files of its own; take the key away, or save "
+                "the model with save_pretrained"
+            )
+        found = layout.weight_files(folder)
+        found.tell_unread()
+        for file in _records(folder):
+            layout.refuse_pointer(file)
+        weights = found.files
         return cls(
             folder=str(folder),
             source=str(source),
@@ -103,6 +112,11 @@ class Checkpoint:
             preprocessing=_preprocessing(folder),
             config=config,
         )
+
+    @property
+    def own(self) -> bool:
+        """Whether its class is one of this project's, which say how they were trained."""
+        return self.architecture.startswith(tuple(OWN_CLASSES))
 
     def here(self) -> Path:
         """The folder on the machine that asks, checked to hold the very bytes that were planned with.
@@ -117,7 +131,15 @@ class Checkpoint:
 
     def part(self, prefix: str) -> str:
         """32 hex digits over the tensors whose names begin with ``prefix`` (a projection, a head)."""
-        return tower_digest(weight_files(Path(self.folder)), self.config, (prefix,))
+        return tower_digest(layout.weight_files(Path(self.folder)).files, self.config, (prefix,))
+
+    def require_preprocessing(self) -> None:
+        """Raises UserError where nothing says how a picture is prepared."""
+        if not self.preprocessing:
+            raise UserError(
+                f"{self.folder}: no preprocessor_config.json (nor an image processor in processor_config.json), which says how "
+                "pictures are prepared; fetch it with the weights"
+            )
 
     def grid(self) -> tuple[int, int, int]:
         """``(D, h, w)``: channels and patch rows and columns of the vision tower's map."""
@@ -126,8 +148,17 @@ class Checkpoint:
             raise UserError(
                 f"{self.folder}/config.json: {self.architecture} has no 'vision_config'; use a BLIP checkpoint"
             )
-        side = int(vision.get("image_size", 384)) // int(vision.get("patch_size", 16))
-        return int(vision.get("hidden_size", 768)), side, side
+        side = self.number(vision, "image_size", 384) // self.number(vision, "patch_size", 16)
+        return self.number(vision, "hidden_size", 768), side, side
+
+    def number(self, section: Mapping[str, Any], key: str, default: int) -> int:
+        """A size in a section of ``config.json``; UserError where it is none."""
+        value = section.get(key, default)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(
+                f"{self.folder}/config.json: {key} is {value!r}, not a whole number above 0; fetch it again"
+            )
+        return value
 
 
 def locate(source: str, revision: str | None = None) -> Path:
@@ -139,40 +170,20 @@ def locate(source: str, revision: str | None = None) -> Path:
         raise UserError(
             f"{source}: no such checkpoint folder; give a folder with config.json or a hub id like 'org/name'"
         )
-    from huggingface_hub import snapshot_download
-
-    reason: Exception | None = None
-    for local_only in (True, False):
-        for weights in WEIGHTS:
-            try:
-                found = snapshot_download(
-                    source,
-                    revision=revision,
-                    allow_patterns=[*RECORDS, *NESTED_RECORDS, weights],
-                    local_files_only=local_only,
-                )
-            except Exception as error:  # the hub's client raises a dozen unrelated classes for "not to be had"
-                reason = error
-                break
-            if any(Path(found).glob(weights)):
-                return Path(found)
-    why = str(reason).splitlines()[0] if reason and str(reason) else "it holds no weight file"
-    raise UserError(f"{source}@{revision or 'main'}: checkpoint not found: {why}; give a local folder or go online")
+    return layout.fetch(source, revision, (*RECORDS, *NESTED_RECORDS))
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files that are loaded, sorted by name; safetensors are preferred."""
-    for pattern in WEIGHTS:
-        if files := sorted(folder.glob(pattern)):
-            return files
-    raise UserError(f"{folder}: no weight files (looked for {', '.join(WEIGHTS)}); save the model with save_pretrained")
+def _records(folder: Path) -> list[Path]:
+    """What decides answers beside the weights."""
+    records = [path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in RECORDS)]
+    return [*records, *(path for pattern in NESTED_RECORDS for path in folder.glob(pattern))]
 
 
 def teacher_digest(folder: Path, digests: Digests | None = None) -> str:
-    """32 hex digits over the contents of weights, configuration, tokenizer and processor, keyed by file name."""
-    records = [path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in RECORDS)]
-    nested = [path for pattern in NESTED_RECORDS for path in folder.glob(pattern)]
-    files = sorted([*weight_files(folder), *folder.glob("*.index.json"), *records, *nested])
+    """32 hex digits over the contents of what loading reads, by file name: the weights of
+    :func:`stages.weight_files.weight_files` and their index, configuration, tokenizer and processor."""
+    weights = layout.weight_files(folder)
+    files = sorted([*weights.files, *([weights.index] if weights.index else []), *_records(folder)])
     values = _hash_files(files) if digests is None else digests(files)
     names = [path.relative_to(folder).as_posix() for path in files]
     return fingerprint({name: bytes(value).hex() for name, value in zip(names, values, strict=True)})
@@ -259,7 +270,8 @@ def load(
         instead: ``config`` and ``state_dict`` for ``from_pretrained``, of a checkpoint that must be translated first.
 
     Raises:
-        UserError: the class is unknown, or the weights do not fill the model exactly; the line lists the keys.
+        UserError: the class is unknown, a file cannot be read, or the weights do not fill the model exactly; the line lists
+            the keys.
     """
     import torch
     from transformers.utils import logging
@@ -268,15 +280,17 @@ def load(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, info = (make or model_class(checkpoint)).from_pretrained(
-            None if "state_dict" in instead else folder,
-            dtype=getattr(torch, dtype),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below with the other keys
-            local_files_only=True,
-            use_safetensors=weight_files(folder)[0].suffix == ".safetensors",
-            **instead,
-        )
+        kind = make or model_class(checkpoint)
+        with _readable(folder, checkpoint.architecture):
+            model, info = kind.from_pretrained(
+                None if "state_dict" in instead else folder,
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below with the other keys
+                local_files_only=True,
+                use_safetensors=layout.weight_files(folder).safe,
+                **instead,
+            )
     finally:
         logging.set_verbosity(verbosity)
     # Checkpoints written by old releases still carry the constant buffers (0, 1, 2, ...) of position_ids.
@@ -293,6 +307,45 @@ def load(
             "config.json and weights must come from the same model"
         )
     return model.to(device).eval().requires_grad_(False)
+
+
+def image_processor(folder: Path, **options: Any) -> Any:
+    """The checkpoint's own image processor on PIL, whatever else is installed: another backend gives other pixels.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    from transformers import AutoImageProcessor
+
+    with _readable(folder, "its image processor"):
+        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, **options)
+
+
+def tokenizer(folder: Path, make: Any = None) -> Any:
+    """The checkpoint's own tokenizer, of the class ``make`` if that is given.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    with _readable(folder, "its tokenizer"):
+        return (make or AutoTokenizer).from_pretrained(folder, local_files_only=True)
+
+
+@contextmanager
+def _readable(folder: Path, what: str) -> Iterator[None]:
+    """What transformers raises of files that it cannot make sense of, as one line. Memory and devices that fail are no
+    fault of the files, and a file system's errors have numbers."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        why = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+        raise UserError(f"{folder}: {what} cannot be loaded from it: {why}; fetch the checkpoint again") from error
 
 
 def model_class(checkpoint: Checkpoint) -> Any:
@@ -327,17 +380,20 @@ def _hash_files(paths: Sequence[Path]) -> np.ndarray:
 def _preprocessing(folder: Path) -> dict[str, Any]:
     """The image processor's record, from its own file or (newer layout) from inside the processor's."""
     if (folder / "preprocessor_config.json").exists():
-        return _json(folder / "preprocessor_config.json")
+        return dict(read_json(folder / "preprocessor_config.json"))
     if (folder / "processor_config.json").exists():
-        return dict(_json(folder / "processor_config.json").get("image_processor", {}))
+        inside = read_json(folder / "processor_config.json").get("image_processor")
+        return inside if isinstance(inside, dict) else {}
     return {}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, kind: type = dict) -> Any:
+    """A checkpoint's record; UserError where it cannot be read or is not of ``kind``."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); save the model with save_pretrained") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: holds no JSON object; save the model with save_pretrained")
+    if not isinstance(record, kind):
+        what = "object" if kind is dict else "list"
+        raise UserError(f"{path}: holds no JSON {what}; save the model with save_pretrained")
     return record

@@ -71,7 +71,7 @@ class Line:
                 "detections": {"stage": "detections_file", "path": boxes},
                 "sized": {"stage": "toy_sized"},
                 "features": {"stage": "blip_features", "checkpoint": teacher, "columns": ["original", "flip"]},
-                "itm": {"stage": "blip_itm", "checkpoint": teacher, "columns": prompts},
+                "itm": {"stage": "blip_itm", "checkpoint": teacher, "columns": prompts, "token_mode": "cls"},
                 "captions": {
                     "stage": "blip_captions", "checkpoint": captioner, "columns": QUESTIONS, "max_new_tokens": 4,
                 },

@@ -31,7 +31,7 @@ def test_an_entry_says_what_a_user_has_to_know():
     itm = entries["blip_itm"]
     assert "BlipForImageTextRetrieval" in itm["architectures"]
     keys = {key["name"]: key for key in itm["keys"]}
-    assert keys["token_mode"]["default"] == "cls"
+    assert keys["token_mode"]["default"] is None
     assert keys["checkpoint"]["required"]
     assert "verbs" not in {key["name"] for key in entries["triplets"]["keys"]}
     assert {"CLIPModel", "SiglipModel", "Dinov2Model"} <= set(entries["vision_features"]["architectures"])

@@ -48,7 +48,11 @@ def config(tmp_path_factory, blip_config) -> Path:  # noqa: F811
         "cache": str(root / "cache"),
         "runs": str(root / "runs"),
         "dataset": {"kind": "pico", "root": str(root / "world"), "seed": 0, "train": 24, "test": 4},
-        "tables": {"itm": {"stage": "blip_itm", "checkpoint": teacher, "columns": ["prompts", "verb_prompts"]}},
+        "tables": {
+            "itm": {
+                "stage": "blip_itm", "checkpoint": teacher, "columns": ["prompts", "verb_prompts"], "token_mode": "cls",
+            },
+        },
         "student": {
             "method": "vlm_hoi", "labelled": 12, "tables": {"text": None, "captions": None}, "model": MODEL, "start": DETECTOR,
             "allow_random_decoder": True, "labelled_per_step": 4, "unlabelled_per_step": 4, "epochs": 1,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import yaml
 from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
@@ -16,6 +18,8 @@ from stages.stage import Batch, fingerprint_record
 from stages.teacher.blip import BlipCaptions, BlipFeatures, BlipItm
 from stages.teacher.weights import Checkpoint
 from storage.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 PROMPTS = ("a photo of a person riding a bicycle", "a photo of a person and a cup", "a person sitting on a chair")
 QUESTIONS = ("", "a photo of", "is there anybody riding a bicycle?")
@@ -50,7 +54,11 @@ def count_tower_images(monkeypatch) -> list[int]:
 
 def test_one_pass_fills_three_tables(found, make_batch, monkeypatch):
     stages = opened(
-        [BlipFeatures(found["itm"]), BlipItm(found["itm"], PROMPTS), BlipCaptions(found["caption"], QUESTIONS)]
+        [
+            BlipFeatures(found["itm"]),
+            BlipItm(found["itm"], PROMPTS, token_mode="cls"),
+            BlipCaptions(found["caption"], QUESTIONS),
+        ]
     )
     assert len({stage.shares for stage in stages}) == 1
     passes = count_tower_images(monkeypatch)
@@ -62,9 +70,9 @@ def test_one_pass_fills_three_tables(found, make_batch, monkeypatch):
 
 
 def test_another_tower_is_not_shared(found, make_batch, monkeypatch):
-    stages = opened([BlipItm(found["itm"], PROMPTS), BlipCaptions(found["other"], ("",))])
+    stages = opened([BlipItm(found["itm"], PROMPTS, token_mode="cls"), BlipCaptions(found["other"], ("",))])
     assert stages[0].shares != stages[1].shares
-    assert BlipItm(found["itm"], PROMPTS, dtype="bfloat16").shares != stages[0].shares
+    assert BlipItm(found["itm"], PROMPTS, token_mode="cls", dtype="bfloat16").shares != stages[0].shares
     passes = count_tower_images(monkeypatch)
     batch = make_batch()
     for stage in stages:
@@ -102,7 +110,7 @@ def test_flip_is_the_mirrored_picture(found):
 
 
 def test_matching_logits_are_the_stock_ones_in_order(found, checkpoints, processor, make_batch):
-    (stage,) = opened([BlipItm(found["itm"], PROMPTS)])
+    (stage,) = opened([BlipItm(found["itm"], PROMPTS, token_mode="cls")])
     batch = make_batch()
     asked = PROMPTS[::-1]
     answers = stage.compute(batch, asked, {})
@@ -148,7 +156,9 @@ def test_yes_no_questions_get_a_probability(found, checkpoints, processor, make_
 
 
 def test_every_answer_has_the_declared_type_and_survives_arrow_ipc(found, make_batch):
-    stages = opened([BlipItm(found["itm"], PROMPTS), BlipCaptions(found["caption"], QUESTIONS, max_new_tokens=4)])
+    stages = opened(
+        [BlipItm(found["itm"], PROMPTS, token_mode="cls"), BlipCaptions(found["caption"], QUESTIONS, max_new_tokens=4)]
+    )
     for stage in stages:
         for column, values in stage.compute(make_batch(), stage.columns, {}).items():
             assert values.type == stage.output.type
@@ -161,7 +171,7 @@ def test_every_answer_has_the_declared_type_and_survives_arrow_ipc(found, make_b
 
 def test_a_cell_does_not_depend_on_its_companions(found, make_batch):
     """Neither on the batch's other rows nor on the columns asked with it."""
-    (stage,) = opened([BlipItm(found["itm"], PROMPTS)])
+    (stage,) = opened([BlipItm(found["itm"], PROMPTS, token_mode="cls")])
     batch = make_batch()
     together = stage.compute(batch, PROMPTS, {})
     shuffled = Batch(batch.rows, batch.keys, 3, [batch.images[index] for index in (2, 1, 0, 0)])
@@ -173,7 +183,7 @@ def test_the_fingerprint_follows_what_the_values_depend_on(found, checkpoints, t
     moved = Checkpoint.find(shutil.copytree(checkpoints.itm, tmp_path / "moved"))
 
     def record(checkpoint=found["itm"], columns=PROMPTS, **options):
-        return fingerprint_record(BlipItm(checkpoint, columns, **options))
+        return fingerprint_record(BlipItm(checkpoint, columns, **{"token_mode": "cls", **options}))
 
     assert record(moved) == record()
     assert record(columns=PROMPTS[:1], batch_size=7, memory_mib=9, gpus=1.0) == record()
@@ -188,6 +198,25 @@ def test_the_fingerprint_follows_what_the_values_depend_on(found, checkpoints, t
     assert len({str(fingerprint_record(stage)) for stage in captions}) == 3
 
 
+def test_the_first_token_of_a_foreign_checkpoint_has_to_be_given(found):
+    for options in ({}, {"token_mode": None}):
+        with pytest.raises(UserError, match=r"token_mode: not given.* enc for Salesforce.* cls for"):
+            BlipItm(found["itm"], PROMPTS, **options)
+
+
+@pytest.mark.parametrize("folder", ["itm", "long_tailed/itm"])
+def test_our_own_teachers_read_cls_as_they_did(folder):
+    ours = Checkpoint.find(ROOT / "stages/teacher/pico" / folder)
+    assert fingerprint_record(BlipItm(ours, PROMPTS)) == fingerprint_record(BlipItm(ours, PROMPTS, token_mode="cls"))
+
+
+@pytest.mark.parametrize("name", ["hico_det_vlm_hoi", "v_coco_vlm_hoi"])
+def test_configurations_around_salesforces_blip_ask_it_with_enc(name):
+    tables = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text())["tables"]
+    assert tables["itm"]["checkpoint"].startswith("Salesforce/")
+    assert tables["itm"]["token_mode"] == "enc"
+
+
 def test_features_keep_their_table_under_another_head(found):
     """The maps depend on the tower alone."""
     assert fingerprint_record(BlipFeatures(found["itm"])) == fingerprint_record(BlipFeatures(found["caption"]))
@@ -195,7 +224,7 @@ def test_features_keep_their_table_under_another_head(found):
 
 
 def test_an_opened_stage_travels_as_plain_parameters(found, make_batch):
-    (stage,) = opened([BlipItm(found["itm"], PROMPTS)])
+    (stage,) = opened([BlipItm(found["itm"], PROMPTS, token_mode="cls")])
     sent = pickle.dumps(stage)
     assert len(sent) < 10_000
     arrived = opened([pickle.loads(sent)])[0]
@@ -219,4 +248,4 @@ def test_an_impossible_setup_is_told_at_once(found, make, why):
 
 def test_an_unscorable_prompt_is_told_before_the_first_picture(found):
     with pytest.raises(UserError, match="zeppelin"):
-        opened([BlipItm(found["itm"], (*PROMPTS, "a person riding a zeppelin"))])
+        opened([BlipItm(found["itm"], (*PROMPTS, "a person riding a zeppelin"), token_mode="cls")])

@@ -38,7 +38,7 @@ TABLES = {
     "llava": {"stage": "answers", "columns": QUESTIONS, "max_new_tokens": 5, "batch_size": 4},
     "qwen": {"stage": "answers", "columns": QUESTIONS, "max_new_tokens": 5, "batch_size": 4},
     "blip_features": {"stage": "blip_features", **VIEWS},
-    "blip_itm": {"stage": "blip_itm", "columns": PROMPTS, "batch_size": 4},
+    "blip_itm": {"stage": "blip_itm", "columns": PROMPTS, "batch_size": 4, "token_mode": "cls"},
     "blip_itc": {"stage": "blip_itc", "columns": PROMPTS, "batch_size": 4},
     "blip_captions": {"stage": "blip_captions", "columns": ["a photo of", QUESTIONS[1]], "batch_size": 4},
     "blip2_features": {"stage": "blip2_features", **VIEWS},

@@ -31,7 +31,7 @@ SOME = Platt(1.0, 0.0, 0, 0)
 
 def cached(checkpoint, batch, columns: ItmColumns) -> list[dict[str, np.ndarray]]:
     """Each picture's cells, as the stage computes them and a shard keeps them."""
-    stage = BlipItm(Checkpoint.find(checkpoint), columns.prompts)
+    stage = BlipItm(Checkpoint.find(checkpoint), columns.prompts, token_mode="cls")
     stage.open("cpu", {})
     answers = stage.compute(batch, columns.prompts, {})
     table = pa.table({prompt: answers[prompt] for prompt in columns.prompts})

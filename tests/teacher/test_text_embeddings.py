@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from transformers import BertTokenizer, BlipForImageTextRetrieval, CLIPConfig, CLIPModel
+from transformers import BertTokenizer, BlipForImageTextRetrieval, CLIPConfig, CLIPModel, GemmaTokenizer
 
 from stages.stage import Batch
 from stages.teacher.text_embeddings import TextEmbeddings
@@ -106,8 +109,6 @@ def test_a_plain_encoder_is_averaged(families):
 
 
 def test_pooling_is_in_the_digest_and_odd_modules_are_refused(families, tmp_path):
-    import shutil
-
     folder = families("sentence_encoder")
     changed = shutil.copytree(folder, tmp_path / "changed")
     path = changed / "1_Pooling" / "config.json"
@@ -143,3 +144,49 @@ def test_a_text_tower_saved_alone_gives_the_same_vectors(families, tmp_path):
     tower.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
     np.testing.assert_allclose(vectors_of(tmp_path), vectors_of(folder), atol=1e-6)
+
+
+@pytest.fixture
+def siglip2(families, tmp_path):
+    """``make(model_type)``: a SigLIP whose tokenizer is Gemma's, which keeps capitals; ``siglip`` is how SigLIP 2 lies on the
+    hub at a fixed resolution, ``siglip2`` the naflex form."""
+
+    def make(model_type: str):
+        folder = shutil.copytree(families("siglip"), tmp_path / model_type)
+        letters = ["▁", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+        marks = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+        GemmaTokenizer(vocab={piece: index for index, piece in enumerate([*marks, *letters])}).save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+        return folder
+
+    return make
+
+
+def embedded(folder, texts):
+    stage = TextEmbeddings(Checkpoint.find(folder))
+    stage.open("cpu", {})
+    return stage, stage.embed(texts)
+
+
+def test_siglip_2_reads_lower_case_at_a_fixed_resolution(siglip2):
+    folder = siglip2("siglip")
+    stage, vectors = embedded(folder, ["A Person riding a BICYCLE", "a person riding a bicycle", "a dog"])
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+    assert np.abs(vectors[0] - vectors[2]).max() > 1e-3
+    assert stage.tokenizer("A")["input_ids"] != stage.tokenizer("a")["input_ids"], "it is not the tokenizer's doing"
+    assert stage.parameters()["text"] == "lower-cased"
+
+
+def test_siglip_2_of_any_resolution_is_lower_cased_by_its_own_tokenizer(siglip2):
+    from stages.teacher.weights import tokenizer
+
+    own = tokenizer(siglip2("siglip2"))
+    assert own("A Dog")["input_ids"] == own("a dog")["input_ids"]
+
+
+def test_other_text_encoders_keep_their_text_and_their_fingerprint(families, checkpoints):
+    for folder in (families("siglip"), families("clip"), checkpoints.itm):
+        assert "text" not in TextEmbeddings(Checkpoint.find(folder)).parameters()
+    _, vectors = embedded(families("siglip"), ["a Dog", "a dog"])
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3

@@ -44,6 +44,7 @@ def config(tmp_path_factory, blip_config) -> Path:
             "itc": {"stage": "blip_itc", "checkpoint": teacher, "columns": "prompts"},
             "itm": {
                 "stage": "blip_itm", "checkpoint": teacher, "columns": "prompts", "itc": "itc", "itc_top_k": KEPT,
+                "token_mode": "cls",
             },
         },
         "student": {"labelled": 12, "steps": 4, "itm_on": "both", "tables": {"text": None, "captions": None}},

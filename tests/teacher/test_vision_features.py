@@ -252,7 +252,7 @@ def test_a_configuration_may_leave_out_what_is_usual(found, tmp_path):
         architectures = {"architectures": config["architectures"], "model_type": config["model_type"]}
         (folder / "config.json").write_text(json.dumps({**kept, **architectures}))
         (folder / "processor_config.json").unlink(missing_ok=True)
-        (folder / "preprocessor_config.json").unlink(missing_ok=True)
+        (folder / "preprocessor_config.json").write_text('{"do_resize": true}')
         stage = VisionFeatures(Checkpoint.find(folder))
         side = usual.image_size // usual.patch_size
         assert stage.output.shape == (usual.hidden_size, side, side)

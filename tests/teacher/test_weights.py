@@ -14,6 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from stages.teacher import weights
+from stages.teacher.blip import BlipFeatures, BlipItm
+from stages.teacher.text_embeddings import TextEmbeddings
 from stages.teacher.weights import Checkpoint, load
 from storage.digests import DigestMemory
 from storage.errors import UserError
@@ -125,7 +127,8 @@ def test_planning_imports_neither_torch_nor_transformers(checkpoints):
         "from stages.teacher.text_embeddings import TextEmbeddings; "
         "from stages.stage import fingerprint_record; "
         f"c = Checkpoint.find({str(checkpoints.itm)!r}); d = Checkpoint.find({str(checkpoints.caption)!r}); "
-        "[fingerprint_record(s) for s in (BlipFeatures(c), BlipItm(c, ['a']), BlipCaptions(d), TextEmbeddings(c))]; "
+        "stages = (BlipFeatures(c), BlipItm(c, ['a'], token_mode='cls'), BlipCaptions(d), TextEmbeddings(c)); "
+        "[fingerprint_record(s) for s in stages]; "
         "assert not {'torch', 'transformers'} & set(sys.modules), 'planning is heavy'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -148,3 +151,112 @@ def test_a_large_tower_is_not_read_again_by_the_next_process(copy, tmp_path, mon
     change_tensor(copy, "vision_model.post_layernorm.bias", nudge)
     with pytest.raises(AssertionError, match="read again"):
         Checkpoint.find(copy, digests=later.digests, derived=later.derived)
+
+
+def add_stray(folder):
+    tensors = load_file(folder / "model.safetensors")
+    nudge(tensors, "vision_model.post_layernorm.bias")
+    save_file(tensors, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+
+
+def add_other_layout(folder):
+    (folder / "pytorch_model.bin").write_bytes(b"of another day")
+    (folder / "pytorch_model.bin.index.json").write_text('{"weight_map": {}}')
+
+
+def add_shards(folder):
+    """The very tensors of the tower, changed, where the glob of all safetensors would find them."""
+    add_stray(folder)
+    (folder / "open_clip_model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": {"a": "model-00001-of-00001.safetensors"}})
+    )
+
+
+@pytest.mark.parametrize("add", [add_stray, add_other_layout, add_shards])
+def test_what_is_not_loaded_is_not_digested(checkpoints, copy, capsys, add):
+    add(copy)
+    known, found = Checkpoint.find(checkpoints.itm), Checkpoint.find(copy)
+    assert (found.digest, found.tower) == (known.digest, known.tower)
+    assert found.part("itm_head.") == known.part("itm_head.")
+    assert ("several sets of weights" in capsys.readouterr().err) == (add is not add_stray)
+
+
+def test_what_is_loaded_of_two_layouts_is_what_was_digested(checkpoints, copy):
+    """A stray safetensors file no longer hides the weights that are read."""
+    import torch
+
+    tensors = {name: torch.from_numpy(tensor) for name, tensor in load_file(copy / "model.safetensors").items()}
+    (copy / "model.safetensors").rename(copy / "open_clip_model.safetensors")
+    torch.save(tensors, copy / "pytorch_model.bin")
+    before = Checkpoint.find(copy)
+    assert load(before, before.here(), "float32", "cpu")
+    nudge(tensors, "vision_model.post_layernorm.bias")
+    torch.save(tensors, copy / "pytorch_model.bin")
+    after = Checkpoint.find(copy)
+    assert after.digest != before.digest
+    assert after.tower != before.tower
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 605157884\n"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors"])
+def test_a_pointer_of_git_lfs_is_told_at_planning(copy, name):
+    (copy / name).write_text(POINTER)
+    with pytest.raises(UserError, match=rf"{name}: Git LFS's pointer .*git lfs pull"):
+        Checkpoint.find(copy)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "[1]",
+        '{"architectures": [',
+        '{"architectures": {"a": 1}}',
+        '{"architectures": "CLIPModel"}',
+        '{"transformers_weights": "x"}',
+    ],
+)
+def test_a_configuration_that_says_nothing_is_one_line(copy, config):
+    if "transformers_weights" in config:
+        config = json.dumps({**json.loads((copy / "config.json").read_text()), **json.loads(config)})
+    (copy / "config.json").write_text(config)
+    with pytest.raises(UserError, match=r"config.json: [^\n]*save_pretrained"):
+        Checkpoint.find(copy)
+
+
+@pytest.mark.parametrize("stage", [BlipFeatures, BlipItm])
+def test_pictures_without_a_record_of_their_preprocessing_are_refused_at_planning(copy, stage):
+    (copy / "processor_config.json").unlink()
+    checkpoint = Checkpoint.find(copy)
+    with pytest.raises(UserError, match="no preprocessor_config"):
+        stage(checkpoint, ["original"])
+    assert TextEmbeddings(checkpoint)  # looks at no picture
+
+
+@pytest.mark.parametrize("damage", ["tokenizer.json", "tokenizer_config.json", "config.json", "pytorch_model.bin"])
+def test_a_file_that_cannot_be_made_sense_of_is_one_line_before_the_first_picture(copy, damage):
+    checkpoint = Checkpoint.find(copy)
+    if damage == "config.json":
+        vision = {**checkpoint.config["vision_config"], "hidden_size": "wide"}
+        (copy / damage).write_text(json.dumps({**checkpoint.config, "vision_config": vision}))
+    elif damage == "pytorch_model.bin":
+        (copy / "model.safetensors").unlink()
+        (copy / damage).write_bytes(b"\x80\x02no torch file of the old kind")
+    else:
+        (copy / damage).write_text('{"cut')
+    with pytest.raises(UserError, match="cannot be loaded") as error:
+        BlipItm(Checkpoint.find(copy), ["a photo"], token_mode="cls").open("cpu", {})
+    assert "\n" not in str(error.value)
+    assert str(copy) in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["wide", [16, 16], 0, None, 2.5])
+@pytest.mark.parametrize("key", ["patch_size", "hidden_size"])
+def test_a_size_that_is_none_is_one_line_at_planning(copy, key, value):
+    config = json.loads((copy / "config.json").read_text())
+    config["vision_config"][key] = value
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"config.json: {key} is .*not a whole number above 0"):
+        BlipFeatures(Checkpoint.find(copy))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from stages import weight_files
 from stages.data.vocabulary import Vocabulary
 from stages.student.vlm_hoi.criterion import LossWeights
 from stages.student.vlm_hoi.itm_loss import ItmConfig
@@ -18,7 +19,8 @@ from stages.student.vlm_hoi.matching import Costs
 from stages.student.vlm_hoi.model_config import MurenConfig
 from storage.errors import UserError
 
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pt")
+FOREIGN_WEIGHTS = ("*.pth", "*.pt")
+"""Weight files of the original DETR's, MUREN's and CDN's codes."""
 BOOKKEEPING = ("log_every", "save_every", "predict_batch", "loader_workers", "start")
 """Parameters that change no weight; of ``start`` the files count, not the path."""
 
@@ -220,24 +222,33 @@ def starting_files(config: VlmHoiConfig) -> tuple[Path, ...]:
     if config.start is None:
         return ()
     path = starting_place(config.start)
-    found = [path] if path.is_file() else sorted(file for kind in WEIGHT_FILES for file in path.glob(kind))
-    if not found:
-        raise UserError(f"student.start: {path}: no weights there ({', '.join(WEIGHT_FILES)})")
-    return tuple(found)
+    if not path.exists():
+        raise UserError(f"student.start: {path}: no weights there; give a detector's folder, a .pth file or a hub id")
+    try:
+        if path.is_file():
+            weight_files.refuse_cut(path)
+            return (path,)
+        found = weight_files.weight_files(path)
+    except UserError as error:
+        raise UserError(f"student.start: {error}") from None
+    found.tell_unread()
+    return found.files
 
 
 def starting_place(start: str) -> Path:
-    """The file or folder that ``start`` names; a model hub's repository of that name is fetched.
+    """The file or folder that ``start`` names; a model hub's repository of that name is fetched. A folder without weights
+    that transformers reads, but with one ``.pth``, stands for that file.
 
     Raises:
         UserError: there is none.
     """
     path = Path(start)
-    if path.exists() or start.count("/") != 1:
-        return path
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(start, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # the hub's client raises what its transport does
-        raise UserError(f"student.start: {start}: neither here nor on the hub ({type(error).__name__})") from None
+    if not path.exists() and start.count("/") == 1:
+        try:
+            path = weight_files.fetch(start, None, ("*.json",), FOREIGN_WEIGHTS)
+        except UserError as error:
+            raise UserError(f"student.start: {error}") from None
+    if path.is_dir() and not any((path / name).exists() for kind in weight_files.KINDS for name in kind):
+        foreign = [file for pattern in FOREIGN_WEIGHTS for file in path.glob(pattern)]
+        return foreign[0] if len(foreign) == 1 else path
+    return path

@@ -18,6 +18,7 @@ from stages import detr_names, timm_backbone
 from stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS, OBJECT_INDEX
 from stages.student.vlm_hoi import muren_names
 from stages.student.vlm_hoi.muren import Muren
+from stages.weight_files import weight_files
 from storage.errors import UserError
 
 DETECTORS = ("DetrForObjectDetection", "RTDetrForObjectDetection", "RTDetrV2ForObjectDetection")
@@ -196,11 +197,11 @@ def _detector(folder: Path) -> Any:
         raise UserError(f"{folder}/config.json: names no architecture ({error}); give a detector's folder") from None
     if name not in DETECTORS:
         raise UserError(f"{folder}: cannot start from {name}; there are {', '.join(DETECTORS)}")
+    weights = weight_files(folder)
     instead: dict[str, Any] = {}
     if config := timm_backbone.replaced(record, f"{folder}/config.json"):
-        files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
         kind = transformers.CONFIG_MAPPING[config["model_type"]]
-        instead = {"config": kind.from_dict(config), "state_dict": timm_backbone.read(files)}
+        instead = {"config": kind.from_dict(config), "state_dict": timm_backbone.read(weights.files)}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -210,6 +211,7 @@ def _detector(folder: Path) -> Any:
             detector, info = getattr(transformers, name).from_pretrained(
                 None if instead else folder,
                 local_files_only=True,
+                use_safetensors=weights.safe,
                 dtype=torch.float32,
                 output_loading_info=True,
                 **instead,
