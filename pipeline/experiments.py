@@ -14,6 +14,8 @@ from pydantic import Field
 from pipeline.config import Section, read_yaml, validate
 from stages.evaluate.report import ZERO_SHOT_SETS, Arm, ExperimentsPage, Run, write_experiments_page
 from storage.errors import UserError
+from storage.files import write_atomically
+from storage.writable import writing
 
 
 class Changes(Section):
@@ -107,10 +109,10 @@ def finished(folder: Path, seed: int) -> Run:
 def write_tables(matrix: Matrix, runs: dict[str, list[Run]], page: Path) -> None:
     """The HTML page, and the same figures in Markdown once every arm has every seed."""
     arms = [Arm(name, matrix.arms[name].text, made) for name, made in runs.items() if made]
-    page.parent.mkdir(parents=True, exist_ok=True)
     write_experiments_page(page, ExperimentsPage(matrix.name, matrix.about, arms, matrix.conclusion))
     if matrix.table is not None and all(len(made) == len(matrix.seeds) for made in runs.values()):
-        matrix.table.write_text(markdown(matrix, runs))
+        with writing(f"table: {matrix.table}"):
+            write_atomically(matrix.table, markdown(matrix, runs))
 
 
 def markdown(matrix: Matrix, runs: dict[str, list[Run]]) -> str:
