@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from pipeline.dataset_cli import app as dataset_app
 from pipeline.evaluate_cli import evaluate
 from pipeline.labels_cli import labels
 from pipeline.options import ConfigFile, Json, Limit, Rehash, Set
+from pipeline.terminal import flush_output, one_line, printable_streams
 from pipeline.triplets_cli import triplets
 
 
@@ -37,13 +39,27 @@ app = typer.Typer(
     cls=_Commands,
     help="Pay for the vision-language teacher once, then train as many light HOI students as you like.",
     epilog="Exit codes: 0 done, 1 internal error, 2 bad input, 3 cells are empty or differ, 130 interrupted.",
-    no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 app.add_typer(dataset_app, name="dataset")
 
 INCOMPLETE = 3
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the versions and the device, and exit.")] = False,
+) -> None:
+    if version:
+        from pipeline.versions import versions
+
+        print(versions())
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -269,13 +285,37 @@ def existing_cache(root: Path, kind: Any) -> Any:
 
 def main() -> None:
     """Run a command; errors that a user can mend are one line and exit code 2."""
+    with printable_streams():
+        code = _run(lambda: app(standalone_mode=False, prog_name="hoi-distill") or 0)
+    raise SystemExit(_run(flush_output) or code)
+
+
+def _run(work: Callable[[], int | None]) -> int:
+    """The exit code of some work; what a user can mend, and what the machine refuses, is said in one line."""
     from storage.errors import UserError, WorkStopped
+    from storage.writable import PLAIN, reason
 
     try:
-        app(standalone_mode=True)
-    except (UserError, WorkStopped) as error:
-        print(f"hoi-distill: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, UserError) else 1) from None
+        return work() or 0
+    except UserError as error:
+        return _say(f"hoi-distill: {error}", 2)
+    except WorkStopped as error:
+        return _say(f"hoi-distill: {error}", 1)
+    except OSError as error:  # of a file that no reader or writer has a message for
+        if error.filename is None and error.errno not in PLAIN:
+            raise
+        return _say(f"hoi-distill: {'' if error.filename is None else f'{error.filename}: '}{reason(error)}", 1)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # which what typer says of a wrong call has
+            raise
+        command = getattr(getattr(error, "ctx", None), "command_path", "hoi-distill")
+        said = error.format_message().rstrip(".")
+        return _say(f"{command}: {said[:1].lower()}{said[1:]}; see {command} --help", 2)
+
+
+def _say(line: str, code: int) -> int:
+    print(one_line(line), file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
+from pipeline.documents import Section, apply_override, read_document, validate
 from storage.errors import UserError
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class PicoDataset(Section):
@@ -113,27 +108,6 @@ class Config(Section):
         return ("train", "test")
 
 
-class _OnceLoader(yaml.SafeLoader):
-    """YAML in which no mapping may have a key twice, as the last one would win in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"{key.value} stands here twice", key.start_mark
-                    )
-                seen.add(key.value)
-        made: dict[Any, Any] = super().construct_mapping(node, deep)
-        return made
-
-
-def read_yaml(text: str) -> Any:
-    """YAML as :func:`yaml.safe_load` reads it, without keys that stand twice in one mapping (YAMLError)."""
-    return yaml.load(text, _OnceLoader)
-
-
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read and check a configuration.
 
@@ -144,96 +118,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: one line with the file, the key path, what was given and what is allowed.
     """
-    try:
-        document = read_yaml(path.read_text())
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")] or [""], n=1)
-        raise UserError(f"{path}: no such configuration" + (f"; did you mean {near[0]}?" if near else "")) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: expected keys such as name, dataset, tables; got {type(document).__name__}")
+    document = read_document(path, "configuration", "name, dataset, tables")
+    if "arms" in document and "setup" in document:
+        raise UserError(f"{path}: a matrix of experiments, not a configuration; run: hoi-distill experiments {path}")
     for override in overrides:
         apply_override(document, override)
-    return validate(Config, document, str(path))
-
-
-def apply_override(document: dict[str, Any], override: str) -> None:
-    """Set ``a.b.c=value`` inside a nested document; the value is read as YAML."""
-    dotted, equals, text = override.partition("=")
-    keys = dotted.split(".")
-    if not equals or not all(keys):
-        raise UserError(f"--set {override}: expected key.path=value, for example student.seed=1")
-    node = document
-    for key in keys[:-1]:
-        below = node.get(key, {})
-        if not isinstance(below, dict):
-            raise UserError(f"--set {override}: {key} is a value, not a section")
-        node[key] = dict(below)  # YAML's anchors make one section of several
-        node = node[key]
-    try:
-        node[keys[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from None
-
-
-def validate(model: type[Any], document: Any, where: str) -> Any:
-    """``model.model_validate`` with errors turned into one line: key path, what was given, what is allowed."""
-    try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        raise UserError(explain(error, document, f"{where}: ", model)) from None
-
-
-def explain(error: ValidationError, document: Any, where: str, model: type[Any] | None = None) -> str:
-    """One line for one problem of a pydantic error, an unknown key if there is one: a misspelt key, which gets its nearest
-    valid neighbour, may be why another is missing.
-
-    Args:
-        where: what stands before the key: the file and, if the document is a section of it, the section with its dot.
-    """
-    unknown = ("extra_forbidden", "unexpected_keyword_argument")
-    problem = next((each for each in error.errors() if each["type"] in unknown), error.errors()[0])
-    location = [str(part) for part in problem["loc"]]
-    location = [part for i, part in enumerate(location) if not (i and location[i - 1] == "dataset" and part in KINDS)]
-    key = ".".join(location) or "(top level)"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if problem["type"] in unknown:
-        valid = sorted(_siblings(model, problem["loc"]))
-        near = difflib.get_close_matches(location[-1], valid, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(valid)}" if valid else "remove it"
-        return f"{where}{key}: unknown key; {hint}{more}"
-    if problem["type"] == "missing":
-        return f"{where}{key}: missing; it has no default{more}"
-    said = MESSAGES.get(problem["type"], problem["msg"])
-    return f"{where}{key}: {said}; got {problem['input']!r}{more}"
-
-
-MESSAGES = {
-    "sequence_str": "Input should be a list",
-    "path_type": "Input should be a path",
-}
-"""Where pydantic's own words are those of a programmer."""
-
-
-KINDS = {
-    "pico": PicoDataset,
-    "hico-det": HicoDetDataset,
-    "v-coco": VCocoDataset,
-    "swig-hoi": SwigHoiDataset,
-    "folder": FolderDataset,
-}
-
-
-def _siblings(model: type[Any] | None, location: tuple[int | str, ...]) -> set[str]:
-    """The valid keys beside the key at ``location``."""
-    for part in location[:-1]:
-        if part in KINDS:
-            model = KINDS[str(part)]
-            continue
-        fields = getattr(model, "model_fields", {})
-        annotation = fields[part].annotation if part in fields else None
-        model = annotation if isinstance(annotation, type) else None
-    return set(getattr(model, "model_fields", {}))
+    checked: Config = validate(Config, document, f"{path}: ")
+    return checked

@@ -10,7 +10,7 @@ import typer
 
 from pipeline.options import Json
 
-app = typer.Typer(help="Look at a dataset on disk.", no_args_is_help=True)
+app = typer.Typer(help="Look at a dataset on disk.", rich_markup_mode=None)
 
 
 @app.callback()

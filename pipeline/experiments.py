@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field
 
-from pipeline.config import Section, read_yaml, validate
+from pipeline.documents import Section, read_document, validate
 from stages.evaluate.report import ZERO_SHOT_SETS, Arm, ExperimentsPage, Run, write_experiments_page
 from storage.errors import UserError
+from storage.files import write_atomically
+from storage.writable import writing
 
 
 class Changes(Section):
@@ -51,17 +52,30 @@ class Matrix(Changes):
     """A file of experiments. What it changes itself, it changes in every arm. ``table`` is the Markdown file that the figures
     are written to."""
 
-    name: str
+    name: str = Field(pattern=r"^[^./][^/]*$")
     setup: Path
     about: str = ""
     conclusion: str = ""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    arms: dict[str, ArmSection]
+    arms: dict[str, ArmSection] = Field(min_length=1)
     table: Path | None = None
 
     def overrides_of(self, arm: str, seed: int) -> list[str]:
         """What ``--set`` would be given for one run; of two words on one key the last counts."""
         return [*self.overrides(), *self.arms[arm].overrides(), f"student.seed={seed}"]
+
+
+def load_matrix(path: Path) -> Matrix:
+    """Read and check a matrix.
+
+    Raises:
+        UserError: one line with the file, the key, what was given and what is allowed.
+    """
+    document = read_document(path, "matrix", "name, setup, arms")
+    if "dataset" in document and "arms" not in document:
+        raise UserError(f"{path}: a configuration, not a matrix of experiments; run: hoi-distill train {path}")
+    matrix: Matrix = validate(Matrix, document, f"{path}: ")
+    return matrix
 
 
 def run_matrix(path: Path) -> None:
@@ -75,12 +89,7 @@ def run_matrix(path: Path) -> None:
     from pipeline.setup import prepare
     from pipeline.training import train_student
 
-    try:
-        matrix: Matrix = validate(Matrix, read_yaml(path.read_text()), str(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    matrix = load_matrix(path)
     runs: dict[str, list[Run]] = {arm: [] for arm in matrix.arms}
     for seed in matrix.seeds:
         for arm in matrix.arms:
@@ -107,10 +116,10 @@ def finished(folder: Path, seed: int) -> Run:
 def write_tables(matrix: Matrix, runs: dict[str, list[Run]], page: Path) -> None:
     """The HTML page, and the same figures in Markdown once every arm has every seed."""
     arms = [Arm(name, matrix.arms[name].text, made) for name, made in runs.items() if made]
-    page.parent.mkdir(parents=True, exist_ok=True)
     write_experiments_page(page, ExperimentsPage(matrix.name, matrix.about, arms, matrix.conclusion))
     if matrix.table is not None and all(len(made) == len(matrix.seeds) for made in runs.values()):
-        matrix.table.write_text(markdown(matrix, runs))
+        with writing(f"table: {matrix.table}"):
+            write_atomically(matrix.table, markdown(matrix, runs))
 
 
 def markdown(matrix: Matrix, runs: dict[str, list[Run]]) -> str:

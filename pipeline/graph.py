@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, create_model
 
-from pipeline.config import Config, explain
+from pipeline.config import Config
+from pipeline.documents import hint, shown, validate
 from stages.stage import Stage
-from storage.errors import UserError
+from storage.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from stages.data.records import Annotations
@@ -66,14 +66,22 @@ class Context:
 
     def written_out(self, columns: Any) -> Any:
         """A configuration's columns, with the sentences in place of ``prompts``, ``verb_prompts``, ``object_prompts``
-        and ``verification_questions``, which may stand alone or in a list, each sentence once."""
+        and ``verification_questions``, which may stand alone or in a list, each sentence once.
+
+        Raises:
+            UserError: a text that is none of these.
+        """
         words = self.vocabulary
-        named = {
+        named: dict[str, Callable[[], Iterable[str]]] = {
             "prompts": lambda: self.prompts,
             "verb_prompts": words.verb_prompts,
             "object_prompts": words.object_prompts,
             "verification_questions": words.questions,
         }
+        if isinstance(columns, str) and columns not in named:
+            raise UserError(
+                f"expected a list, or {', '.join(named)}; got {shown(columns)}{did_you_mean(columns, named)}"
+            )
         listed = [columns] if isinstance(columns, str) else columns
         if not isinstance(listed, list) or not any(isinstance(each, str) and each in named for each in listed):
             return columns
@@ -212,9 +220,7 @@ def build_stage(
         teachers: what a stage's ``teacher`` may name.
     """
     if kind not in STAGES:
-        near = difflib.get_close_matches(kind, STAGES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(STAGES))}"
-        raise UserError(f"{where}.stage: unknown stage {kind!r}; {hint}")
+        raise UserError(f"{where}.stage: unknown stage {kind!r}; {hint(kind, STAGES)}")
     module, _, attribute = STAGES[kind].partition(":")
     make = getattr(importlib.import_module(module), attribute)
     arguments = constructor_arguments(make)
@@ -227,13 +233,13 @@ def build_stage(
         fields[name] = (str | CheckpointName | None if default is None else str | CheckpointName, default)
     if "teacher" in fields:
         fields["teacher"] = (str, ...)
-    if "columns" in parameters:
-        parameters = {**parameters, "columns": context.written_out(parameters["columns"])}
-    model = create_model("Parameters", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
-    try:
-        checked = model.model_validate(parameters)
-    except ValidationError as error:
-        raise UserError(explain(error, parameters, f"{where}.", model)) from None
+    if "columns" in parameters and "columns" in fields:
+        try:
+            parameters = {**parameters, "columns": context.written_out(parameters["columns"])}
+        except UserError as error:
+            raise UserError(f"{where}.columns: {error}") from None
+    rules = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+    checked = validate(create_model("Parameters", __config__=rules, **fields), parameters, f"{where}.")
     chosen = {name: getattr(checked, name) for name in fields}
     if "teacher" in chosen:
         known = teachers or {}

@@ -12,6 +12,7 @@ from pipeline.setup import Setup
 from stages.evaluate.gallery import GalleryItem
 from stages.evaluate.report import FolderPage, TableRead, write_folder_page
 from storage.errors import UserError
+from storage.writable import refuse_unwritable
 
 SHOWN = 8
 """Questions of a table up to which every answer is shown."""
@@ -28,10 +29,9 @@ def write_page(setup: Setup, out: Path) -> None:
     """Write one self-contained HTML file with every picture of the setup's tables ``captions`` and ``itm``.
 
     Raises:
-        UserError: nothing is filled yet.
+        UserError: nothing is filled yet, or ``out`` cannot be written, which is tried first.
     """
-    if out.is_dir():
-        raise UserError(f"--out {out}: a folder; name the file to write")
+    refuse_unwritable("--out", out)
     plans = plan_all(setup)
     source = setup.sources["images"]
     texts = [made for made in plans.values() if made.node.stage.name == "captions"]
@@ -66,6 +66,5 @@ def write_page(setup: Setup, out: Path) -> None:
         f"{len(items)} pictures of {setup.config.dataset.root}, as the teacher sees them "
         f"({', '.join(sorted(str(teacher) for teacher in teachers if teacher))})."
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_folder_page(out, FolderPage(setup.config.name, about, items, failed, tables))
     print(f"{out}: {len(items)} pictures" + (f", {len(failed)} failed" if failed else ""))

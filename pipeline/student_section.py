@@ -9,9 +9,9 @@ from typing import Any, Literal, get_type_hints
 
 import numpy as np
 import pydantic
-from pydantic import ValidationError, create_model
+from pydantic import create_model
 
-from pipeline.config import Section, explain
+from pipeline.documents import Section, validate
 from pipeline.leaks import refuse_annotated_vocabulary, refuse_leaks
 from pipeline.setup import Setup, is_folder
 from stages.student.method import METHODS, Method, method_named
@@ -86,10 +86,7 @@ def read_section(document: dict[str, Any], where: str) -> tuple[Method, Any, Pic
     """The same of a section's own keys; ``where`` stands before a key in messages: the file, the section and a dot."""
     method = method_named(str(document.get("method", next(iter(METHODS)))), f"{where}method")
     model = section_of(method.config, StudentSection)
-    try:
-        checked = model.model_validate(document)
-    except ValidationError as error:
-        raise UserError(explain(error, document, where, model)) from None
+    checked = validate(model, document, where)
     pictures = Pictures(**{name: getattr(checked, name) for name in Pictures.model_fields})
     try:
         return method, as_dataclass(method.config, checked), pictures

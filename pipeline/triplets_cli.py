@@ -32,7 +32,10 @@ def triplets(config: ConfigFile, set: Set = None, log: Log = None, as_json: Json
     from stages.teacher.image_labels import ImageLabels
     from stages.teacher.triplets import Triplets, drop_report
     from storage.errors import UserError
+    from storage.writable import refuse_unwritable
 
+    if log is not None:
+        refuse_unwritable("--log", log)
     setup = prepare(config, set or ())
     plans = plan_all(setup)
     tables = {name: made for name, made in plans.items() if isinstance(made.node.stage, Triplets)}
@@ -63,15 +66,13 @@ def triplets(config: ConfigFile, set: Set = None, log: Log = None, as_json: Json
 
 def write_log(path: Path, dropped: Iterable[Mapping[str, Any]]) -> None:
     """A line of JSON for each."""
-    from storage.errors import UserError
+    from storage.files import write_atomically
+    from storage.writable import writing
 
     lines = [json.dumps(drop) + "\n" for drop in dropped]
-    try:
+    with writing(f"--log {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            file.writelines(lines)
-    except OSError as error:
-        raise UserError(f"--log {path}: cannot be written: {error.strerror}") from None
+        write_atomically(path, "".join(lines))
 
 
 def drops(

@@ -30,7 +30,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         with open(path, mode, encoding=encoding) as file:
             yield file
         return
-    draft = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex[:12]}")
+    draft = target.with_name(f".{uuid.uuid4().hex}.draft")
     try:
         with open(draft, mode.replace("w", "x"), encoding=encoding) as file:
             yield file

@@ -23,6 +23,8 @@ from stages.evaluate.evaluate import RARE_BELOW
 from stages.evaluate.gallery import GalleryItem
 from stages.evaluate.pictures import data_uri, draw_pairs, load_picture, numbered
 from storage.errors import UserError
+from storage.files import write_atomically
+from storage.writable import writing
 
 SETTINGS = (("default", "Default"), ("known_object", "Known object"))
 SETS = (("full", "Full"), ("rare", "Rare"), ("non_rare", "Non-rare"))
@@ -190,13 +192,24 @@ def write_report(path: Path, data: ReportData) -> None:
         gallery=[_card(item) for item in data.gallery],
         told=any(item.captions or item.matches for item in data.gallery),
     )  # fmt: skip
-    path.write_text(page, encoding="utf-8")
+    write_page(path, page)
+
+
+def write_page(path: Path, page: str) -> None:
+    """Put a page in its place, whole. What is no UTF-8 in it, such as a byte of a file's name, is written as ``\\udcf1``.
+
+    Raises:
+        UserError: it cannot be written; what stood there stands there still.
+    """
+    with writing(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, page.encode("utf-8", "backslashreplace"))
 
 
 def write_folder_page(path: Path, data: FolderPage) -> None:
     """Write the page of a folder of photographs."""
     page = environment().get_template("folder.html.j2").render(data=data, gallery=[_card(item) for item in data.items])
-    path.write_text(page, encoding="utf-8")
+    write_page(path, page)
 
 
 def write_experiments_page(path: Path, data: ExperimentsPage) -> None:
@@ -218,7 +231,7 @@ def write_experiments_page(path: Path, data: ExperimentsPage) -> None:
         for key, label in SETS
     ]
     page = environment().get_template("experiments.html.j2").render(data=data, tables=tables, plots=plots)
-    path.write_text(page, encoding="utf-8")
+    write_page(path, page)
 
 
 @dataclass(frozen=True)

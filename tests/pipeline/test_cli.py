@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from pipeline.cli import main
 from tests.pipeline.toys import Album, flip_byte
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +36,58 @@ def test_help_imports_nothing_heavy():
     for command in ("plan", "run", "train", "evaluate", "predict", "check", "verify", "gc"):
         assert command in done.stdout
     assert "Exit codes: 0 done" in " ".join(done.stdout.split())
+
+
+def test_version_names_torch_and_the_device():
+    done = hoi_distill("--version")
+    assert done.returncode == 0
+    first, second = done.stdout.splitlines()
+    assert first.startswith("hoi-distill ")
+    assert f"torch {torch.__version__}, device {'cuda (' if torch.cuda.is_available() else ''}" in first
+    assert "transformers " in second
+
+
+@pytest.mark.parametrize(
+    ("words", "number", "completed"),
+    [
+        ("hoi-distill pl", 1, "plan"),
+        ("hoi-distill plan --reh", 2, "--rehash"),
+        ("hoi-distill dataset d", 2, "describe"),
+    ],
+)
+def test_a_shell_completes_commands_and_options(monkeypatch, words, number, completed):
+    monkeypatch.setenv("_HOI_DISTILL_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(number))
+    assert hoi_distill().stdout.split() == [completed]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plan"], "hoi-distill plan: missing argument 'config'; see hoi-distill plan --help"),
+        (["pln", "x"], "hoi-distill: no such command 'pln'. Did you mean 'plan'?; see hoi-distill --help"),
+        (["run", "x", "--exekutor", "inline"], "hoi-distill run: no such option: --exekutor"),
+        (["run", "x", "--limit", "0"], "hoi-distill run: invalid value for '--limit': "),
+        (["run", "x", "--limit", "many"], "hoi-distill run: invalid value for '--limit': "),
+        (["run", "x", "y"], "hoi-distill run: got unexpected extra argument"),
+        (["run", "x", "--set"], "hoi-distill: option '--set' requires an argument"),
+        (["dataset"], "hoi-distill dataset: missing command"),
+        (["dataset", "count"], "hoi-distill dataset: no such command 'count'"),
+        (["evaluate"], "hoi-distill evaluate: missing option '--annotations'"),
+        (["predict", "checkpoint"], "hoi-distill predict: missing argument"),
+        (["\x1b[31m"], "hoi-distill: no such command '\\x1b[31m'"),
+    ],
+)
+def test_a_wrong_call_is_one_line_in_the_voice_of_the_others(arguments, said, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["hoi-distill", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, error = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert error.startswith(said)
+    assert error.endswith(" --help\n")
+    assert error.count("\n") == 1
 
 
 def test_a_life(album):

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config import load_config, read_yaml
+from pipeline.config import load_config
+from pipeline.documents import read_yaml
+from pipeline.experiments import load_matrix
 from pipeline.graph import levels
 from pipeline.resolve import resolve
 from pipeline.run import refuse_absent
@@ -42,12 +44,29 @@ def put(document: dict, dotted: str, value) -> None:
         ("tables.scores.weigths", "b", ["tables.scores.weigths", "did you mean weights?"]),
         ("tables.scores.zzz", "b", ["tables.scores.zzz", "valid keys: batch_size, columns, log, seconds, weights"]),
         ("workers.count", "many", ["workers.count", "'many'"]),
-        ("workers.count", 0, ["workers.count", "greater than or equal to 1", "0"]),
-        ("workers.executor", "spark", ["workers.executor", "'ray' or 'inline'", "'spark'"]),
-        ("tables.scores.shard_rows", 1.5, ["tables.scores.shard_rows", "1.5"]),
+        ("workers.count", 0, ["workers.count", "expected at least 1; got 0"]),
+        ("workers.executor", "spark", ["workers.executor: expected ray or inline; got 'spark'"]),
+        ("tables.scores.shard_rows", 1.5, ["tables.scores.shard_rows: expected a whole number; got 1.5"]),
         ("tables.scores.columns", 3, ["tables.scores.columns", "3"]),
-        ("tables.scores.splits", ["training"], ["tables.scores.splits", "'train' or 'test'", "'training'"]),
-        ("dataset.kind", "imagenet", ["dataset", "imagenet", "'pico', 'hico-det', 'v-coco', 'swig-hoi', 'folder'"]),
+        ("tables.scores.splits", ["training"], ["tables.scores.splits.0: expected train or test; got 'training'"]),
+        ("dataset.kind", "imagenet", ["dataset.kind: unknown kind 'imagenet'; there are folder, hico-det, pico, "]),
+        ("dataset.kind", "picco", ["dataset.kind: unknown kind 'picco'; did you mean pico?"]),
+        ("dataset", {"root": "x"}, ["dataset.kind: missing; there are pico, hico-det, v-coco, swig-hoi, folder"]),
+        ("dataset", 5, ["dataset: expected a section of keys; got 5"]),
+        ("workers.executor", "rey", ["workers.executor: expected ray or inline; got 'rey' (did you mean ray?)"]),
+        ("workers.count", True, ["workers.count: expected a number; got true"]),
+        ("workers.count", 1.5, ["workers.count: expected a whole number; got 1.5"]),
+        ("tables.scores.batch_size", True, ["tables.scores.batch_size: expected a number; got true"]),
+        ("tables.scores.batch_size", float("nan"), ["tables.scores.batch_size: expected a "]),
+        ("tables", None, ["tables: expected a section of keys; got nothing"]),
+        ("tables.scores", ["a"], ["tables.scores: expected a section of keys; got ['a']"]),
+        ("tables", {1: {"stage": "toy_scores"}}, ["tables.1: expected a text; got 1 (a text stands in quotes)"]),
+        ("name", True, ["name: expected a text; got true (a text stands in quotes)"]),
+        ("dataset.root", 5, ["dataset.root: expected a path; got 5"]),
+        ("dataset.lenient", "perhaps", ["dataset.lenient: expected true or false; got 'perhaps'"]),
+        ("student", "x" * 500, ["student: expected a section of keys; got 'xxx", "..."]),
+        ("tables.scores.columns", "promts", ["columns: expected a list, or prompts, verb_prompts", "mean prompts?"]),
+        ("tables.scores.columns", [False], ["tables.scores.columns.0: expected a text; got false (a text stands"]),
         ("name", "a b", ["name", "'a b'"]),
         ("tables.scores.columns", [], ["tables.scores.columns", "at least one column"]),
         ("tables.scores.columns", ["a", "a"], ["tables.scores.columns", "each once"]),
@@ -84,13 +103,78 @@ def test_missing_key_and_missing_file(album, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("name: [", "not YAML"), ("- a\n- b\n", "expected keys"), ("\x00", "album.yaml: ")],
+    [
+        ("name: [", "not YAML"),
+        ("- a\n- b\n", "expected keys"),
+        ("", "expected keys such as name, dataset, tables; got nothing"),
+        ("\x00", "album.yaml: "),
+        ("name: 2024-13-45", "not YAML: month must be in 1..12"),
+        ("name: !!int x", "not YAML: invalid literal"),
+        ("name: !!timestamp x", "not YAML: a value is not what its tag says"),
+        ("[" * 5000, "not YAML: nested too deeply"),
+        ("name: !!python/object:os.system x", "not YAML: could not determine a constructor"),
+        ("name: &a [*a]", "name: expected a text"),
+        ("student: &a {b: *a}\nname: x\ndataset: {kind: folder, root: x}\ntables: {a: *a}", "tables.a.stage: missing"),
+        ('"\\ud800": 1', "expected a text"),
+    ],
 )
 def test_not_a_configuration(album, text, said):
     album.path.write_text(text)
     with pytest.raises(UserError) as caught:
         load_config(album.path)
     assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [load_config, load_matrix])
+def test_a_folder_is_no_file_and_its_files_are_named(tmp_path, read):
+    with pytest.raises(UserError, match=r"a folder, not a \w+; it holds no \*\.yaml$"):
+        read(tmp_path)
+    (tmp_path / "pico.yaml").write_text("")
+    with pytest.raises(UserError, match=r"a folder, not a \w+; name one of its files: pico\.yaml$"):
+        read(tmp_path)
+    for name, data, said in (("/dev/zero", None, "larger than 16 MB"), ("a.npy", b"\x93NUMPY", "byte 0 is no UTF-8")):
+        if data is not None:
+            (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=said):
+            read(tmp_path / name)
+
+
+def test_every_wrong_key_is_named(album):
+    album.config |= {"nme": "x", "cahce": "y", "zzz": 1, "workers": {"count": "two"}}
+    assert refused(album).endswith("nme: unknown key; did you mean name?; wrong, too: workers.count, cahce, zzz")
+    album.config |= {"yyy": 1, "xxx": 2}
+    assert refused(album).endswith("wrong, too: workers.count, cahce, zzz and 2 more")
+
+
+def test_a_matrix_is_no_setup_and_a_setup_no_matrix(album, tmp_path):
+    matrix = tmp_path / "matrix.yaml"
+    matrix.write_text("name: m\nsetup: album.yaml\narms: {a: {text: x}}\n")
+    assert load_matrix(matrix).seeds == (0, 1, 2)
+    with pytest.raises(UserError, match=r"a matrix of experiments, not a configuration; run: hoi-distill experiments "):
+        load_config(matrix)
+    with pytest.raises(UserError, match=r"a configuration, not a matrix of experiments; run: hoi-distill train "):
+        load_matrix(album.path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("arms: {}", "arms: expected at least 1 in it"),
+        ("arms: {a: {}}", r"arms\.a\.text: missing"),
+        ("arms: {a: {text: x, studnt: {}}}", r"arms\.a\.studnt: unknown key; did you mean student"),
+        ("arms: {a: {text: x}}\nseeds: []", "seeds: expected at least 1 in it"),
+        ("arms: {a: {text: x}}\nseeds: [fünf]", r"seeds\.0: expected a whole number; got 'fünf'"),
+        ("arms: {a: {text: x}}\nseeds: 3", "seeds: expected a list; got 3"),
+        ("arms: [a]", "arms: expected a section of keys"),
+        ("arms: {a: {text: x}}\nname: ../../elsewhere", "not YAML: name stands here twice"),
+    ],
+)
+def test_a_mistake_in_a_matrix(tmp_path, keys, said):
+    path = tmp_path / "matrix.yaml"
+    path.write_text(f"name: m\nsetup: album.yaml\n{keys}\n")
+    with pytest.raises(UserError, match=said) as caught:
+        load_matrix(path)
     assert "\n" not in str(caught.value)
 
 
@@ -150,6 +234,8 @@ def test_student_section(tmp_path, album):
     for student, said in (
         ({"labelled": 2, "learning_rat": 1}, "student.learning_rat: unknown key; did you mean learning_rate?"),
         ({"labelled": 0}, "student.labelled"),
+        ({"labelled": "fünf"}, "student.labelled: expected a whole number; got 'fünf'"),
+        ({"labelled": True}, "student.labelled: expected a number; got true"),
         ({"labelled": 2, "itm_on": "all"}, "student.itm_on"),
         ({"labelled": 2, "tables": {"itn": "itm"}}, "did you mean itm?"),
         ({}, "student.labelled: missing"),

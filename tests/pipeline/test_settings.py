@@ -204,8 +204,8 @@ def test_a_saved_list_is_used_as_it_is(config, tmp_path):
     ("change", "said"),
     [
         ("zero_shot=UC0", "student.zero_shot: no zero-shot split 'UC0'; there are RF-UC, NF-UC, UO, UV"),
-        ("training_rule=strict", "student.training_rule: Input should be 'ada-cm' or 'gen-vlkt'; got 'strict'"),
-        ("few_shot={shots: 0}", "student.few_shot.shots: Input should be greater than or equal to 1; got 0"),
+        ("training_rule=strict", "student.training_rule: expected ada-cm or gen-vlkt; got 'strict'"),
+        ("few_shot={shots: 0}", "student.few_shot.shots: expected at least 1; got 0"),
         ("few_shot={shots: 1, shot: 1}", "student.few_shot.shot: unknown key"),
         ("labelled=41", "student.labelled: 41 of only 40 training pictures"),
     ],
