@@ -107,7 +107,7 @@ def measure(root: Path, rows: int, columns: int) -> dict[str, Any]:
     node = Node("itm", stage, ("train",), ROWS_PER_SHARD)
     before = peak_bytes()
     started, cpu = time.perf_counter(), time.process_time()
-    source = image_source({"train": pictures}, cache.memory)
+    _, source = image_source({"train": pictures}, cache.memory)
     looked_up = time.perf_counter()
     made = plan({"itm": node}, {"images": source}, cache)["itm"]
     ended = time.perf_counter()

@@ -51,8 +51,9 @@ def write_page(setup: Setup, out: Path) -> None:
         if made.table is not None:
             for (row, _), reason in made.table.failures(source.ids[made.rows], made.columns, made.inputs).items():
                 failed.setdefault(source.keys[made.rows[row]], reason)
+    frame = next(iter(setup.dataset.values())).frame
     items = [
-        GalleryItem(source.keys[row], Path(source.uris[row]), captions=answers[i], matches=matches[i])
+        GalleryItem(source.keys[row], Path(source.uris[row]), captions=answers[i], matches=matches[i], frame=frame)
         for i, row in enumerate(rows)
         if answered[i]
     ]

@@ -61,8 +61,12 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
     digests = functools.partial(cache.memory.digests, rehash=rehash)
     context = Context(vocabulary, vocabulary.prompts(), dataset, digests, cache.memory.derived)
     nodes = build_graph(config, context, path)
+    try:
+        dataset, images = image_source(dataset, cache.memory, rehash, getattr(config.dataset, "lenient", False))
+    except UserError as error:
+        raise UserError(f"{path}: dataset: {error}") from None
     sources = {
-        "images": image_source(dataset, cache.memory, rehash),
+        "images": images,
         "texts": text_source(vocabulary.prompts()),
     }
     return Setup(path, config, dataset, vocabulary, cache, nodes, sources, tuple(overrides), limit)

@@ -15,6 +15,9 @@ from storage.errors import UserError
 if TYPE_CHECKING:
     from stages.data.records import Annotations
 
+HEADERS_VERSION = 1
+"""Raised when :func:`stages.data.image.read_header` says something else of the same bytes."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -93,11 +96,65 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
     }
 
 
-def image_source(dataset: Mapping[str, Annotations], memory: DigestMemory, rehash: bool = False) -> Source:
-    """Rows of every picture of a dataset. Digests are remembered by path, size, time and inode; ``rehash`` forgets."""
+def image_source(
+    dataset: Mapping[str, Annotations], memory: DigestMemory, rehash: bool = False, lenient: bool = False
+) -> tuple[dict[str, Annotations], Source]:
+    """The dataset's pictures whose size is the annotated one, and their rows.
+
+    Digests are remembered by path, size, time and inode (``rehash`` forgets), and headers by digest.
+
+    Raises:
+        UserError: a picture cannot be read, or is not of the size that its annotations state; ``lenient`` drops, counts
+            and warns of the latter.
+    """
+    digests = memory.digests([path for annotations in dataset.values() for path in annotations.path], rehash=rehash)
+    ends = np.cumsum([0] + [len(annotations.path) for annotations in dataset.values()])
+    kept: dict[str, Annotations] = {}
+    named = []
+    for (split, whole), start, end in zip(dataset.items(), ends[:-1], ends[1:], strict=True):
+        kept[split], rows = _as_annotated(whole, digests[start:end], memory, lenient)
+        named.append(rows)
+    return kept, _source(kept, np.concatenate(named))
+
+
+def _as_annotated(
+    annotations: Annotations, digests: np.ndarray, memory: DigestMemory, lenient: bool
+) -> tuple[Annotations, np.ndarray]:
+    """The pictures that are of the size their annotations state, and the names of their rows, ``V16``.
+
+    Upright pictures have been compared by their reader, which opens them all, and are named by their bytes alone.
+    """
+    if annotations.frame == "upright":
+        return annotations, digests
+    from stages.data.image import as_stored, read_header
+    from stages.data.records import contradiction
+    from stages.data.rejects import Rejects
+
+    def header(i: int) -> str:
+        width, height, orientation = read_header(annotations.path[i])
+        return f"{width} {height} {orientation}" if width else ""
+
+    lines = memory.derived_all(digests, f"picture header {HEADERS_VERSION}", header)
+    told = np.array([(line or "0 0 1").split() for line in lines], np.int64).reshape(-1, 3)  # unreadable in every frame
+    stated = np.stack([annotations.width, annotations.height], 1)
+    reject = Rejects(f"{annotations.name} {annotations.split}:", lenient)
+    good = np.ones(len(told), bool)
+    for i in np.flatnonzero((stated != told[:, :2]).any(1)).tolist():
+        wrong = contradiction(annotations.path[i], stated[i].tolist(), told[i, :2].tolist(), annotations.frame)
+        if wrong is not None:
+            reject(wrong)
+            good[i] = False
+    reject.warn()
+    rows = digests.copy()
+    for i in np.flatnonzero(told[:, 2] != 1).tolist():
+        rows[i] = np.void(as_stored(digests[i].tobytes()))
+    return (annotations, rows) if good.all() else (annotations.take(np.flatnonzero(good)), rows[good])
+
+
+def _source(dataset: Mapping[str, Annotations], digests: np.ndarray) -> Source:
+    """Rows of every record, ``V16`` names in dataset order; records of one name share a row."""
     paths = [path for annotations in dataset.values() for path in annotations.path]
     keys = [str(key) for annotations in dataset.values() for key in annotations.image_id]
-    digests = memory.digests(paths, rehash=rehash)
     _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")
     rank = np.empty(len(order), np.int64)

@@ -27,6 +27,7 @@ from storage.errors import InputFailure, UserError
 from storage.lock import alone
 
 if TYPE_CHECKING:
+    from stages.data.image import Frame
     from stages.student.checkpoint import Student
     from stages.student.prepare import TestSet, TrainingSet
 
@@ -166,7 +167,7 @@ def training_set(setup: Setup, resolved: Resolved) -> TrainingSet:
         image=resolved.records,
         labelled=resolved.labelled,
         prompts=[prompt if prompt in columns else None for prompt in setup.vocabulary.prompts()],
-        read=PictureReader([setup.sources["images"].uris[i] for i in rows]),
+        read=PictureReader([setup.sources["images"].uris[i] for i in rows], setup.dataset["train"].frame),
         identity=resolved.fingerprint,
         values={role: f"{fingerprint_of(p)} {p.columns} {p.values}" for role, p in resolved.train.items()},
         unseen=None if resolved.labels.split is None else resolved.labels.split.unseen,
@@ -182,7 +183,7 @@ def test_set(setup: Setup, resolved: Resolved) -> TestSet:
     return TestSet(
         source=CacheSource(stream_spec(setup, rows, resolved.test)),
         image_ids=[str(name) for name in setup.dataset["test"].image_id[resolved.tested]],
-        read=PictureReader([setup.sources["images"].uris[i] for i in rows]),
+        read=PictureReader([setup.sources["images"].uris[i] for i in rows], setup.dataset["test"].frame),
         identity=resolved.evaluation,
     )
 
@@ -192,12 +193,13 @@ class PictureReader:
     """``read(row) -> uint8 [H, W, 3]``, for students that look at the pictures themselves; goes to loader workers."""
 
     uris: Sequence[str]
+    frame: Frame = "upright"
 
     def __call__(self, row: int) -> np.ndarray:
-        from stages.data.image import decode
+        from stages.data.image import read_picture
 
         try:
-            return np.asarray(decode(Path(self.uris[row]).read_bytes()))
+            return np.asarray(read_picture(self.uris[row], self.frame))
         except InputFailure as failure:
             raise UserError(
                 f"{self.uris[row]}: {failure}; remove its record, or add a features table, which records it"

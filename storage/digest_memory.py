@@ -78,13 +78,21 @@ class DigestMemory:
     def derived(self, path: str | os.PathLike[str], name: str, make: Callable[[], str]) -> str:
         """``make()``, which must follow from the bytes of one file and from ``name`` alone; remembered under the file's
         digest, so that it is worked out once for all copies of a file."""
-        key = f"{self.digests([path])[0].tobytes().hex()} {name}"
+        return self.derived_all(self.digests([path]), name, lambda _: make())[0]
+
+    def derived_all(self, digests: np.ndarray, name: str, make: Callable[[int], str]) -> list[str]:
+        """:meth:`derived` of N files at once, by ``V16 [N]`` digests of their bytes: ``make(i)`` of those not remembered. An
+        empty answer is not remembered."""
+        keys = [f"{digest.tobytes().hex()} {name}" for digest in digests]
         with self._connect() as file:
-            value = file.value(key)
-            if value is None:
-                value = make()
-                file.keep(key, value)
-        return value
+            known = file.values(keys)
+            for start in range(0, len(keys), _BATCH):
+                part = range(start, min(start + _BATCH, len(keys)))
+                fresh = {keys[i]: make(i) for i in part if keys[i] not in known}
+                if kept := {key: value for key, value in fresh.items() if value}:
+                    file.keep(kept)
+                known |= fresh
+        return [known[key] for key in keys]
 
     def _folder(
         self,

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -31,6 +31,7 @@ _PLACE = (3, _BUSY, _LOCKED, 8, 10, _FULL, 14, 15, 22, 23)
 """SQLite's codes for what is wrong with the place and not with the file: permission, busy, locked, read-only, I/O, full,
 cannot open, locking protocol, no large files, authorisation."""
 _SEGMENTS = 16  # a directory with more is packed into one
+_KEYS = 8192  # of one query
 _PATIENCE = 60.0  # seconds to wait for other processes
 _log = logging.getLogger(__name__)
 
@@ -59,22 +60,31 @@ class MemoryFile:
         """Remember n files of a folder: their names, joined by zero bytes, and n entries of one size."""
         self._try(lambda connection: _add(connection, os.fsencode(folder), names, entries), None)
 
-    def value(self, key: str) -> str | None:
-        """What :meth:`keep` was told."""
+    def values(self, keys: Sequence[str]) -> dict[str, str]:
+        """What :meth:`keep` was told, of the keys that it was told of."""
 
-        def read(connection: sqlite3.Connection) -> str | None:
-            row = connection.execute("SELECT value, checksum FROM followed WHERE key = ?", (key,)).fetchone()
-            if row is not None and row[1] != _checksum(key.encode(), row[0].encode()):
-                raise sqlite3.DatabaseError("a checksum differs")
-            return None if row is None else str(row[0])
+        def read(connection: sqlite3.Connection) -> dict[str, str]:
+            found: dict[str, str] = {}
+            for start in range(0, len(keys), _KEYS):
+                part = keys[start : start + _KEYS]
+                query = f"SELECT key, value, checksum FROM followed WHERE key IN ({','.join('?' * len(part))})"
+                for key, value, checksum in connection.execute(query, part):
+                    if checksum != _checksum(key.encode(), value.encode()):
+                        raise sqlite3.DatabaseError("a checksum differs")
+                    found[key] = value
+            return found
 
-        return self._try(read, None)
+        return self._try(read, {})
 
-    def keep(self, key: str, value: str) -> None:
-        """Remember one value."""
-        row = (key, value, _checksum(key.encode(), value.encode()))
-        insert = "INSERT OR REPLACE INTO followed (key, value, checksum) VALUES (?, ?, ?)"
-        self._try(lambda connection: connection.execute(insert, row) and None, None)
+    def keep(self, values: Mapping[str, str]) -> None:
+        """Remember a value for each key."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            rows = [(key, value, _checksum(key.encode(), value.encode())) for key, value in values.items()]
+            with _transaction(connection):
+                connection.executemany("INSERT OR REPLACE INTO followed (key, value, checksum) VALUES (?, ?, ?)", rows)
+
+        self._try(write, None)
 
     def _try(self, action: Callable[[sqlite3.Connection], Answer], otherwise: Answer) -> Answer:
         """The action's answer, or the other one where the file does not give it."""

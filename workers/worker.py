@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from stages.data.image import decode
+from stages.data.image import decode, frame_of
 from stages.stage import ArrowOutput, Batch, Stage, TensorOutput, Values
 from storage.digests import canonical_json, digest_bytes
 from storage.errors import InputFailure
@@ -470,12 +470,13 @@ def _load(task: Task, position: int) -> Any:
         data = uri[len(TEXT_PREFIX) :].encode() if stage.source == "texts" else Path(uri).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
         return Changed()
-    if digest_bytes(data) != task.rows[position].tobytes():
+    frame = frame_of(task.rows[position].tobytes(), digest_bytes(data))
+    if frame is None:
         return Changed()
     if stage.source == "texts":
         return uri[len(TEXT_PREFIX) :]
     try:
-        return decode(data)
+        return decode(data, frame=frame)
     except InputFailure as failure:
         return failure
 

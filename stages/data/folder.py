@@ -11,12 +11,12 @@ Annotations are a JSON object; boxes are x1, y1, x2, y2 in pixels, zero-based ha
 
 No other keys are allowed, and a picture is listed once. ``vocabulary`` is a file of ``Vocabulary.save`` beside the
 JSON (by default HICO-DET's 600 interactions); ``split`` is "train" unless it says "test"; ``width`` and ``height``
-may be left out, and ``pairs`` where there are none; a pair without ``object`` is a verb done without one.
+may be left out, and ``pairs`` where there are none; a pair without ``object`` is a verb done without one. Sizes and boxes
+are those of the upright picture: EXIF orientation is applied.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +26,9 @@ import numpy as np
 
 from stages.data.image import header_size
 from stages.data.json_columns import integers, number_rows, read_json
+from stages.data.listing import SUFFIXES, below, pictures_below
 from stages.data.raw_split import inside
-from stages.data.records import Annotations
+from stages.data.records import Annotations, contradiction
 from stages.data.rejects import Rejects
 from stages.data.vocabulary import Vocabulary, hico_vocabulary
 from storage.errors import UserError, did_you_mean
@@ -39,23 +40,22 @@ KEYS = {
 }
 """The keys of each kind of JSON object."""
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-
 
 def load_folder(root: str | Path, vocabulary: str | Path | None = None, limit: int | None = None) -> Annotations:
-    """All pictures under a folder, recursively, sorted by relative path, which is their ``image_id``. No pairs.
+    """All pictures under a folder (:func:`stages.data.listing.pictures_below`), sorted by path. No pairs.
 
     vocabulary: a file of ``Vocabulary.save``; by default HICO-DET's 600 interactions. Sizes are read from the headers,
     EXIF orientation applied; a file with an unreadable header stays, with size 0 (decoding it will say why).
     Raises UserError when the folder or its pictures are not there.
     """
     root = Path(root)
-    ids = _pictures(root)[:limit]
-    if not ids:
+    found = dict(list(pictures_below(root).items())[:limit])
+    if not found:
         raise UserError(f"{root}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
-    sizes = np.array([header_size(root / name) for name in ids], np.int32)
+    paths = [root / path for path in found.values()]
+    sizes = np.array([header_size(path) for path in paths], np.int32)
     words = Vocabulary.load(vocabulary) if vocabulary is not None else hico_vocabulary()
-    return _annotations("all", words, root, ids, sizes, _Pairs(), np.zeros(0, np.int64))
+    return _annotations("all", words, list(found), paths, sizes, _Pairs(), np.zeros(0, np.int64))
 
 
 def load_annotated_folder(
@@ -71,12 +71,12 @@ def load_annotated_folder(
 
     split: "train" or "test"; None is the test pictures or, where the file names none, all. root: the pictures' folder,
     by default the file's own. vocabulary: instead of the one the file names. With ``images=True`` the pictures must be
-    there, sizes come from their headers, and other pictures under `root` follow in "train", without pairs: the
-    unlabelled ones. With ``images=False`` none need be there.
+    there, whatever their suffix and however the file writes their path, sizes come from their headers, and other pictures
+    under `root` follow in "train", without pairs: the unlabelled ones. With ``images=False`` none need be there.
 
     Raises UserError naming file and entry for unknown keys and names, a verb and an object that are no class
-    together, boxes empty or outside their picture, missing pictures, and pictures listed twice, be it in two splits;
-    with `lenient` those are dropped, counted, warned of.
+    together, sizes that are not the picture's, boxes empty or outside their picture, missing pictures, and pictures listed
+    twice, be it in two splits; with `lenient` those are dropped, counted, warned of.
     """
     file = Path(annotations)
     root = file.parent if root is None else Path(root)
@@ -90,22 +90,30 @@ def load_annotated_folder(
     named = file.parent / str(document["vocabulary"]) if "vocabulary" in document else None
     words = Vocabulary.load(vocabulary or named) if vocabulary or named else hico_vocabulary()  # type: ignore[arg-type]
     reject = Rejects(f"{file}:", lenient)
-    entries = _of_split(document["pictures"], split, reject)
-    present = set(_pictures(root)) if images else None
-    chosen = _present(entries, present, root, reject)[:limit]
+    read = _readable(document["pictures"], root, reject)
+    if split is None and any(record.get("split") == "test" for _, record in read):
+        split = "test"
+    chosen = [(number, record) for number, record in read if split in (None, record.get("split", "train"))]
+    present = pictures_below(root) if images else {}
+    stated = _stated([record for _, record in chosen])
+    if images:
+        chosen, paths, sizes = _present(chosen, stated, present, root, reject, limit)
+    else:
+        chosen, sizes = chosen[:limit], stated[:limit]
+        paths = [root / record["file_name"] for _, record in chosen]
     names = [record["file_name"] for _, record in chosen]
-    listed = {record.get("file_name") for record in document["pictures"] if isinstance(record, dict)}
-    others = sorted(present - listed) if present and split == "train" else []
+    listed = {below(root, str(record.get("file_name"))) for record in document["pictures"] if isinstance(record, dict)}
+    others = [name for name in present if name not in listed] if split == "train" else []
     others = others if limit is None else others[: limit - len(names)]
-    sizes = _sizes([record for _, record in chosen], [root / name for name in names] if images else None)
     if others:
-        sizes = np.concatenate([sizes, [header_size(root / name) for name in others]]).astype(np.int32)
+        paths += [root / present[name] for name in others]
+        sizes = np.concatenate([sizes, [header_size(path) for path in paths[len(names) :]]]).astype(np.int32)
     raw = _Pairs()
     for position, (number, record) in enumerate(chosen):
         raw.read(position, f"entry {number} ({record['file_name']})", record.get("pairs") or [], reject)
     good = raw.check(words, sizes, reject)
     reject.warn()
-    return _annotations(split or "all", words, root, names + others, sizes, raw, good, reject.count)
+    return _annotations(split or "all", words, names + others, paths, sizes, raw, good, reject.messages)
 
 
 @dataclass
@@ -163,16 +171,18 @@ class _Pairs:
         object_is &= inside(object_box, size) | (thing == -1)
         good = (verb >= 0) & (thing != -2) & ((hoi >= 0) | (thing == -1)) & human_is & object_is
         for p in np.flatnonzero(~good).tolist():
-            reject(f"{self.where[p]}: {self._problem(p, verb[p], thing[p], human_is[p], object_is[p], size[p])}")
+            reject(f"{self.where[p]}: {self._problem(words, p, verb[p], thing[p], human_is[p], object_is[p], size[p])}")
         self.human_box, self.object_box = human_box.astype(np.float32), object_box.astype(np.float32)
         self.labels = np.stack([thing, verb, hoi], 1).astype(np.int16)
         return np.flatnonzero(good)
 
-    def _problem(self, p: int, verb: int, thing: int, human_is: bool, object_is: bool, size: np.ndarray) -> str:
+    def _problem(
+        self, words: Vocabulary, p: int, verb: int, thing: int, human_is: bool, object_is: bool, size: np.ndarray
+    ) -> str:
         if verb < 0:
-            return f"unknown verb {self.verb_name[p]!r}; the vocabulary lists all verbs"
+            return _unknown("verb", self.verb_name[p], words.verbs)
         if thing == -2:
-            return f"unknown object {self.object_name[p]!r}; the vocabulary lists all objects"
+            return _unknown("object", str(self.object_name[p]), words.objects)
         if human_is and object_is:
             return f"{self.verb_name[p]} {self.object_name[p]} is no interaction of the vocabulary; add it there"
         name, box = ("object_box", self.thing[p]) if human_is else ("human_box", self.human[p])
@@ -183,12 +193,12 @@ class _Pairs:
 def _annotations(
     split: str,
     words: Vocabulary,
-    root: Path,
     names: list[str],
+    paths: list[Path],
     sizes: np.ndarray,
     pairs: _Pairs,
     good: np.ndarray,
-    dropped: int = 0,
+    rejected: Sequence[str] = (),
 ) -> Annotations:
     counts = np.bincount(np.array(pairs.image, np.int64)[good], minlength=len(names))
     thing, verb, hoi = (column.copy() for column in pairs.labels[good].T)
@@ -198,7 +208,7 @@ def _annotations(
         split=split,
         vocabulary=words,
         image_id=np.array(names, dtype=str),
-        path=[str(root / name) for name in names],
+        path=[str(path) for path in paths],
         width=sizes[:, 0],
         height=sizes[:, 1],
         pair_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -207,24 +217,13 @@ def _annotations(
         object=thing,
         verb=verb,
         hoi=hoi,
-        dropped=dropped,
+        frame="upright",
+        rejected=tuple(rejected),
     )
 
 
-def _pictures(root: Path) -> list[str]:
-    """Relative paths of all picture files under a folder, sorted."""
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder of pictures")
-    return sorted(
-        Path(folder, name).relative_to(root).as_posix()
-        for folder, _, names in os.walk(root)
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES
-    )
-
-
-def _of_split(records: list[Any], split: str | None, reject: Rejects) -> list[tuple[int, dict[str, Any]]]:
-    """Numbers and records of the pictures of a split; format and that none is listed twice are checked in all splits."""
+def _readable(records: list[Any], root: Path, reject: Rejects) -> list[tuple[int, dict[str, Any]]]:
+    """Numbers and records of the pictures of all splits that are what they should be, each picture once."""
     found = []
     seen: dict[str, int] = {}
     for number, record in enumerate(records, start=1):
@@ -234,13 +233,15 @@ def _of_split(records: list[Any], split: str | None, reject: Rejects) -> list[tu
             reject(f"entry {number} ({record['file_name']}): split {record['split']!r} is neither train nor test")
         elif (unknown := _unknown_key("picture", record)) is not None:
             reject(f"entry {number} ({record['file_name']}): {unknown}")
-        elif (first := seen.setdefault(record["file_name"], number)) != number:
+        elif (first := seen.setdefault(below(root, record["file_name"]), number)) != number:
             reject(f"entry {number} repeats the picture {record['file_name']} of entry {first}; remove one")
         else:
             found.append((number, record))
-    if split is None and any(record.get("split") == "test" for _, record in found):
-        split = "test"
-    return [(number, record) for number, record in found if split in (None, record.get("split", "train"))]
+    return found
+
+
+def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
+    return f"unknown {kind} {name!r}{did_you_mean(name.replace(' ', '_'), known)}; the vocabulary lists all {kind}s"
 
 
 def _unknown_key(kind: str, record: dict[str, Any]) -> str | None:
@@ -252,20 +253,38 @@ def _unknown_key(kind: str, record: dict[str, Any]) -> str | None:
     return f"unknown key {unknown!r}{near}; the keys here are {', '.join(KEYS[kind])}"
 
 
-def _present(
-    entries: list[tuple[int, dict[str, Any]]], present: set[str] | None, root: Path, reject: Rejects
-) -> list[tuple[int, dict[str, Any]]]:
-    if present is None:
-        return entries
-    for number, record in entries:
-        if record["file_name"] not in present:
-            reject(f"entry {number}: no picture {root / record['file_name']}")
-    return [(number, record) for number, record in entries if record["file_name"] in present]
-
-
-def _sizes(records: Sequence[dict[str, Any]], paths: list[Path] | None) -> np.ndarray:
-    """int32 [N, 2]: from the headers of the pictures or, without them, as the file has it; 0 where unknown."""
-    if paths is not None:
-        return np.array([header_size(path) for path in paths], np.int32).reshape(-1, 2)
+def _stated(records: Sequence[dict[str, Any]]) -> np.ndarray:
+    """int32 [N, 2]: sizes as the file has them, 0 where it has none."""
     sides = [integers([record.get(side, 0) for record in records])[0] for side in ("width", "height")]
-    return np.maximum(np.stack(sides, 1), 0).astype(np.int32)
+    return np.clip(np.stack(sides, 1), 0, np.iinfo(np.int32).max).astype(np.int32)
+
+
+def _present(
+    entries: list[tuple[int, dict[str, Any]]],
+    stated: np.ndarray,
+    present: dict[str, str],
+    root: Path,
+    reject: Rejects,
+    limit: int | None,
+) -> tuple[list[tuple[int, dict[str, Any]]], list[Path], np.ndarray]:
+    """The first `limit` entries whose picture is there and of the size that the file states, if it does; the paths and
+    sizes, int32 [N, 2], of these pictures."""
+    kept: list[tuple[int, dict[str, Any]]] = []
+    paths, sizes = [], []
+    for (number, record), told in zip(entries, stated, strict=True):
+        if limit is not None and len(kept) == limit:
+            break
+        name = record["file_name"]
+        listed = present.get(below(root, name))
+        path = root / (name if listed is None else listed)
+        if listed is None and not path.is_file():
+            reject(f"entry {number}: no picture {path}")
+            continue
+        size = header_size(path)
+        if (wrong := contradiction(path, told, size, "upright")) is not None:
+            reject(f"entry {number}: {wrong}")
+            continue
+        kept.append((number, record))
+        paths.append(path)
+        sizes.append(size)
+    return kept, paths, np.array(sizes, np.int32).reshape(-1, 2)

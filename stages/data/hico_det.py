@@ -17,6 +17,7 @@ import numpy as np
 from stages.data.hico_json import read_hico_json
 from stages.data.hico_mat import read_anno_bbox, read_image_level
 from stages.data.image import header_size
+from stages.data.listing import Listing
 from stages.data.raw_split import RawSplit, good_pairs, good_pictures, half_open
 from stages.data.records import Annotations
 from stages.data.rejects import Rejects
@@ -121,7 +122,7 @@ def load_hico_det(
         reject = Rejects(f"{file}:", lenient)
         raw = read_hico_json(file, split, limit, reject)
     _refuse_other_split(file, split, raw.names)
-    present = _listing(files.pictures) if images else set(raw.names)
+    present = Listing(files.pictures, "HICO-DET's pictures") if images else set(raw.names)
     kept = good_pictures(raw, present, files.pictures, reject)
     sizes = _known_sizes(raw, files.pictures) if images else raw.sizes
     human_box, object_box = half_open(raw.human, raw.first_pixel), half_open(raw.object, raw.first_pixel)
@@ -141,7 +142,7 @@ def load_hico_det(
         split=split,
         vocabulary=raw.vocabulary,
         image_id=np.array(names, dtype=str),
-        path=[f"{files.pictures}{os.sep}{name}" for name in names],
+        path=[os.path.join(files.pictures, name) for name in names],
         width=sizes[kept, 0],
         height=sizes[kept, 1],
         pair_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -151,7 +152,8 @@ def load_hico_det(
         verb=verbs.copy(),
         hoi=hoi.astype(np.int16),
         image_hois=image_hois,
-        dropped=reject.count,
+        frame="stored",
+        rejected=tuple(reject.messages),
     )
 
 
@@ -165,13 +167,5 @@ def _known_sizes(raw: RawSplit, folder: Path) -> np.ndarray:
     """The file's sizes, int32 [N, 2], and from the pictures' headers those that it does not have."""
     sizes = raw.sizes.copy()
     for i in np.flatnonzero((sizes == 0).any(1)):
-        sizes[i] = header_size(folder / raw.names[i])
+        sizes[i] = header_size(folder / raw.names[i], "stored")
     return sizes
-
-
-def _listing(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no such folder; HICO-DET's pictures belong there") from None

@@ -24,7 +24,7 @@ from stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
 from stages.data.json_columns import integers, number_rows, read_json
 from stages.data.raw_split import RawSplit
 from stages.data.vocabulary import Vocabulary, hico_vocabulary
-from storage.errors import UserError
+from storage.errors import UserError, did_you_mean
 
 _ENOUGH_BOXES = 1000  # among so many some touch the border: the smallest coordinate is that of the first pixel
 
@@ -112,7 +112,10 @@ def _classes(file: Path, document: dict[str, Any], vocabulary: Vocabulary) -> np
                 f"{file}: correspondence {row!r} is not [hoi, object, verb] within the file's own lists"
             ) from None
         except KeyError as error:
-            raise UserError(f"{file}: correspondence {row!r} names {error}, which HICO-DET does not have") from None
+            near = did_you_mean(str(error.args[0]), [*verbs, *objects])
+            raise UserError(
+                f"{file}: correspondence {row!r} names {error}, which HICO-DET does not have{near}"
+            ) from None
         if ours < 0:
             raise UserError(f"{file}: correspondence {row!r}: {' '.join(names)} is no class of HICO-DET")
     return out

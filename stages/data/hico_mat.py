@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.data.matlab import read_matrix
+from stages.data.matlab import read_matrix, without_compression
 from stages.data.raw_split import RawSplit
 from stages.data.vocabulary import Vocabulary
 from storage.errors import UserError
@@ -81,7 +81,7 @@ def _load_mat(file: Path, variables: list[str]) -> dict[str, Any]:
     from scipy.io import loadmat
 
     try:
-        mat = loadmat(file, variable_names=variables)
+        mat = loadmat(without_compression(file, variables), variable_names=variables)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
     except Exception as error:  # of a file of another kind, scipy lets out whatever its bytes lead to

@@ -1,45 +1,95 @@
-"""Picture bytes to RGB, strictly: what cannot be decoded right is refused with a reason."""
+"""Picture files to RGB, strictly: what cannot be decoded right is refused with a reason. All pictures are opened here."""
 
 from __future__ import annotations
 
 import io
 import warnings
 from pathlib import Path
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile
 
+from storage.digest_memory import digest_bytes
 from storage.errors import InputFailure
+
+Frame = Literal["upright", "stored"]
+"""Where pixels and boxes of a dataset are counted: in the picture as EXIF says it is to be held, or in its raster as it is
+stored. A dataset's reader declares it (:class:`stages.data.records.Annotations`)."""
 
 MIN_SIDE = 8
 MAX_PIXELS = 100_000_000
-"""Default limit: larger pictures are refused by their header, before any pixel is decoded."""
-_ORIENTATION = 0x0112  # EXIF tag; values from 5 on swap width and height
+"""Default limit: larger pictures are refused by their header, before any pixel is decoded. Decoding takes at most 8 bytes a
+pixel beside the file, 0.8 GB of the largest."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+"""The only ones that are opened, whatever a file's name says: among the others that Pillow knows one starts a program (EPS).
+A JPEG may hold several pictures (MPO)."""
+_ORIENTATION = 0x0112  # EXIF tag
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TO_STORED = _TO_UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+_SWAPPED = (5, 6, 7, 8)
+_BAND = 1 << 22  # pixels that are converted at once: what a conversion needs besides source and result stays small
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `max_pixels` decides here
 
 
-def header_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of the upright picture from a file's header, EXIF orientation applied; (0, 0) if unreadable."""
+class Header(NamedTuple):
+    """What a file says before its pixels are decoded.
+
+    width, height: of the stored raster. orientation: EXIF's, 1 to 8; 1 where it says nothing or nothing known, 0 where
+    its EXIF block cannot be read. All zero: no picture that can be opened.
+    """
+
+    width: int
+    height: int
+    orientation: int
+
+    def size(self, frame: Frame) -> tuple[int, int]:
+        """(width, height) of what `decode` gives in that frame; (0, 0) where it gives nothing."""
+        if frame == "upright" and not self.orientation:
+            return 0, 0
+        swapped = frame == "upright" and self.orientation in _SWAPPED
+        return (self.height, self.width) if swapped else (self.width, self.height)
+
+
+def open_picture(source: str | Path | IO[bytes]) -> ImageFile.ImageFile:
+    """``Image.open`` of the formats in :data:`FORMATS` alone. Raises whatever the bytes provoke."""
+    return Image.open(source, formats=FORMATS)
+
+
+def read_header(path: str | Path) -> Header:
+    """A file's header; zeros where it cannot be opened."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            return (height, width) if image.getexif().get(_ORIENTATION, 1) >= 5 else (width, height)
+        with open_picture(path) as image:
+            return _header(image, MAX_PIXELS)
     except Exception:  # whatever a broken header provokes
-        return 0, 0
+        return Header(0, 0, 0)
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A picture file's bytes as an RGB image, upright.
+def header_size(path: str | Path, frame: Frame = "upright") -> tuple[int, int]:
+    """(width, height) of a picture from its file's header, that of ``decode`` in the same frame; (0, 0) if unreadable."""
+    return read_header(path).size(frame)
 
-    EXIF orientation is applied, transparency laid on white, 16-bit grey scaled to 8 (65535 to 255), palettes, CMYK and
-    bilevel converted; of an animation the first frame. Raises InputFailure for anything unreadable or truncated, a
-    side under ``MIN_SIDE`` pixels, or more than `max_pixels` pixels.
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, frame: Frame = "upright") -> Image.Image:
+    """A picture file's bytes as an RGB image.
+
+    Transparency is laid on white, 16-bit grey scaled to 8 (65535 to 255), palettes, CMYK and bilevel converted; of an
+    animation the first frame is taken. Raises InputFailure for anything unreadable or truncated, a side under
+    ``MIN_SIDE`` pixels, or more than `max_pixels` pixels.
     """
     if not data:
         raise InputFailure("empty file")
     try:
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = open_picture(io.BytesIO(data))
     except Image.DecompressionBombError as error:
         raise InputFailure(f"too large: {error}") from None
     except MemoryError:
@@ -52,17 +102,88 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if min(width, height) < MIN_SIDE:
         raise InputFailure(f"too small: {width} x {height}; a side needs {MIN_SIDE} pixels")
     try:
+        orientation = _header(image, max_pixels).orientation
+        if frame == "upright" and not orientation:
+            raise InputFailure("broken picture: its EXIF block cannot be read")
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        turned_by_pillow = image.format == "TIFF"
+        if turned_by_pillow != (frame == "upright") and orientation > 1:
+            image = image.transpose((_TO_STORED if turned_by_pillow else _TO_UPRIGHT)[orientation])
+        return _to_rgb(image)
     except (InputFailure, MemoryError):
         raise
     except Exception as error:
         raise InputFailure(f"broken picture: {error}") from error
 
 
+def read_picture(path: str | Path, frame: Frame) -> Image.Image:
+    """The picture of a file, RGB. Raises OSError where the file cannot be read, and InputFailure as ``decode`` does."""
+    return decode(Path(path).read_bytes(), frame=frame)
+
+
+def as_stored(digest: bytes) -> bytes:
+    """16 bytes that name the stored raster of a picture whose EXIF orientation turns it, from the digest of its file's bytes.
+
+    The upright picture goes by the digest itself, and so does a picture without an orientation, which is one row for all
+    datasets. A turned one is two rows, one for each frame.
+    """
+    return digest_bytes(b"stored raster of " + digest)
+
+
+def frame_of(row: bytes, digest: bytes) -> Frame | None:
+    """The frame in which a file of that digest is the row; None if the row is another file's."""
+    if row == digest:
+        return "upright"
+    return "stored" if row == as_stored(digest) else None
+
+
+def _header(image: Image.Image, max_pixels: int) -> Header:
+    """Of an opened picture whose pixels are not loaded yet."""
+    width, height = image.size
+    if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_ORIENTATION) in _SWAPPED:
+        width, height = height, width  # Pillow has turned the size already
+    try:
+        exif = Image.Image.getexif(image) if image.format == "PNG" and not _ends_late(image) else None
+        if exif is None and width * height <= max_pixels:
+            exif = image.getexif()  # of a PNG: decodes all of it
+        found = 1 if exif is None else exif.get(_ORIENTATION, 1)
+        return Header(width, height, next((known for known in _TO_UPRIGHT if known == found), 1))
+    except MemoryError:
+        raise
+    except Exception:  # whatever a broken block provokes
+        return Header(width, height, 0)
+
+
+def _ends_late(image: Image.Image) -> bool:
+    """Whether a PNG goes on after its pixels. What follows, EXIF say, Pillow knows only when it has decoded them."""
+    file = getattr(image, "fp", None)
+    assert file is not None, "not loaded yet"
+    place, pixels = file.tell(), False
+    try:
+        file.seek(8)
+        while len(chunk := file.read(8)) == 8:
+            if chunk[4:] == b"IDAT":
+                pixels = True
+            elif pixels:
+                return bool(chunk[4:] != b"IEND")
+            file.seek(int.from_bytes(chunk[:4], "big") + 4, io.SEEK_CUR)
+        return False
+    finally:
+        file.seek(place)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    out = Image.new("RGB", image.size)
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        out.paste(_band_to_rgb(band), (0, top))
+    return out
+
+
+def _band_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _wide_grey(image).convert("RGB")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:

@@ -7,8 +7,10 @@ Format", the chapters on version 5. Little-endian files; no sparse, complex or c
 
 from __future__ import annotations
 
+import io
 import zlib
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,9 @@ _STRUCT, _CHAR = 2, 4
 _NUMERIC = range(6, 16)
 _NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
 _TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16-le", 16: "utf-8", 17: "utf-16-le", 18: "utf-32-le"}
+MAX_BYTES = 1 << 30
+"""Variables that say they are larger than this when inflated are refused before they are: a few KB can hold any number of
+zeros. The boxes of the pico world's 4,000 training pictures take 10 MB."""
 _HEADER = 40  # of an unnamed two-dimensional matrix: flags 16, dimensions 16, empty name 8
 
 
@@ -40,11 +45,28 @@ def read_matrix(file: Path, variable: str) -> Matrices:
     try:
         for body in _variables(data):
             if _name(body) == variable:
-                inflated = body if isinstance(body, bytes) else body.whole()
+                inflated = _inflated(body)
                 return Matrices(file, inflated.ljust(-(-len(inflated) // 8) * 8, b"\0"), np.zeros(1, np.int64))
     except (IndexError, ValueError, zlib.error) as error:
         raise UserError(f"{file}: damaged or cut short ({error}); get it again") from None
     raise UserError(f"{file}: no variable {variable}; is it HICO-DET's file?")
+
+
+def without_compression(file: Path, variables: Collection[str]) -> io.BytesIO:
+    """A copy of a file with these of its variables alone, inflated within :data:`MAX_BYTES`, for ``scipy.io.loadmat``, which
+    knows no bound. A file of another kind is passed on as it is.
+
+    Raises OSError where it cannot be read, and IndexError, ValueError or zlib.error where it is damaged or too large.
+    """
+    data = file.read_bytes()
+    if data[126:128] == b"MI":
+        raise ValueError("a big-endian file; save it again on a little-endian machine")
+    if data[126:128] != b"IM":
+        return io.BytesIO(data)
+    chosen = [_inflated(body) for body in _variables(data) if _name(body) in variables]
+    if (total := sum(map(len, chosen))) > MAX_BYTES:
+        raise ValueError(f"{total} bytes when inflated; at most {MAX_BYTES} are read")
+    return io.BytesIO(data[:128] + b"".join(chosen))
 
 
 @dataclass
@@ -57,7 +79,18 @@ class _Packed:
         return zlib.decompressobj().decompress(self.data, part.stop)[part]
 
     def whole(self) -> bytes:
-        return zlib.decompress(self.data)
+        size = 8 + int.from_bytes(self[0:8][4:], "little")  # as its own tag says
+        if size > MAX_BYTES:
+            raise ValueError(f"a variable of {size} bytes when inflated; at most {MAX_BYTES} are read")
+        stream = zlib.decompressobj()
+        inflated = stream.decompress(self.data, size + 1)  # one more, so that the end and its checksum are reached
+        if not stream.eof:
+            raise ValueError(f"a variable does not end after the {size} bytes that it says it has")
+        return inflated
+
+
+def _inflated(variable: bytes | _Packed) -> bytes:
+    return variable if isinstance(variable, bytes) else variable.whole()
 
 
 def _variables(data: bytes) -> Iterator[bytes | _Packed]:
@@ -74,7 +107,7 @@ def _name(variable: bytes | _Packed) -> str:
     words = np.frombuffer(variable[0:512].ljust(512, b"\0"), "<u4")
     tag = 8 + 16 + 8 + -(-int(words[7]) // 8) * 8  # after its own tag, the flags and the dimensions
     small, length = int(words[tag // 4]) >> 16, int(words[tag // 4 + 1])
-    start, length = (tag + 4, small) if small else (tag + 8, length)
+    start, length = (tag + 4, small) if small else (tag + 8, min(length, 512))  # MATLAB's names have at most 63
     return bytes(variable[0 : start + length])[start:].decode("latin-1")
 
 
@@ -109,7 +142,7 @@ class Matrices:
     def _structs(self, fields: tuple[str, ...]) -> tuple[np.ndarray, dict[str, Matrices]]:
         words = memoryview(self.data).cast("I")
         sizes = np.zeros(len(self), np.int64)
-        starts: list[int] = []
+        starts = array("q")
         orders: dict[bytes, list[int]] = {}  # columns of the wanted fields; structs need not agree on their order
         order, count = np.zeros((len(self), len(fields)), np.int64), len(fields)
         for m, at in enumerate(self.at.tolist()):
@@ -134,7 +167,7 @@ class Matrices:
             if first != at + 8 + words[word + 1]:
                 raise self._unexpected(at, "whole struct array")
         owner = np.repeat(np.arange(len(self)), sizes)
-        table = np.take_along_axis(np.array(starts, np.int64).reshape(-1, count), order[owner], axis=1)
+        table = np.take_along_axis(np.frombuffer(starts, np.int64).reshape(-1, count), order[owner], axis=1)
         return owner, {field: Matrices(self.file, self.data, table[:, k]) for k, field in enumerate(fields)}
 
     def numbers(self) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +46,7 @@ def inside(box: np.ndarray, size: np.ndarray) -> np.ndarray:
     return (within & (box[:, :2] < box[:, 2:])).all(1)
 
 
-def good_pictures(raw: RawSplit, present: Collection[str], folder: object, reject: Callable[[str], None]) -> np.ndarray:
+def good_pictures(raw: RawSplit, present: Container[str], folder: object, reject: Callable[[str], None]) -> np.ndarray:
     """int64 [K]: pictures named once whose file is `present`; the others are rejected."""
     kept, seen = [], {}  # type: list[int], dict[str, int]
     for i, name in enumerate(raw.names):

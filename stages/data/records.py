@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stages.data.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from stages.data.image import Frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,14 +23,15 @@ class Annotations:
     name, split: the dataset's name and the split's, for people.
     vocabulary: its classes; None for pictures without any.
     image_id: str [N], unique; path: N file paths.
-    width, height: int32 [N], pixels; 0 where the file's header could not be read.
+    width, height: int32 [N], pixels, in `frame`; 0 where neither the annotations nor the file's header tell.
     pair_offsets: int64 [N + 1]; pairs of picture i are rows pair_offsets[i] to pair_offsets[i + 1].
-    human_box, object_box: float32 [P, 4], xyxy pixels, zero-based half-open.
+    human_box, object_box: float32 [P, 4], xyxy pixels, zero-based half-open, in `frame`.
     object, verb, hoi: int16 [P], indices into the vocabulary; a pair with two verbs is two rows. A verb done without a
         (visible) object has object and hoi -1 and an all-zero object_box; hoi is also -1 for a verb and an object that
         are no class of the dataset together.
     image_hois: bool [N, H], interactions known to be in the picture as a whole, or None.
-    dropped: entries left out by a lenient loader.
+    frame: in which boxes and sizes are counted and pictures are to be decoded: the stored raster, or upright by EXIF.
+    rejected: what a lenient loader left out, a line each.
     """
 
     name: str
@@ -41,7 +48,13 @@ class Annotations:
     verb: np.ndarray
     hoi: np.ndarray
     image_hois: np.ndarray | None = None
-    dropped: int = 0
+    frame: Frame = "upright"
+    rejected: tuple[str, ...] = ()
+
+    @property
+    def dropped(self) -> int:
+        """Entries left out by a lenient loader."""
+        return len(self.rejected)
 
     def __len__(self) -> int:
         return len(self.path)
@@ -107,3 +120,13 @@ class Annotations:
                 record.update(np.packbits(self.image_hois[i]).tobytes())
             out[i] = int.from_bytes(record.digest(), "little")
         return out
+
+
+def contradiction(path: str | Path, stated: Sequence[int], found: Sequence[int], frame: Frame) -> str | None:
+    """What to say of a picture whose annotations state another (width, height) than its file has in their frame; None where
+    they agree, or one of them does not tell (0)."""
+    if tuple(stated) == tuple(found) or not all(stated) or not all(found):
+        return None
+    told, has = (f"{width} x {height}" for width, height in (stated, found))
+    how = "upright, as EXIF turns it" if frame == "upright" else "as stored, without EXIF orientation"
+    return f"{path} is {has} ({how}), its annotations say {told}; restore the picture that was annotated, or mend them"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from storage.errors import UserError
 
@@ -19,18 +19,16 @@ class Rejects:
 
     where: str
     lenient: bool
-    count: int = 0
-    first: str = ""
+    messages: list[str] = field(default_factory=list)
 
     def __call__(self, message: str) -> None:
         """Raise UserError, or count when lenient."""
         if not self.lenient:
             raise UserError(f"{self.where} {message}")
-        self.count += 1
-        self.first = self.first or message
+        self.messages.append(message)
 
     def warn(self) -> None:
         """One warning at the end if anything was dropped."""
-        if self.count:
-            entries = "entry" if self.count == 1 else "entries"
-            _log.warning("%s dropped %d bad %s, the first: %s", self.where, self.count, entries, self.first)
+        if count := len(self.messages):
+            entries = "entry" if count == 1 else "entries"
+            _log.warning("%s dropped %d bad %s, the first: %s", self.where, count, entries, self.messages[0])

@@ -9,7 +9,6 @@ are half-open as ours. ``aux_category_id``, what other annotators called the thi
 from __future__ import annotations
 
 import json
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from stages.data.json_columns import integers, number_rows, read_json
+from stages.data.listing import Listing
 from stages.data.records import Annotations
 from stages.data.rejects import Rejects
 from stages.data.vocabulary import Vocabulary
@@ -66,7 +66,8 @@ def load_swig_hoi(
     file, split, folder = _place(Path(root), split)
     records = read_json(file, list, "SWiG-HOI's list of pictures")[:limit]
     reject = Rejects(f"{file}:", lenient)
-    names, sizes, owners = _pictures(records, _listing(folder) if images else None, folder, reject)
+    present = Listing(folder, "SWiG-HOI's pictures (images_512.zip)") if images else None
+    names, sizes, owners = _pictures(records, present, folder, reject)
 
     boxes: list[Any] = []
     categories: list[Any] = []
@@ -123,7 +124,8 @@ def load_swig_hoi(
         object=kind[good].astype(np.int16),
         verb=action[good].astype(np.int16),
         hoi=hoi_id[good].astype(np.int16),
-        dropped=reject.count,
+        frame="stored",
+        rejected=tuple(reject.messages),
     )
 
 
@@ -150,7 +152,7 @@ def _place(root: Path, split: str | None) -> tuple[Path, str, Path]:
 
 
 def _pictures(
-    records: list[Any], present: set[str] | None, folder: Path, reject: Rejects
+    records: list[Any], present: Listing | None, folder: Path, reject: Rejects
 ) -> tuple[list[str], np.ndarray, list[int]]:
     """Names, sizes int32 [N, 2] and record numbers of the pictures to keep."""
     rows: dict[str, int] = {}
@@ -179,11 +181,3 @@ def _dicts(entries: Any) -> bool:
 
 def _clip(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
     return np.clip(boxes, 0, np.tile(size, 2)).astype(np.float32)
-
-
-def _listing(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
-    except OSError:
-        raise UserError(f"{folder}: no such folder; SWiG-HOI's pictures (images_512.zip) belong there") from None

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.data.image import header_size
 from stages.data.records import Annotations
 from stages.data.rejects import Rejects
 from stages.data.v_coco_files import (
@@ -27,7 +28,6 @@ from stages.data.v_coco_files import (
     Verbs,
     is_pair_file,
     picture_paths,
-    picture_size,
     read_instances,
     read_pairs,
     read_verbs,
@@ -162,10 +162,11 @@ def load_v_coco(
         object=table.object,
         verb=table.slot,
         hoi=hoi,
-        dropped=reject.count,
+        frame="stored",
+        rejected=tuple(reject.messages),
     ).take(kept)
     if images and pair_files:
-        sizes = np.array([picture_size(path) for path in annotations.path], np.int32).reshape(-1, 2)
+        sizes = np.array([header_size(path, "stored") for path in annotations.path], np.int32).reshape(-1, 2)
         return replace(annotations, width=sizes[:, 0], height=sizes[:, 1])
     return annotations
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from stages.data.coco import COCO_CATEGORY_IDS, OBJECT_INDEX
 from stages.data.json_columns import integers, number_rows, read_json
-from storage.errors import UserError
+from storage.errors import UserError, did_you_mean
 
 Reject = Callable[[str], None]
 
@@ -326,7 +325,8 @@ def _numbering(file: Path, record: dict[str, Any], key: str, known: dict[str, in
         raise UserError(f"{file}: no list of {key} in it; is it V-COCO's?")
     for name in names:
         if str(name).replace(" ", "_") not in known:
-            raise UserError(f"{file}: {key} names {name!r}, which V-COCO does not have")
+            near = did_you_mean(str(name).replace(" ", "_"), known)
+            raise UserError(f"{file}: {key} names {name!r}, which V-COCO does not have{near}")
     return {number: known[name.replace(" ", "_")] for number, name in enumerate(names)}
 
 
@@ -334,12 +334,3 @@ def picture_id(name: str) -> int | None:
     """The COCO number of "COCO_val2014_000000000165.jpg", "000000000165.jpg" or "165"; None for other names."""
     found = re.search(r"(?:^|_|/)(\d{1,12})(?:\.\w+)?$", name)
     return int(found.group(1)) if found else None
-
-
-def picture_size(path: str) -> tuple[int, int]:
-    """Width and height from the file's header, 0 where it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except Exception:  # whatever a broken header provokes
-        return 0, 0

@@ -14,7 +14,7 @@ import numpy as np
 
 from stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
 from stages.data.prompts import NO_INTERACTION, interaction_prompt, interaction_question, object_prompt, verb_prompt
-from storage.errors import UserError
+from storage.errors import UserError, did_you_mean
 
 _RESPELLED = {"controling": "controlling", "spining": "spinning"}  # as HICO-DET's own list has them
 
@@ -58,9 +58,13 @@ class Vocabulary:
         seen: dict[tuple[str, str], int] = {}
         for entry, (name, verb, _) in enumerate(rows, start=1):
             if name not in object_index:
-                raise UserError(f"{source}: list_action entry {entry} names an unknown object {name!r}; {known}")
+                near = did_you_mean(name, object_index)
+                raise UserError(f"{source}: list_action entry {entry} names an unknown object {name!r}{near}; {known}")
             if verb not in verb_index:
-                raise UserError(f"{source}: list_action entry {entry} names an unknown verb {verb!r}; list it in verbs")
+                near = did_you_mean(verb, verb_index)
+                raise UserError(
+                    f"{source}: list_action entry {entry} names an unknown verb {verb!r}{near}; list it in verbs"
+                )
             if (first := seen.setdefault((verb, name), entry)) != entry:
                 raise UserError(
                     f"{source}: list_action entry {entry} repeats entry {first} ({verb} {name}); remove one"

@@ -14,6 +14,7 @@ from stages.evaluate.detections import Detections
 from stages.evaluate.pictures import Pair
 
 if TYPE_CHECKING:
+    from stages.data.image import Frame
     from stages.data.records import Annotations
     from stages.data.vocabulary import Vocabulary
 
@@ -37,6 +38,7 @@ class GalleryItem:
         kind: why it was chosen, such as "best".
         captions: (question, answer) of the teacher; a captioner asked nothing has the question "".
         matches: the prompts that the teacher scored highest, best first.
+        frame: of the boxes; a file is decoded in it.
     """
 
     title: str
@@ -47,6 +49,7 @@ class GalleryItem:
     truths: Sequence[Pair] = ()
     captions: Sequence[tuple[str, str]] = ()
     matches: Sequence[Match] = field(default_factory=tuple)
+    frame: Frame = "upright"
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ def gallery_items(
                 truths=[_truth(words, annotations, row, int(row) in found) for row in truths],
                 captions=captions.get(pick.image, ()),
                 matches=matches.get(pick.image, ()),
+                frame=annotations.frame,
             )
         )
     return items

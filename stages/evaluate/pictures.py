@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup, escape
-from PIL import Image, ImageOps
+from PIL import Image
+
+from stages.data.image import Frame, read_picture
 
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 """Okabe and Ito's colours, told apart with any common colour vision; one a pair, and pairs carry numbers besides."""
@@ -48,14 +50,13 @@ class NumberedPair:
     pair: Pair
 
 
-def load_picture(source: Path | np.ndarray | Image.Image) -> Image.Image:
-    """An upright RGB picture from a file, a ``uint8 [H, W, 3]`` array or a PIL image."""
+def load_picture(source: Path | np.ndarray | Image.Image, frame: Frame = "upright") -> Image.Image:
+    """An RGB picture from a file, in the frame of its dataset's boxes, a ``uint8 [H, W, 3]`` array or a PIL image."""
     if isinstance(source, np.ndarray):
         return Image.fromarray(source).convert("RGB")
     if isinstance(source, Image.Image):
         return source.convert("RGB")
-    with Image.open(source) as opened:
-        return ImageOps.exif_transpose(opened).convert("RGB")
+    return read_picture(source, frame)
 
 
 def data_uri(image: Image.Image, longest: int = 640) -> str:

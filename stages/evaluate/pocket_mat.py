@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from stages import boxes as box_ops
+from stages.data.matlab import without_compression
 from stages.data.vocabulary import Vocabulary
 from stages.evaluate.detections import Detections
 from storage.errors import UserError
@@ -100,8 +101,7 @@ def _all_boxes(file: Path) -> np.ndarray:
     from scipy.io import loadmat
 
     try:
-        with file.open("rb") as stream:
-            return loadmat(stream, variable_names=["all_boxes"])["all_boxes"]
+        return loadmat(without_compression(file, ["all_boxes"]), variable_names=["all_boxes"])["all_boxes"]
     except FileNotFoundError:
         raise UserError(f"{file}: there is no such file; a folder of detections has one for every object") from None
     except KeyError:

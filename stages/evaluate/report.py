@@ -284,7 +284,7 @@ def class_name(row: Mapping[str, Any]) -> str:
 
 def _card(item: GalleryItem) -> dict[str, Any]:
     """A gallery item with its drawings made."""
-    picture = load_picture(item.picture)
+    picture = load_picture(item.picture, item.frame)
     uri, truths, predictions = data_uri(picture), numbered(item.truths), numbered(item.predictions)
     return {
         "item": item,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
+from PIL.PngImagePlugin import PngInfo
 
-from stages.data.image import decode
+from stages.data import image as reading
+from stages.data.image import decode, header_size, read_header
 from storage.errors import InputFailure
 
 
@@ -138,6 +143,156 @@ def test_exif_orientation_is_applied():
     assert got.size == (16, 32)
     assert _array(got)[:6].mean() > 240
     assert _array(got)[12:].mean() < 15
+
+
+def _turned(kind, orientation, size=(40, 24), **options):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return _bytes(_picture(size=size), kind, exif=exif, **options)
+
+
+def _chunk(name, body):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def _late(chunk):
+    """A PNG with a chunk between its pixels and its end, where exiftool writes."""
+    data = _bytes(_picture(), "PNG")
+    return data[:-12] + chunk + data[-12:]
+
+
+def _tiff_exif(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes().removeprefix(b"Exif\0\0")
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+ITXT = b"XML:com.adobe.xmp\0\0\0\0\0" + XMP
+TURNED = {
+    **{f"{kind} {k}": (kind, k) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF") for k in (0, 1, 2, 5, 6, 8, 9, 42)},
+    "JPEG of several": _bytes(_picture(), "MPO", save_all=True, append_images=[_picture(size=(8, 9))]),
+    "EXIF after a PNG's pixels": _late(_chunk(b"eXIf", _tiff_exif(6))),
+    "XMP after a PNG's pixels": _late(_chunk(b"iTXt", ITXT)),
+    "text after a PNG's pixels": _late(_chunk(b"tEXt", b"Comment\0nothing")),
+    "XMP in a JPEG": _bytes(_picture(), "JPEG", xmp=XMP),
+    "XMP in a WebP": _bytes(_picture(), "WEBP", xmp=XMP),
+    "BMP": _bytes(_picture(), "BMP"),
+    "GIF": _bytes(_picture(), "GIF"),
+    "PPM": _bytes(_picture(), "PPM"),
+    "compressed TIFF": _turned("TIFF", 6, compression="tiff_deflate"),
+}
+
+
+@pytest.mark.parametrize("made", TURNED.values(), ids=TURNED)
+def test_a_header_tells_the_size_that_decoding_gives_in_both_frames(made, tmp_path):
+    if isinstance(made, tuple):
+        if made[0] == "AVIF" and not features.check("avif"):
+            pytest.skip("this Pillow has no AVIF")
+        made = _turned(*made)
+    (tmp_path / "picture").write_bytes(made)
+    for frame in ("upright", "stored"):
+        assert header_size(tmp_path / "picture", frame) == decode(made, frame=frame).size, frame
+    assert decode(made, frame="stored").size == (40, 24)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_the_stored_frame_is_the_raster_as_it_is_stored(kind, orientation):
+    raster = _array(_picture())
+    np.testing.assert_array_equal(_array(decode(_turned(kind, orientation), frame="stored")), raster)
+    turns = {1: raster, 3: raster[::-1, ::-1], 6: np.rot90(raster, -1), 8: np.rot90(raster)}
+    if orientation in turns:
+        np.testing.assert_array_equal(_array(decode(_turned(kind, orientation))), turns[orientation])
+
+
+def test_a_picture_whose_exif_is_broken_can_be_read_as_stored_alone(tmp_path):
+    text = PngInfo()
+    text.add_text("Raw profile type exif", "\nexif\n  8\nno hexadecimal digits")
+    data = _bytes(_picture(), "PNG", pnginfo=text)
+    (tmp_path / "picture").write_bytes(data)
+    with pytest.raises(InputFailure, match="EXIF block cannot be read"):
+        decode(data)
+    assert decode(data, frame="stored").size == header_size(tmp_path / "picture", "stored") == (40, 24)
+    assert header_size(tmp_path / "picture") == (0, 0)
+
+
+def test_a_header_is_read_without_the_pixels(tmp_path):
+    """Planning reads the headers of whole datasets: of a PNG without pixels after them, nothing is decoded."""
+    data = _turned("PNG", 6)
+    place = data.index(b"IDAT")
+    broken = data[: place + 4] + b"\0" * (data.index(b"IEND") - 12 - place) + data[data.index(b"IEND") - 8 :]
+    (tmp_path / "picture").write_bytes(broken)
+    assert read_header(tmp_path / "picture") == (40, 24, 6)
+    with pytest.raises(InputFailure):
+        decode(broken)
+
+
+def test_a_picture_over_the_limit_is_not_decoded_for_its_header(tmp_path, monkeypatch):
+    (tmp_path / "picture").write_bytes(_late(_chunk(b"eXIf", _tiff_exif(6))))
+    monkeypatch.setattr(reading, "MAX_PIXELS", 40 * 24 - 1)
+    assert read_header(tmp_path / "picture") == (40, 24, 1)
+
+
+@pytest.mark.parametrize(
+    "kind", ["EPS", "PDF", "ICO", "ICNS", "PSD", "TGA", "SGI", "PCX", "IM", "XBM", "MSP", "DDS", "JPEG2000", "SPIDER"]
+)
+def test_other_formats_are_refused_whatever_the_name_says(kind, tmp_path, monkeypatch):
+    """EPS starts Ghostscript: a `gs` in the path that leaves a mark is never run."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\necho started >> {tmp_path}/started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path) + os.pathsep + os.environ["PATH"])
+    if kind == "PSD":  # Pillow does not write it
+        data = b"8BPS\0\1" + b"\0" * 6 + struct.pack(">HIIHH", 3, 24, 40, 8, 3) + b"\0" * 14 + b"\x7f" * 2880
+    else:
+        mode = {"XBM": "1", "MSP": "1", "SPIDER": "F"}.get(kind, "RGB")
+        data = _bytes(_picture(mode, (32, 32)), kind)
+    (tmp_path / "picture.png").write_bytes(data)
+    with pytest.raises(InputFailure, match="not a picture in a known format"):
+        decode(data)
+    assert header_size(tmp_path / "picture.png") == (0, 0)
+    assert not (tmp_path / "started").exists()
+
+
+MODES = {
+    "P with a clear colour": lambda: _bytes(_picture().quantize(20), "PNG", transparency=3),
+    "P with clear colours": lambda: _bytes(_picture().quantize(4), "PNG", transparency=b"\x00\x50\xa0\xff"),
+    "RGB with a clear colour": lambda: _bytes(Image.new("RGB", (40, 24), (9, 9, 9)), "PNG", transparency=(9, 9, 9)),
+    "RGBA": lambda: _bytes(_picture("RGBA"), "PNG"),
+    "LA": lambda: _bytes(_picture("LA"), "PNG"),
+    "CMYK": lambda: _bytes(_picture("CMYK"), "TIFF"),
+    "bilevel": lambda: _bytes(_picture("1"), "PNG"),
+    "16 bits": lambda: _bytes(Image.fromarray(np.arange(960, dtype=np.uint16).reshape(24, 40) * 67), "PNG"),
+    "palette GIF": lambda: _bytes(_picture().quantize(30), "GIF", transparency=2),
+}
+
+
+@pytest.mark.parametrize("make", MODES.values(), ids=MODES)
+def test_pictures_are_converted_in_bands_as_they_would_be_whole(make, monkeypatch):
+    whole = _array(decode(make()))
+    monkeypatch.setattr(reading, "_BAND", 40 * 5)
+    np.testing.assert_array_equal(_array(decode(make())), whole)
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "samples"), [(16, 0, 2), (8, 6, 4), (8, 4, 2)], ids=["grey 16", "RGBA", "LA"]
+)
+def test_a_small_file_of_many_pixels_takes_bounded_memory(bits, colour, samples, tmp_path):
+    """16 megapixels in some KB: source and result take 4 bytes a pixel each at most, conversion a few megabytes more."""
+    side, packer = 4000, zlib.compressobj(1)
+    pixels = b"".join(packer.compress(b"\0" * (1 + side * samples)) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, bits, colour, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(data)
+    code = (
+        "import resource, sys; from stages.data.image import header_size, read_picture\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "header_size(sys.argv[1]); before = peak()\n"
+        "assert read_picture(sys.argv[1], 'upright').size == (4000, 4000); print(peak() - before)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "bomb.png")]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(told.stdout) < 8 * side * side / 2**20 + 120
 
 
 def test_first_frame_of_an_animation():

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import pickle
+import struct as packing
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
+from stages.data import matlab
 from stages.data.hico_mat import list_action, read_image_level
-from stages.data.matlab import read_matrix
+from stages.data.matlab import read_matrix, without_compression
+from stages.evaluate.pocket_mat import _all_boxes
 from storage.errors import UserError
 
 
@@ -135,3 +141,65 @@ def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, content):
 def test_actions_that_are_no_struct_are_refused():
     with pytest.raises(UserError, match=r"a\.mat: list_action has no field nname"):
         list_action(np.zeros((3, 1)), "a.mat")
+
+
+def bomb(name, inner, declared=None):
+    """A file of one compressed variable, which repeats what is in it until it has `inner` bytes."""
+    label = name.encode().ljust(-(-len(name) // 8) * 8, b"\0")
+    head = packing.pack("<IIIIIIII", 6, 8, 2, 0, 5, 8, 1, 1) + packing.pack("<II", 1, len(name)) + label
+    fields = packing.pack("<IIII", (4 << 16) | 5, 4, 1, 8) + b"hoi\0\0\0\0\0"
+    size = len(head) + len(fields) + inner
+    packer = zlib.compressobj(9)
+    parts = [packer.compress(packing.pack("<II", 14, size if declared is None else declared) + head + fields)]
+    parts += [packer.compress(b"\0" * (1 << 20)) for _ in range(inner >> 20)]
+    body = b"".join(parts) + packer.flush()
+    return b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM" + packing.pack("<II", 15, len(body)) + body
+
+
+READERS = {
+    "boxes": ("anno_bbox.mat", lambda file: read_matrix(file, "v")),
+    "image-level labels": ("anno.mat", lambda file: read_image_level(file, "v", [], 600)),
+    "detections": ("detections_01.mat", _all_boxes),
+}
+NAMES = {"boxes": "v", "image-level labels": "anno_v", "detections": "all_boxes"}
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("declared", [None, 200, 2**32 - 8], ids=["as it is", "too little", "too much"])
+def test_a_file_that_inflates_without_end_is_refused_in_one_line(tmp_path, monkeypatch, kind, declared):
+    name, read = READERS[kind]
+    monkeypatch.setattr(matlab, "MAX_BYTES", 8 << 20)
+    (tmp_path / name).write_bytes(bomb(NAMES[kind], 64 << 20, declared))
+    with pytest.raises(UserError, match=rf"{name}: .*(bytes when inflated|does not end after)") as caught:
+        read(tmp_path / name)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_bomb_takes_no_memory(tmp_path):
+    (tmp_path / "anno_bbox.mat").write_bytes(bomb("v", 100 << 20, 200))
+    code = (
+        "import resource, sys; from pathlib import Path; from stages.data.matlab import read_matrix\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "before = peak()\n"
+        "try: read_matrix(Path(sys.argv[1]), 'v')\n"
+        "except ValueError: print(peak() - before)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "anno_bbox.mat")]
+    assert float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 20
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_scipy_reads_the_same_without_compression(tmp_path, nested, compressed):
+    file = tmp_path / "a.mat"
+    savemat(file, {"other": np.arange(120), "a": nested, "v": [[1, 2]]}, do_compression=compressed)
+    plain = loadmat(without_compression(file, ["v", "other"]))
+    assert [plain[key].tolist() for key in ("v", "other")] == [loadmat(file)[key].tolist() for key in ("v", "other")]
+    assert "a" not in plain
+
+
+def test_an_old_or_foreign_file_is_left_to_scipy_and_a_big_endian_one_refused(tmp_path):
+    savemat(tmp_path / "old.mat", {"v": [[1, 2]]}, format="4")
+    assert loadmat(without_compression(tmp_path / "old.mat", ["v"]))["v"].tolist() == [[1, 2]]
+    (tmp_path / "other.mat").write_bytes(b"MATLAB 5.0 MAT-file".ljust(124) + b"\1\0MI")
+    with pytest.raises(UserError, match=r"other\.mat: .*big-endian"):
+        read_image_level(tmp_path / "other.mat", "v", [], 600)

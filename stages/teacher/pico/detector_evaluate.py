@@ -21,6 +21,7 @@ from PIL import Image
 
 from stages import boxes as box_ops
 from stages.data.coco import COCO_OBJECTS
+from stages.data.image import decode
 from stages.data.pico.render import render_scene
 from stages.data.pico.world import TEMPER, scene_seed
 from stages.stage import Batch
@@ -42,7 +43,7 @@ def held_out(count: int, world: int = 0) -> Iterator[tuple[Image.Image, Boxes]]:
         encoded = io.BytesIO()
         Image.fromarray(scene.image).save(encoded, "JPEG", quality=95, subsampling=0)
         whole = np.concatenate([np.floor(scene.boxes[:, :2]), np.ceil(scene.boxes[:, 2:])], 1)
-        yield Image.open(encoded).convert("RGB"), {"boxes": whole, "labels": scene.objects}
+        yield decode(encoded.getvalue()), {"boxes": whole, "labels": scene.objects}
 
 
 def detect(detector: Detector, pictures: Sequence[Image.Image]) -> list[Boxes]:

@@ -1,0 +1,90 @@
+"""Which pictures are there: in one folder, by the names that annotations give them, or everywhere below a folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+from storage.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+"""By these a file that no annotation names is taken for a picture. One that is named may have any."""
+_UNREAD = frozenset({".heic", ".heif", ".jp2", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".tga", ".psd"})
+
+
+class Listing:
+    """The pictures of one folder, as ``name in listing``. The folder is listed once, which answers for nearly all names; the
+    disk is asked for the others, which may lead into a sub-folder or be written ``./x.jpg`` or absolute.
+
+    Raises UserError when there is no such folder; `belongs` says what should be in it.
+    """
+
+    def __init__(self, folder: Path, belongs: str) -> None:
+        self._folder = folder
+        try:
+            with os.scandir(folder) as entries:
+                self._names = {entry.name for entry in entries}
+        except OSError:
+            raise UserError(f"{folder}: no such folder; {belongs} belong there") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names or os.path.isfile(os.path.join(self._folder, str(name)))
+
+
+def pictures_below(root: Path) -> dict[str, str]:
+    """``{image id: path below the folder}`` of all pictures below it, sorted by path. Links to folders are followed; a folder
+    that is reached twice gives its pictures once, by the way without links if there is one.
+
+    The id is the path. Bytes of a file name that are no UTF-8 are escaped in it (``Mu\\xf1oz.jpg``), so that it can be
+    written to any file. Raises UserError when there is no such folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder of pictures")
+    found: list[str] = []
+    unread: Counter[str] = Counter()
+    seen: set[tuple[int, int]] = set()
+    links = [str(root)]
+    while links:
+        top = links.pop(0)
+        if _identity(top) in seen:
+            continue
+        for folder, inner, names in os.walk(top):
+            seen.add(_identity(folder))
+            links += sorted(path for name in inner if os.path.islink(path := os.path.join(folder, name)))
+            inner[:] = [name for name in inner if _identity(os.path.join(folder, name)) not in seen]
+            for name in names:
+                suffix = os.path.splitext(name)[1].lower()
+                if suffix in SUFFIXES:
+                    found.append(Path(folder, name).relative_to(root).as_posix())
+                elif suffix in _UNREAD:
+                    unread[suffix] += 1
+    if unread:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
+        _log.warning("%s: pictures of kinds that are not read are passed over (%s); convert them to JPEG", root, kinds)
+    return {_readable(path): path for path in sorted(found)}
+
+
+def below(root: Path, name: str) -> str:
+    """The path below a folder of a name that annotations give a picture in it, for comparing: without ``./``, not absolute."""
+    path = os.path.relpath(name, os.path.abspath(root)) if os.path.isabs(name) else os.path.normpath(name)
+    return Path(path).as_posix()
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    try:
+        found = os.stat(folder)
+    except OSError:  # a link to nothing
+        return (0, 0)
+    return found.st_dev, found.st_ino
+
+
+def _readable(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return path
