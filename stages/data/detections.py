@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from stages.data.coco import COCO_CATEGORY_IDS
+from stages.data.coco import labels_of_categories
 from stages.data.records import Annotations
 from storage.errors import UserError
 
@@ -21,7 +22,7 @@ class Detections:
     """Boxes of N pictures, by picture, within each by falling score (ties in file order).
 
     offsets: int64 [N + 1]. boxes: float32 [D, 4], xyxy pixels, zero-based half-open, clipped to the picture.
-    scores: float32 [D]. labels: int16 [D], COCO-80 (person = 0).
+    scores: float32 [D]. labels: int16 [D], from 0: COCO-80 (person = 0), or the vocabulary's own objects.
     """
 
     offsets: np.ndarray
@@ -35,11 +36,16 @@ class Detections:
 
 
 def load_detections(
-    path: str | Path, annotations: Annotations, lenient: bool = False, partial: bool = False
+    path: str | Path,
+    annotations: Annotations,
+    lenient: bool = False,
+    partial: bool = False,
+    objects: Sequence[str] | None = None,
 ) -> Detections:
     """Read a JSON list of {image_id, category_id, bbox [x, y, w, h], score} for the pictures of `annotations`.
 
-    ``image_id`` is ours (HICO-DET: the file name); ``category_id`` COCO's official 1-90. Entries of other pictures are
+    ``image_id`` is ours (HICO-DET: the file name); ``category_id`` COCO's official 1-90 or, with `objects`, the
+    position in them, from 1. Entries of other pictures are
     passed over. Raises UserError naming file and entry for an unknown category, a box that is empty or outside its
     picture, or a file without any of these pictures (unless `partial`: one file of several); with `lenient` bad entries
     are dropped, counted and warned of.
@@ -61,8 +67,7 @@ def load_detections(
     image = np.array([row_of.get(image_id, -1) for image_id in ids], np.int64)
     if len(image) and image.max() < 0 and not partial:
         raise UserError(f"{path}: none of its pictures (first {ids[0]!r}) is in {annotations.name} {annotations.split}")
-    label_of = np.full(max(COCO_CATEGORY_IDS) + 1, -1, np.int16)
-    label_of[list(COCO_CATEGORY_IDS)] = np.arange(len(COCO_CATEGORY_IDS))
+    label_of = labels_of_categories(objects)
     known = (categories >= 0) & (categories < len(label_of))
     labels = np.where(known, label_of[np.where(known, categories, 0)], -1).astype(np.int16)
 
