@@ -116,7 +116,8 @@ def own_stage(
 
     kind, parameters = identity["stage"], dict(identity["parameters"])
     if role == "detections" and detections is not None:
-        kind, parameters = "detections_file", {"path": str(detections)}
+        counted = "vocabulary" if kind == "ground_truth_boxes" else parameters.get("categories") or "coco"
+        kind, parameters = "detections_file", {"path": str(detections), "categories": counted}
     with tempfile.TemporaryDirectory() as scratch:
         memory = DigestMemory(Path(scratch) / "digests.sqlite")
         context = Context(student.vocabulary, student.vocabulary.prompts(), {"test": annotations}, memory.digests)

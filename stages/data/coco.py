@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 COCO_OBJECTS: tuple[str, ...] = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic_light",
     "fire_hydrant", "stop_sign", "parking_meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
@@ -26,3 +30,14 @@ ALPHABETICAL_OBJECTS: tuple[str, ...] = tuple(sorted(COCO_OBJECTS))
 
 FROM_ALPHABETICAL: tuple[int, ...] = tuple(OBJECT_INDEX[name] for name in ALPHABETICAL_OBJECTS)
 """COCO-80 index of each alphabetical index."""
+
+
+def labels_of_categories(objects: Sequence[str] | None = None) -> np.ndarray:
+    """int16: the label, from 0, of each ``category_id`` up to the largest, -1 where it is none.
+
+    objects: their positions, counted from 1, are the ids; by default COCO's 80 with their official ids.
+    """
+    ids = COCO_CATEGORY_IDS if objects is None else range(1, len(objects) + 1)
+    table = np.full(ids[-1] + 1, -1, np.int16)
+    table[list(ids)] = np.arange(len(ids))
+    return table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,8 +48,10 @@ _KNOWN_COPIES = {
     ("hico-det", "test", "pictures", 9_546): "a copy without the pictures that have no pairs",
 }
 _RARE_BELOW = 10
-_SAMPLE = 200  # pictures whose headers are compared with the annotations
 _ENOUGH_BOXES = 1000
+_UNREADABLE = "cannot be opened"
+_OTHER_SIZE = "are not of the annotated size"
+_BEYOND = "have a box beyond their border"
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def describe(
 ) -> Description:
     """Count what is there, compare it with what is published, and name what is missing or looks wrong.
 
-    splits: by default all of the dataset. Bad entries are reported and left out of the counts. Up to 200 pictures, where
-    they are there, are opened to compare their sizes.
+    splits: by default all of the dataset. Bad entries are all reported and left out of the counts. The headers of all
+    pictures that are there are compared with the annotated sizes.
 
     Raises UserError for an unknown dataset, and where not even one split can be read.
     """
@@ -131,6 +132,7 @@ def _split(dataset: str, path: Path, split: str, image_labels: str | Path | None
         except UserError as error:
             return SplitDescription(split, [], [str(error)], [])
         problems.append(f"{read.dropped} bad entries, left out here; the first: {strict}")
+        problems += [f"bad entry: {line}" for line in read.rejected[1:]]
     if dataset == "hico-det" and read.image_hois is None:
         missing.append("anno.mat, the image-level labels; known-object evaluation will go by annotated pairs")
     there = _present(read, missing)
@@ -202,24 +204,28 @@ def _present(read: Annotations, missing: list[str]) -> np.ndarray:
 
 
 def _size_problems(read: Annotations, there: np.ndarray) -> list[str]:
-    """Of a sample of pictures: sizes that are not the annotated ones, boxes that go beyond the picture."""
-    sample = there[np.unique(np.linspace(0, len(there) - 1, min(len(there), _SAMPLE)).astype(np.int64))]
-    kinds: Counter[str] = Counter()
-    first: dict[str, str] = {}
-    for i in sample.tolist():
-        size = np.array(header_size(read.path[i]))
+    """Pictures that cannot be opened or are not of the annotated size, all by name; boxes that go beyond their picture."""
+    found: dict[str, list[str]] = {}
+    for i in there.tolist():
+        size = np.array(header_size(read.path[i], read.frame))
+        told = np.array([read.width[i], read.height[i]])
+        boxes = np.concatenate([read.human_box[read.pairs(i)], read.object_box[read.pairs(i)]])
+        beyond = (boxes[:, 2:] - size).max(initial=0)
         if not size.all():
-            found = {"cannot be opened": ""}
+            kind, more = _UNREADABLE, ""
+        elif told.all() and (told != size).any():
+            kind, more = _OTHER_SIZE, f": {size[0]} x {size[1]}, annotated {told[0]} x {told[1]}"
+        elif beyond > 0:
+            kind, more = _BEYOND, f", by {beyond:g} pixels (1: 0- and 1-based boxes mixed up?)"
         else:
-            told = np.array([read.width[i], read.height[i]])
-            boxes = np.concatenate([read.human_box[read.pairs(i)], read.object_box[read.pairs(i)]])
-            beyond = (boxes[:, 2:] - size).max(initial=0)
-            found = {}
-            if told.all() and (told != size).any():
-                found["are not of the annotated size"] = f": {size[0]} x {size[1]}, annotated {told[0]} x {told[1]}"
-            elif beyond > 0:
-                found["have a box beyond their border"] = f", by {beyond:g} pixels (1: 0- and 1-based boxes mixed up?)"
-        for kind, more in found.items():
-            kinds[kind] += 1
-            first.setdefault(kind, f"{read.image_id[i]}{more}")
-    return [f"{n} of {len(sample)} pictures opened {kind}; the first: {first[kind]}" for kind, n in kinds.items()]
+            continue
+        found.setdefault(kind, []).append(f"{read.image_id[i]}{more}")
+    lines = []
+    for kind, pictures in found.items():
+        lines.append(f"{len(pictures)} of {len(there)} pictures opened {kind}; the first: {pictures[0]}")
+        if kind != _BEYOND:  # which is a matter of the whole file
+            lines += [
+                f"picture {picture}" if kind == _OTHER_SIZE else f"picture {picture} {_UNREADABLE}"
+                for picture in pictures[1:]
+            ]
+    return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from stages import boxes as box_ops
-from stages.data.coco import COCO_CATEGORY_IDS
+from stages.data.coco import labels_of_categories
 from stages.data.json_columns import integers, number_rows, numbers, read_json
 from stages.data.records import Annotations
 from storage.errors import UserError
@@ -26,8 +26,8 @@ class Detections:
     """Boxes of N pictures, by picture, within each by falling score (ties in file order).
 
     offsets: int64 [N + 1]. boxes: float32 [D, 4], xyxy pixels, zero-based half-open, clipped to the picture.
-    scores: float32 [D], 0 to 1. labels: int16 [D], COCO-80 (person = 0). remarks: a line each on what is allowed and
-    hardly meant, with the file's name.
+    scores: float32 [D], 0 to 1. labels: int16 [D], from 0: COCO-80 (person = 0), or the vocabulary's own objects.
+    remarks: a line each on what is allowed and hardly meant, with the file's name.
     """
 
     offsets: np.ndarray
@@ -42,14 +42,19 @@ class Detections:
 
 
 def load_detections(
-    path: str | Path, annotations: Annotations, lenient: bool = False, partial: bool = False
+    path: str | Path,
+    annotations: Annotations,
+    lenient: bool = False,
+    partial: bool = False,
+    objects: Sequence[str] | None = None,
 ) -> Detections:
     """Read a JSON list of {image_id, category_id, bbox [x, y, w, h], score} for the pictures of `annotations`.
 
-    ``image_id`` is ours (HICO-DET: the file name); ``category_id`` COCO's official 1-90; ``score`` a probability. Entries
-    of other pictures are passed over. Raises UserError naming file and entry for a category that is none, a score outside 0
-    to 1, a box that is not finite, empty or outside its picture, or a file without any entry or any of these pictures
-    (unless `partial`: one file of several); with `lenient` bad entries are dropped, and counted in a remark.
+    ``image_id`` is ours (HICO-DET: the file name); ``category_id`` COCO's official 1-90 or, with `objects`, the position in
+    them, from 1; ``score`` a probability. Entries of other pictures are passed over. Raises UserError naming file and entry
+    for a category that is none, a score outside 0 to 1, a box that is not finite, empty or outside its picture, or a file
+    without any entry or any of these pictures (unless `partial`: one file of several); with `lenient` bad entries are
+    dropped, and counted in a remark.
     """
     entries = read_json(Path(path), list, "a COCO results file, a list of boxes")
     if not entries:
@@ -65,8 +70,7 @@ def load_detections(
     given, finite = number_rows(boxes, 4)
     category, whole = integers(categories)
     score = numbers(scores)
-    label_of = np.full(max(COCO_CATEGORY_IDS) + 1, -1, np.int16)
-    label_of[list(COCO_CATEGORY_IDS)] = np.arange(len(COCO_CATEGORY_IDS))
+    label_of = labels_of_categories(objects)
     labels = label_of[np.where((category > 0) & (category < len(label_of)), category, 0)]
     corners = box_ops.single(given)
     with np.errstate(over="ignore"):
@@ -76,7 +80,8 @@ def load_detections(
         "bbox is not four finite numbers": ~finite | ~np.logical_and.reduce(np.isfinite(corners), axis=1),
         "box empty or outside its picture": ~np.logical_and.reduce(clipped[:, :2] < clipped[:, 2:], axis=1),
         "category_id is no whole number": ~whole,
-        "unknown category_id, COCO's are 1 to 90": labels < 0,
+        f"unknown category_id, {'COCO' if objects is None else 'the vocabulary'}'s are 1 to {len(label_of) - 1}": labels
+        < 0,
         "score is no number": np.isnan(score),
         "score is not in 0 to 1, give a probability": (score < 0) | (score > 1),
     }

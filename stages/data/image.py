@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
@@ -25,6 +26,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 """The only ones that are opened, whatever a file's name says: among the others that Pillow knows one starts a program (EPS).
 A JPEG may hold several pictures (MPO)."""
 _ORIENTATION = 0x0112  # EXIF tag
+_TILE = (322, 323)  # TIFF tags: width and height of the tiles that a picture is stored in
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -69,7 +71,13 @@ def read_header(path: str | Path) -> Header:
     """A file's header; zeros where it cannot be opened."""
     try:
         with open_picture(path) as image:
-            return _header(image, MAX_PIXELS)
+            width, height = image.size
+            if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_ORIENTATION) in _SWAPPED:
+                width, height = height, width  # Pillow has turned the size already
+            try:
+                return Header(width, height, _orientation(image, MAX_PIXELS))
+            except Exception:  # whatever a broken block provokes
+                return Header(width, height, 0)
     except Exception:  # whatever a broken header provokes
         return Header(0, 0, 0)
 
@@ -99,12 +107,18 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, frame: Frame = "upright") 
     width, height = image.size
     if width * height > max_pixels:
         raise InputFailure(f"too large: {width} x {height} is over {max_pixels} pixels")
+    tile = [side for tag in _TILE if isinstance(side := getattr(image, "tag_v2", {}).get(tag), int)]
+    if math.prod(tile) > max_pixels:  # one is decoded whole, however little of it is in the picture
+        raise InputFailure(f"too large: stored in tiles of {' x '.join(map(str, tile))}, over {max_pixels} pixels")
     if min(width, height) < MIN_SIDE:
         raise InputFailure(f"too small: {width} x {height}; a side needs {MIN_SIDE} pixels")
     try:
-        orientation = _header(image, max_pixels).orientation
-        if frame == "upright" and not orientation:
-            raise InputFailure("broken picture: its EXIF block cannot be read")
+        try:
+            orientation = _orientation(image, max_pixels)
+        except Exception:
+            if frame == "upright":
+                raise
+            orientation = 0
         image.load()
         turned_by_pillow = image.format == "TIFF"
         if turned_by_pillow != (frame == "upright") and orientation > 1:
@@ -137,21 +151,16 @@ def frame_of(row: bytes, digest: bytes) -> Frame | None:
     return "stored" if row == as_stored(digest) else None
 
 
-def _header(image: Image.Image, max_pixels: int) -> Header:
-    """Of an opened picture whose pixels are not loaded yet."""
-    width, height = image.size
-    if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_ORIENTATION) in _SWAPPED:
-        width, height = height, width  # Pillow has turned the size already
-    try:
-        exif = Image.Image.getexif(image) if image.format == "PNG" and not _ends_late(image) else None
-        if exif is None and width * height <= max_pixels:
-            exif = image.getexif()  # of a PNG: decodes all of it
-        found = 1 if exif is None else exif.get(_ORIENTATION, 1)
-        return Header(width, height, next((known for known in _TO_UPRIGHT if known == found), 1))
-    except MemoryError:
-        raise
-    except Exception:  # whatever a broken block provokes
-        return Header(width, height, 0)
+def _orientation(image: Image.Image, max_pixels: int) -> int:
+    """1 to 8, of an opened picture whose pixels are not loaded yet. Raises whatever a broken EXIF block provokes."""
+    if image.format == "PNG" and not _ends_late(image):
+        exif = Image.Image.getexif(image)
+    elif image.width * image.height <= max_pixels:
+        exif = image.getexif()  # of a PNG: decodes all of it
+    else:
+        return 1
+    found = exif.get(_ORIENTATION, 1)
+    return next((known for known in _TO_UPRIGHT if known == found), 1)
 
 
 def _ends_late(image: Image.Image) -> bool:

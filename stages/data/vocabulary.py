@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -163,6 +164,10 @@ class Vocabulary:
             raise UserError(f"{path}: not a vocabulary file ({error}); expected verbs and interactions") from error
         except KeyError as error:
             raise UserError(f"{path}: no entry {error} in the vocabulary; every verb needs its participle") from error
+        if objects[:1] != ("person",):
+            raise UserError(f"{path}: objects: begins with {objects[:1]}; the first must be person, who acts")
+        if twice := [name for name, count in Counter(objects).items() if count > 1]:
+            raise UserError(f"{path}: objects: {twice[0]!r} is there twice; remove one")
         return cls.from_actions(actions, str(path), objects, verbs)
 
 

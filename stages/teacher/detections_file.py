@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from stages.data.coco import COCO_OBJECTS
 from stages.data.detections import Detections, load_detections
 from stages.data.records import Annotations
 from stages.stage import ArrowOutput, Batch, Stage, Values
@@ -116,6 +117,8 @@ class DetectionsFromFile(GivenDetections):
     Args:
         path: a file, or several (one a split, say).
         lenient: drop bad entries with a warning instead of refusing the file.
+        categories: what ``category_id`` counts: ``coco``, its official ids, or ``vocabulary``, the positions in its `objects`,
+            from 1. It must be said where those are not COCO's.
 
     Raises:
         UserError: from planning on, when the file or an entry is not what it should be
@@ -124,11 +127,23 @@ class DetectionsFromFile(GivenDetections):
     """
 
     def __init__(
-        self, path: str | Path | Sequence[str | Path], annotations: Annotations, *, lenient: bool = False
+        self,
+        path: str | Path | Sequence[str | Path],
+        annotations: Annotations,
+        *,
+        lenient: bool = False,
+        categories: Literal["coco", "vocabulary"] | None = None,
+        objects: Sequence[str] = COCO_OBJECTS,
     ) -> None:
+        if categories is None and tuple(objects) != COCO_OBJECTS:
+            raise UserError(
+                "categories: the vocabulary has objects of its own; write categories: vocabulary where category_id counts "
+                "them from 1, or coco where boxes need only tell persons from things"
+            )
         super().__init__(annotations)
         self.paths = [str(one) for one in ([path] if isinstance(path, (str, Path)) else path)]
         self.lenient, self.told = lenient, False
+        self.objects = tuple(objects) if categories == "vocabulary" else None
 
     def parameters(self) -> dict[str, Any]:
         """The file's name is provenance; what it says of a picture is that row's input digest."""
@@ -140,7 +155,9 @@ class DetectionsFromFile(GivenDetections):
     @cached_property
     def detections(self) -> Detections:
         several = len(self.paths) > 1
-        found = _merged([load_detections(path, self.pictures, self.lenient, partial=several) for path in self.paths])
+        found = _merged(
+            [load_detections(path, self.pictures, self.lenient, several, self.objects) for path in self.paths]
+        )
         if several and not len(found.scores):
             raise UserError(f"{', '.join(self.paths)}: no box of any picture of {self.pictures.name}")
         if not self.told:  # a stage that has travelled to a worker has told it where it was planned

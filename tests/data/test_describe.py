@@ -95,3 +95,39 @@ def test_the_published_test_split_agrees_everywhere():
     train, test = describe("hico-det", root).splits
     assert [count.name for count in train.counts + test.counts if count.agrees is False] == ["pairs"]
     assert any("HAKE" in count.note for count in train.counts)
+
+
+def test_all_bad_entries_and_all_pictures_of_another_size_are_listed(tmp_path):
+    document = instances("test")
+    document["annotation"][0]["boxes_h"][0] = [1, 1, 99, 9]
+    document["annotation"][2]["boxes_o"][0] = [5, 5, 2, 2]
+    document["annotation"][3]["hoi"][0] = 700
+    save(tmp_path / "instances_test2015.json", document)
+    folder = tmp_path / "images/test2015"
+    folder.mkdir(parents=True)
+    for number, p in enumerate(pictures("test")):
+        Image.new("RGB", (64, 48) if number else (48, 64)).save(folder / p.file_name)
+    (folder / pictures("test")[1].file_name).write_bytes(b"no picture")
+    (folder / pictures("test")[2].file_name).write_bytes(b"nor this")
+    (test,) = describe("hico-det", tmp_path, ["test"]).splits
+    said = "\n".join(test.problems)
+    assert test.problems[0].startswith("3 bad entries, left out here; the first: ")
+    for part in ("unknown interaction 700", "human box (1, 1, 99, 9)", "object box (5, 5, 2, 2)"):
+        assert part in said
+    assert (
+        "1 of 4 pictures opened are not of the annotated size; the first: HICO_test2015_00000001.jpg: 48 x 64" in said
+    )
+    assert "2 of 4 pictures opened cannot be opened; the first: HICO_test2015_00000002.jpg" in said
+    assert "picture HICO_test2015_00000003.jpg cannot be opened" in said
+
+
+def test_a_turned_picture_of_a_published_dataset_has_the_size_that_is_stored(tmp_path):
+    save(tmp_path / "instances_test2015.json", instances("test"))
+    folder = tmp_path / "images/test2015"
+    folder.mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for p in pictures("test"):
+        Image.new("RGB", (64, 48)).save(folder / p.file_name, exif=exif)
+    (test,) = describe("hico-det", tmp_path, ["test"]).splits
+    assert test.problems == []

@@ -69,6 +69,7 @@ def test_splits(root):
     del document["pictures"][1]["split"]
     assert len(open_annotations("folder", write(root, document), None, images=False)) == 3
     assert len(open_annotations("folder", write(root, document), "test", images=False)) == 0
+    assert [open_annotations("folder", write(root, d), None).split for d in (_document(), document)] == ["test", "all"]
     assert len(load_annotated_folder(root / "annotations.json", "train", limit=2)) == 2
 
 
@@ -93,6 +94,14 @@ def _change(path, value):
 BAD = {
     "unknown verb": (_change((0, "pairs", 0), PAIR | {"verbs": ["juggle"]}), ["entry 1", "pair 1", "'juggle'"]),
     "unknown object": (_change((0, "pairs", 0), PAIR | {"object": "dragon"}), ["entry 1", "pair 1", "'dragon'"]),
+    "verb misspelt": (
+        _change((0, "pairs", 0), PAIR | {"verbs": ["rides"]}),
+        ["unknown verb 'rides' (did you mean ride?); the vocabulary lists all verbs"],
+    ),
+    "object misspelt": (
+        _change((0, "pairs", 0), PAIR | {"object": "by cicle"}),
+        ["unknown object 'by cicle' (did you mean bicycle?); the vocabulary lists all objects"],
+    ),
     "no class together": (_change((0, "pairs", 0), PAIR | {"object": "kite"}), ["ride kite is no interaction"]),
     "box outside": (
         _change((0, "pairs", 0), PAIR | {"object_box": [1, 1, 65, 9]}),

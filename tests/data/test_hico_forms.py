@@ -170,6 +170,11 @@ BAD_FILES = {
     "no list of names": (_instances(lambda d: d.pop("filenames")), "no list 'filenames'"),
     "fewer sizes": (_instances(lambda d: d["size"].pop()), "4, 4 and 3 entries"),
     "unknown object name": (_instances(lambda d: d["objects"].__setitem__(9, "unicorn")), "names 'unicorn'"),
+    "misspelt object name": (
+        _instances(lambda d: d["objects"].__setitem__(9, "boatt")),
+        "names 'boatt', which HICO-DET does not have (did you mean boat?)",
+    ),
+    "misspelt verb name": (_instances(lambda d: d["verbs"].__setitem__(0, "adjsut")), "(did you mean adjust?)"),
     "correspondence out of range": (_instances(lambda d: d["correspondence"].append([600, 3, 3])), "correspondence [600"),
     "no such class": (_instances(lambda d: d["correspondence"].__setitem__(0, [0, 1, 0])), "adjust apple is no class"),
     "the other split": (instances("train"), "those of the train split"),

@@ -383,3 +383,11 @@ def test_the_pair_files_have_the_published_counts(split, pictures, pairs):
     listed = load_v_coco(REAL / "fredzzhang", split, images=False)
     assert (len(listed), len(listed.hoi)) == (pictures, pairs)
     assert len(load_v_coco(REAL / "fredzzhang", split, images=False, limit=10)) == 10
+
+
+def test_a_misspelt_name_is_told_with_the_nearest_known_one(tmp_path):
+    for key, wrong, near in (("objects", "cupp", "cup"), ("classes", "holds obj", "hold_obj")):
+        names = [wrong if name in ("cup", "hold obj") else name for name in PAIRS[key]]
+        (tmp_path / "instances_vcoco_train.json").write_text(json.dumps(PAIRS | {key: names}))
+        with pytest.raises(UserError, match=rf"{key} names '{wrong}', .* \(did you mean {near}\?\)"):
+            load_v_coco(tmp_path, "train", images=False)

@@ -135,3 +135,30 @@ def test_what_several_files_leave_out_is_counted_over_all_of_them(annotations, w
 def test_a_bad_file_is_named_while_planning(annotations, tmp_path):
     with pytest.raises(UserError, match=r"absent\.json"):
         DetectionsFromFile(tmp_path / "absent.json", annotations).external(KEYS)
+
+
+OWN = ("person", "kite", "hang glider")
+
+
+def test_a_file_may_count_the_vocabularys_own_objects(annotations, write):
+    entries = [("a.jpg", 3, [30, 30, 30, 30], 0.4), ("a.jpg", 1, [10, 10, 30, 70], 0.9)]
+    (a,) = cells(DetectionsFromFile(write(entries), annotations, categories="vocabulary", objects=OWN), ["a.jpg"])
+    assert a["labels"] == [0, 2]
+    for wrong in (0, 4):
+        stage = DetectionsFromFile(
+            write([("a.jpg", wrong, [1, 1, 9, 9], 0.4)]), annotations, categories="vocabulary", objects=OWN
+        )
+        with pytest.raises(UserError, match=r"entry 1 \(a\.jpg\): unknown category_id"):
+            stage.external(KEYS)
+
+
+def test_what_the_categories_of_own_objects_are_has_to_be_said(annotations, write):
+    with pytest.raises(UserError, match=r"categories: the vocabulary has objects of its own; write categories: vocab"):
+        DetectionsFromFile(write(ENTRIES), annotations, objects=OWN)
+    told = DetectionsFromFile(write(ENTRIES), annotations, objects=OWN, categories="coco")
+    assert cells(told) == cells(DetectionsFromFile(write(ENTRIES), annotations))
+
+
+def test_the_categories_are_not_in_the_tables_name(annotations, write):
+    stages = [DetectionsFromFile(write(ENTRIES), annotations, categories=c) for c in (None, "coco", "vocabulary")]
+    assert len({str(fingerprint_record(stage)) for stage in stages}) == 1
