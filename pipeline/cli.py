@@ -68,7 +68,10 @@ def _top(
 def plan(
     config: ConfigFile, set: Set = None, limit: Limit = None, rehash: Rehash = False, as_json: Json = False
 ) -> None:
-    """Show, table by table, which cells are wanted, filled, empty or failed, why, and what they will cost."""
+    """Show, table by table, which cells are wanted, filled, empty or failed, why, and what they will cost.
+
+    Computes nothing. Of a pico world that is not there, the pictures are drawn first, and a line says so.
+    """
     from pipeline.pair_teachers import plan_all
     from pipeline.setup import prepare
     from pipeline.show import plan_table, shared_rows
