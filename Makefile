@@ -18,8 +18,10 @@ setup: $(READY) ## create .venv with the pinned dependencies
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	@echo "Creating $(VENV) and installing the libraries: about 2 GB with a CPU build of torch, more with CUDA; takes minutes."
 	$(PYTHON) -m venv $(VENV)
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	@echo "Installed into $(VENV)."
 	@touch $(READY)
 
 teacher-cache: $(READY) ## compute every teacher answer that CONFIG wants and the cache lacks

@@ -21,6 +21,7 @@ from pipeline.labels_cli import labels
 from pipeline.options import ConfigFile, Json, Limit, Rehash, Set
 from pipeline.terminal import flush_output, one_line, printable_streams
 from pipeline.triplets_cli import triplets
+from pipeline.whereabouts import in_every_folder, names_of_checkpoint, names_of_configuration, names_of_matrix
 
 
 class _Commands(typer.core.TyperGroup):
@@ -63,10 +64,14 @@ def _top(
 
 
 @app.command()
+@in_every_folder("config", names_of_configuration)
 def plan(
     config: ConfigFile, set: Set = None, limit: Limit = None, rehash: Rehash = False, as_json: Json = False
 ) -> None:
-    """Show, table by table, which cells are wanted, filled, empty or failed, why, and what they will cost."""
+    """Show, table by table, which cells are wanted, filled, empty or failed, why, and what they will cost.
+
+    Computes nothing. Of a pico world that is not there, the pictures are drawn first, and a line says so.
+    """
     from pipeline.pair_teachers import plan_all
     from pipeline.setup import prepare
     from pipeline.show import plan_table, shared_rows
@@ -83,6 +88,7 @@ def plan(
 
 
 @app.command()
+@in_every_folder("config", names_of_configuration)
 def run(
     config: ConfigFile,
     set: Set = None,
@@ -135,6 +141,7 @@ def run(
 
 
 @app.command()
+@in_every_folder("config", names_of_configuration)
 def train(config: ConfigFile, set: Set = None, limit: Limit = None) -> None:
     """Train the student from the cache, evaluate it and write its report. Never loads a teacher."""
     from pipeline.interrupt import stop_on_interrupt
@@ -147,6 +154,7 @@ def train(config: ConfigFile, set: Set = None, limit: Limit = None) -> None:
 
 
 @app.command()
+@in_every_folder("matrix", names_of_matrix)
 def experiments(
     matrix: Annotated[Path, typer.Argument(help="The matrix, for example configs/experiments.yaml.")],
 ) -> None:
@@ -157,6 +165,7 @@ def experiments(
 
 
 @app.command()
+@in_every_folder("config", names_of_configuration)
 def page(
     config: ConfigFile,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("page.html"),
@@ -174,6 +183,7 @@ app.command()(evaluate)
 
 
 @app.command()
+@in_every_folder("checkpoint", names_of_checkpoint)
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A student's checkpoint folder.")],
     images: Annotated[list[Path], typer.Argument(help="Pictures.")],
@@ -211,6 +221,7 @@ def check(
 
 
 @app.command()
+@in_every_folder("config", names_of_configuration)
 def verify(
     config: ConfigFile,
     table: Annotated[str, typer.Argument(help="A table's name in the configuration.")],

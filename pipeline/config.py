@@ -89,7 +89,7 @@ class Workers(Section):
 
 
 class Config(Section):
-    """One setup. Relative paths are relative to the working directory, which is the checkout."""
+    """One setup. Relative paths are relative to the working directory, which :mod:`pipeline.whereabouts` chooses."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     cache: Path = Path("cache")

@@ -238,6 +238,7 @@ def _wanted(problem: Any) -> str:
     kind = problem["type"]
     if choices := _choices(problem):
         return " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
+    kind = {"Sequence": "list", "Mapping": "dict"}.get(problem.get("ctx", {}).get("class"), kind)
     words = WANTED.get(kind) or WANTED.get(kind.partition("_")[0])
     return words.format(**problem.get("ctx", {})) if words else f"something else ({problem['msg']})"
 

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.options import ConfigFile, Json, Set
+from pipeline.whereabouts import in_every_folder, names_of_configuration
 
 
+@in_every_folder("config", names_of_configuration)
 def labels(
     config: ConfigFile,
     set: Set = None,

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO
+
+LINE_SECONDS = 5.0
+
+
+@contextlib.contextmanager
+def working(what: str, out: IO[str] | None = None, every: float = LINE_SECONDS) -> Iterator[None]:
+    """Say what is done and for how long, every five seconds while it lasts; what is quick passes without a word.
+
+    Args:
+        what: ``starting Ray``, ``drawing the pico world into data/pico``.
+    """
+    out = out or sys.stderr
+    ended = threading.Event()
+    began = time.monotonic()
+
+    def tell() -> None:
+        while not ended.wait(every):
+            with contextlib.suppress(OSError, ValueError):
+                out.write(f"  {what} ({duration(time.monotonic() - began)})\n")
+                out.flush()
+
+    teller = threading.Thread(target=tell, name="working", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()
 
 
 @dataclass

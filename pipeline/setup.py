@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import Config, load_config
+from pipeline.config import Config, Dataset, PicoDataset, load_config
 from pipeline.graph import Context, Node, build_graph
+from pipeline.progress import size, working
 from pipeline.sources import Source, image_source, load_dataset, text_source
 from storage.cache import Cache
 from storage.errors import UserError
@@ -18,6 +20,10 @@ from storage.errors import UserError
 if TYPE_CHECKING:
     from stages.data.records import Annotations
     from stages.data.vocabulary import Vocabulary
+
+
+PICTURE_BYTES = 14_000
+"""Of a drawn picture and what is written of it: du -sb of the default world, by 5,000."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
     """
     config = load_config(path, overrides)
     try:
+        announce_drawing(config.dataset)
         dataset = load_dataset(config.dataset, limit)
     except UserError as error:
         raise UserError(f"{path}: dataset: {error}") from None
@@ -60,16 +67,27 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
     cache = Cache.open(config.cache)
     digests = functools.partial(cache.memory.digests, rehash=rehash)
     context = Context(vocabulary, vocabulary.prompts(), dataset, digests, cache.memory.derived)
-    nodes = build_graph(config, context, path)
-    try:
-        dataset, images = image_source(dataset, cache.memory, rehash, getattr(config.dataset, "lenient", False))
-    except UserError as error:
-        raise UserError(f"{path}: dataset: {error}") from None
-    sources = {
-        "images": images,
-        "texts": text_source(vocabulary.prompts()),
-    }
+    with working("reading the checkpoints"):
+        nodes = build_graph(config, context, path)
+    with working(f"naming the pictures of {config.dataset.root} by their bytes"):
+        try:
+            dataset, images = image_source(dataset, cache.memory, rehash, getattr(config.dataset, "lenient", False))
+        except UserError as error:
+            raise UserError(f"{path}: dataset: {error}") from None
+    sources = {"images": images, "texts": text_source(vocabulary.prompts())}
     return Setup(path, config, dataset, vocabulary, cache, nodes, sources, tuple(overrides), limit)
+
+
+def announce_drawing(dataset: Dataset) -> None:
+    """Say that the pico world will be drawn, before it is: whatever asks for it first, a plan too, writes it."""
+    if not isinstance(dataset, PicoDataset):
+        return
+    from stages.data.pico.world import is_written
+
+    if not is_written(dataset.root, dataset.seed, dataset.train, dataset.test):
+        number = dataset.train + dataset.test
+        about = f"{number:,} pictures, about {size(number * PICTURE_BYTES)}"
+        print(f"Drawing the pico world into {dataset.root} first: {about}.", file=sys.stderr)
 
 
 def is_folder(setup: Setup) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.options import ConfigFile, Json, Set
+from pipeline.whereabouts import in_every_folder, names_of_configuration
 
 if TYPE_CHECKING:
     from pipeline.plan import TablePlan
@@ -24,6 +25,7 @@ Log = Annotated[
 ]
 
 
+@in_every_folder("config", names_of_configuration)
 def triplets(config: ConfigFile, set: Set = None, log: Log = None, as_json: Json = False) -> None:
     """Count, for every caption question, the triplets taken and the phrases dropped, by reason."""
     from pipeline.pair_teachers import plan_all

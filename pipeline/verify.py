@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from pipeline.pair_teachers import plan_all
+from pipeline.progress import working
 from pipeline.run import make_part
 from pipeline.setup import Setup
 from stages.stage import TensorOutput
@@ -71,9 +73,13 @@ def verify_table(setup: Setup, name: str, sample: int, seed: int) -> Verificatio
         [source.keys[i] for i in members],
         (part,),
     )
-    worker = Worker(setup.config.workers.device)
+    device = setup.config.workers.device
+    what = f"computing {len(chosen):,} cells of {len(positions):,} rows of {name} again on {device}"
+    print(f"{what[0].upper()}{what[1:]}; the model is loaded first.", file=sys.stderr)
+    worker = Worker(device)
     try:
-        outcome = worker.forward(task)
+        with working(what):
+            outcome = worker.forward(task)
     finally:
         worker.close()
     assert outcome is not None

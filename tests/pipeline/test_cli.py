@@ -232,6 +232,8 @@ def test_verify(album):
     same = hoi_distill("verify", album.path, "scores", "--sample", "7")
     assert same.returncode == 0
     assert "7 cells computed again, agree" in same.stdout
+    assert same.stderr.startswith("Computing 7 cells of ")
+    assert "scores again on cpu; the model is loaded first.\n" in same.stderr
     code = f"""
 from tests.pipeline import toys
 toys.register()

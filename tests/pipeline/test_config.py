@@ -47,7 +47,7 @@ def put(document: dict, dotted: str, value) -> None:
         ("workers.count", 0, ["workers.count", "expected at least 1; got 0"]),
         ("workers.executor", "spark", ["workers.executor: expected ray or inline; got 'spark'"]),
         ("tables.scores.shard_rows", 1.5, ["tables.scores.shard_rows: expected a whole number; got 1.5"]),
-        ("tables.scores.columns", 3, ["tables.scores.columns", "3"]),
+        ("tables.scores.columns", 3, ["tables.scores.columns: expected a list; got 3"]),
         ("tables.scores.splits", ["training"], ["tables.scores.splits.0: expected train or test; got 'training'"]),
         ("dataset.kind", "imagenet", ["dataset.kind: unknown kind 'imagenet'; there are folder, hico-det, pico, "]),
         ("dataset.kind", "picco", ["dataset.kind: unknown kind 'picco'; did you mean pico?"]),

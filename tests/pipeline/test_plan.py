@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.plan import estimate, ones, pack, unpack
+from storage.errors import UserError
 from tests.pipeline.toys import Album, computed, flip_byte, paint, plan_of, run, score_of
 
 
@@ -141,3 +142,19 @@ def test_speed_is_told_only_of_the_same_teacher(album):
     assert to_come(Stranger) == (size, None)
     assert to_come(Stranger, made.table)[1] == seconds
     assert to_come() == (None, None)
+
+
+def test_a_world_that_is_drawn_for_a_plan_is_told_before(album, tmp_path, capsys):
+    album.config["dataset"] = {"kind": "pico", "root": str(tmp_path / "world"), "train": 3, "test": 2}
+    album.write()
+    album.setup()
+    said = capsys.readouterr()
+    assert said.err == f"Drawing the pico world into {tmp_path / 'world'} first: 5 pictures, about 70.0 kB.\n"
+    assert said.out == ""
+    album.setup()
+    assert capsys.readouterr().err == ""
+    album.config["dataset"]["train"] = 4
+    album.write()
+    with pytest.raises(UserError, match="holds another pico world"):
+        album.setup()
+    assert capsys.readouterr().err == ""

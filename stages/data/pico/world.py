@@ -59,8 +59,7 @@ def write_world(root: str | Path, seed: int = 0, train: int = 4000, test: int = 
 
     Raises UserError when the folder holds another world, of other parameters or an older renderer, or something else.
     """
-    root = Path(root)
-    identity = {"world": WORLD_VERSION, "renderer": RENDERER_VERSION, "seed": seed, "train": train, "test": test}
+    root, identity = Path(root), _identity(seed, train, test)
     if _holds(root, identity):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +82,15 @@ def write_world(root: str | Path, seed: int = 0, train: int = 4000, test: int = 
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return root
+
+
+def is_written(root: str | Path, seed: int, train: int, test: int) -> bool:
+    """Whether :func:`write_world` would find the world there. Raises UserError where it would."""
+    return _holds(Path(root), _identity(seed, train, test))
+
+
+def _identity(seed: int, train: int, test: int) -> dict[str, int]:
+    return {"world": WORLD_VERSION, "renderer": RENDERER_VERSION, "seed": seed, "train": train, "test": test}
 
 
 def _holds(root: Path, identity: dict[str, int]) -> bool:
