@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from workers.pulse import Beat, Pulse
 from workers.task import FailureLimit, Task, TaskReport
 from workers.worker import Worker
 
@@ -17,20 +18,22 @@ def execute(
     report: Callable[[TaskReport], None],
     stop: threading.Event,
     device: str = "cpu",
+    beat: Callable[[Sequence[Beat]], None] | None = None,
 ) -> None:
     """Run the tasks in order; the next one computes while the last one is written.
 
     Args:
         workers: not used: there is one worker, and torch already uses the machine's cores.
         report: called in this thread once a task's cells are committed.
-        stop: once set, the current task is finished and committed, and this returns.
+        stop: once set, the current task ends after its batch, what it has computed is committed, and this returns.
+        beat: called with all that is under way at each step of a task, in whichever thread makes it.
 
     Raises:
         UserError: too many inputs failed (:class:`workers.task.FailureLimit`).
         Exception: what a stage or the storage raised. Committed tasks stay committed.
     """
     limit = FailureLimit()
-    worker = Worker(device)
+    worker = Worker(device, stop=stop, pulse=Pulse(beat))
 
     def finish(written: Future[TaskReport]) -> None:
         done = written.result()
