@@ -37,7 +37,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage.errors import UserError, WorkStopped
-from workers.pulse import Beat
+from workers.pulse import READING, Beat
 from workers.ray_session import attached_ray, check_nodes, cluster_address, living_nodes, local_ray, unbroken
 from workers.task import FailureLimit, Task, TaskReport
 
@@ -191,7 +191,7 @@ class _Member:
     beats: tuple[Beat, ...] = ()
     quiet: float = 0.0
     unheard: float = 0.0
-    patience: float = TOLD_SECONDS
+    patience: float = field(default_factory=lambda: TOLD_SECONDS)
     blamed: bool | None = None
     """None while it lives; then whether its only job is to blame."""
 
@@ -200,8 +200,13 @@ class _Member:
 
     def task(self) -> str:
         """The task that it computes, or else the first that it holds."""
-        doing = next((beat.task_id for beat in self.beats if beat.doing != "reading"), None)
+        doing = next((beat.task_id for beat in self.held() if beat.doing != READING), None)
         return doing or next(iter(self.jobs.values())).task.task_id
+
+    def held(self) -> list[Beat]:
+        """The last beats of the tasks that it still holds."""
+        names = {job.task.task_id for job in self.jobs.values()}
+        return [beat for beat in self.beats if beat.task_id in names]
 
 
 class _Pool:
@@ -370,7 +375,7 @@ class _Pool:
             member.quiet = 0.0
         member.beats = beats
         if self._beat is not None:
-            self._beat([beat for each in self._members if each.jobs for beat in each.beats])
+            self._beat([beat for each in self._members for beat in each.held()])
 
     def _count(self, answer: TaskReport) -> None:
         self._report(answer)
