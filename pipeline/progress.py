@@ -38,13 +38,10 @@ def working(what: str, out: IO[str] | None = None, every: float = LINE_SECONDS) 
     began = time.monotonic()
 
     def tell() -> None:
-        # The first word comes early: five seconds of silence are many.
-        wait = min(2.0, every)
-        while not ended.wait(wait):
+        while not ended.wait(every):
             with contextlib.suppress(OSError, ValueError):
                 out.write(f"  {what} ({duration(time.monotonic() - began)})\n")
                 out.flush()
-            wait = every
 
     teller = threading.Thread(target=tell, name="working", daemon=True)
     teller.start()

@@ -56,7 +56,8 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event, note: Note | Non
     """
     summary = RunSummary()
     for level in levels(setup.nodes):
-        plans = plan_all(setup)
+        with working("planning"):
+            plans = plan_all(setup)
         if note is not None:
             note(plans)
         todo = {name: plans[name].counts["empty"] for name in level}
@@ -95,7 +96,7 @@ def fill_cache(setup: Setup) -> None:
     chosen = setup.config.workers
     with stop_on_interrupt() as stop, \
             choose_executor(chosen.executor, chosen.device, chosen.count, **chosen.limits()) as execute:  # fmt: skip
-        if fill(setup, execute, stop).interrupted:
+        if fill(setup, execute, stop).interrupted or stop.is_set():
             raise KeyboardInterrupt
     empty = [name for name, made in plan_all(setup).items() if not made.complete()]
     if empty:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import Config, load_config
 from pipeline.graph import Context, Node, build_graph
+from pipeline.progress import working
 from pipeline.sources import Source, image_source, load_dataset, text_source
 from storage.cache import Cache
 from storage.errors import UserError
@@ -60,11 +61,12 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
     cache = Cache.open(config.cache)
     digests = functools.partial(cache.memory.digests, rehash=rehash)
     context = Context(vocabulary, vocabulary.prompts(), dataset, digests, cache.memory.derived)
-    nodes = build_graph(config, context, path)
-    sources = {
-        "images": image_source(dataset, cache.memory, rehash),
-        "texts": text_source(vocabulary.prompts()),
-    }
+    with working("reading weights and pictures"):
+        nodes = build_graph(config, context, path)
+        sources = {
+            "images": image_source(dataset, cache.memory, rehash),
+            "texts": text_source(vocabulary.prompts()),
+        }
     return Setup(path, config, dataset, vocabulary, cache, nodes, sources, tuple(overrides), limit)
 
 

@@ -101,8 +101,8 @@ def test_a_long_batch_is_told_of_and_every_second_says_where_tasks_are(
     executor.execute(
         made.tasks(made.part(colour), size=8), report=lambda _: None, stop=threading.Event(), beat=beats.extend
     )
-    (told,) = {line for line in caplog.messages if "has been running for" in line}
-    assert told.startswith("task task 0 has been running for 2 s on worker ")
+    told = [line for line in caplog.messages if "has been running for" in line]
+    assert told[0].startswith("task task 0 has been running for 2 s on worker ")
     assert {beat.batches for beat in beats if beat.doing == "computing"} == {0, 1}
     assert {beat.cells["colour"] for beat in beats} >= {0, 12}
 
