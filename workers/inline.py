@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 from workers.pulse import Beat, Pulse
 from workers.task import FailureLimit, Task, TaskReport
-from workers.worker import Worker
+from workers.worker import SAVE_SECONDS, Worker
 
 
 def execute(
@@ -41,7 +42,7 @@ def execute(
         if error := limit.add(done):
             raise error
 
-    with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+    with _saving(worker), ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
         writing: Future[TaskReport] | None = None
         try:
             for task in tasks:
@@ -57,3 +58,24 @@ def execute(
             worker.close()
             if writing is not None:
                 finish(writing)
+
+
+@contextmanager
+def _saving(worker: Worker) -> Iterator[None]:
+    """Commits what is computed before a batch that outlasts a stop."""
+    ended = threading.Event()
+
+    def save() -> None:
+        while not ended.wait(0.5):
+            if worker.stop.is_set():
+                if not ended.wait(SAVE_SECONDS):
+                    worker.save()
+                return
+
+    saver = threading.Thread(target=save, name="save", daemon=True)
+    saver.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        saver.join()

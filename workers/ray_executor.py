@@ -144,8 +144,9 @@ class _Actor:
             sys.modules["torch"].set_num_threads(threads)
         import ray
 
-        from workers.worker import Worker
+        from workers.worker import SAVE_SECONDS, Worker
 
+        self._save_after = SAVE_SECONDS
         self._worker = Worker("cuda" if ray.get_gpu_ids() else "cpu", readers=max(2, threads))
 
     def ready(self) -> str:
@@ -160,6 +161,8 @@ class _Actor:
 
     def stop(self) -> None:
         self._worker.stop.set()
+        time.sleep(self._save_after)
+        self._worker.save()
 
 
 @dataclass
@@ -472,7 +475,7 @@ def _actor_factory(size: int, tasks: Sequence[Task]) -> Callable[[], Any]:
         "num_gpus": _quantity(gpus),
         "max_restarts": 0,
         "max_task_retries": 0,
-        "max_concurrency": IN_FLIGHT + 1,  # one more, for stop()
+        "max_concurrency": IN_FLIGHT + 2,  # for stop() and beats()
         "scheduling_strategy": "SPREAD",
     }
     threads = max(1, int(total.get("CPU", 1)) // size)

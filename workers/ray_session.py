@@ -51,8 +51,8 @@ def unbroken() -> Iterator[None]:
     """For Ray's start and end, in the midst of which its core crashes or hangs when a signal's handler raises.
 
     A handler runs at once all the same, but one that raises KeyboardInterrupt ends the process here and now with exit
-    code 130: the kernel ends our own Ray with its driver, and the next run sweeps its folder. Handlers that Ray itself
-    installs go again.
+    code 130: the kernel ends our own Ray with its driver, and the next run sweeps its folder. Ray installs no handlers of
+    its own meanwhile; the one that it has for SIGTERM leaves without a word.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -69,9 +69,12 @@ def unbroken() -> Iterator[None]:
 
     for number in ours:
         signal.signal(number, handle)
+    install = signal.signal
+    signal.signal = lambda n, new: signal.getsignal(n) if n in ours else install(n, new)  # type: ignore[assignment]
     try:
         yield
     finally:
+        signal.signal = install
         for number, handler in ours.items():
             signal.signal(number, handler)
 

@@ -9,6 +9,7 @@ tables of one batch: what is computed until then is committed.
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import sys
 import threading
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 REPORTED = 10
 """At most so many reasons and changed files travel in a report."""
+SAVE_SECONDS = 5.0
+"""A batch that lasts longer than this after a stop may not live to its end: what is computed before it is committed."""
 
 
 class Worker:
@@ -62,6 +65,8 @@ class Worker:
         self._forward_turn = threading.Lock()
         self._storage_turn = threading.Lock()
         self._tables: dict[tuple[str, bytes], Table] = {}
+        self._save_turn = threading.Lock()
+        self._computing: Outcome | None = None
         self._opened: dict[tuple[Any, ...], Stage] = {}
         self._shared: dict[Any, Any] = {}
 
@@ -103,6 +108,7 @@ class Worker:
             if self.stop.is_set():
                 return None
             started = time.perf_counter()
+            self._computing = Outcome(task, fillings, np.zeros(0, np.int64), changed, 0.0)
             self.pulse.step(task.task_id, LOADING, len(batches))
             stages = self._open(task)
             self.pulse.step(task.task_id, COMPUTING)
@@ -125,7 +131,21 @@ class Worker:
                 tried += positions.tolist()
                 self.pulse.batch(task.task_id, _done(fillings))
             seconds = time.perf_counter() - started
+            with self._save_turn:
+                self._computing = None
         return Outcome(task, fillings, np.sort(np.array(tried, dtype=np.int64)), changed, seconds) if tried else None
+
+    def save(self) -> None:
+        """Commit what is computed so far of the task that computes now, in another thread; the rest of it is committed, and
+        all of it reported, when it ends."""
+        with self._save_turn:
+            if self._computing is None:
+                return
+            task, fillings = self._computing.task, self._computing.fillings
+            so_far = [filling.so_far() for filling in fillings]
+            self._write(Outcome(task, so_far, np.zeros(0, np.int64), [], 0.0))
+            for filling, saved in zip(fillings, so_far, strict=True):
+                filling.saved = saved.valid
 
     def write(self, outcome: Outcome) -> TaskReport:
         """Commit one shard per part and report."""
@@ -148,7 +168,7 @@ class Worker:
                     reasons.setdefault(row, f"{_shown(task.uris[row])}: {reason}")
             cells[part.name] = int(filling.valid.sum())
             failures[part.name] = len(filling.failures)
-            if not cells[part.name] and not failures[part.name]:
+            if not filling.unsaved.any() and not failures[part.name]:
                 continue
             provenance = {
                 "task": task.task_id,
@@ -243,7 +263,7 @@ class Filling:
 
     Attributes:
         needed: ``bool [R, C]``: the part's needed cells, less those whose upstream cell is a failure.
-        valid: ``bool [R, C]``: computed.
+        valid: ``bool [R, C]``: computed. saved: those of them that are committed already.
         failures: ``{(row, column): reason}``.
         failed_here: rows that failed by themselves, not because something upstream had.
         seconds: spent in the stage's ``compute``; work that parts of a pass share is counted where it was done.
@@ -253,6 +273,7 @@ class Filling:
         self.part = part
         self.needed = part.needed.copy()
         self.valid = np.zeros_like(part.needed)
+        self.saved = np.zeros_like(part.needed)
         self.failures: dict[tuple[int, int], str] = {}
         self.failed_here: set[int] = set()
         self.seconds = 0.0
@@ -333,6 +354,19 @@ class Filling:
         self.valid[positions] |= lacking
 
     @property
+    def unsaved(self) -> np.ndarray:
+        """``bool [R, C]``."""
+        return self.valid & ~self.saved
+
+    def so_far(self) -> Filling:
+        """What is whole now, for a thread that writes it while this one goes on: a batch's cells are valid when all of them
+        are kept. Failures come at the end."""
+        other = copy.copy(self)
+        other.valid, other.failures, other.failed_here = self.valid.copy(), {}, set()
+        other._pieces = {column: list(pieces) for column, pieces in self._pieces.items()}
+        return other
+
+    @property
     def done(self) -> int:
         """Cells that have a value or a failure."""
         return int(self.valid.sum()) + len(self.failures)
@@ -355,7 +389,7 @@ class Filling:
         commit = table.commit(
             rows[self._rows],
             columns,
-            self.valid[np.ix_(self._rows, chosen)],
+            self.unsaved[np.ix_(self._rows, chosen)],
             {column: self._values(column) for column in columns if self._has(column)},
             {(int(self._slot[row]), place[column]): reason for (row, column), reason in self.failures.items()},
             inputs,

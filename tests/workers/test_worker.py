@@ -247,6 +247,46 @@ def test_a_stopped_task_goes_on_with_the_rest_in_the_same_batches(made: Album, t
     assert np.allclose(made.read(maps)["original"][:, :, 1, 1], made.colours / 255, atol=1e-3)
 
 
+def test_what_is_computed_before_an_endless_batch_is_saved_and_no_cell_is_written_twice(made: Album) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Endless(Stopping):
+        def compute(self, *arguments: Any) -> Any:
+            answers = super().compute(*arguments)
+            if self.calls == self.at:
+                begun.set()
+                assert go_on.wait(60)
+            return answers
+
+    replaced(made, 1, b"not a picture")
+    worker, colour, maps = Worker(), Endless(threading.Event(), at=3), Map()
+    (task,) = made.tasks(made.part(colour), made.part(maps), size=20)
+    reports: list[TaskReport | None] = []
+    running = threading.Thread(target=lambda: reports.append(worker.run(task)))
+    running.start()
+    assert begun.wait(60)
+    worker.save()
+    worker.save()  # nothing new: no second record
+    for stage in (colour, maps):
+        assert np.flatnonzero(~made.empty(stage).any(axis=1)).tolist() == [0, 2, 3, 4, 5, 6, 7]
+    go_on.set()
+    running.join()
+    (report,) = reports
+    assert report is not None
+    assert report.cells == {"colour": 57, "map": 38}
+    assert report.failures == {"colour": 3, "map": 2}
+    for stage in (colour, maps):
+        assert not made.empty(stage).any()
+        records = [record.header["cells"] for record in made.spec(stage).open().records()]
+        assert len(records) == 2
+        assert sum(records) == 19 * len(stage.columns)
+    assert np.array_equal(
+        np.delete(np.stack(list(made.read(colour).values()), axis=1), 1, 0), np.delete(made.colours, 1, 0)
+    )
+    worker.save()
+    worker.close()
+
+
 def test_every_step_of_a_task_is_told(made: Album) -> None:
     told: list[tuple[object, ...]] = []
     beats: list[Beat] = []
