@@ -129,7 +129,8 @@ def run(
         return
     chosen = setup.config.workers
     with stop_on_interrupt() as stop, \
-            choose_executor(executor or chosen.executor, chosen.device, workers or chosen.count) as execute:  # fmt: skip
+            choose_executor(executor or chosen.executor, chosen.device, workers or chosen.count, **chosen.limits()) \
+            as execute:  # fmt: skip
         summary = fill(setup, execute, stop, functools.partial(register, setup) if limit is None else None)
     run_summary(summary)
     if summary.interrupted:

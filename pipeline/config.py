@@ -86,6 +86,13 @@ class Workers(Section):
     count: int = Field(default=2, ge=1)
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda|mps)(:\d+)?$")
     """Of the inline executor; Ray's workers take a GPU where a table's ``gpus`` reserves one."""
+    hang_after: float = Field(default=1800, gt=0)
+    """Seconds: a Ray worker that computes no batch and loads no model in them is replaced."""
+    start_within: float = Field(default=100, gt=0)
+    """Seconds in which the first Ray worker has to start; more where a cluster first fetches machines."""
+
+    def limits(self) -> dict[str, float]:
+        return {"hang_after": self.hang_after, "start_within": self.start_within}
 
 
 class Config(Section):

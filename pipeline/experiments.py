@@ -84,6 +84,7 @@ def run_matrix(path: Path) -> None:
     Cells that an arm wants and the cache lacks are computed before its first training; its tables are then no garbage.
     """
     from pipeline.collect import register
+    from pipeline.interrupt import stop_on_interrupt
     from pipeline.pair_teachers import plan_all
     from pipeline.run import fill_cache
     from pipeline.setup import prepare
@@ -98,7 +99,10 @@ def run_matrix(path: Path) -> None:
             if seed == matrix.seeds[0]:
                 fill_cache(setup)
                 register(setup, plan_all(setup))
-            folder = train_student(setup)
+            with stop_on_interrupt() as stop:
+                folder = train_student(setup, stop)
+                if stop.is_set():
+                    raise KeyboardInterrupt
             runs[arm].append(finished(folder, seed))
             page = setup.config.runs / matrix.name / "experiments.html"
             write_tables(matrix, runs, page)

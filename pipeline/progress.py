@@ -1,16 +1,29 @@
-"""Progress of a run: one line per table with rows/s and time left; without a terminal, a line every 30 seconds."""
+"""What a run says while it works: a line per table with its pace and the time left, and no long silence.
+
+A terminal gets lines that renew themselves. Anything else gets the lines that have changed, every five seconds for the
+first ten minutes and every thirty from then on.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import IO
 
+from workers.pulse import COMPUTING, LOADING, READING, Beat
+from workers.task import TaskReport
+
+RENEW_SECONDS = 0.5
 LINE_SECONDS = 5.0
+LATER_SECONDS = 30.0
+LATER_FROM = 600.0
+LONG_SECONDS = 5.0
+"""A step that has taken this long is shown with its time."""
 
 
 @contextlib.contextmanager
@@ -41,7 +54,7 @@ def working(what: str, out: IO[str] | None = None, every: float = LINE_SECONDS) 
 
 @dataclass
 class TableProgress:
-    """Cells of one table: to do, done, recorded as failures."""
+    """Cells of one table: to do, done, recorded as failures; seconds (of the monotonic clock) of its first and last."""
 
     todo: int
     done: int = 0
@@ -50,48 +63,166 @@ class TableProgress:
     ended: float | None = None
 
 
+@dataclass
 class Progress:
-    """Prints what a run does. A terminal gets lines that renew themselves, anything else a line every ``every`` seconds."""
+    """What a run does, drawn by a thread of its own from ``with`` to the end of the block.
 
-    def __init__(self, todo: Mapping[str, int], every: float = 30.0, out: IO[str] | None = None) -> None:
-        self.out = out or sys.stderr
-        self.tables = {name: TableProgress(cells) for name, cells in todo.items() if cells}
-        self.every = 0.5 if self.out.isatty() else every
-        self.began = self.last = time.monotonic()
-        self.drawn = 0
+    Args:
+        todo: empty cells by table.
+        stop: once set, a line says what is waited for.
+        every: seconds between two drawings; by default as the module says.
 
-    def advance(self, cells: Mapping[str, int], failures: Mapping[str, int]) -> None:
-        """Count a finished task: cells written and failure cells recorded, by table."""
+    Log lines, of warnings and worse, stand above the renewing ones meanwhile.
+    """
+
+    todo: Mapping[str, int]
+    stop: threading.Event = field(default_factory=threading.Event)
+    out: IO[str] | None = None
+    every: float | None = None
+
+    def __post_init__(self) -> None:
+        self._out = self.out or sys.stderr
+        self._terminal = self._out.isatty()
+        self.tables = {name: TableProgress(cells) for name, cells in self.todo.items() if cells}
+        self.began = self._heard = time.monotonic()
+        self._beats: Sequence[Beat] = ()
+        self._drawn: list[str] = []
+        self._lock = threading.RLock()
+        self._ended = threading.Event()
+        self._log = _Above(self)
+
+    def __enter__(self) -> Progress:
+        logging.getLogger().addHandler(self._log)
+        self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
+        self._ticker.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._ended.set()
+        self._ticker.join()
+        logging.getLogger().removeHandler(self._log)
+        self._beats = ()
+        if kind is None:
+            self.draw()
+
+    def _tick(self) -> None:
+        while not self._ended.wait(self._interval()):
+            self.draw()
+
+    def _interval(self) -> float:
+        if self.every is not None:
+            return self.every
+        if self._terminal:
+            return RENEW_SECONDS
+        return LINE_SECONDS if time.monotonic() - self.began < LATER_FROM else LATER_SECONDS
+
+    def under_way(self, beats: Sequence[Beat]) -> None:
+        """Take what all workers do now."""
         now = time.monotonic()
-        for name, number in cells.items():
-            if name in self.tables:
-                table = self.tables[name]
-                table.started = table.started or self.began
-                table.done += number
-                table.failed += failures.get(name, 0)
-                if table.done + table.failed >= table.todo:
-                    table.ended = now
-        if now - self.last >= self.every:
-            self.draw(now)
+        with self._lock:
+            self._beats, self._heard = beats, now
+            for name in {name for beat in beats if beat.doing != READING for name in beat.cells}:
+                if name in self.tables and self.tables[name].started is None:
+                    self.tables[name].started = now
 
-    def draw(self, now: float | None = None) -> None:
-        now = now or time.monotonic()
-        self.last = now
-        if self.out.isatty() and self.drawn:
-            self.out.write(f"\x1b[{self.drawn}F\x1b[J")
-        lines = [self.line(name, table, now) for name, table in self.tables.items()]
-        self.out.write("".join(line + "\n" for line in lines))
-        self.out.flush()
-        self.drawn = len(lines)
+    def advance(self, report: TaskReport) -> None:
+        """Count a finished task."""
+        now = time.monotonic()
+        with self._lock:
+            self._beats = [beat for beat in self._beats if beat.task_id != report.task_id]
+            for name, number in report.cells.items():
+                if name in self.tables:
+                    table = self.tables[name]
+                    table.done += number
+                    table.failed += report.failures.get(name, 0)
+                    if table.done + table.failed >= table.todo:
+                        table.ended = now
+
+    def say(self, line: str) -> None:
+        """A line that stays, above those that renew themselves."""
+        with self._lock:
+            self._erase()
+            self._write([line])
+            if self._terminal:
+                self._write(self._drawn)
+
+    def draw(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            lines = [self.line(name, table, now) for name, table in self.tables.items()]
+            if note := self._note(now):
+                lines.append(note)
+            if self._terminal:
+                self._erase()
+                self._write(lines)
+            else:
+                self._write([line for line in lines if line not in self._drawn])
+            self._drawn = lines
 
     def line(self, name: str, table: TableProgress, now: float) -> str:
-        finished = table.done + table.failed
+        """One table: ``  itm   1,024 / 290,000 cells   577/s  8 min 21 s left``."""
+        mine = [beat for beat in self._beats if name in beat.cells]
+        finished = min(table.done + table.failed + sum(beat.cells[name] for beat in mine), table.todo)
         text = f"  {name:16s} {finished:>9,} / {table.todo:,} cells"
         if finished:
-            rate = finished / max((table.ended or now) - self.began, 1e-9)
-            left = (table.todo - finished) / rate
-            text += f"  {rate:8,.0f}/s  {duration(left)} left" if left else f"  {rate:8,.0f}/s  done"
-        return text + (f"  {table.failed} failed" if table.failed else "")
+            rate = finished / max((table.ended or now) - (table.started or self.began), 1e-9)
+            left = table.todo - finished
+            text += f"  {pace(rate, 'cell'):>12s}  " + (f"{duration(left / rate)} left" if left else "done")
+        if table.failed:
+            text += f"  {table.failed} failed"
+        longest = max((beat for beat in mine if beat.doing != READING), key=lambda beat: beat.since, default=None)
+        if longest is not None and (not finished or longest.since + now - self._heard >= LONG_SECONDS):
+            text += f"  ({self._step(longest, now)})"
+        return text
+
+    def _step(self, beat: Beat, now: float) -> str:
+        """What a task is at: ``batch 3 of 8, 40 s``."""
+        what = {LOADING: "loading models", COMPUTING: f"batch {min(beat.batches + 1, beat.of)} of {beat.of}"}
+        since = beat.since + now - self._heard
+        return what.get(beat.doing, beat.doing) + (f", {duration(since)}" if since >= LONG_SECONDS else "")
+
+    def _note(self, now: float) -> str:
+        """What is waited for, where the tables' lines do not say it."""
+        if self.stop.is_set() and self._beats:
+            last = max(self._beats, key=lambda beat: beat.left(now - self._heard) or 0.0)
+            left = last.left(now - self._heard)
+            rest = "time left unknown" if left is None else f"about {duration(left)} left"
+            return f"  Stopping: waiting for task {last.task_id}: {self._step(last, now)}; {rest}"
+        if not self._beats and not self._ended.is_set() and any(table.ended is None for table in self.tables.values()):
+            return f"  waiting for a worker to begin ({duration(now - self._heard)})"
+        return ""
+
+    def _erase(self) -> None:
+        if self._terminal and self._drawn:
+            self._write_text(f"\x1b[{len(self._drawn)}F\x1b[J")
+
+    def _write(self, lines: Sequence[str]) -> None:
+        self._write_text("".join(line + "\n" for line in lines))
+
+    def _write_text(self, text: str) -> None:
+        """A terminal that has gone away takes no run with it."""
+        with contextlib.suppress(OSError):
+            self._out.write(text)
+            self._out.flush()
+
+
+class _Above(logging.Handler):
+    """Log records as lines above the progress."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.WARNING)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.say(self.format(record))
+
+
+def pace(per_second: float, unit: str) -> str:
+    """``577/s``, ``3.4/s``; below one, the time of a unit: ``2.5 s/cell``, ``3 min 20 s/cell``."""
+    if per_second >= 1:
+        return f"{per_second:,.0f}/s" if per_second >= 10 else f"{per_second:.1f}/s"
+    seconds = 1 / per_second
+    return (f"{seconds:.1f} s" if seconds < 100 else duration(seconds)) + f"/{unit}"
 
 
 def duration(seconds: float) -> str:

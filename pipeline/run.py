@@ -14,7 +14,7 @@ from pipeline.graph import levels, passes
 from pipeline.interrupt import stop_on_interrupt
 from pipeline.pair_teachers import plan_all, train_missing, trained_folders
 from pipeline.plan import TablePlan, align, folders
-from pipeline.progress import Progress
+from pipeline.progress import Progress, working
 from pipeline.setup import Setup
 from pipeline.sources import Source
 from stages.stage import fingerprint_record
@@ -42,7 +42,7 @@ class RunSummary:
 
 
 Execute = Callable[..., None]
-"""``execute(tasks, report=, stop=)``, see :mod:`workers.inline` and :mod:`workers.ray_executor`."""
+"""``execute(tasks, report=, stop=, beat=)``, see :mod:`workers.inline` and :mod:`workers.ray_executor`."""
 
 
 Note = Callable[[Mapping[str, TablePlan]], None]
@@ -56,7 +56,8 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event, note: Note | Non
     """
     summary = RunSummary()
     for level in levels(setup.nodes):
-        plans = plan_all(setup)
+        with working("planning"):
+            plans = plan_all(setup)
         if note is not None:
             note(plans)
         todo = {name: plans[name].counts["empty"] for name in level}
@@ -70,15 +71,14 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event, note: Note | Non
             for group in passes(wanted, {name: made.node for name, made in plans.items()})
             for task in make_tasks(group, plans, setup)
         ]
-        progress = Progress(todo)
+        progress = Progress(todo, stop)
 
         def report(done: TaskReport, progress: Progress = progress) -> None:
             summary.add(done)
-            progress.advance(done.cells, done.failures)
+            progress.advance(done)
 
-        with setup.cache.lease("run", [*folders(plans, setup.cache), *trained_folders(plans)]):
-            execute(tasks, report=report, stop=stop)
-        progress.draw()
+        with setup.cache.lease("run", [*folders(plans, setup.cache), *trained_folders(plans)]), progress:
+            execute(tasks, report=report, stop=stop, beat=progress.under_way)
         if stop.is_set():
             summary.interrupted = True
             break
@@ -95,8 +95,9 @@ def fill_cache(setup: Setup) -> None:
     if all(made.complete() for made in plan_all(setup).values()):
         return
     chosen = setup.config.workers
-    with stop_on_interrupt() as stop, choose_executor(chosen.executor, chosen.device, chosen.count) as execute:
-        if fill(setup, execute, stop).interrupted:
+    with stop_on_interrupt() as stop, \
+            choose_executor(chosen.executor, chosen.device, chosen.count, **chosen.limits()) as execute:  # fmt: skip
+        if fill(setup, execute, stop).interrupted or stop.is_set():
             raise KeyboardInterrupt
     empty = [name for name, made in plan_all(setup).items() if not made.complete()]
     if empty:
@@ -170,8 +171,12 @@ def table_spec(made: TablePlan, setup: Setup) -> TableSpec:
 
 
 @contextlib.contextmanager
-def choose_executor(name: str, device: str, workers: int) -> Iterator[Execute]:
-    """Something that runs tasks, for as many levels as there are; a Ray of our own starts and ends with it."""
+def choose_executor(name: str, device: str, workers: int, **limits: float) -> Iterator[Execute]:
+    """Something that runs tasks, for as many levels as there are; a Ray of our own starts and ends with it.
+
+    Args:
+        limits: ``hang_after`` and ``start_within``, see :class:`workers.ray_executor.RayExecutor`.
+    """
     if name == "inline":
         from workers import inline
 
@@ -180,10 +185,16 @@ def choose_executor(name: str, device: str, workers: int) -> Iterator[Execute]:
     elif name == "ray":
         from workers.ray_executor import RayExecutor
 
-        with RayExecutor(workers) as executor:
+        session = contextlib.ExitStack()
+        with working("starting Ray"):
+            executor = session.enter_context(RayExecutor(workers, **limits))
+        try:
             if device != "cpu" and not executor.gpus():
                 raise UserError(f"workers.device: {device}; Ray finds no GPU here, write cpu")
             yield executor.execute
+        finally:
+            with working("ending Ray"):
+                session.close()
     else:
         raise UserError(f"--executor {name}: there are ray and inline")
 

@@ -55,11 +55,13 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
 
     match dataset:
         case PicoDataset():
+            from pipeline.progress import working
             from stages.data.hico_det import load_hico_det
             from stages.data.pico.world import write_world
 
             try:
-                write_world(dataset.root, seed=dataset.seed, train=dataset.train, test=dataset.test)
+                with working(f"drawing the pico world into {dataset.root}"):
+                    write_world(dataset.root, seed=dataset.seed, train=dataset.train, test=dataset.test)
             except OSError as error:
                 raise UserError(f"{dataset.root}: the pico world cannot be drawn there: {error}") from None
             return {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
+from workers.pulse import Beat, Pulse
 from workers.task import FailureLimit, Task, TaskReport
-from workers.worker import Worker
+from workers.worker import SAVE_SECONDS, Worker
 
 
 def execute(
@@ -17,20 +19,22 @@ def execute(
     report: Callable[[TaskReport], None],
     stop: threading.Event,
     device: str = "cpu",
+    beat: Callable[[Sequence[Beat]], None] | None = None,
 ) -> None:
     """Run the tasks in order; the next one computes while the last one is written.
 
     Args:
         workers: not used: there is one worker, and torch already uses the machine's cores.
         report: called in this thread once a task's cells are committed.
-        stop: once set, the current task is finished and committed, and this returns.
+        stop: once set, the current task ends after its batch, what it has computed is committed, and this returns.
+        beat: called with all that is under way at each step of a task, in whichever thread makes it.
 
     Raises:
         UserError: too many inputs failed (:class:`workers.task.FailureLimit`).
         Exception: what a stage or the storage raised. Committed tasks stay committed.
     """
     limit = FailureLimit()
-    worker = Worker(device)
+    worker = Worker(device, stop=stop, pulse=Pulse(beat))
 
     def finish(written: Future[TaskReport]) -> None:
         done = written.result()
@@ -38,7 +42,7 @@ def execute(
         if error := limit.add(done):
             raise error
 
-    with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+    with _saving(worker), ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
         writing: Future[TaskReport] | None = None
         try:
             for task in tasks:
@@ -54,3 +58,24 @@ def execute(
             worker.close()
             if writing is not None:
                 finish(writing)
+
+
+@contextmanager
+def _saving(worker: Worker) -> Iterator[None]:
+    """Commits what is computed before a batch that outlasts a stop."""
+    ended = threading.Event()
+
+    def save() -> None:
+        while not ended.wait(0.5):
+            if worker.stop.is_set():
+                if not ended.wait(SAVE_SECONDS):
+                    worker.save()
+                return
+
+    saver = threading.Thread(target=save, name="save", daemon=True)
+    saver.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        saver.join()

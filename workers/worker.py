@@ -2,44 +2,42 @@
 
 The three overlap. Reader threads decode the next batch while a batch is computed, and :meth:`Worker.run` may be called
 from several threads at once: forwards take turns, so one task's cells are written while the next task computes. A
-report is made only after the commit, so a task that was reported is on disk.
+report is made only after the commit, so a task that was reported is on disk. A stop comes between two batches, or two
+tables of one batch: what is computed until then is committed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import gc
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from stages.data.image import decode, frame_of
-from stages.stage import ArrowOutput, Batch, Stage, TensorOutput, Values
-from storage.digests import canonical_json, digest_bytes
+from stages.stage import ArrowOutput, Batch, Stage, Values
+from storage.digests import canonical_json
 from storage.errors import InputFailure
-from workers.task import TEXT_PREFIX, Part, TableSpec, Task, TaskReport
+from workers.batches import Changed, batch_of, batch_size_of, batches_of, load_row, padded, prefetch, to_numpy
+from workers.pulse import COMPUTING, LOADING, READING, WRITING, Pulse
+from workers.task import Part, TableSpec, Task, TaskReport
 
 if TYPE_CHECKING:
     from storage.table import Table
 
-Item = TypeVar("Item")
-Loaded = TypeVar("Loaded")
 
 REPORTED = 10
 """At most so many reasons and changed files travel in a report."""
-
-
-class Changed(Exception):
-    """A source's bytes are not those that were planned, or it has gone. Its cells stay empty."""
+SAVE_SECONDS = 5.0
+"""A batch that lasts longer than this after a stop may not live to its end: what is computed before it is committed."""
 
 
 class Worker:
@@ -48,17 +46,27 @@ class Worker:
     Args:
         device: where stages compute, ``cpu`` or ``cuda``.
         readers: threads that read and decode.
-        stop: once set, tasks that have not begun to compute return None; the one that computes is finished and
-            committed.
+        stop: once set, tasks that have not begun to compute return None; the one that computes ends with the table of
+            the batch that it is at, and its computed cells are committed.
+        pulse: told of every step.
     """
 
-    def __init__(self, device: str = "cpu", readers: int = 4, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self,
+        device: str = "cpu",
+        readers: int = 4,
+        stop: threading.Event | None = None,
+        pulse: Pulse | None = None,
+    ) -> None:
         self.device = device
         self.stop = stop or threading.Event()
+        self.pulse = pulse or Pulse()
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="read")
         self._forward_turn = threading.Lock()
         self._storage_turn = threading.Lock()
         self._tables: dict[tuple[str, bytes], Table] = {}
+        self._save_turn = threading.Lock()
+        self._computing: Outcome | None = None
         self._opened: dict[tuple[Any, ...], Stage] = {}
         self._shared: dict[Any, Any] = {}
 
@@ -78,19 +86,35 @@ class Worker:
 
     def forward(self, task: Task) -> Outcome | None:
         """Everything but the writing. Cells live in memory until :meth:`write`: a task's size bounds it."""
+        self.pulse.step(task.task_id, READING, cells={part.name: 0 for part in task.parts})
+        try:
+            outcome = self._forward(task)
+        except BaseException:
+            self.pulse.end(task.task_id)
+            raise
+        if outcome is None:
+            self.pulse.end(task.task_id)
+        return outcome
+
+    def _forward(self, task: Task) -> Outcome | None:
         with self._storage_turn:
             fillings = [Filling(part, task.rows, self._table) for part in task.parts]
-        batches = _batches(np.concatenate([filling.needed for filling in fillings], axis=1), _batch_size(task))
+        batches = batches_of(np.concatenate([filling.needed for filling in fillings], axis=1), batch_size_of(task))
         order = [position for batch in batches for position in batch.tolist()]
-        load = prefetch(self._readers, lambda position: _load(task, position), order, depth=_batch_size(task))
+        load = prefetch(self._readers, lambda position: load_row(task, position), order, depth=batch_size_of(task))
         changed: list[int] = []
-        with self._forward_turn:
+        tried: list[int] = []
+        with self._forward_turn, contextlib.closing(load):
             if self.stop.is_set():
-                load.close()
                 return None
             started = time.perf_counter()
+            self._computing = Outcome(task, fillings, np.zeros(0, np.int64), changed, 0.0)
+            self.pulse.step(task.task_id, LOADING, len(batches))
             stages = self._open(task)
+            self.pulse.step(task.task_id, COMPUTING)
             for positions in batches:
+                if self.stop.is_set():
+                    break
                 sources: list[Any] = []
                 sound: list[int] = []
                 for position, source in zip(positions.tolist(), islice(load, len(positions)), strict=True):
@@ -104,11 +128,34 @@ class Worker:
                         sources.append(source)
                 if sound:
                     self._compute(task, stages, fillings, np.array(sound), sources)
+                tried += positions.tolist()
+                self.pulse.batch(task.task_id, _done(fillings))
             seconds = time.perf_counter() - started
-        return Outcome(task, fillings, np.sort(np.array(order, dtype=np.int64)), changed, seconds)
+            with self._save_turn:
+                self._computing = None
+        return Outcome(task, fillings, np.sort(np.array(tried, dtype=np.int64)), changed, seconds) if tried else None
+
+    def save(self) -> None:
+        """Commit what is computed so far of the task that computes now, in another thread; the rest of it is committed, and
+        all of it reported, when it ends."""
+        with self._save_turn:
+            if self._computing is None:
+                return
+            task, fillings = self._computing.task, self._computing.fillings
+            so_far = [filling.so_far() for filling in fillings]
+            self._write(Outcome(task, so_far, np.zeros(0, np.int64), [], 0.0))
+            for filling, saved in zip(fillings, so_far, strict=True):
+                filling.saved = saved.valid
 
     def write(self, outcome: Outcome) -> TaskReport:
         """Commit one shard per part and report."""
+        self.pulse.step(outcome.task.task_id, WRITING)
+        try:
+            return self._write(outcome)
+        finally:
+            self.pulse.end(outcome.task.task_id)
+
+    def _write(self, outcome: Outcome) -> TaskReport:
         task, cells, failures, payload = outcome.task, {}, {}, 0
         bad = np.zeros(len(task.rows), dtype=bool)
         reasons: dict[int, str] = {}
@@ -121,7 +168,7 @@ class Worker:
                     reasons.setdefault(row, f"{_shown(task.uris[row])}: {reason}")
             cells[part.name] = int(filling.valid.sum())
             failures[part.name] = len(filling.failures)
-            if not cells[part.name] and not failures[part.name]:
+            if not filling.unsaved.any() and not failures[part.name]:
                 continue
             provenance = {
                 "task": task.task_id,
@@ -147,9 +194,12 @@ class Worker:
         self, task: Task, stages: list[Stage], fillings: list[Filling], positions: np.ndarray, sources: list[Any]
     ) -> None:
         """Run every part on one batch. The parts share its memo; a part that meets a bad row splits on its own."""
-        batch = _batch(task, positions, sources)
+        batch = batch_of(task, positions, sources)
         for stage, filling in zip(stages, fillings, strict=True):
+            if self.stop.is_set():
+                break
             self._fill(task, stage, filling, positions, sources, batch)
+            self.pulse.batch(task.task_id, _done(fillings), whole=False)
 
     def _fill(
         self,
@@ -170,7 +220,7 @@ class Worker:
                 return
             middle = len(positions) // 2
             for half in (slice(0, middle), slice(middle, None)):
-                smaller = _batch(task, positions[half], sources[half])
+                smaller = batch_of(task, positions[half], sources[half])
                 self._fill(task, stage, filling, positions[half], sources[half], smaller)
 
     def _open(self, task: Task) -> list[Stage]:
@@ -213,7 +263,7 @@ class Filling:
 
     Attributes:
         needed: ``bool [R, C]``: the part's needed cells, less those whose upstream cell is a failure.
-        valid: ``bool [R, C]``: computed.
+        valid: ``bool [R, C]``: computed. saved: those of them that are committed already.
         failures: ``{(row, column): reason}``.
         failed_here: rows that failed by themselves, not because something upstream had.
         seconds: spent in the stage's ``compute``; work that parts of a pass share is counted where it was done.
@@ -223,6 +273,7 @@ class Filling:
         self.part = part
         self.needed = part.needed.copy()
         self.valid = np.zeros_like(part.needed)
+        self.saved = np.zeros_like(part.needed)
         self.failures: dict[tuple[int, int], str] = {}
         self.failed_here: set[int] = set()
         self.seconds = 0.0
@@ -288,9 +339,9 @@ class Filling:
         columns = [self.part.columns[index] for index in np.flatnonzero(lacking.any(axis=0))]
         if not columns:
             return
-        padded = _padded(positions, len(batch.rows))
+        repeated = padded(positions, len(batch.rows))
         inputs = {
-            name: {column: cells.take(padded) for column, cells in table.items() if cells.has_any(positions)}
+            name: {column: cells.take(repeated) for column, cells in table.items() if cells.has_any(positions)}
             for name, table in self._inputs.items()
         }
         answers = stage.compute(batch, columns, inputs)
@@ -301,6 +352,24 @@ class Filling:
                 )
             self._keep(column, positions, answers[column])
         self.valid[positions] |= lacking
+
+    @property
+    def unsaved(self) -> np.ndarray:
+        """``bool [R, C]``."""
+        return self.valid & ~self.saved
+
+    def so_far(self) -> Filling:
+        """What is whole now, for a thread that writes it while this one goes on: a batch's cells are valid when all of them
+        are kept. Failures come at the end."""
+        other = copy.copy(self)
+        other.valid, other.failures, other.failed_here = self.valid.copy(), {}, set()
+        other._pieces = {column: list(pieces) for column, pieces in self._pieces.items()}
+        return other
+
+    @property
+    def done(self) -> int:
+        """Cells that have a value or a failure."""
+        return int(self.valid.sum()) + len(self.failures)
 
     def fail(self, position: int, reason: str) -> None:
         """Make the row's needed cells failures."""
@@ -320,7 +389,7 @@ class Filling:
         commit = table.commit(
             rows[self._rows],
             columns,
-            self.valid[np.ix_(self._rows, chosen)],
+            self.unsaved[np.ix_(self._rows, chosen)],
             {column: self._values(column) for column in columns if self._has(column)},
             {(int(self._slot[row]), place[column]): reason for (row, column), reason in self.failures.items()},
             inputs,
@@ -383,26 +452,6 @@ class _Column:
         return values
 
 
-def prefetch(
-    readers: ThreadPoolExecutor, load: Callable[[Item], Loaded], items: Iterable[Item], depth: int
-) -> Generator[Loaded, None, None]:
-    """``load(item)`` in order, at most ``depth`` of them begun and not yet taken. Loading starts at once."""
-    waiting = iter(items)
-    begun: deque[Future[Loaded]] = deque(readers.submit(load, item) for item in islice(waiting, depth))
-
-    def drain() -> Generator[Loaded, None, None]:
-        try:
-            while begun:
-                loaded = begun.popleft().result()
-                begun.extend(readers.submit(load, item) for item in islice(waiting, 1))
-                yield loaded
-        finally:
-            for future in begun:
-                future.cancel()
-
-    return drain()
-
-
 def record_failure(task: Task, reason: str) -> TaskReport:
     """Make every needed cell of a task a failure cell, without opening its stages."""
     fillings = [Filling(part, task.rows, TableSpec.open) for part in task.parts]
@@ -417,76 +466,8 @@ def record_failure(task: Task, reason: str) -> TaskReport:
         worker.close()
 
 
-FEW_PATTERNS = 8
-
-
-def _batches(needed: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Positions of the rows of ``bool [R, cells]`` that lack something, in batches.
-
-    A batch computes every column that one of its rows lacks, so rows that lack the same cells go together, and where there
-    are few such groups no batch holds rows of two: nothing that is there is computed again, for the price of some padding.
-    Of many small groups (each row wants cells of its own) neighbours share batches.
-    """
-    active = np.flatnonzero(needed.any(axis=1))
-    _, pattern, sizes = np.unique(np.packbits(needed[active], axis=1), axis=0, return_inverse=True, return_counts=True)
-    order = active[np.argsort(pattern.reshape(-1), kind="stable")]
-    ends = np.cumsum(sizes)[:-1] if len(sizes) <= FEW_PATTERNS else np.zeros(0, np.int64)
-    return [
-        group[start : start + batch_size]
-        for group in np.split(order, ends)
-        for start in range(0, len(group), batch_size)
-    ]
-
-
-def _batch(task: Task, positions: np.ndarray, sources: Sequence[Any]) -> Batch:
-    padded = _padded(positions, _batch_size(task))
-    stage = task.parts[0].stage
-    sources = [*sources, *[sources[-1]] * (len(padded) - len(sources))]
-    return Batch(
-        rows=task.rows[padded],
-        keys=[task.keys[position] for position in padded],
-        count=len(positions),
-        images=sources if stage.source == "images" and stage.decodes else (),
-        texts=sources if stage.source == "texts" else (),
-    )
-
-
-def _padded(positions: np.ndarray, length: int) -> np.ndarray:
-    """The last position repeated up to ``length``."""
-    return np.concatenate([positions, np.repeat(positions[-1:], length - len(positions))])
-
-
-def _batch_size(task: Task) -> int:
-    return task.parts[0].stage.batch_size
-
-
-def _load(task: Task, position: int) -> Any:
-    """One row's picture or text (None where no stage looks at it), or why there is none: what an input does wrong is
-    returned, everything else raises."""
-    stage, uri = task.parts[0].stage, task.uris[position]
-    if stage.source == "images" and not stage.decodes:
-        return None
-    try:
-        data = uri[len(TEXT_PREFIX) :].encode() if stage.source == "texts" else Path(uri).read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
-        return Changed()
-    frame = frame_of(task.rows[position].tobytes(), digest_bytes(data))
-    if frame is None:
-        return Changed()
-    if stage.source == "texts":
-        return uri[len(TEXT_PREFIX) :]
-    try:
-        return decode(data, frame=frame)
-    except InputFailure as failure:
-        return failure
-
-
-def to_numpy(values: Values, output: TensorOutput) -> np.ndarray:
-    """Of numpy or torch values a host array; halved on the device where the codec is fp16 anyway."""
-    if isinstance(values, np.ndarray):
-        return values
-    values = values.detach()
-    return (values.half() if output.codec == "fp16" else values.float()).cpu().numpy()
+def _done(fillings: Iterable[Filling]) -> dict[str, int]:
+    return {filling.part.name: filling.done for filling in fillings}
 
 
 def _shown(uri: str) -> str:

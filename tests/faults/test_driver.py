@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import os
+import pty
 import random
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline import graph
@@ -154,10 +156,11 @@ def test_two_drivers_on_one_cache(album):
     assert cells_of(album) == undisturbed(album)
 
 
-def test_first_interrupt_commits_and_exits_130(album):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_first_interrupt_commits_and_exits_130(album, number):
     driver = start(album)
     wait_for(album, TASK, driver)
-    driver.send_signal(signal.SIGINT)
+    driver.send_signal(number)
     out, err = driver.communicate(timeout=60)
     assert driver.returncode == 130, err
     assert "Stopping: finishing and saving what is under way" in err
@@ -168,6 +171,106 @@ def test_first_interrupt_commits_and_exits_130(album):
     assert computed.total() == filled  # everything that was computed was committed
     finish(album)
     assert computations(album).total() == 2 * PICTURES * len(PROMPTS)
+
+
+def test_a_signal_that_comes_twice_at_once_counts_as_one(album):
+    """``timeout`` signals its child and then its group; a closing terminal does too."""
+    driver = start(album)
+    wait_for(album, TASK, driver)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        driver.send_signal(number)
+        time.sleep(0.02)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130, err
+    filled = sum(made.counts["filled"] for made in plan_of(album.setup()).values())
+    assert computations(album).total() == filled
+
+
+def test_a_task_is_left_between_two_batches_and_gone_on_with(album):
+    """Every cell is computed once, though one task holds them all."""
+    for table in album.config["tables"].values():
+        table["shard_rows"] = PICTURES
+    album.write()
+    driver = start(album)
+    wait_for(album, TASK, driver)
+    driver.send_signal(signal.SIGTERM)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130, err
+    filled = sum(made.counts["filled"] for made in plan_of(album.setup()).values())
+    assert 0 < filled < PICTURES * len(PROMPTS)
+    assert computations(album).total() == filled
+    finish(album)
+    assert set(computations(album).values()) == {1}
+    assert cells_of(album) == undisturbed(album)
+
+
+def test_a_terminal_that_closes_ends_a_run_that_saves_what_it_has(album):
+    """A lost connection: SIGHUP comes, and every word that is still said fails."""
+    process, terminal = pty.fork()
+    if not process:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "-m", "tests.pipeline.drive", "run", str(album.path)])
+    deadline = time.monotonic() + 60
+    while computations(album).total() < TASK and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
+    filled = sum(made.counts["filled"] for made in plan_of(album.setup()).values())
+    assert 0 < filled < 2 * PICTURES * len(PROMPTS)
+    assert computations(album).total() == filled
+    finish(album)
+
+
+def test_nohup_keeps_a_run_alive(album):
+    driver = subprocess.Popen(
+        ["nohup", sys.executable, "-m", "tests.pipeline.drive", "run", str(album.path)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(album, TASK, driver)
+    driver.send_signal(signal.SIGHUP)
+    _, err = driver.communicate(timeout=120)
+    assert driver.returncode == 0, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("executor", "after"), [("inline", 8), ("ray", 4), ("ray", 40)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_batch_that_takes_too_long_does_not_hold_a_run_beyond_20_seconds(album, executor, after, number):
+    """Whether it comes while Ray starts or while a batch computes."""
+    album.config["tables"]["scores"]["seconds"] = 120
+    album.write()
+    driver = start(album, "--executor", executor, "--workers", "1")
+    time.sleep(after)
+    driver.send_signal(number)
+    sent = time.monotonic()
+    _, err = driver.communicate(timeout=60)
+    assert time.monotonic() - sent < 20
+    assert driver.returncode == 130, err
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_every_process_of_a_ray_run_still_commits(album, number):
+    """As Slurm and systemd send theirs."""
+    for table in album.config["tables"].values():
+        table["shard_rows"] = PICTURES
+    album.config["tables"]["scores"]["seconds"] = 0.5
+    album.write()
+    driver = start(album, "--executor", "ray", "--workers", "2")
+    wait_for(album, TASK, driver)
+    family = psutil.Process(driver.pid)
+    for process in [family, *family.children(recursive=True)]:
+        process.send_signal(number)
+    sent = time.monotonic()
+    _, err = driver.communicate(timeout=60)
+    assert time.monotonic() - sent < 20
+    assert driver.returncode == 130, err
+    assert "Traceback" not in err
+    filled = sum(made.counts["filled"] for made in plan_of(album.setup()).values())
+    assert 0 < filled < PICTURES * len(PROMPTS)
+    assert computations(album).total() == filled
 
 
 def test_second_interrupt_stops_at_once(album):

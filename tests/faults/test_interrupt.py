@@ -108,6 +108,8 @@ with unbroken():
     os.kill(os.getpid(), signal.SIGINT)
     assert seen == ["first"]  # at once, not at the end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Ray puts its own
+    os.kill(os.getpid(), signal.SIGINT)
+    assert seen == ["first", "first"]  # still ours
 assert signal.getsignal(signal.SIGINT) is first
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with unbroken():

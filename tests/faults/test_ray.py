@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -85,9 +86,9 @@ print("empty", int(made.empty(stage).sum()), "failed", len(made.failures(stage))
 """
 
 
-@pytest.mark.slow
-def test_a_node_killed_mid_run_costs_no_cell(tmp_path: Path) -> None:
-    """Two nodes with scratch folders of their own and one cache; one of them goes in the middle of the run."""
+@contextmanager
+def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a cluster that has no node yet."""
     with socket.socket() as free:
         free.bind(("", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -102,7 +103,14 @@ def test_a_node_killed_mid_run_costs_no_cell(tmp_path: Path) -> None:
         "RAY_ADDRESS": address,
         "PYTHONPATH": str(ROOT),
     }
-    with ExitStack() as nodes:
+    yield environment
+
+
+@pytest.mark.slow
+def test_a_node_killed_mid_run_costs_no_cell(tmp_path: Path) -> None:
+    """Two nodes with scratch folders of their own and one cache; one of them goes in the middle of the run."""
+    with cluster(tmp_path) as environment, ExitStack() as nodes:
+        address = environment["RAY_ADDRESS"]
         head = nodes.enter_context(node(environment, "--head", f"--port={address.split(':')[1]}"))
         other = nodes.enter_context(node(environment, f"--address={address}"))
         driver = subprocess.Popen(
@@ -122,14 +130,91 @@ def test_a_node_killed_mid_run_costs_no_cell(tmp_path: Path) -> None:
     assert last == "empty 0 failed 0"
 
 
+LEVELS = """
+import logging, sys, threading
+from pathlib import Path
+from storage.errors import UserError
+from tests.workers.toys import Colour, Double, album
+from workers.ray_executor import RayExecutor
+
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+folder = Path(sys.argv[1])
+made = album(folder / "album", 40)
+colour, double = Colour(), Double()
+try:
+    with RayExecutor(2) as executor:
+        def fill(*parts):
+            executor.execute(made.tasks(*parts, size=4), report=lambda answer: None, stop=threading.Event())
+        fill(made.part(colour))
+        print("level", flush=True)
+        sys.stdin.readline()
+        fill(made.part(double, upstream=made.upstream(colour)))
+    print("empty", int(made.empty(double).sum()), "failed", len(made.failures(double)))
+except UserError as error:
+    print(error)
+"""
+
+
+def levels(environment: dict[str, str], tmp_path: Path) -> subprocess.Popen[str]:
+    """A driver of two levels, which waits for a line between them."""
+    return subprocess.Popen(
+        [sys.executable, "-c", LEVELS, str(tmp_path)],
+        env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_node_killed_between_two_levels_is_left_out(tmp_path: Path) -> None:
+    """The next level probes a node that Ray still takes for alive."""
+    with cluster(tmp_path) as environment, ExitStack() as nodes:
+        address = environment["RAY_ADDRESS"]
+        nodes.enter_context(node(environment, "--head", f"--port={address.split(':')[1]}"))
+        other = nodes.enter_context(node(environment, f"--address={address}"))
+        driver = levels(environment, tmp_path)
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "level\n"
+        os.killpg(other.pid, signal.SIGKILL)
+        killed = time.monotonic()
+        output, _ = driver.communicate("\n", timeout=200)
+        assert time.monotonic() - killed < 120
+    assert driver.returncode == 0
+    assert sum("has left the Ray cluster; the run goes on without it" in line for line in output.splitlines()) == 1
+    assert output.splitlines()[-1] == "empty 0 failed 0"
+
+
+@pytest.mark.slow
+def test_a_node_that_does_not_see_the_cache_is_named_in_one_line(tmp_path: Path) -> None:
+    """Something else is mounted over the cache's folder there."""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    cache = tmp_path / "album" / "cache"
+    cache.mkdir(parents=True)
+    with cluster(tmp_path) as environment, ExitStack() as nodes:
+        address = environment["RAY_ADDRESS"]
+        nodes.enter_context(node(environment, "--head", f"--port={address.split(':')[1]}"))
+        hidden = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(cache)]
+        nodes.enter_context(node(environment, f"--address={address}", before=hidden))
+        output, _ = levels(environment, tmp_path).communicate(timeout=200)
+    (line,) = output.splitlines()
+    assert f"of the Ray cluster does not see the cache {cache}; mount the same folder there" in line
+
+
 @contextmanager
-def node(environment: dict[str, str], *options: str) -> Iterator[subprocess.Popen[bytes]]:
+def node(environment: dict[str, str], *options: str, before: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
     """A Ray node of one CPU with a scratch folder of its own, once it has joined."""
     ray = str(Path(sys.executable).with_name("ray"))
     address = environment["RAY_ADDRESS"]
     with tempfile.TemporaryDirectory(prefix="node-", dir="/tmp", ignore_cleanup_errors=True) as scratch:
         started = subprocess.Popen(
-            [ray, "start", "--block", "--num-cpus=1", "--object-store-memory=100000000", f"--temp-dir={scratch}"]
+            [
+                *before,
+                ray,
+                "start",
+                "--block",
+                "--num-cpus=1",
+                "--object-store-memory=100000000",
+                f"--temp-dir={scratch}",
+            ]
             + ["--include-dashboard=false"] * ("--head" in options)
             + list(options),
             env={name: value for name, value in environment.items() if name != "RAY_ADDRESS"},

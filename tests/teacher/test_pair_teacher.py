@@ -34,8 +34,9 @@ from storage.errors import UserError
 from storage.stream import SampleStream, StreamSpec, TableRef
 from tests.student.link.scenes import SMALL
 from tests.student.toy import CHANNELS, SIDE, VOCABULARY, Toy
+from workers.batches import FEW_PATTERNS
 from workers.task import Part, TableSpec, Task, Upstream
-from workers.worker import FEW_PATTERNS, Worker
+from workers.worker import Worker
 
 COUNT, VIEWS = 20, ("original", "flip")
 CONFIG = LinkConfig(network=SMALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import pytest
 from storage.errors import UserError
 from tests.workers.toys import Album, Colour, Double, Encoded, Large, Length, Map, album, replaced, text_task
 from workers import inline
+from workers.batches import prefetch
+from workers.pulse import Beat
 from workers.task import Task, TaskReport
-from workers.worker import Worker, _Column, prefetch
+from workers.worker import Worker, _Column
 
 
 def run(tasks: list[Task], stop: threading.Event | None = None) -> list[TaskReport]:
@@ -175,18 +178,133 @@ def test_too_many_failures_stop_the_run_with_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_stop_finishes_and_commits_the_shard(made: Album) -> None:
+class Stopping(Colour):
+    """Sets the stop while it computes a batch."""
+
+    def __init__(self, stop: threading.Event, at: int = 1, **options: Any) -> None:
+        super().__init__(**options)
+        self.stop, self.at, self.calls = stop, at, 0
+
+    def compute(self, *arguments: Any) -> Any:
+        self.calls += 1
+        if self.calls == self.at:
+            self.stop.set()
+        return super().compute(*arguments)
+
+
+def test_a_stop_ends_a_task_after_its_batch_and_commits_what_is_computed(made: Album) -> None:
+    stop = threading.Event()
+    colour = Stopping(stop, at=2)
+    (report,) = run(made.tasks(made.part(colour), size=20), stop)
+    assert (report.rows, report.cells) == (8, {"colour": 24})
+    assert np.array_equal(~made.empty(colour).any(axis=1), np.arange(20) < 8)
+
+
+def test_a_stop_between_two_tables_of_a_batch_keeps_the_first_ones_cells(made: Album) -> None:
+    stop = threading.Event()
+    colour, maps = Stopping(stop), Map()
+    run(made.tasks(made.part(colour), made.part(maps), size=20), stop)
+    assert np.array_equal(~made.empty(colour).any(axis=1), np.arange(20) < 4)
+    assert made.empty(maps).all()
+
+
+def test_a_stop_before_the_first_batch_commits_nothing(made: Album) -> None:
     stop = threading.Event()
 
-    class Stopping(Colour):
-        def compute(self, *arguments: Any) -> Any:
+    class Slow(Colour):
+        def open(self, *arguments: Any) -> None:
             stop.set()
-            return super().compute(*arguments)
 
-    colour = Stopping()
-    reports = run(made.tasks(made.part(colour), size=8), stop)
-    assert [report.task_id for report in reports] == ["task 0"]
-    assert np.array_equal(~made.empty(colour).any(axis=1), np.arange(20) < 8)
+    colour = Slow()
+    assert run(made.tasks(made.part(colour), size=20), stop) == []
+    assert made.empty(colour).all()
+
+
+def test_a_stopped_task_records_its_failures_and_changed_files_up_to_there(made: Album) -> None:
+    replaced(made, 1, b"not a picture")
+    replaced(made, 9, b"not a picture either")
+    Path(made.uris[2]).unlink()
+    stop = threading.Event()
+    colour = Stopping(stop, at=1)
+    (report,) = run(made.tasks(made.part(colour), size=20), stop)
+    assert (report.rows, int(report.bad.sum()), report.changed) == (4, 2, (made.uris[2],))
+    assert set(made.failures(colour)) == {(1, column) for column in range(3)}
+    assert np.flatnonzero(~made.empty(colour).any(axis=1)).tolist() == [0, 1, 3]
+
+
+def test_a_stopped_task_goes_on_with_the_rest_in_the_same_batches(made: Album, tmp_path: Path) -> None:
+    """Every cell is computed once, and each forward is the one that an undisturbed run would have made."""
+    log, stop = tmp_path / "log", threading.Event()
+    colour, maps = Stopping(stop, at=3, log=str(log)), Map(log=str(log))
+    run(made.tasks(made.part(colour), made.part(maps), size=20), stop)
+    lacking = made.empty(colour), made.empty(maps)
+    assert [int(mask.any(axis=1).sum()) for mask in lacking] == [8, 12]
+    run(made.tasks(made.part(colour, lacking[0]), made.part(maps, lacking[1]), size=20))
+    batches = [(line["stage"], tuple(line["rows"]), line["count"]) for line in lines(log)]
+    whole = [(tuple(made.digest(row) for row in range(start, start + 4)), 4) for start in range(0, 20, 4)]
+    assert sorted(batches) == sorted((stage, *batch) for stage in ("colour", "map") for batch in whole)
+    assert np.array_equal(np.stack(list(made.read(colour).values()), axis=1), made.colours)
+    assert np.allclose(made.read(maps)["original"][:, :, 1, 1], made.colours / 255, atol=1e-3)
+
+
+def test_what_is_computed_before_an_endless_batch_is_saved_and_no_cell_is_written_twice(made: Album) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Endless(Stopping):
+        def compute(self, *arguments: Any) -> Any:
+            answers = super().compute(*arguments)
+            if self.calls == self.at:
+                begun.set()
+                assert go_on.wait(60)
+            return answers
+
+    replaced(made, 1, b"not a picture")
+    worker, colour, maps = Worker(), Endless(threading.Event(), at=3), Map()
+    (task,) = made.tasks(made.part(colour), made.part(maps), size=20)
+    reports: list[TaskReport | None] = []
+    running = threading.Thread(target=lambda: reports.append(worker.run(task)))
+    running.start()
+    assert begun.wait(60)
+    worker.save()
+    worker.save()  # nothing new: no second record
+    for stage in (colour, maps):
+        assert np.flatnonzero(~made.empty(stage).any(axis=1)).tolist() == [0, 2, 3, 4, 5, 6, 7]
+    go_on.set()
+    running.join()
+    (report,) = reports
+    assert report is not None
+    assert report.cells == {"colour": 57, "map": 38}
+    assert report.failures == {"colour": 3, "map": 2}
+    for stage in (colour, maps):
+        assert not made.empty(stage).any()
+        records = [record.header["cells"] for record in made.spec(stage).open().records()]
+        assert len(records) == 2
+        assert sum(records) == 19 * len(stage.columns)
+    assert np.array_equal(
+        np.delete(np.stack(list(made.read(colour).values()), axis=1), 1, 0), np.delete(made.colours, 1, 0)
+    )
+    worker.save()
+    worker.close()
+
+
+def test_every_step_of_a_task_is_told(made: Album) -> None:
+    told: list[tuple[object, ...]] = []
+    beats: list[Beat] = []
+
+    def beat(under_way: Sequence[Beat]) -> None:
+        told.extend((each.doing, each.batches, dict(each.cells)) for each in under_way)
+        beats.extend(under_way)
+
+    inline.execute(
+        made.tasks(made.part(Colour()), size=20)[:1], report=lambda _: None, stop=threading.Event(), beat=beat
+    )
+    none = {"colour": 0}
+    assert told[:3] == [("reading", 0, none), ("loading", 0, none), ("computing", 0, none)]
+    assert [batches for doing, batches, cells in told if doing == "computing" and cells["colour"] == 12 * batches]
+    assert told[-1] == ("writing", 5, {"colour": 60})
+    assert {each.of for each in beats if each.doing != "reading"} == {5}
+    assert beats[3].pace is None
+    assert beats[-2].pace is not None
 
 
 def test_running_a_task_again_changes_nothing(made: Album) -> None:

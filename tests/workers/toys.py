@@ -31,6 +31,8 @@ class Faults:
     kills_once: str = ""
     raises: str = ""
     seconds: float = 0.0
+    hangs: tuple[str, ...] = ()
+    hangs_once: str = ""
 
     def meet(self, stage: str, batch: Batch, columns: Sequence[str]) -> None:
         rows = [row.tobytes().hex() for row in batch.rows]
@@ -45,6 +47,9 @@ class Faults:
         if self.kills_once and not Path(self.kills_once).exists():
             Path(self.kills_once).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if set(rows) & set(self.hangs) or (self.hangs_once and not Path(self.hangs_once).exists()):
+            Path(self.hangs_once or os.devnull).touch()
+            time.sleep(3600)
         if self.raises:
             raise MemoryError(self.raises)
         if set(rows) & set(self.fails):
