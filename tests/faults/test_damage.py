@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import time
 from pathlib import Path
@@ -351,3 +352,9 @@ def test_a_tag_of_another_namespace_is_never_taken_for_a_dead_one_of_this(monkey
         assert not owner.is_dead(f"{mine}-x", 1e9, stale_seconds=float("inf"))
     finally:
         owner._host.cache_clear()
+
+
+def test_the_line_about_damage_crosses_processes():
+    error = pickle.loads(pickle.dumps(Damaged("shard x", "its bytes differ")))
+    assert str(error) == "shard x: its bytes differ; `hoi-distill check` sets it aside"
+    assert error.reason == "its bytes differ"
