@@ -49,24 +49,25 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate a file of detections by a benchmark's own protocol. Needs no cache, no torch, no teacher."""
-    from stages.evaluate.exports import export_detections, parse_exports
-    from stages.evaluate.protocols import Request, evaluate_files
+    from stages.evaluate.exports import export_detections, parse_exports, refuse_exports
+    from stages.evaluate.protocols import Request, default_folder, evaluate_files
+    from storage.writable import refuse_unwritable
 
     exports = parse_exports(export or (), dataset)
     request = Request(
         dataset, annotations, detections, format, split, convention, tuple(switch or ()), image_labels, zero_shot,
         labelled, frame,
     )  # fmt: skip
+    if out is None and not as_json:
+        out = default_folder(request)
+    if out is not None:
+        refuse_unwritable("--out", out, folder=True)
+    refuse_exports(exports)
     judged = evaluate_files(request)
     if not len(judged.detections):
         typer.echo(f"hoi-distill: warning: {detections}: no detections in it, so every pair is missed", err=True)
     for kind, path in exports:
         export_detections(judged, kind, path)
-    if out is None and not as_json:
-        used = judged.record["convention"]
-        out = detections.with_name(
-            f"{detections.stem}-evaluation" + ("" if used in ("official", dataset) else f"-{used}")
-        )
     intervals = None
     lines = [f"Exported as {kind}: {path}" for kind, path in exports]
     if out is not None:

@@ -40,7 +40,7 @@ def gate(setup: Setup, plans: Mapping[str, TablePlan], name: str, sample: int | 
     if sample is not None:
         records = np.sort(np.random.default_rng(0).permutation(records)[:sample])
     rows = source.splits["train"][records]
-    truth = image_truth(setup, records)
+    truth = setup.dataset["train"].take(records).image_truth()
     inputs = {up: read_upstream(plans[up], rows, source) for up in stage.inputs}
     if stage.verification is not None:
         answers = inputs[stage.verification]
@@ -58,15 +58,6 @@ def gate(setup: Setup, plans: Mapping[str, TablePlan], name: str, sample: int | 
         "before": figures(stage.judged(inputs, verified=False), truth, names),
         "after": None if stage.verification is None else figures(stage.judged(inputs), truth, names),
     }
-
-
-def image_truth(setup: Setup, records: np.ndarray) -> np.ndarray:
-    """bool ``[N, H]``: the interactions annotated in these pictures of the training split."""
-    annotations = setup.dataset["train"].take(records)
-    truth = np.zeros((len(records), len(setup.vocabulary)), bool)
-    known = annotations.hoi >= 0
-    truth[annotations.pair_image()[known], annotations.hoi[known]] = True
-    return truth if annotations.image_hois is None else truth | annotations.image_hois
 
 
 def figures(judged: Judged, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:

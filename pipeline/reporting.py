@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +47,7 @@ def write_run_report(
     roles = resolved.pictures.tables
     captions = captions_of(setup, plans.get(roles.captions or ""), rows[shown])
     matches = matches_of(setup, plans.get(roles.itm), rows[shown])
-    for position, image in enumerate(shown):
-        if test.image_hois is not None and matches[position]:
-            true = dict(zip(setup.vocabulary.prompts(), test.image_hois[image].tolist(), strict=True))
-            matches[position] = [
-                Match(match.prompt, match.probability, true.get(match.prompt)) for match in matches[position]
-            ]
+    matches = ticked(matches, test.take(shown).image_truth(), setup.vocabulary.prompts())
     gallery = gallery_items(
         test,
         found,
@@ -78,6 +74,23 @@ def write_run_report(
         labels=label_check(setup, plans, roles.labels) if "labels" in resolved.train else None,
     )
     write_report(run_dir / "report.html", data)
+
+
+def ticked(matches: Sequence[Sequence[Match]], truth: np.ndarray, prompts: Sequence[str]) -> list[Sequence[Match]]:
+    """The same matches, those of an annotated class marked as such; of a sentence that is no class's it is not known.
+
+    Args:
+        matches: of N pictures.
+        truth: ``bool [N, H]``: the interactions annotated in each.
+        prompts: the sentence of each class.
+    """
+    marked: list[Sequence[Match]] = []
+    for found, row in zip(matches, truth.tolist(), strict=True):
+        true: dict[str, bool] = {}
+        for prompt, there in zip(prompts, row, strict=True):
+            true[prompt] = there or true.get(prompt, False)
+        marked.append([replace(match, annotated=true.get(match.prompt)) for match in found])
+    return marked
 
 
 def label_check(setup: Setup, plans: Mapping[str, TablePlan], name: str) -> LabelCheck | None:

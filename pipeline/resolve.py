@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from pipeline.labels import Labels, labels_of
 from pipeline.plan import TablePlan
 from pipeline.setup import Setup
 from pipeline.student_section import Pictures, student_section
-from stages.student.method import Columns, Method, Needs
+from stages.student.method import Columns, Method, Needs, parameters_of
 from storage.digests import fingerprint
 from storage.errors import UserError
 
@@ -70,7 +70,7 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
     training = {
         "method": method.name,
         "version": method.version,
-        "student": {k: v for k, v in asdict(config).items() if k not in method.bookkeeping},
+        "student": parameters_of(config, method.bookkeeping),
         "rows": _digest(source.ids[train_rows].tobytes() + labelled.tobytes()),
         "annotations": _digest(annotations[records[read]].tobytes()),
         "vocabulary": setup.vocabulary.digest(),

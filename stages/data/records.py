@@ -105,6 +105,14 @@ class Annotations:
         """Only the pairs that are a class of the vocabulary (hoi >= 0): what a pair classifier can learn."""
         return self if (self.hoi >= 0).all() else self.with_pairs(self.hoi >= 0)
 
+    def image_truth(self) -> np.ndarray:
+        """bool [N, H]: the interactions annotated in each picture, by its pairs or for the whole of it."""
+        assert self.vocabulary is not None, "annotated pictures have classes"
+        truth = np.zeros((len(self), len(self.vocabulary)), bool)
+        known = self.hoi >= 0
+        truth[self.pair_image()[known], self.hoi[known]] = True
+        return truth if self.image_hois is None else truth | self.image_hois
+
     def digests(self) -> np.ndarray:
         """uint64 [N]: of each picture's pairs (boxes and labels, in order) and image-level labels under this vocabulary."""
         start = hashlib.blake2b((self.vocabulary.digest() if self.vocabulary else "").encode(), digest_size=8)

@@ -11,7 +11,8 @@ import numpy as np
 from stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
 from stages.data.vocabulary import Vocabulary
 from stages.evaluate.detections import Detections
-from storage.errors import UserError
+from storage.files import write_atomically
+from storage.writable import writing
 
 
 def write_coco_results(
@@ -24,7 +25,7 @@ def write_coco_results(
     one, or the object's number from 1 where the vocabulary's objects are not COCO's.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written; there is none then.
     """
     is_coco = tuple(vocabulary.objects) == COCO_OBJECTS
     category_of = np.array(COCO_CATEGORY_IDS if is_coco else range(1, 1 + len(vocabulary.objects)))
@@ -45,8 +46,6 @@ def write_coco_results(
         strict=True,
     )  # fmt: skip
     records = [{"image_id": ids[i], "category_id": c, "bbox": b, "score": s} for i, c, b, s in rows]
-    try:
-        path.write_text(json.dumps(records))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); give a file that can") from error
+    with writing(str(path)):
+        write_atomically(path, json.dumps(records))
     return len(records)

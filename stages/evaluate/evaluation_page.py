@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ from stages.evaluate.error_summary import ErrorSummary, summarise
 from stages.evaluate.evaluate import RARE_BELOW
 from stages.evaluate.protocols import LABELS, Judged
 from stages.evaluate.report import environment
-from storage.errors import UserError
+from storage.files import atomic_write
+from storage.writable import writing
 
 WORST = 15
 LISTED = 1500
@@ -67,7 +70,7 @@ class PageData:
 def write_evaluation(
     judged: Judged, out: Path, name: str, resamples: int = 1000, seed: int = 0
 ) -> tuple[list[Path], Intervals]:
-    """Write ``evaluation.json``, ``per_class.csv`` and ``evaluation.html`` into a folder, which is made.
+    """Write ``evaluation.json``, ``per_class.csv`` and ``evaluation.html`` into a folder, which is made: all or none.
 
     Returns their paths, and the intervals that were computed.
 
@@ -76,12 +79,8 @@ def write_evaluation(
         resamples: for the intervals; 0 leaves them out. seed: draws them.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: the folder cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: the folder cannot be made ({error.strerror}); give another") from None
     intervals, errors = measure_intervals(judged, resamples, seed), measure_errors(judged)
     record = dict(judged.record)
     if intervals:
@@ -92,19 +91,26 @@ def write_evaluation(
         record["intervals"] = {"level": 0.95, "resamples": resamples, "seed": seed, **bounds}
     if errors:
         record["errors"] = errors.as_json()
-    paths = [out / name for name in ("evaluation.json", "per_class.csv", "evaluation.html")]
-    paths[0].write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    write_classes(paths[1], judged.per_class)
-    paths[2].write_text(render(judged, name, intervals, errors, resamples), encoding="utf-8")
-    return paths, intervals
+    texts = {
+        "evaluation.json": json.dumps(record, indent=1) + "\n",
+        "per_class.csv": _classes(judged.per_class),
+        "evaluation.html": render(judged, name, intervals, errors, resamples),
+    }
+    with writing(f"--out {out}"):
+        out.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as whole:
+            for file, text in texts.items():
+                whole.enter_context(atomic_write(out / file)).write(text.encode("utf-8", "backslashreplace"))
+    return [out / file for file in texts], intervals
 
 
-def write_classes(path: Path, per_class: Sequence[Mapping[str, Any]]) -> None:
-    """One line a class; an empty cell where there is no figure."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(per_class[0]) if per_class else ["name"])
-        writer.writeheader()
-        writer.writerows(per_class)
+def _classes(per_class: Sequence[Mapping[str, Any]]) -> str:
+    """CSV, one line a class; an empty cell where there is no figure."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(per_class[0]) if per_class else ["name"])
+    writer.writeheader()
+    writer.writerows(per_class)
+    return text.getvalue()
 
 
 def measure_intervals(judged: Judged, resamples: int, seed: int) -> Intervals:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stages.evaluate.protocols import Judged
 from storage.errors import UserError
+from storage.writable import refuse_unwritable, writing
 
 EXPORTS = ("hico-mat", "v-coco-json", "coco")
 
@@ -29,6 +30,12 @@ def parse_exports(texts: Sequence[str], dataset: str) -> list[tuple[str, Path]]:
     return exports
 
 
+def refuse_exports(exports: Sequence[tuple[str, Path]]) -> None:
+    """Raises UserError for the first of :func:`parse_exports` that cannot be written."""
+    for kind, path in exports:
+        refuse_unwritable(f"--export {kind}", path, folder=kind == "hico-mat")
+
+
 def export_detections(judged: Judged, kind: str, path: Path) -> None:
     """Write the detections that were read, all of them, whatever the convention counted.
 
@@ -37,10 +44,10 @@ def export_detections(judged: Judged, kind: str, path: Path) -> None:
             list of dicts as JSON; the boxes as COCO results.
 
     Raises:
-        UserError: the path cannot be written.
+        UserError: the path cannot be written; no part of the export is left then.
     """
     found = judged.detections
-    try:
+    with writing(f"--export {kind} {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "v-coco-json":
             from stages.evaluate.v_coco_json import write_v_coco_json
@@ -54,5 +61,3 @@ def export_detections(judged: Judged, kind: str, path: Path) -> None:
             from stages.evaluate.coco_results import write_coco_results
 
             write_coco_results(path, found, judged.image_ids, judged.vocabulary)
-    except OSError as error:
-        raise UserError(f"--export {kind}={path}: {error.strerror}; give a path that can be written") from None

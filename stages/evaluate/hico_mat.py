@@ -12,12 +12,13 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from stages.data.vocabulary import Vocabulary
 from stages.evaluate.detections import Detections
-from storage.errors import UserError
+from storage.writable import writing
 
 _HEADER = b"MATLAB 5.0 MAT-file, detections of human-object interactions".ljust(124) + struct.pack(
     "<H2s", 0x0100, b"IM"
@@ -38,28 +39,30 @@ def write_hico_mat(folder: Path, detections: Detections, vocabulary: Vocabulary,
         The files, by object.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written; its files are as they were.
     """
     boxes = np.concatenate([detections.human_box, detections.object_box], axis=1).astype(np.float64)
     boxes[:, [2, 3, 6, 7]] -= 1
     numbers = np.concatenate([boxes, detections.score[:, None]], axis=1)
     order = np.lexsort((detections.image, detections.hoi))
     hoi = detections.hoi[order]
-    files = []
-    try:
+    names = []
+    with writing(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
-        for thing in range(len(vocabulary.objects)):
-            hois = np.flatnonzero(vocabulary.hois[:, 1] == thing)
-            if not len(hois):
-                continue
-            rows = order[np.concatenate([np.arange(*np.searchsorted(hoi, [which, which + 1])) for which in hois])]
-            cell = np.searchsorted(hois, detections.hoi[rows]) + len(hois) * detections.image[rows].astype(np.int64)
-            by_cell = np.argsort(cell, kind="stable")
-            files.append(folder / f"detections_{thing + 1:02d}.mat")
-            files[-1].write_bytes(_cell_file("all_boxes", len(hois), images, cell[by_cell], numbers[rows[by_cell]]))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); give a folder that can") from error
-    return files
+        with TemporaryDirectory(
+            dir=folder, prefix="."
+        ) as drafts:  # half a set would be read beside half of an older one
+            for thing in range(len(vocabulary.objects)):
+                hois = np.flatnonzero(vocabulary.hois[:, 1] == thing)
+                if not len(hois):
+                    continue
+                rows = order[np.concatenate([np.arange(*np.searchsorted(hoi, [which, which + 1])) for which in hois])]
+                cell = np.searchsorted(hois, detections.hoi[rows]) + len(hois) * detections.image[rows].astype(np.int64)
+                by_cell = np.argsort(cell, kind="stable")
+                packed = _cell_file("all_boxes", len(hois), images, cell[by_cell], numbers[rows[by_cell]])
+                names.append(f"detections_{thing + 1:02d}.mat")
+                Path(drafts, names[-1]).write_bytes(packed)
+            return [Path(drafts, name).replace(folder / name) for name in names]
 
 
 def _cell_file(name: str, rows: int, columns: int, cell: np.ndarray, numbers: np.ndarray) -> bytes:

@@ -14,6 +14,7 @@ def pairwise_nms(
     threshold: float,
     human_power: float = 1.0,
     object_power: float = 0.5,
+    short: float = 0.0,
 ) -> np.ndarray:
     """Keep, within each group, what no higher-scored kept pair overlaps too much.
 
@@ -25,6 +26,8 @@ def pairwise_nms(
         group: ``int [D]`` picture and class of each detection.
         score: ``float [D]``.
         boxes: human and object boxes, ``float [D, 4]`` each, xyxy pixels, half-open.
+        short: pixels that a side falls short of that, see :func:`~stages.evaluate.average_precision.iou`; -1 takes them
+            for inclusive ones.
 
     Returns:
         ``bool [D]``.
@@ -36,6 +39,6 @@ def pairwise_nms(
         kept[left[starts]] = True
         rest = left[~starts]
         head = left[starts][np.cumsum(starts)[~starts] - 1]
-        humans, objects = (iou(box[rest], box[head]) for box in boxes)
+        humans, objects = (iou(box[rest], box[head], short) for box in boxes)
         left = rest[np.power(humans, human_power) * np.power(objects, object_power) <= threshold]
     return kept

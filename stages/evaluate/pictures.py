@@ -14,8 +14,12 @@ from PIL import Image
 
 from stages.data.image import Frame, read_picture
 
+from stages.evaluate.average_precision import iou
+
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 """Okabe and Ito's colours, told apart with any common colour vision; one a pair, and pairs carry numbers besides."""
+SAME = 0.5
+"""IoU from which two boxes are of one thing."""
 _WIDTH = 360
 """Units of a drawing's width. It is shown at about this many pixels, so that text in it has its nominal size."""
 _CHIP = 17.0
@@ -69,14 +73,37 @@ def data_uri(image: Image.Image, longest: int = 640) -> str:
     return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def numbered(pairs: Sequence[Pair]) -> list[NumberedPair]:
-    """Number the pairs; verbs of the same two boxes share number and colour."""
+def numbered(pairs: Sequence[Pair], beside: Sequence[NumberedPair] = ()) -> list[NumberedPair]:
+    """Number the pairs; verbs of the same two boxes share number and colour.
+
+    Args:
+        beside: those of another drawing of the picture. Boxes that both lie on a pair of it, from an IoU of
+            :data:`SAME`, take its number, the first of ``pairs`` first; the others count on from the last one there.
+    """
     numbers: dict[tuple[float, ...], int] = {}
+    free = {line.number: line.pair for line in reversed(beside)}
+    last = max(free, default=0)
     lines = []
     for pair in pairs:
-        number = numbers.setdefault((*map(float, pair.human_box), *map(float, pair.object_box)), len(numbers))
-        lines.append(NumberedPair(number + 1, PALETTE[number % len(PALETTE)], pair))
+        boxes = (*map(float, pair.human_box), *map(float, pair.object_box))
+        if boxes not in numbers:
+            near = {number: _overlap(pair, other) for number, other in free.items()}
+            number = max(near, key=lambda number: (near[number], -number), default=0)
+            if near.get(number, 0) < SAME:
+                number = last = last + 1
+            free.pop(number, None)
+            numbers[boxes] = number
+        lines.append(NumberedPair(numbers[boxes], PALETTE[(numbers[boxes] - 1) % len(PALETTE)], pair))
     return lines
+
+
+def _overlap(pair: Pair, other: Pair) -> float:
+    """The smaller of the IoUs of humans and objects; of two pairs without an object that of the humans."""
+    human, thing = (
+        float(iou(np.array([a], float), np.array([b], float))[0])
+        for a, b in ((pair.human_box, other.human_box), (pair.object_box, other.object_box))
+    )
+    return human if not (np.any(pair.object_box) or np.any(other.object_box)) else min(human, thing)
 
 
 def draw_pairs(uri: str, size: tuple[int, int], lines: Sequence[NumberedPair], alt: str) -> Markup:

@@ -58,6 +58,19 @@ class Request:
     frame: str | None = None
 
 
+def default_folder(request: Request) -> Path:
+    """Where an evaluation is written by default: beside the detections, by the name of a convention other than the official.
+
+    Raises:
+        UserError: an unknown convention or switch.
+    """
+    from stages.evaluate.conventions import OFFICIAL, convention
+
+    used = convention(request.convention, request.switches) if request.dataset in ("hico-det", "folder") else OFFICIAL
+    suffix = "" if used.name == OFFICIAL.name else f"-{used.name}"
+    return request.detections.with_name(f"{request.detections.stem}-evaluation{suffix}")
+
+
 LABELS = {"non_rare": "non-rare", "roles_25": "25 roles", "roles_24": "24 roles", "actions_26": "26 actions"}
 """Sets of classes as they are called where their key will not do."""
 

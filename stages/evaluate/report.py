@@ -285,7 +285,8 @@ def class_name(row: Mapping[str, Any]) -> str:
 def _card(item: GalleryItem) -> dict[str, Any]:
     """A gallery item with its drawings made."""
     picture = load_picture(item.picture, item.frame)
-    uri, truths, predictions = data_uri(picture), numbered(item.truths), numbered(item.predictions)
+    uri, truths = data_uri(picture), numbered(item.truths)
+    predictions = numbered(item.predictions, truths)
     return {
         "item": item,
         "uri": uri,

@@ -22,6 +22,7 @@ from stages.data.v_coco import ACTIONS, ROLES
 from stages.data.v_coco_files import picture_id
 from stages.evaluate.v_coco import VCocoDetections
 from storage.errors import UserError
+from storage.files import atomic_write
 
 _AGENT_KEYS = tuple(f"{action}_agent" for action in ACTIONS)
 _KEYS = frozenset(_AGENT_KEYS + ROLES)
@@ -78,7 +79,7 @@ def write_v_coco_json(path: str | Path, detections: VCocoDetections, image_ids: 
     boxes = np.where(empty[..., None], 0, detections.role_box - _FIRST_PIXEL_AFTER)
     roles = _nullable(np.concatenate([boxes, detections.role_score[..., None]], axis=2))
     ids = [int(name) if str(name).isdecimal() else str(name) for name in image_ids]
-    with Path(path).open("w", encoding="utf-8") as file:
+    with atomic_write(path, "w") as file:
         for i in range(len(detections)):
             entry: dict[str, Any] = {"image_id": ids[detections.image[i]], "person_box": person[i]}
             entry |= zip(_AGENT_KEYS, agent[i], strict=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -93,6 +93,26 @@ class Extras:
 
 
 NOTHING = Extras()
+
+
+LATER = {"later": True}
+"""Metadata of a field that a configuration's dataclass did not always have, whose default is what was done before."""
+
+
+def parameters_of(config: Any, without: Collection[str] = ()) -> dict[str, Any]:
+    """A configuration as plain values for a fingerprint: not the fields named ``without``, nor one that came :data:`LATER`
+    where it has its default, so that trainings of before keep their names."""
+
+    def pruned(record: dict[str, Any], part: Any) -> dict[str, Any]:
+        for field_ in fields(part):
+            value = getattr(part, field_.name)
+            if field_.metadata.get("later") and value == field_.default:
+                del record[field_.name]
+            elif is_dataclass(value):
+                pruned(record[field_.name], value)
+        return record
+
+    return {name: value for name, value in pruned(asdict(config), config).items() if name not in without}
 
 
 class Method(ABC):

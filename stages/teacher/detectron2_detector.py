@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -143,7 +143,8 @@ class Detectron2Detector(Stage):
         weights: the model's ``.pth`` or ``.pkl``. A ``.pkl`` is unpickled by detectron2: take it only from whom you
             trust.
         labels: names of the model's classes by number; None takes those of the configuration's test data set.
-        unknown_labels: what becomes of classes outside COCO's 80: refuse the model, or drop their boxes.
+        unknown_labels: what becomes of classes outside COCO's 80: refuse the model, or drop their boxes before the best of
+            a picture are chosen.
         hico_tuned: the weights were fine-tuned on HICO-DET's boxes; recorded in the table's provenance.
         batch_size: pictures that are looked at together, those of one preprocessed size in one forward; or ``auto``: as
             many as the GPU's memory holds. Where memory runs out, the forward is halved and the run goes on.
@@ -151,7 +152,7 @@ class Detectron2Detector(Stage):
 
     Raises:
         UserError: detectron2 is absent, or configuration or weights cannot be read; when opened, weights that leave
-            parameters of the model unfilled.
+            parameters of the model unfilled, or a model whose unknown classes cannot be left out.
     """
 
     name = "detections"
@@ -190,7 +191,8 @@ class Detectron2Detector(Stage):
         return _weights_digest(self.weights, stat.st_size, stat.st_mtime_ns)
 
     def parameters(self) -> dict[str, Any]:
-        return {"detector": self.digest, "dtype": "float32", "top": TOP, "dropped_labels": list(self.dropped)}
+        described = {"detector": self.digest, "dtype": "float32", "top": TOP, "dropped_labels": list(self.dropped)}
+        return {**described, "top_of": "known classes"} if self.dropped else described
 
     def provenance(self) -> dict[str, Any]:
         return {
@@ -204,7 +206,10 @@ class Detectron2Detector(Stage):
         key = ("detectron2", self.digest, device)
         if key not in shared:
             setup = resolve(self.config)
-            shared[key] = load(setup.model(device), self.weights), *setup.augmentations()
+            model = load(setup.model(device), self.weights)
+            if self.dropped:
+                leave_out_others(model, tuple(self.labels), self.weights)
+            shared[key] = model, *setup.augmentations()
         self.model, self.augment, self.channels = shared[key]
         self.rows = part_size(shared, key, self.chosen_batch)
         self.device = device
@@ -297,3 +302,47 @@ def load(model: Any, weights: str) -> Any:
     if "test_score_thresh" not in found:
         raise UserError(f"{weights}: {type(model).__name__} has no test_score_thresh; its score floor cannot be lifted")
     return model.eval().requires_grad_(False)
+
+
+def leave_out_others(model: Any, known: Sequence[int], weights: str) -> None:
+    """Give every class but the ``known`` ones a score of 0, which the floor of 0 leaves out, before the model chooses its
+    best boxes; no other score changes.
+
+    A box head's classes go by its ``predict_probs`` (``[R, K + 1]``, the last is the background, as softmax needs it), a
+    dense detector's by the logits of its ``head`` (``[N, A x K, H, W]`` a level), of which each is a sigmoid of its own.
+
+    Raises:
+        UserError: the model has neither.
+    """
+    import torch
+
+    def others(classes: int, device: Any) -> torch.Tensor:
+        mask = torch.ones(classes, dtype=torch.bool, device=device)
+        mask[[number for number in known if number < classes]] = False
+        return mask
+
+    def of_boxes(predict_probs: Callable[..., Any]) -> Callable[..., Any]:
+        def masked(*arguments: Any) -> tuple[torch.Tensor, ...]:
+            found = predict_probs(*arguments)
+            return tuple(part.masked_fill(pad(others(part.shape[1] - 1, part.device), (0, 1)), 0) for part in found)
+
+        return masked
+
+    def of_a_grid(_head: Any, _inputs: Any, predictions: Any) -> tuple[Any, ...]:
+        logits, *rest = predictions
+        gone = others(model.num_classes, logits[0].device)
+        anchors = [level.shape[1] // len(gone) for level in logits]
+        masks = [gone.repeat(each)[:, None, None] for each in anchors]
+        return [level.masked_fill(mask, -torch.inf) for level, mask in zip(logits, masks, strict=True)], *rest
+
+    pad = torch.nn.functional.pad
+    heads = [module for module in model.modules() if hasattr(module, "predict_probs")]
+    for head in heads:
+        head.predict_probs = of_boxes(head.predict_probs)
+    if not heads and hasattr(model, "num_classes") and hasattr(model, "head"):
+        model.head.register_forward_hook(of_a_grid)
+    elif not heads:
+        raise UserError(
+            f"{weights}: {type(model).__name__} has no box head or grid of logits whose classes can be told apart; "
+            "unknown_labels: drop cannot be done with it"
+        )

@@ -168,6 +168,35 @@ def test_verbs_of_the_same_boxes_share_a_number():
     assert [line.number for line in numbered(pairs)] == [1, 2, 1]
 
 
+def test_a_pair_has_one_number_on_both_sides():
+    human, cup, chair, far = (0, 0, 40, 80), (30, 20, 50, 40), (10, 40, 60, 90), (200, 200, 240, 280)
+    truths = [Pair(human, cup, "hold", "cup"), Pair(human, chair, "sit on", "chair"), Pair(human, cup, "wash", "cup")]
+    near = tuple(edge + 2 for edge in human)
+    found = [
+        Pair(far, cup, "hold", "cup"),  # nobody's: counts on
+        Pair(near, chair, "sit on", "chair"),
+        Pair(human, cup, "fill", "cup"),  # the first pair, whatever the verb
+        Pair(near, chair, "lie on", "chair"),
+        Pair(near, cup, "hold", "cup"),  # the first pair too, but its number stands for other boxes already
+    ]
+    left = numbered(truths)
+    right = numbered(found, left)
+    assert [line.number for line in left] == [1, 2, 1]
+    assert [line.number for line in right] == [3, 2, 1, 2, 4]
+    colours = {line.number: line.colour for line in left}
+    assert all(line.colour == colours.get(line.number, line.colour) for line in right)
+    assert len({line.colour for line in right}) == 4
+
+
+def test_a_pair_without_an_object_has_its_number_too():
+    stand, nothing = Pair((0, 0, 40, 80), (0, 0, 0, 0), "stand", ""), (0, 0, 0, 0)
+    sit = Pair((0, 0, 40, 80), (10, 40, 60, 90), "sit on", "chair")
+    left = numbered([sit, stand])
+    assert [line.number for line in numbered([Pair((1, 1, 40, 80), nothing, "stand", "")], left)] == [2]
+    assert [line.number for line in numbered([], left)] == []
+    assert [line.number for line in numbered([stand], ())] == [1]
+
+
 def test_labels_do_not_cover_one_another():
     human = (10.0, 10.0, 60.0, 100.0)
     pairs = [Pair(human, (70.0 + i, 20.0, 90.0 + i, 60.0), "no interaction", "cup") for i in range(7)]

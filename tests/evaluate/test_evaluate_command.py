@@ -18,6 +18,8 @@ from stages.data.pico.layout import Picture, write_annotations
 from stages.data.pico.splits import pico_zero_shot
 from stages.data.pico.world import pico_vocabulary
 from stages.evaluate.detections import Detections, write_detections
+from storage.writable import PROBE
+from tests.evaluate.small_disk import small_disk
 
 WORDS = pico_vocabulary()
 FIGURES = {"full", "rare", "non_rare"}
@@ -182,6 +184,44 @@ def test_exports_are_told_and_all_checked_before_any_is_written(
     assert f"Exported as coco: {good}" in output
 
 
+NOWHERE = Path("/proc/self")
+"""A folder in which nobody can make a file."""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--out", NOWHERE / "page"),
+        ("--json", "--export", f"coco={NOWHERE}/boxes.json"),
+        ("--json", "--export", f"hico-mat={NOWHERE}/mat"),
+        ("--detections", NOWHERE / "found.parquet"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_known_before_the_work(
+    options: tuple[str | Path, ...], world: Path, capsys: pytest.CaptureFixture[str]
+):
+    code, output, errors = run(capsys, world, "--annotations", "absent", *options)
+    assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert f"{NOWHERE}/" in errors
+    assert "cannot be written" in errors
+
+
+def test_where_the_place_runs_full_no_half_page_is_left_and_the_older_one_stays(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    options = ("--out", tmp_path, "--bootstrap", "0")
+    assert run(capsys, world, *options)[0] == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 3
+    limit = len(PROBE) + 1
+    assert len(before["evaluation.json"]) < limit < len(before["evaluation.html"])
+    with small_disk(limit):
+        code, output, errors = run(capsys, world, *options, "--convention", "thid")
+    assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert f"--out {tmp_path}: cannot be written: " in errors
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_no_detections_are_evaluated_with_a_warning(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     table = pq.read_table(world / "found.parquet")
     pq.write_table(table.slice(0, 0), tmp_path / "none.parquet")
@@ -255,7 +295,7 @@ REFUSED = {
     "detections that are no JSON": (("--format", "qpic"), "found.parquet"),
     "detections that are no folder": (("--format", "pocket"), "there is no such folder"),
     "HICO-DET in V-COCO's form": (("--format", "v-coco"), "has no detections in the format v-coco"),
-    "a file where the folder should go": (("--out", __file__), "cannot be made"),
+    "a file where the folder should go": (("--out", __file__), "a file; name a folder to write into"),
 }
 
 

@@ -21,7 +21,10 @@ from stages.evaluate.evaluate import evaluate_hico_det
 from stages.evaluate.hico_mat import write_hico_mat
 from stages.evaluate.pocket_mat import read_pocket_mat
 from stages.evaluate.qpic_json import read_qpic_json
+from stages.evaluate.v_coco import from_triplets
+from stages.evaluate.v_coco_json import write_v_coco_json
 from storage.errors import UserError
+from tests.evaluate.small_disk import small_disk
 
 INCLUSIVE = np.array([0, 0, -1, -1])
 BALL, BICYCLE = 32, 1
@@ -348,6 +351,26 @@ def test_a_folder_that_is_not_there(tmp_path: Path, annotations: Annotations, fo
         write_hico_mat(tmp_path / "file", found, annotations.vocabulary, 4)
     with pytest.raises(UserError, match="cannot be written"):
         write_coco_results(tmp_path / "file" / "x.json", found, annotations.image_id, annotations.vocabulary)
+
+
+@pytest.mark.parametrize("kind", ["mat", "coco", "v-coco"])
+def test_where_the_disk_runs_full_no_half_file_is_left_and_older_ones_stay(
+    kind: str, tmp_path: Path, annotations: Annotations, found: Detections
+):
+    def write(rows: Detections) -> None:
+        if kind == "mat":
+            write_hico_mat(tmp_path, rows, annotations.vocabulary, len(annotations))
+        elif kind == "coco":
+            write_coco_results(tmp_path / "boxes.json", rows, annotations.image_id, annotations.vocabulary)
+        else:
+            write_v_coco_json(tmp_path / "persons.json", from_triplets(rows), ["1", "2", "3", "4"])
+
+    write(Detections(**{field.name: getattr(found, field.name)[:1] for field in fields(found)}))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    largest = max(map(len, before.values()))
+    with small_disk(largest + 1), pytest.raises((UserError, OSError)):
+        write(found)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_coco_results_hold_every_box_once_with_its_highest_score(

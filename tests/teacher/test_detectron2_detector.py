@@ -8,8 +8,9 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
-from stages.teacher.detectron2_detector import COMMIT, Detectron2Detector, described
+from stages.teacher.detectron2_detector import COMMIT, Detectron2Detector, described, leave_out_others
 from storage.errors import UserError
 
 
@@ -38,6 +39,74 @@ def test_a_lazy_configuration_is_described_by_names_not_by_places_in_memory():
     assert "axis=1" in said["norm"]
     assert said["sizes"] == [1, 2]
     assert described({**lazy, "norm": partial(np.sum, axis=2)}) != said
+
+
+class BoxHead(torch.nn.Module):
+    """What of detectron2's box head chooses boxes: R regions, K classes and the background."""
+
+    test_score_thresh, top = 0.0, 100
+
+    def predict_probs(self, predictions, proposals):
+        return tuple(part.softmax(-1) for part in predictions)
+
+    def forward(self, predictions):
+        (scores,) = self.predict_probs(predictions, None)
+        scores = scores[:, :-1]
+        kept = (scores > self.test_score_thresh).nonzero()
+        found = scores[kept[:, 0], kept[:, 1]]
+        order = found.argsort(descending=True, stable=True)[: self.top]
+        return found[order], kept[order, 1]
+
+
+class Dense(torch.nn.Module):
+    """What of detectron2's RetinaNet chooses boxes: a level of A anchors a place and K classes."""
+
+    test_score_thresh, top, num_classes = 0.0, 100, 300
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits, self.head = logits, torch.nn.Identity()
+
+    def forward(self):
+        logits, deltas = self.head(([self.logits], "deltas"))
+        assert deltas == "deltas"
+        n, _, h, w = logits[0].shape
+        scores = (
+            logits[0].view(n, -1, self.num_classes, h, w).permute(0, 3, 4, 1, 2).reshape(-1, self.num_classes).sigmoid()
+        )
+        kept = (scores > self.test_score_thresh).nonzero()
+        found = scores[kept[:, 0], kept[:, 1]]
+        order = found.argsort(descending=True, stable=True)[: self.top]
+        return found[order], kept[order, 1]
+
+
+KNOWN = (2, 5, 8)
+
+
+@pytest.mark.parametrize("kind", ["box head", "boxes of a cascade", "dense"])
+def test_of_a_model_of_many_classes_the_known_ones_best_hundred_are_kept(kind):
+    """Unknown classes are far surer, so that the model's own best hundred hold no known one."""
+    torch.manual_seed(0)
+    logits = torch.randn(624, 301)
+    logits[:, [column for column in range(300) if column not in KNOWN]] += 4
+    if kind == "dense":
+        grid = logits[:, :300].reshape(1, 26, 24, 1, 300).permute(0, 3, 4, 1, 2).reshape(1, 300, 26, 24)
+        model, asked, probabilities = Dense(grid), (), logits[:, :300].sigmoid()
+    else:
+        model = BoxHead() if kind == "box head" else torch.nn.Sequential(BoxHead())
+        asked, probabilities = ([logits],), logits.softmax(-1)
+    assert not set(model(*asked)[1].tolist()) & set(KNOWN)
+    leave_out_others(model, KNOWN, "model.pth")
+    scores, classes = model(*asked)
+    assert len(scores) == 100
+    assert set(classes.tolist()) <= set(KNOWN)
+    best = probabilities[:, list(KNOWN)].flatten().sort(descending=True).values[:100]
+    torch.testing.assert_close(scores, best, rtol=0, atol=0)
+
+
+def test_a_model_whose_classes_cannot_be_told_apart_drops_none():
+    with pytest.raises(UserError, match=r"model\.pth: Identity has no box head or grid of logits"):
+        leave_out_others(torch.nn.Identity(), KNOWN, "model.pth")
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +146,21 @@ def test_a_real_faster_rcnn_gives_its_best_boxes(frcnn):
         assert (boxes[:, 2:] <= picture.size).all()
         alone = stage.compute(Batch(rows[:1], [""], 1, [picture]), ("value",), {})["value"][0].as_py()
         np.testing.assert_allclose(alone["boxes"], cell["boxes"], atol=1e-2)
+
+
+def test_a_real_faster_rcnn_keeps_the_known_classes_best_hundred(frcnn):
+    from PIL import Image
+
+    from stages.stage import Batch
+
+    names = ["person", "bicycle", *(f"foreign {number}" for number in range(78))]
+    stage = Detectron2Detector(*map(str, frcnn), labels=names, unknown_labels="drop")
+    assert stage.parameters()["top_of"] == "known classes"
+    stage.open("cpu", {})
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8))
+    cell = stage.compute(Batch(np.zeros(1, "V16"), [""], 1, [picture]), ("value",), {})["value"][0].as_py()
+    assert len(cell["scores"]) == 100
+    assert set(cell["labels"]) <= {0, 1}
 
 
 def test_weights_that_fill_only_a_part_are_an_error(frcnn, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 
 from stages import weight_files
 from stages.data.vocabulary import Vocabulary
+from stages.student.method import LATER
 from stages.student.vlm_hoi.criterion import LossWeights
 from stages.student.vlm_hoi.itm_loss import ItmConfig
 from stages.student.vlm_hoi.matching import Costs
@@ -72,6 +73,9 @@ class Scoring:
     nms_within: Literal["hoi", "object"] = "hoi"
     """``hoi``: triplets of one verb and object compete, after ``top``. ``object``: pairs of one object class compete by
     their best verb, before it (the V-COCO script)."""
+    as_published: bool = field(default=False, metadata=LATER)
+    """As MUREN's own code: boxes are not clipped to the picture, and pairs overlap as if both corners were pixels of theirs
+    (each side a pixel longer)."""
 
     def __post_init__(self) -> None:
         if self.top < 1:

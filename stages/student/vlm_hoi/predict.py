@@ -32,7 +32,8 @@ class Triplets:
     """Scored triplets of one picture, D of them.
 
     Attributes:
-        human, object_: float32 ``[D, 4]`` xyxy pixels of the picture; an object's is all 0 where it is not there.
+        human, object_: float32 ``[D, 4]`` xyxy pixels of the picture, clipped to it unless scored ``as_published``; an
+            object's is all 0 where it is not there.
         objects: int64 ``[D]``, -1 where it is not there; verbs: int64 ``[D]``; scores: float32 ``[D]``, falling.
     """
 
@@ -64,11 +65,12 @@ def triplets(output: MurenOutput, size: tuple[int, int], valid: Tensor, scoring:
     label_, width, height = label.numpy(), *size
     scale = np.array([width, height, width, height], np.float32)
     human, thing = (
-        box_ops.clip(box_ops.cxcywh_to_xyxy(each.float().numpy()) * scale, width, height)
-        for each in (output.human_boxes, output.object_boxes)
+        box_ops.cxcywh_to_xyxy(each.float().numpy()) * scale for each in (output.human_boxes, output.object_boxes)
     )
+    if not scoring.as_published:
+        human, thing = box_ops.clip(human, width, height), box_ops.clip(thing, width, height)
     thing[label_ == objects] = 0
-    powers = (scoring.nms, scoring.nms_human_power, scoring.nms_object_power)
+    powers = (scoring.nms, scoring.nms_human_power, scoring.nms_object_power, -1.0 if scoring.as_published else 0.0)
     if scoring.nms_within == "object":
         kept = pairwise_nms(label_, score.max(1), (human, thing), *powers)
         score = score * kept[:, None]

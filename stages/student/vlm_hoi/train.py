@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from stages.student.loop import finish, random_seed
-from stages.student.method import NOTHING, Extras
+from stages.student.method import NOTHING, Extras, parameters_of
 from stages.student.prepare import Report, TrainingSet
 from stages.student.processes import Processes
 from stages.student.progress import MetricsLog, NonFiniteLoss, Progress
@@ -234,7 +234,7 @@ def overflowed_by_chance(accelerator: Accelerator) -> bool:
 
 def run_name(config: VlmHoiConfig, data: TrainingSet) -> str:
     """A digest of what decides a run's weights; a saved state of another name is not resumed."""
-    weights = {k: v for k, v in asdict(config).items() if k not in BOOKKEEPING}
+    weights = parameters_of(config, BOOKKEEPING)
     record = [weights, data.identity, len(data.image), int(data.labelled.sum()), data.vocabulary.digest()]
     return hashlib.blake2b(json.dumps(record).encode(), digest_size=8).hexdigest()
 

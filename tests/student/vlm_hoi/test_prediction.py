@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +14,7 @@ from stages.data.v_coco import v_coco_vocabulary
 from stages.data.vocabulary import Vocabulary
 from stages.evaluate.detections import read_detections
 from stages.student.checkpoint import Student
+from stages.student.method import parameters_of
 from stages.student.vlm_hoi.config import Pictures, Scoring, config_from, has_missing_objects, network_config
 from stages.student.vlm_hoi.itm_loss import ItmConfig
 from stages.student.vlm_hoi.muren import Muren, MurenOutput
@@ -83,6 +84,39 @@ def test_suppression_is_within_a_class_or_within_an_object():
     by_object = humans(replace(Scoring(top=1000, nms=0.6), nms_within="object"))
     assert {x for _, x in by_object} == {5.0, 40.0}  # .9 * .9 beats .8 * .9: the second pair goes with all its verbs
     assert len(triplets(output, (100, 100), valid, Scoring(top=2), 80).scores) == 2
+
+
+def test_as_published_boxes_are_neither_clipped_nor_half_open():
+    dog, valid = VOCABULARY.objects.index("dog"), valid_verbs(VOCABULARY, False)
+
+    def found(boxes, **keys) -> Triplets:
+        output = answer(
+            [(box, box) for box in boxes], [{dog: 0.9}, {dog: 0.8}], [[0.9, 0.1, 0.1, 0.1], [0.8, 0.1, 0.1, 0.1]]
+        )
+        return triplets(output, (100, 100), valid, Scoring(top=2, **keys), 80)
+
+    # Beyond the picture the two lie far apart, in it they are the same box.
+    out = [[0.0, 0.5, 0.2, 0.2], [-0.1, 0.5, 0.4, 0.2]]
+    assert len(found(out).scores) == 1
+    published = found(out, as_published=True)
+    np.testing.assert_allclose(published.human, [[-10, 40, 10, 60], [-30, 40, 10, 60]], atol=1e-4)
+    np.testing.assert_allclose(found(out).human, [[0, 40, 10, 60]], atol=1e-4)
+    # A pixel apart, 3 x 3 overlap by a half, 4 x 4 of inclusive corners by 3 / 5.
+    small = [[0.50, 0.5, 0.03, 0.03], [0.51, 0.5, 0.03, 0.03]]
+    assert len(found(small, nms=0.55, nms_human_power=0.5, nms_object_power=0.5).scores) == 2
+    assert len(found(small, nms=0.55, nms_human_power=0.5, nms_object_power=0.5, as_published=True).scores) == 1
+
+
+def test_a_key_that_came_later_renames_no_training_that_does_not_use_it():
+    before = asdict(tiny_config())
+    del before["scoring"]["as_published"]
+    assert parameters_of(tiny_config()) == before
+    changed = replace(tiny_config(), scoring=Scoring(as_published=True))
+    assert parameters_of(changed)["scoring"]["as_published"]
+    assert set(parameters_of(changed, ("scoring",))) == set(before) - {"scoring"}
+    assert config_from(before) == config_from(json.loads(json.dumps(asdict(tiny_config())))), (
+        "a checkpoint of before loads"
+    )
 
 
 def test_a_missing_object_has_no_class_and_no_box(tmp_path):
