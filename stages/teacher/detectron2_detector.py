@@ -150,8 +150,8 @@ class Detectron2Detector(Stage):
         gpus: share of a GPU that one worker occupies.
 
     Raises:
-        UserError: detectron2 is absent, or configuration or weights cannot be read; when opened, weights that leave
-            parameters of the model unfilled.
+        UserError: detectron2 is absent, or configuration or weights cannot be read; when opened, files that are no longer
+            those that were planned with, or weights that leave parameters of the model unfilled.
     """
 
     name = "detections"
@@ -181,13 +181,15 @@ class Detectron2Detector(Stage):
                 "give labels or set unknown_labels: drop"
             )
         self.config, self.weights, self.hico_tuned = config, str(file.resolve()), hico_tuned
-        self.digest = fingerprint({"config": setup.text, "weights": self._digest(), "classes": list(names)})
+        self.classes = names
+        self.digest = self._identity(setup)
         self.chosen_batch = batch_size
         self.batch_size, self.resources = canonical(batch_size), Resources(gpus=gpus)
 
-    def _digest(self) -> str:
+    def _identity(self, setup: Setup) -> str:
         stat = Path(self.weights).stat()
-        return _weights_digest(self.weights, stat.st_size, stat.st_mtime_ns)
+        weights = _weights_digest(self.weights, stat.st_size, stat.st_mtime_ns)
+        return fingerprint({"config": setup.text, "weights": weights, "classes": list(self.classes)})
 
     def parameters(self) -> dict[str, Any]:
         return {"detector": self.digest, "dtype": "float32", "top": TOP, "dropped_labels": list(self.dropped)}
@@ -204,6 +206,11 @@ class Detectron2Detector(Stage):
         key = ("detectron2", self.digest, device)
         if key not in shared:
             setup = resolve(self.config)
+            if self._identity(setup) != self.digest:
+                raise UserError(
+                    f"{self.weights}: not the weights, or {self.config} not the configuration, that this run was planned with; "
+                    "plan and start again"
+                )
             shared[key] = load(setup.model(device), self.weights), *setup.augmentations()
         self.model, self.augment, self.channels = shared[key]
         self.rows = part_size(shared, key, self.chosen_batch)
