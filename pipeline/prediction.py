@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +61,7 @@ def predict_pictures(
     tables: dict[str, dict[str, Sequence[Any]]] = {}
     shared: dict[Any, Any] = {}
     for role, columns in student.tables().items():
-        stage = own_stage(checkpoint, student, role, student.identities[role], annotations, detections)
+        stage = own_stage(checkpoint, student, role, student.identities.get(role), annotations, detections)
         tables[role] = computed(stage, stage.columns if columns is None else columns, whole, shared)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -107,17 +107,19 @@ def own_stage(
     checkpoint: Path,
     student: Student,
     role: str,
-    identity: Mapping[str, Any],
+    identity: Any,
     annotations: Annotations,
     detections: Path | None,
 ) -> Stage:
     """The stage that gave the student its ``role`` table, built as it was then; another teacher's answers are refused."""
     from storage.digest_memory import DigestMemory
 
-    kind, parameters = identity["stage"], dict(identity["parameters"])
     if role == "detections" and detections is not None:
-        counted = "vocabulary" if kind == "ground_truth_boxes" else parameters.get("categories") or "coco"
+        made = dict(identity["parameters"])
+        counted = "vocabulary" if identity["stage"] == "ground_truth_boxes" else made.get("categories") or "coco"
         kind, parameters = "detections_file", {"path": str(detections), "categories": counted}
+    else:
+        kind, parameters = said_stage(checkpoint, role, identity)
     with tempfile.TemporaryDirectory() as scratch:
         memory = DigestMemory(Path(scratch) / "digests.sqlite")
         context = Context(student.vocabulary, student.vocabulary.prompts(), {"test": annotations}, memory.digests)
@@ -130,6 +132,29 @@ def own_stage(
             f"they differ in {', '.join(changed)}; restore {parameters.get('checkpoint', kind)}"
         )
     return stage
+
+
+def said_stage(checkpoint: Path, role: str, identity: Any) -> tuple[str, dict[str, Any]]:
+    """The stage that a checkpoint names and its parameters, of which no file runs code of its own when it is read: a checkpoint
+    may be anybody's.
+
+    Raises:
+        UserError: it names none, or such a file.
+    """
+    try:
+        kind, parameters, _ = str(identity["stage"]), dict(identity["parameters"]), identity["fingerprint"]
+    except (LookupError, TypeError, ValueError):
+        raise UserError(
+            f"{checkpoint}/config.json: identities.{role} does not say what made that table; use a checkpoint that training wrote"
+        ) from None
+    if kind == "detectron2":
+        from stages.teacher.detectron2_code import refuse_code
+
+        try:
+            refuse_code(str(parameters.get("config")), str(parameters.get("weights")))
+        except UserError as error:
+            raise UserError(f"{checkpoint}: identities.{role}: {error}") from None
+    return kind, parameters
 
 
 def computed(stage: Stage, columns: Sequence[str], whole: Batch, shared: dict[Any, Any]) -> dict[str, Sequence[Any]]:

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from stages import weight_files
 from stages.data.vocabulary import Vocabulary
 from stages.student.method import METHODS, Columns, method_named
 from storage.errors import UserError
@@ -66,10 +70,11 @@ class Student(ABC):
             vocabulary: refuse a student of any other.
 
         Raises:
-            UserError: no such checkpoint, or one of another method, version or vocabulary, or with other tensors.
+            UserError: no such checkpoint, one of another method, version or vocabulary, or with other tensors, or one of which
+                a file is missing, damaged or not what was saved.
         """
         folder = _folder(source, revision)
-        record = json.loads((folder / "config.json").read_text())
+        record = _record(folder)
         name = str(record.get("method")).replace("-", "_")
         if name not in METHODS:
             raise UserError(f"{folder}: method is {record.get('method')!r}, this program reads {', '.join(METHODS)}")
@@ -79,20 +84,54 @@ class Student(ABC):
                 f"{folder}: trained for vocabulary {own.digest()} ({len(own.hois)} interactions), "
                 f"asked to predict {vocabulary.digest()} ({len(vocabulary.hois)}); use a checkpoint of that vocabulary"
             )
-        return method_named(name).load(folder, record, own)
+        if record.get("vocabulary") != own.digest():
+            raise UserError(
+                f"{folder}/vocabulary.json: vocabulary {own.digest()}, but config.json was trained for "
+                f"{record.get('vocabulary')}; put the checkpoint's own back"
+            )
+        method = method_named(name)
+        try:
+            student = method.load(folder, record, own)
+        except (UserError, OSError, MemoryError):
+            raise
+        except (
+            Exception
+        ) as error:  # constructors raise what they like of a key that they lack, do not know or cannot use
+            raise UserError(
+                f"{folder}/config.json: not what this program writes for method {name} ({_reason(error)}); use the version that "
+                "trained it, or train again"
+            ) from error
+        refuse_changed(folder, record)
+        return student
 
 
-def save_student(student: Student, model: nn.Module, folder: str | Path, **more: Any) -> None:
-    """Write what every checkpoint has; ``more`` are the method's own keys of ``config.json``."""
+def save_student(
+    student: Student,
+    model: nn.Module,
+    folder: str | Path,
+    beside: Mapping[str, Callable[[Path], None]] = MappingProxyType({}),
+    **more: Any,
+) -> None:
+    """Write what every checkpoint has, ``config.json`` with the others' checksums last.
+
+    Args:
+        beside: what writes the method's own files, by their name.
+        more: the method's own keys of ``config.json``.
+    """
     from safetensors.torch import save_file
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    draft = folder / f".model.safetensors-{os.getpid()}"
-    save_file(weights, draft, {"format": "pt"})
-    os.replace(draft, folder / "model.safetensors")  # somebody may be reading one of the same training
-    student.vocabulary.save(folder / "vocabulary.json")
+    files: dict[str, Callable[[Path], None]] = {
+        "model.safetensors": lambda path: save_file(weights, path, {"format": "pt"}),
+        "vocabulary.json": student.vocabulary.save,
+        **beside,
+    }
+    for name, write in files.items():
+        draft = folder / f".{name}-{os.getpid()}"
+        write(draft)
+        os.replace(draft, folder / name)  # somebody may be reading one of the same training
     record = {
         "method": student.method,
         "version": student.version,
@@ -101,7 +140,67 @@ def save_student(student: Student, model: nn.Module, folder: str | Path, **more:
         "identities": student.identities,
         **more,
     }
+    record = json.loads(json.dumps(record))  # as it will be read
+    record["checksums"] = {name: _checksum(folder / name) for name in files} | {
+        "config.json": _settings_checksum(record)
+    }
     (folder / "config.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+
+def refuse_changed(folder: Path, record: Mapping[str, Any]) -> None:
+    """Raises UserError where a file of the checkpoint is not the one that was saved, as ``record``, its ``config.json``, knows.
+    One that was saved before there were checksums has none to break."""
+    for name, checksum in (record.get("checksums") or {}).items():
+        now = _settings_checksum(record) if name == "config.json" else _checksum(folder / name)
+        if now != checksum:
+            raise UserError(
+                f"{folder / name}: not as it was saved (checksum {now[:12]}, config.json knows {str(checksum)[:12]}); put it "
+                "back or train again; if the change is meant, take the key 'checksums' out of config.json"
+            )
+
+
+def weights_of(folder: Path, name: str = "model.safetensors") -> Path:
+    """A checkpoint's weight file; UserError where it is missing, cut or only Git LFS's pointer."""
+    path = folder / name
+    if not path.is_file():
+        raise UserError(f"{path}: missing from the checkpoint; put it back or train again")
+    weight_files.refuse_cut(path)
+    return path
+
+
+def _checksum(path: Path) -> str:
+    """32 hex digits over the bytes of a file; "missing" where there is none."""
+    if not path.is_file():
+        return "missing"
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _settings_checksum(record: Mapping[str, Any]) -> str:
+    """Of ``config.json``: of all that it says but the checksums."""
+    settings = {key: value for key, value in record.items() if key != "checksums"}
+    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    weight_files.refuse_pointer(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); put the checkpoint's own back") from None
+    if not isinstance(record, dict) or not isinstance(record.get("checksums") or {}, dict):
+        raise UserError(f"{path}: not a student's configuration; put the checkpoint's own back")
+    return record
+
+
+def _reason(error: Exception) -> str:
+    """Of what a constructor raises of a key that it lacks or does not know, the key."""
+    said = " ".join(str(error).split())
+    if isinstance(error, KeyError):
+        return f"no key {said}"
+    found = re.search(r"unexpected keyword argument ('\w+')", said)
+    return f"unknown key {found[1]}" if found else said
 
 
 def refuse_other_version(folder: Path, record: Mapping[str, Any], expected: int) -> None:
@@ -111,18 +210,19 @@ def refuse_other_version(folder: Path, record: Mapping[str, Any], expected: int)
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Raises UserError where ``model.safetensors`` does not hold just this network's tensors."""
+    """Raises UserError where ``model.safetensors`` is not whole or does not hold just this network's tensors."""
     from safetensors.torch import load_file
 
+    path = weights_of(folder)
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model.load_state_dict(load_file(path))
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{folder / 'model.safetensors'}: not the tensors of its config.json: {reason}") from error
+        raise UserError(f"{path}: not the tensors of its config.json: {reason}") from error
 
 
 def _folder(source: str | Path, revision: str | None) -> Path:
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if (folder / "config.json").exists():
         return folder
     if folder.exists() or str(source).count("/") != 1:
@@ -131,4 +231,13 @@ def _folder(source: str | Path, revision: str | None) -> Path:
         raise UserError(f"{source}: not a student's checkpoint: {missing}{inside}")
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(str(source), revision=revision))
+    try:
+        folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # the hub's client raises a dozen unrelated classes for "not to be had"
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{source}: not a student's checkpoint: there is no such folder, and the model hub has it not to give: {why}"
+        ) from None
+    if not (folder / "config.json").exists():
+        raise UserError(f"{source}: not a student's checkpoint: the model hub's repository has no config.json")
+    return folder

@@ -151,8 +151,9 @@ class Detectron2Detector(Stage):
         gpus: share of a GPU that one worker occupies.
 
     Raises:
-        UserError: detectron2 is absent, or configuration or weights cannot be read; when opened, weights that leave
-            parameters of the model unfilled, or a model whose unknown classes cannot be left out.
+        UserError: detectron2 is absent, or configuration or weights cannot be read; when opened, files that are no longer
+            those that were planned with, weights that leave parameters of the model unfilled, or a model whose unknown
+            classes cannot be left out.
     """
 
     name = "detections"
@@ -182,13 +183,15 @@ class Detectron2Detector(Stage):
                 "give labels or set unknown_labels: drop"
             )
         self.config, self.weights, self.hico_tuned = config, str(file.resolve()), hico_tuned
-        self.digest = fingerprint({"config": setup.text, "weights": self._digest(), "classes": list(names)})
+        self.classes = names
+        self.digest = self._identity(setup)
         self.chosen_batch = batch_size
         self.batch_size, self.resources = canonical(batch_size), Resources(gpus=gpus)
 
-    def _digest(self) -> str:
+    def _identity(self, setup: Setup) -> str:
         stat = Path(self.weights).stat()
-        return _weights_digest(self.weights, stat.st_size, stat.st_mtime_ns)
+        weights = _weights_digest(self.weights, stat.st_size, stat.st_mtime_ns)
+        return fingerprint({"config": setup.text, "weights": weights, "classes": list(self.classes)})
 
     def parameters(self) -> dict[str, Any]:
         described = {"detector": self.digest, "dtype": "float32", "top": TOP, "dropped_labels": list(self.dropped)}
@@ -206,6 +209,11 @@ class Detectron2Detector(Stage):
         key = ("detectron2", self.digest, device)
         if key not in shared:
             setup = resolve(self.config)
+            if self._identity(setup) != self.digest:
+                raise UserError(
+                    f"{self.weights}: not the weights, or {self.config} not the configuration, that this run was planned with; "
+                    "plan and start again"
+                )
             model = load(setup.model(device), self.weights)
             if self.dropped:
                 leave_out_others(model, tuple(self.labels), self.weights)

@@ -50,18 +50,20 @@ def only(batch: Batch, index: int) -> Batch:
 
 
 def stock_inputs(name, folder, image, question):
-    """One picture's inputs by the checkpoint's own processor class; Qwen's by hand, for its class cannot be built."""
+    """One picture's inputs by the checkpoint's own processor class, on PIL where torchvision is there, too; Qwen's by hand,
+    for its class cannot be built without torchvision."""
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     if name == "qwen":
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        seen = AutoImageProcessor.from_pretrained(folder)([image], return_tensors="pt")
+        seen = AutoImageProcessor.from_pretrained(folder, backend="pil")([image], return_tensors="pt")
         count = int(seen["image_grid_thw"].prod()) // 4
         text = f"<|im_start|>user\n<|vision_start|>{'<|image_pad|>' * count}<|vision_end|>{question}<|im_end|>\n"
         ids = tokenizer(text + "<|im_start|>assistant\n", return_tensors="pt")["input_ids"]
         kinds = (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
         return {**seen, "input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds}
     processor = AutoProcessor.from_pretrained(folder)
+    processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     if name == "llava":
         said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
         question = processor.apply_chat_template(said, add_generation_prompt=True)

@@ -173,3 +173,16 @@ def test_weights_that_fill_only_a_part_are_an_error(frcnn, tmp_path):
     stage = Detectron2Detector(str(config), str(tmp_path / "part.pth"))
     with pytest.raises(UserError, match=r"1 weights of the model are missing \(roi_heads.box_predictor.cls_score"):
         stage.open("cpu", {})
+
+
+def test_weights_that_changed_since_planning_are_refused(frcnn, tmp_path):
+    import torch
+
+    config, weights = frcnn
+    saved = torch.load(weights, weights_only=True)
+    torch.save(saved, tmp_path / "model.pth")
+    stage = Detectron2Detector(str(config), str(tmp_path / "model.pth"))
+    saved["model"]["roi_heads.box_predictor.cls_score.bias"] += 1
+    torch.save({**saved, "iteration": 7}, tmp_path / "model.pth")
+    with pytest.raises(UserError, match="planned with"):
+        stage.open("cpu", {})

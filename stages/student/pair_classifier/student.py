@@ -12,7 +12,7 @@ import torch
 
 from stages.data.vocabulary import Vocabulary
 from stages.student.batches import MapReader
-from stages.student.checkpoint import Student, load_weights, refuse_other_version, save_student
+from stages.student.checkpoint import Student, load_weights, refuse_other_version, save_student, weights_of
 from stages.student.method import Columns
 from stages.student.pair_classifier.config import PairClassifierConfig
 from stages.student.pair_classifier.network import PairClassifier, Shape
@@ -20,6 +20,8 @@ from stages.student.pair_classifier.region_cnn import RegionCNN, map_reader
 from stages.student.pictures import PictureTable
 from stages.student.predict import predict_test_set
 from stages.student.prepare import Report, TestSet, valid_classes
+
+ENCODER = "region_cnn.safetensors"
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,8 @@ class PairStudent(Student):
         return {"detections": None, **looked_through}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        save_student(self, self.model, folder, shape=asdict(self.model.shape))
-        if self.region_cnn is not None:
-            self.region_cnn.save(Path(folder) / "region_cnn.safetensors")
+        beside = {} if self.region_cnn is None else {ENCODER: self.region_cnn.save}
+        save_student(self, self.model, folder, beside, shape=asdict(self.model.shape))
 
     def predict(self, test: TestSet, run_dir: Path, shared: Path | None = None, report: Report = print) -> Path:
         valid = torch.from_numpy(valid_classes(self.vocabulary))
@@ -67,5 +68,5 @@ def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Pai
     config = PairClassifierConfig(**{**record["student"], "views": tuple(record["student"]["views"])})
     model = PairClassifier(Shape(**record["shape"]), torch.from_numpy(vocabulary.hois[:, 0].astype("int64")))
     load_weights(model, folder)
-    cnn = RegionCNN.load(folder / "region_cnn.safetensors") if config.encoder == "region_cnn" else None
+    cnn = RegionCNN.load(weights_of(folder, ENCODER)) if config.encoder == "region_cnn" else None
     return PairStudent(model.eval(), vocabulary, config, record["identities"], cnn)

@@ -24,6 +24,7 @@ from stages.teacher.pico import captions, corpus
 from stages.teacher.pico.captions import Lexicon
 from stages.teacher.pico.clip_model import PicoClipModel, build_model
 from stages.teacher.pico.evaluate import SHIPPED, average_precision, pixel_values, swap_accuracy
+from stages.teacher.weights import image_processor
 
 PROBE = replace(corpus.HELD_OUT, name="probe", first_seed=1_700_000_000, count=4_000)
 """Scenes that a probe learns from; nothing else has seen them."""
@@ -70,6 +71,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
     """All figures of the checkpoint in ``folder``; its model card defines them."""
     lexicon = Lexicon(HOIS)
     processor = AutoProcessor.from_pretrained(folder)
+    processor.image_processor = image_processor(folder)
     model: PicoClipModel = PicoClipModel.from_pretrained(folder).eval()
     parts = [corpus.load(part) for part in (PROBE, corpus.HELD_OUT)]
     (_, labels), (_, truth) = (part.facts(lexicon) for part in parts)

@@ -19,6 +19,7 @@ from stages.teacher.pico import captions, corpus
 from stages.teacher.pico.captions import Lexicon
 from stages.teacher.pico.model import PicoBlipForConditionalGeneration, PicoBlipForImageTextRetrieval, load_strict
 from stages.teacher.pico.packing import pack
+from stages.teacher.weights import image_processor
 
 SHIPPED = Path(__file__).parent
 
@@ -135,6 +136,7 @@ def evaluate(folder: Path, part: corpus.Part = corpus.HELD_OUT) -> dict[str, Any
     lexicon = Lexicon(HOIS)
     primary, every = held_out.facts(lexicon)
     processor = AutoProcessor.from_pretrained(folder / "itm")
+    processor.image_processor = image_processor(folder / "itm")
     itm = load_strict(PicoBlipForImageTextRetrieval, folder / "itm")
     captioner = load_strict(PicoBlipForConditionalGeneration, folder / "caption")
     images = pixel_values(processor, held_out.pixels)
