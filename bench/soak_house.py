@@ -114,8 +114,8 @@ class House(ABC):
         return ended
 
     def looking(self, *then: Callable[[Send], int]) -> Callable[[Send], int]:
-        """An action: whether what was committed, and was not destroyed, is still there; then other actions, until one
-        does not end with 0."""
+        """An action: whether what was committed, and was not destroyed, is still there; then other actions, until one is
+        refused. It ends with the worst of their codes."""
         entries = self.ledger.intact()
 
         def act(send: Send) -> int:
@@ -124,7 +124,12 @@ class House(ABC):
                     send(("lost", "; ".join(lost)))
             except (UserError, WorkStopped) as error:
                 send(("unreadable", str(error)))
-            return next((code for action in then if (code := action(send))), 0)
+            codes = [0]
+            for action in then:
+                codes.append(action(send))
+                if codes[-1] in (1, 2):
+                    return codes[-1]
+            return max(codes)
 
         return act
 

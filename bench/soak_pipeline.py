@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,8 @@ class PipelineHouse(House):
         super().__init__(folder, generator)
         self.pictures = folder / "pictures"
         self.pictures.mkdir()
+        self.words = folder / "vocabulary.json"  # few: HICO-DET's 600 take longer than the rest
+        self.words.write_text('{"verbs": {"ride": "riding"}, "interactions": ["ride bicycle"]}')
         for name in range(4):
             self.paint(name)
         self.prompts, self.views = list(PROMPTS[: generator.randint(1, 3)]), list(VIEWS[:1])
@@ -63,7 +66,7 @@ class PipelineHouse(House):
                 "name": name,
                 "cache": str(self.cache),
                 "runs": str(self.folder / "runs"),
-                "dataset": {"kind": "folder", "root": str(self.pictures)},
+                "dataset": {"kind": "folder", "root": str(self.pictures), "vocabulary": str(self.words)},
                 "workers": {"executor": "inline", "count": 1},
                 "tables": tables,
             }
@@ -113,8 +116,6 @@ class PipelineHouse(House):
 
     def forget_unregistered(self) -> None:
         """A note that cannot be read names nobody knows what: then nothing may go."""
-        import json
-
         named: set[str] = set()
         for note in (self.cache / "registered").glob("[!.]*.json"):
             try:
