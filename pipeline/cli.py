@@ -179,18 +179,17 @@ def check(
 ) -> None:
     """Read every shard again and compare checksums; a bad one is set aside and its cells count as empty."""
     from storage.cache import Cache
+    from storage.check import check_cache
 
     store = existing_cache(cache, Cache)
-    bad = [(table, shard) for table in store.tables() for shard in table.check(deep=not quick)]
+    bad, tables = check_cache(store, deep=not quick), len(store.folders())
     if as_json:
-        rows: list[dict[str, Any]] = [
-            {"table": table.dir.name, "shard": shard.shard, "problem": shard.reason} for table, shard in bad
-        ]
-        print(json.dumps({"tables": len(store.tables()), "bad": rows}, indent=1))
+        rows = [{"table": one.table, "shard": one.shard, "problem": one.reason, "outcome": one.outcome} for one in bad]
+        print(json.dumps({"tables": tables, "bad": rows}, indent=1))
     else:
-        for table, shard in bad:
-            print(f"{table.dir.name}/{shard.shard}: {shard.reason}; set aside, its cells count as empty: run again")
-        print(f"{len(store.tables())} tables checked, {len(bad)} bad shards")
+        for one in bad:
+            print(one.line())
+        print(f"{tables} tables checked, {len(bad)} bad shards")
     if bad:
         raise typer.Exit(INCOMPLETE)
 
@@ -243,7 +242,12 @@ def gc(
     print(
         f"{len(outcome['unwanted'])} unwanted tables; registered setups: {wanted}; trash emptied: {len(outcome['emptied'])}"
     )
-    if outcome["unwanted"] and not yes:
+    if outcome["unreadable"]:
+        print(
+            f"Nothing is moved while it is not known what {', '.join(outcome['unreadable'])} wants, whose note is damaged: "
+            "run its configuration, or --forget it."
+        )
+    elif outcome["unwanted"] and not yes:
         print("Nothing was moved. Add --yes to move them.")
 
 

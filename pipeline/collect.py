@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
+import errno
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,62 +12,88 @@ from pipeline.pair_teachers import trained_folders
 from pipeline.plan import TablePlan, folders
 from pipeline.setup import Setup
 from storage.cache import Cache
+from storage.damage import Damaged
 from storage.digests import fingerprint
-from storage.errors import UserError
+from storage.errors import StorageError, UserError
+from storage.notes import read_note, write_note
+
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def register(setup: Setup, plans: Mapping[str, TablePlan]) -> None:
     """Leave a note of the tables and trained networks that this setup wants. A setup is known by its name, file and
     overrides; a later run with the same replaces the note, so that a table of an older fingerprint becomes garbage. While a
-    table has no fingerprint yet, the setup goes on wanting those of its stage."""
-    folder = setup.cache.root / "registered"
-    folder.mkdir(exist_ok=True)
-    note: dict[str, Any] = {"config": str(setup.path.resolve())}
+    table has no fingerprint yet, the setup goes on wanting those of its stage. A cache that cannot be written is nobody's to
+    collect, and gets no note."""
+    note: dict[str, Any] = {"name": setup.config.name, "config": str(setup.path.resolve())}
     chosen = [override for override in setup.overrides if not override.startswith("student.")]
     suffix = fingerprint({"config": note["config"], "overrides": chosen})[:6]
-    place = folder / f"{setup.config.name}-{suffix}.json"
-    before = json.loads(place.read_text()) if place.exists() else {}
+    place = setup.cache.root / "registered" / f"{setup.config.name}-{suffix}.json"
+    before: Mapping[str, Any] = {}
+    with contextlib.suppress(Damaged):  # there is none, or none that says anything: this one takes its place
+        before = read_note(place)
     later = tuple(f"{made.node.stage.name}-" for made in plans.values() if made.node.stage.unbound)
     kept = [name for name in before.get("tables", []) if later and name.startswith(later)]
     note["tables"] = sorted({*folders(plans, setup.cache), *kept})
     note["trained"] = sorted(
         {path.name for path in trained_folders(plans)} | set(before.get("trained", []) if later else [])
     )
-    draft = folder / f".{setup.config.name}-{os.getpid()}"
-    draft.write_text(json.dumps({"name": setup.config.name, **note, "overrides": chosen}, indent=1))
-    os.replace(draft, place)
+    try:
+        place.parent.mkdir(exist_ok=True)
+        write_note(place, {**note, "overrides": chosen})
+        place.with_name(f"{place.name}.bad").unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise StorageError(f"{place}: {error.strerror}; mend the place and run again") from error
 
 
-def registered(cache: Cache) -> dict[str, dict[str, Any]]:
-    """``{setup: {"config": file, "tables": [folder names]}}``."""
-    notes = sorted((cache.root / "registered").glob("[!.]*.json"))
-    return {note.stem: json.loads(note.read_text()) for note in notes}
+def registered(cache: Cache) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """``{setup: {"name": ..., "config": file, "tables": [folder names], ...}}``, and the setups whose note says nothing,
+    because it is damaged or ``check`` set it aside."""
+    sound: dict[str, dict[str, Any]] = {}
+    mute = [note.name.removesuffix(".json.bad") for note in (cache.root / "registered").glob("[!.]*.json.bad")]
+    for note in sorted((cache.root / "registered").glob("[!.]*.json")):
+        try:
+            sound[note.stem] = read_note(note, "tables")
+        except (Damaged, OSError):
+            mute.append(note.stem)
+    return sound, sorted({*mute} - {*sound})
 
 
 def collect(cache: Cache, move: bool, grace_seconds: float, forget: Sequence[str]) -> dict[str, Any]:
     """Find unwanted tables and, with ``move``, put them into the trash; empty trash older than the grace period.
 
-    Runs and readers leave expiring notes; a table with one is kept.
+    Runs and readers leave expiring notes; a table with one is kept. While a setup's note says nothing, what it wants is not
+    known: nothing is moved.
     """
     for name in forget:
-        setups = registered(cache)
-        notes = [stem for stem, note in setups.items() if name in (stem, note["name"])]
+        setups, mute = registered(cache)
+        notes = [stem for stem, note in setups.items() if name in (stem, note.get("name"))]
+        notes += [stem for stem in mute if name in (stem, stem.rpartition("-")[0])]
         if not notes:
-            raise UserError(f"--forget {name}: not registered; there are {', '.join(setups) or 'none'}")
+            raise UserError(f"--forget {name}: not registered; there are {', '.join([*setups, *mute]) or 'none'}")
         for stem in notes:
-            (cache.root / "registered" / f"{stem}.json").unlink()
-    setups = registered(cache)
+            for suffix in (".json", ".json.bad"):
+                (cache.root / "registered" / f"{stem}{suffix}").unlink(missing_ok=True)
+    setups, mute = registered(cache)
+    move = move and not mute
     wanted = {table for note in setups.values() for table in note["tables"]}
     used = cache.leased()
-    outcome: dict[str, Any] = {"registered": sorted(setups), "unwanted": [], "in_use": [], "emptied": []}
-    for table in cache.tables():
-        name = table.dir.name
+    outcome: dict[str, Any] = {
+        "registered": sorted(setups),
+        "unreadable": mute,
+        "unwanted": [],
+        "in_use": [],
+        "emptied": [],
+    }
+    for table in cache.folders():
+        name = table.name
         if name in wanted:
             continue
         if name in used:
             outcome["in_use"].append({"table": name, "by": used[name]})
             continue
-        size = folder_bytes(table.dir)
+        size = folder_bytes(table)
         if move:
             cache.trash(table)
         outcome["unwanted"].append({"table": name, "bytes": size, "trashed": move})
@@ -86,4 +112,9 @@ def collect(cache: Cache, move: bool, grace_seconds: float, forget: Sequence[str
 
 
 def folder_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    """Bytes of the files below a folder; what goes meanwhile is none."""
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total

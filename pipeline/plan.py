@@ -6,6 +6,7 @@ mixed from the value digests above it. Nothing here opens a payload, loads a tea
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from pipeline.sources import Source
 from stages.stage import Stage, fingerprint_record
 from storage.cache import Cache
 from storage.digests import combine64, fingerprint
+from storage.errors import StorageError
 from storage.table import State, Table
 
 
@@ -107,7 +109,7 @@ def plan(
         sources: ``{"images": ..., "texts": ...}``.
         bind: for stages whose fingerprint depends on values above; one that stays ``unbound`` is unknown as a whole.
     """
-    present = {table.fingerprint: table for table in cache.tables()}
+    present = cache.tables()
     plans: dict[str, TablePlan] = {}
     for name, node in nodes.items():
         node = node if bind is None else bind(node, plans)
@@ -117,15 +119,17 @@ def plan(
             plans[name] = unknown(node, rows, plans)
             continue
         inputs, known = input_digests(node, rows, source, plans)
-        table = present.get(fingerprint(fingerprint_record(node.stage)))
+        stage = node.stage
+        kind = getattr(stage.output, "type", None)
+        table = cache.find(stage.name, fingerprint_record(stage), stage.output.describe(), kind)
         ids = source.ids[rows]
         state = None if table is None else table.state(ids, node.stage.columns, inputs)
         wanted = wanted_cells(node, rows, source, plans, known)
         made = TablePlan(node, rows, table, inputs, known, wanted, state)
         made.waits_for = tuple(up for up in node.stage.inputs if not plans[up].complete()) if known is not None else ()
         count(made)
-        explain(made, list(present.values()))
-        estimate(made, list(present.values()))
+        explain(made, present)
+        estimate(made, present)
         plans[name] = made
     return plans
 
@@ -357,7 +361,10 @@ def estimate(made: TablePlan, present: Sequence[Table]) -> None:
 
 
 def per_cell(tables: Sequence[Table], quantity: Callable[[Mapping[str, Any]], float]) -> float | None:
-    """The mean over the cells that these tables have recorded, None without any."""
-    headers = [record.header for table in tables for record in table.records() if not record.is_drop]
+    """The mean over the cells that these tables have recorded, None without any. A table that cannot be read has none."""
+    headers: list[Mapping[str, Any]] = []
+    for table in tables:
+        with contextlib.suppress(StorageError):
+            headers += [record.header for record in table.records() if not record.is_drop]
     cells = sum(header["cells"] for header in headers)
     return sum(quantity(header) for header in headers) / cells if cells else None

@@ -63,6 +63,7 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event, note: Note | Non
         if not any(todo.values()):
             continue
         wanted = [name for name in level if todo[name]]
+        setup.cache.require_writable()
         train_missing(setup, plans, wanted, stop)
         tasks = [
             task

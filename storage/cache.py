@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
+import errno
+import logging
 import os
 import re
 import shutil
@@ -25,11 +26,17 @@ import pyarrow as pa
 
 from storage import owner
 from storage.commit import publish_record
+from storage.damage import Damaged
 from storage.digest_memory import DigestMemory
 from storage.digests import canonical_json, fingerprint
 from storage.errors import StorageError, UserError
-from storage.table import FOLDERS, Table
+from storage.folders import FOLDERS, names, set_aside
+from storage.notes import read_note, write_note
+from storage.table import Table
 
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+_TABLE = re.compile(r"[A-Za-z0-9_.]+-[0-9a-f]{16}")
+_log = logging.getLogger(__name__)
 LEASE_SECONDS = 600.0
 """A note is believed this long after it was last renewed, where its process cannot be asked."""
 
@@ -41,37 +48,59 @@ class Cache:
         self.root = Path(root)
 
     @classmethod
-    def open(cls, root: str | os.PathLike[str], writable: bool = True) -> Cache:
-        """The cache at ``root``; created, and tried by writing to it, if ``writable``.
+    def open(cls, root: str | os.PathLike[str]) -> Cache:
+        """The cache at ``root``, made if it is not there. One that cannot be written can be read.
 
         Raises:
-            StorageError: it cannot be written (or, not ``writable``, does not exist).
+            StorageError: there is none, and none can be made.
         """
         cache = cls(root)
-        probe = cache.root / "leases" / f"{owner.tag()}-{uuid.uuid4().hex[:12]}.probe"
         try:
-            if writable:
-                for folder in ("tables", "leases", "trash"):
-                    (cache.root / folder).mkdir(parents=True, exist_ok=True)
-                probe.touch()
-                probe.unlink()
-            else:
-                os.stat(cache.root / "tables")
+            for folder in ("tables", "leases", "trash"):
+                (cache.root / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"cache {cache.root}: {error.strerror}; give another root or mend this one") from error
+            if error.errno not in _READ_ONLY or not (cache.root / "tables").is_dir():
+                raise StorageError(f"cache {root}: {error.strerror}; give another root or mend this one") from error
         return cache
+
+    def is_writable(self) -> bool:
+        """Whether it can be written here, which only writing tells."""
+        try:
+            self.require_writable()
+        except StorageError:
+            return False
+        return True
+
+    def require_writable(self) -> None:
+        """Try to write, before work begins. Raises ``StorageError``: it cannot be done."""
+        probe = self.root / "leases" / f"{owner.tag()}-{uuid.uuid4().hex[:12]}.probe"
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise StorageError(
+                f"cache {self.root}: {error.strerror}; give another root or make this one writable"
+            ) from error
 
     @property
     def memory(self) -> DigestMemory:
         """Remembered digests of files."""
         return DigestMemory(self.root / "digests.sqlite")
 
+    def folders(self) -> list[Path]:
+        """The folder of every table present, whatever is in it, by name."""
+        return [self.root / "tables" / name for name in sorted(names(self.root / "tables")) if self._is_table(name)]
+
+    def _is_table(self, name: str) -> bool:
+        return _TABLE.fullmatch(name) is not None and (self.root / "tables" / name).is_dir()
+
     def tables(self) -> list[Table]:
-        """Every table present, by folder name."""
-        folder = self.root / "tables"
-        if not folder.is_dir():
-            return []
-        return [Table(entry) for entry in sorted(folder.iterdir()) if (entry / "table.json").exists()]
+        """Every table that says what it is, by folder name. :meth:`find` finds the others too."""
+        found = []
+        for folder in self.folders():
+            with contextlib.suppress(StorageError):
+                found.append(Table(folder))
+        return found
 
     def folder(self, name: str, record: Mapping[str, Any]) -> Path:
         """Where the table of a record lies, whether it exists or not."""
@@ -79,15 +108,17 @@ class Cache:
             raise ValueError(f"a table's name is letters, digits, dots and underscores, not {name!r}")
         return self.root / "tables" / f"{name}-{fingerprint(record)[:16]}"
 
-    def find(self, name: str, record: Mapping[str, Any]) -> Table | None:
-        """The table of a record, or None where it does not exist yet."""
-        folder = self.folder(name, record)
-        return Table(folder) if (folder / "table.json").exists() else None
+    def find(
+        self, name: str, record: Mapping[str, Any], output: Mapping[str, Any], value_type: pa.DataType | None
+    ) -> Table | None:
+        """:meth:`table`, or None where it does not exist yet."""
+        return self.table(name, record, output, value_type) if os.path.lexists(self.folder(name, record)) else None
 
     def table(
         self, name: str, record: Mapping[str, Any], output: Mapping[str, Any], value_type: pa.DataType | None
     ) -> Table:
-        """The table of a record, created if need be.
+        """The table of a record, created if need be. What its table.json says follows from the arguments: one that is
+        damaged or lost is written again, and nothing else of the table with it.
 
         Args:
             output: ``{"format": "arrow", "type": ...}`` or ``{"format": "lmdb", "shape": [...], "codec": ...}``.
@@ -100,14 +131,14 @@ class Cache:
         kind = None if value_type is None else base64.b64encode(pa.schema([("cell", value_type)]).serialize()).decode()
         description = {"name": name, "fingerprint": fingerprint(record), "record": dict(record),
                        "output": dict(output), "type": kind}  # fmt: skip
-        if not (folder / "table.json").exists():
-            try:
-                for part in FOLDERS:
-                    (folder / part).mkdir(parents=True, exist_ok=True)
-                publish_record(folder / "tmp", folder / "table.json", canonical_json(description))
-            except OSError as error:
-                raise StorageError(f"table {folder}: cannot be created: {error.strerror}") from error
-        table = Table(folder)
+        try:
+            for part in FOLDERS:
+                (folder / part).mkdir(parents=True, exist_ok=True)
+            table = _described(folder, description)
+        except OSError as error:
+            if error.errno not in _READ_ONLY or not folder.is_dir():
+                raise StorageError(f"table {folder}: cannot be created: {error.strerror}; mend or remove it") from error
+            table = Table(folder, description)
         if (table.fingerprint, table.output, table.type) != (fingerprint(record), dict(output), value_type):
             raise StorageError(
                 f"table {folder}: holds {table.output}, not {dict(output)}; move it away or raise the version"
@@ -120,19 +151,22 @@ class Cache:
     def lease(self, kind: str, tables: Sequence[Table | str | os.PathLike[str]]) -> Iterator[None]:
         """Leave a note, renewed until the end, that these tables are in use (``kind``: ``run`` or ``reader``).
         On a cache that cannot be written there is nothing to guard against, and no note."""
-        names = [_table_name(table) for table in tables]
+        used = [_table_name(table) for table in tables]
         note = self.root / "leases" / f"{owner.tag()}-{uuid.uuid4().hex[:12]}.json"
         done = threading.Event()
+
+        content = {"kind": kind, "tables": used, "host": os.uname().nodename, "pid": os.getpid()}
 
         def renew() -> None:
             while not done.wait(LEASE_SECONDS / 4):
                 with contextlib.suppress(OSError):
-                    os.utime(note)
+                    if note.exists():
+                        os.utime(note)
+                    else:
+                        write_note(note, content)
 
         with contextlib.suppress(OSError):
-            note.write_bytes(
-                canonical_json({"kind": kind, "tables": names, "host": os.uname().nodename, "pid": os.getpid()})
-            )
+            write_note(note, content)
         renewal = threading.Thread(target=renew, name="lease", daemon=True)
         renewal.start()
         try:
@@ -146,16 +180,20 @@ class Cache:
     def leased(self) -> dict[str, str]:
         """``{table folder name: who}`` of the tables in use; notes of the dead are removed."""
         users: dict[str, str] = {}
-        for note in (self.root / "leases").glob("*.json"):
-            with contextlib.suppress(OSError, ValueError):
-                age = time.time() - note.stat().st_mtime
-                if owner.is_dead(note.name, age, LEASE_SECONDS):
+        for note in (self.root / "leases").glob("[!.]*.json"):
+            try:
+                if owner.is_dead(note.name, time.time() - note.stat().st_mtime, LEASE_SECONDS):
                     note.unlink()
                     continue
-                content = json.loads(note.read_bytes())
+                content = read_note(note, "tables", "kind", "pid", "host")
                 users.update(
                     dict.fromkeys(content["tables"], f"{content['kind']} {content['pid']} on {content['host']}")
                 )
+            except Damaged as error:
+                if note.exists():  # somebody uses something
+                    users.update(dict.fromkeys([folder.name for folder in self.folders()], f"somebody ({error})"))
+            except OSError:
+                continue
         return users
 
     # ---- trash ----
@@ -188,6 +226,22 @@ class Cache:
                 shutil.rmtree(entry, ignore_errors=True)
                 deleted.append(name)
         return deleted
+
+
+def _described(folder: Path, description: Mapping[str, Any]) -> Table:
+    """The table in ``folder``; what stands where its table.json should is set aside."""
+    file = folder / "table.json"
+    for _ in range(10):  # rivals may set each other's aside
+        try:
+            return Table(folder)
+        except Damaged as error:
+            if os.path.lexists(file):
+                _log.warning("table %s: table.json: %s; set aside and written again", folder, error.reason)
+                set_aside(file, folder / "bad")
+            publish_record(folder / "tmp", file, canonical_json(description))
+        except StorageError:
+            break  # of a table that somebody else may read
+    return Table(folder, description)
 
 
 def _table_name(table: Table | str | os.PathLike[str]) -> str:

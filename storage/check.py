@@ -1,65 +1,173 @@
-"""Setting damaged shards aside, so that their cells count as empty and nothing below them reruns."""
+"""Setting damaged files aside, so that their cells count as empty and nothing below them reruns.
+
+Set aside means kept: what is damaged moves to a folder ``bad``, and nothing that it may have vouched for is removed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from storage import owner
+from storage import folders, owner
 from storage.commit import Record, publish_record
+from storage.damage import Damaged
 from storage.digests import canonical_json
 from storage.errors import StorageError
+from storage.notes import read_note
 from storage.shards import forget_shard, verify_shard
-from storage.table import BadShard, Table
+from storage.table import Table
+
+if TYPE_CHECKING:
+    from storage.cache import Cache
+
+EMPTIED = "set aside, its cells count as empty: run again"
+LEFT = "left where it is, for the cache cannot be written here"
+_UNDESCRIBED: dict[str, Any] = {"name": "", "fingerprint": "", "record": {}, "output": {}, "type": None}
 
 
-def check_table(table: Table, deep: bool = True) -> list[BadShard]:
-    """Find shards that are missing, of another size, or (``deep``) of other bytes, and set them aside.
+@dataclass(frozen=True)
+class BadShard:
+    """A damaged file (``shard``, its name) of a table, or of the cache itself: ``cells`` values of it count as empty from now
+    on; ``outcome`` says what was done, and what mends it."""
+
+    table: str
+    shard: str
+    reason: str
+    cells: int
+    outcome: str = EMPTIED
+
+    def line(self) -> str:
+        return f"{self.table}/{self.shard}: {self.reason}; {self.outcome}"
+
+
+def check_cache(cache: Cache, deep: bool = True) -> list[BadShard]:
+    """Check every table and note, each whatever became of the others. A cache that cannot be written is only looked at."""
+    mend = cache.is_writable()
+    found = [
+        *_check_notes(
+            cache.root / "registered", mend, "set aside; gc moves nothing until its configuration has run again"
+        ),
+        *_check_notes(cache.root / "leases", mend, "set aside; whoever left it writes it again"),
+    ]
+    for name in sorted(folders.names(cache.root / "tables") - {folder.name for folder in cache.folders()}):
+        if not (cache.root / "tables" / name).exists():
+            found.append(
+                BadShard("tables", name, "a link that leads nowhere", 0, "left where it is: mend or remove it")
+            )
+    for folder in cache.folders():
+        try:
+            found += _check_description(folder, mend)
+            found += Table(folder, _UNDESCRIBED).check(deep, mend)
+        except StorageError as error:
+            found.append(BadShard(folder.name, "", str(error), 0, "not checked"))
+    return found
+
+
+def _check_notes(folder: Path, mend: bool, outcome: str) -> list[BadShard]:
+    found = []
+    for note in sorted(folder.glob("[!.]*.json")):
+        try:
+            read_note(note, "tables")
+        except Damaged as error:
+            if note.exists() or note.is_symlink():
+                found.append(BadShard(folder.name, note.name, error.reason, 0, outcome if mend else LEFT))
+                if mend:
+                    os.replace(note, note.with_name(f"{note.name}.bad"))
+        except OSError as error:
+            found.append(BadShard(folder.name, note.name, error.strerror or str(error), 0, "not checked"))
+    return found
+
+
+def _check_description(folder: Path, mend: bool) -> list[BadShard]:
+    """Planning and writing know what table.json says, and write it again."""
+    file = folder / "table.json"
+    try:
+        Table(folder)
+    except Damaged as error:
+        if not os.path.lexists(file):
+            return []
+        if mend:
+            (folder / "bad").mkdir(exist_ok=True)
+            folders.set_aside(file, folder / "bad")
+        outcome = "set aside; the next plan or run that wants the table writes it again, no cell is lost"
+        return [BadShard(folder.name, "table.json", error.reason, 0, outcome if mend else LEFT)]
+    return []
+
+
+def check_table(table: Table, deep: bool = True, mend: bool = True) -> list[BadShard]:
+    """Find shards that are missing, of another size, or (``deep``) of other bytes, and (``mend``) set them aside.
 
     The payload moves to ``bad/``; its record stays (its value digests still count) with a marker beside it. A record
-    whose own bytes have changed moves to ``bad/`` altogether. Also removes leftovers of dead writers.
+    whose own bytes have changed moves to ``bad/`` altogether, and its payload stays where it is. Also removes leftovers of
+    dead writers.
 
     Raises:
         OSError: the table's folder cannot be read or written.
     """
-    found: list[BadShard] = []
+    found = _check_folders(table, mend)
+    if found and not mend:
+        return found
     records = table.records()
     broken = table.broken_records()
     cells = dict.fromkeys(broken, 0)
     for record in records if deep else []:
         try:
             record.verify()
-        except StorageError as error:
-            broken[record.name], cells[record.name] = str(error), record.header["cells"]
+        except Damaged as error:
+            broken[record.name], cells[record.name] = error.reason, record.header["cells"]
     for name, reason in broken.items():
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(table.dir / "commits" / name, table.dir / "bad" / name)
-        found.append(BadShard(table.dir.name, name, reason, cells[name]))
+        if mend:
+            folders.set_aside(table.dir / "commits" / name, table.dir / "bad")
+        found.append(BadShard(table.dir.name, name, reason, cells[name], EMPTIED if mend else LEFT))
     for record in records:
         if record.header["payload"] is None or record.name in broken or table.is_set_aside(record):
             continue
         fault = _fault(table, record, deep)
         if fault is not None:
-            _set_aside(table, record, fault)
-            found.append(BadShard(table.dir.name, record.header["payload"], fault, record.header["cells"]))
-    _sweep(table)
+            if mend:
+                _set_aside(table, record, fault)
+            payload, count = record.header["payload"], record.header["cells"]
+            found.append(BadShard(table.dir.name, payload, fault, count, EMPTIED if mend else LEFT))
+    if mend:
+        _sweep(table, bool(found))
+    return found
+
+
+def _check_folders(table: Table, mend: bool) -> list[BadShard]:
+    """A file, or a link that leads nowhere, in the place of a folder moves to ``bad``; a missing folder is made."""
+    found = []
+    for name in folders.FOLDERS:
+        folder = table.dir / name
+        if folder.is_dir():
+            continue
+        if os.path.lexists(folder):
+            found.append(BadShard(table.dir.name, name, "not a folder", 0, EMPTIED if mend else LEFT))
+            if mend:
+                keep = table.dir / "bad" if name != "bad" else table.dir / f"bad.{time.time_ns()}"
+                keep.mkdir(exist_ok=True)
+                folders.set_aside(folder, keep)
+        if mend:
+            folder.mkdir(exist_ok=True)
     return found
 
 
 def _fault(table: Table, record: Record, deep: bool) -> str | None:
     """What is wrong with a record's payload."""
     path = table.dir / "shards" / record.header["payload"]
-    try:
-        size = path.stat().st_size
-        if size != record.header["bytes"]:
-            return f"{size} bytes where {record.header['bytes']} were written"
-        if deep:
-            verify_shard(path)
-    except FileNotFoundError:
+    size = folders.size(path)
+    if size is None:
         return "missing"
-    except StorageError as error:
-        return str(error)
+    if size != record.header["bytes"]:
+        return f"{size} bytes where {record.header['bytes']} were written"
+    if deep:
+        try:
+            verify_shard(path)
+        except Damaged as error:
+            return error.reason
     return None
 
 
@@ -68,16 +176,21 @@ def _set_aside(table: Table, record: Record, reason: str) -> None:
     payload = table.dir / "shards" / record.header["payload"]
     note = canonical_json({"reason": reason, "payload": payload.name})
     publish_record(table.dir / "tmp", table.dir / "commits" / f"{record.name}.bad", note)
-    with contextlib.suppress(FileNotFoundError):
-        os.replace(payload, table.dir / "bad" / payload.name)
+    folders.set_aside(payload, table.dir / "bad")
     forget_shard(payload)
 
 
-def _sweep(table: Table) -> None:
-    """Remove temporaries of dead writers, and old payloads that no record names (their writer died in between)."""
+def _sweep(table: Table, found: bool) -> None:
+    """Remove temporaries of dead writers, and old payloads that no record names (their writer died in between). Where
+    something was found, or a record of the payload's rectangle was ever set aside, its record may be what was lost."""
     owner.sweep(table.dir / "tmp")
     named = {record.header["payload"] for record in table.records()}
+    if found or not named:
+        return
+    kept = folders.rectangles_of(folders.names(table.dir / "bad"))
     for entry in os.scandir(table.dir / "shards"):
-        with contextlib.suppress(FileNotFoundError):  # another check may sweep as well
-            if entry.name not in named and time.time() - entry.stat().st_mtime > owner.STALE_SECONDS:
+        if entry.name in named or entry.name.partition("-")[0] in kept:
+            continue
+        with contextlib.suppress(OSError):  # another check may sweep as well
+            if time.time() - entry.stat(follow_symlinks=False).st_mtime > owner.STALE_SECONDS:
                 os.unlink(entry.path)

@@ -62,18 +62,19 @@ class Codec:
                 halves = np.ascontiguousarray(values, "<f2")
             if values.dtype != halves.dtype and not np.isfinite(halves).all():
                 raise ValueError("a value lies outside float16 (65504); codec bf16 would hold it")
-            return halves.reshape(count, -1).view(np.uint8).reshape(count, self.nbytes)
-        floats = np.ascontiguousarray(values, "<f4").reshape(count, -1)
+            return halves.reshape(count, prod(self.shape)).view(np.uint8)
+        floats = np.ascontiguousarray(values, "<f4").reshape(count, prod(self.shape))
         if self.name == "bf16":
             bits = floats.view("<u4")
             rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
             if (rounded & 0x7F80 == 0x7F80).any():
                 raise ValueError("a value lies outside bfloat16")
-            return rounded.astype("<u2").view(np.uint8).reshape(count, self.nbytes)
-        channels = floats.reshape(count, self._channels, -1)
+            return rounded.astype("<u2").view(np.uint8)
+        channels = floats.reshape(count, self._channels, prod(self.shape[1:]))
         scale = np.abs(channels).max(axis=2, initial=0.0) / np.float32(127)
         quantised = np.rint(channels / np.where(scale > 0, scale, 1)[..., None]).clip(-127, 127).astype(np.int8)
-        return np.concatenate([scale.astype("<f4").view(np.uint8), quantised.reshape(count, -1).view(np.uint8)], axis=1)
+        quantised = quantised.reshape(count, prod(self.shape)).view(np.uint8)
+        return np.concatenate([scale.astype("<f4").view(np.uint8), quantised], axis=1)
 
     def decode(self, encoded: np.ndarray) -> np.ndarray:
         """``uint8 [B, nbytes]`` to ``[B, *shape]`` of :attr:`dtype`; zero-copy for ``fp16``."""
@@ -84,5 +85,5 @@ class Codec:
             return (encoded.view("<u2").astype("<u4") << np.uint32(16)).view("<f4").reshape(count, *self.shape)
         split = 4 * self._channels
         scale = np.ascontiguousarray(encoded[:, :split]).view("<f4")
-        quantised = encoded[:, split:].view(np.int8).reshape(count, self._channels, -1)
+        quantised = encoded[:, split:].view(np.int8).reshape(count, self._channels, prod(self.shape[1:]))
         return (quantised * scale[..., None]).reshape(count, *self.shape)

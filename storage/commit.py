@@ -10,7 +10,8 @@ A record is one Arrow IPC file of one batch, one row per row of the rectangle:
     reasons  list<struct<column, reason>> of the row's failures (absent where there is none)
 
 The schema's metadata holds ``header`` (JSON), ``columns`` (JSON), and two checksums: ``index`` over all that planning
-reads (verified at every load) and ``cells`` over the rest (verified by ``check``).
+reads (verified at every load) and ``cells`` over the rest (verified before a process first uses it, and by ``check``).
+Buffers, offsets and text are bounded before anything is read through them: a record of any bytes is refused, not followed.
 
 Names: ``<rectangle digest>-<generation>.commit``. A generation follows another only when the other's payload was lost.
 """
@@ -31,10 +32,11 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import numpy as np
 import pyarrow as pa
 
-from storage import owner
+from storage import owner, stamps
 from storage.arrow_shard import fixed_binary
+from storage.damage import damage
 from storage.digests import ROW, canonical_json
-from storage.errors import StorageError
+from storage.files import sync_folder
 
 _REASONS = pa.list_(pa.struct([("column", pa.int32()), ("reason", pa.string())]))
 _columns_seen: dict[bytes, tuple[str, ...]] = {}  # a table's many records share one tuple of names
@@ -83,37 +85,43 @@ class Record:
         return self.name.endswith(".drop")
 
     def cells(self) -> Cells:
-        """Map the digests and reasons. Arrays keep the map; nothing else does."""
-        batch = _open(self.path)
-        shape = len(self.rows), len(self.columns)
+        """Map the digests and reasons. Arrays keep the map; nothing else does. Raises ``Damaged``."""
+        with damage(f"commit record {self.path}"):
+            batch = _open(self.path)
+            stamps.once(str(self.path), lambda: _compare(batch))
+            shape = len(self.rows), len(self.columns)
 
-        def digests(field: str) -> np.ndarray:
-            return np.frombuffer(_bytes(batch.column(field)), "<u8").reshape(shape)
+            def digests(field: str) -> np.ndarray:
+                return np.frombuffer(_bytes(batch.column(field)), "<u8").reshape(shape)
 
-        names = set(batch.schema.names)
-        return Cells(
-            digests("values") if "values" in names else None,
-            digests("inputs") if self.header["has_inputs"] == "cell" else None,
-            batch.column("reasons") if "reasons" in names else None,
-        )
+            names = set(batch.schema.names)
+            return Cells(
+                digests("values") if "values" in names else None,
+                digests("inputs") if self.header["has_inputs"] == "cell" else None,
+                batch.column("reasons") if "reasons" in names else None,
+            )
 
     def verify(self) -> None:
-        """Compare everything with the checksums. Raises ``StorageError``."""
-        batch = _open(self.path)
-        metadata = batch.schema.metadata
-        if _checksums(batch, metadata) != (metadata[b"index"], metadata[b"cells"]):
-            raise StorageError(f"commit record {self.path}: its bytes have changed")
+        """Compare everything with the checksums. Raises ``Damaged``."""
+        with damage(f"commit record {self.path}"):
+            _compare(_open(self.path))
 
 
 def _open(path: Path) -> pa.RecordBatch:
-    try:
-        with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
-            return reader.get_batch(0)
-    except (OSError, pa.ArrowException) as error:
-        # Arrow raises an OSError without a number for contents that make no sense, and EINVAL for an empty file.
-        if getattr(error, "errno", None) not in (None, errno.EINVAL):
-            raise
-        raise StorageError(f"commit record {path}: {error}") from error
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file")
+    with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
+        batch = reader.get_batch(0)
+    batch.validate(full=True)
+    return batch
+
+
+def _compare(batch: pa.RecordBatch, index_only: bool = False) -> None:
+    """Compare a batch with its checksums. Raises ``ValueError``."""
+    metadata = batch.schema.metadata
+    index, cells = _checksums(batch, metadata, index_only)
+    if index != metadata[b"index"] or not (index_only or cells == metadata[b"cells"]):
+        raise ValueError("a checksum differs")
 
 
 def _checksums(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes], index_only: bool = False) -> tuple[bytes, bytes]:
@@ -140,37 +148,33 @@ def load_record(path: Path) -> Record:
     """Read and verify the light part of a record.
 
     Raises:
-        StorageError: it is torn or its bytes have changed.
+        Damaged: it is torn or its bytes have changed.
         OSError: it cannot be read.
     """
-    batch = _open(path)
-    try:
+    with damage(f"commit record {path}"):
+        batch = _open(path)
+        _compare(batch, index_only=True)
         metadata = batch.schema.metadata
-        if _checksums(batch, metadata, index_only=True)[0] != metadata[b"index"]:
-            raise StorageError(f"commit record {path}: its bytes have changed")
         columns = _columns_seen.get(metadata[b"columns"])
         if columns is None:
             columns = _columns_seen.setdefault(metadata[b"columns"], tuple(json.loads(metadata[b"columns"])))
         header = json.loads(metadata[b"header"])
-    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise StorageError(f"commit record {path}: {error!r}") from error
-    names, width = set(batch.schema.names), (len(columns) + 7) // 8
+        names, width, count = set(batch.schema.names), (len(columns) + 7) // 8, batch.num_rows
 
-    def light(field: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-        if field not in names:
-            return None
-        return np.frombuffer(_bytes(batch.column(field)), dtype).reshape(shape).copy()
+        def light(field: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+            if field not in names:
+                return None
+            return np.frombuffer(_bytes(batch.column(field)), dtype).reshape(shape).copy()
 
-    count = batch.num_rows
-    return Record(
-        path=path,
-        header=header,
-        rows=cast(np.ndarray, light("row", ROW, (count,))),
-        columns=columns,
-        filled=light("filled", np.uint8, (count, width)),
-        failed=light("failed", np.uint8, (count, width)),
-        inputs=light("inputs", "<u8", (count,)) if header["has_inputs"] == "row" else None,
-    )
+        return Record(
+            path=path,
+            header=header,
+            rows=cast(np.ndarray, light("row", ROW, (count,))),
+            columns=columns,
+            filled=light("filled", np.uint8, (count, width)),
+            failed=light("failed", np.uint8, (count, width)),
+            inputs=light("inputs", "<u8", (count,)) if header["has_inputs"] == "row" else None,
+        )
 
 
 def encode_record(
@@ -238,15 +242,6 @@ class _Hashing:
 
     def flush(self) -> None:
         self.file.flush()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -1,28 +1,29 @@
 """Digests of files, remembered, so that planning over a million pictures reads none of them twice.
 
-A file is known by (path, size, mtime_ns, inode). The memory is one SQLite file in WAL mode; what is known of a
-directory is a few packed segments rather than a row per file, which makes a warm look-up of a million paths quick.
+A file is known by its path and its stamp (:mod:`storage.stamps`). The memory is one file (:mod:`storage.memory_file`); what
+is known of a directory is a few packed segments rather than a row per file, which makes a warm look-up of a million paths
+quick.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from storage.errors import StorageError, UserError
+from storage.errors import UserError
+from storage.memory_file import MemoryFile
+from storage.stamps import is_settled, stamp_of
 
-_ENTRY = np.dtype([("size", "<i8"), ("mtime_ns", "<i8"), ("inode", "<u8"), ("digest", "V16")])
-_SEGMENTS = 16  # a directory with more is packed into one
+_STAMP = ("size", "mtime_ns", "ctime_ns", "inode")
+_ENTRY = np.dtype([("size", "<i8"), ("mtime_ns", "<i8"), ("ctime_ns", "<i8"), ("inode", "<u8"), ("digest", "V16")])
 _BATCH = 8192  # files hashed between two writes: what a kill costs
 _THREADS = 8  # hashing waits for the disk more than for the processor
 
@@ -61,11 +62,11 @@ class DigestMemory:
             folder, _, name = os.fspath(path).rpartition("/")
             names.append(name)
             folders.setdefault(folder, []).append(position)
-        with self._connect() as connection, ThreadPoolExecutor(_THREADS) as pool:
+        with self._connect() as file, ThreadPoolExecutor(_THREADS) as pool:
             for folder, positions in folders.items():
                 base = os.path.abspath(folder or ("/" if os.fspath(paths[positions[0]]).startswith("/") else "."))
                 self._folder(
-                    connection, pool, base, [names[p] for p in positions], np.array(positions), found, reasons, rehash
+                    file, pool, base, [names[p] for p in positions], np.array(positions), found, reasons, rehash
                 )
         if reasons and missing == "raise":
             first = min(reasons)
@@ -78,17 +79,16 @@ class DigestMemory:
         """``make()``, which must follow from the bytes of one file and from ``name`` alone; remembered under the file's
         digest, so that it is worked out once for all copies of a file."""
         key = f"{self.digests([path])[0].tobytes().hex()} {name}"
-        with self._connect() as connection:
-            row = connection.execute("SELECT value FROM derived WHERE key = ?", (key,)).fetchone()
-            if row is None:
-                row = (make(),)
-                connection.execute("INSERT OR REPLACE INTO derived (key, value) VALUES (?, ?)", (key, *row))
-        value: str = row[0]
+        with self._connect() as file:
+            value = file.value(key)
+            if value is None:
+                value = make()
+                file.keep(key, value)
         return value
 
     def _folder(
         self,
-        connection: sqlite3.Connection,
+        file: MemoryFile,
         pool: ThreadPoolExecutor,
         folder: str,
         names: list[str],
@@ -98,14 +98,14 @@ class DigestMemory:
         rehash: bool,
     ) -> None:
         """Fill ``found[positions]`` for the named files of one folder."""
-        known = _Known({}, np.zeros(0, _ENTRY)) if rehash else _read(connection, folder)
+        known = _Known({}, np.zeros(0, _ENTRY)) if rehash else _read(file, folder)
         unknown = np.arange(len(names))
         if known.places:
             now = _stat(folder, names)
             where = np.fromiter((known.places.get(name, -1) for name in names), np.int64, len(names))
             entry = known.entries[where]
             same = (where >= 0) & (now["size"] >= 0)
-            for field in ("size", "mtime_ns", "inode"):
+            for field in _STAMP:
                 same &= entry[field] == now[field]
             found[positions[same]] = entry["digest"][same]
             unknown = np.flatnonzero(~same)
@@ -122,52 +122,10 @@ class DigestMemory:
                 if settled:
                     fresh[names[i]] = stamped
             if fresh:
-                _append(connection, folder, fresh)
+                _append(file, folder, fresh)
 
-    @contextlib.contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
-        """A connection, or one in memory where the cache is read-only: then nothing is remembered, nothing is lost."""
-        connection: sqlite3.Connection | None = None
-        try:
-            try:
-                connection = _open(self.path)
-            except sqlite3.OperationalError as error:
-                if os.path.isdir(self.path.parent) and os.access(self.path.parent, os.W_OK):
-                    raise StorageError(
-                        f"{self.path}: {error}; delete this file, digests are then taken afresh"
-                    ) from error
-                connection = sqlite3.connect(":memory:", isolation_level=None)
-                connection.executescript(_SCHEMA)
-            yield connection
-        except sqlite3.DatabaseError as error:
-            raise StorageError(f"{self.path}: {error}; delete this file, digests are then taken afresh") from error
-        finally:
-            if connection is not None:
-                connection.close()
-
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS segment (id INTEGER PRIMARY KEY, folder TEXT NOT NULL, names BLOB, entries BLOB);
-CREATE TABLE IF NOT EXISTS derived (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-"""
-
-
-def _open(path: Path, patience: float = 60.0) -> sqlite3.Connection:
-    """A connection with its tables. Entering WAL mode does not wait for others as every later statement does, so of
-    processes that make the file at one time some find it locked and try again."""
-    give_up = time.monotonic() + patience
-    while True:
-        connection = sqlite3.connect(path, timeout=patience, isolation_level=None)
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.executescript(_SCHEMA)
-            return connection
-        except sqlite3.OperationalError as error:
-            connection.close()
-            if "locked" not in str(error) or time.monotonic() > give_up:
-                raise
-            time.sleep(0.02)
+    def _connect(self) -> MemoryFile:
+        return MemoryFile(self.path)
 
 
 def _hash(path: str) -> tuple[np.void, bool] | OSError:
@@ -185,17 +143,15 @@ def _hash(path: str) -> tuple[np.void, bool] | OSError:
     except OSError as error:
         return error
     entry = np.zeros(1, _ENTRY)[0]
-    entry["size"], entry["mtime_ns"], entry["inode"] = after.st_size, after.st_mtime_ns, after.st_ino
+    for field, value in zip(_STAMP, stamp_of(after), strict=True):
+        entry[field] = value
     entry["digest"] = np.void(state.digest())
-    # A file written in the same tick of its clock as it was read may change again without its stamp changing.
-    tick = 2_000_000_000 if after.st_mtime_ns % 1_000_000_000 == 0 else 20_000_000
-    unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    return entry, unchanged and after.st_mtime_ns < started - tick
+    return entry, stamp_of(before) == stamp_of(after) and is_settled(after.st_ctime_ns, started)
 
 
 def _stat(folder: str, names: Sequence[str]) -> np.ndarray:
     """``_ENTRY [N]`` of the files as they are now, digests left zero; size -1 where there is none."""
-    absent = (-1, 0, 0)
+    absent = (-1, 0, 0, 0)
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
@@ -210,19 +166,19 @@ def _stat(folder: str, names: Sequence[str]) -> np.ndarray:
                 except OSError:
                     stamps.append(absent)
                 else:
-                    stamps.append((entry.st_size, entry.st_mtime_ns, entry.st_ino))
+                    stamps.append(stamp_of(entry))
         finally:
             os.close(descriptor)
     packed = np.zeros(len(names), _ENTRY)
     if stamps:
-        packed["size"], packed["mtime_ns"], packed["inode"] = zip(*stamps, strict=True)
+        for field, values in zip(_STAMP, zip(*stamps, strict=True), strict=True):
+            packed[field] = values
     return packed
 
 
-def _read(connection: sqlite3.Connection, folder: str) -> _Known:
+def _read(file: MemoryFile, folder: str) -> _Known:
     """All that is known of a folder; later segments win."""
-    query = "SELECT names, entries FROM segment WHERE folder = ? ORDER BY id"
-    segments = connection.execute(query, (folder,)).fetchall()
+    segments = file.segments(folder)
     names: list[str] = []
     for blob, _ in segments:
         names += os.fsdecode(blob).split("\0")
@@ -230,20 +186,5 @@ def _read(connection: sqlite3.Connection, folder: str) -> _Known:
     return _Known(dict(zip(names, range(len(names)), strict=True)), entries)
 
 
-def _append(connection: sqlite3.Connection, folder: str, fresh: dict[str, np.void]) -> None:
-    """Add a segment; pack a folder's segments into one when they have become many."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        insert = "INSERT INTO segment (folder, names, entries) VALUES (?, ?, ?)"
-        entries = np.array(list(fresh.values()), _ENTRY)
-        connection.execute(insert, (folder, os.fsencode("\0".join(fresh)), entries.tobytes()))
-        count = connection.execute("SELECT count(*) FROM segment WHERE folder = ?", (folder,)).fetchone()[0]
-        if count > _SEGMENTS:
-            known = _read(connection, folder)
-            connection.execute("DELETE FROM segment WHERE folder = ?", (folder,))
-            packed = known.entries[np.fromiter(known.places.values(), np.int64, len(known.places))]
-            connection.execute(insert, (folder, os.fsencode("\0".join(known.places)), packed.tobytes()))
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
+def _append(file: MemoryFile, folder: str, fresh: dict[str, np.void]) -> None:
+    file.add(folder, os.fsencode("\0".join(fresh)), np.array(list(fresh.values()), _ENTRY).tobytes())

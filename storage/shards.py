@@ -1,19 +1,23 @@
 """Payload files: which format a path has, how it is named and verified.
 
 A payload's name is ``<rectangle digest>-<checksum>.<arrow|lmdb>``; the checksum is 16 bytes of blake2b over the file,
-in hex. A payload is immutable and describes itself (rows, columns, codec).
+in hex. A payload is immutable and describes itself (rows, columns, codec). No byte of one is used before all of them were
+compared with the checksum: by this process, or, where many are read, by any process of this machine.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import functools
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from storage import lmdb_shard
+from storage import lmdb_shard, stamps
 from storage.arrow_shard import ArrowShard
+from storage.damage import Damaged, damage
+from storage.digest_memory import DigestMemory
 from storage.errors import StorageError
 from storage.lmdb_shard import LmdbShard, open_lmdb
 
@@ -29,13 +33,16 @@ def open_shard(path: str | os.PathLike[str]) -> Shard:
     """The reader of a payload file, shared within the process.
 
     Raises:
-        StorageError: the file is missing or unreadable.
+        StorageError: the file is missing or unreadable, or its bytes have changed.
     """
     name = os.fspath(path)
     try:
-        return open_lmdb(name) if name.endswith(".lmdb") else _open_arrow(name, os.stat(name).st_ino)
-    except (OSError, ValueError) as error:
-        raise StorageError(f"shard {name}: {error}; `hoi-distill check` sets it aside") from error
+        with damage(f"shard {name}"):
+            if stamps.once(name, lambda: verify_shard(name)):
+                lmdb_shard.forget(name)  # what is open under this name may be another file's
+            return open_lmdb(name) if name.endswith(".lmdb") else _open_arrow(name, os.stat(name).st_ino)
+    except OSError as error:
+        raise StorageError(f"shard {name}: {error.strerror}; make it readable and run again") from error
 
 
 def forget_shard(path: str | os.PathLike[str]) -> None:
@@ -53,13 +60,36 @@ def verify_shard(path: str | os.PathLike[str]) -> None:
     """Re-read a payload and compare it with the checksum in its name.
 
     Raises:
-        StorageError: the file is missing, unreadable, or its bytes have changed.
+        Damaged: the file is missing, unreadable, or its bytes have changed.
+        OSError: it cannot be read by this process or for the moment.
     """
-    try:
-        with open(path, "rb", buffering=0) as file:
-            actual = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        if actual != stated_checksum(path):
-            raise OSError(errno.EIO, "its bytes differ from the checksum in its name")
-    except OSError as error:
-        reason = error.strerror or error
-        raise StorageError(f"shard {os.fspath(path)}: {reason}; `hoi-distill check` sets it aside") from error
+    with damage(f"shard {os.fspath(path)}"), open(path, "rb", buffering=0) as file:
+        actual = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    if actual != stated_checksum(path):
+        raise Damaged(f"shard {os.fspath(path)}", "its bytes differ from the checksum in its name")
+
+
+def verify_once(paths: Sequence[str]) -> None:
+    """Verify the payloads that this machine has not read in this state. It remembers them in the user's cache folder, not in
+    the cache, which several machines may share.
+
+    Raises:
+        StorageError: the bytes of one or more have changed; one line names their number and the first.
+    """
+    unproven = stamps.unproven(paths)
+    if not unproven:
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hoi-distill"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    memory = DigestMemory(folder / "payloads.sqlite")
+    found = memory.digests([os.path.realpath(path) for path in unproven], missing="zero")
+    bad = {
+        path for path, digest in zip(unproven, found, strict=True) if digest.tobytes().hex() != stated_checksum(path)
+    }
+    stamps.vouch({path: stamp for path, stamp in unproven.items() if stamp is not None and path not in bad})
+    if bad:
+        raise StorageError(
+            f"{len(bad)} of {len(paths)} shards hold other bytes than were written, first {min(bad)}; "
+            "run `hoi-distill check`, which sets them aside"
+        )

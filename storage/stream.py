@@ -8,24 +8,21 @@ a few integers per row.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from storage import stamps
 from storage.arrow_cells import cells
-from storage.digest_memory import DigestMemory
 from storage.digests import fingerprint
 from storage.errors import StorageError, UserError
 from storage.lmdb_shard import LmdbShard
 from storage.order import batch_count, epoch_order, rank_batch
-from storage.shards import Shard, open_shard, stated_checksum
+from storage.shards import Shard, open_shard, verify_once
 from storage.table import EMPTY, FAILED, Location, Table
 
 if TYPE_CHECKING:
@@ -223,11 +220,18 @@ class _TableReader:
                 group = groups.setdefault(shard.tobytes() + position.tobytes(), _Group([], shard, position))
                 group.columns.append(column)
         self._groups, self._paths = list(groups.values()), list(paths)
-        _verify(name, self._paths, command)
+        try:
+            verify_once(self._paths)
+        except StorageError as error:
+            raise UserError(f"table {name}: {error}, then run `{command}`") from error
         self._shards: OrderedDict[int, tuple[Shard, dict[str, Callable[[int], Any]]]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": OrderedDict()}
+        return {**self.__dict__, "_shards": OrderedDict(), "_stamps": stamps.vouched(self._paths)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        stamps.vouch(state.pop("_stamps"))  # a loader's process need not read again what the trainer's has read
+        self.__dict__.update(state)
 
     def read(self, row: int) -> dict[str, Any]:
         """``{column: value}`` in the order of the asked columns; None for a cell that is not wanted."""
@@ -300,17 +304,3 @@ def _refusal(name: str, table: Table, ref: TableRef, rows: np.ndarray, command: 
         f"{' (' + ', '.join(why) + ')' if why else ''}, the first of row {rows[row].tobytes().hex()}, "
         f"column {ref.columns[column]!r}; run `{command}`"
     )
-
-
-def _verify(name: str, paths: Sequence[str], command: str) -> None:
-    """Compare payloads with their checksums, those that this machine has not read before in this state."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hoi-distill"
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    found = DigestMemory(folder / "payloads.sqlite").digests([os.path.realpath(path) for path in paths])
-    bad = [path for path, digest in zip(paths, found, strict=True) if digest.tobytes().hex() != stated_checksum(path)]
-    if bad:
-        raise UserError(
-            f"table {name}: {len(bad)} of {len(paths)} shards hold other bytes than were written, first {bad[0]}; "
-            f"run `hoi-distill check`, which sets them aside, then `{command}`"
-        )

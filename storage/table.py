@@ -4,7 +4,7 @@ On disk, under ``<cache>/tables/<name>-<fingerprint>/``:
 
     table.json    the canonical record, the output's description, the Arrow type of a cell
     shards/       payloads, immutable            commits/  commit records, immutable, and ``.bad`` markers
-    bad/          payloads set aside by check    tmp/      what writers are writing
+    bad/          what check set aside           tmp/      what writers are writing
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import errno
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,30 +23,37 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from storage import arrow_shard, lmdb_shard, owner
+from storage import arrow_shard, folders, lmdb_shard, owner
 from storage.codecs import Codec
 from storage.commit import Record, encode_record, load_record, publish_payload, publish_record
-from storage.digests import FAILURE_DIGEST, arrow_digests, digest_bytes, tensor_digests
+from storage.damage import Damaged, damage
+from storage.digests import FAILURE_DIGEST, arrow_digests, digest_bytes, fingerprint, tensor_digests
 from storage.errors import StorageError
 from storage.rectangle import collapse, name_rectangle, validate
-from storage.shards import open_shard, verify_shard
+from storage.shards import open_shard, verify_once, verify_shard
 from storage.state import State, merge, overlaps
 
-FOLDERS = ("shards", "commits", "bad", "tmp")
+if TYPE_CHECKING:
+    from storage.check import BadShard
+
 EMPTY, FAILED = -1, -2
+_READ_ONE_BY_ONE = 16  # payloads, those of a task, that cost less to verify than to ask the machine about
 _REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
     errno.EFBIG: "raise the file size limit",
     errno.EROFS: "make it writable",
-    errno.EACCES: "make it writable",
+    errno.EACCES: "make it readable and writable",
     errno.ENOENT: "see whether it was moved",
+    errno.ENOTDIR: "`hoi-distill check` sets it aside",
+    errno.EISDIR: "`hoi-distill check` sets it aside",
 }
+_RECORD = re.compile(r"[0-9a-f]{32}-\d+\.(commit|drop)")
 _log = logging.getLogger(__name__)
 
 
@@ -59,16 +67,6 @@ class Commit:
     bytes: int
     cells: int
     created: bool
-
-
-@dataclass(frozen=True)
-class BadShard:
-    """A shard (or a commit record) set aside: ``cells`` values count as empty from now on."""
-
-    table: str
-    shard: str
-    reason: str
-    cells: int
 
 
 @dataclass(frozen=True)
@@ -96,24 +94,38 @@ class Table:
     these. None on writing: the table has no inputs; None on reading: whatever they are, the newest first.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], description: Mapping[str, Any] | None = None) -> None:
+        """
+        Args:
+            description: what table.json says, where the caller knows.
+
+        Raises:
+            Damaged: table.json is missing or not what was written. StorageError: it cannot be read.
+        """
         self.dir = Path(folder)
         try:
-            description = json.loads((self.dir / "table.json").read_bytes())
-        except (OSError, ValueError) as error:
-            raise StorageError(f"table {self.dir}: table.json cannot be read: {error}") from error
-        self.name: str = description["name"]
-        self.fingerprint: str = description["fingerprint"]
-        self.record: dict[str, Any] = description["record"]
-        self.output: dict[str, Any] = description["output"]
-        kind = description["type"]
-        self.type: pa.DataType | None = None
-        if kind is not None:
-            self.type = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(kind))).field(0).type
+            with damage(f"table {self.dir}: table.json"):
+                self._describe(
+                    json.loads((self.dir / "table.json").read_bytes()) if description is None else description
+                )
+                stated = self.fingerprint, self.record.get("output", self.output)
+                if description is None and stated != (fingerprint(self.record), self.output):
+                    raise ValueError("the record is not the fingerprint's")
+        except OSError as error:
+            raise StorageError(f"table {self.dir}: table.json: {error.strerror}; make it readable") from error
         self._lock = threading.Lock()
-        self._records: dict[str, Record | StorageError] = {}
+        self._records: dict[str, Record | Damaged] = {}
         self._bad: set[str] = set()
         self._swept = False
+
+    def _describe(self, said: Mapping[str, Any]) -> None:
+        self.name: str = said["name"]
+        self.fingerprint: str = said["fingerprint"]
+        self.record: dict[str, Any] = said["record"]
+        self.output: dict[str, Any] = said["output"]
+        self.type: pa.DataType | None = None
+        if said["type"] is not None:
+            self.type = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(said["type"]))).field(0).type
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Table, (str(self.dir),)
@@ -128,9 +140,9 @@ class Table:
     def records(self) -> list[Record]:
         """All sound commit records, in the order in which they merge. Only new ones are read."""
         with self._lock, self.errors("commits"):
-            names = {entry.name for entry in os.scandir(self.dir / "commits")}
+            names = folders.names(self.dir / "commits")
             self._bad = {name for name in names if name.endswith(".bad")}
-            names -= self._bad
+            names = {name for name in names - self._bad if _RECORD.fullmatch(name)}
             for gone in self._records.keys() - names:
                 del self._records[gone]
             new = sorted(names - self._records.keys())
@@ -142,16 +154,16 @@ class Table:
             sound = [record for record in self._records.values() if isinstance(record, Record)]
         return sorted(sound, key=lambda record: record.order)
 
-    def _load(self, name: str) -> Record | StorageError:
+    def _load(self, name: str) -> Record | Damaged:
         try:
             return load_record(self.dir / "commits" / name)
-        except StorageError as error:
-            _log.warning("%s; it counts as none, `hoi-distill check` sets it aside", error)
+        except Damaged as error:
+            _log.warning("%s; until then it counts as none", error)
             return error
 
     def broken_records(self) -> dict[str, str]:
         """``{name: why}`` of the records that cannot be read; as of the last :meth:`records`."""
-        return {name: str(error) for name, error in self._records.items() if isinstance(error, StorageError)}
+        return {name: error.reason for name, error in self._records.items() if isinstance(error, Damaged)}
 
     def is_set_aside(self, record: Record) -> bool:
         """Whether check found its payload bad."""
@@ -160,7 +172,7 @@ class Table:
     def _live(self, records: Sequence[Record]) -> set[str]:
         """Names of the records whose payload is there, whole in size and not set aside."""
         with self.errors("shards"):
-            sizes = _sizes(self.dir / "shards")
+            sizes = folders.sizes(self.dir / "shards")
         return {
             record.name
             for record in records
@@ -224,7 +236,7 @@ class Table:
         where ``wanted`` (bool ``[R, C]``) is false.
 
         Raises:
-            StorageError: a cell is empty, or its shard cannot be read.
+            StorageError: a cell is empty, or its shard cannot be read or holds other bytes than were written.
         """
         where = self.locate(rows, columns, inputs)
         if wanted is not None:
@@ -236,12 +248,17 @@ class Table:
                 f"table {self.dir.name}: {count} of {where.shard.size} cells asked for are empty, the first of row "
                 f"{rows[row].tobytes().hex()}, column {columns[column]!r}; `hoi-distill run` fills them"
             )
+        used = np.unique(where.shard[where.shard >= 0]).tolist()
         with self.errors("shards"):
+            if len(used) > _READ_ONE_BY_ONE:
+                verify_once([where.paths[number] for number in used])
             read = self._read_arrow if self.type is not None else self._read_tensors
             return {column: read(column, where, index) for index, column in enumerate(columns)}
 
     def _read_arrow(self, column: str, where: Location, index: int) -> pa.Array:
         shard, position = where.shard[:, index], where.position[:, index]
+        if not len(shard):
+            return pa.nulls(0, self.type)
         order = np.argsort(shard, kind="stable")
         used, starts = np.unique(shard[order], return_index=True)
         pieces = []
@@ -252,7 +269,7 @@ class Table:
                 pieces.append(open_shard(where.paths[number]).take(column, position[part]))
         inverse = np.empty(len(order), np.int64)
         inverse[order] = np.arange(len(order))
-        return (pa.concat_arrays(pieces) if pieces else pa.nulls(0, self.type)).take(pa.array(inverse))
+        return pa.concat_arrays(pieces).take(pa.array(inverse))
 
     def _read_tensors(self, column: str, where: Location, index: int) -> np.ndarray:
         codec = self.codec
@@ -419,7 +436,8 @@ class Table:
     def _discard(self, payload: str | None, rectangle: str) -> None:
         """Remove a loser's payload, unless it is the winner's too."""
         named = {record.header["payload"] for record in self.records() if record.name.startswith(rectangle)}
-        if payload is not None and payload not in named:
+        kept = folders.rectangles_of(self.broken_records()) | folders.rectangles_of(folders.names(self.dir / "bad"))
+        if payload is not None and payload not in named and rectangle not in kept:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.dir / "shards" / payload)
 
@@ -434,12 +452,12 @@ class Table:
         """Compare a payload with its checksum; see :func:`storage.shards.verify_shard`."""
         verify_shard(path)
 
-    def check(self, deep: bool = True) -> list[BadShard]:
+    def check(self, deep: bool = True, mend: bool = True) -> list[BadShard]:
         """Set aside what is damaged, see :func:`storage.check.check_table`."""
         from storage.check import check_table
 
         with self.errors("check"):
-            return check_table(self, deep)
+            return check_table(self, deep, mend)
 
     @contextlib.contextmanager
     def errors(self, shard: str) -> Iterator[None]:
@@ -469,15 +487,6 @@ def _header(
         "host": os.uname().nodename,
         "provenance": dict(provenance or {}),
     }
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file. One that vanishes meanwhile, as the payload of a writer that came second does, is none."""
-    sizes = {}
-    for entry in os.scandir(folder):
-        with contextlib.suppress(FileNotFoundError):
-            sizes[entry.name] = entry.stat().st_size
-    return sizes
 
 
 def _preferred(records: list[Record], inputs: np.ndarray | None) -> list[Record]:

@@ -360,14 +360,14 @@ def test_a_read_only_root_is_named_and_can_still_be_read(tmp_path):
 table = make_table(mount / "cache", "arrow")
 write(table, row_ids(5), offset=3)
 subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
-for attempt in (lambda: Cache.open(mount / "cache"), lambda: write(table, row_ids(4)), table.check):
+cache = Cache.open(mount / "cache")
+for attempt in (cache.require_writable, lambda: write(table, row_ids(4)), lambda: Cache.open(mount / "other")):
     try:
         attempt()
     except StorageError as error:
         assert "Read-only file system" in str(error) and str(mount) in str(error), error
     else:
-        assert attempt == table.check
-cache = Cache.open(mount / "cache", writable=False)
+        raise AssertionError(attempt)
 with cache.lease("reader", cache.tables()):
     assert holds(cache.tables()[0], row_ids(5), offset=3)
 cache.memory.digests([__import__("storage.cache").__file__])

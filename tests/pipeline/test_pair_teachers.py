@@ -307,7 +307,7 @@ def test_a_teacher_in_training_or_interrupted_is_wanted_from_its_first_run_on(li
     assert (new / "state/latest.safetensors").exists()
     wanted = {each["table"] for each in collect(setup.cache, False, 0, [])["unwanted"]}
     assert new.name not in wanted
-    (setup.cache.root / "registered" / next(iter(registered(setup.cache)))).with_suffix(".json").unlink()
+    (setup.cache.root / "registered" / next(iter(registered(setup.cache)[0]))).with_suffix(".json").unlink()
     with setup.cache.lease("reader", [new]):
         outcome = collect(setup.cache, True, 0, [])
     assert new.name in {each["table"] for each in outcome["in_use"]}

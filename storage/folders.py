@@ -1,0 +1,59 @@
+"""The folders of a table: what lies in them, and where what is set aside is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+FOLDERS = ("bad", "tmp", "shards", "commits")
+
+
+def names(folder: Path) -> set[str]:
+    """What lies in a folder; nothing where there is none.
+
+    Raises:
+        OSError: it cannot be read, is no folder, or is a link that leads nowhere.
+    """
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        if folder.is_symlink():
+            raise NotADirectoryError(errno.ENOTDIR, f"{folder.name} is a link that leads nowhere") from None
+        return set()
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file, by name. Raises ``OSError`` as :func:`names` does."""
+    found = {name: size(folder / name) for name in names(folder)}
+    return {name: count for name, count in found.items() if count is not None}
+
+
+def size(path: Path) -> int | None:
+    """Bytes of a file. One that has vanished, as the payload of a writer that came second does, is none; neither is a link
+    that leads nowhere or in a circle."""
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        return None
+
+
+def set_aside(path: Path, keep: Path) -> None:
+    """Move what lies at ``path``, whatever it is, into the folder ``keep``; what was set aside under its name stays there.
+    Nothing happens where another check has done it."""
+    target = keep / path.name
+    if os.path.lexists(target):
+        target = keep / f"{path.name}.{time.time_ns()}"
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, target)
+
+
+def rectangles_of(names: Iterable[str]) -> set[str]:
+    """The rectangles of the commit records among these names. Of a record that was lost, the payload may be all that is
+    left: it stays."""
+    return {name.partition("-")[0] for name in names if ".commit" in name}

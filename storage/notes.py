@@ -1,0 +1,37 @@
+"""Small JSON files that say who wants or uses what: whole, and with a checksum of their own (``digest``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from storage.damage import damage
+from storage.digests import canonical_json, fingerprint
+from storage.files import write_atomically
+
+
+def write_note(path: Path, content: Mapping[str, Any]) -> None:
+    """Put ``content``, a JSON object, in the place of what ``path`` held. Raises ``OSError``; it is then as it was."""
+    write_atomically(path, canonical_json({**content, "digest": fingerprint(content)}))
+
+
+def read_note(path: Path, *keys: str) -> dict[str, Any]:
+    """What :func:`write_note` wrote; notes of before had no digest.
+
+    Args:
+        keys: what it must hold.
+
+    Raises:
+        Damaged: it is not what was written, or is not there. OSError: it cannot be read.
+    """
+    with damage(f"note {path}"):
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+        if (digest := content.pop("digest", None)) is not None and digest != fingerprint(content):
+            raise ValueError("a checksum differs")
+        for key in keys:
+            content[key]
+    return content
