@@ -85,8 +85,12 @@ def _fork(child: Child, root: str) -> tuple[int, int, int]:
     except (UserError, WorkStopped, InputFailure) as error:
         send(("refused", str(error)))
         code = 2
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 1 if ended.code else 0
+    except OSError as error:  # which the command line, had it been called, would have said in a line
+        if error.errno is None:
+            send(("traceback", traceback.format_exc()))
+        else:
+            send(("refused", f"{error.filename or 'a file'}: {error.strerror}"))
+            code = 2
     except BaseException:
         send(("traceback", traceback.format_exc()))
     finally:

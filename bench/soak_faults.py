@@ -109,10 +109,11 @@ class _Injector:
         fault = self.fault
         if number == fault.at and (fault.kind == "power" or (fault.kind == "kill" and not fault.after)):
             self.die()
-        if number == fault.at and fault.kind == "error":
-            raise OSError(fault.errno, os.strerror(fault.errno), str(path))
+        code = fault.errno if number == fault.at and fault.kind == "error" else 0
         if number >= fault.at and fault.kind in LASTING and (writes or fault.kind == "gone"):
-            raise OSError(LASTING[fault.kind], os.strerror(LASTING[fault.kind]), str(path))
+            code = LASTING[fault.kind]
+        if code:  # as the system says it: writes and syncs, which have a descriptor, name no file
+            raise OSError(code, os.strerror(code), *([] if path is None else [os.fspath(path)]))
 
     def done(self, number: int) -> None:
         if number == self.fault.at and self.fault.kind == "kill" and self.fault.after:
@@ -193,7 +194,7 @@ def _wrap_fsync(injector: _Injector) -> None:
     real = os.fsync
 
     def wrapped(descriptor: int) -> None:
-        number = injector.before(f"descriptor {descriptor}", writes=True)
+        number = injector.before(None, writes=True)
         real(descriptor)
         injector.unsynced.pop(os.fstat(descriptor).st_ino, None)
         injector.done(number)
@@ -212,7 +213,7 @@ def _wrap_open(injector: _Injector) -> None:
             view = memoryview(data).cast("B")
             if number == injector.fault.at and view.nbytes > 1:
                 super().write(view[: view.nbytes // 2])
-            injector.strike(number, self.name, True)
+            injector.strike(number, None, True)
             if number == injector.fault.at and injector.fault.kind == "kill":
                 injector.die()
             return super().write(view)

@@ -34,6 +34,8 @@ def command(name: str, *options: str) -> Callable[[Send], int]:
             cli.main()
         except SystemExit as ended:
             return int(ended.code or 0)
+        except OSError as error:
+            raise AssertionError(f"{name} does not say in a line: {error}") from error
         return 0
 
     return act

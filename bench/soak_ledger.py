@@ -16,8 +16,7 @@ from storage.table import Table
 
 @dataclass
 class Committed:
-    """One commit that was reported as done. ``intact`` until a byte of its record, its payload or its table's description
-    was destroyed."""
+    """One commit that was reported as done. ``intact`` until a byte of its record or its payload was destroyed."""
 
     table: str
     record: str
@@ -64,7 +63,7 @@ class Ledger:
         if parts[0] != "tables" or len(parts) < 2:
             return
         for entry in self.entries.values():
-            whole = len(parts) == 2 or (parts[2] in ("table.json", "shards", "commits") and len(parts) == 3)
+            whole = len(parts) == 2 or (parts[2] in ("shards", "commits") and len(parts) == 3)
             mine = whole or path.name in (entry.payload, entry.record)
             if entry.table == parts[1] and mine:
                 entry.intact = False

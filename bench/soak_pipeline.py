@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class PipelineHouse(House):
 
     def some_read(self) -> None:
         name = self.generator.choice(self.setups)
-        self.run(self.child(f"read {name}", functools.partial(self.compare, name), 60, 0.05))
+        self.run(self.child(f"read {name}", functools.partial(self.compare, name, self.means()), 60, 0.05))
 
     def some_check(self) -> None:
         self.checked(self.check())
@@ -160,14 +160,13 @@ class PipelineHouse(House):
     def check(self) -> Child:
         return self.child("check", command("check", "--cache", str(self.cache)), 80, 0.05)
 
-    def compare(self, name: str, send: Send, whole: bool = False) -> int:
+    def compare(self, name: str, means: Mapping[str, float], send: Send, whole: bool = False) -> int:
         """Read every cell that counts as filled, and (``whole``) every wanted one."""
         from pipeline.pair_teachers import plan_all
         from pipeline.setup import prepare
 
         setup = prepare(self.path(name))
         source = setup.sources["images"]
-        means = [_mean(Path(uri)) for uri in source.uris]
         for table, made in plan_all(setup).items():
             if whole and not made.complete():
                 send(("incomplete", f"{name}, {table}: {made.counts}"))
@@ -178,11 +177,15 @@ class PipelineHouse(House):
             wrong = [
                 f"{name}, {table}: row {row}, column {made.columns[column]!r}"
                 for row, column in np.argwhere(filled).tolist()
-                if not self.right(table, means[made.rows[row]], made.columns[column], values, row)
+                if not self.right(table, means[source.uris[made.rows[row]]], made.columns[column], values, row)
             ]
             if wrong:
                 send(("wrong", wrong))
         return 0
+
+    def means(self) -> dict[str, float]:
+        """By path, what the stages see of the pictures as they are now; -1 of one that is none."""
+        return {str(path): _mean(path) for path in self.pictures.iterdir()}
 
     def right(self, table: str, mean: float, column: str, values: dict[str, Any], row: int) -> bool:
         expected = soak_stages.right_value(table, mean, column, self.views)
@@ -201,14 +204,13 @@ class PipelineHouse(House):
                 )
         self.checked(Child("check", check))
         for name in self.setups:
-            last = [self.running(name), functools.partial(self.compare, name, whole=True)]
+            last = [self.running(name), functools.partial(self.compare, name, self.means(), whole=True)]
             if name == self.setups[-1]:
                 last.append(check)
             self.settled(self.one(Child(f"run {name}, compare, check", self.looking(*last))))
 
 
 def _mean(path: Path) -> float:
-    """As the stages see it; -1 of a picture that is none."""
     try:
         with Image.open(path) as image:
             return soak_stages.mean_of(image.convert("RGB"))
