@@ -12,7 +12,7 @@ from bench.soak_ledger import Ledger
 
 KINDS = ("flip", "cut", "delete", "copy", "zeros", "dangle")
 TARGETS = {
-    "payload": ("tables/*/shards/*", 30),
+    "payload": ("tables/*/shards/*", 36),
     "record": ("tables/*/commits/*.commit", 26),
     "description": ("tables/*/table.json", 6),
     "note": ("registered/*.json", 7),
@@ -23,7 +23,7 @@ TARGETS = {
     "kept": ("tables/*/bad/*", 2),
     "draft": ("tables/*/tmp/*", 3),
     "folder": ("tables/*/*/", 4),
-    "table": ("tables/*/", 2),
+    "table": ("tables/*/", 4),
 }
 
 
@@ -43,7 +43,7 @@ def damage(root: Path, ledger: Ledger, generator: random.Random) -> str | None:
         shutil.rmtree(path)
         ledger.destroyed(path)
         return f"folder {path.relative_to(root)} deleted"
-    kind = generator.choices(KINDS, (45, 16, 16, 12, 6, 5))[0]
+    kind = generator.choices(KINDS, (52, 14, 14, 10, 5, 5))[0]
     how = _strike(path, kind, generator)
     if kind != "copy":
         ledger.destroyed(path)

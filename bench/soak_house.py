@@ -62,8 +62,8 @@ class House(ABC):
         """What usually happens first."""
 
     @abstractmethod
-    def some_read(self) -> None:
-        """Cells are read and compared; something may befall the reader."""
+    def some_read(self, undisturbed: bool = False) -> None:
+        """Cells are read and compared."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -78,9 +78,12 @@ class House(ABC):
         self.ended = True
         self.finish()
 
-    def child(self, name: str, action: Callable[[Send], int], operations: int, seconds: float) -> Child:
+    def child(
+        self, name: str, action: Callable[[Send], int], operations: int, seconds: float, undisturbed: bool = False
+    ) -> Child:
         """A process that something may befall; it usually does about so many operations in about so many seconds."""
-        return Child(name, action, draw(self.generator, operations, seconds))
+        fault = draw(self.generator, operations, seconds)
+        return Child(name, action, Fault() if undisturbed else fault)
 
     def note(self, kind: str, text: str) -> None:
         if kind not in self.found:
@@ -141,8 +144,8 @@ class House(ABC):
             self.damaged = True
             self.steps.append(done)
             self.faults += 1
-            if self.generator.random() < 0.4:
-                self.some_read()
+            if self.generator.random() < 0.5:
+                self.some_read(undisturbed=self.generator.random() < 0.7)
 
     def days_pass(self) -> None:
         """Every file of the cache is two days older."""

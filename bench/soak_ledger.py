@@ -78,13 +78,15 @@ class Ledger:
         return [entry for entry in self.entries.values() if entry.intact and entry.valid.any()]
 
     def sound_payloads(self) -> list[str]:
-        """Payloads that lie where they were committed, whole, whatever became of their records."""
+        """Payloads that lie where they were committed, whole, and of whose record anything is left: a damaged one is
+        enough. Of a record that was deleted nobody can know."""
         found = []
         for entry in self.entries.values():
             if entry.payload is None:
                 continue
-            path = self.root / "tables" / entry.table / "shards" / entry.payload
-            if path.is_file() and _sound(path):
+            folder = self.root / "tables" / entry.table
+            path, rectangle = folder / "shards" / entry.payload, entry.record.partition("-")[0]
+            if path.is_file() and _sound(path) and any(folder.glob(f"*/{rectangle}-*.commit*")):
                 found.append(str(path))
         return found
 

@@ -91,9 +91,10 @@ class PipelineHouse(House):
     def some_run(self) -> None:
         self.run(self.struck_run())
 
-    def some_read(self) -> None:
+    def some_read(self, undisturbed: bool = False) -> None:
         name = self.generator.choice(self.setups)
-        self.run(self.child(f"read {name}", functools.partial(self.compare, name, self.means()), 60, 0.05))
+        reading = functools.partial(self.compare, name, self.means())
+        self.run(self.child(f"read {name}", reading, 60, 0.05, undisturbed))
 
     def some_check(self) -> None:
         self.checked(self.check())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import zlib
 from collections.abc import Callable
@@ -185,9 +186,10 @@ class StorageHouse(House):
     def some_fill(self) -> None:
         self.run(self.struck("fill", self.filling, 70))
 
-    def some_read(self) -> None:
+    def some_read(self, undisturbed: bool = False) -> None:
         streamed = self.generator.random() < 0.4
-        self.run(self.struck("stream" if streamed else "read", lambda send: self.reading(send, streamed), 15))
+        reading = functools.partial(self.reading, streamed=streamed)
+        self.run(self.child("stream" if streamed else "read", reading, 15, 0.02, undisturbed))
 
     def some_check(self) -> None:
         self.checked(self.check(self.generator.random() < 0.2))
