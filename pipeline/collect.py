@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from storage.cache import Cache
 from storage.damage import Damaged
 from storage.digests import fingerprint
 from storage.errors import StorageError, UserError
-from storage.notes import read_note, write_note
+from storage.notes import read_note, set_note_aside, write_note
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -30,8 +32,11 @@ def register(setup: Setup, plans: Mapping[str, TablePlan]) -> None:
     suffix = fingerprint({"config": note["config"], "overrides": chosen})[:6]
     place = setup.cache.root / "registered" / f"{setup.config.name}-{suffix}.json"
     before: Mapping[str, Any] = {}
-    with contextlib.suppress(Damaged):  # there is none, or none that says anything: this one takes its place
+    damaged = False
+    try:
         before = read_note(place)
+    except Damaged:
+        damaged = os.path.lexists(place)
     later = tuple(f"{made.node.stage.name}-" for made in plans.values() if made.node.stage.unbound)
     kept = [name for name in before.get("tables", []) if later and name.startswith(later)]
     note["tables"] = sorted({*folders(plans, setup.cache), *kept})
@@ -40,8 +45,9 @@ def register(setup: Setup, plans: Mapping[str, TablePlan]) -> None:
     )
     try:
         place.parent.mkdir(exist_ok=True)
+        if damaged:
+            set_note_aside(place)
         write_note(place, {**note, "overrides": chosen})
-        place.with_name(f"{place.name}.bad").unlink(missing_ok=True)
     except OSError as error:
         if error.errno not in _READ_ONLY:
             raise StorageError(f"{place}: {error.strerror}; mend the place and run again") from error
@@ -73,8 +79,11 @@ def collect(cache: Cache, move: bool, grace_seconds: float, forget: Sequence[str
         if not notes:
             raise UserError(f"--forget {name}: not registered; there are {', '.join([*setups, *mute]) or 'none'}")
         for stem in notes:
-            for suffix in (".json", ".json.bad"):
-                (cache.root / "registered" / f"{stem}{suffix}").unlink(missing_ok=True)
+            for note in (cache.root / "registered").glob(f"{stem}.json*"):
+                if note.is_dir() and not note.is_symlink():
+                    shutil.rmtree(note)
+                else:
+                    note.unlink()
     setups, mute = registered(cache)
     move = move and not mute
     wanted = {table for note in setups.values() for table in note["tables"]}

@@ -17,7 +17,7 @@ from storage.commit import Record, publish_record
 from storage.damage import Damaged
 from storage.digests import canonical_json
 from storage.errors import StorageError
-from storage.notes import read_note
+from storage.notes import read_note, set_note_aside
 from storage.shards import forget_shard, verify_shard
 from storage.table import Table
 
@@ -76,7 +76,7 @@ def _check_notes(folder: Path, mend: bool, outcome: str) -> list[BadShard]:
             if note.exists() or note.is_symlink():
                 found.append(BadShard(folder.name, note.name, error.reason, 0, outcome if mend else LEFT))
                 if mend:
-                    os.replace(note, note.with_name(f"{note.name}.bad"))
+                    set_note_aside(note)
         except OSError as error:
             found.append(BadShard(folder.name, note.name, error.strerror or str(error), 0, "not checked"))
     return found

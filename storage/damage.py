@@ -35,7 +35,7 @@ def damage(file: str) -> Iterator[None]:
         if error.errno not in _LOST:
             raise
         raise Damaged(file, _line(error.strerror or str(error))) from error
-    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, pa.ArrowException) as error:
         raise Damaged(file, f"its bytes have changed ({_line(str(error))})") from error
 
 

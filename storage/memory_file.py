@@ -41,7 +41,7 @@ class MemoryFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._inode: int | None = None
-        self._writes = os.access(path.parent, os.W_OK) and (not os.path.lexists(path) or os.access(path, os.W_OK))
+        self._writes = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
         self._connection: sqlite3.Connection | None = None
         self._reopen()
 

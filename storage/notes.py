@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,3 +38,12 @@ def read_note(path: Path, *keys: str) -> dict[str, Any]:
         for key in keys:
             content[key]
     return content
+
+
+def set_note_aside(path: Path) -> None:
+    """Move what stands in a note's place to ``<name>.bad`` beside it."""
+    target = path.with_name(f"{path.name}.bad")
+    if os.path.lexists(target):
+        target = target.with_name(f"{target.name}.{time.time_ns()}")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, target)
