@@ -1,6 +1,7 @@
 """``make bench``: every measurement in a process of its own, into ``docs/benchmarks.md``.
 
     python -m bench [NAME ...]
+    python -m bench NAME OPTION ...     one measurement with its own options
 
 Figures are of the machine they were measured on, which the page names; what is compared is compared within one run.
 """
@@ -85,18 +86,27 @@ BENCHES = {
         "kill -9 of the driver at ten random moments: at most one task per worker and kill is computed again, and the tables "
         "end up the same",
     ),
+    "soak": Bench(
+        "bench.soak",
+        "Random faults",
+        "kills, errors at any file operation, damaged files, wrong clocks, rivals, full disks; after a run, a check and a run: "
+        "nothing committed is lost, no value is wrong, no traceback, nothing that a human has to clear away",
+    ),
 }
 
 
 def main() -> None:
-    names = sys.argv[1:] or list(BENCHES)
+    given = next((index for index, word in enumerate(sys.argv) if word.startswith("-")), len(sys.argv))
+    names, options = sys.argv[1:given] or list(BENCHES), sys.argv[given:]
     if unknown := [name for name in names if name not in BENCHES]:
         sys.exit(f"bench: there is no {unknown[0]!r}; there are {', '.join(BENCHES)}")
+    if options and len(names) != 1:
+        sys.exit(f"bench: {options[0]}: name the one measurement that it is for")
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in names:
         print(f"== {BENCHES[name].title}: {BENCHES[name].asks}", flush=True)
         began = time.monotonic()
-        command = [sys.executable, "-m", BENCHES[name].module, "--json"]
+        command = [sys.executable, "-m", BENCHES[name].module, "--json", *options]
         line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip().splitlines()[-1]
         results[name] = {"result": json.loads(line), "seconds": round(time.monotonic() - began), "machine": machine()}
         print(line, flush=True)

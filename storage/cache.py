@@ -220,10 +220,10 @@ class Cache:
     def empty_trash(self, grace_seconds: float) -> list[str]:
         """Delete for good what has been in the trash for longer than the grace; returns the names."""
         deleted = []
-        for entry in sorted((self.root / "trash").iterdir()):
-            moved_ns, _, name = entry.name.partition("-")
+        for entry in sorted(names(self.root / "trash")):
+            moved_ns, _, name = entry.partition("-")
             if moved_ns.isdigit() and time.time_ns() - int(moved_ns) >= grace_seconds * 1e9:
-                shutil.rmtree(entry, ignore_errors=True)
+                shutil.rmtree(self.root / "trash" / entry, ignore_errors=True)
                 deleted.append(name)
         return deleted
 
