@@ -18,6 +18,7 @@ from bench import soak_stages
 from bench.soak_children import Child, Send
 from bench.soak_house import House, command
 from bench.soak_ledger import report_commits
+from stages.data.image import open_picture
 
 PROMPTS = ("ride", "hold", "eat", "wash")
 VIEWS = ("original", "flip")
@@ -213,7 +214,7 @@ class PipelineHouse(House):
 
 def _mean(path: Path) -> float:
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             return soak_stages.mean_of(image.convert("RGB"))
     except OSError:
         return -1.0
