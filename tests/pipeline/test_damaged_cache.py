@@ -232,7 +232,7 @@ before = len(toys.COMPUTED)
 try:
     toys.run(album.setup())
 except StorageError as error:
-    assert "Read-only file system; give another root or make this one writable" in str(error), error
+    assert "Read-only file system; make it writable or give another root" in str(error), error
 else:
     raise AssertionError("it ran")
 assert len(toys.COMPUTED) == before
