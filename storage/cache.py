@@ -3,6 +3,7 @@
 tables/<name>-<fingerprint>/    see storage.table
 digests.sqlite                  storage.digest_memory
 leases/                         expiring notes of runs and readers; locks of who trains what
+registered/                     notes of the pipeline: who wants what
 trash/<time>-<table>/           what gc removed, until its grace is over
 """
 
