@@ -65,7 +65,11 @@ def pictures_below(root: Path) -> dict[str, str]:
     if unread:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
         _log.warning("%s: pictures of kinds that are not read are passed over (%s); convert them to JPEG", root, kinds)
-    return {_readable(path): path for path in sorted(found)}
+    named: dict[str, str] = {}
+    for path in sorted(found):
+        if named.setdefault(_readable(path), path) != path:
+            raise UserError(f"{root}: two files go by the name {_readable(path)}; rename one")
+    return named
 
 
 def below(root: Path, name: str) -> str:

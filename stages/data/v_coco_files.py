@@ -58,16 +58,23 @@ def split_pictures(files: list[Path], wanted: np.ndarray, reject: Reject) -> np.
 
 
 def picture_paths(roots: list[Path], names: list[str]) -> list[str]:
-    """Paths of COCO pictures (``COCO_train2014_....jpg`` in ``train2014``), under the first root that has the folder."""
+    """Paths of COCO pictures (``COCO_train2014_....jpg`` in ``train2014``), under the first root that has the folder. A name
+    may bring that folder along, or be absolute."""
     paths = {}
     for part in sorted({_part(name) for name in names}):
         places = [root / folder / part for root in roots for folder in _PICTURES]
         paths[part] = next((place for place in places if place.is_dir()), places[0])
-    return [str(paths[_part(name)] / name) for name in names]
+    return [str(paths[_part(name)] / _without_part(name)) for name in names]
 
 
 def _part(name: str) -> str:
-    return name.split("_")[1] if name.count("_") >= 2 else ""
+    pieces = Path(name).name.split("_")
+    return pieces[1] if len(pieces) >= 3 else ""
+
+
+def _without_part(name: str) -> Path:
+    path = Path(name)
+    return Path(path.name) if str(path.parent) == _part(name) else path
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from stages.data.folder import load_annotated_folder, load_folder
 from stages.data.listing import below, pictures_below
 from stages.data.open_dataset import open_annotations
 from storage.errors import UserError
-from tests.data import hico_forms, test_swig_hoi
+from tests.data import hico_forms, test_swig_hoi, test_v_coco
 
 
 def picture(path: Path, shade: int = 0) -> Path:
@@ -69,6 +69,13 @@ def test_a_name_that_is_no_utf8_is_escaped_in_the_id_and_kept_in_the_path(tmp_pa
     record = {"pictures": [{"file_name": r"Mu\xf1oz.jpg"}]}
     (tmp_path / "annotations.json").write_text(json.dumps(record))
     assert load_annotated_folder(tmp_path / "annotations.json", "train").path == found.path
+
+
+def test_two_files_of_one_readable_name_are_told_apart(tmp_path):
+    for name in (b"Mu\xf1oz.jpg", rb"Mu\xf1oz.jpg"):
+        picture(tmp_path / os.fsdecode(name))
+    with pytest.raises(UserError, match=r"two files go by the name Mu\\xf1oz\.jpg; rename one"):
+        pictures_below(tmp_path)
 
 
 @pytest.mark.parametrize("write", ["./own.jpg", "sub/../own.jpg", "{root}/own.jpg", "own.jpg"])
@@ -128,3 +135,15 @@ def test_hico_det_and_swig_hoi_find_pictures_by_any_name(tmp_path, write):
         picture(folder / record["file_name"])
     read = open_annotations("swig-hoi", test_swig_hoi.write(tmp_path, records), "test")
     assert np.array_equal(read.image_id, [record["file_name"] for record in records])
+
+
+@pytest.mark.parametrize("write", ["{}", "./{}", "train2014/{}", "./train2014/{}", "{folder}/{}"])
+def test_v_coco_finds_pictures_by_any_name(tmp_path, write):
+    content, folder = test_v_coco.official(), tmp_path / "the_pictures_of_coco/train2014"
+    for entry in content["instances"]["images"]:
+        picture(folder / entry["file_name"])
+        entry["file_name"] = write.format(entry["file_name"], folder=folder)
+    (tmp_path / "images").symlink_to(folder.parent)
+    read = open_annotations("v-coco", test_v_coco.write(tmp_path, content), "train", lenient=True)
+    assert len(read) == 2
+    assert all(Path(path).is_file() for path in read.path)
