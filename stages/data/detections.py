@@ -97,13 +97,14 @@ def load_detections(
         remarks.append(f"{message}; {bad.sum():,} such entries dropped")
     rows = np.flatnonzero(here & ~bad)
     remarks += _doubts(path, given[rows], size[rows], clipped[rows])
-    narrowed = score.astype(np.float32)
-    rows = rows[np.lexsort((-narrowed[rows], image[rows]))]
+    kept = score[rows].astype(np.float32)
+    order = np.lexsort((-kept, image[rows]))
+    rows = rows[order]
     counts = np.bincount(image[rows], minlength=len(annotations))
     return Detections(
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=clipped[rows],
-        scores=narrowed[rows],
+        scores=kept[order],
         labels=labels[rows],
         remarks=tuple(remarks),
     )

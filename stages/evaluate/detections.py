@@ -140,25 +140,27 @@ def parquet_parts(folder: Path) -> list[Path]:
 def _read_columns(path: Path) -> pa.Table:
     """The columns of the schema; every name present once, no cell empty, every type one that can be meant."""
     try:
-        present = pq.read_schema(path)
+        file = pq.ParquetFile(path)
+        present, rows = file.schema_arrow, file.metadata.num_rows
         for name in SCHEMA.names:
             if (times := present.names.count(name)) != 1:
                 wrong = "is missing" if not times else f"is there {times} times"
                 raise UserError(f"{path}: column {name!r} {wrong}; a detections file has {', '.join(SCHEMA.names)}")
+        if not rows:
+            return SCHEMA.empty_table()  # an empty frame's columns have no types, or any
+        for field in SCHEMA:
+            kind = present.field(field.name).type
+            if not _fits(kind, field.type):
+                raise UserError(f"{path}: column {field.name!r} holds {kind}; it must hold {field.type}")
         # A picture's name stands in every one of its rows: as a dictionary it is decoded once.
         table = pq.ParquetFile(path, read_dictionary=["image_id"]).read(columns=SCHEMA.names)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; give a Parquet file of detections") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: this is not a readable Parquet file ({str(error).splitlines()[0]})") from None
-    if not len(table):
-        return SCHEMA.empty_table()  # an empty frame's columns have no types, or any
-    for field in SCHEMA:
-        kind = table.schema.field(field.name).type
-        if not _fits(kind, field.type):
-            raise UserError(f"{path}: column {field.name!r} holds {kind}; it must hold {field.type}")
-        if table[field.name].null_count:
-            _refuse(path, table[field.name].is_null().to_numpy(), field.name, None, "is empty")
+    for name in SCHEMA.names:
+        if table[name].null_count:
+            _refuse(path, table[name].is_null().to_numpy(), name, None, "is empty")
     return table
 
 
@@ -224,5 +226,9 @@ def _refuse(path: Path, bad: np.ndarray, name: str, values: object, complaint: s
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, pa.DictionaryScalar):
+        value = value.value
+    if isinstance(value, pa.StringScalar | pa.LargeStringScalar):
+        value = value.as_buffer().to_pybytes().decode("utf-8", "backslashreplace")  # which it may not be
     value = value.as_py() if isinstance(value, pa.Scalar) else value
     return str(value.tolist() if isinstance(value, np.ndarray | np.generic) else repr(value))

@@ -96,9 +96,10 @@ def read_qpic_json(path: Path, annotations: Annotations, frame: str | None = Non
     of_box.refuse(inverted, "ends before it begins; boxes are x1, y1, x2, y2")
     numbers, good = number_rows(triplets, 4)
     of_triplet.refuse(~good, "needs subject_id, object_id, category_id and score, all of them finite numbers")
-    broken = np.any(numbers[:, :3] != np.floor(numbers[:, :3]), axis=1)
+    given = numbers[:, :3]
+    broken = np.any((given != np.floor(given)) | (np.abs(given) >= 2**53), axis=1)
     of_triplet.refuse(broken, "has an id that is not a whole number")
-    ids = numbers[:, :3].astype(np.int64)
+    ids = given.astype(np.int64)
     beyond = np.any((ids[:, :2] < 0) | (ids[:, :2] >= counts["predictions"][of_triplet.entry, None]), axis=1)
     of_triplet.refuse(beyond, "points to a box that is not in predictions")
     start = (np.cumsum(counts["predictions"]) - counts["predictions"])[of_triplet.entry]

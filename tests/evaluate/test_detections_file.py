@@ -156,6 +156,14 @@ MALFORMED = {
         lambda t: with_column(t, "score", pa.array([2**60 + 1] * len(t))), "column 'score': ",
     ),
     "a box beyond all pictures": (lambda t: with_column(t, "human_box", pa.array([[0, 0, 1e40, 3]] * len(t))), "human_box"),
+    "a list for a picture": (lambda t: with_column(t, "image_id", pa.array([["a.jpg"]] * len(t))), "'image_id' holds list"),
+    "a record for a picture": (
+        lambda t: with_column(t, "image_id", pa.array([{"name": "a.jpg"}] * len(t))), "'image_id' holds struct",
+    ),
+    "bytes that are no text": (
+        lambda t: with_column(t, "image_id", pa.array([b"Mu\xf1oz.jpg"] * len(t)).cast(pa.string(), safe=False)),
+        r"row 0: image_id 'Mu\\xf1oz.jpg' is no picture",
+    ),
     "text for a score": (lambda t: with_column(t, "score", pa.array(["high"] * len(t))), "'score' holds string"),
     "numbers for a picture": (lambda t: with_column(t, "image_id", pa.array(range(len(t)))), "'image_id' holds int64"),
     "fractions for a class": (lambda t: with_column(t, "hoi", pa.array([0.5] * len(t))), "'hoi' holds double"),

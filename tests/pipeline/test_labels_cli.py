@@ -128,7 +128,8 @@ def test_what_was_dropped_is_counted_by_reason(world, capsys):
     labels(world.path, as_json=True)
     before = json.loads(capsys.readouterr().out)["labels"]["dropped"]
     boxes = world.root / "boxes.json"
-    boxes.write_text("[]")
+    toaster = {"image_id": "HICO_train2015_00000001.jpg", "category_id": 80, "bbox": [1, 1, 8, 8], "score": 0.01}
+    boxes.write_text(json.dumps([toaster]))
     chosen = {**world.config["tables"], "detections": {"stage": "detections_file", "path": str(boxes), "lenient": True}}
     blind = Album.__new__(Album)
     blind.path, blind.config = world.root / "blind.yaml", {**world.config, "tables": chosen}

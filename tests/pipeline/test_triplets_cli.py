@@ -38,7 +38,7 @@ def test_counts_by_question_and_reason(album, capsys):
 def test_the_log_has_every_dropped_phrase_with_its_picture_and_reason(album, tmp_path, capsys):
     question = "is there anybody riding a pizza or riding a bicycle?"
     boxes = tmp_path / "none.json"
-    boxes.write_text("[]")
+    boxes.write_text(json.dumps([{"image_id": "000.png", "category_id": 80, "bbox": [1, 1, 8, 8], "score": 0.01}]))
     album.config["tables"] = {
         "detections": {"stage": "detections_file", "path": str(boxes), "lenient": True},
         "captions": {"stage": "blip_captions", "checkpoint": str(CAPTIONER), "columns": [question]},
