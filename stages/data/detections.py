@@ -52,7 +52,7 @@ def load_detections(
         categories = np.array([entry["category_id"] for entry in entries], np.int64)
     except FileNotFoundError:
         raise UserError(f"{path}: no such detections file") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: not a COCO results file ({error})") from error
     except KeyError as error:
         raise UserError(f"{path}: an entry lacks {error}; each needs image_id, category_id, bbox and score") from error

@@ -336,7 +336,7 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); save the model with save_pretrained") from error
     if not isinstance(record, dict):
         raise UserError(f"{path}: holds no JSON object; save the model with save_pretrained")
