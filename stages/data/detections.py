@@ -71,6 +71,7 @@ def load_detections(
     category, whole = integers(categories)
     score = numbers(scores)
     label_of = labels_of_categories(objects)
+    whose = "COCO's" if objects is None else "the vocabulary's"
     labels = label_of[np.where((category > 0) & (category < len(label_of)), category, 0)]
     corners = box_ops.single(given)
     with np.errstate(over="ignore"):
@@ -80,8 +81,7 @@ def load_detections(
         "bbox is not four finite numbers": ~finite | ~np.logical_and.reduce(np.isfinite(corners), axis=1),
         "box empty or outside its picture": ~np.logical_and.reduce(clipped[:, :2] < clipped[:, 2:], axis=1),
         "category_id is no whole number": ~whole,
-        f"unknown category_id, {'COCO' if objects is None else 'the vocabulary'}'s are 1 to {len(label_of) - 1}": labels
-        < 0,
+        f"unknown category_id, {whose} are 1 to {len(label_of) - 1}": labels < 0,
         "score is no number": np.isnan(score),
         "score is not in 0 to 1, give a probability": (score < 0) | (score > 1),
     }

@@ -86,7 +86,7 @@ class FewShot:
             )  # fmt: skip
         except KeyError as error:
             raise UserError(f"{path}: no entry {error} in the few-shot list; draw it again") from error
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise UserError(f"{path}: not a few-shot list ({error}); draw it again") from error
         for image_id, rows in entries.items():
             if any(len(row) != 10 for row in rows):

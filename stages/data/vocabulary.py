@@ -160,7 +160,7 @@ class Vocabulary:
             actions = [(name, verb, participles[verb]) for verb, name in pairs]
             verbs = {verb: participles[verb] for verb in record.get("verb_order", sorted(participles))}
             objects = tuple(record.get("objects", COCO_OBJECTS))
-        except (OSError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path}: not a vocabulary file ({error}); expected verbs and interactions") from error
         except KeyError as error:
             raise UserError(f"{path}: no entry {error} in the vocabulary; every verb needs its participle") from error

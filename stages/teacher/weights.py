@@ -391,7 +391,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
     """A checkpoint's record; UserError where it cannot be read or is not of ``kind``."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); save the model with save_pretrained") from error
     if not isinstance(record, kind):
         what = "object" if kind is dict else "list"
