@@ -49,7 +49,8 @@ class Kind:
         described: dict[str, Any] = {"format": "arrow", "type": str(kind)}
         if kind is None:
             described = {"format": "lmdb", "shape": list(SHAPES[self.name]), "codec": CODECS[self.name]}
-        return Cache.open(root).table(self.name, {"stage": self.name, "inputs": self.inputs}, described, kind)
+        record = {"stage": self.name, "inputs": self.inputs, "output": described}
+        return Cache.open(root).table(self.name, record, described, kind)
 
     def digests(self) -> np.ndarray | None:
         """Input digests of all rows: ``uint64 [R]`` or ``[R, C]``."""

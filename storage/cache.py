@@ -231,10 +231,17 @@ class Cache:
 
 def _described(folder: Path, description: Mapping[str, Any]) -> Table:
     """The table in ``folder``; what stands where its table.json should is set aside."""
-    file = folder / "table.json"
+    file, asked = folder / "table.json", Table(folder, description)
     for _ in range(10):  # rivals may set each other's aside
         try:
-            return Table(folder)
+            found = Table(folder)
+            # The folder's name vouches for the record, and the record, where it says the output, for the rest.
+            vouched = asked.record.get("output") == asked.output
+            if (found.name, found.fingerprint) != (asked.name, asked.fingerprint) or (
+                vouched and (found.output, found.type) != (asked.output, asked.type)
+            ):
+                raise Damaged(f"table {folder}: table.json", "it is not of this table")
+            return found
         except Damaged as error:
             if os.path.lexists(file):
                 _log.warning("table %s: table.json: %s; set aside and written again", folder, error.reason)
@@ -242,7 +249,7 @@ def _described(folder: Path, description: Mapping[str, Any]) -> Table:
             publish_record(folder / "tmp", file, canonical_json(description))
         except StorageError:
             break  # of a table that somebody else may read
-    return Table(folder, description)
+    return asked
 
 
 def _table_name(table: Table | str | os.PathLike[str]) -> str:

@@ -165,6 +165,25 @@ def test_no_flipped_bit_of_a_description_opens_another_table(tmp_path):
             assert (found.fingerprint, found.record) == expected
 
 
+@pytest.mark.parametrize("damage", ["flipped", "of another table"])
+def test_whatever_a_description_says_instead_the_table_is_the_one_that_is_asked_for(tmp_path, damage):
+    """Its output and type too, which no fingerprint covers but that of a record that names the output, as all stages' do."""
+    cache, kind = Cache.open(tmp_path), pa.struct([("score", pa.float32()), ("boxes", pa.list_(pa.float32()))])
+    output = {"format": "arrow", "type": str(kind)}
+    asked = ("cells", {"stage": "cells", "output": output}, output, kind)
+    file = cache.table(*asked).dir / "table.json"
+    other = cache.table("others", {"stage": "others", "output": output}, output, kind)
+    intact = file.read_bytes()
+    for place in range(0, len(intact), 2) if damage == "flipped" else [0]:
+        changed = bytearray(intact)
+        changed[place] ^= 1 << place // 2 % 7
+        file.write_bytes(changed if damage == "flipped" else (other.dir / "table.json").read_bytes())
+        found = cache.table(*asked)
+        assert (found.name, found.record, found.output, found.type) == asked
+        found = Table(found.dir)  # as anybody else finds it
+        assert (found.name, found.record, found.output, found.type) == asked
+
+
 @pytest.mark.parametrize("part", ["shards", "commits", "bad", "tmp"])
 @pytest.mark.parametrize("damage", ["gone", "file", "dangling", "loop"])
 def test_a_damaged_folder_of_a_table_is_mended_by_check_and_stops_no_other_table(tmp_path, part, damage):

@@ -34,7 +34,7 @@ def soaked(kinds: tuple[str, ...], sequences: int, seed: int = 0, planted: str =
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
-@pytest.mark.parametrize(("kind", "sequences"), [("storage", 40), ("pipeline", 12)])
+@pytest.mark.parametrize(("kind", "sequences"), [("storage", 30), ("pipeline", 8)])
 def test_random_faults_lose_nothing_show_nothing_wrong_and_leave_nothing_to_clear_away(kind, sequences):
     found, log = soaked((kind,), sequences)
     counted = found[kind]
