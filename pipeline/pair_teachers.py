@@ -8,6 +8,7 @@ tables have a fingerprint only once those are filled: until then they are planne
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -102,7 +103,7 @@ def _resolved(setup: Setup, name: str, plans: Mapping[str, TablePlan]) -> Resolv
     from pipeline.student_section import student_section
 
     own = as_student(setup, name)
-    try:
+    with in_its_section(setup, name):
         method, config, pictures = student_section(own)
         needs = method.needs(config, setup.vocabulary)
         roles = [*needs.train, *needs.test, *(["text"] if needs.text and pictures.tables.text else [])]
@@ -110,7 +111,14 @@ def _resolved(setup: Setup, name: str, plans: Mapping[str, TablePlan]) -> Resolv
         if any(table in plans and not plans[table].complete() for table in tables):
             return None
         return resolve(own, plans)
-    except UserError as error:  # which calls this section the student's
+
+
+@contextlib.contextmanager
+def in_its_section(setup: Setup, name: str) -> Iterator[None]:
+    """What is said of :func:`as_student` calls this section the student's; here it gets its own name."""
+    try:
+        yield
+    except UserError as error:
         before, _, after = str(error).partition(f"{setup.path}: student.")
         raise UserError(f"{setup.path}: pair_teachers.{name}.{after}" if after else before) from None
 

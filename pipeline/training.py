@@ -22,6 +22,7 @@ from pipeline.plan import TablePlan
 from pipeline.progress import duration
 from pipeline.resolve import Resolved, resolve
 from pipeline.setup import Setup
+from pipeline.student_section import check_student
 from storage.digests import canonical_json
 from storage.errors import InputFailure, UserError
 from storage.lock import alone
@@ -39,6 +40,7 @@ def train_student(setup: Setup, stop: threading.Event | None = None) -> Path:
     Every step leaves a marker that names what it was made from: a second call with nothing changed does nothing, and one that
     comes while another trains the same student waits for it.
     """
+    check_student(setup)
     plans = plan_all(setup)
     resolved = resolve(setup, plans)
     run_dir = setup.config.runs / setup.config.name / resolved.fingerprint[:12]
@@ -117,8 +119,11 @@ def fit(setup: Setup, resolved: Resolved, run_dir: Path, stop: threading.Event |
     setup.vocabulary.save(run_dir / "vocabulary.json")
     if resolved.labels.few is not None:
         resolved.labels.few.save(run_dir / "few_shot.json")
+    epochs = resolved.method.epochs(resolved.config, int(resolved.labelled.sum()), int((~resolved.labelled).sum()))
+    length = f"{epochs:,.1f} epochs" if epochs >= 1 else f"{epochs:.2g} of an epoch"
     print(
-        f"Training {setup.config.name} {resolved.fingerprint[:12]}, seed {resolved.config.seed}, on {trained_on(resolved)}."
+        f"Training {setup.config.name} {resolved.fingerprint[:12]}, seed {resolved.config.seed}, on {trained_on(resolved)}. "
+        f"{length}."
     )
     wall, cpu = time.monotonic(), time.process_time()
     extras = Extras(

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
     """Something the user gave is wrong. ``str(error)`` is one line naming the file, the key or entry, and the remedy."""
+
+
+@contextlib.contextmanager
+def placed(where: str) -> Iterator[None]:
+    """What is said in a block of a section's own keys begins with ``where``: the file, the section and a dot, or a key.
+    ``student.`` before a key, which a room that knows no file says of itself, gives way to it."""
+    try:
+        yield
+    except UserError as error:
+        said = str(error)
+        raise UserError(said if said.startswith(where) else where + said.removeprefix("student.")) from None
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

@@ -116,6 +116,23 @@ class Method(ABC):
     def needs(self, config: Any, vocabulary: Vocabulary) -> Needs: ...
 
     @abstractmethod
+    def epochs(self, config: Any, labelled: int, unlabelled: int) -> float:
+        """How often a training goes through the pictures that it learns from first of all, the labelled ones where there are
+        any. Of so many training pictures some may have no pair, so this is a little too low."""
+
+    def distilled(self, config: Any, labelled: int, unlabelled: int) -> Mapping[str, int]:
+        """On how many of the training pictures a teacher's answers are distilled, by the key that says so; nothing where the
+        parameters ask for no distillation."""
+        return {}
+
+    def rehearse(self, config: Any, vocabulary: Vocabulary) -> None:  # noqa: B027  most have nothing to try
+        """Everything of a training that needs no table, so that a teacher does not work for one that is then refused.
+
+        Raises:
+            UserError: what :meth:`train` would raise.
+        """
+
+    @abstractmethod
     def train(self, config: Any, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         """Train to the end, from the last save in ``run_dir`` if there is one, and save ``run_dir/checkpoint``."""
 

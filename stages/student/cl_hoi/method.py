@@ -45,6 +45,9 @@ class ClHoiMethod(Method):
             untuned_detector=not config.allow_hoi_tuned_detector,
         )
 
+    def epochs(self, config: ClHoiConfig, labelled: int, unlabelled: int) -> float:
+        return config.epochs(0, labelled + unlabelled)
+
     def train(self, config: ClHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         from stages.student.cl_hoi.train import train
 
