@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
+
+REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the file size limit",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable",
+    errno.ENOENT: "see whether it was moved",
+}
+"""What helps where a file cannot be written."""
 
 
 class UserError(ValueError):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -31,21 +30,13 @@ from storage import arrow_shard, lmdb_shard, owner
 from storage.codecs import Codec
 from storage.commit import Record, encode_record, load_record, publish_payload, publish_record
 from storage.digests import FAILURE_DIGEST, arrow_digests, digest_bytes, tensor_digests
-from storage.errors import StorageError
+from storage.errors import REMEDIES, StorageError
 from storage.rectangle import collapse, name_rectangle, validate
 from storage.shards import open_shard, verify_shard
 from storage.state import State, merge, overlaps
 
 FOLDERS = ("shards", "commits", "bad", "tmp")
 EMPTY, FAILED = -1, -2
-_REMEDIES = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space",
-    errno.EFBIG: "raise the file size limit",
-    errno.EROFS: "make it writable",
-    errno.EACCES: "make it writable",
-    errno.ENOENT: "see whether it was moved",
-}
 _log = logging.getLogger(__name__)
 
 
@@ -451,7 +442,7 @@ class Table:
             if number is None:
                 remedy = "`hoi-distill check` finds it"
             else:
-                remedy = _REMEDIES.get(number, "check the disk")
+                remedy = REMEDIES.get(number, "check the disk")
             reason = getattr(error, "strerror", None) or error
             raise StorageError(
                 f"table {self.dir}, shard {shard}: {reason}; committed cells are intact; {remedy} and run again"

@@ -15,6 +15,7 @@ import numpy as np
 from stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
 from stages.data.prompts import NO_INTERACTION, interaction_prompt, interaction_question, object_prompt, verb_prompt
 from storage.errors import UserError
+from storage.files import write_atomically
 
 _RESPELLED = {"controling": "controlling", "spining": "spinning"}  # as HICO-DET's own list has them
 
@@ -148,7 +149,7 @@ class Vocabulary:
         """Write as JSON: {"source", "verbs": {verb: participle}, "interactions": ["verb object", ...]}, and, where they
         are not the sorted verbs and COCO's objects, "verb_order" and "objects"."""
         text = json.dumps({"source": source, **self._record()}, indent=1)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        write_atomically(path, text + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:

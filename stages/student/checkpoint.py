@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -12,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from stages.data.vocabulary import Vocabulary
+from stages.student.files import save_tensors
 from stages.student.method import METHODS, Columns, method_named
 from storage.errors import UserError
+from storage.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,12 +46,18 @@ class Student(ABC):
 
     @abstractmethod
     def predict(
-        self, test: TestSet, run_dir: Path, shared: Path | None = None, report: Callable[[str], None] = print
+        self,
+        test: TestSet,
+        run_dir: Path,
+        shared: Path | None = None,
+        report: Callable[[str], None] = print,
+        device: str | None = None,
     ) -> Path:
         """Write ``run_dir/detections.parquet`` (:data:`stages.student.predict.SCHEMA`) and return its path.
 
         Args:
             shared: where variants of a study keep what they share; default: the run folder's parent.
+            device: where the network works; default: a GPU where there is one.
         """
 
     @abstractmethod
@@ -84,14 +91,9 @@ class Student(ABC):
 
 def save_student(student: Student, model: nn.Module, folder: str | Path, **more: Any) -> None:
     """Write what every checkpoint has; ``more`` are the method's own keys of ``config.json``."""
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    draft = folder / f".model.safetensors-{os.getpid()}"
-    save_file(weights, draft, {"format": "pt"})
-    os.replace(draft, folder / "model.safetensors")  # somebody may be reading one of the same training
+    save_tensors(folder / "model.safetensors", model.state_dict(), {"format": "pt"})
     student.vocabulary.save(folder / "vocabulary.json")
     record = {
         "method": student.method,
@@ -101,7 +103,7 @@ def save_student(student: Student, model: nn.Module, folder: str | Path, **more:
         "identities": student.identities,
         **more,
     }
-    (folder / "config.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    write_atomically(folder / "config.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
 
 
 def refuse_other_version(folder: Path, record: Mapping[str, Any], expected: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -78,12 +78,14 @@ class Extras:
         identities: by role, what made the tables that the student reads at test time; kept in its checkpoint.
         shared_dir: where variants of a study keep what they share; None: each method has a place of its own for it.
         stop: once it is set, the step under way is finished and saved and KeyboardInterrupt raised.
+        report: is told, in lines, how far the training is.
     """
 
     shared_dir: Path | None = None
     text_embeddings: np.ndarray | None = None
     identities: dict[str, Any] = field(default_factory=dict)
     stop: threading.Event | None = None
+    report: Callable[[str], None] = print
 
     def text(self) -> Tensor | None:
         """The text embeddings as a float32 tensor."""

@@ -51,7 +51,7 @@ class ClHoiMethod(Method):
     def train(self, config: ClHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         from stages.student.cl_hoi.train import train
 
-        return train(config, data, run_dir, extras)
+        return train(config, data, run_dir, extras, report=extras.report)
 
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
         from stages.student.cl_hoi.student import load

@@ -52,7 +52,7 @@ class LinkMethod(Method):
     def train(self, config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         from stages.student.link.train import train
 
-        return train(config, data, run_dir, extras)
+        return train(config, data, run_dir, extras, report=extras.report)
 
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
         from stages.student.link.student import load

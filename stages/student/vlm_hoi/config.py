@@ -202,7 +202,7 @@ def network_config(config: VlmHoiConfig, vocabulary: Vocabulary) -> MurenConfig:
 
 def _of_kind(key: str, value: Any) -> Any:
     """A value of ``model``. Raises UserError for one of another type than the network's parameter has."""
-    kind = Mapping[str, Any] | str if key == "backbone" else get_type_hints(MurenConfig)[key]
+    kind: Any = Mapping[str, Any] | str if key == "backbone" else get_type_hints(MurenConfig)[key]
     try:
         TypeAdapter(kind).validate_python(value, strict=kind is not float)
     except ValidationError as error:

@@ -73,22 +73,22 @@ def train(
     average = MovingAverage(model, config.ema)
     run, state = run_name(config, data), run_dir / "state" / "latest.safetensors"
     more = dict(average.weights)
-    done = load_state(state, model, optimizer, run, more)
+    say: Report = report if accelerator.is_main_process else lambda line: None
+    done = load_state(state, model, optimizer, run, more, say)
     model, optimizer = accelerator.prepare(model, optimizer)
     network = accelerator.unwrap_model(model)
     average.restore(network, more)
     restore_scaler(accelerator, more)
-    log = MetricsLog(run_dir / "metrics.jsonl", done, accelerator)
-    if accelerator.is_main_process:
-        for line in (f"start: {start}", *taught.said):
-            report(line)
+    log = MetricsLog(run_dir / "metrics.jsonl", done, accelerator, say)
+    for line in (f"start: {start}", *taught.said):
+        say(line)
 
     # Forward, loss, step, save.
     steps = batches.steps
     loader: DataLoader[Batch] = DataLoader(
         batches, batch_size=None, sampler=range(done, steps), num_workers=config.loader_workers
     )
-    progress = Progress(done, steps, report if accelerator.is_main_process else lambda line: None)
+    progress = Progress(done, steps, say)
     model.train()
     for step, batch in enumerate(loader, done):
         batch = batch.to(accelerator.device)
