@@ -191,11 +191,12 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for detections.parquet and the drawn pictures.")],
     detections: Annotated[Path | None, typer.Option(help="Boxes: a COCO results JSON for these pictures.")] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Draw triplets of at least this score.")] = 0.3,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None,
 ) -> None:
     """Find human-object interactions in pictures with a trained student."""
     from pipeline.prediction import predict_pictures
 
-    predict_pictures(checkpoint, images, out, detections, threshold)
+    predict_pictures(checkpoint, images, out, detections, threshold, device)
 
 
 @app.command()

@@ -8,6 +8,7 @@ tables have a fingerprint only once those are filled: until then they are planne
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from pipeline.graph import Node
 from pipeline.plan import Reason, TablePlan, plan
 from pipeline.setup import Setup
 from pipeline.student_section import Pictures, read_section
+from pipeline.watch import Watch
 from stages.student.method import Needs
 from storage.errors import UserError
 from storage.lock import alone
@@ -47,6 +49,8 @@ def train_missing(setup: Setup, plans: Mapping[str, TablePlan], names: Iterable[
     Raises:
         KeyboardInterrupt: ``stop`` was set; the training's state is saved.
     """
+    from pipeline.training import is_trained, trained_student
+
     for name in dict.fromkeys(t.name for table in names if (t := getattr(plans[table].node.stage, "teacher", None))):
         resolved = _resolved(setup, name, plans)
         assert resolved is not None
@@ -56,7 +60,7 @@ def train_missing(setup: Setup, plans: Mapping[str, TablePlan], names: Iterable[
             setup.cache.lease("reader", [*used, folder]),
             alone(setup.cache.root / "leases" / f"{folder.name}.lock", stop, functools.partial(_wait, name, folder)),
         ):
-            if not (folder / DONE).exists():
+            if not is_trained(folder, resolved.fingerprint) or trained_student(folder) is None:
                 _train(setup, name, resolved, folder, stop)
 
 
@@ -65,11 +69,13 @@ def _wait(name: str, folder: Path) -> None:
 
 
 def _train(setup: Setup, name: str, resolved: Resolved, folder: Path, stop: threading.Event) -> None:
-    from pipeline.training import fit
+    from pipeline.training import fit, on_disk
 
-    folder.mkdir(parents=True, exist_ok=True)
     own = as_student(setup, name)
-    fit(replace(own, config=own.config.model_copy(update={"name": f"pair teacher {name}"})), resolved, folder, stop)
+    named = replace(own, config=own.config.model_copy(update={"name": f"pair teacher {name}"}))
+    with on_disk(folder), Watch(f"pair teacher {name}") as watch:
+        folder.mkdir(parents=True, exist_ok=True)
+        fit(named, resolved, folder, stop, watch)
 
 
 def as_student(setup: Setup, name: str) -> Setup:
@@ -102,7 +108,7 @@ def _resolved(setup: Setup, name: str, plans: Mapping[str, TablePlan]) -> Resolv
     from pipeline.student_section import student_section
 
     own = as_student(setup, name)
-    try:
+    with in_its_section(setup, name):
         method, config, pictures = student_section(own)
         needs = method.needs(config, setup.vocabulary)
         roles = [*needs.train, *needs.test, *(["text"] if needs.text and pictures.tables.text else [])]
@@ -110,7 +116,14 @@ def _resolved(setup: Setup, name: str, plans: Mapping[str, TablePlan]) -> Resolv
         if any(table in plans and not plans[table].complete() for table in tables):
             return None
         return resolve(own, plans)
-    except UserError as error:  # which calls this section the student's
+
+
+@contextlib.contextmanager
+def in_its_section(setup: Setup, name: str) -> Iterator[None]:
+    """What is said of :func:`as_student` calls this section the student's; here it gets its own name."""
+    try:
+        yield
+    except UserError as error:
         before, _, after = str(error).partition(f"{setup.path}: student.")
         raise UserError(f"{setup.path}: pair_teachers.{name}.{after}" if after else before) from None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.graph import Context, build_stage
+from pipeline.run import refuse_absent
 from stages.stage import Batch, Stage, TensorOutput, fingerprint_record
 from storage.codecs import Codec
 from storage.digests import as_rows, digest_bytes, fingerprint
 from storage.errors import InputFailure, UserError
+from storage.files import atomic_write, write_atomically
+from storage.writable import refuse_unwritable, writing
 
 if TYPE_CHECKING:
     from stages.data.records import Annotations
@@ -26,22 +28,34 @@ DRAWN = 12
 
 
 def predict_pictures(
-    checkpoint: Path, images: Sequence[Path], out: Path, detections: Path | None, threshold: float
+    checkpoint: Path,
+    images: Sequence[Path],
+    out: Path,
+    detections: Path | None,
+    threshold: float,
+    device: str | None = None,
 ) -> Path:
-    """Write ``detections.parquet`` and a drawn copy of every picture into ``out``; returns the Parquet file.
+    """Write ``detections.parquet`` and a drawn copy of every picture, ``<name>.predicted.png``, into ``out``; returns the
+    Parquet file. No other file is opened than these pictures, whatever their names end in.
 
     Args:
         detections: a COCO results JSON with boxes of these pictures (by file name) instead of the student's own source.
         threshold: triplets of a lower score are not drawn; the file holds all.
+        device: where detector, encoder and student work; default: a GPU where there is one.
 
     Raises:
-        UserError: a missing or unreadable picture, or a detector or encoder other than the student was trained with.
+        UserError: a missing or unreadable picture, a detector or encoder other than the student was trained with, no such
+            device, or an ``out`` that cannot be written; all before anything is computed.
     """
     from stages.data.image import decode
     from stages.student.checkpoint import Student
+    from stages.student.predict import best_device
     from stages.student.prepare import TestSet
     from stages.student.source import MemorySource
 
+    device = device or best_device()
+    refuse_absent(device, "--device")
+    refuse_unwritable("--out", out, folder=True)
     student = Student.from_pretrained(checkpoint)
     if detections is not None and "detections" not in student.tables():
         raise UserError(f"{checkpoint}: a student of method {student.method} takes no boxes; leave --detections out")
@@ -62,11 +76,7 @@ def predict_pictures(
     shared: dict[Any, Any] = {}
     for role, columns in student.tables().items():
         stage = own_stage(checkpoint, student, role, student.identities.get(role), annotations, detections)
-        tables[role] = computed(stage, stage.columns if columns is None else columns, whole, shared)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: no folder can be made there: {error.strerror}") from None
+        tables[role] = computed(stage, stage.columns if columns is None else columns, whole, shared, device)
     test = TestSet(
         MemorySource(tables),
         list(whole.keys),
@@ -74,32 +84,41 @@ def predict_pictures(
         identity=fingerprint({"rows": whole.rows.tobytes().hex()}),
     )
     with tempfile.TemporaryDirectory() as scratch:
-        made = student.predict(test, Path(scratch), Path(scratch))
-        target = out / "detections.parquet"
-        target.write_bytes(made.read_bytes())
-    draw(target, whole.keys, pictures, student, out, threshold)
+        made = student.predict(test, Path(scratch), Path(scratch), device=device)
+        found = made.read_bytes()
+    target = out / "detections.parquet"
+    with writing(f"--out {out}"):
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, found)
+        draw(target, whole.keys, pictures, student, out, threshold)
     print(f"{target}; pictures: {out}")
     return target
 
 
 def given_pictures(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], student: Student) -> Annotations:
     """Annotations without pairs, pictures named by their file names."""
-    from stages.data.folder import load_folder
+    from stages.data.records import Annotations
 
     names = [path.name for path in paths]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{twice}: two pictures of this name; predict them in two calls")
-    empty = load_folder(paths[0].parent).take(np.zeros(0, np.int64))
     width, height = (np.array(side, np.int32) for side in zip(*sizes, strict=True))
-    return replace(
-        empty,
+    no_box, none = np.zeros((0, 4), np.float32), np.zeros(0, np.int16)
+    return Annotations(
+        name="pictures",
+        split="test",
         vocabulary=student.vocabulary,
         image_id=np.array(names),
         path=[str(path) for path in paths],
         width=width,
         height=height,
         pair_offsets=np.zeros(len(paths) + 1, np.int64),
+        human_box=no_box,
+        object_box=no_box,
+        object=none,
+        verb=none,
+        hoi=none,
     )
 
 
@@ -157,12 +176,14 @@ def said_stage(checkpoint: Path, role: str, identity: Any) -> tuple[str, dict[st
     return kind, parameters
 
 
-def computed(stage: Stage, columns: Sequence[str], whole: Batch, shared: dict[Any, Any]) -> dict[str, Sequence[Any]]:
+def computed(
+    stage: Stage, columns: Sequence[str], whole: Batch, shared: dict[Any, Any], device: str
+) -> dict[str, Sequence[Any]]:
     """``{column: N values}`` of all pictures, batch by batch."""
     from storage.arrow_cells import cells
     from workers.worker import to_numpy
 
-    stage.open("cpu", shared)
+    stage.open(device, shared)
     values: dict[str, list[Any]] = {column: [] for column in columns}
     for start in range(0, whole.count, stage.batch_size):
         stop = min(start + stage.batch_size, whole.count)
@@ -203,4 +224,5 @@ def draw(
             for row in best
             if words.verbs[found.verb[row]] != "no_interaction"
         ]
-        drawn(picture, pairs).save(out / f"{Path(name).stem}.predicted.png")
+        with atomic_write(out / f"{name}.predicted.png") as file:
+            drawn(picture, pairs).save(file, "PNG")

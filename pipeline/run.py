@@ -199,8 +199,8 @@ def choose_executor(name: str, device: str, workers: int, **limits: float) -> It
         raise UserError(f"--executor {name}: there are ray and inline")
 
 
-def refuse_absent(device: str) -> None:
-    """Raises UserError for a device that torch does not find."""
+def refuse_absent(device: str, where: str = "workers.device") -> None:
+    """Raises UserError, beginning with ``where``, for a device that torch does not find."""
     if device == "cpu":
         return
     import torch
@@ -209,7 +209,7 @@ def refuse_absent(device: str) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"workers.device: {device}: torch cannot use it here ({reason}); write cpu") from None
+        raise UserError(f"{where}: {device}: torch cannot use it here ({reason}); write cpu") from None
 
 
 def drop_failures(plans: Mapping[str, TablePlan], setup: Setup) -> None:

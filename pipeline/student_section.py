@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -15,7 +17,7 @@ from pipeline.documents import Section, validate
 from pipeline.leaks import refuse_annotated_vocabulary, refuse_leaks
 from pipeline.setup import Setup, is_folder
 from stages.student.method import METHODS, Method, method_named
-from storage.errors import UserError
+from storage.errors import UserError, placed
 
 
 class Roles(Section):
@@ -70,7 +72,8 @@ def student_section(setup: Setup) -> tuple[Method, Any, Pictures]:
         raise UserError(f"{setup.path}: student: {what}; training needs labelled pictures, see configs/pico.yaml")
     where = f"{setup.path}: student."
     method, config, pictures = read_section(document, where)
-    needs = method.needs(config, setup.vocabulary)
+    with placed(where):
+        needs = method.needs(config, setup.vocabulary)
     for table, (key, stage) in needs.stages.items():
         there = [name for name, node in setup.nodes.items() if node.stage.name == stage]
         if table not in there:
@@ -88,31 +91,69 @@ def read_section(document: dict[str, Any], where: str) -> tuple[Method, Any, Pic
     model = section_of(method.config, StudentSection)
     checked = validate(model, document, where)
     pictures = Pictures(**{name: getattr(checked, name) for name in Pictures.model_fields})
-    try:
+    with placed(where):
         return method, as_dataclass(method.config, checked), pictures
-    except UserError as error:  # which calls the section student, whatever it is here
-        raise UserError(f"{where}{str(error).removeprefix('student.')}") from None
 
 
 def check_student(setup: Setup) -> None:
-    """Refuse a ``student:`` section with a mistake before a teacher has worked for it; a setup without one is fine."""
-    from pipeline.labels import labels_of
-    from pipeline.pair_teachers import refuse_other_boxes
+    """Refuse a ``student:`` section, or a pair teacher's, with a mistake before a teacher has worked for it, and warn of what
+    nobody means; a setup without one is fine."""
+    from pipeline.pair_teachers import as_student, in_its_section
 
     for name, section in setup.config.pair_teachers.items():
         where = f"{setup.path}: pair_teachers.{name}."
         labelled_count(setup, read_section(section, where)[2], where)
+        if not is_folder(setup):
+            with in_its_section(setup, name):
+                _check_section(as_student(setup, name), where)
     if setup.config.student is not None and not is_folder(setup):
-        method, config, pictures = student_section(setup)
-        needs, where = method.needs(config, setup.vocabulary), f"{setup.path}: student."
-        for role in (*needs.train, *needs.test):
-            if (name := getattr(pictures.tables, role, role)) not in setup.nodes:
-                raise UserError(
-                    f"{where}tables.{role}: there is no table {name!r}; there are {', '.join(setup.nodes) or 'none'}"
-                )
-        distinct = np.sort(np.unique(setup.sources["images"].splits["train"], return_index=True)[1])
-        labels_of(setup, pictures, method, needs, distinct)
-        refuse_other_boxes(setup, config, pictures, needs)
+        _check_section(setup, f"{setup.path}: student.")
+
+
+def _check_section(setup: Setup, named: str) -> None:
+    """:func:`check_student` of the section in the student's place; warnings begin with ``named``."""
+    from pipeline.labels import labels_of
+    from pipeline.pair_teachers import refuse_other_boxes
+
+    method, config, pictures = student_section(setup)
+    needs, where = method.needs(config, setup.vocabulary), f"{setup.path}: student."
+    for role in (*needs.train, *needs.test):
+        if (name := getattr(pictures.tables, role, role)) not in setup.nodes:
+            raise UserError(
+                f"{where}tables.{role}: there is no table {name!r}; there are {', '.join(setup.nodes) or 'none'}"
+            )
+    distinct = np.sort(np.unique(setup.sources["images"].splits["train"], return_index=True)[1])
+    labels = labels_of(setup, pictures, method, needs, distinct)
+    refuse_other_boxes(setup, config, pictures, needs)
+    with placed(where):
+        method.rehearse(config, setup.vocabulary)
+    if setup.limit is not None:  # a trial's pictures say nothing of the whole
+        return
+    labelled = int(labels.labelled[distinct].sum())
+    others = len(distinct) - labelled - int(labels.excluded[distinct].sum())
+    unlabelled = min(others, others if pictures.unlabelled is None else pictures.unlabelled) if needs.unlabelled else 0
+    for line in doubts(method, config, labelled, unlabelled):
+        print(f"hoi-distill: warning: {named}{line}", file=sys.stderr)
+
+
+def doubts(method: Method, config: Any, labelled: int, unlabelled: int) -> Iterator[str]:
+    """What is allowed and hardly meant, one line each that begins with a key of the section: a teacher who is asked and
+    not heard, and a training that does not see every picture.
+
+    Args:
+        labelled, unlabelled: training pictures that the student learns from.
+    """
+    for key, pictures in method.distilled(config, labelled, unlabelled).items():
+        if not pictures:
+            yield (
+                f"{key}; nothing is distilled by it, as none of the {labelled + unlabelled:,} training pictures is one of its "
+                "kind, and what the teacher answers for it is in vain; change it, or labelled and unlabelled_per_step"
+            )
+    if (epochs := method.epochs(config, labelled, unlabelled)) < 1:
+        yield (
+            f"{'steps' if hasattr(config, 'steps') else 'epochs'}: no more than {epochs:.2g} of an epoch, so that most pictures, "
+            "and what a teacher says of them, are never looked at; raise it"
+        )
 
 
 def labelled_count(setup: Setup, pictures: Pictures, where: str) -> int:

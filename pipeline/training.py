@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -22,8 +23,11 @@ from pipeline.plan import TablePlan
 from pipeline.progress import duration
 from pipeline.resolve import Resolved, resolve
 from pipeline.setup import Setup
+from pipeline.student_section import check_student
+from pipeline.watch import Watch
 from storage.digests import canonical_json
-from storage.errors import InputFailure, UserError
+from storage.errors import REMEDIES, InputFailure, StorageError, UserError
+from storage.files import write_atomically
 from storage.lock import alone
 
 if TYPE_CHECKING:
@@ -40,19 +44,22 @@ def train_student(setup: Setup, stop: threading.Event | None = None) -> Path:
     Every step leaves a marker that names what it was made from: a second call with nothing changed does nothing, and one that
     comes while another trains the same student waits for it.
     """
-    plans = plan_all(setup)
-    resolved = resolve(setup, plans)
-    run_dir = setup.config.runs / setup.config.name / resolved.fingerprint[:12]
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{setup.path}: runs: {run_dir}: cannot be made: {error.strerror}") from None
-    with alone_in(run_dir, stop or threading.Event()):
-        if world() > 1:
-            from accelerate import PartialState
+    with Watch("looking at what the tables hold") as watch:
+        check_student(setup)
+        plans = plan_all(setup)
+        resolved = resolve(setup, plans)
+        run_dir = setup.config.runs / setup.config.name / resolved.fingerprint[:12]
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{setup.path}: runs: {run_dir}: cannot be made: {error.strerror}") from None
+        watch.phase("waiting for another training's end")
+        with on_disk(run_dir), alone_in(run_dir, stop or threading.Event()):
+            if world() > 1:
+                from accelerate import PartialState
 
-            PartialState().wait_for_everyone()  # what is done is looked at once nobody else can be at it
-        return train_in(run_dir, setup, plans, resolved, stop)
+                PartialState().wait_for_everyone()  # what is done is looked at once nobody else can be at it
+            return train_in(run_dir, setup, plans, resolved, stop, watch)
 
 
 def alone_in(run_dir: Path, stop: threading.Event) -> AbstractContextManager[None]:
@@ -74,12 +81,18 @@ def alone_in(run_dir: Path, stop: threading.Event) -> AbstractContextManager[Non
 
 
 def train_in(
-    run_dir: Path, setup: Setup, plans: Mapping[str, TablePlan], resolved: Resolved, stop: threading.Event | None
+    run_dir: Path,
+    setup: Setup,
+    plans: Mapping[str, TablePlan],
+    resolved: Resolved,
+    stop: threading.Event | None,
+    watch: Watch,
 ) -> Path:
     """:func:`train_student` where nobody else trains."""
-    trained = marker(run_dir / "done.json") == resolved.fingerprint
-    evaluated = trained and marker(run_dir / "evaluated.json") == resolved.evaluation
-    if trained and evaluated and (run_dir / "report.html").exists():
+    trained = is_trained(run_dir, resolved.fingerprint)
+    evaluated = (record(run_dir / "evaluated.json") or {}).get("fingerprint") == resolved.evaluation
+    evaluated &= record(run_dir / "evaluation.json") is not None and (run_dir / "report.html").exists()
+    if trained and evaluated:
         print(
             f"Nothing to do: {run_dir} was trained and evaluated with these parameters, rows, labels and cached values "
             f"(fingerprint {resolved.fingerprint[:12]})."
@@ -88,15 +101,42 @@ def train_in(
     read = [*resolved.train.values(), *resolved.test.values(), *([resolved.text] if resolved.text else [])]
     used = sorted({part.made.table.dir for part in read if part.made.table is not None})
     with setup.cache.lease("reader", used):
-        if trained:
+        watch.phase("loading torch and the trained student")
+        student = trained_student(run_dir) if trained else None
+        if student is not None:
             print(f"Trained already (fingerprint {resolved.fingerprint[:12]}); evaluating.")
-            student = None
         else:
-            student = fit(setup, resolved, run_dir, stop)
+            student = fit(setup, resolved, run_dir, stop, watch)
         if not is_main_process():
             return run_dir
-        evaluate_run(setup, resolved, plans, run_dir, student)
+        evaluate_run(setup, resolved, plans, run_dir, student, watch)
     return reported(setup, run_dir)
+
+
+def is_trained(run_dir: Path, fingerprint: str) -> bool:
+    """Whether a run has ended as this training, and what it vouches for is there: a damaged record or a checkpoint that has
+    gone means the last step again, which the training's state still holds."""
+    done = record(run_dir / "done.json") or {}
+    if done.get("fingerprint") != fingerprint or not {"wall_seconds", "cpu_seconds"} <= done.keys():
+        return False
+    left = [run_dir / "student.json", run_dir / "checkpoint" / "config.json"]
+    lost = [str(path) for path in left if record(path) is None]
+    if not (run_dir / "checkpoint" / "model.safetensors").is_file():
+        lost.append(str(run_dir / "checkpoint" / "model.safetensors"))
+    if lost:
+        print(f"{lost[0]}: not there or damaged, though the training has ended; it goes on from its last save.")
+    return not lost
+
+
+def trained_student(run_dir: Path) -> Student | None:
+    """The student of a training that has ended, ready to predict; None where its checkpoint is damaged, which is said."""
+    from stages.student.checkpoint import Student
+
+    try:
+        return Student.from_pretrained(run_dir / "checkpoint")
+    except UserError as error:
+        print(f"{error}. The training goes on from its last save to write it again.")
+        return None
 
 
 def reported(setup: Setup, run_dir: Path) -> Path:
@@ -104,22 +144,33 @@ def reported(setup: Setup, run_dir: Path) -> Path:
     latest = run_dir.parent / "latest"
     if is_main_process() and (setup.limit is None or not latest.exists()):
         draft = run_dir.parent / f".latest-{os.getpid()}"
-        draft.symlink_to(run_dir.name)
-        os.replace(draft, latest)
+        try:
+            draft.unlink(missing_ok=True)
+            draft.symlink_to(run_dir.name)
+            os.replace(draft, latest)
+        except OSError as error:  # a folder of that name, or a file system that knows no links
+            draft.unlink(missing_ok=True)
+            print(f"{latest}: not made ({error.strerror}); the run is in {run_dir}")
     print(f"Report: {run_dir / 'report.html'}")
     return run_dir
 
 
-def fit(setup: Setup, resolved: Resolved, run_dir: Path, stop: threading.Event | None) -> Student:
+def fit(
+    setup: Setup, resolved: Resolved, run_dir: Path, stop: threading.Event | None, watch: Watch | None = None
+) -> Student:
     """Train and mark the run as trained."""
     from stages.student.method import Extras
 
+    watch = watch or Watch("training")
     write_json(run_dir / "student.json", provenance(setup, resolved))
     setup.vocabulary.save(run_dir / "vocabulary.json")
     if resolved.labels.few is not None:
         resolved.labels.few.save(run_dir / "few_shot.json")
+    epochs = resolved.method.epochs(resolved.config, int(resolved.labelled.sum()), int((~resolved.labelled).sum()))
+    length = f"{epochs:,.1f} epochs" if epochs >= 1 else f"{epochs:.2g} of an epoch"
     print(
-        f"Training {setup.config.name} {resolved.fingerprint[:12]}, seed {resolved.config.seed}, on {trained_on(resolved)}."
+        f"Training {setup.config.name} {resolved.fingerprint[:12]}, seed {resolved.config.seed}, on {trained_on(resolved)}. "
+        f"{length}."
     )
     wall, cpu = time.monotonic(), time.process_time()
     extras = Extras(
@@ -127,7 +178,9 @@ def fit(setup: Setup, resolved: Resolved, run_dir: Path, stop: threading.Event |
         text_embeddings=None if resolved.text is None else read_text(setup, resolved.text),
         identities={role: identity_of(setup, part) for role, part in resolved.test.items()},
         stop=stop,
+        report=watch,
     )
+    watch.phase("training: loading torch and the cells that are learnt from")
     student = resolved.method.train(resolved.config, training_set(setup, resolved), run_dir, extras)
     seconds = {"wall_seconds": round(time.monotonic() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     if is_main_process():
@@ -207,17 +260,16 @@ class PictureReader:
 
 
 def evaluate_run(
-    setup: Setup, resolved: Resolved, plans: Mapping[str, TablePlan], run_dir: Path, student: Student | None
+    setup: Setup, resolved: Resolved, plans: Mapping[str, TablePlan], run_dir: Path, student: Student, watch: Watch
 ) -> None:
     """Predict the test split, evaluate, write the report, and mark the run as evaluated."""
     from pipeline.reporting import write_run_report
     from stages.evaluate.detections import read_detections
     from stages.evaluate.evaluate import RARE_BELOW, evaluate_hico_det
-    from stages.student.checkpoint import Student
 
-    if student is None:
-        student = Student.from_pretrained(run_dir / "checkpoint")
-    predictions = student.predict(test_set(setup, resolved), run_dir, run_dir.parent.parent / "shared", print)
+    watch.phase("predicting the test pictures")
+    predictions = student.predict(test_set(setup, resolved), run_dir, run_dir.parent.parent / "shared", watch)
+    watch.phase("evaluating the predictions")
     test, words, labels = setup.dataset["test"], setup.vocabulary, resolved.labels
     found = read_detections(
         predictions, test.image_id, np.asarray(words.hois), len(words.objects), len(words.verbs), object_optional=True
@@ -232,6 +284,7 @@ def evaluate_run(
     if evaluation.zero_shot is not None:
         print(zero_shot_line(evaluation.zero_shot))
     judge_officially(setup, predictions, run_dir)
+    watch.phase("writing the report")
     write_run_report(setup, resolved, plans, run_dir, trained_on(resolved), found, evaluation)
     write_json(run_dir / "evaluated.json", {"fingerprint": resolved.evaluation})
 
@@ -282,18 +335,34 @@ def provenance(setup: Setup, resolved: Resolved) -> dict[str, Any]:
     }
 
 
-def marker(path: Path) -> str | None:
-    """The fingerprint that a finished step has left, None where it has not finished."""
+def record(path: Path) -> dict[str, Any] | None:
+    """What a step has left, a JSON object; None where it has not finished, or the file is damaged."""
     try:
-        found: str = json.loads(path.read_text())["fingerprint"]
-        return found
-    except (FileNotFoundError, KeyError, json.JSONDecodeError):
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write whole or not at all."""
-    draft = path.with_name(f".{path.name}-{os.getpid()}")
+    """Write whole and durably or not at all."""
     canonical_json(value)  # NaN has no place in a record
-    draft.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(draft, path)
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def on_disk(run_dir: Path) -> Iterator[None]:
+    """A full or broken disk under a run in one line.
+
+    Raises:
+        StorageError: instead of an OSError of writing.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0)
+        if remedy is None:
+            raise
+        raise StorageError(
+            f"{error.filename or run_dir}: {error.strerror}; {remedy} and start again: the training goes on from its last save"
+        ) from error

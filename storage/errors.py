@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
     """Something the user gave is wrong. ``str(error)`` is one line naming the file, the key or entry, and the remedy."""
+
+
+@contextlib.contextmanager
+def placed(where: str) -> Iterator[None]:
+    """What is said in a block of a section's own keys begins with ``where``: the file, the section and a dot, or a key.
+    ``student.`` before a key, which a room that knows no file says of itself, gives way to it."""
+    try:
+        yield
+    except UserError as error:
+        said = str(error)
+        raise UserError(said if said.startswith(where) else where + said.removeprefix("student.")) from None
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
@@ -29,7 +41,7 @@ class StorageError(WorkStopped):
     """The cache cannot be written or read (disk full, read-only, gone). One line names the table and the shard."""
 
 
-_REMEDIES = {
+REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
     errno.EFBIG: "raise the file size limit",
@@ -39,8 +51,9 @@ _REMEDIES = {
     errno.ENOTDIR: "`hoi-distill check` sets it aside",
     errno.EISDIR: "`hoi-distill check` sets it aside",
 }
+"""What helps where a file cannot be read or written."""
 
 
 def remedy(error: OSError) -> str:
     """What helps against it, as a user would be told."""
-    return _REMEDIES.get(error.errno or 0, "check the disk")
+    return REMEDIES.get(error.errno or 0, "check the disk")

@@ -16,6 +16,7 @@ import numpy as np
 from stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
 from stages.data.prompts import NO_INTERACTION, interaction_prompt, interaction_question, object_prompt, verb_prompt
 from storage.errors import UserError, did_you_mean
+from storage.files import write_atomically
 
 _RESPELLED = {"controling": "controlling", "spining": "spinning"}  # as HICO-DET's own list has them
 
@@ -96,10 +97,15 @@ class Vocabulary:
         """The prompt of every interaction, in order."""
         return tuple(self.prompt(hoi) for hoi in range(len(self.hois)))
 
+    def actions(self) -> np.ndarray:
+        """bool [H]: the interactions that are not no_interaction. Of that its prompt says no more than that person and object
+        are both there, so a picture's match with it is no answer."""
+        return np.array([self.verbs[verb] != NO_INTERACTION for verb in self.hois[:, 0]], bool)
+
     def questions(self) -> dict[str, int]:
         """``{question: interaction}`` in order, "is there anybody riding a bicycle?". None about no_interaction: it is what
         remains where the others of its object are denied."""
-        asked = [hoi for hoi, (verb, _) in enumerate(self.hois) if self.verbs[verb] != NO_INTERACTION]
+        asked = np.flatnonzero(self.actions()).tolist()
         named = [(self.hois[hoi][0], self.hoi_name(hoi)) for hoi in asked]
         texts = [interaction_question(verb, self.verb_ing[index], name) for index, (verb, name) in named]
         return dict(zip(texts, asked, strict=True))
@@ -148,7 +154,7 @@ class Vocabulary:
         """Write as JSON: {"source", "verbs": {verb: participle}, "interactions": ["verb object", ...]}, and, where they
         are not the sorted verbs and COCO's objects, "verb_order" and "objects"."""
         text = json.dumps({"source": source, **self._record()}, indent=1)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        write_atomically(path, text + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:

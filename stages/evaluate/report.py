@@ -21,6 +21,7 @@ import jinja2
 from stages.evaluate import charts
 from stages.evaluate.evaluate import RARE_BELOW
 from stages.evaluate.gallery import GalleryItem
+from stages.evaluate.metrics_log import read_metrics
 from stages.evaluate.pictures import data_uri, draw_pairs, load_picture, numbered
 from storage.errors import UserError
 from storage.files import write_atomically
@@ -100,10 +101,10 @@ class ReportData:
         gallery: Sequence[GalleryItem] = (),
         labels: LabelCheck | None = None,
     ) -> ReportData:
-        """Read ``student.json``, ``metrics.jsonl`` and ``evaluation.json`` of a run's folder.
+        """Read ``student.json``, ``evaluation.json`` and, if there is one, ``metrics.jsonl`` of a run's folder.
 
         Raises:
-            UserError: one of them is missing or is not JSON.
+            UserError: one of the first two is missing or is not JSON.
         """
         student = _read_json(folder / "student.json")
         return cls(
@@ -256,22 +257,14 @@ class Spread:
 
 def read_curves(path: Path) -> list[Curve]:
     """The curves of a ``metrics.jsonl``: total loss, its terms and the learning rate. Of what is logged twice of a step (a
-    resumed run repeats some) the later line counts.
-
-    Raises:
-        UserError: the file is missing or a line is not JSON.
-    """
+    resumed run repeats some) the later line counts; a line that is no record counts for nothing."""
     lines: dict[float, dict[str, Any]] = {}
-    for number, text in enumerate(_read_text(path).splitlines(), 1):
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            raise UserError(f"{path}: line {number} is not JSON; remove the run's folder to train again") from None
-        lines.setdefault(line["step"], {}).update(line)
+    for record in read_metrics(path)[0]:
+        lines.setdefault(record["step"], {}).update(record)
     wanted = {key for line in lines.values() for key in line if key in ("loss", "lr") or key.startswith("loss/")}
     curves = []
     for key in sorted(wanted, key=lambda key: (key != "loss", key == "lr", key)):
-        logged = [(step, line[key]) for step, line in sorted(lines.items()) if line.get(key) is not None]
+        logged = [(step, line[key]) for step, line in sorted(lines.items()) if isinstance(line.get(key), int | float)]
         title = {"loss": "loss, total", "lr": "learning rate"}.get(key, key.replace("loss/", "loss: "))
         curves.append(Curve(title, [step for step, _ in logged], [float(value) for _, value in logged]))
     return curves

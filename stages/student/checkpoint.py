@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -16,8 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from stages import weight_files
 from stages.data.vocabulary import Vocabulary
+from stages.student.files import save_tensors
 from stages.student.method import METHODS, Columns, method_named
 from storage.errors import UserError
+from storage.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,12 +50,18 @@ class Student(ABC):
 
     @abstractmethod
     def predict(
-        self, test: TestSet, run_dir: Path, shared: Path | None = None, report: Callable[[str], None] = print
+        self,
+        test: TestSet,
+        run_dir: Path,
+        shared: Path | None = None,
+        report: Callable[[str], None] = print,
+        device: str | None = None,
     ) -> Path:
         """Write ``run_dir/detections.parquet`` (:data:`stages.student.predict.SCHEMA`) and return its path.
 
         Args:
             shared: where variants of a study keep what they share; default: the run folder's parent.
+            device: where the network works; default: a GPU where there is one.
         """
 
     @abstractmethod
@@ -112,26 +119,21 @@ def save_student(
     beside: Mapping[str, Callable[[Path], None]] = MappingProxyType({}),
     **more: Any,
 ) -> None:
-    """Write what every checkpoint has, ``config.json`` with the others' checksums last.
+    """Write what every checkpoint has, ``config.json`` with the others' checksums last; each file whole or not at all.
 
     Args:
         beside: what writes the method's own files, by their name.
         more: the method's own keys of ``config.json``.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     files: dict[str, Callable[[Path], None]] = {
-        "model.safetensors": lambda path: save_file(weights, path, {"format": "pt"}),
+        "model.safetensors": lambda path: save_tensors(path, model.state_dict(), {"format": "pt"}),
         "vocabulary.json": student.vocabulary.save,
         **beside,
     }
     for name, write in files.items():
-        draft = folder / f".{name}-{os.getpid()}"
-        write(draft)
-        os.replace(draft, folder / name)  # somebody may be reading one of the same training
+        write(folder / name)
     record = {
         "method": student.method,
         "version": student.version,
@@ -144,7 +146,7 @@ def save_student(
     record["checksums"] = {name: _checksum(folder / name) for name in files} | {
         "config.json": _settings_checksum(record)
     }
-    (folder / "config.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    write_atomically(folder / "config.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
 
 
 def refuse_changed(folder: Path, record: Mapping[str, Any]) -> None:

@@ -62,6 +62,12 @@ class PairsConfig:
                 "original before flip"
             )
 
+    def epochs(self, labelled: int, unlabelled: int) -> float:
+        """How often ``steps`` go through so many labelled pictures, or where there are none, through the others."""
+        if labelled:
+            return self.steps * self.labelled_per_step / labelled
+        return self.steps * self.unlabelled_per_step / max(unlabelled, 1)
+
     def check(
         self, above_0: tuple[str, ...] = (), fractions: tuple[str, ...] = (), least_0: tuple[str, ...] = ()
     ) -> None:

@@ -73,14 +73,15 @@ def train_steps(
     )
     run, processes = run_name(config, data), Processes.of(accelerator)
     state = run_dir / "state" / "latest.safetensors"
-    done = load_state(state, model, optimizer, run)
+    say: Report = report if accelerator.is_main_process else lambda line: None
+    done = load_state(state, model, optimizer, run, report=say)
     model, optimizer = accelerator.prepare(model, optimizer)
     network: Network = accelerator.unwrap_model(model)
-    log = MetricsLog(run_dir / "metrics.jsonl", done, accelerator)
+    log = MetricsLog(run_dir / "metrics.jsonl", done, accelerator, say)
     loader: DataLoader[Batch] = DataLoader(
         batches, batch_size=None, sampler=range(done, config.steps), num_workers=loader_workers
     )
-    progress = Progress(done, config.steps, report if accelerator.is_main_process else lambda line: None)
+    progress = Progress(done, config.steps, say)
     model.train()
     for step, batch in enumerate(loader, done):
         batch = batch.to(accelerator.device)

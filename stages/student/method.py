@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -78,12 +78,14 @@ class Extras:
         identities: by role, what made the tables that the student reads at test time; kept in its checkpoint.
         shared_dir: where variants of a study keep what they share; None: each method has a place of its own for it.
         stop: once it is set, the step under way is finished and saved and KeyboardInterrupt raised.
+        report: is told, in lines, how far the training is.
     """
 
     shared_dir: Path | None = None
     text_embeddings: np.ndarray | None = None
     identities: dict[str, Any] = field(default_factory=dict)
     stop: threading.Event | None = None
+    report: Callable[[str], None] = print
 
     def text(self) -> Tensor | None:
         """The text embeddings as a float32 tensor."""
@@ -134,6 +136,23 @@ class Method(ABC):
 
     @abstractmethod
     def needs(self, config: Any, vocabulary: Vocabulary) -> Needs: ...
+
+    @abstractmethod
+    def epochs(self, config: Any, labelled: int, unlabelled: int) -> float:
+        """How often a training goes through the pictures that it learns from first of all, the labelled ones where there are
+        any. Of so many training pictures some may have no pair, so this is a little too low."""
+
+    def distilled(self, config: Any, labelled: int, unlabelled: int) -> Mapping[str, int]:
+        """On how many of the training pictures a teacher's answers are distilled, by the key that says so; nothing where the
+        parameters ask for no distillation."""
+        return {}
+
+    def rehearse(self, config: Any, vocabulary: Vocabulary) -> None:  # noqa: B027  most have nothing to try
+        """Everything of a training that needs no table, so that a teacher does not work for one that is then refused.
+
+        Raises:
+            UserError: what :meth:`train` would raise.
+        """
 
     @abstractmethod
     def train(self, config: Any, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from stages import boxes as box_ops
 from stages.student.config import PairsConfig
+from stages.student.files import kept
 from stages.student.pairs import HUMAN, associate, filter_detections, ordered_pairs
 from stages.student.regions import Regions
 
@@ -30,6 +29,8 @@ FLAT = {
     "boxes": ("<f4", 4), "scores": ("<f4", 0), "labels": ("<i2", 0), "positives": ("<i4", 2), "ignored": ("<i4", 2)
 }  # fmt: skip
 """Files of a :class:`PictureTable`: dtype and row length of each, concatenated over pictures."""
+COUNTED = {"boxes": 0, "scores": 0, "labels": 0, "positives": 1, "ignored": 2}
+"""Which of the index's counts (instances, positives, ignored) is that of a file's rows."""
 
 
 @dataclass(frozen=True)
@@ -159,16 +160,22 @@ class PictureTable:
             empty = (folder / name).stat().st_size == 0
             flat = np.empty(0, dtype) if empty else np.memmap(folder / name, dtype, "r")
             self._flat[name] = flat.reshape(-1, length) if length else flat
+            if len(self._flat[name]) != self._starts[-1, COUNTED[name]]:
+                raise ValueError(f"{name} has {len(self._flat[name])} rows")
 
     @classmethod
     def open_or_build(cls, folder: Path, count: int, pictures: Iterable[tuple[int, Picture]]) -> PictureTable:
         """Open ``folder``, or build it from (row, picture) in rising order of rows; rows may be missing. One that lacks a
         file, as those of older versions do, is built anew."""
-        if not all((folder / name).exists() for name in FLAT):
-            shutil.rmtree(folder, ignore_errors=True)
-            draft = folder.with_name(f"{folder.name}.{os.getpid()}")
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
+
+        def read(place: Path) -> PictureTable:
+            table = cls(place)
+            if len(table) != count:
+                raise ValueError(f"{len(table)} pictures instead of {count}")
+            return table
+
+        def build(draft: Path) -> None:
+            draft.mkdir()
             index = np.zeros((count, 6), np.int32)
             with contextlib.ExitStack() as stack:
                 files = {name: stack.enter_context(open(draft / name, "wb")) for name in FLAT}
@@ -178,8 +185,8 @@ class PictureTable:
                     for name, (dtype, _) in FLAT.items():
                         files[name].write(getattr(picture, name).astype(dtype).tobytes())
             np.save(draft / "index.npy", index)
-            draft.rename(folder)
-        return cls(folder)
+
+        return kept(folder, read, build)
 
     def __len__(self) -> int:
         return len(self.index)

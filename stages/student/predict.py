@@ -35,6 +35,11 @@ SCHEMA = pa.schema(
 """One row a scored triplet. Boxes: xyxy pixels of the original picture, zero-based, half-open; classes: 0-based."""
 
 
+def best_device() -> str:
+    """``cuda`` where torch finds a GPU, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def scored(
     model: nn.Module, pictures: PictureTable, maps: MapReader, valid: Tensor, batch: int
 ) -> Iterator[tuple[np.ndarray, Regions, Tensor, Tensor, Tensor, Tensor]]:

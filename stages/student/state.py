@@ -6,15 +6,14 @@ optimiser moments and the number of steps done are all there is to keep.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stages.student.files import DAMAGE, load_tensors, save_tensors
 from storage.errors import UserError
 
 
@@ -32,11 +31,16 @@ def save_state(
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
     tensors |= {f"more.{name}": value for name, value in (more or {}).items()}
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, draft, {"done": str(done), "run": run})
-    with open(draft, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    save_tensors(path, tensors, {"done": str(done), "run": run, "checksum": checksum(tensors, str(done), run)})
+
+
+def checksum(tensors: Mapping[str, Tensor], *words: str) -> str:
+    """Hexadecimal digest of words, names and values."""
+    digest = hashlib.blake2b(" ".join(words).encode(), digest_size=16)
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_state(
@@ -45,20 +49,28 @@ def load_state(
     optimizer: torch.optim.Optimizer,
     run: str,
     more: dict[str, Tensor] | None = None,
+    report: Callable[[str], None] = print,
 ) -> int:
     """Put the saved state back, if there is one, and return the number of steps done. ``more`` is updated by what was
-    saved beside.
+    saved beside. A damaged one is told to ``report``, and the training starts anew.
 
     Raises:
         UserError: the state is that of another run.
     """
-    if not path.exists():
+    try:
+        tensors, metadata = load_tensors(path)
+        done, own = int(metadata["done"]), metadata["run"]
+        if metadata.get("checksum", found := checksum(tensors, str(done), own)) != found:  # older versions wrote none
+            raise ValueError("its bytes have changed")
+    except FileNotFoundError:
         return 0
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if metadata["run"] != run:
-        raise UserError(f"{path}: the state of another run ({metadata['run']}, this is {run}); remove it to start anew")
+    except PermissionError:
+        raise
+    except DAMAGE as error:
+        report(f"{path}: damaged ({' '.join(str(error).split())}); the training starts anew")
+        return 0
+    if own != run:
+        raise UserError(f"{path}: the state of another run ({own}, this is {run}); remove it to start anew")
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -68,4 +80,4 @@ def load_state(
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
     if more is not None:
         more.update({name[5:]: value for name, value in tensors.items() if name.startswith("more.")})
-    return int(metadata["done"])
+    return done

@@ -26,6 +26,7 @@ from stages.data.v_coco import v_coco_vocabulary
 from stages.data.vocabulary import hico_vocabulary
 from stages.student.vlm_hoi.config import network_config
 from stages.student.vlm_hoi.itm_targets import columns_for
+from stages.student.vlm_hoi.muren import Muren
 from storage.errors import UserError
 from tests.data.test_v_coco import official, write
 from tests.student.vlm_hoi.world import DETECTOR, MODEL
@@ -133,6 +134,10 @@ def test_published_configurations_are_sound(name):
     there = {prompt for each in ([columns] if isinstance(columns, str) else columns) for prompt in named[each]}
     assert asked <= there
     assert method.name == "vlm_hoi"
+    with torch.device("meta"):
+        backbone = Muren(shape).backbone
+    learning = sum(each.numel() for each in backbone.parameters() if each.requires_grad)
+    assert (learning == 0) == (name == "v_coco")  # its recipe freezes the CNN
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from pipeline.config import Config, load_config
 from pipeline.graph import Context, build_graph
@@ -119,3 +121,23 @@ def test_swig_hoi_is_open_vocabulary(build):
     assert (student.network.train_rows, student.any_object) == (False, True)
     assert split_of(swig_vocabulary(), pictures.zero_shot).unseen.sum() == 1391
     assert student.top_k is not None
+
+
+def test_a_second_teacher_is_trained_as_the_shipped_configuration_trains_the_first(build):
+    """A8's block of the page: the student's and both teachers' parameters but for the second table, and the same maps."""
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    written = yaml.safe_load(block)
+    config, _, sections = build("hico_det")
+    for name, section in {"student": written["student"], **written["pair_teachers"]}.items():
+        method, own, pictures = read_section(section, f"{name}.")
+        _, shipped, usual = sections["student" if name == "student" else "phase_1"]
+        assert method.name == "link"
+        assert replace(own, kd=shipped.kd) == shipped
+        assert (own.kd.logit, own.kd.query, own.kd.map) == (shipped.kd.logit, shipped.kd.query, shipped.kd.map)
+        assert pictures.model_copy(update={"tables": usual.tables}) == usual
+    shared = {name: table for name, table in written["tables"].items() if name in config.tables}
+    assert len(shared) == len(config.tables) == 5
+    for name, table in shared.items():
+        assert table == {**config.tables[name].parameters(), "stage": config.tables[name].stage} | (
+            {"splits": ["train"]} if name.startswith("taught") else {}
+        )

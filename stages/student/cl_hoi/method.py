@@ -45,10 +45,13 @@ class ClHoiMethod(Method):
             untuned_detector=not config.allow_hoi_tuned_detector,
         )
 
+    def epochs(self, config: ClHoiConfig, labelled: int, unlabelled: int) -> float:
+        return config.epochs(0, labelled + unlabelled)
+
     def train(self, config: ClHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         from stages.student.cl_hoi.train import train
 
-        return train(config, data, run_dir, extras)
+        return train(config, data, run_dir, extras, report=extras.report)
 
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
         from stages.student.cl_hoi.student import load

@@ -6,11 +6,10 @@ instead of being kept: nothing of it is state.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from stages.student.batches import Batch, MapReader, PictureBatches, take
 from stages.student.cl_hoi.config import ClHoiConfig
 from stages.student.cl_hoi.losses import same_sets
 from stages.student.config import PairsConfig
+from stages.student.files import kept, mapped, new_array
 from stages.student.pictures import PictureTable, gather, targets
 from stages.student.prepare import TrainingSet
 from stages.student.regions import Regions
@@ -46,17 +46,18 @@ class ImageLabels:
     @classmethod
     def open_or_build(
         cls, folder: Path, count: int, classes: int, rows: Iterable[tuple[int, Mapping[str, Any]]]
-    ) -> Self:
+    ) -> ImageLabels:
         """Open ``folder``, or build it from (row, cell). A cell lists ``hoi`` (int ``[K]``) with ``target``, ``kind`` and
         ``weight`` (``[K]`` each); a class that it does not list is an ordinary negative."""
         dtypes = {"target": np.float32, "kind": np.int8, "weight": np.float32}
-        if not folder.exists():
-            draft = folder.with_name(f"{folder.name}.{os.getpid()}")
-            draft.mkdir(parents=True, exist_ok=True)
-            made = {
-                name: np.lib.format.open_memmap(draft / f"{name}.npy", "w+", dtype, (count, classes))
-                for name, dtype in dtypes.items()
-            }
+
+        def read(place: Path) -> ImageLabels:
+            made = {name: mapped(place / f"{name}.npy", dtype, (count, classes)) for name, dtype in dtypes.items()}
+            return ImageLabels(**made, known=mapped(place / "known.npy", bool, (count,)))
+
+        def build(draft: Path) -> None:
+            draft.mkdir()
+            made = {name: new_array(draft / f"{name}.npy", dtype, (count, classes)) for name, dtype in dtypes.items()}
             known = np.zeros(count, bool)
             for row, cell in rows:
                 known[row], made["weight"][row] = True, 1
@@ -65,8 +66,8 @@ class ImageLabels:
             np.save(draft / "known.npy", known)
             for table in made.values():
                 table.flush()
-            draft.rename(folder)
-        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in (*dtypes, "known")))
+
+        return kept(folder, read, build)
 
     def of(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Targets, kinds and weights of some rows, ``[B, H]`` each."""
@@ -104,11 +105,21 @@ class Texts:
     offsets: np.ndarray
 
     @classmethod
-    def open_or_build(cls, folder: Path, data: TrainingSet) -> Self:
+    def open_or_build(cls, folder: Path, data: TrainingSet) -> Texts:
         """From the table of the role ``context``, in ``folder`` from then on."""
-        if not folder.exists():
-            draft = folder.with_name(f"{folder.name}.{os.getpid()}")
-            draft.mkdir(parents=True, exist_ok=True)
+
+        def read(place: Path) -> Texts:
+            with np.load(place / "index.npz") as index:
+                offsets, width = index["offsets"], int(index["width"])
+            if not width:
+                return Texts(np.empty((0, 1), np.float16), offsets)
+            texts = Texts(np.memmap(place / "sentences", "<f2", "r").reshape(-1, width), offsets)
+            if (len(offsets), len(texts.sentences)) != (len(data.source) + 1, offsets[-1]):
+                raise ValueError(f"{len(texts.sentences)} sentences of {len(offsets) - 1} pictures")
+            return texts
+
+        def build(draft: Path) -> None:
+            draft.mkdir()
             counts, width = np.zeros(len(data.source) + 1, np.int64), 0
             with open(draft / "sentences", "wb") as file:
                 for sample in in_order(data.source.open({"context": ("value",)})):
@@ -117,12 +128,8 @@ class Texts:
                         counts[sample["row"] + 1], width = said.shape
                         file.write(said.tobytes())
             np.savez(draft / "index.npz", offsets=np.cumsum(counts), width=width)
-            draft.rename(folder)
-        with np.load(folder / "index.npz") as index:
-            offsets, width = index["offsets"], int(index["width"])
-        if not width:
-            return cls(np.empty((0, 1), np.float16), offsets)
-        return cls(np.memmap(folder / "sentences", "<f2", "r").reshape(-1, width), offsets)
+
+        return kept(folder, read, build)
 
     @property
     def width(self) -> int:

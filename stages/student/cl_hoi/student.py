@@ -20,7 +20,7 @@ from stages.student.cl_hoi.config import ClHoiConfig, config_from
 from stages.student.cl_hoi.exponents import Exponents
 from stages.student.cl_hoi.translator import Translator
 from stages.student.method import Columns
-from stages.student.predict import predict_test_set
+from stages.student.predict import best_device, predict_test_set
 from stages.student.prepare import Report, TestSet, valid_classes
 
 
@@ -45,8 +45,15 @@ class ClHoiStudent(Student):
     def save_pretrained(self, folder: str | Path) -> None:
         save_student(self, self.model, folder, shape=asdict(self.shape), exponents=asdict(self.exponents))
 
-    def predict(self, test: TestSet, run_dir: Path, shared: Path | None = None, report: Report = print) -> Path:
-        model = self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    def predict(
+        self,
+        test: TestSet,
+        run_dir: Path,
+        shared: Path | None = None,
+        report: Report = print,
+        device: str | None = None,
+    ) -> Path:
+        model = self.model.to(device or best_device())
         valid = torch.from_numpy(valid_classes(self.vocabulary))
         return predict_test_set(
             Scorer(model, self.exponents.gamma).eval(), test, run_dir, self.config.with_power(self.exponents.power),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stages.student.batches import TableMaps
@@ -41,6 +39,7 @@ from stages.student.cl_hoi.stream import (
 from stages.student.cl_hoi.student import ClHoiStudent, build
 from stages.student.cl_hoi.translator import ContextLearner, Translator
 from stages.student.config import BOOKKEEPING
+from stages.student.files import intact, load_tensors, save_tensors
 from stages.student.loop import annotated_loss, finish, parameter_groups, train_steps
 from stages.student.losses import final_logit
 from stages.student.method import NOTHING, Extras
@@ -49,6 +48,7 @@ from stages.student.prepare import Report, TrainingSet, picture_table
 from stages.student.processes import Processes
 from stages.student.regions import Regions, entries
 from storage.errors import UserError
+from storage.files import write_atomically
 from storage.order import epoch_order
 
 HELD_OUT = 1 << 20
@@ -132,7 +132,7 @@ def train(
     exponents = choose_exponents(learner.student, config, pictures, held_out, maps, valid, labels)
     made = ClHoiStudent(learner.student.eval(), data.vocabulary, config, shape, exponents, extras.identities)
     if accelerator.is_main_process:
-        (run_dir / "exponents.json").write_text(json.dumps(asdict(exponents), indent=1) + "\n")
+        write_atomically(run_dir / "exponents.json", json.dumps(asdict(exponents), indent=1) + "\n")
         with open(run_dir / "metrics.jsonl", "a") as metrics:
             metrics.write(json.dumps({"step": config.steps, **exponents.metrics()}) + "\n")
         accelerator.log(exponents.metrics(), config.steps)
@@ -194,7 +194,7 @@ def first_stage(
     torch.manual_seed(config.seed)
     learner = ContextLearner(Translator(shape.channels, texts.width, config.translator), own.temperature)
     done = (shared_dir or folder) / f"translator-{stage_name(config, data)}.safetensors"
-    if Processes.of(accelerator).any(not done.exists()):  # another arm may write it meanwhile
+    if Processes.of(accelerator).any(intact(done, load_tensors) is None):  # another arm may write it meanwhile
         pool, _ = pools(config, texts.said() & labels.known)
         batches = ContextBatches(
             stage, pictures, pool, maps, texts, labels, own.queue, accelerator.process_index, accelerator.num_processes
@@ -205,14 +205,11 @@ def first_stage(
             **{**options, "report": lambda line: say(f"context: {line}")},
         )  # fmt: skip
         if accelerator.is_main_process:
-            done.parent.mkdir(parents=True, exist_ok=True)
-            draft = done.with_name(f"{done.name}.{os.getpid()}")
-            save_file({name: value.cpu().contiguous() for name, value in learner.state_dict().items()}, draft)
-            os.replace(draft, done)
+            save_tensors(done, learner.state_dict(), {})
         accelerator.wait_for_everyone()
     for tracker in accelerator.trackers:
         tracker.finish()
-    learner.load_state_dict(load_file(done))
+    learner.load_state_dict(load_tensors(done)[0])
     learner.zero_grad()  # what is left of the last step would enter the norm that stage 2 clips
     return learner.translator, shape
 

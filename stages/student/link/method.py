@@ -40,10 +40,19 @@ class LinkMethod(Method):
             stages=written,
         )
 
+    def epochs(self, config: LinkConfig, labelled: int, unlabelled: int) -> float:
+        return config.epochs(labelled, unlabelled)
+
+    def distilled(self, config: LinkConfig, labelled: int, unlabelled: int) -> dict[str, int]:
+        if not config.kd.on:
+            return {}
+        others = {"kd.unlabelled: true": unlabelled if config.unlabelled_per_step else 0}
+        return {"kd": labelled, **(others if config.kd.unlabelled else {})}
+
     def train(self, config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         from stages.student.link.train import train
 
-        return train(config, data, run_dir, extras)
+        return train(config, data, run_dir, extras, report=extras.report)
 
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
         from stages.student.link.student import load

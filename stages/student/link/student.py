@@ -17,7 +17,7 @@ from stages.student.link.config import LinkConfig, config_from
 from stages.student.link.network import Link
 from stages.student.link.network_config import LinkShape
 from stages.student.method import Columns
-from stages.student.predict import predict_test_set
+from stages.student.predict import best_device, predict_test_set
 from stages.student.prepare import Report, TestSet, valid_classes
 from stages.student.regions import Regions
 
@@ -63,8 +63,15 @@ class LinkStudent(Student):
     def save_pretrained(self, folder: str | Path) -> None:
         save_student(self, self.model, folder, shape=asdict(self.model.shape))
 
-    def predict(self, test: TestSet, run_dir: Path, shared: Path | None = None, report: Report = print) -> Path:
-        network = self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    def predict(
+        self,
+        test: TestSet,
+        run_dir: Path,
+        shared: Path | None = None,
+        report: Report = print,
+        device: str | None = None,
+    ) -> Path:
+        network = self.model.to(device or best_device())
         return predict_test_set(
             LastLayer(network).eval(), test, run_dir, self.config, self.vocabulary, self.valid(),
             top_k=self.config.top_k, report=report,

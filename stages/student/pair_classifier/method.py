@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stages.student.config import BOOKKEEPING
 from stages.student.method import Columns, Extras, Method, Needs
 from stages.student.pair_classifier.config import PairClassifierConfig
@@ -43,7 +45,8 @@ class PairClassifierMethod(Method):
             train["features"] = config.views
         test = {**train, **({"features": config.views[:1]} if config.encoder == "teacher" else {})}
         if config.distils and config.teacher in ("itm", "shuffled"):
-            train["itm"] = vocabulary.prompts()
+            # An answer about no_interaction is none, so soft labels leave it out; annotations still teach it.
+            train["itm"] = tuple(vocabulary.prompt(hoi) for hoi in np.flatnonzero(vocabulary.actions()).tolist())
         return Needs(
             train,
             test,
@@ -54,10 +57,18 @@ class PairClassifierMethod(Method):
             all_annotations=config.teacher == "oracle",
         )
 
+    def epochs(self, config: PairClassifierConfig, labelled: int, unlabelled: int) -> float:
+        return config.epochs(labelled, unlabelled)
+
+    def distilled(self, config: PairClassifierConfig, labelled: int, unlabelled: int) -> dict[str, int]:
+        looked_at = unlabelled if config.unlabelled_per_step else 0
+        on = {"labelled": labelled, "unlabelled": looked_at, "both": labelled + looked_at}
+        return {f"itm_on: {config.itm_on}": on[config.itm_on]} if config.distils else {}
+
     def train(self, config: PairClassifierConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         from stages.student.pair_classifier.train import train
 
-        return train(config, data, run_dir, extras)
+        return train(config, data, run_dir, extras, report=extras.report)
 
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
         from stages.student.pair_classifier.student import load

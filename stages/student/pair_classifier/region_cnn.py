@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,13 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stages import boxes as box_ops
 from stages.roi import roi_align
 from stages.student.batches import MapReader, TableMaps, take
+from stages.student.files import kept, kept_array, load_tensors, save_tensors
 from stages.student.pictures import PictureTable
 from stages.student.prepare import ReadPicture, Report, TrainingSet
 from stages.student.source import Source
@@ -72,8 +70,7 @@ class RegionCNN(nn.Module):
         return self(batch.flip(-1) if mirrored else batch).half()
 
     def save(self, path: Path) -> None:
-        tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
-        save_file(tensors, path, {"config": json.dumps(asdict(self.config))})
+        save_tensors(path, self.state_dict(), {"config": json.dumps(asdict(self.config))})
 
     def digest(self) -> str:
         """Names the weights."""
@@ -84,9 +81,8 @@ class RegionCNN(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> RegionCNN:
-        with safe_open(path, "pt") as file:
-            record = json.loads(file.metadata()["config"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        weights, metadata = load_tensors(path)
+        record = json.loads(metadata["config"])
         model = cls(RegionCNNConfig(**{**record, "channels": tuple(record["channels"])}))
         model.load_state_dict(weights)
         return model.eval()
@@ -144,12 +140,7 @@ def shared_encoder(
 ) -> RegionCNN:
     """The CNN kept as ``folder/model.safetensors``, trained first if it is not there."""
     path = folder / "model.safetensors"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f"model.{os.getpid()}"
-        pretrain(config, pictures, read, report).save(draft)
-        os.replace(draft, path)
-    return RegionCNN.load(path)
+    return kept(path, RegionCNN.load, lambda draft: pretrain(config, pictures, read, report).save(draft))
 
 
 class LiveMaps:
@@ -178,23 +169,18 @@ class StoredMaps:
     def __init__(
         self, folder: Path, model: RegionCNN, views: Sequence[str], wanted: np.ndarray, read: ReadPicture
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.views = [self._view(folder / f"{view}.npy", model, view == "flip", wanted, read) for view in views]
 
     @staticmethod
     def _view(path: Path, model: RegionCNN, mirrored: bool, wanted: np.ndarray, read: ReadPicture) -> np.ndarray:
-        if not path.exists():
-            draft = path.with_name(f"{path.name}.{os.getpid()}")
-            side = model.config.size // 16
-            shape = (len(wanted), model.config.channels[-1], side, side)
-            maps = np.lib.format.open_memmap(draft, "w+", np.float16, shape)
+        def fill(maps: np.ndarray) -> None:
             rows = np.flatnonzero(wanted)
             for start in range(0, len(rows), 64):
                 some = rows[start : start + 64]
                 maps[some] = model.maps([read(row) for row in some.tolist()], mirrored).numpy()
-            maps.flush()
-            os.replace(draft, path)
-        return np.load(path, mmap_mode="r")
+
+        side = model.config.size // 16
+        return kept_array(path, np.float16, (len(wanted), model.config.channels[-1], side, side), fill)
 
     def __call__(self, rows: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, Tensor]:
         maps = [self.views[view][row] for row, view in zip(rows.tolist(), views.tolist(), strict=True)]

@@ -5,7 +5,6 @@ How they reach the pairs is :func:`stages.student.pair_classifier.losses.image_t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from stages.student.batches import MapReader
 from stages.student.calibration import Platt, fit_platt, match_log_odds, shuffled_pictures
+from stages.student.files import intact, kept_array, mapped
 from stages.student.pair_classifier.config import PairClassifierConfig
 from stages.student.pictures import PictureTable
 from stages.student.predict import scored
@@ -108,15 +108,19 @@ def _match_table(path: Path, data: TrainingSet) -> np.ndarray:
 
 def _stored(path: Path, data: TrainingSet, rows: Iterator[tuple[int, np.ndarray]]) -> np.ndarray:
     """float32 ``[N, H]`` in ``path``, memory-mapped; NaN for rows that are not given."""
-    if not path.exists():
-        draft = path.with_name(f"{path.name}.{os.getpid()}")
-        table = np.lib.format.open_memmap(draft, "w+", np.float32, (len(data.source), len(data.prompts)))
+
+    def fill(table: np.ndarray) -> None:
         table[:] = np.nan
         for row, values in rows:
             table[row] = values
-        table.flush()
-        os.replace(draft, path)
-    return np.load(path, mmap_mode="r")
+
+    return kept_array(path, np.float32, (len(data.source), len(data.prompts)), fill)
+
+
+def has_picture_probabilities(path: Path, data: TrainingSet) -> bool:
+    """Whether ``path`` holds what :func:`picture_probabilities` writes, whole."""
+    shape = len(data.source), len(data.prompts)
+    return intact(path, lambda place: mapped(place, np.float32, shape)) is not None
 
 
 def picture_probabilities(
@@ -124,13 +128,14 @@ def picture_probabilities(
 ) -> None:
     """Write the soft labels of a self-trained student: its own probability that each picture shows each interaction,
     noisy-or over the pairs. float32 ``[N, H]`` in ``path`` (npy), NaN for pictures without pairs."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    table = np.lib.format.open_memmap(draft, "w+", np.float32, (len(pictures), valid.shape[1]))
-    table[:] = np.nan
-    for rows, regions, pair, hoi, prior, logit in scored(model, pictures, maps, valid, batch):
-        log_absent = torch.zeros(len(rows), valid.shape[1])
-        final = (prior * logit.sigmoid()).clamp(max=1 - 1e-7)
-        log_absent.index_put_((regions.pair_picture[pair].cpu(), hoi.cpu()), torch.log1p(-final).cpu(), accumulate=True)
-        table[rows] = -torch.expm1(log_absent).numpy()
-    table.flush()
-    os.replace(draft, path)
+
+    def fill(table: np.ndarray) -> None:
+        table[:] = np.nan
+        for rows, regions, pair, hoi, prior, logit in scored(model, pictures, maps, valid, batch):
+            log_absent = torch.zeros(len(rows), valid.shape[1])
+            final = (prior * logit.sigmoid()).clamp(max=1 - 1e-7)
+            places = regions.pair_picture[pair].cpu(), hoi.cpu()
+            log_absent.index_put_(places, torch.log1p(-final).cpu(), accumulate=True)
+            table[rows] = -torch.expm1(log_absent).numpy()
+
+    kept_array(path, np.float32, (len(pictures), valid.shape[1]), fill)

@@ -18,7 +18,7 @@ from stages.student.pair_classifier.config import PairClassifierConfig
 from stages.student.pair_classifier.network import PairClassifier, Shape
 from stages.student.pair_classifier.region_cnn import RegionCNN, map_reader
 from stages.student.pictures import PictureTable
-from stages.student.predict import predict_test_set
+from stages.student.predict import best_device, predict_test_set
 from stages.student.prepare import Report, TestSet, valid_classes
 
 ENCODER = "region_cnn.safetensors"
@@ -50,7 +50,14 @@ class PairStudent(Student):
         beside = {} if self.region_cnn is None else {ENCODER: self.region_cnn.save}
         save_student(self, self.model, folder, beside, shape=asdict(self.model.shape))
 
-    def predict(self, test: TestSet, run_dir: Path, shared: Path | None = None, report: Report = print) -> Path:
+    def predict(
+        self,
+        test: TestSet,
+        run_dir: Path,
+        shared: Path | None = None,
+        report: Report = print,
+        device: str | None = None,
+    ) -> Path:
         valid = torch.from_numpy(valid_classes(self.vocabulary))
         views, where = self.config.views[:1], shared or run_dir.parent
 
@@ -58,7 +65,14 @@ class PairStudent(Student):
             return map_reader(test.source, pictures, views, self.region_cnn, where, test.read)
 
         return predict_test_set(
-            self.model, test, run_dir, self.config, self.vocabulary, valid, maps_of=maps_of, report=report
+            self.model.to(device or best_device()),
+            test,
+            run_dir,
+            self.config,
+            self.vocabulary,
+            valid,
+            maps_of=maps_of,
+            report=report,
         )
 
 

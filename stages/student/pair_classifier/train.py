@@ -26,7 +26,7 @@ from stages.student.pair_classifier.config import PairClassifierConfig
 from stages.student.pair_classifier.losses import image_terms
 from stages.student.pair_classifier.network import PairClassifier, Shape
 from stages.student.pair_classifier.region_cnn import RegionCNN, RegionCNNConfig, map_reader, own_encoder
-from stages.student.pair_classifier.soft_labels import picture_probabilities, soft_labels
+from stages.student.pair_classifier.soft_labels import has_picture_probabilities, picture_probabilities, soft_labels
 from stages.student.pair_classifier.student import PairStudent
 from stages.student.prepare import Report, TrainingSet, training_pictures
 from stages.student.processes import Processes
@@ -105,7 +105,7 @@ def open_stream(
         own = config.encoder == "region_cnn"
         encoder = own_encoder(shared, data, pictures, cnn or RegionCNNConfig(), report) if own else None
         maps = map_reader(data.source, pictures, config.views, encoder, shared, data.read)
-    if config.teacher == "self" and config.distils and not (folder / "self.npy").exists():
+    if config.teacher == "self" and config.distils and not has_picture_probabilities(folder / "self.npy", data):
         model = labels_only().model
         if accelerator.is_main_process:
             valid = torch.from_numpy(data.valid())

@@ -7,9 +7,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from stages import weight_files
 from stages.data.vocabulary import Vocabulary
@@ -18,7 +19,7 @@ from stages.student.vlm_hoi.criterion import LossWeights
 from stages.student.vlm_hoi.itm_loss import ItmConfig
 from stages.student.vlm_hoi.matching import Costs
 from stages.student.vlm_hoi.model_config import MurenConfig
-from storage.errors import UserError
+from storage.errors import UserError, placed
 
 FOREIGN_WEIGHTS = ("*.pth", "*.pt")
 """Weight files of the original DETR's, MUREN's and CDN's codes."""
@@ -181,7 +182,7 @@ def network_config(config: VlmHoiConfig, vocabulary: Vocabulary) -> MurenConfig:
     """The network for a vocabulary.
 
     Raises:
-        UserError: an unknown key, or a folder without a backbone.
+        UserError: an unknown key, a value that is none of its kind, or a folder without a backbone.
     """
     decided: dict[str, Any] = {
         "objects": len(vocabulary.objects),
@@ -197,11 +198,23 @@ def network_config(config: VlmHoiConfig, vocabulary: Vocabulary) -> MurenConfig:
                 f"student.model.{key}: {'decided by the vocabulary' if key in decided else 'unknown key; ' + hint}"
             )
     base = MurenConfig.v_coco if decided["missing_object"] else MurenConfig.hico
-    chosen = dict(config.model)
+    chosen = {key: _of_kind(key, value) for key, value in config.model.items()}
     backbone = chosen.pop("backbone", "resnet50")
-    if isinstance(backbone, str):
-        return replace(base(backbone), **chosen, **decided)
-    return replace(base(), backbone=_of_folder(backbone) if "folder" in backbone else backbone, **chosen, **decided)
+    with placed("student.model."):
+        if isinstance(backbone, str):
+            return replace(base(backbone), **chosen, **decided)
+        return replace(base(), backbone=_of_folder(backbone) if "folder" in backbone else backbone, **chosen, **decided)
+
+
+def _of_kind(key: str, value: Any) -> Any:
+    """A value of ``model``. Raises UserError for one of another type than the network's parameter has."""
+    kind: Any = Mapping[str, Any] | str if key == "backbone" else get_type_hints(MurenConfig)[key]
+    try:
+        TypeAdapter(kind).validate_python(value, strict=kind is not float)
+    except ValidationError as error:
+        said = "Input should be a name or a record" if key == "backbone" else error.errors()[0]["msg"]
+        raise UserError(f"student.model.{key}: {said}; got {value!r}") from None
+    return value
 
 
 def _of_folder(backbone: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,7 +223,7 @@ def _of_folder(backbone: Mapping[str, Any]) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())["backbone_config"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"student.model.backbone.folder: {path} is not there or has no backbone_config") from None
+        raise UserError(f"backbone.folder: {path} is not there or has no backbone_config") from None
     changed = {key: value for key, value in backbone.items() if key != "folder"}
     if "out_features" in changed:
         record.pop("out_indices", None)

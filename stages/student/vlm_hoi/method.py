@@ -37,10 +37,25 @@ class VlmHoiMethod(Method):
             files=starting_files(config),
         )
 
+    def epochs(self, config: VlmHoiConfig, labelled: int, unlabelled: int) -> float:
+        return config.epochs
+
+    def distilled(self, config: VlmHoiConfig, labelled: int, unlabelled: int) -> dict[str, int]:
+        asked = (
+            ("itm", config.itm.weight, labelled),
+            ("f7", config.f7.weight, unlabelled if config.unlabelled_per_step else 0),
+        )
+        return {f"{key}.weight: {weight:g}": pictures for key, weight, pictures in asked if weight > 0}
+
+    def rehearse(self, config: VlmHoiConfig, vocabulary: Vocabulary) -> None:
+        from stages.student.vlm_hoi.train import new_network
+
+        new_network(config, vocabulary)
+
     def train(self, config: VlmHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         from stages.student.vlm_hoi.train import train
 
-        return train(config, data, run_dir, extras)
+        return train(config, data, run_dir, extras, report=extras.report)
 
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
         from stages.student.vlm_hoi.student import load

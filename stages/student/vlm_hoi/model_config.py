@@ -43,12 +43,16 @@ class MurenConfig:
     frozen_stages: int = 2
 
     def __post_init__(self) -> None:
+        least = dict.fromkeys(("queries", "d_model", "heads", "ffn", "decoder_layers"), 1)
+        for name, lowest in {**least, "encoder_layers": 0, "frozen_stages": 0}.items():
+            if getattr(self, name) < lowest:
+                raise UserError(f"{name}: {getattr(self, name)}; at least {lowest} is needed")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout: {self.dropout}; it must lie in 0 to 1, 1 excluded")
         if self.d_model % self.heads or self.d_model % 4:
             raise UserError(
                 f"d_model: {self.d_model} must be a multiple of 4 (sines and cosines of two axes) and of heads: {self.heads}"
             )
-        if self.decoder_layers < 1:
-            raise UserError("decoder_layers: at least 1 is needed")
 
     @classmethod
     def hico(cls, backbone: str = "resnet50") -> MurenConfig:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from stages.data.vocabulary import Vocabulary
 from stages.student.checkpoint import Student, load_weights, refuse_other_version, save_student
 from stages.student.method import Columns
+from stages.student.predict import best_device
 from stages.student.prepare import TestSet
 from stages.student.vlm_hoi.config import VlmHoiConfig, config_from
 from stages.student.vlm_hoi.model_config import MurenConfig
@@ -38,11 +37,16 @@ class VlmHoiStudent(Student):
         save_student(self, self.model, folder, shape=self.model.config.to_json(), origin=self.origin)
 
     def predict(
-        self, test: TestSet, run_dir: Path, shared: Path | None = None, report: Callable[[str], None] = print
+        self,
+        test: TestSet,
+        run_dir: Path,
+        shared: Path | None = None,
+        report: Callable[[str], None] = print,
+        device: str | None = None,
     ) -> Path:
         if test.read is None:
             raise UserError("vlm_hoi: needs the pictures themselves")
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(device or best_device())
         path = run_dir / "detections.parquet"
         found = predicted(
             self.model, len(test.image_ids), test.read, self.vocabulary, self.model.config.missing_object,

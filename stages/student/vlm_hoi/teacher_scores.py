@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from stages.student.calibration import shuffled_pictures
+from stages.student.files import kept_array
 from stages.student.prepare import TrainingSet
 from stages.student.source import in_order
 from stages.student.vlm_hoi.config import VlmHoiConfig, has_missing_objects
@@ -90,13 +90,11 @@ def _targets(
 def match_table(path: Path, data: TrainingSet, columns: ItmColumns) -> np.ndarray:
     """Match log-odds of every row and sentence, float32 ``[N, P]`` in ``path`` (npy), memory-mapped; NaN where the picture
     was not to be asked or is a recorded failure."""
-    if not path.exists():
-        draft = path.with_name(f"{path.name}.{os.getpid()}")
-        table = np.lib.format.open_memmap(draft, "w+", np.float32, (len(data.image), len(columns.prompts)))
+
+    def fill(table: np.ndarray) -> None:
         table[:] = np.nan
         for sample in in_order(data.source.open({"itm": columns.prompts})):
             name = str(data.annotations.image_id[int(data.image[sample["row"]])])
             table[sample["row"]] = match_row(sample["itm"], columns.prompts, name)
-        table.flush()
-        os.replace(draft, path)
-    return np.load(path, mmap_mode="r")
+
+    return kept_array(path, np.float32, (len(data.image), len(columns.prompts)), fill)

@@ -20,6 +20,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from stages.data.vocabulary import Vocabulary
 from stages.student.loop import finish, random_seed
 from stages.student.method import NOTHING, Extras, parameters_of
 from stages.student.prepare import Report, TrainingSet
@@ -34,6 +35,7 @@ from stages.student.vlm_hoi.muren import Muren, MurenOutput
 from stages.student.vlm_hoi.picture_set import Batch, StepBatches
 from stages.student.vlm_hoi.student import VlmHoiStudent
 from stages.student.vlm_hoi.teacher_scores import teaching
+from storage.errors import placed
 
 DROP = 0.1
 """What the learning rates are multiplied by at ``drop_epoch``."""
@@ -66,27 +68,27 @@ def train(
     tables = ItmTables.of(taught.labelled, accelerator.device), ItmTables.of(taught.unlabelled, accelerator.device)
 
     # The network, as it was left.
-    model, start = new_network(config, data)
+    model, start = new_network(config, data.vocabulary)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.weight_decay, foreach=True)
     average = MovingAverage(model, config.ema)
     run, state = run_name(config, data), run_dir / "state" / "latest.safetensors"
     more = dict(average.weights)
-    done = load_state(state, model, optimizer, run, more)
+    say: Report = report if accelerator.is_main_process else lambda line: None
+    done = load_state(state, model, optimizer, run, more, say)
     model, optimizer = accelerator.prepare(model, optimizer)
     network = accelerator.unwrap_model(model)
     average.restore(network, more)
     restore_scaler(accelerator, more)
-    log = MetricsLog(run_dir / "metrics.jsonl", done, accelerator)
-    if accelerator.is_main_process:
-        for line in (f"start: {start}", *taught.said):
-            report(line)
+    log = MetricsLog(run_dir / "metrics.jsonl", done, accelerator, say)
+    for line in (f"start: {start}", *taught.said):
+        say(line)
 
     # Forward, loss, step, save.
     steps = batches.steps
     loader: DataLoader[Batch] = DataLoader(
         batches, batch_size=None, sampler=range(done, steps), num_workers=config.loader_workers
     )
-    progress = Progress(done, steps, report if accelerator.is_main_process else lambda line: None)
+    progress = Progress(done, steps, say)
     model.train()
     for step, batch in enumerate(loader, done):
         batch = batch.to(accelerator.device)
@@ -133,16 +135,23 @@ def new_accelerator(config: VlmHoiConfig, run_dir: Path) -> Accelerator:
     )
 
 
-def new_network(config: VlmHoiConfig, data: TrainingSet) -> tuple[Muren, StartReport]:
-    """The network at step 0, and which of its weights come from the configured start."""
+def new_network(config: VlmHoiConfig, vocabulary: Vocabulary) -> tuple[Muren, StartReport]:
+    """The network at step 0, and which of its weights come from the configured start.
+
+    Raises:
+        UserError: keys of ``model`` that make no network, or a start that does not fit it.
+    """
     torch.manual_seed(config.seed)
-    model = Muren(network_config(config, data.vocabulary))
-    start = initialise(
-        model,
-        None if config.start is None else starting_place(config.start),
-        allow_random_decoder=config.allow_random_decoder,
-        decoders_from_detr=config.decoders_from_detr,
-    )
+    shape = network_config(config, vocabulary)
+    with placed("student.model."):
+        model = Muren(shape)
+    with placed("student.start: "):
+        start = initialise(
+            model,
+            None if config.start is None else starting_place(config.start),
+            allow_random_decoder=config.allow_random_decoder,
+            decoders_from_detr=config.decoders_from_detr,
+        )
     return model, start
 
 

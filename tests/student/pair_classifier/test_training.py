@@ -23,6 +23,7 @@ from stages.student.checkpoint import Student
 from stages.student.method import Extras
 from stages.student.pair_classifier.batches import StepBatches
 from stages.student.pair_classifier.config import PairClassifierConfig
+from stages.student.pair_classifier.method import PairClassifierMethod
 from stages.student.pair_classifier.region_cnn import LiveMaps, RegionCNNConfig, StoredMaps, map_reader
 from stages.student.pair_classifier.soft_labels import soft_labels
 from stages.student.pair_classifier.train import build_model, train
@@ -166,6 +167,19 @@ def test_soft_labels_find_what_pictures_show_unless_shuffled(tmp_path, toy, conf
         soft = soft_labels(tmp_path, data, pictures, replace(config, teacher=teacher))(np.arange(40))
         assert np.isnan(soft[:16]).all()
         assert low <= (soft[16:].argmax(1) == toy.hoi[16:]).mean() <= high
+
+
+def test_soft_labels_leave_no_interaction_out_and_annotations_teach_it(tmp_path, toy, config):
+    """What the method does not ask for has no soft label, so no term of the loss pulls its logits."""
+    asked = PairClassifierMethod().needs(config, VOCABULARY).train["itm"]
+    data = toy.training_set(16)
+    data = replace(data, prompts=[prompt if prompt in asked else None for prompt in data.prompts])
+    soft = soft_labels(tmp_path, data, train_pictures(tmp_path, toy, config), config)(np.arange(16, 40))
+    assert np.isnan(soft).all(0).tolist() == [False, False, True, False, False, True]
+    assert not np.isnan(soft[:, VOCABULARY.actions()]).any()
+    train(config, data, tmp_path / "run", report=quiet)
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert np.isfinite([last["loss/pairs"], last["loss/itm"]]).all()
 
 
 def train_pictures(folder: Path, toy: Toy, config: PairClassifierConfig):

@@ -1,0 +1,106 @@
+"""New pictures: each has a drawing of its own, none but the given ones is opened, and places are tried before the work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline import prediction
+from pipeline.prediction import predict_pictures
+from stages.student.checkpoint import Student
+from stages.student.vlm_hoi.config import network_config
+from stages.student.vlm_hoi.muren import Muren
+from stages.student.vlm_hoi.student import VlmHoiStudent
+from storage.errors import UserError
+from tests.student.toy import VOCABULARY
+from tests.student.vlm_hoi.world import tiny_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A student that looks at the pictures themselves, of random weights."""
+    folder = tmp_path_factory.mktemp("student")
+    config = tiny_config()
+    VlmHoiStudent(Muren(network_config(config, VOCABULARY)), VOCABULARY, config).save_pretrained(folder)
+    return folder
+
+
+def picture(path: Path, seed: int, kind: str = "JPEG") -> Path:
+    path.parent.mkdir(exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path, kind)
+    return path
+
+
+def test_pictures_that_differ_in_their_suffix_have_a_drawing_each(checkpoint, tmp_path):
+    given = [
+        picture(tmp_path / "in/a.jpg", 1),
+        picture(tmp_path / "in/a.png", 2, "PNG"),
+        picture(tmp_path / "in/a", 3),
+        picture(tmp_path / "in/a.b.jfif", 4),
+    ]
+    found = predict_pictures(checkpoint, given, tmp_path / "out", None, 0.0)
+    names = {path.name for path in given}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "detections.parquet",
+        *(f"{name}.predicted.png" for name in names),
+    }
+    assert set(pq.read_table(found)["image_id"].to_pylist()) <= names
+
+
+def test_no_other_picture_of_the_folder_is_opened(checkpoint, tmp_path):
+    given = picture(tmp_path / "in/a.jpg", 1)
+    os.mkfifo(tmp_path / "in/b.jpg")  # to open it would wait for good
+    (tmp_path / "in/c.jpg").write_bytes(b"no picture")
+    predict_pictures(checkpoint, [given], tmp_path / "out", None, 0.5)
+    assert (tmp_path / "out/a.jpg.predicted.png").exists()
+
+
+def test_everything_works_where_it_is_told_to(checkpoint, tmp_path, monkeypatch):
+    """A GPU is the default where there is one; here there may be none, so what would be used is looked at."""
+    asked = []
+    monkeypatch.setattr("stages.student.predict.torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(prediction, "refuse_absent", lambda device, where: asked.append((device, where)))
+    monkeypatch.setattr(VlmHoiStudent, "predict", lambda self, *given, device, **more: stop(device))
+
+    def stop(device: str) -> None:
+        raise UserError(f"would work on {device}")
+
+    for device, used in ((None, "cuda"), ("cpu", "cpu"), ("cuda:1", "cuda:1")):
+        with pytest.raises(UserError, match=f"would work on {used}$"):
+            predict_pictures(checkpoint, [picture(tmp_path / "in/a.jpg", 1)], tmp_path / "out", None, 0.5, device)
+    assert asked == [("cuda", "--device"), ("cpu", "--device"), ("cuda:1", "--device")]
+
+
+@pytest.mark.parametrize(
+    ("device", "out", "said"),
+    [
+        ("tpu", "out", "--device: tpu: torch cannot use it here"),
+        ("cpu", "in/a.jpg", "--out .*a.jpg: nothing can be written there"),
+        ("cpu", "in/a.jpg/below", "--out .*below: nothing can be written there"),
+        ("cpu", "/proc/out", "--out /proc/out: nothing can be written there"),
+    ],
+)
+def test_places_are_tried_before_the_checkpoint_is_loaded(tmp_path, monkeypatch, device, out, said):
+    monkeypatch.setattr(Student, "from_pretrained", None)
+    given = picture(tmp_path / "in/a.jpg", 1)
+    with pytest.raises(UserError, match=said) as refusal:
+        predict_pictures(tmp_path, [given], tmp_path / out, None, 0.5, device)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["gone.jpg", "folder", "empty.jpg", "text.jpg"])
+def test_a_picture_that_is_none_is_one_line_and_nothing_is_written(checkpoint, tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("no picture")
+    with pytest.raises(UserError, match=name):
+        predict_pictures(checkpoint, [tmp_path / name], tmp_path / "out", None, 0.5)
+    assert list((tmp_path / "out").iterdir()) == []
