@@ -67,8 +67,9 @@ def default_folder(request: Request) -> Path:
     from stages.evaluate.conventions import OFFICIAL, convention
 
     used = convention(request.convention, request.switches) if request.dataset in ("hico-det", "folder") else OFFICIAL
-    suffix = "" if used.name == OFFICIAL.name else f"-{used.name}"
-    return request.detections.with_name(f"{request.detections.stem}-evaluation{suffix}")
+    name = "evaluation" if used.name == OFFICIAL.name else f"evaluation-{used.name}"
+    found = request.detections
+    return found.with_name(f"{found.stem}-{name}") if found.name else found / name  # a folder such as . has none
 
 
 LABELS = {"non_rare": "non-rare", "roles_25": "25 roles", "roles_24": "24 roles", "actions_26": "26 actions"}
@@ -230,7 +231,7 @@ def ties_of(settings: Mapping[str, Setting]) -> Ties:
 def ties_note(ties: Ties, settings: Mapping[str, Setting], rule: str) -> list[str]:
     """A line on the ties that may move a figure, none where there are none. ``rule`` says how equals rank here."""
     said = [
-        f"{settings[key].title}: "
+        f"{settings[key].title} "
         + ", ".join(f"{LABELS.get(name, name)} {count:,}" for name, count in sets.items() if count)
         for key, sets in ties.items()
         if any(sets.values())

@@ -291,6 +291,7 @@ REFUSED = {
     "export of another dataset": (("--export", "v-coco-json=out"), "hico-det is exported as hico-mat or coco"),
     "image labels that are no .mat": (("--image-labels", __file__), "not a readable MATLAB file"),
     "no such detections": (("--detections", "absent.parquet"), "absent.parquet: there is no such file"),
+    "no detections named": (("--detections", ""), "no such file; a folder of detections has one for every object"),
     "no such annotations": (("--annotations", "absent"), "absent"),
     "detections that are no JSON": (("--format", "qpic"), "found.parquet"),
     "detections that are no folder": (("--format", "pocket"), "there is no such folder"),
