@@ -1,4 +1,8 @@
-"""Files that appear whole or not at all: written beside their place, synced, then renamed over it."""
+"""Files that are whole or not there: written beside their place, synced, then renamed.
+
+An error or a kill at any instant leaves what was there before. Tables have writers of their own (:mod:`storage.commit`):
+what they write is named by its contents and never replaced.
+"""
 
 from __future__ import annotations
 
@@ -11,42 +15,44 @@ from typing import IO, Any
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file open for writing that takes its place once the block has ended without an error; until then, and after an
-    error, what stood there stands there still. A link keeps pointing where it does; a device (``/dev/null``) is written as
-    it is.
+def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+    """A new file that takes its place at ``path``, durably, when the block ends without an error.
 
-    Args:
-        mode: ``"wb"``, or ``"w"`` for UTF-8.
+    Text (mode ``w``) is UTF-8. What is no regular file (a terminal, a pipe) is written as it stands; of a link, what it
+    leads to is replaced.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind.
+        OSError: it cannot be written; ``path`` is as it was.
     """
+    target = Path(os.path.realpath(path))
     encoding = None if "b" in mode else "utf-8"
-    place = Path(os.path.realpath(path))
-    if place.exists() and not place.is_file():
-        with open(place, mode, encoding=encoding) as file:
+    if target.exists() and not target.is_file() and not target.is_dir():
+        with open(path, mode, encoding=encoding) as file:
             yield file
         return
-    draft = place.with_name(f".{uuid.uuid4().hex}.draft")
+    draft = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex[:12]}")
     try:
         with open(draft, mode.replace("w", "x"), encoding=encoding) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(draft, place)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise
-    folder = os.open(place.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
+        os.replace(draft, target)
+        sync_folder(target.parent)
     finally:
-        os.close(folder)
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """:func:`atomic_write` of bytes, or of a text in UTF-8."""
-    with atomic_write(path) as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Make ``data`` the contents of ``path``; text is UTF-8. Raises ``OSError``; ``path`` is then as it was."""
+    with atomic_write(path, "w" if isinstance(data, str) else "wb") as file:
+        file.write(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
