@@ -14,7 +14,7 @@ from pipeline.documents import Section, read_document, validate
 from stages.evaluate.report import ZERO_SHOT_SETS, Arm, ExperimentsPage, Run, write_experiments_page
 from storage.errors import UserError
 from storage.files import write_atomically
-from storage.writable import writing
+from storage.writable import refuse_unwritable, writing
 
 
 class Changes(Section):
@@ -91,6 +91,8 @@ def run_matrix(path: Path) -> None:
     from pipeline.training import train_student
 
     matrix = load_matrix(path)
+    if matrix.table is not None:
+        refuse_unwritable(f"{path}: table:", matrix.table)
     runs: dict[str, list[Run]] = {arm: [] for arm in matrix.arms}
     for seed in matrix.seeds:
         for arm in matrix.arms:

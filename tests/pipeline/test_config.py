@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config import load_config
 from pipeline.documents import read_yaml
-from pipeline.experiments import load_matrix
+from pipeline.experiments import load_matrix, run_matrix
 from pipeline.graph import levels
 from pipeline.resolve import resolve
 from pipeline.run import refuse_absent
@@ -176,6 +176,15 @@ def test_a_mistake_in_a_matrix(tmp_path, keys, said):
     with pytest.raises(UserError, match=said) as caught:
         load_matrix(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_that_cannot_be_written_is_told_before_a_training(album, tmp_path):
+    path = tmp_path / "matrix.yaml"
+    path.write_text(
+        f"name: m\nsetup: {tmp_path}/nowhere.yaml\narms: {{a: {{text: x}}}}\ntable: {album.path}/table.md\n"
+    )
+    with pytest.raises(UserError, match=r"matrix\.yaml: table: .*table\.md: cannot be written: Not a directory"):
+        run_matrix(path)
 
 
 def test_missing_folder_and_empty_folder(album, tmp_path):
