@@ -310,6 +310,8 @@ def _run(work: Callable[[], int | None]) -> int:
 
     try:
         return work() or 0
+    except SystemExit as ended:  # of typer: a shell asked for completions, or a reader has left
+        return int(ended.code or 0)
     except UserError as error:
         return _say(f"hoi-distill: {error}", 2)
     except WorkStopped as error:

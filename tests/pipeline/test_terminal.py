@@ -118,7 +118,12 @@ def test_an_error_is_one_line_whatever_is_in_it(tmp_path):
     [
         ("{} teachers | head -1; exit ${{PIPESTATUS[0]}}", (0, 1), ""),
         ("{} teachers --json | true; exit ${{PIPESTATUS[0]}}", (0, 1), ""),
-        ("{} teachers > /dev/full", (1,), "hoi-distill: what is printed cannot be written: the disk is full\n"),
+        ("PYTHONUNBUFFERED= {} teachers blip_itm | true; exit ${{PIPESTATUS[0]}}", (0, 1), ""),
+        (
+            "PYTHONUNBUFFERED= {} teachers > /dev/full",
+            (1,),
+            "hoi-distill: what is printed cannot be written: the disk is full\n",
+        ),
         ("{} --help > /dev/full", (1,), "hoi-distill: what is printed cannot be written: the disk is full\n"),
         ("{} teachers >&-", (0,), ""),
         ("LC_ALL=C PYTHONIOENCODING=ascii {} teachers > /dev/null", (0,), ""),

@@ -186,6 +186,7 @@ READERS = {
 @pytest.mark.parametrize("reader", READERS)
 def test_a_hostile_file(place, album, capsys, monkeypatch, reader):
     name, call = READERS[reader]
+    plain = album.path.read_text()
     for table, keys in (
         ("boxes", {"stage": "detections_file", "path": "hostile.json"}),
         ("teacher", {"stage": "blip_itm", "checkpoint": "./teacher", "columns": ["a"]}),
@@ -198,6 +199,7 @@ def test_a_hostile_file(place, album, capsys, monkeypatch, reader):
         role: {"stage": "toy_scores", "columns": ["a"]} for role in ("detections", "features", "itm", "text")
     }
     (place / "pico.yaml").write_text(album.write().read_text())
+    album.path.write_text(plain)
     file = place / name
     file.parent.mkdir(exist_ok=True)
     for what, data in HOSTILE.items():
