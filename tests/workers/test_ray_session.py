@@ -190,7 +190,7 @@ def stop_gcs():
     while True:
         for listing in Path("/proc/self/task").glob("*/children"):
             for process in listing.read_text().split():
-                if "gcs_server" in Path("/proc", process, "cmdline").read_text():
+                if os.readlink(f"/proc/{process}/exe").endswith("gcs_server"):
                     os.kill(int(process), signal.SIGSTOP)
                     return
         time.sleep(0.002)
