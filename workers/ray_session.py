@@ -39,8 +39,11 @@ PROBE_SECONDS = 60
 CONNECT_SECONDS = 10
 SOCKET_BYTES = 107
 """The longest path of a socket (of any Unix domain socket on Linux)."""
-SESSION = "/hoi-ray-01234567/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""What our Ray appends to its temporary folder, at its longest."""
+SESSION = f"/hoi-ray-01234567/r/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+"""What our Ray appends to its temporary folder."""
+START_SECONDS = 100
+END_SECONDS = 15
+MEND = "start it, or unset RAY_ADDRESS to use a local Ray"
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """How a gRPC client begins: HTTP/2's preface and empty settings (RFC 9113, section 3.4). A server answers with its own."""
 ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM}
@@ -77,6 +80,24 @@ def unbroken() -> Iterator[None]:
         signal.signal = install
         for number, handler in ours.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _in_time(mend: str) -> Iterator[None]:
+    """For Ray's start, which waits for good within its core where a process of its own or of a cluster says nothing: ends
+    the command with one line. As in :func:`unbroken`, the kernel ends our own Ray with it."""
+
+    def give_up() -> None:
+        os.write(2, f"hoi-distill: Ray does not start within {START_SECONDS} s; {mend}\n".encode())
+        os._exit(2)
+
+    timer = threading.Timer(START_SECONDS, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @functools.cache
@@ -148,8 +169,9 @@ def local_ray(workers: int) -> Iterator[None]:
             import ray
 
             before = _children()
+            again = "run again when this machine is less busy, or with --executor inline"
             try:
-                with _sheltered():
+                with _in_time(again), _sheltered():
                     ray.init(
                         address="local",
                         num_cpus=max(len(os.sched_getaffinity(0)), 1),
@@ -160,11 +182,11 @@ def local_ray(workers: int) -> Iterator[None]:
                         _temp_dir=f"{folder}/r",
                     )
             except Exception as error:
+                for process in _children() - before:
+                    os.kill(process, signal.SIGKILL)
                 ray.shutdown()
-                raise UserError(
-                    f"Ray does not start on this machine ({' '.join(str(error).split())[:300]}); run again when it is less "
-                    "busy, or with --executor inline"
-                ) from error
+                reason = " ".join(str(error).split())[:300]
+                raise UserError(f"Ray does not start on this machine ({reason}); {again}") from error
             try:
                 _silence()
                 yield
@@ -188,13 +210,16 @@ def _sheltered() -> Iterator[None]:
 @contextmanager
 def _hurried(processes: set[int]) -> Iterator[None]:
     """Ray ends each of its processes by SIGTERM, waits a second, and kills it. As ours do not take SIGTERM, this kills them
-    when it has come. One that had it before, from somebody else, has to wait the second."""
+    when it has come. One that had it before, from somebody else, has to wait the second. Where Ray itself waits for one
+    that does not answer, all are killed in the end."""
+    until = time.monotonic() + END_SECONDS
+    every = set(processes)
     processes = {process for process in processes if not _asked_to_end(process)}
     ended = threading.Event()
 
     def hurry() -> None:
         while not ended.wait(0.05):
-            for process in filter(_asked_to_end, processes):
+            for process in every if time.monotonic() > until else filter(_asked_to_end, processes):
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
 
@@ -275,18 +300,18 @@ def attached_ray(address: str) -> Iterator[None]:
     _answers(address)
     specs = [importlib.util.find_spec(package) for package in PACKAGES]
     modules = [spec.submodule_search_locations[0] for spec in specs if spec and spec.submodule_search_locations]
+    mend = f"RAY_ADDRESS={address}: {MEND}"
     try:
-        ray.init(
-            address=address,
-            runtime_env={"py_modules": modules, "excludes": ["**/__pycache__"]},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _in_time(mend):
+            ray.init(
+                address=address,
+                runtime_env={"py_modules": modules, "excludes": ["**/__pycache__"]},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except Exception as error:
-        raise UserError(
-            f"RAY_ADDRESS={address}: cannot join that cluster ({' '.join(str(error).split())[:200]}); "
-            "start it, or unset RAY_ADDRESS to use a local Ray"
-        ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"RAY_ADDRESS={address}: cannot join that cluster ({reason}); {MEND}") from error
     try:
         _silence()
         yield
@@ -300,7 +325,6 @@ def _answers(address: str) -> None:
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not (separator and port.isdigit()):
         return  # "auto"
-    mend = "start it, or unset RAY_ADDRESS to use a local Ray"
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as connection:
             if os.environ.get("RAY_USE_TLS", "0") != "0":
@@ -308,11 +332,11 @@ def _answers(address: str) -> None:
             connection.sendall(HELLO)
             answer = connection.recv(len(HELLO))
     except TimeoutError:
-        raise UserError(f"RAY_ADDRESS={address}: accepts and says nothing for {CONNECT_SECONDS} s; {mend}") from None
+        raise UserError(f"RAY_ADDRESS={address}: accepts and says nothing for {CONNECT_SECONDS} s; {MEND}") from None
     except (OSError, OverflowError) as error:
-        raise UserError(f"RAY_ADDRESS={address}: no cluster answers ({error}); {mend}") from None
+        raise UserError(f"RAY_ADDRESS={address}: no cluster answers ({error}); {MEND}") from None
     if answer[3:4] != b"\x04":
-        raise UserError(f"RAY_ADDRESS={address}: what answers there is no Ray cluster; {mend}")
+        raise UserError(f"RAY_ADDRESS={address}: what answers there is no Ray cluster; {MEND}")
 
 
 def living_nodes() -> dict[str, str]:

@@ -180,7 +180,8 @@ def test_nobody_else_enters_the_folder_of_our_ray(tmp_path: Path) -> None:
 
 
 SLOW = """
-import os, signal, threading, time
+import os, signal, sys, threading, time
+from workers import ray_session
 from pathlib import Path
 from storage.errors import UserError
 from workers.ray_executor import RayExecutor
@@ -189,35 +190,38 @@ def stop_gcs():
     while True:
         for listing in Path("/proc/self/task").glob("*/children"):
             for process in listing.read_text().split():
-                if "gcs_server" in Path("/proc", process, "cmdline").read_text():
+                if os.readlink(f"/proc/{process}/exe").endswith("gcs_server"):
                     os.kill(int(process), signal.SIGSTOP)
                     return
         time.sleep(0.002)
 
+ray_session.START_SECONDS = int(sys.argv[1])
 threading.Thread(target=stop_gcs, daemon=True).start()
 try:
     with RayExecutor(1):
         print("started")
 except UserError as error:
-    print(error)
+    sys.exit(f"hoi-distill: {error}")
 """
 
 
 @pytest.mark.slow
-def test_a_ray_that_starts_too_slowly_is_one_line() -> None:
+@pytest.mark.parametrize("patience", [4, 60])
+def test_a_ray_that_starts_too_slowly_is_one_line(patience: int) -> None:
+    """It stops in the midst, and Ray's own limits may or may not come before ours."""
     done = subprocess.run(
-        [sys.executable, "-c", SLOW],
+        [sys.executable, "-c", SLOW, str(patience)],
         cwd=ROOT,
         env={**os.environ, "RAY_gcs_server_port_wait_time_s": "3"},
         capture_output=True,
         text=True,
         timeout=200,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (1, 2), done.stderr
     assert "Traceback" not in done.stderr
-    (line,) = done.stdout.splitlines()
-    assert line.startswith("Ray does not start on this machine (")
-    assert line.endswith("or with --executor inline")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("hoi-distill: ")]
+    assert "Ray does not start" in line
+    assert line.endswith("run again when this machine is less busy, or with --executor inline")
 
 
 def test_signals_to_a_whole_process_group_wait_in_what_starts_sheltered() -> None:
