@@ -16,7 +16,7 @@ from pipeline.setup import Setup
 from storage.cache import Cache
 from storage.damage import Damaged
 from storage.digests import fingerprint
-from storage.errors import StorageError, UserError
+from storage.errors import StorageError, UserError, remedy
 from storage.notes import read_note, set_note_aside, write_note
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -50,7 +50,7 @@ def register(setup: Setup, plans: Mapping[str, TablePlan]) -> None:
         write_note(place, {**note, "overrides": chosen})
     except OSError as error:
         if error.errno not in _READ_ONLY:
-            raise StorageError(f"{place}: {error.strerror}; mend the place and run again") from error
+            raise StorageError(f"{place}: {error.strerror}; {remedy(error)} and run again") from error
 
 
 def registered(cache: Cache) -> tuple[dict[str, dict[str, Any]], list[str]]:

@@ -3,6 +3,7 @@
 tables/<name>-<fingerprint>/    see storage.table
 digests.sqlite                  storage.digest_memory
 leases/                         expiring notes of runs and readers; locks of who trains what
+registered/                     notes of the pipeline: who wants what
 trash/<time>-<table>/           what gc removed, until its grace is over
 """
 
@@ -29,7 +30,7 @@ from storage.commit import publish_record
 from storage.damage import Damaged
 from storage.digest_memory import DigestMemory
 from storage.digests import canonical_json, fingerprint
-from storage.errors import StorageError, UserError
+from storage.errors import StorageError, UserError, remedy
 from storage.folders import FOLDERS, names, set_aside
 from storage.notes import read_note, write_note
 from storage.table import Table
@@ -60,7 +61,9 @@ class Cache:
                 (cache.root / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             if error.errno not in _READ_ONLY or not (cache.root / "tables").is_dir():
-                raise StorageError(f"cache {root}: {error.strerror}; give another root or mend this one") from error
+                raise StorageError(
+                    f"cache {error.filename}: {error.strerror}; give another root or mend this one"
+                ) from error
         return cache
 
     def is_writable(self) -> bool:
@@ -78,9 +81,7 @@ class Cache:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise StorageError(
-                f"cache {self.root}: {error.strerror}; give another root or make this one writable"
-            ) from error
+            raise StorageError(f"cache {self.root}: {error.strerror}; {remedy(error)} or give another root") from error
 
     @property
     def memory(self) -> DigestMemory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -26,3 +27,20 @@ class WorkStopped(RuntimeError):
 
 class StorageError(WorkStopped):
     """The cache cannot be written or read (disk full, read-only, gone). One line names the table and the shard."""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the file size limit",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it readable and writable",
+    errno.ENOENT: "see whether it was moved",
+    errno.ENOTDIR: "`hoi-distill check` sets it aside",
+    errno.EISDIR: "`hoi-distill check` sets it aside",
+}
+
+
+def remedy(error: OSError) -> str:
+    """What helps against it, as a user would be told."""
+    return _REMEDIES.get(error.errno or 0, "check the disk")

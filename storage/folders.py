@@ -26,13 +26,15 @@ def names(folder: Path) -> set[str]:
         return set()
 
 
-def sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file, by name. Raises ``OSError`` as :func:`names` does."""
-    found = {name: size(folder / name) for name in names(folder)}
+def sizes(folder: Path, wanted: Iterable[str]) -> dict[str, int]:
+    """Bytes of each of the wanted files that is there, by name. Raises ``OSError`` as :func:`names` does."""
+    if not folder.is_dir():
+        names(folder)
+    found = {name: size(f"{folder}/{name}") for name in wanted}
     return {name: count for name, count in found.items() if count is not None}
 
 
-def size(path: Path) -> int | None:
+def size(path: str | Path) -> int | None:
     """Bytes of a file. One that has vanished, as the payload of a writer that came second does, is none; neither is a link
     that leads nowhere or in a circle."""
     try:

@@ -33,6 +33,7 @@ from storage.digests import ROW, canonical_json
 
 _HEADER = b"\0"
 _TRANSACTION_BYTES = 64 << 20  # of dirty pages held in memory while a shard is built
+_FULL_BYTES = 1 << 16  # a disk with less is full
 _KEPT_OPEN = 512  # environments; each costs a file descriptor
 
 
@@ -62,7 +63,10 @@ def write(
             with lmdb.open(path, subdir=False, lock=False, sync=False, map_size=map_size) as environment:
                 _fill(environment, header, rows, valid, encoded)
         except lmdb.Error as error:
-            raise OSError(errno.EIO, f"{error} (in scratch folder {scratch})") from error
+            # LMDB reports a write that was cut short as an I/O error.
+            full = shutil.disk_usage(scratch).free < _FULL_BYTES
+            number, reason = (errno.ENOSPC, "No space left on device") if full else (errno.EIO, str(error))
+            raise OSError(number, f"{reason} (in scratch folder {scratch})") from error
         with open(path, "rb") as built:
             shutil.copyfileobj(built, sink, 1 << 20)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -33,7 +32,7 @@ from storage.codecs import Codec
 from storage.commit import Record, encode_record, load_record, publish_payload, publish_record
 from storage.damage import Damaged, damage
 from storage.digests import FAILURE_DIGEST, arrow_digests, digest_bytes, fingerprint, tensor_digests
-from storage.errors import StorageError
+from storage.errors import StorageError, remedy
 from storage.rectangle import collapse, name_rectangle, validate
 from storage.shards import open_shard, verify_once, verify_shard
 from storage.state import State, merge, overlaps
@@ -43,16 +42,6 @@ if TYPE_CHECKING:
 
 EMPTY, FAILED = -1, -2
 _READ_ONE_BY_ONE = 16  # payloads, those of a task, that cost less to verify than to ask the machine about
-_REMEDIES = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space",
-    errno.EFBIG: "raise the file size limit",
-    errno.EROFS: "make it writable",
-    errno.EACCES: "make it readable and writable",
-    errno.ENOENT: "see whether it was moved",
-    errno.ENOTDIR: "`hoi-distill check` sets it aside",
-    errno.EISDIR: "`hoi-distill check` sets it aside",
-}
 _RECORD = re.compile(r"[0-9a-f]{32}-\d+\.(commit|drop)")
 _log = logging.getLogger(__name__)
 
@@ -171,8 +160,9 @@ class Table:
 
     def _live(self, records: Sequence[Record]) -> set[str]:
         """Names of the records whose payload is there, whole in size and not set aside."""
+        payloads = {record.header["payload"] for record in records} - {None}
         with self.errors("shards"):
-            sizes = folders.sizes(self.dir / "shards")
+            sizes = folders.sizes(self.dir / "shards", payloads)
         return {
             record.name
             for record in records
@@ -466,13 +456,10 @@ class Table:
             yield
         except (OSError, pa.ArrowException) as error:
             number = getattr(error, "errno", None)
-            if number is None:
-                remedy = "`hoi-distill check` finds it"
-            else:
-                remedy = _REMEDIES.get(number, "check the disk")
+            mend = "`hoi-distill check` finds it" if number is None else remedy(error)
             reason = getattr(error, "strerror", None) or error
             raise StorageError(
-                f"table {self.dir}, shard {shard}: {reason}; committed cells are intact; {remedy} and run again"
+                f"table {self.dir}, shard {shard}: {reason}; committed cells are intact; {mend} and run again"
             ) from error
 
 

@@ -79,8 +79,25 @@ def test_a_payload_whose_record_was_set_aside_is_no_losers_leftover(tmp_path):
 
     loser._standing = late
     assert not write(loser, rows).created
-    assert Path(first.payload).exists()
+    age(table.dir / "shards")
+    for _ in range(2):
+        assert Table(table.dir).check() == []
+        assert Path(first.payload).exists()
     assert holds(Table(table.dir), rows, offset=7)
+
+
+def test_nothing_is_swept_by_the_check_that_set_something_aside(tmp_path):
+    """Whatever it was: what no record names may be what a lost record named."""
+    table = make_table(tmp_path / "cache", "arrow")
+    write(table, row_ids(4))
+    flip(Path(write(table, row_ids(4, start=9)).payload), 300)
+    orphan = table.dir / "shards" / f"{'0' * 32}-{'1' * 32}.arrow"
+    orphan.touch()
+    age(table.dir / "shards")
+    assert len(Table(table.dir).check()) == 1
+    assert orphan.exists()
+    assert Table(table.dir).check() == []
+    assert not orphan.exists()
 
 
 @pytest.mark.parametrize("damage", ["folder", "loop", "empty"])
