@@ -25,6 +25,8 @@ import lmdb
 import pyarrow as pa
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT, errno.EACCES)
+OF_WRITES = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+"""What only an operation that writes can meet: the first one from the chosen operation on."""
 LASTING = {"full": errno.ENOSPC, "read-only": errno.EROFS, "gone": errno.ESTALE}
 """What goes on failing once it began: for all that writes, or (``gone``) for everything."""
 
@@ -59,7 +61,7 @@ class Fault:
             "kill": f"killed {'after' if self.after else 'before'} operation {self.at}",
             "power": f"power lost at operation {self.at}",
             "moment": f"killed after {self.seconds:.3f} s",
-            "error": f"{errno.errorcode.get(self.errno)} at operation {self.at}",
+            "error": f"{errno.errorcode.get(self.errno)} {'from' if self.errno in OF_WRITES else 'at'} operation {self.at}",
             "limit": f"no file beyond {self.at} bytes",
         }.get(self.kind, f"{self.kind} from operation {self.at}")
         jump = f"clock off by {self.clock:+.0f} s" if self.clock else ""
@@ -87,7 +89,7 @@ class _Injector:
     """Counts operations below ``root`` and strikes."""
 
     def __init__(self, fault: Fault, root: str) -> None:
-        self.fault, self.root, self.count = fault, root, 0
+        self.fault, self.root, self.count, self.struck = fault, root, 0, False
         self.lock = threading.Lock()
         self.unsynced: dict[int, str] = {}  # inode -> path, for a loss of power
 
@@ -109,7 +111,14 @@ class _Injector:
         fault = self.fault
         if number == fault.at and (fault.kind == "power" or (fault.kind == "kill" and not fault.after)):
             self.die()
-        code = fault.errno if number == fault.at and fault.kind == "error" else 0
+        code = 0
+        if (
+            fault.kind == "error"
+            and number >= fault.at
+            and not self.struck
+            and (writes or fault.errno not in OF_WRITES)
+        ):
+            code, self.struck = fault.errno, True
         if number >= fault.at and fault.kind in LASTING and (writes or fault.kind == "gone"):
             code = LASTING[fault.kind]
         if code:  # as the system says it: writes and syncs, which have a descriptor, name no file

@@ -216,13 +216,13 @@ class StorageHouse(House):
         self.run(self.struck("drop failures", dropping, 20))
 
     def sweep(self) -> None:
-        """Leases and trash; nothing of these tables may go."""
+        """Leases and trash; nothing of these tables may go, if the note that they are in use could be left."""
 
         def sweeping(send: Send) -> int:
             cache = Cache.open(self.cache)
             with cache.lease("run", cache.tables()):
-                cache.leased()
-                for table in cache.tables():
+                noted = any((self.cache / "leases").glob("*.json"))
+                for table in cache.tables() if noted else []:
                     try:
                         cache.trash(table)
                     except UserError:
