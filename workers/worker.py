@@ -133,7 +133,10 @@ class Worker:
             seconds = time.perf_counter() - started
             with self._save_turn:
                 self._computing = None
-        return Outcome(task, fillings, np.sort(np.array(tried, dtype=np.int64)), changed, seconds) if tried else None
+        if batches and not tried:
+            return None
+        # A task without a batch has failures to hand on: those of its rows' upstream cells.
+        return Outcome(task, fillings, np.sort(np.array(tried, dtype=np.int64)), changed, seconds)
 
     def save(self) -> None:
         """Commit what is computed so far of the task that computes now, in another thread; the rest of it is committed, and

@@ -150,6 +150,15 @@ def test_a_stage_downstream_reads_the_cells_it_needs_and_inherits_their_failures
     assert np.array_equal(table.read(made.rows[full], ("sum",))["sum"], made.colours[full].sum(axis=1))
 
 
+def test_a_task_of_nothing_but_failed_rows_hands_their_failures_on(made: Album) -> None:
+    colour, double = Colour(fails=tuple(made.digest(index) for index in range(20))), Double()
+    run(made.tasks(made.part(colour)))
+    reports = run(made.tasks(made.part(double, upstream=made.upstream(colour))))
+    assert not made.empty(double).any()
+    assert len(made.failures(double)) == 40
+    assert len(reports) == 3
+
+
 def test_texts_are_rows_like_any_other(tmp_path: Path) -> None:
     texts = ["a", "a person", "", "ähm", "no interaction"]
     task = text_task(Length(), tmp_path, texts)
