@@ -109,7 +109,7 @@ def run(
     from pipeline.run import choose_executor, drop_failures, fill
     from pipeline.setup import prepare
     from pipeline.show import nothing_to_do, plan_table, run_summary, shared_rows
-    from pipeline.student_section import check_student
+    from pipeline.student_section import check_student, rehearse_student
     from storage.errors import UserError
 
     if executor not in (None, "ray", "inline"):
@@ -127,6 +127,7 @@ def run(
     if all(made.complete() for made in plans.values()):
         print(nothing_to_do(plans, setup.config.cache))
         return
+    rehearse_student(setup)
     chosen = setup.config.workers
     with stop_on_interrupt() as stop, \
             choose_executor(executor or chosen.executor, chosen.device, workers or chosen.count, **chosen.limits()) \

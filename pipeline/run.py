@@ -17,6 +17,7 @@ from pipeline.plan import TablePlan, align, folders
 from pipeline.progress import Progress, working
 from pipeline.setup import Setup
 from pipeline.sources import Source
+from pipeline.student_section import rehearse_student
 from stages.stage import fingerprint_record
 from storage.errors import UserError
 from workers.task import Part, TableSpec, Task, TaskReport, Upstream
@@ -94,6 +95,7 @@ def fill_cache(setup: Setup) -> None:
     """
     if all(made.complete() for made in plan_all(setup).values()):
         return
+    rehearse_student(setup)
     chosen = setup.config.workers
     with stop_on_interrupt() as stop, \
             choose_executor(chosen.executor, chosen.device, chosen.count, **chosen.limits()) as execute:  # fmt: skip

@@ -110,6 +110,25 @@ def check_student(setup: Setup) -> None:
         _check_section(setup, f"{setup.path}: student.")
 
 
+def rehearse_student(setup: Setup) -> None:
+    """:func:`check_student` of what only building the networks tells. It imports torch: for a run that has work to do."""
+    from pipeline.pair_teachers import as_student, in_its_section
+
+    if is_folder(setup):
+        return
+    for name in setup.config.pair_teachers:
+        with in_its_section(setup, name):
+            _rehearse_section(as_student(setup, name))
+    if setup.config.student is not None:
+        _rehearse_section(setup)
+
+
+def _rehearse_section(setup: Setup) -> None:
+    method, config, _ = student_section(setup)
+    with placed(f"{setup.path}: student."):
+        method.rehearse(config, setup.vocabulary)
+
+
 def _check_section(setup: Setup, named: str) -> None:
     """:func:`check_student` of the section in the student's place; warnings begin with ``named``."""
     from pipeline.labels import labels_of
@@ -125,8 +144,6 @@ def _check_section(setup: Setup, named: str) -> None:
     distinct = np.sort(np.unique(setup.sources["images"].splits["train"], return_index=True)[1])
     labels = labels_of(setup, pictures, method, needs, distinct)
     refuse_other_boxes(setup, config, pictures, needs)
-    with placed(where):
-        method.rehearse(config, setup.vocabulary)
     if setup.limit is not None:  # a trial's pictures say nothing of the whole
         return
     labelled = int(labels.labelled[distinct].sum())

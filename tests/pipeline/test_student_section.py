@@ -9,7 +9,7 @@ import yaml
 
 from pipeline.config import load_config
 from pipeline.setup import prepare
-from pipeline.student_section import check_student, doubts, read_section
+from pipeline.student_section import check_student, doubts, read_section, rehearse_student
 from pipeline.training import train_student
 from stages.data.pico.world import write_world
 from stages.data.vocabulary import hico_vocabulary
@@ -39,7 +39,9 @@ def setups(tmp_path_factory):
 def checked(path: Path, *changes: str, **how) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)  # the shipped teachers are named from there
-        check_student(prepare(path, changes, **how))
+        setup = prepare(path, changes, **how)
+        check_student(setup)
+        rehearse_student(setup)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -119,8 +121,8 @@ def test_what_train_would_refuse_is_refused_before_a_teacher_works(setups, name,
 
 def test_train_looks_at_its_section_before_its_tables(setups, monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(UserError, match=r"student\.model\.querys: unknown key"):
-        train_student(prepare(setups["pico_vlm_hoi"], ["student.model.querys=3"]))
+    with pytest.raises(UserError, match=r"student\.epoks: unknown key"):
+        train_student(prepare(setups["pico_vlm_hoi"], ["student.epoks=3"]))
 
 
 def test_no_interaction_is_asked_of_no_teacher_but_learnt_from_annotations():
