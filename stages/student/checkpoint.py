@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -98,7 +99,7 @@ class Student(ABC):
             )
         method = method_named(name)
         try:
-            student = method.load(folder, record, own)
+            student = method.load(folder, copy.deepcopy(record), own)  # which may take it apart
         except (UserError, OSError, MemoryError):
             raise
         except (

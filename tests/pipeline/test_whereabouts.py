@@ -51,7 +51,7 @@ def test_a_command_does_the_same_in_every_folder(project, tmp_path_factory, monk
         assert Path.cwd() == folder
     cli.run(project.path, executor="inline")
     assert "Nothing to do" in capsys.readouterr().out
-    assert len(registered(Cache(project.root / "cache"))) == 1
+    assert len(registered(Cache(project.root / "cache"))[0]) == 1
     assert os.listdir(elsewhere) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 
 import numpy as np
@@ -172,7 +173,8 @@ def test_measuring_asks_for_one_and_four_rows(monkeypatch):
 @pytest.mark.parametrize("family", ["blip", "blip2"])
 def test_a_vision_pass_in_halves_fills_the_same_tables(family, checkpoints, processor, tmp_path, make_batch, starved):
     if family == "blip":
-        found, stages, tower = Checkpoint.find(checkpoints.itm), (BlipFeatures, BlipItm), BlipVisionModel
+        found, tower = Checkpoint.find(checkpoints.itm), BlipVisionModel
+        stages = BlipFeatures, functools.partial(BlipItm, token_mode="cls")
     else:
         found = Checkpoint.find(save_blip2(tmp_path / "blip2", processor.tokenizer))
         stages, tower = (Blip2Features, Blip2Itm), Blip2VisionModel

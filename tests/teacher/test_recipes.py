@@ -79,7 +79,8 @@ def test_every_block_builds(text, tiny, tmp_path, monkeypatch):
     tables = {name: table for name, table in tables.items() if table["stage"] != "tags"}  # see test_teachers_page.py
     for table in tables.values():
         assert table["stage"] in STAGES
-        for path in table.get("path", ()):
+        paths = table.get("path", ())
+        for path in [paths] if isinstance(paths, str) else paths:
             Path(path).write_text("[]")
     document = {"name": "fragment", "dataset": {"kind": "pico", "root": "data"}, **document, "tables": tables}
     config = Config.model_validate(document)

@@ -70,8 +70,14 @@ def test_the_student_trains_on_the_cells_that_are_wanted(config):
     run = train_student(setup)
     soft = np.load(run / "state/itm.npy")
     assert soft.shape == (24, len(setup.vocabulary))
-    asked = np.isfinite(soft).sum(1)
-    assert KEPT <= asked.min() <= asked.max() < len(setup.vocabulary), "ties are kept too"
+    learnt = soft[:, setup.vocabulary.actions()]  # the others' answers are no soft labels
+    assert np.isnan(soft).sum() > np.isnan(learnt).sum()
+    assert not np.isfinite(soft[:, ~setup.vocabulary.actions()]).any()
+    table = plan(setup.nodes, setup.sources, setup.cache)["itm"]
+    assert table.wanted is not None
+    chosen = table.wanted[:24].sum(1)
+    assert KEPT <= chosen.min() <= chosen.max() < len(setup.vocabulary), "ties are kept too"
+    assert np.isfinite(learnt).sum() == table.wanted[:24][:, setup.vocabulary.actions()].sum()
     assert (run / "report.html").exists()
 
     filled(wide)
