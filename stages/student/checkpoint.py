@@ -190,9 +190,11 @@ def _record(folder: Path) -> dict[str, Any]:
     weight_files.refuse_pointer(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); put the checkpoint's own back") from None
-    if not isinstance(record, dict) or not isinstance(record.get("checksums") or {}, dict):
+    if not isinstance(record, dict) or not all(
+        isinstance(record.get(key) or {}, dict) for key in ("checksums", "identities")
+    ):
         raise UserError(f"{path}: not a student's configuration; put the checkpoint's own back")
     return record
 
