@@ -102,9 +102,7 @@ class Student(ABC):
             student = method.load(folder, copy.deepcopy(record), own)  # which may take it apart
         except (UserError, OSError, MemoryError):
             raise
-        except (
-            Exception
-        ) as error:  # constructors raise what they like of a key that they lack, do not know or cannot use
+        except Exception as error:  # constructors raise what they like of a key that they lack or cannot use
             raise UserError(
                 f"{folder}/config.json: not what this program writes for method {name} ({_reason(error)}); use the version that "
                 "trained it, or train again"
