@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -225,7 +226,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 
 def _folder(source: str | Path, revision: str | None) -> Path:
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     if (folder / "config.json").exists():
         return folder
     if folder.exists() or str(source).count("/") != 1:
