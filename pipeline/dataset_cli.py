@@ -29,7 +29,9 @@ def describe(
     as_json: Json = False,
 ) -> None:
     """Count a dataset's pictures, pairs and classes beside the published counts, and name what is missing."""
+    from pipeline.progress import working
     from stages.data.describe import describe as describe_dataset
 
-    description = describe_dataset(dataset, annotations, split or (), image_labels)
+    with working("reading annotations and the headers of all pictures"):
+        description = describe_dataset(dataset, annotations, split or (), image_labels)
     print(json.dumps(description.as_json(), indent=1) if as_json else description.table())

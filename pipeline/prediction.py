@@ -97,9 +97,10 @@ def predict_pictures(
 
 def given_pictures(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], student: Student) -> Annotations:
     """Annotations without pairs, pictures named by their file names."""
+    from stages.data.listing import readable
     from stages.data.records import Annotations
 
-    names = [path.name for path in paths]
+    names = [readable(path.name) for path in paths]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{twice}: two pictures of this name; predict them in two calls")

@@ -17,7 +17,7 @@ from pipeline.plan import TablePlan, align, folders
 from pipeline.progress import Progress, working
 from pipeline.setup import Setup
 from pipeline.sources import Source
-from pipeline.student_section import rehearse_student
+from pipeline.student_section import check_student, rehearse_student
 from stages.stage import fingerprint_record
 from storage.errors import UserError
 from workers.task import Part, TableSpec, Task, TaskReport, Upstream
@@ -95,6 +95,7 @@ def fill_cache(setup: Setup) -> None:
     """
     if all(made.complete() for made in plan_all(setup).values()):
         return
+    check_student(setup)
     rehearse_student(setup)
     chosen = setup.config.workers
     with stop_on_interrupt() as stop, \

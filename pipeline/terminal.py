@@ -36,21 +36,24 @@ class PrintableStream:
     """A text stream that passes on what is printable and is otherwise the stream that it wraps.
 
     Args:
-        bars: progress bars may move the cursor: a write of nothing but moves, and a return that begins one, are theirs, since
-            names stand inside of what is written.
+        messages: it carries progress and warnings, no results. Progress bars may move the cursor there: a write of nothing but
+            moves, and a return that begins one, are theirs, since names stand inside of what is written. What cannot be
+            written there (the terminal has gone, the disk under a log is full) is dropped: no run ends for it.
     """
 
-    def __init__(self, stream: IO[str], bars: bool = False) -> None:
-        self._stream, self._bars = stream, bars
+    def __init__(self, stream: IO[str], messages: bool = False) -> None:
+        self._stream, self._messages = stream, messages
 
     def write(self, text: str) -> int:
-        kept = MOVES.fullmatch(text) or BEGUN.match(text) if self._bars else None
+        kept = MOVES.fullmatch(text) or BEGUN.match(text) if self._messages else None
         start = kept[0] if kept else ""
         try:
             self._stream.write(start + printable(text[len(start) :]))
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            if self._messages:
+                return len(text)
+            if isinstance(error, BrokenPipeError):
+                raise
             raise WorkStopped(f"what is printed cannot be written: {reason(error)}") from None
         return len(text)
 
@@ -71,7 +74,7 @@ def printable_streams() -> Iterator[None]:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = (  # type: ignore[assignment]
-        stream and PrintableStream(stream, bars) for stream, bars in zip(before, (False, True), strict=True)
+        stream and PrintableStream(stream, messages) for stream, messages in zip(before, (False, True), strict=True)
     )
     try:
         yield

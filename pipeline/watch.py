@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
+
+from pipeline.progress import duration
+from storage.errors import WorkStopped
 
 
 class Watch:
@@ -44,4 +48,5 @@ class Watch:
     def _watch(self) -> None:
         while not self.ended.wait(max(0.05, min(self.due - time.monotonic(), 1.0))):
             if time.monotonic() >= self.due:
-                self(f"{self.what} ({time.monotonic() - self.began:.0f} s so far)")
+                with contextlib.suppress(OSError, ValueError, WorkStopped):  # whoever prints a result meets it, too
+                    self(f"{self.what} ({duration(time.monotonic() - self.began)} so far)")

@@ -37,7 +37,7 @@ def in_every_folder(argument: str, names: Callable[..., Sequence[str]]) -> Calla
             typed = inspect.signature(command).bind(*given, **more).arguments
             file, before = typed[argument], Path.cwd()
             found = names(file, typed.get("set") or ()) if file.is_file() or file.is_dir() else ()
-            relative = [name for name in found if name and not Path(name).expanduser().is_absolute()]
+            relative = [name for name in found if name and not os.path.isabs(os.path.expanduser(name))]
             home = home_of(file, relative)
             if home != before:
                 print(f"Relative paths of {file} are read in {home}; {before} has none of them.", file=sys.stderr)

@@ -124,7 +124,8 @@ def _classes(file: Path, document: dict[str, Any], vocabulary: Vocabulary) -> np
 def _sizes(values: Sequence[Any]) -> np.ndarray:
     """int32 [N, 2] of [width, height]; 0 for pictures whose size the file does not know."""
     known = [value if isinstance(value, list) and len(value) == 2 else (0, 0) for value in values]
-    return np.maximum(integers([side for size in known for side in size])[0], 0).reshape(-1, 2).astype(np.int32)
+    sides = integers([side for size in known for side in size])[0]
+    return np.clip(sides, 0, np.iinfo(np.int32).max).reshape(-1, 2).astype(np.int32)
 
 
 def _pictures(

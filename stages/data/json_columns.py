@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from storage.errors import UserError
 
 _NUMBERS = frozenset((int, float))
+_DIGITS = re.compile("[0-9]{1,18}")
 
 
 def read_json(file: Path, kind: type, what: str) -> Any:
@@ -65,7 +67,9 @@ def integers(values: Sequence[Any], text: bool = False) -> tuple[np.ndarray, np.
     text: a text of digits is one too; PPDM's own annotations hold "77\\n".
     """
     if text:
-        values = [int(value) if isinstance(value, str) and value.strip().isdecimal() else value for value in values]
+        values = [
+            int(value) if isinstance(value, str) and _DIGITS.fullmatch(value.strip()) else value for value in values
+        ]
     given = numbers(values)
     good = np.isfinite(given) & (given == np.floor(given)) & (np.abs(given) < 2**53)
     return np.where(good, given, -1).astype(np.int64), good

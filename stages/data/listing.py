@@ -67,8 +67,8 @@ def pictures_below(root: Path) -> dict[str, str]:
         _log.warning("%s: pictures of kinds that are not read are passed over (%s); convert them to JPEG", root, kinds)
     named: dict[str, str] = {}
     for path in sorted(found):
-        if named.setdefault(_readable(path), path) != path:
-            raise UserError(f"{root}: two files go by the name {_readable(path)}; rename one")
+        if named.setdefault(readable(path), path) != path:
+            raise UserError(f"{root}: two files go by the name {readable(path)}; rename one")
     return named
 
 
@@ -86,7 +86,8 @@ def _identity(folder: str) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _readable(path: str) -> str:
+def readable(path: str) -> str:
+    """A path with bytes that are no UTF-8 escaped: what a picture is called in files."""
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -166,12 +166,16 @@ class Vocabulary:
             actions = [(name, verb, participles[verb]) for verb, name in pairs]
             verbs = {verb: participles[verb] for verb in record.get("verb_order", sorted(participles))}
             objects = tuple(record.get("objects", COCO_OBJECTS))
+            if not all(isinstance(name, str) for name in (*verbs, *verbs.values(), *objects)):
+                raise TypeError("a name that is no text")
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path}: not a vocabulary file ({error}); expected verbs and interactions") from error
         except KeyError as error:
             raise UserError(f"{path}: no entry {error} in the vocabulary; every verb needs its participle") from error
         if objects[:1] != ("person",):
-            raise UserError(f"{path}: objects: begins with {objects[:1]}; the first must be person, who acts")
+            raise UserError(
+                f"{path}: objects: begins with {', '.join(objects[:1]) or 'none'}; the first must be person, who acts"
+            )
         if twice := [name for name, count in Counter(objects).items() if count > 1]:
             raise UserError(f"{path}: objects: {twice[0]!r} is there twice; remove one")
         return cls.from_actions(actions, str(path), objects, verbs)

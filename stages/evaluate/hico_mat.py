@@ -49,9 +49,8 @@ def write_hico_mat(folder: Path, detections: Detections, vocabulary: Vocabulary,
     names = []
     with writing(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(
-            dir=folder, prefix="."
-        ) as drafts:  # half a set would be read beside half of an older one
+        # Half a set would be read beside half of an older one.
+        with TemporaryDirectory(dir=folder, prefix=".") as drafts:
             for thing in range(len(vocabulary.objects)):
                 hois = np.flatnonzero(vocabulary.hois[:, 1] == thing)
                 if not len(hois):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -102,9 +103,7 @@ class Student(ABC):
             student = method.load(folder, copy.deepcopy(record), own)  # which may take it apart
         except (UserError, OSError, MemoryError):
             raise
-        except (
-            Exception
-        ) as error:  # constructors raise what they like of a key that they lack, do not know or cannot use
+        except Exception as error:  # constructors raise what they like of a key that they lack or cannot use
             raise UserError(
                 f"{folder}/config.json: not what this program writes for method {name} ({_reason(error)}); use the version that "
                 "trained it, or train again"
@@ -190,9 +189,11 @@ def _record(folder: Path) -> dict[str, Any]:
     weight_files.refuse_pointer(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); put the checkpoint's own back") from None
-    if not isinstance(record, dict) or not isinstance(record.get("checksums") or {}, dict):
+    if not isinstance(record, dict) or not all(
+        isinstance(record.get(key) or {}, dict) for key in ("checksums", "identities")
+    ):
         raise UserError(f"{path}: not a student's configuration; put the checkpoint's own back")
     return record
 
@@ -225,7 +226,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 
 def _folder(source: str | Path, revision: str | None) -> Path:
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     if (folder / "config.json").exists():
         return folder
     if folder.exists() or str(source).count("/") != 1:

@@ -31,15 +31,16 @@ def save_state(
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
     tensors |= {f"more.{name}": value for name, value in (more or {}).items()}
+    tensors = {name: value.detach().cpu() for name, value in tensors.items()}  # once, for the checksum and the file
     save_tensors(path, tensors, {"done": str(done), "run": run, "checksum": checksum(tensors, str(done), run)})
 
 
 def checksum(tensors: Mapping[str, Tensor], *words: str) -> str:
-    """Hexadecimal digest of words, names and values."""
+    """Hexadecimal digest of words, names and values, which are on the CPU."""
     digest = hashlib.blake2b(" ".join(words).encode(), digest_size=16)
     for name, value in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

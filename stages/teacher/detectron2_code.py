@@ -37,12 +37,12 @@ def refuse_code(config: str, weights: str) -> None:
     Raises:
         UserError: reading one of them would run code of its own.
     """
-    path = Path(config).expanduser()
+    path = Path(os.path.expanduser(config))
     if path.is_file():
         _refuse_tags(path)
     elif path.is_absolute() or ".." in path.parts:  # beside the names of the model zoo, which lie in detectron2
         raise UserError(f"{config}: no such detectron2 configuration; {REMEDY}")
-    file = Path(weights).expanduser()
+    file = Path(os.path.expanduser(weights))
     if file.is_file():
         _refuse_calls(file)
 
@@ -70,7 +70,7 @@ def _refuse_tags(path: Path) -> None:
         for name in base if isinstance(base, list) else [base]:
             if "://" in str(name):
                 raise UserError(f"{here}: stands on {name}, which nobody has looked at; {REMEDY}")
-            waiting.append(Path(os.path.normpath(here.parent / Path(str(name)).expanduser())))
+            waiting.append(Path(os.path.normpath(here.parent / os.path.expanduser(str(name)))))
 
 
 def _refuse_calls(file: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -172,7 +173,7 @@ class Detectron2Detector(Stage):
         gpus: float = 0.0,
     ) -> None:
         setup = resolve(config)
-        file = Path(weights).expanduser()
+        file = Path(os.path.expanduser(weights))
         if not file.is_file():
             raise UserError(f"{weights}: no such weights file; give a .pth or .pkl on this machine")
         names = tuple(labels) if labels is not None else setup.classes

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -163,7 +164,7 @@ class Checkpoint:
 
 def locate(source: str, revision: str | None = None) -> Path:
     """The local folder of a checkpoint; a hub id is looked up in the hub's cache first and fetched if it may be."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         return path.resolve()
     if path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:

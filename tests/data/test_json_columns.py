@@ -25,6 +25,7 @@ def test_whole_numbers_may_be_floats_and_where_asked_digits():
     assert good.tolist() == [True, True, False, False, False, False, False, True]
     assert given[good].tolist() == [3, 4, -2]
     assert integers(["77\n", "x", 5, True], text=True)[1].tolist() == [True, False, True, False]
+    assert integers(["9" * 5000, "7"], text=True)[1].tolist() == [False, True], "Python refuses to read so many digits"
     assert not integers(["77\n"])[1].any()
 
 

@@ -79,6 +79,9 @@ def test_each_object_has_one_class_without_an_interaction():
     [
         ("[1, 2]", "not a vocabulary file"),
         ("nonsense", "not a vocabulary file"),
+        ('{"verbs": {"ride": 5}, "interactions": ["ride bicycle"]}', "a name that is no text"),
+        ('{"verbs": {"ride": "riding"}, "interactions": [], "objects": ["person", []]}', "a name that is no text"),
+        ('{"verbs": {"ride": "riding"}, "interactions": [], "objects": []}', "begins with none"),
         ('{"verbs": {}, "interactions": ["ride bicycle"]}', "'ride'"),
         ('{"verbs": {"ride": "riding"}, "interactions": ["ride dragon"]}', "'dragon'"),
         ('{"verbs": {"ride": "riding"}, "interactions": ["ride horse", "ride horse"]}', "entry 2 repeats entry 1"),

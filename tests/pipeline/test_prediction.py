@@ -45,9 +45,10 @@ def test_pictures_that_differ_in_their_suffix_have_a_drawing_each(checkpoint, tm
         picture(tmp_path / "in/a.png", 2, "PNG"),
         picture(tmp_path / "in/a", 3),
         picture(tmp_path / "in/a.b.jfif", 4),
+        picture(tmp_path / "in" / os.fsdecode(b"Mu\xf1oz.jpg"), 5),
     ]
     found = predict_pictures(checkpoint, given, tmp_path / "out", None, 0.0)
-    names = {path.name for path in given}
+    names = {path.name for path in given[:-1]} | {"Mu\\xf1oz.jpg"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "detections.parquet",
         *(f"{name}.predicted.png" for name in names),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -16,6 +17,7 @@ import pytest
 
 from pipeline.progress import Progress
 from pipeline.terminal import PrintableStream, one_line, printable, printable_streams
+from storage.errors import WorkStopped
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "\x1b[31mred\x1b]0;title\x07\x9b2J\r\x7f\u202egpj\udcf1"
@@ -58,7 +60,7 @@ class Terminal(io.StringIO):
 
 def test_progress_bars_still_renew_their_lines_and_names_in_them_do_not():
     bars = io.StringIO()
-    stream = PrintableStream(bars, bars=True)
+    stream = PrintableStream(bars, messages=True)
     for written in ("\r 10%", "\n\n", "\x1b[A\x1b[A", "\x1b[2F\x1b[J"):
         stream.write(written)
     assert bars.getvalue() == "\r 10%\n\n\x1b[A\x1b[A\x1b[2F\x1b[J"
@@ -66,12 +68,27 @@ def test_progress_bars_still_renew_their_lines_and_names_in_them_do_not():
     assert strict.getvalue() == "\\u001b[2F\\u000d"
 
     screen = Terminal()
-    progress = Progress({"\x1b[31mscores": 5}, out=PrintableStream(screen, bars=True))  # type: ignore[arg-type]
+    progress = Progress({"\x1b[31mscores": 5}, out=PrintableStream(screen, messages=True))  # type: ignore[arg-type]
     progress.draw()
     progress.draw()
     assert re.search("\x1b\\[[0-9]+F\x1b\\[J", screen.getvalue())
     assert "\x1b[31m" not in screen.getvalue()
     assert screen.getvalue().count("\\u001b[31mscores") == 2
+
+
+class Gone(Terminal):
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_terminal_that_has_gone_loses_messages_and_no_run():
+    messages = PrintableStream(Gone(), messages=True)
+    with Progress({"itm": 100}, out=messages, every=60) as progress:  # type: ignore[arg-type]
+        progress.say("to nobody")
+        progress.draw()
+    print("a warning", file=messages)
+    with pytest.raises(WorkStopped, match="what is printed cannot be written"):
+        PrintableStream(Gone()).write("a result")
 
 
 def on_a_terminal(*arguments: str | Path) -> str:

@@ -106,6 +106,10 @@ DAMAGE = {
     "config empty": lambda f: (f / "config.json").write_text(""),
     "config pointer": lambda f: (f / "config.json").write_text(POINTER),
     "config not text": lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00{"),
+    "config nested": lambda f: (f / "config.json").write_text("[" * 100_000),
+    "identities list": lambda f: change_json(
+        f / "config.json", lambda r: (r.pop("checksums"), r.update(identities=[1]))
+    ),
     "checksums list": lambda f: change_json(f / "config.json", lambda r: r.update(checksums=[1])),
     "vocabulary missing": lambda f: (f / "vocabulary.json").unlink(),
     "vocabulary cut": lambda f: cut(f / "vocabulary.json"),

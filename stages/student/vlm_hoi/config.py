@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -259,7 +260,7 @@ def starting_place(start: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = Path(start)
+    path = Path(os.path.expanduser(start))
     if not path.exists() and start.count("/") == 1:
         try:
             path = weight_files.fetch(start, None, ("*.json",), FOREIGN_WEIGHTS)
