@@ -14,7 +14,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -66,7 +66,7 @@ class Worker:
         self._storage_turn = threading.Lock()
         self._tables: dict[tuple[str, bytes], Table] = {}
         self._save_turn = threading.Lock()
-        self._computing: Outcome | None = None
+        self._computing: tuple[Task, list[Filling]] | None = None
         self._opened: dict[tuple[Any, ...], Stage] = {}
         self._shared: dict[Any, Any] = {}
 
@@ -108,35 +108,43 @@ class Worker:
             if self.stop.is_set():
                 return None
             started = time.perf_counter()
-            self._computing = Outcome(task, fillings, np.zeros(0, np.int64), changed, 0.0)
-            self.pulse.step(task.task_id, LOADING, len(batches))
-            stages = self._open(task)
-            self.pulse.step(task.task_id, COMPUTING)
-            for positions in batches:
-                if self.stop.is_set():
-                    break
-                sources: list[Any] = []
-                sound: list[int] = []
-                for position, source in zip(positions.tolist(), islice(load, len(positions)), strict=True):
-                    if isinstance(source, Changed):
-                        changed.append(position)
-                    elif isinstance(source, InputFailure):
-                        for filling in fillings:
-                            filling.fail(position, str(source))
-                    else:
-                        sound.append(position)
-                        sources.append(source)
-                if sound:
-                    self._compute(task, stages, fillings, np.array(sound), sources)
-                tried += positions.tolist()
-                self.pulse.batch(task.task_id, _done(fillings))
+            with self._may_be_saved(task, fillings):
+                self.pulse.step(task.task_id, LOADING, len(batches))
+                stages = self._open(task)
+                self.pulse.step(task.task_id, COMPUTING)
+                for positions in batches:
+                    if self.stop.is_set():
+                        break
+                    sources: list[Any] = []
+                    sound: list[int] = []
+                    for position, source in zip(positions.tolist(), islice(load, len(positions)), strict=True):
+                        if isinstance(source, Changed):
+                            changed.append(position)
+                        elif isinstance(source, InputFailure):
+                            for filling in fillings:
+                                filling.fail(position, str(source))
+                        else:
+                            sound.append(position)
+                            sources.append(source)
+                    if sound:
+                        self._compute(task, stages, fillings, np.array(sound), sources)
+                    tried += positions.tolist()
+                    self.pulse.batch(task.task_id, _done(fillings))
             seconds = time.perf_counter() - started
-            with self._save_turn:
-                self._computing = None
         if batches and not tried:
             return None
         # A task without a batch has failures to hand on: those of its rows' upstream cells.
         return Outcome(task, fillings, np.sort(np.array(tried, dtype=np.int64)), changed, seconds)
+
+    @contextlib.contextmanager
+    def _may_be_saved(self, task: Task, fillings: list[Filling]) -> Iterator[None]:
+        """:meth:`save` commits of this task until the block ends, also by an error."""
+        self._computing = task, fillings
+        try:
+            yield
+        finally:
+            with self._save_turn:
+                self._computing = None
 
     def save(self) -> None:
         """Commit what is computed so far of the task that computes now, in another thread; the rest of it is committed, and
@@ -144,7 +152,7 @@ class Worker:
         with self._save_turn:
             if self._computing is None:
                 return
-            task, fillings = self._computing.task, self._computing.fillings
+            task, fillings = self._computing
             so_far = [filling.so_far() for filling in fillings]
             self._write(Outcome(task, so_far, np.zeros(0, np.int64), [], 0.0))
             for filling, saved in zip(fillings, so_far, strict=True):
@@ -366,7 +374,10 @@ class Filling:
         are kept. Failures come at the end."""
         other = copy.copy(self)
         other.valid, other.failures, other.failed_here = self.valid.copy(), {}, set()
-        other._pieces = {column: list(pieces) for column, pieces in self._pieces.items()}
+        other._pieces = {
+            column: list(pieces)
+            for column, pieces in list(self._pieces.items())  # a batch may add a column meanwhile
+        }
         return other
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from storage.errors import UserError
+from storage.errors import StorageError, UserError
 from tests.workers.toys import Album, Colour, Double, Encoded, Large, Length, Map, album, replaced, text_task
 from workers import inline
 from workers.batches import prefetch
@@ -294,6 +294,44 @@ def test_what_is_computed_before_an_endless_batch_is_saved_and_no_cell_is_writte
     )
     worker.save()
     worker.close()
+
+
+def test_nothing_of_a_task_that_raised_is_saved(made: Album) -> None:
+    class Broken(Stopping):
+        def compute(self, *arguments: Any) -> Any:
+            answers = super().compute(*arguments)
+            if self.calls == self.at:
+                raise MemoryError("no more")
+            return answers
+
+    worker, colour = Worker(), Broken(threading.Event(), at=3)
+    (task,) = made.tasks(made.part(colour), size=20)
+    with pytest.raises(MemoryError):
+        worker.run(task)
+    worker.save()
+    worker.close()
+    assert made.empty(colour).all()
+
+
+def test_a_save_that_fails_is_one_line(
+    made: Album, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop, tried = threading.Event(), threading.Event()
+
+    class Slow(Stopping):
+        def compute(self, *arguments: Any) -> Any:
+            answers = super().compute(*arguments)
+            assert tried.wait(60)
+            return answers
+
+    def refused(worker: Worker) -> None:
+        tried.set()
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(inline, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(Worker, "save", refused)
+    run(made.tasks(made.part(Slow(stop)), size=20), stop)
+    assert caplog.messages == ["what is computed so far could not be saved: the disk is full"]
 
 
 def test_every_step_of_a_task_is_told(made: Album) -> None:
