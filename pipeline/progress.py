@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import threading
 import time
@@ -194,7 +195,13 @@ class Progress:
 
     def _erase(self) -> None:
         if self._terminal and self._drawn:
-            self._write_text(f"\x1b[{len(self._drawn)}F\x1b[J")
+            width = 0
+            with contextlib.suppress(OSError):
+                width = os.get_terminal_size(self._out.fileno()).columns
+            rows = sum(
+                -(-len(line) // (width or sys.maxsize)) for line in self._drawn
+            )  # a long line takes more than one
+            self._write_text(f"\x1b[{rows}F\x1b[J")
 
     def _write(self, lines: Sequence[str]) -> None:
         self._write_text("".join(line + "\n" for line in lines))
