@@ -43,6 +43,7 @@ def execute(
     def finish(written: Future[TaskReport]) -> None:
         done = written.result()
         report(done)
+        worker.pulse.end(done.task_id)  # not before: its cells would be counted neither here nor there
         if error := limit.add(done):
             raise error
 

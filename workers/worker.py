@@ -27,7 +27,7 @@ from stages.stage import ArrowOutput, Batch, Stage, Values
 from storage.digests import canonical_json
 from storage.errors import InputFailure
 from workers.batches import Changed, batch_of, batch_size_of, batches_of, load_row, padded, prefetch, to_numpy
-from workers.pulse import COMPUTING, LOADING, READING, WRITING, Pulse
+from workers.pulse import COMPUTING, LOADING, READING, WRITING, WRITTEN, Pulse
 from workers.task import Part, TableSpec, Task, TaskReport
 
 if TYPE_CHECKING:
@@ -78,7 +78,11 @@ class Worker:
                 written then; its cells stay empty.
         """
         outcome = self.forward(task)
-        return None if outcome is None else self.write(outcome)
+        if outcome is None:
+            return None
+        report = self.write(outcome)
+        self.pulse.end(task.task_id)
+        return report
 
     def close(self) -> None:
         """Let the reader threads go."""
@@ -159,12 +163,15 @@ class Worker:
                 filling.saved = saved.valid
 
     def write(self, outcome: Outcome) -> TaskReport:
-        """Commit one shard per part and report."""
+        """Commit one shard per part. Who takes the report ends the task's place in the pulse."""
         self.pulse.step(outcome.task.task_id, WRITING)
         try:
-            return self._write(outcome)
-        finally:
+            report = self._write(outcome)
+        except BaseException:
             self.pulse.end(outcome.task.task_id)
+            raise
+        self.pulse.step(outcome.task.task_id, WRITTEN)
+        return report
 
     def _write(self, outcome: Outcome) -> TaskReport:
         task, cells, failures, payload = outcome.task, {}, {}, 0

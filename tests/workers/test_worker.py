@@ -348,10 +348,26 @@ def test_every_step_of_a_task_is_told(made: Album) -> None:
     none = {"colour": 0}
     assert told[:3] == [("reading", 0, none), ("loading", 0, none), ("computing", 0, none)]
     assert [batches for doing, batches, cells in told if doing == "computing" and cells["colour"] == 12 * batches]
-    assert told[-1] == ("writing", 5, {"colour": 60})
+    assert told[-2:] == [("writing", 5, {"colour": 60}), ("written", 5, {"colour": 60})]
     assert {each.of for each in beats if each.doing != "reading"} == {5}
     assert beats[3].pace is None
-    assert beats[-2].pace is not None
+    assert beats[-3].pace is not None
+
+
+def test_cells_that_are_counted_stay_counted_until_they_are_reported(made: Album) -> None:
+    counted, reported = [0], [0]
+
+    def report(done: TaskReport) -> None:
+        reported.append(reported[-1] + done.cells["colour"])
+
+    def beat(under_way: Sequence[Beat]) -> None:
+        if threading.current_thread() is threading.main_thread():
+            counted.append(reported[-1] + sum(each.cells["colour"] for each in under_way))
+
+    tasks = made.tasks(made.part(Colour(seconds=0.1)), size=8)
+    inline.execute(tasks, report=report, stop=threading.Event(), beat=beat)
+    assert reported[-1] == 60
+    assert counted == sorted(counted)
 
 
 def test_running_a_task_again_changes_nothing(made: Album) -> None:
