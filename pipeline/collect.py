@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,8 @@ from pipeline.setup import Setup
 from storage.cache import Cache
 from storage.damage import Damaged
 from storage.digests import fingerprint
-from storage.errors import StorageError, UserError, remedy
+from storage.errors import READ_ONLY, StorageError, UserError, remedy
 from storage.notes import read_note, set_note_aside, write_note
-
-_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def register(setup: Setup, plans: Mapping[str, TablePlan]) -> None:
@@ -49,7 +46,7 @@ def register(setup: Setup, plans: Mapping[str, TablePlan]) -> None:
             set_note_aside(place)
         write_note(place, {**note, "overrides": chosen})
     except OSError as error:
-        if error.errno not in _READ_ONLY:
+        if error.errno not in READ_ONLY:
             raise StorageError(f"{place}: {error.strerror}; {remedy(error)} and run again") from error
 
 

@@ -22,8 +22,9 @@ SAME_SECONDS = 1.0
 
 @contextlib.contextmanager
 def stop_on_interrupt() -> Iterator[threading.Event]:
-    """An event that the first SIGINT, SIGTERM or SIGHUP sets; the next one raises KeyboardInterrupt, and so does the end
-    of the grace after SIGTERM or SIGHUP. A SIGHUP that was ignored before (``nohup``) stays so."""
+    """An event that the first SIGINT, SIGTERM or SIGHUP sets. After it SIGINT raises KeyboardInterrupt, SIGTERM does where
+    it is no repetition, and so does the end of the grace after SIGTERM or SIGHUP. A SIGHUP that was ignored before
+    (``nohup``) stays so."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -35,11 +36,11 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
         nonlocal first
         if number == signal.SIGHUP:
             _let_go(terminals)
+        if number in (signal.SIGTERM, signal.SIGHUP) and not signal.getitimer(signal.ITIMER_REAL)[0]:
+            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)  # also where Ctrl-C came before
         if not stop.is_set():
             first = time.monotonic()
             stop.set()
-            if number != signal.SIGINT:
-                signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
             _say("Stopping: finishing and saving what is under way (Ctrl-C again stops at once).")
         elif number in (signal.SIGINT, signal.SIGALRM) or (
             number == signal.SIGTERM and time.monotonic() - first >= SAME_SECONDS

@@ -109,7 +109,7 @@ def plan(
         sources: ``{"images": ..., "texts": ...}``.
         bind: for stages whose fingerprint depends on values above; one that stays ``unbound`` is unknown as a whole.
     """
-    present = cache.tables()
+    present = {table.dir: table for table in cache.tables()}
     plans: dict[str, TablePlan] = {}
     for name, node in nodes.items():
         node = node if bind is None else bind(node, plans)
@@ -122,14 +122,16 @@ def plan(
         stage = node.stage
         kind = getattr(stage.output, "type", None)
         table = cache.find(stage.name, fingerprint_record(stage), stage.output.describe(), kind)
+        if table is not None:
+            present[table.dir] = table  # its records are read once, also for tables that are estimated by it
         ids = source.ids[rows]
         state = None if table is None else table.state(ids, node.stage.columns, inputs)
         wanted = wanted_cells(node, rows, source, plans, known)
         made = TablePlan(node, rows, table, inputs, known, wanted, state)
         made.waits_for = tuple(up for up in node.stage.inputs if not plans[up].complete()) if known is not None else ()
         count(made)
-        explain(made, present)
-        estimate(made, present)
+        explain(made, list(present.values()))
+        estimate(made, list(present.values()))
         plans[name] = made
     return plans
 

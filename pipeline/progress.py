@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from workers.pulse import COMPUTING, LOADING, READING, Beat
+from workers.pulse import COMPUTING, LOADING, READING, WRITTEN, Beat
 from workers.task import TaskReport
 
 RENEW_SECONDS = 0.5
@@ -170,7 +171,8 @@ class Progress:
             text += f"  {pace(rate, 'cell'):>12s}  " + (f"{duration(left / rate)} left" if left else "done")
         if table.failed:
             text += f"  {table.failed} failed"
-        longest = max((beat for beat in mine if beat.doing != READING), key=lambda beat: beat.since, default=None)
+        steps = [beat for beat in mine if beat.doing not in (READING, WRITTEN)]
+        longest = max(steps, key=lambda beat: beat.since, default=None)
         if longest is not None and (not finished or longest.since + now - self._heard >= LONG_SECONDS):
             text += f"  ({self._step(longest, now)})"
         return text
@@ -183,8 +185,9 @@ class Progress:
 
     def _note(self, now: float) -> str:
         """What is waited for, where the tables' lines do not say it."""
-        if self.stop.is_set() and self._beats:
-            last = max(self._beats, key=lambda beat: beat.left(now - self._heard) or 0.0)
+        unwritten = [beat for beat in self._beats if beat.doing != WRITTEN]
+        if self.stop.is_set() and unwritten:
+            last = max(unwritten, key=lambda beat: beat.left(now - self._heard) or 0.0)
             left = last.left(now - self._heard)
             rest = "time left unknown" if left is None else f"about {duration(left)} left"
             return f"  Stopping: waiting for task {last.task_id}: {self._step(last, now)}; {rest}"
@@ -194,7 +197,13 @@ class Progress:
 
     def _erase(self) -> None:
         if self._terminal and self._drawn:
-            self._write_text(f"\x1b[{len(self._drawn)}F\x1b[J")
+            width = 0
+            with contextlib.suppress(OSError):
+                width = os.get_terminal_size(self._out.fileno()).columns
+            rows = sum(
+                -(-len(line) // (width or sys.maxsize)) for line in self._drawn
+            )  # a long line takes more than one
+            self._write_text(f"\x1b[{rows}F\x1b[J")
 
     def _write(self, lines: Sequence[str]) -> None:
         self._write_text("".join(line + "\n" for line in lines))

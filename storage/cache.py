@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import errno
 import logging
 import os
 import re
@@ -30,12 +29,11 @@ from storage.commit import publish_record
 from storage.damage import Damaged
 from storage.digest_memory import DigestMemory
 from storage.digests import canonical_json, fingerprint
-from storage.errors import StorageError, UserError, remedy
+from storage.errors import READ_ONLY, StorageError, UserError, remedy
 from storage.folders import FOLDERS, names, set_aside
 from storage.notes import read_note, write_note
 from storage.table import Table
 
-_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _TABLE = re.compile(r"[A-Za-z0-9_.]+-[0-9a-f]{16}")
 _log = logging.getLogger(__name__)
 LEASE_SECONDS = 600.0
@@ -60,7 +58,7 @@ class Cache:
             for folder in ("tables", "leases", "trash"):
                 (cache.root / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            if error.errno not in _READ_ONLY or not (cache.root / "tables").is_dir():
+            if error.errno not in READ_ONLY or not (cache.root / "tables").is_dir():
                 raise StorageError(
                     f"cache {error.filename}: {error.strerror}; give another root or mend this one"
                 ) from error
@@ -137,7 +135,7 @@ class Cache:
                 (folder / part).mkdir(parents=True, exist_ok=True)
             table = _described(folder, description)
         except OSError as error:
-            if error.errno not in _READ_ONLY or not folder.is_dir():
+            if error.errno not in READ_ONLY or not folder.is_dir():
                 raise StorageError(f"table {folder}: cannot be created: {error.strerror}; mend or remove it") from error
             table = Table(folder, description)
         if (table.fingerprint, table.output, table.type) != (fingerprint(record), dict(output), value_type):

@@ -41,6 +41,8 @@ class StorageError(WorkStopped):
     """The cache cannot be written or read (disk full, read-only, gone). One line names the table and the shard."""
 
 
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""What an attempt to write ends with where this process may only read."""
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",

@@ -48,9 +48,13 @@ def size(path: str | Path) -> int | None:
 def set_aside(path: Path, keep: Path) -> None:
     """Move what lies at ``path``, whatever it is, into the folder ``keep``; what was set aside under its name stays there.
     Nothing happens where another check has done it."""
-    target = keep / path.name
+    move_aside(path, keep / path.name)
+
+
+def move_aside(path: Path, target: Path) -> None:
+    """Move what lies at ``path`` to ``target``, or beside what is there already."""
     if os.path.lexists(target):
-        target = keep / f"{path.name}.{time.time_ns()}"
+        target = target.with_name(f"{target.name}.{time.time_ns()}")
     with contextlib.suppress(FileNotFoundError):
         os.rename(path, target)
 

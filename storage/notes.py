@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 from storage.damage import damage
 from storage.digests import canonical_json, fingerprint
 from storage.files import write_atomically
+from storage.folders import move_aside
 
 
 def write_note(path: Path, content: Mapping[str, Any]) -> None:
@@ -42,8 +40,4 @@ def read_note(path: Path, *keys: str) -> dict[str, Any]:
 
 def set_note_aside(path: Path) -> None:
     """Move what stands in a note's place to ``<name>.bad`` beside it."""
-    target = path.with_name(f"{path.name}.bad")
-    if os.path.lexists(target):
-        target = target.with_name(f"{target.name}.{time.time_ns()}")
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(path, target)
+    move_aside(path, path.with_name(f"{path.name}.bad"))

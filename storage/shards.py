@@ -11,7 +11,7 @@ import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from storage import lmdb_shard, stamps
@@ -22,6 +22,8 @@ from storage.errors import StorageError
 from storage.lmdb_shard import LmdbShard, open_lmdb
 
 Shard = ArrowShard | LmdbShard
+UNREAD = bytes(16)
+"""The digest of a file that could not be read."""
 
 
 @functools.lru_cache(maxsize=128)
@@ -36,11 +38,17 @@ def open_shard(path: str | os.PathLike[str]) -> Shard:
         StorageError: the file is missing or unreadable, or its bytes have changed.
     """
     name = os.fspath(path)
+    with _reading(name), damage(f"shard {name}"):
+        if stamps.once(name, lambda: verify_shard(name)):
+            lmdb_shard.forget(name)  # what is open under this name may be another file's
+        return open_lmdb(name) if name.endswith(".lmdb") else _open_arrow(name, os.stat(name).st_ino)
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """A payload that this process cannot read, or not for the moment, is a ``StorageError``."""
     try:
-        with damage(f"shard {name}"):
-            if stamps.once(name, lambda: verify_shard(name)):
-                lmdb_shard.forget(name)  # what is open under this name may be another file's
-            return open_lmdb(name) if name.endswith(".lmdb") else _open_arrow(name, os.stat(name).st_ino)
+        yield
     except OSError as error:
         raise StorageError(f"shard {name}: {error.strerror}; make it readable and run again") from error
 
@@ -74,7 +82,8 @@ def verify_once(paths: Sequence[str]) -> None:
     the cache, which several machines may share.
 
     Raises:
-        StorageError: the bytes of one or more have changed; one line names their number and the first.
+        StorageError: the bytes of one or more have changed; one line names their number and the first. Or one cannot be
+            read; the line says why.
     """
     unproven = stamps.unproven(paths)
     if not unproven:
@@ -87,6 +96,10 @@ def verify_once(paths: Sequence[str]) -> None:
     bad = {
         path for path, digest in zip(unproven, found, strict=True) if digest.tobytes().hex() != stated_checksum(path)
     }
+    for path, digest in zip(unproven, found, strict=True):
+        if digest.tobytes() == UNREAD:
+            with _reading(path):
+                verify_shard(path)
     stamps.vouch({path: stamp for path, stamp in unproven.items() if stamp is not None and path not in bad})
     if bad:
         raise StorageError(

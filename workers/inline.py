@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
+from storage.errors import WorkStopped
 from workers.pulse import Beat, Pulse
 from workers.task import FailureLimit, Task, TaskReport
 from workers.worker import SAVE_SECONDS, Worker
+
+LOG = logging.getLogger(__name__)
 
 
 def execute(
@@ -39,6 +43,7 @@ def execute(
     def finish(written: Future[TaskReport]) -> None:
         done = written.result()
         report(done)
+        worker.pulse.end(done.task_id)  # not before: its cells would be counted neither here nor there
         if error := limit.add(done):
             raise error
 
@@ -69,7 +74,10 @@ def _saving(worker: Worker) -> Iterator[None]:
         while not ended.wait(0.5):
             if worker.stop.is_set():
                 if not ended.wait(SAVE_SECONDS):
-                    worker.save()
+                    try:
+                        worker.save()
+                    except WorkStopped as error:
+                        LOG.warning("what is computed so far could not be saved: %s", error)
                 return
 
     saver = threading.Thread(target=save, name="save", daemon=True)

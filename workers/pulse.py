@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-READING, LOADING, COMPUTING, WRITING = "reading", "loading", "computing", "writing"
+READING, LOADING, COMPUTING, WRITING, WRITTEN = "reading", "loading", "computing", "writing", "written"
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Beat:
     """One task that is under way.
 
     Attributes:
-        doing: ``reading`` (values above), ``loading`` (models), ``computing`` or ``writing``.
+        doing: ``reading`` (values above), ``loading`` (models), ``computing``, ``writing`` or ``written`` (and not yet
+            reported).
         batches: batches that are computed, ``of`` so many.
         cells: computed and not yet reported, by name of table; every table of the task is there.
         seconds: since its first step.

@@ -55,7 +55,7 @@ START_SECONDS = 100.0
 NODES_SECONDS = 5.0
 """While no worker runs, how often the cluster is asked whether it has a node."""
 TOLD_SECONDS = 60.0
-"""A step that takes longer is told of, and again each time it has taken twice as long."""
+"""A step that takes longer is told of. Of the same worker the next one told of, or the same, has taken twice as long."""
 AWAKE_SECONDS = 1.0
 """At most so much of the time between two looks counts: what a suspended machine sleeps is nobody's silence."""
 

@@ -14,7 +14,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -27,7 +27,7 @@ from stages.stage import ArrowOutput, Batch, Stage, Values
 from storage.digests import canonical_json
 from storage.errors import InputFailure
 from workers.batches import Changed, batch_of, batch_size_of, batches_of, load_row, padded, prefetch, to_numpy
-from workers.pulse import COMPUTING, LOADING, READING, WRITING, Pulse
+from workers.pulse import COMPUTING, LOADING, READING, WRITING, WRITTEN, Pulse
 from workers.task import Part, TableSpec, Task, TaskReport
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Worker:
         self._storage_turn = threading.Lock()
         self._tables: dict[tuple[str, bytes], Table] = {}
         self._save_turn = threading.Lock()
-        self._computing: Outcome | None = None
+        self._computing: tuple[Task, list[Filling]] | None = None
         self._opened: dict[tuple[Any, ...], Stage] = {}
         self._shared: dict[Any, Any] = {}
 
@@ -78,7 +78,11 @@ class Worker:
                 written then; its cells stay empty.
         """
         outcome = self.forward(task)
-        return None if outcome is None else self.write(outcome)
+        if outcome is None:
+            return None
+        report = self.write(outcome)
+        self.pulse.end(task.task_id)
+        return report
 
     def close(self) -> None:
         """Let the reader threads go."""
@@ -108,35 +112,43 @@ class Worker:
             if self.stop.is_set():
                 return None
             started = time.perf_counter()
-            self._computing = Outcome(task, fillings, np.zeros(0, np.int64), changed, 0.0)
-            self.pulse.step(task.task_id, LOADING, len(batches))
-            stages = self._open(task)
-            self.pulse.step(task.task_id, COMPUTING)
-            for positions in batches:
-                if self.stop.is_set():
-                    break
-                sources: list[Any] = []
-                sound: list[int] = []
-                for position, source in zip(positions.tolist(), islice(load, len(positions)), strict=True):
-                    if isinstance(source, Changed):
-                        changed.append(position)
-                    elif isinstance(source, InputFailure):
-                        for filling in fillings:
-                            filling.fail(position, str(source))
-                    else:
-                        sound.append(position)
-                        sources.append(source)
-                if sound:
-                    self._compute(task, stages, fillings, np.array(sound), sources)
-                tried += positions.tolist()
-                self.pulse.batch(task.task_id, _done(fillings))
+            with self._may_be_saved(task, fillings):
+                self.pulse.step(task.task_id, LOADING, len(batches))
+                stages = self._open(task)
+                self.pulse.step(task.task_id, COMPUTING)
+                for positions in batches:
+                    if self.stop.is_set():
+                        break
+                    sources: list[Any] = []
+                    sound: list[int] = []
+                    for position, source in zip(positions.tolist(), islice(load, len(positions)), strict=True):
+                        if isinstance(source, Changed):
+                            changed.append(position)
+                        elif isinstance(source, InputFailure):
+                            for filling in fillings:
+                                filling.fail(position, str(source))
+                        else:
+                            sound.append(position)
+                            sources.append(source)
+                    if sound:
+                        self._compute(task, stages, fillings, np.array(sound), sources)
+                    tried += positions.tolist()
+                    self.pulse.batch(task.task_id, _done(fillings))
             seconds = time.perf_counter() - started
-            with self._save_turn:
-                self._computing = None
         if batches and not tried:
             return None
         # A task without a batch has failures to hand on: those of its rows' upstream cells.
         return Outcome(task, fillings, np.sort(np.array(tried, dtype=np.int64)), changed, seconds)
+
+    @contextlib.contextmanager
+    def _may_be_saved(self, task: Task, fillings: list[Filling]) -> Iterator[None]:
+        """:meth:`save` commits of this task until the block ends, also by an error."""
+        self._computing = task, fillings
+        try:
+            yield
+        finally:
+            with self._save_turn:
+                self._computing = None
 
     def save(self) -> None:
         """Commit what is computed so far of the task that computes now, in another thread; the rest of it is committed, and
@@ -144,19 +156,22 @@ class Worker:
         with self._save_turn:
             if self._computing is None:
                 return
-            task, fillings = self._computing.task, self._computing.fillings
+            task, fillings = self._computing
             so_far = [filling.so_far() for filling in fillings]
             self._write(Outcome(task, so_far, np.zeros(0, np.int64), [], 0.0))
             for filling, saved in zip(fillings, so_far, strict=True):
                 filling.saved = saved.valid
 
     def write(self, outcome: Outcome) -> TaskReport:
-        """Commit one shard per part and report."""
+        """Commit one shard per part. Who takes the report ends the task's place in the pulse."""
         self.pulse.step(outcome.task.task_id, WRITING)
         try:
-            return self._write(outcome)
-        finally:
+            report = self._write(outcome)
+        except BaseException:
             self.pulse.end(outcome.task.task_id)
+            raise
+        self.pulse.step(outcome.task.task_id, WRITTEN)
+        return report
 
     def _write(self, outcome: Outcome) -> TaskReport:
         task, cells, failures, payload = outcome.task, {}, {}, 0
@@ -366,7 +381,10 @@ class Filling:
         are kept. Failures come at the end."""
         other = copy.copy(self)
         other.valid, other.failures, other.failed_here = self.valid.copy(), {}, set()
-        other._pieces = {column: list(pieces) for column, pieces in self._pieces.items()}
+        other._pieces = {
+            column: list(pieces)
+            for column, pieces in list(self._pieces.items())  # a batch may add a column meanwhile
+        }
         return other
 
     @property

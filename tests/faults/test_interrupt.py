@@ -123,3 +123,23 @@ with unbroken():
 def test_an_interrupt_raises_nothing_within_rays_start_and_end() -> None:
     done = subprocess.run([sys.executable, "-c", UNBROKEN], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", LINE)
+
+
+GRACE = """
+import os, signal, time
+from pipeline import interrupt
+
+interrupt.GRACE_SECONDS = 0.3
+try:
+    with interrupt.stop_on_interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(60)
+except KeyboardInterrupt:
+    print("ended")
+"""
+
+
+def test_a_terminal_that_closes_after_ctrl_c_still_ends_a_command_in_time() -> None:
+    done = subprocess.run([sys.executable, "-c", GRACE], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert done.stdout == "ended\n"

@@ -103,7 +103,7 @@ def test_a_long_batch_is_told_of_and_every_second_says_where_tasks_are(
     )
     told = [line for line in caplog.messages if "has been running for" in line]
     assert told[0].startswith("task task 0 has been running for 2 s on worker ")
-    assert {beat.batches for beat in beats if beat.doing == "computing"} == {0, 1}
+    assert {beat.batches for beat in beats if beat.doing == "computing"} >= {0, 1}
     assert {beat.cells["colour"] for beat in beats} >= {0, 12}
 
 

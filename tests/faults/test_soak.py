@@ -56,10 +56,10 @@ PLANTED = {
         "import storage.table as t; commit = t.Table.commit; "
         "t.Table.commit = lambda self, rows, *a, **k: commit(self, rows[::-1].copy(), *a, **k)"
     ),
-    "tracebacks": "import storage.check; storage.check.check_table = lambda table, deep=True: 1 / 0",
+    "tracebacks": "import storage.check; storage.check.check_table = lambda *_: 1 / 0",
     "need_a_human": (
         "import storage.check, storage.errors\n"
-        "        def refuse(table, deep=True): raise storage.errors.StorageError('no')\n"
+        "        def refuse(*_): raise storage.errors.StorageError('no')\n"
         "        storage.check.check_table = refuse"
     ),
 }

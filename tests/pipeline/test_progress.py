@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import logging
 import os
 import pty
+import struct
+import termios
 import threading
 import time
 
@@ -118,16 +121,37 @@ def test_a_run_is_drawn_though_nothing_is_reported() -> None:
 
 def test_a_warning_stays_above_the_lines_that_renew_themselves() -> None:
     master, slave = pty.openpty()
-    with open(slave, "w") as terminal:
-        with Progress({"itm": 100, "text": 5}, out=terminal, every=60) as progress:
-            progress.draw()
-            logging.getLogger("workers.ray_executor").warning("node n2 has left")
-            progress.draw()
-        shown = os.read(master, 10_000).decode().replace("\r", "")
-    os.close(master)
+    with open(slave, "w") as terminal, Progress({"itm": 100, "text": 5}, out=terminal, every=60) as progress:
+        progress.draw()
+        logging.getLogger("workers.ray_executor").warning("node n2 has left")
+        progress.draw()
+    shown = received(master)
     assert rendered(shown)[0] == "node n2 has left"
     assert [line.split()[0] for line in rendered(shown)[1:]] == ["itm", "text"]
     assert not any(type(handler).__name__ == "_Above" for handler in logging.getLogger().handlers)
+
+
+def test_a_line_that_is_longer_than_the_terminal_is_erased_whole() -> None:
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 40, 0, 0))
+    with open(slave, "w") as terminal:
+        progress = Progress({"itm": 100}, out=terminal)
+        progress.under_way([beat("a", "loading", 0, since=130)])
+        for _ in range(2):
+            progress.draw()
+    shown = received(master)
+    assert 40 < len(progress._drawn[0]) <= 80
+    assert "\x1b[2F\x1b[J" in shown
+
+
+def received(master: int) -> str:
+    """All that came to a terminal which nobody has open any more. One read may give a part of it."""
+    pieces = []
+    with contextlib.suppress(OSError):
+        while piece := os.read(master, 10_000):
+            pieces.append(piece)
+    os.close(master)
+    return b"".join(pieces).decode().replace("\r", "")
 
 
 def rendered(shown: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from storage import shards, stamps
+from storage import digest_memory, shards, stamps
 from storage.cache import Cache
 from storage.commit import load_record
 from storage.digests import as_rows, digest_bytes
@@ -141,6 +142,22 @@ def test_one_bad_payload_among_many_is_named_and_the_others_are_not_read_again(t
     assert int(table.state(ROWS, ("value",)).filled.sum()) == 38
 
 
+def test_a_payload_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    table = table_of("arrow", tmp_path, 2)
+    locked = sorted((table.dir / "shards").iterdir())[7]
+    refusal = PermissionError(errno.EACCES, "Permission denied", str(locked))
+    real = digest_memory._hash
+
+    def refused(path):
+        assert path == str(locked)
+        raise refusal
+
+    monkeypatch.setattr(digest_memory, "_hash", lambda path: refusal if path == str(locked) else real(path))
+    monkeypatch.setattr(shards, "verify_shard", refused)
+    with pytest.raises(StorageError, match=rf"shard {locked}: Permission denied; make it readable and run again$"):
+        table.read(ROWS, ("value",))
+
+
 def test_a_set_aside_payload_that_was_computed_again_is_read_from_the_new_file(tmp_path):
     table = table_of("lmdb", tmp_path)
     kept = table.read(ROWS, ("value",))["value"]
@@ -208,12 +225,12 @@ def test_value_digests_and_reasons_are_compared_before_they_are_used(tmp_path):
         (b"zweiter Grund", table.failures),
         (np.arange(10, dtype="<u8").tobytes(), lambda rows, columns: table.state(rows, columns, np.ones(5, np.uint64))),
     ):
+        time.sleep(0.02)  # so that each write moves the change time
         path.write_bytes(flipped(intact, 8 * intact.index(needle) + 9))
-        time.sleep(0.01)
         with pytest.raises(StorageError, match=rf"commit record {path}: its bytes have changed.*hoi-distill check"):
             ask(ROWS[:5], ("a", "b"))
+        time.sleep(0.02)
         path.write_bytes(intact)
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("contents", ["empty", "folder", "loop", "dangling", "text", "cut"])

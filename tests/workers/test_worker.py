@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from storage.errors import UserError
+from storage.errors import StorageError, UserError
 from tests.workers.toys import Album, Colour, Double, Encoded, Large, Length, Map, album, replaced, text_task
 from workers import inline
 from workers.batches import prefetch
@@ -296,6 +296,44 @@ def test_what_is_computed_before_an_endless_batch_is_saved_and_no_cell_is_writte
     worker.close()
 
 
+def test_nothing_of_a_task_that_raised_is_saved(made: Album) -> None:
+    class Broken(Stopping):
+        def compute(self, *arguments: Any) -> Any:
+            answers = super().compute(*arguments)
+            if self.calls == self.at:
+                raise MemoryError("no more")
+            return answers
+
+    worker, colour = Worker(), Broken(threading.Event(), at=3)
+    (task,) = made.tasks(made.part(colour), size=20)
+    with pytest.raises(MemoryError):
+        worker.run(task)
+    worker.save()
+    worker.close()
+    assert made.empty(colour).all()
+
+
+def test_a_save_that_fails_is_one_line(
+    made: Album, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop, tried = threading.Event(), threading.Event()
+
+    class Slow(Stopping):
+        def compute(self, *arguments: Any) -> Any:
+            answers = super().compute(*arguments)
+            assert tried.wait(60)
+            return answers
+
+    def refused(worker: Worker) -> None:
+        tried.set()
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(inline, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(Worker, "save", refused)
+    run(made.tasks(made.part(Slow(stop)), size=20), stop)
+    assert caplog.messages == ["what is computed so far could not be saved: the disk is full"]
+
+
 def test_every_step_of_a_task_is_told(made: Album) -> None:
     told: list[tuple[object, ...]] = []
     beats: list[Beat] = []
@@ -310,10 +348,26 @@ def test_every_step_of_a_task_is_told(made: Album) -> None:
     none = {"colour": 0}
     assert told[:3] == [("reading", 0, none), ("loading", 0, none), ("computing", 0, none)]
     assert [batches for doing, batches, cells in told if doing == "computing" and cells["colour"] == 12 * batches]
-    assert told[-1] == ("writing", 5, {"colour": 60})
+    assert told[-2:] == [("writing", 5, {"colour": 60}), ("written", 5, {"colour": 60})]
     assert {each.of for each in beats if each.doing != "reading"} == {5}
     assert beats[3].pace is None
-    assert beats[-2].pace is not None
+    assert beats[-3].pace is not None
+
+
+def test_cells_that_are_counted_stay_counted_until_they_are_reported(made: Album) -> None:
+    counted, reported = [0], [0]
+
+    def report(done: TaskReport) -> None:
+        reported.append(reported[-1] + done.cells["colour"])
+
+    def beat(under_way: Sequence[Beat]) -> None:
+        if threading.current_thread() is threading.main_thread():
+            counted.append(reported[-1] + sum(each.cells["colour"] for each in under_way))
+
+    tasks = made.tasks(made.part(Colour(seconds=0.1)), size=8)
+    inline.execute(tasks, report=report, stop=threading.Event(), beat=beat)
+    assert reported[-1] == 60
+    assert counted == sorted(counted)
 
 
 def test_running_a_task_again_changes_nothing(made: Album) -> None:
