@@ -127,6 +127,7 @@ def run(
     if all(made.complete() for made in plans.values()):
         print(nothing_to_do(plans, setup.config.cache))
         return
+    setup.cache.require_writable()
     rehearse_student(setup)
     chosen = setup.config.workers
     with stop_on_interrupt() as stop, \

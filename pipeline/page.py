@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,13 @@ def write_page(setup: Setup, out: Path) -> None:
     answered = np.logical_or.reduce([np.zeros(len(rows), bool), *(readable(setup, made, rows) for made in shown)])
     if not answered.any():
         raise UserError(f"{setup.path}: the cache holds no captions or matching scores yet; {setup.mending_command()}")
+    empty = {made.node.name: made.counts["empty"] + made.counts["unknown"] for made in shown if not made.complete()}
+    if empty:
+        cells = ", ".join(f"{count:,} of {name}" for name, count in empty.items())
+        print(
+            f"hoi-distill: warning: empty cells ({cells}) are left out of the page; `{setup.mending_command()}` fills them",
+            file=sys.stderr,
+        )
     failed: dict[str, str] = {}
     for made in shown:
         if made.table is not None:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.graph import Context, build_stage
+from pipeline.progress import working
 from pipeline.run import refuse_absent
 from stages.stage import Batch, Stage, TensorOutput, fingerprint_record
 from storage.codecs import Codec
@@ -56,7 +57,8 @@ def predict_pictures(
     device = device or best_device()
     refuse_absent(device, "--device")
     refuse_unwritable("--out", out, folder=True)
-    student = Student.from_pretrained(checkpoint)
+    with working("loading the student"):
+        student = Student.from_pretrained(checkpoint)
     if detections is not None and "detections" not in student.tables():
         raise UserError(f"{checkpoint}: a student of method {student.method} takes no boxes; leave --detections out")
     pictures, data = [], []
@@ -75,15 +77,16 @@ def predict_pictures(
     tables: dict[str, dict[str, Sequence[Any]]] = {}
     shared: dict[Any, Any] = {}
     for role, columns in student.tables().items():
-        stage = own_stage(checkpoint, student, role, student.identities.get(role), annotations, detections)
-        tables[role] = computed(stage, stage.columns if columns is None else columns, whole, shared, device)
+        with working(f"computing {role}"):
+            stage = own_stage(checkpoint, student, role, student.identities.get(role), annotations, detections)
+            tables[role] = computed(stage, stage.columns if columns is None else columns, whole, shared, device)
     test = TestSet(
         MemorySource(tables),
         list(whole.keys),
         lambda row: np.asarray(pictures[row]),
         identity=fingerprint({"rows": whole.rows.tobytes().hex()}),
     )
-    with tempfile.TemporaryDirectory() as scratch:
+    with working("predicting"), tempfile.TemporaryDirectory() as scratch:
         made = student.predict(test, Path(scratch), Path(scratch), device=device)
         found = made.read_bytes()
     target = out / "detections.parquet"

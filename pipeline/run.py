@@ -96,6 +96,7 @@ def fill_cache(setup: Setup) -> None:
     if all(made.complete() for made in plan_all(setup).values()):
         return
     check_student(setup)
+    setup.cache.require_writable()
     rehearse_student(setup)
     chosen = setup.config.workers
     with stop_on_interrupt() as stop, \

@@ -18,6 +18,9 @@ CODES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800
 MOVES = re.compile("(?:[\r\n]|\x1b\\[[0-9]*[AFJK])*")
 """What a progress bar writes by itself to renew its lines: return, line up, clear."""
 
+RESET = "\x1b[0m"
+"""What libraries leave a terminal with."""
+
 BEGUN = re.compile("\r?")
 """How it begins a line that it renews."""
 
@@ -45,6 +48,8 @@ class PrintableStream:
         self._stream, self._messages = stream, messages
 
     def write(self, text: str) -> int:
+        if text == RESET:
+            return len(text)  # no colour ever reaches the stream
         kept = MOVES.fullmatch(text) or BEGUN.match(text) if self._messages else None
         start = kept[0] if kept else ""
         try:

@@ -25,6 +25,7 @@ from pipeline.resolve import Resolved, resolve
 from pipeline.setup import Setup
 from pipeline.student_section import check_student
 from pipeline.watch import Watch
+from stages.student.checkpoint import refuse_damaged
 from storage.digests import canonical_json
 from storage.errors import REMEDIES, InputFailure, StorageError, UserError
 from storage.files import write_atomically
@@ -120,12 +121,15 @@ def is_trained(run_dir: Path, fingerprint: str) -> bool:
     if done.get("fingerprint") != fingerprint or not {"wall_seconds", "cpu_seconds"} <= done.keys():
         return False
     left = [run_dir / "student.json", run_dir / "checkpoint" / "config.json"]
-    lost = [str(path) for path in left if record(path) is None]
-    if not (run_dir / "checkpoint" / "model.safetensors").is_file():
-        lost.append(str(run_dir / "checkpoint" / "model.safetensors"))
-    if lost:
-        print(f"{lost[0]}: not there or damaged, though the training has ended; it goes on from its last save.")
-    return not lost
+    lost = next((f"{path}: not there or damaged" for path in left if record(path) is None), None)
+    if lost is None:
+        try:
+            refuse_damaged(run_dir / "checkpoint")
+        except UserError as error:
+            lost = str(error)
+    if lost is not None:
+        print(f"{lost}. The training had ended; it goes on from its last save to write that again.")
+    return lost is None
 
 
 def trained_student(run_dir: Path) -> Student | None:

@@ -161,6 +161,13 @@ def refuse_changed(folder: Path, record: Mapping[str, Any]) -> None:
             )
 
 
+def refuse_damaged(folder: Path) -> None:
+    """Raises UserError where a file of a checkpoint is missing or not as it was saved; nothing is loaded."""
+    record = _record(folder)
+    weights_of(folder)
+    refuse_changed(folder, record)
+
+
 def weights_of(folder: Path, name: str = "model.safetensors") -> Path:
     """A checkpoint's weight file; UserError where it is missing, cut or only Git LFS's pointer."""
     path = folder / name
@@ -229,7 +236,9 @@ def _folder(source: str | Path, revision: str | None) -> Path:
     folder = Path(os.path.expanduser(source))
     if (folder / "config.json").exists():
         return folder
-    if folder.exists() or str(source).count("/") != 1:
+    # A name with one slash may be the hub's; below a folder that is here it is a path.
+    local = str(folder.parent) != "." and folder.parent.is_dir()
+    if folder.exists() or local or str(source).count("/") != 1:
         inside = "; did you mean its checkpoint/?" if (folder / "checkpoint" / "config.json").exists() else ""
         missing = "it has no config.json" if folder.exists() else "there is no such folder"
         raise UserError(f"{source}: not a student's checkpoint: {missing}{inside}")

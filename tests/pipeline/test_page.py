@@ -34,6 +34,14 @@ def test_a_name_that_is_no_utf8_is_shown_with_its_byte(told, tmp_path):
     assert "000.png" in text
 
 
+def test_a_page_of_an_incomplete_cache_says_what_is_missing_and_what_fills_it(told, tmp_path, capsys):
+    write_page(told.setup(), tmp_path / "page.html")
+    assert "warning" not in capsys.readouterr().err
+    paint(told.folder / "new.png", 11)
+    write_page(told.setup(), tmp_path / "page.html")
+    assert "warning: empty cells (1 of captions) are left out of the page; `hoi-distill run " in capsys.readouterr().err
+
+
 def test_the_last_good_page_outlives_a_failure(told, tmp_path):
     page = tmp_path / "page.html"
     page.write_text("the last good page")

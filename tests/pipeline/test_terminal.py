@@ -58,6 +58,12 @@ class Terminal(io.StringIO):
         return True
 
 
+def test_a_librarys_last_reset_of_colours_is_not_spelt_out():
+    for messages in (True, False):
+        PrintableStream(shown := io.StringIO(), messages).write("\x1b[0m")
+        assert shown.getvalue() == ""
+
+
 def test_progress_bars_still_renew_their_lines_and_names_in_them_do_not():
     bars = io.StringIO()
     stream = PrintableStream(bars, messages=True)

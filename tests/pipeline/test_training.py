@@ -155,7 +155,9 @@ DAMAGED = [
     ("evaluation.json", b"{", "Trained already"),
     ("metrics.jsonl", b'{"step": 1\n\xff', "Nothing to do"),
     ("checkpoint/config.json", b"{", "config.json: not there or damaged"),
-    ("checkpoint/model.safetensors", None, "model.safetensors: not there or damaged"),
+    ("checkpoint/model.safetensors", None, "model.safetensors: missing from the checkpoint"),
+    ("checkpoint/model.safetensors", b"cut", "model.safetensors: damaged"),
+    ("checkpoint/vocabulary.json", b"{}", "vocabulary.json: not as it was saved"),
     ("detections.parquet", b"PAR1", "Nothing to do"),
 ]
 

@@ -141,7 +141,11 @@ def test_a_key_of_a_newer_version_is_named(folder):
     assert "no key 'shape'" in refused(folder)
 
 
-def test_a_path_that_looks_like_a_hub_id_is_one_line(monkeypatch):
+def test_a_path_that_looks_like_a_hub_id_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^runs/checkpoint: .*no such folder, and the model hub has it not[^\n]*$"):
+        Student.from_pretrained("runs/checkpoint")
+    (tmp_path / "runs").mkdir()  # below a folder that is here it is a path, and nobody is asked
+    with pytest.raises(UserError, match=r"^runs/checkpoint: .*there is no such folder$"):
         Student.from_pretrained("runs/checkpoint")
