@@ -123,18 +123,25 @@ class House(ABC):
         refused. It ends with the worst of their codes."""
         entries = self.ledger.intact()
 
-        def act(send: Send) -> int:
+        def look(send: Send) -> str | None:
+            """Why that cannot be seen, if it cannot."""
             try:
                 if lost := missing(self.cache, entries):
                     send(("lost", "; ".join(lost)))
             except (UserError, WorkStopped) as error:
-                send(("unreadable", str(error)))
+                return str(error)
+            return None
+
+        def act(send: Send) -> int:
+            unseen = look(send)
             codes = [0]
             for action in then:
                 codes.append(action(send))
                 if codes[-1] in (1, 2):
-                    return codes[-1]
-            return max(codes)
+                    break
+            if unseen is not None and (unseen := look(send)) is not None:  # a run writes a lost table.json again
+                send(("unreadable", unseen))
+            return codes[-1] if codes[-1] in (1, 2) else max(codes)
 
         return act
 

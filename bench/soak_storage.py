@@ -220,9 +220,10 @@ class StorageHouse(House):
 
         def sweeping(send: Send) -> int:
             cache = Cache.open(self.cache)
-            with cache.lease("run", cache.tables()):
+            used = cache.tables()  # but for one that cannot be read for the moment
+            with cache.lease("run", used):
                 noted = any((self.cache / "leases").glob("*.json"))
-                for table in cache.tables() if noted else []:
+                for table in used if noted else []:
                     try:
                         cache.trash(table)
                     except UserError:

@@ -16,7 +16,7 @@ from storage.cache import Cache
 from storage.damage import Damaged
 from storage.digests import fingerprint
 from storage.errors import READ_ONLY, StorageError, UserError, remedy
-from storage.notes import read_note, set_note_aside, write_note
+from storage.notes import notes_in, read_note, set_note_aside, write_note
 
 
 def register(setup: Setup, plans: Mapping[str, TablePlan]) -> None:
@@ -54,8 +54,13 @@ def registered(cache: Cache) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """``{setup: {"name": ..., "config": file, "tables": [folder names], ...}}``, and the setups whose note says nothing,
     because it is damaged or ``check`` set it aside."""
     sound: dict[str, dict[str, Any]] = {}
-    mute = [note.name.removesuffix(".json.bad") for note in (cache.root / "registered").glob("[!.]*.json.bad")]
-    for note in sorted((cache.root / "registered").glob("[!.]*.json")):
+    folder = cache.root / "registered"
+    try:
+        notes, aside = notes_in(folder), notes_in(folder, ".json.bad")
+    except OSError as error:
+        raise StorageError(f"{folder}: {error.strerror}; {remedy(error)} and run again") from error
+    mute = [note.name.removesuffix(".json.bad") for note in aside]
+    for note in notes:
         try:
             sound[note.stem] = read_note(note, "tables")
         except (Damaged, OSError):

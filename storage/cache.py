@@ -31,7 +31,7 @@ from storage.digest_memory import DigestMemory
 from storage.digests import canonical_json, fingerprint
 from storage.errors import READ_ONLY, StorageError, UserError, remedy
 from storage.folders import FOLDERS, names, set_aside
-from storage.notes import read_note, write_note
+from storage.notes import notes_in, read_note, write_note
 from storage.table import Table
 
 _TABLE = re.compile(r"[A-Za-z0-9_.]+-[0-9a-f]{16}")
@@ -177,9 +177,17 @@ class Cache:
                 note.unlink()
 
     def leased(self) -> dict[str, str]:
-        """``{table folder name: who}`` of the tables in use; notes of the dead are removed."""
+        """``{table folder name: who}`` of the tables in use; notes of the dead are removed.
+
+        Raises:
+            StorageError: it cannot be known.
+        """
         users: dict[str, str] = {}
-        for note in (self.root / "leases").glob("[!.]*.json"):
+        try:
+            notes = notes_in(self.root / "leases")
+        except OSError as error:
+            raise StorageError(f"cache {self.root}: leases: {error.strerror}; {remedy(error)} and run again") from error
+        for note in notes:
             try:
                 if owner.is_dead(note.name, time.time() - note.stat().st_mtime, LEASE_SECONDS):
                     note.unlink()
@@ -191,8 +199,10 @@ class Cache:
             except Damaged as error:
                 if note.exists():  # somebody uses something
                     users.update(dict.fromkeys([folder.name for folder in self.folders()], f"somebody ({error})"))
-            except OSError:
+            except FileNotFoundError:
                 continue
+            except OSError as error:  # nor may anybody touch what a note protects that cannot be read for the moment
+                users.update(dict.fromkeys([folder.name for folder in self.folders()], f"somebody ({note}: {error})"))
         return users
 
     # ---- trash ----

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from storage.commit import Record, publish_record
 from storage.damage import Damaged
 from storage.digests import canonical_json
 from storage.errors import StorageError
-from storage.notes import read_note, set_note_aside
+from storage.notes import notes_in, read_note, set_note_aside
 from storage.shards import forget_shard, verify_shard
 from storage.table import Table
 
@@ -69,7 +70,11 @@ def check_cache(cache: Cache, deep: bool = True) -> list[BadShard]:
 
 def _check_notes(folder: Path, mend: bool, outcome: str) -> list[BadShard]:
     found = []
-    for note in sorted(folder.glob("[!.]*.json")):
+    try:
+        notes = notes_in(folder)
+    except OSError as error:
+        return [BadShard(folder.name, "", error.strerror or str(error), 0, "not checked")]
+    for note in notes:
         try:
             read_note(note, "tables")
         except Damaged as error:
@@ -112,13 +117,14 @@ def check_table(table: Table, deep: bool = True, mend: bool = True) -> list[BadS
     if found and not mend:
         return found
     records = table.records()
+    if table.broken_records():  # read twice, as payloads are
+        table.forget_broken()
+        records = table.records()
     broken = table.broken_records()
     cells = dict.fromkeys(broken, 0)
     for record in records if deep else []:
-        try:
-            record.verify()
-        except Damaged as error:
-            broken[record.name], cells[record.name] = error.reason, record.header["cells"]
+        if (reason := _confirmed(record.verify)) is not None:
+            broken[record.name], cells[record.name] = reason, record.header["cells"]
     for name, reason in broken.items():
         if mend:
             folders.set_aside(table.dir / "commits" / name, table.dir / "bad")
@@ -163,12 +169,20 @@ def _fault(table: Table, record: Record, deep: bool) -> str | None:
         return "missing"
     if size != record.header["bytes"]:
         return f"{size} bytes where {record.header['bytes']} were written"
-    if deep:
+    return _confirmed(lambda: verify_shard(path)) if deep else None
+
+
+def _confirmed(verify: Callable[[], None]) -> str | None:
+    """What is wrong, found twice: an I/O error that passes moves nothing aside."""
+    reason = None
+    for _ in range(2):
         try:
-            verify_shard(path)
+            verify()
         except Damaged as error:
-            return error.reason
-    return None
+            reason = error.reason
+        else:
+            return None
+    return reason
 
 
 def _set_aside(table: Table, record: Record, reason: str) -> None:

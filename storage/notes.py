@@ -10,7 +10,7 @@ from typing import Any
 from storage.damage import damage
 from storage.digests import canonical_json, fingerprint
 from storage.files import write_atomically
-from storage.folders import move_aside
+from storage.folders import move_aside, names
 
 
 def write_note(path: Path, content: Mapping[str, Any]) -> None:
@@ -41,3 +41,12 @@ def read_note(path: Path, *keys: str) -> dict[str, Any]:
 def set_note_aside(path: Path) -> None:
     """Move what stands in a note's place to ``<name>.bad`` beside it."""
     move_aside(path, path.with_name(f"{path.name}.bad"))
+
+
+def notes_in(folder: Path, ending: str = ".json") -> list[Path]:
+    """The notes of a folder by name; none where there is no folder. A glob would find none either where it cannot be read.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    return sorted(folder / name for name in names(folder) if name.endswith(ending) and not name.startswith("."))

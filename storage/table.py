@@ -154,6 +154,12 @@ class Table:
         """``{name: why}`` of the records that cannot be read; as of the last :meth:`records`."""
         return {name: error.reason for name, error in self._records.items() if isinstance(error, Damaged)}
 
+    def forget_broken(self) -> None:
+        """Let :meth:`records` read again what could not be read."""
+        with self._lock:
+            for name in self.broken_records():
+                del self._records[name]
+
     def is_set_aside(self, record: Record) -> bool:
         """Whether check found its payload bad."""
         return f"{record.name}.bad" in self._bad

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import importlib
 import json
 import os
 import pickle
@@ -14,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.collect import collect
 from storage import owner, stamps
 from storage.cache import Cache
 from storage.check import EMPTIED, check_cache
-from storage.damage import Damaged
+from storage.damage import Damaged, damage
 from storage.digests import canonical_json
 from storage.errors import StorageError, UserError
 from storage.notes import read_note, write_note
@@ -311,6 +314,62 @@ def test_a_damaged_note_of_use_guards_every_table_while_its_process_lives(tmp_pa
     os.utime(old, (0, 0))
     cache.leased()
     assert not old.exists(), "nobody renews it"
+
+
+def test_a_note_of_use_that_cannot_be_read_for_the_moment_guards_every_table(tmp_path, monkeypatch):
+    table = make_table(tmp_path / "cache", "arrow")
+    cache = Cache.open(tmp_path / "cache")
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with cache.lease("run", [table]), monkeypatch.context() as patch:
+        patch.setattr("storage.cache.read_note", refused)
+        with pytest.raises(UserError, match=rf"{table.dir.name}: in use by somebody"):
+            cache.trash(table)
+
+
+def test_a_folder_of_notes_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatch):
+    table = make_table(tmp_path / "cache", "arrow")
+    cache = Cache.open(tmp_path / "cache")
+    (tmp_path / "cache" / "registered").mkdir()
+    real = os.listdir
+
+    def refused(folder: str) -> list[str]:
+        if Path(folder).name in ("leases", "registered"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(StorageError, match="leases: Permission denied; make it readable"):
+        cache.trash(table)
+    with pytest.raises(StorageError, match="registered: Permission denied; make it readable"):
+        collect(cache, move=True, grace_seconds=0, forget=())
+    assert [found.outcome for found in check_cache(cache)] == ["not checked", "not checked"]
+    assert table.dir.exists()
+
+
+@pytest.mark.parametrize("kind", ["arrow", "lmdb"])
+@pytest.mark.parametrize("reader", ["storage.check.verify_shard", "storage.table.load_record"])
+def test_an_io_error_that_passes_moves_nothing_aside(tmp_path, monkeypatch, kind, reader):
+    table, rows = make_table(tmp_path / "cache", kind), row_ids(30)
+    made = write(table, rows)
+    module, _, name = reader.rpartition(".")
+    real = getattr(importlib.import_module(module), name)
+    failed = []
+
+    def once(*arguments: object) -> object:
+        if not failed:
+            failed.append(arguments)
+            with damage("it"):
+                raise OSError(errno.EIO, "Input/output error")
+        return real(*arguments)
+
+    monkeypatch.setattr(reader, once)
+    assert Table(table.dir).check() == []
+    assert failed
+    assert Path(made.payload).exists()
+    assert Table(table.dir).state(rows, COLUMNS).filled.all()
 
 
 def test_a_note_of_use_that_was_lost_is_left_again(tmp_path, monkeypatch):
