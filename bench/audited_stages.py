@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from stages.stage import Batch, Values
-from stages.teacher.blip import BlipCaptions, BlipFeatures, BlipItm
+from hoi_distill.stages.stage import Batch, Values
+from hoi_distill.stages.teacher.blip import BlipCaptions, BlipFeatures, BlipItm
 
 STAGES = {
     "blip_features": "bench.audited_stages:Features",
@@ -52,7 +52,7 @@ class Captions(BlipCaptions):
 
 def main() -> None:
     """``hoi-distill`` with these stages."""
-    from pipeline import cli, graph
+    from hoi_distill.pipeline import cli, graph
 
     graph.STAGES.update(STAGES)
     cli.main()

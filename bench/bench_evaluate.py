@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from scipy.io import savemat
 
-from stages.data.vocabulary import hico_vocabulary
-from stages.evaluate.detections import Detections, write_detections
+from hoi_distill.stages.data.vocabulary import hico_vocabulary
+from hoi_distill.stages.evaluate.detections import Detections, write_detections
 
 PAIRS_PER_PICTURE = 33_405 / 9_658
 REPEATS = 3
@@ -100,7 +100,7 @@ class Run:
 
 def command(root: Path, file: Path, *options: str) -> Run:
     """Run ``hoi-distill evaluate`` once, on one core."""
-    call = [sys.executable, "-m", "pipeline.cli", "evaluate", "--dataset", "hico-det", "--json", *options]
+    call = [sys.executable, "-m", "hoi_distill", "evaluate", "--dataset", "hico-det", "--json", *options]
     call += ["--annotations", str(root / "instances_test2015.json"), "--detections", str(file)]
     call += ["--image-labels", str(root / "anno.mat")]
     core = min(os.sched_getaffinity(0))

@@ -33,7 +33,7 @@ def line(folder: Path, executor: str) -> dict[str, float | str]:
     wall, cpu, said = time.monotonic(), busy_seconds(), ""
     for command in (["run", str(config), "--executor", executor], ["train", str(config)]):
         said = subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", *command], check=True, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "hoi_distill", *command], check=True, stdout=subprocess.PIPE, text=True
         ).stdout
     figures: dict[str, float | str] = {
         "wall_seconds": round(time.monotonic() - wall, 1),

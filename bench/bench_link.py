@@ -44,32 +44,32 @@ from PIL import Image
 from torch import nn
 
 from bench.bench_teacher_overhead import save_pictures
-from pipeline.cells import read_text
-from pipeline.pair_teachers import plan_all
-from pipeline.resolve import resolve
-from pipeline.run import fill_cache
-from pipeline.setup import prepare
-from pipeline.student_section import student_section
-from pipeline.training import PictureReader, training_set
-from stages.data.records import Annotations
-from stages.data.vocabulary import hico_vocabulary
-from stages.stage import Batch, Stage
-from stages.student.link.config import LinkConfig
-from stages.student.link.distillation import KdConfig
-from stages.student.link.network import Link
-from stages.student.link.network_config import LinkShape
-from stages.student.link.stream import LinkBatches, TaughtBatch
-from stages.student.link.student import allowed, verbs
-from stages.student.link.teaching import PairTeacher
-from stages.student.link.train import batch_loss
-from stages.student.loop import parameter_groups
-from stages.student.pictures import NO_POSITIVES, Picture, gather, targets, with_annotations
-from stages.student.prepare import TrainingSet, training_pictures
-from stages.student.source import MemorySource
-from stages.student.vlm_hoi.augment import View, training_view
-from stages.student.vlm_hoi.config import Pictures
-from stages.teacher.vision_features import VisionFeatures
-from stages.teacher.weights import Checkpoint
+from hoi_distill.pipeline.cells import read_text
+from hoi_distill.pipeline.pair_teachers import plan_all
+from hoi_distill.pipeline.resolve import resolve
+from hoi_distill.pipeline.run import fill_cache
+from hoi_distill.pipeline.setup import prepare
+from hoi_distill.pipeline.student_section import student_section
+from hoi_distill.pipeline.training import PictureReader, training_set
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.vocabulary import hico_vocabulary
+from hoi_distill.stages.stage import Batch, Stage
+from hoi_distill.stages.student.link.config import LinkConfig
+from hoi_distill.stages.student.link.distillation import KdConfig
+from hoi_distill.stages.student.link.network import Link
+from hoi_distill.stages.student.link.network_config import LinkShape
+from hoi_distill.stages.student.link.stream import LinkBatches, TaughtBatch
+from hoi_distill.stages.student.link.student import allowed, verbs
+from hoi_distill.stages.student.link.teaching import PairTeacher
+from hoi_distill.stages.student.link.train import batch_loss
+from hoi_distill.stages.student.loop import parameter_groups
+from hoi_distill.stages.student.pictures import NO_POSITIVES, Picture, gather, targets, with_annotations
+from hoi_distill.stages.student.prepare import TrainingSet, training_pictures
+from hoi_distill.stages.student.source import MemorySource
+from hoi_distill.stages.student.vlm_hoi.augment import View, training_view
+from hoi_distill.stages.student.vlm_hoi.config import Pictures
+from hoi_distill.stages.teacher.vision_features import VisionFeatures
+from hoi_distill.stages.teacher.weights import Checkpoint
 
 SETUP = Path("configs/pico_link.yaml")
 AUGMENTED_LIKE = Path("configs/pico_vlm_hoi.yaml")

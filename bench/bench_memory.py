@@ -52,7 +52,7 @@ def peak(*arguments: str, trained_in: Path | None = None) -> tuple[int, int, flo
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile() as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", *arguments], cwd=ROOT, env=environment, stdout=out, stderr=out
+            [sys.executable, "-m", "hoi_distill", *arguments], cwd=ROOT, env=environment, stdout=out, stderr=out
         )
         while process.poll() is None:
             status = Path(f"/proc/{process.pid}/status").read_text()

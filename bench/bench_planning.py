@@ -27,13 +27,13 @@ import numpy as np
 import pyarrow as pa
 
 from bench.synthetic_table import fill_synthetically, synthetic_rows
-from pipeline.graph import Node
-from pipeline.plan import plan
-from pipeline.sources import image_source
-from stages.data.records import Annotations
-from stages.stage import ArrowOutput, Batch, Stage, Values, fingerprint_record
-from storage import digest_memory
-from storage.cache import Cache
+from hoi_distill.pipeline.graph import Node
+from hoi_distill.pipeline.plan import plan
+from hoi_distill.pipeline.sources import image_source
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values, fingerprint_record
+from hoi_distill.storage import digest_memory
+from hoi_distill.storage.cache import Cache
 
 FOLDERS = 100
 ROWS_PER_SHARD = 2048

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from storage.cache import Cache
-from storage.digests import as_rows, digest_bytes
-from storage.order import epoch_order
-from storage.stream import SampleStream, StreamSpec, TableRef, stack
+from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.digests import as_rows, digest_bytes
+from hoi_distill.storage.order import epoch_order
+from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef, stack
 
 SHAPE = (1024, 24, 24)
 BATCH = 32

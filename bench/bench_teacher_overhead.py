@@ -28,15 +28,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stages.data.image import decode
-from stages.data.vocabulary import hico_vocabulary
-from stages.stage import Stage, fingerprint_record
-from stages.teacher.blip import BlipFeatures, BlipItm
-from stages.teacher.itm_scorer import ItmScorer
-from stages.teacher.weights import Checkpoint
-from storage.digests import as_rows, digest_bytes
-from workers.inline import execute
-from workers.task import Part, TableSpec, Task
+from hoi_distill.stages.data.image import decode
+from hoi_distill.stages.data.vocabulary import hico_vocabulary
+from hoi_distill.stages.stage import Stage, fingerprint_record
+from hoi_distill.stages.teacher.blip import BlipFeatures, BlipItm
+from hoi_distill.stages.teacher.itm_scorer import ItmScorer
+from hoi_distill.stages.teacher.weights import Checkpoint
+from hoi_distill.storage.digests import as_rows, digest_bytes
+from hoi_distill.workers.inline import execute
+from hoi_distill.workers.task import Part, TableSpec, Task
 
 LOADED: dict[Any, Any] = {}
 """Models stay loaded between rounds: loading is not what is compared."""

@@ -38,27 +38,27 @@ import torch
 from torch import Tensor, nn
 
 from bench.bench_itm import tokenizer_of
-from pipeline.pair_teachers import plan_all
-from pipeline.resolve import resolve
-from pipeline.run import fill_cache
-from pipeline.setup import prepare
-from pipeline.training import training_set
-from stages.data.vocabulary import Vocabulary, hico_vocabulary
-from stages.student.calibration import Platt
-from stages.student.checkpoint import Student
-from stages.student.vlm_hoi.config import VlmHoiConfig, network_config
-from stages.student.vlm_hoi.initial_weights import initialise
-from stages.student.vlm_hoi.itm_loss import ItmConfig
-from stages.student.vlm_hoi.itm_targets import ItmTargets, columns_for
-from stages.student.vlm_hoi.losses import ItmTables, batch_loss
-from stages.student.vlm_hoi.matching import Targets
-from stages.student.vlm_hoi.model_config import MurenConfig
-from stages.student.vlm_hoi.muren import Muren, MurenOutput
-from stages.student.vlm_hoi.picture_set import Batch, StepBatches
-from stages.student.vlm_hoi.predict import predicted, triplets, valid_verbs
-from stages.student.vlm_hoi.student import VlmHoiStudent
-from stages.student.vlm_hoi.teacher_scores import teaching
-from stages.student.vlm_hoi.train import parameter_groups
+from hoi_distill.pipeline.pair_teachers import plan_all
+from hoi_distill.pipeline.resolve import resolve
+from hoi_distill.pipeline.run import fill_cache
+from hoi_distill.pipeline.setup import prepare
+from hoi_distill.pipeline.training import training_set
+from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
+from hoi_distill.stages.student.calibration import Platt
+from hoi_distill.stages.student.checkpoint import Student
+from hoi_distill.stages.student.vlm_hoi.config import VlmHoiConfig, network_config
+from hoi_distill.stages.student.vlm_hoi.initial_weights import initialise
+from hoi_distill.stages.student.vlm_hoi.itm_loss import ItmConfig
+from hoi_distill.stages.student.vlm_hoi.itm_targets import ItmTargets, columns_for
+from hoi_distill.stages.student.vlm_hoi.losses import ItmTables, batch_loss
+from hoi_distill.stages.student.vlm_hoi.matching import Targets
+from hoi_distill.stages.student.vlm_hoi.model_config import MurenConfig
+from hoi_distill.stages.student.vlm_hoi.muren import Muren, MurenOutput
+from hoi_distill.stages.student.vlm_hoi.picture_set import Batch, StepBatches
+from hoi_distill.stages.student.vlm_hoi.predict import predicted, triplets, valid_verbs
+from hoi_distill.stages.student.vlm_hoi.student import VlmHoiStudent
+from hoi_distill.stages.student.vlm_hoi.teacher_scores import teaching
+from hoi_distill.stages.student.vlm_hoi.train import parameter_groups
 
 SETUP = Path("configs/pico_vlm_hoi.yaml")
 STEPS = 10

@@ -36,7 +36,7 @@ import pyarrow as pa
 import typer.main
 
 from bench.soak_house import FAULTS, House
-from pipeline import cli
+from hoi_distill.pipeline import cli
 
 KINDS = ("storage", "pipeline")
 STEPS = {"storage": (3, 9), "pipeline": (2, 5)}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.soak_faults import Fault, inject
-from storage.errors import InputFailure, UserError, WorkStopped
+from hoi_distill.storage.errors import InputFailure, UserError, WorkStopped
 
 Send = Callable[[Any], None]
 HANGS_AFTER = 180.0

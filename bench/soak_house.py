@@ -16,8 +16,8 @@ from bench.soak_children import Child, Ended, Send, run
 from bench.soak_damage import damage
 from bench.soak_faults import Fault, draw
 from bench.soak_ledger import Ledger, missing, vanished
-from pipeline import cli
-from storage.errors import UserError, WorkStopped
+from hoi_distill.pipeline import cli
+from hoi_distill.storage.errors import UserError, WorkStopped
 
 typer.main.get_command = functools.cache(typer.main.get_command)
 """To build the commands takes longer than most of them run, and a fork inherits them."""

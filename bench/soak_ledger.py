@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.soak_children import Send
-from storage.table import Table
+from hoi_distill.storage.table import Table
 
 
 @dataclass

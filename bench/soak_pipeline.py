@@ -18,7 +18,7 @@ from bench import soak_stages
 from bench.soak_children import Child, Send
 from bench.soak_house import House, command
 from bench.soak_ledger import report_commits
-from stages.data.image import open_picture
+from hoi_distill.stages.data.image import open_picture
 
 PROMPTS = ("ride", "hold", "eat", "wash")
 VIEWS = ("original", "flip")
@@ -164,8 +164,8 @@ class PipelineHouse(House):
 
     def compare(self, name: str, means: Mapping[str, float], send: Send, whole: bool = False) -> int:
         """Read every cell that counts as filled, and (``whole``) every wanted one."""
-        from pipeline.pair_teachers import plan_all
-        from pipeline.setup import prepare
+        from hoi_distill.pipeline.pair_teachers import plan_all
+        from hoi_distill.pipeline.setup import prepare
 
         setup = prepare(self.path(name))
         source = setup.sources["images"]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import graph
-from stages.stage import ArrowOutput, Batch, Stage, TensorOutput, Values
+from hoi_distill.pipeline import graph
+from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, TensorOutput, Values
 
 STAGES = {
     "soak_found": "bench.soak_stages:Found",

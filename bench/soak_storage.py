@@ -16,11 +16,11 @@ import pyarrow as pa
 from bench.soak_children import Child, Send
 from bench.soak_house import House, command
 from bench.soak_ledger import report_commits
-from storage.cache import Cache
-from storage.digests import as_rows, digest_bytes
-from storage.errors import UserError
-from storage.stream import SampleStream, StreamSpec, TableRef
-from storage.table import Table
+from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.digests import as_rows, digest_bytes
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
+from hoi_distill.storage.table import Table
 
 ROWS, COLUMNS, BLOCK = 10, ("a", "b", "c", "d"), 4
 IDS = as_rows([digest_bytes(f"row {index}".encode()) for index in range(ROWS)]).copy()

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from storage.commit import encode_record
-from storage.rectangle import name_rectangle
-from storage.table import Table
+from hoi_distill.storage.commit import encode_record
+from hoi_distill.storage.rectangle import name_rectangle
+from hoi_distill.storage.table import Table
 
 
 def synthetic_rows(count: int, seed: int = 0) -> np.ndarray:

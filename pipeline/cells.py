@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.plan import TablePlan, align
-from pipeline.setup import Setup
-from stages.stage import fingerprint_record
-from storage.errors import UserError
+from hoi_distill.pipeline.plan import TablePlan, align
+from hoi_distill.pipeline.setup import Setup
+from hoi_distill.stages.stage import fingerprint_record
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
-    from storage.stream import StreamSpec
+    from hoi_distill.storage.stream import StreamSpec
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Part:
 
     Attributes:
         columns: the wanted columns.
-        inputs: the input digests of the asked rows, as :class:`storage.stream.TableRef` takes them; so is ``wanted``.
+        inputs: the input digests of the asked rows, as :class:`hoi_distill.storage.stream.TableRef` takes them; so is ``wanted``.
         values: digest over the value digests of all wanted cells, failures included.
     """
 
@@ -101,7 +101,7 @@ def fingerprint_of(part: Part) -> str:
 
 def stream_spec(setup: Setup, rows: np.ndarray, parts: Mapping[str, Part]) -> StreamSpec:
     """The plain description of what to stream: rows, tables, columns."""
-    from storage.stream import StreamSpec, TableRef
+    from hoi_distill.storage.stream import StreamSpec, TableRef
 
     tables = {}
     for role, part in parts.items():

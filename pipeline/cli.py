@@ -14,14 +14,19 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from pipeline import teachers_cli
-from pipeline.dataset_cli import app as dataset_app
-from pipeline.evaluate_cli import evaluate
-from pipeline.labels_cli import labels
-from pipeline.options import ConfigFile, Json, Limit, Rehash, Set
-from pipeline.terminal import flush_output, one_line, printable_streams
-from pipeline.triplets_cli import triplets
-from pipeline.whereabouts import in_every_folder, names_of_checkpoint, names_of_configuration, names_of_matrix
+from hoi_distill.pipeline import teachers_cli
+from hoi_distill.pipeline.dataset_cli import app as dataset_app
+from hoi_distill.pipeline.evaluate_cli import evaluate
+from hoi_distill.pipeline.labels_cli import labels
+from hoi_distill.pipeline.options import ConfigFile, Json, Limit, Rehash, Set
+from hoi_distill.pipeline.terminal import flush_output, one_line, printable_streams
+from hoi_distill.pipeline.triplets_cli import triplets
+from hoi_distill.pipeline.whereabouts import (
+    in_every_folder,
+    names_of_checkpoint,
+    names_of_configuration,
+    names_of_matrix,
+)
 
 
 class _Commands(typer.core.TyperGroup):
@@ -54,7 +59,7 @@ def _top(
     version: Annotated[bool, typer.Option("--version", help="Print the versions and the device, and exit.")] = False,
 ) -> None:
     if version:
-        from pipeline.versions import versions
+        from hoi_distill.pipeline.versions import versions
 
         print(versions())
         raise typer.Exit
@@ -72,10 +77,10 @@ def plan(
 
     Computes nothing. Of a pico world that is not there, the pictures are drawn first, and a line says so.
     """
-    from pipeline.pair_teachers import plan_all
-    from pipeline.setup import prepare
-    from pipeline.show import plan_table, shared_rows
-    from pipeline.student_section import check_student
+    from hoi_distill.pipeline.pair_teachers import plan_all
+    from hoi_distill.pipeline.setup import prepare
+    from hoi_distill.pipeline.show import plan_table, shared_rows
+    from hoi_distill.pipeline.student_section import check_student
 
     setup = prepare(config, set or (), limit=limit, rehash=rehash)
     check_student(setup)
@@ -103,14 +108,14 @@ def run(
     """Fill the cache: compute every wanted cell that is empty, and nothing else."""
     import functools
 
-    from pipeline.collect import register
-    from pipeline.interrupt import stop_on_interrupt
-    from pipeline.pair_teachers import plan_all
-    from pipeline.run import choose_executor, drop_failures, fill
-    from pipeline.setup import prepare
-    from pipeline.show import nothing_to_do, plan_table, run_summary, shared_rows
-    from pipeline.student_section import check_student, rehearse_student
-    from storage.errors import UserError
+    from hoi_distill.pipeline.collect import register
+    from hoi_distill.pipeline.interrupt import stop_on_interrupt
+    from hoi_distill.pipeline.pair_teachers import plan_all
+    from hoi_distill.pipeline.run import choose_executor, drop_failures, fill
+    from hoi_distill.pipeline.setup import prepare
+    from hoi_distill.pipeline.show import nothing_to_do, plan_table, run_summary, shared_rows
+    from hoi_distill.pipeline.student_section import check_student, rehearse_student
+    from hoi_distill.storage.errors import UserError
 
     if executor not in (None, "ray", "inline"):
         raise UserError(f"--executor {executor}: there are ray and inline")
@@ -147,9 +152,9 @@ def run(
 @in_every_folder("config", names_of_configuration)
 def train(config: ConfigFile, set: Set = None, limit: Limit = None) -> None:
     """Train the student from the cache, evaluate it and write its report. Never loads a teacher."""
-    from pipeline.interrupt import stop_on_interrupt
-    from pipeline.setup import prepare
-    from pipeline.training import train_student
+    from hoi_distill.pipeline.interrupt import stop_on_interrupt
+    from hoi_distill.pipeline.setup import prepare
+    from hoi_distill.pipeline.training import train_student
 
     setup = prepare(config, set or (), limit=limit)
     with stop_on_interrupt() as stop:
@@ -162,7 +167,7 @@ def experiments(
     matrix: Annotated[Path, typer.Argument(help="The matrix, for example configs/experiments.yaml.")],
 ) -> None:
     """Train every arm and seed of a matrix that is not trained yet, then write the table of all."""
-    from pipeline.experiments import run_matrix
+    from hoi_distill.pipeline.experiments import run_matrix
 
     run_matrix(matrix)
 
@@ -176,8 +181,8 @@ def page(
     limit: Limit = None,
 ) -> None:
     """Write one page with the pictures of a folder, what the teacher says of them, and their best prompts."""
-    from pipeline.page import write_page
-    from pipeline.setup import prepare
+    from hoi_distill.pipeline.page import write_page
+    from hoi_distill.pipeline.setup import prepare
 
     write_page(prepare(config, set or (), limit=limit), out)
 
@@ -196,7 +201,7 @@ def predict(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None,
 ) -> None:
     """Find human-object interactions in pictures with a trained student."""
-    from pipeline.prediction import predict_pictures
+    from hoi_distill.pipeline.prediction import predict_pictures
 
     predict_pictures(checkpoint, images, out, detections, threshold, device)
 
@@ -208,8 +213,8 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Read every shard again and compare checksums; a bad one is set aside and its cells count as empty."""
-    from storage.cache import Cache
-    from storage.check import check_cache
+    from hoi_distill.storage.cache import Cache
+    from hoi_distill.storage.check import check_cache
 
     store = existing_cache(cache, Cache)
     bad, tables = check_cache(store, deep=not quick), len(store.folders())
@@ -235,8 +240,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compute random filled cells again and compare: did a refactoring or a new library move the numbers?"""
-    from pipeline.setup import prepare
-    from pipeline.verify import verify_table
+    from hoi_distill.pipeline.setup import prepare
+    from hoi_distill.pipeline.verify import verify_table
 
     outcome = verify_table(prepare(config, set or ()), table, sample, seed)
     print(json.dumps(outcome.as_json(), indent=1) if as_json else outcome.line())
@@ -257,9 +262,9 @@ def gc(
     as_json: Json = False,
 ) -> None:
     """List tables that no registered setup wants and nobody reads; with --yes, move them to the trash."""
-    from pipeline.collect import collect
-    from pipeline.progress import size
-    from storage.cache import Cache
+    from hoi_distill.pipeline.collect import collect
+    from hoi_distill.pipeline.progress import size
+    from hoi_distill.storage.cache import Cache
 
     outcome = collect(existing_cache(cache, Cache), yes, grace_days * 86400, forget or [])
     if as_json:
@@ -289,7 +294,7 @@ app.command()(labels)
 
 
 def existing_cache(root: Path, kind: Any) -> Any:
-    from storage.errors import UserError
+    from hoi_distill.storage.errors import UserError
 
     if not root.is_dir():
         raise UserError(f"--cache {root}: no such folder; a run makes it")
@@ -307,8 +312,8 @@ def main() -> None:
 
 def _run(work: Callable[[], int | None]) -> int:
     """The exit code of some work; what a user can mend, and what the machine refuses, is said in one line."""
-    from storage.errors import UserError, WorkStopped
-    from storage.writable import PLAIN, reason
+    from hoi_distill.storage.errors import UserError, WorkStopped
+    from hoi_distill.storage.writable import PLAIN, reason
 
     try:
         return work() or 0

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.pair_teachers import trained_folders
-from pipeline.plan import TablePlan, folders
-from pipeline.setup import Setup
-from storage.cache import Cache
-from storage.damage import Damaged
-from storage.digests import fingerprint
-from storage.errors import READ_ONLY, StorageError, UserError, remedy
-from storage.notes import notes_in, read_note, set_note_aside, write_note
+from hoi_distill.pipeline.pair_teachers import trained_folders
+from hoi_distill.pipeline.plan import TablePlan, folders
+from hoi_distill.pipeline.setup import Setup
+from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.damage import Damaged
+from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.errors import READ_ONLY, StorageError, UserError, remedy
+from hoi_distill.storage.notes import notes_in, read_note, set_note_aside, write_note
 
 
 def register(setup: Setup, plans: Mapping[str, TablePlan]) -> None:

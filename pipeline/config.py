@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from pipeline.documents import Section, apply_override, read_document, validate
-from storage.errors import UserError
+from hoi_distill.pipeline.documents import Section, apply_override, read_document, validate
+from hoi_distill.storage.errors import UserError
 
 
 class PicoDataset(Section):
@@ -96,7 +96,7 @@ class Workers(Section):
 
 
 class Config(Section):
-    """One setup. Relative paths are relative to the working directory, which :mod:`pipeline.whereabouts` chooses."""
+    """One setup. Relative paths are relative to the working directory, which :mod:`hoi_distill.pipeline.whereabouts` chooses."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     cache: Path = Path("cache")

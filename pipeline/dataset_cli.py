@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.options import Json
+from hoi_distill.pipeline.options import Json
 
 app = typer.Typer(help="Look at a dataset on disk.", rich_markup_mode=None)
 
@@ -29,8 +29,8 @@ def describe(
     as_json: Json = False,
 ) -> None:
     """Count a dataset's pictures, pairs and classes beside the published counts, and name what is missing."""
-    from pipeline.progress import working
-    from stages.data.describe import describe as describe_dataset
+    from hoi_distill.pipeline.progress import working
+    from hoi_distill.stages.data.describe import describe as describe_dataset
 
     with working("reading annotations and the headers of all pictures"):
         description = describe_dataset(dataset, annotations, split or (), image_labels)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from storage.errors import UserError, did_you_mean
+from hoi_distill.storage.errors import UserError, did_you_mean
 
 LARGEST = 16 << 20
 """Bytes of a document; what is larger is something else."""

@@ -49,9 +49,9 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate a file of detections by a benchmark's own protocol. Needs no cache, no torch, no teacher."""
-    from stages.evaluate.exports import export_detections, parse_exports, refuse_exports
-    from stages.evaluate.protocols import Request, default_folder, evaluate_files
-    from storage.writable import refuse_unwritable
+    from hoi_distill.stages.evaluate.exports import export_detections, parse_exports, refuse_exports
+    from hoi_distill.stages.evaluate.protocols import Request, default_folder, evaluate_files
+    from hoi_distill.storage.writable import refuse_unwritable
 
     exports = parse_exports(export or (), dataset)
     request = Request(
@@ -71,7 +71,7 @@ def evaluate(
     intervals = None
     lines = [f"Exported as {kind}: {path}" for kind, path in exports]
     if out is not None:
-        from stages.evaluate.evaluation_page import write_evaluation
+        from hoi_distill.stages.evaluate.evaluation_page import write_evaluation
 
         paths, intervals = write_evaluation(judged, out, detections.name, bootstrap, seed)
         lines += map(str, paths)

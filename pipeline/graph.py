@@ -13,36 +13,36 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, create_model
 
-from pipeline.config import Config
-from pipeline.documents import hint, shown, validate
-from stages.stage import Stage
-from storage.errors import UserError, did_you_mean
+from hoi_distill.pipeline.config import Config
+from hoi_distill.pipeline.documents import hint, shown, validate
+from hoi_distill.stages.stage import Stage
+from hoi_distill.storage.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from stages.data.records import Annotations
-    from stages.data.vocabulary import Vocabulary
-    from stages.teacher.pair_teacher import TrainedTeacher
+    from hoi_distill.stages.data.records import Annotations
+    from hoi_distill.stages.data.vocabulary import Vocabulary
+    from hoi_distill.stages.teacher.pair_teacher import TrainedTeacher
 
 STAGES: dict[str, str] = {
-    "detections_file": "stages.teacher.detections_file:DetectionsFromFile",
-    "ground_truth_boxes": "stages.teacher.detections_file:DetectionsFromAnnotations",
-    "blip_features": "stages.teacher.blip:BlipFeatures",
-    "blip_itm": "stages.teacher.blip:BlipItm",
-    "blip_itc": "stages.teacher.itc:BlipItc",
-    "blip_captions": "stages.teacher.blip:BlipCaptions",
-    "blip2_features": "stages.teacher.blip2:Blip2Features",
-    "blip2_itm": "stages.teacher.blip2:Blip2Itm",
-    "blip2_itc": "stages.teacher.itc:Blip2Itc",
-    "vision_features": "stages.teacher.vision_features:VisionFeatures",
-    "answers": "stages.teacher.answers:Answers",
-    "triplets": "stages.teacher.triplets:Triplets",
-    "image_labels": "stages.teacher.image_labels:ImageLabels",
-    "sentence_embeddings": "stages.teacher.sentence_embeddings:SentenceEmbeddings",
-    "text_embeddings": "stages.teacher.text_embeddings:TextEmbeddings",
-    "detector": "stages.teacher.detectors:Detector",
-    "detectron2": "stages.teacher.detectron2_detector:Detectron2Detector",
-    "link_pairs": "stages.teacher.pair_teacher:LinkPairs",
-    "link_maps": "stages.teacher.pair_teacher:LinkMaps",
+    "detections_file": "hoi_distill.stages.teacher.detections_file:DetectionsFromFile",
+    "ground_truth_boxes": "hoi_distill.stages.teacher.detections_file:DetectionsFromAnnotations",
+    "blip_features": "hoi_distill.stages.teacher.blip:BlipFeatures",
+    "blip_itm": "hoi_distill.stages.teacher.blip:BlipItm",
+    "blip_itc": "hoi_distill.stages.teacher.itc:BlipItc",
+    "blip_captions": "hoi_distill.stages.teacher.blip:BlipCaptions",
+    "blip2_features": "hoi_distill.stages.teacher.blip2:Blip2Features",
+    "blip2_itm": "hoi_distill.stages.teacher.blip2:Blip2Itm",
+    "blip2_itc": "hoi_distill.stages.teacher.itc:Blip2Itc",
+    "vision_features": "hoi_distill.stages.teacher.vision_features:VisionFeatures",
+    "answers": "hoi_distill.stages.teacher.answers:Answers",
+    "triplets": "hoi_distill.stages.teacher.triplets:Triplets",
+    "image_labels": "hoi_distill.stages.teacher.image_labels:ImageLabels",
+    "sentence_embeddings": "hoi_distill.stages.teacher.sentence_embeddings:SentenceEmbeddings",
+    "text_embeddings": "hoi_distill.stages.teacher.text_embeddings:TextEmbeddings",
+    "detector": "hoi_distill.stages.teacher.detectors:Detector",
+    "detectron2": "hoi_distill.stages.teacher.detectron2_detector:Detectron2Detector",
+    "link_pairs": "hoi_distill.stages.teacher.pair_teacher:LinkPairs",
+    "link_maps": "hoi_distill.stages.teacher.pair_teacher:LinkMaps",
 }
 """What may stand under ``stage:``. A stage's constructor arguments are its keys in the configuration; the arguments that
 :meth:`Context.given` names are filled in by the graph unless the configuration gives them."""
@@ -182,10 +182,10 @@ def pair_teachers(config: Config, nodes: Mapping[str, Node], where: Path) -> dic
     Raises:
         UserError: a section that is wrong, of a method that gives no such answers, or of tables that are not there.
     """
-    from pipeline.student_section import read_section
-    from stages.student.link.config import LinkConfig
-    from stages.student.link.network_config import LinkShape
-    from stages.teacher.pair_teacher import TrainedTeacher
+    from hoi_distill.pipeline.student_section import read_section
+    from hoi_distill.stages.student.link.config import LinkConfig
+    from hoi_distill.stages.student.link.network_config import LinkShape
+    from hoi_distill.stages.teacher.pair_teacher import TrainedTeacher
 
     found = {}
     for name, section in config.pair_teachers.items():
@@ -252,7 +252,7 @@ def build_stage(
     for name in weights:
         if chosen[name] is None:
             continue
-        from stages.teacher.weights import Checkpoint
+        from hoi_distill.stages.teacher.weights import Checkpoint
 
         hub = CheckpointName(id=chosen[name]) if isinstance(chosen[name], str) else chosen[name]
         try:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.plan import TablePlan, read_upstream
-from pipeline.setup import Setup
-from stages.data.prompts import NO_INTERACTION
-from stages.teacher.image_labels import IGNORED, NEGATIVE, POSITIVE, ImageLabels, Judged
-from stages.teacher.triplets import drop_report
+from hoi_distill.pipeline.plan import TablePlan, read_upstream
+from hoi_distill.pipeline.setup import Setup
+from hoi_distill.stages.data.prompts import NO_INTERACTION
+from hoi_distill.stages.teacher.image_labels import IGNORED, NEGATIVE, POSITIVE, ImageLabels, Judged
+from hoi_distill.stages.teacher.triplets import drop_report
 
 DOUBTFUL = 0.5
 """Precision of positives below which questions should be mended first."""

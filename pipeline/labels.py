@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.pair_teachers import refuse_better_taught
-from pipeline.setup import Setup
-from pipeline.student_section import FewShotSection, Pictures, labelled_count
-from stages.data import few_shot
-from stages.data.few_shot import FewShot
-from stages.data.records import Annotations
-from stages.data.splits import ZeroShotSplit, split_of
-from stages.data.training_rules import training_rule
-from stages.student.method import METHODS, Method, Needs, method_named
-from storage.errors import UserError
+from hoi_distill.pipeline.pair_teachers import refuse_better_taught
+from hoi_distill.pipeline.setup import Setup
+from hoi_distill.pipeline.student_section import FewShotSection, Pictures, labelled_count
+from hoi_distill.stages.data import few_shot
+from hoi_distill.stages.data.few_shot import FewShot
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.splits import ZeroShotSplit, split_of
+from hoi_distill.stages.data.training_rules import training_rule
+from hoi_distill.stages.student.method import METHODS, Method, Needs, method_named
+from hoi_distill.storage.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

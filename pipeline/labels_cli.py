@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.options import ConfigFile, Json, Set
-from pipeline.whereabouts import in_every_folder, names_of_configuration
+from hoi_distill.pipeline.options import ConfigFile, Json, Set
+from hoi_distill.pipeline.whereabouts import in_every_folder, names_of_configuration
 
 
 @in_every_folder("config", names_of_configuration)
@@ -22,11 +22,11 @@ def labels(
     as_json: Json = False,
 ) -> None:
     """Compare the teacher's image-level labels with the annotations of the training split, and count what was dropped."""
-    from pipeline.label_quality import gate
-    from pipeline.pair_teachers import plan_all
-    from pipeline.setup import prepare
-    from stages.teacher.image_labels import ImageLabels
-    from storage.errors import UserError
+    from hoi_distill.pipeline.label_quality import gate
+    from hoi_distill.pipeline.pair_teachers import plan_all
+    from hoi_distill.pipeline.setup import prepare
+    from hoi_distill.stages.teacher.image_labels import ImageLabels
+    from hoi_distill.storage.errors import UserError
 
     setup = prepare(config, set or ())
     plans = plan_all(setup)
@@ -47,7 +47,7 @@ def labels(
 
 def show(name: str, report: Mapping[str, Any]) -> None:
     """Print one table's figures for people, with a warning where the labels are mostly wrong."""
-    from pipeline.label_quality import DOUBTFUL
+    from hoi_distill.pipeline.label_quality import DOUBTFUL
 
     print(f"{name}: {report['pictures']:,} pictures of the training split, compared with their annotations")
     columns = ("positives", "precision", "recall", "map", "negatives", "ignored", "listed", "missed")

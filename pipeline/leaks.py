@@ -1,6 +1,7 @@
 """No manual label may reach a training that claims to use none: neither as an annotation nor inside a table.
 
-What the training is handed is :func:`pipeline.labels.without_annotations`; this module looks at where its tables come from.
+What the training is handed is :func:`hoi_distill.pipeline.labels.without_annotations`; this module looks at where its
+tables come from.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Dataset, SwigHoiDataset, VCocoDataset
-from stages.data.v_coco import v_coco_vocabulary
-from storage.errors import UserError
+from hoi_distill.pipeline.config import Dataset, SwigHoiDataset, VCocoDataset
+from hoi_distill.stages.data.v_coco import v_coco_vocabulary
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.graph import Node
-    from pipeline.student_section import Pictures
-    from stages.data.vocabulary import Vocabulary
-    from stages.stage import Stage
-    from stages.student.method import Needs
+    from hoi_distill.pipeline.graph import Node
+    from hoi_distill.pipeline.student_section import Pictures
+    from hoi_distill.stages.data.vocabulary import Vocabulary
+    from hoi_distill.stages.stage import Stage
+    from hoi_distill.stages.student.method import Needs
 
 INTERACTION_DATASETS = re.compile(r"hico|v[-_]?coco|swig|hoi-?a", re.IGNORECASE)
 """Datasets of interactions, in the names that checkpoints fine-tuned on them go by."""

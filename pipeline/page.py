@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.pair_teachers import plan_all
-from pipeline.reporting import captions_of, matches_of, readable
-from pipeline.setup import Setup
-from stages.evaluate.gallery import GalleryItem
-from stages.evaluate.report import FolderPage, TableRead, write_folder_page
-from storage.errors import UserError
-from storage.writable import refuse_unwritable
+from hoi_distill.pipeline.pair_teachers import plan_all
+from hoi_distill.pipeline.reporting import captions_of, matches_of, readable
+from hoi_distill.pipeline.setup import Setup
+from hoi_distill.stages.evaluate.gallery import GalleryItem
+from hoi_distill.stages.evaluate.report import FolderPage, TableRead, write_folder_page
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.writable import refuse_unwritable
 
 SHOWN = 8
 """Questions of a table up to which every answer is shown."""

@@ -16,23 +16,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.graph import Node
-from pipeline.plan import Reason, TablePlan, plan
-from pipeline.setup import Setup
-from pipeline.student_section import Pictures, read_section
-from pipeline.watch import Watch
-from stages.student.method import Needs
-from storage.errors import UserError
-from storage.lock import alone
+from hoi_distill.pipeline.graph import Node
+from hoi_distill.pipeline.plan import Reason, TablePlan, plan
+from hoi_distill.pipeline.setup import Setup
+from hoi_distill.pipeline.student_section import Pictures, read_section
+from hoi_distill.pipeline.watch import Watch
+from hoi_distill.stages.student.method import Needs
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.lock import alone
 
 if TYPE_CHECKING:
-    from pipeline.resolve import Resolved
+    from hoi_distill.pipeline.resolve import Resolved
 
 DONE = "done.json"
 
 
 def plan_all(setup: Setup) -> dict[str, TablePlan]:
-    """Plan every table of a setup, upstream first; see :func:`pipeline.plan.plan`."""
+    """Plan every table of a setup, upstream first; see :func:`hoi_distill.pipeline.plan.plan`."""
     plans = plan(setup.nodes, setup.sources, setup.cache, functools.partial(_bound, setup, {}))
     for made in plans.values():
         teacher = getattr(made.node.stage, "teacher", None)
@@ -49,7 +49,7 @@ def train_missing(setup: Setup, plans: Mapping[str, TablePlan], names: Iterable[
     Raises:
         KeyboardInterrupt: ``stop`` was set; the training's state is saved.
     """
-    from pipeline.training import is_trained, trained_student
+    from hoi_distill.pipeline.training import is_trained, trained_student
 
     for name in dict.fromkeys(t.name for table in names if (t := getattr(plans[table].node.stage, "teacher", None))):
         resolved = _resolved(setup, name, plans)
@@ -69,7 +69,7 @@ def _wait(name: str, folder: Path) -> None:
 
 
 def _train(setup: Setup, name: str, resolved: Resolved, folder: Path, stop: threading.Event) -> None:
-    from pipeline.training import fit, on_disk
+    from hoi_distill.pipeline.training import fit, on_disk
 
     own = as_student(setup, name)
     named = replace(own, config=own.config.model_copy(update={"name": f"pair teacher {name}"}))
@@ -104,8 +104,8 @@ def _bound(setup: Setup, known: dict[str, Any], node: Node, plans: Mapping[str, 
 
 def _resolved(setup: Setup, name: str, plans: Mapping[str, TablePlan]) -> Resolved | None:
     """The training of a pair teacher, None while a table that it reads has empty cells."""
-    from pipeline.resolve import resolve
-    from pipeline.student_section import student_section
+    from hoi_distill.pipeline.resolve import resolve
+    from hoi_distill.pipeline.student_section import student_section
 
     own = as_student(setup, name)
     with in_its_section(setup, name):

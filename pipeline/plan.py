@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.graph import Node
-from pipeline.sources import Source
-from stages.stage import Stage, fingerprint_record
-from storage.cache import Cache
-from storage.digests import combine64, fingerprint
-from storage.errors import StorageError
-from storage.table import State, Table
+from hoi_distill.pipeline.graph import Node
+from hoi_distill.pipeline.sources import Source
+from hoi_distill.stages.stage import Stage, fingerprint_record
+from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.digests import combine64, fingerprint
+from hoi_distill.storage.errors import StorageError
+from hoi_distill.storage.table import State, Table
 
 
 @dataclass(frozen=True)

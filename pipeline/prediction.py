@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.graph import Context, build_stage
-from pipeline.progress import working
-from pipeline.run import refuse_absent
-from stages.stage import Batch, Stage, TensorOutput, fingerprint_record
-from storage.codecs import Codec
-from storage.digests import as_rows, digest_bytes, fingerprint
-from storage.errors import InputFailure, UserError
-from storage.files import atomic_write, write_atomically
-from storage.writable import refuse_unwritable, writing
+from hoi_distill.pipeline.graph import Context, build_stage
+from hoi_distill.pipeline.progress import working
+from hoi_distill.pipeline.run import refuse_absent
+from hoi_distill.stages.stage import Batch, Stage, TensorOutput, fingerprint_record
+from hoi_distill.storage.codecs import Codec
+from hoi_distill.storage.digests import as_rows, digest_bytes, fingerprint
+from hoi_distill.storage.errors import InputFailure, UserError
+from hoi_distill.storage.files import atomic_write, write_atomically
+from hoi_distill.storage.writable import refuse_unwritable, writing
 
 if TYPE_CHECKING:
-    from stages.data.records import Annotations
-    from stages.student.checkpoint import Student
+    from hoi_distill.stages.data.records import Annotations
+    from hoi_distill.stages.student.checkpoint import Student
 
 DRAWN = 12
 """At most so many triplets are drawn into a picture."""
@@ -48,11 +48,11 @@ def predict_pictures(
         UserError: a missing or unreadable picture, a detector or encoder other than the student was trained with, no such
             device, or an ``out`` that cannot be written; all before anything is computed.
     """
-    from stages.data.image import decode
-    from stages.student.checkpoint import Student
-    from stages.student.predict import best_device
-    from stages.student.prepare import TestSet
-    from stages.student.source import MemorySource
+    from hoi_distill.stages.data.image import decode
+    from hoi_distill.stages.student.checkpoint import Student
+    from hoi_distill.stages.student.predict import best_device
+    from hoi_distill.stages.student.prepare import TestSet
+    from hoi_distill.stages.student.source import MemorySource
 
     device = device or best_device()
     refuse_absent(device, "--device")
@@ -100,8 +100,8 @@ def predict_pictures(
 
 def given_pictures(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], student: Student) -> Annotations:
     """Annotations without pairs, pictures named by their file names."""
-    from stages.data.listing import readable
-    from stages.data.records import Annotations
+    from hoi_distill.stages.data.listing import readable
+    from hoi_distill.stages.data.records import Annotations
 
     names = [readable(path.name) for path in paths]
     if len(set(names)) != len(names):
@@ -135,7 +135,7 @@ def own_stage(
     detections: Path | None,
 ) -> Stage:
     """The stage that gave the student its ``role`` table, built as it was then; another teacher's answers are refused."""
-    from storage.digest_memory import DigestMemory
+    from hoi_distill.storage.digest_memory import DigestMemory
 
     if role == "detections" and detections is not None:
         made = dict(identity["parameters"])
@@ -171,7 +171,7 @@ def said_stage(checkpoint: Path, role: str, identity: Any) -> tuple[str, dict[st
             f"{checkpoint}/config.json: identities.{role} does not say what made that table; use a checkpoint that training wrote"
         ) from None
     if kind == "detectron2":
-        from stages.teacher.detectron2_code import refuse_code
+        from hoi_distill.stages.teacher.detectron2_code import refuse_code
 
         try:
             refuse_code(str(parameters.get("config")), str(parameters.get("weights")))
@@ -184,8 +184,8 @@ def computed(
     stage: Stage, columns: Sequence[str], whole: Batch, shared: dict[Any, Any], device: str
 ) -> dict[str, Sequence[Any]]:
     """``{column: N values}`` of all pictures, batch by batch."""
-    from storage.arrow_cells import cells
-    from workers.worker import to_numpy
+    from hoi_distill.storage.arrow_cells import cells
+    from hoi_distill.workers.worker import to_numpy
 
     stage.open(device, shared)
     values: dict[str, list[Any]] = {column: [] for column in columns}
@@ -206,9 +206,9 @@ def draw(
     path: Path, names: Sequence[str], pictures: Sequence[Any], student: Student, out: Path, threshold: float
 ) -> None:
     """A copy of every picture with its best triplets."""
-    from stages.evaluate.detections import read_detections
-    from stages.evaluate.drawing import drawn
-    from stages.evaluate.pictures import Pair
+    from hoi_distill.stages.evaluate.detections import read_detections
+    from hoi_distill.stages.evaluate.drawing import drawn
+    from hoi_distill.stages.evaluate.pictures import Pair
 
     words = student.vocabulary
     found = read_detections(

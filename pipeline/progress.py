@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from workers.pulse import COMPUTING, LOADING, READING, WRITTEN, Beat
-from workers.task import TaskReport
+from hoi_distill.workers.pulse import COMPUTING, LOADING, READING, WRITTEN, Beat
+from hoi_distill.workers.task import TaskReport
 
 RENEW_SECONDS = 0.5
 LINE_SECONDS = 5.0

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.plan import TablePlan, align
-from pipeline.setup import Setup
-from stages.evaluate.gallery import Match, choose_pictures, gallery_items
-from stages.evaluate.report import LabelCheck, ReportData, write_report
-from storage.stream import SampleStream, StreamSpec, TableRef
+from hoi_distill.pipeline.plan import TablePlan, align
+from hoi_distill.pipeline.setup import Setup
+from hoi_distill.stages.evaluate.gallery import Match, choose_pictures, gallery_items
+from hoi_distill.stages.evaluate.report import LabelCheck, ReportData, write_report
+from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
 
 if TYPE_CHECKING:
-    from pipeline.resolve import Resolved
-    from stages.evaluate.detections import Detections
-    from stages.evaluate.evaluate import Evaluation
+    from hoi_distill.pipeline.resolve import Resolved
+    from hoi_distill.stages.evaluate.detections import Detections
+    from hoi_distill.stages.evaluate.evaluate import Evaluation
 
 BEST_PROMPTS = 5
 CHECKED = 500
@@ -96,7 +96,7 @@ def ticked(matches: Sequence[Sequence[Match]], truth: np.ndarray, prompts: Seque
 def label_check(setup: Setup, plans: Mapping[str, TablePlan], name: str) -> LabelCheck | None:
     """The gate of a table of image-level labels on :data:`CHECKED` random training pictures, which are all read after the
     training; None where nothing is annotated."""
-    from pipeline.label_quality import gate
+    from hoi_distill.pipeline.label_quality import gate
 
     if not len(setup.dataset["train"].hoi):
         return None

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cells import Part, columns_of, failed_rows, fingerprint_of, part_of
-from pipeline.labels import Labels, labels_of
-from pipeline.plan import TablePlan
-from pipeline.setup import Setup
-from pipeline.student_section import Pictures, student_section
-from stages.student.method import Columns, Method, Needs, parameters_of
-from storage.digests import fingerprint
-from storage.errors import UserError
+from hoi_distill.pipeline.cells import Part, columns_of, failed_rows, fingerprint_of, part_of
+from hoi_distill.pipeline.labels import Labels, labels_of
+from hoi_distill.pipeline.plan import TablePlan
+from hoi_distill.pipeline.setup import Setup
+from hoi_distill.pipeline.student_section import Pictures, student_section
+from hoi_distill.stages.student.method import Columns, Method, Needs, parameters_of
+from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.graph import levels, passes
-from pipeline.interrupt import stop_on_interrupt
-from pipeline.pair_teachers import plan_all, train_missing, trained_folders
-from pipeline.plan import TablePlan, align, folders
-from pipeline.progress import Progress, working
-from pipeline.setup import Setup
-from pipeline.sources import Source
-from pipeline.student_section import check_student, rehearse_student
-from stages.stage import fingerprint_record
-from storage.errors import UserError
-from workers.task import Part, TableSpec, Task, TaskReport, Upstream
+from hoi_distill.pipeline.graph import levels, passes
+from hoi_distill.pipeline.interrupt import stop_on_interrupt
+from hoi_distill.pipeline.pair_teachers import plan_all, train_missing, trained_folders
+from hoi_distill.pipeline.plan import TablePlan, align, folders
+from hoi_distill.pipeline.progress import Progress, working
+from hoi_distill.pipeline.setup import Setup
+from hoi_distill.pipeline.sources import Source
+from hoi_distill.pipeline.student_section import check_student, rehearse_student
+from hoi_distill.stages.stage import fingerprint_record
+from hoi_distill.storage.errors import UserError
+from hoi_distill.workers.task import Part, TableSpec, Task, TaskReport, Upstream
 
 
 @dataclass
@@ -43,7 +43,8 @@ class RunSummary:
 
 
 Execute = Callable[..., None]
-"""``execute(tasks, report=, stop=, beat=)``, see :mod:`workers.inline` and :mod:`workers.ray_executor`."""
+"""``execute(tasks, report=, stop=, beat=)``, see :mod:`hoi_distill.workers.inline` and
+:mod:`hoi_distill.workers.ray_executor`."""
 
 
 Note = Callable[[Mapping[str, TablePlan]], None]
@@ -179,15 +180,15 @@ def choose_executor(name: str, device: str, workers: int, **limits: float) -> It
     """Something that runs tasks, for as many levels as there are; a Ray of our own starts and ends with it.
 
     Args:
-        limits: ``hang_after`` and ``start_within``, see :class:`workers.ray_executor.RayExecutor`.
+        limits: ``hang_after`` and ``start_within``, see :class:`hoi_distill.workers.ray_executor.RayExecutor`.
     """
     if name == "inline":
-        from workers import inline
+        from hoi_distill.workers import inline
 
         refuse_absent(device)
         yield functools.partial(inline.execute, workers=workers, device=device)
     elif name == "ray":
-        from workers.ray_executor import RayExecutor
+        from hoi_distill.workers.ray_executor import RayExecutor
 
         session = contextlib.ExitStack()
         with working("starting Ray"):

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import Config, Dataset, PicoDataset, load_config
-from pipeline.graph import Context, Node, build_graph
-from pipeline.progress import size, working
-from pipeline.sources import Source, image_source, load_dataset, text_source
-from storage.cache import Cache
-from storage.errors import UserError
+from hoi_distill.pipeline.config import Config, Dataset, PicoDataset, load_config
+from hoi_distill.pipeline.graph import Context, Node, build_graph
+from hoi_distill.pipeline.progress import size, working
+from hoi_distill.pipeline.sources import Source, image_source, load_dataset, text_source
+from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
-    from stages.data.records import Annotations
-    from stages.data.vocabulary import Vocabulary
+    from hoi_distill.stages.data.records import Annotations
+    from hoi_distill.stages.data.vocabulary import Vocabulary
 
 
 PICTURE_BYTES = 14_000
@@ -82,7 +82,7 @@ def announce_drawing(dataset: Dataset) -> None:
     """Say that the pico world will be drawn, before it is: whatever asks for it first, a plan too, writes it."""
     if not isinstance(dataset, PicoDataset):
         return
-    from stages.data.pico.world import is_written
+    from hoi_distill.stages.data.pico.world import is_written
 
     if not is_written(dataset.root, dataset.seed, dataset.train, dataset.test):
         number = dataset.train + dataset.test

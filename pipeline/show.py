@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.graph import levels, passes
-from pipeline.progress import duration, size
+from hoi_distill.pipeline.graph import levels, passes
+from hoi_distill.pipeline.progress import duration, size
 
 if TYPE_CHECKING:
-    from pipeline.plan import TablePlan
-    from pipeline.run import RunSummary
-    from pipeline.sources import Source
+    from hoi_distill.pipeline.plan import TablePlan
+    from hoi_distill.pipeline.run import RunSummary
+    from hoi_distill.pipeline.sources import Source
 
 
 def plan_table(plans: Mapping[str, TablePlan]) -> None:

@@ -8,15 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.config import Dataset, FolderDataset, HicoDetDataset, PicoDataset, SwigHoiDataset, VCocoDataset
-from storage.digests import DigestMemory, as_rows, digest_bytes
-from storage.errors import UserError
+from hoi_distill.pipeline.config import (
+    Dataset,
+    FolderDataset,
+    HicoDetDataset,
+    PicoDataset,
+    SwigHoiDataset,
+    VCocoDataset,
+)
+from hoi_distill.storage.digests import DigestMemory, as_rows, digest_bytes
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
-    from stages.data.records import Annotations
+    from hoi_distill.stages.data.records import Annotations
 
 HEADERS_VERSION = 1
-"""Raised when :func:`stages.data.image.read_header` says something else of the same bytes."""
+"""Raised when :func:`hoi_distill.stages.data.image.read_header` says something else of the same bytes."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +58,13 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
     Args:
         limit: only the first so many pictures of each split, for a trial run.
     """
-    from stages.data.open_dataset import open_annotations
+    from hoi_distill.stages.data.open_dataset import open_annotations
 
     match dataset:
         case PicoDataset():
-            from pipeline.progress import working
-            from stages.data.hico_det import load_hico_det
-            from stages.data.pico.world import write_world
+            from hoi_distill.pipeline.progress import working
+            from hoi_distill.stages.data.hico_det import load_hico_det
+            from hoi_distill.stages.data.pico.world import write_world
 
             try:
                 with working(f"drawing the pico world into {dataset.root}"):
@@ -69,11 +76,11 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
                 for split in ("train", "test")
             }
         case FolderDataset(annotations=None):
-            from stages.data.folder import load_folder
+            from hoi_distill.stages.data.folder import load_folder
 
             return {"train": load_folder(dataset.root, vocabulary=dataset.vocabulary, limit=limit)}
         case FolderDataset(annotations=file) if file is not None:
-            from stages.data.folder import load_annotated_folder
+            from hoi_distill.stages.data.folder import load_annotated_folder
 
             return {
                 split: load_annotated_folder(
@@ -128,9 +135,9 @@ def _as_annotated(
     """
     if annotations.frame == "upright":
         return annotations, digests
-    from stages.data.image import as_stored, read_header
-    from stages.data.records import contradiction
-    from stages.data.rejects import Rejects
+    from hoi_distill.stages.data.image import as_stored, read_header
+    from hoi_distill.stages.data.records import contradiction
+    from hoi_distill.stages.data.rejects import Rejects
 
     def header(i: int) -> str:
         width, height, orientation = read_header(annotations.path[i])

@@ -13,11 +13,11 @@ import numpy as np
 import pydantic
 from pydantic import create_model
 
-from pipeline.documents import Section, validate
-from pipeline.leaks import refuse_annotated_vocabulary, refuse_leaks
-from pipeline.setup import Setup, is_folder
-from stages.student.method import METHODS, Method, method_named
-from storage.errors import UserError, placed
+from hoi_distill.pipeline.documents import Section, validate
+from hoi_distill.pipeline.leaks import refuse_annotated_vocabulary, refuse_leaks
+from hoi_distill.pipeline.setup import Setup, is_folder
+from hoi_distill.stages.student.method import METHODS, Method, method_named
+from hoi_distill.storage.errors import UserError, placed
 
 
 class Roles(Section):
@@ -98,7 +98,7 @@ def read_section(document: dict[str, Any], where: str) -> tuple[Method, Any, Pic
 def check_student(setup: Setup) -> None:
     """Refuse a ``student:`` section, or a pair teacher's, with a mistake before a teacher has worked for it, and warn of what
     nobody means; a setup without one is fine."""
-    from pipeline.pair_teachers import as_student, in_its_section
+    from hoi_distill.pipeline.pair_teachers import as_student, in_its_section
 
     for name, section in setup.config.pair_teachers.items():
         where = f"{setup.path}: pair_teachers.{name}."
@@ -112,7 +112,7 @@ def check_student(setup: Setup) -> None:
 
 def rehearse_student(setup: Setup) -> None:
     """:func:`check_student` of what only building the networks tells. It imports torch: for a run that has work to do."""
-    from pipeline.pair_teachers import as_student, in_its_section
+    from hoi_distill.pipeline.pair_teachers import as_student, in_its_section
 
     if is_folder(setup):
         return
@@ -131,8 +131,8 @@ def _rehearse_section(setup: Setup) -> None:
 
 def _check_section(setup: Setup, named: str) -> None:
     """:func:`check_student` of the section in the student's place; warnings begin with ``named``."""
-    from pipeline.labels import labels_of
-    from pipeline.pair_teachers import refuse_other_boxes
+    from hoi_distill.pipeline.labels import labels_of
+    from hoi_distill.pipeline.pair_teachers import refuse_other_boxes
 
     method, config, pictures = student_section(setup)
     needs, where = method.needs(config, setup.vocabulary), f"{setup.path}: student."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from stages.stage import Stage
+    from hoi_distill.stages.stage import Stage
 
 FROM_SETUP = ("annotations", "verbs", "objects", "hois", "questions")
 """Arguments that the graph fills in from the dataset and its vocabulary."""
@@ -35,7 +35,7 @@ def detectors(stage: Name = None, as_json: Json = False) -> None:
 
 
 def _tell(stage: str | None, as_json: bool, detectors: bool) -> None:
-    from storage.errors import UserError
+    from hoi_distill.storage.errors import UserError
 
     found = [entry for entry in catalogue() if (entry["table"] == "detections") == detectors]
     if stage is not None:
@@ -58,7 +58,7 @@ def catalogue() -> list[dict[str, Any]]:
 
     ``keys`` lists ``{name, type, default, required}``; ``needs`` is how to install what is no dependency, or null.
     """
-    from pipeline.graph import STAGES
+    from hoi_distill.pipeline.graph import STAGES
 
     return [_describe(name, where) for name, where in STAGES.items()]
 
@@ -76,7 +76,7 @@ def plain(docstring: str) -> str:
 
 
 def _describe(name: str, where: str) -> dict[str, Any]:
-    from pipeline.graph import constructor_arguments
+    from hoi_distill.pipeline.graph import constructor_arguments
 
     module_name, _, attribute = where.partition(":")
     module = importlib.import_module(module_name)

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import IO, Any
 
-from storage.errors import WorkStopped
-from storage.writable import reason
+from hoi_distill.storage.errors import WorkStopped
+from hoi_distill.storage.writable import reason
 
 CODES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but tab and newline, marks that turn the direction of writing, and bytes that are no text."""

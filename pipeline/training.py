@@ -16,25 +16,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.cells import fingerprint_of, identity_of, read_text, stream_spec
-from pipeline.config import SwigHoiDataset, VCocoDataset
-from pipeline.pair_teachers import plan_all
-from pipeline.plan import TablePlan
-from pipeline.progress import duration
-from pipeline.resolve import Resolved, resolve
-from pipeline.setup import Setup
-from pipeline.student_section import check_student
-from pipeline.watch import Watch
-from stages.student.checkpoint import refuse_damaged
-from storage.digests import canonical_json
-from storage.errors import REMEDIES, InputFailure, StorageError, UserError
-from storage.files import write_atomically
-from storage.lock import alone
+from hoi_distill.pipeline.cells import fingerprint_of, identity_of, read_text, stream_spec
+from hoi_distill.pipeline.config import SwigHoiDataset, VCocoDataset
+from hoi_distill.pipeline.pair_teachers import plan_all
+from hoi_distill.pipeline.plan import TablePlan
+from hoi_distill.pipeline.progress import duration
+from hoi_distill.pipeline.resolve import Resolved, resolve
+from hoi_distill.pipeline.setup import Setup
+from hoi_distill.pipeline.student_section import check_student
+from hoi_distill.pipeline.watch import Watch
+from hoi_distill.stages.student.checkpoint import refuse_damaged
+from hoi_distill.storage.digests import canonical_json
+from hoi_distill.storage.errors import REMEDIES, InputFailure, StorageError, UserError
+from hoi_distill.storage.files import write_atomically
+from hoi_distill.storage.lock import alone
 
 if TYPE_CHECKING:
-    from stages.data.image import Frame
-    from stages.student.checkpoint import Student
-    from stages.student.prepare import TestSet, TrainingSet
+    from hoi_distill.stages.data.image import Frame
+    from hoi_distill.stages.student.checkpoint import Student
+    from hoi_distill.stages.student.prepare import TestSet, TrainingSet
 
 LIBRARIES = ("torch", "accelerate", "transformers", "numpy")
 
@@ -134,7 +134,7 @@ def is_trained(run_dir: Path, fingerprint: str) -> bool:
 
 def trained_student(run_dir: Path) -> Student | None:
     """The student of a training that has ended, ready to predict; None where its checkpoint is damaged, which is said."""
-    from stages.student.checkpoint import Student
+    from hoi_distill.stages.student.checkpoint import Student
 
     try:
         return Student.from_pretrained(run_dir / "checkpoint")
@@ -163,7 +163,7 @@ def fit(
     setup: Setup, resolved: Resolved, run_dir: Path, stop: threading.Event | None, watch: Watch | None = None
 ) -> Student:
     """Train and mark the run as trained."""
-    from stages.student.method import Extras
+    from hoi_distill.stages.student.method import Extras
 
     watch = watch or Watch("training")
     write_json(run_dir / "student.json", provenance(setup, resolved))
@@ -213,8 +213,8 @@ def is_main_process() -> bool:
 
 
 def training_set(setup: Setup, resolved: Resolved) -> TrainingSet:
-    from stages.student.prepare import TrainingSet
-    from stages.student.source import CacheSource
+    from hoi_distill.stages.student.prepare import TrainingSet
+    from hoi_distill.stages.student.source import CacheSource
 
     rows = setup.sources["images"].splits["train"][resolved.records]
     columns = resolved.train["itm"].columns if "itm" in resolved.train else ()
@@ -233,8 +233,8 @@ def training_set(setup: Setup, resolved: Resolved) -> TrainingSet:
 
 
 def test_set(setup: Setup, resolved: Resolved) -> TestSet:
-    from stages.student.prepare import TestSet
-    from stages.student.source import CacheSource
+    from hoi_distill.stages.student.prepare import TestSet
+    from hoi_distill.stages.student.source import CacheSource
 
     rows = setup.sources["images"].splits["test"][resolved.tested]
     return TestSet(
@@ -253,7 +253,7 @@ class PictureReader:
     frame: Frame = "upright"
 
     def __call__(self, row: int) -> np.ndarray:
-        from stages.data.image import read_picture
+        from hoi_distill.stages.data.image import read_picture
 
         try:
             return np.asarray(read_picture(self.uris[row], self.frame))
@@ -267,9 +267,9 @@ def evaluate_run(
     setup: Setup, resolved: Resolved, plans: Mapping[str, TablePlan], run_dir: Path, student: Student, watch: Watch
 ) -> None:
     """Predict the test split, evaluate, write the report, and mark the run as evaluated."""
-    from pipeline.reporting import write_run_report
-    from stages.evaluate.detections import read_detections
-    from stages.evaluate.evaluate import RARE_BELOW, evaluate_hico_det
+    from hoi_distill.pipeline.reporting import write_run_report
+    from hoi_distill.stages.evaluate.detections import read_detections
+    from hoi_distill.stages.evaluate.evaluate import RARE_BELOW, evaluate_hico_det
 
     watch.phase("predicting the test pictures")
     predictions = student.predict(test_set(setup, resolved), run_dir, run_dir.parent.parent / "shared", watch)
@@ -304,7 +304,7 @@ def judge_officially(setup: Setup, predictions: Path, run_dir: Path) -> None:
     dataset = setup.config.dataset
     if not isinstance(dataset, VCocoDataset | SwigHoiDataset):
         return
-    from stages.evaluate.protocols import Request, evaluate_files
+    from hoi_distill.stages.evaluate.protocols import Request, evaluate_files
 
     judged = evaluate_files(Request(dataset.kind, dataset.root, predictions))
     write_json(run_dir / "official.json", judged.record)

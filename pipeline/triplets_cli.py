@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.options import ConfigFile, Json, Set
-from pipeline.whereabouts import in_every_folder, names_of_configuration
+from hoi_distill.pipeline.options import ConfigFile, Json, Set
+from hoi_distill.pipeline.whereabouts import in_every_folder, names_of_configuration
 
 if TYPE_CHECKING:
-    from pipeline.plan import TablePlan
-    from pipeline.setup import Setup
+    from hoi_distill.pipeline.plan import TablePlan
+    from hoi_distill.pipeline.setup import Setup
 
 Log = Annotated[
     Path | None,
@@ -28,13 +28,13 @@ Log = Annotated[
 @in_every_folder("config", names_of_configuration)
 def triplets(config: ConfigFile, set: Set = None, log: Log = None, as_json: Json = False) -> None:
     """Count, for every caption question, the triplets taken and the phrases dropped, by reason."""
-    from pipeline.pair_teachers import plan_all
-    from pipeline.plan import read_upstream
-    from pipeline.setup import prepare
-    from stages.teacher.image_labels import ImageLabels
-    from stages.teacher.triplets import Triplets, drop_report
-    from storage.errors import UserError
-    from storage.writable import refuse_unwritable
+    from hoi_distill.pipeline.pair_teachers import plan_all
+    from hoi_distill.pipeline.plan import read_upstream
+    from hoi_distill.pipeline.setup import prepare
+    from hoi_distill.stages.teacher.image_labels import ImageLabels
+    from hoi_distill.stages.teacher.triplets import Triplets, drop_report
+    from hoi_distill.storage.errors import UserError
+    from hoi_distill.storage.writable import refuse_unwritable
 
     if log is not None:
         refuse_unwritable("--log", log)
@@ -68,8 +68,8 @@ def triplets(config: ConfigFile, set: Set = None, log: Log = None, as_json: Json
 
 def write_log(path: Path, dropped: Iterable[Mapping[str, Any]]) -> None:
     """A line of JSON for each."""
-    from storage.files import write_atomically
-    from storage.writable import writing
+    from hoi_distill.storage.files import write_atomically
+    from hoi_distill.storage.writable import writing
 
     lines = [json.dumps(drop) + "\n" for drop in dropped]
     with writing(f"--log {path}"):

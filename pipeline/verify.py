@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.pair_teachers import plan_all
-from pipeline.progress import working
-from pipeline.run import make_part
-from pipeline.setup import Setup
-from stages.stage import TensorOutput
-from storage.errors import UserError
-from workers.task import Task
+from hoi_distill.pipeline.pair_teachers import plan_all
+from hoi_distill.pipeline.progress import working
+from hoi_distill.pipeline.run import make_part
+from hoi_distill.pipeline.setup import Setup
+from hoi_distill.stages.stage import TensorOutput
+from hoi_distill.storage.errors import UserError
+from hoi_distill.workers.task import Task
 
 TOLERANCE = {"fp16": 2e-3, "bf16": 2e-2, "int8": 3e-2, "float16": 4e-3, "float32": 1e-4}
 """Largest accepted difference, relative to the largest magnitude of the cell (at least 1), by stored type."""
@@ -49,7 +49,7 @@ class Verification:
 
 def verify_table(setup: Setup, name: str, sample: int, seed: int) -> Verification:
     """Compute ``sample`` random filled cells of one table again, in this process, and compare them with what is stored."""
-    from workers.worker import Worker
+    from hoi_distill.workers.worker import Worker
 
     if name not in setup.nodes:
         raise UserError(f"{setup.path}: tables: there is no {name!r}; there are {', '.join(setup.nodes)}")

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from pipeline.progress import duration
-from storage.errors import WorkStopped
+from hoi_distill.pipeline.progress import duration
+from hoi_distill.storage.errors import WorkStopped
 
 
 class Watch:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 MOST = 100_000
@@ -107,7 +107,7 @@ def names_of_checkpoint(folder: Path, overrides: Sequence[str] = ()) -> list[str
 
 
 def _document(file: Path, overrides: Sequence[str] = ()) -> Mapping[Any, Any]:
-    from pipeline.documents import apply_override, read_document
+    from hoi_distill.pipeline.documents import apply_override, read_document
 
     try:
         document = read_document(file, "file", "any")

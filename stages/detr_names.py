@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from stages import timm_backbone
-from storage.errors import UserError
+from hoi_distill.stages import timm_backbone
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages import boxes as box_ops
+from hoi_distill.stages import boxes as box_ops
 
 SMALL_MAP = 40 * 40
 """Cells of a feature map up to which pooling all boxes in one product beats pooling each box's crop by itself. (With
@@ -156,7 +156,7 @@ def _pool_crops(features: Tensor, picture: Tensor, rows_npH: Tensor, columns_nqW
 
 
 def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """:func:`stages.boxes.nms` on tensors: int64 ``[K]`` kept positions, on the device of ``boxes``."""
+    """:func:`hoi_distill.stages.boxes.nms` on tensors: int64 ``[K]`` kept positions, on the device of ``boxes``."""
     if boxes.is_cuda and _torchvision_on_gpu():
         return torch.ops.torchvision.nms(boxes, scores, threshold)
     return torch.from_numpy(box_ops.nms(_array(boxes), _array(scores), threshold)).to(boxes.device)

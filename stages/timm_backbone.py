@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     import torch

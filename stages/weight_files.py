@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 KINDS = (
     ("model.safetensors", "model.safetensors.index.json"),

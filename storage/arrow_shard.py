@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from storage.digests import ROW
+from hoi_distill.storage.digests import ROW
 
 
 def encode(values: pa.Array | pa.ChunkedArray, valid: np.ndarray, cell: pa.DataType) -> pa.Array:

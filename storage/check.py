@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storage import folders, owner
-from storage.commit import Record, publish_record
-from storage.damage import Damaged
-from storage.digests import canonical_json
-from storage.errors import StorageError
-from storage.notes import notes_in, read_note, set_note_aside
-from storage.shards import forget_shard, verify_shard
-from storage.table import Table
+from hoi_distill.storage import folders, owner
+from hoi_distill.storage.commit import Record, publish_record
+from hoi_distill.storage.damage import Damaged
+from hoi_distill.storage.digests import canonical_json
+from hoi_distill.storage.errors import StorageError
+from hoi_distill.storage.notes import notes_in, read_note, set_note_aside
+from hoi_distill.storage.shards import forget_shard, verify_shard
+from hoi_distill.storage.table import Table
 
 if TYPE_CHECKING:
-    from storage.cache import Cache
+    from hoi_distill.storage.cache import Cache
 
 EMPTIED = "set aside, its cells count as empty: run again"
 LEFT = "left where it is, for the cache cannot be written here"

@@ -32,11 +32,11 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import numpy as np
 import pyarrow as pa
 
-from storage import owner, stamps
-from storage.arrow_shard import fixed_binary
-from storage.damage import damage
-from storage.digests import ROW, canonical_json
-from storage.files import sync_folder
+from hoi_distill.storage import owner, stamps
+from hoi_distill.storage.arrow_shard import fixed_binary
+from hoi_distill.storage.damage import damage
+from hoi_distill.storage.digests import ROW, canonical_json
+from hoi_distill.storage.files import sync_folder
 
 _REASONS = pa.list_(pa.struct([("column", pa.int32()), ("reason", pa.string())]))
 _columns_seen: dict[bytes, tuple[str, ...]] = {}  # a table's many records share one tuple of names

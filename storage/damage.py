@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from storage.errors import StorageError
+from hoi_distill.storage.errors import StorageError
 
 # Arrow raises an OSError without a number for contents that make no sense, and EINVAL for an empty file.
 _LOST = (None, errno.EINVAL, errno.EIO, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)

@@ -1,8 +1,8 @@
 """Digests of files, remembered, so that planning over a million pictures reads none of them twice.
 
-A file is known by its path and its stamp (:mod:`storage.stamps`). The memory is one file (:mod:`storage.memory_file`); what
-is known of a directory is a few packed segments rather than a row per file, which makes a warm look-up of a million paths
-quick.
+A file is known by its path and its stamp (:mod:`hoi_distill.storage.stamps`). The memory is one file
+(:mod:`hoi_distill.storage.memory_file`); what is known of a directory is a few packed segments rather than a row per
+file, which makes a warm look-up of a million paths quick.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from storage.errors import UserError
-from storage.memory_file import MemoryFile
-from storage.stamps import is_settled, stamp_of
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.memory_file import MemoryFile
+from hoi_distill.storage.stamps import is_settled, stamp_of
 
 _STAMP = ("size", "mtime_ns", "ctime_ns", "inode")
 _ENTRY = np.dtype([("size", "<i8"), ("mtime_ns", "<i8"), ("ctime_ns", "<i8"), ("inode", "<u8"), ("digest", "V16")])

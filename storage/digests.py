@@ -1,7 +1,7 @@
 """Names by content: digests of bytes, of records, of stored cells.
 
 Rows are named by the 16-byte blake2b digest of the input's bytes (numpy dtype ``V16``); values and inputs of cells by
-``uint64`` digests that mix vectorised. Files' digests are remembered by :mod:`storage.digest_memory`.
+``uint64`` digests that mix vectorised. Files' digests are remembered by :mod:`hoi_distill.storage.digest_memory`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from storage.digest_memory import DigestMemory, digest_bytes
+from hoi_distill.storage.digest_memory import DigestMemory, digest_bytes
 
 __all__ = [
     "FAILURE_DIGEST",

@@ -1,7 +1,7 @@
 """Files that are whole or not there: written beside their place, synced, then renamed.
 
-An error or a kill at any instant leaves what was there before. Tables have writers of their own (:mod:`storage.commit`):
-what they write is named by its contents and never replaced.
+An error or a kill at any instant leaves what was there before. Tables have writers of their own
+(:mod:`hoi_distill.storage.commit`): what they write is named by its contents and never replaced.
 """
 
 from __future__ import annotations

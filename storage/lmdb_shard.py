@@ -27,9 +27,9 @@ from typing import Any, BinaryIO
 import lmdb
 import numpy as np
 
-from storage import owner
-from storage.codecs import Codec
-from storage.digests import ROW, canonical_json
+from hoi_distill.storage import owner
+from hoi_distill.storage.codecs import Codec
+from hoi_distill.storage.digests import ROW, canonical_json
 
 _HEADER = b"\0"
 _TRANSACTION_BYTES = 64 << 20  # of dirty pages held in memory while a shard is built

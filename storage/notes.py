@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from storage.damage import damage
-from storage.digests import canonical_json, fingerprint
-from storage.files import write_atomically
-from storage.folders import move_aside, names
+from hoi_distill.storage.damage import damage
+from hoi_distill.storage.digests import canonical_json, fingerprint
+from hoi_distill.storage.files import write_atomically
+from hoi_distill.storage.folders import move_aside, names
 
 
 def write_note(path: Path, content: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from storage.digests import ROW, canonical_json, digest_bytes
+from hoi_distill.storage.digests import ROW, canonical_json, digest_bytes
 
 
 def validate(

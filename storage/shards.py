@@ -14,12 +14,12 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from storage import lmdb_shard, stamps
-from storage.arrow_shard import ArrowShard
-from storage.damage import Damaged, damage
-from storage.digest_memory import DigestMemory
-from storage.errors import StorageError
-from storage.lmdb_shard import LmdbShard, open_lmdb
+from hoi_distill.storage import lmdb_shard, stamps
+from hoi_distill.storage.arrow_shard import ArrowShard
+from hoi_distill.storage.damage import Damaged, damage
+from hoi_distill.storage.digest_memory import DigestMemory
+from hoi_distill.storage.errors import StorageError
+from hoi_distill.storage.lmdb_shard import LmdbShard, open_lmdb
 
 Shard = ArrowShard | LmdbShard
 UNREAD = bytes(16)

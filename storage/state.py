@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from storage.commit import Record
+from hoi_distill.storage.commit import Record
 
 
 @dataclass

@@ -27,18 +27,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from storage import arrow_shard, folders, lmdb_shard, owner
-from storage.codecs import Codec
-from storage.commit import Record, encode_record, load_record, publish_payload, publish_record
-from storage.damage import Damaged, damage
-from storage.digests import FAILURE_DIGEST, arrow_digests, digest_bytes, fingerprint, tensor_digests
-from storage.errors import StorageError, remedy
-from storage.rectangle import collapse, name_rectangle, validate
-from storage.shards import open_shard, verify_once, verify_shard
-from storage.state import State, merge, overlaps
+from hoi_distill.storage import arrow_shard, folders, lmdb_shard, owner
+from hoi_distill.storage.codecs import Codec
+from hoi_distill.storage.commit import Record, encode_record, load_record, publish_payload, publish_record
+from hoi_distill.storage.damage import Damaged, damage
+from hoi_distill.storage.digests import FAILURE_DIGEST, arrow_digests, digest_bytes, fingerprint, tensor_digests
+from hoi_distill.storage.errors import StorageError, remedy
+from hoi_distill.storage.rectangle import collapse, name_rectangle, validate
+from hoi_distill.storage.shards import open_shard, verify_once, verify_shard
+from hoi_distill.storage.state import State, merge, overlaps
 
 if TYPE_CHECKING:
-    from storage.check import BadShard
+    from hoi_distill.storage.check import BadShard
 
 EMPTY, FAILED = -1, -2
 _READ_ONE_BY_ONE = 16  # payloads, those of a task, that cost less to verify than to ask the machine about
@@ -65,7 +65,8 @@ class Location:
     Attributes:
         shard: ``int32 [R, C]``, index into the lists; -1 empty, -2 a recorded failure.
         position: ``int32 [R, C]``, row within the shard.
-        paths, bytes, columns: per shard, its payload file (:func:`storage.shards.open_shard` reads it), size, columns.
+        paths, bytes, columns: per shard, its payload file (:func:`hoi_distill.storage.shards.open_shard` reads it),
+            size, columns.
     """
 
     shard: np.ndarray
@@ -76,7 +77,7 @@ class Location:
 
 
 class Table:
-    """A table that exists. Get it from :meth:`storage.cache.Cache.table`, or by its folder. Pickles as its folder.
+    """A table that exists. Get it from :meth:`hoi_distill.storage.cache.Cache.table`, or by its folder. Pickles as its folder.
 
     ``rows`` are ``V16 [R]`` row ids, ``columns`` C names. ``inputs`` are the cells' input digests, ``uint64 [R]``
     (one for all of a row's cells) or ``[R, C]``: a cell counts only if it was computed from
@@ -445,12 +446,12 @@ class Table:
     # ---- keeping ----
 
     def verify_shard(self, path: str | os.PathLike[str]) -> None:
-        """Compare a payload with its checksum; see :func:`storage.shards.verify_shard`."""
+        """Compare a payload with its checksum; see :func:`hoi_distill.storage.shards.verify_shard`."""
         verify_shard(path)
 
     def check(self, deep: bool = True, mend: bool = True) -> list[BadShard]:
-        """Set aside what is damaged, see :func:`storage.check.check_table`."""
-        from storage.check import check_table
+        """Set aside what is damaged, see :func:`hoi_distill.storage.check.check_table`."""
+        from hoi_distill.storage.check import check_table
 
         with self.errors("check"):
             return check_table(self, deep, mend)

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 PROBE = bytes(64 << 10)
 """Written and removed again: less than any page, more than a full disk takes."""

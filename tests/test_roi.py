@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import boxes as box_ops
-from stages import roi
+from hoi_distill.stages import boxes as box_ops
+from hoi_distill.stages import roi
 
 
 def bilinear(plane: np.ndarray, y: float, x: float) -> np.ndarray:
@@ -244,12 +244,12 @@ def test_overlaps_of_known_boxes():
 def test_boxes_need_no_torch_and_a_cpu_never_meets_torchvision():
     code = """
 import sys
-from stages import boxes
+from hoi_distill.stages import boxes
 import numpy
 boxes.nms(numpy.zeros((2, 4)), numpy.zeros(2), 0.5)
 assert "torch" not in sys.modules
 import torch
-from stages import roi
+from hoi_distill.stages import roi
 roi.roi_align(torch.zeros(1, 1, 4, 4), [torch.zeros(1, 4)], 2)
 roi.nms(torch.zeros(2, 4), torch.zeros(2), 0.5)
 assert "torchvision" not in sys.modules

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from stages.data.image import decode, frame_of
-from stages.stage import Batch, TensorOutput, Values
-from storage.digests import digest_bytes
-from storage.errors import InputFailure
-from workers.task import TEXT_PREFIX, Task
+from hoi_distill.stages.data.image import decode, frame_of
+from hoi_distill.stages.stage import Batch, TensorOutput, Values
+from hoi_distill.storage.digests import digest_bytes
+from hoi_distill.storage.errors import InputFailure
+from hoi_distill.workers.task import TEXT_PREFIX, Task
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
-from storage.errors import WorkStopped
-from workers.pulse import Beat, Pulse
-from workers.task import FailureLimit, Task, TaskReport
-from workers.worker import SAVE_SECONDS, Worker
+from hoi_distill.storage.errors import WorkStopped
+from hoi_distill.workers.pulse import Beat, Pulse
+from hoi_distill.workers.task import FailureLimit, Task, TaskReport
+from hoi_distill.workers.worker import SAVE_SECONDS, Worker
 
 LOG = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def execute(
         beat: called with all that is under way at each step of a task, in whichever thread makes it.
 
     Raises:
-        UserError: too many inputs failed (:class:`workers.task.FailureLimit`).
+        UserError: too many inputs failed (:class:`hoi_distill.workers.task.FailureLimit`).
         Exception: what a stage or the storage raised. Committed tasks stay committed.
     """
     limit = FailureLimit()

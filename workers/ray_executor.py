@@ -36,10 +36,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from storage.errors import UserError, WorkStopped
-from workers.pulse import READING, Beat
-from workers.ray_session import attached_ray, check_nodes, cluster_address, living_nodes, local_ray, unbroken
-from workers.task import FailureLimit, Task, TaskReport
+from hoi_distill.storage.errors import UserError, WorkStopped
+from hoi_distill.workers.pulse import READING, Beat
+from hoi_distill.workers.ray_session import (
+    attached_ray,
+    check_nodes,
+    cluster_address,
+    living_nodes,
+    local_ray,
+    unbroken,
+)
+from hoi_distill.workers.task import FailureLimit, Task, TaskReport
 
 LOG = logging.getLogger(__name__)
 
@@ -144,7 +151,7 @@ class _Actor:
             sys.modules["torch"].set_num_threads(threads)
         import ray
 
-        from workers.worker import SAVE_SECONDS, Worker
+        from hoi_distill.workers.worker import SAVE_SECONDS, Worker
 
         self._save_after = SAVE_SECONDS
         self._worker = Worker("cuda" if ray.get_gpu_ids() else "cpu", readers=max(2, threads))
@@ -425,7 +432,7 @@ class _Pool:
         if job.deaths < TRIES_ALONE:
             self._suspects.append(job)
             return
-        from workers.worker import record_failure
+        from hoi_distill.workers.worker import record_failure
 
         self._count(record_failure(job.task, f"killed its worker {TRIES_ALONE} times alone"))
 

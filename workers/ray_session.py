@@ -24,9 +24,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from storage import owner
-from storage.errors import UserError
-from workers.task import Task
+from hoi_distill.storage import owner
+from hoi_distill.storage.errors import UserError
+from hoi_distill.workers.task import Task
 
 if TYPE_CHECKING:
     from ray import ObjectRef

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
-    from stages.stage import ArrowOutput, Stage, TensorOutput
-    from storage.table import Table
+    from hoi_distill.stages.stage import ArrowOutput, Stage, TensorOutput
+    from hoi_distill.storage.table import Table
 
 TEXT_PREFIX = "text:"
 """A task's uri is a file path, or this prefix followed by the text itself."""
@@ -25,7 +25,7 @@ class TableSpec:
     Attributes:
         root: the cache's root folder.
         name: the stage's name, the first part of the table's folder name.
-        record: the table's fingerprint record (``stages.stage.fingerprint_record``).
+        record: the table's fingerprint record (``hoi_distill.stages.stage.fingerprint_record``).
         output: what a cell looks like.
     """
 
@@ -36,7 +36,7 @@ class TableSpec:
 
     def open(self) -> Table:
         """The table in the cache (created where it is missing)."""
-        from storage.cache import Cache
+        from hoi_distill.storage.cache import Cache
 
         value_type = getattr(self.output, "type", None)
         return Cache.open(self.root).table(self.name, self.record, self.output.describe(), value_type)

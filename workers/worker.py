@@ -23,15 +23,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from stages.stage import ArrowOutput, Batch, Stage, Values
-from storage.digests import canonical_json
-from storage.errors import InputFailure
-from workers.batches import Changed, batch_of, batch_size_of, batches_of, load_row, padded, prefetch, to_numpy
-from workers.pulse import COMPUTING, LOADING, READING, WRITING, WRITTEN, Pulse
-from workers.task import Part, TableSpec, Task, TaskReport
+from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values
+from hoi_distill.storage.digests import canonical_json
+from hoi_distill.storage.errors import InputFailure
+from hoi_distill.workers.batches import (
+    Changed,
+    batch_of,
+    batch_size_of,
+    batches_of,
+    load_row,
+    padded,
+    prefetch,
+    to_numpy,
+)
+from hoi_distill.workers.pulse import COMPUTING, LOADING, READING, WRITING, WRITTEN, Pulse
+from hoi_distill.workers.task import Part, TableSpec, Task, TaskReport
 
 if TYPE_CHECKING:
-    from storage.table import Table
+    from hoi_distill.storage.table import Table
 
 
 REPORTED = 10

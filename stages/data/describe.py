@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from stages.data.image import header_size
-from stages.data.open_dataset import DATASETS, open_annotations
-from stages.data.records import Annotations
-from stages.data.vocabulary import hico_vocabulary
-from storage.errors import UserError
+from hoi_distill.stages.data.image import header_size
+from hoi_distill.stages.data.open_dataset import DATASETS, open_annotations
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.vocabulary import hico_vocabulary
+from hoi_distill.storage.errors import UserError
 
 SPLITS = {
     "hico-det": ("train", "test"),
@@ -163,7 +163,7 @@ def _counts(dataset: str, split: str, read: Annotations) -> list[Count]:
         found["rare interactions"] = int((pairs < _RARE_BELOW).sum())
         found["non-rare interactions"] = int((pairs >= _RARE_BELOW).sum())
     if dataset == "swig-hoi" and split == "test":
-        from stages.data.swig_hoi import swig_evaluated, swig_frequency
+        from hoi_distill.stages.data.swig_hoi import swig_evaluated, swig_frequency
 
         found["evaluated interactions"] = int(swig_evaluated().sum())
         for frequency, name in enumerate(("unseen", "rare", "non-rare")):

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from stages import boxes as box_ops
-from stages.data.coco import labels_of_categories
-from stages.data.json_columns import integers, number_rows, numbers, read_json
-from stages.data.records import Annotations
-from storage.errors import UserError
+from hoi_distill.stages import boxes as box_ops
+from hoi_distill.stages.data.coco import labels_of_categories
+from hoi_distill.stages.data.json_columns import integers, number_rows, numbers, read_json
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.storage.errors import UserError
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
 _SLACK = 1.0

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.data.records import Annotations
-from storage.errors import UserError
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.storage.errors import UserError
 
 SHOTS: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
 SEEDS: tuple[int, ...] = (0, 1, 2)

@@ -24,14 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from stages.data.image import header_size
-from stages.data.json_columns import integers, number_rows, read_json
-from stages.data.listing import SUFFIXES, below, pictures_below
-from stages.data.raw_split import inside
-from stages.data.records import Annotations, contradiction
-from stages.data.rejects import Rejects
-from stages.data.vocabulary import Vocabulary, hico_vocabulary
-from storage.errors import UserError, did_you_mean
+from hoi_distill.stages.data.image import header_size
+from hoi_distill.stages.data.json_columns import integers, number_rows, read_json
+from hoi_distill.stages.data.listing import SUFFIXES, below, pictures_below
+from hoi_distill.stages.data.raw_split import inside
+from hoi_distill.stages.data.records import Annotations, contradiction
+from hoi_distill.stages.data.rejects import Rejects
+from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
+from hoi_distill.storage.errors import UserError, did_you_mean
 
 KEYS = {
     "annotations": ("vocabulary", "pictures"),
@@ -42,7 +42,7 @@ KEYS = {
 
 
 def load_folder(root: str | Path, vocabulary: str | Path | None = None, limit: int | None = None) -> Annotations:
-    """All pictures under a folder (:func:`stages.data.listing.pictures_below`), sorted by path. No pairs.
+    """All pictures under a folder (:func:`hoi_distill.stages.data.listing.pictures_below`), sorted by path. No pairs.
 
     vocabulary: a file of ``Vocabulary.save``; by default HICO-DET's 600 interactions. Sizes are read from the headers,
     EXIF orientation applied; a file with an unreadable header stays, with size 0 (decoding it will say why).

@@ -1,7 +1,7 @@
 """HICO-DET (Chao et al., Learning to Detect Human-Object Interactions, WACV 2018), in whichever form it lies on disk.
 
-Its authors' ``anno_bbox.mat`` and the two JSON forms that others made of it (:mod:`stages.data.hico_json`) give the same
-records. Image-level labels come from ``anno.mat`` beside any of them.
+Its authors' ``anno_bbox.mat`` and the two JSON forms that others made of it (:mod:`hoi_distill.stages.data.hico_json`)
+give the same records. Image-level labels come from ``anno.mat`` beside any of them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.data.hico_json import read_hico_json
-from stages.data.hico_mat import read_anno_bbox, read_image_level
-from stages.data.image import header_size
-from stages.data.listing import Listing
-from stages.data.raw_split import RawSplit, good_pairs, good_pictures, half_open
-from stages.data.records import Annotations
-from stages.data.rejects import Rejects
-from storage.errors import UserError
+from hoi_distill.stages.data.hico_json import read_hico_json
+from hoi_distill.stages.data.hico_mat import read_anno_bbox, read_image_level
+from hoi_distill.stages.data.image import header_size
+from hoi_distill.stages.data.listing import Listing
+from hoi_distill.stages.data.raw_split import RawSplit, good_pairs, good_pictures, half_open
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.rejects import Rejects
+from hoi_distill.storage.errors import UserError
 
 _JSON_NAMES = {
     "train": ("instances_train2015*.json", "trainval_hico*.json"),

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
-from stages.data.json_columns import integers, number_rows, read_json
-from stages.data.raw_split import RawSplit
-from stages.data.vocabulary import Vocabulary, hico_vocabulary
-from storage.errors import UserError, did_you_mean
+from hoi_distill.stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
+from hoi_distill.stages.data.json_columns import integers, number_rows, read_json
+from hoi_distill.stages.data.raw_split import RawSplit
+from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
+from hoi_distill.storage.errors import UserError, did_you_mean
 
 _ENOUGH_BOXES = 1000  # among so many some touch the border: the smallest coordinate is that of the first pixel
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from stages.data.matlab import read_matrix, without_compression
-from stages.data.raw_split import RawSplit
-from stages.data.vocabulary import Vocabulary
-from storage.errors import UserError
+from hoi_distill.stages.data.matlab import read_matrix, without_compression
+from hoi_distill.stages.data.raw_split import RawSplit
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.storage.errors import UserError
 
 
 def read_anno_bbox(file: Path, split: str, limit: int | None, reject: Callable[[str], None]) -> RawSplit:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 _NUMBERS = frozenset((int, float))
 _DIGITS = re.compile("[0-9]{1,18}")

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 _log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 _MATRIX, _COMPRESSED = 14, 15
 _STRUCT, _CHAR = 2, 4

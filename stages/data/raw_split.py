@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.data.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.data.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from stages.data.image import Frame
+    from hoi_distill.stages.data.image import Frame
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 _log = logging.getLogger(__name__)
 

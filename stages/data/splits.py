@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.data.vocabulary import Vocabulary, hico_vocabulary
-from storage.errors import UserError
+from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
+from hoi_distill.storage.errors import UserError
 
 _FILES = Path(__file__).parent / "vocabularies"
 ZERO_SHOT_SPLITS: tuple[str, ...] = ("RF-UC", "NF-UC", "UO", "UV", "UC0", "UC1", "UC2", "UC3", "UC4")
@@ -67,9 +67,9 @@ def zero_shot(name: str) -> ZeroShotSplit:
 def splits_of(vocabulary: Vocabulary) -> dict[str, Callable[[], ZeroShotSplit]]:
     """The zero-shot splits of a vocabulary by name: HICO-DET's, the pico world's of the same names, and of SWiG-HOI
     "swig", the evaluated interactions without a training annotation; none of any other."""
-    from stages.data.pico.splits import PICO_SPLITS, pico_zero_shot
-    from stages.data.pico.world import pico_vocabulary
-    from stages.data.swig_hoi import swig_evaluated, swig_frequency, swig_vocabulary
+    from hoi_distill.stages.data.pico.splits import PICO_SPLITS, pico_zero_shot
+    from hoi_distill.stages.data.pico.world import pico_vocabulary
+    from hoi_distill.stages.data.swig_hoi import swig_evaluated, swig_frequency, swig_vocabulary
 
     if vocabulary == hico_vocabulary():
         return {name: partial(zero_shot, name) for name in ZERO_SHOT_SPLITS}

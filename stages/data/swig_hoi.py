@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from stages.data.json_columns import integers, number_rows, read_json
-from stages.data.listing import Listing
-from stages.data.records import Annotations
-from stages.data.rejects import Rejects
-from stages.data.vocabulary import Vocabulary
-from storage.errors import UserError
+from hoi_distill.stages.data.json_columns import integers, number_rows, read_json
+from hoi_distill.stages.data.listing import Listing
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.rejects import Rejects
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.storage.errors import UserError
 
 _SPLITS = ("train", "val", "trainval", "test")
 _VOCABULARY = Path(__file__).parent / "vocabularies" / "swig_hoi.json"

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from stages.boxes import iou
-from stages.data.records import Annotations
-from storage.errors import UserError
+from hoi_distill.stages.boxes import iou
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.storage.errors import UserError
 
 TrainingRule = Callable[[Annotations, np.ndarray], Annotations]
 

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.data.image import header_size
-from stages.data.records import Annotations
-from stages.data.rejects import Rejects
-from stages.data.v_coco_files import (
+from hoi_distill.stages.data.image import header_size
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.rejects import Rejects
+from hoi_distill.stages.data.v_coco_files import (
     Instances,
     Pairs,
     Verbs,
@@ -35,8 +35,8 @@ from stages.data.v_coco_files import (
     split_files,
     split_pictures,
 )
-from stages.data.vocabulary import Vocabulary
-from storage.errors import UserError
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.storage.errors import UserError
 
 _log = logging.getLogger(__name__)
 

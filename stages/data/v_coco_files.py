@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from stages.data.coco import COCO_CATEGORY_IDS, OBJECT_INDEX
-from stages.data.json_columns import integers, number_rows, read_json
-from storage.errors import UserError, did_you_mean
+from hoi_distill.stages.data.coco import COCO_CATEGORY_IDS, OBJECT_INDEX
+from hoi_distill.stages.data.json_columns import integers, number_rows, read_json
+from hoi_distill.storage.errors import UserError, did_you_mean
 
 Reject = Callable[[str], None]
 

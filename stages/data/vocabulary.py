@@ -13,10 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
-from stages.data.prompts import NO_INTERACTION, interaction_prompt, interaction_question, object_prompt, verb_prompt
-from storage.errors import UserError, did_you_mean
-from storage.files import write_atomically
+from hoi_distill.stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
+from hoi_distill.stages.data.prompts import (
+    NO_INTERACTION,
+    interaction_prompt,
+    interaction_question,
+    object_prompt,
+    verb_prompt,
+)
+from hoi_distill.storage.errors import UserError, did_you_mean
+from hoi_distill.storage.files import write_atomically
 
 _RESPELLED = {"controling": "controlling", "spining": "spinning"}  # as HICO-DET's own list has them
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.evaluate.curves import Ranking, suffix_maximum
+from hoi_distill.stages.evaluate.curves import Ranking, suffix_maximum
 
 
 @dataclass(frozen=True)

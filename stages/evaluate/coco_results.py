@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
-from stages.data.vocabulary import Vocabulary
-from stages.evaluate.detections import Detections
-from storage.files import write_atomically
-from storage.writable import writing
+from hoi_distill.stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.storage.files import write_atomically
+from hoi_distill.storage.writable import writing
 
 
 def write_coco_results(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from storage.errors import UserError, did_you_mean
+from hoi_distill.storage.errors import UserError, did_you_mean
 
 SWITCHES: dict[str, dict[str, str]] = {
     "recall_grid": {

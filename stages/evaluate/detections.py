@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 _BOX = pa.list_(pa.float32(), 4)
 SCHEMA = pa.schema(

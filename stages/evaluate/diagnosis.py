@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.evaluate.average_precision import iou
-from stages.evaluate.curves import Ranking
-from stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.average_precision import iou
+from hoi_distill.stages.evaluate.curves import Ranking
+from hoi_distill.stages.evaluate.detections import Detections
 
 ON, NEAR = 0.5, 0.1
 

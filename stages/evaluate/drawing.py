@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from stages.evaluate.pictures import Pair, numbered
+from hoi_distill.stages.evaluate.pictures import Pair, numbered
 
 LONGEST = 960
 """Pixels of the longer side: small pictures are enlarged so that labels can be read."""

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.evaluate.bootstrap import Weighted
-from stages.evaluate.curves import Ranking
-from stages.evaluate.detections import Detections
-from stages.evaluate.diagnosis import KINDS, MISSES, Diagnosis, Pairs, confusions, decisive
+from hoi_distill.stages.evaluate.bootstrap import Weighted
+from hoi_distill.stages.evaluate.curves import Ranking
+from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.diagnosis import KINDS, MISSES, Diagnosis, Pairs, confusions, decisive
 
 
 @dataclass(frozen=True)
 class ErrorRow:
     """One category of detections. ``decisive`` counts those among the n best of their class (see
-    :func:`stages.evaluate.diagnosis.decisive`), ``all`` every counted one; ``gain`` is what the mean average precision
-    would gain, in percentage points, if they were not there (0 for right ones)."""
+    :func:`hoi_distill.stages.evaluate.diagnosis.decisive`), ``all`` every counted one; ``gain`` is what the mean
+    average precision would gain, in percentage points, if they were not there (0 for right ones)."""
 
     kind: str
     text: str

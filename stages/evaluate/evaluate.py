@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.data.splits import RARE_BELOW, ZeroShotSplit
-from stages.evaluate.conventions import OFFICIAL, Convention
-from stages.evaluate.detections import Detections
-from stages.evaluate.hico_det import ClassResults, Truths, hico_det
-from storage.errors import UserError
+from hoi_distill.stages.data.splits import RARE_BELOW, ZeroShotSplit
+from hoi_distill.stages.evaluate.conventions import OFFICIAL, Convention
+from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.hico_det import ClassResults, Truths, hico_det
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
-    from stages.data.records import Annotations
-    from stages.data.vocabulary import Vocabulary
+    from hoi_distill.stages.data.records import Annotations
+    from hoi_distill.stages.data.vocabulary import Vocabulary
 
 __all__ = ["RARE_BELOW", "Evaluation", "evaluate_hico_det", "training_pairs", "truths_of"]
 
@@ -85,7 +85,7 @@ def evaluate_hico_det(
     convention: Convention = OFFICIAL,
     zero_shot: ZeroShotSplit | None = None,
 ) -> Evaluation:
-    """Evaluate by HICO-DET's protocol (:mod:`stages.evaluate.hico_det`).
+    """Evaluate by HICO-DET's protocol (:mod:`hoi_distill.stages.evaluate.hico_det`).
 
     Args:
         annotations: the test split. Without image-level labels (``image_hois``), known-object picture sets are taken

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from stages.evaluate import charts
-from stages.evaluate.bootstrap import Interval, Intervals, bootstrap_intervals
-from stages.evaluate.curves import precision_recall
-from stages.evaluate.diagnosis import KINDS, Pairs, diagnose
-from stages.evaluate.error_summary import ErrorSummary, summarise
-from stages.evaluate.evaluate import RARE_BELOW
-from stages.evaluate.protocols import LABELS, Judged
-from stages.evaluate.report import environment
-from storage.files import atomic_write
-from storage.writable import writing
+from hoi_distill.stages.evaluate import charts
+from hoi_distill.stages.evaluate.bootstrap import Interval, Intervals, bootstrap_intervals
+from hoi_distill.stages.evaluate.curves import precision_recall
+from hoi_distill.stages.evaluate.diagnosis import KINDS, Pairs, diagnose
+from hoi_distill.stages.evaluate.error_summary import ErrorSummary, summarise
+from hoi_distill.stages.evaluate.evaluate import RARE_BELOW
+from hoi_distill.stages.evaluate.protocols import LABELS, Judged
+from hoi_distill.stages.evaluate.report import environment
+from hoi_distill.storage.files import atomic_write
+from hoi_distill.storage.writable import writing
 
 WORST = 15
 LISTED = 1500

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.evaluate.protocols import Judged
-from storage.errors import UserError
-from storage.writable import refuse_unwritable, writing
+from hoi_distill.stages.evaluate.protocols import Judged
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.writable import refuse_unwritable, writing
 
 EXPORTS = ("hico-mat", "v-coco-json", "coco")
 
@@ -50,14 +50,14 @@ def export_detections(judged: Judged, kind: str, path: Path) -> None:
     with writing(f"--export {kind} {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "v-coco-json":
-            from stages.evaluate.v_coco_json import write_v_coco_json
+            from hoi_distill.stages.evaluate.v_coco_json import write_v_coco_json
 
             write_v_coco_json(path, found, judged.image_ids)
         elif kind == "hico-mat":
-            from stages.evaluate.hico_mat import write_hico_mat
+            from hoi_distill.stages.evaluate.hico_mat import write_hico_mat
 
             write_hico_mat(path, found, judged.vocabulary, len(judged.image_ids))
         else:
-            from stages.evaluate.coco_results import write_coco_results
+            from hoi_distill.stages.evaluate.coco_results import write_coco_results
 
             write_coco_results(path, found, judged.image_ids, judged.vocabulary)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from stages.evaluate.detections import Detections
-from stages.evaluate.pictures import Pair
+from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.pictures import Pair
 
 if TYPE_CHECKING:
-    from stages.data.image import Frame
-    from stages.data.records import Annotations
-    from stages.data.vocabulary import Vocabulary
+    from hoi_distill.stages.data.image import Frame
+    from hoi_distill.stages.data.records import Annotations
+    from hoi_distill.stages.data.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.evaluate.average_precision import (
+from hoi_distill.stages.evaluate.average_precision import (
     RECALL_GRIDS,
     best_matches,
     candidates,
@@ -15,9 +15,9 @@ from stages.evaluate.average_precision import (
     iou,
     ranking,
 )
-from stages.evaluate.conventions import OFFICIAL, Convention
-from stages.evaluate.detections import Detections
-from stages.evaluate.pair_nms import pairwise_nms
+from hoi_distill.stages.evaluate.conventions import OFFICIAL, Convention
+from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.pair_nms import pairwise_nms
 
 _HALF_OPEN = np.array([0, 0, 1, 1], np.float32)  # minus inclusive corners
 

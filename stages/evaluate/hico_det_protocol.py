@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.data.open_dataset import open_annotations
-from stages.data.splits import ZeroShotSplit, hico_training_pairs, split_of
-from stages.data.vocabulary import hico_vocabulary
-from stages.evaluate.average_precision import RECALL_GRIDS
-from stages.evaluate.conventions import OFFICIAL, SWITCHES, Convention, convention
-from stages.evaluate.evaluate import RARE_BELOW, evaluate_hico_det, training_pairs
-from stages.evaluate.protocols import (
+from hoi_distill.stages.data.open_dataset import open_annotations
+from hoi_distill.stages.data.splits import ZeroShotSplit, hico_training_pairs, split_of
+from hoi_distill.stages.data.vocabulary import hico_vocabulary
+from hoi_distill.stages.evaluate.average_precision import RECALL_GRIDS
+from hoi_distill.stages.evaluate.conventions import OFFICIAL, SWITCHES, Convention, convention
+from hoi_distill.stages.evaluate.evaluate import RARE_BELOW, evaluate_hico_det, training_pairs
+from hoi_distill.stages.evaluate.protocols import (
     Judged,
     Request,
     Setting,
@@ -26,17 +26,17 @@ from stages.evaluate.protocols import (
     ties_of,
     vocabulary_of,
 )
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
-    from stages.data.records import Annotations
-    from stages.data.vocabulary import Vocabulary
-    from stages.evaluate.detections import Detections
-    from stages.evaluate.hico_det import Truths
+    from hoi_distill.stages.data.records import Annotations
+    from hoi_distill.stages.data.vocabulary import Vocabulary
+    from hoi_distill.stages.evaluate.detections import Detections
+    from hoi_distill.stages.evaluate.hico_det import Truths
 
 
 def judge_hico_det(request: Request) -> Judged:
-    """Read, check and evaluate; see :func:`stages.evaluate.protocols.evaluate_files`."""
+    """Read, check and evaluate; see :func:`hoi_distill.stages.evaluate.protocols.evaluate_files`."""
     chosen = convention(request.convention, request.switches)
     test = open_annotations(
         request.dataset, request.annotations, request.split, images=False, image_labels=request.image_labels
@@ -123,13 +123,13 @@ def _read(request: Request, test: Annotations) -> Detections:
             f"--frame {request.frame}: {form} files say which pixels a box begins and ends with; leave it out"
         )
     if form == "qpic":
-        from stages.evaluate.qpic_json import FRAMES, read_qpic_json
+        from hoi_distill.stages.evaluate.qpic_json import FRAMES, read_qpic_json
 
         if request.frame not in (None, *FRAMES):
             raise UserError(f"--frame {request.frame}: there are {', '.join(FRAMES)}")
         return read_qpic_json(request.detections, test, request.frame)
     if form == "pocket":
-        from stages.evaluate.pocket_mat import read_pocket_mat
+        from hoi_distill.stages.evaluate.pocket_mat import read_pocket_mat
 
         return read_pocket_mat(request.detections, test.image_id, vocabulary_of(test))
     if form == "parquet":

@@ -16,9 +16,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from stages.data.vocabulary import Vocabulary
-from stages.evaluate.detections import Detections
-from storage.writable import writing
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.storage.writable import writing
 
 _HEADER = b"MATLAB 5.0 MAT-file, detections of human-object interactions".ljust(124) + struct.pack(
     "<H2s", 0x0100, b"IM"

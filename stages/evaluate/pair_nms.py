@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stages.evaluate.average_precision import iou
+from hoi_distill.stages.evaluate.average_precision import iou
 
 
 def pairwise_nms(
@@ -26,8 +26,8 @@ def pairwise_nms(
         group: ``int [D]`` picture and class of each detection.
         score: ``float [D]``.
         boxes: human and object boxes, ``float [D, 4]`` each, xyxy pixels, half-open.
-        short: pixels that a side falls short of that, see :func:`~stages.evaluate.average_precision.iou`; -1 takes them
-            for inclusive ones.
+        short: pixels that a side falls short of that, see :func:`~hoi_distill.stages.evaluate.average_precision.iou`;
+            -1 takes them for inclusive ones.
 
     Returns:
         ``bool [D]``.

@@ -12,8 +12,8 @@ import numpy as np
 from markupsafe import Markup, escape
 from PIL import Image
 
-from stages.data.image import Frame, read_picture
-from stages.evaluate.average_precision import iou
+from hoi_distill.stages.data.image import Frame, read_picture
+from hoi_distill.stages.evaluate.average_precision import iou
 
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 """Okabe and Ito's colours, told apart with any common colour vision; one a pair, and pairs carry numbers besides."""

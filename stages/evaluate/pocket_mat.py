@@ -1,6 +1,6 @@
 """Detections from official HICO-DET ``.mat`` files, as UPT, PViC and others cache them for the Matlab evaluation.
 
-``detections_01.mat`` to ``detections_80.mat``, laid out as :mod:`stages.evaluate.hico_mat` says. Sources:
+``detections_01.mat`` to ``detections_80.mat``, laid out as :mod:`hoi_distill.stages.evaluate.hico_mat` says. Sources:
 ``fredzzhang/upt`` (``cache.py``), ``fredzzhang/pvic`` (``utils.py``), ``ywchao/ho-rcnn`` (``evaluation/eval_one.m``).
 """
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import boxes as box_ops
-from stages.data.matlab import without_compression
-from stages.data.vocabulary import Vocabulary
-from stages.evaluate.detections import Detections
-from storage.errors import UserError
+from hoi_distill.stages import boxes as box_ops
+from hoi_distill.stages.data.matlab import without_compression
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.storage.errors import UserError
 
 
 def read_pocket_mat(folder: Path, image_ids: Sequence[str] | np.ndarray, vocabulary: Vocabulary) -> Detections:

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.evaluate.average_precision import ranking
-from stages.evaluate.curves import Ranking
-from stages.evaluate.detections import Detections, parquet_parts, read_detections
-from storage.errors import UserError
+from hoi_distill.stages.evaluate.average_precision import ranking
+from hoi_distill.stages.evaluate.curves import Ranking
+from hoi_distill.stages.evaluate.detections import Detections, parquet_parts, read_detections
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
-    from stages.data.records import Annotations
-    from stages.data.vocabulary import Vocabulary
-    from stages.evaluate.bootstrap import Interval, Intervals
+    from hoi_distill.stages.data.records import Annotations
+    from hoi_distill.stages.data.vocabulary import Vocabulary
+    from hoi_distill.stages.evaluate.bootstrap import Interval, Intervals
 
 DATASETS = ("hico-det", "v-coco", "swig-hoi", "folder")
 FORMATS = ("auto", "parquet", "qpic", "pocket", "v-coco")
@@ -33,15 +33,16 @@ class Request:
     """What to evaluate.
 
     Attributes:
-        dataset: one of DATASETS; "folder" is annotations of one's own (:mod:`stages.data.folder`) by HICO-DET's protocol.
+        dataset: one of DATASETS; "folder" is annotations of one's own (:mod:`hoi_distill.stages.data.folder`) by
+            HICO-DET's protocol.
         annotations: the dataset's folder or annotation file.
         detections: the file; ``format`` one of FORMATS, by default known by its kind.
         split: by default the test split.
-        convention, switches: HICO-DET's, see :mod:`stages.evaluate.conventions`.
+        convention, switches: HICO-DET's, see :mod:`hoi_distill.stages.evaluate.conventions`.
         image_labels: HICO-DET's ``anno.mat``, where it does not lie beside the annotations.
-        zero_shot: a split of the classes, one that their vocabulary has (:func:`stages.data.splits.splits_of`).
+        zero_shot: a split of the classes, one that their vocabulary has (:func:`hoi_distill.stages.data.splits.splits_of`).
         labelled: rare are the classes with few pairs in the first so many training pictures; default all of them.
-        frame: pixels that QPIC-style boxes count from, a key of :data:`stages.evaluate.qpic_json.FRAMES`; by default
+        frame: pixels that QPIC-style boxes count from, a key of :data:`hoi_distill.stages.evaluate.qpic_json.FRAMES`; by default
             as the file says.
     """
 
@@ -64,7 +65,7 @@ def default_folder(request: Request) -> Path:
     Raises:
         UserError: an unknown convention or switch.
     """
-    from stages.evaluate.conventions import OFFICIAL, convention
+    from hoi_distill.stages.evaluate.conventions import OFFICIAL, convention
 
     used = convention(request.convention, request.switches) if request.dataset in ("hico-det", "folder") else OFFICIAL
     name = "evaluation" if used.name == OFFICIAL.name else f"evaluation-{used.name}"
@@ -102,8 +103,8 @@ class Judged:
         vocabulary: the dataset's.
         detections: what was evaluated.
         annotations: the pairs that it was compared with; None where the protocol compares persons.
-        matched, counted: of the stored detections, as :class:`stages.evaluate.evaluate.Evaluation` has them; None where
-            the protocol does not judge pairs one by one.
+        matched, counted: of the stored detections, as :class:`hoi_distill.stages.evaluate.evaluate.Evaluation` has
+            them; None where the protocol does not judge pairs one by one.
         grid: recall levels of average precision, None for all points.
         absent_counts: whether a class without annotated pairs enters means, as 0.
         notes: what a reader of the figures must know besides.
@@ -166,14 +167,14 @@ def evaluate_files(request: Request) -> Judged:
         if request.convention != "official":
             raise UserError(f"--convention {request.convention}: {request.dataset} has its official one only")
     if request.dataset in ("hico-det", "folder"):
-        from stages.evaluate.hico_det_protocol import judge_hico_det
+        from hoi_distill.stages.evaluate.hico_det_protocol import judge_hico_det
 
         return judge_hico_det(request)
     if request.dataset == "v-coco":
-        from stages.evaluate.v_coco_protocol import judge_v_coco
+        from hoi_distill.stages.evaluate.v_coco_protocol import judge_v_coco
 
         return judge_v_coco(request)
-    from stages.evaluate.swig_hoi_protocol import judge_swig_hoi
+    from hoi_distill.stages.evaluate.swig_hoi_protocol import judge_swig_hoi
 
     return judge_swig_hoi(request)
 

@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from stages import boxes as box_ops
-from stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
-from stages.data.json_columns import integers, number_rows
-from stages.data.records import Annotations
-from stages.data.vocabulary import Vocabulary
-from stages.evaluate.detections import Detections
-from storage.errors import UserError
+from hoi_distill.stages import boxes as box_ops
+from hoi_distill.stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
+from hoi_distill.stages.data.json_columns import integers, number_rows
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.storage.errors import UserError
 
 FRAMES: dict[str, tuple[int, int]] = {"zero_based": (0, 1), "one_based": (-1, 0), "half_open": (0, 0)}
 """What is added to x1, y1 and to x2, y2 for zero-based half-open boxes: from inclusive ones of either kind, or none."""

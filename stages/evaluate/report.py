@@ -18,14 +18,14 @@ from typing import Any
 
 import jinja2
 
-from stages.evaluate import charts
-from stages.evaluate.evaluate import RARE_BELOW
-from stages.evaluate.gallery import GalleryItem
-from stages.evaluate.metrics_log import read_metrics
-from stages.evaluate.pictures import data_uri, draw_pairs, load_picture, numbered
-from storage.errors import UserError
-from storage.files import write_atomically
-from storage.writable import writing
+from hoi_distill.stages.evaluate import charts
+from hoi_distill.stages.evaluate.evaluate import RARE_BELOW
+from hoi_distill.stages.evaluate.gallery import GalleryItem
+from hoi_distill.stages.evaluate.metrics_log import read_metrics
+from hoi_distill.stages.evaluate.pictures import data_uri, draw_pairs, load_picture, numbered
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files import write_atomically
+from hoi_distill.storage.writable import writing
 
 SETTINGS = (("default", "Default"), ("known_object", "Known object"))
 SETS = (("full", "Full"), ("rare", "Rare"), ("non_rare", "Non-rare"))
@@ -73,7 +73,7 @@ class ReportData:
     Attributes:
         trained_on: one sentence: which pictures, which labels, which teacher tables.
         facts: short (label, value) pairs under the title: seed, steps, seconds ...
-        evaluation: the record of :meth:`stages.evaluate.evaluate.Evaluation.as_json`.
+        evaluation: the record of :meth:`hoi_distill.stages.evaluate.evaluate.Evaluation.as_json`.
         skipped: rows left out of training and why, {reason: rows}; None where the run recorded nothing about it.
         parameters: the resolved parameters, shown folded.
         labels: of a student that learns from image-level labels of a teacher.

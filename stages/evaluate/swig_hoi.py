@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stages.data.records import Annotations
-from stages.data.swig_hoi import swig_evaluated, swig_frequency, swig_vocabulary
-from stages.evaluate.conventions import OFFICIAL
-from stages.evaluate.detections import Detections
-from stages.evaluate.hico_det import Truths, hico_det
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.swig_hoi import swig_evaluated, swig_frequency, swig_vocabulary
+from hoi_distill.stages.evaluate.conventions import OFFICIAL
+from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.hico_det import Truths, hico_det
 
 CONVENTION = replace(OFFICIAL, name="swig-hoi", recall_grid="exact", top_per_class=19_999, ties="last")
 """What SWiG-HOI's evaluator does otherwise than HICO-DET's official one."""

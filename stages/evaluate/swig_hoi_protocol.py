@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.data.open_dataset import open_annotations
-from stages.data.swig_hoi import swig_evaluated, swig_frequency
-from stages.evaluate.average_precision import RECALL_GRIDS
-from stages.evaluate.conventions import SWITCHES
-from stages.evaluate.protocols import (
+from hoi_distill.stages.data.open_dataset import open_annotations
+from hoi_distill.stages.data.swig_hoi import swig_evaluated, swig_frequency
+from hoi_distill.stages.evaluate.average_precision import RECALL_GRIDS
+from hoi_distill.stages.evaluate.conventions import SWITCHES
+from hoi_distill.stages.evaluate.protocols import (
     Judged,
     Request,
     Setting,
@@ -23,15 +23,15 @@ from stages.evaluate.protocols import (
     ties_of,
     vocabulary_of,
 )
-from stages.evaluate.swig_hoi import CONVENTION, swig_hoi
+from hoi_distill.stages.evaluate.swig_hoi import CONVENTION, swig_hoi
 
 if TYPE_CHECKING:
-    from stages.data.records import Annotations
-    from stages.evaluate.detections import Detections
+    from hoi_distill.stages.data.records import Annotations
+    from hoi_distill.stages.evaluate.detections import Detections
 
 
 def judge_swig_hoi(request: Request) -> Judged:
-    """Read, check and evaluate; see :func:`stages.evaluate.protocols.evaluate_files`."""
+    """Read, check and evaluate; see :func:`hoi_distill.stages.evaluate.protocols.evaluate_files`."""
     test = open_annotations("swig-hoi", request.annotations, request.split, images=False)
     form = detections_format(request)
     if form != "parquet":

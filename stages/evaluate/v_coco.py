@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.data.v_coco import ACTIONS, ROLE_SLOTS, SLOT_ACTION, UNREPORTED_ROLE, People
-from stages.evaluate.average_precision import candidates, highest, iou
-from stages.evaluate.detections import Detections
+from hoi_distill.stages.data.v_coco import ACTIONS, ROLE_SLOTS, SLOT_ACTION, UNREPORTED_ROLE, People
+from hoi_distill.stages.evaluate.average_precision import candidates, highest, iou
+from hoi_distill.stages.evaluate.detections import Detections
 
 _THRESHOLD = 0.5
 

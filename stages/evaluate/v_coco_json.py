@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from stages import boxes as box_ops
-from stages.data.json_columns import is_number, read_json
-from stages.data.v_coco import ACTIONS, ROLES
-from stages.data.v_coco_files import picture_id
-from stages.evaluate.v_coco import VCocoDetections
-from storage.errors import UserError
-from storage.files import atomic_write
+from hoi_distill.stages import boxes as box_ops
+from hoi_distill.stages.data.json_columns import is_number, read_json
+from hoi_distill.stages.data.v_coco import ACTIONS, ROLES
+from hoi_distill.stages.data.v_coco_files import picture_id
+from hoi_distill.stages.evaluate.v_coco import VCocoDetections
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files import atomic_write
 
 _AGENT_KEYS = tuple(f"{action}_agent" for action in ACTIONS)
 _KEYS = frozenset(_AGENT_KEYS + ROLES)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.data.v_coco import (
+from hoi_distill.stages.data.v_coco import (
     ACTIONS,
     ROLE_SLOTS,
     ROLES,
@@ -17,15 +17,23 @@ from stages.data.v_coco import (
     load_v_coco_people,
     v_coco_vocabulary,
 )
-from stages.evaluate.curves import Ranking
-from stages.evaluate.detections import read_detections
-from stages.evaluate.protocols import Judged, Request, Setting, detections_format, refuse_format, ties_note, ties_of
-from stages.evaluate.v_coco import RoleResults, VCocoDetections, from_triplets, v_coco
-from stages.evaluate.v_coco_json import read_v_coco_json
+from hoi_distill.stages.evaluate.curves import Ranking
+from hoi_distill.stages.evaluate.detections import read_detections
+from hoi_distill.stages.evaluate.protocols import (
+    Judged,
+    Request,
+    Setting,
+    detections_format,
+    refuse_format,
+    ties_note,
+    ties_of,
+)
+from hoi_distill.stages.evaluate.v_coco import RoleResults, VCocoDetections, from_triplets, v_coco
+from hoi_distill.stages.evaluate.v_coco_json import read_v_coco_json
 
 
 def judge_v_coco(request: Request) -> Judged:
-    """Read, check and evaluate; see :func:`stages.evaluate.protocols.evaluate_files`."""
+    """Read, check and evaluate; see :func:`hoi_distill.stages.evaluate.protocols.evaluate_files`."""
     people = load_v_coco_people(request.annotations, request.split)
     return judge_persons(_read(request, people.image_id), people, request.split or "test")
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stages.student.config import PairsConfig
-from stages.student.pictures import PictureTable
-from stages.student.regions import Regions
-from stages.student.source import Sample, Samples, Source
-from storage.errors import UserError
-from storage.order import epoch_order
+from hoi_distill.stages.student.config import PairsConfig
+from hoi_distill.stages.student.pictures import PictureTable
+from hoi_distill.stages.student.regions import Regions
+from hoi_distill.stages.student.source import Sample, Samples, Source
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.order import epoch_order
 
 MapReader = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, Tensor]]
 """``(rows int64 [B], views int64 [B]) -> (places int64 [b], maps [b, C, h, w])``: the places in the batch, rising,

@@ -15,24 +15,24 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stages import weight_files
-from stages.data.vocabulary import Vocabulary
-from stages.student.files import save_tensors
-from stages.student.method import METHODS, Columns, method_named
-from storage.errors import UserError
-from storage.files import write_atomically
+from hoi_distill.stages import weight_files
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.files import save_tensors
+from hoi_distill.stages.student.method import METHODS, Columns, method_named
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from stages.student.prepare import TestSet
+    from hoi_distill.stages.student.prepare import TestSet
 
 
 class Student(ABC):
     """Everything that finding interactions in a picture takes.
 
     Attributes:
-        method: its name in :data:`stages.student.method.METHODS`.
+        method: its name in :data:`hoi_distill.stages.student.method.METHODS`.
         version: raised when the network's tensors change meaning.
         config: the parameters it was trained with, a dataclass.
         origin: what its weights started from, where that is worth recording.
@@ -59,7 +59,7 @@ class Student(ABC):
         report: Callable[[str], None] = print,
         device: str | None = None,
     ) -> Path:
-        """Write ``run_dir/detections.parquet`` (:data:`stages.student.predict.SCHEMA`) and return its path.
+        """Write ``run_dir/detections.parquet`` (:data:`hoi_distill.stages.student.predict.SCHEMA`) and return its path.
 
         Args:
             shared: where variants of a study keep what they share; default: the run folder's parent.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from stages.student.batches import Batch, PictureBatches
-from stages.student.checkpoint import Student
-from stages.student.config import BOOKKEEPING, PairsConfig
-from stages.student.losses import focal_terms
-from stages.student.prepare import Report, TrainingSet
-from stages.student.processes import Processes
-from stages.student.progress import MetricsLog, NonFiniteLoss, Progress
-from stages.student.regions import Regions
-from stages.student.state import load_state, save_state
+from hoi_distill.stages.student.batches import Batch, PictureBatches
+from hoi_distill.stages.student.checkpoint import Student
+from hoi_distill.stages.student.config import BOOKKEEPING, PairsConfig
+from hoi_distill.stages.student.losses import focal_terms
+from hoi_distill.stages.student.prepare import Report, TrainingSet
+from hoi_distill.stages.student.processes import Processes
+from hoi_distill.stages.student.progress import MetricsLog, NonFiniteLoss, Progress
+from hoi_distill.stages.student.regions import Regions
+from hoi_distill.stages.student.state import load_state, save_state
 
 Network = TypeVar("Network", bound=nn.Module)
 NAMED = 8

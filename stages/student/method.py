@@ -1,8 +1,8 @@
 """What a student method is: what it reads, how it is trained, how it is loaded. The pipeline knows methods by this alone.
 
 A method is a small declarative object that imports nothing heavy until it trains or loads; :data:`METHODS` lists them.
-A student is trained from a :class:`~stages.student.prepare.TrainingSet` and is then a
-:class:`~stages.student.checkpoint.Student`, which predicts a :class:`~stages.student.prepare.TestSet`.
+A student is trained from a :class:`~hoi_distill.stages.student.prepare.TrainingSet` and is then a
+:class:`~hoi_distill.stages.student.checkpoint.Student`, which predicts a :class:`~hoi_distill.stages.student.prepare.TestSet`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     import threading
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from stages.data.vocabulary import Vocabulary
-    from stages.student.checkpoint import Student
-    from stages.student.prepare import TrainingSet
+    from hoi_distill.stages.data.vocabulary import Vocabulary
+    from hoi_distill.stages.student.checkpoint import Student
+    from hoi_distill.stages.student.prepare import TrainingSet
 
 METHODS: dict[str, str] = {
-    "pair_classifier": "stages.student.pair_classifier.method:PairClassifierMethod",
-    "vlm_hoi": "stages.student.vlm_hoi.method:VlmHoiMethod",
-    "link": "stages.student.link.method:LinkMethod",
-    "cl_hoi": "stages.student.cl_hoi.method:ClHoiMethod",
+    "pair_classifier": "hoi_distill.stages.student.pair_classifier.method:PairClassifierMethod",
+    "vlm_hoi": "hoi_distill.stages.student.vlm_hoi.method:VlmHoiMethod",
+    "link": "hoi_distill.stages.student.link.method:LinkMethod",
+    "cl_hoi": "hoi_distill.stages.student.cl_hoi.method:ClHoiMethod",
 }
 """What may stand under ``student.method``; the first is the default."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages import boxes as box_ops
+from hoi_distill.stages import boxes as box_ops
 
 HUMAN = 0
 """COCO-80 index of a person."""

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages import boxes as box_ops
-from stages.student.config import PairsConfig
-from stages.student.files import kept
-from stages.student.pairs import HUMAN, associate, filter_detections, ordered_pairs
-from stages.student.regions import Regions
+from hoi_distill.stages import boxes as box_ops
+from hoi_distill.stages.student.config import PairsConfig
+from hoi_distill.stages.student.files import kept
+from hoi_distill.stages.student.pairs import HUMAN, associate, filter_detections, ordered_pairs
+from hoi_distill.stages.student.regions import Regions
 
 NO_POSITIVES = np.empty((0, 2), np.int32)
 NO_ANNOTATIONS = np.empty((0, 4), np.float32), np.empty((0, 4), np.float32), np.empty(0, np.int16)

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from stages.data.vocabulary import Vocabulary
-from stages.student.batches import MapReader, TableMaps
-from stages.student.config import PairsConfig
-from stages.student.pictures import PictureTable, gather
-from stages.student.prepare import Report, TestSet, picture_table
-from stages.student.regions import Regions, entries
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.batches import MapReader, TableMaps
+from hoi_distill.stages.student.config import PairsConfig
+from hoi_distill.stages.student.pictures import PictureTable, gather
+from hoi_distill.stages.student.prepare import Report, TestSet, picture_table
+from hoi_distill.stages.student.regions import Regions, entries
 
 BOX = pa.list_(pa.float32(), 4)
 SCHEMA = pa.schema(

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.data.records import Annotations
-from stages.data.vocabulary import Vocabulary
-from stages.student.config import PairsConfig
-from stages.student.pictures import NO_ANNOTATIONS, Picture, PictureTable, picture_of, with_annotations
-from stages.student.source import Source, in_order
-from storage.errors import UserError
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.config import PairsConfig
+from hoi_distill.stages.student.pictures import NO_ANNOTATIONS, Picture, PictureTable, picture_of, with_annotations
+from hoi_distill.stages.student.source import Source, in_order
+from hoi_distill.storage.errors import UserError
 
 Report = Callable[[str], None]
 ReadPicture = Callable[[int], np.ndarray]

@@ -11,9 +11,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor
 
-from stages.evaluate.metrics_log import read_metrics
-from storage.errors import WorkStopped
-from storage.files import write_atomically
+from hoi_distill.stages.evaluate.metrics_log import read_metrics
+from hoi_distill.storage.errors import WorkStopped
+from hoi_distill.storage.files import write_atomically
 
 
 class NonFiniteLoss(WorkStopped):

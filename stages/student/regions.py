@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from stages.student.pairs import pair_prior
+from hoi_distill.stages.student.pairs import pair_prior
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from storage.stream import SampleStream, StreamSpec
+    from hoi_distill.storage.stream import SampleStream, StreamSpec
 
 Sample = dict[str, Any]
 CHUNK = 256
@@ -57,7 +57,7 @@ class CacheSource:
         return hashlib.blake2b(self.spec.rows.tobytes(), digest_size=6).hexdigest()
 
     def open(self, tables: Mapping[str, Sequence[str]]) -> SampleStream:
-        from storage.stream import SampleStream
+        from hoi_distill.storage.stream import SampleStream
 
         chosen = {name: self.spec.tables[name].select(tuple(columns)) for name, columns in tables.items()}
         return SampleStream(replace(self.spec, tables=chosen))

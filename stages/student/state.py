@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stages.student.files import DAMAGE, load_tensors, save_tensors
-from storage.errors import UserError
+from hoi_distill.stages.student.files import DAMAGE, load_tensors, save_tensors
+from hoi_distill.storage.errors import UserError
 
 
 def save_state(

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from stages.stage import ArrowOutput, Batch, Resources, Values
-from stages.teacher.blip import Dtype
-from stages.teacher.first_token import CELL, YES_NO, answer_ids, cells, yes_score
-from stages.teacher.forward import BatchSize, canonical, in_parts, part_size
-from stages.teacher.seen_objects import EMPTY, AskedWhere, AsksAboutSeen
-from stages.teacher.weights import Checkpoint, image_processor, load, tokenizer
-from storage.digests import fingerprint
-from storage.errors import InputFailure, UserError
+from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Values
+from hoi_distill.stages.teacher.blip import Dtype
+from hoi_distill.stages.teacher.first_token import CELL, YES_NO, answer_ids, cells, yes_score
+from hoi_distill.stages.teacher.forward import BatchSize, canonical, in_parts, part_size
+from hoi_distill.stages.teacher.seen_objects import EMPTY, AskedWhere, AsksAboutSeen
+from hoi_distill.stages.teacher.weights import Checkpoint, image_processor, load, tokenizer
+from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.errors import InputFailure, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +54,9 @@ class Picture:
 class Answers(AsksAboutSeen):
     """Answers of an image-text-to-text model, greedily decoded. Each column is a question.
 
-    A cell is ``{text, score}``, as in :class:`stages.teacher.blip.BlipCaptions`: a yes/no question
-    (:data:`stages.teacher.first_token.YES_NO`) is answered by its first token, with the probability of yes as ``score``.
+    A cell is ``{text, score}``, as in :class:`hoi_distill.stages.teacher.blip.BlipCaptions`: a yes/no question
+    (:data:`hoi_distill.stages.teacher.first_token.YES_NO`) is answered by its first token, with the probability of yes
+    as ``score``.
 
     Args:
         checkpoint: InstructBLIP, LLaVA, Qwen2-VL or Qwen2.5-VL (``...ForConditionalGeneration``).
@@ -65,7 +66,7 @@ class Answers(AsksAboutSeen):
             chat template, else the family's plain prompt.
         instruction: what follows a yes/no question in the prompt, "Answer with yes or no." say.
         asked_where: for columns that are ``verification_questions``: put each only where its object was detected, see
-            :mod:`stages.teacher.seen_objects`.
+            :mod:`hoi_distill.stages.teacher.seen_objects`.
         questions, hois: the vocabulary's.
         max_pixels: bound on a picture's pixels after resizing (Qwen only, whose pictures keep their shape).
         dtype: of weights and arithmetic.

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from stages.stage import ArrowOutput, Batch, Resources, Stage, TensorOutput, Values
-from stages.teacher.first_token import CELL, YES_NO, answer_ids, cells
-from stages.teacher.forward import BatchSize, PartSize, canonical, in_parts
-from stages.teacher.seen_objects import EMPTY, AskedWhere, AsksAboutSeen
-from stages.teacher.weights import Checkpoint, image_processor, load, tokenizer
-from storage.digests import fingerprint
-from storage.errors import UserError
+from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Stage, TensorOutput, Values
+from hoi_distill.stages.teacher.first_token import CELL, YES_NO, answer_ids, cells
+from hoi_distill.stages.teacher.forward import BatchSize, PartSize, canonical, in_parts
+from hoi_distill.stages.teacher.seen_objects import EMPTY, AskedWhere, AsksAboutSeen
+from hoi_distill.stages.teacher.weights import Checkpoint, image_processor, load, tokenizer
+from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from stages.teacher.itm_scorer import PromptScorer
+    from hoi_distill.stages.teacher.itm_scorer import PromptScorer
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Codec = Literal["fp16", "bf16", "int8"]
@@ -191,8 +191,9 @@ class ItmStage(BlipStage):
     """Raw image-text matching logits (no match, match). Each column is a prompt, in the very words that are scored.
 
     Args:
-        itc: name of a table of contrastive similarities (:mod:`stages.teacher.itc`) that decides which prompts a picture
-            wants; it enters neither the fingerprint nor any cell's input digest, for no logit depends on it.
+        itc: name of a table of contrastive similarities (:mod:`hoi_distill.stages.teacher.itc`) that decides which
+            prompts a picture wants; it enters neither the fingerprint nor any cell's input digest, for no logit depends
+            on it.
         itc_top_k: how many: the most similar ones among this table's columns, ties included. Pictures are then looked at
             one at a time, since each wants prompts of its own.
     """
@@ -295,7 +296,7 @@ class BlipItm(ItmStage):
         return {**super().parameters(), "token_mode": self.token_mode}
 
     def make_scorer(self) -> PromptScorer:
-        from stages.teacher.itm_scorer import ItmScorer
+        from hoi_distill.stages.teacher.itm_scorer import ItmScorer
 
         return ItmScorer(self.model, self.tokenizer, self.token_mode, self.memory_mib)
 
@@ -310,7 +311,7 @@ class BlipCaptions(AsksAboutSeen, BlipStage):
     Args:
         max_new_tokens: where a sentence is cut (at the latest where positions end). Part of the fingerprint.
         asked_where: for columns that are ``verification_questions``: put each only where its object was detected, see
-            :mod:`stages.teacher.seen_objects`.
+            :mod:`hoi_distill.stages.teacher.seen_objects`.
         questions, hois: the vocabulary's.
     """
 
@@ -343,7 +344,7 @@ class BlipCaptions(AsksAboutSeen, BlipStage):
             if (length := self._question_ids(question).shape[1]) >= most:
                 raise UserError(f"question '{question}': {length} tokens, the teacher takes {most - 1}; shorten it")
         if any(YES_NO.search(question) for question in self.columns):
-            from stages.teacher.first_token_scorer import FirstTokenScorer
+            from hoi_distill.stages.teacher.first_token_scorer import FirstTokenScorer
 
             yes, no = answer_ids(self.tokenizer, self.checkpoint.folder)
             self.scorer = FirstTokenScorer(self.model, self.tokenizer, yes, no, self.memory_mib)

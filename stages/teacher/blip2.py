@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from stages.stage import TensorOutput
-from stages.teacher.blip import BlipFeatures, Codec, ItmStage
-from stages.teacher.weights import Checkpoint
-from storage.errors import UserError
+from hoi_distill.stages.stage import TensorOutput
+from hoi_distill.stages.teacher.blip import BlipFeatures, Codec, ItmStage
+from hoi_distill.stages.teacher.weights import Checkpoint
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
-    from stages.teacher.itm_scorer import PromptScorer
+    from hoi_distill.stages.teacher.itm_scorer import PromptScorer
 
 
 class Blip2Features(BlipFeatures):
@@ -40,7 +40,7 @@ class Blip2Itm(ItmStage):
         return {**super().parameters(), "token_mode": "cls"}
 
     def make_scorer(self) -> PromptScorer:
-        from stages.teacher.blip2_scorer import Blip2ItmScorer
+        from hoi_distill.stages.teacher.blip2_scorer import Blip2ItmScorer
 
         return Blip2ItmScorer(self.model, self.tokenizer, self.memory_mib)
 

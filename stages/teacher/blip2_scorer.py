@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from stages.teacher.itm_scorer import KeysValues, Prefix, PromptScorer
-from storage.errors import UserError
+from hoi_distill.stages.teacher.itm_scorer import KeysValues, Prefix, PromptScorer
+from hoi_distill.storage.errors import UserError
 
 
 class Blip2ItmScorer(PromptScorer):

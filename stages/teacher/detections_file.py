@@ -19,12 +19,12 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from stages.data.coco import COCO_OBJECTS
-from stages.data.detections import Detections, load_detections
-from stages.data.records import Annotations
-from stages.stage import ArrowOutput, Batch, Stage, Values
-from storage.digests import digest64
-from storage.errors import UserError
+from hoi_distill.stages.data.coco import COCO_OBJECTS
+from hoi_distill.stages.data.detections import Detections, load_detections
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values
+from hoi_distill.storage.digests import digest64
+from hoi_distill.storage.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -122,8 +122,8 @@ class DetectionsFromFile(GivenDetections):
 
     Raises:
         UserError: from planning on, when the file or an entry is not what it should be
-            (:func:`stages.data.detections.load_detections`). What is allowed and hardly meant is warned of there, too:
-            boxes beyond their pictures, pictures without any.
+            (:func:`hoi_distill.stages.data.detections.load_detections`). What is allowed and hardly meant is warned of
+            there, too: boxes beyond their pictures, pictures without any.
     """
 
     def __init__(

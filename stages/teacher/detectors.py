@@ -1,8 +1,9 @@
 """Detectors of the DETR family from transformers: the best boxes of every picture, thresholds left to the consumer.
 
-A cell is that of :mod:`stages.teacher.detections_file`: boxes in pixels of the original picture, labels in COCO-80 order,
-best score first. Pictures are preprocessed one by one and go through the network with others of their own preprocessed
-size only, so nothing is padded to a neighbour's size and a picture's boxes do not depend on its batch beyond rounding.
+A cell is that of :mod:`hoi_distill.stages.teacher.detections_file`: boxes in pixels of the original picture, labels in
+COCO-80 order, best score first. Pictures are preprocessed one by one and go through the network with others of their
+own preprocessed size only, so nothing is padded to a neighbour's size and a picture's boxes do not depend on its batch
+beyond rounding.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from stages import boxes as box_ops
-from stages import timm_backbone
-from stages.data.coco import OBJECT_INDEX
-from stages.stage import ArrowOutput, Batch, Resources, Stage, Values
-from stages.teacher.detections_file import DETECTIONS, TOP
-from stages.teacher.forward import BatchSize, PartSize, canonical, in_parts, measured_rows, part_size
-from stages.teacher.weights import Checkpoint, image_processor, load
-from stages.weight_files import weight_files
-from storage.errors import UserError
+from hoi_distill.stages import boxes as box_ops
+from hoi_distill.stages import timm_backbone
+from hoi_distill.stages.data.coco import OBJECT_INDEX
+from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Stage, Values
+from hoi_distill.stages.teacher.detections_file import DETECTIONS, TOP
+from hoi_distill.stages.teacher.forward import BatchSize, PartSize, canonical, in_parts, measured_rows, part_size
+from hoi_distill.stages.teacher.weights import Checkpoint, image_processor, load
+from hoi_distill.stages.weight_files import weight_files
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -214,7 +215,8 @@ class Detector(Stage):
 def group_in_parts(
     forward: Callable[[np.ndarray], list[Answer]], count: int, size: PartSize, device: str
 ) -> list[Answer]:
-    """:func:`stages.teacher.forward.in_parts` for pictures of one size, of which there may be fewer than ``size.rows``."""
+    """:func:`hoi_distill.stages.teacher.forward.in_parts` for pictures of one size, of which there may be fewer than
+    ``size.rows``."""
     if size.rows is None:
         size.rows = measured_rows(forward, device)
     tried = PartSize(most := min(size.rows, count))

@@ -12,7 +12,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 PLAIN = {
     ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"), ("collections", "OrderedDict"),

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from stages.stage import ArrowOutput, Batch, Resources, Stage, Values
-from stages.teacher.detections_file import DETECTIONS, TOP
-from stages.teacher.detectors import cells, group_in_parts, label_map
-from stages.teacher.forward import BatchSize, canonical, part_size
-from storage.digests import fingerprint
-from storage.errors import UserError
+from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Stage, Values
+from hoi_distill.stages.teacher.detections_file import DETECTIONS, TOP
+from hoi_distill.stages.teacher.detectors import cells, group_in_parts, label_map
+from hoi_distill.stages.teacher.forward import BatchSize, canonical, part_size
+from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -137,7 +137,7 @@ def _weights_digest(path: str, size: int, mtime_ns: int) -> str:
 
 
 class Detectron2Detector(Stage):
-    """Boxes by a detectron2 model, in the cells of :mod:`stages.teacher.detections_file`.
+    """Boxes by a detectron2 model, in the cells of :mod:`hoi_distill.stages.teacher.detections_file`.
 
     Args:
         config: a ``.yaml`` or ``.py`` (lazy) file, or a name of detectron2's model zoo.

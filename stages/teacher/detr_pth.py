@@ -1,8 +1,9 @@
-"""The original DETR's ``.pth`` as a transformers checkpoint: ``python -m stages.teacher.detr_pth FILE.pth --out DIR``.
+"""The original DETR's ``.pth`` as a transformers checkpoint:
+``python -m hoi_distill.stages.teacher.detr_pth FILE.pth --out DIR``.
 
 facebookresearch/detr (Carion et al. 2020) and what was fine-tuned with its code, on HICO-DET say, keep ``{"model": state
-dict, ...}``. The weights are renamed (:mod:`stages.detr_names`), nothing is left over on either side, and the architecture
-is read off their shapes.
+dict, ...}``. The weights are renamed (:mod:`hoi_distill.stages.detr_names`), nothing is left over on either side, and
+the architecture is read off their shapes.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages import timm_backbone
-from stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
-from stages.detr_names import BODY, translated
-from storage.errors import UserError
+from hoi_distill.stages import timm_backbone
+from hoi_distill.stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
+from hoi_distill.stages.detr_names import BODY, translated
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     import torch

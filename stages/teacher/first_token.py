@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from stages.teacher.itm_scorer import BlipTextScorer
+from hoi_distill.stages.teacher.itm_scorer import BlipTextScorer
 
 
 class FirstTokenScorer(BlipTextScorer):
@@ -22,8 +22,8 @@ class FirstTokenScorer(BlipTextScorer):
     Args:
         model: the loaded model; only its text decoder is used.
         tokenizer: the checkpoint's tokenizer.
-        yes, no: token ids, see :func:`stages.teacher.first_token.answer_ids`.
-        memory_mib: see :class:`stages.teacher.itm_scorer.PromptScorer`.
+        yes, no: token ids, see :func:`hoi_distill.stages.teacher.first_token.answer_ids`.
+        memory_mib: see :class:`hoi_distill.stages.teacher.itm_scorer.PromptScorer`.
     """
 
     numbers = 3

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 Rows = TypeVar("Rows")
 

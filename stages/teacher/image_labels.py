@@ -27,11 +27,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.data.prompts import NO_INTERACTION
-from stages.stage import ArrowOutput, Batch, Stage, Values
-from stages.teacher.seen_objects import PERSON, presence
-from storage.digests import fingerprint
-from storage.errors import UserError
+from hoi_distill.stages.data.prompts import NO_INTERACTION
+from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values
+from hoi_distill.stages.teacher.seen_objects import PERSON, presence
+from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.errors import UserError
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 NOT_SEEN = "object or person not detected"
@@ -90,7 +90,7 @@ def judge(
     Args:
         extracted: float32 ``[B, H]`` in [0, 1], 0 where the text says nothing.
         p_yes: float32 ``[B, H]`` in [0, 1], NaN where nothing was asked.
-        there: float32 ``[B, O]``, see :func:`stages.teacher.seen_objects.presence`.
+        there: float32 ``[B, O]``, see :func:`hoi_distill.stages.teacher.seen_objects.presence`.
         nothing: bool ``[H]``, the interactions that are no_interaction. objects: int ``[H]``.
     """
     asked = ~np.isnan(p_yes)
@@ -122,7 +122,8 @@ class ImageLabels(Stage):
 
     Args:
         texts: the columns of the triplets table to read (the caption and the list, say).
-        verbs, hois, questions: the vocabulary; ``questions`` as of :meth:`stages.data.vocabulary.Vocabulary.questions`.
+        verbs, hois, questions: the vocabulary; ``questions`` as of
+            :meth:`hoi_distill.stages.data.vocabulary.Vocabulary.questions`.
         triplets, detections: the configuration's names of these tables.
         verification: that of the table of yes/no answers, whose columns are ``verification_questions``; None: labels of
             the text alone.

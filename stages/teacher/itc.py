@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from stages.stage import ArrowOutput, Batch, Values
-from stages.teacher.blip import BlipStage
+from hoi_distill.stages.stage import ArrowOutput, Batch, Values
+from hoi_distill.stages.teacher.blip import BlipStage
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ class ItcStage(BlipStage):
         """The text model's configuration."""
 
     def open(self, device: str, shared: dict[Any, Any]) -> None:
-        from stages.teacher.itm_scorer import encode_prompts
+        from hoi_distill.stages.teacher.itm_scorer import encode_prompts
 
         super().open(device, shared)
         encode_prompts(self.tokenizer, self.columns, self.text_config())  # told before the first picture
@@ -73,7 +73,7 @@ class ItcStage(BlipStage):
         import torch
         from torch.nn.functional import normalize
 
-        from stages.teacher.itm_scorer import encode_prompts
+        from hoi_distill.stages.teacher.itm_scorer import encode_prompts
 
         if new := [prompt for prompt in prompts if prompt not in self.vectors]:
             ids_by_prompt = encode_prompts(self.tokenizer, new, self.text_config())

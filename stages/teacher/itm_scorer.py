@@ -6,7 +6,7 @@ folded into the query axis (no padding, hence no masks; a prompt's shape is its 
 What comes before the first cross-attention depends on the prompt alone, is computed once and kept. The last layer runs
 for token 0 only, the one that the matching head reads.
 
-:class:`PromptScorer` is what BLIP and BLIP-2 (:mod:`stages.teacher.blip2_scorer`) have in common.
+:class:`PromptScorer` is what BLIP and BLIP-2 (:mod:`hoi_distill.stages.teacher.blip2_scorer`) have in common.
 
 Shapes: B images, N image tokens, P prompts, L text tokens, D text width, H heads, d = D/H.
 """
@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 TokenMode = Literal["cls", "enc"]
 """What token 0 is: ``cls`` as transformers' forward leaves it, ``enc`` BLIP's own [ENC], as its heads were trained."""

@@ -1,6 +1,6 @@
 """Answers of a phase-1 pair teacher: a LINK network that was trained on the annotations, asked about every picture.
 
-Two stages keep what :class:`stages.student.link.teaching.PairTeacher` says, for students to be distilled from:
+Two stages keep what :class:`hoi_distill.stages.student.link.teaching.PairTeacher` says, for students to be distilled from:
 :class:`LinkPairs` the logits of its pairs and its queries, :class:`LinkMaps` its latent maps. They look at cached detections
 and feature maps, never at a picture, and one forward pass answers both. Answers are computed in float32; a picture's do not
 depend on its neighbours beyond rounding.
@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from stages.stage import ArrowOutput, Batch, Resources, Stage, TensorOutput, Values
-from stages.teacher.blip import VIEWS, Codec
-from stages.teacher.forward import BatchSize, canonical, in_parts, part_size
-from storage.arrow_cells import cells
-from storage.digests import fingerprint
-from storage.errors import UserError
+from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Stage, TensorOutput, Values
+from hoi_distill.stages.teacher.blip import VIEWS, Codec
+from hoi_distill.stages.teacher.forward import BatchSize, canonical, in_parts, part_size
+from hoi_distill.storage.arrow_cells import cells
+from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
-    from stages.student.link.teaching import Answer
+    from hoi_distill.stages.student.link.teaching import Answer
 
 HALVES = pa.list_(pa.float16())
 PAIRS = pa.struct(
@@ -43,7 +43,7 @@ PAIRS = pa.struct(
         ("pairs_width", pa.int32()),
     ]
 )
-"""A cell of :class:`LinkPairs`; :mod:`stages.student.link.teaching` says what its fields hold."""
+"""A cell of :class:`LinkPairs`; :mod:`hoi_distill.stages.student.link.teaching` says what its fields hold."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class LinkStage(Stage):
         return {key: value for key, value in self.__dict__.items() if key not in ("network", "device", "rows")}
 
     def open(self, device: str, shared: dict[Any, Any]) -> None:
-        from stages.student.link.teaching import PairTeacher
+        from hoi_distill.stages.student.link.teaching import PairTeacher
 
         if self.teacher.checkpoint is None:
             raise UserError(f"table {self.name}: its teacher {self.teacher.name} is not trained yet")

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.stage import Stage, Values
-from storage.errors import UserError
+from hoi_distill.stages.stage import Stage, Values
+from hoi_distill.storage.errors import UserError
 
 PERSON = 0
 """Label of a person, in detections as in vocabularies."""
@@ -39,8 +39,8 @@ class AskedWhere:
 
 
 class AsksAboutSeen(Stage):
-    """A stage whose columns may be :meth:`stages.data.vocabulary.Vocabulary.questions`, put only where their object was
-    seen. Detections choose cells and change none, so they enter neither fingerprint nor digests."""
+    """A stage whose columns may be :meth:`hoi_distill.stages.data.vocabulary.Vocabulary.questions`, put only where
+    their object was seen. Detections choose cells and change none, so they enter neither fingerprint nor digests."""
 
     asked_where: AskedWhere | None = None
 

@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from stages.stage import ArrowOutput, Batch, Resources, Stage, Values
-from stages.teacher.blip import Dtype
-from stages.teacher.text_embeddings import TextEmbeddings
-from stages.teacher.triplets import PREFIX_END
-from stages.teacher.weights import Checkpoint
-from storage.errors import UserError
+from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Stage, Values
+from hoi_distill.stages.teacher.blip import Dtype
+from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
+from hoi_distill.stages.teacher.triplets import PREFIX_END
+from hoi_distill.stages.teacher.weights import Checkpoint
+from hoi_distill.storage.errors import UserError
 
 END = re.compile(r"(?<=[.!?;])(?<!\b\d\.)(?<!\b\d\d\.)\s+|\s*[\r\n]+\s*")
 """Where a sentence, or an item of a list, ends; not behind its number."""
@@ -31,7 +31,7 @@ class SentenceEmbeddings(Stage):
     column, ``value``. A sentence that is longer than the encoder takes is cut at its end.
 
     Args:
-        checkpoint: a text encoder, see :class:`stages.teacher.text_embeddings.TextEmbeddings`.
+        checkpoint: a text encoder, see :class:`hoi_distill.stages.teacher.text_embeddings.TextEmbeddings`.
         question: the column of the captions table. It is read along where the caption continues it.
         captions: the configuration's name of that table.
         sentences: at most so many.

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from stages.stage import ArrowOutput, Batch, Resources, Stage, Values
-from stages.teacher.blip import Dtype
-from stages.teacher.weights import Checkpoint, load, read_json, tokenizer
-from storage.errors import InputFailure, UserError
+from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Stage, Values
+from hoi_distill.stages.teacher.blip import Dtype
+from hoi_distill.stages.teacher.weights import Checkpoint, load, read_json, tokenizer
+from hoi_distill.storage.errors import InputFailure, UserError
 
 if TYPE_CHECKING:
     import torch

@@ -1,8 +1,8 @@
 """Interaction triplets from a teacher's sentences: plain text in, (verb, object, weight) of a vocabulary out.
 
-Words are matched by tables of synonyms and a lemmatiser (:mod:`stages.teacher.lexicon`), with weight 1; what they lack may be
-aligned by text embeddings, with the cosine as weight. What is dropped is kept with its reason, so that the drop rate can be
-read off the table. (CL-HOI publishes no parser; this one is a reconstruction.)
+Words are matched by tables of synonyms and a lemmatiser (:mod:`hoi_distill.stages.teacher.lexicon`), with weight 1;
+what they lack may be aligned by text embeddings, with the cosine as weight. What is dropped is kept with its reason, so
+that the drop rate can be read off the table. (CL-HOI publishes no parser; this one is a reconstruction.)
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.stage import ArrowOutput, Batch, Resources, Stage, Values
-from stages.teacher.lexicon.alignment import Aligner, prompts
-from stages.teacher.lexicon.lexicon import Lexicon
-from stages.teacher.lexicon.reader import read
-from stages.teacher.lexicon.sentence import Reading
-from stages.teacher.lexicon.words import LEMMATISER, tables
-from stages.teacher.weights import Checkpoint
-from storage.digests import fingerprint
-from storage.errors import UserError
+from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Stage, Values
+from hoi_distill.stages.teacher.lexicon.alignment import Aligner, prompts
+from hoi_distill.stages.teacher.lexicon.lexicon import Lexicon
+from hoi_distill.stages.teacher.lexicon.reader import read
+from hoi_distill.stages.teacher.lexicon.sentence import Reading
+from hoi_distill.stages.teacher.lexicon.words import LEMMATISER, tables
+from hoi_distill.stages.teacher.weights import Checkpoint
+from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.errors import UserError
 
 PREFIX_END = re.compile(r"[?:.!]\s*$")
 Placed = tuple[dict[tuple[int, int], tuple[float, str]], list[tuple[str, str]]]
@@ -41,11 +41,11 @@ class Triplets(Stage):
 
     Args:
         columns: the caption questions to read.
-        verbs, objects, hois: the vocabulary, see :class:`stages.teacher.lexicon.lexicon.Lexicon`.
+        verbs, objects, hois: the vocabulary, see :class:`hoi_distill.stages.teacher.lexicon.lexicon.Lexicon`.
         captions: the configuration's name of the captions table.
-        embeddings: a text encoder (see :class:`stages.teacher.text_embeddings.TextEmbeddings`) for phrases without exact
-            match; without it they are dropped. The encoders of CLIP and BLIP give most pairs of prompts a high cosine: a
-            sentence encoder suits better, or a higher threshold.
+        embeddings: a text encoder (see :class:`hoi_distill.stages.teacher.text_embeddings.TextEmbeddings`) for phrases
+            without exact match; without it they are dropped. The encoders of CLIP and BLIP give most pairs of prompts a
+            high cosine: a sentence encoder suits better, or a higher threshold.
         threshold: the least cosine that counts.
         batch_size: rows per step.
         gpus: share of a GPU that the text encoder occupies.
@@ -83,7 +83,7 @@ class Triplets(Stage):
 
     @staticmethod
     def _encoder(checkpoint: Checkpoint) -> Any:
-        from stages.teacher.text_embeddings import TextEmbeddings
+        from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
 
         return TextEmbeddings(checkpoint, batch_size=1)
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from stages.stage import Batch, Resources, Stage, TensorOutput, Values
-from stages.teacher.blip import VIEWS, Codec, Dtype
-from stages.teacher.forward import BatchSize, canonical, in_parts, part_size, repeated
-from stages.teacher.weights import Checkpoint, image_processor, load
-from storage.digests import fingerprint
-from storage.errors import UserError
+from hoi_distill.stages.stage import Batch, Resources, Stage, TensorOutput, Values
+from hoi_distill.stages.teacher.blip import VIEWS, Codec, Dtype
+from hoi_distill.stages.teacher.forward import BatchSize, canonical, in_parts, part_size, repeated
+from hoi_distill.stages.teacher.weights import Checkpoint, image_processor, load
+from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from stages import weight_files as layout
-from storage.digests import fingerprint
-from storage.errors import UserError
+from hoi_distill.stages import weight_files as layout
+from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.errors import UserError
 
 Digests = Callable[[Sequence[Path]], np.ndarray]
-"""Content digests ``V16 [N]`` of N files; ``storage.digests.DigestMemory.digests`` remembers them between runs."""
+"""Content digests ``V16 [N]`` of N files; ``hoi_distill.storage.digests.DigestMemory.digests`` remembers them between runs."""
 
 Derived = Callable[[Path, str, Callable[[], str]], str]
 """``derived(file, name, make)``: what ``make`` works out from the bytes of a file; ``DigestMemory.derived`` remembers it."""
@@ -39,7 +39,10 @@ RECORDS = (
 """What else decides a teacher's answers: configuration, tokenizer and processor."""
 NESTED_RECORDS = ("qformer_tokenizer/*", "modules.json", "*_Pooling/config.json")
 """The same of models that are several things: InstructBLIP's second tokenizer, a sentence encoder's pooling."""
-OWN_CLASSES = {"PicoBlip": "stages.teacher.pico.model", "PicoClip": "stages.teacher.pico.clip_model"}
+OWN_CLASSES = {
+    "PicoBlip": "hoi_distill.stages.teacher.pico.model",
+    "PicoClip": "hoi_distill.stages.teacher.pico.clip_model",
+}
 """Architectures of this project, by the beginning of their name: the module that defines them."""
 TOWERS = ("vision_model.", "model.vision_model.", "model.vision_tower.", "vision_tower.", "model.visual.", "visual.")
 """How the names of a vision tower's tensors begin: BLIP, CLIP and SigLIP; LLaVA; Qwen-VL; in new and old checkpoints."""
@@ -182,7 +185,7 @@ def _records(folder: Path) -> list[Path]:
 
 def teacher_digest(folder: Path, digests: Digests | None = None) -> str:
     """32 hex digits over the contents of what loading reads, by file name: the weights of
-    :func:`stages.weight_files.weight_files` and their index, configuration, tokenizer and processor."""
+    :func:`hoi_distill.stages.weight_files.weight_files` and their index, configuration, tokenizer and processor."""
     weights = layout.weight_files(folder)
     files = sorted([*weights.files, *([weights.index] if weights.index else []), *_records(folder)])
     values = _hash_files(files) if digests is None else digests(files)

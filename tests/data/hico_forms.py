@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.data.coco import COCO_CATEGORY_IDS
-from stages.data.pico.layout import Picture, write_annotations
-from stages.data.vocabulary import hico_vocabulary
+from hoi_distill.stages.data.coco import COCO_CATEGORY_IDS
+from hoi_distill.stages.data.pico.layout import Picture, write_annotations
+from hoi_distill.stages.data.vocabulary import hico_vocabulary
 
 WORDS = hico_vocabulary()
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stages.data.records import Annotations
-from stages.data.vocabulary import Vocabulary, hico_vocabulary
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
 
 
 def annotations(

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from stages.data.describe import describe
-from storage.errors import UserError
+from hoi_distill.pipeline.cli import app
+from hoi_distill.stages.data.describe import describe
+from hoi_distill.storage.errors import UserError
 from tests.data.hico_forms import instances, pictures, ppdm, save, write_mat
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.data.detections import load_detections
-from stages.data.folder import load_folder
-from stages.data.pico.world import pico_vocabulary
-from storage.errors import UserError
+from hoi_distill.stages.data.detections import load_detections
+from hoi_distill.stages.data.folder import load_folder
+from hoi_distill.stages.data.pico.world import pico_vocabulary
+from hoi_distill.storage.errors import UserError
 
 
 @pytest.fixture

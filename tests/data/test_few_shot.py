@@ -9,11 +9,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from stages.data.coco import COCO_OBJECTS
-from stages.data.few_shot import SEEDS, SHOTS, FewShot, apply, draw
-from stages.data.records import Annotations
-from stages.data.vocabulary import Vocabulary
-from storage.errors import UserError
+from hoi_distill.stages.data.coco import COCO_OBJECTS
+from hoi_distill.stages.data.few_shot import SEEDS, SHOTS, FewShot, apply, draw
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.storage.errors import UserError
 from tests.data.synthetic import annotations
 
 SIX = Vocabulary(

@@ -7,11 +7,11 @@ import json
 import pytest
 from PIL import Image
 
-from pipeline.sources import load_dataset
-from stages.data.folder import load_annotated_folder
-from stages.data.open_dataset import open_annotations
-from stages.data.vocabulary import Vocabulary
-from storage.errors import UserError
+from hoi_distill.pipeline.sources import load_dataset
+from hoi_distill.stages.data.folder import load_annotated_folder
+from hoi_distill.stages.data.open_dataset import open_annotations
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.storage.errors import UserError
 
 PAIR = {"human_box": [0, 0, 20, 40], "object_box": [10.5, 5, 64, 48], "object": "bicycle", "verbs": ["ride", "hold"]}
 ALONE = {"human_box": [3, 4, 9, 9], "verbs": ["stand"]}
@@ -74,7 +74,7 @@ def test_splits(root):
 
 
 def test_a_setup_gets_both_splits_and_only_classified_pairs(root):
-    from pipeline.config import FolderDataset
+    from hoi_distill.pipeline.config import FolderDataset
 
     read = load_dataset(FolderDataset(kind="folder", root=root, annotations=root / "annotations.json"))
     assert [len(read[split].hoi) for split in ("train", "test")] == [2, 2]

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
-from stages.data.hico_det import load_hico_det
-from stages.data.pico.layout import Picture, save_mat, write_annotations
-from stages.data.pico.world import pico_vocabulary
-from storage.errors import UserError
+from hoi_distill.stages.data.hico_det import load_hico_det
+from hoi_distill.stages.data.pico.layout import Picture, save_mat, write_annotations
+from hoi_distill.stages.data.pico.world import pico_vocabulary
+from hoi_distill.storage.errors import UserError
 
 RIDE, HOLD = (pico_vocabulary().hoi_id()[pico_vocabulary().verbs.index(v), 1] for v in ("ride", "hold"))  # a bicycle
 
@@ -139,7 +139,7 @@ def test_a_bad_entry_is_named_and_leniently_dropped(tmp_path, caplog, picture, p
 
 
 def _write_boxes_only(root, pictures):
-    from stages.data.pico.layout import _list_action, _records
+    from hoi_distill.stages.data.pico.layout import _list_action, _records
 
     save_mat(root / "anno_bbox.mat", {"list_action": _list_action(pico_vocabulary()), "bbox_train": _records(pictures)})
     (root / "anno.mat").unlink(missing_ok=True)
@@ -177,7 +177,7 @@ def test_real_annotations_survive_the_layout(tmp_path):
     """HICO-DET's test annotations, put into its layout and read back: 33,405 pairs, 9,658 pictures."""
     import json
 
-    from stages.data.vocabulary import hico_vocabulary
+    from hoi_distill.stages.data.vocabulary import hico_vocabulary
 
     file = Path(os.environ["HOI_DISTILL_REFERENCE_DATA"], "data/hico_det/instances_test2015.json")
     source = json.loads(file.read_text())

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 
-from stages.data import image as reading
-from stages.data.image import decode, header_size, read_header
-from storage.errors import InputFailure
+from hoi_distill.stages.data import image as reading
+from hoi_distill.stages.data.image import decode, header_size, read_header
+from hoi_distill.storage.errors import InputFailure
 
 
 def _picture(mode="RGB", size=(40, 24)):
@@ -305,7 +305,7 @@ def test_a_small_file_of_many_pixels_takes_bounded_memory(bits, colour, samples,
     data = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
     (tmp_path / "bomb.png").write_bytes(data)
     code = (
-        "import re, sys; from stages.data.image import header_size, read_picture\n"
+        "import re, sys; from hoi_distill.stages.data.image import header_size, read_picture\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024\n"
         "header_size(sys.argv[1]); before = peak()\n"
         "assert read_picture(sys.argv[1], 'upright').size == (4000, 4000); print(peak() - before)"

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.data.folder import load_annotated_folder, load_folder
-from stages.data.listing import below, pictures_below
-from stages.data.open_dataset import open_annotations
-from storage.errors import UserError
+from hoi_distill.stages.data.folder import load_annotated_folder, load_folder
+from hoi_distill.stages.data.listing import below, pictures_below
+from hoi_distill.stages.data.open_dataset import open_annotations
+from hoi_distill.storage.errors import UserError
 from tests.data import hico_forms, test_swig_hoi, test_v_coco
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.data.coco import COCO_OBJECTS
-from stages.data.pico.acts import ACTS, Group
-from stages.data.pico.classes import CO_LABELS, HOIS, NO_INTERACTION, OBJECTS, PRIMARY
-from stages.data.pico.render import SIZE, render_scene
-from stages.data.vocabulary import hico_vocabulary
+from hoi_distill.stages.data.coco import COCO_OBJECTS
+from hoi_distill.stages.data.pico.acts import ACTS, Group
+from hoi_distill.stages.data.pico.classes import CO_LABELS, HOIS, NO_INTERACTION, OBJECTS, PRIMARY
+from hoi_distill.stages.data.pico.render import SIZE, render_scene
+from hoi_distill.stages.data.vocabulary import hico_vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.data.pico.classes import HOIS, NO_INTERACTION
-from stages.data.pico.splits import PICO_SPLITS, class_frequency, pico_zero_shot
-from stages.data.pico.world import pico_vocabulary
-from stages.data.splits import ZERO_SHOT_SPLITS, split_of, splits_of, zero_shot
-from stages.data.swig_hoi import swig_evaluated, swig_frequency, swig_vocabulary
-from stages.data.v_coco import v_coco_vocabulary
-from stages.data.vocabulary import hico_vocabulary
-from storage.errors import UserError
+from hoi_distill.stages.data.pico.classes import HOIS, NO_INTERACTION
+from hoi_distill.stages.data.pico.splits import PICO_SPLITS, class_frequency, pico_zero_shot
+from hoi_distill.stages.data.pico.world import pico_vocabulary
+from hoi_distill.stages.data.splits import ZERO_SHOT_SPLITS, split_of, splits_of, zero_shot
+from hoi_distill.stages.data.swig_hoi import swig_evaluated, swig_frequency, swig_vocabulary
+from hoi_distill.stages.data.v_coco import v_coco_vocabulary
+from hoi_distill.stages.data.vocabulary import hico_vocabulary
+from hoi_distill.storage.errors import UserError
 
 
 def names(split: str, part: int) -> tuple[set[str], set[str]]:

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.data.detections import load_detections
-from stages.data.hico_det import load_hico_det
-from stages.data.pico.classes import HOIS
-from stages.data.pico.render import RENDERER_VERSION, render_scene
-from stages.data.pico.world import TEMPER, pico_vocabulary, scene_seed, write_world
-from storage.errors import UserError
+from hoi_distill.stages.data.detections import load_detections
+from hoi_distill.stages.data.hico_det import load_hico_det
+from hoi_distill.stages.data.pico.classes import HOIS
+from hoi_distill.stages.data.pico.render import RENDERER_VERSION, render_scene
+from hoi_distill.stages.data.pico.world import TEMPER, pico_vocabulary, scene_seed, write_world
+from hoi_distill.storage.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_a_world_of_other_parameters_is_refused_and_kept(tmp_path, asked, change
 def test_a_world_of_an_older_renderer_is_refused_and_kept(tmp_path, monkeypatch):
     root = write_world(tmp_path / "w", train=2, test=1)
     before = _files(root)
-    monkeypatch.setattr("stages.data.pico.world.RENDERER_VERSION", RENDERER_VERSION + 1)
+    monkeypatch.setattr("hoi_distill.stages.data.pico.world.RENDERER_VERSION", RENDERER_VERSION + 1)
     with pytest.raises(UserError, match=f"renderer: {RENDERER_VERSION} -> {RENDERER_VERSION + 1}.*remove the folder"):
         write_world(root, train=2, test=1)
     assert _files(root) == before
@@ -87,7 +87,7 @@ def test_a_world_of_an_older_renderer_is_refused_and_kept(tmp_path, monkeypatch)
 
 RENDERING = """
 import sys
-from stages.data.pico.world import write_world
+from hoi_distill.stages.data.pico.world import write_world
 write_world(sys.argv[1], train=500, test=1)
 """
 
@@ -125,7 +125,7 @@ def test_a_folder_of_something_else_is_never_overwritten(tmp_path):
 
 
 def test_nothing_is_left_of_a_world_that_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.data.pico.world.write_annotations", lambda *_: 1 / 0)
+    monkeypatch.setattr("hoi_distill.stages.data.pico.world.write_annotations", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_world(tmp_path / "w", train=2, test=1)
     assert os.listdir(tmp_path) == []

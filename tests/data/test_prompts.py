@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from stages.data.coco import COCO_OBJECTS
-from stages.data.pico.world import pico_vocabulary
-from stages.data.prompts import noun_phrase, object_prompt, verb_prompt
-from stages.data.vocabulary import Vocabulary, hico_vocabulary
+from hoi_distill.stages.data.coco import COCO_OBJECTS
+from hoi_distill.stages.data.pico.world import pico_vocabulary
+from hoi_distill.stages.data.prompts import noun_phrase, object_prompt, verb_prompt
+from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
 
 HICO = hico_vocabulary()
 PROMPTS = HICO.prompts()

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.data.splits import ZERO_SHOT_SPLITS, hico_rare, hico_training_pairs, means, zero_shot
-from stages.data.vocabulary import hico_vocabulary
-from storage.errors import UserError
+from hoi_distill.stages.data.splits import ZERO_SHOT_SPLITS, hico_rare, hico_training_pairs, means, zero_shot
+from hoi_distill.stages.data.vocabulary import hico_vocabulary
+from hoi_distill.storage.errors import UserError
 
 SIZES = {"RF-UC": 120, "NF-UC": 120, "UO": 100, "UV": 84} | {f"UC{fold}": 120 for fold in range(5)}
 RARE = {"RF-UC": 120, "NF-UC": 0, "UO": 20, "UV": 18, "UC0": 25, "UC1": 36, "UC2": 28, "UC3": 28, "UC4": 37}

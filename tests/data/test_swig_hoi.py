@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.data.swig_hoi import load_swig_hoi, swig_evaluated, swig_frequency, swig_vocabulary
-from storage.errors import UserError
+from hoi_distill.stages.data.swig_hoi import load_swig_hoi, swig_evaluated, swig_frequency, swig_vocabulary
+from hoi_distill.storage.errors import UserError
 
 
 def records() -> list[dict[str, Any]]:

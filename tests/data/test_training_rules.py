@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.data.splits import zero_shot
-from stages.data.training_rules import ada_cm, gen_vlkt, training_rule
-from storage.errors import UserError
+from hoi_distill.stages.data.splits import zero_shot
+from hoi_distill.stages.data.training_rules import ada_cm, gen_vlkt, training_rule
+from hoi_distill.storage.errors import UserError
 from tests.data.synthetic import annotations
 
 RIDE, HOLD, SIT = 18, 11, 19  # a bicycle
@@ -91,7 +91,7 @@ PICTURES_KEPT = {"RF-UC": 37_528, "NF-UC": 16_616, "UO": 31_155, "UV": 35_552}
 
 @pytest.mark.skipif("HOI_DISTILL_REFERENCE_DATA" not in os.environ, reason="no reference data")
 def test_pictures_kept_of_the_real_training_split():
-    from stages.data.open_dataset import open_annotations
+    from hoi_distill.stages.data.open_dataset import open_annotations
 
     file = Path(os.environ["HOI_DISTILL_REFERENCE_DATA"], "data/hico_det/instances_train2015_from_HAKE.json")
     train = open_annotations("hico-det", file, "train", images=False)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.data.v_coco import (
+from hoi_distill.stages.data.v_coco import (
     ACTION_ROLES,
     ACTIONS,
     ROLES,
@@ -21,8 +21,8 @@ from stages.data.v_coco import (
     load_v_coco_people,
     v_coco_vocabulary,
 )
-from stages.data.vocabulary import Vocabulary
-from storage.errors import UserError
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.storage.errors import UserError
 
 REAL = Path(os.environ.get("HOI_DISTILL_REFERENCE_DATA", "/nowhere")) / "data" / "v_coco"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="HOI_DISTILL_REFERENCE_DATA holds no data/v_coco")

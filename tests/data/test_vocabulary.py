@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.data import vocabulary
-from stages.data.coco import ALPHABETICAL_OBJECTS, COCO_CATEGORY_IDS, COCO_OBJECTS, FROM_ALPHABETICAL
-from stages.data.pico.world import pico_vocabulary
-from stages.data.vocabulary import Vocabulary, hico_vocabulary
-from storage.errors import UserError
+from hoi_distill.stages.data import vocabulary
+from hoi_distill.stages.data.coco import ALPHABETICAL_OBJECTS, COCO_CATEGORY_IDS, COCO_OBJECTS, FROM_ALPHABETICAL
+from hoi_distill.stages.data.pico.world import pico_vocabulary
+from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
+from hoi_distill.storage.errors import UserError
 
 
 def test_hico_has_its_numbers_and_order():
@@ -100,7 +100,7 @@ def test_a_bad_file_is_one_line_naming_it(tmp_path, record, said):
 def test_shipped_vocabulary_is_the_official_file_s():
     from scipy.io import loadmat
 
-    from stages.data.hico_mat import list_action
+    from hoi_distill.stages.data.hico_mat import list_action
 
     root = Path(os.environ["HOI_DISTILL_REFERENCE_DATA"], "data/hico_det")
     mat = loadmat(root / "anno.mat", variable_names=["list_action"])

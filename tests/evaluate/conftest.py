@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.data.coco import COCO_OBJECTS
-from stages.data.records import Annotations
-from stages.data.vocabulary import Vocabulary
-from stages.evaluate.detections import Detections
+from hoi_distill.stages.data.coco import COCO_OBJECTS
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.evaluate.detections import Detections
 
 
 @pytest.fixture

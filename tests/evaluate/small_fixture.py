@@ -10,8 +10,8 @@ import random
 
 import numpy as np
 
-from stages.evaluate.detections import Detections
-from stages.evaluate.hico_det import Truths
+from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.hico_det import Truths
 
 PICTURES, CLASSES = 8, 4
 HOI_OBJECT = np.array([1, 1, 2, 2])

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.evaluate.average_precision import RECALL_GRIDS, interpolated_precision
-from stages.evaluate.conventions import CONVENTIONS, NUMBERS, OFFICIAL, SWITCHES, Convention, convention
-from stages.evaluate.detections import Detections
-from stages.evaluate.hico_det import Results, Truths, hico_det
-from stages.evaluate.pair_nms import pairwise_nms
-from storage.errors import UserError
+from hoi_distill.stages.evaluate.average_precision import RECALL_GRIDS, interpolated_precision
+from hoi_distill.stages.evaluate.conventions import CONVENTIONS, NUMBERS, OFFICIAL, SWITCHES, Convention, convention
+from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.hico_det import Results, Truths, hico_det
+from hoi_distill.stages.evaluate.pair_nms import pairwise_nms
+from hoi_distill.storage.errors import UserError
 from tests.evaluate.small_fixture import HOI_OBJECT, PICTURES, small_world
 
 SMALL_SEED = 3
@@ -240,7 +240,7 @@ def literal_nms(score: np.ndarray, overlap: np.ndarray) -> list[bool]:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.booleans())
 def test_pairwise_suppression_is_greedy_within_groups(seed: int, ties: bool):
-    from stages.evaluate.average_precision import iou
+    from hoi_distill.stages.evaluate.average_precision import iou
 
     found, _ = small_world(seed, ties)
     kept = pairwise_nms(found.hoi, found.score, (found.human_box, found.object_box), 0.7)

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.data.records import Annotations
-from stages.evaluate.detections import SCHEMA, Detections, read_detections, write_detections
-from storage.errors import UserError
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.evaluate.detections import SCHEMA, Detections, read_detections, write_detections
+from hoi_distill.storage.errors import UserError
 
 
 def read(path: Path, annotations: Annotations) -> Detections:

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import cli
-from stages.data.hico_det import load_hico_det
-from stages.data.pico.layout import Picture, write_annotations
-from stages.data.pico.splits import pico_zero_shot
-from stages.data.pico.world import pico_vocabulary
-from stages.evaluate.detections import Detections, write_detections
-from storage.writable import PROBE
+from hoi_distill.pipeline import cli
+from hoi_distill.stages.data.hico_det import load_hico_det
+from hoi_distill.stages.data.pico.layout import Picture, write_annotations
+from hoi_distill.stages.data.pico.splits import pico_zero_shot
+from hoi_distill.stages.data.pico.world import pico_vocabulary
+from hoi_distill.stages.evaluate.detections import Detections, write_detections
+from hoi_distill.storage.writable import PROBE
 from tests.evaluate.small_disk import small_disk
 
 WORDS = pico_vocabulary()
@@ -312,12 +312,12 @@ def test_bad_questions_are_refused_in_one_line(case: str, world: Path, capsys: p
 
 def test_the_command_imports_neither_torch_nor_ray_nor_a_teacher(world: Path):
     code = (
-        "import sys; from pipeline.cli import main\n"
+        "import sys; from hoi_distill.pipeline.cli import main\n"
         f"sys.argv = ['x', 'evaluate', '--annotations', {str(world)!r}, '--detections', {str(world / 'found.parquet')!r}]\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code\n"
         "heavy = {name.split('.')[0] for name in sys.modules} & {'torch', 'ray', 'transformers', 'pandas'}\n"
-        "assert not heavy and 'stages.teacher' not in sys.modules, heavy"
+        "assert not heavy and 'hoi_distill.stages.teacher' not in sys.modules, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

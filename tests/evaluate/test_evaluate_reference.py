@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.data.vocabulary import hico_vocabulary
-from stages.evaluate.detections import Detections, write_detections
+from hoi_distill.stages.data.vocabulary import hico_vocabulary
+from hoi_distill.stages.evaluate.detections import Detections, write_detections
 
 ROOT = Path(os.environ.get("HOI_DISTILL_REFERENCE_DATA", "/nowhere"))
 FILE, DATA = ROOT / "fixtures" / "hico_det" / "hicodet_test_dets.npz", ROOT / "data" / "hico_det"
@@ -40,7 +40,7 @@ def detections(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(detections: Path, *options: str) -> tuple[dict, float, int]:
     """The record, the process's CPU seconds (other work on the machine does not count) and peak bytes."""
-    command = [sys.executable, "-m", "pipeline.cli", "evaluate", "--json", "--detections", str(detections), *options]
+    command = [sys.executable, "-m", "hoi_distill", "evaluate", "--json", "--detections", str(detections), *options]
     command += ["--annotations", str(DATA / "instances_test2015.json"), "--image-labels", str(DATA / "anno.mat")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
     os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
-from stages.data.coco import COCO_CATEGORY_IDS
-from stages.data.detections import load_detections
-from stages.data.records import Annotations
-from stages.evaluate.coco_results import write_coco_results
-from stages.evaluate.detections import Detections, read_detections, write_detections
-from stages.evaluate.evaluate import evaluate_hico_det
-from stages.evaluate.hico_mat import write_hico_mat
-from stages.evaluate.pocket_mat import read_pocket_mat
-from stages.evaluate.qpic_json import read_qpic_json
-from stages.evaluate.v_coco import from_triplets
-from stages.evaluate.v_coco_json import write_v_coco_json
-from storage.errors import UserError
+from hoi_distill.stages.data.coco import COCO_CATEGORY_IDS
+from hoi_distill.stages.data.detections import load_detections
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.evaluate.coco_results import write_coco_results
+from hoi_distill.stages.evaluate.detections import Detections, read_detections, write_detections
+from hoi_distill.stages.evaluate.evaluate import evaluate_hico_det
+from hoi_distill.stages.evaluate.hico_mat import write_hico_mat
+from hoi_distill.stages.evaluate.pocket_mat import read_pocket_mat
+from hoi_distill.stages.evaluate.qpic_json import read_qpic_json
+from hoi_distill.stages.evaluate.v_coco import from_triplets
+from hoi_distill.stages.evaluate.v_coco_json import write_v_coco_json
+from hoi_distill.storage.errors import UserError
 from tests.evaluate.small_disk import small_disk
 
 INCLUSIVE = np.array([0, 0, -1, -1])

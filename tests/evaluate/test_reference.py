@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.data.vocabulary import hico_vocabulary
-from stages.evaluate.conventions import convention
-from stages.evaluate.detections import Detections
-from stages.evaluate.hico_det import Truths, hico_det
+from hoi_distill.stages.data.vocabulary import hico_vocabulary
+from hoi_distill.stages.evaluate.conventions import convention
+from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.hico_det import Truths, hico_det
 
 FOLDER = Path(os.environ.get("HOI_DISTILL_REFERENCE_DATA", "/nowhere")) / "fixtures" / "hico_det"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="HOI_DISTILL_REFERENCE_DATA holds no fixtures/hico_det")

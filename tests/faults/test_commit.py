@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from storage import commit as commit_module
-from storage import owner
-from storage.cache import Cache
-from storage.digests import as_rows, digest_bytes
-from storage.errors import StorageError, UserError
-from storage.table import Table
+from hoi_distill.storage import commit as commit_module
+from hoi_distill.storage import owner
+from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.digests import as_rows, digest_bytes
+from hoi_distill.storage.errors import StorageError, UserError
+from hoi_distill.storage.table import Table
 
 COLUMNS = ("a", "b")
 
@@ -389,7 +389,7 @@ for attempt in (cache.require_writable, lambda: write(table, row_ids(4)), lambda
         raise AssertionError(attempt)
 with cache.lease("reader", cache.tables()):
     assert holds(cache.tables()[0], row_ids(5), offset=3)
-cache.memory.digests([__import__("storage.cache").__file__])
+cache.memory.digests([__import__("hoi_distill.storage.cache").__file__])
 """
     )
     mounted(tmp_path / "disk", "-o size=8m", script)

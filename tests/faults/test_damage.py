@@ -16,15 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.collect import collect
-from storage import owner, stamps
-from storage.cache import Cache
-from storage.check import EMPTIED, check_cache
-from storage.damage import Damaged, damage
-from storage.digests import canonical_json
-from storage.errors import StorageError, UserError
-from storage.notes import read_note, write_note
-from storage.table import Table
+from hoi_distill.pipeline.collect import collect
+from hoi_distill.storage import owner, stamps
+from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.check import EMPTIED, check_cache
+from hoi_distill.storage.damage import Damaged, damage
+from hoi_distill.storage.digests import canonical_json
+from hoi_distill.storage.errors import StorageError, UserError
+from hoi_distill.storage.notes import read_note, write_note
+from hoi_distill.storage.table import Table
 from tests.faults.test_commit import COLUMNS, PREAMBLE, flip, holds, make_table, mounted, row_ids, write
 
 DESCRIPTION = ("cells", {"kind": "arrow"}, {"format": "arrow", "type": "list"}, pa.list_(pa.int64()))
@@ -271,7 +271,7 @@ def test_a_table_that_cannot_be_checked_is_said_and_the_others_are_checked(tmp_p
             raise PermissionError(13, "Permission denied", path)
         return real(path, *arguments)
 
-    monkeypatch.setattr("storage.commit.pa.memory_map", denied)
+    monkeypatch.setattr("hoi_distill.storage.commit.pa.memory_map", denied)
     unread, bad = check_cache(Cache.open(tmp_path / "cache"))
     assert unread.outcome == "not checked"
     assert "Permission denied" in unread.reason
@@ -324,7 +324,7 @@ def test_a_note_of_use_that_cannot_be_read_for_the_moment_guards_every_table(tmp
         raise PermissionError(errno.EACCES, "Permission denied")
 
     with cache.lease("run", [table]), monkeypatch.context() as patch:
-        patch.setattr("storage.cache.read_note", refused)
+        patch.setattr("hoi_distill.storage.cache.read_note", refused)
         with pytest.raises(UserError, match=rf"{table.dir.name}: in use by somebody"):
             cache.trash(table)
 
@@ -350,7 +350,7 @@ def test_a_folder_of_notes_that_cannot_be_listed_is_not_an_empty_one(tmp_path, m
 
 
 @pytest.mark.parametrize("kind", ["arrow", "lmdb"])
-@pytest.mark.parametrize("reader", ["storage.check.verify_shard", "storage.table.load_record"])
+@pytest.mark.parametrize("reader", ["hoi_distill.storage.check.verify_shard", "hoi_distill.storage.table.load_record"])
 def test_an_io_error_that_passes_moves_nothing_aside(tmp_path, monkeypatch, kind, reader):
     table, rows = make_table(tmp_path / "cache", kind), row_ids(30)
     made = write(table, rows)
@@ -373,7 +373,7 @@ def test_an_io_error_that_passes_moves_nothing_aside(tmp_path, monkeypatch, kind
 
 
 def test_a_note_of_use_that_was_lost_is_left_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("storage.cache.LEASE_SECONDS", 0.2)
+    monkeypatch.setattr("hoi_distill.storage.cache.LEASE_SECONDS", 0.2)
     table = make_table(tmp_path / "cache", "arrow")
     cache = Cache.open(tmp_path / "cache")
     with cache.lease("run", [table]):
@@ -392,7 +392,7 @@ def test_a_read_only_cache_is_checked_and_only_looked_at(tmp_path):
     script = (
         PREAMBLE
         + """
-from storage.check import check_cache
+from hoi_distill.storage.check import check_cache
 table = make_table(mount / "cache", "arrow")
 good, bad = write(table, row_ids(5), offset=3), write(table, row_ids(9, start=20))
 flip(Path(bad.payload), 300)
@@ -440,7 +440,9 @@ def test_a_column_without_a_value_and_a_question_of_no_rows_are_as_good_as_any(t
 def test_a_tag_of_another_namespace_is_never_taken_for_a_dead_one_of_this(monkeypatch):
     mine = owner.tag()
     owner._host.cache_clear()
-    monkeypatch.setattr("storage.owner.os.readlink", lambda path: "pid:[1]")  # another container of the same name
+    monkeypatch.setattr(
+        "hoi_distill.storage.owner.os.readlink", lambda path: "pid:[1]"
+    )  # another container of the same name
     try:
         assert owner.tag() != mine
         assert not owner.is_dead(f"{mine}-x", 60.0)

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import graph
+from hoi_distill.pipeline import graph
 from tests.pipeline.toys import TOYS, Album, plan_of, run
 
 ROOT = Path(__file__).parents[2]

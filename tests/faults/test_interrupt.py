@@ -13,7 +13,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from hoi_distill.pipeline.cli import app
 
 ROOT = Path(__file__).parents[2]
 LINE = "Interrupted. What was committed is kept; the same command goes on from here."
@@ -22,7 +22,7 @@ LINE = "Interrupted. What was committed is kept; the same command goes on from h
 def hoi_distill(*arguments: str, mark: Path) -> subprocess.Popen[str]:
     """In a process group of its own, as a terminal starts it; its children inherit the mark."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *arguments],
+        [sys.executable, "-m", "hoi_distill", *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "TEST_RUN": str(mark)},
         stdout=subprocess.PIPE,
@@ -91,7 +91,7 @@ def test_ctrl_c_outside_a_run_says_what_is_kept(monkeypatch: pytest.MonkeyPatch)
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.setup.prepare", interrupted)
+    monkeypatch.setattr("hoi_distill.pipeline.setup.prepare", interrupted)
     done = CliRunner().invoke(app, ["plan", "configs/pico.yaml"])
     assert done.exit_code == 130
     assert done.output.strip() == LINE
@@ -99,7 +99,7 @@ def test_ctrl_c_outside_a_run_says_what_is_kept(monkeypatch: pytest.MonkeyPatch)
 
 UNBROKEN = """
 import os, signal
-from workers.ray_session import unbroken
+from hoi_distill.workers.ray_session import unbroken
 
 seen = []
 first = lambda *_: seen.append("first")
@@ -127,7 +127,7 @@ def test_an_interrupt_raises_nothing_within_rays_start_and_end() -> None:
 
 GRACE = """
 import os, signal, time
-from pipeline import interrupt
+from hoi_distill.pipeline import interrupt
 
 interrupt.GRACE_SECONDS = 0.3
 try:

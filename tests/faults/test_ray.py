@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hoi_distill.workers.ray_executor import RayExecutor
+from hoi_distill.workers.task import TaskReport
 from tests.workers.test_worker import lines
 from tests.workers.toys import Album, Colour, Map, album
-from workers.ray_executor import RayExecutor
-from workers.task import TaskReport
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +75,7 @@ DRIVER = """
 import sys, threading
 from pathlib import Path
 from tests.workers.toys import Colour, album
-from workers.ray_executor import execute
+from hoi_distill.workers.ray_executor import execute
 
 folder = Path(sys.argv[1])
 made = album(folder / "album", 60)
@@ -133,9 +133,9 @@ def test_a_node_killed_mid_run_costs_no_cell(tmp_path: Path) -> None:
 LEVELS = """
 import logging, sys, threading
 from pathlib import Path
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 from tests.workers.toys import Colour, Double, album
-from workers.ray_executor import RayExecutor
+from hoi_distill.workers.ray_executor import RayExecutor
 
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 folder = Path(sys.argv[1])

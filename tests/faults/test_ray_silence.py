@@ -15,13 +15,13 @@ import numpy as np
 import psutil
 import pytest
 
-from storage.errors import UserError, WorkStopped
+from hoi_distill.storage.errors import UserError, WorkStopped
+from hoi_distill.workers import ray_executor
+from hoi_distill.workers.pulse import Beat
+from hoi_distill.workers.ray_executor import RayExecutor
+from hoi_distill.workers.task import TaskReport
 from tests.workers.test_worker import lines
 from tests.workers.toys import Album, Colour, album
-from workers import ray_executor
-from workers.pulse import Beat
-from workers.ray_executor import RayExecutor
-from workers.task import TaskReport
 
 ROOT = Path(__file__).parents[2]
 
@@ -152,9 +152,9 @@ def test_time_that_the_machine_sleeps_is_nobodys_silence(
 DRIVER = """
 import os, signal, sys, threading
 from pathlib import Path
-from storage.errors import UserError, WorkStopped
+from hoi_distill.storage.errors import UserError, WorkStopped
 from tests.workers.toys import Colour, album
-from workers.ray_executor import RayExecutor
+from hoi_distill.workers.ray_executor import RayExecutor
 
 made = album(Path(sys.argv[1]), 400)
 stage = Colour(seconds=0.3)

@@ -51,16 +51,16 @@ def test_many_random_faults(kind, sequences):
 
 
 PLANTED = {
-    "lost": "import storage.table; storage.table.publish_record = lambda scratch, target, data: True",
+    "lost": "import hoi_distill.storage.table; hoi_distill.storage.table.publish_record = lambda scratch, target, data: True",
     "wrong_after_the_end": (
-        "import storage.table as t; commit = t.Table.commit; "
+        "import hoi_distill.storage.table as t; commit = t.Table.commit; "
         "t.Table.commit = lambda self, rows, *a, **k: commit(self, rows[::-1].copy(), *a, **k)"
     ),
-    "tracebacks": "import storage.check; storage.check.check_table = lambda *_: 1 / 0",
+    "tracebacks": "import hoi_distill.storage.check; hoi_distill.storage.check.check_table = lambda *_: 1 / 0",
     "need_a_human": (
-        "import storage.check, storage.errors\n"
-        "        def refuse(*_): raise storage.errors.StorageError('no')\n"
-        "        storage.check.check_table = refuse"
+        "import hoi_distill.storage.check, hoi_distill.storage.errors\n"
+        "        def refuse(*_): raise hoi_distill.storage.errors.StorageError('no')\n"
+        "        hoi_distill.storage.check.check_table = refuse"
     ),
 }
 

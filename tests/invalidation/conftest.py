@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import graph
-from pipeline.plan import TablePlan, plan
-from pipeline.resolve import resolve
-from pipeline.run import choose_executor, fill
-from pipeline.setup import Setup, prepare
-from stages.data.pico.world import pico_vocabulary, write_world
-from stages.teacher import blip, detections_file, text_embeddings, triplets
+from hoi_distill.pipeline import graph
+from hoi_distill.pipeline.plan import TablePlan, plan
+from hoi_distill.pipeline.resolve import resolve
+from hoi_distill.pipeline.run import choose_executor, fill
+from hoi_distill.pipeline.setup import Setup, prepare
+from hoi_distill.stages.data.pico.world import pico_vocabulary, write_world
+from hoi_distill.stages.teacher import blip, detections_file, text_embeddings, triplets
 from tests.pipeline.toys import TOYS
 from tests.teacher.conftest import WORDS, checkpoints  # noqa: F401
 from tests.teacher.conftest import blip_config as tiny_blip  # noqa: F401

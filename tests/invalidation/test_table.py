@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline import graph
-from stages.data.pico.world import pico_vocabulary
-from stages.teacher import blip
+from hoi_distill.pipeline import graph
+from hoi_distill.stages.data.pico.world import pico_vocabulary
+from hoi_distill.stages.teacher import blip
 from tests.invalidation.conftest import PICTURES, TRAIN
 from tests.pipeline.toys import Album, flip_byte
 from tests.pipeline.toys import computed as toys_computed
@@ -201,7 +201,7 @@ def test_refactoring(line, monkeypatch):
             return dict(reversed(answers.items()))
 
     monkeypatch.setattr(graph, "Matcher", Matcher, raising=False)
-    monkeypatch.setitem(graph.STAGES, "blip_itm", "pipeline.graph:Matcher")
+    monkeypatch.setitem(graph.STAGES, "blip_itm", "hoi_distill.pipeline.graph:Matcher")
     line.config["tables"]["itm"]["memory_mib"] = 8
     line.config["tables"]["features"]["batch_size"] = 4
     assert line.computed() == {}

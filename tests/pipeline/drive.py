@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.cli import main
+from hoi_distill.pipeline.cli import main
 from tests.pipeline.toys import register
 
 if __name__ == "__main__":

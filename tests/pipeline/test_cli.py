@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.cli import main
+from hoi_distill.pipeline.cli import main
 from tests.pipeline.toys import Album, flip_byte
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ def hoi_distill(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from pipeline.cli import app\n"
+        "import sys; from hoi_distill.pipeline.cli import app\n"
         "try: app(['--help'])\n"
         "except SystemExit as end: assert not end.code\n"
         "heavy = {'torch', 'ray', 'transformers', 'pyarrow', 'scipy', 'numpy', 'pydantic'} & set(sys.modules)\n"
@@ -174,7 +174,7 @@ def change(self, device, shared):
 toys.Scores.open = change
 import sys
 sys.argv = ["hoi-distill", "run", {str(album.path)!r}]
-from pipeline.cli import main
+from hoi_distill.pipeline.cli import main
 main()
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -208,7 +208,7 @@ def test_gc(album: Album):
     assert unwanted["bytes"] > 0
     assert {folder.name for folder in (cache / "tables").iterdir()} == tables
 
-    from storage.cache import Cache
+    from hoi_distill.storage.cache import Cache
 
     with Cache.open(cache).lease("reader", [unwanted["table"]]):
         kept = json.loads(hoi_distill("gc", "--cache", cache, "--yes", "--json").stdout)
@@ -241,7 +241,7 @@ real = toys.score_of
 toys.score_of = lambda column: real(column) + (10 if column == "b" else 0)
 import sys
 sys.argv = ["hoi-distill", "verify", {str(album.path)!r}, "scores", "--sample", "18", "--json"]
-from pipeline.cli import main
+from hoi_distill.pipeline.cli import main
 main()
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config import load_config
-from pipeline.documents import read_yaml
-from pipeline.experiments import load_matrix, run_matrix
-from pipeline.graph import levels
-from pipeline.resolve import resolve
-from pipeline.run import refuse_absent
-from pipeline.setup import prepare
-from pipeline.student_section import student_section
-from storage.errors import UserError
+from hoi_distill.pipeline.config import load_config
+from hoi_distill.pipeline.documents import read_yaml
+from hoi_distill.pipeline.experiments import load_matrix, run_matrix
+from hoi_distill.pipeline.graph import levels
+from hoi_distill.pipeline.resolve import resolve
+from hoi_distill.pipeline.run import refuse_absent
+from hoi_distill.pipeline.setup import prepare
+from hoi_distill.pipeline.student_section import student_section
+from hoi_distill.storage.errors import UserError
 from tests.pipeline.toys import plan_of
 
 

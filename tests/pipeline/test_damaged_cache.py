@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.collect import collect, register, registered
-from pipeline.run import choose_executor, fill
-from pipeline.setup import prepare
-from storage import stamps
-from storage.check import check_cache
-from storage.errors import StorageError
+from hoi_distill.pipeline.collect import collect, register, registered
+from hoi_distill.pipeline.run import choose_executor, fill
+from hoi_distill.pipeline.setup import prepare
+from hoi_distill.storage import stamps
+from hoi_distill.storage.check import check_cache
+from hoi_distill.storage.errors import StorageError
 from tests.faults.test_commit import mounted
 from tests.pipeline.test_cli import ROOT, hoi_distill
 from tests.pipeline.test_training import tiny  # noqa: F401
@@ -213,10 +213,10 @@ from pathlib import Path
 sys.path[:0] = [{str(Path(__file__).parents[2])!r}]
 print("STARTED", flush=True)
 from tests.pipeline import toys
-from pipeline.collect import collect, register
-from pipeline.verify import verify_table
-from storage.check import check_cache
-from storage.errors import StorageError
+from hoi_distill.pipeline.collect import collect, register
+from hoi_distill.pipeline.verify import verify_table
+from hoi_distill.storage.check import check_cache
+from hoi_distill.storage.errors import StorageError
 toys.register()
 mount = Path(os.environ["MOUNT"])
 album = toys.Album(mount)
@@ -267,7 +267,7 @@ def test_a_student_is_trained_from_a_read_only_cache(tiny):  # noqa: F811
     cache = path.parent / "cache"
     before = sorted((file, file.lstat().st_mtime_ns) for file in cache.rglob("*"))
     mount = f"mount --bind {cache} {cache} && mount -o remount,ro,bind {cache} && echo STARTED"
-    command = f"{mount} && exec {sys.executable} -m pipeline.cli train {path} || exit 77"
+    command = f"{mount} && exec {sys.executable} -m hoi_distill train {path} || exit 77"
     done = subprocess.run(["unshare", "-m", "sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     if "STARTED" not in done.stdout:
         pytest.skip(f"no mount: {done.stderr}")

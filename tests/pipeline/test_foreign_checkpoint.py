@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.prediction import said_stage
-from storage.errors import UserError
+from hoi_distill.pipeline.prediction import said_stage
+from hoi_distill.storage.errors import UserError
 
 
 def test_a_detectron2_configuration_in_python_is_not_run(tmp_path):

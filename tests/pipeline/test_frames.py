@@ -13,18 +13,18 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline import graph
-from pipeline.setup import Setup, prepare
-from pipeline.sources import image_source
-from pipeline.training import PictureReader
-from stages.data import image as reading
-from stages.data.folder import load_annotated_folder
-from stages.data.image import as_stored
-from stages.data.open_dataset import open_annotations
-from stages.evaluate.pictures import load_picture
-from stages.stage import ArrowOutput, Batch, Stage, Values
-from storage.digest_memory import DigestMemory, digest_bytes
-from storage.errors import UserError
+from hoi_distill.pipeline import graph
+from hoi_distill.pipeline.setup import Setup, prepare
+from hoi_distill.pipeline.sources import image_source
+from hoi_distill.pipeline.training import PictureReader
+from hoi_distill.stages.data import image as reading
+from hoi_distill.stages.data.folder import load_annotated_folder
+from hoi_distill.stages.data.image import as_stored
+from hoi_distill.stages.data.open_dataset import open_annotations
+from hoi_distill.stages.evaluate.pictures import load_picture
+from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values
+from hoi_distill.storage.digest_memory import DigestMemory, digest_bytes
+from hoi_distill.storage.errors import UserError
 from tests.data import hico_forms, test_swig_hoi, test_v_coco
 from tests.pipeline.toys import run
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.label_quality import average_precision, figures
-from pipeline.labels_cli import labels
-from stages.teacher.image_labels import Judged
-from storage.errors import UserError
+from hoi_distill.pipeline.label_quality import average_precision, figures
+from hoi_distill.pipeline.labels_cli import labels
+from hoi_distill.stages.teacher.image_labels import Judged
+from hoi_distill.storage.errors import UserError
 from tests.pipeline.toys import Album, run
 
 CAPTIONER = Path(__file__).parents[2] / "stages" / "teacher" / "pico" / "caption"
@@ -119,7 +119,7 @@ def test_people_are_told_and_warned(world, capsys, monkeypatch):
     assert "text alone" in told
     assert "dropped phrases" in told
     assert "WARNING" not in told
-    monkeypatch.setattr("pipeline.label_quality.DOUBTFUL", 1.01)
+    monkeypatch.setattr("hoi_distill.pipeline.label_quality.DOUBTFUL", 1.01)
     labels(world.path)
     assert "WARNING: precision" in capsys.readouterr().out
 

@@ -11,23 +11,23 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.config import FolderDataset, HicoDetDataset, SwigHoiDataset, VCocoDataset
-from pipeline.labels import unlabelled
-from pipeline.leaks import refuse_annotated_vocabulary, tuned
-from pipeline.pair_teachers import plan_all
-from pipeline.resolve import resolve
-from pipeline.run import choose_executor, fill
-from pipeline.setup import Setup, prepare
-from pipeline.student_section import student_section
-from pipeline.training import fit, train_student, training_set
-from stages.data.pico.world import write_world
-from stages.data.v_coco import v_coco_vocabulary
-from stages.data.vocabulary import hico_vocabulary
-from stages.stage import Stage
-from stages.student.cl_hoi.config import ClHoiConfig
-from stages.student.cl_hoi.train import stage_name
-from stages.student.method import method_named
-from storage.errors import UserError
+from hoi_distill.pipeline.config import FolderDataset, HicoDetDataset, SwigHoiDataset, VCocoDataset
+from hoi_distill.pipeline.labels import unlabelled
+from hoi_distill.pipeline.leaks import refuse_annotated_vocabulary, tuned
+from hoi_distill.pipeline.pair_teachers import plan_all
+from hoi_distill.pipeline.resolve import resolve
+from hoi_distill.pipeline.run import choose_executor, fill
+from hoi_distill.pipeline.setup import Setup, prepare
+from hoi_distill.pipeline.student_section import student_section
+from hoi_distill.pipeline.training import fit, train_student, training_set
+from hoi_distill.stages.data.pico.world import write_world
+from hoi_distill.stages.data.v_coco import v_coco_vocabulary
+from hoi_distill.stages.data.vocabulary import hico_vocabulary
+from hoi_distill.stages.stage import Stage
+from hoi_distill.stages.student.cl_hoi.config import ClHoiConfig
+from hoi_distill.stages.student.cl_hoi.train import stage_name
+from hoi_distill.stages.student.method import method_named
+from hoi_distill.storage.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 STUDENT = {

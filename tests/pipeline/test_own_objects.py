@@ -10,9 +10,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.setup import Setup, prepare
-from stages.data.vocabulary import Vocabulary
-from storage.errors import UserError
+from hoi_distill.pipeline.setup import Setup, prepare
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.storage.errors import UserError
 from tests.pipeline.toys import run
 
 OBJECTS = ("person", "kite", "hang_glider")

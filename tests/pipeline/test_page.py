@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import page as page_module
-from pipeline.page import write_page
-from storage.errors import UserError
+from hoi_distill.pipeline import page as page_module
+from hoi_distill.pipeline.page import write_page
+from hoi_distill.storage.errors import UserError
 from tests.pipeline.toys import paint, run
 
 CAPTIONER = Path(__file__).parents[2] / "stages" / "teacher" / "pico" / "caption"

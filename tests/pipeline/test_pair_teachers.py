@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.collect import collect, register, registered
-from pipeline.experiments import run_matrix
-from pipeline.labels import labels_of
-from pipeline.pair_teachers import plan_all, trained_folders
-from pipeline.resolve import resolve
-from pipeline.run import choose_executor, fill
-from pipeline.setup import Setup, prepare
-from pipeline.student_section import check_student, student_section
-from pipeline.training import train_student
-from stages.data.pico.world import write_world
-from stages.student.method import Needs
-from storage.errors import UserError
-from storage.lock import alone
+from hoi_distill.pipeline.collect import collect, register, registered
+from hoi_distill.pipeline.experiments import run_matrix
+from hoi_distill.pipeline.labels import labels_of
+from hoi_distill.pipeline.pair_teachers import plan_all, trained_folders
+from hoi_distill.pipeline.resolve import resolve
+from hoi_distill.pipeline.run import choose_executor, fill
+from hoi_distill.pipeline.setup import Setup, prepare
+from hoi_distill.pipeline.student_section import check_student, student_section
+from hoi_distill.pipeline.training import train_student
+from hoi_distill.stages.data.pico.world import write_world
+from hoi_distill.stages.student.method import Needs
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.lock import alone
 
 PICO = Path(__file__).parents[2] / "stages/teacher/pico"
 TAUGHT = {"taught_pairs", "taught_maps"}

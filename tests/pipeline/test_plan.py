@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.plan import estimate, ones, pack, unpack
-from storage.errors import UserError
+from hoi_distill.pipeline.plan import estimate, ones, pack, unpack
+from hoi_distill.storage.errors import UserError
 from tests.pipeline.toys import Album, computed, flip_byte, paint, plan_of, run, score_of
 
 

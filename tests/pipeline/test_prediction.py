@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import prediction
-from pipeline.prediction import predict_pictures
-from stages.student.checkpoint import Student
-from stages.student.vlm_hoi.config import network_config
-from stages.student.vlm_hoi.muren import Muren
-from stages.student.vlm_hoi.student import VlmHoiStudent
-from storage.errors import UserError
+from hoi_distill.pipeline import prediction
+from hoi_distill.pipeline.prediction import predict_pictures
+from hoi_distill.stages.student.checkpoint import Student
+from hoi_distill.stages.student.vlm_hoi.config import network_config
+from hoi_distill.stages.student.vlm_hoi.muren import Muren
+from hoi_distill.stages.student.vlm_hoi.student import VlmHoiStudent
+from hoi_distill.storage.errors import UserError
 from tests.student.toy import VOCABULARY
 from tests.student.vlm_hoi.world import tiny_config
 
@@ -67,7 +67,7 @@ def test_no_other_picture_of_the_folder_is_opened(checkpoint, tmp_path):
 def test_everything_works_where_it_is_told_to(checkpoint, tmp_path, monkeypatch):
     """A GPU is the default where there is one; here there may be none, so what would be used is looked at."""
     asked = []
-    monkeypatch.setattr("stages.student.predict.torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("hoi_distill.stages.student.predict.torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(prediction, "refuse_absent", lambda device, where: asked.append((device, where)))
     monkeypatch.setattr(VlmHoiStudent, "predict", lambda self, *given, device, **more: stop(device))
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.setup import Setup
-from storage.commit import Record
-from storage.digests import digest_bytes
+from hoi_distill.pipeline.setup import Setup
+from hoi_distill.storage.commit import Record
+from hoi_distill.storage.digests import digest_bytes
 from tests.pipeline import toys
 from tests.pipeline.toys import COMPUTED, Album, flip_byte, paint, plan_of, run, score_of
 

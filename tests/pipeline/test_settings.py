@@ -16,22 +16,22 @@ import yaml
 from PIL import Image
 from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessorPil, BlipProcessor
 
-from pipeline.experiments import ArmSection, Matrix, finished, markdown
-from pipeline.labels import labels_of
-from pipeline.pair_teachers import plan_all, refuse_better_taught
-from pipeline.resolve import Resolved, resolve
-from pipeline.run import choose_executor, fill
-from pipeline.setup import Setup, prepare
-from pipeline.student_section import FewShotSection, Pictures, student_section
-from pipeline.training import train_student, training_set
-from stages.data.few_shot import FewShot
-from stages.data.pico.splits import pico_zero_shot
-from stages.data.pico.world import pico_vocabulary, write_world
-from stages.data.splits import split_of, splits_of
-from stages.data.swig_hoi import swig_vocabulary
-from stages.evaluate.report import Arm, ExperimentsPage, Run, write_experiments_page
-from stages.student.method import Needs
-from storage.errors import UserError
+from hoi_distill.pipeline.experiments import ArmSection, Matrix, finished, markdown
+from hoi_distill.pipeline.labels import labels_of
+from hoi_distill.pipeline.pair_teachers import plan_all, refuse_better_taught
+from hoi_distill.pipeline.resolve import Resolved, resolve
+from hoi_distill.pipeline.run import choose_executor, fill
+from hoi_distill.pipeline.setup import Setup, prepare
+from hoi_distill.pipeline.student_section import FewShotSection, Pictures, student_section
+from hoi_distill.pipeline.training import train_student, training_set
+from hoi_distill.stages.data.few_shot import FewShot
+from hoi_distill.stages.data.pico.splits import pico_zero_shot
+from hoi_distill.stages.data.pico.world import pico_vocabulary, write_world
+from hoi_distill.stages.data.splits import split_of, splits_of
+from hoi_distill.stages.data.swig_hoi import swig_vocabulary
+from hoi_distill.stages.evaluate.report import Arm, ExperimentsPage, Run, write_experiments_page
+from hoi_distill.stages.student.method import Needs
+from hoi_distill.storage.errors import UserError
 from tests.data.test_swig_hoi import write as write_swig
 from tests.teacher.conftest import blip_config  # noqa: F401
 

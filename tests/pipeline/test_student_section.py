@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import load_config
-from pipeline.setup import prepare
-from pipeline.student_section import check_student, doubts, read_section, rehearse_student
-from pipeline.training import train_student
-from stages.data.pico.world import write_world
-from stages.data.vocabulary import hico_vocabulary
-from storage.errors import UserError
+from hoi_distill.pipeline.config import load_config
+from hoi_distill.pipeline.setup import prepare
+from hoi_distill.pipeline.student_section import check_student, doubts, read_section, rehearse_student
+from hoi_distill.pipeline.training import train_student
+from hoi_distill.stages.data.pico.world import write_world
+from hoi_distill.stages.data.vocabulary import hico_vocabulary
+from hoi_distill.storage.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ("pico", "pico_vlm_hoi", "pico_link", "pico_cl_hoi")

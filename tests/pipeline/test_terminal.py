@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.progress import Progress
-from pipeline.terminal import PrintableStream, one_line, printable, printable_streams
-from storage.errors import WorkStopped
+from hoi_distill.pipeline.progress import Progress
+from hoi_distill.pipeline.terminal import PrintableStream, one_line, printable, printable_streams
+from hoi_distill.storage.errors import WorkStopped
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "\x1b[31mred\x1b]0;title\x07\x9b2J\r\x7f\u202egpj\udcf1"
@@ -153,7 +153,7 @@ def test_an_error_is_one_line_whatever_is_in_it(tmp_path):
     ],
 )
 def test_a_reader_that_left_a_full_disk_and_a_poor_encoding(shell, code, said):
-    command = f"{sys.executable} -m pipeline.cli"
+    command = f"{sys.executable} -m hoi_distill"
     done = subprocess.run(["bash", "-c", shell.format(command)], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr == said
     assert done.returncode in code

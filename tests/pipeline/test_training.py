@@ -15,11 +15,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from pipeline.run import choose_executor, fill
-from pipeline.setup import prepare
-from pipeline.training import alone_in, on_disk, reported, train_student
-from stages.data.pico.world import write_world
-from storage.errors import StorageError, UserError
+from hoi_distill.pipeline.run import choose_executor, fill
+from hoi_distill.pipeline.setup import prepare
+from hoi_distill.pipeline.training import alone_in, on_disk, reported, train_student
+from hoi_distill.stages.data.pico.world import write_world
+from hoi_distill.storage.errors import StorageError, UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,7 +120,7 @@ def test_a_training_that_diverges_ends_in_one_line(tiny, tmp_path):
     path, _ = tiny
     with choose_executor("inline", "cpu", 1) as execute:
         fill(prepare(path), execute, threading.Event())
-    command = [sys.executable, "-m", "pipeline.cli", "train", str(path), "--set", "student.learning_rate=1.0e+30"]
+    command = [sys.executable, "-m", "hoi_distill", "train", str(path), "--set", "student.learning_rate=1.0e+30"]
     ended = subprocess.run(
         [*command, "--set", "student.steps=5"], capture_output=True, text=True, cwd=ROOT, timeout=300
     )
@@ -202,7 +202,7 @@ def test_a_disk_without_room_is_one_line_that_says_where_and_what_helps(trained)
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
         f"sys.argv = ['hoi-distill', 'train', {str(path)!r}, '--set', 'student.seed=5']\n"
-        "from pipeline.cli import main\nmain()"
+        "from hoi_distill.pipeline.cli import main\nmain()"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=500)
     assert ended.returncode == 1, ended.stderr

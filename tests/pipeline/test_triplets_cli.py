@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.triplets_cli import triplets
-from storage.errors import UserError
+from hoi_distill.pipeline.triplets_cli import triplets
+from hoi_distill.storage.errors import UserError
 from tests.pipeline.toys import run
 
 CAPTIONER = Path(__file__).parents[2] / "stages" / "teacher" / "pico" / "caption"

@@ -13,21 +13,21 @@ import yaml
 from PIL import Image
 from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessorPil, BlipProcessor
 
-from pipeline.config import load_config
-from pipeline.plan import plan
-from pipeline.prediction import predict_pictures
-from pipeline.resolve import Resolved, resolve
-from pipeline.run import choose_executor, fill
-from pipeline.setup import Setup, prepare
-from pipeline.student_section import read_section, student_section
-from pipeline.training import train_student
-from stages.data.pico.world import write_world
-from stages.data.v_coco import v_coco_vocabulary
-from stages.data.vocabulary import hico_vocabulary
-from stages.student.vlm_hoi.config import network_config
-from stages.student.vlm_hoi.itm_targets import columns_for
-from stages.student.vlm_hoi.muren import Muren
-from storage.errors import UserError
+from hoi_distill.pipeline.config import load_config
+from hoi_distill.pipeline.plan import plan
+from hoi_distill.pipeline.prediction import predict_pictures
+from hoi_distill.pipeline.resolve import Resolved, resolve
+from hoi_distill.pipeline.run import choose_executor, fill
+from hoi_distill.pipeline.setup import Setup, prepare
+from hoi_distill.pipeline.student_section import read_section, student_section
+from hoi_distill.pipeline.training import train_student
+from hoi_distill.stages.data.pico.world import write_world
+from hoi_distill.stages.data.v_coco import v_coco_vocabulary
+from hoi_distill.stages.data.vocabulary import hico_vocabulary
+from hoi_distill.stages.student.vlm_hoi.config import network_config
+from hoi_distill.stages.student.vlm_hoi.itm_targets import columns_for
+from hoi_distill.stages.student.vlm_hoi.muren import Muren
+from hoi_distill.storage.errors import UserError
 from tests.data.test_v_coco import official, write
 from tests.student.vlm_hoi.world import DETECTOR, MODEL
 from tests.teacher.conftest import blip_config  # noqa: F401
@@ -107,7 +107,7 @@ def test_a_line_from_pictures_to_predictions(config, tmp_path, monkeypatch):
 
     # Prediction needs neither cache nor teacher, and pictures of any size.
     pictures = sorted((config.parent / "world/images/test2015").iterdir())[:2]
-    monkeypatch.setattr("pipeline.prediction.build_stage", None)
+    monkeypatch.setattr("hoi_distill.pipeline.prediction.build_stage", None)
     found = predict_pictures(run / "checkpoint", pictures, tmp_path / "out", None, 0.1)
     rows = pq.read_table(found).to_pylist()
     assert {row["image_id"] for row in rows} <= {picture.name for picture in pictures}

@@ -9,12 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli
-from pipeline.collect import registered
-from pipeline.triplets_cli import triplets
-from pipeline.whereabouts import home_of, in_every_folder, names_of_checkpoint, names_of_configuration, names_of_matrix
-from storage.cache import Cache
-from storage.errors import UserError
+from hoi_distill.pipeline import cli
+from hoi_distill.pipeline.collect import registered
+from hoi_distill.pipeline.triplets_cli import triplets
+from hoi_distill.pipeline.whereabouts import (
+    home_of,
+    in_every_folder,
+    names_of_checkpoint,
+    names_of_configuration,
+    names_of_matrix,
+)
+from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.errors import UserError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli import main
+from hoi_distill.pipeline.cli import main
 from tests.pipeline.toys import Album
 
 BOXES = [{"image_id": "000.png", "category_id": 1, "bbox": [1, 1, 5, 5], "score": 0.5}]

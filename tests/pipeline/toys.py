@@ -19,11 +19,11 @@ import pyarrow as pa
 import yaml
 from PIL import Image
 
-from pipeline import graph
-from pipeline.plan import TablePlan, plan
-from pipeline.run import RunSummary, choose_executor, drop_failures, fill
-from pipeline.setup import Setup, prepare
-from stages.stage import ArrowOutput, Batch, Stage, TensorOutput, Values
+from hoi_distill.pipeline import graph
+from hoi_distill.pipeline.plan import TablePlan, plan
+from hoi_distill.pipeline.run import RunSummary, choose_executor, drop_failures, fill
+from hoi_distill.pipeline.setup import Setup, prepare
+from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, TensorOutput, Values
 
 COMPUTED: list[tuple[str, bytes, str]] = []
 """(stage, row id, column) of every cell computed in this process, in order."""

@@ -8,8 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from storage import owner
-from storage.lmdb_shard import _sweep_scratch
+from hoi_distill.storage import owner
+from hoi_distill.storage.lmdb_shard import _sweep_scratch
 
 OLD = 10 * owner.STALE_SECONDS
 
@@ -24,7 +24,7 @@ def test_names_without_a_tag_are_never_dead():
 def test_sweeping_scratch_leaves_the_folders_of_others(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     dead = subprocess.run(
-        [sys.executable, "-c", "from storage import owner; print(owner.tag())"],
+        [sys.executable, "-c", "from hoi_distill.storage import owner; print(owner.tag())"],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from storage import shards, stamps
-from storage.cache import Cache
-from storage.digests import as_rows, digest_bytes
-from storage.errors import UserError
-from storage.stream import SampleStream, StreamSpec, TableRef, stack
-from storage.table import Table
+from hoi_distill.storage import shards, stamps
+from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.digests import as_rows, digest_bytes
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef, stack
+from hoi_distill.storage.table import Table
 
 N, SHAPE = 23, (3, 2, 2)
 LOGITS = pa.list_(pa.float16(), 2)

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.cache import Cache
-from storage.digests import FAILURE_DIGEST, as_rows, digest_bytes
-from storage.errors import StorageError
-from storage.table import Table
+from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.digests import FAILURE_DIGEST, as_rows, digest_bytes
+from hoi_distill.storage.errors import StorageError
+from hoi_distill.storage.table import Table
 
 
 def row_ids(count: int, start: int = 0) -> np.ndarray:
@@ -192,7 +192,7 @@ def test_value_digests_survive_a_lost_payload_and_its_recomputation(cache):
 def test_a_slow_clock_does_not_take_the_first_place(cache, monkeypatch):
     table, rows = numbers(cache), row_ids(2)
     put(table, rows, [1, 2])
-    monkeypatch.setattr("storage.table.time.time_ns", lambda: 1)
+    monkeypatch.setattr("hoi_distill.storage.table.time.time_ns", lambda: 1)
     put(Table(table.dir), rows[:1], [9])
     assert table.read(rows, ("a",))["a"].to_pylist() == [1, 2]
 
@@ -290,7 +290,7 @@ def test_any_history_of_commits_losses_and_retries_merges_as_a_dictionary_would(
 
 def test_storage_imports_neither_torch_nor_ray_nor_the_other_rooms():
     script = (
-        "import sys, storage.cache, storage.check; "
+        "import sys, hoi_distill.storage.cache, hoi_distill.storage.check; "
         "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'ray', 'stages', 'workers', 'pipeline')])"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

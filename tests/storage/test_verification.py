@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from storage import digest_memory, shards, stamps
-from storage.cache import Cache
-from storage.commit import load_record
-from storage.digests import as_rows, digest_bytes
-from storage.errors import StorageError
-from storage.table import Table
+from hoi_distill.storage import digest_memory, shards, stamps
+from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.commit import load_record
+from hoi_distill.storage.digests import as_rows, digest_bytes
+from hoi_distill.storage.errors import StorageError
+from hoi_distill.storage.table import Table
 
 ROOT = Path(__file__).parents[2]
 FOUND = pa.struct([("boxes", pa.list_(pa.list_(pa.float32(), 4))), ("text", pa.string())])
@@ -124,7 +124,7 @@ def test_a_payload_is_hashed_once_a_process_and_many_of_them_once_a_machine(tmp_
         many.read(ROWS, ("value",))
     assert len(hashed) == len(set(hashed)) == 2
     another_process(monkeypatch)
-    monkeypatch.setattr("storage.digest_memory._hash", None)  # what the machine knows is not read again
+    monkeypatch.setattr("hoi_distill.storage.digest_memory._hash", None)  # what the machine knows is not read again
     many.read(ROWS, ("value",))
     few.read(ROWS, ("value",))
     assert len(hashed) == 4
@@ -198,7 +198,7 @@ def test_a_record_of_any_flipped_bit_is_refused_or_says_the_same(tmp_path, monke
     script = f"""
 from pathlib import Path
 from tests.storage.test_verification import contents, flipped
-from storage.errors import StorageError
+from hoi_distill.storage.errors import StorageError
 path, refused = Path({str(path)!r}), 0
 intact, expected = path.read_bytes(), contents(path)
 for bit in range(0, 8 * len(intact), 7):

@@ -28,7 +28,7 @@ def of_two_processes(program: str, *arguments: str) -> None:
 
 NO_TEACHER = """
 import sys
-bad = [name for name in sys.modules if name.split(".")[0] in ("workers", "ray") or name.startswith("stages.teacher")]
+bad = [name for name in sys.modules if name.split(".")[0] in ("workers", "ray") or name.startswith("hoi_distill.stages.teacher")]
 assert not bad, bad
 """
 

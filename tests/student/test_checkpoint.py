@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.student.checkpoint import Student
-from stages.student.pair_classifier.network import PairClassifier, Shape
-from stages.student.pair_classifier.region_cnn import RegionCNN, RegionCNNConfig
-from stages.student.pair_classifier.student import PairStudent
-from storage.errors import UserError
+from hoi_distill.stages.student.checkpoint import Student
+from hoi_distill.stages.student.pair_classifier.network import PairClassifier, Shape
+from hoi_distill.stages.student.pair_classifier.region_cnn import RegionCNN, RegionCNNConfig
+from hoi_distill.stages.student.pair_classifier.student import PairStudent
+from hoi_distill.storage.errors import UserError
 from tests.student.toy import CHANNELS, VOCABULARY
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 605157884\n"

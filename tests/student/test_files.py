@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.student.files import DAMAGE, drafted, kept_array, load_tensors, new_array, save_tensors
-from stages.student.state import load_state, save_state
-from storage import owner
+from hoi_distill.stages.student.files import DAMAGE, drafted, kept_array, load_tensors, new_array, save_tensors
+from hoi_distill.stages.student.state import load_state, save_state
+from hoi_distill.storage import owner
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,7 +90,7 @@ def test_a_disk_without_room_is_an_error_not_a_signal_and_leaves_what_was_there(
 import resource, sys
 from pathlib import Path
 import numpy as np, torch
-from stages.student.files import kept_array, save_tensors
+from hoi_distill.stages.student.files import kept_array, save_tensors
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 folder = Path({str(tmp_path)!r})
 try:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.student.calibration import fit_platt, match_log_odds, shuffled_pictures
-from stages.student.losses import final_logit, focal_terms
-from stages.student.pair_classifier.losses import image_terms
+from hoi_distill.stages.student.calibration import fit_platt, match_log_odds, shuffled_pictures
+from hoi_distill.stages.student.losses import final_logit, focal_terms
+from hoi_distill.stages.student.pair_classifier.losses import image_terms
 
 
 @pytest.mark.parametrize("prior", [1e-6, 0.3, 1 - 1e-6, 1.0])

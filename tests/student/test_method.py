@@ -5,16 +5,16 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-import stages.student
-from stages.student.method import METHODS
+import hoi_distill.stages.student
+from hoi_distill.stages.student.method import METHODS
 
 ROOT = Path(__file__).parents[2]
 CONTRACTS = {
     contract["name"]: contract
     for contract in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
 }
-HOUSE = Path(stages.student.__file__).parent
-NAME = stages.student.__name__
+HOUSE = Path(hoi_distill.stages.student.__file__).parent
+NAME = hoi_distill.stages.student.__name__
 FOLDERS = {where.partition(":")[0].removesuffix(".method") for where in METHODS.values()}
 
 

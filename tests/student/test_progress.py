@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from stages.evaluate.metrics_log import read_metrics
-from stages.student.progress import MetricsLog, Progress, pace
+from hoi_distill.stages.evaluate.metrics_log import read_metrics
+from hoi_distill.stages.student.progress import MetricsLog, Progress, pace
 
 
 @pytest.mark.parametrize(

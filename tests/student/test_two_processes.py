@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from stages.student.batches import PictureBatches
-from stages.student.cl_hoi.train import train as train_cl_hoi
-from stages.student.link.network import Link
-from stages.student.link.network_config import LinkShape
-from stages.student.link.student import LinkStudent, verbs
-from stages.student.method import Extras
-from stages.student.pair_classifier.config import PairClassifierConfig
-from stages.student.pair_classifier.train import train
-from stages.student.prepare import picture_table
-from storage.errors import UserError
+from hoi_distill.stages.student.batches import PictureBatches
+from hoi_distill.stages.student.cl_hoi.train import train as train_cl_hoi
+from hoi_distill.stages.student.link.network import Link
+from hoi_distill.stages.student.link.network_config import LinkShape
+from hoi_distill.stages.student.link.student import LinkStudent, verbs
+from hoi_distill.stages.student.method import Extras
+from hoi_distill.stages.student.pair_classifier.config import PairClassifierConfig
+from hoi_distill.stages.student.pair_classifier.train import train
+from hoi_distill.stages.student.prepare import picture_table
+from hoi_distill.storage.errors import UserError
 from tests.student.cl_hoi import toy_cl_hoi
 from tests.student.link import toy_link
 from tests.student.processes import of_two_processes

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.data.records import Annotations
-from stages.data.vocabulary import Vocabulary
-from stages.student.prepare import TestSet, TrainingSet
-from stages.student.source import MemorySource
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.prepare import TestSet, TrainingSet
+from hoi_distill.stages.student.source import MemorySource
 
 VOCABULARY = Vocabulary.from_actions(
     [

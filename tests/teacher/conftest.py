@@ -71,7 +71,7 @@ def checkpoints(tmp_path_factory, processor, blip_config) -> SimpleNamespace:
 
 @pytest.fixture
 def make_batch():
-    from stages.stage import Batch
+    from hoi_distill.stages.stage import Batch
 
     def make(count: int = 3, size: int = 4, seed: int = 0) -> Batch:
         """``count`` random pictures of odd sizes, padded to ``size`` by repeating the last."""

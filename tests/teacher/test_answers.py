@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.stage import Batch, fingerprint_record
-from stages.teacher.answers import Answers
-from stages.teacher.blip import BlipCaptions
-from stages.teacher.weights import Checkpoint
-from storage.errors import InputFailure, UserError
+from hoi_distill.stages.stage import Batch, fingerprint_record
+from hoi_distill.stages.teacher.answers import Answers
+from hoi_distill.stages.teacher.blip import BlipCaptions
+from hoi_distill.stages.teacher.weights import Checkpoint
+from hoi_distill.storage.errors import InputFailure, UserError
 
 NAMES = ("instructblip", "llava", "qwen")
 TOWERS = ("vision_model", "model.vision_tower", "model.visual")
@@ -148,7 +148,7 @@ def test_an_answer_does_not_depend_on_the_other_questions(found, batch, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_many_yes_no_questions_about_one_picture_are_answered_as_one_by_one(found, batch, name, monkeypatch):
     """Together where the picture's keys and values are shared, in groups of one length and of a bounded size."""
-    monkeypatch.setattr("stages.teacher.answers.QUESTIONS_AT_ONCE", 3)
+    monkeypatch.setattr("hoi_distill.stages.teacher.answers.QUESTIONS_AT_ONCE", 3)
     things = ["bicycle", "cup", "dog", "red cup", "red dog", "red", "big dog"]
     asked = [OPEN, *(f"is there anybody {verb} a {thing}?" for verb in ("riding", "holding") for thing in things)]
     stage = opened(found(name), asked, batch_size=1)

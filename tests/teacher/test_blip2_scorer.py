@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.teacher.blip2_scorer import Blip2ItmScorer
-from storage.errors import UserError
+from hoi_distill.stages.teacher.blip2_scorer import Blip2ItmScorer
+from hoi_distill.storage.errors import UserError
 from tests.teacher.test_itm_scorer import random_prompts
 from tests.teacher.tiny_blip2 import blip2_model
 

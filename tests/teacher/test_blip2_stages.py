@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from transformers import Blip2ForImageTextRetrieval, BlipForImageTextRetrieval, BlipImageProcessorPil
 
-from stages.stage import fingerprint_record
-from stages.teacher.blip import BlipCaptions, BlipItm, ItmStage
-from stages.teacher.blip2 import Blip2Features, Blip2Itm
-from stages.teacher.itc import Blip2Itc, BlipItc
-from stages.teacher.weights import Checkpoint
-from storage.errors import UserError
+from hoi_distill.stages.stage import fingerprint_record
+from hoi_distill.stages.teacher.blip import BlipCaptions, BlipItm, ItmStage
+from hoi_distill.stages.teacher.blip2 import Blip2Features, Blip2Itm
+from hoi_distill.stages.teacher.itc import Blip2Itc, BlipItc
+from hoi_distill.stages.teacher.weights import Checkpoint
+from hoi_distill.storage.errors import UserError
 from tests.pipeline.toys import Album, plan_of, run
 from tests.teacher.test_itm_scorer import random_prompts
 from tests.teacher.tiny_blip2 import save_blip2

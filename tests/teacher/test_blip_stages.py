@@ -14,10 +14,10 @@ import yaml
 from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
-from stages.stage import Batch, fingerprint_record
-from stages.teacher.blip import BlipCaptions, BlipFeatures, BlipItm
-from stages.teacher.weights import Checkpoint
-from storage.errors import UserError
+from hoi_distill.stages.stage import Batch, fingerprint_record
+from hoi_distill.stages.teacher.blip import BlipCaptions, BlipFeatures, BlipItm
+from hoi_distill.stages.teacher.weights import Checkpoint
+from hoi_distill.storage.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.teacher.detectron2_detector import COMMIT, Detectron2Detector, described, leave_out_others
-from storage.errors import UserError
+from hoi_distill.stages.teacher.detectron2_detector import COMMIT, Detectron2Detector, described, leave_out_others
+from hoi_distill.storage.errors import UserError
 
 
 def test_where_detectron2_is_absent_one_line_says_how_to_install_it(monkeypatch):
@@ -24,7 +24,7 @@ def test_where_detectron2_is_absent_one_line_says_how_to_install_it(monkeypatch)
 
 
 def test_the_module_is_imported_without_detectron2_and_torch():
-    code = "import sys, stages.teacher.detectron2_detector; assert not {'torch', 'detectron2'} & set(sys.modules)"
+    code = "import sys, hoi_distill.stages.teacher.detectron2_detector; assert not {'torch', 'detectron2'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -138,7 +138,7 @@ def frcnn(tmp_path_factory):
 def test_a_real_faster_rcnn_gives_its_best_boxes(frcnn):
     from PIL import Image
 
-    from stages.stage import Batch
+    from hoi_distill.stages.stage import Batch
 
     stage = Detectron2Detector(*map(str, frcnn))
     stage.open("cpu", {})
@@ -160,7 +160,7 @@ def test_a_real_faster_rcnn_gives_its_best_boxes(frcnn):
 def test_a_real_faster_rcnn_keeps_the_known_classes_best_hundred(frcnn):
     from PIL import Image
 
-    from stages.stage import Batch
+    from hoi_distill.stages.stage import Batch
 
     names = ["person", "bicycle", *(f"foreign {number}" for number in range(78))]
     stage = Detectron2Detector(*map(str, frcnn), labels=names, unknown_labels="drop")

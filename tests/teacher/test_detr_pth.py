@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from stages import timm_backbone
-from stages.data.coco import COCO_OBJECTS
-from stages.stage import Batch
-from stages.teacher import detr_pth
-from stages.teacher.detectors import Detector
-from stages.teacher.weights import Checkpoint
-from storage.errors import UserError
+from hoi_distill.stages import timm_backbone
+from hoi_distill.stages.data.coco import COCO_OBJECTS
+from hoi_distill.stages.stage import Batch
+from hoi_distill.stages.teacher import detr_pth
+from hoi_distill.stages.teacher.detectors import Detector
+from hoi_distill.stages.teacher.weights import Checkpoint
+from hoi_distill.storage.errors import UserError
 from tests.teacher.test_detectors import timm_names
 
 D, FFN, QUERIES, ENCODERS, DECODERS = 32, 48, 7, 2, 3

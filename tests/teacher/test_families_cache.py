@@ -15,12 +15,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.plan import plan
-from pipeline.run import choose_executor, fill
-from pipeline.setup import prepare
-from pipeline.verify import difference
-from stages.data.image import decode
-from stages.stage import Batch, TensorOutput
+from hoi_distill.pipeline.plan import plan
+from hoi_distill.pipeline.run import choose_executor, fill
+from hoi_distill.pipeline.setup import prepare
+from hoi_distill.pipeline.verify import difference
+from hoi_distill.stages.data.image import decode
+from hoi_distill.stages.stage import Batch, TensorOutput
 from tests.teacher.tiny_blip2 import save_blip2
 from tests.teacher.tiny_detectors import FAMILIES, tiny_detector
 

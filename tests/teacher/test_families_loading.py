@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from stages.stage import Batch
-from stages.teacher.text_embeddings import TextEmbeddings
-from stages.teacher.vision_features import VisionFeatures
-from stages.teacher.weights import Checkpoint, load
-from storage.errors import UserError
+from hoi_distill.stages.stage import Batch
+from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
+from hoi_distill.stages.teacher.vision_features import VisionFeatures
+from hoi_distill.stages.teacher.weights import Checkpoint, load
+from hoi_distill.storage.errors import UserError
 
 TOWERS = {
     "clip": "vision_model.",

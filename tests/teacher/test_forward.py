@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import Blip2VisionModel, BlipVisionModel
 
-from stages.stage import Batch, fingerprint_record
-from stages.teacher import forward as forwards
-from stages.teacher.answers import Answers
-from stages.teacher.blip import BlipFeatures, BlipItm
-from stages.teacher.blip2 import Blip2Features, Blip2Itm
-from stages.teacher.forward import AUTO_BATCH, AUTO_ROWS_ON_CPU, PartSize, fitting_rows, in_parts, part_size
-from stages.teacher.vision_features import VisionFeatures
-from stages.teacher.weights import Checkpoint
+from hoi_distill.stages.stage import Batch, fingerprint_record
+from hoi_distill.stages.teacher import forward as forwards
+from hoi_distill.stages.teacher.answers import Answers
+from hoi_distill.stages.teacher.blip import BlipFeatures, BlipItm
+from hoi_distill.stages.teacher.blip2 import Blip2Features, Blip2Itm
+from hoi_distill.stages.teacher.forward import AUTO_BATCH, AUTO_ROWS_ON_CPU, PartSize, fitting_rows, in_parts, part_size
+from hoi_distill.stages.teacher.vision_features import VisionFeatures
+from hoi_distill.stages.teacher.weights import Checkpoint
 from tests.teacher.tiny_blip2 import save_blip2
 
 PROMPTS = ["a photo of a person riding a bicycle", "a person sitting on a chair"]

@@ -6,16 +6,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.stage import Batch, fingerprint_record
-from stages.teacher.blip import BlipCaptions
-from stages.teacher.detections_file import DETECTIONS
-from stages.teacher.image_labels import IGNORED, NEGATIVE, NOT_SEEN, POSITIVE, ImageLabels
-from stages.teacher.seen_objects import presence
-from stages.teacher.sentence_embeddings import SentenceEmbeddings, read_along, split
-from stages.teacher.text_embeddings import TextEmbeddings
-from stages.teacher.triplets import Triplets
-from stages.teacher.weights import Checkpoint
-from storage.errors import UserError
+from hoi_distill.stages.stage import Batch, fingerprint_record
+from hoi_distill.stages.teacher.blip import BlipCaptions
+from hoi_distill.stages.teacher.detections_file import DETECTIONS
+from hoi_distill.stages.teacher.image_labels import IGNORED, NEGATIVE, NOT_SEEN, POSITIVE, ImageLabels
+from hoi_distill.stages.teacher.seen_objects import presence
+from hoi_distill.stages.teacher.sentence_embeddings import SentenceEmbeddings, read_along, split
+from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
+from hoi_distill.stages.teacher.triplets import Triplets
+from hoi_distill.stages.teacher.weights import Checkpoint
+from hoi_distill.storage.errors import UserError
 
 OBJECTS = ("person", "bicycle", "cup")
 VERBS = ("hold", "hug", "no_interaction", "ride")

@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import BlipForImageTextRetrieval
 
-from stages.data.vocabulary import Vocabulary
-from stages.student.calibration import Platt
-from stages.student.vlm_hoi.itm_loss import ItmConfig, itm_terms
-from stages.student.vlm_hoi.itm_targets import ItmColumns, ItmTargets, columns_for, match_row, sentence_mean
-from stages.teacher.blip import BlipItm
-from stages.teacher.weights import Checkpoint
-from storage.errors import UserError
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.calibration import Platt
+from hoi_distill.stages.student.vlm_hoi.itm_loss import ItmConfig, itm_terms
+from hoi_distill.stages.student.vlm_hoi.itm_targets import ItmColumns, ItmTargets, columns_for, match_row, sentence_mean
+from hoi_distill.stages.teacher.blip import BlipItm
+from hoi_distill.stages.teacher.weights import Checkpoint
+from hoi_distill.storage.errors import UserError
 
 VOCABULARY = Vocabulary.from_actions(
     [

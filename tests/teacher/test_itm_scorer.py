@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import BlipForImageTextRetrieval
 
-from stages.teacher.itm_scorer import ItmScorer
-from storage.errors import UserError
+from hoi_distill.stages.teacher.itm_scorer import ItmScorer
+from hoi_distill.storage.errors import UserError
 
 SENTENCE = "a the person riding holding sitting on bicycle cup chair dog and red big near"
 WORDS = SENTENCE.split()
@@ -123,7 +123,7 @@ def test_enc_mode_is_the_stock_forward_led_by_enc(blip_config, processor, pixels
 
 
 def test_the_pico_class_is_scored_alike():
-    from stages.teacher.pico.model import PicoBlipForImageTextRetrieval, build_config, build_processor
+    from hoi_distill.stages.teacher.pico.model import PicoBlipForImageTextRetrieval, build_config, build_processor
 
     processor = build_processor(set(WORDS))
     torch.manual_seed(0)

@@ -98,5 +98,5 @@ def test_a_card_names_the_commands_that_reproduce_it(folder):
     card = (PICO / folder / "README.md").read_text()
     prefix = f"{folder}_" if folder else ""
     for command in ("train", "evaluate"):
-        assert f"python -m stages.teacher.pico.{prefix}{command}" in card
+        assert f"python -m hoi_distill.stages.teacher.pico.{prefix}{command}" in card
         assert (PICO / f"{prefix}{command}.py").exists()

@@ -13,30 +13,30 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.stage import ArrowOutput, TensorOutput, fingerprint_record
-from stages.student.link.config import LinkConfig
-from stages.student.link.distillation import KdConfig, kd_terms
-from stages.student.link.network import Link
-from stages.student.link.network_config import LinkShape
-from stages.student.link.student import LinkStudent
-from stages.student.link.teaching import PairTeacher, read_taught
-from stages.student.pair_classifier.config import PairClassifierConfig
-from stages.student.pair_classifier.network import PairClassifier, Shape
-from stages.student.pair_classifier.student import PairStudent
-from stages.student.pictures import gather, picture_of
-from stages.student.prepare import valid_classes
-from stages.student.regions import entries
-from stages.teacher.detections_file import DETECTIONS
-from stages.teacher.detectors import cells as detection_cells
-from stages.teacher.pair_teacher import LinkMaps, LinkPairs, TrainedTeacher
-from storage.digests import as_rows, digest_bytes
-from storage.errors import UserError
-from storage.stream import SampleStream, StreamSpec, TableRef
+from hoi_distill.stages.stage import ArrowOutput, TensorOutput, fingerprint_record
+from hoi_distill.stages.student.link.config import LinkConfig
+from hoi_distill.stages.student.link.distillation import KdConfig, kd_terms
+from hoi_distill.stages.student.link.network import Link
+from hoi_distill.stages.student.link.network_config import LinkShape
+from hoi_distill.stages.student.link.student import LinkStudent
+from hoi_distill.stages.student.link.teaching import PairTeacher, read_taught
+from hoi_distill.stages.student.pair_classifier.config import PairClassifierConfig
+from hoi_distill.stages.student.pair_classifier.network import PairClassifier, Shape
+from hoi_distill.stages.student.pair_classifier.student import PairStudent
+from hoi_distill.stages.student.pictures import gather, picture_of
+from hoi_distill.stages.student.prepare import valid_classes
+from hoi_distill.stages.student.regions import entries
+from hoi_distill.stages.teacher.detections_file import DETECTIONS
+from hoi_distill.stages.teacher.detectors import cells as detection_cells
+from hoi_distill.stages.teacher.pair_teacher import LinkMaps, LinkPairs, TrainedTeacher
+from hoi_distill.storage.digests import as_rows, digest_bytes
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
+from hoi_distill.workers.batches import FEW_PATTERNS
+from hoi_distill.workers.task import Part, TableSpec, Task, Upstream
+from hoi_distill.workers.worker import Worker
 from tests.student.link.scenes import SMALL
 from tests.student.toy import CHANNELS, SIDE, VOCABULARY, Toy
-from workers.batches import FEW_PATTERNS
-from workers.task import Part, TableSpec, Task, Upstream
-from workers.worker import Worker
 
 COUNT, VIEWS = 20, ("original", "flip")
 CONFIG = LinkConfig(network=SMALL)

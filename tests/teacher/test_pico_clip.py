@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.data.pico.classes import HOIS
-from stages.stage import Batch
-from stages.teacher.pico import captions, clip_evaluate, corpus
-from stages.teacher.pico.captions import Lexicon
-from stages.teacher.pico.evaluate import SHIPPED, average_precision
-from stages.teacher.text_embeddings import TextEmbeddings
-from stages.teacher.vision_features import VisionFeatures
-from stages.teacher.weights import Checkpoint, load
+from hoi_distill.stages.data.pico.classes import HOIS
+from hoi_distill.stages.stage import Batch
+from hoi_distill.stages.teacher.pico import captions, clip_evaluate, corpus
+from hoi_distill.stages.teacher.pico.captions import Lexicon
+from hoi_distill.stages.teacher.pico.evaluate import SHIPPED, average_precision
+from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
+from hoi_distill.stages.teacher.vision_features import VisionFeatures
+from hoi_distill.stages.teacher.weights import Checkpoint, load
 
 CLIP = SHIPPED / "clip"
 
@@ -34,7 +34,7 @@ def test_pictures_and_prompts_agree(scenes):
     """On a part of the scenes behind the card's figures."""
     from transformers import AutoProcessor
 
-    from stages.teacher.pico.evaluate import pixel_values
+    from hoi_distill.stages.teacher.pico.evaluate import pixel_values
 
     pixels, truth = scenes
     checkpoint = Checkpoint.find(CLIP)
@@ -69,7 +69,7 @@ def test_its_maps_and_texts_come_from_the_usual_stages(scenes):
 
 def test_training_starts_and_saves(tmp_path, monkeypatch):
     """Two steps of each phase."""
-    from stages.teacher.pico import clip_train
+    from hoi_distill.stages.teacher.pico import clip_train
 
     for name in ("PLAIN", "SCENES"):
         monkeypatch.setattr(clip_train, name, replace(getattr(clip_train, name), count=8))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from stages.data.pico.world import TEMPER, scene_seed
-from stages.teacher.pico import detector_train, detr_train
-from stages.teacher.weights import Checkpoint
+from hoi_distill.stages.data.pico.world import TEMPER, scene_seed
+from hoi_distill.stages.teacher.pico import detector_train, detr_train
+from hoi_distill.stages.teacher.weights import Checkpoint
 
 SHIPPED = Path(detr_train.__file__).parent / "detr"
 

@@ -13,19 +13,19 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from stages.data.pico.classes import HOIS, NO_INTERACTION
-from stages.data.pico.render import render_scene
-from stages.data.pico.world import pico_vocabulary, scene_seed
-from stages.teacher.pico import captions, corpus, evaluate, lessons, train
-from stages.teacher.pico.captions import Lexicon
-from stages.teacher.pico.model import (
+from hoi_distill.stages.data.pico.classes import HOIS, NO_INTERACTION
+from hoi_distill.stages.data.pico.render import render_scene
+from hoi_distill.stages.data.pico.world import pico_vocabulary, scene_seed
+from hoi_distill.stages.teacher.pico import captions, corpus, evaluate, lessons, train
+from hoi_distill.stages.teacher.pico.captions import Lexicon
+from hoi_distill.stages.teacher.pico.model import (
     PicoBlipForConditionalGeneration,
     PicoBlipForImageTextRetrieval,
     build_processor,
     load_strict,
 )
-from stages.teacher.pico.packing import pack
-from storage.errors import UserError
+from hoi_distill.stages.teacher.pico.packing import pack
+from hoi_distill.storage.errors import UserError
 
 SHIPPED = evaluate.SHIPPED
 LEXICON = Lexicon(HOIS)

@@ -12,12 +12,12 @@ import yaml
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from docs.teachers_table import PAGE, filled
-from pipeline import graph
-from pipeline.plan import plan
-from pipeline.run import choose_executor, fill
-from pipeline.setup import prepare
-from pipeline.teachers_cli import catalogue
-from stages.data.image import decode
+from hoi_distill.pipeline import graph
+from hoi_distill.pipeline.plan import plan
+from hoi_distill.pipeline.run import choose_executor, fill
+from hoi_distill.pipeline.setup import prepare
+from hoi_distill.pipeline.teachers_cli import catalogue
+from hoi_distill.stages.data.image import decode
 from tests.pipeline.toys import paint
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import BertTokenizer, BlipForImageTextRetrieval, CLIPConfig, CLIPModel, GemmaTokenizer
 
-from stages.stage import Batch
-from stages.teacher.text_embeddings import TextEmbeddings
-from stages.teacher.weights import Checkpoint
-from storage.errors import InputFailure, UserError
+from hoi_distill.stages.stage import Batch
+from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
+from hoi_distill.stages.teacher.weights import Checkpoint
+from hoi_distill.storage.errors import InputFailure, UserError
 
 TEXTS = ["a person riding a bicycle", "a dog", "a photo of a big red cup near the person", "a dog"]
 
@@ -179,7 +179,7 @@ def test_siglip_2_reads_lower_case_at_a_fixed_resolution(siglip2):
 
 
 def test_siglip_2_of_any_resolution_is_lower_cased_by_its_own_tokenizer(siglip2):
-    from stages.teacher.weights import tokenizer
+    from hoi_distill.stages.teacher.weights import tokenizer
 
     own = tokenizer(siglip2("siglip2"))
     assert own("A Dog")["input_ids"] == own("a dog")["input_ids"]

@@ -11,12 +11,12 @@ import torch
 import yaml
 from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessorPil, BlipProcessor
 
-from pipeline.plan import plan
-from pipeline.run import choose_executor, fill
-from pipeline.setup import Setup, prepare
-from pipeline.training import resolve, train_student
-from stages.data.pico.world import write_world
-from storage.errors import UserError
+from hoi_distill.pipeline.plan import plan
+from hoi_distill.pipeline.run import choose_executor, fill
+from hoi_distill.pipeline.setup import Setup, prepare
+from hoi_distill.pipeline.training import resolve, train_student
+from hoi_distill.stages.data.pico.world import write_world
+from hoi_distill.storage.errors import UserError
 
 KEPT = 9
 WORDS = Path(__file__).parents[2] / "stages/teacher/pico/itm"

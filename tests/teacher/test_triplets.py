@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.graph import Context, build_stage
-from stages.data.prompts import interaction_prompt
-from stages.data.vocabulary import Vocabulary, hico_vocabulary
-from stages.stage import Batch, fingerprint_record
-from stages.teacher.blip import BlipCaptions
-from stages.teacher.lexicon import sentence
-from stages.teacher.lexicon.alignment import Aligner
-from stages.teacher.lexicon.lexicon import Lexicon
-from stages.teacher.lexicon.reader import read
-from stages.teacher.text_embeddings import TextEmbeddings
-from stages.teacher.triplets import Triplets, drop_report, placed
-from stages.teacher.weights import Checkpoint
-from storage.errors import UserError
+from hoi_distill.pipeline.graph import Context, build_stage
+from hoi_distill.stages.data.prompts import interaction_prompt
+from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
+from hoi_distill.stages.stage import Batch, fingerprint_record
+from hoi_distill.stages.teacher.blip import BlipCaptions
+from hoi_distill.stages.teacher.lexicon import sentence
+from hoi_distill.stages.teacher.lexicon.alignment import Aligner
+from hoi_distill.stages.teacher.lexicon.lexicon import Lexicon
+from hoi_distill.stages.teacher.lexicon.reader import read
+from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
+from hoi_distill.stages.teacher.triplets import Triplets, drop_report, placed
+from hoi_distill.stages.teacher.weights import Checkpoint
+from hoi_distill.storage.errors import UserError
 
 
 def lexicon_of(words):

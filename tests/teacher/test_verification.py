@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.graph import Context, build_stage
-from pipeline.page import write_page
-from stages.data.vocabulary import Vocabulary
-from stages.stage import fingerprint_record
-from stages.teacher.answers import Answers
-from stages.teacher.blip import BlipCaptions
-from stages.teacher.first_token import YES_NO
-from stages.teacher.first_token_scorer import FirstTokenScorer
-from stages.teacher.pico import captions
-from stages.teacher.weights import Checkpoint
-from storage.errors import UserError
+from hoi_distill.pipeline.graph import Context, build_stage
+from hoi_distill.pipeline.page import write_page
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.stage import fingerprint_record
+from hoi_distill.stages.teacher.answers import Answers
+from hoi_distill.stages.teacher.blip import BlipCaptions
+from hoi_distill.stages.teacher.first_token import YES_NO
+from hoi_distill.stages.teacher.first_token_scorer import FirstTokenScorer
+from hoi_distill.stages.teacher.pico import captions
+from hoi_distill.stages.teacher.weights import Checkpoint
+from hoi_distill.storage.errors import UserError
 from tests.pipeline.toys import Album, plan_of, run
 
 ROOM = Path(__file__).parents[2] / "stages"

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from stages.stage import Batch, fingerprint_record
-from stages.teacher.vision_features import VisionFeatures
-from stages.teacher.weights import Checkpoint
-from storage.errors import UserError
+from hoi_distill.stages.stage import Batch, fingerprint_record
+from hoi_distill.stages.teacher.vision_features import VisionFeatures
+from hoi_distill.stages.teacher.weights import Checkpoint
+from hoi_distill.storage.errors import UserError
 
 NAMES = ("clip", "siglip", "dinov2", "dinov2_registers")
 

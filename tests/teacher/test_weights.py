@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from stages.teacher import weights
-from stages.teacher.blip import BlipFeatures, BlipItm
-from stages.teacher.text_embeddings import TextEmbeddings
-from stages.teacher.weights import Checkpoint, load
-from storage.digests import DigestMemory
-from storage.errors import UserError
+from hoi_distill.stages.teacher import weights
+from hoi_distill.stages.teacher.blip import BlipFeatures, BlipItm
+from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
+from hoi_distill.stages.teacher.weights import Checkpoint, load
+from hoi_distill.storage.digests import DigestMemory
+from hoi_distill.storage.errors import UserError
 
 
 @pytest.fixture
@@ -122,10 +122,10 @@ def test_an_unknown_architecture_is_refused_by_name(copy):
 
 def test_planning_imports_neither_torch_nor_transformers(checkpoints):
     code = (
-        "import sys; from stages.teacher.weights import Checkpoint; "
-        "from stages.teacher.blip import BlipCaptions, BlipFeatures, BlipItm; "
-        "from stages.teacher.text_embeddings import TextEmbeddings; "
-        "from stages.stage import fingerprint_record; "
+        "import sys; from hoi_distill.stages.teacher.weights import Checkpoint; "
+        "from hoi_distill.stages.teacher.blip import BlipCaptions, BlipFeatures, BlipItm; "
+        "from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings; "
+        "from hoi_distill.stages.stage import fingerprint_record; "
         f"c = Checkpoint.find({str(checkpoints.itm)!r}); d = Checkpoint.find({str(checkpoints.caption)!r}); "
         "stages = (BlipFeatures(c), BlipItm(c, ['a'], token_mode='cls'), BlipCaptions(d), TextEmbeddings(c)); "
         "[fingerprint_record(s) for s in stages]; "

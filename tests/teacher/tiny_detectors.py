@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
+from hoi_distill.stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
 
 FAMILIES = ("detr", "conditional_detr", "deformable_detr", "rt_detr", "rt_detr_v2")
 SIDE = 64

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from storage import owner
-from storage.errors import UserError
-from workers import ray_session
-from workers.ray_executor import RayExecutor
-from workers.ray_session import SESSION, SOCKET_BYTES, _sweep, _temporary, cluster_address
+from hoi_distill.storage import owner
+from hoi_distill.storage.errors import UserError
+from hoi_distill.workers import ray_session
+from hoi_distill.workers.ray_executor import RayExecutor
+from hoi_distill.workers.ray_session import SESSION, SOCKET_BYTES, _sweep, _temporary, cluster_address
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,7 +139,7 @@ def test_only_folders_of_dead_processes_that_shared_our_pids_are_swept(tmp_path:
 SWEEP = """
 import os, sys
 from pathlib import Path
-from workers.ray_session import _sweep
+from hoi_distill.workers.ray_session import _sweep
 os.setuid(int(sys.argv[2]))
 _sweep(Path(sys.argv[1]))
 """
@@ -181,10 +181,10 @@ def test_nobody_else_enters_the_folder_of_our_ray(tmp_path: Path) -> None:
 
 SLOW = """
 import os, signal, sys, threading, time
-from workers import ray_session
+from hoi_distill.workers import ray_session
 from pathlib import Path
-from storage.errors import UserError
-from workers.ray_executor import RayExecutor
+from hoi_distill.storage.errors import UserError
+from hoi_distill.workers.ray_executor import RayExecutor
 
 def stop_gcs():
     while True:

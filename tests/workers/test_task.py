@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hoi_distill.workers.task import FailureLimit, TaskReport
 from tests.workers.toys import Colour, Double, Map, album
-from workers.task import FailureLimit, TaskReport
 
 
 def report(bad: list[bool]) -> TaskReport:
@@ -61,7 +61,7 @@ def test_more_than_one_percent_or_fifty_in_a_row_stop_the_run(bad: list[bool], s
 
 def test_importing_the_task_module_is_light() -> None:
     script = (
-        "import sys, workers.task, workers.ray_executor;"
+        "import sys, hoi_distill.workers.task, hoi_distill.workers.ray_executor;"
         "print([name for name in ('torch', 'ray', 'PIL') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"

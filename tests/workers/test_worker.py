@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from storage.errors import StorageError, UserError
+from hoi_distill.storage.errors import StorageError, UserError
+from hoi_distill.workers import inline
+from hoi_distill.workers.batches import prefetch
+from hoi_distill.workers.pulse import Beat
+from hoi_distill.workers.task import Task, TaskReport
+from hoi_distill.workers.worker import Worker, _Column
 from tests.workers.toys import Album, Colour, Double, Encoded, Large, Length, Map, album, replaced, text_task
-from workers import inline
-from workers.batches import prefetch
-from workers.pulse import Beat
-from workers.task import Task, TaskReport
-from workers.worker import Worker, _Column
 
 
 def run(tasks: list[Task], stop: threading.Event | None = None) -> list[TaskReport]:

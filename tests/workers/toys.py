@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from stages.stage import ArrowOutput, Batch, Stage, TensorOutput, Values, fingerprint_record
-from storage.digests import as_rows, digest_bytes
-from storage.errors import InputFailure
-from workers.task import Part, TableSpec, Task, Upstream
+from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, TensorOutput, Values, fingerprint_record
+from hoi_distill.storage.digests import as_rows, digest_bytes
+from hoi_distill.storage.errors import InputFailure
+from hoi_distill.workers.task import Part, TableSpec, Task, Upstream
 
 
 @dataclass

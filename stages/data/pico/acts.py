@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from stages.data.pico.figure import Look, Pose, draw_person
-from stages.data.pico.sketch import BACK, FAR, FRONT, HELD, MIDDLE, NEAR, Color, Pen, Sketch
-from stages.data.pico.things import THINGS
+from hoi_distill.stages.data.pico.figure import Look, Pose, draw_person
+from hoi_distill.stages.data.pico.sketch import BACK, FAR, FRONT, HELD, MIDDLE, NEAR, Color, Pen, Sketch
+from hoi_distill.stages.data.pico.things import THINGS
 
 ROPE: Color = (70, 46, 28)
 SHADOW: Color = (58, 58, 58)

@@ -6,8 +6,8 @@ import random
 
 from PIL import Image, ImageDraw
 
-from stages.data.pico.figure import vivid
-from stages.data.pico.sketch import Color, shade
+from hoi_distill.stages.data.pico.figure import vivid
+from hoi_distill.stages.data.pico.sketch import Color, shade
 
 
 def _muted(rng: random.Random, low: int, high: int) -> Color:

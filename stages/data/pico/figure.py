@@ -7,7 +7,7 @@ import math
 import random
 from dataclasses import dataclass
 
-from stages.data.pico.sketch import BODY, FAR, NEAR, Color, Extent, Pen, Point, Sketch, shade
+from hoi_distill.stages.data.pico.sketch import BODY, FAR, NEAR, Color, Extent, Pen, Point, Sketch, shade
 
 LEG, ARM = 0.25, 0.18  # length of one bone: thigh = shin, upper arm = forearm
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.data.vocabulary import Vocabulary
 
 _HEADER = b"MATLAB 5.0 MAT-file, HICO-DET layout"
 

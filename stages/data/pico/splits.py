@@ -15,9 +15,9 @@ from functools import cache
 
 import numpy as np
 
-from stages.data.pico.classes import CO_LABELS, HOIS, NO_INTERACTION, PRIMARY, weights
-from stages.data.splits import ZeroShotSplit, zero_shot
-from stages.data.vocabulary import hico_vocabulary
+from hoi_distill.stages.data.pico.classes import CO_LABELS, HOIS, NO_INTERACTION, PRIMARY, weights
+from hoi_distill.stages.data.splits import ZeroShotSplit, zero_shot
+from hoi_distill.stages.data.vocabulary import hico_vocabulary
 
 PICO_SPLITS: tuple[str, ...] = ("RF-UC", "NF-UC", "UO", "UV")
 UNSEEN_SHARE = 0.2

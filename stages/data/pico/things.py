@@ -6,8 +6,8 @@ import math
 import random
 from collections.abc import Callable
 
-from stages.data.pico.figure import vivid
-from stages.data.pico.sketch import Color, Pen, Point, shade
+from hoi_distill.stages.data.pico.figure import vivid
+from hoi_distill.stages.data.pico.sketch import Color, Pen, Point, shade
 
 BLACK: Color = (28, 28, 32)
 WHITE: Color = (246, 246, 242)

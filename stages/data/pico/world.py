@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stages.data.coco import COCO_CATEGORY_IDS, OBJECT_INDEX
-from stages.data.pico.classes import HOIS, OBJECTS
-from stages.data.pico.layout import Picture, write_annotations
-from stages.data.pico.render import RENDERER_VERSION, SIZE, Scene, render_scene
-from stages.data.vocabulary import Vocabulary, hico_vocabulary
-from storage.errors import UserError
+from hoi_distill.stages.data.coco import COCO_CATEGORY_IDS, OBJECT_INDEX
+from hoi_distill.stages.data.pico.classes import HOIS, OBJECTS
+from hoi_distill.stages.data.pico.layout import Picture, write_annotations
+from hoi_distill.stages.data.pico.render import RENDERER_VERSION, SIZE, Scene, render_scene
+from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
+from hoi_distill.storage.errors import UserError
 
 WORLD_VERSION = 1
 """Raised with every change of the files written from the same scenes."""

@@ -18,15 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages import boxes as box_ops
-from stages.student.cl_hoi.config import NetworkConfig
-from stages.student.cl_hoi.translator import Attention, FeedForward, Translator
-from stages.student.layers.attention import Padding
-from stages.student.layers.box_encoding import grid_encoding
-from stages.student.layers.looks import RegionPool, UnaryEncoder, geometry_network, pair_numbers
-from stages.student.layers.text_classifier import TextClassifier
-from stages.student.losses import final_logit
-from stages.student.regions import Regions
+from hoi_distill.stages import boxes as box_ops
+from hoi_distill.stages.student.cl_hoi.config import NetworkConfig
+from hoi_distill.stages.student.cl_hoi.translator import Attention, FeedForward, Translator
+from hoi_distill.stages.student.layers.attention import Padding
+from hoi_distill.stages.student.layers.box_encoding import grid_encoding
+from hoi_distill.stages.student.layers.looks import RegionPool, UnaryEncoder, geometry_network, pair_numbers
+from hoi_distill.stages.student.layers.text_classifier import TextClassifier
+from hoi_distill.stages.student.losses import final_logit
+from hoi_distill.stages.student.regions import Regions
 
 
 class Cognition(NamedTuple):

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from stages.student.config import PairsConfig
-from storage.errors import UserError
+from hoi_distill.stages.student.config import PairsConfig
+from hoi_distill.storage.errors import UserError
 
 
 def refuse_unsound(config: Any, where: str, counts: tuple[str, ...], rates: tuple[str, ...] = ()) -> None:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.evaluate.average_precision import interpolated_precision
-from stages.student.batches import MapReader
-from stages.student.cl_hoi.config import ClHoiConfig
-from stages.student.cl_hoi.stream import IGNORED, POSITIVE, ImageLabels
-from stages.student.pictures import PictureTable, gather
-from stages.student.regions import entries
+from hoi_distill.stages.evaluate.average_precision import interpolated_precision
+from hoi_distill.stages.student.batches import MapReader
+from hoi_distill.stages.student.cl_hoi.config import ClHoiConfig
+from hoi_distill.stages.student.cl_hoi.stream import IGNORED, POSITIVE, ImageLabels
+from hoi_distill.stages.student.pictures import PictureTable, gather
+from hoi_distill.stages.student.regions import entries
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.student.processes import ALONE, Processes, mean_of
+from hoi_distill.stages.student.processes import ALONE, Processes, mean_of
 
 LEAST_TEMPERATURE = 0.01
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.student.cl_hoi.config import ClHoiConfig
-from stages.student.config import BOOKKEEPING
-from stages.student.method import Columns, Extras, Method, Needs
+from hoi_distill.stages.student.cl_hoi.config import ClHoiConfig
+from hoi_distill.stages.student.config import BOOKKEEPING
+from hoi_distill.stages.student.method import Columns, Extras, Method, Needs
 
 if TYPE_CHECKING:
-    from stages.data.vocabulary import Vocabulary
-    from stages.student.checkpoint import Student
-    from stages.student.prepare import TrainingSet
+    from hoi_distill.stages.data.vocabulary import Vocabulary
+    from hoi_distill.stages.student.checkpoint import Student
+    from hoi_distill.stages.student.prepare import TrainingSet
 
 LABELS = {
     "teacher": "what a teacher said of {} pictures as wholes, no annotation at all",
@@ -49,12 +49,12 @@ class ClHoiMethod(Method):
         return config.epochs(0, labelled + unlabelled)
 
     def train(self, config: ClHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
-        from stages.student.cl_hoi.train import train
+        from hoi_distill.stages.student.cl_hoi.train import train
 
         return train(config, data, run_dir, extras, report=extras.report)
 
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
-        from stages.student.cl_hoi.student import load
+        from hoi_distill.stages.student.cl_hoi.student import load
 
         return load(folder, record, vocabulary)
 

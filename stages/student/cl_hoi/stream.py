@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.student.batches import Batch, MapReader, PictureBatches, take
-from stages.student.cl_hoi.config import ClHoiConfig
-from stages.student.cl_hoi.losses import same_sets
-from stages.student.config import PairsConfig
-from stages.student.files import kept, mapped, new_array
-from stages.student.pictures import PictureTable, gather, targets
-from stages.student.prepare import TrainingSet
-from stages.student.regions import Regions
-from stages.student.source import in_order
+from hoi_distill.stages.student.batches import Batch, MapReader, PictureBatches, take
+from hoi_distill.stages.student.cl_hoi.config import ClHoiConfig
+from hoi_distill.stages.student.cl_hoi.losses import same_sets
+from hoi_distill.stages.student.config import PairsConfig
+from hoi_distill.stages.student.files import kept, mapped, new_array
+from hoi_distill.stages.student.pictures import PictureTable, gather, targets
+from hoi_distill.stages.student.prepare import TrainingSet
+from hoi_distill.stages.student.regions import Regions
+from hoi_distill.stages.student.source import in_order
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 """Kinds of an image-level label."""

@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from stages.data.vocabulary import Vocabulary
-from stages.student.checkpoint import Student, load_weights, refuse_other_version, save_student
-from stages.student.cl_hoi.cognition import ClHoi, ClHoiShape, CognitionNetwork, Scorer
-from stages.student.cl_hoi.config import ClHoiConfig, config_from
-from stages.student.cl_hoi.exponents import Exponents
-from stages.student.cl_hoi.translator import Translator
-from stages.student.method import Columns
-from stages.student.predict import best_device, predict_test_set
-from stages.student.prepare import Report, TestSet, valid_classes
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.checkpoint import Student, load_weights, refuse_other_version, save_student
+from hoi_distill.stages.student.cl_hoi.cognition import ClHoi, ClHoiShape, CognitionNetwork, Scorer
+from hoi_distill.stages.student.cl_hoi.config import ClHoiConfig, config_from
+from hoi_distill.stages.student.cl_hoi.exponents import Exponents
+from hoi_distill.stages.student.cl_hoi.translator import Translator
+from hoi_distill.stages.student.method import Columns
+from hoi_distill.stages.student.predict import best_device, predict_test_set
+from hoi_distill.stages.student.prepare import Report, TestSet, valid_classes
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def build(
 
 
 def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> ClHoiStudent:
-    """A saved student, see :meth:`stages.student.checkpoint.Student.from_pretrained`."""
+    """A saved student, see :meth:`hoi_distill.stages.student.checkpoint.Student.from_pretrained`."""
     refuse_other_version(folder, record, ClHoiStudent.version)
     config, shape = config_from(record["student"]), ClHoiShape(**record["shape"])
     model = build(shape, config, vocabulary, torch.zeros(len(vocabulary.hois), shape.text_width))

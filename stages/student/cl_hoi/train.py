@@ -2,8 +2,9 @@
 
     train(ClHoiConfig(), TrainingSet(...), run_dir)
 
-Both stages resume as exactly as :mod:`stages.student.loop` says, stage 1 in ``run_dir/context``. What stage 1 depends on
-names its translator under ``shared_dir``, so that arms of a study that differ in stage 2 alone train it once.
+Both stages resume as exactly as :mod:`hoi_distill.stages.student.loop` says, stage 1 in ``run_dir/context``. What stage
+1 depends on names its translator under ``shared_dir``, so that arms of a study that differ in stage 2 alone train it
+once.
 """
 
 from __future__ import annotations
@@ -20,12 +21,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from stages.student.batches import TableMaps
-from stages.student.cl_hoi.cognition import ClHoi, ClHoiShape, Cognition
-from stages.student.cl_hoi.config import ClHoiConfig
-from stages.student.cl_hoi.exponents import choose_exponents
-from stages.student.cl_hoi.losses import context_loss, mil_loss, phrase_loss, relatedness_loss, temperature_of
-from stages.student.cl_hoi.stream import (
+from hoi_distill.stages.student.batches import TableMaps
+from hoi_distill.stages.student.cl_hoi.cognition import ClHoi, ClHoiShape, Cognition
+from hoi_distill.stages.student.cl_hoi.config import ClHoiConfig
+from hoi_distill.stages.student.cl_hoi.exponents import choose_exponents
+from hoi_distill.stages.student.cl_hoi.losses import (
+    context_loss,
+    mil_loss,
+    phrase_loss,
+    relatedness_loss,
+    temperature_of,
+)
+from hoi_distill.stages.student.cl_hoi.stream import (
     ClHoiBatch,
     ClHoiBatches,
     ContextBatch,
@@ -36,20 +43,20 @@ from stages.student.cl_hoi.stream import (
     annotated_labels,
     teacher_labels,
 )
-from stages.student.cl_hoi.student import ClHoiStudent, build
-from stages.student.cl_hoi.translator import ContextLearner, Translator
-from stages.student.config import BOOKKEEPING
-from stages.student.files import intact, load_tensors, save_tensors
-from stages.student.loop import annotated_loss, finish, parameter_groups, train_steps
-from stages.student.losses import final_logit
-from stages.student.method import NOTHING, Extras
-from stages.student.pictures import PictureTable
-from stages.student.prepare import Report, TrainingSet, picture_table
-from stages.student.processes import Processes
-from stages.student.regions import Regions, entries
-from storage.errors import UserError
-from storage.files import write_atomically
-from storage.order import epoch_order
+from hoi_distill.stages.student.cl_hoi.student import ClHoiStudent, build
+from hoi_distill.stages.student.cl_hoi.translator import ContextLearner, Translator
+from hoi_distill.stages.student.config import BOOKKEEPING
+from hoi_distill.stages.student.files import intact, load_tensors, save_tensors
+from hoi_distill.stages.student.loop import annotated_loss, finish, parameter_groups, train_steps
+from hoi_distill.stages.student.losses import final_logit
+from hoi_distill.stages.student.method import NOTHING, Extras
+from hoi_distill.stages.student.pictures import PictureTable
+from hoi_distill.stages.student.prepare import Report, TrainingSet, picture_table
+from hoi_distill.stages.student.processes import Processes
+from hoi_distill.stages.student.regions import Regions, entries
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files import write_atomically
+from hoi_distill.storage.order import epoch_order
 
 HELD_OUT = 1 << 20
 """The epoch whose order says which pictures are held out; no training gets there."""

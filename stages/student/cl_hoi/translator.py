@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.student.cl_hoi.config import TranslatorConfig
-from stages.student.layers.attention import attend
-from stages.student.layers.box_encoding import grid_encoding
-from stages.student.regions import Regions
+from hoi_distill.stages.student.cl_hoi.config import TranslatorConfig
+from hoi_distill.stages.student.layers.attention import attend
+from hoi_distill.stages.student.layers.box_encoding import grid_encoding
+from hoi_distill.stages.student.regions import Regions
 
 
 class Attention(nn.Module):

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from stages import boxes as box_ops
+from hoi_distill.stages import boxes as box_ops
 
 TEMPERATURE = 20.0
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.roi import roi_align
-from stages.student.pairs import pair_geometry
-from stages.student.regions import Regions
+from hoi_distill.stages.roi import roi_align
+from hoi_distill.stages.student.pairs import pair_geometry
+from hoi_distill.stages.student.regions import Regions
 
 
 class RegionPool(nn.Module):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.student.layers.text_classifier import TextClassifier
+from hoi_distill.stages.student.layers.text_classifier import TextClassifier
 
 
 class InteractionClassifier(TextClassifier):

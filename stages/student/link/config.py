@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stages.student.config import PairsConfig
-from stages.student.link.distillation import KdConfig
-from stages.student.link.network_config import NetworkConfig
-from storage.errors import UserError
+from hoi_distill.stages.student.config import PairsConfig
+from hoi_distill.stages.student.link.distillation import KdConfig
+from hoi_distill.stages.student.link.network_config import NetworkConfig
+from hoi_distill.storage.errors import UserError
 
 
 @dataclass(frozen=True)

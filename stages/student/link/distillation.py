@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.student.losses import final_logit
-from stages.student.processes import ALONE, Processes, mean_of
-from storage.errors import UserError
+from hoi_distill.stages.student.losses import final_logit
+from hoi_distill.stages.student.processes import ALONE, Processes, mean_of
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
-    from stages.student.link.network import LinkOutput
-    from stages.student.regions import Regions
+    from hoi_distill.stages.student.link.network import LinkOutput
+    from hoi_distill.stages.student.regions import Regions
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def kd_terms(
     student only.
 
     Args:
-        pair, hoi, prior: int64 ``[N]``, int64 ``[N]``, float ``[N]``, see :func:`stages.student.regions.entries`.
+        pair, hoi, prior: int64 ``[N]``, int64 ``[N]``, float ``[N]``, see :func:`hoi_distill.stages.student.regions.entries`.
         seen: bool ``[H]``; the entries of unseen classes do not count.
         processes: those that share the batch, over all of which terms are averaged.
 

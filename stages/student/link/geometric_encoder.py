@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stages.roi import roi_align
-from stages.student.layers.attention import FeedForward, Padding, SelfAttention
-from stages.student.link.network_config import NetworkConfig
-from stages.student.regions import Regions
+from hoi_distill.stages.roi import roi_align
+from hoi_distill.stages.student.layers.attention import FeedForward, Padding, SelfAttention
+from hoi_distill.stages.student.link.network_config import NetworkConfig
+from hoi_distill.stages.student.regions import Regions
 
 
 class UnaryQuery(nn.Module):

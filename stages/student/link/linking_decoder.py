@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stages.student.layers.attention import FeedForward, Padding, SelfAttention, attend, beside
-from stages.student.layers.box_encoding import box_encoding, grid_encoding
-from stages.student.layers.looks import pair_numbers
-from stages.student.link.network_config import NetworkConfig
-from stages.student.regions import Regions
+from hoi_distill.stages.student.layers.attention import FeedForward, Padding, SelfAttention, attend, beside
+from hoi_distill.stages.student.layers.box_encoding import box_encoding, grid_encoding
+from hoi_distill.stages.student.layers.looks import pair_numbers
+from hoi_distill.stages.student.link.network_config import NetworkConfig
+from hoi_distill.stages.student.regions import Regions
 
 
 class Sight(NamedTuple):

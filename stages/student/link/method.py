@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.student.config import BOOKKEEPING
-from stages.student.link.config import LinkConfig
-from stages.student.method import Columns, Extras, Method, Needs
+from hoi_distill.stages.student.config import BOOKKEEPING
+from hoi_distill.stages.student.link.config import LinkConfig
+from hoi_distill.stages.student.method import Columns, Extras, Method, Needs
 
 if TYPE_CHECKING:
-    from stages.data.vocabulary import Vocabulary
-    from stages.student.checkpoint import Student
-    from stages.student.prepare import TrainingSet
+    from hoi_distill.stages.data.vocabulary import Vocabulary
+    from hoi_distill.stages.student.checkpoint import Student
+    from hoi_distill.stages.student.prepare import TrainingSet
 
 LEVELS = {"logit": "logits", "query": "queries", "map": "maps"}
 
@@ -50,12 +50,12 @@ class LinkMethod(Method):
         return {"kd": labelled, **(others if config.kd.unlabelled else {})}
 
     def train(self, config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
-        from stages.student.link.train import train
+        from hoi_distill.stages.student.link.train import train
 
         return train(config, data, run_dir, extras, report=extras.report)
 
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
-        from stages.student.link.student import load
+        from hoi_distill.stages.student.link.student import load
 
         return load(folder, record, vocabulary)
 

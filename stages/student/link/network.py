@@ -16,14 +16,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stages.student.layers.attention import Padding
-from stages.student.layers.box_encoding import box_encoding, unit_boxes
-from stages.student.link.classifier import InteractionClassifier
-from stages.student.link.geometric_encoder import GeometricEncoder, UnaryQuery
-from stages.student.link.linking_decoder import LinkingDecoder, PairQuery
-from stages.student.link.network_config import LinkShape
-from stages.student.regions import Regions
-from storage.errors import UserError
+from hoi_distill.stages.student.layers.attention import Padding
+from hoi_distill.stages.student.layers.box_encoding import box_encoding, unit_boxes
+from hoi_distill.stages.student.link.classifier import InteractionClassifier
+from hoi_distill.stages.student.link.geometric_encoder import GeometricEncoder, UnaryQuery
+from hoi_distill.stages.student.link.linking_decoder import LinkingDecoder, PairQuery
+from hoi_distill.stages.student.link.network_config import LinkShape
+from hoi_distill.stages.student.regions import Regions
+from hoi_distill.storage.errors import UserError
 
 
 class LinkOutput(NamedTuple):
@@ -82,7 +82,7 @@ class Link(nn.Module):
         )  # fmt: skip
 
     def forward(self, regions: Regions) -> LinkOutput:
-        """``regions`` as :func:`stages.student.pictures.gather` lays them out: one picture's rows after another's."""
+        """``regions`` as :func:`hoi_distill.stages.student.pictures.gather` lays them out: one picture's rows after another's."""
         cells = self.map_norm(regions.maps.float().movedim(1, -1))
         maps = self.map_dropout(cells.movedim(-1, 1))
         latent = self.connector(maps.movedim(1, -1)).movedim(-1, 1)

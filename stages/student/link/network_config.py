@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 
 @dataclass(frozen=True)

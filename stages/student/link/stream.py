@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.student.batches import Batch, PictureBatches, read_views
-from stages.student.link.config import LinkConfig
-from stages.student.link.distillation import Taught
-from stages.student.link.teaching import read_taught
-from stages.student.pictures import Picture, PictureTable, gather, jittered, targets, with_annotations
-from stages.student.prepare import TrainingSet
-from stages.student.regions import Regions
+from hoi_distill.stages.student.batches import Batch, PictureBatches, read_views
+from hoi_distill.stages.student.link.config import LinkConfig
+from hoi_distill.stages.student.link.distillation import Taught
+from hoi_distill.stages.student.link.teaching import read_taught
+from hoi_distill.stages.student.pictures import Picture, PictureTable, gather, jittered, targets, with_annotations
+from hoi_distill.stages.student.prepare import TrainingSet
+from hoi_distill.stages.student.regions import Regions
 
 ORIGINAL = np.zeros(1, np.int64)
 

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.data.vocabulary import Vocabulary
-from stages.student.checkpoint import Student, load_weights, refuse_other_version, save_student
-from stages.student.link.config import LinkConfig, config_from
-from stages.student.link.network import Link
-from stages.student.link.network_config import LinkShape
-from stages.student.method import Columns
-from stages.student.predict import best_device, predict_test_set
-from stages.student.prepare import Report, TestSet, valid_classes
-from stages.student.regions import Regions
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.checkpoint import Student, load_weights, refuse_other_version, save_student
+from hoi_distill.stages.student.link.config import LinkConfig, config_from
+from hoi_distill.stages.student.link.network import Link
+from hoi_distill.stages.student.link.network_config import LinkShape
+from hoi_distill.stages.student.method import Columns
+from hoi_distill.stages.student.predict import best_device, predict_test_set
+from hoi_distill.stages.student.prepare import Report, TestSet, valid_classes
+from hoi_distill.stages.student.regions import Regions
 
 
 class LastLayer(nn.Module):
@@ -90,7 +90,7 @@ def verbs(vocabulary: Vocabulary) -> Tensor:
 
 
 def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> LinkStudent:
-    """A saved student, see :meth:`stages.student.checkpoint.Student.from_pretrained`."""
+    """A saved student, see :meth:`hoi_distill.stages.student.checkpoint.Student.from_pretrained`."""
     refuse_other_version(folder, record, LinkStudent.version)
     model = Link(LinkShape.from_json(record["shape"]), verbs(vocabulary))
     load_weights(model, folder)

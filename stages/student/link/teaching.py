@@ -1,14 +1,14 @@
 """The one interface between pair teachers and students: a trained LINK network answers, a student in training reads.
 
 A phase-1 teacher is a LINK student trained on the annotations alone. :class:`PairTeacher` puts detections and feature maps
-through just the student's code path; the stages of :mod:`stages.teacher.pair_teacher` keep its answers, and
+through just the student's code path; the stages of :mod:`hoi_distill.stages.teacher.pair_teacher` keep its answers, and
 :func:`read_taught` puts a batch of them beside the student's own regions.
 
 The cell of a picture with K instances, P ordered pairs and N entries (pair, class) with prior P > 0 has
 
 * ``boxes`` float32 ``[K, 4]`` (xyxy pixels of the original picture, never mirrored), ``labels`` int16 ``[K]``, ``humans``:
   the instances that entered pairs, in order;
-* ``entries`` float16 ``[N]``: interaction logits O, in the order of :func:`stages.student.regions.entries`;
+* ``entries`` float16 ``[N]``: interaction logits O, in the order of :func:`hoi_distill.stages.student.regions.entries`;
 * ``unary`` float16 ``[Le * K * D]``, ``pairs`` float16 ``[Ld * P * E]``: the queries after every layer, flattened, with
   ``unary_layers`` Le, ``unary_width`` D, ``pairs_layers`` Ld, ``pairs_width`` E.
 """
@@ -24,16 +24,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.student.checkpoint import Student
-from stages.student.link.distillation import Taught
-from stages.student.link.student import LinkStudent
-from stages.student.pictures import Picture, gather, picture_of
-from stages.student.regions import Regions, entries
-from storage.errors import UserError
+from hoi_distill.stages.student.checkpoint import Student
+from hoi_distill.stages.student.link.distillation import Taught
+from hoi_distill.stages.student.link.student import LinkStudent
+from hoi_distill.stages.student.pictures import Picture, gather, picture_of
+from hoi_distill.stages.student.regions import Regions, entries
+from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
-    from stages.student.config import PairsConfig
-    from stages.student.link.network import Link
+    from hoi_distill.stages.student.config import PairsConfig
+    from hoi_distill.stages.student.link.network import Link
 
 NO_DETECTIONS: dict[str, Any] = {"boxes": (), "scores": (), "labels": (), "width": 1, "height": 1}
 
@@ -113,7 +113,8 @@ def read_taught(
     names: Sequence[str],
     tables: tuple[str, str],
 ) -> Taught:
-    """One teacher's answers on a batch of B pictures, as :func:`stages.student.link.distillation.kd_terms` takes them.
+    """One teacher's answers on a batch of B pictures, as :func:`hoi_distill.stages.student.link.distillation.kd_terms`
+    takes them.
 
     Args:
         pairs: cells of the teacher's ``link_pairs`` table, None where it has none; None: not distilled.

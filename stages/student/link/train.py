@@ -3,7 +3,7 @@ step, save.
 
     train(LinkConfig(), TrainingSet(...), run_dir)
 
-A killed training goes on as :mod:`stages.student.loop` says.
+A killed training goes on as :mod:`hoi_distill.stages.student.loop` says.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from stages.student.link.config import LinkConfig
-from stages.student.link.distillation import kd_terms
-from stages.student.link.network import Link
-from stages.student.link.network_config import LinkShape
-from stages.student.link.stream import LinkBatches, TaughtBatch
-from stages.student.link.student import LinkStudent, allowed, verbs
-from stages.student.loop import annotated_loss, finish, train_steps
-from stages.student.losses import final_logit
-from stages.student.method import NOTHING, Extras
-from stages.student.prepare import Report, TrainingSet, training_pictures
-from stages.student.processes import Processes
-from stages.student.regions import entries
+from hoi_distill.stages.student.link.config import LinkConfig
+from hoi_distill.stages.student.link.distillation import kd_terms
+from hoi_distill.stages.student.link.network import Link
+from hoi_distill.stages.student.link.network_config import LinkShape
+from hoi_distill.stages.student.link.stream import LinkBatches, TaughtBatch
+from hoi_distill.stages.student.link.student import LinkStudent, allowed, verbs
+from hoi_distill.stages.student.loop import annotated_loss, finish, train_steps
+from hoi_distill.stages.student.losses import final_logit
+from hoi_distill.stages.student.method import NOTHING, Extras
+from hoi_distill.stages.student.prepare import Report, TrainingSet, training_pictures
+from hoi_distill.stages.student.processes import Processes
+from hoi_distill.stages.student.regions import entries
 
 
 def train(

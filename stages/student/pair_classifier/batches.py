@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.student.batches import Batch, MapReader, PictureBatches
-from stages.student.pair_classifier.config import PairClassifierConfig
-from stages.student.pair_classifier.soft_labels import SoftLabels
-from stages.student.pictures import PictureTable, gather, targets
+from hoi_distill.stages.student.batches import Batch, MapReader, PictureBatches
+from hoi_distill.stages.student.pair_classifier.config import PairClassifierConfig
+from hoi_distill.stages.student.pair_classifier.soft_labels import SoftLabels
+from hoi_distill.stages.student.pictures import PictureTable, gather, targets
 
 
 @dataclass

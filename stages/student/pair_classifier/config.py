@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.student.config import PairsConfig
+from hoi_distill.stages.student.config import PairsConfig
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.student.config import BOOKKEEPING
-from stages.student.method import Columns, Extras, Method, Needs
-from stages.student.pair_classifier.config import PairClassifierConfig
+from hoi_distill.stages.student.config import BOOKKEEPING
+from hoi_distill.stages.student.method import Columns, Extras, Method, Needs
+from hoi_distill.stages.student.pair_classifier.config import PairClassifierConfig
 
 if TYPE_CHECKING:
-    from stages.data.vocabulary import Vocabulary
-    from stages.student.checkpoint import Student
-    from stages.student.prepare import TrainingSet
+    from hoi_distill.stages.data.vocabulary import Vocabulary
+    from hoi_distill.stages.student.checkpoint import Student
+    from hoi_distill.stages.student.prepare import TrainingSet
 
 ARMS = {
     "none": "the annotated pairs of {labelled} pictures alone",
@@ -66,12 +66,12 @@ class PairClassifierMethod(Method):
         return {f"itm_on: {config.itm_on}": on[config.itm_on]} if config.distils else {}
 
     def train(self, config: PairClassifierConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
-        from stages.student.pair_classifier.train import train
+        from hoi_distill.stages.student.pair_classifier.train import train
 
         return train(config, data, run_dir, extras, report=extras.report)
 
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
-        from stages.student.pair_classifier.student import load
+        from hoi_distill.stages.student.pair_classifier.student import load
 
         return load(folder, record, vocabulary)
 

@@ -1,8 +1,8 @@
 """The pair classifier: regions of a cached feature map and pair geometry in, one logit per pair and interaction out.
 
-Four modules in a row, each replaceable by itself: :class:`~stages.student.layers.looks.UnaryEncoder` (what each instance
-looks like), :class:`PairEncoder` (what each pair looks like), :class:`PairDecoder` (a second look with the picture at hand)
-and :class:`TextHead` (the interactions).
+Four modules in a row, each replaceable by itself: :class:`~hoi_distill.stages.student.layers.looks.UnaryEncoder` (what
+each instance looks like), :class:`PairEncoder` (what each pair looks like), :class:`PairDecoder` (a second look with
+the picture at hand) and :class:`TextHead` (the interactions).
 
 Shape suffixes: B pictures, I instances and P pairs of all pictures together, C channels of the map, D width,
 H interactions.
@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages import boxes as box_ops
-from stages.student.layers.looks import RegionPool, UnaryEncoder, geometry_network, pair_numbers
-from stages.student.regions import Regions
+from hoi_distill.stages import boxes as box_ops
+from hoi_distill.stages.student.layers.looks import RegionPool, UnaryEncoder, geometry_network, pair_numbers
+from hoi_distill.stages.student.regions import Regions
 
 
 class PairEncoder(nn.Module):

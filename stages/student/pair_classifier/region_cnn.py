@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages import boxes as box_ops
-from stages.roi import roi_align
-from stages.student.batches import MapReader, TableMaps, take
-from stages.student.files import kept, kept_array, load_tensors, save_tensors
-from stages.student.pictures import PictureTable
-from stages.student.prepare import ReadPicture, Report, TrainingSet
-from stages.student.source import Source
-from storage.errors import UserError
+from hoi_distill.stages import boxes as box_ops
+from hoi_distill.stages.roi import roi_align
+from hoi_distill.stages.student.batches import MapReader, TableMaps, take
+from hoi_distill.stages.student.files import kept, kept_array, load_tensors, save_tensors
+from hoi_distill.stages.student.pictures import PictureTable
+from hoi_distill.stages.student.prepare import ReadPicture, Report, TrainingSet
+from hoi_distill.stages.student.source import Source
+from hoi_distill.storage.errors import UserError
 
 
 @dataclass(frozen=True)

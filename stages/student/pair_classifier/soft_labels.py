@@ -1,6 +1,6 @@
 """The soft labels that a pair classifier distils: a teacher's calibrated probability that a picture shows an interaction.
 
-How they reach the pairs is :func:`stages.student.pair_classifier.losses.image_terms`.
+How they reach the pairs is :func:`hoi_distill.stages.student.pair_classifier.losses.image_terms`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from stages.student.batches import MapReader
-from stages.student.calibration import Platt, fit_platt, match_log_odds, shuffled_pictures
-from stages.student.files import intact, kept_array, mapped
-from stages.student.pair_classifier.config import PairClassifierConfig
-from stages.student.pictures import PictureTable
-from stages.student.predict import scored
-from stages.student.prepare import TrainingSet
-from stages.student.source import in_order
-from storage.errors import UserError
+from hoi_distill.stages.student.batches import MapReader
+from hoi_distill.stages.student.calibration import Platt, fit_platt, match_log_odds, shuffled_pictures
+from hoi_distill.stages.student.files import intact, kept_array, mapped
+from hoi_distill.stages.student.pair_classifier.config import PairClassifierConfig
+from hoi_distill.stages.student.pictures import PictureTable
+from hoi_distill.stages.student.predict import scored
+from hoi_distill.stages.student.prepare import TrainingSet
+from hoi_distill.stages.student.source import in_order
+from hoi_distill.storage.errors import UserError
 
 NOT_ASKED = np.full(2, np.nan, np.float16)
 """The matching logits of a cell that its row does not want (``itc_top_k``)."""
@@ -56,7 +56,8 @@ def soft_labels(
 ) -> SoftLabels | None:
     """The soft labels of the configured teacher, or None where nothing is distilled.
 
-    For the self-training control ``folder/self.npy`` has been written before, see :mod:`stages.student.pair_classifier.train`.
+    For the self-training control ``folder/self.npy`` has been written before, see
+    :mod:`hoi_distill.stages.student.pair_classifier.train`.
     """
     if not config.distils:
         return None

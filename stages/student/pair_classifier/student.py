@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 
 import torch
 
-from stages.data.vocabulary import Vocabulary
-from stages.student.batches import MapReader
-from stages.student.checkpoint import Student, load_weights, refuse_other_version, save_student, weights_of
-from stages.student.method import Columns
-from stages.student.pair_classifier.config import PairClassifierConfig
-from stages.student.pair_classifier.network import PairClassifier, Shape
-from stages.student.pair_classifier.region_cnn import RegionCNN, map_reader
-from stages.student.pictures import PictureTable
-from stages.student.predict import best_device, predict_test_set
-from stages.student.prepare import Report, TestSet, valid_classes
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.batches import MapReader
+from hoi_distill.stages.student.checkpoint import Student, load_weights, refuse_other_version, save_student, weights_of
+from hoi_distill.stages.student.method import Columns
+from hoi_distill.stages.student.pair_classifier.config import PairClassifierConfig
+from hoi_distill.stages.student.pair_classifier.network import PairClassifier, Shape
+from hoi_distill.stages.student.pair_classifier.region_cnn import RegionCNN, map_reader
+from hoi_distill.stages.student.pictures import PictureTable
+from hoi_distill.stages.student.predict import best_device, predict_test_set
+from hoi_distill.stages.student.prepare import Report, TestSet, valid_classes
 
 ENCODER = "region_cnn.safetensors"
 
@@ -77,7 +77,7 @@ class PairStudent(Student):
 
 
 def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> PairStudent:
-    """A saved pair classifier, see :meth:`stages.student.checkpoint.Student.from_pretrained`."""
+    """A saved pair classifier, see :meth:`hoi_distill.stages.student.checkpoint.Student.from_pretrained`."""
     refuse_other_version(folder, record, PairStudent.version)
     config = PairClassifierConfig(**{**record["student"], "views": tuple(record["student"]["views"])})
     model = PairClassifier(Shape(**record["shape"]), torch.from_numpy(vocabulary.hois[:, 0].astype("int64")))

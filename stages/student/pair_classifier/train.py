@@ -18,19 +18,23 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from stages.student.loop import annotated_loss, finish, train_steps
-from stages.student.losses import final_logit
-from stages.student.method import NOTHING, Extras
-from stages.student.pair_classifier.batches import SoftBatch, StepBatches
-from stages.student.pair_classifier.config import PairClassifierConfig
-from stages.student.pair_classifier.losses import image_terms
-from stages.student.pair_classifier.network import PairClassifier, Shape
-from stages.student.pair_classifier.region_cnn import RegionCNN, RegionCNNConfig, map_reader, own_encoder
-from stages.student.pair_classifier.soft_labels import has_picture_probabilities, picture_probabilities, soft_labels
-from stages.student.pair_classifier.student import PairStudent
-from stages.student.prepare import Report, TrainingSet, training_pictures
-from stages.student.processes import Processes
-from stages.student.regions import entries
+from hoi_distill.stages.student.loop import annotated_loss, finish, train_steps
+from hoi_distill.stages.student.losses import final_logit
+from hoi_distill.stages.student.method import NOTHING, Extras
+from hoi_distill.stages.student.pair_classifier.batches import SoftBatch, StepBatches
+from hoi_distill.stages.student.pair_classifier.config import PairClassifierConfig
+from hoi_distill.stages.student.pair_classifier.losses import image_terms
+from hoi_distill.stages.student.pair_classifier.network import PairClassifier, Shape
+from hoi_distill.stages.student.pair_classifier.region_cnn import RegionCNN, RegionCNNConfig, map_reader, own_encoder
+from hoi_distill.stages.student.pair_classifier.soft_labels import (
+    has_picture_probabilities,
+    picture_probabilities,
+    soft_labels,
+)
+from hoi_distill.stages.student.pair_classifier.student import PairStudent
+from hoi_distill.stages.student.prepare import Report, TrainingSet, training_pictures
+from hoi_distill.stages.student.processes import Processes
+from hoi_distill.stages.student.regions import entries
 
 
 def train(

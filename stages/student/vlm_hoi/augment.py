@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance
 
-from stages import boxes as box_ops
-from stages.student.vlm_hoi.config import Pictures
+from hoi_distill.stages import boxes as box_ops
+from hoi_distill.stages.student.vlm_hoi.config import Pictures
 
 ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 

@@ -16,14 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 
 class Backbone(nn.Module):
     """Pictures ``[B, 3, H, W]`` to their feature map ``[B, C, h, w]``.
 
     Args:
-        config: see :class:`~stages.student.vlm_hoi.model_config.MurenConfig`, as ``frozen_batch_norm`` and ``frozen_stages``.
+        config: see :class:`~hoi_distill.stages.student.vlm_hoi.model_config.MurenConfig`, as ``frozen_batch_norm`` and
+            ``frozen_stages``.
 
     Raises:
         UserError: a backbone unknown to transformers, or parts to freeze that it does not have.

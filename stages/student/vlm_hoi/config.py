@@ -13,14 +13,14 @@ from typing import Any, Literal, get_type_hints
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from stages import weight_files
-from stages.data.vocabulary import Vocabulary
-from stages.student.method import LATER
-from stages.student.vlm_hoi.criterion import LossWeights
-from stages.student.vlm_hoi.itm_loss import ItmConfig
-from stages.student.vlm_hoi.matching import Costs
-from stages.student.vlm_hoi.model_config import MurenConfig
-from storage.errors import UserError, placed
+from hoi_distill.stages import weight_files
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.method import LATER
+from hoi_distill.stages.student.vlm_hoi.criterion import LossWeights
+from hoi_distill.stages.student.vlm_hoi.itm_loss import ItmConfig
+from hoi_distill.stages.student.vlm_hoi.matching import Costs
+from hoi_distill.stages.student.vlm_hoi.model_config import MurenConfig
+from hoi_distill.storage.errors import UserError, placed
 
 FOREIGN_WEIGHTS = ("*.pth", "*.pt")
 """Weight files of the original DETR's, MUREN's and CDN's codes."""

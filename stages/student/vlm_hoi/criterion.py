@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages import boxes as box_ops
-from stages.student.vlm_hoi.matching import Costs, Match, Targets, joined, match_layers
-from stages.student.vlm_hoi.muren import MurenOutput
+from hoi_distill.stages import boxes as box_ops
+from hoi_distill.stages.student.vlm_hoi.matching import Costs, Match, Targets, joined, match_layers
+from hoi_distill.stages.student.vlm_hoi.muren import MurenOutput
 
 TERMS = ("human_l1", "object_l1", "human_giou", "object_giou", "object", "verb")
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages import detr_names, timm_backbone
-from stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS, OBJECT_INDEX
-from stages.student.vlm_hoi import muren_names
-from stages.student.vlm_hoi.muren import Muren
-from stages.weight_files import weight_files
-from storage.errors import UserError
+from hoi_distill.stages import detr_names, timm_backbone
+from hoi_distill.stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS, OBJECT_INDEX
+from hoi_distill.stages.student.vlm_hoi import muren_names
+from hoi_distill.stages.student.vlm_hoi.muren import Muren
+from hoi_distill.stages.weight_files import weight_files
+from hoi_distill.storage.errors import UserError
 
 DETECTORS = ("DetrForObjectDetection", "RTDetrForObjectDetection", "RTDetrV2ForObjectDetection")
 COUNTERS = "num_batches_tracked"

@@ -2,7 +2,7 @@
 
 For a matched query with object o: verbs V that the teacher was asked about with o (``no_interaction`` is none of them),
 logits z, ``p = sigmoid(z)``, ``pi = softmax_V(z / T)``, annotated verbs ``y``, the teacher's match log-odds m and their
-calibration t (:mod:`stages.student.vlm_hoi.itm_targets`). Every loss is one number a query, float32 or better, to be
+calibration t (:mod:`hoi_distill.stages.student.vlm_hoi.itm_targets`). Every loss is one number a query, float32 or better, to be
 summed, divided by the number of matched queries (of all processes) and weighted with :meth:`ItmConfig.weight_at`.
 A query none of whose annotated verbs is in V (a pair annotated with ``no_interaction``; a top-k table) is worth 0.
 
@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.student.vlm_hoi.itm_targets import ItmScores, PromptForm
-from storage.errors import UserError
+from hoi_distill.stages.student.vlm_hoi.itm_targets import ItmScores, PromptForm
+from hoi_distill.storage.errors import UserError
 
 TINY = 1e-6
 """Added to the base of a power: below an exponent of 1 its slope at 0 is infinite."""

@@ -18,11 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stages.data.prompts import NO_INTERACTION
-from stages.data.records import Annotations
-from stages.data.vocabulary import Vocabulary
-from stages.student.calibration import Platt, fit_platt, match_log_odds
-from storage.errors import UserError
+from hoi_distill.stages.data.prompts import NO_INTERACTION
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.calibration import Platt, fit_platt, match_log_odds
+from hoi_distill.storage.errors import UserError
 
 PromptForm = Literal["verb", "object", "full"]
 """VLM-HOI's table 4: "... riding something", "a photo of a bicycle", "... riding a bicycle"."""

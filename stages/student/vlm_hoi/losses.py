@@ -7,19 +7,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.student.processes import ALONE, Processes
-from stages.student.vlm_hoi.config import VlmHoiConfig
-from stages.student.vlm_hoi.criterion import TERMS, Criterion, LossWeights, flat, focal_terms
-from stages.student.vlm_hoi.itm_loss import ItmConfig, gradient_ratio, itm_terms, negative_weights, picture_terms
-from stages.student.vlm_hoi.itm_targets import ItmScores, ItmTargets
-from stages.student.vlm_hoi.matching import Match, Targets, joined
-from stages.student.vlm_hoi.muren import MurenOutput
-from stages.student.vlm_hoi.picture_set import Batch
+from hoi_distill.stages.student.processes import ALONE, Processes
+from hoi_distill.stages.student.vlm_hoi.config import VlmHoiConfig
+from hoi_distill.stages.student.vlm_hoi.criterion import TERMS, Criterion, LossWeights, flat, focal_terms
+from hoi_distill.stages.student.vlm_hoi.itm_loss import (
+    ItmConfig,
+    gradient_ratio,
+    itm_terms,
+    negative_weights,
+    picture_terms,
+)
+from hoi_distill.stages.student.vlm_hoi.itm_targets import ItmScores, ItmTargets
+from hoi_distill.stages.student.vlm_hoi.matching import Match, Targets, joined
+from hoi_distill.stages.student.vlm_hoi.muren import MurenOutput
+from hoi_distill.stages.student.vlm_hoi.picture_set import Batch
 
 
 @dataclass(frozen=True)
 class ItmTables:
-    """:class:`~stages.student.vlm_hoi.itm_targets.ItmColumns` on a device: int64 ``hoi_id [V, O + 1]``, ``hois [C, 2]``."""
+    """:class:`~hoi_distill.stages.student.vlm_hoi.itm_targets.ItmColumns` on a device: int64 ``hoi_id [V, O + 1]``,
+    ``hois [C, 2]``."""
 
     hoi_id: Tensor
     hois: Tensor

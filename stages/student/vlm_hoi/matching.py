@@ -14,8 +14,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from stages import boxes as box_ops
-from stages.student.vlm_hoi.muren import MurenOutput
+from hoi_distill.stages import boxes as box_ops
+from hoi_distill.stages.student.vlm_hoi.muren import MurenOutput
 
 Match = tuple[Tensor, Tensor]
 """int64 ``[M]`` queries and ``[M]`` targets of one picture, ``M = min(N, T)``, on the CPU."""

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.student.method import Extras, Method, Needs
-from stages.student.vlm_hoi.config import BOOKKEEPING, VlmHoiConfig, has_missing_objects, starting_files
-from stages.student.vlm_hoi.itm_targets import columns_for
+from hoi_distill.stages.student.method import Extras, Method, Needs
+from hoi_distill.stages.student.vlm_hoi.config import BOOKKEEPING, VlmHoiConfig, has_missing_objects, starting_files
+from hoi_distill.stages.student.vlm_hoi.itm_targets import columns_for
 
 if TYPE_CHECKING:
-    from stages.data.vocabulary import Vocabulary
-    from stages.student.checkpoint import Student
-    from stages.student.prepare import TrainingSet
+    from hoi_distill.stages.data.vocabulary import Vocabulary
+    from hoi_distill.stages.student.checkpoint import Student
+    from hoi_distill.stages.student.prepare import TrainingSet
 
 TEACHERS = {"itm": "cached image-text-matching scores", "shuffled": "another picture's matching scores (control)"}
 
@@ -48,17 +48,17 @@ class VlmHoiMethod(Method):
         return {f"{key}.weight: {weight:g}": pictures for key, weight, pictures in asked if weight > 0}
 
     def rehearse(self, config: VlmHoiConfig, vocabulary: Vocabulary) -> None:
-        from stages.student.vlm_hoi.train import new_network
+        from hoi_distill.stages.student.vlm_hoi.train import new_network
 
         new_network(config, vocabulary)
 
     def train(self, config: VlmHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
-        from stages.student.vlm_hoi.train import train
+        from hoi_distill.stages.student.vlm_hoi.train import train
 
         return train(config, data, run_dir, extras, report=extras.report)
 
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
-        from stages.student.vlm_hoi.student import load
+        from hoi_distill.stages.student.vlm_hoi.student import load
 
         return load(folder, record, vocabulary)
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stages.timm_backbone import resnet
-from storage.errors import UserError
+from hoi_distill.stages.timm_backbone import resnet
+from hoi_distill.storage.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers.models.detr.modeling_detr import DetrDecoderLayer, DetrEncoderLayer
 
-from stages.student.vlm_hoi.attention import MLP, layer_config, sine_positions
-from stages.student.vlm_hoi.backbone import Backbone, mask_of_map
-from stages.student.vlm_hoi.model_config import MurenConfig
-from stages.student.vlm_hoi.relation import BRANCHES, AttentiveFusion, MultiplexRelation
+from hoi_distill.stages.student.vlm_hoi.attention import MLP, layer_config, sine_positions
+from hoi_distill.stages.student.vlm_hoi.backbone import Backbone, mask_of_map
+from hoi_distill.stages.student.vlm_hoi.model_config import MurenConfig
+from hoi_distill.stages.student.vlm_hoi.relation import BRANCHES, AttentiveFusion, MultiplexRelation
 
 
 class MurenOutput(NamedTuple):
@@ -53,7 +53,8 @@ class EncoderLayers(nn.Module):
 
 
 class Muren(nn.Module):
-    """See the module's docstring. Weights are random; :func:`~stages.student.vlm_hoi.initial_weights.initialise` loads."""
+    """See the module's docstring. Weights are random;
+    :func:`~hoi_distill.stages.student.vlm_hoi.initial_weights.initialise` loads."""
 
     def __init__(self, config: MurenConfig) -> None:
         super().__init__()

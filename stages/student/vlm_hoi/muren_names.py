@@ -1,7 +1,7 @@
 """Names of weights in checkpoints of MUREN's released code, and of CDN's, whose code it grew from, and this network's.
 
 Both build on the original DETR: transformer layers with packed attention, torchvision's ResNet. Here they are
-transformers'. :mod:`stages.detr_names` changes a layer's inside; what stands before it is listed in this module.
+transformers'. :mod:`hoi_distill.stages.detr_names` changes a layer's inside; what stands before it is listed in this module.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from stages import detr_names
-from stages.student.vlm_hoi.model_config import MurenConfig
-from stages.student.vlm_hoi.relation import BRANCHES
-from storage.errors import UserError
+from hoi_distill.stages import detr_names
+from hoi_distill.stages.student.vlm_hoi.model_config import MurenConfig
+from hoi_distill.stages.student.vlm_hoi.relation import BRANCHES
+from hoi_distill.storage.errors import UserError
 
 ENCODER = ("transformer.encoder.layers.", "model.encoder.layers.")
 DECODER = ("transformer.decoder.layers.", "model.decoder.layers.")

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stages import boxes as box_ops
-from stages.student.prepare import TrainingSet
-from stages.student.vlm_hoi.augment import View, training_view
-from stages.student.vlm_hoi.config import Pictures, VlmHoiConfig
-from stages.student.vlm_hoi.itm_targets import ItmScores, ItmTargets
-from stages.student.vlm_hoi.matching import Targets
-from storage.errors import UserError
-from storage.order import epoch_order
+from hoi_distill.stages import boxes as box_ops
+from hoi_distill.stages.student.prepare import TrainingSet
+from hoi_distill.stages.student.vlm_hoi.augment import View, training_view
+from hoi_distill.stages.student.vlm_hoi.config import Pictures, VlmHoiConfig
+from hoi_distill.stages.student.vlm_hoi.itm_targets import ItmScores, ItmTargets
+from hoi_distill.stages.student.vlm_hoi.matching import Targets
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.order import epoch_order
 
 
 @dataclass

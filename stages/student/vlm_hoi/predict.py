@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from stages import boxes as box_ops
-from stages.data.vocabulary import Vocabulary
-from stages.evaluate.pair_nms import pairwise_nms
-from stages.student.predict import SCHEMA
-from stages.student.vlm_hoi.augment import test_view
-from stages.student.vlm_hoi.config import Pictures, Scoring
-from stages.student.vlm_hoi.muren import MurenOutput
-from stages.student.vlm_hoi.picture_set import in_frame
+from hoi_distill.stages import boxes as box_ops
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.evaluate.pair_nms import pairwise_nms
+from hoi_distill.stages.student.predict import SCHEMA
+from hoi_distill.stages.student.vlm_hoi.augment import test_view
+from hoi_distill.stages.student.vlm_hoi.config import Pictures, Scoring
+from hoi_distill.stages.student.vlm_hoi.muren import MurenOutput
+from hoi_distill.stages.student.vlm_hoi.picture_set import in_frame
 
 WAITING = 8
 """At most so many batches of pictures wait for others of their size."""
@@ -135,7 +135,8 @@ def predicted(
 def write_triplets(
     path: Path, found: Iterator[tuple[int, Triplets]], image_ids: Sequence[str], vocabulary: Vocabulary
 ) -> int:
-    """Write a Parquet file of :data:`~stages.student.predict.SCHEMA`, in the pictures' order; returns the triplets."""
+    """Write a Parquet file of :data:`~hoi_distill.stages.student.predict.SCHEMA`, in the pictures' order; returns the
+    triplets."""
     rows = dict(found)
     order = sorted(rows)
     hoi_id = np.pad(vocabulary.hoi_id(), ((0, 0), (0, 1)), constant_values=-1)  # the last column is object -1's

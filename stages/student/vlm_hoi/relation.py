@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DetrConfig
 from transformers.models.detr.modeling_detr import DetrEncoderLayer
 
-from stages.student.vlm_hoi.attention import CrossLayer
+from hoi_distill.stages.student.vlm_hoi.attention import CrossLayer
 
 BRANCHES = ("human", "object", "relation")
 PAIRS = {"human_object": (0, 1), "human_relation": (0, 2), "object_relation": (1, 2)}

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from stages.data.vocabulary import Vocabulary
-from stages.student.checkpoint import Student, load_weights, refuse_other_version, save_student
-from stages.student.method import Columns
-from stages.student.predict import best_device
-from stages.student.prepare import TestSet
-from stages.student.vlm_hoi.config import VlmHoiConfig, config_from
-from stages.student.vlm_hoi.model_config import MurenConfig
-from stages.student.vlm_hoi.muren import Muren
-from stages.student.vlm_hoi.predict import predicted, write_triplets
-from storage.errors import UserError
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.checkpoint import Student, load_weights, refuse_other_version, save_student
+from hoi_distill.stages.student.method import Columns
+from hoi_distill.stages.student.predict import best_device
+from hoi_distill.stages.student.prepare import TestSet
+from hoi_distill.stages.student.vlm_hoi.config import VlmHoiConfig, config_from
+from hoi_distill.stages.student.vlm_hoi.model_config import MurenConfig
+from hoi_distill.stages.student.vlm_hoi.muren import Muren
+from hoi_distill.stages.student.vlm_hoi.predict import predicted, write_triplets
+from hoi_distill.storage.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class VlmHoiStudent(Student):
 
 
 def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> VlmHoiStudent:
-    """A saved student, see :meth:`stages.student.checkpoint.Student.from_pretrained`."""
+    """A saved student, see :meth:`hoi_distill.stages.student.checkpoint.Student.from_pretrained`."""
     refuse_other_version(folder, record, VlmHoiStudent.version)
     model = Muren(MurenConfig.from_json(record["shape"]))
     load_weights(model, folder)

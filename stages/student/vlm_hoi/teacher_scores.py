@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.student.calibration import shuffled_pictures
-from stages.student.files import kept_array
-from stages.student.prepare import TrainingSet
-from stages.student.source import in_order
-from stages.student.vlm_hoi.config import VlmHoiConfig, has_missing_objects
-from stages.student.vlm_hoi.itm_loss import ItmConfig
-from stages.student.vlm_hoi.itm_targets import (
+from hoi_distill.stages.student.calibration import shuffled_pictures
+from hoi_distill.stages.student.files import kept_array
+from hoi_distill.stages.student.prepare import TrainingSet
+from hoi_distill.stages.student.source import in_order
+from hoi_distill.stages.student.vlm_hoi.config import VlmHoiConfig, has_missing_objects
+from hoi_distill.stages.student.vlm_hoi.itm_loss import ItmConfig
+from hoi_distill.stages.student.vlm_hoi.itm_targets import (
     ItmColumns,
     ItmTargets,
     annotated_classes,

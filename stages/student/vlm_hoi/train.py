@@ -20,22 +20,22 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from stages.data.vocabulary import Vocabulary
-from stages.student.loop import finish, random_seed
-from stages.student.method import NOTHING, Extras, parameters_of
-from stages.student.prepare import Report, TrainingSet
-from stages.student.processes import Processes
-from stages.student.progress import MetricsLog, NonFiniteLoss, Progress
-from stages.student.state import load_state, save_state
-from stages.student.vlm_hoi.config import BOOKKEEPING, VlmHoiConfig, network_config, starting_place
-from stages.student.vlm_hoi.initial_weights import Report as StartReport
-from stages.student.vlm_hoi.initial_weights import initialise
-from stages.student.vlm_hoi.losses import ItmTables, batch_loss
-from stages.student.vlm_hoi.muren import Muren, MurenOutput
-from stages.student.vlm_hoi.picture_set import Batch, StepBatches
-from stages.student.vlm_hoi.student import VlmHoiStudent
-from stages.student.vlm_hoi.teacher_scores import teaching
-from storage.errors import placed
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.loop import finish, random_seed
+from hoi_distill.stages.student.method import NOTHING, Extras, parameters_of
+from hoi_distill.stages.student.prepare import Report, TrainingSet
+from hoi_distill.stages.student.processes import Processes
+from hoi_distill.stages.student.progress import MetricsLog, NonFiniteLoss, Progress
+from hoi_distill.stages.student.state import load_state, save_state
+from hoi_distill.stages.student.vlm_hoi.config import BOOKKEEPING, VlmHoiConfig, network_config, starting_place
+from hoi_distill.stages.student.vlm_hoi.initial_weights import Report as StartReport
+from hoi_distill.stages.student.vlm_hoi.initial_weights import initialise
+from hoi_distill.stages.student.vlm_hoi.losses import ItmTables, batch_loss
+from hoi_distill.stages.student.vlm_hoi.muren import Muren, MurenOutput
+from hoi_distill.stages.student.vlm_hoi.picture_set import Batch, StepBatches
+from hoi_distill.stages.student.vlm_hoi.student import VlmHoiStudent
+from hoi_distill.stages.student.vlm_hoi.teacher_scores import teaching
+from hoi_distill.storage.errors import placed
 
 DROP = 0.1
 """What the learning rates are multiplied by at ``drop_epoch``."""

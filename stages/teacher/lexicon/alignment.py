@@ -11,10 +11,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from stages.data.prompts import NO_INTERACTION, interaction_prompt, object_prompt
-from stages.teacher.lexicon.lexicon import Lexicon, phrase_key
-from stages.teacher.lexicon.sentence import Drop
-from stages.teacher.lexicon.words import participle
+from hoi_distill.stages.data.prompts import NO_INTERACTION, interaction_prompt, object_prompt
+from hoi_distill.stages.teacher.lexicon.lexicon import Lexicon, phrase_key
+from hoi_distill.stages.teacher.lexicon.sentence import Drop
+from hoi_distill.stages.teacher.lexicon.words import participle
 
 Embed = Callable[[str], np.ndarray]
 """A text's unit vector, float32 ``[E]``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from stages.teacher.lexicon.words import noun_lemma, plurals, tables, tokenise, verb_forms
+from hoi_distill.stages.teacher.lexicon.words import noun_lemma, plurals, tables, tokenise, verb_forms
 
 PERSON_SPELLING = "person"
 ANIMATE = frozenset(["person", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"])

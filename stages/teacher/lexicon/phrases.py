@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stages.teacher.lexicon.lexicon import OTHER, Lexicon
-from stages.teacher.lexicon.words import (
+from hoi_distill.stages.teacher.lexicon.lexicon import OTHER, Lexicon
+from hoi_distill.stages.teacher.lexicon.words import (
     ARTICLES,
     AUXILIARIES,
     CLAUSES,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from stages.teacher.lexicon.lexicon import OTHER, Lexicon
-from stages.teacher.lexicon.sentence import QUESTION, Drop, Reading, Sentence
-from stages.teacher.lexicon.words import ARTICLES, BE, clauses, plain
+from hoi_distill.stages.teacher.lexicon.lexicon import OTHER, Lexicon
+from hoi_distill.stages.teacher.lexicon.sentence import QUESTION, Drop, Reading, Sentence
+from hoi_distill.stages.teacher.lexicon.words import ARTICLES, BE, clauses, plain
 
 _FIELDS = re.compile(r"\s*(?:,|\||;|->|=>|:|\s-+\s)\s*")
 _DASHES = re.compile(r"\s*(?:\||->|=>|\s-+\s)\s*")

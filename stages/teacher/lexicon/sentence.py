@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from stages.teacher.lexicon.lexicon import OTHER, Lexicon, phrase_key
-from stages.teacher.lexicon.phrases import COORDINATED, Noun, Phrases, Verb
-from stages.teacher.lexicon.words import (
+from hoi_distill.stages.teacher.lexicon.lexicon import OTHER, Lexicon, phrase_key
+from hoi_distill.stages.teacher.lexicon.phrases import COORDINATED, Noun, Phrases, Verb
+from hoi_distill.stages.teacher.lexicon.words import (
     ARTICLES,
     AUXILIARIES,
     BE,

@@ -1,4 +1,5 @@
-"""Measures the pico CLIP on unseen scenes: ``python -m stages.teacher.pico.clip_evaluate`` writes ``clip/heldout.json``.
+"""Measures the pico CLIP on unseen scenes: ``python -m hoi_distill.stages.teacher.pico.clip_evaluate`` writes
+``clip/heldout.json``.
 
 Zero-shot: the cosine of a picture and each prompt. Linear probe: one logistic regression a fact upon the patch tokens
 (mean and maximum over the 8 x 8 cells), learnt on scenes of its own; the same upon an untrained tower, and the share of true
@@ -19,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoProcessor
 
-from stages.data.pico.classes import HOIS
-from stages.teacher.pico import captions, corpus
-from stages.teacher.pico.captions import Lexicon
-from stages.teacher.pico.clip_model import PicoClipModel, build_model
-from stages.teacher.pico.evaluate import SHIPPED, average_precision, pixel_values, swap_accuracy
-from stages.teacher.weights import image_processor
+from hoi_distill.stages.data.pico.classes import HOIS
+from hoi_distill.stages.teacher.pico import captions, corpus
+from hoi_distill.stages.teacher.pico.captions import Lexicon
+from hoi_distill.stages.teacher.pico.clip_model import PicoClipModel, build_model
+from hoi_distill.stages.teacher.pico.evaluate import SHIPPED, average_precision, pixel_values, swap_accuracy
+from hoi_distill.stages.teacher.weights import image_processor
 
 PROBE = replace(corpus.HELD_OUT, name="probe", first_seed=1_700_000_000, count=4_000)
 """Scenes that a probe learns from; nothing else has seen them."""

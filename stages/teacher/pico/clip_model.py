@@ -1,6 +1,7 @@
 """CLIP with the pico teacher's convolutional stem, as transformers classes of their own.
 
-Everything but the stem (:class:`stages.teacher.pico.model.ConvStem`, six convolutions instead of one linear map a patch)
+Everything but the stem (:class:`hoi_distill.stages.teacher.pico.model.ConvStem`, six convolutions instead of one linear
+map a patch)
 is stock CLIP: ``vision_model``, ``text_model``, both projections, ``get_image_features`` and ``get_text_features``.
 Importing this module registers the class with transformers' Auto classes.
 """
@@ -17,7 +18,7 @@ from transformers import (
     CLIPProcessor,
 )
 
-from stages.teacher.pico.model import IMAGE_SIZE, STRIDE, ConvStem
+from hoi_distill.stages.teacher.pico.model import IMAGE_SIZE, STRIDE, ConvStem
 
 
 class PicoClipConfig(CLIPConfig):

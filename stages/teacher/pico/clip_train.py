@@ -1,4 +1,5 @@
-"""Trains the second pico teacher, a CLIP, on captioned pictures: ``python -m stages.teacher.pico.clip_train --out DIR``.
+"""Trains the second pico teacher, a CLIP, on captioned pictures:
+``python -m hoi_distill.stages.teacher.pico.clip_train --out DIR``.
 
 Its supervision is the first teacher's: sentences of pictures, never a box. First the stem learns, with a head that
 tags the verbs, objects and facts that the caption names; then both towers learn to agree: every picture with its own
@@ -21,13 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertTokenizer
 
-from stages.data.pico.classes import HOIS
-from stages.teacher.pico import captions, corpus
-from stages.teacher.pico.captions import Lexicon
-from stages.teacher.pico.clip_model import PicoClipModel, build_model, build_processor
-from stages.teacher.pico.lessons import batches, vocabulary_words
-from stages.teacher.pico.model import build_processor as build_blip_processor
-from stages.teacher.pico.train import Log, one_cycle, tag_membership
+from hoi_distill.stages.data.pico.classes import HOIS
+from hoi_distill.stages.teacher.pico import captions, corpus
+from hoi_distill.stages.teacher.pico.captions import Lexicon
+from hoi_distill.stages.teacher.pico.clip_model import PicoClipModel, build_model, build_processor
+from hoi_distill.stages.teacher.pico.lessons import batches, vocabulary_words
+from hoi_distill.stages.teacher.pico.model import build_processor as build_blip_processor
+from hoi_distill.stages.teacher.pico.train import Log, one_cycle, tag_membership
 
 PLAIN = replace(corpus.PLAIN, first_seed=1_500_000_000, count=8_000)
 SCENES = replace(corpus.SCENES, first_seed=1_600_000_000, count=24_000)

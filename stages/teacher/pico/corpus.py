@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.data.pico.classes import HOIS
-from stages.data.pico.render import SIZE, render_scene
-from stages.teacher.pico import captions
-from stages.teacher.pico.captions import Fact, Lexicon
+from hoi_distill.stages.data.pico.classes import HOIS
+from hoi_distill.stages.data.pico.render import SIZE, render_scene
+from hoi_distill.stages.teacher.pico import captions
+from hoi_distill.stages.teacher.pico.captions import Fact, Lexicon
 
 FOLDER = Path("data/pico-corpus")
 _POSITION = {fact: i for i, fact in enumerate(HOIS)}

@@ -1,4 +1,4 @@
-"""Measures the pico detector on a world's test pictures: ``python -m stages.teacher.pico.detector_evaluate`` writes
+"""Measures the pico detector on a world's test pictures: ``python -m hoi_distill.stages.teacher.pico.detector_evaluate`` writes
 ``detector/heldout.json``.
 
 COCO's protocol: average precision over 101 recall levels, each detection by falling score taking the free truth of its
@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stages import boxes as box_ops
-from stages.data.coco import COCO_OBJECTS
-from stages.data.image import decode
-from stages.data.pico.render import render_scene
-from stages.data.pico.world import TEMPER, scene_seed
-from stages.stage import Batch
-from stages.teacher.detectors import Detector
-from stages.teacher.weights import Checkpoint
+from hoi_distill.stages import boxes as box_ops
+from hoi_distill.stages.data.coco import COCO_OBJECTS
+from hoi_distill.stages.data.image import decode
+from hoi_distill.stages.data.pico.render import render_scene
+from hoi_distill.stages.data.pico.world import TEMPER, scene_seed
+from hoi_distill.stages.stage import Batch
+from hoi_distill.stages.teacher.detectors import Detector
+from hoi_distill.stages.teacher.weights import Checkpoint
 
 SHIPPED = Path(__file__).parent / "detector"
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))

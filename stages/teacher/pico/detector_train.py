@@ -1,4 +1,4 @@
-"""Trains the pico detector on boxes: ``python -m stages.teacher.pico.detector_train --out DIR``.
+"""Trains the pico detector on boxes: ``python -m hoi_distill.stages.teacher.pico.detector_train --out DIR``.
 
 An RT-DETR (Zhao et al. 2024) of transformers' own class, small enough to learn on one CPU thread. The stock loss alone
 starves it: 25 queries a picture get a gradient, and early on none of them lies on anything. So it starts *dense*: every
@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessorPil, RTDetrResNetConfig
 
-from stages import boxes as box_ops
-from stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
-from stages.data.pico.classes import OBJECTS
-from stages.data.pico.render import SIZE, render_scene
-from stages.teacher.pico.train import Log, one_cycle
+from hoi_distill.stages import boxes as box_ops
+from hoi_distill.stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
+from hoi_distill.stages.data.pico.classes import OBJECTS
+from hoi_distill.stages.data.pico.render import SIZE, render_scene
+from hoi_distill.stages.teacher.pico.train import Log, one_cycle
 
 FIRST_SEED = 1_400_000_000
 """Scenes are rendered as they are needed, from this seed on: no student's world and no other corpus reaches it."""

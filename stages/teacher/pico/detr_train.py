@@ -1,4 +1,4 @@
-"""Trains the pico DETR on boxes: ``python -m stages.teacher.pico.detr_train --out DIR``.
+"""Trains the pico DETR on boxes: ``python -m hoi_distill.stages.teacher.pico.detr_train --out DIR``.
 
 A plain DETR (Carion et al. 2020) of transformers' own class on the pico detector's backbone. It detects worse than that
 detector and is no teacher: it is what DETR-R50 of COCO is to the students of the literature, the start whose encoder,
@@ -28,10 +28,10 @@ from transformers import (
     RTDetrResNetConfig,
 )
 
-from stages.data.coco import COCO_OBJECTS
-from stages.data.pico.render import SIZE
-from stages.teacher.pico.detector_train import FIRST_SEED, LABELS, scenes
-from stages.teacher.pico.train import Log, one_cycle
+from hoi_distill.stages.data.coco import COCO_OBJECTS
+from hoi_distill.stages.data.pico.render import SIZE
+from hoi_distill.stages.teacher.pico.detector_train import FIRST_SEED, LABELS, scenes
+from hoi_distill.stages.teacher.pico.train import Log, one_cycle
 
 DETECTOR = Path(__file__).parent / "detector"
 STAGES = 3

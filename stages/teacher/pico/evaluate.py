@@ -1,4 +1,4 @@
-"""Measures the pico teacher on unseen scenes: ``python -m stages.teacher.pico.evaluate`` writes ``heldout.json``."""
+"""Measures the pico teacher on unseen scenes: ``python -m hoi_distill.stages.teacher.pico.evaluate`` writes ``heldout.json``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoProcessor, BlipProcessor
 
-from stages.data.pico.classes import HOIS
-from stages.teacher.pico import captions, corpus
-from stages.teacher.pico.captions import Lexicon
-from stages.teacher.pico.model import PicoBlipForConditionalGeneration, PicoBlipForImageTextRetrieval, load_strict
-from stages.teacher.pico.packing import pack
-from stages.teacher.weights import image_processor
+from hoi_distill.stages.data.pico.classes import HOIS
+from hoi_distill.stages.teacher.pico import captions, corpus
+from hoi_distill.stages.teacher.pico.captions import Lexicon
+from hoi_distill.stages.teacher.pico.model import (
+    PicoBlipForConditionalGeneration,
+    PicoBlipForImageTextRetrieval,
+    load_strict,
+)
+from hoi_distill.stages.teacher.pico.packing import pack
+from hoi_distill.stages.teacher.weights import image_processor
 
 SHIPPED = Path(__file__).parent
 

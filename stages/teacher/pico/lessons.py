@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import BlipProcessor
 
-from stages.teacher.pico import captions, corpus
-from stages.teacher.pico.captions import Lexicon
-from stages.teacher.pico.packing import Packed, pack
+from hoi_distill.stages.teacher.pico import captions, corpus
+from hoi_distill.stages.teacher.pico.captions import Lexicon
+from hoi_distill.stages.teacher.pico.packing import Packed, pack
 
 
 def vocabulary_words(lexicon: Lexicon) -> set[str]:

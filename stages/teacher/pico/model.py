@@ -26,7 +26,7 @@ from transformers import (
     BlipProcessor,
 )
 
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 
 IMAGE_SIZE = 128
 STRIDE = 16
@@ -81,7 +81,7 @@ class PicoBlipForImageTextRetrieval(BlipForImageTextRetrieval):
 
 
 class PicoBlipForConditionalGeneration(BlipForConditionalGeneration):
-    """Captions and answers; see :mod:`stages.teacher.pico.captions` for the texts it was trained to continue."""
+    """Captions and answers; see :mod:`hoi_distill.stages.teacher.pico.captions` for the texts it was trained to continue."""
 
     config: PicoBlipConfig
     config_class = PicoBlipConfig

@@ -1,4 +1,4 @@
-"""Trains the pico teacher on captioned pictures: ``python -m stages.teacher.pico.train --out DIR``.
+"""Trains the pico teacher on captioned pictures: ``python -m hoi_distill.stages.teacher.pico.train --out DIR``.
 
 Phase A, the stem: convolutions and a tag head (verbs, objects and facts named in the caption), pooled over the grid by
 log-sum-exp, first on plain pictures, then on scenes. Phase B, jointly: image-text matching with hard negatives, the
@@ -24,17 +24,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BlipProcessor
 
-from stages.data.pico.classes import HOIS
-from stages.teacher.pico import corpus
-from stages.teacher.pico.captions import Lexicon
-from stages.teacher.pico.lessons import Data, Sampler, Texts, batches, vocabulary_words
-from stages.teacher.pico.model import (
+from hoi_distill.stages.data.pico.classes import HOIS
+from hoi_distill.stages.teacher.pico import corpus
+from hoi_distill.stages.teacher.pico.captions import Lexicon
+from hoi_distill.stages.teacher.pico.lessons import Data, Sampler, Texts, batches, vocabulary_words
+from hoi_distill.stages.teacher.pico.model import (
     PicoBlipForConditionalGeneration,
     PicoBlipForImageTextRetrieval,
     build_config,
     build_processor,
 )
-from stages.teacher.pico.packing import pack
+from hoi_distill.stages.teacher.pico.packing import pack
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from stages.student.cl_hoi.cognition import ClHoi, ClHoiShape, Scorer, union_cells
-from stages.student.cl_hoi.config import ClHoiConfig, NetworkConfig
-from stages.student.cl_hoi.student import build
-from stages.student.cl_hoi.translator import Translator
-from stages.student.pairs import ordered_pairs
-from stages.student.regions import Regions
-from storage.errors import UserError
+from hoi_distill.stages.student.cl_hoi.cognition import ClHoi, ClHoiShape, Scorer, union_cells
+from hoi_distill.stages.student.cl_hoi.config import ClHoiConfig, NetworkConfig
+from hoi_distill.stages.student.cl_hoi.student import build
+from hoi_distill.stages.student.cl_hoi.translator import Translator
+from hoi_distill.stages.student.pairs import ordered_pairs
+from hoi_distill.stages.student.regions import Regions
+from hoi_distill.storage.errors import UserError
 from tests.student.cl_hoi.toy_cl_hoi import CONFIG, TEXT, TEXT_WIDTH
 from tests.student.toy import CHANNELS, VOCABULARY
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from stages.student.batches import TableMaps
-from stages.student.cl_hoi.stream import (
+from hoi_distill.stages.student.batches import TableMaps
+from hoi_distill.stages.student.cl_hoi.stream import (
     ClHoiBatches,
     ContextBatches,
     Texts,
@@ -14,7 +14,7 @@ from stages.student.cl_hoi.stream import (
     copied,
     teacher_labels,
 )
-from stages.student.prepare import picture_table
+from hoi_distill.stages.student.prepare import picture_table
 from tests.student.cl_hoi.toy_cl_hoi import CONFIG
 from tests.student.toy import OBJECTS, VOCABULARY
 

@@ -12,22 +12,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.student.batches import TableMaps
-from stages.student.checkpoint import Student
-from stages.student.cl_hoi import train as training
-from stages.student.cl_hoi.cognition import ClHoiShape
-from stages.student.cl_hoi.config import ClHoiConfig, config_from
-from stages.student.cl_hoi.exponents import Exponents
-from stages.student.cl_hoi.losses import mil_loss, phrase_loss, relatedness_loss
-from stages.student.cl_hoi.stream import ClHoiBatches, teacher_labels
-from stages.student.cl_hoi.student import ClHoiStudent, build
-from stages.student.cl_hoi.train import train
-from stages.student.method import Extras
-from stages.student.pictures import gather, picture_of
-from stages.student.prepare import picture_table, valid_classes
-from stages.student.processes import ALONE
-from stages.student.regions import entries
-from storage.errors import UserError
+from hoi_distill.stages.student.batches import TableMaps
+from hoi_distill.stages.student.checkpoint import Student
+from hoi_distill.stages.student.cl_hoi import train as training
+from hoi_distill.stages.student.cl_hoi.cognition import ClHoiShape
+from hoi_distill.stages.student.cl_hoi.config import ClHoiConfig, config_from
+from hoi_distill.stages.student.cl_hoi.exponents import Exponents
+from hoi_distill.stages.student.cl_hoi.losses import mil_loss, phrase_loss, relatedness_loss
+from hoi_distill.stages.student.cl_hoi.stream import ClHoiBatches, teacher_labels
+from hoi_distill.stages.student.cl_hoi.student import ClHoiStudent, build
+from hoi_distill.stages.student.cl_hoi.train import train
+from hoi_distill.stages.student.method import Extras
+from hoi_distill.stages.student.pictures import gather, picture_of
+from hoi_distill.stages.student.prepare import picture_table, valid_classes
+from hoi_distill.stages.student.processes import ALONE
+from hoi_distill.stages.student.regions import entries
+from hoi_distill.storage.errors import UserError
 from tests.student.cl_hoi.toy_cl_hoi import CONFIG, TEXT, TaughtToy
 from tests.student.toy import CHANNELS, VOCABULARY, Toy, weights
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from stages.data.records import Annotations
-from stages.student.cl_hoi.config import ClHoiConfig, ContextConfig, NetworkConfig, TranslatorConfig
-from stages.student.prepare import TrainingSet
-from stages.student.source import MemorySource
+from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.student.cl_hoi.config import ClHoiConfig, ContextConfig, NetworkConfig, TranslatorConfig
+from hoi_distill.stages.student.prepare import TrainingSet
+from hoi_distill.stages.student.source import MemorySource
 from tests.student.toy import OBJECTS, VOCABULARY, Toy
 
 TEXT_WIDTH = 12

@@ -7,7 +7,13 @@ import math
 import pytest
 import torch
 
-from stages.student.layers.box_encoding import TEMPERATURE, box_encoding, grid_encoding, sine_encoding, unit_boxes
+from hoi_distill.stages.student.layers.box_encoding import (
+    TEMPERATURE,
+    box_encoding,
+    grid_encoding,
+    sine_encoding,
+    unit_boxes,
+)
 
 
 def test_a_scalar_by_hand():

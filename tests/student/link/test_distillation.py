@@ -9,11 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.student.link.distillation import KdConfig, Taught, bernoulli_divergence, divergence, kd_terms, matched
-from stages.student.link.network import LinkOutput
-from stages.student.losses import final_logit
-from stages.student.regions import Regions, entries
-from storage.errors import UserError
+from hoi_distill.stages.student.link.distillation import (
+    KdConfig,
+    Taught,
+    bernoulli_divergence,
+    divergence,
+    kd_terms,
+    matched,
+)
+from hoi_distill.stages.student.link.network import LinkOutput
+from hoi_distill.stages.student.losses import final_logit
+from hoi_distill.stages.student.regions import Regions, entries
+from hoi_distill.storage.errors import UserError
 
 CLASSES, ENCODER, DECODER, WIDTH, PAIR_WIDTH, GRID = 6, 2, 3, 8, 12, (4, 5)
 VALID = torch.tensor([[1, 1, 1, 0, 0, 1], [0, 0, 1, 1, 1, 0]], dtype=torch.bool)

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from stages.student.checkpoint import Student
-from stages.student.link.config import LinkConfig
-from stages.student.link.distillation import KdConfig
-from stages.student.method import Extras, method_named
-from storage.errors import UserError
+from hoi_distill.stages.student.checkpoint import Student
+from hoi_distill.stages.student.link.config import LinkConfig
+from hoi_distill.stages.student.link.distillation import KdConfig
+from hoi_distill.stages.student.method import Extras, method_named
+from hoi_distill.storage.errors import UserError
 from tests.student.link.toy_link import ALL_LEVELS, MAPS, PAIRS, TEXT, link_config
 from tests.student.toy import VOCABULARY
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from stages.student.link.config import LinkConfig
-from stages.student.link.network import Link
-from stages.student.link.network_config import LinkShape
-from stages.student.link.stream import LinkBatches
-from stages.student.link.student import LinkStudent, allowed, verbs
-from stages.student.pictures import jittered, picture_of, with_annotations
-from stages.student.prepare import TrainingSet, training_pictures
-from stages.student.regions import entries
-from storage.errors import UserError
+from hoi_distill.stages.student.link.config import LinkConfig
+from hoi_distill.stages.student.link.network import Link
+from hoi_distill.stages.student.link.network_config import LinkShape
+from hoi_distill.stages.student.link.stream import LinkBatches
+from hoi_distill.stages.student.link.student import LinkStudent, allowed, verbs
+from hoi_distill.stages.student.pictures import jittered, picture_of, with_annotations
+from hoi_distill.stages.student.prepare import TrainingSet, training_pictures
+from hoi_distill.stages.student.regions import entries
+from hoi_distill.storage.errors import UserError
 from tests.student.link.toy_link import ALL_LEVELS, MAPS, NETWORK, PAIRS, link_config, taught
 from tests.student.toy import CHANNELS, VOCABULARY, Toy
 

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from stages.data.vocabulary import Vocabulary
-from stages.student.checkpoint import Student
-from stages.student.link.student import LastLayer, LinkStudent, allowed
-from stages.student.pictures import gather, picture_of
-from stages.student.predict import SCHEMA, best_of_each
-from stages.student.source import MemorySource
-from storage.errors import UserError
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.checkpoint import Student
+from hoi_distill.stages.student.link.student import LastLayer, LinkStudent, allowed
+from hoi_distill.stages.student.pictures import gather, picture_of
+from hoi_distill.stages.student.predict import SCHEMA, best_of_each
+from hoi_distill.stages.student.source import MemorySource
+from hoi_distill.storage.errors import UserError
 from tests.student.link.toy_link import ALL_LEVELS, NETWORK, TEXT, link_config, quiet, trained
 from tests.student.toy import CHANNELS, SIDE, VOCABULARY
 

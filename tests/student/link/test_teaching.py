@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from stages.student.config import PairsConfig
-from stages.student.link.distillation import KdConfig, kd_terms
-from stages.student.link.network import Link, LinkOutput
-from stages.student.link.network_config import LinkShape
-from stages.student.link.teaching import PairTeacher, read_taught
-from stages.student.pictures import gather, picture_of
-from stages.student.prepare import valid_classes
-from stages.student.regions import entries
-from storage.errors import UserError
+from hoi_distill.stages.student.config import PairsConfig
+from hoi_distill.stages.student.link.distillation import KdConfig, kd_terms
+from hoi_distill.stages.student.link.network import Link, LinkOutput
+from hoi_distill.stages.student.link.network_config import LinkShape
+from hoi_distill.stages.student.link.teaching import PairTeacher, read_taught
+from hoi_distill.stages.student.pictures import gather, picture_of
+from hoi_distill.stages.student.prepare import valid_classes
+from hoi_distill.stages.student.regions import entries
+from hoi_distill.storage.errors import UserError
 from tests.student.link.scenes import SMALL
 from tests.student.toy import CHANNELS, VOCABULARY, Toy
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from stages.student.link.config import LinkConfig
-from stages.student.link.distillation import KdConfig
-from stages.student.link.network_config import NetworkConfig
-from stages.student.link.student import LinkStudent
-from stages.student.link.teaching import PairTeacher
-from stages.student.link.train import train
-from stages.student.method import Extras
-from stages.student.prepare import TrainingSet
-from stages.student.source import MemorySource
+from hoi_distill.stages.student.link.config import LinkConfig
+from hoi_distill.stages.student.link.distillation import KdConfig
+from hoi_distill.stages.student.link.network_config import NetworkConfig
+from hoi_distill.stages.student.link.student import LinkStudent
+from hoi_distill.stages.student.link.teaching import PairTeacher
+from hoi_distill.stages.student.link.train import train
+from hoi_distill.stages.student.method import Extras
+from hoi_distill.stages.student.prepare import TrainingSet
+from hoi_distill.stages.student.source import MemorySource
 from tests.student.toy import Toy
 
 NETWORK = NetworkConfig(

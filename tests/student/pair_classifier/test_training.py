@@ -17,27 +17,27 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.data.vocabulary import Vocabulary
-from stages.student.batches import TableMaps, take
-from stages.student.checkpoint import Student
-from stages.student.method import Extras
-from stages.student.pair_classifier.batches import StepBatches
-from stages.student.pair_classifier.config import PairClassifierConfig
-from stages.student.pair_classifier.method import PairClassifierMethod
-from stages.student.pair_classifier.region_cnn import LiveMaps, RegionCNNConfig, StoredMaps, map_reader
-from stages.student.pair_classifier.soft_labels import soft_labels
-from stages.student.pair_classifier.train import build_model, train
-from stages.student.pictures import gather, picture_of
-from stages.student.predict import SCHEMA
-from stages.student.prepare import picture_table, valid_classes
-from stages.student.progress import NonFiniteLoss
-from stages.student.regions import entries
-from stages.student.source import CacheSource
-from stages.student.state import save_state
-from storage.cache import Cache
-from storage.digests import as_rows, digest_bytes
-from storage.errors import UserError
-from storage.stream import StreamSpec, TableRef
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.batches import TableMaps, take
+from hoi_distill.stages.student.checkpoint import Student
+from hoi_distill.stages.student.method import Extras
+from hoi_distill.stages.student.pair_classifier.batches import StepBatches
+from hoi_distill.stages.student.pair_classifier.config import PairClassifierConfig
+from hoi_distill.stages.student.pair_classifier.method import PairClassifierMethod
+from hoi_distill.stages.student.pair_classifier.region_cnn import LiveMaps, RegionCNNConfig, StoredMaps, map_reader
+from hoi_distill.stages.student.pair_classifier.soft_labels import soft_labels
+from hoi_distill.stages.student.pair_classifier.train import build_model, train
+from hoi_distill.stages.student.pictures import gather, picture_of
+from hoi_distill.stages.student.predict import SCHEMA
+from hoi_distill.stages.student.prepare import picture_table, valid_classes
+from hoi_distill.stages.student.progress import NonFiniteLoss
+from hoi_distill.stages.student.regions import entries
+from hoi_distill.stages.student.source import CacheSource
+from hoi_distill.stages.student.state import save_state
+from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.digests import as_rows, digest_bytes
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.stream import StreamSpec, TableRef
 from tests.student.toy import CHANNELS, SIDE, VOCABULARY, Toy, weights
 
 
@@ -48,9 +48,9 @@ def quiet(line: str) -> None:
 TO_BE_KILLED = """
 import sys, time
 from pathlib import Path
-import stages.student.loop as story
-from stages.student.pair_classifier.config import PairClassifierConfig
-from stages.student.pair_classifier.train import train
+import hoi_distill.stages.student.loop as story
+from hoi_distill.stages.student.pair_classifier.config import PairClassifierConfig
+from hoi_distill.stages.student.pair_classifier.train import train
 from tests.student.toy import Toy
 
 save = story.save_state
@@ -111,7 +111,7 @@ def stopped_after(steps: int, config: PairClassifierConfig, toy: Toy, folder: Pa
     torch.set_num_threads(1)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("stages.student.loop.save_state", save_and_stop)
+            patch.setattr("hoi_distill.stages.student.loop.save_state", save_and_stop)
             with pytest.raises(KeyboardInterrupt):
                 train(config, toy.training_set(16), folder, report=report)
     finally:

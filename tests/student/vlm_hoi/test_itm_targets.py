@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.data.v_coco import v_coco_vocabulary
-from stages.data.vocabulary import hico_vocabulary
-from stages.student.calibration import Platt, match_log_odds
-from stages.student.vlm_hoi.itm_targets import (
+from hoi_distill.stages.data.v_coco import v_coco_vocabulary
+from hoi_distill.stages.data.vocabulary import hico_vocabulary
+from hoi_distill.stages.student.calibration import Platt, match_log_odds
+from hoi_distill.stages.student.vlm_hoi.itm_targets import (
     ItmScores,
     ItmTargets,
     annotated_classes,
@@ -26,7 +26,7 @@ from stages.student.vlm_hoi.itm_targets import (
     sentence_mean,
     verb_auc,
 )
-from storage.errors import UserError
+from hoi_distill.storage.errors import UserError
 from tests.student.toy import VOCABULARY, Toy
 
 COLUMNS = columns_for(VOCABULARY)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from stages.student.vlm_hoi.attention import CrossLayer, layer_config, sine_positions
-from stages.student.vlm_hoi.criterion import Criterion
-from stages.student.vlm_hoi.model_config import MurenConfig
-from stages.student.vlm_hoi.muren import Muren
-from stages.student.vlm_hoi.relation import BRANCHES, AttentiveFusion, MultiplexRelation
-from storage.errors import UserError
+from hoi_distill.stages.student.vlm_hoi.attention import CrossLayer, layer_config, sine_positions
+from hoi_distill.stages.student.vlm_hoi.criterion import Criterion
+from hoi_distill.stages.student.vlm_hoi.model_config import MurenConfig
+from hoi_distill.stages.student.vlm_hoi.muren import Muren
+from hoi_distill.stages.student.vlm_hoi.relation import BRANCHES, AttentiveFusion, MultiplexRelation
+from hoi_distill.storage.errors import UserError
 from tests.student.vlm_hoi.tiny_muren import RESNET, K, N, V, random_targets, tiny_config, tiny_muren
 
 

@@ -10,18 +10,31 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from stages.data.v_coco import v_coco_vocabulary
-from stages.data.vocabulary import Vocabulary
-from stages.evaluate.detections import read_detections
-from stages.student.checkpoint import Student
-from stages.student.method import parameters_of
-from stages.student.vlm_hoi.config import Pictures, Scoring, config_from, has_missing_objects, network_config
-from stages.student.vlm_hoi.itm_loss import ItmConfig
-from stages.student.vlm_hoi.muren import Muren, MurenOutput
-from stages.student.vlm_hoi.predict import Triplets, of_one_size, predicted, triplets, valid_verbs, write_triplets
-from stages.student.vlm_hoi.student import VlmHoiStudent
-from stages.student.vlm_hoi.train import train
-from storage.errors import UserError
+from hoi_distill.stages.data.v_coco import v_coco_vocabulary
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.evaluate.detections import read_detections
+from hoi_distill.stages.student.checkpoint import Student
+from hoi_distill.stages.student.method import parameters_of
+from hoi_distill.stages.student.vlm_hoi.config import (
+    Pictures,
+    Scoring,
+    config_from,
+    has_missing_objects,
+    network_config,
+)
+from hoi_distill.stages.student.vlm_hoi.itm_loss import ItmConfig
+from hoi_distill.stages.student.vlm_hoi.muren import Muren, MurenOutput
+from hoi_distill.stages.student.vlm_hoi.predict import (
+    Triplets,
+    of_one_size,
+    predicted,
+    triplets,
+    valid_verbs,
+    write_triplets,
+)
+from hoi_distill.stages.student.vlm_hoi.student import VlmHoiStudent
+from hoi_distill.stages.student.vlm_hoi.train import train
+from hoi_distill.storage.errors import UserError
 from tests.student.toy import VOCABULARY
 from tests.student.vlm_hoi.world import tiny_config
 
