@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import logging
 import math
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+import hoi_distill
 from hoi_distill.storage import owner
 from hoi_distill.storage.errors import UserError
 from hoi_distill.workers.task import Task
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-PACKAGES = ("pipeline", "stages", "storage", "workers")
 OBJECT_STORE_BYTES = 128 * 2**20
 PROBE_SECONDS = 60
 CONNECT_SECONDS = 10
@@ -294,18 +293,16 @@ def _sweep(parent: Path) -> None:
 
 @contextmanager
 def attached_ray(address: str) -> Iterator[None]:
-    """The user's cluster. Our packages travel with the job; the cluster goes on when we leave."""
+    """The user's cluster. Our package travels with the job; the cluster goes on when we leave."""
     import ray
 
     _answers(address)
-    specs = [importlib.util.find_spec(package) for package in PACKAGES]
-    modules = [spec.submodule_search_locations[0] for spec in specs if spec and spec.submodule_search_locations]
     mend = f"RAY_ADDRESS={address}: {MEND}"
     try:
         with _in_time(mend):
             ray.init(
                 address=address,
-                runtime_env={"py_modules": modules, "excludes": ["**/__pycache__"]},
+                runtime_env={"py_modules": list(hoi_distill.__path__), "excludes": ["**/__pycache__"]},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )

@@ -102,7 +102,10 @@ def test_a_file_is_evaluated_against_a_folder_in_hico_dets_layout(tmp_path: Path
 
 
 def test_evaluation_imports_neither_torch_nor_ray():
-    loaded = "import sys, hoi_distill.stages.evaluate.evaluate, hoi_distill.stages.evaluate.report; print({'torch', 'ray'} & set(sys.modules))"
+    loaded = (
+        "import sys, hoi_distill.stages.evaluate.evaluate, hoi_distill.stages.evaluate.report; "
+        "print({'torch', 'ray'} & set(sys.modules))"
+    )
     output = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "set()"
 

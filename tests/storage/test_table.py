@@ -291,7 +291,8 @@ def test_any_history_of_commits_losses_and_retries_merges_as_a_dictionary_would(
 def test_storage_imports_neither_torch_nor_ray_nor_the_other_rooms():
     script = (
         "import sys, hoi_distill.storage.cache, hoi_distill.storage.check; "
-        "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'ray', 'stages', 'workers', 'pipeline')])"
+        "rooms = {f'hoi_distill.{room}' for room in ('stages', 'workers', 'pipeline')}; "
+        "print(sorted({'torch', 'ray', *rooms} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

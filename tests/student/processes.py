@@ -28,7 +28,8 @@ def of_two_processes(program: str, *arguments: str) -> None:
 
 NO_TEACHER = """
 import sys
-bad = [name for name in sys.modules if name.split(".")[0] in ("workers", "ray") or name.startswith("hoi_distill.stages.teacher")]
+known = ("ray", "hoi_distill.workers", "hoi_distill.stages.teacher")
+bad = [name for name in sys.modules if f"{name}.".startswith(tuple(f"{room}." for room in known))]
 assert not bad, bad
 """
 
