@@ -1,6 +1,7 @@
 """Setups, plans, runs, and the commands that a user types."""
 
-if __name__ == "pipeline":  # by the command of an environment that was installed before hoi_distill was the one import name
+if __name__ == "pipeline":
+    # Imported by the command of an environment that was installed before hoi_distill was the one name.
     import sys
 
     print(

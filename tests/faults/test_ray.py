@@ -235,3 +235,37 @@ def node(environment: dict[str, str], *options: str, before: Sequence[str] = ())
                 started.wait(20)
             except subprocess.TimeoutExpired:
                 os.killpg(started.pid, signal.SIGKILL)
+
+
+ATTACHED = """
+import os
+import ray
+from hoi_distill.workers.ray_session import attached_ray
+
+def places():
+    import hoi_distill.stages.evaluate.report as report
+    import hoi_distill.storage.table as table
+    return [table.__file__, report.__file__, os.path.dirname(report.__file__) + "/templates/report.html.j2"]
+
+with attached_ray(os.environ["RAY_ADDRESS"]):
+    for place in ray.get(ray.remote(places).remote()):
+        print(place, os.path.isfile(place))
+"""
+
+
+@pytest.mark.slow
+def test_our_code_and_its_files_travel_to_a_node_with_the_job(tmp_path: Path) -> None:
+    """Though hoi_distill is a folder of links to the rooms; a node's own installation, if any, is not used."""
+    with cluster(tmp_path) as environment, ExitStack() as nodes:
+        bare = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+        port = environment["RAY_ADDRESS"].split(":")[1]
+        nodes.enter_context(node(bare, "--head", f"--port={port}"))
+        done = subprocess.run(
+            [sys.executable, "-c", ATTACHED], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200
+        )  # not in ROOT, for Ray puts the driver's own folder on the path of workers
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        assert line.endswith("True")
+        assert "/runtime_resources/py_modules_files/" in line
+        assert str(ROOT) not in line
+    assert done.stdout.count("\n") == 3
