@@ -44,7 +44,7 @@ def test_random_faults_lose_nothing_show_nothing_wrong_and_leave_nothing_to_clea
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "sequences"), [("storage", 400), ("pipeline", 120)])
+@pytest.mark.parametrize(("kind", "sequences"), [("storage", 100), ("pipeline", 30)])
 def test_many_random_faults(kind, sequences):
     found, log = soaked((kind,), sequences, seed=1)
     assert {name: found[kind][name] for name in FAULTS} == dict.fromkeys(FAULTS, 0), log
