@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from hoi_distill.stages.data.image import decode, frame_of
 from hoi_distill.stages.stage import Batch, TensorOutput, Values
@@ -115,3 +117,24 @@ def to_numpy(values: Values, output: TensorOutput) -> np.ndarray:
         return values
     values = values.detach()
     return (values.half() if output.codec == "fp16" else values.float()).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class UpstreamColumn:
+    """One upstream column: its cells, and for each row of the task its place among them (-1 where it was not read)."""
+
+    cells: Values
+    slot: np.ndarray = field(repr=False)
+
+    def has_any(self, positions: np.ndarray) -> bool:
+        return bool((self.slot[positions] >= 0).any())
+
+    def take(self, positions: np.ndarray) -> Values:
+        """The cells of these rows; null or zero for a row whose cells do not need them."""
+        slots = self.slot[positions]
+        missing = slots < 0
+        if isinstance(self.cells, pa.Array):
+            return self.cells.take(pa.array(slots, mask=missing))
+        values = self.cells[np.maximum(slots, 0)]
+        values[missing] = 0
+        return values

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from hoi_distill.storage.digests import canonical_json
 from hoi_distill.storage.errors import InputFailure
 from hoi_distill.workers.batches import (
     Changed,
+    UpstreamColumn,
     batch_of,
     batch_size_of,
     batches_of,
@@ -309,7 +310,7 @@ class Filling:
         self._slot[self._rows] = np.arange(len(self._rows))
         self._tensors: dict[str, np.ndarray] = {}
         self._pieces: dict[str, list[tuple[np.ndarray, pa.Array]]] = {}
-        self._inputs: dict[str, dict[str, _Column]] = {}
+        self._inputs: dict[str, dict[str, UpstreamColumn]] = {}
         tables = {name: table(up.table) for name, up in part.upstream.items()}
         for name in tables:
             self._inherit_failures(name, tables[name], rows)
@@ -334,12 +335,12 @@ class Filling:
             depends[:, below] = True if needs is None else [above in needs.get(name, ()) for above in columns]
         return depends
 
-    def _read(self, name: str, table: Table, rows: np.ndarray) -> dict[str, _Column]:
+    def _read(self, name: str, table: Table, rows: np.ndarray) -> dict[str, UpstreamColumn]:
         """The upstream cells that the needed ones are computed from; columns that the same rows ask for in one read."""
         up = self.part.upstream[name]
         asked = (self.needed.astype(np.float32) @ self._depends(name).T.astype(np.float32)) > 0
         patterns, group = np.unique(asked, axis=1, return_inverse=True)
-        found: dict[str, _Column] = {}
+        found: dict[str, UpstreamColumn] = {}
         for index, pattern in enumerate(patterns.T):
             positions = np.flatnonzero(pattern)
             if not len(positions):
@@ -353,7 +354,7 @@ class Filling:
             slot[positions] = np.arange(len(positions))
             wanted = None if up.wanted is None else up.wanted[np.ix_(positions, members)]
             values = table.read(rows[positions], columns, inputs, wanted)
-            found.update({column: _Column(values[column], slot) for column in columns})
+            found.update({column: UpstreamColumn(values[column], slot) for column in columns})
         return found
 
     def fill(self, stage: Stage, batch: Batch, positions: np.ndarray) -> None:
@@ -459,27 +460,6 @@ class Filling:
         order[slots] = np.arange(len(slots))
         joined = pa.concat_arrays([values for _, values in pieces])
         return joined.take(pa.array(order, mask=order < 0))
-
-
-@dataclass(frozen=True)
-class _Column:
-    """One upstream column: its cells, and for each row of the task its place among them (-1 where it was not read)."""
-
-    cells: Values
-    slot: np.ndarray = field(repr=False)
-
-    def has_any(self, positions: np.ndarray) -> bool:
-        return bool((self.slot[positions] >= 0).any())
-
-    def take(self, positions: np.ndarray) -> Values:
-        """The cells of these rows; null or zero for a row whose cells do not need them."""
-        slots = self.slot[positions]
-        missing = slots < 0
-        if isinstance(self.cells, pa.Array):
-            return self.cells.take(pa.array(slots, mask=missing))
-        values = self.cells[np.maximum(slots, 0)]
-        values[missing] = 0
-        return values
 
 
 def record_failure(task: Task, reason: str) -> TaskReport:

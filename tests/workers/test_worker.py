@@ -14,10 +14,10 @@ import pytest
 
 from hoi_distill.storage.errors import StorageError, UserError
 from hoi_distill.workers import inline
-from hoi_distill.workers.batches import prefetch
+from hoi_distill.workers.batches import UpstreamColumn, prefetch
 from hoi_distill.workers.pulse import Beat
 from hoi_distill.workers.task import Task, TaskReport
-from hoi_distill.workers.worker import Worker, _Column
+from hoi_distill.workers.worker import Worker
 from tests.workers.toys import Album, Colour, Double, Encoded, Large, Length, Map, album, replaced, text_task
 
 
@@ -419,9 +419,9 @@ def test_an_io_error_is_no_input_failure(made: Album) -> None:
 
 def test_a_row_that_reads_no_upstream_cell_gets_zeros_or_null() -> None:
     slot = np.array([1, -1, 0])
-    tensors = _Column(np.array([[5.0], [7.0]]), slot).take(np.array([0, 1, 2, 2]))
+    tensors = UpstreamColumn(np.array([[5.0], [7.0]]), slot).take(np.array([0, 1, 2, 2]))
     assert tensors[:, 0].tolist() == [7, 0, 5, 5]
-    assert _Column(pa.array([5, 7]), slot).take(np.array([0, 1, 2])).to_pylist() == [7, None, 5]
+    assert UpstreamColumn(pa.array([5, 7]), slot).take(np.array([0, 1, 2])).to_pylist() == [7, None, 5]
 
 
 def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
