@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -187,9 +186,10 @@ class Cache:
             notes = notes_in(self.root / "leases")
         except OSError as error:
             raise StorageError(f"cache {self.root}: leases: {error.strerror}; {remedy(error)} and run again") from error
+        now = _clock_of(self.root / "leases") if notes else 0.0
         for note in notes:
             try:
-                if owner.is_dead(note.name, time.time() - note.stat().st_mtime, LEASE_SECONDS):
+                if owner.is_dead(note.name, now - note.stat().st_mtime, LEASE_SECONDS):
                     note.unlink()
                     continue
                 content = read_note(note, "tables", "kind", "pid", "host")
@@ -217,8 +217,8 @@ class Cache:
         user = self.leased().get(name)
         if user is not None:
             raise UserError(f"table {name}: in use by {user}; try again when it is done")
-        target = self.root / "trash" / f"{time.time_ns()}-{name}"
         try:
+            target = self.root / "trash" / f"{int(owner.clock_of(self.root / 'trash') * 1e9)}-{name}"
             elsewhere = None if isinstance(table, Table) else Path(table)
             folder = elsewhere if elsewhere is not None and elsewhere.is_dir() else self.root / "tables" / name
             os.rename(folder, target)
@@ -229,9 +229,11 @@ class Cache:
     def empty_trash(self, grace_seconds: float) -> list[str]:
         """Delete for good what has been in the trash for longer than the grace; returns the names."""
         deleted = []
-        for entry in sorted(names(self.root / "trash")):
+        entries = sorted(names(self.root / "trash"))
+        now = _clock_of(self.root / "trash") if entries else 0.0
+        for entry in entries:
             moved_ns, _, name = entry.partition("-")
-            if moved_ns.isdigit() and time.time_ns() - int(moved_ns) >= grace_seconds * 1e9:
+            if moved_ns.isdigit() and now * 1e9 - int(moved_ns) >= grace_seconds * 1e9:
                 shutil.rmtree(self.root / "trash" / entry, ignore_errors=True)
                 deleted.append(name)
         return deleted
@@ -258,6 +260,14 @@ def _described(folder: Path, description: Mapping[str, Any]) -> Table:
         except StorageError:
             break  # of a table that somebody else may read
     return asked
+
+
+def _clock_of(folder: Path) -> float:
+    """The folder's own clock; its notes count as new where it cannot be asked."""
+    try:
+        return owner.clock_of(folder)
+    except OSError:
+        return 0.0
 
 
 def _table_name(table: Table | str | os.PathLike[str]) -> str:

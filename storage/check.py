@@ -202,9 +202,22 @@ def _sweep(table: Table, found: bool) -> None:
     if found or not named:
         return
     kept = folders.rectangles_of(folders.names(table.dir / "bad"))
-    for entry in os.scandir(table.dir / "shards"):
-        if entry.name in named or entry.name.partition("-")[0] in kept:
-            continue
-        with contextlib.suppress(OSError):  # another check may sweep as well
-            if time.time() - entry.stat(follow_symlinks=False).st_mtime > owner.STALE_SECONDS:
-                os.unlink(entry.path)
+    with contextlib.suppress(OSError):  # another check may sweep as well
+        now = owner.clock_of(table.dir / "tmp")
+        for entry in list(os.scandir(table.dir / "shards")):
+            if entry.name in named or entry.name.partition("-")[0] in kept:
+                continue
+            with contextlib.suppress(OSError):
+                if now - entry.stat(follow_symlinks=False).st_mtime > owner.STALE_SECONDS:
+                    _remove_unnamed(table, entry.name)
+
+
+def _remove_unnamed(table: Table, payload: str) -> None:
+    """Remove an old payload, unless a writer commits the same one meanwhile: it is out of the way before the records are
+    read again, and a writer looks for its payload after its record is there."""
+    path, aside = table.dir / "shards" / payload, table.dir / "tmp" / f"{owner.tag()}-{payload}"
+    os.rename(path, aside)
+    if any(record.header["payload"] == payload for record in table.records()):
+        os.rename(aside, path)
+    else:
+        os.unlink(aside)

@@ -10,14 +10,12 @@ through the environments that it inherited.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 import shutil
 import tempfile
 import threading
-import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -98,10 +96,8 @@ def _fill(
 
 def _sweep_scratch() -> None:
     """Remove scratch folders of dead writers."""
-    for folder in Path(tempfile.gettempdir()).glob("hoi-distill-*"):
-        with contextlib.suppress(OSError):
-            if owner.is_dead(folder.name.removeprefix("hoi-distill-"), time.time() - folder.stat().st_mtime):
-                shutil.rmtree(folder, ignore_errors=True)
+    for folder in owner.leftovers(Path(tempfile.gettempdir()), "hoi-distill-"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _View:

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import os
 import re
-import time
+import uuid
 from pathlib import Path
 
 TAG = re.compile(r"([0-9a-f]{12})-(\d+)-")
@@ -51,13 +51,36 @@ def is_dead(name: str, age_seconds: float, stale_seconds: float = STALE_SECONDS)
     return False
 
 
-def sweep(folder: Path) -> int:
-    """Remove what dead processes left in ``folder`` (files named ``<tag>-...``); returns how many."""
-    swept = 0
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-        for entry in entries:
+def clock_of(folder: Path) -> float:
+    """What time it is (seconds since 1970) by the clock that sets the modification times of files in ``folder``. This
+    machine's own clock may be days off, and what others wrote a moment ago would look old. Raises ``OSError``."""
+    probe = folder / f"{tag()}-{uuid.uuid4().hex[:12]}.clock"
+    try:
+        with open(probe, "xb") as file:
+            return os.fstat(file.fileno()).st_mtime
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path, prefix: str = "") -> list[Path]:
+    """What dead processes left in ``folder``: entries named ``<prefix><tag>-...``. None where that cannot be known."""
+    found = []
+    with contextlib.suppress(OSError):
+        tagged = [name for name in os.listdir(folder) if name.startswith(prefix) and TAG.match(name, len(prefix))]
+        now = clock_of(folder) if tagged else 0.0
+        for name in tagged:
             with contextlib.suppress(OSError):
-                if is_dead(entry.name, time.time() - entry.stat().st_mtime):
-                    os.unlink(entry.path)
-                    swept += 1
+                if is_dead(name.removeprefix(prefix), now - os.stat(folder / name).st_mtime):
+                    found.append(folder / name)
+    return found
+
+
+def sweep(folder: Path) -> int:
+    """Remove the files that dead processes left in ``folder``; returns how many."""
+    swept = 0
+    for path in leftovers(folder):
+        with contextlib.suppress(OSError):
+            path.unlink()
+            swept += 1
     return swept

@@ -366,9 +366,15 @@ class Table:
                 header["created_ns"] = self._next_instant()
                 target = self.dir / "commits" / f"{rectangle}-{generation}.commit"
                 data = encode_record(header, rows, columns, valid, failures, inputs, digests)
-                if publish_record(self.dir / "tmp", target, data):
-                    path = None if payload is None else str(self.dir / "shards" / payload)
-                    return Commit(target.name, path, size, int(valid.sum()), created=True)
+                is_mine = publish_record(self.dir / "tmp", target, data)
+                path = None if payload is None else self.dir / "shards" / payload
+                if path is not None and folders.size(path) is None:
+                    # A check swept it, or another loser discarded it, before a record named it.
+                    payload, size, digests = self._publish(rectangle, rows, columns, valid, values)
+                elif is_mine:
+                    return Commit(
+                        target.name, None if path is None else str(path), size, int(valid.sum()), created=True
+                    )
 
     def drop_failures(self, rows: np.ndarray, columns: Sequence[str], inputs: np.ndarray | None = None) -> int:
         """Empty the failure cells among these (for ``--retry-failed``); returns how many. Records a tombstone."""

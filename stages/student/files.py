@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import shutil
-import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -68,10 +67,9 @@ def drafted(place: Path) -> Iterator[Path]:
     """Where to write a file or a folder that takes ``place``, durably, when the block ends without an error. What killed
     processes have left beside it goes."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    for entry in list(os.scandir(place.parent)):
+    for left in owner.leftovers(place.parent):
         with contextlib.suppress(OSError):
-            if owner.is_dead(entry.name, time.time() - entry.stat().st_mtime):
-                _remove(Path(entry.path))
+            _remove(left)
     draft = place.with_name(f"{owner.tag()}-{uuid.uuid4().hex[:12]}-{place.name}")
     try:
         yield draft

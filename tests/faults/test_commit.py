@@ -18,9 +18,11 @@ import pytest
 
 from hoi_distill.storage import commit as commit_module
 from hoi_distill.storage import owner
+from hoi_distill.storage import table as table_module
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import StorageError, UserError
+from hoi_distill.storage.notes import write_note
 from hoi_distill.storage.table import Table
 
 COLUMNS = ("a", "b")
@@ -414,6 +416,81 @@ def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_are_not(tmp_pat
     assert set((table.dir / "tmp").iterdir()) == {alive, foreign}
     assert not orphan.exists()
     assert holds(table, row_ids(3))
+
+
+@pytest.mark.parametrize("days", [9, -9])
+def test_a_wrong_clock_takes_nothing_for_old(tmp_path, monkeypatch, days):
+    table = make_table(tmp_path / "cache", "arrow")
+    write(table, row_ids(3))
+    cache = Cache.open(tmp_path / "cache")
+    foreign = table.dir / "tmp" / "0123456789ab-77-theirs"
+    payload = table.dir / "shards" / f"{'0' * 32}-{'1' * 32}.arrow"  # its record is about to be published elsewhere
+    lease = cache.root / "leases" / "0123456789ab-77-theirs.json"
+    for path in (foreign, payload):
+        path.touch()
+    write_note(lease, {"tables": ["other"], "kind": "run", "pid": 77, "host": "theirs"})
+    gone = make_table(tmp_path / "cache", "lmdb")
+    real = time.time_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: real() + days * 86400 * 10**9)
+        patch.setattr(time, "time", lambda: time.time_ns() / 1e9)
+        table.check()
+        write(Table(table.dir), row_ids(3, 3))
+        assert cache.leased() == {"other": "run 77 on theirs"}
+        cache.trash(gone)
+        assert cache.empty_trash(3600) == []
+    assert cache.empty_trash(3600) == []
+    assert cache.empty_trash(0) == [gone.dir.name]
+    assert foreign.exists()
+    assert payload.exists()
+
+
+def old_orphan(table: Table, rows: np.ndarray) -> Path:
+    """The payload of a commit whose writer died days ago, before its record was there."""
+    done = write(table, rows)
+    (table.dir / "commits" / done.name).unlink()
+    os.utime(done.payload, (0, 0))
+    return Path(done.payload)
+
+
+@pytest.mark.parametrize("kind", ["arrow", "lmdb"])
+def test_a_payload_that_a_check_sweeps_before_its_record_is_there_is_written_again(tmp_path, monkeypatch, kind):
+    table = make_table(tmp_path / "cache", kind)
+    write(table, row_ids(3))
+    real = table_module.publish_record
+
+    def late(scratch: Path, target: Path, data: pa.Buffer) -> bool:
+        monkeypatch.setattr(table_module, "publish_record", real)
+        (payload,) = [path for path in (table.dir / "shards").iterdir() if path.name.startswith(target.name[:32])]
+        os.utime(payload, (0, 0))
+        Table(table.dir).check()
+        assert not payload.exists()
+        return real(scratch, target, data)
+
+    monkeypatch.setattr(table_module, "publish_record", late)
+    done = write(table, row_ids(4, 3))
+    assert Path(done.payload).exists()
+    assert holds(table, row_ids(4, 3))
+    assert table.check() == []
+
+
+def test_a_record_that_comes_while_a_check_sweeps_keeps_its_payload(tmp_path, monkeypatch):
+    table = make_table(tmp_path / "cache", "arrow")
+    write(table, row_ids(3))
+    orphan = old_orphan(table, row_ids(4, 3))
+    real = owner.clock_of
+
+    def late(folder: Path) -> float:  # asked between the check's look at the records and its look at the payloads
+        monkeypatch.setattr(owner, "clock_of", real)
+        write(Table(table.dir), row_ids(4, 3))
+        os.utime(orphan, (0, 0))
+        return real(folder)
+
+    monkeypatch.setattr(owner, "clock_of", late)
+    table.check()
+    assert owner.clock_of is real
+    assert holds(Table(table.dir), row_ids(4, 3))
+    assert list((table.dir / "tmp").iterdir()) == []
 
 
 def test_a_table_in_use_is_not_thrown_away_and_the_trash_keeps_its_grace(tmp_path):
