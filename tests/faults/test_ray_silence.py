@@ -157,7 +157,7 @@ from tests.workers.toys import Colour, album
 from hoi_distill.workers.ray_executor import RayExecutor
 
 made = album(Path(sys.argv[1]), 400)
-stage = Colour(seconds=0.3)
+stage = Colour(seconds=4.0)  # minutes of work: workers outlive their raylet for some seconds
 def report(answer):
     print("reported", flush=True)
 try:
