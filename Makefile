@@ -35,19 +35,19 @@ experiments: $(READY) ## the whole matrix of students on the pico world (36 trai
 	$(BIN)/hoi-distill experiments configs/experiments.yaml
 
 pico-teacher: $(READY) ## train the shipped pico teacher again
-	$(BIN)/python -m hoi_distill.stages.teacher.pico.train --out stages/teacher/pico
+	$(BIN)/python -m hoi_distill.stages.teacher.pico.training.blip --out stages/teacher/pico
 
 pico-long-tailed: $(READY) ## train its twin of long-tailed captions again
-	$(BIN)/python -m hoi_distill.stages.teacher.pico.train --long-tailed --out stages/teacher/pico/long_tailed
+	$(BIN)/python -m hoi_distill.stages.teacher.pico.training.blip --long-tailed --out stages/teacher/pico/long_tailed
 
 pico-detector: $(READY) ## train the shipped pico detector again
-	$(BIN)/python -m hoi_distill.stages.teacher.pico.detector_train --out stages/teacher/pico/detector
+	$(BIN)/python -m hoi_distill.stages.teacher.pico.training.detector --out stages/teacher/pico/detector
 
 pico-detr: $(READY) ## train the shipped pico DETR, which students of VLM-HOI start from, again
-	$(BIN)/python -m hoi_distill.stages.teacher.pico.detr_train --out stages/teacher/pico/detr
+	$(BIN)/python -m hoi_distill.stages.teacher.pico.training.detr --out stages/teacher/pico/detr
 
 pico-clip: $(READY) ## train the second shipped pico teacher, a CLIP, again
-	$(BIN)/python -m hoi_distill.stages.teacher.pico.clip_train --out stages/teacher/pico/clip
+	$(BIN)/python -m hoi_distill.stages.teacher.pico.training.clip --out stages/teacher/pico/clip
 
 test: $(READY) ## quick tests
 	$(BIN)/python -m pytest -q -m 'not slow' tests

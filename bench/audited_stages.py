@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from hoi_distill.stages.stage import Batch, Values
-from hoi_distill.stages.teacher.blip import BlipCaptions, BlipFeatures, BlipItm
+from hoi_distill.stages.teacher.blip.stages import BlipCaptions, BlipFeatures, BlipItm
 
 STAGES = {
     "blip_features": "bench.audited_stages:Features",
@@ -52,7 +52,8 @@ class Captions(BlipCaptions):
 
 def main() -> None:
     """``hoi-distill`` with these stages."""
-    from hoi_distill.pipeline import cli, graph
+    from hoi_distill.pipeline import cli
+    from hoi_distill.pipeline.graph import builder as graph
 
     graph.STAGES.update(STAGES)
     cli.main()

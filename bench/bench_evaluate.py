@@ -25,7 +25,8 @@ import numpy as np
 from scipy.io import savemat
 
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
-from hoi_distill.stages.evaluate.detections import Detections, write_detections
+from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.formats.parquet import write_detections
 
 PAIRS_PER_PICTURE = 33_405 / 9_658
 REPEATS = 3

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
-from hoi_distill.stages.teacher.blip2_scorer import Blip2ItmScorer
-from hoi_distill.stages.teacher.itm_scorer import ItmScorer, PromptScorer
+from hoi_distill.stages.teacher.blip.blip2_scorer import Blip2ItmScorer
+from hoi_distill.stages.teacher.blip.itm_scorer import ItmScorer, PromptScorer
 
 STOCK_PROMPTS = 60
 HICO_TRAIN = 38_118

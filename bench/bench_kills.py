@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hoi_distill.pipeline.pair_teachers import plan_all
-from hoi_distill.pipeline.setup import Setup, prepare
+from hoi_distill.pipeline.training.binding import plan_all
+from hoi_distill.pipeline.workspace import Setup, prepare
 
 ROOT = Path(__file__).parents[1]
 WORKERS = 2

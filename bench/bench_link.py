@@ -44,30 +44,31 @@ from PIL import Image
 from torch import nn
 
 from bench.bench_teacher_overhead import save_pictures
-from hoi_distill.pipeline.cells import read_text
-from hoi_distill.pipeline.pair_teachers import plan_all
-from hoi_distill.pipeline.resolve import resolve
-from hoi_distill.pipeline.run import fill_cache
-from hoi_distill.pipeline.setup import prepare
-from hoi_distill.pipeline.student_section import student_section
-from hoi_distill.pipeline.training import PictureReader, training_set
-from hoi_distill.stages.data.records import Annotations
+from hoi_distill.pipeline.filling.run import fill_cache
+from hoi_distill.pipeline.planning.cells import read_text
+from hoi_distill.pipeline.training.binding import plan_all
+from hoi_distill.pipeline.training.fit import PictureReader, training_set
+from hoi_distill.pipeline.training.request import resolve
+from hoi_distill.pipeline.training.section import student_section
+from hoi_distill.pipeline.workspace import prepare
+from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.stages.stage import Batch, Stage
-from hoi_distill.stages.student.link.config import LinkConfig
-from hoi_distill.stages.student.link.distillation import KdConfig
-from hoi_distill.stages.student.link.network import Link
-from hoi_distill.stages.student.link.network_config import LinkShape
-from hoi_distill.stages.student.link.stream import LinkBatches, TaughtBatch
-from hoi_distill.stages.student.link.student import allowed, verbs
-from hoi_distill.stages.student.link.teaching import PairTeacher
-from hoi_distill.stages.student.link.train import batch_loss
-from hoi_distill.stages.student.loop import parameter_groups
-from hoi_distill.stages.student.pictures import NO_POSITIVES, Picture, gather, targets, with_annotations
-from hoi_distill.stages.student.prepare import TrainingSet, training_pictures
+from hoi_distill.stages.student.data import TrainingSet
+from hoi_distill.stages.student.methods.link.config import LinkConfig
+from hoi_distill.stages.student.methods.link.distillation import KdConfig
+from hoi_distill.stages.student.methods.link.network import Link
+from hoi_distill.stages.student.methods.link.network_config import LinkShape
+from hoi_distill.stages.student.methods.link.stream import LinkBatches, TaughtBatch
+from hoi_distill.stages.student.methods.link.student import allowed, verbs
+from hoi_distill.stages.student.methods.link.teaching import PairTeacher
+from hoi_distill.stages.student.methods.link.train import batch_loss
+from hoi_distill.stages.student.methods.vlm_hoi.augment import View, training_view
+from hoi_distill.stages.student.methods.vlm_hoi.config import Pictures
+from hoi_distill.stages.student.pairs.instances import NO_POSITIVES, Picture, gather, targets, with_annotations
+from hoi_distill.stages.student.pairs.prepare import training_pictures
 from hoi_distill.stages.student.source import MemorySource
-from hoi_distill.stages.student.vlm_hoi.augment import View, training_view
-from hoi_distill.stages.student.vlm_hoi.config import Pictures
+from hoi_distill.stages.student.training.loop import parameter_groups
 from hoi_distill.stages.teacher.vision_features import VisionFeatures
 from hoi_distill.stages.teacher.weights import Checkpoint
 

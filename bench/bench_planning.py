@@ -27,10 +27,10 @@ import numpy as np
 import pyarrow as pa
 
 from bench.synthetic_table import fill_synthetically, synthetic_rows
-from hoi_distill.pipeline.graph import Node
-from hoi_distill.pipeline.plan import plan
-from hoi_distill.pipeline.sources import image_source
-from hoi_distill.stages.data.records import Annotations
+from hoi_distill.pipeline.graph.builder import Node
+from hoi_distill.pipeline.inputs import image_source
+from hoi_distill.pipeline.planning.plan import plan
+from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values, fingerprint_record
 from hoi_distill.storage import digest_memory
 from hoi_distill.storage.cache import Cache

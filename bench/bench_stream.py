@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.digests import as_rows, digest_bytes
-from hoi_distill.storage.order import epoch_order
+from hoi_distill.storage.sampling import epoch_order
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef, stack
 
 SHAPE = (1024, 24, 24)

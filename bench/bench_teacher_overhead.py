@@ -31,11 +31,11 @@ from PIL import Image
 from hoi_distill.stages.data.image import decode
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.stages.stage import Stage, fingerprint_record
-from hoi_distill.stages.teacher.blip import BlipFeatures, BlipItm
-from hoi_distill.stages.teacher.itm_scorer import ItmScorer
+from hoi_distill.stages.teacher.blip.itm_scorer import ItmScorer
+from hoi_distill.stages.teacher.blip.stages import BlipFeatures, BlipItm
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.digests import as_rows, digest_bytes
-from hoi_distill.workers.inline import execute
+from hoi_distill.workers.executors.inline import execute
 from hoi_distill.workers.task import Part, TableSpec, Task
 
 LOADED: dict[Any, Any] = {}

@@ -38,27 +38,27 @@ import torch
 from torch import Tensor, nn
 
 from bench.bench_itm import tokenizer_of
-from hoi_distill.pipeline.pair_teachers import plan_all
-from hoi_distill.pipeline.resolve import resolve
-from hoi_distill.pipeline.run import fill_cache
-from hoi_distill.pipeline.setup import prepare
-from hoi_distill.pipeline.training import training_set
+from hoi_distill.pipeline.filling.run import fill_cache
+from hoi_distill.pipeline.training.binding import plan_all
+from hoi_distill.pipeline.training.fit import training_set
+from hoi_distill.pipeline.training.request import resolve
+from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
 from hoi_distill.stages.student.calibration import Platt
-from hoi_distill.stages.student.checkpoint import Student
-from hoi_distill.stages.student.vlm_hoi.config import VlmHoiConfig, network_config
-from hoi_distill.stages.student.vlm_hoi.initial_weights import initialise
-from hoi_distill.stages.student.vlm_hoi.itm_loss import ItmConfig
-from hoi_distill.stages.student.vlm_hoi.itm_targets import ItmTargets, columns_for
-from hoi_distill.stages.student.vlm_hoi.losses import ItmTables, batch_loss
-from hoi_distill.stages.student.vlm_hoi.matching import Targets
-from hoi_distill.stages.student.vlm_hoi.model_config import MurenConfig
-from hoi_distill.stages.student.vlm_hoi.muren import Muren, MurenOutput
-from hoi_distill.stages.student.vlm_hoi.picture_set import Batch, StepBatches
-from hoi_distill.stages.student.vlm_hoi.predict import predicted, triplets, valid_verbs
-from hoi_distill.stages.student.vlm_hoi.student import VlmHoiStudent
-from hoi_distill.stages.student.vlm_hoi.teacher_scores import teaching
-from hoi_distill.stages.student.vlm_hoi.train import parameter_groups
+from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig, network_config
+from hoi_distill.stages.student.methods.vlm_hoi.initial_weights import initialise
+from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
+from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmTargets, columns_for
+from hoi_distill.stages.student.methods.vlm_hoi.losses import ItmTables, batch_loss
+from hoi_distill.stages.student.methods.vlm_hoi.matching import Targets
+from hoi_distill.stages.student.methods.vlm_hoi.model_config import MurenConfig
+from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren, MurenOutput
+from hoi_distill.stages.student.methods.vlm_hoi.picture_set import Batch, StepBatches
+from hoi_distill.stages.student.methods.vlm_hoi.predict import predicted, triplets, valid_verbs
+from hoi_distill.stages.student.methods.vlm_hoi.student import VlmHoiStudent
+from hoi_distill.stages.student.methods.vlm_hoi.teacher_scores import teaching
+from hoi_distill.stages.student.methods.vlm_hoi.train import parameter_groups
+from hoi_distill.stages.student.pretrained import load_student
 
 SETUP = Path("configs/pico_vlm_hoi.yaml")
 STEPS = 10
@@ -216,7 +216,7 @@ def pico_inference(
     folder: Path, read: Callable[[int], np.ndarray], words: Vocabulary, config: VlmHoiConfig
 ) -> dict[str, float]:
     """Of a saved student, from the file of a picture to its triplets after NMS."""
-    student = Student.from_pretrained(folder)
+    student = load_student(folder)
     assert isinstance(student, VlmHoiStudent)
 
     def seconds(rows: range, batch: int) -> float:

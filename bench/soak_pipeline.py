@@ -164,8 +164,8 @@ class PipelineHouse(House):
 
     def compare(self, name: str, means: Mapping[str, float], send: Send, whole: bool = False) -> int:
         """Read every cell that counts as filled, and (``whole``) every wanted one."""
-        from hoi_distill.pipeline.pair_teachers import plan_all
-        from hoi_distill.pipeline.setup import prepare
+        from hoi_distill.pipeline.training.binding import plan_all
+        from hoi_distill.pipeline.workspace import prepare
 
         setup = prepare(self.path(name))
         source = setup.sources["images"]

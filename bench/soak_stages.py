@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hoi_distill.pipeline import graph
+from hoi_distill.pipeline.graph import builder as graph
 from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, TensorOutput, Values
 
 STAGES = {

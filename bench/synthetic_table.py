@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hoi_distill.storage.commit import encode_record
+from hoi_distill.storage.records import encode_record
 from hoi_distill.storage.rectangle import name_rectangle
 from hoi_distill.storage.table import Table
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hoi_distill.stages.evaluate.conventions import CONVENTIONS, NUMBERS, OFFICIAL, SWITCHES
-from hoi_distill.stages.evaluate.diagnosis import KINDS, MISSES
+from hoi_distill.stages.evaluate.diagnosis.errors import KINDS, MISSES
+from hoi_distill.stages.evaluate.metrics.conventions import CONVENTIONS, NUMBERS, OFFICIAL, SWITCHES
 
 PAGE = Path(__file__).parent / "evaluation.md"
 

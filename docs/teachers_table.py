@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hoi_distill.pipeline.teachers_cli import catalogue
+from hoi_distill.pipeline.cli.teachers import catalogue
 
 PAGE = Path(__file__).parent / "teachers.md"
 COMMAND = "python docs/teachers_table.py"

@@ -10,11 +10,11 @@ from typing import Any
 
 from pydantic import Field
 
-from hoi_distill.pipeline.documents import Section, read_document, validate
-from hoi_distill.stages.evaluate.report import ZERO_SHOT_SETS, Arm, ExperimentsPage, Run, write_experiments_page
+from hoi_distill.pipeline.config.documents import Section, read_document, validate
+from hoi_distill.stages.evaluate.pages.report import ZERO_SHOT_SETS, Arm, ExperimentsPage, Run, write_experiments_page
 from hoi_distill.storage.errors import UserError
-from hoi_distill.storage.files import write_atomically
-from hoi_distill.storage.writable import refuse_unwritable, writing
+from hoi_distill.storage.files.atomic import write_atomically
+from hoi_distill.storage.files.writable import refuse_unwritable, writing
 
 
 class Changes(Section):
@@ -83,12 +83,12 @@ def run_matrix(path: Path) -> None:
 
     Cells that an arm wants and the cache lacks are computed before its first training; its tables are then no garbage.
     """
-    from hoi_distill.pipeline.collect import register
-    from hoi_distill.pipeline.interrupt import stop_on_interrupt
-    from hoi_distill.pipeline.pair_teachers import plan_all
-    from hoi_distill.pipeline.run import fill_cache
-    from hoi_distill.pipeline.setup import prepare
-    from hoi_distill.pipeline.training import train_student
+    from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
+    from hoi_distill.pipeline.filling.garbage import register
+    from hoi_distill.pipeline.filling.run import fill_cache
+    from hoi_distill.pipeline.train import train_student
+    from hoi_distill.pipeline.training.binding import plan_all
+    from hoi_distill.pipeline.workspace import prepare
 
     matrix = load_matrix(path)
     if matrix.table is not None:

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from hoi_distill.pipeline.graph import Context, build_stage
-from hoi_distill.pipeline.progress import working
-from hoi_distill.pipeline.run import refuse_absent
+from hoi_distill.pipeline.console.progress import working
+from hoi_distill.pipeline.filling.run import refuse_absent
+from hoi_distill.pipeline.graph.builder import Context, build_stage
 from hoi_distill.stages.stage import Batch, Stage, TensorOutput, fingerprint_record
-from hoi_distill.storage.codecs import Codec
 from hoi_distill.storage.digests import as_rows, digest_bytes, fingerprint
 from hoi_distill.storage.errors import InputFailure, UserError
-from hoi_distill.storage.files import atomic_write, write_atomically
-from hoi_distill.storage.writable import refuse_unwritable, writing
+from hoi_distill.storage.files.atomic import atomic_write, write_atomically
+from hoi_distill.storage.files.writable import refuse_unwritable, writing
+from hoi_distill.storage.shards.codecs import Codec
 
 if TYPE_CHECKING:
-    from hoi_distill.stages.data.records import Annotations
-    from hoi_distill.stages.student.checkpoint import Student
+    from hoi_distill.stages.data.annotations import Annotations
+    from hoi_distill.stages.student.pretrained import load_student
+    from hoi_distill.stages.student.student import Student
 
 DRAWN = 12
 """At most so many triplets are drawn into a picture."""
@@ -49,16 +50,15 @@ def predict_pictures(
             device, or an ``out`` that cannot be written; all before anything is computed.
     """
     from hoi_distill.stages.data.image import decode
-    from hoi_distill.stages.student.checkpoint import Student
-    from hoi_distill.stages.student.predict import best_device
-    from hoi_distill.stages.student.prepare import TestSet
+    from hoi_distill.stages.student.data import TestSet
+    from hoi_distill.stages.student.pretrained import best_device
     from hoi_distill.stages.student.source import MemorySource
 
     device = device or best_device()
     refuse_absent(device, "--device")
     refuse_unwritable("--out", out, folder=True)
     with working("loading the student"):
-        student = Student.from_pretrained(checkpoint)
+        student = load_student(checkpoint)
     if detections is not None and "detections" not in student.tables():
         raise UserError(f"{checkpoint}: a student of method {student.method} takes no boxes; leave --detections out")
     pictures, data = [], []
@@ -100,8 +100,8 @@ def predict_pictures(
 
 def given_pictures(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], student: Student) -> Annotations:
     """Annotations without pairs, pictures named by their file names."""
+    from hoi_distill.stages.data.annotations import Annotations
     from hoi_distill.stages.data.listing import readable
-    from hoi_distill.stages.data.records import Annotations
 
     names = [readable(path.name) for path in paths]
     if len(set(names)) != len(names):
@@ -135,7 +135,7 @@ def own_stage(
     detections: Path | None,
 ) -> Stage:
     """The stage that gave the student its ``role`` table, built as it was then; another teacher's answers are refused."""
-    from hoi_distill.storage.digest_memory import DigestMemory
+    from hoi_distill.storage.file_digests import DigestMemory
 
     if role == "detections" and detections is not None:
         made = dict(identity["parameters"])
@@ -171,7 +171,7 @@ def said_stage(checkpoint: Path, role: str, identity: Any) -> tuple[str, dict[st
             f"{checkpoint}/config.json: identities.{role} does not say what made that table; use a checkpoint that training wrote"
         ) from None
     if kind == "detectron2":
-        from hoi_distill.stages.teacher.detectron2_code import refuse_code
+        from hoi_distill.stages.teacher.detectors.detectron2_code import refuse_code
 
         try:
             refuse_code(str(parameters.get("config")), str(parameters.get("weights")))
@@ -184,7 +184,7 @@ def computed(
     stage: Stage, columns: Sequence[str], whole: Batch, shared: dict[Any, Any], device: str
 ) -> dict[str, Sequence[Any]]:
     """``{column: N values}`` of all pictures, batch by batch."""
-    from hoi_distill.storage.arrow_cells import cells
+    from hoi_distill.storage.shards.cells import cells
     from hoi_distill.workers.worker import to_numpy
 
     stage.open(device, shared)
@@ -206,9 +206,9 @@ def draw(
     path: Path, names: Sequence[str], pictures: Sequence[Any], student: Student, out: Path, threshold: float
 ) -> None:
     """A copy of every picture with its best triplets."""
-    from hoi_distill.stages.evaluate.detections import read_detections
-    from hoi_distill.stages.evaluate.drawing import drawn
-    from hoi_distill.stages.evaluate.pictures import Pair
+    from hoi_distill.stages.evaluate.formats.parquet import read_detections
+    from hoi_distill.stages.evaluate.pages.drawing import drawn
+    from hoi_distill.stages.evaluate.pages.pictures import Pair
 
     words = student.vocabulary
     found = read_detections(

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 Values = Any
 """The cells of one column for the rows of a batch: a ``pa.Array`` of the stage's Arrow type (length B), or for tensor
 outputs a float array ``[B, *shape]`` (numpy or torch, any float dtype)."""
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""Of a model's weights and arithmetic."""
+Codec = Literal["fp16", "bf16", "int8"]
+"""How a tensor cell is stored, see :mod:`hoi_distill.storage.shards.codecs`."""
+VIEWS = ("original", "flip")
+"""Columns of the feature table; ``flip`` is the preprocessed picture mirrored left to right."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class TensorOutput:
     """Feature maps, kept in LMDB. ``shape`` is one cell's shape; ``codec`` how it is stored."""
 
     shape: tuple[int, ...]
-    codec: Literal["fp16", "bf16", "int8"] = "fp16"
+    codec: Codec = "fp16"
 
     def describe(self) -> dict[str, Any]:
         return {"format": "lmdb", "shape": list(self.shape), "codec": self.codec}

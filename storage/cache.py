@@ -1,7 +1,7 @@
 """The cache: a folder of tables, the memory of files' digests, notes of who uses what, and the trash.
 
 tables/<name>-<fingerprint>/    see hoi_distill.storage.table
-digests.sqlite                  hoi_distill.storage.digest_memory
+digests.sqlite                  hoi_distill.storage.file_digests
 leases/                         expiring notes of runs and readers; locks of who trains what
 registered/                     notes of the pipeline: who wants what
 trash/<time>-<table>/           what gc removed, until its grace is over
@@ -23,14 +23,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from hoi_distill.storage import owner
-from hoi_distill.storage.commit import publish_record
 from hoi_distill.storage.damage import Damaged
-from hoi_distill.storage.digest_memory import DigestMemory
 from hoi_distill.storage.digests import canonical_json, fingerprint
 from hoi_distill.storage.errors import READ_ONLY, StorageError, UserError, remedy
-from hoi_distill.storage.folders import FOLDERS, names, set_aside
-from hoi_distill.storage.notes import notes_in, read_note, write_note
+from hoi_distill.storage.file_digests import DigestMemory
+from hoi_distill.storage.files import owner
+from hoi_distill.storage.files.folders import FOLDERS, names, set_aside
+from hoi_distill.storage.files.notes import notes_in, read_note, write_note
+from hoi_distill.storage.records import publish_record
 from hoi_distill.storage.table import Table
 
 _TABLE = re.compile(r"[A-Za-z0-9_.]+-[0-9a-f]{16}")

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hoi_distill.storage import folders, owner
-from hoi_distill.storage.commit import Record, publish_record
 from hoi_distill.storage.damage import Damaged
 from hoi_distill.storage.digests import canonical_json
 from hoi_distill.storage.errors import StorageError
-from hoi_distill.storage.notes import notes_in, read_note, set_note_aside
-from hoi_distill.storage.shards import forget_shard, verify_shard
+from hoi_distill.storage.files import folders, owner
+from hoi_distill.storage.files.notes import notes_in, read_note, set_note_aside
+from hoi_distill.storage.records import Record, publish_record
+from hoi_distill.storage.shards.payload import forget_shard, verify_shard
 from hoi_distill.storage.table import Table
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def check_cache(cache: Cache, deep: bool = True) -> list[BadShard]:
     for folder in cache.folders():
         try:
             found += _check_description(folder, mend)
-            found += Table(folder, _UNDESCRIBED).check(deep, mend)
+            found += check_table(Table(folder, _UNDESCRIBED), deep, mend)
         except StorageError as error:
             found.append(BadShard(folder.name, "", str(error), 0, "not checked"))
     return found
@@ -111,8 +111,13 @@ def check_table(table: Table, deep: bool = True, mend: bool = True) -> list[BadS
     dead writers.
 
     Raises:
-        OSError: the table's folder cannot be read or written.
+        StorageError: the table's folder cannot be read or written.
     """
+    with table.errors("check"):
+        return _check_table(table, deep, mend)
+
+
+def _check_table(table: Table, deep: bool, mend: bool) -> list[BadShard]:
     found = _check_folders(table, mend)
     if found and not mend:
         return found

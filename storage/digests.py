@@ -1,7 +1,7 @@
 """Names by content: digests of bytes, of records, of stored cells.
 
 Rows are named by the 16-byte blake2b digest of the input's bytes (numpy dtype ``V16``); values and inputs of cells by
-``uint64`` digests that mix vectorised. Files' digests are remembered by :mod:`hoi_distill.storage.digest_memory`.
+``uint64`` digests that mix vectorised. Files' digests are remembered by :mod:`hoi_distill.storage.file_digests`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hoi_distill.storage.digest_memory import DigestMemory, digest_bytes
-
-__all__ = [
-    "FAILURE_DIGEST",
-    "DigestMemory",
-    "arrow_digests",
-    "as_rows",
-    "canonical_json",
-    "combine64",
-    "digest64",
-    "digest_bytes",
-    "fingerprint",
-    "tensor_digests",
-]
-
 ROW = np.dtype("V16")
+
+
+def digest_bytes(data: bytes) -> bytes:
+    """The 16-byte name of an input: blake2b of its bytes."""
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def digest64(data: bytes | memoryview) -> int:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hoi_distill.storage import stamps
-from hoi_distill.storage.arrow_cells import cells
 from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import StorageError, UserError
-from hoi_distill.storage.lmdb_shard import LmdbShard
-from hoi_distill.storage.order import batch_count, epoch_order, rank_batch
-from hoi_distill.storage.shards import Shard, open_shard, verify_once
+from hoi_distill.storage.files import stamps
+from hoi_distill.storage.sampling import batch_count, epoch_order, rank_batch
+from hoi_distill.storage.shards.cells import cells
+from hoi_distill.storage.shards.lmdb import LmdbShard
+from hoi_distill.storage.shards.payload import Shard, open_shard, verify_once
 from hoi_distill.storage.table import EMPTY, FAILED, Location, Table
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class SampleStream:
     """Samples of the N rows of a spec: ``{"row": index into spec.rows, table: {column: value}}``.
 
     A value is a read-only array for tensors (float16 for codec ``fp16``, else float32) and what
-    :func:`hoi_distill.storage.arrow_cells.cells` gives for Arrow cells; None where the cell is not wanted. Arrays are views of
+    :func:`hoi_distill.storage.shards.cells.cells` gives for Arrow cells; None where the cell is not wanted. Arrays are views of
     mapped files and stay valid as long as they are held. Rows with a recorded failure in any table are left out.
 
     The stream pickles, and loader workers may be forked or spawned: each process maps the files by itself.
@@ -124,7 +124,7 @@ class SampleStream:
         shuffle: bool = True,
         drop_last: bool = False,
     ) -> DataLoader[Any]:
-        """One epoch's batches for one rank, see :mod:`hoi_distill.storage.order`: each live row once over all ranks.
+        """One epoch's batches for one rank, see :mod:`hoi_distill.storage.sampling`: each live row once over all ranks.
 
         Args:
             batch_size: of this rank; ``batch_size * world`` is the global batch.

@@ -22,23 +22,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from hoi_distill.storage import arrow_shard, folders, lmdb_shard, owner
-from hoi_distill.storage.codecs import Codec
-from hoi_distill.storage.commit import Record, encode_record, load_record, publish_payload, publish_record
+from hoi_distill.storage.cell_state import State, merge, overlaps
 from hoi_distill.storage.damage import Damaged, damage
 from hoi_distill.storage.digests import FAILURE_DIGEST, arrow_digests, digest_bytes, fingerprint, tensor_digests
 from hoi_distill.storage.errors import StorageError, remedy
+from hoi_distill.storage.files import folders, owner
+from hoi_distill.storage.records import Record, encode_record, load_record, publish_payload, publish_record
 from hoi_distill.storage.rectangle import collapse, name_rectangle, validate
-from hoi_distill.storage.shards import open_shard, verify_once, verify_shard
-from hoi_distill.storage.state import State, merge, overlaps
-
-if TYPE_CHECKING:
-    from hoi_distill.storage.check import BadShard
+from hoi_distill.storage.shards import arrow as arrow_shard
+from hoi_distill.storage.shards import lmdb as lmdb_shard
+from hoi_distill.storage.shards.codecs import Codec
+from hoi_distill.storage.shards.payload import open_shard, verify_once
 
 EMPTY, FAILED = -1, -2
 _READ_ONE_BY_ONE = 16  # payloads, those of a task, that cost less to verify than to ask the machine about
@@ -65,7 +64,7 @@ class Location:
     Attributes:
         shard: ``int32 [R, C]``, index into the lists; -1 empty, -2 a recorded failure.
         position: ``int32 [R, C]``, row within the shard.
-        paths, bytes, columns: per shard, its payload file (:func:`hoi_distill.storage.shards.open_shard` reads it),
+        paths, bytes, columns: per shard, its payload file (:func:`hoi_distill.storage.shards.payload.open_shard` reads it),
             size, columns.
     """
 
@@ -448,19 +447,6 @@ class Table:
         payload = record.header["payload"]
         path = None if payload is None else str(self.dir / "shards" / payload)
         return Commit(record.name, path, record.header["bytes"], cells, created)
-
-    # ---- keeping ----
-
-    def verify_shard(self, path: str | os.PathLike[str]) -> None:
-        """Compare a payload with its checksum; see :func:`hoi_distill.storage.shards.verify_shard`."""
-        verify_shard(path)
-
-    def check(self, deep: bool = True, mend: bool = True) -> list[BadShard]:
-        """Set aside what is damaged, see :func:`hoi_distill.storage.check.check_table`."""
-        from hoi_distill.storage.check import check_table
-
-        with self.errors("check"):
-            return check_table(self, deep, mend)
 
     @contextlib.contextmanager
     def errors(self, shard: str) -> Iterator[None]:

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hoi_distill.stages import boxes as box_ops
-from hoi_distill.stages import roi
+from hoi_distill.stages.ops import boxes as box_ops
+from hoi_distill.stages.ops import roi_align as roi
 
 
 def bilinear(plane: np.ndarray, y: float, x: float) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from hoi_distill.stages.weight_files import refuse_cut, weight_files
+from hoi_distill.stages.checkpoints.weight_files import refuse_cut, weight_files
 from hoi_distill.storage.errors import UserError
 from tests.hub import hub
 
@@ -143,7 +143,10 @@ def test_an_old_weight_file_that_is_cut_is_told(tmp_path, share):
         weight_files(tmp_path)
 
 
-FIND = "from hoi_distill.stages.weight_files import fetch, weight_files; f = weight_files(fetch('org/name', None, ['*.json'])); "
+FIND = (
+    "from hoi_distill.stages.checkpoints.weight_files import fetch, weight_files\n"
+    "f = weight_files(fetch('org/name', None, ['*.json'])); "
+)
 
 
 @pytest.mark.parametrize("kind", ["old", "old_shards", "shards_and_consolidated"])
@@ -176,7 +179,7 @@ def test_a_hub_id_that_cannot_be_had_is_one_line(tmp_path):
     (tmp_path / "served/org/bare").mkdir(parents=True)
     (tmp_path / "served/org/bare/config.json").write_text("{}")
     code = (
-        "from hoi_distill.stages.weight_files import fetch; from hoi_distill.storage.errors import UserError\n"
+        "from hoi_distill.stages.checkpoints.weight_files import fetch; from hoi_distill.storage.errors import UserError\n"
         "for name in ('org/nothing', 'org/bare'):\n"
         "    try: fetch(name, None, ['*.json'])\n"
         "    except UserError as error: print(error)"

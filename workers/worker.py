@@ -26,7 +26,7 @@ import pyarrow as pa
 from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values
 from hoi_distill.storage.digests import canonical_json
 from hoi_distill.storage.errors import InputFailure
-from hoi_distill.workers.batches import (
+from hoi_distill.workers.loading import (
     Changed,
     UpstreamColumn,
     batch_of,

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.image import header_size
 from hoi_distill.stages.data.open_dataset import DATASETS, open_annotations
-from hoi_distill.stages.data.records import Annotations
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.storage.errors import UserError
 

@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 
+from hoi_distill.stages.data.annotations import Annotations, contradiction
 from hoi_distill.stages.data.image import header_size
-from hoi_distill.stages.data.json_columns import integers, number_rows, read_json
 from hoi_distill.stages.data.listing import SUFFIXES, below, pictures_below
-from hoi_distill.stages.data.raw_split import inside
-from hoi_distill.stages.data.records import Annotations, contradiction
-from hoi_distill.stages.data.rejects import Rejects
+from hoi_distill.stages.data.reading.json_columns import integers, number_rows, read_json
+from hoi_distill.stages.data.reading.raw_split import inside
+from hoi_distill.stages.data.reading.rejects import Rejects
 from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
 from hoi_distill.storage.errors import UserError, did_you_mean
 

@@ -11,12 +11,12 @@ from typing import IO, Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile
 
-from hoi_distill.storage.digest_memory import digest_bytes
+from hoi_distill.storage.digests import digest_bytes
 from hoi_distill.storage.errors import InputFailure
 
 Frame = Literal["upright", "stored"]
 """Where pixels and boxes of a dataset are counted: in the picture as EXIF says it is to be held, or in its raster as it is
-stored. A dataset's reader declares it (:class:`hoi_distill.stages.data.records.Annotations`)."""
+stored. A dataset's reader declares it (:class:`hoi_distill.stages.data.annotations.Annotations`)."""
 
 MIN_SIDE = 8
 MAX_PIXELS = 100_000_000

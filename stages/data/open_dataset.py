@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.storage.errors import UserError
 
 DATASETS = ("hico-det", "v-coco", "swig-hoi", "folder")
@@ -27,18 +27,18 @@ def open_annotations(
     split: None is the test split, of V-COCO and SWiG-HOI the one in a file's name, of a plain folder all if none is test.
     lenient: drop bad entries, count them, warn. images: whether the pictures must be there. limit: the first so many.
     image_labels: HICO-DET's ``anno.mat``, where it does not lie beside the annotations.
-    combinations: V-COCO's, see :func:`hoi_distill.stages.data.v_coco.v_coco_vocabulary`.
+    combinations: V-COCO's, see :func:`hoi_distill.stages.data.v_coco.loader.v_coco_vocabulary`.
 
     Raises UserError for an unknown dataset or split and for whatever the loader finds wrong.
     """
     if image_labels is not None and dataset != "hico-det":
         raise UserError(f"{image_labels}: image-level labels belong to hico-det, not to {dataset}")
     if dataset == "hico-det":
-        from hoi_distill.stages.data.hico_det import load_hico_det
+        from hoi_distill.stages.data.hico_det.loader import load_hico_det
 
         return load_hico_det(path, split or "test", limit, lenient, images, image_labels)
     if dataset == "v-coco":
-        from hoi_distill.stages.data.v_coco import load_v_coco
+        from hoi_distill.stages.data.v_coco.loader import load_v_coco
 
         return load_v_coco(Path(path), split, limit=limit, lenient=lenient, images=images, combinations=combinations)
     if dataset == "swig-hoi":

@@ -77,3 +77,6 @@ def object_prompt(name: str) -> str:
 
 def _doing(verb: str, participle: str) -> str:
     return "and" if verb == NO_INTERACTION else participle.replace("_", " ")
+
+
+PREFIX_END = re.compile(r"[?:.!]\s*$")

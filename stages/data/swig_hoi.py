@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from hoi_distill.stages.data.json_columns import integers, number_rows, read_json
+from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.listing import Listing
-from hoi_distill.stages.data.records import Annotations
-from hoi_distill.stages.data.rejects import Rejects
+from hoi_distill.stages.data.reading.json_columns import integers, number_rows, read_json
+from hoi_distill.stages.data.reading.rejects import Rejects
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.storage.errors import UserError
 

@@ -22,7 +22,7 @@ from hoi_distill.stages.data.prompts import (
     verb_prompt,
 )
 from hoi_distill.storage.errors import UserError, did_you_mean
-from hoi_distill.storage.files import write_atomically
+from hoi_distill.storage.files.atomic import write_atomically
 
 _RESPELLED = {"controling": "controlling", "spining": "spinning"}  # as HICO-DET's own list has them
 

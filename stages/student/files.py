@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hoi_distill.storage import owner
-from hoi_distill.storage.files import sync_folder
+from hoi_distill.storage.files import owner
+from hoi_distill.storage.files.atomic import sync_folder
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,8 +1,8 @@
 """What a student method is: what it reads, how it is trained, how it is loaded. The pipeline knows methods by this alone.
 
 A method is a small declarative object that imports nothing heavy until it trains or loads; :data:`METHODS` lists them.
-A student is trained from a :class:`~hoi_distill.stages.student.prepare.TrainingSet` and is then a
-:class:`~hoi_distill.stages.student.checkpoint.Student`, which predicts a :class:`~hoi_distill.stages.student.prepare.TestSet`.
+A student is trained from a :class:`~hoi_distill.stages.student.data.TrainingSet` and is then a
+:class:`~hoi_distill.stages.student.student.Student`, which predicts a :class:`~hoi_distill.stages.student.data.TestSet`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hoi_distill.stages.student.student import Columns
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,19 +24,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hoi_distill.stages.data.vocabulary import Vocabulary
-    from hoi_distill.stages.student.checkpoint import Student
-    from hoi_distill.stages.student.prepare import TrainingSet
+    from hoi_distill.stages.student.data import TrainingSet
+    from hoi_distill.stages.student.student import Student
 
 METHODS: dict[str, str] = {
-    "pair_classifier": "hoi_distill.stages.student.pair_classifier.method:PairClassifierMethod",
-    "vlm_hoi": "hoi_distill.stages.student.vlm_hoi.method:VlmHoiMethod",
-    "link": "hoi_distill.stages.student.link.method:LinkMethod",
-    "cl_hoi": "hoi_distill.stages.student.cl_hoi.method:ClHoiMethod",
+    "pair_classifier": "hoi_distill.stages.student.methods.pair_classifier.method:PairClassifierMethod",
+    "vlm_hoi": "hoi_distill.stages.student.methods.vlm_hoi.method:VlmHoiMethod",
+    "link": "hoi_distill.stages.student.methods.link.method:LinkMethod",
+    "cl_hoi": "hoi_distill.stages.student.methods.cl_hoi.method:ClHoiMethod",
 }
 """What may stand under ``student.method``; the first is the default."""
-
-Columns = tuple[str, ...] | None
-"""Columns of a table; None: all that it has."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +151,20 @@ class Method(ABC):
         Raises:
             UserError: what :meth:`train` would raise.
         """
+
+    def pair_teacher(self, name: str, config: Any, detections: str, features: str, maps: tuple[int, ...]) -> Any:
+        """A student of this method as a teacher of pairs: what its stages take as ``teacher`` while its training is unknown.
+
+        Args:
+            name: the configuration's name for it.
+            detections: the table of boxes that it reads.
+            features: the table of feature maps that it reads.
+            maps: shape of these, ``(C, h, w)``.
+
+        Raises:
+            UserError: beginning with a key of the section: students of this method, or of these parameters, do not teach.
+        """
+        raise UserError(f"method: {self.name!r}; a pair teacher is of method link")
 
     @abstractmethod
     def train(self, config: Any, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:

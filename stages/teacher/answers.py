@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Values
-from hoi_distill.stages.teacher.blip import Dtype
-from hoi_distill.stages.teacher.first_token import CELL, YES_NO, answer_ids, cells, yes_score
-from hoi_distill.stages.teacher.forward import BatchSize, canonical, in_parts, part_size
+from hoi_distill.stages.batching import BatchSize, canonical, in_parts, part_size
+from hoi_distill.stages.stage import ArrowOutput, Batch, Dtype, Resources, Values
+from hoi_distill.stages.teacher.blip.first_token import CELL, YES_NO, answer_ids, cells, yes_score
 from hoi_distill.stages.teacher.seen_objects import EMPTY, AskedWhere, AsksAboutSeen
 from hoi_distill.stages.teacher.weights import Checkpoint, image_processor, load, tokenizer
 from hoi_distill.storage.digests import fingerprint
@@ -54,8 +53,8 @@ class Picture:
 class Answers(AsksAboutSeen):
     """Answers of an image-text-to-text model, greedily decoded. Each column is a question.
 
-    A cell is ``{text, score}``, as in :class:`hoi_distill.stages.teacher.blip.BlipCaptions`: a yes/no question
-    (:data:`hoi_distill.stages.teacher.first_token.YES_NO`) is answered by its first token, with the probability of yes
+    A cell is ``{text, score}``, as in :class:`hoi_distill.stages.teacher.blip.stages.BlipCaptions`: a yes/no question
+    (:data:`hoi_distill.stages.teacher.blip.first_token.YES_NO`) is answered by its first token, with the probability of yes
     as ``score``.
 
     Args:

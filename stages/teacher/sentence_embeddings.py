@@ -13,10 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Stage, Values
-from hoi_distill.stages.teacher.blip import Dtype
+from hoi_distill.stages.data.prompts import PREFIX_END
+from hoi_distill.stages.stage import ArrowOutput, Batch, Dtype, Resources, Stage, Values
 from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
-from hoi_distill.stages.teacher.triplets import PREFIX_END
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
 

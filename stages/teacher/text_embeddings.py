@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Stage, Values
-from hoi_distill.stages.teacher.blip import Dtype
+from hoi_distill.stages.stage import ArrowOutput, Batch, Dtype, Resources, Stage, Values
 from hoi_distill.stages.teacher.weights import Checkpoint, load, read_json, tokenizer
 from hoi_distill.storage.errors import InputFailure, UserError
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from hoi_distill.stages.stage import Batch, Resources, Stage, TensorOutput, Values
-from hoi_distill.stages.teacher.blip import VIEWS, Codec, Dtype
-from hoi_distill.stages.teacher.forward import BatchSize, canonical, in_parts, part_size, repeated
+from hoi_distill.stages.batching import BatchSize, canonical, in_parts, part_size, repeated
+from hoi_distill.stages.stage import VIEWS, Batch, Codec, Dtype, Resources, Stage, TensorOutput, Values
 from hoi_distill.stages.teacher.weights import Checkpoint, image_processor, load
 from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import UserError

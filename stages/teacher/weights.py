@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi_distill.stages import weight_files as layout
+from hoi_distill.stages.checkpoints import weight_files as layout
 from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import UserError
 
@@ -40,8 +40,8 @@ RECORDS = (
 NESTED_RECORDS = ("qformer_tokenizer/*", "modules.json", "*_Pooling/config.json")
 """The same of models that are several things: InstructBLIP's second tokenizer, a sentence encoder's pooling."""
 OWN_CLASSES = {
-    "PicoBlip": "hoi_distill.stages.teacher.pico.model",
-    "PicoClip": "hoi_distill.stages.teacher.pico.clip_model",
+    "PicoBlip": "hoi_distill.stages.teacher.pico.modeling.blip",
+    "PicoClip": "hoi_distill.stages.teacher.pico.modeling.clip",
 }
 """Architectures of this project, by the beginning of their name: the module that defines them."""
 TOWERS = ("vision_model.", "model.vision_model.", "model.vision_tower.", "vision_tower.", "model.visual.", "visual.")
@@ -185,7 +185,7 @@ def _records(folder: Path) -> list[Path]:
 
 def teacher_digest(folder: Path, digests: Digests | None = None) -> str:
     """32 hex digits over the contents of what loading reads, by file name: the weights of
-    :func:`hoi_distill.stages.weight_files.weight_files` and their index, configuration, tokenizer and processor."""
+    :func:`hoi_distill.stages.checkpoints.weight_files.weight_files` and their index, configuration, tokenizer and processor."""
     weights = layout.weight_files(folder)
     files = sorted([*weights.files, *([weights.index] if weights.index else []), *_records(folder)])
     values = _hash_files(files) if digests is None else digests(files)

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.evaluate import report
 from hoi_distill.stages.evaluate.detections import Detections
-from hoi_distill.stages.evaluate.evaluation_page import write_evaluation
-from hoi_distill.stages.evaluate.gallery import GalleryItem, Match
-from hoi_distill.stages.evaluate.hico_det_protocol import judge_triplets
-from hoi_distill.stages.evaluate.pictures import Pair
-from hoi_distill.stages.evaluate.protocols import Judged
+from hoi_distill.stages.evaluate.pages import report
+from hoi_distill.stages.evaluate.pages.evaluation_page import write_evaluation
+from hoi_distill.stages.evaluate.pages.gallery import GalleryItem, Match
+from hoi_distill.stages.evaluate.pages.pictures import Pair
+from hoi_distill.stages.evaluate.protocols.hico_det import judge_triplets
+from hoi_distill.stages.evaluate.protocols.types import Judged
 
 MARKUP = "<img src=x onerror=\"console.error('obeyed')\"><b>a man & a dog</b>"
 SHORT_MARKUP = "<i onerror=x>"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hoi_distill.stages.evaluate import charts, report
-from hoi_distill.stages.evaluate.evaluation_page import write_evaluation
-from hoi_distill.stages.evaluate.pictures import Pair, data_uri, draw_pairs, load_picture, numbered
+from hoi_distill.stages.evaluate.pages import charts, report
+from hoi_distill.stages.evaluate.pages.evaluation_page import write_evaluation
+from hoi_distill.stages.evaluate.pages.pictures import Pair, data_uri, draw_pairs, load_picture, numbered
 from hoi_distill.storage.errors import UserError
 from tests.browser.conftest import MARKUP, evaluation, gallery, judged, run_report
 

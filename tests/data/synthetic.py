@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hoi_distill.stages.data.detections import load_detections
 from hoi_distill.stages.data.folder import load_folder
+from hoi_distill.stages.data.object_detections import load_detections
 from hoi_distill.stages.data.pico.world import pico_vocabulary
 from hoi_distill.storage.errors import UserError
 

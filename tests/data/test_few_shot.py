@@ -9,9 +9,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.coco import COCO_OBJECTS
-from hoi_distill.stages.data.few_shot import SEEDS, SHOTS, FewShot, apply, draw
-from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.sampling.few_shot import SEEDS, SHOTS, FewShot, apply, draw
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.storage.errors import UserError
 from tests.data.synthetic import annotations

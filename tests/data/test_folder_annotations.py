@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from hoi_distill.pipeline.sources import load_dataset
+from hoi_distill.pipeline.inputs import load_dataset
 from hoi_distill.stages.data.folder import load_annotated_folder
 from hoi_distill.stages.data.open_dataset import open_annotations
 from hoi_distill.stages.data.vocabulary import Vocabulary
@@ -74,7 +74,7 @@ def test_splits(root):
 
 
 def test_a_setup_gets_both_splits_and_only_classified_pairs(root):
-    from hoi_distill.pipeline.config import FolderDataset
+    from hoi_distill.pipeline.config.schema import FolderDataset
 
     read = load_dataset(FolderDataset(kind="folder", root=root, annotations=root / "annotations.json"))
     assert [len(read[split].hoi) for split in ("train", "test")] == [2, 2]

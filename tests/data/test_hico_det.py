@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
-from hoi_distill.stages.data.hico_det import load_hico_det
+from hoi_distill.stages.data.hico_det.loader import load_hico_det
 from hoi_distill.stages.data.pico.layout import Picture, save_mat, write_annotations
 from hoi_distill.stages.data.pico.world import pico_vocabulary
 from hoi_distill.storage.errors import UserError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hoi_distill.stages.data.hico_det import load_hico_det
+from hoi_distill.stages.data.hico_det.loader import load_hico_det
 from hoi_distill.stages.data.open_dataset import open_annotations
 from hoi_distill.storage.errors import UserError
 from tests.data.hico_forms import hoi, instances, pictures, ppdm, save, write_mat
@@ -124,7 +124,7 @@ def test_what_a_large_file_counts_from_is_what_its_smallest_coordinate_says(tmp_
 
 
 def test_pictures_that_ppdm_left_out_come_back(tmp_path):
-    from hoi_distill.stages.data.hico_json import _without_pairs
+    from hoi_distill.stages.data.hico_det.json import _without_pairs
 
     absent = _without_pairs()["test"]
     names = [f"HICO_test2015_{n:08d}.jpg" for n in range(1, 9_768) if n not in absent][:9_546]

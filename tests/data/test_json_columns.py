@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hoi_distill.stages.data.json_columns import integers, number_rows, numbers
+from hoi_distill.stages.data.reading.json_columns import integers, number_rows, numbers
 
 NO_NUMBERS = [True, False, "1", "1.5", None, [1], {}, 10**400]
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
-from hoi_distill.stages.data import matlab
-from hoi_distill.stages.data.hico_mat import list_action, read_image_level
-from hoi_distill.stages.data.matlab import read_matrix, without_compression
-from hoi_distill.stages.evaluate.pocket_mat import _all_boxes
+from hoi_distill.stages.data.hico_det import matlab
+from hoi_distill.stages.data.hico_det.mat import list_action, read_image_level
+from hoi_distill.stages.data.hico_det.matlab import read_matrix, without_compression
+from hoi_distill.stages.evaluate.formats.pocket_mat import _all_boxes
 from hoi_distill.storage.errors import UserError
 
 
@@ -178,7 +178,7 @@ def test_a_file_that_inflates_without_end_is_refused_in_one_line(tmp_path, monke
 def test_a_bomb_takes_no_memory(tmp_path):
     (tmp_path / "anno_bbox.mat").write_bytes(bomb("v", 100 << 20, 200))
     code = (
-        "import re, sys; from pathlib import Path; from hoi_distill.stages.data.matlab import read_matrix\n"
+        "import re, sys; from pathlib import Path; from hoi_distill.stages.data.hico_det.matlab import read_matrix\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024\n"
         "before = peak()\n"
         "try: read_matrix(Path(sys.argv[1]), 'v')\n"

@@ -8,10 +8,11 @@ import pytest
 from hoi_distill.stages.data.pico.classes import HOIS, NO_INTERACTION
 from hoi_distill.stages.data.pico.splits import PICO_SPLITS, class_frequency, pico_zero_shot
 from hoi_distill.stages.data.pico.world import pico_vocabulary
-from hoi_distill.stages.data.splits import ZERO_SHOT_SPLITS, split_of, splits_of, zero_shot
+from hoi_distill.stages.data.sampling.splits import ZERO_SHOT_SPLITS, zero_shot
 from hoi_distill.stages.data.swig_hoi import swig_evaluated, swig_frequency, swig_vocabulary
-from hoi_distill.stages.data.v_coco import v_coco_vocabulary
+from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
+from hoi_distill.stages.data.zero_shot import split_of, splits_of
 from hoi_distill.storage.errors import UserError
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hoi_distill.stages.data.detections import load_detections
-from hoi_distill.stages.data.hico_det import load_hico_det
+from hoi_distill.stages.data.hico_det.loader import load_hico_det
+from hoi_distill.stages.data.object_detections import load_detections
 from hoi_distill.stages.data.pico.classes import HOIS
 from hoi_distill.stages.data.pico.render import RENDERER_VERSION, render_scene
 from hoi_distill.stages.data.pico.world import TEMPER, pico_vocabulary, scene_seed, write_world

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi_distill.stages.data.splits import ZERO_SHOT_SPLITS, hico_rare, hico_training_pairs, means, zero_shot
+from hoi_distill.stages.data.sampling.splits import ZERO_SHOT_SPLITS, hico_rare, hico_training_pairs, means, zero_shot
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.storage.errors import UserError
 

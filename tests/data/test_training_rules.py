@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi_distill.stages.data.splits import zero_shot
-from hoi_distill.stages.data.training_rules import ada_cm, gen_vlkt, training_rule
+from hoi_distill.stages.data.sampling.splits import zero_shot
+from hoi_distill.stages.data.sampling.training_rules import ada_cm, gen_vlkt, training_rule
 from hoi_distill.storage.errors import UserError
 from tests.data.synthetic import annotations
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hoi_distill.stages.data.v_coco import (
+from hoi_distill.stages.data.v_coco.loader import (
     ACTION_ROLES,
     ACTIONS,
     ROLES,

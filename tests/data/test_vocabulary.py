@@ -100,7 +100,7 @@ def test_a_bad_file_is_one_line_naming_it(tmp_path, record, said):
 def test_shipped_vocabulary_is_the_official_file_s():
     from scipy.io import loadmat
 
-    from hoi_distill.stages.data.hico_mat import list_action
+    from hoi_distill.stages.data.hico_det.mat import list_action
 
     root = Path(os.environ["HOI_DISTILL_REFERENCE_DATA"], "data/hico_det")
     mat = loadmat(root / "anno.mat", variable_names=["list_action"])

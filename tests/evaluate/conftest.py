@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.coco import COCO_OBJECTS
-from hoi_distill.stages.data.records import Annotations
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.evaluate.detections import Detections
 

@@ -11,7 +11,7 @@ import random
 import numpy as np
 
 from hoi_distill.stages.evaluate.detections import Detections
-from hoi_distill.stages.evaluate.hico_det import Truths
+from hoi_distill.stages.evaluate.metrics.hico_det import Truths
 
 PICTURES, CLASSES = 8, 4
 HOI_OBJECT = np.array([1, 1, 2, 2])

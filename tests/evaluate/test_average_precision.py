@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hoi_distill.stages.evaluate.average_precision import RECALL_GRID, interpolated_precision, iou
 from hoi_distill.stages.evaluate.detections import Detections
-from hoi_distill.stages.evaluate.hico_det import Results, Truths, hico_det
+from hoi_distill.stages.evaluate.metrics.average_precision import RECALL_GRID, interpolated_precision, iou
+from hoi_distill.stages.evaluate.metrics.hico_det import Results, Truths, hico_det
 
 PERSON, BALL = (0, 0, 10, 10), (20, 0, 30, 10)
 HALF_BALL, UNDER_HALF = (20, 0, 30, 5), (20, 0, 30, 4.99)

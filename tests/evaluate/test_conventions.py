@@ -9,11 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hoi_distill.stages.evaluate.average_precision import RECALL_GRIDS, interpolated_precision
-from hoi_distill.stages.evaluate.conventions import CONVENTIONS, NUMBERS, OFFICIAL, SWITCHES, Convention, convention
 from hoi_distill.stages.evaluate.detections import Detections
-from hoi_distill.stages.evaluate.hico_det import Results, Truths, hico_det
-from hoi_distill.stages.evaluate.pair_nms import pairwise_nms
+from hoi_distill.stages.evaluate.metrics.average_precision import RECALL_GRIDS, interpolated_precision
+from hoi_distill.stages.evaluate.metrics.conventions import (
+    CONVENTIONS,
+    NUMBERS,
+    OFFICIAL,
+    SWITCHES,
+    Convention,
+    convention,
+)
+from hoi_distill.stages.evaluate.metrics.hico_det import Results, Truths, hico_det
+from hoi_distill.stages.evaluate.metrics.pair_nms import pairwise_nms
 from hoi_distill.storage.errors import UserError
 from tests.evaluate.small_fixture import HOI_OBJECT, PICTURES, small_world
 
@@ -240,7 +247,7 @@ def literal_nms(score: np.ndarray, overlap: np.ndarray) -> list[bool]:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.booleans())
 def test_pairwise_suppression_is_greedy_within_groups(seed: int, ties: bool):
-    from hoi_distill.stages.evaluate.average_precision import iou
+    from hoi_distill.stages.evaluate.metrics.average_precision import iou
 
     found, _ = small_world(seed, ties)
     kept = pairwise_nms(found.hoi, found.score, (found.human_box, found.object_box), 0.7)

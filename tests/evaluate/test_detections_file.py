@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hoi_distill.stages.data.records import Annotations
-from hoi_distill.stages.evaluate.detections import SCHEMA, Detections, read_detections, write_detections
+from hoi_distill.stages.data.annotations import Annotations
+from hoi_distill.stages.evaluate.detections import SCHEMA, Detections
+from hoi_distill.stages.evaluate.formats.parquet import read_detections, write_detections
 from hoi_distill.storage.errors import UserError
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from hoi_distill.stages.evaluate.drawing import LONGEST, ROW, drawn
-from hoi_distill.stages.evaluate.pictures import PALETTE, Pair
+from hoi_distill.stages.evaluate.pages.drawing import LONGEST, ROW, drawn
+from hoi_distill.stages.evaluate.pages.pictures import PALETTE, Pair
 
 WHITE = Image.new("RGB", (480, 240), "white")
 

@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi_distill.stages.data.hico_det import load_hico_det
+from hoi_distill.stages.data.annotations import Annotations
+from hoi_distill.stages.data.hico_det.loader import load_hico_det
 from hoi_distill.stages.data.pico.layout import Picture, write_annotations
 from hoi_distill.stages.data.pico.world import pico_vocabulary
-from hoi_distill.stages.data.records import Annotations
-from hoi_distill.stages.evaluate.detections import Detections, write_detections
-from hoi_distill.stages.evaluate.evaluate import evaluate_hico_det, training_pairs
-from hoi_distill.stages.evaluate.gallery import choose_pictures, found_share, gallery_items
-from hoi_distill.stages.evaluate.protocols import Request, evaluate_files
+from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.figures import evaluate_hico_det, training_pairs
+from hoi_distill.stages.evaluate.formats.parquet import write_detections
+from hoi_distill.stages.evaluate.pages.gallery import choose_pictures, found_share, gallery_items
+from hoi_distill.stages.evaluate.protocols.evaluate_files import evaluate_files
+from hoi_distill.stages.evaluate.protocols.types import Request
 from hoi_distill.storage.errors import UserError
 
 RARE = np.array([False, True, False])
@@ -103,7 +105,7 @@ def test_a_file_is_evaluated_against_a_folder_in_hico_dets_layout(tmp_path: Path
 
 def test_evaluation_imports_neither_torch_nor_ray():
     loaded = (
-        "import sys, hoi_distill.stages.evaluate.evaluate, hoi_distill.stages.evaluate.report; "
+        "import sys, hoi_distill.stages.evaluate.figures, hoi_distill.stages.evaluate.pages.report; "
         "print({'torch', 'ray'} & set(sys.modules))"
     )
     output = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout

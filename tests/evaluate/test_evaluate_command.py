@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from hoi_distill.pipeline import cli
-from hoi_distill.stages.data.hico_det import load_hico_det
+from hoi_distill.stages.data.hico_det.loader import load_hico_det
 from hoi_distill.stages.data.pico.layout import Picture, write_annotations
 from hoi_distill.stages.data.pico.splits import pico_zero_shot
 from hoi_distill.stages.data.pico.world import pico_vocabulary
-from hoi_distill.stages.evaluate.detections import Detections, write_detections
-from hoi_distill.storage.writable import PROBE
+from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.formats.parquet import write_detections
+from hoi_distill.storage.files.writable import PROBE
 from tests.evaluate.small_disk import small_disk
 
 WORDS = pico_vocabulary()

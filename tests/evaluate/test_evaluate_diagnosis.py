@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hoi_distill.stages.evaluate import diagnosis
-from hoi_distill.stages.evaluate.curves import Ranking
 from hoi_distill.stages.evaluate.detections import Detections
-from hoi_distill.stages.evaluate.diagnosis import KINDS, MISSES, Pairs, confusions, decisive, diagnose
-from hoi_distill.stages.evaluate.error_summary import summarise
+from hoi_distill.stages.evaluate.diagnosis import errors as diagnosis
+from hoi_distill.stages.evaluate.diagnosis.errors import KINDS, MISSES, Pairs, confusions, decisive, diagnose
+from hoi_distill.stages.evaluate.diagnosis.summary import summarise
+from hoi_distill.stages.evaluate.metrics.curves import Ranking
 
 HUMAN, THING = (0, 0, 10, 20), (20, 0, 40, 20)
 OTHER_HUMAN, OTHER_THING = (60, 0, 70, 20), (80, 0, 100, 20)

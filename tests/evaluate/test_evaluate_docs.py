@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from docs.evaluation_tables import PAGE, filled, tables
-from hoi_distill.pipeline.evaluate_cli import evaluate
-from hoi_distill.stages.evaluate.conventions import CONVENTIONS, NUMBERS, OFFICIAL, SWITCHES
+from hoi_distill.pipeline.cli.evaluate import evaluate
+from hoi_distill.stages.evaluate.metrics.conventions import CONVENTIONS, NUMBERS, OFFICIAL, SWITCHES
 
 
 def test_every_convention_switch_and_value_is_in_the_page():

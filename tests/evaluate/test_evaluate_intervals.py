@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hoi_distill.stages.evaluate.average_precision import RECALL_GRIDS, interpolated_precision, ranking
-from hoi_distill.stages.evaluate.bootstrap import Weighted, bootstrap_intervals
-from hoi_distill.stages.evaluate.conventions import OFFICIAL
-from hoi_distill.stages.evaluate.curves import Ranking, precision_recall
-from hoi_distill.stages.evaluate.hico_det import hico_det
+from hoi_distill.stages.evaluate.metrics.average_precision import RECALL_GRIDS, interpolated_precision, ranking
+from hoi_distill.stages.evaluate.metrics.bootstrap import Weighted, bootstrap_intervals
+from hoi_distill.stages.evaluate.metrics.conventions import OFFICIAL
+from hoi_distill.stages.evaluate.metrics.curves import Ranking, precision_recall
+from hoi_distill.stages.evaluate.metrics.hico_det import hico_det
 from tests.evaluate.small_fixture import CLASSES, HOI_OBJECT, PICTURES, small_world
 
 ALL = {"all": np.ones(CLASSES, bool)}

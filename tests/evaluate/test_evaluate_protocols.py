@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from hoi_distill.stages.data.swig_hoi import swig_evaluated
-from hoi_distill.stages.evaluate.average_precision import interpolated_precision
-from hoi_distill.stages.evaluate.evaluation_page import write_evaluation
-from hoi_distill.stages.evaluate.protocols import Request, evaluate_files
-from hoi_distill.stages.evaluate.swig_hoi_protocol import judge_triplets
-from hoi_distill.stages.evaluate.v_coco_json import read_v_coco_json
-from hoi_distill.stages.evaluate.v_coco_protocol import judge_persons
+from hoi_distill.stages.evaluate.formats.v_coco_json import read_v_coco_json
+from hoi_distill.stages.evaluate.metrics.average_precision import interpolated_precision
+from hoi_distill.stages.evaluate.pages.evaluation_page import write_evaluation
+from hoi_distill.stages.evaluate.protocols.evaluate_files import evaluate_files
+from hoi_distill.stages.evaluate.protocols.swig_hoi import judge_triplets
+from hoi_distill.stages.evaluate.protocols.types import Request
+from hoi_distill.stages.evaluate.protocols.v_coco import judge_persons
 from tests.evaluate.test_swig_hoi import small
 from tests.evaluate.v_coco_fixture import small_v_coco
 
@@ -59,7 +60,8 @@ def test_swig_rankings_give_the_evaluators_figures(tmp_path: Path):
 )
 def test_the_published_annotations_alone_say_what_is_rare_and_what_they_cannot_say(tmp_path: Path):
     from hoi_distill.stages.data.open_dataset import open_annotations
-    from hoi_distill.stages.evaluate.detections import Detections, write_detections
+    from hoi_distill.stages.evaluate.detections import Detections
+    from hoi_distill.stages.evaluate.formats.parquet import write_detections
 
     file = tmp_path / "instances_test2015.json"  # away from the image-level labels beside it
     file.symlink_to(ROOT / "data" / "hico_det" / file.name)

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
-from hoi_distill.stages.evaluate.detections import Detections, write_detections
+from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.formats.parquet import write_detections
 
 ROOT = Path(os.environ.get("HOI_DISTILL_REFERENCE_DATA", "/nowhere"))
 FILE, DATA = ROOT / "fixtures" / "hico_det" / "hicodet_test_dets.npz", ROOT / "data" / "hico_det"

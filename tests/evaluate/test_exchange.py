@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
+from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.coco import COCO_CATEGORY_IDS
-from hoi_distill.stages.data.detections import load_detections
-from hoi_distill.stages.data.records import Annotations
-from hoi_distill.stages.evaluate.coco_results import write_coco_results
-from hoi_distill.stages.evaluate.detections import Detections, read_detections, write_detections
-from hoi_distill.stages.evaluate.evaluate import evaluate_hico_det
-from hoi_distill.stages.evaluate.hico_mat import write_hico_mat
-from hoi_distill.stages.evaluate.pocket_mat import read_pocket_mat
-from hoi_distill.stages.evaluate.qpic_json import read_qpic_json
-from hoi_distill.stages.evaluate.v_coco import from_triplets
-from hoi_distill.stages.evaluate.v_coco_json import write_v_coco_json
+from hoi_distill.stages.data.object_detections import load_detections
+from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.figures import evaluate_hico_det
+from hoi_distill.stages.evaluate.formats.coco_results import write_coco_results
+from hoi_distill.stages.evaluate.formats.hico_mat import write_hico_mat
+from hoi_distill.stages.evaluate.formats.parquet import read_detections, write_detections
+from hoi_distill.stages.evaluate.formats.pocket_mat import read_pocket_mat
+from hoi_distill.stages.evaluate.formats.qpic_json import read_qpic_json
+from hoi_distill.stages.evaluate.formats.v_coco_json import write_v_coco_json
+from hoi_distill.stages.evaluate.metrics.v_coco import from_triplets
 from hoi_distill.storage.errors import UserError
 from tests.evaluate.small_disk import small_disk
 

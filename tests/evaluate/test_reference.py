@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
-from hoi_distill.stages.evaluate.conventions import convention
 from hoi_distill.stages.evaluate.detections import Detections
-from hoi_distill.stages.evaluate.hico_det import Truths, hico_det
+from hoi_distill.stages.evaluate.metrics.conventions import convention
+from hoi_distill.stages.evaluate.metrics.hico_det import Truths, hico_det
 
 FOLDER = Path(os.environ.get("HOI_DISTILL_REFERENCE_DATA", "/nowhere")) / "fixtures" / "hico_det"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="HOI_DISTILL_REFERENCE_DATA holds no fixtures/hico_det")

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.swig_hoi import swig_evaluated, swig_frequency, swig_vocabulary
-from hoi_distill.stages.evaluate import swig_hoi as module
 from hoi_distill.stages.evaluate.detections import Detections
-from hoi_distill.stages.evaluate.swig_hoi import swig_hoi
+from hoi_distill.stages.evaluate.metrics import swig_hoi as module
+from hoi_distill.stages.evaluate.metrics.swig_hoi import swig_hoi
 
 PICTURES = 5
 BOX, FAR = (0, 0, 20, 20), (60, 60, 80, 80)

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi_distill.stages.data.records import Annotations
-from hoi_distill.stages.evaluate.average_precision import interpolated_precision
-from hoi_distill.stages.evaluate.conventions import convention
-from hoi_distill.stages.evaluate.curves import undecided
+from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.evaluate.detections import Detections
-from hoi_distill.stages.evaluate.hico_det import hico_det
-from hoi_distill.stages.evaluate.hico_det_protocol import judge_triplets
-from hoi_distill.stages.evaluate.swig_hoi_protocol import judge_triplets as judge_swig_triplets
-from hoi_distill.stages.evaluate.v_coco_json import read_v_coco_json
-from hoi_distill.stages.evaluate.v_coco_protocol import judge_persons
+from hoi_distill.stages.evaluate.formats.v_coco_json import read_v_coco_json
+from hoi_distill.stages.evaluate.metrics.average_precision import interpolated_precision
+from hoi_distill.stages.evaluate.metrics.conventions import convention
+from hoi_distill.stages.evaluate.metrics.curves import undecided
+from hoi_distill.stages.evaluate.metrics.hico_det import hico_det
+from hoi_distill.stages.evaluate.protocols.hico_det import judge_triplets
+from hoi_distill.stages.evaluate.protocols.swig_hoi import judge_triplets as judge_swig_triplets
+from hoi_distill.stages.evaluate.protocols.v_coco import judge_persons
 from tests.evaluate.small_fixture import CLASSES, HOI_OBJECT, small_world
 from tests.evaluate.test_swig_hoi import small
 from tests.evaluate.v_coco_fixture import small_v_coco

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hoi_distill.stages.data.v_coco import ACTIONS, ROLES, SLOTS, People
-from hoi_distill.stages.evaluate.detections import Detections
-from hoi_distill.stages.evaluate.v_coco import VCocoDetections, from_triplets, v_coco
-from hoi_distill.stages.evaluate.v_coco_json import read_v_coco_json
+from hoi_distill.stages.data.v_coco.loader import ACTIONS, ROLES, SLOTS, People
+from hoi_distill.stages.evaluate.detections import Detections, VCocoDetections
+from hoi_distill.stages.evaluate.formats.v_coco_json import read_v_coco_json
+from hoi_distill.stages.evaluate.metrics.v_coco import from_triplets, v_coco
 from tests.evaluate.v_coco_fixture import small_v_coco
 
 HOLD, STAND = ACTIONS.index("hold"), ACTIONS.index("stand")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hoi_distill.stages.data.v_coco import ACTIONS, ROLES
-from hoi_distill.stages.evaluate.v_coco import VCocoDetections
-from hoi_distill.stages.evaluate.v_coco_json import read_v_coco_json, write_v_coco_json
+from hoi_distill.stages.data.v_coco.loader import ACTIONS, ROLES
+from hoi_distill.stages.evaluate.detections import VCocoDetections
+from hoi_distill.stages.evaluate.formats.v_coco_json import read_v_coco_json, write_v_coco_json
 from hoi_distill.storage.errors import UserError
 from tests.evaluate.v_coco_fixture import small_v_coco
 

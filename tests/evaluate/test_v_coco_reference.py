@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi_distill.stages.data.v_coco import People, load_v_coco_people
-from hoi_distill.stages.evaluate.v_coco import VCocoDetections, v_coco
+from hoi_distill.stages.data.v_coco.loader import People, load_v_coco_people
+from hoi_distill.stages.evaluate.detections import VCocoDetections
+from hoi_distill.stages.evaluate.metrics.v_coco import v_coco
 
 ROOT = Path(os.environ.get("HOI_DISTILL_REFERENCE_DATA", "/nowhere"))
 FILE = ROOT / "fixtures" / "v_coco" / "vcoco_val_dets.npz"

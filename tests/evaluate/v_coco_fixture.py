@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi_distill.stages.data.v_coco import ACTION_ROLES, ACTIONS, ROLES, People
+from hoi_distill.stages.data.v_coco.loader import ACTION_ROLES, ACTIONS, ROLES, People
 
 PICTURES = 6
 

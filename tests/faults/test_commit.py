@@ -17,12 +17,14 @@ import pyarrow as pa
 import pytest
 
 from hoi_distill.storage import commit as commit_module
-from hoi_distill.storage import owner
 from hoi_distill.storage import table as table_module
 from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.check import check_table
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import StorageError, UserError
-from hoi_distill.storage.notes import write_note
+from hoi_distill.storage.files import owner
+from hoi_distill.storage.files.notes import write_note
+from hoi_distill.storage.shards.payload import verify_shard
 from hoi_distill.storage.table import Table
 
 COLUMNS = ("a", "b")
@@ -127,7 +129,7 @@ def test_a_writer_killed_at_any_step_loses_nothing_and_shows_nothing_torn(tmp_pa
 
     def verify(step: int) -> None:
         reader, part = Table(table.dir), rows[: 30 + step]
-        assert reader.check() == []
+        assert check_table(reader) == []
         state = reader.state(part, COLUMNS)
         assert holds(reader, before, offset=100)
         inside = Table(table.dir).locate(part[-1:], COLUMNS).shard  # the last row is new: only this commit has it
@@ -153,14 +155,14 @@ def test_a_checker_killed_at_any_step_can_be_run_again_and_the_cells_recomputed(
         table = make_table(tmp_path / str(step), "arrow")
         flip(Path(write(table, rows).payload), 300)
         digests.append(table.value_digests(rows, COLUMNS))
-        return lambda: Table(table.dir).check()
+        return lambda: check_table(Table(table.dir))
 
     def verify(step: int) -> None:
         table = make_table(tmp_path / str(step), "arrow")
-        table.check()
+        check_table(table)
         assert write(Table(table.dir), rows).created
         assert holds(Table(table.dir), rows)
-        assert table.check() == []
+        assert check_table(table) == []
         assert (Table(table.dir).value_digests(rows, COLUMNS) == digests[-1]).all()
 
     assert all_steps(start, verify) >= 4
@@ -181,7 +183,7 @@ def test_a_damaged_shard_is_set_aside_named_and_recomputed(tmp_path, kind, damag
     digests = table.value_digests(bad, COLUMNS)
     if damage == "flipped":
         flip(payload, payload.stat().st_size // 2)
-        assert table.check(deep=False) == []  # same size: only reading tells
+        assert check_table(table, deep=False) == []  # same size: only reading tells
     elif damage == "truncated":
         os.truncate(payload, payload.stat().st_size // 2)
     else:
@@ -190,10 +192,10 @@ def test_a_damaged_shard_is_set_aside_named_and_recomputed(tmp_path, kind, damag
         assert table.state(bad, COLUMNS).lost.all()
     else:
         with pytest.raises(StorageError, match=payload.name):
-            table.verify_shard(payload)
-    (found,) = Table(table.dir).check()
+            verify_shard(payload)
+    (found,) = check_table(Table(table.dir))
     assert (found.shard, found.cells, found.table) == (payload.name, 600, table.dir.name)
-    assert table.check() == []
+    assert check_table(table) == []
     assert not payload.exists()
     assert (table.dir / "bad" / payload.name).exists() == (damage != "removed")
     assert table.state(bad, COLUMNS).lost.all()
@@ -201,7 +203,7 @@ def test_a_damaged_shard_is_set_aside_named_and_recomputed(tmp_path, kind, damag
     assert (table.value_digests(bad, COLUMNS) == digests).all()
     assert write(table, bad).created
     assert holds(table, bad)
-    assert table.check() == []
+    assert check_table(table) == []
 
 
 def test_a_commit_record_with_changed_bytes_counts_as_none(tmp_path):
@@ -220,18 +222,18 @@ def test_a_commit_record_with_changed_bytes_counts_as_none(tmp_path):
     flip(record, row)
     assert write(Table(table.dir), rows).created
     assert holds(Table(table.dir), rows)
-    (found,) = Table(table.dir).check()
+    (found,) = check_table(Table(table.dir))
     assert found.shard == record.name
     assert "bytes have changed" in found.reason
     assert holds(Table(table.dir), rows)
-    assert Table(table.dir).check() == []
+    assert check_table(Table(table.dir)) == []
 
 
 def test_changed_value_digests_are_found_by_check(tmp_path):
     table, rows = make_table(tmp_path / "cache", "arrow"), row_ids(50)
     record = table.dir / "commits" / write(table, rows).name
     flip(record, record.read_bytes().index(table.value_digests(rows, COLUMNS).tobytes()) + 9)
-    (found,) = Table(table.dir).check()
+    (found,) = check_table(Table(table.dir))
     assert found.shard == record.name
     assert found.cells == 100
 
@@ -259,7 +261,7 @@ def test_two_processes_committing_one_rectangle_agree_on_the_first_value(tmp_pat
         records = [record for record in Table(table.dir).records() if len(record.rows) == len(part)]
         assert len(records) == 1
         assert len(list((table.dir / "shards").iterdir())) == attempt + 1
-        assert Table(table.dir).check() == []
+        assert check_table(Table(table.dir)) == []
         # Every rectangle repeats the rows of those before it: there the very first value stands.
         offsets = {offset for offset in (0, 10, 20) if holds(Table(table.dir), part[:10], offset)}
         assert len(offsets) == 1
@@ -271,7 +273,7 @@ def test_a_payload_that_vanishes_while_it_is_listed_stops_nobody(tmp_path):
     (table.dir / "shards" / "second.lmdb").symlink_to("gone")  # listed, and then not there
     assert write(Table(table.dir), rows).created
     assert holds(Table(table.dir), rows)
-    assert Table(table.dir).check() == []
+    assert check_table(Table(table.dir)) == []
 
 
 @pytest.mark.parametrize("kind", ["arrow", "lmdb"])
@@ -412,7 +414,7 @@ def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_are_not(tmp_pat
     orphan.touch()
     os.utime(orphan, (0, 0))
     write(table, row_ids(3))
-    table.check()
+    check_table(table)
     assert set((table.dir / "tmp").iterdir()) == {alive, foreign}
     assert not orphan.exists()
     assert holds(table, row_ids(3))
@@ -434,7 +436,7 @@ def test_a_wrong_clock_takes_nothing_for_old(tmp_path, monkeypatch, days):
     with monkeypatch.context() as patch:
         patch.setattr(time, "time_ns", lambda: real() + days * 86400 * 10**9)
         patch.setattr(time, "time", lambda: time.time_ns() / 1e9)
-        table.check()
+        check_table(table)
         write(Table(table.dir), row_ids(3, 3))
         assert cache.leased() == {"other": "run 77 on theirs"}
         cache.trash(gone)
@@ -463,7 +465,7 @@ def test_a_payload_that_a_check_sweeps_before_its_record_is_there_is_written_aga
         monkeypatch.setattr(table_module, "publish_record", real)
         (payload,) = [path for path in (table.dir / "shards").iterdir() if path.name.startswith(target.name[:32])]
         os.utime(payload, (0, 0))
-        Table(table.dir).check()
+        check_table(Table(table.dir))
         assert not payload.exists()
         return real(scratch, target, data)
 
@@ -471,7 +473,7 @@ def test_a_payload_that_a_check_sweeps_before_its_record_is_there_is_written_aga
     done = write(table, row_ids(4, 3))
     assert Path(done.payload).exists()
     assert holds(table, row_ids(4, 3))
-    assert table.check() == []
+    assert check_table(table) == []
 
 
 def test_a_record_that_comes_while_a_check_sweeps_keeps_its_payload(tmp_path, monkeypatch):
@@ -487,7 +489,7 @@ def test_a_record_that_comes_while_a_check_sweeps_keeps_its_payload(tmp_path, mo
         return real(folder)
 
     monkeypatch.setattr(owner, "clock_of", late)
-    table.check()
+    check_table(table)
     assert owner.clock_of is real
     assert holds(Table(table.dir), row_ids(4, 3))
     assert list((table.dir / "tmp").iterdir()) == []

@@ -16,14 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hoi_distill.pipeline.collect import collect
-from hoi_distill.storage import owner, stamps
+from hoi_distill.pipeline.filling.garbage import collect
 from hoi_distill.storage.cache import Cache
-from hoi_distill.storage.check import EMPTIED, check_cache
+from hoi_distill.storage.check import EMPTIED, check_cache, check_table
 from hoi_distill.storage.damage import Damaged, damage
 from hoi_distill.storage.digests import canonical_json
 from hoi_distill.storage.errors import StorageError, UserError
-from hoi_distill.storage.notes import read_note, write_note
+from hoi_distill.storage.files import owner, stamps
+from hoi_distill.storage.files.notes import read_note, write_note
 from hoi_distill.storage.table import Table
 from tests.faults.test_commit import COLUMNS, PREAMBLE, flip, holds, make_table, mounted, row_ids, write
 
@@ -52,14 +52,14 @@ def test_an_intact_payload_outlives_the_record_that_named_it(tmp_path, kind, pla
     needle = rows[3].tobytes() if place == "row" else table.value_digests(rows, COLUMNS)[4:6].tobytes()
     flip(record, -1 if place == "end" else record.read_bytes().index(needle))
     age(table.dir / "shards")
-    (found,) = Table(table.dir).check()
+    (found,) = check_table(Table(table.dir))
     assert (found.shard, found.outcome) == (record.name, EMPTIED)
     assert payload.read_bytes() == intact
     assert (table.dir / "bad" / record.name).exists()
     assert write(Table(table.dir), rows).created  # the same bytes under the same name
     age(table.dir / "shards")
     for _ in range(2):
-        assert Table(table.dir).check() == []
+        assert check_table(Table(table.dir)) == []
         assert payload.read_bytes() == intact
     assert holds(Table(table.dir), rows)
     assert holds(Table(table.dir), row_ids(5, start=50), offset=4)
@@ -71,7 +71,7 @@ def test_a_payload_whose_record_was_set_aside_is_no_losers_leftover(tmp_path):
     table, rows = make_table(tmp_path / "cache", "arrow"), row_ids(8)
     first = write(table, rows)
     flip(table.dir / "commits" / first.name, -1)
-    Table(table.dir).check()
+    check_table(Table(table.dir))
     assert write(Table(table.dir), rows, offset=7).created
     loser = Table(table.dir)
     standing, calls = loser._standing, []
@@ -84,7 +84,7 @@ def test_a_payload_whose_record_was_set_aside_is_no_losers_leftover(tmp_path):
     assert not write(loser, rows).created
     age(table.dir / "shards")
     for _ in range(2):
-        assert Table(table.dir).check() == []
+        assert check_table(Table(table.dir)) == []
         assert Path(first.payload).exists()
     assert holds(Table(table.dir), rows, offset=7)
 
@@ -97,9 +97,9 @@ def test_nothing_is_swept_by_the_check_that_set_something_aside(tmp_path):
     orphan = table.dir / "shards" / f"{'0' * 32}-{'1' * 32}.arrow"
     orphan.touch()
     age(table.dir / "shards")
-    assert len(Table(table.dir).check()) == 1
+    assert len(check_table(Table(table.dir))) == 1
     assert orphan.exists()
-    assert Table(table.dir).check() == []
+    assert check_table(Table(table.dir)) == []
     assert not orphan.exists()
 
 
@@ -118,11 +118,11 @@ def test_a_payload_that_is_no_file_is_set_aside_and_computed_again(tmp_path, kin
         payload.touch()
     assert Table(table.dir).state(rows, COLUMNS).lost.all()
     assert holds(Table(table.dir), row_ids(5, start=50), offset=4)
-    (found,) = Table(table.dir).check()
+    (found,) = check_table(Table(table.dir))
     assert found.shard == payload.name
     assert write(Table(table.dir), rows).created
     assert holds(Table(table.dir), rows)
-    assert Table(table.dir).check() == []
+    assert check_table(Table(table.dir)) == []
 
 
 JSONS = {
@@ -271,7 +271,7 @@ def test_a_table_that_cannot_be_checked_is_said_and_the_others_are_checked(tmp_p
             raise PermissionError(13, "Permission denied", path)
         return real(path, *arguments)
 
-    monkeypatch.setattr("hoi_distill.storage.commit.pa.memory_map", denied)
+    monkeypatch.setattr("hoi_distill.storage.records.pa.memory_map", denied)
     unread, bad = check_cache(Cache.open(tmp_path / "cache"))
     assert unread.outcome == "not checked"
     assert "Permission denied" in unread.reason
@@ -366,7 +366,7 @@ def test_an_io_error_that_passes_moves_nothing_aside(tmp_path, monkeypatch, kind
         return real(*arguments)
 
     monkeypatch.setattr(reader, once)
-    assert Table(table.dir).check() == []
+    assert check_table(Table(table.dir)) == []
     assert failed
     assert Path(made.payload).exists()
     assert Table(table.dir).state(rows, COLUMNS).filled.all()
@@ -441,7 +441,7 @@ def test_a_tag_of_another_namespace_is_never_taken_for_a_dead_one_of_this(monkey
     mine = owner.tag()
     owner._host.cache_clear()
     monkeypatch.setattr(
-        "hoi_distill.storage.owner.os.readlink", lambda path: "pid:[1]"
+        "hoi_distill.storage.files.owner.os.readlink", lambda path: "pid:[1]"
     )  # another container of the same name
     try:
         assert owner.tag() != mine

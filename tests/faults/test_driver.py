@@ -17,7 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hoi_distill.pipeline import graph
+from hoi_distill.pipeline.graph import builder as graph
+from hoi_distill.storage.check import check_table
 from tests.pipeline.toys import TOYS, Album, plan_of, run
 
 ROOT = Path(__file__).parents[2]
@@ -296,7 +297,7 @@ def test_leftovers_of_the_dead_are_swept(album):
     finish(album)
     setup = album.setup()
     for table in setup.cache.tables():
-        table.check()
+        check_table(table)
         assert list((table.dir / "tmp").iterdir()) == []
     assert setup.cache.leased() == {}
 

@@ -91,7 +91,7 @@ def test_ctrl_c_outside_a_run_says_what_is_kept(monkeypatch: pytest.MonkeyPatch)
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hoi_distill.pipeline.setup.prepare", interrupted)
+    monkeypatch.setattr("hoi_distill.pipeline.workspace.prepare", interrupted)
     done = CliRunner().invoke(app, ["plan", "configs/pico.yaml"])
     assert done.exit_code == 130
     assert done.output.strip() == LINE
@@ -99,7 +99,7 @@ def test_ctrl_c_outside_a_run_says_what_is_kept(monkeypatch: pytest.MonkeyPatch)
 
 UNBROKEN = """
 import os, signal
-from hoi_distill.workers.ray_session import unbroken
+from hoi_distill.workers.executors.ray_session import unbroken
 
 seen = []
 first = lambda *_: seen.append("first")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi_distill.workers.ray_executor import RayExecutor
+from hoi_distill.workers.executors.ray import RayExecutor
 from hoi_distill.workers.task import TaskReport
 from tests.workers.test_worker import lines
 from tests.workers.toys import Album, Colour, Map, album
@@ -75,7 +75,7 @@ DRIVER = """
 import sys, threading
 from pathlib import Path
 from tests.workers.toys import Colour, album
-from hoi_distill.workers.ray_executor import execute
+from hoi_distill.workers.executors.ray import execute
 
 folder = Path(sys.argv[1])
 made = album(folder / "album", 60)
@@ -135,7 +135,7 @@ import logging, sys, threading
 from pathlib import Path
 from hoi_distill.storage.errors import UserError
 from tests.workers.toys import Colour, Double, album
-from hoi_distill.workers.ray_executor import RayExecutor
+from hoi_distill.workers.executors.ray import RayExecutor
 
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 folder = Path(sys.argv[1])
@@ -240,10 +240,10 @@ def node(environment: dict[str, str], *options: str, before: Sequence[str] = ())
 ATTACHED = """
 import os
 import ray
-from hoi_distill.workers.ray_session import attached_ray
+from hoi_distill.workers.executors.ray_session import attached_ray
 
 def places():
-    import hoi_distill.stages.evaluate.report as report
+    import hoi_distill.stages.evaluate.pages.report as report
     import hoi_distill.storage.table as table
     return [table.__file__, report.__file__, os.path.dirname(report.__file__) + "/templates/report.html.j2"]
 

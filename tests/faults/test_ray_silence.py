@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from hoi_distill.storage.errors import UserError, WorkStopped
-from hoi_distill.workers import ray_executor
+from hoi_distill.workers.executors import ray as ray_executor
+from hoi_distill.workers.executors.ray import RayExecutor
 from hoi_distill.workers.pulse import Beat
-from hoi_distill.workers.ray_executor import RayExecutor
 from hoi_distill.workers.task import TaskReport
 from tests.workers.test_worker import lines
 from tests.workers.toys import Album, Colour, album
@@ -154,7 +154,7 @@ import os, signal, sys, threading
 from pathlib import Path
 from hoi_distill.storage.errors import UserError, WorkStopped
 from tests.workers.toys import Colour, album
-from hoi_distill.workers.ray_executor import RayExecutor
+from hoi_distill.workers.executors.ray import RayExecutor
 
 made = album(Path(sys.argv[1]), 400)
 stage = Colour(seconds=4.0)  # minutes of work: workers outlive their raylet for some seconds

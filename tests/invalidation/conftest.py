@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
-from hoi_distill.pipeline import graph
-from hoi_distill.pipeline.plan import TablePlan, plan
-from hoi_distill.pipeline.resolve import resolve
-from hoi_distill.pipeline.run import choose_executor, fill
-from hoi_distill.pipeline.setup import Setup, prepare
+from hoi_distill.pipeline.filling.run import choose_executor, fill
+from hoi_distill.pipeline.graph import builder as graph
+from hoi_distill.pipeline.planning.plan import TablePlan, plan
+from hoi_distill.pipeline.training.request import resolve
+from hoi_distill.pipeline.workspace import Setup, prepare
 from hoi_distill.stages.data.pico.world import pico_vocabulary, write_world
-from hoi_distill.stages.teacher import blip, detections_file, text_embeddings, triplets
+from hoi_distill.stages.derived import triplets
+from hoi_distill.stages.teacher import text_embeddings
+from hoi_distill.stages.teacher.blip import stages as blip
+from hoi_distill.stages.teacher.detectors import given as detections_file
 from tests.pipeline.toys import TOYS
 from tests.teacher.conftest import WORDS, checkpoints  # noqa: F401
 from tests.teacher.conftest import blip_config as tiny_blip  # noqa: F401

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from hoi_distill.pipeline import graph
+from hoi_distill.pipeline.graph import builder as graph
 from hoi_distill.stages.data.pico.world import pico_vocabulary
-from hoi_distill.stages.teacher import blip
+from hoi_distill.stages.teacher.blip import stages as blip
+from hoi_distill.storage.check import check_table
 from tests.invalidation.conftest import PICTURES, TRAIN
 from tests.pipeline.toys import Album, flip_byte
 from tests.pipeline.toys import computed as toys_computed
@@ -201,7 +202,7 @@ def test_refactoring(line, monkeypatch):
             return dict(reversed(answers.items()))
 
     monkeypatch.setattr(graph, "Matcher", Matcher, raising=False)
-    monkeypatch.setitem(graph.STAGES, "blip_itm", "hoi_distill.pipeline.graph:Matcher")
+    monkeypatch.setitem(graph.STAGES, "blip_itm", "hoi_distill.pipeline.graph.builder:Matcher")
     line.config["tables"]["itm"]["memory_mib"] = 8
     line.config["tables"]["features"]["batch_size"] = 4
     assert line.computed() == {}
@@ -238,7 +239,7 @@ def test_a_shards_bytes(line, name, cells):
     table = line.plan()[name].table
     flip_byte(sorted((table.dir / "shards").iterdir())[0])
     assert line.computed() == {}
-    assert [bad.cells for bad in table.check()] == [cells]
+    assert [bad.cells for bad in check_table(table)] == [cells]
     assert [(reason.text, reason.cells) for reason in line.plan()[name].reasons] == [("shard lost", cells)]
     assert line.computed() == {name: cells}
     assert line.student() == student
@@ -249,7 +250,7 @@ def test_a_repaired_shard_whose_last_bits_moved(line, monkeypatch):
     student = line.student()
     table = line.plan()["captions"].table
     flip_byte(min((table.dir / "shards").iterdir()))
-    table.check()
+    check_table(table)
     real = blip.cells
     monkeypatch.setattr(blip, "cells", lambda texts, scores: real([f"{t} a dog" for t in texts], scores))
     assert line.computed() == {"captions": 2 * 8}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hoi_distill.pipeline import graph
+from hoi_distill.pipeline.graph import builder as graph
 from tests.pipeline import toys as toy_stages
 from tests.pipeline.toys import Album
 

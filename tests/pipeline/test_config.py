@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from hoi_distill.pipeline.config import load_config
-from hoi_distill.pipeline.documents import read_yaml
+from hoi_distill.pipeline.config.documents import read_yaml
+from hoi_distill.pipeline.config.schema import load_config
 from hoi_distill.pipeline.experiments import load_matrix, run_matrix
-from hoi_distill.pipeline.graph import levels
-from hoi_distill.pipeline.resolve import resolve
-from hoi_distill.pipeline.run import refuse_absent
-from hoi_distill.pipeline.setup import prepare
-from hoi_distill.pipeline.student_section import student_section
+from hoi_distill.pipeline.filling.run import refuse_absent
+from hoi_distill.pipeline.graph.builder import levels
+from hoi_distill.pipeline.training.request import resolve
+from hoi_distill.pipeline.training.section import student_section
+from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.storage.errors import UserError
 from tests.pipeline.toys import plan_of
 

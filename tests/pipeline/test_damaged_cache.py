@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi_distill.pipeline.collect import collect, register, registered
-from hoi_distill.pipeline.run import choose_executor, fill
-from hoi_distill.pipeline.setup import prepare
-from hoi_distill.storage import stamps
+from hoi_distill.pipeline.filling.garbage import collect, register, registered
+from hoi_distill.pipeline.filling.run import choose_executor, fill
+from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.storage.check import check_cache
 from hoi_distill.storage.errors import StorageError
+from hoi_distill.storage.files import stamps
 from tests.faults.test_commit import mounted
 from tests.pipeline.test_cli import ROOT, hoi_distill
 from tests.pipeline.test_training import tiny  # noqa: F401
@@ -213,8 +213,8 @@ from pathlib import Path
 sys.path[:0] = [{str(Path(__file__).parents[2])!r}]
 print("STARTED", flush=True)
 from tests.pipeline import toys
-from hoi_distill.pipeline.collect import collect, register
-from hoi_distill.pipeline.verify import verify_table
+from hoi_distill.pipeline.filling.garbage import collect, register
+from hoi_distill.pipeline.filling.verify import verify_table
 from hoi_distill.storage.check import check_cache
 from hoi_distill.storage.errors import StorageError
 toys.register()

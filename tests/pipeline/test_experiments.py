@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hoi_distill.pipeline.config import load_config, validate
+from hoi_distill.pipeline.config.schema import load_config, validate
+from hoi_distill.pipeline.config.student import StudentSection, as_dataclass, read_section, section_of
 from hoi_distill.pipeline.experiments import ArmSection, Matrix
-from hoi_distill.pipeline.student_section import StudentSection, as_dataclass, read_section, section_of
 from hoi_distill.stages.student.method import method_named
 
 MATRICES = sorted(Path("configs").glob("experiments*.yaml"))

@@ -13,18 +13,19 @@ import pytest
 import yaml
 from PIL import Image
 
-from hoi_distill.pipeline import graph
-from hoi_distill.pipeline.setup import Setup, prepare
-from hoi_distill.pipeline.sources import image_source
-from hoi_distill.pipeline.training import PictureReader
+from hoi_distill.pipeline.graph import builder as graph
+from hoi_distill.pipeline.inputs import image_source
+from hoi_distill.pipeline.training.fit import PictureReader
+from hoi_distill.pipeline.workspace import Setup, prepare
 from hoi_distill.stages.data import image as reading
 from hoi_distill.stages.data.folder import load_annotated_folder
 from hoi_distill.stages.data.image import as_stored
 from hoi_distill.stages.data.open_dataset import open_annotations
-from hoi_distill.stages.evaluate.pictures import load_picture
+from hoi_distill.stages.evaluate.pages.pictures import load_picture
 from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values
-from hoi_distill.storage.digest_memory import DigestMemory, digest_bytes
+from hoi_distill.storage.digests import digest_bytes
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.file_digests import DigestMemory
 from tests.data import hico_forms, test_swig_hoi, test_v_coco
 from tests.pipeline.toys import run
 

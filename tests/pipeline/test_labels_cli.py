@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi_distill.pipeline.label_quality import average_precision, figures
-from hoi_distill.pipeline.labels_cli import labels
-from hoi_distill.stages.teacher.image_labels import Judged
+from hoi_distill.pipeline.cli.labels import labels
+from hoi_distill.pipeline.reports.label_quality import average_precision, figures
+from hoi_distill.stages.derived.image_labels import Judged
 from hoi_distill.storage.errors import UserError
 from tests.pipeline.toys import Album, run
 
@@ -119,7 +119,7 @@ def test_people_are_told_and_warned(world, capsys, monkeypatch):
     assert "text alone" in told
     assert "dropped phrases" in told
     assert "WARNING" not in told
-    monkeypatch.setattr("hoi_distill.pipeline.label_quality.DOUBTFUL", 1.01)
+    monkeypatch.setattr("hoi_distill.pipeline.reports.label_quality.DOUBTFUL", 1.01)
     labels(world.path)
     assert "WARNING: precision" in capsys.readouterr().out
 

@@ -11,22 +11,23 @@ import numpy as np
 import pytest
 import yaml
 
-from hoi_distill.pipeline.config import FolderDataset, HicoDetDataset, SwigHoiDataset, VCocoDataset
-from hoi_distill.pipeline.labels import unlabelled
-from hoi_distill.pipeline.leaks import refuse_annotated_vocabulary, tuned
-from hoi_distill.pipeline.pair_teachers import plan_all
-from hoi_distill.pipeline.resolve import resolve
-from hoi_distill.pipeline.run import choose_executor, fill
-from hoi_distill.pipeline.setup import Setup, prepare
-from hoi_distill.pipeline.student_section import student_section
-from hoi_distill.pipeline.training import fit, train_student, training_set
+from hoi_distill.pipeline.config.schema import FolderDataset, HicoDetDataset, SwigHoiDataset, VCocoDataset
+from hoi_distill.pipeline.filling.run import choose_executor, fill
+from hoi_distill.pipeline.train import train_student
+from hoi_distill.pipeline.training.annotations import unlabelled
+from hoi_distill.pipeline.training.binding import plan_all
+from hoi_distill.pipeline.training.fit import fit, training_set
+from hoi_distill.pipeline.training.leaks import refuse_annotated_vocabulary, tuned
+from hoi_distill.pipeline.training.request import resolve
+from hoi_distill.pipeline.training.section import student_section
+from hoi_distill.pipeline.workspace import Setup, prepare
 from hoi_distill.stages.data.pico.world import write_world
-from hoi_distill.stages.data.v_coco import v_coco_vocabulary
+from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.stages.stage import Stage
-from hoi_distill.stages.student.cl_hoi.config import ClHoiConfig
-from hoi_distill.stages.student.cl_hoi.train import stage_name
 from hoi_distill.stages.student.method import method_named
+from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
+from hoi_distill.stages.student.methods.cl_hoi.train import stage_name
 from hoi_distill.storage.errors import UserError
 
 ROOT = Path(__file__).parents[2]

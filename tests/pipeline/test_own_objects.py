@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from hoi_distill.pipeline.setup import Setup, prepare
+from hoi_distill.pipeline.workspace import Setup, prepare
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.storage.errors import UserError
 from tests.pipeline.toys import run

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hoi_distill.pipeline import page as page_module
-from hoi_distill.pipeline.page import write_page
+from hoi_distill.pipeline.reports import folder as page_module
+from hoi_distill.pipeline.reports.folder import write_page
 from hoi_distill.storage.errors import UserError
 from tests.pipeline.toys import paint, run
 

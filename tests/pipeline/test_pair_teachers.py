@@ -13,19 +13,20 @@ import numpy as np
 import pytest
 import yaml
 
-from hoi_distill.pipeline.collect import collect, register, registered
 from hoi_distill.pipeline.experiments import run_matrix
-from hoi_distill.pipeline.labels import labels_of
-from hoi_distill.pipeline.pair_teachers import plan_all, trained_folders
-from hoi_distill.pipeline.resolve import resolve
-from hoi_distill.pipeline.run import choose_executor, fill
-from hoi_distill.pipeline.setup import Setup, prepare
-from hoi_distill.pipeline.student_section import check_student, student_section
-from hoi_distill.pipeline.training import train_student
+from hoi_distill.pipeline.filling.garbage import collect, register, registered
+from hoi_distill.pipeline.filling.run import choose_executor, fill
+from hoi_distill.pipeline.train import train_student
+from hoi_distill.pipeline.training.annotations import labels_of
+from hoi_distill.pipeline.training.binding import plan_all, trained_folders
+from hoi_distill.pipeline.training.checks import check_student
+from hoi_distill.pipeline.training.request import resolve
+from hoi_distill.pipeline.training.section import student_section
+from hoi_distill.pipeline.workspace import Setup, prepare
 from hoi_distill.stages.data.pico.world import write_world
 from hoi_distill.stages.student.method import Needs
 from hoi_distill.storage.errors import UserError
-from hoi_distill.storage.lock import alone
+from hoi_distill.storage.files.lock import alone
 
 PICO = Path(__file__).parents[2] / "stages/teacher/pico"
 TAUGHT = {"taught_pairs", "taught_maps"}

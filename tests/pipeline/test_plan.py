@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hoi_distill.pipeline.plan import estimate, ones, pack, unpack
+from hoi_distill.pipeline.planning.plan import estimate, ones, pack, unpack
+from hoi_distill.storage.check import check_table
 from hoi_distill.storage.errors import UserError
 from tests.pipeline.toys import Album, computed, flip_byte, paint, plan_of, run, score_of
 
@@ -72,7 +73,7 @@ def test_lost_shard(album):
     run(album.setup())
     table = plan_of(album.setup())["scores"].table
     flip_byte(min((table.dir / "shards").iterdir()))
-    (bad,) = table.check()
+    (bad,) = check_table(table)
     assert reasons(album, "scores") == {"shard lost": bad.cells}
     assert reasons(album, "signs") == {}
 

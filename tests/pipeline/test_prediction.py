@@ -12,10 +12,10 @@ from PIL import Image
 
 from hoi_distill.pipeline import prediction
 from hoi_distill.pipeline.prediction import predict_pictures
-from hoi_distill.stages.student.checkpoint import Student
-from hoi_distill.stages.student.vlm_hoi.config import network_config
-from hoi_distill.stages.student.vlm_hoi.muren import Muren
-from hoi_distill.stages.student.vlm_hoi.student import VlmHoiStudent
+from hoi_distill.stages.student.methods.vlm_hoi.config import network_config
+from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
+from hoi_distill.stages.student.methods.vlm_hoi.student import VlmHoiStudent
+from hoi_distill.stages.student.student import Student
 from hoi_distill.storage.errors import UserError
 from tests.student.toy import VOCABULARY
 from tests.student.vlm_hoi.world import tiny_config
@@ -67,7 +67,7 @@ def test_no_other_picture_of_the_folder_is_opened(checkpoint, tmp_path):
 def test_everything_works_where_it_is_told_to(checkpoint, tmp_path, monkeypatch):
     """A GPU is the default where there is one; here there may be none, so what would be used is looked at."""
     asked = []
-    monkeypatch.setattr("hoi_distill.stages.student.predict.torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("hoi_distill.stages.student.pairs.predict.torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(prediction, "refuse_absent", lambda device, where: asked.append((device, where)))
     monkeypatch.setattr(VlmHoiStudent, "predict", lambda self, *given, device, **more: stop(device))
 

@@ -16,7 +16,7 @@ import time
 import numpy as np
 import pytest
 
-from hoi_distill.pipeline.progress import Progress, duration, pace, working
+from hoi_distill.pipeline.console.progress import Progress, duration, pace, working
 from hoi_distill.workers.pulse import Beat
 from hoi_distill.workers.task import TaskReport
 
@@ -123,7 +123,7 @@ def test_a_warning_stays_above_the_lines_that_renew_themselves() -> None:
     master, slave = pty.openpty()
     with open(slave, "w") as terminal, Progress({"itm": 100, "text": 5}, out=terminal, every=60) as progress:
         progress.draw()
-        logging.getLogger("hoi_distill.workers.ray_executor").warning("node n2 has left")
+        logging.getLogger("hoi_distill.workers.executors.ray").warning("node n2 has left")
         progress.draw()
     shown = received(master)
     assert rendered(shown)[0] == "node n2 has left"

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from hoi_distill.pipeline.setup import Setup
-from hoi_distill.storage.commit import Record
+from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.storage.check import check_table
 from hoi_distill.storage.digests import digest_bytes
+from hoi_distill.storage.records import Record
 from tests.pipeline import toys
 from tests.pipeline.toys import COMPUTED, Album, flip_byte, paint, plan_of, run, score_of
 
@@ -68,7 +69,7 @@ class House:
             return
         shard = shards[which % len(shards)]
         flip_byte(shard, position % shard.stat().st_size)
-        found = [bad for table in tables for bad in table.check()]
+        found = [bad for table in tables for bad in check_table(table)]
         assert [bad.shard for bad in found] == [shard.name]
         for table in tables:
             for record in table.records():

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hoi_distill.pipeline.reporting import ticked
+from hoi_distill.pipeline.reports.run import ticked
 from hoi_distill.stages.data.folder import load_annotated_folder
 from hoi_distill.stages.data.pico.world import pico_vocabulary
-from hoi_distill.stages.evaluate.gallery import Match
+from hoi_distill.stages.evaluate.pages.gallery import Match
 
 WORDS = pico_vocabulary()
 RIDE = WORDS.prompts()[WORDS.hoi_id()[WORDS.verbs.index("ride"), WORDS.objects.index("bicycle")]]

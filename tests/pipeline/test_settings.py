@@ -16,20 +16,23 @@ import yaml
 from PIL import Image
 from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessorPil, BlipProcessor
 
+from hoi_distill.pipeline.config.student import FewShotSection, Pictures
 from hoi_distill.pipeline.experiments import ArmSection, Matrix, finished, markdown
-from hoi_distill.pipeline.labels import labels_of
-from hoi_distill.pipeline.pair_teachers import plan_all, refuse_better_taught
-from hoi_distill.pipeline.resolve import Resolved, resolve
-from hoi_distill.pipeline.run import choose_executor, fill
-from hoi_distill.pipeline.setup import Setup, prepare
-from hoi_distill.pipeline.student_section import FewShotSection, Pictures, student_section
-from hoi_distill.pipeline.training import train_student, training_set
-from hoi_distill.stages.data.few_shot import FewShot
+from hoi_distill.pipeline.filling.run import choose_executor, fill
+from hoi_distill.pipeline.train import train_student
+from hoi_distill.pipeline.training.agreement import refuse_better_taught
+from hoi_distill.pipeline.training.annotations import labels_of
+from hoi_distill.pipeline.training.binding import plan_all
+from hoi_distill.pipeline.training.fit import training_set
+from hoi_distill.pipeline.training.request import Resolved, resolve
+from hoi_distill.pipeline.training.section import student_section
+from hoi_distill.pipeline.workspace import Setup, prepare
 from hoi_distill.stages.data.pico.splits import pico_zero_shot
 from hoi_distill.stages.data.pico.world import pico_vocabulary, write_world
-from hoi_distill.stages.data.splits import split_of, splits_of
+from hoi_distill.stages.data.sampling.few_shot import FewShot
 from hoi_distill.stages.data.swig_hoi import swig_vocabulary
-from hoi_distill.stages.evaluate.report import Arm, ExperimentsPage, Run, write_experiments_page
+from hoi_distill.stages.data.zero_shot import split_of, splits_of
+from hoi_distill.stages.evaluate.pages.report import Arm, ExperimentsPage, Run, write_experiments_page
 from hoi_distill.stages.student.method import Needs
 from hoi_distill.storage.errors import UserError
 from tests.data.test_swig_hoi import write as write_swig

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hoi_distill.pipeline.config import PicoDataset
-from hoi_distill.pipeline.sources import load_dataset
-from hoi_distill.stages.data.hico_det import load_hico_det
+from hoi_distill.pipeline.config.schema import PicoDataset
+from hoi_distill.pipeline.inputs import load_dataset
+from hoi_distill.stages.data.hico_det.loader import load_hico_det
 
 
 def test_the_pico_world_goes_by_its_name_and_not_by_its_layouts(tmp_path: Path):

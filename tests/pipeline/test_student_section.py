@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hoi_distill.pipeline.config import load_config
-from hoi_distill.pipeline.setup import prepare
-from hoi_distill.pipeline.student_section import check_student, doubts, read_section, rehearse_student
-from hoi_distill.pipeline.training import train_student
+from hoi_distill.pipeline.config.schema import load_config
+from hoi_distill.pipeline.config.student import read_section
+from hoi_distill.pipeline.train import train_student
+from hoi_distill.pipeline.training.checks import check_student, doubts, rehearse_student
+from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.stages.data.pico.world import write_world
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.storage.errors import UserError

@@ -6,8 +6,8 @@ import json
 
 import yaml
 
-from hoi_distill.pipeline.graph import STAGES
-from hoi_distill.pipeline.teachers_cli import catalogue
+from hoi_distill.pipeline.cli.teachers import catalogue
+from hoi_distill.pipeline.graph.builder import STAGES
 from tests.pipeline.test_cli import hoi_distill
 
 

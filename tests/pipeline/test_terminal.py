@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from hoi_distill.pipeline.progress import Progress
-from hoi_distill.pipeline.terminal import PrintableStream, one_line, printable, printable_streams
+from hoi_distill.pipeline.console.progress import Progress
+from hoi_distill.pipeline.console.terminal import PrintableStream, one_line, printable, printable_streams
 from hoi_distill.storage.errors import WorkStopped
 
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,10 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from hoi_distill.pipeline.run import choose_executor, fill
-from hoi_distill.pipeline.setup import prepare
-from hoi_distill.pipeline.training import alone_in, on_disk, reported, train_student
+from hoi_distill.pipeline.filling.run import choose_executor, fill
+from hoi_distill.pipeline.train import alone_in, reported, train_student
+from hoi_distill.pipeline.training.fit import on_disk
+from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.stages.data.pico.world import write_world
 from hoi_distill.storage.errors import StorageError, UserError
 

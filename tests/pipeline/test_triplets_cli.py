@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hoi_distill.pipeline.triplets_cli import triplets
+from hoi_distill.pipeline.cli.triplets import triplets
 from hoi_distill.storage.errors import UserError
 from tests.pipeline.toys import run
 

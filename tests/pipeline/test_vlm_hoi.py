@@ -13,20 +13,21 @@ import yaml
 from PIL import Image
 from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessorPil, BlipProcessor
 
-from hoi_distill.pipeline.config import load_config
-from hoi_distill.pipeline.plan import plan
+from hoi_distill.pipeline.config.schema import load_config
+from hoi_distill.pipeline.config.student import read_section
+from hoi_distill.pipeline.filling.run import choose_executor, fill
+from hoi_distill.pipeline.planning.plan import plan
 from hoi_distill.pipeline.prediction import predict_pictures
-from hoi_distill.pipeline.resolve import Resolved, resolve
-from hoi_distill.pipeline.run import choose_executor, fill
-from hoi_distill.pipeline.setup import Setup, prepare
-from hoi_distill.pipeline.student_section import read_section, student_section
-from hoi_distill.pipeline.training import train_student
+from hoi_distill.pipeline.train import train_student
+from hoi_distill.pipeline.training.request import Resolved, resolve
+from hoi_distill.pipeline.training.section import student_section
+from hoi_distill.pipeline.workspace import Setup, prepare
 from hoi_distill.stages.data.pico.world import write_world
-from hoi_distill.stages.data.v_coco import v_coco_vocabulary
+from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
-from hoi_distill.stages.student.vlm_hoi.config import network_config
-from hoi_distill.stages.student.vlm_hoi.itm_targets import columns_for
-from hoi_distill.stages.student.vlm_hoi.muren import Muren
+from hoi_distill.stages.student.methods.vlm_hoi.config import network_config
+from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import columns_for
+from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
 from hoi_distill.storage.errors import UserError
 from tests.data.test_v_coco import official, write
 from tests.student.vlm_hoi.world import DETECTOR, MODEL

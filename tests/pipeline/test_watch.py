@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from hoi_distill.pipeline.watch import Watch
+from hoi_distill.pipeline.console.watch import Watch
 
 
 def until(said, within=30.0):

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from hoi_distill.pipeline import cli
-from hoi_distill.pipeline.collect import registered
-from hoi_distill.pipeline.triplets_cli import triplets
-from hoi_distill.pipeline.whereabouts import (
+from hoi_distill.pipeline.cli.triplets import triplets
+from hoi_distill.pipeline.config.whereabouts import (
     home_of,
     in_every_folder,
     names_of_checkpoint,
     names_of_configuration,
     names_of_matrix,
 )
+from hoi_distill.pipeline.filling.garbage import registered
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.errors import UserError
 

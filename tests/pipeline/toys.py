@@ -19,10 +19,10 @@ import pyarrow as pa
 import yaml
 from PIL import Image
 
-from hoi_distill.pipeline import graph
-from hoi_distill.pipeline.plan import TablePlan, plan
-from hoi_distill.pipeline.run import RunSummary, choose_executor, drop_failures, fill
-from hoi_distill.pipeline.setup import Setup, prepare
+from hoi_distill.pipeline.filling.run import RunSummary, choose_executor, drop_failures, fill
+from hoi_distill.pipeline.graph import builder as graph
+from hoi_distill.pipeline.planning.plan import TablePlan, plan
+from hoi_distill.pipeline.workspace import Setup, prepare
 from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, TensorOutput, Values
 
 COMPUTED: list[tuple[str, bytes, str]] = []

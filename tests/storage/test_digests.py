@@ -11,15 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hoi_distill.storage.digests import (
-    DigestMemory,
-    arrow_digests,
-    canonical_json,
-    combine64,
-    digest_bytes,
-    fingerprint,
-)
+from hoi_distill.storage.digests import arrow_digests, canonical_json, combine64, digest_bytes, fingerprint
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.file_digests import DigestMemory
 
 
 def test_a_fingerprint_does_not_depend_on_the_order_of_keys():
@@ -89,7 +83,7 @@ def test_remembered_files_are_not_read_again_and_changed_ones_are(tmp_path, file
     assert [digest.tobytes() for digest in first] == [digest_bytes(Path(path).read_bytes()) for path in files]
     time.sleep(0.03)
     memory.digests(files)
-    monkeypatch.setattr("hoi_distill.storage.digest_memory._hash", None)
+    monkeypatch.setattr("hoi_distill.storage.file_digests._hash", None)
     assert (DigestMemory(memory.path).digests(files) == first).all()
     monkeypatch.undo()
     stamp = os.stat(files[0])
@@ -108,7 +102,7 @@ def test_a_file_just_written_is_not_trusted_to_stay(tmp_path, monkeypatch):
     path.write_bytes(b"one")
     change = os.stat(path).st_ctime_ns
     monkeypatch.setattr(
-        "hoi_distill.storage.digest_memory.time.time_ns", lambda: change + 1000
+        "hoi_distill.storage.file_digests.time.time_ns", lambda: change + 1000
     )  # within one tick of the clock
     memory.digests([path])
     monkeypatch.undo()

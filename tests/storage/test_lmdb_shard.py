@@ -8,11 +8,11 @@ import os
 import numpy as np
 import pytest
 
-from hoi_distill.storage import lmdb_shard
 from hoi_distill.storage.cache import Cache
-from hoi_distill.storage.codecs import Codec
 from hoi_distill.storage.digests import as_rows, digest_bytes
-from hoi_distill.storage.shards import open_shard
+from hoi_distill.storage.shards import lmdb as lmdb_shard
+from hoi_distill.storage.shards.codecs import Codec
+from hoi_distill.storage.shards.payload import open_shard
 
 ROWS = as_rows([digest_bytes(str(index).encode()) for index in range(20)])
 

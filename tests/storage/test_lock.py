@@ -10,12 +10,12 @@ import time
 
 import pytest
 
-from hoi_distill.storage.lock import alone
+from hoi_distill.storage.files.lock import alone
 
 HOLD = """
 import sys, threading, time
 from pathlib import Path
-from hoi_distill.storage.lock import alone
+from hoi_distill.storage.files.lock import alone
 with alone(Path(sys.argv[1]), threading.Event(), lambda: None):
     print("held", flush=True)
     time.sleep(60)

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi_distill.storage.digest_memory import DigestMemory
 from hoi_distill.storage.digests import digest_bytes
-from hoi_distill.storage.memory_file import MemoryFile
+from hoi_distill.storage.file_digests import DigestMemory
+from hoi_distill.storage.files.memory_file import MemoryFile
 from tests.faults.test_commit import PREAMBLE, mounted
 
 
@@ -117,7 +117,7 @@ def test_names_that_are_no_text_are_remembered(tmp_path):
 
 
 def test_a_locked_memory_costs_patience_and_no_digest(tmp_path, picture, monkeypatch, caplog):
-    monkeypatch.setattr("hoi_distill.storage.memory_file._PATIENCE", 0.05)
+    monkeypatch.setattr("hoi_distill.storage.files.memory_file._PATIENCE", 0.05)
     memory = DigestMemory(tmp_path / "digests.sqlite")
     holder = sqlite3.connect(memory.path, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
@@ -133,7 +133,7 @@ def test_a_full_disk_is_called_a_full_disk_and_digests_are_right_all_the_same(tm
         PREAMBLE
         + """
 import logging, time
-from hoi_distill.storage.digest_memory import DigestMemory
+from hoi_distill.storage.file_digests import DigestMemory
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 memory, pictures = DigestMemory(mount / "digests.sqlite"), mount / "pictures"
 pictures.mkdir()
@@ -162,7 +162,7 @@ def test_a_read_only_memory_is_used_and_not_written(tmp_path):
         + """
 import time
 from hoi_distill.storage import digest_memory
-from hoi_distill.storage.digest_memory import DigestMemory
+from hoi_distill.storage.file_digests import DigestMemory
 memory, picture = DigestMemory(mount / "digests.sqlite"), mount / "a.jpg"
 picture.write_bytes(b"x")
 time.sleep(0.03)
@@ -195,7 +195,7 @@ def test_many_processes_add_to_one_memory_and_none_of_it_is_lost(tmp_path):
     script = """
 import sys
 from pathlib import Path
-from hoi_distill.storage.memory_file import MemoryFile
+from hoi_distill.storage.files.memory_file import MemoryFile
 for number in range(10):
     with MemoryFile(Path(sys.argv[1])) as file:
         file.add("folder", f"{sys.argv[2]}-{number}".encode(), bytes(48))

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hoi_distill.storage.order import batch_count, epoch_order, rank_batch
+from hoi_distill.storage.sampling import batch_count, epoch_order, rank_batch
 
 seeds, sizes = st.integers(0, 2**64), st.integers(0, 400)
 

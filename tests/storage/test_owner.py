@@ -8,8 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hoi_distill.storage import owner
-from hoi_distill.storage.lmdb_shard import _sweep_scratch
+from hoi_distill.storage.files import owner
+from hoi_distill.storage.shards.lmdb import _sweep_scratch
 
 OLD = 10 * owner.STALE_SECONDS
 

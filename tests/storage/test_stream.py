@@ -13,10 +13,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from hoi_distill.storage import shards, stamps
 from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.check import check_table
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files import stamps
+from hoi_distill.storage.shards import payload as shards
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef, stack
 from hoi_distill.storage.table import Table
 
@@ -256,7 +258,7 @@ def test_changed_bytes_are_found_at_the_first_touch(spec, table, tmp_path, monke
     message = refusal(only(spec, table))
     assert str(shard) in message
     assert "hoi-distill check" in message
-    assert Table(spec.tables[table].dir).check()[0].shard == shard.name
+    assert check_table(Table(spec.tables[table].dir))[0].shard == shard.name
     assert "lost with their shard" in refusal(only(spec, table))
 
 

@@ -13,11 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hoi_distill.storage import digest_memory, shards, stamps
+from hoi_distill.storage import file_digests as digest_memory
 from hoi_distill.storage.cache import Cache
-from hoi_distill.storage.commit import load_record
+from hoi_distill.storage.check import check_table
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import StorageError
+from hoi_distill.storage.files import stamps
+from hoi_distill.storage.records import load_record
+from hoi_distill.storage.shards import payload as shards
 from hoi_distill.storage.table import Table
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +127,7 @@ def test_a_payload_is_hashed_once_a_process_and_many_of_them_once_a_machine(tmp_
         many.read(ROWS, ("value",))
     assert len(hashed) == len(set(hashed)) == 2
     another_process(monkeypatch)
-    monkeypatch.setattr("hoi_distill.storage.digest_memory._hash", None)  # what the machine knows is not read again
+    monkeypatch.setattr("hoi_distill.storage.file_digests._hash", None)  # what the machine knows is not read again
     many.read(ROWS, ("value",))
     few.read(ROWS, ("value",))
     assert len(hashed) == 4
@@ -137,7 +140,7 @@ def test_one_bad_payload_among_many_is_named_and_the_others_are_not_read_again(t
     for _ in range(2):
         with pytest.raises(StorageError, match=rf"1 of \d+ shards hold other bytes.*{bad.name}.*hoi-distill check"):
             table.read(ROWS, ("value",))
-    (found,) = table.check()
+    (found,) = check_table(table)
     assert found.shard == bad.name
     assert int(table.state(ROWS, ("value",)).filled.sum()) == 38
 
@@ -167,7 +170,7 @@ def test_a_set_aside_payload_that_was_computed_again_is_read_from_the_new_file(t
     with open(path, "r+b") as file:
         file.seek(len(intact) - 200)
         file.write(bytes(100))
-    assert len(Table(table.dir).check()) == 1
+    assert len(check_table(Table(table.dir))) == 1
     again = table.commit(ROWS, ("value",), np.ones((40, 1), bool), {"value": kept})
     assert again.created
     assert Path(again.payload).read_bytes() == intact
@@ -246,8 +249,8 @@ def test_a_record_that_is_none_counts_as_none_and_check_keeps_it(tmp_path, conte
     else:
         record.write_bytes({"empty": b"", "text": b"a note\n", "cut": data[:-100]}[contents])
     assert not Table(table.dir).state(ROWS, ("value",)).filled.any()
-    (found,) = Table(table.dir).check()
+    (found,) = check_table(Table(table.dir))
     assert found.shard == record.name
     assert (table.dir / "bad" / record.name).is_symlink() or (table.dir / "bad" / record.name).exists()
     assert payload(table).exists()
-    assert Table(table.dir).check() == []
+    assert check_table(Table(table.dir)) == []

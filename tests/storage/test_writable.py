@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from hoi_distill.storage.errors import UserError
-from hoi_distill.storage.files import atomic_write, write_atomically
-from hoi_distill.storage.writable import refuse_unwritable, writing
+from hoi_distill.storage.files.atomic import atomic_write, write_atomically
+from hoi_distill.storage.files.writable import refuse_unwritable, writing
 
 
 def test_a_failure_leaves_the_last_good_file_and_no_draft(tmp_path):
@@ -78,7 +78,8 @@ def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path):
 def test_a_disk_without_room_is_found_by_trying(tmp_path):
     """A limit on the size of files stands for a full disk: both let an empty file be made."""
     code = (
-        "import resource, signal, sys; from pathlib import Path; from hoi_distill.storage.writable import refuse_unwritable\n"
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from hoi_distill.storage.files.writable import refuse_unwritable\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         "refuse_unwritable('--out', Path(sys.argv[1]))"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hoi_distill.stages.student.pair_classifier.config import PairClassifierConfig
+from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
 from tests.student.toy import Toy
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hoi_distill.stages.student.checkpoint import Student
-from hoi_distill.stages.student.pair_classifier.network import PairClassifier, Shape
-from hoi_distill.stages.student.pair_classifier.region_cnn import RegionCNN, RegionCNNConfig
-from hoi_distill.stages.student.pair_classifier.student import PairStudent
+from hoi_distill.stages.student.methods.pair_classifier.network import PairClassifier, Shape
+from hoi_distill.stages.student.methods.pair_classifier.region_cnn import RegionCNN, RegionCNNConfig
+from hoi_distill.stages.student.methods.pair_classifier.student import PairStudent
+from hoi_distill.stages.student.pretrained import load_student
 from hoi_distill.storage.errors import UserError
 from tests.student.toy import CHANNELS, VOCABULARY
 
@@ -57,14 +57,14 @@ def cut(path, share=0.5):
 
 def refused(folder):
     with pytest.raises(UserError) as error:
-        Student.from_pretrained(folder)
+        load_student(folder)
     assert "\n" not in str(error.value)
     assert str(folder) in str(error.value)
     return str(error.value)
 
 
 def test_what_was_saved_loads(folder):
-    assert Student.from_pretrained(folder, VOCABULARY).region_cnn is not None
+    assert load_student(folder, VOCABULARY).region_cnn is not None
     record = json.loads((folder / "config.json").read_text())
     assert set(record["checksums"]) == {"config.json", "model.safetensors", "vocabulary.json", CNN}
     assert {path.name for path in folder.iterdir()} == set(record["checksums"])
@@ -86,12 +86,12 @@ def test_settings_that_changed_after_training_are_refused_unless_it_is_meant(fol
     change_json(folder / "config.json", lambda record: record["student"].update(score_threshold=0.3))
     assert "config.json: not as it was saved" in refused(folder)
     change_json(folder / "config.json", lambda record: record.pop("checksums"))
-    assert Student.from_pretrained(folder).config.score_threshold == 0.3
+    assert load_student(folder).config.score_threshold == 0.3
 
 
 def test_a_checkpoint_from_before_there_were_checksums_loads(folder):
     change_json(folder / "config.json", lambda record: record.pop("checksums"))
-    assert Student.from_pretrained(folder)
+    assert load_student(folder)
 
 
 def test_the_vocabulary_of_another_training_is_refused_without_checksums_too(folder):
@@ -145,7 +145,7 @@ def test_a_path_that_looks_like_a_hub_id_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^runs/checkpoint: .*no such folder, and the model hub has it not[^\n]*$"):
-        Student.from_pretrained("runs/checkpoint")
+        load_student("runs/checkpoint")
     (tmp_path / "runs").mkdir()  # below a folder that is here it is a path, and nobody is asked
     with pytest.raises(UserError, match=r"^runs/checkpoint: .*there is no such folder$"):
-        Student.from_pretrained("runs/checkpoint")
+        load_student("runs/checkpoint")

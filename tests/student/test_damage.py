@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi_distill.stages.student.cl_hoi.train import train as train_cl_hoi
 from hoi_distill.stages.student.method import Extras
-from hoi_distill.stages.student.pair_classifier.region_cnn import RegionCNNConfig
-from hoi_distill.stages.student.pair_classifier.train import train as train_pairs
-from hoi_distill.stages.student.vlm_hoi.train import train as train_vlm_hoi
+from hoi_distill.stages.student.methods.cl_hoi.train import train as train_cl_hoi
+from hoi_distill.stages.student.methods.pair_classifier.region_cnn import RegionCNNConfig
+from hoi_distill.stages.student.methods.pair_classifier.train import train as train_pairs
+from hoi_distill.stages.student.methods.vlm_hoi.train import train as train_vlm_hoi
 from tests.student.cl_hoi.toy_cl_hoi import CONFIG, TEXT, TaughtToy
 from tests.student.toy import Toy, weights
 from tests.student.vlm_hoi.world import World, tiny_config

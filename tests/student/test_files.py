@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from hoi_distill.stages.student.files import DAMAGE, drafted, kept_array, load_tensors, new_array, save_tensors
-from hoi_distill.stages.student.state import load_state, save_state
-from hoi_distill.storage import owner
+from hoi_distill.stages.student.training.resume import load_state, save_state
+from hoi_distill.storage.files import owner
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,9 +7,15 @@ import math
 import numpy as np
 import torch
 
-from hoi_distill.stages.student.pair_classifier.config import PairClassifierConfig
-from hoi_distill.stages.student.pairs import associate, filter_detections, ordered_pairs, pair_geometry, pair_prior
-from hoi_distill.stages.student.pictures import picture_of
+from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
+from hoi_distill.stages.student.pairs.candidates import (
+    associate,
+    filter_detections,
+    ordered_pairs,
+    pair_geometry,
+    pair_prior,
+)
+from hoi_distill.stages.student.pairs.instances import picture_of
 
 
 def spread(count: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hoi_distill.stages.evaluate.metrics_log import read_metrics
-from hoi_distill.stages.student.progress import MetricsLog, Progress, pace
+from hoi_distill.stages.student.training.metrics import MetricsLog, Progress, pace
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from hoi_distill.stages.student.batches import PictureBatches
-from hoi_distill.stages.student.cl_hoi.train import train as train_cl_hoi
-from hoi_distill.stages.student.link.network import Link
-from hoi_distill.stages.student.link.network_config import LinkShape
-from hoi_distill.stages.student.link.student import LinkStudent, verbs
 from hoi_distill.stages.student.method import Extras
-from hoi_distill.stages.student.pair_classifier.config import PairClassifierConfig
-from hoi_distill.stages.student.pair_classifier.train import train
-from hoi_distill.stages.student.prepare import picture_table
+from hoi_distill.stages.student.methods.cl_hoi.train import train as train_cl_hoi
+from hoi_distill.stages.student.methods.link.network import Link
+from hoi_distill.stages.student.methods.link.network_config import LinkShape
+from hoi_distill.stages.student.methods.link.student import LinkStudent, verbs
+from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
+from hoi_distill.stages.student.methods.pair_classifier.train import train
+from hoi_distill.stages.student.pairs.batches import PictureBatches
+from hoi_distill.stages.student.pairs.prepare import picture_table
 from hoi_distill.storage.errors import UserError
 from tests.student.cl_hoi import toy_cl_hoi
 from tests.student.link import toy_link

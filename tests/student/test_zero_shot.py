@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hoi_distill.stages.student.batches import TableMaps
-from hoi_distill.stages.student.pair_classifier.batches import StepBatches
-from hoi_distill.stages.student.pair_classifier.config import PairClassifierConfig
-from hoi_distill.stages.student.pair_classifier.soft_labels import calibrate
-from hoi_distill.stages.student.pair_classifier.train import train
-from hoi_distill.stages.student.pictures import Picture, PictureTable, targets, with_annotations
-from hoi_distill.stages.student.prepare import TrainingSet, picture_table
+from hoi_distill.stages.student.data import TrainingSet
+from hoi_distill.stages.student.methods.pair_classifier.batches import StepBatches
+from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
+from hoi_distill.stages.student.methods.pair_classifier.soft_labels import calibrate
+from hoi_distill.stages.student.methods.pair_classifier.train import train
+from hoi_distill.stages.student.pairs.batches import TableMaps
+from hoi_distill.stages.student.pairs.instances import Picture, PictureTable, targets, with_annotations
+from hoi_distill.stages.student.pairs.prepare import picture_table
 from tests.student.toy import OBJECTS, VOCABULARY, Toy, weights
 
 CONFIG = PairClassifierConfig(

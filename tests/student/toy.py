@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.student.prepare import TestSet, TrainingSet
+from hoi_distill.stages.student.data import TestSet, TrainingSet
 from hoi_distill.stages.student.source import MemorySource
 
 VOCABULARY = Vocabulary.from_actions(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from hoi_distill.stages.stage import Batch, fingerprint_record
 from hoi_distill.stages.teacher.answers import Answers
-from hoi_distill.stages.teacher.blip import BlipCaptions
+from hoi_distill.stages.teacher.blip.stages import BlipCaptions
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import InputFailure, UserError
 

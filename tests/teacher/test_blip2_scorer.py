@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hoi_distill.stages.teacher.blip2_scorer import Blip2ItmScorer
+from hoi_distill.stages.teacher.blip.blip2_scorer import Blip2ItmScorer
 from hoi_distill.storage.errors import UserError
 from tests.teacher.test_itm_scorer import random_prompts
 from tests.teacher.tiny_blip2 import blip2_model

@@ -12,9 +12,9 @@ from PIL import Image
 from transformers import Blip2ForImageTextRetrieval, BlipForImageTextRetrieval, BlipImageProcessorPil
 
 from hoi_distill.stages.stage import fingerprint_record
-from hoi_distill.stages.teacher.blip import BlipCaptions, BlipItm, ItmStage
-from hoi_distill.stages.teacher.blip2 import Blip2Features, Blip2Itm
-from hoi_distill.stages.teacher.itc import Blip2Itc, BlipItc
+from hoi_distill.stages.teacher.blip.blip2 import Blip2Features, Blip2Itm
+from hoi_distill.stages.teacher.blip.itc import Blip2Itc, BlipItc
+from hoi_distill.stages.teacher.blip.stages import BlipCaptions, BlipItm, ItmStage
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
 from tests.pipeline.toys import Album, plan_of, run

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from hoi_distill.stages.stage import Batch, fingerprint_record
-from hoi_distill.stages.teacher.blip import BlipCaptions, BlipFeatures, BlipItm
+from hoi_distill.stages.teacher.blip.stages import BlipCaptions, BlipFeatures, BlipItm
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
 

@@ -10,21 +10,21 @@ import pytest
 import torch
 import yaml
 
-from hoi_distill.pipeline.config import Config, load_config
+from hoi_distill.pipeline.config.schema import Config, load_config
+from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.pipeline.experiments import Matrix
-from hoi_distill.pipeline.graph import Context, build_graph
-from hoi_distill.pipeline.leaks import refuse_annotated_vocabulary, refuse_leaks
-from hoi_distill.pipeline.student_section import read_section
-from hoi_distill.stages.data.v_coco import v_coco_vocabulary
+from hoi_distill.pipeline.graph.builder import Context, build_graph
+from hoi_distill.pipeline.training.leaks import refuse_annotated_vocabulary, refuse_leaks
+from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
 from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
-from hoi_distill.stages.student.cl_hoi.cognition import ClHoiShape
-from hoi_distill.stages.student.cl_hoi.config import ClHoiConfig
-from hoi_distill.stages.student.cl_hoi.student import build as build_student
+from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoiShape
+from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
+from hoi_distill.stages.student.methods.cl_hoi.student import build as build_student
 from hoi_distill.stages.teacher import weights
 from hoi_distill.stages.teacher.answers import Answers
-from hoi_distill.stages.teacher.first_token import YES_NO
-from hoi_distill.storage.digests import DigestMemory
+from hoi_distill.stages.teacher.blip.first_token import YES_NO
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.file_digests import DigestMemory
 from tests.teacher.test_recipes import annotations, tiny  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[2]

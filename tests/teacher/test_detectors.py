@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hoi_distill.stages import boxes as box_ops
-from hoi_distill.stages import timm_backbone
+from hoi_distill.stages.checkpoints import timm_state_dict as timm_backbone
 from hoi_distill.stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
+from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.stage import Batch, fingerprint_record
-from hoi_distill.stages.teacher.detections_file import DETECTIONS, TOP
-from hoi_distill.stages.teacher.detectors import Detector, label_map
+from hoi_distill.stages.teacher.detectors.given import DETECTIONS, TOP
+from hoi_distill.stages.teacher.detectors.transformers import Detector, label_map
 from hoi_distill.stages.teacher.weights import Checkpoint, load
 from hoi_distill.storage.errors import UserError
 from tests.teacher.tiny_detectors import COCO_80, COCO_91, FAMILIES, tiny_detector

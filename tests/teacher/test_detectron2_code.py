@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from hoi_distill.stages.teacher.detectron2_code import refuse_code
+from hoi_distill.stages.teacher.detectors.detectron2_code import refuse_code
 from hoi_distill.storage.errors import UserError
 
 ZOO = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
@@ -91,5 +91,6 @@ def test_weights_that_run_code_are_refused_unrun(here, name):
 
 
 def test_looking_imports_no_detectron2():
-    code = "import sys, hoi_distill.stages.teacher.detectron2_code; assert not {'torch', 'detectron2', 'yaml'} & set(sys.modules)"
+    code = "import sys, hoi_distill.stages.teacher.detectors.detectron2_code\n"
+    code += "assert not {'torch', 'detectron2', 'yaml'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

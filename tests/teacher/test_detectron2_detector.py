@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hoi_distill.stages.teacher.detectron2_detector import COMMIT, Detectron2Detector, described, leave_out_others
+from hoi_distill.stages.teacher.detectors.detectron2 import COMMIT, Detectron2Detector, described, leave_out_others
 from hoi_distill.storage.errors import UserError
 
 
@@ -24,7 +24,7 @@ def test_where_detectron2_is_absent_one_line_says_how_to_install_it(monkeypatch)
 
 
 def test_the_module_is_imported_without_detectron2_and_torch():
-    code = "import sys, hoi_distill.stages.teacher.detectron2_detector; assert not {'torch', 'detectron2'} & set(sys.modules)"
+    code = "import sys, hoi_distill.stages.teacher.detectors.detectron2; assert not {'torch', 'detectron2'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

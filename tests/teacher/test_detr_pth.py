@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from hoi_distill.stages import timm_backbone
+from hoi_distill.stages.checkpoints import detr_pth
+from hoi_distill.stages.checkpoints import timm_state_dict as timm_backbone
 from hoi_distill.stages.data.coco import COCO_OBJECTS
 from hoi_distill.stages.stage import Batch
-from hoi_distill.stages.teacher import detr_pth
-from hoi_distill.stages.teacher.detectors import Detector
+from hoi_distill.stages.teacher.detectors.transformers import Detector
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
 from tests.teacher.test_detectors import timm_names

@@ -15,10 +15,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from hoi_distill.pipeline.plan import plan
-from hoi_distill.pipeline.run import choose_executor, fill
-from hoi_distill.pipeline.setup import prepare
-from hoi_distill.pipeline.verify import difference
+from hoi_distill.pipeline.filling.run import choose_executor, fill
+from hoi_distill.pipeline.filling.verify import difference
+from hoi_distill.pipeline.planning.plan import plan
+from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.stages.data.image import decode
 from hoi_distill.stages.stage import Batch, TensorOutput
 from tests.teacher.tiny_blip2 import save_blip2

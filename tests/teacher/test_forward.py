@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import Blip2VisionModel, BlipVisionModel
 
+from hoi_distill.stages import batching as forwards
+from hoi_distill.stages.batching import AUTO_BATCH, AUTO_ROWS_ON_CPU, PartSize, fitting_rows, in_parts, part_size
 from hoi_distill.stages.stage import Batch, fingerprint_record
-from hoi_distill.stages.teacher import forward as forwards
 from hoi_distill.stages.teacher.answers import Answers
-from hoi_distill.stages.teacher.blip import BlipFeatures, BlipItm
-from hoi_distill.stages.teacher.blip2 import Blip2Features, Blip2Itm
-from hoi_distill.stages.teacher.forward import AUTO_BATCH, AUTO_ROWS_ON_CPU, PartSize, fitting_rows, in_parts, part_size
+from hoi_distill.stages.teacher.blip.blip2 import Blip2Features, Blip2Itm
+from hoi_distill.stages.teacher.blip.stages import BlipFeatures, BlipItm
 from hoi_distill.stages.teacher.vision_features import VisionFeatures
 from hoi_distill.stages.teacher.weights import Checkpoint
 from tests.teacher.tiny_blip2 import save_blip2

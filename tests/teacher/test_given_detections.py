@@ -8,10 +8,10 @@ import pickle
 import numpy as np
 import pytest
 
-from hoi_distill.stages.data.records import Annotations
+from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.stages.stage import Batch, fingerprint_record
-from hoi_distill.stages.teacher.detections_file import TOP, DetectionsFromAnnotations, DetectionsFromFile
+from hoi_distill.stages.teacher.detectors.given import TOP, DetectionsFromAnnotations, DetectionsFromFile
 from hoi_distill.storage.errors import UserError
 
 KEYS = ["a.jpg", "b.jpg", "c.jpg"]

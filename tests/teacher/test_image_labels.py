@@ -6,14 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from hoi_distill.stages.derived.image_labels import IGNORED, NEGATIVE, NOT_SEEN, POSITIVE, ImageLabels
+from hoi_distill.stages.derived.triplets import Triplets
 from hoi_distill.stages.stage import Batch, fingerprint_record
-from hoi_distill.stages.teacher.blip import BlipCaptions
-from hoi_distill.stages.teacher.detections_file import DETECTIONS
-from hoi_distill.stages.teacher.image_labels import IGNORED, NEGATIVE, NOT_SEEN, POSITIVE, ImageLabels
+from hoi_distill.stages.teacher.blip.stages import BlipCaptions
+from hoi_distill.stages.teacher.detectors.given import DETECTIONS
 from hoi_distill.stages.teacher.seen_objects import presence
 from hoi_distill.stages.teacher.sentence_embeddings import SentenceEmbeddings, read_along, split
 from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
-from hoi_distill.stages.teacher.triplets import Triplets
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BlipForImageTextRetrieval
 
-from hoi_distill.stages.teacher.itm_scorer import ItmScorer
+from hoi_distill.stages.teacher.blip.itm_scorer import ItmScorer
 from hoi_distill.storage.errors import UserError
 
 SENTENCE = "a the person riding holding sitting on bicycle cup chair dog and red big near"
@@ -123,7 +123,11 @@ def test_enc_mode_is_the_stock_forward_led_by_enc(blip_config, processor, pixels
 
 
 def test_the_pico_class_is_scored_alike():
-    from hoi_distill.stages.teacher.pico.model import PicoBlipForImageTextRetrieval, build_config, build_processor
+    from hoi_distill.stages.teacher.pico.modeling.blip import (
+        PicoBlipForImageTextRetrieval,
+        build_config,
+        build_processor,
+    )
 
     processor = build_processor(set(WORDS))
     torch.manual_seed(0)

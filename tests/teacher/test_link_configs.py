@@ -11,19 +11,19 @@ import pytest
 import torch
 import yaml
 
-from hoi_distill.pipeline.config import Config, load_config
-from hoi_distill.pipeline.graph import Context, build_graph
-from hoi_distill.pipeline.student_section import read_section
-from hoi_distill.stages.data.splits import split_of
+from hoi_distill.pipeline.config.schema import Config, load_config
+from hoi_distill.pipeline.config.student import read_section
+from hoi_distill.pipeline.graph.builder import Context, build_graph
 from hoi_distill.stages.data.swig_hoi import swig_vocabulary
-from hoi_distill.stages.data.v_coco import v_coco_vocabulary
+from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
-from hoi_distill.stages.student.link.config import LinkConfig
-from hoi_distill.stages.student.link.network import Link
-from hoi_distill.stages.student.link.network_config import LinkShape
-from hoi_distill.stages.student.link.student import verbs
+from hoi_distill.stages.data.zero_shot import split_of
+from hoi_distill.stages.student.methods.link.config import LinkConfig
+from hoi_distill.stages.student.methods.link.network import Link
+from hoi_distill.stages.student.methods.link.network_config import LinkShape
+from hoi_distill.stages.student.methods.link.student import verbs
 from hoi_distill.stages.teacher import weights
-from hoi_distill.storage.digests import DigestMemory
+from hoi_distill.storage.file_digests import DigestMemory
 from tests.teacher.test_recipes import annotations, tiny  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[2]

@@ -14,25 +14,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hoi_distill.stages.stage import ArrowOutput, TensorOutput, fingerprint_record
-from hoi_distill.stages.student.link.config import LinkConfig
-from hoi_distill.stages.student.link.distillation import KdConfig, kd_terms
-from hoi_distill.stages.student.link.network import Link
-from hoi_distill.stages.student.link.network_config import LinkShape
-from hoi_distill.stages.student.link.student import LinkStudent
-from hoi_distill.stages.student.link.teaching import PairTeacher, read_taught
-from hoi_distill.stages.student.pair_classifier.config import PairClassifierConfig
-from hoi_distill.stages.student.pair_classifier.network import PairClassifier, Shape
-from hoi_distill.stages.student.pair_classifier.student import PairStudent
-from hoi_distill.stages.student.pictures import gather, picture_of
-from hoi_distill.stages.student.prepare import valid_classes
-from hoi_distill.stages.student.regions import entries
-from hoi_distill.stages.teacher.detections_file import DETECTIONS
-from hoi_distill.stages.teacher.detectors import cells as detection_cells
-from hoi_distill.stages.teacher.pair_teacher import LinkMaps, LinkPairs, TrainedTeacher
+from hoi_distill.stages.student.data import valid_classes
+from hoi_distill.stages.student.methods.link.config import LinkConfig
+from hoi_distill.stages.student.methods.link.distillation import KdConfig, kd_terms
+from hoi_distill.stages.student.methods.link.network import Link
+from hoi_distill.stages.student.methods.link.network_config import LinkShape
+from hoi_distill.stages.student.methods.link.student import LinkStudent
+from hoi_distill.stages.student.methods.link.teacher_stages import LinkMaps, LinkPairs, TrainedTeacher
+from hoi_distill.stages.student.methods.link.teaching import PairTeacher, read_taught
+from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
+from hoi_distill.stages.student.methods.pair_classifier.network import PairClassifier, Shape
+from hoi_distill.stages.student.methods.pair_classifier.student import PairStudent
+from hoi_distill.stages.student.pairs.instances import gather, picture_of
+from hoi_distill.stages.student.pairs.regions import entries
+from hoi_distill.stages.teacher.detectors.given import DETECTIONS
+from hoi_distill.stages.teacher.detectors.transformers import cells as detection_cells
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
-from hoi_distill.workers.batches import FEW_PATTERNS
+from hoi_distill.workers.loading import FEW_PATTERNS
 from hoi_distill.workers.task import Part, TableSpec, Task, Upstream
 from hoi_distill.workers.worker import Worker
 from tests.student.link.scenes import SMALL

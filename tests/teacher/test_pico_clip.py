@@ -12,9 +12,10 @@ from PIL import Image
 
 from hoi_distill.stages.data.pico.classes import HOIS
 from hoi_distill.stages.stage import Batch
-from hoi_distill.stages.teacher.pico import captions, clip_evaluate, corpus
-from hoi_distill.stages.teacher.pico.captions import Lexicon
-from hoi_distill.stages.teacher.pico.evaluate import SHIPPED, average_precision
+from hoi_distill.stages.teacher.pico.evaluation import clip as clip_evaluate
+from hoi_distill.stages.teacher.pico.evaluation.blip import SHIPPED, average_precision
+from hoi_distill.stages.teacher.pico.training import captions, corpus
+from hoi_distill.stages.teacher.pico.training.captions import Lexicon
 from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
 from hoi_distill.stages.teacher.vision_features import VisionFeatures
 from hoi_distill.stages.teacher.weights import Checkpoint, load
@@ -34,7 +35,7 @@ def test_pictures_and_prompts_agree(scenes):
     """On a part of the scenes behind the card's figures."""
     from transformers import AutoProcessor
 
-    from hoi_distill.stages.teacher.pico.evaluate import pixel_values
+    from hoi_distill.stages.teacher.pico.evaluation.blip import pixel_values
 
     pixels, truth = scenes
     checkpoint = Checkpoint.find(CLIP)
@@ -69,7 +70,7 @@ def test_its_maps_and_texts_come_from_the_usual_stages(scenes):
 
 def test_training_starts_and_saves(tmp_path, monkeypatch):
     """Two steps of each phase."""
-    from hoi_distill.stages.teacher.pico import clip_train
+    from hoi_distill.stages.teacher.pico.training import clip as clip_train
 
     for name in ("PLAIN", "SCENES"):
         monkeypatch.setattr(clip_train, name, replace(getattr(clip_train, name), count=8))

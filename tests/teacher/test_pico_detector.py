@@ -11,8 +11,10 @@ import torch
 from hoi_distill.stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
 from hoi_distill.stages.data.pico.classes import OBJECTS
 from hoi_distill.stages.data.pico.world import TEMPER, scene_seed
-from hoi_distill.stages.teacher.detectors import Detector
-from hoi_distill.stages.teacher.pico import corpus, detector_evaluate, detector_train
+from hoi_distill.stages.teacher.detectors.transformers import Detector
+from hoi_distill.stages.teacher.pico.evaluation import detector as detector_evaluate
+from hoi_distill.stages.teacher.pico.training import corpus
+from hoi_distill.stages.teacher.pico.training import detector as detector_train
 from hoi_distill.stages.teacher.weights import Checkpoint
 
 
@@ -71,7 +73,7 @@ def test_each_box_is_given_its_nearest_cells_of_its_own_scale():
         {"class_labels": torch.tensor([1, 2]), "boxes": torch.tensor([[0.25, 0.25, 0.15, 0.15], [0.7, 0.6, 0.6, 0.6]])},
         {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.3, 0.3]])},
     ]
-    from hoi_distill.stages import boxes as box_ops
+    from hoi_distill.stages.ops import boxes as box_ops
 
     owner, overlap = detector_train.assign(box_ops.cxcywh_to_xyxy(grid).expand(2, -1, -1), targets, grid, 4)
     assert owner.shape == overlap.shape == (2, 16**2 + 8**2 + 4**2)

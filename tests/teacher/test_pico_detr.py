@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from hoi_distill.stages.data.pico.world import TEMPER, scene_seed
-from hoi_distill.stages.teacher.pico import detector_train, detr_train
+from hoi_distill.stages.teacher.pico.training import detector as detector_train
+from hoi_distill.stages.teacher.pico.training import detr as detr_train
 from hoi_distill.stages.teacher.weights import Checkpoint
 
 SHIPPED = Path(detr_train.__file__).parent / "detr"

@@ -16,15 +16,17 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 from hoi_distill.stages.data.pico.classes import HOIS, NO_INTERACTION
 from hoi_distill.stages.data.pico.render import render_scene
 from hoi_distill.stages.data.pico.world import pico_vocabulary, scene_seed
-from hoi_distill.stages.teacher.pico import captions, corpus, evaluate, lessons, train
-from hoi_distill.stages.teacher.pico.captions import Lexicon
-from hoi_distill.stages.teacher.pico.model import (
+from hoi_distill.stages.teacher.pico.evaluation import blip as evaluate
+from hoi_distill.stages.teacher.pico.modeling.blip import (
     PicoBlipForConditionalGeneration,
     PicoBlipForImageTextRetrieval,
     build_processor,
     load_strict,
 )
-from hoi_distill.stages.teacher.pico.packing import pack
+from hoi_distill.stages.teacher.pico.training import blip as train
+from hoi_distill.stages.teacher.pico.training import captions, corpus, lessons
+from hoi_distill.stages.teacher.pico.training.captions import Lexicon
+from hoi_distill.stages.teacher.pico.training.packing import pack
 from hoi_distill.storage.errors import UserError
 
 SHIPPED = evaluate.SHIPPED

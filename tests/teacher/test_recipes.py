@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import yaml
 
-from hoi_distill.pipeline.config import Config
-from hoi_distill.pipeline.graph import STAGES, Context, build_graph
-from hoi_distill.pipeline.student_section import StudentSection, section_of
-from hoi_distill.stages.data.records import Annotations
+from hoi_distill.pipeline.config.schema import Config
+from hoi_distill.pipeline.config.student import StudentSection, section_of
+from hoi_distill.pipeline.graph.builder import STAGES, Context, build_graph
+from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.method import METHODS, method_named
 from hoi_distill.stages.teacher import weights
-from hoi_distill.storage.digests import DigestMemory
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.file_digests import DigestMemory
 from tests.teacher.tiny_blip2 import save_blip2
 from tests.teacher.tiny_detectors import tiny_detector
 

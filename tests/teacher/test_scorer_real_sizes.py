@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
-from hoi_distill.stages.teacher.blip2_scorer import Blip2ItmScorer
-from hoi_distill.stages.teacher.itm_scorer import ItmScorer
+from hoi_distill.stages.teacher.blip.blip2_scorer import Blip2ItmScorer
+from hoi_distill.stages.teacher.blip.itm_scorer import ItmScorer
 
 TOLERANCE = 1e-4
 PROMPTS = [hico_vocabulary().prompts()[index] for index in (0, 57, 300, 599)]

@@ -12,11 +12,11 @@ import yaml
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from docs.teachers_table import PAGE, filled
-from hoi_distill.pipeline import graph
-from hoi_distill.pipeline.plan import plan
-from hoi_distill.pipeline.run import choose_executor, fill
-from hoi_distill.pipeline.setup import prepare
-from hoi_distill.pipeline.teachers_cli import catalogue
+from hoi_distill.pipeline.cli.teachers import catalogue
+from hoi_distill.pipeline.filling.run import choose_executor, fill
+from hoi_distill.pipeline.graph import builder as graph
+from hoi_distill.pipeline.planning.plan import plan
+from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.stages.data.image import decode
 from tests.pipeline.toys import paint
 

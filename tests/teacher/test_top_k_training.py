@@ -11,10 +11,11 @@ import torch
 import yaml
 from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessorPil, BlipProcessor
 
-from hoi_distill.pipeline.plan import plan
-from hoi_distill.pipeline.run import choose_executor, fill
-from hoi_distill.pipeline.setup import Setup, prepare
-from hoi_distill.pipeline.training import resolve, train_student
+from hoi_distill.pipeline.filling.run import choose_executor, fill
+from hoi_distill.pipeline.planning.plan import plan
+from hoi_distill.pipeline.train import train_student
+from hoi_distill.pipeline.training.fit import resolve
+from hoi_distill.pipeline.workspace import Setup, prepare
 from hoi_distill.stages.data.pico.world import write_world
 from hoi_distill.storage.errors import UserError
 

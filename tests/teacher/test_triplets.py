@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hoi_distill.pipeline.graph import Context, build_stage
+from hoi_distill.pipeline.graph.builder import Context, build_stage
 from hoi_distill.stages.data.prompts import interaction_prompt
 from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
+from hoi_distill.stages.derived.lexicon import sentence
+from hoi_distill.stages.derived.lexicon.alignment import Aligner
+from hoi_distill.stages.derived.lexicon.lexicon import Lexicon
+from hoi_distill.stages.derived.lexicon.reader import read
+from hoi_distill.stages.derived.triplets import Triplets, drop_report, placed
 from hoi_distill.stages.stage import Batch, fingerprint_record
-from hoi_distill.stages.teacher.blip import BlipCaptions
-from hoi_distill.stages.teacher.lexicon import sentence
-from hoi_distill.stages.teacher.lexicon.alignment import Aligner
-from hoi_distill.stages.teacher.lexicon.lexicon import Lexicon
-from hoi_distill.stages.teacher.lexicon.reader import read
+from hoi_distill.stages.teacher.blip.stages import BlipCaptions
 from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
-from hoi_distill.stages.teacher.triplets import Triplets, drop_report, placed
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from hoi_distill.pipeline.graph import Context, build_stage
-from hoi_distill.pipeline.page import write_page
+from hoi_distill.pipeline.graph.builder import Context, build_stage
+from hoi_distill.pipeline.reports.folder import write_page
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.stage import fingerprint_record
 from hoi_distill.stages.teacher.answers import Answers
-from hoi_distill.stages.teacher.blip import BlipCaptions
-from hoi_distill.stages.teacher.first_token import YES_NO
-from hoi_distill.stages.teacher.first_token_scorer import FirstTokenScorer
-from hoi_distill.stages.teacher.pico import captions
+from hoi_distill.stages.teacher.blip.first_token import YES_NO
+from hoi_distill.stages.teacher.blip.first_token_scorer import FirstTokenScorer
+from hoi_distill.stages.teacher.blip.stages import BlipCaptions
+from hoi_distill.stages.teacher.pico.training import captions
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
 from tests.pipeline.toys import Album, plan_of, run

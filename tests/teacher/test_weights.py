@@ -14,11 +14,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from hoi_distill.stages.teacher import weights
-from hoi_distill.stages.teacher.blip import BlipFeatures, BlipItm
+from hoi_distill.stages.teacher.blip.stages import BlipFeatures, BlipItm
 from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
 from hoi_distill.stages.teacher.weights import Checkpoint, load
-from hoi_distill.storage.digests import DigestMemory
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.file_digests import DigestMemory
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_an_unknown_architecture_is_refused_by_name(copy):
 def test_planning_imports_neither_torch_nor_transformers(checkpoints):
     code = (
         "import sys; from hoi_distill.stages.teacher.weights import Checkpoint; "
-        "from hoi_distill.stages.teacher.blip import BlipCaptions, BlipFeatures, BlipItm; "
+        "from hoi_distill.stages.teacher.blip.stages import BlipCaptions, BlipFeatures, BlipItm; "
         "from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings; "
         "from hoi_distill.stages.stage import fingerprint_record; "
         f"c = Checkpoint.find({str(checkpoints.itm)!r}); d = Checkpoint.find({str(checkpoints.caption)!r}); "

@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from hoi_distill.storage.errors import UserError
-from hoi_distill.workers import inline
-from hoi_distill.workers.ray_executor import RayExecutor, _quantity
-from hoi_distill.workers.ray_session import _unreadable
+from hoi_distill.workers.executors import inline
+from hoi_distill.workers.executors.ray import RayExecutor, _quantity
+from hoi_distill.workers.executors.ray_session import _unreadable
 from hoi_distill.workers.task import Task, TaskReport
 from tests.workers.test_worker import lines
 from tests.workers.toys import Colour, Double, Map, album, replaced
@@ -132,7 +132,7 @@ INTERRUPTED = """
 import signal, sys, threading
 from pathlib import Path
 from tests.workers.toys import Colour, album
-from hoi_distill.workers.ray_executor import execute
+from hoi_distill.workers.executors.ray import execute
 
 stop = threading.Event()
 signal.signal(signal.SIGINT, lambda *_: stop.set())

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from hoi_distill.storage import owner
 from hoi_distill.storage.errors import UserError
-from hoi_distill.workers import ray_session
-from hoi_distill.workers.ray_executor import RayExecutor
-from hoi_distill.workers.ray_session import SESSION, SOCKET_BYTES, _sweep, _temporary, cluster_address
+from hoi_distill.storage.files import owner
+from hoi_distill.workers.executors import ray_session
+from hoi_distill.workers.executors.ray import RayExecutor
+from hoi_distill.workers.executors.ray_session import SESSION, SOCKET_BYTES, _sweep, _temporary, cluster_address
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,7 +139,7 @@ def test_only_folders_of_dead_processes_that_shared_our_pids_are_swept(tmp_path:
 SWEEP = """
 import os, sys
 from pathlib import Path
-from hoi_distill.workers.ray_session import _sweep
+from hoi_distill.workers.executors.ray_session import _sweep
 os.setuid(int(sys.argv[2]))
 _sweep(Path(sys.argv[1]))
 """
@@ -184,7 +184,7 @@ import os, signal, sys, threading, time
 from hoi_distill.workers import ray_session
 from pathlib import Path
 from hoi_distill.storage.errors import UserError
-from hoi_distill.workers.ray_executor import RayExecutor
+from hoi_distill.workers.executors.ray import RayExecutor
 
 def stop_gcs():
     while True:

@@ -61,7 +61,7 @@ def test_more_than_one_percent_or_fifty_in_a_row_stop_the_run(bad: list[bool], s
 
 def test_importing_the_task_module_is_light() -> None:
     script = (
-        "import sys, hoi_distill.workers.task, hoi_distill.workers.ray_executor;"
+        "import sys, hoi_distill.workers.task, hoi_distill.workers.executors.ray;"
         "print([name for name in ('torch', 'ray', 'PIL') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from hoi_distill.storage.errors import StorageError, UserError
-from hoi_distill.workers import inline
-from hoi_distill.workers.batches import UpstreamColumn, prefetch
+from hoi_distill.workers.executors import inline
+from hoi_distill.workers.loading import UpstreamColumn, prefetch
 from hoi_distill.workers.pulse import Beat
 from hoi_distill.workers.task import Task, TaskReport
 from hoi_distill.workers.worker import Worker

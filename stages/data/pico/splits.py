@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 
 from hoi_distill.stages.data.pico.classes import CO_LABELS, HOIS, NO_INTERACTION, PRIMARY, weights
-from hoi_distill.stages.data.splits import ZeroShotSplit, zero_shot
+from hoi_distill.stages.data.sampling.splits import ZeroShotSplit, zero_shot
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 
 PICO_SPLITS: tuple[str, ...] = ("RF-UC", "NF-UC", "UO", "UV")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from hoi_distill.stages.student.batches import TableMaps
-from hoi_distill.stages.student.cl_hoi.cognition import Cognition
-from hoi_distill.stages.student.cl_hoi.exponents import choose_exponents, image_map
-from hoi_distill.stages.student.cl_hoi.stream import teacher_labels
-from hoi_distill.stages.student.prepare import picture_table
+from hoi_distill.stages.student.methods.cl_hoi.cognition import Cognition
+from hoi_distill.stages.student.methods.cl_hoi.exponents import choose_exponents, image_map
+from hoi_distill.stages.student.methods.cl_hoi.stream import teacher_labels
+from hoi_distill.stages.student.pairs.batches import TableMaps
+from hoi_distill.stages.student.pairs.prepare import picture_table
 from tests.student.cl_hoi.toy_cl_hoi import CONFIG
 from tests.student.toy import VOCABULARY
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import tensor
 
-from hoi_distill.stages.student.cl_hoi.losses import (
+from hoi_distill.stages.student.methods.cl_hoi.losses import (
     context_loss,
     late_similarity,
     mil_loss,

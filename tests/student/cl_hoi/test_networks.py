@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from hoi_distill.stages.student.cl_hoi.cognition import ClHoi, ClHoiShape, Scorer, union_cells
-from hoi_distill.stages.student.cl_hoi.config import ClHoiConfig, NetworkConfig
-from hoi_distill.stages.student.cl_hoi.student import build
-from hoi_distill.stages.student.cl_hoi.translator import Translator
-from hoi_distill.stages.student.pairs import ordered_pairs
-from hoi_distill.stages.student.regions import Regions
+from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoi, ClHoiShape, Scorer, union_cells
+from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig, NetworkConfig
+from hoi_distill.stages.student.methods.cl_hoi.student import build
+from hoi_distill.stages.student.methods.cl_hoi.translator import Translator
+from hoi_distill.stages.student.pairs.candidates import ordered_pairs
+from hoi_distill.stages.student.pairs.regions import Regions
 from hoi_distill.storage.errors import UserError
 from tests.student.cl_hoi.toy_cl_hoi import CONFIG, TEXT, TEXT_WIDTH
 from tests.student.toy import CHANNELS, VOCABULARY

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hoi_distill.stages.student.batches import TableMaps
-from hoi_distill.stages.student.cl_hoi.stream import (
+from hoi_distill.stages.student.methods.cl_hoi.stream import (
     ClHoiBatches,
     ContextBatches,
     Texts,
@@ -14,7 +13,8 @@ from hoi_distill.stages.student.cl_hoi.stream import (
     copied,
     teacher_labels,
 )
-from hoi_distill.stages.student.prepare import picture_table
+from hoi_distill.stages.student.pairs.batches import TableMaps
+from hoi_distill.stages.student.pairs.prepare import picture_table
 from tests.student.cl_hoi.toy_cl_hoi import CONFIG
 from tests.student.toy import OBJECTS, VOCABULARY
 

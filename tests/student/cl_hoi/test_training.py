@@ -12,21 +12,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hoi_distill.stages.student.batches import TableMaps
-from hoi_distill.stages.student.checkpoint import Student
-from hoi_distill.stages.student.cl_hoi import train as training
-from hoi_distill.stages.student.cl_hoi.cognition import ClHoiShape
-from hoi_distill.stages.student.cl_hoi.config import ClHoiConfig, config_from
-from hoi_distill.stages.student.cl_hoi.exponents import Exponents
-from hoi_distill.stages.student.cl_hoi.losses import mil_loss, phrase_loss, relatedness_loss
-from hoi_distill.stages.student.cl_hoi.stream import ClHoiBatches, teacher_labels
-from hoi_distill.stages.student.cl_hoi.student import ClHoiStudent, build
-from hoi_distill.stages.student.cl_hoi.train import train
+from hoi_distill.stages.student.data import valid_classes
 from hoi_distill.stages.student.method import Extras
-from hoi_distill.stages.student.pictures import gather, picture_of
-from hoi_distill.stages.student.prepare import picture_table, valid_classes
-from hoi_distill.stages.student.processes import ALONE
-from hoi_distill.stages.student.regions import entries
+from hoi_distill.stages.student.methods.cl_hoi import train as training
+from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoiShape
+from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig, config_from
+from hoi_distill.stages.student.methods.cl_hoi.exponents import Exponents
+from hoi_distill.stages.student.methods.cl_hoi.losses import mil_loss, phrase_loss, relatedness_loss
+from hoi_distill.stages.student.methods.cl_hoi.stream import ClHoiBatches, teacher_labels
+from hoi_distill.stages.student.methods.cl_hoi.student import ClHoiStudent, build
+from hoi_distill.stages.student.methods.cl_hoi.train import train
+from hoi_distill.stages.student.pairs.batches import TableMaps
+from hoi_distill.stages.student.pairs.instances import gather, picture_of
+from hoi_distill.stages.student.pairs.prepare import picture_table
+from hoi_distill.stages.student.pairs.regions import entries
+from hoi_distill.stages.student.pretrained import load_student
+from hoi_distill.stages.student.training.processes import ALONE
 from hoi_distill.storage.errors import UserError
 from tests.student.cl_hoi.toy_cl_hoi import CONFIG, TEXT, TaughtToy
 from tests.student.toy import CHANNELS, VOCABULARY, Toy, weights
@@ -221,7 +222,7 @@ def test_held_out_pictures_are_not_trained_on(world, undisturbed, tmp_path):
 def test_a_saved_student_predicts_as_the_trained_one(world, undisturbed, tmp_path):
     import pyarrow.parquet as pq
 
-    student = Student.from_pretrained(undisturbed / "checkpoint", VOCABULARY)
+    student = load_student(undisturbed / "checkpoint", VOCABULARY)
     assert isinstance(student, ClHoiStudent)
     assert student.config == CONFIG
     test = Toy(6, 9).test_set()
@@ -235,7 +236,7 @@ def test_the_score_is_the_interactions_times_r_to_the_gamma_times_the_boxes_to_t
     """sigmoid(z) r^gamma (s_h s_o)^lambda, of a student whose exponents are neither 0 nor 1 nor the configuration's."""
     import pyarrow.parquet as pq
 
-    student, toy = Student.from_pretrained(undisturbed / "checkpoint", VOCABULARY), Toy(6, 9)
+    student, toy = load_student(undisturbed / "checkpoint", VOCABULARY), Toy(6, 9)
     student = replace(student, exponents=Exponents(0.6, 1.7))
     found = pq.read_table(student.predict(toy.test_set(), tmp_path, report=quiet)).to_pylist()
     for number in range(6):

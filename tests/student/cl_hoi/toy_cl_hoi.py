@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from hoi_distill.stages.data.records import Annotations
-from hoi_distill.stages.student.cl_hoi.config import ClHoiConfig, ContextConfig, NetworkConfig, TranslatorConfig
-from hoi_distill.stages.student.prepare import TrainingSet
+from hoi_distill.stages.data.annotations import Annotations
+from hoi_distill.stages.student.data import TrainingSet
+from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig, ContextConfig, NetworkConfig, TranslatorConfig
 from hoi_distill.stages.student.source import MemorySource
 from tests.student.toy import OBJECTS, VOCABULARY, Toy
 

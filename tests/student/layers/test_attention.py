@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hoi_distill.stages.student.layers.attention import Padding, SelfAttention, attend, beside
+from hoi_distill.stages.student.pairs.layers.attention import Padding, SelfAttention, attend, beside
 
 
 def test_rows_return_from_where_they_were_laid():

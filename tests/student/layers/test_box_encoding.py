@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hoi_distill.stages.student.layers.box_encoding import (
+from hoi_distill.stages.student.pairs.layers.box_encoding import (
     TEMPERATURE,
     box_encoding,
     grid_encoding,

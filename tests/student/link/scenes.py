@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from hoi_distill.stages.student.link.network import Link
-from hoi_distill.stages.student.link.network_config import LinkShape, NetworkConfig
-from hoi_distill.stages.student.pictures import NO_POSITIVES, Picture, gather
-from hoi_distill.stages.student.regions import Regions
+from hoi_distill.stages.student.methods.link.network import Link
+from hoi_distill.stages.student.methods.link.network_config import LinkShape, NetworkConfig
+from hoi_distill.stages.student.pairs.instances import NO_POSITIVES, Picture, gather
+from hoi_distill.stages.student.pairs.regions import Regions
 
 CHANNELS, GRID, TEXT_WIDTH = 24, (5, 6), 20
 VERB = torch.tensor([0, 1, 0, 2, 1])

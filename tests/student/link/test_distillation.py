@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hoi_distill.stages.student.link.distillation import (
+from hoi_distill.stages.student.methods.link.distillation import (
     KdConfig,
     Taught,
     bernoulli_divergence,
@@ -17,9 +17,9 @@ from hoi_distill.stages.student.link.distillation import (
     kd_terms,
     matched,
 )
-from hoi_distill.stages.student.link.network import LinkOutput
-from hoi_distill.stages.student.losses import final_logit
-from hoi_distill.stages.student.regions import Regions, entries
+from hoi_distill.stages.student.methods.link.network import LinkOutput
+from hoi_distill.stages.student.pairs.losses import final_logit
+from hoi_distill.stages.student.pairs.regions import Regions, entries
 from hoi_distill.storage.errors import UserError
 
 CLASSES, ENCODER, DECODER, WIDTH, PAIR_WIDTH, GRID = 6, 2, 3, 8, 12, (4, 5)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from hoi_distill.stages.student.checkpoint import Student
-from hoi_distill.stages.student.link.config import LinkConfig
-from hoi_distill.stages.student.link.distillation import KdConfig
 from hoi_distill.stages.student.method import Extras, method_named
+from hoi_distill.stages.student.methods.link.config import LinkConfig
+from hoi_distill.stages.student.methods.link.distillation import KdConfig
+from hoi_distill.stages.student.pretrained import load_student
 from hoi_distill.storage.errors import UserError
 from tests.student.link.toy_link import ALL_LEVELS, MAPS, PAIRS, TEXT, link_config
 from tests.student.toy import VOCABULARY
@@ -87,4 +87,4 @@ def test_the_method_trains_until_it_is_stopped_and_goes_on(tmp_path, toy):
         METHOD.train(link_config(), toy.training_set(16), tmp_path / "run", extras)
     student = METHOD.train(link_config(), toy.training_set(16), tmp_path / "run", replace(extras, stop=None))
     assert student.identities == {"features": "x"}
-    assert Student.from_pretrained(tmp_path / "run" / "checkpoint", VOCABULARY).method == "link"
+    assert load_student(tmp_path / "run" / "checkpoint", VOCABULARY).method == "link"

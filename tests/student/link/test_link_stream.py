@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hoi_distill.stages.student.link.config import LinkConfig
-from hoi_distill.stages.student.link.network import Link
-from hoi_distill.stages.student.link.network_config import LinkShape
-from hoi_distill.stages.student.link.stream import LinkBatches
-from hoi_distill.stages.student.link.student import LinkStudent, allowed, verbs
-from hoi_distill.stages.student.pictures import jittered, picture_of, with_annotations
-from hoi_distill.stages.student.prepare import TrainingSet, training_pictures
-from hoi_distill.stages.student.regions import entries
+from hoi_distill.stages.student.data import TrainingSet
+from hoi_distill.stages.student.methods.link.config import LinkConfig
+from hoi_distill.stages.student.methods.link.network import Link
+from hoi_distill.stages.student.methods.link.network_config import LinkShape
+from hoi_distill.stages.student.methods.link.stream import LinkBatches
+from hoi_distill.stages.student.methods.link.student import LinkStudent, allowed, verbs
+from hoi_distill.stages.student.pairs.instances import jittered, picture_of, with_annotations
+from hoi_distill.stages.student.pairs.prepare import training_pictures
+from hoi_distill.stages.student.pairs.regions import entries
 from hoi_distill.storage.errors import UserError
 from tests.student.link.toy_link import ALL_LEVELS, MAPS, NETWORK, PAIRS, link_config, taught
 from tests.student.toy import CHANNELS, VOCABULARY, Toy

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.student.checkpoint import Student
-from hoi_distill.stages.student.link.student import LastLayer, LinkStudent, allowed
-from hoi_distill.stages.student.pictures import gather, picture_of
-from hoi_distill.stages.student.predict import SCHEMA, best_of_each
+from hoi_distill.stages.student.methods.link.student import LastLayer, LinkStudent, allowed
+from hoi_distill.stages.student.pairs.instances import gather, picture_of
+from hoi_distill.stages.student.pairs.predict import SCHEMA, best_of_each
+from hoi_distill.stages.student.pretrained import load_student
 from hoi_distill.stages.student.source import MemorySource
+from hoi_distill.stages.student.student import Student
 from hoi_distill.storage.errors import UserError
 from tests.student.link.toy_link import ALL_LEVELS, NETWORK, TEXT, link_config, quiet, trained
 from tests.student.toy import CHANNELS, SIDE, VOCABULARY
@@ -55,7 +56,7 @@ def test_a_tiny_world_is_learnt(student, toy, tmp_path):
 
 
 def test_a_saved_student_predicts_what_the_trained_one_did(student, folder, toy, tmp_path):
-    loaded = Student.from_pretrained(folder / "checkpoint", VOCABULARY)
+    loaded = load_student(folder / "checkpoint", VOCABULARY)
     assert isinstance(loaded, LinkStudent)
     assert loaded.config == student.config
     assert loaded.tables() == {"detections": None, "features": ("original",)}
@@ -69,7 +70,7 @@ def test_every_field_of_the_configuration_comes_back(tmp_path, toy):
         network=replace(NETWORK, classes="verb", linking_decoder=False),
     )  # fmt: skip
     trained(config, toy.training_set(16), tmp_path)
-    assert Student.from_pretrained(tmp_path / "checkpoint").config == config
+    assert load_student(tmp_path / "checkpoint").config == config
 
 
 def test_saving_again_leaves_a_reader_of_the_weights_with_whole_ones(student, tmp_path):
@@ -86,11 +87,11 @@ def test_saving_again_leaves_a_reader_of_the_weights_with_whole_ones(student, tm
 def test_a_checkpoint_of_another_vocabulary_or_version_is_refused(student, tmp_path):
     student.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="trained for vocabulary"):
-        Student.from_pretrained(tmp_path, Vocabulary.from_actions([("dog", "walk", "walking")], "another"))
+        load_student(tmp_path, Vocabulary.from_actions([("dog", "walk", "walking")], "another"))
     record = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**record, "version": 99}))
     with pytest.raises(UserError, match="version is 99"):
-        Student.from_pretrained(tmp_path)
+        load_student(tmp_path)
 
 
 def test_pictures_without_a_person_or_a_pair_are_passed_over(student, toy, tmp_path):

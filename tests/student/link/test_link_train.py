@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hoi_distill.stages.student.link.distillation import KdConfig
-from hoi_distill.stages.student.link.network import LinkOutput
-from hoi_distill.stages.student.link.stream import TaughtBatch
-from hoi_distill.stages.student.link.train import batch_loss
-from hoi_distill.stages.student.pictures import Picture, gather, picture_of, targets
-from hoi_distill.stages.student.prepare import valid_classes
-from hoi_distill.stages.student.processes import ALONE
-from hoi_distill.stages.student.progress import NonFiniteLoss
-from hoi_distill.stages.student.state import save_state
+from hoi_distill.stages.student.data import valid_classes
+from hoi_distill.stages.student.methods.link.distillation import KdConfig
+from hoi_distill.stages.student.methods.link.network import LinkOutput
+from hoi_distill.stages.student.methods.link.stream import TaughtBatch
+from hoi_distill.stages.student.methods.link.train import batch_loss
+from hoi_distill.stages.student.pairs.instances import Picture, gather, picture_of, targets
+from hoi_distill.stages.student.training.metrics import NonFiniteLoss
+from hoi_distill.stages.student.training.processes import ALONE
+from hoi_distill.stages.student.training.resume import save_state
 from tests.student.link.toy_link import ALL_LEVELS, MAPS, NETWORK, PAIRS, TEXT, link_config, taught, trained
 from tests.student.toy import CHANNELS, SIDE, VOCABULARY, Toy, weights
 
@@ -97,7 +97,7 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, dat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("hoi_distill.stages.student.loop.save_state", save_and_stop)
+        patch.setattr("hoi_distill.stages.student.training.loop.save_state", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             trained(config, data, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "checkpoint").exists()

@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hoi_distill.stages.roi import roi_align
-from hoi_distill.stages.student.layers.box_encoding import box_encoding, unit_boxes
-from hoi_distill.stages.student.link.geometric_encoder import UnaryQuery
-from hoi_distill.stages.student.link.network import Link
-from hoi_distill.stages.student.link.network_config import LinkShape, NetworkConfig
+from hoi_distill.stages.ops.roi_align import roi_align
+from hoi_distill.stages.student.methods.link.geometric_encoder import UnaryQuery
+from hoi_distill.stages.student.methods.link.network import Link
+from hoi_distill.stages.student.methods.link.network_config import LinkShape, NetworkConfig
+from hoi_distill.stages.student.pairs.layers.box_encoding import box_encoding, unit_boxes
 from hoi_distill.storage.errors import UserError
 from tests.student.link.scenes import CHANNELS, GRID, SMALL, TEXT_WIDTH, VERB, batch, network, subset
 
@@ -234,8 +234,8 @@ def test_the_largest_batch_fits():
     """435 pairs in each of 16 pictures, forward and backward, in a process of its own."""
     program = """
 import resource, torch
-from hoi_distill.stages.student.link.network import Link
-from hoi_distill.stages.student.link.network_config import LinkShape, NetworkConfig
+from hoi_distill.stages.student.methods.link.network import Link
+from hoi_distill.stages.student.methods.link.network_config import LinkShape, NetworkConfig
 from tests.student.link.scenes import batch
 torch.set_num_threads(1)
 regions = batch([(15, 30)] * 16, channels=512, grid=(14, 14))

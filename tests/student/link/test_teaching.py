@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from hoi_distill.stages.student.config import PairsConfig
-from hoi_distill.stages.student.link.distillation import KdConfig, kd_terms
-from hoi_distill.stages.student.link.network import Link, LinkOutput
-from hoi_distill.stages.student.link.network_config import LinkShape
-from hoi_distill.stages.student.link.teaching import PairTeacher, read_taught
-from hoi_distill.stages.student.pictures import gather, picture_of
-from hoi_distill.stages.student.prepare import valid_classes
-from hoi_distill.stages.student.regions import entries
+from hoi_distill.stages.student.data import valid_classes
+from hoi_distill.stages.student.methods.link.distillation import KdConfig, kd_terms
+from hoi_distill.stages.student.methods.link.network import Link, LinkOutput
+from hoi_distill.stages.student.methods.link.network_config import LinkShape
+from hoi_distill.stages.student.methods.link.teaching import PairTeacher, read_taught
+from hoi_distill.stages.student.pairs.config import PairsConfig
+from hoi_distill.stages.student.pairs.instances import gather, picture_of
+from hoi_distill.stages.student.pairs.regions import entries
 from hoi_distill.storage.errors import UserError
 from tests.student.link.scenes import SMALL
 from tests.student.toy import CHANNELS, VOCABULARY, Toy

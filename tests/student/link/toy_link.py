@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from hoi_distill.stages.student.link.config import LinkConfig
-from hoi_distill.stages.student.link.distillation import KdConfig
-from hoi_distill.stages.student.link.network_config import NetworkConfig
-from hoi_distill.stages.student.link.student import LinkStudent
-from hoi_distill.stages.student.link.teaching import PairTeacher
-from hoi_distill.stages.student.link.train import train
+from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.method import Extras
-from hoi_distill.stages.student.prepare import TrainingSet
+from hoi_distill.stages.student.methods.link.config import LinkConfig
+from hoi_distill.stages.student.methods.link.distillation import KdConfig
+from hoi_distill.stages.student.methods.link.network_config import NetworkConfig
+from hoi_distill.stages.student.methods.link.student import LinkStudent
+from hoi_distill.stages.student.methods.link.teaching import PairTeacher
+from hoi_distill.stages.student.methods.link.train import train
 from hoi_distill.stages.student.source import MemorySource
 from tests.student.toy import Toy
 

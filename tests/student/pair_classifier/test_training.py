@@ -18,22 +18,29 @@ import torch
 from safetensors.torch import load_file
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.student.batches import TableMaps, take
-from hoi_distill.stages.student.checkpoint import Student
+from hoi_distill.stages.student.data import valid_classes
 from hoi_distill.stages.student.method import Extras
-from hoi_distill.stages.student.pair_classifier.batches import StepBatches
-from hoi_distill.stages.student.pair_classifier.config import PairClassifierConfig
-from hoi_distill.stages.student.pair_classifier.method import PairClassifierMethod
-from hoi_distill.stages.student.pair_classifier.region_cnn import LiveMaps, RegionCNNConfig, StoredMaps, map_reader
-from hoi_distill.stages.student.pair_classifier.soft_labels import soft_labels
-from hoi_distill.stages.student.pair_classifier.train import build_model, train
-from hoi_distill.stages.student.pictures import gather, picture_of
-from hoi_distill.stages.student.predict import SCHEMA
-from hoi_distill.stages.student.prepare import picture_table, valid_classes
-from hoi_distill.stages.student.progress import NonFiniteLoss
-from hoi_distill.stages.student.regions import entries
+from hoi_distill.stages.student.methods.pair_classifier.batches import StepBatches
+from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
+from hoi_distill.stages.student.methods.pair_classifier.method import PairClassifierMethod
+from hoi_distill.stages.student.methods.pair_classifier.region_cnn import (
+    LiveMaps,
+    RegionCNNConfig,
+    StoredMaps,
+    map_reader,
+)
+from hoi_distill.stages.student.methods.pair_classifier.soft_labels import soft_labels
+from hoi_distill.stages.student.methods.pair_classifier.train import build_model, train
+from hoi_distill.stages.student.pairs.batches import TableMaps, take
+from hoi_distill.stages.student.pairs.instances import gather, picture_of
+from hoi_distill.stages.student.pairs.predict import SCHEMA
+from hoi_distill.stages.student.pairs.prepare import picture_table
+from hoi_distill.stages.student.pairs.regions import entries
+from hoi_distill.stages.student.pretrained import load_student
 from hoi_distill.stages.student.source import CacheSource
-from hoi_distill.stages.student.state import save_state
+from hoi_distill.stages.student.student import Student
+from hoi_distill.stages.student.training.metrics import NonFiniteLoss
+from hoi_distill.stages.student.training.resume import save_state
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import UserError
@@ -48,9 +55,9 @@ def quiet(line: str) -> None:
 TO_BE_KILLED = """
 import sys, time
 from pathlib import Path
-import hoi_distill.stages.student.loop as story
-from hoi_distill.stages.student.pair_classifier.config import PairClassifierConfig
-from hoi_distill.stages.student.pair_classifier.train import train
+import hoi_distill.stages.student.training.loop as story
+from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
+from hoi_distill.stages.student.methods.pair_classifier.train import train
 from tests.student.toy import Toy
 
 save = story.save_state
@@ -111,7 +118,7 @@ def stopped_after(steps: int, config: PairClassifierConfig, toy: Toy, folder: Pa
     torch.set_num_threads(1)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("hoi_distill.stages.student.loop.save_state", save_and_stop)
+            patch.setattr("hoi_distill.stages.student.training.loop.save_state", save_and_stop)
             with pytest.raises(KeyboardInterrupt):
                 train(config, toy.training_set(16), folder, report=report)
     finally:
@@ -255,7 +262,7 @@ def test_a_mirrored_view_comes_with_mirrored_boxes(tmp_path, toy, config):
 def test_a_checkpoint_loads_what_was_saved(tmp_path, toy, config):
     text = np.random.default_rng(0).normal(size=(6, 10)).astype(np.float32)
     saved = train(config, toy.training_set(16), tmp_path, Extras(None, text, {"encoder": "x"}), report=quiet)
-    loaded = Student.from_pretrained(tmp_path / "checkpoint", VOCABULARY)
+    loaded = load_student(tmp_path / "checkpoint", VOCABULARY)
     assert (loaded.config, loaded.identities) == (config, {"encoder": "x"})
     for name, value in saved.model.state_dict().items():
         assert torch.equal(value, loaded.model.state_dict()[name])
@@ -266,19 +273,19 @@ def test_a_checkpoint_of_another_vocabulary_method_or_version_is_refused(tmp_pat
     folder = tmp_path / "checkpoint"
     other = Vocabulary.from_actions([("dog", "walk", "walking")], "another")
     with pytest.raises(UserError) as refusal:
-        Student.from_pretrained(folder, other)
+        load_student(folder, other)
     assert other.digest() in str(refusal.value)
     assert VOCABULARY.digest() in str(refusal.value)
     record = json.loads((folder / "config.json").read_text())
     for key, value, known in (("method", "clip-hoi", "pair_classifier, vlm_hoi"), ("version", 99, "1")):
         (folder / "config.json").write_text(json.dumps({**record, key: value}))
         with pytest.raises(UserError, match=f"{key} is {value!r}, this program reads .*{known}"):
-            Student.from_pretrained(folder)
+            load_student(folder)
     (folder / "config.json").write_text(json.dumps({**record, "shape": {**record["shape"], "width": 48}}))
     with pytest.raises(UserError, match=r"model\.safetensors: not the tensors"):
-        Student.from_pretrained(folder)
+        load_student(folder)
     with pytest.raises(UserError, match=r"no config\.json"):
-        Student.from_pretrained(tmp_path)
+        load_student(tmp_path)
 
 
 def test_the_cache_trains_the_student_that_memory_trains(tmp_path, toy, config, monkeypatch):
@@ -337,7 +344,7 @@ def test_a_student_can_bring_its_own_encoder_which_variants_share(tmp_path, toy,
     trained_on = len(reads)
     train(replace(own, itm_on="none"), data, tmp_path / "b", cnn=cnn, report=quiet)
     assert len(reads) == trained_on
-    loaded = Student.from_pretrained(tmp_path / "a" / "checkpoint")
+    loaded = load_student(tmp_path / "a" / "checkpoint")
     assert loaded.region_cnn is not None
     assert torch.equal(loaded.region_cnn.maps([read(0)]), first.region_cnn.maps([read(0)]))
     stored = first_maps(data, config, loaded, tmp_path)

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hoi_distill.stages import detr_names, timm_backbone
+from hoi_distill.stages.checkpoints import detr_pth
+from hoi_distill.stages.checkpoints import detr_state_dict as detr_names
+from hoi_distill.stages.checkpoints import timm_state_dict as timm_backbone
 from hoi_distill.stages.data.coco import COCO_OBJECTS
-from hoi_distill.stages.student.vlm_hoi import muren_names
-from hoi_distill.stages.student.vlm_hoi.initial_weights import initialise
-from hoi_distill.stages.student.vlm_hoi.muren import Muren
-from hoi_distill.stages.student.vlm_hoi.relation import BRANCHES
-from hoi_distill.stages.teacher import detr_pth
+from hoi_distill.stages.student.methods.vlm_hoi import muren_names
+from hoi_distill.stages.student.methods.vlm_hoi.initial_weights import initialise
+from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
+from hoi_distill.stages.student.methods.vlm_hoi.relation import BRANCHES
 from hoi_distill.storage.errors import UserError
 from tests.student.vlm_hoi.tiny_muren import K, V, tiny_config, tiny_muren
 from tests.teacher.test_detectors import timm_names
@@ -358,7 +359,7 @@ def test_bad_sources_are_refused_in_one_line(tmp_path, capsys):
 
 def test_a_detector_of_few_classes_gives_the_object_head_the_rows_that_it_knows():
     from hoi_distill.stages.data.vocabulary import hico_vocabulary
-    from hoi_distill.stages.student.vlm_hoi.config import VlmHoiConfig, network_config
+    from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig, network_config
 
     pico = PICO.parent / "detr"
     sizes = {"d_model": 96, "heads": 4, "ffn": 192, "encoder_layers": 1, "decoder_layers": 2, "queries": 16}

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hoi_distill.stages.student.vlm_hoi.config import VlmHoiConfig
-from hoi_distill.stages.student.vlm_hoi.itm_loss import (
+from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig
+from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import (
     ItmConfig,
     asked,
     cost_of_argmax,
@@ -25,11 +25,11 @@ from hoi_distill.stages.student.vlm_hoi.itm_loss import (
     picture_terms,
     soft_targets,
 )
-from hoi_distill.stages.student.vlm_hoi.itm_targets import ItmScores, columns_for
-from hoi_distill.stages.student.vlm_hoi.losses import ItmTables, batch_loss
-from hoi_distill.stages.student.vlm_hoi.matching import Targets
-from hoi_distill.stages.student.vlm_hoi.muren import MurenOutput
-from hoi_distill.stages.student.vlm_hoi.picture_set import Batch
+from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmScores, columns_for
+from hoi_distill.stages.student.methods.vlm_hoi.losses import ItmTables, batch_loss
+from hoi_distill.stages.student.methods.vlm_hoi.matching import Targets
+from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
+from hoi_distill.stages.student.methods.vlm_hoi.picture_set import Batch
 from hoi_distill.storage.errors import UserError
 from tests.student.toy import VOCABULARY
 

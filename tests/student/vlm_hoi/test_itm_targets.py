@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hoi_distill.stages.data.v_coco import v_coco_vocabulary
+from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.stages.student.calibration import Platt, match_log_odds
-from hoi_distill.stages.student.vlm_hoi.itm_targets import (
+from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import (
     ItmScores,
     ItmTargets,
     annotated_classes,

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from hoi_distill.stages.student.vlm_hoi.attention import CrossLayer, layer_config, sine_positions
-from hoi_distill.stages.student.vlm_hoi.criterion import Criterion
-from hoi_distill.stages.student.vlm_hoi.model_config import MurenConfig
-from hoi_distill.stages.student.vlm_hoi.muren import Muren
-from hoi_distill.stages.student.vlm_hoi.relation import BRANCHES, AttentiveFusion, MultiplexRelation
+from hoi_distill.stages.student.methods.vlm_hoi.attention import CrossLayer, layer_config, sine_positions
+from hoi_distill.stages.student.methods.vlm_hoi.criterion import Criterion
+from hoi_distill.stages.student.methods.vlm_hoi.model_config import MurenConfig
+from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
+from hoi_distill.stages.student.methods.vlm_hoi.relation import BRANCHES, AttentiveFusion, MultiplexRelation
 from hoi_distill.storage.errors import UserError
 from tests.student.vlm_hoi.tiny_muren import RESNET, K, N, V, random_targets, tiny_config, tiny_muren
 

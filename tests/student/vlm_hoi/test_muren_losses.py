@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from hoi_distill.stages.student.vlm_hoi.criterion import TERMS, Criterion, LossWeights, flat, focal_terms
-from hoi_distill.stages.student.vlm_hoi.matching import Costs, Targets, match, match_layers, matching_costs
-from hoi_distill.stages.student.vlm_hoi.muren import MurenOutput
+from hoi_distill.stages.student.methods.vlm_hoi.criterion import TERMS, Criterion, LossWeights, flat, focal_terms
+from hoi_distill.stages.student.methods.vlm_hoi.matching import Costs, Targets, match, match_layers, matching_costs
+from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
 from tests.student.vlm_hoi.tiny_muren import K, N, V, random_boxes, random_output, random_targets, tiny_muren
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from hoi_distill.stages.student.vlm_hoi.augment import View, resized, training_view
-from hoi_distill.stages.student.vlm_hoi.augment import test_view as view_at_test
-from hoi_distill.stages.student.vlm_hoi.config import Pictures
-from hoi_distill.stages.student.vlm_hoi.picture_set import in_frame, pairs_of, take, targets_of
+from hoi_distill.stages.student.methods.vlm_hoi.augment import View, resized, training_view
+from hoi_distill.stages.student.methods.vlm_hoi.augment import test_view as view_at_test
+from hoi_distill.stages.student.methods.vlm_hoi.config import Pictures
+from hoi_distill.stages.student.methods.vlm_hoi.picture_set import in_frame, pairs_of, take, targets_of
 from tests.student.toy import VOCABULARY
 
 

@@ -10,21 +10,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hoi_distill.stages.data.v_coco import v_coco_vocabulary
+from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.evaluate.detections import read_detections
-from hoi_distill.stages.student.checkpoint import Student
+from hoi_distill.stages.evaluate.formats.parquet import read_detections
 from hoi_distill.stages.student.method import parameters_of
-from hoi_distill.stages.student.vlm_hoi.config import (
+from hoi_distill.stages.student.methods.vlm_hoi.config import (
     Pictures,
     Scoring,
     config_from,
     has_missing_objects,
     network_config,
 )
-from hoi_distill.stages.student.vlm_hoi.itm_loss import ItmConfig
-from hoi_distill.stages.student.vlm_hoi.muren import Muren, MurenOutput
-from hoi_distill.stages.student.vlm_hoi.predict import (
+from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
+from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren, MurenOutput
+from hoi_distill.stages.student.methods.vlm_hoi.predict import (
     Triplets,
     of_one_size,
     predicted,
@@ -32,8 +31,9 @@ from hoi_distill.stages.student.vlm_hoi.predict import (
     valid_verbs,
     write_triplets,
 )
-from hoi_distill.stages.student.vlm_hoi.student import VlmHoiStudent
-from hoi_distill.stages.student.vlm_hoi.train import train
+from hoi_distill.stages.student.methods.vlm_hoi.student import VlmHoiStudent
+from hoi_distill.stages.student.methods.vlm_hoi.train import train
+from hoi_distill.stages.student.pretrained import load_student
 from hoi_distill.storage.errors import UserError
 from tests.student.toy import VOCABULARY
 from tests.student.vlm_hoi.world import tiny_config
@@ -185,7 +185,7 @@ def test_groups_hold_one_size_and_every_picture_once():
 def test_a_saved_student_predicts_the_same(tmp_path, world):
     config = tiny_config(itm=ItmConfig(weight=0.0), epochs=12.0, ema=0.5)
     student = train(config, world.training_set(), tmp_path / "run", report=lambda line: None)
-    loaded = Student.from_pretrained(tmp_path / "run/checkpoint", VOCABULARY)
+    loaded = load_student(tmp_path / "run/checkpoint", VOCABULARY)
     assert isinstance(loaded, VlmHoiStudent)
     assert (loaded.config, loaded.tables(), loaded.origin["from"]) == (config, {}, config.start)
     tables = []
@@ -200,7 +200,7 @@ def test_a_saved_student_predicts_the_same(tmp_path, world):
     read_detections(tmp_path / "loaded/detections.parquet", world.annotations.image_id, VOCABULARY.hois, 80, 4, True)
     other = Vocabulary.from_actions([("dog", "walk", "walking")], "another")
     with pytest.raises(UserError, match="use a checkpoint of that vocabulary"):
-        Student.from_pretrained(tmp_path / "run/checkpoint", other)
+        load_student(tmp_path / "run/checkpoint", other)
 
 
 def test_a_configuration_survives_json():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hoi_distill.stages.student.vlm_hoi.config import VlmHoiConfig, starting_files, starting_place
+from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig, starting_files, starting_place
 from hoi_distill.storage.errors import UserError
 from tests.hub import hub
 
@@ -51,7 +51,7 @@ def test_a_hub_id_fetches_old_weights_too(tmp_path, name):
     torch.save(WEIGHTS, served / name)
     (served / "picture.jpg").write_bytes(b"not asked for")
     code = (
-        "from hoi_distill.stages.student.vlm_hoi.config import VlmHoiConfig, starting_files; "
+        "from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig, starting_files; "
         "print(*[p.name for p in starting_files(VlmHoiConfig(start='org/name'))])"
     )
     with hub(tmp_path / "served") as there:

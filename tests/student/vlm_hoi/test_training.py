@@ -13,11 +13,11 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from hoi_distill.stages.student.progress import NonFiniteLoss
-from hoi_distill.stages.student.state import save_state
-from hoi_distill.stages.student.vlm_hoi.itm_loss import ItmConfig
-from hoi_distill.stages.student.vlm_hoi.picture_set import StepBatches
-from hoi_distill.stages.student.vlm_hoi.train import overflowed_by_chance, restore_scaler, scaler_state, train
+from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
+from hoi_distill.stages.student.methods.vlm_hoi.picture_set import StepBatches
+from hoi_distill.stages.student.methods.vlm_hoi.train import overflowed_by_chance, restore_scaler, scaler_state, train
+from hoi_distill.stages.student.training.metrics import NonFiniteLoss
+from hoi_distill.stages.student.training.resume import save_state
 from hoi_distill.storage.errors import UserError
 from tests.student.processes import of_two_processes
 from tests.student.vlm_hoi.world import World, tiny_config, weights
@@ -59,7 +59,7 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, wor
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("hoi_distill.stages.student.vlm_hoi.train.save_state", save_and_stop)
+        patch.setattr("hoi_distill.stages.student.methods.vlm_hoi.train.save_state", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             train(config, world.training_set(), tmp_path / "stopped", report=quiet)
     assert len(records(tmp_path / "stopped")) == 4

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from hoi_distill.stages.student.vlm_hoi.matching import Targets
-from hoi_distill.stages.student.vlm_hoi.model_config import MurenConfig
-from hoi_distill.stages.student.vlm_hoi.muren import Muren, MurenOutput
+from hoi_distill.stages.student.methods.vlm_hoi.matching import Targets
+from hoi_distill.stages.student.methods.vlm_hoi.model_config import MurenConfig
+from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren, MurenOutput
 
 RESNET = {
     "model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1],

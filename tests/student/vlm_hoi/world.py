@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from hoi_distill.stages.data.records import Annotations
-from hoi_distill.stages.student.prepare import TestSet, TrainingSet
+from hoi_distill.stages.data.annotations import Annotations
+from hoi_distill.stages.student.data import TestSet, TrainingSet
+from hoi_distill.stages.student.methods.vlm_hoi.config import Pictures, Scoring, VlmHoiConfig
+from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
 from hoi_distill.stages.student.source import MemorySource
-from hoi_distill.stages.student.vlm_hoi.config import Pictures, Scoring, VlmHoiConfig
-from hoi_distill.stages.student.vlm_hoi.itm_loss import ItmConfig
 from tests.student.toy import VOCABULARY
 
 SIDE = 64

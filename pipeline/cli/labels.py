@@ -1,0 +1,77 @@
+"""``hoi-distill labels``: how good the labels are that a teacher gave to whole pictures, and what was dropped, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from hoi_distill.pipeline.cli.options import ConfigFile, Json, Set
+from hoi_distill.pipeline.config.whereabouts import in_every_folder, names_of_configuration
+
+
+@in_every_folder("config", names_of_configuration)
+def labels(
+    config: ConfigFile,
+    set: Set = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="So many random pictures of the training split; all by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the teacher's image-level labels with the annotations of the training split, and count what was dropped."""
+    from hoi_distill.pipeline.reports.label_quality import gate
+    from hoi_distill.pipeline.training.binding import plan_all
+    from hoi_distill.pipeline.workspace import prepare
+    from hoi_distill.stages.derived.image_labels import ImageLabels
+    from hoi_distill.storage.errors import UserError
+
+    setup = prepare(config, set or ())
+    plans = plan_all(setup)
+    tables = [name for name, made in plans.items() if isinstance(made.node.stage, ImageLabels)]
+    if not tables:
+        raise UserError(f"{config}: no table of stage image_labels; add one under tables")
+    if "train" not in setup.dataset or not len(setup.dataset["train"].hoi):
+        raise UserError(f"{config}: the training split has no annotations to compare with")
+    if unfilled := [name for name in tables if not plans[name].complete()]:
+        raise UserError(f"tables.{unfilled[0]} has empty cells; fill it with: {setup.mending_command()}")
+    found = {name: gate(setup, plans, name, sample) for name in tables}
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for name, report in found.items():
+        show(name, report)
+
+
+def show(name: str, report: Mapping[str, Any]) -> None:
+    """Print one table's figures for people, with a warning where the labels are mostly wrong."""
+    from hoi_distill.pipeline.reports.label_quality import DOUBTFUL
+
+    print(f"{name}: {report['pictures']:,} pictures of the training split, compared with their annotations")
+    columns = ("positives", "precision", "recall", "map", "negatives", "ignored", "listed", "missed")
+    print(" " * 20 + "".join(f"{column:>11}" for column in columns))
+    for when, label in (("before", "text alone"), ("after", "verified")):
+        for part, of in ((report[when], ""), ((report[when] or {}).get("actions"), ", actions")):
+            if part is not None:
+                print(f"  {label + of:<18}" + "".join(f"{_shown(part[column]):>11}" for column in columns))
+    print(
+        "  negatives: share of listed negatives that are none; ignored: of listed entries; listed: entries a picture;"
+    )
+    print("  missed: share of the true ones that are not listed, as nobody detected them")
+    print(f"{report['triplets']:>12,}  triplets read from the text; dropped phrases:")
+    for reason, count in report["dropped"].items():
+        print(f"{count:>12,}  {reason}")
+    last = report["after"] or report["before"]
+    if last["weak"]:
+        listed = ", ".join(f"{key} {value:.2f}" for key, value in list(last["weak"].items())[:8])
+        print(f"  precision below {DOUBTFUL} in {len(last['weak'])} classes: {listed}")
+    if last["precision"] is not None and last["precision"] < DOUBTFUL:
+        print(
+            f"WARNING: precision {last['precision']:.2f} is below {DOUBTFUL}: mend the questions before training on this"
+        )
+
+
+def _shown(value: float | int | None) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

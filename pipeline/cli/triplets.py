@@ -1,0 +1,100 @@
+"""``hoi-distill triplets``: what was read from a teacher's sentences, and what was not, and why."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Container, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hoi_distill.pipeline.cli.options import ConfigFile, Json, Set
+from hoi_distill.pipeline.config.whereabouts import in_every_folder, names_of_configuration
+
+if TYPE_CHECKING:
+    from hoi_distill.pipeline.planning.plan import TablePlan
+    from hoi_distill.pipeline.workspace import Setup
+
+Log = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write every dropped phrase to this file, a line of JSON each: picture, table, question, reason."
+    ),
+]
+
+
+@in_every_folder("config", names_of_configuration)
+def triplets(config: ConfigFile, set: Set = None, log: Log = None, as_json: Json = False) -> None:
+    """Count, for every caption question, the triplets taken and the phrases dropped, by reason."""
+    from hoi_distill.pipeline.planning.plan import read_upstream
+    from hoi_distill.pipeline.training.binding import plan_all
+    from hoi_distill.pipeline.workspace import prepare
+    from hoi_distill.stages.derived.image_labels import ImageLabels
+    from hoi_distill.stages.derived.triplets import Triplets, drop_report
+    from hoi_distill.storage.errors import UserError
+    from hoi_distill.storage.files.writable import refuse_unwritable
+
+    if log is not None:
+        refuse_unwritable("--log", log)
+    setup = prepare(config, set or ())
+    plans = plan_all(setup)
+    tables = {name: made for name, made in plans.items() if isinstance(made.node.stage, Triplets)}
+    if not tables:
+        raise UserError(f"{config}: no table of stage triplets; add one under tables")
+    later = {name: made for name, made in plans.items() if log and isinstance(made.node.stage, ImageLabels)}
+    if empty := [name for name, made in {**tables, **later}.items() if made.table is None]:
+        raise UserError(f"{config}: tables.{empty[0]} is empty; `{setup.mending_command()}` fills it")
+    cells = {
+        name: {
+            column: values.to_pylist()
+            for column, values in read_upstream(made, made.rows, setup.sources["images"]).items()
+        }
+        for name, made in {**tables, **later}.items()
+    }
+    counts = {name: {column: drop_report(values) for column, values in cells[name].items()} for name in tables}
+    if log is not None:
+        write_log(log, drops(setup, plans, cells, tables))
+    if as_json:
+        print(json.dumps(counts, indent=1))
+        return
+    for name, columns in counts.items():
+        for column, report in columns.items():
+            print(f"{name}: {column}")
+            for reason, count in report.items():
+                print(f"{count:>12,}  {reason}")
+
+
+def write_log(path: Path, dropped: Iterable[Mapping[str, Any]]) -> None:
+    """A line of JSON for each."""
+    from hoi_distill.storage.files.atomic import write_atomically
+    from hoi_distill.storage.files.writable import writing
+
+    lines = [json.dumps(drop) + "\n" for drop in dropped]
+    with writing(f"--log {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, "".join(lines))
+
+
+def drops(
+    setup: Setup, plans: Mapping[str, TablePlan], cells: Mapping[str, Mapping[str, list[Any]]], triplets: Container[str]
+) -> Iterator[dict[str, Any]]:
+    """``{picture, table, question, phrase, reason}`` of every phrase that was dropped, in the order of tables, questions and
+    pictures, so that equal cells give equal logs.
+
+    Args:
+        cells: by table and column, of the table's own rows. triplets: the tables of triplets; the others, of image labels,
+            have no question.
+    """
+    source = setup.sources["images"]
+    names: dict[int, list[str]] = {}  # several pictures of equal bytes are one row
+    for split, rows in source.splits.items():
+        for row, name in zip(rows.tolist(), setup.dataset[split].image_id, strict=True):
+            names.setdefault(row, []).append(str(name))
+    for table, columns in cells.items():
+        for column, values in columns.items():
+            question = column if table in triplets else None
+            for row, cell in zip(plans[table].rows.tolist(), values, strict=True):
+                for name, drop in itertools.product(names[row], () if cell is None else cell["dropped"]):
+                    yield {"picture": name, "table": table, "question": question, **drop}

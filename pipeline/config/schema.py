@@ -1,0 +1,135 @@
+"""The configuration: one YAML file a setup, checked to the last key before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from hoi_distill.pipeline.config.documents import Section, apply_override, read_document, validate
+from hoi_distill.storage.errors import UserError
+
+
+class PicoDataset(Section):
+    """The built-in pico world: rendered on first use into ``root`` in HICO-DET's own layout, then read like HICO-DET."""
+
+    kind: Literal["pico"]
+    root: Path
+    seed: int = Field(0, ge=0)
+    train: int = Field(4000, ge=1)
+    test: int = Field(1000, ge=1)
+
+
+class HicoDetDataset(Section):
+    """HICO-DET in any of its three forms: ``anno_bbox.mat`` or a pair of JSON files, ``images/train2015``, ``images/test2015``.
+
+    root: the folder or one of the files. image_labels: ``anno.mat``, where it does not lie beside them.
+    """
+
+    kind: Literal["hico-det"]
+    root: Path
+    lenient: bool = False
+    image_labels: Path | None = None
+
+
+class VCocoDataset(Section):
+    """V-COCO: the folder of its official files and COCO's pictures. Trains on ``trainval``.
+
+    combinations: which objects an action can be done with: what is annotated in ``trainval``, ``all``, or a vocabulary file.
+    """
+
+    kind: Literal["v-coco"]
+    root: Path
+    lenient: bool = False
+    combinations: Literal["trainval", "all"] | Path = "trainval"
+
+
+class SwigHoiDataset(Section):
+    """SWiG-HOI: the folder of its JSON files and pictures. Trains on ``trainval``."""
+
+    kind: Literal["swig-hoi"]
+    root: Path
+    lenient: bool = False
+
+
+class FolderDataset(Section):
+    """A plain folder of pictures. annotations: its JSON file (docs/formats.md), where pictures are labelled."""
+
+    kind: Literal["folder"]
+    root: Path
+    vocabulary: Path | None = None
+    annotations: Path | None = None
+    lenient: bool = False
+
+
+Dataset = PicoDataset | HicoDetDataset | VCocoDataset | SwigHoiDataset | FolderDataset
+
+
+class Table(Section):
+    """One table of the cache. Keys other than these are the stage's own parameters."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    stage: str
+    splits: tuple[Literal["train", "test"], ...] = ("train", "test")
+    shard_rows: int = Field(256, ge=1)
+
+    def parameters(self) -> dict[str, Any]:
+        """The stage's own parameters, as written."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Workers(Section):
+    executor: Literal["ray", "inline"] = "ray"
+    count: int = Field(default=2, ge=1)
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda|mps)(:\d+)?$")
+    """Of the inline executor; Ray's workers take a GPU where a table's ``gpus`` reserves one."""
+    hang_after: float = Field(default=1800, gt=0)
+    """Seconds: a Ray worker that computes no batch and loads no model in them is replaced."""
+    start_within: float = Field(default=100, gt=0)
+    """Seconds in which the first Ray worker has to start; more where a cluster first fetches machines."""
+
+    def limits(self) -> dict[str, float]:
+        return {"hang_after": self.hang_after, "start_within": self.start_within}
+
+
+class Config(Section):
+    """One setup. Relative paths are relative to the working directory, which
+    :mod:`hoi_distill.pipeline.config.whereabouts` chooses."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    cache: Path = Path("cache")
+    runs: Path = Path("runs")
+    dataset: Dataset = Field(discriminator="kind")
+    workers: Workers = Field(default_factory=lambda: Workers(count=2))
+    tables: dict[str, Table]
+    pair_teachers: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Networks trained on annotations while the cache is filled, each a section like ``student``."""
+    student: dict[str, Any] | None = None
+
+    def splits(self) -> tuple[Literal["train", "test"], ...]:
+        """("train",) for a folder without annotations, ("train", "test") for everything else."""
+        if isinstance(self.dataset, FolderDataset) and self.dataset.annotations is None:
+            return ("train",)
+        return ("train", "test")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a configuration.
+
+    Args:
+        path: the YAML file.
+        overrides: ``key.path=value`` strings, values in YAML, as given to ``--set``.
+
+    Raises:
+        UserError: one line with the file, the key path, what was given and what is allowed.
+    """
+    document = read_document(path, "configuration", "name, dataset, tables")
+    if "arms" in document and "setup" in document:
+        raise UserError(f"{path}: a matrix of experiments, not a configuration; run: hoi-distill experiments {path}")
+    for override in overrides:
+        apply_override(document, override)
+    checked: Config = validate(Config, document, f"{path}: ")
+    return checked

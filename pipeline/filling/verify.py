@@ -1,0 +1,127 @@
+"""Recompute a sample of stored cells and compare: code is not hashed, so this is how a drift of numbers is found."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hoi_distill.pipeline.console.progress import working
+from hoi_distill.pipeline.filling.run import make_part
+from hoi_distill.pipeline.training.binding import plan_all
+from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.stages.stage import TensorOutput
+from hoi_distill.storage.errors import UserError
+from hoi_distill.workers.task import Task
+
+TOLERANCE = {"fp16": 2e-3, "bf16": 2e-2, "int8": 3e-2, "float16": 4e-3, "float32": 1e-4}
+"""Largest accepted difference, relative to the largest magnitude of the cell (at least 1), by stored type."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What became of a sample."""
+
+    table: str
+    cells: int
+    differing: int
+    worst: float
+    tolerance: float
+    examples: tuple[str, ...]
+
+    @property
+    def agrees(self) -> bool:
+        return self.differing == 0
+
+    def line(self) -> str:
+        verdict = "agree" if self.agrees else f"of which {self.differing} DIFFER: {'; '.join(self.examples)}"
+        return (
+            f"{self.table}: {self.cells} cells computed again, {verdict} "
+            f"(largest difference {self.worst:.2g}, tolerance {self.tolerance:.2g})"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        worst = self.worst if np.isfinite(self.worst) else None  # texts that differ are not apart by a number
+        return {**asdict(self), "worst": worst, "agrees": self.agrees}
+
+
+def verify_table(setup: Setup, name: str, sample: int, seed: int) -> Verification:
+    """Compute ``sample`` random filled cells of one table again, in this process, and compare them with what is stored."""
+    from hoi_distill.workers.worker import Worker
+
+    if name not in setup.nodes:
+        raise UserError(f"{setup.path}: tables: there is no {name!r}; there are {', '.join(setup.nodes)}")
+    plans = plan_all(setup)
+    made = plans[name]
+    if made.table is None or made.state is None or not made.counts["filled"]:
+        raise UserError(f"{name}: no filled cell to verify; fill it with: {setup.mending_command()}")
+    filled = made.state.filled
+    cells = np.argwhere(filled)
+    chosen = cells[np.random.default_rng(seed).permutation(len(cells))[:sample]]
+    positions, slot = np.unique(chosen[:, 0], return_inverse=True)
+    needed = np.zeros((len(positions), len(made.columns)), bool)
+    needed[slot, chosen[:, 1]] = True
+    source = setup.sources[made.node.stage.source]
+    members = made.rows[positions]
+    part = make_part(made, positions, needed, source, plans, setup)
+    task = Task(
+        f"verify:{name}",
+        source.ids[members],
+        [source.uris[i] for i in members],
+        [source.keys[i] for i in members],
+        (part,),
+    )
+    device = setup.config.workers.device
+    what = f"computing {len(chosen):,} cells of {len(positions):,} rows of {name} again on {device}"
+    print(f"{what[0].upper()}{what[1:]}; the model is loaded first.", file=sys.stderr)
+    worker = Worker(device)
+    try:
+        with working(what):
+            outcome = worker.forward(task)
+    finally:
+        worker.close()
+    assert outcome is not None
+    filling = outcome.fillings[0]
+    if outcome.changed:
+        raise UserError(f"{task.uris[outcome.changed[0]]}: its bytes have changed; run again before verifying")
+    inputs = None if made.inputs is None else made.inputs[positions]
+    kind = made.node.stage.output
+    differences, labels = [], []
+    for number, column in enumerate(part.columns):
+        where = np.flatnonzero(part.needed[:, number])
+        position = made.columns.index(column)
+        asked = inputs if inputs is None or inputs.ndim == 1 else inputs[:, position : position + 1]
+        stored = made.table.read(task.rows[where], (column,), None if asked is None else asked[where])[column]
+        fresh = filling.values(column, where)
+        for index, row in enumerate(where.tolist()):
+            valid = filling.valid[row, number]
+            differences.append(difference(stored[index], fresh[index]) if valid else float("inf"))
+            labels.append(f"{task.keys[row]} / {column}")
+    tolerance = TOLERANCE[kind.codec] if isinstance(kind, TensorOutput) else TOLERANCE["float16"]
+    bad = [label for label, value in zip(labels, differences, strict=True) if not value <= tolerance]
+    return Verification(name, len(differences), len(bad), max(differences), tolerance, tuple(bad[:3]))
+
+
+def difference(stored: Any, fresh: Any) -> float:
+    """Largest difference of two cells, relative to the larger of 1 and the stored magnitude; infinite where they differ in
+    anything but a number."""
+    stored, fresh = (value.as_py() if hasattr(value, "as_py") else value for value in (stored, fresh))
+    if isinstance(stored, dict) and isinstance(fresh, dict):
+        if stored.keys() != fresh.keys():
+            return float("inf")
+        return max((difference(stored[key], fresh[key]) for key in stored), default=0.0)
+    if isinstance(stored, str) or isinstance(fresh, str) or stored is None or fresh is None:
+        return 0.0 if stored == fresh else float("inf")
+    if isinstance(stored, list) and isinstance(fresh, list):
+        if len(stored) != len(fresh):
+            return float("inf")
+        if all(isinstance(value, int | float) for value in (*stored, *fresh)):
+            stored, fresh = np.array(stored, np.float64), np.array(fresh, np.float64)
+        else:
+            return max((difference(a, b) for a, b in zip(stored, fresh, strict=True)), default=0.0)
+    a, b = np.asarray(stored, np.float64), np.asarray(fresh, np.float64)
+    if a.shape != b.shape:
+        return float("inf")
+    return float(np.abs(a - b).max(initial=0.0) / max(1.0, np.abs(a).max(initial=0.0)))

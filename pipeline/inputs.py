@@ -1,0 +1,184 @@
+"""Where rows come from: the pictures of a dataset and the texts of a configuration, named by the digest of their bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hoi_distill.pipeline.config.schema import (
+    Dataset,
+    FolderDataset,
+    HicoDetDataset,
+    PicoDataset,
+    SwigHoiDataset,
+    VCocoDataset,
+)
+from hoi_distill.storage.digests import as_rows, digest_bytes
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.file_digests import DigestMemory
+
+if TYPE_CHECKING:
+    from hoi_distill.stages.data.annotations import Annotations
+
+HEADERS_VERSION = 1
+"""Raised when :func:`hoi_distill.stages.data.image.read_header` says something else of the same bytes."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Distinct inputs in dataset order.
+
+    Attributes:
+        ids: ``V16 [N]``, each once.
+        uris: where to read each one: a file's path, or ``text:`` followed by the text itself.
+        keys: the dataset's name of each (image id; for a text, the text). Several records of equal bytes share a row;
+            the row goes by the first one's name.
+        splits: ``{split: int64 [records of the split]}``: the row of every record.
+    """
+
+    ids: np.ndarray
+    uris: list[str]
+    keys: list[str]
+    splits: Mapping[str, np.ndarray]
+
+    def rows(self, splits: Sequence[str]) -> np.ndarray:
+        """``int64 [R]``: the rows that occur in any of the splits, in order of first appearance."""
+        parts = [self.splits[s] for s in splits if s in self.splits]
+        if not parts:
+            return np.zeros(0, np.int64)
+        both = np.concatenate(parts)
+        return both[np.sort(np.unique(both, return_index=True)[1])]
+
+
+def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annotations]:
+    """The annotations of each split, pairs that are a class. The pico world is rendered first if it is not there.
+
+    Args:
+        limit: only the first so many pictures of each split, for a trial run.
+    """
+    from hoi_distill.stages.data.open_dataset import open_annotations
+
+    match dataset:
+        case PicoDataset():
+            from hoi_distill.pipeline.console.progress import working
+            from hoi_distill.stages.data.hico_det.loader import load_hico_det
+            from hoi_distill.stages.data.pico.world import write_world
+
+            try:
+                with working(f"drawing the pico world into {dataset.root}"):
+                    write_world(dataset.root, seed=dataset.seed, train=dataset.train, test=dataset.test)
+            except OSError as error:
+                raise UserError(f"{dataset.root}: the pico world cannot be drawn there: {error}") from None
+            return {
+                split: replace(load_hico_det(dataset.root, split, limit=limit), name="pico world")
+                for split in ("train", "test")
+            }
+        case FolderDataset(annotations=None):
+            from hoi_distill.stages.data.folder import load_folder
+
+            return {"train": load_folder(dataset.root, vocabulary=dataset.vocabulary, limit=limit)}
+        case FolderDataset(annotations=file) if file is not None:
+            from hoi_distill.stages.data.folder import load_annotated_folder
+
+            return {
+                split: load_annotated_folder(
+                    file, split, dataset.root, dataset.vocabulary, limit, dataset.lenient
+                ).classified()
+                for split in ("train", "test")
+            }
+        case HicoDetDataset():
+            names = {"train": "train", "test": "test"}
+        case VCocoDataset() | SwigHoiDataset():
+            names = {"train": "trainval", "test": "test"}
+    own: dict[str, Any] = {}
+    if isinstance(dataset, HicoDetDataset):
+        own["image_labels"] = dataset.image_labels
+    elif isinstance(dataset, VCocoDataset):
+        own["combinations"] = dataset.combinations
+    return {
+        split: open_annotations(
+            dataset.kind, dataset.root, name, lenient=dataset.lenient, limit=limit, **own
+        ).classified()
+        for split, name in names.items()
+    }
+
+
+def image_source(
+    dataset: Mapping[str, Annotations], memory: DigestMemory, rehash: bool = False, lenient: bool = False
+) -> tuple[dict[str, Annotations], Source]:
+    """The dataset's pictures whose size is the annotated one, and their rows.
+
+    Digests are remembered by path, size, time and inode (``rehash`` forgets), and headers by digest.
+
+    Raises:
+        UserError: a picture cannot be read, or is not of the size that its annotations state; ``lenient`` drops, counts
+            and warns of the latter.
+    """
+    digests = memory.digests([path for annotations in dataset.values() for path in annotations.path], rehash=rehash)
+    ends = np.cumsum([0] + [len(annotations.path) for annotations in dataset.values()])
+    kept: dict[str, Annotations] = {}
+    named = []
+    for (split, whole), start, end in zip(dataset.items(), ends[:-1], ends[1:], strict=True):
+        kept[split], rows = _as_annotated(whole, digests[start:end], memory, lenient)
+        named.append(rows)
+    return kept, _source(kept, np.concatenate(named))
+
+
+def _as_annotated(
+    annotations: Annotations, digests: np.ndarray, memory: DigestMemory, lenient: bool
+) -> tuple[Annotations, np.ndarray]:
+    """The pictures that are of the size their annotations state, and the names of their rows, ``V16``.
+
+    Upright pictures have been compared by their reader, which opens them all, and are named by their bytes alone.
+    """
+    if annotations.frame == "upright":
+        return annotations, digests
+    from hoi_distill.stages.data.annotations import contradiction
+    from hoi_distill.stages.data.image import as_stored, read_header
+    from hoi_distill.stages.data.reading.rejects import Rejects
+
+    def header(i: int) -> str:
+        width, height, orientation = read_header(annotations.path[i])
+        return f"{width} {height} {orientation}" if width else ""
+
+    lines = memory.derived_all(digests, f"picture header {HEADERS_VERSION}", header)
+    told = np.array([(line or "0 0 1").split() for line in lines], np.int64).reshape(-1, 3)  # unreadable in every frame
+    stated = np.stack([annotations.width, annotations.height], 1)
+    reject = Rejects(f"{annotations.name} {annotations.split}:", lenient)
+    good = np.ones(len(told), bool)
+    for i in np.flatnonzero((stated != told[:, :2]).any(1)).tolist():
+        wrong = contradiction(annotations.path[i], stated[i].tolist(), told[i, :2].tolist(), annotations.frame)
+        if wrong is not None:
+            reject(wrong)
+            good[i] = False
+    reject.warn()
+    rows = digests.copy()
+    for i in np.flatnonzero(told[:, 2] != 1).tolist():
+        rows[i] = np.void(as_stored(digests[i].tobytes()))
+    return (annotations, rows) if good.all() else (annotations.take(np.flatnonzero(good)), rows[good])
+
+
+def _source(dataset: Mapping[str, Annotations], digests: np.ndarray) -> Source:
+    """Rows of every record, ``V16`` names in dataset order; records of one name share a row."""
+    paths = [path for annotations in dataset.values() for path in annotations.path]
+    keys = [str(key) for annotations in dataset.values() for key in annotations.image_id]
+    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
+    order = np.argsort(first, kind="stable")
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    row_of_record = rank[inverse.reshape(-1)]
+    ends = np.cumsum([0] + [len(annotations.path) for annotations in dataset.values()])
+    splits = {name: row_of_record[start:end] for name, start, end in zip(dataset, ends[:-1], ends[1:], strict=True)}
+    chosen = first[order]
+    return Source(digests[chosen], [paths[i] for i in chosen], [keys[i] for i in chosen], splits)
+
+
+def text_source(texts: Sequence[str]) -> Source:
+    """Rows of distinct texts, belonging to every split."""
+    unique = list(dict.fromkeys(texts))
+    ids = as_rows([digest_bytes(text.encode()) for text in unique])
+    everything = np.arange(len(unique))
+    return Source(ids, [f"text:{text}" for text in unique], unique, {"train": everything, "test": everything})

@@ -1,0 +1,79 @@
+"""The page of a folder of pictures: what the teacher said, and which prompts matched best."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from hoi_distill.pipeline.reports.run import captions_of, matches_of, readable
+from hoi_distill.pipeline.training.binding import plan_all
+from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.stages.evaluate.pages.gallery import GalleryItem
+from hoi_distill.stages.evaluate.pages.report import FolderPage, TableRead, write_folder_page
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files.writable import refuse_unwritable
+
+SHOWN = 8
+"""Questions of a table up to which every answer is shown."""
+
+
+def agreed(said: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The answers that are not no, and how many are."""
+    yes = [(question, answer) for question, answer in said if not answer.startswith("no (")]
+    denied = len(said) - len(yes)
+    return [*yes, *([("answered no", f"{denied} more questions")] if denied else [])]
+
+
+def write_page(setup: Setup, out: Path) -> None:
+    """Write one self-contained HTML file with every picture of the setup's tables ``captions`` and ``itm``.
+
+    Raises:
+        UserError: nothing is filled yet, or ``out`` cannot be written, which is tried first.
+    """
+    refuse_unwritable("--out", out)
+    plans = plan_all(setup)
+    source = setup.sources["images"]
+    texts = [made for made in plans.values() if made.node.stage.name == "captions"]
+    itm = next((made for made in plans.values() if made.node.stage.name == "itm"), None)
+    shown = [*texts, *([itm] if itm is not None else [])]
+    rows = source.rows(setup.config.splits())
+    answers: list[list[tuple[str, str]]] = [[] for _ in rows]
+    for made in texts:
+        for told, said in zip(answers, captions_of(setup, made, rows), strict=True):
+            told += said if len(made.columns) <= SHOWN else agreed(said)
+    matches = matches_of(setup, itm, rows)
+    answered = np.logical_or.reduce([np.zeros(len(rows), bool), *(readable(setup, made, rows) for made in shown)])
+    if not answered.any():
+        raise UserError(f"{setup.path}: the cache holds no captions or matching scores yet; {setup.mending_command()}")
+    empty = {made.node.name: made.counts["empty"] + made.counts["unknown"] for made in shown if not made.complete()}
+    if empty:
+        cells = ", ".join(f"{count:,} of {name}" for name, count in empty.items())
+        print(
+            f"hoi-distill: warning: empty cells ({cells}) are left out of the page; `{setup.mending_command()}` fills them",
+            file=sys.stderr,
+        )
+    failed: dict[str, str] = {}
+    for made in shown:
+        if made.table is not None:
+            for (row, _), reason in made.table.failures(source.ids[made.rows], made.columns, made.inputs).items():
+                failed.setdefault(source.keys[made.rows[row]], reason)
+    frame = next(iter(setup.dataset.values())).frame
+    items = [
+        GalleryItem(source.keys[row], Path(source.uris[row]), captions=answers[i], matches=matches[i], frame=frame)
+        for i, row in enumerate(rows)
+        if answered[i]
+    ]
+    tables = [
+        TableRead(name, made.table.fingerprint, made.table.record, len(made.columns))
+        for name, made in plans.items()
+        if made.table is not None
+    ]
+    teachers = {made.node.stage.provenance().get("checkpoint") for made in shown}
+    about = (
+        f"{len(items)} pictures of {setup.config.dataset.root}, as the teacher sees them "
+        f"({', '.join(sorted(str(teacher) for teacher in teachers if teacher))})."
+    )
+    write_folder_page(out, FolderPage(setup.config.name, about, items, failed, tables))
+    print(f"{out}: {len(items)} pictures" + (f", {len(failed)} failed" if failed else ""))

@@ -1,0 +1,165 @@
+"""What the pages are made of: the run's figures, and what the teacher's tables say of the pictures shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hoi_distill.pipeline.planning.plan import TablePlan, align
+from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.stages.evaluate.pages.gallery import Match, choose_pictures, gallery_items
+from hoi_distill.stages.evaluate.pages.report import LabelCheck, ReportData, write_report
+from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
+
+if TYPE_CHECKING:
+    from hoi_distill.pipeline.training.request import Resolved
+    from hoi_distill.stages.evaluate.detections import Detections
+    from hoi_distill.stages.evaluate.figures import Evaluation
+
+BEST_PROMPTS = 5
+CHECKED = 500
+"""Training pictures whose image-level labels are compared with annotations."""
+
+
+def write_run_report(
+    setup: Setup,
+    resolved: Resolved,
+    plans: Mapping[str, TablePlan],
+    run_dir: Path,
+    trained_on: str,
+    found: Detections,
+    evaluation: Evaluation,
+) -> None:
+    """Write ``report.html``; ``student.json``, ``metrics.jsonl`` and ``evaluation.json`` of the run are there already.
+
+    Args:
+        trained_on: what the student learned from, a noun phrase.
+    """
+    test = setup.dataset["test"]
+    rows = setup.sources["images"].splits["test"]
+    chosen = choose_pictures(test, found, evaluation.matched, resolved.tested)
+    shown = np.array([pick.image for pick in chosen])
+    roles = resolved.pictures.tables
+    captions = captions_of(setup, plans.get(roles.captions or ""), rows[shown])
+    matches = matches_of(setup, plans.get(roles.itm), rows[shown])
+    matches = ticked(matches, test.take(shown).image_truth(), setup.vocabulary.prompts())
+    gallery = gallery_items(
+        test,
+        found,
+        evaluation.matched,
+        chosen,
+        lambda image: Path(test.path[image]),
+        {int(image): captions[i] for i, image in enumerate(shown)},
+        {int(image): matches[i] for i, image in enumerate(shown)},
+    )
+    done = json.loads((run_dir / "done.json").read_text())
+    data = ReportData.from_run(
+        run_dir,
+        name=setup.config.name,
+        trained_on=f"Trained on {trained_on}.",
+        facts=(
+            ("Run", resolved.fingerprint[:12]),
+            ("Seed", str(resolved.config.seed)),
+            *resolved.method.facts(resolved.config),
+            ("Training", f"{done['wall_seconds']:.0f} s wall, {done['cpu_seconds']:.0f} s CPU"),
+            ("Test pictures", f"{len(test.path):,}"),
+        ),
+        skipped=resolved.left_out,
+        gallery=gallery,
+        labels=label_check(setup, plans, roles.labels) if "labels" in resolved.train else None,
+    )
+    write_report(run_dir / "report.html", data)
+
+
+def ticked(matches: Sequence[Sequence[Match]], truth: np.ndarray, prompts: Sequence[str]) -> list[Sequence[Match]]:
+    """The same matches, those of an annotated class marked as such; of a sentence that is no class's it is not known.
+
+    Args:
+        matches: of N pictures.
+        truth: ``bool [N, H]``: the interactions annotated in each.
+        prompts: the sentence of each class.
+    """
+    marked: list[Sequence[Match]] = []
+    for found, row in zip(matches, truth.tolist(), strict=True):
+        true: dict[str, bool] = {}
+        for prompt, there in zip(prompts, row, strict=True):
+            true[prompt] = there or true.get(prompt, False)
+        marked.append([replace(match, annotated=true.get(match.prompt)) for match in found])
+    return marked
+
+
+def label_check(setup: Setup, plans: Mapping[str, TablePlan], name: str) -> LabelCheck | None:
+    """The gate of a table of image-level labels on :data:`CHECKED` random training pictures, which are all read after the
+    training; None where nothing is annotated."""
+    from hoi_distill.pipeline.reports.label_quality import gate
+
+    if not len(setup.dataset["train"].hoi):
+        return None
+    report = gate(setup, plans, name, CHECKED)
+    rows = []
+    for when, of in (("before", "of the texts alone"), ("after", "of texts and yes/no answers")):
+        for part, which in ((report[when], ""), ((report[when] or {}).get("actions"), ", without no_interaction")):
+            if part is not None:
+                rows.append((f"{of}{which}", part["precision"], part["recall"], part["map"]))
+    return LabelCheck(report["pictures"], rows, report["dropped"])
+
+
+def readable(setup: Setup, made: TablePlan | None, rows: np.ndarray) -> np.ndarray:
+    """``bool [r]``: which of these rows have every wanted cell of a table (values, not failures)."""
+    if made is None or made.state is None:
+        return np.zeros(len(rows), bool)
+    where = align(made.rows, rows, len(setup.sources["images"].ids))
+    have = where >= 0
+    without = made.state.empty(where[have]) | made.state.failed[where[have]]
+    have[have] = ~(without if made.wanted is None else without & made.wanted[where[have]]).any(axis=1)
+    return have
+
+
+def cells_of(setup: Setup, made: TablePlan | None, rows: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """The rows (positions among ``rows``) that a table answers completely, and their values by column."""
+    chosen = np.flatnonzero(readable(setup, made, rows))
+    if made is None or made.table is None or not len(chosen):
+        return np.zeros(0, np.int64), {}
+    ids = setup.sources["images"].ids
+    where = align(made.rows, rows[chosen], len(ids))
+    inputs, wanted = (None if cells is None else cells[where] for cells in (made.inputs, made.wanted))
+    return chosen, made.table.read(ids[rows[chosen]], made.columns, inputs, wanted)
+
+
+def captions_of(setup: Setup, made: TablePlan | None, rows: np.ndarray) -> list[list[tuple[str, str]]]:
+    """(question, answer) of each row, of the questions that were asked of it; yes/no answers come with their score."""
+    answers: list[list[tuple[str, str]]] = [[] for _ in rows]
+    chosen, values = cells_of(setup, made, rows)
+    for question, cells in values.items():
+        for position, cell in zip(chosen, cells.to_pylist(), strict=True):
+            if cell is None:
+                continue
+            score = "" if cell["score"] is None else f" ({cell['score']:.2f})"
+            answers[position].append((question, f"{cell['text']}{score}"))
+    return answers
+
+
+def matches_of(
+    setup: Setup, made: TablePlan | None, rows: np.ndarray, best: int = BEST_PROMPTS
+) -> list[Sequence[Match]]:
+    """The prompts that match each row best, with the softmax probability of a match."""
+    matches: list[Sequence[Match]] = [[] for _ in rows]
+    chosen = np.flatnonzero(readable(setup, made, rows))
+    if made is None or made.table is None or not len(chosen):
+        return matches
+    source = setup.sources["images"]
+    where = align(made.rows, rows[chosen], len(source.ids))
+    inputs, wanted = (None if cells is None else cells[where] for cells in (made.inputs, made.wanted))
+    ref = TableRef(str(made.table.dir), made.columns, inputs, made.table.fingerprint, wanted)
+    spec = StreamSpec(source.ids[rows[chosen]], {"itm": ref}, setup.mending_command())
+    for sample in SampleStream(spec).__getitems__(range(len(chosen))):
+        logits = {prompt: pair for prompt, pair in sample["itm"].items() if pair is not None}
+        odds = np.diff(np.array(list(logits.values()), np.float64).reshape(-1, 2))[:, 0]
+        top, prompts = np.argsort(-odds, kind="stable")[:best], list(logits)
+        matches[chosen[sample["row"]]] = [Match(prompts[i], float(1 / (1 + np.exp(-odds[i])))) for i in top]
+    return matches

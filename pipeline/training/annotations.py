@@ -1,0 +1,198 @@
+"""Which annotations a training sees: those of the first pictures, without a zero-shot split's classes, or a few of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from hoi_distill.pipeline.config.student import FewShotSection, Pictures
+from hoi_distill.pipeline.training.agreement import refuse_better_taught
+from hoi_distill.pipeline.training.section import labelled_count
+from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.stages.data.annotations import Annotations
+from hoi_distill.stages.data.sampling import few_shot
+from hoi_distill.stages.data.sampling.few_shot import FewShot
+from hoi_distill.stages.data.sampling.splits import ZeroShotSplit
+from hoi_distill.stages.data.sampling.training_rules import training_rule
+from hoi_distill.stages.data.zero_shot import split_of
+from hoi_distill.stages.student.method import METHODS, Method, Needs, method_named
+from hoi_distill.storage.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The training split's N records as a training sees them.
+
+    Attributes:
+        annotations: all records, with the annotations that training may see; of every record the method may look at, and
+            none for a method that reads none.
+        labelled: bool ``[N]`` records with annotations for the student. excluded: bool ``[N]`` those that training may
+            not see at all, because nothing seen is annotated in them; ``left_out`` says so, ``{reason: pictures}``.
+        split: the zero-shot split; few: the drawn list; dropped: all records with what was not drawn.
+        before: int64 ``[H]`` annotated pairs of each class in the labelled pictures before anything was taken out; in all
+            pictures where none is labelled. For evaluation.
+    """
+
+    annotations: Annotations
+    labelled: np.ndarray
+    excluded: np.ndarray
+    before: np.ndarray
+    split: ZeroShotSplit | None = None
+    few: FewShot | None = None
+    dropped: Annotations | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def seen(self) -> np.ndarray:
+        """int64 ``[H]``: annotated pairs of each class that training sees."""
+        return pairs_of(self.annotations, self.labelled)
+
+    def record(self) -> dict[str, Any]:
+        """What a run's record says of them; nothing where all annotations of the labelled pictures are used."""
+        said: dict[str, Any] = {}
+        if self.split is not None:
+            said["zero_shot"] = {"split": self.split.name, "unseen_classes": int(self.split.unseen.sum())}
+        if self.few is not None:
+            named = {key: getattr(self.few, key) for key in ("shots", "seed", "classes")}
+            said["few_shot"] = {**named, "annotations": len(self.few), "digest": self.few.digest()}
+        return said
+
+    def words(self) -> str:
+        """The same as the end of a sentence."""
+        words = "" if self.split is None else f". The {self.split.unseen.sum()} classes of {self.split.name} are unseen"
+        if self.few is not None:
+            words += f". At most {self.few.shots} annotations a class, {len(self.few):,} in all (seed {self.few.seed})"
+        return words
+
+
+def labels_of(setup: Setup, pictures: Pictures, method: Method, needs: Needs, distinct: np.ndarray) -> Labels:
+    """Take the labelled pictures, then what the zero-shot split leaves of them, then draw a few of that.
+
+    Args:
+        distinct: int64, the first record of each row; the others are no pictures of their own.
+
+    Raises:
+        UserError: more pictures than there are, a split, list or method that does not go with the rest.
+    """
+    train, where = setup.dataset["train"], f"{setup.path}: student."
+    there, few_section = len(train), pictures.few_shot
+    count = labelled_count(setup, pictures, where)
+    if count == 0 or not needs.annotations:
+        return unlabelled(train, needs)
+    labelled = np.arange(there) < count
+    labels = Labels(train, labelled, np.zeros(there, bool), pairs_of(train, labelled))
+    if pictures.zero_shot is not None:
+        refuse_unable(method, f"{where}zero_shot: {pictures.zero_shot}")
+        try:
+            split = split_of(setup.vocabulary, pictures.zero_shot)
+        except UserError as error:
+            raise UserError(f"{where}zero_shot: {error}") from None
+        labels = without_unseen(labels, split, pictures.training_rule)
+    refuse_better_taught(setup, pictures, needs)
+    if few_section is not None:
+        if few_section.ignore_dropped:
+            refuse_unable(method, f"{where}few_shot")
+        if needs.all_annotations:
+            raise UserError(
+                f"{where}few_shot: this training reads all annotations, drawn or not; choose another teacher"
+            )
+        labels = with_few(labels, few_section, distinct[labels.labelled[distinct]], f"{where}few_shot")
+    if not labels.labelled.any():
+        raise UserError(f"{where}labelled: no annotation is left to train on; label more pictures")
+    return labels
+
+
+def unlabelled(train: Annotations, needs: Needs) -> Labels:
+    """No picture is labelled: training is handed no annotations, or those of all pictures where it is a control."""
+    none, every = np.zeros(len(train), bool), np.ones(len(train), bool)
+    seen = train if needs.all_annotations else without_annotations(train)
+    return Labels(seen, none, none, pairs_of(train, every))
+
+
+def without_annotations(whole: Annotations) -> Annotations:
+    """The same records, of which nothing is said: no pair and no image-level label."""
+    return replace(whole.with_pairs(np.zeros(len(whole.hoi), bool)), image_hois=None)
+
+
+def refuse_unable(method: Method, what: str) -> None:
+    """Raises UserError where a method cannot leave classes or annotations out of its training."""
+    if not method.zero_shot:
+        able = [name for name in METHODS if method_named(name).zero_shot]
+        raise UserError(
+            f"{what}: {method.name} cannot leave annotations out of its loss; methods that can: {', '.join(able)}"
+        )
+
+
+def without_unseen(labels: Labels, split: ZeroShotSplit, rule: str) -> Labels:
+    """What a zero-shot training may see. Labelled pictures without any of it are left out, also as unlabelled ones."""
+    whole = labels.annotations
+    kept = training_rule(rule)(whole, split.unseen)
+    held = np.isin(whole.image_id, kept.image_id)
+    seen = among(whole, np.flatnonzero(held), kept)
+    if whole.image_hois is not None:
+        seen = replace(seen, image_hois=whole.image_hois & ~split.unseen)
+    excluded = labels.labelled & ~held
+    reason = f"no annotation outside {split.name}'s unseen classes ({rule})"
+    return replace(
+        labels,
+        annotations=seen,
+        labelled=labels.labelled & held,
+        excluded=excluded,
+        split=split,
+        left_out={reason: int(excluded.sum())} if excluded.any() else {},
+    )
+
+
+def with_few(labels: Labels, section: FewShotSection, pool: np.ndarray, where: str) -> Labels:
+    """A few annotations of each class, drawn among the labelled records ``pool`` (int64, rising); the other pictures count
+    as unlabelled."""
+    whole = labels.annotations
+    among_labelled = whole.take(pool)
+    if section.file is None:
+        few = few_shot.draw(among_labelled, section.shots, section.seed, section.classes)
+    else:
+        few = FewShot.load(section.file)
+        said = {"shots": few.shots, "seed": few.seed, "classes": few.classes}
+        for key, value in said.items():
+            if getattr(section, key) != value:
+                raise UserError(
+                    f"{where}.{key}: {getattr(section, key)!r}, but {section.file} has {value!r}; write that"
+                )
+    try:
+        drawn, rest = few_shot.apply(among_labelled, few)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    held = pool[np.isin(among_labelled.image_id, drawn.image_id)]
+    labelled = np.zeros_like(labels.labelled)
+    labelled[held] = True
+    return replace(
+        labels,
+        annotations=among(whole, held, drawn),
+        labelled=labelled,
+        few=few,
+        dropped=among(whole, held, rest) if section.ignore_dropped else None,
+    )
+
+
+def among(whole: Annotations, records: np.ndarray, part: Annotations) -> Annotations:
+    """The pairs of ``part``, whose pictures are the rising ``records`` of ``whole``, and none in its other pictures."""
+    counts = np.zeros(len(whole), np.int64)
+    counts[records] = np.diff(part.pair_offsets)
+    return replace(
+        whole,
+        pair_offsets=np.concatenate([[0], np.cumsum(counts)]),
+        human_box=part.human_box,
+        object_box=part.object_box,
+        object=part.object,
+        verb=part.verb,
+        hoi=part.hoi,
+        image_hois=None,
+    )
+
+
+def pairs_of(annotations: Annotations, labelled: np.ndarray) -> np.ndarray:
+    """int64 ``[H]``: pairs of each class in the records of bool ``labelled``."""
+    assert annotations.vocabulary is not None
+    hoi = annotations.hoi[labelled[annotations.pair_image()]]
+    return np.bincount(hoi[hoi >= 0], minlength=len(annotations.vocabulary))

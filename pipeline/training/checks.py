@@ -1,0 +1,93 @@
+"""What is refused of a student's section, and warned of, before a teacher works for it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from hoi_distill.pipeline.config.student import read_section
+from hoi_distill.pipeline.training.section import labelled_count, student_section
+from hoi_distill.pipeline.workspace import Setup, is_folder
+from hoi_distill.stages.student.method import Method
+from hoi_distill.storage.errors import UserError, placed
+
+
+def check_student(setup: Setup) -> None:
+    """Refuse a ``student:`` section, or a pair teacher's, with a mistake before a teacher has worked for it, and warn of what
+    nobody means; a setup without one is fine."""
+    from hoi_distill.pipeline.training.binding import as_student, in_its_section
+
+    for name, section in setup.config.pair_teachers.items():
+        where = f"{setup.path}: pair_teachers.{name}."
+        labelled_count(setup, read_section(section, where)[2], where)
+        if not is_folder(setup):
+            with in_its_section(setup, name):
+                _check_section(as_student(setup, name), where)
+    if setup.config.student is not None and not is_folder(setup):
+        _check_section(setup, f"{setup.path}: student.")
+
+
+def rehearse_student(setup: Setup) -> None:
+    """:func:`check_student` of what only building the networks tells. It imports torch: for a run that has work to do."""
+    from hoi_distill.pipeline.training.binding import as_student, in_its_section
+
+    if is_folder(setup):
+        return
+    for name in setup.config.pair_teachers:
+        with in_its_section(setup, name):
+            _rehearse_section(as_student(setup, name))
+    if setup.config.student is not None:
+        _rehearse_section(setup)
+
+
+def _rehearse_section(setup: Setup) -> None:
+    method, config, _ = student_section(setup)
+    with placed(f"{setup.path}: student."):
+        method.rehearse(config, setup.vocabulary)
+
+
+def _check_section(setup: Setup, named: str) -> None:
+    """:func:`check_student` of the section in the student's place; warnings begin with ``named``."""
+    from hoi_distill.pipeline.training.agreement import refuse_other_boxes
+    from hoi_distill.pipeline.training.annotations import labels_of
+
+    method, config, pictures = student_section(setup)
+    needs, where = method.needs(config, setup.vocabulary), f"{setup.path}: student."
+    for role in (*needs.train, *needs.test):
+        if (name := getattr(pictures.tables, role, role)) not in setup.nodes:
+            raise UserError(
+                f"{where}tables.{role}: there is no table {name!r}; there are {', '.join(setup.nodes) or 'none'}"
+            )
+    distinct = np.sort(np.unique(setup.sources["images"].splits["train"], return_index=True)[1])
+    labels = labels_of(setup, pictures, method, needs, distinct)
+    refuse_other_boxes(setup, config, pictures, needs)
+    if setup.limit is not None:  # a trial's pictures say nothing of the whole
+        return
+    labelled = int(labels.labelled[distinct].sum())
+    others = len(distinct) - labelled - int(labels.excluded[distinct].sum())
+    unlabelled = min(others, others if pictures.unlabelled is None else pictures.unlabelled) if needs.unlabelled else 0
+    for line in doubts(method, config, labelled, unlabelled):
+        print(f"hoi-distill: warning: {named}{line}", file=sys.stderr)
+
+
+def doubts(method: Method, config: Any, labelled: int, unlabelled: int) -> Iterator[str]:
+    """What is allowed and hardly meant, one line each that begins with a key of the section: a teacher who is asked and
+    not heard, and a training that does not see every picture.
+
+    Args:
+        labelled, unlabelled: training pictures that the student learns from.
+    """
+    for key, pictures in method.distilled(config, labelled, unlabelled).items():
+        if not pictures:
+            yield (
+                f"{key}; nothing is distilled by it, as none of the {labelled + unlabelled:,} training pictures is one of its "
+                "kind, and what the teacher answers for it is in vain; change it, or labelled and unlabelled_per_step"
+            )
+    if (epochs := method.epochs(config, labelled, unlabelled)) < 1:
+        yield (
+            f"{'steps' if hasattr(config, 'steps') else 'epochs'}: no more than {epochs:.2g} of an epoch, so that most pictures, "
+            "and what a teacher says of them, are never looked at; raise it"
+        )

@@ -1,0 +1,155 @@
+"""Detected boxes from a file in COCO's results format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hoi_distill.stages.data.annotations import Annotations
+from hoi_distill.stages.data.coco import labels_of_categories
+from hoi_distill.stages.data.reading.json_columns import integers, number_rows, numbers, read_json
+from hoi_distill.stages.ops import boxes as box_ops
+from hoi_distill.storage.errors import UserError
+
+_KEYS = ("image_id", "category_id", "bbox", "score")
+_SLACK = 1.0
+"""Pixels by which a box may reach beyond its picture without a remark: detectors round."""
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Boxes of N pictures, by picture, within each by falling score (ties in file order).
+
+    offsets: int64 [N + 1]. boxes: float32 [D, 4], xyxy pixels, zero-based half-open, clipped to the picture.
+    scores: float32 [D], 0 to 1. labels: int16 [D], from 0: COCO-80 (person = 0), or the vocabulary's own objects.
+    remarks: a line each on what is allowed and hardly meant, with the file's name.
+    """
+
+    offsets: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    remarks: tuple[str, ...] = ()
+
+    def of(self, i: int) -> slice:
+        """Rows of picture i."""
+        return slice(int(self.offsets[i]), int(self.offsets[i + 1]))
+
+
+def load_detections(
+    path: str | Path,
+    annotations: Annotations,
+    lenient: bool = False,
+    partial: bool = False,
+    objects: Sequence[str] | None = None,
+) -> Detections:
+    """Read a JSON list of {image_id, category_id, bbox [x, y, w, h], score} for the pictures of `annotations`.
+
+    ``image_id`` is ours (HICO-DET: the file name); ``category_id`` COCO's official 1-90 or, with `objects`, the position in
+    them, from 1; ``score`` a probability. Entries of other pictures are passed over. Raises UserError naming file and entry
+    for a category that is none, a score outside 0 to 1, a box that is not finite, empty or outside its picture, or a file
+    without any entry or any of these pictures (unless `partial`: one file of several); with `lenient` bad entries are
+    dropped, and counted in a remark.
+    """
+    entries = read_json(Path(path), list, "a COCO results file, a list of boxes")
+    if not entries:
+        raise UserError(f"{path}: an empty list; a detector's boxes of these pictures should be in it")
+    ids, categories, boxes, scores = _columns(path, entries)
+    row_of = {image_id: i for i, image_id in enumerate(annotations.image_id.tolist())}
+    image = np.array([row_of.get(image_id, -1) for image_id in ids], np.int64)
+    if image.max() < 0 and not partial:
+        raise UserError(f"{path}: none of its pictures (first {ids[0]!r}) is in {annotations.name} {annotations.split}")
+    size = np.stack([annotations.width, annotations.height], axis=1)[image].astype(np.float32)
+    size[(size == 0).any(axis=1)] = np.inf  # a picture whose size nobody could read
+
+    given, finite = number_rows(boxes, 4)
+    category, whole = integers(categories)
+    score = numbers(scores)
+    label_of = labels_of_categories(objects)
+    whose = "COCO's" if objects is None else "the vocabulary's"
+    labels = label_of[np.where((category > 0) & (category < len(label_of)), category, 0)]
+    corners = box_ops.single(given)
+    with np.errstate(over="ignore"):
+        corners[:, 2:] += corners[:, :2]
+    clipped = np.concatenate([corners[:, :2].clip(min=0), np.minimum(corners[:, 2:], size)], axis=1)
+    complaints = {
+        "bbox is not four finite numbers": ~finite | ~np.logical_and.reduce(np.isfinite(corners), axis=1),
+        "box empty or outside its picture": ~np.logical_and.reduce(clipped[:, :2] < clipped[:, 2:], axis=1),
+        "category_id is no whole number": ~whole,
+        f"unknown category_id, {whose} are 1 to {len(label_of) - 1}": labels < 0,
+        "score is no number": np.isnan(score),
+        "score is not in 0 to 1, give a probability": (score < 0) | (score > 1),
+    }
+    here = image >= 0
+    bad = here & np.logical_or.reduce(list(complaints.values()))
+    remarks = []
+    if bad.any():
+        first = int(bad.argmax())
+        what = next(said for said, wrong in complaints.items() if wrong[first])
+        message = f"{path}: entry {first + 1} ({ids[first]}): {what}: {json.dumps(entries[first])[:200]}"
+        if not lenient or (bad == here).all():
+            raise UserError(message)
+        remarks.append(f"{message}; {bad.sum():,} such entries dropped")
+    rows = np.flatnonzero(here & ~bad)
+    remarks += _doubts(path, given[rows], size[rows], clipped[rows])
+    kept = score[rows].astype(np.float32)
+    order = np.lexsort((-kept, image[rows]))
+    rows = rows[order]
+    counts = np.bincount(image[rows], minlength=len(annotations))
+    return Detections(
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes=clipped[rows],
+        scores=kept[order],
+        labels=labels[rows],
+        remarks=tuple(remarks),
+    )
+
+
+def _columns(path: str | Path, entries: list[Any]) -> tuple[list[str], list[Any], list[Any], list[Any]]:
+    """Each key's values, the pictures' names as text."""
+    try:
+        ids, *others = [[entry[key] for entry in entries] for key in _KEYS]
+    except (KeyError, TypeError, IndexError):
+        number, entry = next(
+            (number, entry)
+            for number, entry in enumerate(entries, 1)
+            if not isinstance(entry, dict) or not entry.keys() >= set(_KEYS)
+        )
+        lacks = next(key for key in _KEYS if not isinstance(entry, dict) or key not in entry)
+        raise UserError(
+            f"{path}: not a COCO results file: entry {number} lacks {lacks!r}; each needs {', '.join(_KEYS)}"
+        ) from None
+    return [str(image_id) for image_id in ids], *others  # type: ignore[return-value]
+
+
+def _doubts(path: str | Path, given: np.ndarray, size: np.ndarray, clipped: np.ndarray) -> Iterator[str]:
+    """A line each on boxes that are allowed and hardly what is meant by them.
+
+    Args:
+        given: float64 [D, 4] as in the file; size: of their pictures, float32 [D, 2]; clipped: float32 [D, 4] xyxy.
+    """
+    if not len(given):
+        return
+    if given.max() <= 1 + 1e-3:
+        yield f"{path}: no box is a pixel wide; bbox is x, y, width, height in pixels, not in fractions of the picture"
+        return
+    beyond = ~_fit(box_ops.xywh_to_xyxy(given), size)
+    if beyond.any():
+        said = f"{path}: {beyond.sum():,} of {len(given):,} boxes reach beyond their pictures and are cut"
+        others = {"x1, y1, x2, y2": given, "the middle, width and height": box_ops.cxcywh_to_xyxy(given)}
+        meant = next((name for name, boxes in others.items() if _fit(boxes, size).all()), None)
+        yield said if meant is None else f"{said}; none would if they were {meant}, but bbox is x, y, width, height"
+    narrow = np.logical_or.reduce(clipped[:, 2:] - clipped[:, :2] < 1, axis=1)
+    if narrow.any():
+        yield f"{path}: {narrow.sum():,} of {len(given):,} boxes are less than a pixel wide or high"
+
+
+def _fit(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """bool [D]: upright boxes, xyxy, inside their pictures."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    return np.logical_and.reduce((low < high) & (low >= -_SLACK) & (high <= size + _SLACK), axis=1)

@@ -1,0 +1,81 @@
+"""Predictions drawn into a copy of the picture itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from hoi_distill.stages.evaluate.pages.pictures import Pair, numbered
+
+LONGEST = 960
+"""Pixels of the longer side: small pictures are enlarged so that labels can be read."""
+ROW = 26
+"""Pixels of a line of the list."""
+DASH, GAP = 10.0, 7.0
+EDGE = "#101418"
+
+
+def drawn(picture: Image.Image, pairs: Sequence[Pair]) -> Image.Image:
+    """An RGB copy with each pair's human box (solid), object box (dashed) and a line from the human's to the object's middle,
+    which ends in a dot; under it what the lines mean, and the list of verbs. A pair whose boxes are one has no object.
+
+    Args:
+        pairs: best first; boxes in pixels of ``picture``.
+    """
+    scale = LONGEST / max(picture.size)
+    size = (round(picture.width * scale), round(picture.height * scale))
+    lines = numbered(pairs)
+    font = ImageFont.load_default(18)
+    canvas = Image.new("RGB", (size[0], size[1] + ROW * (len(lines) + 1) + 8), "white")
+    canvas.paste(picture.resize(size, Image.Resampling.LANCZOS), (0, 0))
+    pen = ImageDraw.Draw(canvas)
+    for line in reversed(lines):
+        human, thing = ([scale * edge for edge in box] for box in (line.pair.human_box, line.pair.object_box))
+        for colour, width in ((EDGE, 5), (line.colour, 3)):
+            pen.rectangle(human, outline=colour, width=width)
+            if human != thing:
+                _dashed(pen, thing, colour, width)
+                (x, y), (left, top) = _middle(human), _middle(thing)
+                pen.line([x, y, left, top], fill=colour, width=width - 1)
+                pen.ellipse([left - width - 2, top - width - 2, left + width + 2, top + width + 2], fill=colour)
+        pen.rectangle([human[0], human[1], human[0] + 24, human[1] + 24], fill=line.colour)
+        pen.text((human[0] + 6, human[1] + 2), str(line.number), fill="black", font=font)
+    _legend(pen, size[1] + 4, font, bool(lines))
+    for position, line in enumerate(lines, 1):
+        top = size[1] + 4 + ROW * position
+        pen.rectangle([6, top + 2, 28, top + 22], fill=line.colour)
+        pen.text((11, top + 2), str(line.number), fill="black", font=font)
+        score = "" if line.pair.score is None else f"   {line.pair.score:.2f}"
+        pen.text((36, top + 2), f"{line.pair.verb} {line.pair.object}{score}", fill="black", font=font)
+    return canvas
+
+
+def _legend(
+    pen: ImageDraw.ImageDraw, top: float, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, some: bool
+) -> None:
+    """What solid and dashed boxes are."""
+    if not some:
+        pen.text((6, top + 2), "no interaction found", fill="black", font=font)
+        return
+    pen.rectangle([7, top + 4, 43, top + 20], outline=EDGE, width=3)
+    pen.text((52, top + 2), "person", fill="black", font=font)
+    _dashed(pen, [127, top + 4, 163, top + 20], EDGE, 3)
+    pen.text((172, top + 2), "object", fill="black", font=font)
+
+
+def _dashed(pen: ImageDraw.ImageDraw, box: Sequence[float], colour: str, width: int) -> None:
+    """A rectangle of dashes of the same place whatever the width, so that one lies on the other."""
+    x1, y1, x2, y2 = box
+    sides = (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1)))
+    for (ax, ay), (bx, by) in sides:
+        length = max(abs(bx - ax), abs(by - ay))
+        at = 0.0
+        while at < length:
+            a, b = at / length, min(at + DASH, length) / length
+            pen.line([ax + a * (bx - ax), ay + a * (by - ay), ax + b * (bx - ax), ay + b * (by - ay)], colour, width)
+            at += DASH + GAP
+
+
+def _middle(box: Sequence[float]) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2

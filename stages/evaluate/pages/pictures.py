@@ -1,0 +1,192 @@
+"""Pictures for the pages: encoded into the page itself, and human-object pairs drawn over them as SVG."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup, escape
+from PIL import Image
+
+from hoi_distill.stages.data.image import Frame, read_picture
+from hoi_distill.stages.evaluate.metrics.average_precision import iou
+
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
+"""Okabe and Ito's colours, told apart with any common colour vision; one a pair, and pairs carry numbers besides."""
+SAME = 0.5
+"""IoU from which two boxes are of one thing."""
+_WIDTH = 360
+"""Units of a drawing's width. It is shown at about this many pixels, so that text in it has its nominal size."""
+_CHIP = 17.0
+"""Height of a label."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A human, an object and what the one does with the other.
+
+    Attributes:
+        human_box, object_box: xyxy pixels of the original picture, zero-based half-open.
+        verb, object: the words to show.
+        score: of a prediction; None for an annotation.
+        right: whether a prediction is right, or an annotation found; None where nobody knows.
+    """
+
+    human_box: Sequence[float]
+    object_box: Sequence[float]
+    verb: str
+    object: str
+    score: float | None = None
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
+class NumberedPair:
+    """A line of the list under a drawing: ``number`` and ``colour`` are those of its boxes in the drawing."""
+
+    number: int
+    colour: str
+    pair: Pair
+
+
+def load_picture(source: Path | np.ndarray | Image.Image, frame: Frame = "upright") -> Image.Image:
+    """An RGB picture from a file, in the frame of its dataset's boxes, a ``uint8 [H, W, 3]`` array or a PIL image."""
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(source).convert("RGB")
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    return read_picture(source, frame)
+
+
+def data_uri(image: Image.Image, longest: int = 640) -> str:
+    """The picture as a ``data:`` address, at most ``longest`` pixels a side: PNG when small, JPEG otherwise."""
+    image = image.copy()
+    image.thumbnail((longest, longest))
+    small = max(image.size) <= 160
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True) if small else image.save(buffer, "JPEG", quality=85)
+    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def numbered(pairs: Sequence[Pair], beside: Sequence[NumberedPair] = ()) -> list[NumberedPair]:
+    """Number the pairs; verbs of the same two boxes share number and colour.
+
+    Args:
+        beside: those of another drawing of the picture. Boxes that both lie on a pair of it, from an IoU of
+            :data:`SAME`, take its number, the first of ``pairs`` first; the others count on from the last one there.
+    """
+    numbers: dict[tuple[float, ...], int] = {}
+    free = {line.number: line.pair for line in reversed(beside)}
+    last = max(free, default=0)
+    lines = []
+    for pair in pairs:
+        boxes = (*map(float, pair.human_box), *map(float, pair.object_box))
+        if boxes not in numbers:
+            near = {number: _overlap(pair, other) for number, other in free.items()}
+            number = max(near, key=lambda number: (near[number], -number), default=0)
+            if near.get(number, 0) < SAME:
+                number = last = last + 1
+            free.pop(number, None)
+            numbers[boxes] = number
+        lines.append(NumberedPair(numbers[boxes], PALETTE[(numbers[boxes] - 1) % len(PALETTE)], pair))
+    return lines
+
+
+def _overlap(pair: Pair, other: Pair) -> float:
+    """The smaller of the IoUs of humans and objects; of two pairs without an object that of the humans."""
+    human, thing = (
+        float(iou(np.array([a], float), np.array([b], float))[0])
+        for a, b in ((pair.human_box, other.human_box), (pair.object_box, other.object_box))
+    )
+    return human if not (np.any(pair.object_box) or np.any(other.object_box)) else min(human, thing)
+
+
+def draw_pairs(uri: str, size: tuple[int, int], lines: Sequence[NumberedPair], alt: str) -> Markup:
+    """The picture with its pairs: human boxes solid, object boxes dashed, a line between, number and verbs beside it.
+
+    Args:
+        uri: from :func:`data_uri`.
+        size: (width, height) of the *original* picture, to which the boxes refer.
+    """
+    scale = _WIDTH / size[0]
+    height = size[1] * scale
+    shapes: list[str] = []
+    chips: list[str] = []
+    taken: list[tuple[float, float, float]] = []
+    drawn: list[np.ndarray] = []
+    for number in dict.fromkeys(line.number for line in lines):
+        same = [line for line in lines if line.number == number]
+        human, thing = (np.asarray(box, float) * scale for box in (same[0].pair.human_box, same[0].pair.object_box))
+        human, thing = _step_inside(human, drawn), _step_inside(thing, drawn)
+        shapes.append(_boxes(human, thing, same[0].colour))
+        text = f"{number} " + ", ".join(line.pair.verb for line in same)
+        chip = _place(text, human, thing, height, taken)
+        taken.append(chip)
+        chips.append(_chip(text, chip, same[0].colour))
+    return Markup(  # texts are escaped in _chip and here
+        f'<svg class="picture" viewBox="0 0 {_WIDTH} {height:.1f}" role="img" aria-label="{escape(alt)}">'
+        f'<image href="{uri}" width="{_WIDTH}" height="{height:.1f}" preserveAspectRatio="none"/>'
+        f"{''.join(shapes)}{''.join(chips)}</svg>"
+    )
+
+
+def _step_inside(box: np.ndarray, drawn: list[np.ndarray]) -> np.ndarray:
+    """A box that another pair shares is drawn a little inside it, so that both colours are seen."""
+    times = sum(np.allclose(box, other) for other in drawn)
+    drawn.append(box)
+    inset = min(4.0 * times, *((box[2:] - box[:2]) / 3))
+    return box + np.array([inset, inset, -inset, -inset])
+
+
+def _boxes(human: np.ndarray, thing: np.ndarray, colour: str) -> str:
+    """Both boxes and the line between their middles, over a dark edge that shows on light and dark pictures alike."""
+    (hx, hy), (ox, oy) = (human[:2] + human[2:]) / 2, (thing[:2] + thing[2:]) / 2
+    drawn = []
+    for stroke, width in (("#101418", 4), (colour, 2)):
+        for box, dash in ((human, ""), (thing, ' stroke-dasharray="6 4"')):
+            x1, y1, x2, y2 = box
+            drawn.append(
+                f'<rect x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1:.1f}" height="{y2 - y1:.1f}" rx="2" fill="none" '
+                f'stroke="{stroke}" stroke-width="{width}" stroke-opacity="{0.55 if width == 4 else 1}"{dash}/>'
+            )
+        drawn.append(f'<path d="M{hx:.1f} {hy:.1f}L{ox:.1f} {oy:.1f}" stroke="{stroke}" stroke-width="{width - 0.5}"/>')
+        drawn.append(f'<circle cx="{ox:.1f}" cy="{oy:.1f}" r="{width / 2 + 1.5}" fill="{stroke}"/>')
+    return "".join(drawn)
+
+
+def _place(
+    text: str, human: np.ndarray, thing: np.ndarray, height: float, taken: list[tuple[float, float, float]]
+) -> tuple[float, float, float]:
+    """(x, y, width) of a chip: the first place about its pair that lies inside the picture and on no other chip."""
+    width = min(_text_width(text) + 10, _WIDTH - 4.0)
+    wished = [
+        (box[0], y)
+        for box, ys in ((human, (human[1] - _CHIP, human[3], human[1] + 2)), (thing, (thing[1] - _CHIP, thing[3])))
+        for y in ys
+    ]
+    wished += [(human[0], human[1] + _CHIP * k) for k in range(1, 40)] + [(human[0], _CHIP * k) for k in range(40)]
+    inside = [(min(max(x, 2.0), _WIDTH - width - 2), min(max(y, 2.0), height - _CHIP - 2)) for x, y in wished]
+    for x, y in inside:
+        if all(x + width < a or a + w < x or abs(y - b) >= _CHIP for a, b, w in taken):
+            return x, y, width
+    return *inside[0], width
+
+
+def _text_width(text: str) -> float:
+    """Room for bold 12-unit text in the widest of the fonts that the page may find (DejaVu Sans)."""
+    narrow, middling, wide = "ijl,.;:'|! ", "tfr-()[]", "mwMW@%<>&"
+    widths = {**dict.fromkeys(narrow, 4.7), **dict.fromkeys(middling, 6.0), **dict.fromkeys(wide, 12.6)}
+    return sum(widths.get(character, 8.6) for character in text)
+
+
+def _chip(text: str, place: tuple[float, float, float], colour: str) -> str:
+    x, y, width = place
+    ink = "#ffffff" if colour == "#0072B2" else "#101418"
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{_CHIP - 1}" rx="3" fill="{colour}"/>'
+        f'<text x="{x + 5:.1f}" y="{y + 12:.1f}" fill="{ink}" class="chip">{escape(text)}</text>'
+    )

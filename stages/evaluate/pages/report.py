@@ -1,0 +1,342 @@
+"""The pages people read: one self-contained HTML file a run, a folder of photographs, or a matrix of experiments.
+
+A page carries its styles, its pictures and its one small script in itself and may load nothing else (a content
+security policy says so to the browser). Texts reach it through jinja2 with autoescape on, so markup in a teacher's
+answer is shown, not obeyed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from hoi_distill.stages.evaluate.figures import RARE_BELOW
+from hoi_distill.stages.evaluate.metrics_log import read_metrics
+from hoi_distill.stages.evaluate.pages import charts
+from hoi_distill.stages.evaluate.pages.gallery import GalleryItem
+from hoi_distill.stages.evaluate.pages.pictures import data_uri, draw_pairs, load_picture, numbered
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files.atomic import write_atomically
+from hoi_distill.storage.files.writable import writing
+
+SETTINGS = (("default", "Default"), ("known_object", "Known object"))
+SETS = (("full", "Full"), ("rare", "Rare"), ("non_rare", "Non-rare"))
+ZERO_SHOT_SETS = (("unseen", "Unseen"), ("seen", "Seen"))
+
+
+@dataclass(frozen=True)
+class TableRead:
+    """A cache table that a run read: its kind, fingerprint, declared record, and how many columns of it were wanted."""
+
+    name: str
+    fingerprint: str
+    record: Mapping[str, Any]
+    columns: int | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One logged quantity over training steps."""
+
+    name: str
+    steps: Sequence[float]
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class LabelCheck:
+    """How labels that a teacher gave to whole pictures compare with annotations. No training reads it.
+
+    Attributes:
+        pictures: how many training pictures were compared.
+        rows: (which labels, precision, recall, mean average precision), shares of 1, None where there is none.
+        dropped: phrases of the teacher's texts that became no label, by reason.
+    """
+
+    pictures: int
+    rows: Sequence[tuple[str, float | None, float | None, float | None]]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything on a run's page.
+
+    Attributes:
+        trained_on: one sentence: which pictures, which labels, which teacher tables.
+        facts: short (label, value) pairs under the title: seed, steps, seconds ...
+        evaluation: the record of :meth:`hoi_distill.stages.evaluate.figures.Evaluation.as_json`.
+        skipped: rows left out of training and why, {reason: rows}; None where the run recorded nothing about it.
+        parameters: the resolved parameters, shown folded.
+        labels: of a student that learns from image-level labels of a teacher.
+    """
+
+    name: str
+    trained_on: str
+    evaluation: Mapping[str, Any]
+    facts: Sequence[tuple[str, str]] = ()
+    curves: Sequence[Curve] = ()
+    tables: Sequence[TableRead] = ()
+    skipped: Mapping[str, int] | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    gallery: Sequence[GalleryItem] = ()
+    labels: LabelCheck | None = None
+
+    @classmethod
+    def from_run(
+        cls,
+        folder: Path,
+        name: str,
+        trained_on: str,
+        facts: Sequence[tuple[str, str]] = (),
+        skipped: Mapping[str, int] | None = None,
+        gallery: Sequence[GalleryItem] = (),
+        labels: LabelCheck | None = None,
+    ) -> ReportData:
+        """Read ``student.json``, ``evaluation.json`` and, if there is one, ``metrics.jsonl`` of a run's folder.
+
+        Raises:
+            UserError: one of the first two is missing or is not JSON.
+        """
+        student = _read_json(folder / "student.json")
+        return cls(
+            name=name,
+            trained_on=trained_on,
+            evaluation=_read_json(folder / "evaluation.json"),
+            facts=facts,
+            curves=read_curves(folder / "metrics.jsonl"),
+            tables=[
+                TableRead(table, read["fingerprint"], read.get("record", {}), read.get("columns"))
+                for table, read in sorted(student.get("provenance", {}).items())
+            ],
+            skipped=skipped,
+            parameters={key: value for key, value in student.items() if key != "provenance"},
+            gallery=gallery,
+            labels=labels,
+        )
+
+
+@dataclass(frozen=True)
+class FolderPage:
+    """A folder of photographs, each with its captions and best prompts; ``failed`` names those without, and why."""
+
+    name: str
+    about: str
+    items: Sequence[GalleryItem]
+    failed: Mapping[str, str] = field(default_factory=dict)
+    tables: Sequence[TableRead] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained student: its seed and figures in percent, ``{"full": ..., "rare": ..., "non_rare": ...}``; of a zero-shot
+    one also ``{"unseen": ..., "seen": ...}``, in the default setting."""
+
+    seed: int
+    default: Mapping[str, float | None]
+    known_object: Mapping[str, float | None] = field(default_factory=dict)
+    seconds: float | None = None
+    zero_shot: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the experiments: the same training with several seeds. ``text`` says what it is and what it shows."""
+
+    name: str
+    text: str
+    runs: Sequence[Run]
+
+
+@dataclass(frozen=True)
+class ExperimentsPage:
+    """Arms against seeds; differences are taken from the first arm."""
+
+    name: str
+    about: str
+    arms: Sequence[Arm]
+    conclusion: str = ""
+
+
+def write_report(path: Path, data: ReportData) -> None:
+    """Write a run's page."""
+    per_class = data.evaluation["per_class"]
+    dots = [
+        charts.Point(
+            row["training_pairs"],
+            row["ap"],
+            f"{class_name(row)}: AP {row['ap']:.1f}, {row['training_pairs']} training pairs",
+            row["rare"],
+        )
+        for row in per_class
+        if row["ap"] is not None and row.get("training_pairs") is not None
+    ]
+    if not any(row.get("training_pairs") for row in per_class):
+        dots = []  # nothing is told apart by annotations that the training did not have
+    page = environment().get_template("report.html.j2").render(
+        data=data,
+        settings=SETTINGS,
+        sets=SETS,
+        zero_shot_sets=(*ZERO_SHOT_SETS, SETS[0]),
+        rare_below=RARE_BELOW,
+        curves=[(curve.name, charts.line_chart(curve.steps, curve.values, curve.name)) for curve in data.curves],
+        scatter=charts.scatter_chart(dots, "annotated training pairs", "AP (%)", RARE_BELOW) if dots else None,
+        per_class=sorted(per_class, key=lambda row: -1.0 if row["ap"] is None else row["ap"], reverse=True),
+        gallery=[_card(item) for item in data.gallery],
+        told=any(item.captions or item.matches for item in data.gallery),
+    )  # fmt: skip
+    write_page(path, page)
+
+
+def write_page(path: Path, page: str) -> None:
+    """Put a page in its place, whole. What is no UTF-8 in it, such as a byte of a file's name, is written as ``\\udcf1``.
+
+    Raises:
+        UserError: it cannot be written; what stood there stands there still.
+    """
+    with writing(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, page.encode("utf-8", "backslashreplace"))
+
+
+def write_folder_page(path: Path, data: FolderPage) -> None:
+    """Write the page of a folder of photographs."""
+    page = environment().get_template("folder.html.j2").render(data=data, gallery=[_card(item) for item in data.items])
+    write_page(path, page)
+
+
+def write_experiments_page(path: Path, data: ExperimentsPage) -> None:
+    """Write the table of arms and seeds. ``sd`` is the sample standard deviation over seeds (n - 1)."""
+    tables = []
+    for setting, title, sets in [*((*named, SETS) for named in SETTINGS), ("zero_shot", "Zero-shot", ZERO_SHOT_SETS)]:
+        rows = [(arm, {key: Spread.of(arm, setting, key) for key, _ in sets}) for arm in data.arms]
+        if setting == "zero_shot":
+            rows = [row for row in rows if any(spread.values for spread in row[1].values())]
+        if any(spread.values for _, spreads in rows for spread in spreads.values()):
+            tables.append((title, sets, rows))
+    plots = [
+        (
+            label,
+            charts.dot_chart(
+                [charts.DotRow(arm.name, Spread.of(arm, "default", key).values) for arm in data.arms], label
+            ),
+        )
+        for key, label in SETS
+    ]
+    page = environment().get_template("experiments.html.j2").render(data=data, tables=tables, plots=plots)
+    write_page(path, page)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, sample standard deviation and range of one figure over an arm's seeds."""
+
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, arm: Arm, setting: str, key: str) -> Spread:
+        figures = [getattr(run, setting).get(key) for run in arm.runs]
+        return cls(tuple(float(figure) for figure in figures if figure is not None))
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def sd(self) -> float | None:
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+def read_curves(path: Path) -> list[Curve]:
+    """The curves of a ``metrics.jsonl``: total loss, its terms and the learning rate. Of what is logged twice of a step (a
+    resumed run repeats some) the later line counts; a line that is no record counts for nothing."""
+    lines: dict[float, dict[str, Any]] = {}
+    for record in read_metrics(path)[0]:
+        lines.setdefault(record["step"], {}).update(record)
+    wanted = {key for line in lines.values() for key in line if key in ("loss", "lr") or key.startswith("loss/")}
+    curves = []
+    for key in sorted(wanted, key=lambda key: (key != "loss", key == "lr", key)):
+        logged = [(step, line[key]) for step, line in sorted(lines.items()) if isinstance(line.get(key), int | float)]
+        title = {"loss": "loss, total", "lr": "learning rate"}.get(key, key.replace("loss/", "loss: "))
+        curves.append(Curve(title, [step for step, _ in logged], [float(value) for _, value in logged]))
+    return curves
+
+
+def class_name(row: Mapping[str, Any]) -> str:
+    """The words of a class, "ride bicycle"."""
+    return f"{row['verb']} {row['object']}".replace("_", " ")
+
+
+def _card(item: GalleryItem) -> dict[str, Any]:
+    """A gallery item with its drawings made."""
+    picture = load_picture(item.picture, item.frame)
+    uri, truths = data_uri(picture), numbered(item.truths)
+    predictions = numbered(item.predictions, truths)
+    return {
+        "item": item,
+        "uri": uri,
+        "truths": truths,
+        "predictions": predictions,
+        "drawn_truths": draw_pairs(uri, picture.size, truths, f"{item.title} with its annotated pairs"),
+        "drawn_predictions": draw_pairs(uri, picture.size, predictions, f"{item.title} with the predicted pairs"),
+    }
+
+
+def environment(styles: Sequence[str] = ("page.css",), scripts: Sequence[str] = ("sort.js",)) -> jinja2.Environment:
+    """What pages are rendered with: autoescape, and the named style sheets and scripts of ``templates`` inside the page."""
+    folder = Path(__file__).parent / "templates"
+    style, script = (
+        "\n".join((folder / name).read_text(encoding="utf-8") for name in names) for names in (styles, scripts)
+    )
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        style=style,
+        script=script,
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    environment.filters.update(
+        class_name=class_name,
+        percent=lambda value: "–" if value is None else f"{value:.2f}",
+        signed=lambda value: f"{value:+.2f}".replace("-", "−"),
+        pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False, default=str),
+        brief=_brief,
+    )
+    return environment
+
+
+def _brief(record: Mapping[str, Any], most: int = 5) -> list[tuple[str, str]]:
+    """The plain entries of a fingerprint record that tell tables of a kind apart: parameters first, values clipped."""
+    entries = [
+        (key.removeprefix("parameters."), str(value) if len(str(value)) <= 34 else f"{str(value)[:32]}…")
+        for key, value in sorted(record.items(), key=lambda entry: not entry[0].startswith("parameters."))
+        if isinstance(value, str | int | float | bool) and key not in ("stage", "source")
+    ]
+    return entries[:most]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; a finished run's folder holds it") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error}); remove the run's folder to train again") from None

@@ -1,0 +1,63 @@
+"""Detections as other people's code reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hoi_distill.stages.evaluate.protocols.types import Judged
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files.writable import refuse_unwritable, writing
+
+EXPORTS = ("hico-mat", "v-coco-json", "coco")
+
+
+def parse_exports(texts: Sequence[str], dataset: str) -> list[tuple[str, Path]]:
+    """``"KIND=PATH"`` each, as kind and path.
+
+    Raises:
+        UserError: no such kind, one of another dataset, or no path.
+    """
+    exports = []
+    for text in texts:
+        kind, _, path = text.partition("=")
+        if kind not in EXPORTS or not path:
+            raise UserError(f"--export {text}: write KIND=PATH, where KIND is {', '.join(EXPORTS)}")
+        if (kind == "v-coco-json") != (dataset == "v-coco"):
+            suits = "v-coco-json" if dataset == "v-coco" else "hico-mat or coco"
+            raise UserError(f"--export {kind}={path}: {dataset} is exported as {suits}")
+        exports.append((kind, Path(path)))
+    return exports
+
+
+def refuse_exports(exports: Sequence[tuple[str, Path]]) -> None:
+    """Raises UserError for the first of :func:`parse_exports` that cannot be written."""
+    for kind, path in exports:
+        refuse_unwritable(f"--export {kind}", path, folder=kind == "hico-mat")
+
+
+def export_detections(judged: Judged, kind: str, path: Path) -> None:
+    """Write the detections that were read, all of them, whatever the convention counted.
+
+    Args:
+        kind: one of EXPORTS that suits the dataset: HICO-DET's official ``.mat`` files into a folder; V-COCO's official
+            list of dicts as JSON; the boxes as COCO results.
+
+    Raises:
+        UserError: the path cannot be written; no part of the export is left then.
+    """
+    found = judged.detections
+    with writing(f"--export {kind} {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "v-coco-json":
+            from hoi_distill.stages.evaluate.formats.v_coco_json import write_v_coco_json
+
+            write_v_coco_json(path, found, judged.image_ids)
+        elif kind == "hico-mat":
+            from hoi_distill.stages.evaluate.formats.hico_mat import write_hico_mat
+
+            write_hico_mat(path, found, judged.vocabulary, len(judged.image_ids))
+        else:
+            from hoi_distill.stages.evaluate.formats.coco_results import write_coco_results
+
+            write_coco_results(path, found, judged.image_ids, judged.vocabulary)

@@ -1,0 +1,131 @@
+"""What an evaluation is asked for and what it finds, whatever the benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hoi_distill.stages.evaluate.metrics.curves import Ranking
+
+if TYPE_CHECKING:
+    from hoi_distill.stages.data.annotations import Annotations
+    from hoi_distill.stages.data.vocabulary import Vocabulary
+    from hoi_distill.stages.evaluate.metrics.bootstrap import Interval, Intervals
+
+
+DATASETS = ("hico-det", "v-coco", "swig-hoi", "folder")
+
+
+FORMATS = ("auto", "parquet", "qpic", "pocket", "v-coco")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate.
+
+    Attributes:
+        dataset: one of DATASETS; "folder" is annotations of one's own (:mod:`hoi_distill.stages.data.folder`) by
+            HICO-DET's protocol.
+        annotations: the dataset's folder or annotation file.
+        detections: the file; ``format`` one of FORMATS, by default known by its kind.
+        split: by default the test split.
+        convention, switches: HICO-DET's, see :mod:`hoi_distill.stages.evaluate.metrics.conventions`.
+        image_labels: HICO-DET's ``anno.mat``, where it does not lie beside the annotations.
+        zero_shot: a split of the classes, one that their vocabulary has
+            (:func:`hoi_distill.stages.data.zero_shot.splits_of`).
+        labelled: rare are the classes with few pairs in the first so many training pictures; default all of them.
+        frame: pixels that QPIC-style boxes count from, a key of
+            :data:`hoi_distill.stages.evaluate.formats.qpic_json.FRAMES`; by default as the file says.
+    """
+
+    dataset: str
+    annotations: Path
+    detections: Path
+    format: str = "auto"
+    split: str | None = None
+    convention: str = "official"
+    switches: Sequence[str] = ()
+    image_labels: Path | None = None
+    zero_shot: str | None = None
+    labelled: int | None = None
+    frame: str | None = None
+
+
+LABELS = {"non_rare": "non-rare", "roles_25": "25 roles", "roles_24": "24 roles", "actions_26": "26 actions"}
+"""Sets of classes as they are called where their key will not do."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A line of the result: its means in percent by set of classes, and the ranking behind them, if there is one.
+
+    ``sets``: ``bool [C]`` by the same names as ``means``.
+    """
+
+    title: str
+    means: Mapping[str, float | None]
+    sets: Mapping[str, np.ndarray] = field(default_factory=dict)
+    ranking: Ranking | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """An evaluated file.
+
+    Attributes:
+        record: what ``--json`` prints; with dataset, split, convention, definition and counts.
+        per_class: one flat record a class (or role), for the CSV and the page; with ``name`` and ``ap``.
+        settings: by key; the first is the main one.
+        image_ids: of the pictures, in the split's order.
+        vocabulary: the dataset's.
+        detections: what was evaluated.
+        annotations: the pairs that it was compared with; None where the protocol compares persons.
+        matched, counted: of the stored detections, as :class:`hoi_distill.stages.evaluate.figures.Evaluation` has
+            them; None where the protocol does not judge pairs one by one.
+        grid: recall levels of average precision, None for all points.
+        absent_counts: whether a class without annotated pairs enters means, as 0.
+        notes: what a reader of the figures must know besides.
+    """
+
+    record: dict[str, Any]
+    per_class: list[dict[str, Any]]
+    settings: Mapping[str, Setting]
+    image_ids: np.ndarray
+    vocabulary: Vocabulary
+    detections: Any
+    annotations: Annotations | None = None
+    matched: np.ndarray | None = None
+    counted: np.ndarray | None = None
+    grid: np.ndarray | None = None
+    absent_counts: bool = False
+    notes: Sequence[str] = ()
+
+    def table(self, intervals: Intervals | None = None) -> str:
+        """The means as lines of plain text, for a terminal; settings with the same sets share a head.
+
+        intervals: of the means, by setting and set of classes; given in brackets.
+        """
+        width = 22 if intervals else 12
+        lines: list[str] = []
+        head: list[str] = []
+        for key, setting in self.settings.items():
+            if list(setting.means) != head:
+                head = list(setting.means)
+                lines.append(f"{'mAP (%)':<24}" + "".join(f"{LABELS.get(name, name):>{width}}" for name in head))
+            bounds = (intervals or {}).get(key, {})
+            cells = (_cell(value, bounds.get(name)) for name, value in setting.means.items())
+            lines.append(f"{setting.title:<24}" + "".join(f"{cell:>{width}}" for cell in cells))
+        counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in self.record["counts"].items())
+        told = f"Convention {self.record['convention']}: {self.record['definition']}."
+        return "\n".join([*lines, told, f"{counts}.", *self.notes])
+
+
+def _cell(value: float | None, interval: Interval | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" + ("" if interval is None else f" ({interval.low:.1f}-{interval.high:.1f})")

@@ -1,0 +1,173 @@
+"""RoIAlign and non-maximum suppression for torch tensors, with torchvision's semantics and without torchvision.
+
+torchvision's wheel needs CUDA libraries and breaks on a CPU-only torch, so it is asked for its kernels only when the
+tensors already lie on a GPU. Everywhere else RoIAlign uses that bilinear sampling is separable: the pooled box is
+``Wy @ F @ Wx^T``, two small products (Mask R-CNN, He et al. 2017, section 3, defines the operation).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hoi_distill.stages.ops import boxes as box_ops
+
+SMALL_MAP = 40 * 40
+"""Cells of a feature map up to which pooling all boxes in one product beats pooling each box's crop by itself. (With
+gradients it wins on every map: each crop's gradient is a whole map of zeros.)"""
+
+
+@cache
+def _torchvision_on_gpu() -> bool:
+    """Whether torchvision's CUDA kernels are really there: a package that is installed may still fail to load them."""
+    if importlib.util.find_spec("torchvision") is None:
+        return False
+    try:
+        importlib.import_module("torchvision")
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+        return all(has_kernel(f"torchvision::{name}", "CUDA") for name in ("roi_align", "nms"))
+    except (ImportError, RuntimeError, OSError):
+        return False
+
+
+def roi_align(
+    features: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+) -> Tensor:
+    """Pool each box to a fixed grid by bilinear sampling; differentiable in ``features``, not in ``boxes``.
+
+    Args:
+        features: float ``[B, C, H, W]``. Half precision is pooled in float32 on the CPU, and by torchvision's kernels,
+            and rounded once.
+        boxes: ``[N, 5]`` (picture, x1, y1, x2, y2), or one ``[n_b, 4]`` xyxy tensor per picture.
+        output_size: P, or (P, Q): rows and columns of the grid.
+        spatial_scale: cells of the map per pixel of the boxes.
+        sampling_ratio: samples per bin and axis; 0 takes ``ceil(size of the bin)``.
+        aligned: shift by half a cell, so that cell centres lie at half-integers (Detectron2's correction). The
+            original, ``False``, also widens boxes to at least one cell.
+
+    Returns:
+        ``[N, C, P, Q]`` in the dtype of ``features``. Samples more than one cell outside the map count as 0.
+    """
+    rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
+    if not isinstance(boxes, Tensor):
+        pictures = [box.new_full((len(box), 1), i) for i, box in enumerate(boxes)]
+        boxes = torch.cat([torch.cat(pair, 1) for pair in zip(pictures, boxes, strict=True)])
+    if len(boxes) and features.is_cuda and _torchvision_on_gpu():
+        return _torchvisions(features, boxes, spatial_scale, (rows, columns), sampling_ratio, aligned)
+    height, width = features.shape[-2:]
+    dtype = features.dtype
+    if not features.is_cuda and dtype in (torch.float16, torch.bfloat16):
+        features = features.float()
+    with torch.no_grad():
+        corners = boxes[:, 1:].to(torch.promote_types(features.dtype, torch.float32))
+        corners = corners * spatial_scale - (0.5 if aligned else 0.0)
+        least = None if aligned else 1.0
+        rows_npH = _sampling_weights(corners[:, 1], corners[:, 3], rows, height, sampling_ratio, least)
+        columns_nqW = _sampling_weights(corners[:, 0], corners[:, 2], columns, width, sampling_ratio, least)
+        rows_npH, columns_nqW = rows_npH.to(features.dtype), columns_nqW.to(features.dtype)
+    pool = _pool_at_once if height * width <= SMALL_MAP or features.requires_grad else _pool_crops
+    return pool(features, boxes[:, 0].long(), rows_npH, columns_nqW).to(dtype)
+
+
+def _torchvisions(
+    features: Tensor, boxes: Tensor, scale: float, size: tuple[int, int], sampling_ratio: int, aligned: bool
+) -> Tensor:
+    """torchvision's compiled kernel, which knows no bfloat16 and would round boxes to the features' half precision."""
+    dtype = features.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        features = features.float()
+    kernel = torch.ops.torchvision.roi_align
+    return kernel(features, boxes.to(features.dtype), scale, *size, max(sampling_ratio, 0), aligned).to(dtype)
+
+
+def _sampling_weights(
+    start: Tensor, end: Tensor, bins: int, size: int, sampling_ratio: int, least: float | None
+) -> Tensor:
+    """``[N, bins, size]``: the weight of each cell of one axis in the mean over each bin's samples."""
+    extent = end - start
+    if least is not None:
+        extent = extent.clamp(min=least)
+    bin_size = extent / bins
+    if sampling_ratio > 0:
+        samples = torch.full_like(bin_size, sampling_ratio)
+    else:
+        samples = bin_size.ceil().clamp(min=0)
+    most = max(int(samples.max()), 1) if len(samples) else 1
+    index_s = torch.arange(most, device=start.device, dtype=start.dtype)
+    index_b = torch.arange(bins, device=start.device, dtype=start.dtype)
+    fraction_ns = (index_s + 0.5) / samples.clamp(min=1)[:, None]
+    at_nbs = start[:, None, None] + bin_size[:, None, None] * (index_b[:, None] + fraction_ns[:, None])
+    counts_nbs = (index_s < samples[:, None])[:, None] & (at_nbs >= -1) & (at_nbs <= size)
+    each_nbs = counts_nbs.to(start.dtype) / samples.clamp(min=1)[:, None, None]
+    at_nbs = at_nbs.clamp(0, size - 1)
+    low = at_nbs.floor()
+    high_share = at_nbs - low
+    low = low.long()
+    weights = start.new_zeros(len(start), bins, size)
+    weights.scatter_add_(2, low, each_nbs * (1 - high_share))
+    return weights.scatter_add_(2, (low + 1).clamp(max=size - 1), each_nbs * high_share)
+
+
+def _pool_at_once(features: Tensor, picture: Tensor, rows_npH: Tensor, columns_nqW: Tensor) -> Tensor:
+    """All boxes of a picture in two products: the first shares one right side, the map as ``[H, W * C]``."""
+    (boxes, p, _), q = rows_npH.shape, columns_nqW.shape[1]
+    _, channels, height, width = features.shape
+    order = torch.argsort(picture, stable=True)
+    pooled = []
+    for index, members in enumerate(order.split(torch.bincount(picture, minlength=len(features)).tolist())):
+        if len(members) == 0:
+            continue
+        map_HWc = features[index].permute(1, 2, 0).reshape(height, width * channels)
+        slices = (rows_npH[members].flatten(0, 1) @ map_HWc).view(len(members), p, width, channels)
+        pooled.append(columns_nqW[members][:, None] @ slices)
+    if not pooled:
+        return features.new_zeros(0, channels, p, q)
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(boxes, device=order.device))
+    return torch.cat(pooled)[inverse].permute(0, 3, 1, 2)
+
+
+def _pool_crops(features: Tensor, picture: Tensor, rows_npH: Tensor, columns_nqW: Tensor) -> Tensor:
+    """Each box from the cells it touches, which on a large map are few."""
+
+    def touched(weights: Tensor) -> list[tuple[int, int]]:
+        used = (weights != 0).any(1)
+        first = used.int().argmax(1)
+        last = used.shape[1] - used.flip(1).int().argmax(1)
+        return list(zip(first.tolist(), last.tolist(), strict=True))
+
+    pooled = []
+    spans = zip(picture.tolist(), touched(rows_npH), touched(columns_nqW), strict=True)
+    for n, (index, (top, bottom), (left, right)) in enumerate(spans):
+        crop = features[index, :, top:bottom, left:right]
+        pooled.append(rows_npH[n, :, top:bottom] @ (crop @ columns_nqW[n, :, left:right].T))
+    if not pooled:
+        return features.new_zeros(0, features.shape[1], rows_npH.shape[1], columns_nqW.shape[1])
+    return torch.stack(pooled)
+
+
+def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """:func:`hoi_distill.stages.ops.boxes.nms` on tensors: int64 ``[K]`` kept positions, on the device of ``boxes``."""
+    if boxes.is_cuda and _torchvision_on_gpu():
+        return torch.ops.torchvision.nms(boxes, scores, threshold)
+    return torch.from_numpy(box_ops.nms(_array(boxes), _array(scores), threshold)).to(boxes.device)
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """:func:`nms` within each label (int ``[N]``) by itself; int64 ``[K]`` positions by falling score."""
+    kept = box_ops.batched_nms(_array(boxes), _array(scores), _array(labels), threshold)
+    return torch.from_numpy(kept).to(boxes.device)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).numpy()

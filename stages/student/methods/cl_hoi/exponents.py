@@ -1,0 +1,129 @@
+"""The exponents of the inference score, chosen on held-out training pictures by what the teacher says of these as wholes.
+
+``score = sigmoid(z) * r ** gamma * (s_h * s_o) ** lambda``. No annotation is looked at unless the labels are annotations (a
+control). Whole pictures cannot tell one pair from another: that is the price of having no boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hoi_distill.stages.evaluate.metrics.average_precision import interpolated_precision
+from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
+from hoi_distill.stages.student.methods.cl_hoi.stream import IGNORED, POSITIVE, ImageLabels
+from hoi_distill.stages.student.pairs.batches import MapReader
+from hoi_distill.stages.student.pairs.instances import PictureTable, gather
+from hoi_distill.stages.student.pairs.regions import entries
+
+
+@dataclass(frozen=True)
+class Exponents:
+    """What was chosen, and on what grounds.
+
+    Attributes:
+        gamma, power: of r, and of the detection scores (lambda).
+        tried: (gamma, lambda, image-level mean average precision in 0 to 1) of every candidate; NaN-free, empty where
+            nothing was chosen.
+        pictures, classes: how many were looked at; classes are those with a positive and a negative.
+    """
+
+    gamma: float
+    power: float
+    tried: tuple[tuple[float, float, float], ...] = field(default=())
+    pictures: int = 0
+    classes: int = 0
+
+    def metrics(self) -> dict[str, float]:
+        best = max((score for _, _, score in self.tried), default=0.0)
+        chosen = {"exponents/gamma": self.gamma, "exponents/lambda": self.power}
+        return {**chosen, "held_out/image_mAP": best} if self.tried else chosen
+
+    def words(self) -> str:
+        """A line for people."""
+        if not self.tried:
+            return f"exponents: gamma {self.gamma:g}, lambda {self.power:g}, as given"
+        best = max(score for _, _, score in self.tried)
+        return (
+            f"exponents: gamma {self.gamma:g}, lambda {self.power:g}, the best of {len(self.tried)} by image-level mAP "
+            f"{100 * best:.2f} on {self.pictures} held-out pictures"
+        )
+
+
+def choose_exponents(
+    model: nn.Module,
+    config: ClHoiConfig,
+    pictures: PictureTable,
+    rows: np.ndarray,
+    maps: MapReader,
+    valid: Tensor,
+    labels: ImageLabels,
+) -> Exponents:
+    """The candidates' best by image-level mean average precision, of equally good ones the first.
+
+    Args:
+        model: gives :class:`~.cognition.Cognition`; rows: int64, held-out pictures with pairs; valid: bool ``[objects, H]``.
+    """
+    gammas = config.gammas if config.network.interactiveness else config.gammas[:1]
+    candidates = [(gamma, power) for gamma in gammas for power in config.lambdas]
+    if len(candidates) == 1:
+        return Exponents(*candidates[0])
+    scores: dict[tuple[float, float], list[np.ndarray]] = {candidate: [] for candidate in candidates}
+    seen = []
+    for some, picture, hoi, log_z, log_r, log_s in looked_at(model, pictures, rows, maps, valid, config.predict_batch):
+        seen.append(some)
+        for gamma, power in candidates:
+            best = torch.full((len(some), valid.shape[1]), -torch.inf)
+            value = log_z + gamma * log_r + power * log_s
+            best.view(-1).scatter_reduce_(0, picture * valid.shape[1] + hoi, value, "amax")
+            scores[gamma, power].append(best.numpy())
+    where = np.concatenate(seen)
+    kind = np.asarray(labels.kind[where])
+    judged = (kind == POSITIVE).any(0) & (kind != POSITIVE).any(0)
+    tried = tuple((*c, image_map(np.concatenate(found), kind, judged)) for c, found in scores.items())
+    gamma, power, _ = max(tried, key=lambda each: each[2])
+    return Exponents(gamma, power, tried, len(where), int(judged.sum()))
+
+
+def looked_at(
+    model: nn.Module, pictures: PictureTable, rows: np.ndarray, maps: MapReader, valid: Tensor, batch: int
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """The entries of some pictures, on the CPU: rows ``[B]``, and of each entry place, class, log sigmoid z, log r,
+    log s_h s_o."""
+    device = next(model.parameters()).device
+    model.eval()
+    for start in range(0, len(rows), batch):
+        some = rows[start : start + batch]
+        places, values = maps(some, np.zeros(len(some), np.int64))
+        some = some[places]
+        regions = gather([pictures[row] for row in some.tolist()], values).to(device)
+        with torch.inference_mode():
+            pair, hoi, prior = entries(regions, valid)
+            said = model(regions)
+            log_z = nn.functional.logsigmoid(said.logits[pair, hoi].float())
+            found = regions.pair_picture[pair], hoi, log_z, said.log_r[pair], prior.log()
+        place, hoi, *logs = (each.cpu() for each in found)
+        yield some, place, hoi, logs[0], logs[1], logs[2]
+
+
+def image_map(score: np.ndarray, kind: np.ndarray, judged: np.ndarray) -> float:
+    """Mean over classes of the area under precision and recall of whole pictures, in 0 to 1; 0 without classes.
+
+    Args:
+        score: float ``[M, H]``, -inf where a picture has no such pair; kind: int8 ``[M, H]``, ignored ones are left out;
+            judged: bool ``[H]``.
+    """
+    if not judged.any():
+        return 0.0
+    picture, klass = np.nonzero((kind != IGNORED) & judged)
+    values, right = score[picture, klass], kind[picture, klass] == POSITIVE
+    order = np.lexsort((picture, -values, klass))
+    # what was not found at all has no rank
+    order = order[np.isfinite(values[order])]
+    positives = np.bincount(klass[right], minlength=len(judged))
+    precision = interpolated_precision(klass[order], right[order], positives, None)
+    return float(np.nanmean(precision[judged]))

@@ -1,0 +1,193 @@
+"""What teaches a student in the CL-HOI style: symmetric contrast of contexts, phrase attention, and two image-level terms.
+
+That the losses are contrastive is CL-HOI's; their form here is ours, after CLIP (Radford et al. 2021; global contrast), FILIP
+(Yao et al. 2022; late interaction), RegFormer (smooth-max multiple-instance term) and PGBL (self-taught relatedness). All in
+float32 and finite for a batch without a pair, a positive or a second picture.
+
+Shape legend: B pictures, N texts of which the first B are the pictures' own, Q tokens, J sentences, T text width, P pairs,
+E entries (pair, class) that a pair's object allows, G groups (picture, class), H interactions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hoi_distill.stages.student.training.processes import ALONE, Processes, mean_of
+
+LEAST_TEMPERATURE = 0.01
+
+
+def temperature_of(log_temperature: Tensor) -> Tensor:
+    """A learnt temperature, kept at or above 0.01."""
+    return log_temperature.exp().clamp(min=LEAST_TEMPERATURE)
+
+
+def late_similarity(phrases: Tensor, sentences: Tensor, text: Tensor, texts: int) -> Tensor:
+    """Each text's sentences find their closest token, and are averaged: float ``[B, N]`` (FILIP's text-to-image side).
+
+    Args:
+        phrases: float ``[B, Q, T]``; sentences: float ``[J, T]`` of all texts, ``text`` int64 ``[J]`` whose; texts: N. Every
+            text has a sentence.
+    """
+    closest = (phrases @ sentences.T).amax(1)  # [B, J]
+    total = closest.new_zeros(len(phrases), texts).index_add(1, text, closest)
+    return total / torch.bincount(text, minlength=texts).clamp(min=1)
+
+
+def symmetric_nce(similarity: Tensor, same: Tensor) -> Tensor:
+    """Contrast of each picture with all texts and of each of its texts with all pictures, averaged: a scalar.
+
+    ``-1/2 * mean_i [log softmax_j S(i, j) at j = i + log softmax_j S(j, i) at j = i]``. Texts without a picture (a queue of
+    earlier ones) are negatives of pictures alone.
+
+    Args:
+        similarity: float ``[B, N]`` over temperature, N >= B; text i < B is picture i's own.
+        same: bool ``[B, N]``, pairs that are no negatives of each other; its diagonal is not looked at.
+    """
+    own = torch.eye(*similarity.shape, dtype=torch.bool, device=similarity.device)
+    contrasted = similarity.float().masked_fill(same & ~own, -torch.inf)
+    pictures = contrasted[:, : len(contrasted)]
+    found = contrasted.log_softmax(1).diagonal() + pictures.log_softmax(0).diagonal()
+    return -0.5 * found.mean() if len(found) else similarity.sum() * 0
+
+
+def same_sets(positive: Tensor, others: Tensor) -> Tensor:
+    """bool ``[B, N]``: whether two pictures show the same interactions, of which they show at least one.
+
+    Args:
+        positive: bool ``[B, H]``; others: bool ``[N, H]``. Two pictures of which nothing is said may well differ.
+    """
+    a, b = positive.float(), others.float()
+    common, sizes, other_sizes = a @ b.T, a.sum(1)[:, None], b.sum(1)[None]
+    return (common == sizes) & (common == other_sizes) & (sizes > 0)
+
+
+def context_loss(
+    phrases: Tensor, whole: Tensor, sentences: Tensor, text: Tensor, same: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Stage 1's terms, the global and the late contrast: two scalars.
+
+    Args:
+        phrases: float ``[B, Q, T]``, whole: float ``[B, T]``, of length 1; sentences: float ``[J, T]`` of length 1, ``text``
+            int64 ``[J]`` whose they are, of N texts; same: bool ``[B, N]``.
+    """
+    texts = same.shape[1]
+    mean = F.normalize(sentences.new_zeros(texts, sentences.shape[1]).index_add(0, text, sentences), dim=1)
+    late = late_similarity(phrases, sentences, text, texts)
+    return symmetric_nce(whole @ mean.T / temperature, same), symmetric_nce(late / temperature, same)
+
+
+def phrase_loss(
+    look: Tensor,
+    classes: Tensor,
+    pair: Tensor,
+    hoi: Tensor,
+    picture: Tensor,
+    log_trust: Tensor,
+    target: Tensor,
+    kind: Tensor,
+    weight: Tensor,
+    temperature: Tensor,
+    attention_temperature: float,
+    processes: Processes = ALONE,
+) -> Tensor:
+    """Interaction distillation: each positive phrase looks for its pairs, and what it finds is to be told from the picture's
+    negatives. A scalar; positives that no pair's object allows are skipped, 0 where all are.
+
+    ``a = softmax_{p in P_k}(cos(look_p, w_k) / t_a + log trust_p)``, ``v_k = sum_p a_p look_p``, and
+    ``-1 / sum(t_k) * sum_k t_k log [exp(cos(v_k, w_k) / t) / sum_{c in k, negatives} omega_c exp(cos(v_k, w_c) / t)]``.
+
+    Args:
+        look: float ``[P, T]`` pairs in text space; classes: float ``[H, T]`` of length 1.
+        pair, hoi: int64 ``[E]`` entries; picture: int64 ``[P]``.
+        log_trust: float ``[P]``, ``log(r * s_h * s_o)``.
+        target, weight: float ``[B, H]``; kind: int ``[B, H]``, 1 positive, 0 negative, -1 ignored.
+        processes: those that share the batch, whose counts the sum is divided by.
+    """
+    positive = kind[picture[pair], hoi] == 1
+    pair, hoi = pair[positive], hoi[positive]
+    where = picture[pair]
+    unit = F.normalize(look, dim=1)
+    attention = (unit[pair] * classes[hoi]).sum(1) / attention_temperature + log_trust[pair]
+    group, member = torch.unique(where * len(classes) + hoi, return_inverse=True)
+    attended = segment_softmax(attention, member, len(group))
+    found = look.new_zeros(len(group), look.shape[1]).index_add(0, member, attended[:, None] * look[pair])
+    image, own = group // len(classes), group % len(classes)
+    contrast = F.normalize(found, dim=1) @ classes.T / temperature
+    omega = torch.where(kind[image] == 0, weight[image], 0.0).scatter(1, own[:, None], 1.0)
+    # a weight of 0 is no negative at all
+    logits = (contrast + omega.clamp(min=1e-30).log()).masked_fill(omega == 0, -torch.inf)
+    importance = target[image, own]
+    found_log = logits.log_softmax(1).gather(1, own[:, None])[:, 0]
+    return -(importance * found_log).sum() / processes.share(importance.sum(), 1e-6)
+
+
+def segment_softmax(x: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Softmax of float ``[E]`` within each group (int64 ``[E]``)."""
+    top = x.new_full((groups,), -torch.inf).scatter_reduce(0, group, x.detach(), "amax")
+    grown = (x - top[group]).exp()
+    return grown / grown.new_zeros(groups).index_add(0, group, grown)[group]
+
+
+def smooth_max(x: Tensor, group: Tensor, groups: int) -> Tensor:
+    """``log mean exp`` of float ``[E]`` within each group (int64 ``[E]``): float ``[groups]``. Every group has a member."""
+    top = x.new_full((groups,), -torch.inf).scatter_reduce(0, group, x.detach(), "amax")
+    total = x.new_zeros(groups).index_add(0, group, (x - top[group]).exp())
+    return top + (total / torch.bincount(group, minlength=groups)).log()
+
+
+def mil_loss(
+    logit: Tensor,
+    pair: Tensor,
+    hoi: Tensor,
+    picture: Tensor,
+    log_r: Tensor,
+    target: Tensor,
+    kind: Tensor,
+    weight: Tensor,
+    alpha: float,
+    gamma: float,
+    processes: Processes = ALONE,
+) -> Tensor:
+    """Image-level multiple-instance loss: focal cross-entropy of the smooth maximum over a class's pairs, and the picture's
+    target. A scalar, over the number of positives, at least 1; ignored classes and those without a pair do not count.
+
+    The focal factor of a soft target t is ``(t alpha + (1 - t)(1 - alpha)) |t - sigmoid(q)|^gamma``.
+
+    Args:
+        logit: float ``[E]`` interaction logits z of the entries; the others as in :func:`phrase_loss`.
+    """
+    counted = kind[picture[pair], hoi] >= 0
+    pair, hoi = pair[counted], hoi[counted]
+    group, member = torch.unique(picture[pair] * kind.shape[1] + hoi, return_inverse=True)
+    q = smooth_max(logit[counted] + log_r[pair], member, len(group))
+    t, positive = target.flatten()[group], kind.flatten()[group] == 1
+    balance = t * alpha + (1 - t) * (1 - alpha)
+    error = ((t - q.sigmoid()).abs() + 1e-6) ** gamma
+    terms = balance * error * F.binary_cross_entropy_with_logits(q, t, reduction="none")
+    return (weight.flatten()[group] * terms).sum() / processes.share(positive.sum())
+
+
+def relatedness_loss(
+    logit: Tensor, pair: Tensor, hoi: Tensor, picture: Tensor, log_r: Tensor, kind: Tensor, processes: Processes = ALONE
+) -> Tensor:
+    """Self-taught relatedness: r of a pair is to be what its most likely positive class has, as it stands. A scalar.
+
+    Pairs whose object allows no positive class are to have r = 0, unless it allows an ignored one: then nobody knows.
+
+    Args:
+        logit: float ``[E]``; log_r: float ``[P]``; the others as in :func:`phrase_loss`.
+    """
+    of_entry = kind[picture[pair], hoi]
+    likely = torch.where(of_entry == 1, logit.detach().sigmoid(), 0.0)
+    most = log_r.new_zeros(len(log_r)).scatter_reduce(0, pair, likely, "amax")
+    positive, unknown = (
+        log_r.new_zeros(len(log_r)).index_add(0, pair, (of_entry == value).to(log_r)) > 0 for value in (1, -1)
+    )
+    counted = positive | ~unknown
+    r = log_r[counted]
+    absent = torch.log(-torch.expm1(r.clamp(max=-1e-6)))
+    terms = -(most[counted] * r + (1 - most[counted]) * absent)
+    return mean_of(terms, processes)

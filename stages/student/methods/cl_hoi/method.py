@@ -1,0 +1,73 @@
+"""The CL-HOI style as a method: no manual label of an interaction, only what a teacher wrote and answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hoi_distill.stages.student.method import Extras, Method, Needs
+from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
+from hoi_distill.stages.student.pairs.config import BOOKKEEPING
+from hoi_distill.stages.student.student import Columns
+
+if TYPE_CHECKING:
+    from hoi_distill.stages.data.vocabulary import Vocabulary
+    from hoi_distill.stages.student.data import TrainingSet
+    from hoi_distill.stages.student.student import Student
+
+LABELS = {
+    "teacher": "what a teacher said of {} pictures as wholes, no annotation at all",
+    "ground_truth": "the annotated image-level interactions of {} pictures (control: manual labels)",
+    "instances": "the annotated pairs of {} pictures (control: manual labels)",
+}
+
+
+class ClHoiMethod(Method):
+    name = "cl_hoi"
+    version = 1
+    config = ClHoiConfig
+    bookkeeping = BOOKKEEPING
+
+    def needs(self, config: ClHoiConfig, vocabulary: Vocabulary) -> Needs:
+        own = config.labels == "teacher"
+        train: dict[str, Columns] = {"detections": None, "features": config.views}
+        if own or config.translates:
+            train["labels"] = ("value",)
+        if config.translates:
+            train["context"] = ("value",)
+        return Needs(
+            train,
+            {"detections": None, "features": config.views[:1]},
+            text=True,
+            unlabelled=True,
+            annotations=not own,
+            all_annotations=not own,
+            untuned_detector=not config.allow_hoi_tuned_detector,
+        )
+
+    def epochs(self, config: ClHoiConfig, labelled: int, unlabelled: int) -> float:
+        return config.epochs(0, labelled + unlabelled)
+
+    def train(self, config: ClHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
+        from hoi_distill.stages.student.methods.cl_hoi.train import train
+
+        return train(config, data, run_dir, extras, report=extras.report)
+
+    def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
+        from hoi_distill.stages.student.methods.cl_hoi.student import load
+
+        return load(folder, record, vocabulary)
+
+    def trained_on(self, config: ClHoiConfig, labelled: int, unlabelled: int) -> str:
+        words = LABELS[config.labels].format(f"{labelled + unlabelled:,}")
+        if config.bridge == "copy" and config.labels != "instances":
+            words += ", copied to every pair that could be meant"
+        if config.network.context:
+            words += f"; context tokens {'distilled from its texts' if config.distil else 'as they were drawn'}"
+        return f"{words}. In the CL-HOI style; looks through the teacher's cached feature maps"
+
+    def facts(self, config: ClHoiConfig) -> tuple[tuple[str, str], ...]:
+        relations = [name for name in ("spatial", "visual", "context") if getattr(config.network, name)]
+        stage = f"{config.context_stage.steps:,} of context, " if config.translates else ""
+        return (("Steps", f"{stage}{config.steps:,} of interactions"), ("Relations", ", ".join(relations)))

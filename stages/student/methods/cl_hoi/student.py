@@ -1,0 +1,88 @@
+"""A trained student in the CL-HOI style: the two networks, their vocabulary, the chosen exponents, and how it answers.
+
+No teacher is asked at test time: a detector and a vision encoder are enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.data import Report, TestSet, valid_classes
+from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoi, ClHoiShape, CognitionNetwork, Scorer
+from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig, config_from
+from hoi_distill.stages.student.methods.cl_hoi.exponents import Exponents
+from hoi_distill.stages.student.methods.cl_hoi.translator import Translator
+from hoi_distill.stages.student.pairs.predict import predict_test_set
+from hoi_distill.stages.student.pretrained import best_device
+from hoi_distill.stages.student.student import Columns, Student, load_weights, refuse_other_version, save_student
+
+
+@dataclass(frozen=True)
+class ClHoiStudent(Student):
+    """Translator and network with their vocabulary; ``exponents`` of the inference score."""
+
+    method: ClassVar[str] = "cl_hoi"
+    version: ClassVar[int] = 1
+
+    model: ClHoi
+    vocabulary: Vocabulary
+    config: ClHoiConfig
+    shape: ClHoiShape
+    exponents: Exponents
+    identities: dict[str, Any] = field(default_factory=dict)
+    origin: None = None
+
+    def tables(self) -> Mapping[str, Columns]:
+        return {"detections": None, "features": self.config.views[:1]}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        save_student(self, self.model, folder, shape=asdict(self.shape), exponents=asdict(self.exponents))
+
+    def predict(
+        self,
+        test: TestSet,
+        run_dir: Path,
+        shared: Path | None = None,
+        report: Report = print,
+        device: str | None = None,
+    ) -> Path:
+        model = self.model.to(device or best_device())
+        valid = torch.from_numpy(valid_classes(self.vocabulary))
+        return predict_test_set(
+            Scorer(model, self.exponents.gamma).eval(), test, run_dir, self.config.with_power(self.exponents.power),
+            self.vocabulary, valid, report=report,
+        )  # fmt: skip
+
+
+def build(
+    shape: ClHoiShape, config: ClHoiConfig, vocabulary: Vocabulary, text: Tensor, translator: Translator | None = None
+) -> ClHoi:
+    """A fresh student.
+
+    Args:
+        text: float ``[H, T]`` embeddings of the interactions' prompts; translator: a trained one, else a fresh one where
+            there is to be one.
+    """
+    if translator is None and config.network.context:
+        translator = Translator(shape.channels, shape.context_width, config.translator)
+    context = config.translator.width if config.network.context else None
+    network = CognitionNetwork(shape.channels, len(vocabulary.objects), context, text, config.network)
+    return ClHoi(translator, network, frozen=not config.translator_rate)
+
+
+def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> ClHoiStudent:
+    """A saved student, see :meth:`hoi_distill.stages.student.student.Student.from_pretrained`."""
+    refuse_other_version(folder, record, ClHoiStudent.version)
+    config, shape = config_from(record["student"]), ClHoiShape(**record["shape"])
+    model = build(shape, config, vocabulary, torch.zeros(len(vocabulary.hois), shape.text_width))
+    load_weights(model, folder)
+    tried = tuple((gamma, power, score) for gamma, power, score in record["exponents"].pop("tried"))
+    exponents = Exponents(**record["exponents"], tried=tried)
+    return ClHoiStudent(model.eval(), vocabulary, config, shape, exponents, record["identities"])

@@ -1,0 +1,304 @@
+"""Train one student in the CL-HOI style: stage 1 (translator), stage 2 (cognition), exponents, save.
+
+    train(ClHoiConfig(), TrainingSet(...), run_dir)
+
+Both stages resume as exactly as :mod:`hoi_distill.stages.student.training.loop` says, stage 1 in ``run_dir/context``. What stage
+1 depends on names its translator under ``shared_dir``, so that arms of a study that differ in stage 2 alone train it
+once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hoi_distill.stages.student.data import Report, TrainingSet
+from hoi_distill.stages.student.files import intact, load_tensors, save_tensors
+from hoi_distill.stages.student.method import NOTHING, Extras
+from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoi, ClHoiShape, Cognition
+from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
+from hoi_distill.stages.student.methods.cl_hoi.exponents import choose_exponents
+from hoi_distill.stages.student.methods.cl_hoi.losses import (
+    context_loss,
+    mil_loss,
+    phrase_loss,
+    relatedness_loss,
+    temperature_of,
+)
+from hoi_distill.stages.student.methods.cl_hoi.stream import (
+    ClHoiBatch,
+    ClHoiBatches,
+    ContextBatch,
+    ContextBatches,
+    ImageLabels,
+    Texts,
+    annotated,
+    annotated_labels,
+    teacher_labels,
+)
+from hoi_distill.stages.student.methods.cl_hoi.student import ClHoiStudent, build
+from hoi_distill.stages.student.methods.cl_hoi.translator import ContextLearner, Translator
+from hoi_distill.stages.student.pairs.batches import TableMaps
+from hoi_distill.stages.student.pairs.config import BOOKKEEPING
+from hoi_distill.stages.student.pairs.instances import PictureTable
+from hoi_distill.stages.student.pairs.losses import final_logit
+from hoi_distill.stages.student.pairs.prepare import picture_table
+from hoi_distill.stages.student.pairs.regions import Regions, entries
+from hoi_distill.stages.student.training.loop import annotated_loss, finish, parameter_groups, train_steps
+from hoi_distill.stages.student.training.processes import Processes
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files.atomic import write_atomically
+from hoi_distill.storage.sampling import epoch_order
+
+HELD_OUT = 1 << 20
+"""The epoch whose order says which pictures are held out; no training gets there."""
+
+
+class InteractionLearner(nn.Module):
+    """What stage 2 trains: the student and the temperature of its contrast."""
+
+    def __init__(self, student: ClHoi, temperature: float) -> None:
+        super().__init__()
+        self.student = student
+        self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
+
+    def forward(self, regions: Regions) -> tuple[Cognition, Tensor]:
+        """What the student says, and the log of the temperature."""
+        return self.student(regions), self.log_temperature
+
+
+def train(
+    config: ClHoiConfig,
+    data: TrainingSet,
+    run_dir: Path,
+    extras: Extras = NOTHING,
+    *,
+    loader_workers: int = 0,
+    report: Report = print,
+) -> ClHoiStudent:
+    """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
+
+    What stage 1 has learnt goes to ``extras.shared_dir``.
+
+    Raises:
+        NonFiniteLoss: training has diverged or a cached value is broken.
+        UserError: the run folder holds another run's state, there are no text embeddings or there is nothing to train on.
+    """
+    # The stream.
+    text = extras.text()
+    if text is None:
+        raise UserError(
+            "student.tables.text: cl_hoi tells interactions apart by their text; name a table of text embeddings"
+        )
+    state = run_dir / "state"
+    state.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(log_with="tensorboard", project_dir=run_dir)
+    processes = Processes.of(accelerator)
+    options: dict[str, Any] = {"loader_workers": loader_workers, "stop": extras.stop, "report": report}
+    with accelerator.main_process_first():
+        own = annotated(data) if config.labels == "instances" else None
+        pictures = picture_table(state / "pictures", data.source, config, own)
+        labels = open_labels(config, state, data)
+        maps = TableMaps.of(data.source, config.views)
+    trained, held_out = pools(config, pictures.usable() & labels.known)
+    valid = torch.from_numpy(data.valid()).to(accelerator.device)
+
+    # Stage 1: the translator.
+    torch.manual_seed(config.seed)
+    channels = int(maps(trained[:1], np.zeros(1, np.int64))[1].shape[1])
+    shape = ClHoiShape(channels, text.shape[1], text.shape[1])
+    translator = None
+    if config.network.context:
+        translator, shape = first_stage(config, data, pictures, shape, run_dir, extras.shared_dir, options)
+
+    # Stage 2: the network and its loss.
+    torch.manual_seed(config.seed)
+    student = build(shape, config, data.vocabulary, text, translator)
+    learner = InteractionLearner(student, config.losses.temperature)
+    batches = ClHoiBatches(
+        config, pictures, trained, maps, labels, valid.cpu(), accelerator.process_index, accelerator.num_processes
+    )
+
+    def loss_of(model: nn.Module, batch: ClHoiBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+        return batch_loss(model, batch, valid, config, processes)
+
+    learner = train_steps(
+        config, data, batches, learner, loss_of, lambda output: output[0].logits, run_dir, accelerator,
+        groups=groups_of(learner, config), **options,
+    )  # fmt: skip
+
+    # Exponents, save.
+    exponents = choose_exponents(learner.student, config, pictures, held_out, maps, valid, labels)
+    made = ClHoiStudent(learner.student.eval(), data.vocabulary, config, shape, exponents, extras.identities)
+    if accelerator.is_main_process:
+        write_atomically(run_dir / "exponents.json", json.dumps(asdict(exponents), indent=1) + "\n")
+        with open(run_dir / "metrics.jsonl", "a") as metrics:
+            metrics.write(json.dumps({"step": config.steps, **exponents.metrics()}) + "\n")
+        accelerator.log(exponents.metrics(), config.steps)
+        report(exponents.words())
+    finish(made, run_dir, accelerator)
+    return made
+
+
+def open_labels(config: ClHoiConfig, folder: Path, data: TrainingSet) -> ImageLabels:
+    """The image-level labels that stage 2 learns from."""
+    if config.labels == "teacher":
+        return teacher_labels(folder / "labels", data)
+    return annotated_labels(folder / "annotated-labels", data)
+
+
+def pools(config: ClHoiConfig, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that are trained on and those held out, int64, rising: a share of all rows, whatever is known of them.
+
+    Args:
+        usable: bool ``[N]``.
+
+    Raises:
+        UserError: nothing is left to train on, or to choose the exponents on.
+    """
+    held = np.zeros(len(usable), bool)
+    if config.chooses:
+        order = epoch_order(config.seed, HELD_OUT, len(usable))
+        held[order[: round(config.held_out * len(usable))]] = True
+    trained, held_out = np.flatnonzero(usable & ~held), np.flatnonzero(usable & held)
+    if not len(trained) or (config.chooses and not len(held_out)):
+        raise UserError(
+            f"student.held_out: {config.held_out} of {len(usable)} pictures leave {len(trained)} to train on and {len(held_out)} "
+            "to choose exponents on, of those with a person, another instance and labels; more pictures are needed"
+        )
+    return trained, held_out
+
+
+def first_stage(
+    config: ClHoiConfig,
+    data: TrainingSet,
+    pictures: PictureTable,
+    shape: ClHoiShape,
+    run_dir: Path,
+    shared_dir: Path | None,
+    options: dict[str, Any],
+) -> tuple[Translator, ClHoiShape]:
+    """The translator, trained if it is to be, and the shape with its text's width."""
+    if not config.distil:
+        return Translator(shape.channels, shape.context_width, config.translator), shape
+    folder = run_dir / "context"
+    (folder / "state").mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(log_with="tensorboard", project_dir=folder)
+    with accelerator.main_process_first():
+        texts = Texts.open_or_build(run_dir / "state" / "texts", data)
+        labels = teacher_labels(run_dir / "state" / "labels", data)
+        maps = TableMaps.of(data.source, config.views)
+    shape = ClHoiShape(shape.channels, shape.text_width, texts.width)
+    stage, own = config.first_stage(), config.context_stage
+    torch.manual_seed(config.seed)
+    learner = ContextLearner(Translator(shape.channels, texts.width, config.translator), own.temperature)
+    done = (shared_dir or folder) / f"translator-{stage_name(config, data)}.safetensors"
+    if Processes.of(accelerator).any(intact(done, load_tensors) is None):  # another arm may write it meanwhile
+        pool, _ = pools(config, texts.said() & labels.known)
+        batches = ContextBatches(
+            stage, pictures, pool, maps, texts, labels, own.queue, accelerator.process_index, accelerator.num_processes
+        )
+        say = options["report"]
+        learner = train_steps(
+            stage, data, batches, learner, context_terms, lambda output: output[0].whole, folder, accelerator,
+            **{**options, "report": lambda line: say(f"context: {line}")},
+        )  # fmt: skip
+        if accelerator.is_main_process:
+            save_tensors(done, learner.state_dict(), {})
+        accelerator.wait_for_everyone()
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    learner.load_state_dict(load_tensors(done)[0])
+    learner.zero_grad()  # what is left of the last step would enter the norm that stage 2 clips
+    return learner.translator, shape
+
+
+def stage_name(config: ClHoiConfig, data: TrainingSet) -> str:
+    """A digest of all that stage 1 depends on; where the tables' values have no names, of the whole training's identity."""
+    stage = {k: v for k, v in asdict(config.first_stage()).items() if k not in BOOKKEEPING}
+    read = [data.values.get(role, data.identity) for role in ("features", "context", "labels")]
+    held_out = config.held_out if config.chooses else 0
+    record = [
+        1,
+        stage,
+        asdict(config.translator),
+        asdict(config.context_stage),
+        held_out,
+        data.source.rows_digest,
+        read,
+    ]
+    return hashlib.blake2b(json.dumps(record).encode(), digest_size=8).hexdigest()
+
+
+def context_terms(model: nn.Module, batch: ContextBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+    """Stage 1's loss: the global and the late contrast."""
+    said, log_temperature = model(batch.regions)
+    temperature = temperature_of(log_temperature)
+    whole, late = context_loss(said.phrases, said.whole, batch.sentences, batch.text, batch.same, temperature)
+    terms = {"loss/global": whole.item(), "loss/late": late.item(), "temperature": temperature.item()}
+    return whole + late, terms
+
+
+def groups_of(learner: InteractionLearner, config: ClHoiConfig) -> list[dict[str, Any]]:
+    """Parameters by learning rate and decay. The translator's rate is a share of the network's."""
+    translator = learner.student.translator
+    slow = set() if translator is None else set(translator.parameters())
+    groups = parameter_groups(learner, config.weight_decay)
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter not in slow]
+    if translator is not None and config.translator_rate:
+        own = parameter_groups(translator, config.weight_decay)
+        groups += [{**group, "scale": config.translator_rate} for group in own]
+    return groups
+
+
+def batch_loss(
+    model: nn.Module, batch: ClHoiBatch, valid: Tensor, config: ClHoiConfig, processes: Processes
+) -> tuple[Tensor, dict[str, float]]:
+    """Interaction distillation, or the pair classifier's loss where pairs have targets of their own.
+
+    Returns:
+        The loss and its terms, unweighted, by name.
+    """
+    regions = batch.regions
+    said, log_temperature = model(regions)
+    pair, hoi, prior = entries(regions, valid)
+    logit, picture, own = said.logits[pair, hoi].float(), regions.pair_picture, config.losses
+    if config.labels == "instances" or config.bridge == "copy":
+        final = final_logit(logit, (prior * said.log_r[pair].exp()).clamp(max=1 - 1e-6))
+        loss = annotated_loss(final, pair, hoi, batch, config, processes)
+        return loss, {"loss/pairs": loss.item()}
+    score = regions.scores[regions.pairs].prod(1).clamp(min=1e-6)
+    known = batch.image_target, batch.kind, batch.weight
+    makers: dict[str, tuple[float, Callable[[], Tensor]]] = {
+        "contrastive": (
+            own.contrastive,
+            lambda: phrase_loss(
+                said.look, said.classes, pair, hoi, picture, said.log_r + score.log(), *known,
+                temperature_of(log_temperature), own.attention_temperature, processes,
+            ),
+        ),
+        "mil": (
+            own.mil,
+            lambda: mil_loss(logit, pair, hoi, picture, said.log_r, *known, own.mil_alpha, own.mil_gamma, processes),
+        ),
+        "relatedness": (
+            own.relatedness if config.network.interactiveness else 0.0,
+            lambda: relatedness_loss(logit, pair, hoi, picture, said.log_r, batch.kind, processes),
+        ),
+    }  # fmt: skip
+    loss, terms = said.look.sum() * 0, {}
+    for name, (weight, make) in makers.items():
+        if weight:
+            term = make()
+            loss, terms[f"loss/{name}"] = loss + weight * term, term.item()
+    return loss, terms

@@ -1,0 +1,61 @@
+"""Unary queries: what each instance looks like, and how instances of a picture lie to each other.
+
+Shape legend: B pictures, I instances of all of them, C channels of the h x w map, D width, L layers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hoi_distill.stages.ops.roi_align import roi_align
+from hoi_distill.stages.student.methods.link.network_config import NetworkConfig
+from hoi_distill.stages.student.pairs.layers.attention import FeedForward, Padding, SelfAttention
+from hoi_distill.stages.student.pairs.regions import Regions
+
+
+class UnaryQuery(nn.Module):
+    """The mean of the map inside each box (RoIAlign), projected: ``[I, D]``. Nothing comes from a detector's queries."""
+
+    def __init__(self, channels: int, width: int, roi_size: int) -> None:
+        super().__init__()
+        # the mean over the bins of a grid with 2 x 2 samples in each is one bin with all of the samples
+        self.samples = 2 * roi_size
+        self.project = nn.Linear(channels, width)
+
+    def forward(self, maps_BChw: Tensor, regions: Regions) -> Tensor:
+        h, w = maps_BChw.shape[-2:]
+        cells = regions.boxes / regions.size[regions.picture].repeat(1, 2) * regions.boxes.new_tensor((w, h, w, h))
+        rois = torch.cat((regions.picture[:, None].to(cells.dtype), cells), 1)
+        return self.project(roi_align(maps_BChw, rois, 1, sampling_ratio=self.samples).flatten(1))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.position = nn.Linear(2 * config.width, 2 * config.width) if config.geometric_encoder else None
+        self.attention = SelfAttention(config.width, config.heads, config.dropout)
+        self.feed_forward = FeedForward(config.width, config.ffn, config.dropout)
+
+    def forward(self, unary_ID: Tensor, boxes: Tensor, padding: Padding) -> Tensor:
+        position = None if self.position is None else self.position(boxes)
+        return self.feed_forward(self.attention(unary_ID, padding, position))
+
+
+class GeometricEncoder(nn.Module):
+    """Self-attention over a picture's instances; the encoding of each box steers who looks at whom (PViC's encoder).
+
+    With ``geometric_encoder`` off the boxes say nothing.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+
+    def forward(self, unary_ID: Tensor, boxes: Tensor, padding: Padding) -> Tensor:
+        """After each layer, ``[L, I, D]``; ``boxes``: float ``[I, 2 * D]`` encodings."""
+        after = []
+        for layer in self.layers:
+            unary_ID = layer(unary_ID, boxes, padding)
+            after.append(unary_ID)
+        return torch.stack(after)

@@ -1,0 +1,88 @@
+"""LINK as a method: detected boxes in pairs on a VLM's cached map, taught by the pair teachers of an earlier phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hoi_distill.stages.student.method import Extras, Method, Needs
+from hoi_distill.stages.student.methods.link.config import LinkConfig
+from hoi_distill.stages.student.pairs.config import BOOKKEEPING
+from hoi_distill.stages.student.student import Columns
+from hoi_distill.storage.errors import UserError
+
+if TYPE_CHECKING:
+    from hoi_distill.stages.data.vocabulary import Vocabulary
+    from hoi_distill.stages.student.data import TrainingSet
+    from hoi_distill.stages.student.methods.link.teacher_stages import TrainedTeacher
+    from hoi_distill.stages.student.student import Student
+
+LEVELS = {"logit": "logits", "query": "queries", "map": "maps"}
+
+
+class LinkMethod(Method):
+    name = "link"
+    version = 1
+    config = LinkConfig
+    bookkeeping = BOOKKEEPING
+    zero_shot = True
+
+    def needs(self, config: LinkConfig, vocabulary: Vocabulary) -> Needs:
+        kd = config.kd
+        taught: dict[str, Columns] = dict.fromkeys(kd.tables, config.views)
+        written = {
+            **dict.fromkeys(kd.pairs if kd.reads_pairs else (), ("kd.pairs", "link_pairs")),
+            **dict.fromkeys(kd.maps if kd.reads_maps else (), ("kd.maps", "link_maps")),
+        }
+        return Needs(
+            {"detections": None, "features": config.views, **taught},
+            {"detections": None, "features": config.views[:1]},
+            text=True,
+            unlabelled=kd.on and kd.unlabelled,
+            stages=written,
+        )
+
+    def epochs(self, config: LinkConfig, labelled: int, unlabelled: int) -> float:
+        return config.epochs(labelled, unlabelled)
+
+    def distilled(self, config: LinkConfig, labelled: int, unlabelled: int) -> dict[str, int]:
+        if not config.kd.on:
+            return {}
+        others = {"kd.unlabelled: true": unlabelled if config.unlabelled_per_step else 0}
+        return {"kd": labelled, **(others if config.kd.unlabelled else {})}
+
+    def pair_teacher(
+        self, name: str, config: LinkConfig, detections: str, features: str, maps: tuple[int, ...]
+    ) -> TrainedTeacher:
+        from hoi_distill.stages.student.methods.link.network_config import LinkShape
+        from hoi_distill.stages.student.methods.link.teacher_stages import TrainedTeacher
+
+        if config.kd.reads_pairs or config.kd.reads_maps:
+            raise UserError("kd: a pair teacher learns from annotations alone; set its weights to 0")
+        channels, *grid = maps
+        LinkShape(channels, None, config.network)
+        return TrainedTeacher(name, detections, features, config.network.width, (grid[0], grid[1]))
+
+    def train(self, config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
+        from hoi_distill.stages.student.methods.link.train import train
+
+        return train(config, data, run_dir, extras, report=extras.report)
+
+    def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
+        from hoi_distill.stages.student.methods.link.student import load
+
+        return load(folder, record, vocabulary)
+
+    def trained_on(self, config: LinkConfig, labelled: int, unlabelled: int) -> str:
+        words = f"the annotated pairs of {labelled:,} pictures"
+        if config.kd.on:
+            levels = " and ".join(word for name, word in LEVELS.items() if getattr(config.kd, name) > 0)
+            teachers = len(config.kd.pairs if config.kd.reads_pairs else config.kd.maps)
+            words += f", with {levels} of {teachers} pair teacher{'s' if teachers > 1 else ''} on every pair"
+            if config.kd.unlabelled:
+                words += f" of these and of {unlabelled:,} pictures without annotations"
+        return f"{words}. Looks through the teacher's cached feature maps"
+
+    def facts(self, config: LinkConfig) -> tuple[tuple[str, str], ...]:
+        return (("Steps", f"{config.steps:,}"),)

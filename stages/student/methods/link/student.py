@@ -1,0 +1,97 @@
+"""A trained LINK student: the network, its vocabulary, and how it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.data import Report, TestSet, valid_classes
+from hoi_distill.stages.student.methods.link.config import LinkConfig, config_from
+from hoi_distill.stages.student.methods.link.network import Link
+from hoi_distill.stages.student.methods.link.network_config import LinkShape
+from hoi_distill.stages.student.pairs.predict import predict_test_set
+from hoi_distill.stages.student.pairs.regions import Regions
+from hoi_distill.stages.student.pretrained import best_device
+from hoi_distill.stages.student.student import Columns, Student, load_weights, refuse_other_version, save_student
+
+
+class LastLayer(nn.Module):
+    """A network's answer alone: the last decoder layer's interaction logits, float ``[P, H]``."""
+
+    def __init__(self, network: Link) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, regions: Regions) -> Tensor:
+        logits: Tensor = self.network(regions).logits[-1]
+        return logits
+
+
+@dataclass(frozen=True)
+class LinkStudent(Student):
+    """A LINK network with its vocabulary."""
+
+    method: ClassVar[str] = "link"
+    version: ClassVar[int] = 1
+
+    model: Link
+    vocabulary: Vocabulary
+    config: LinkConfig
+    identities: dict[str, Any] = field(default_factory=dict)
+    origin: None = None
+
+    def tables(self) -> Mapping[str, Columns]:
+        return {"detections": None, "features": self.config.views[:1]}
+
+    def valid(self) -> Tensor:
+        """bool ``[objects, H]``: which interactions a detected object allows at prediction."""
+        return torch.from_numpy(allowed(self.config, self.vocabulary))
+
+    def with_vocabulary(self, vocabulary: Vocabulary, text: np.ndarray) -> LinkStudent:
+        """The same student for other interactions (open vocabulary), told apart by ``text``, float ``[H', T]`` of the encoder
+        that it was trained with."""
+        model = self.model.with_classes(verbs(vocabulary), torch.from_numpy(text.astype(np.float32)))
+        return replace(self, model=model, vocabulary=vocabulary)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        save_student(self, self.model, folder, shape=asdict(self.model.shape))
+
+    def predict(
+        self,
+        test: TestSet,
+        run_dir: Path,
+        shared: Path | None = None,
+        report: Report = print,
+        device: str | None = None,
+    ) -> Path:
+        network = self.model.to(device or best_device())
+        return predict_test_set(
+            LastLayer(network).eval(), test, run_dir, self.config, self.vocabulary, self.valid(),
+            top_k=self.config.top_k, report=report,
+        )  # fmt: skip
+
+
+def allowed(config: LinkConfig, vocabulary: Vocabulary) -> np.ndarray:
+    """bool ``[objects, H]``: which interactions a detected object allows."""
+    valid = valid_classes(vocabulary)
+    return np.ones_like(valid) if config.any_object else valid
+
+
+def verbs(vocabulary: Vocabulary) -> Tensor:
+    """int64 ``[H]``, the verb of each interaction."""
+    return torch.from_numpy(vocabulary.hois[:, 0].astype(np.int64))
+
+
+def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> LinkStudent:
+    """A saved student, see :meth:`hoi_distill.stages.student.student.Student.from_pretrained`."""
+    refuse_other_version(folder, record, LinkStudent.version)
+    model = Link(LinkShape.from_json(record["shape"]), verbs(vocabulary))
+    load_weights(model, folder)
+    return LinkStudent(model.eval(), vocabulary, config_from(record["student"]), record["identities"])

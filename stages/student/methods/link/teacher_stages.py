@@ -1,0 +1,208 @@
+"""Answers of a phase-1 pair teacher: a LINK network that was trained on the annotations, asked about every picture.
+
+Two stages keep what :class:`hoi_distill.stages.student.methods.link.teaching.PairTeacher` says, for students to be
+distilled from: :class:`LinkPairs` the logits of its pairs and its queries, :class:`LinkMaps` its latent maps. They look
+at cached detections and feature maps, never at a picture, and one forward pass answers both. Answers are computed in
+float32; a picture's do not depend on its neighbours beyond rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from hoi_distill.stages.batching import BatchSize, canonical, in_parts, part_size
+from hoi_distill.stages.stage import VIEWS, ArrowOutput, Batch, Codec, Resources, Stage, TensorOutput, Values
+from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.shards.cells import cells
+
+if TYPE_CHECKING:
+    from hoi_distill.stages.student.methods.link.teaching import Answer
+
+HALVES = pa.list_(pa.float16())
+PAIRS = pa.struct(
+    [
+        ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
+        ("labels", pa.list_(pa.int16())),
+        ("humans", pa.int32()),
+        ("entries", HALVES),
+        ("unary", HALVES),
+        ("unary_layers", pa.int32()),
+        ("unary_width", pa.int32()),
+        ("pairs", HALVES),
+        ("pairs_layers", pa.int32()),
+        ("pairs_width", pa.int32()),
+    ]
+)
+"""A cell of :class:`LinkPairs`; :mod:`hoi_distill.stages.student.methods.link.teaching` says what its fields hold."""
+
+
+@dataclass(frozen=True)
+class TrainedTeacher:
+    """A phase-1 teacher of the configuration.
+
+    Attributes:
+        name: the configuration's name for it.
+        detections, features: the tables that it looks at.
+        width: channels of its latent map; grid: (h, w) of the feature maps.
+        training: the fingerprint of its training; None while that is not known.
+        checkpoint: the folder of the trained student; None until it is.
+    """
+
+    name: str
+    detections: str
+    features: str
+    width: int
+    grid: tuple[int, int]
+    training: str | None = None
+    checkpoint: Path | None = None
+
+
+class LinkStage(Stage):
+    """What both tables of a pair teacher have in common. Columns are views of the picture."""
+
+    decodes = False
+    agreed: ClassVar[tuple[str, ...]] = ()
+    """Keys of the student's section that the teacher and whoever reads the table must have alike."""
+
+    def __init__(
+        self,
+        teacher: TrainedTeacher,
+        columns: Sequence[str] = VIEWS,
+        *,
+        batch_size: BatchSize = 32,
+        gpus: float = 0.0,
+    ) -> None:
+        if unknown := set(columns) - set(VIEWS):
+            raise UserError(f"{self.name}: unknown view '{sorted(unknown)[0]}'; allowed are {', '.join(VIEWS)}")
+        self.teacher, self.columns = teacher, tuple(columns)
+        self.inputs = (teacher.detections, teacher.features)
+        self.chosen_batch, self.batch_size = batch_size, canonical(batch_size)
+        self.resources = Resources(gpus=gpus)
+        self.shares = self._pass()
+
+    def _pass(self) -> str:
+        who = self.teacher.training or f"untrained {self.teacher.name}"
+        return fingerprint({"pair_teacher": who, "reads": self.inputs})
+
+    @property
+    def unbound(self) -> bool:
+        return self.teacher.training is None
+
+    def bound(self, training: str, checkpoint: Path) -> Stage:
+        """This stage of a teacher whose training has a fingerprint by now, and a place."""
+        stage = copy.copy(self)
+        stage.teacher = replace(self.teacher, training=training, checkpoint=checkpoint)
+        stage.shares = stage._pass()
+        return stage
+
+    def parameters(self) -> dict[str, Any]:
+        return {"teacher": self.teacher.training, "dtype": "float32"}
+
+    def provenance(self) -> dict[str, Any]:
+        return {"pair_teacher": self.teacher.name, "checkpoint": str(self.teacher.checkpoint)}
+
+    def needs(self, column: str) -> Mapping[str, tuple[str, ...]]:
+        return {self.teacher.detections: ("value",), self.teacher.features: (column,)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("network", "device", "rows")}
+
+    def open(self, device: str, shared: dict[Any, Any]) -> None:
+        from hoi_distill.stages.student.methods.link.teaching import PairTeacher
+
+        if self.teacher.checkpoint is None:
+            raise UserError(f"table {self.name}: its teacher {self.teacher.name} is not trained yet")
+        key = ("pair teacher", self.teacher.training, device)
+        if key not in shared:
+            shared[key] = PairTeacher.load(self.teacher.checkpoint, device)
+        self.network, self.device = shared[key], device
+        self.rows = part_size(shared, key, self.chosen_batch)
+
+    def answers(self, batch: Batch, view: str, inputs: Mapping[str, Mapping[str, Values]]) -> list[Answer]:
+        """The teacher's answers to the batch's rows, padding included; once where both tables want the same rows."""
+        detections = inputs[self.teacher.detections]["value"]
+        maps = np.asarray(inputs[self.teacher.features][view])
+        found = cells(detections)
+
+        def forward(positions: np.ndarray) -> list[Answer]:
+            seen = [found(position) for position in positions.tolist()]
+            return self.network.answer(seen, maps[positions], view == "flip")
+
+        def ask() -> list[Answer]:
+            told = list(chain.from_iterable(in_parts(forward, batch.count, self.rows, self.device)))
+            return told + told[-1:] * (len(batch.rows) - len(told))
+
+        # A row that only the other table wants comes without its cells here, so it is part of the question who is there.
+        there = detections.is_valid().to_numpy(zero_copy_only=False), maps.reshape(len(maps), -1).any(1)
+        asked = b"".join(np.packbits(part).tobytes() for part in there)
+        return batch.once(("pair teacher", self.shares, view, asked), ask)
+
+
+class LinkPairs(LinkStage):
+    """What a pair teacher says of every candidate pair: interaction logits, and the queries of instances and pairs.
+
+    Args:
+        teacher: a phase-1 teacher of the configuration.
+        columns: views, of ``original`` and ``flip``; the teacher's feature table needs the same.
+        batch_size: pictures per forward, or ``auto``: as many as the GPU's memory holds.
+        gpus: share of a GPU that one worker occupies.
+    """
+
+    name = "link_pairs"
+    output = ArrowOutput(PAIRS)
+    agreed = ("score_threshold", "min_instances", "max_instances", "nms_iou", "any_object")
+
+    def compute(
+        self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
+    ) -> dict[str, Values]:
+        return {view: arrow([said.cell for said in self.answers(batch, view, inputs)]) for view in columns}
+
+
+class LinkMaps(LinkStage):
+    """Latent maps of a pair teacher, ``[D, h, w]``: what its linking decoder attends to.
+
+    Args:
+        teacher: a phase-1 teacher of the configuration.
+        columns: views, of ``original`` and ``flip``; the teacher's feature table needs the same.
+        codec: how maps are stored.
+        batch_size: pictures per forward, or ``auto``: as many as the GPU's memory holds.
+        gpus: share of a GPU that one worker occupies.
+    """
+
+    name = "link_maps"
+
+    def __init__(
+        self, teacher: TrainedTeacher, columns: Sequence[str] = VIEWS, *, codec: Codec = "fp16", **options: Any
+    ) -> None:
+        super().__init__(teacher, columns, **options)
+        self.output = TensorOutput((teacher.width, *teacher.grid), codec)
+
+    def compute(
+        self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
+    ) -> dict[str, Values]:
+        return {view: np.stack([said.latent for said in self.answers(batch, view, inputs)]) for view in columns}
+
+
+def arrow(said: Sequence[Mapping[str, Any]]) -> pa.Array:
+    """Cells of :data:`PAIRS`."""
+    columns = []
+    for field in PAIRS:
+        values = [cell[field.name] for cell in said]
+        if not pa.types.is_list(field.type):
+            columns.append(pa.array(values, field.type))
+            continue
+        items = pa.array(np.concatenate(values).reshape(-1))
+        if pa.types.is_fixed_size_list(field.type.value_type):
+            items = pa.FixedSizeListArray.from_arrays(items, field.type.value_type.list_size)
+        offsets = pa.array(np.cumsum([0, *map(len, values)]), pa.int32())
+        columns.append(pa.ListArray.from_arrays(offsets, items))
+    return pa.StructArray.from_arrays(columns, fields=list(PAIRS))

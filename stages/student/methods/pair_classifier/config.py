@@ -1,0 +1,52 @@
+"""Everything that a pair classifier's training depends on, as a frozen record of plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hoi_distill.stages.student.pairs.config import PairsConfig
+
+
+@dataclass(frozen=True)
+class PairClassifierConfig(PairsConfig):
+    """The pair classifier's hyper-parameters. The defaults are those of the pico world's recipe."""
+
+    # the arm of the study
+    itm_on: Literal["none", "labelled", "unlabelled", "both"] = "unlabelled"
+    """Which pictures' soft labels are distilled. Annotated pairs of the labelled pictures are always used."""
+    teacher: Literal["itm", "shuffled", "oracle", "self"] = "itm"
+    """Where soft labels come from: calibrated ITM scores; another picture's ITM scores (control); the annotations'
+    image-level labels (upper bound); a student trained on the labels alone (self-training control)."""
+    itm_weight: float = 0.3
+    """Weight of the soft-label term; with 0 the training is the labels-only training bit for bit."""
+    itm_ramp: int = 200
+    """Steps over which that weight grows from 0: soft labels of whole pictures are shared out among pairs by what the
+    student already believes, so it should first have learned from annotated pairs."""
+    itm_logit: Literal["interaction", "final"] = "interaction"
+    """What a picture's probability is the noisy-or of: ``sigmoid(O)`` of its pairs, or final probabilities
+    ``P * sigmoid(O)``. There a P well below 1 keeps the noisy-or of the one right pair below t, and what is left of the
+    gradient raises wrong pairs: on pico that made distillation do harm."""
+    encoder: Literal["teacher", "region_cnn"] = "teacher"
+    """Whose feature maps: the cached teacher's, or a small frozen CNN pre-trained on the detections' box classes."""
+
+    # network
+    roi_size: int = 3
+    """Rows and columns of the grid that RoIAlign pools each box to."""
+    width: int = 256
+    dropout: float = 0.2
+    feature_dropout: float = 0.1
+    logit_scale: float = 14.0
+
+    # optimisation
+    unlabelled_per_step: int = 48
+    weight_decay: float = 1e-2
+
+    @property
+    def distils(self) -> bool:
+        """Whether soft labels enter the training at all. With weight 0 no unlabelled picture is looked at either."""
+        return self.itm_on != "none" and self.itm_weight > 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(("roi_size", "width"), ("dropout", "feature_dropout"), ("itm_weight", "itm_ramp"))

@@ -1,0 +1,85 @@
+"""The pair classifier as a method: detected boxes in pairs, on feature maps of the teacher or of a small CNN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hoi_distill.stages.student.method import Extras, Method, Needs
+from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
+from hoi_distill.stages.student.pairs.config import BOOKKEEPING
+from hoi_distill.stages.student.student import Columns
+
+if TYPE_CHECKING:
+    from hoi_distill.stages.data.vocabulary import Vocabulary
+    from hoi_distill.stages.student.data import TrainingSet
+    from hoi_distill.stages.student.student import Student
+
+ARMS = {
+    "none": "the annotated pairs of {labelled} pictures alone",
+    "labelled": "{labelled} annotated pictures, with soft labels from {teacher} on the same pictures",
+    "unlabelled": "{labelled} annotated pictures, and {unlabelled} pictures with soft labels from {teacher} only",
+    "both": "{labelled} annotated pictures with soft labels from {teacher}, and {unlabelled} pictures with soft labels only",
+}
+TEACHERS = {
+    "itm": "cached image-text-matching scores",
+    "shuffled": "another picture's image-text-matching scores (control)",
+    "oracle": "the image-level annotations (upper bound)",
+    "self": "a student trained on the annotations alone (control)",
+}
+EYES = {"teacher": "the teacher's cached feature maps", "region_cnn": "a small frozen CNN of the student's own"}
+
+
+class PairClassifierMethod(Method):
+    name = "pair_classifier"
+    version = 1
+    config = PairClassifierConfig
+    bookkeeping = BOOKKEEPING
+    zero_shot = True
+
+    def needs(self, config: PairClassifierConfig, vocabulary: Vocabulary) -> Needs:
+        train: dict[str, Columns] = {"detections": None}
+        if config.encoder == "teacher":
+            train["features"] = config.views
+        test = {**train, **({"features": config.views[:1]} if config.encoder == "teacher" else {})}
+        if config.distils and config.teacher in ("itm", "shuffled"):
+            # An answer about no_interaction is none, so soft labels leave it out; annotations still teach it.
+            train["itm"] = tuple(vocabulary.prompt(hoi) for hoi in np.flatnonzero(vocabulary.actions()).tolist())
+        return Needs(
+            train,
+            test,
+            where_asked=("itm",),
+            text=True,
+            # the student's own encoder learns from the boxes of every picture
+            unlabelled=(config.distils and config.itm_on in ("unlabelled", "both")) or config.encoder == "region_cnn",
+            all_annotations=config.teacher == "oracle",
+        )
+
+    def epochs(self, config: PairClassifierConfig, labelled: int, unlabelled: int) -> float:
+        return config.epochs(labelled, unlabelled)
+
+    def distilled(self, config: PairClassifierConfig, labelled: int, unlabelled: int) -> dict[str, int]:
+        looked_at = unlabelled if config.unlabelled_per_step else 0
+        on = {"labelled": labelled, "unlabelled": looked_at, "both": labelled + looked_at}
+        return {f"itm_on: {config.itm_on}": on[config.itm_on]} if config.distils else {}
+
+    def train(self, config: PairClassifierConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
+        from hoi_distill.stages.student.methods.pair_classifier.train import train
+
+        return train(config, data, run_dir, extras, report=extras.report)
+
+    def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
+        from hoi_distill.stages.student.methods.pair_classifier.student import load
+
+        return load(folder, record, vocabulary)
+
+    def trained_on(self, config: PairClassifierConfig, labelled: int, unlabelled: int) -> str:
+        arm = ARMS[config.itm_on if config.itm_weight else "none"]
+        words = arm.format(labelled=f"{labelled:,}", unlabelled=f"{unlabelled:,}", teacher=TEACHERS[config.teacher])
+        return f"{words}. Looks through {EYES[config.encoder]}"
+
+    def facts(self, config: PairClassifierConfig) -> tuple[tuple[str, str], ...]:
+        return (("Steps", f"{config.steps:,}"),)

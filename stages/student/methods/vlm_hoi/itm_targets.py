@@ -1,0 +1,256 @@
+"""What the cached teacher says about a batch: one ITM table to match log-odds of every verb with every object.
+
+One quantity is used everywhere, the match log-odds ``m = z1 - z0``, and ``t = sigmoid((m - b) / tau)``, its calibration
+on the labelled pictures. (The released code of VLM-HOI reads z0, that is "no match".)
+
+Shapes: B pictures, Q queries, P sentences, V verbs, O objects, H interactions of the vocabulary, C classes: the H
+interactions, then V classes "verb v, no visible object" (V-COCO has them). Object O means "no visible object".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hoi_distill.stages.data.annotations import Annotations
+from hoi_distill.stages.data.prompts import NO_INTERACTION
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.calibration import Platt, fit_platt, match_log_odds
+from hoi_distill.storage.errors import UserError
+
+PromptForm = Literal["verb", "object", "full"]
+"""VLM-HOI's table 4: "... riding something", "a photo of a bicycle", "... riding a bicycle"."""
+
+
+@dataclass(frozen=True, eq=False)
+class ItmColumns:
+    """The sentences to ask for and the class that each is about.
+
+    prompts: P sentences, each once, in order of first use: columns of the ``itm`` table.
+    column: int64 [C], the sentence of each class; -1 where none is asked.
+    hois: int64 [C, 2], (verb, object) of each class.
+    hoi_id: int64 [V, O + 1], the class of a verb and an object; -1 where there is none, and for ``no_interaction``:
+        that somebody does nothing cannot be told from how well a sentence matches the whole picture.
+    """
+
+    prompts: tuple[str, ...]
+    column: npt.NDArray[np.int64]
+    hois: npt.NDArray[np.int64]
+    hoi_id: npt.NDArray[np.int64]
+
+    def of_classes(self, values: np.ndarray) -> npt.NDArray[np.float32]:
+        """float ``[..., P]`` of the sentences to float32 ``[..., C]`` of the classes, NaN where none is asked."""
+        none = np.full((*values.shape[:-1], 1), np.nan, np.float32)
+        return np.concatenate([values.astype(np.float32), none], -1)[..., self.column]
+
+
+def columns_for(vocabulary: Vocabulary, form: PromptForm = "full", missing_object: bool = False) -> ItmColumns:
+    """The columns of the ``itm`` table that stand for the classes of ``vocabulary`` in a form of prompt.
+
+    A verb without a visible object is asked about by its verb sentence ("a photo of a person standing") in the forms
+    ``verb`` and ``full``, if ``missing_object``; else, and in the form ``object``, it is not distilled.
+    """
+    verbs, objects = len(vocabulary.verbs), len(vocabulary.objects)
+    alone = np.stack([np.arange(verbs), np.full(verbs, objects)], 1)
+    hois = np.concatenate([vocabulary.hois.astype(np.int64), alone])
+    by_verb, by_object = vocabulary.verb_prompts(), vocabulary.object_prompts()
+    sentences: list[str | None] = {
+        "verb": [by_verb[verb] for verb in vocabulary.hois[:, 0]],
+        "object": [by_object[thing] for thing in vocabulary.hois[:, 1]],
+        "full": list(vocabulary.prompts()),
+    }[form]
+    sentences += by_verb if missing_object and form != "object" else [None] * verbs
+    asked = np.array([vocabulary.verbs[verb] != NO_INTERACTION for verb in hois[:, 0]])
+    asked &= np.array([sentence is not None for sentence in sentences])
+    place: dict[str | None, int] = {}
+    column = np.full(len(hois), -1, np.int64)
+    for index in np.flatnonzero(asked).tolist():
+        column[index] = place.setdefault(sentences[index], len(place))
+    hoi_id = np.full((verbs, objects + 1), -1, np.int64)
+    hoi_id[hois[asked, 0], hois[asked, 1]] = np.flatnonzero(asked)
+    return ItmColumns(tuple(filter(None, place)), column, hois, hoi_id)
+
+
+def match_row(cells: Mapping[str, Any], prompts: Sequence[str], picture: str) -> npt.NDArray[np.float32]:
+    """One picture's cells of the ``itm`` table, raw (z0, z1) by prompt, to log-odds of a match, float32 ``[P]``.
+
+    A cell of None, one that this picture was not to be asked for, becomes NaN.
+
+    Raises:
+        UserError: a sentence is no column of the table.
+    """
+    if absent := [prompt for prompt in prompts if prompt not in cells]:
+        raise _no_score(picture, absent[0])
+    not_asked = (np.nan, np.nan)
+    pairs = [not_asked if cells[prompt] is None else cells[prompt] for prompt in prompts]
+    return match_log_odds(np.array(pairs, np.float32).reshape(-1, 2))
+
+
+def annotated_classes(annotations: Annotations, columns: ItmColumns) -> npt.NDArray[np.bool_]:
+    """bool ``[N, C]``: the classes that the annotations of N pictures find in each; never one without a sentence."""
+    present = np.zeros((len(annotations), len(columns.hois)), bool)
+    if annotations.image_hois is not None:
+        present[:, : annotations.image_hois.shape[1]] = annotations.image_hois
+    things = np.where(annotations.object < 0, columns.hoi_id.shape[1] - 1, annotations.object)
+    classes = columns.hoi_id[annotations.verb, things]
+    present[annotations.pair_image()[classes >= 0], classes[classes >= 0]] = True
+    return present & (columns.column >= 0)
+
+
+@dataclass(frozen=True)
+class ItmScores:
+    """What the teacher says: float32 ``[B, C]``, or any selection of it. NaN: not asked, not wanted, or no class.
+
+    log_odds: m. soft: t, calibrated probability. centred: m minus its sentence's mean over the training pictures.
+    """
+
+    log_odds: Tensor
+    soft: Tensor
+    centred: Tensor
+
+    def to(self, device: torch.device | str) -> ItmScores:
+        return ItmScores(self.log_odds.to(device), self.soft.to(device), self.centred.to(device))
+
+    def of_verbs(self, picture: Tensor, objects: Tensor, hoi_id: Tensor) -> ItmScores:
+        """What it says of every verb with one object: fields ``[Q, V]``.
+
+        Args:
+            picture: int64 ``[Q]``; objects: int64 ``[Q]`` in 0..O; hoi_id: int64 ``[V, O + 1]`` of :class:`ItmColumns`.
+        """
+        return self._select(picture, hoi_id.T[objects])
+
+    def of_objects(self, picture: Tensor, hoi_id: Tensor) -> ItmScores:
+        """What it says of every verb with every object: fields ``[Q, O + 1, V]``."""
+        return self._select(picture, hoi_id.T[None].expand(len(picture), -1, -1))
+
+    def _select(self, picture: Tensor, classes: Tensor) -> ItmScores:
+        rows = picture.reshape(-1, *[1] * (classes.ndim - 1))
+
+        def chosen(values: Tensor) -> Tensor:
+            return torch.where(classes >= 0, values[rows, classes.clamp(min=0)], torch.nan)
+
+        return ItmScores(chosen(self.log_odds), chosen(self.soft), chosen(self.centred))
+
+
+@dataclass(frozen=True, eq=False)
+class ItmTargets:
+    """The teacher's scores of N training pictures, ready to be taken for any batch of rows.
+
+    log_odds: float ``[N, P]``, may be memory-mapped; NaN where not asked.
+    names: of the N pictures, for messages.
+    mean: float32 ``[P]``, see :func:`sentence_mean`.
+    source: int64 ``[N]``, whose answers each row is given; None: its own (another's in the shuffled control).
+    strict: every sentence must have been asked for every picture. Without it NaN entries are not wanted and are left
+        out of the losses (a table of each picture's top-k sentences); a row with nothing in it is an error all the same.
+    """
+
+    columns: ItmColumns
+    log_odds: np.ndarray
+    platt: Platt
+    mean: np.ndarray
+    names: Sequence[str]
+    source: np.ndarray | None = None
+    strict: bool = True
+
+    def __call__(self, rows: np.ndarray) -> ItmScores:
+        """Fields ``[B, C]`` of int64 ``rows [B]``. Raises UserError where scores are missing: never zeros instead."""
+        taken = rows if self.source is None else self.source[rows]
+        values = np.asarray(self.log_odds[taken], np.float32).reshape(len(rows), len(self.columns.prompts))
+        absent = np.isnan(values) if self.strict else np.isnan(values).all(1, keepdims=True)
+        if values.size and absent.any():
+            row, column = np.argwhere(absent)[0]
+            raise _no_score(self.names[int(taken[row])], self.columns.prompts[column])
+        fields = (values, self.platt(values), values - self.mean)
+        return ItmScores(*(torch.from_numpy(self.columns.of_classes(field)) for field in fields))
+
+
+def _no_score(picture: str, prompt: str) -> UserError:
+    return UserError(f"itm: {picture} has no score for '{prompt}'; fill the table with hoi-distill run")
+
+
+def sentence_mean(log_odds: np.ndarray, rows: np.ndarray) -> npt.NDArray[np.float32]:
+    """Each sentence's mean m over pictures ``rows``: float ``[N, P]`` to float32 ``[P]``, 0 for one never asked.
+
+    Sentences differ in how well they match any picture; without its mean a short or common one wins everywhere (F4).
+    """
+    values = np.asarray(log_odds[rows], np.float64)
+    asked = ~np.isnan(values)
+    return (np.where(asked, values, 0).sum(0) / np.maximum(asked.sum(0), 1)).astype(np.float32)
+
+
+def calibrate(
+    log_odds: np.ndarray, present: np.ndarray, candidate: np.ndarray | None = None, what: str = "itm"
+) -> Platt:
+    """``t = sigmoid((m - b) / tau)`` by maximum likelihood (slope = 1 / tau, bias = -b / tau), each dataset its own.
+
+    Args:
+        log_odds: float ``[N, C]`` of labelled training pictures; NaN entries are left out.
+        present: bool ``[N, C]``, classes that the annotations find in the picture.
+        candidate: bool ``[N, C]``, entries to fit on: for t of matched queries :func:`same_object`, whose teacher is
+            only asked about annotated objects; default all, as F7 asks about everything.
+
+    Raises:
+        UserError: the scores are oriented the wrong way (:func:`check_orientation`), or nothing is present or absent.
+    """
+    check_orientation(log_odds, present, what)
+    chosen = ~np.isnan(log_odds) if candidate is None else candidate & ~np.isnan(log_odds)
+    try:
+        return fit_platt(log_odds[chosen], present[chosen])
+    except ValueError as error:
+        raise UserError(f"{what}: {error}; label more training pictures") from error
+
+
+def same_object(present: np.ndarray, hois: np.ndarray) -> npt.NDArray[np.bool_]:
+    """bool ``[N, C]``: classes of an object that is in an annotated class of the picture. hois: int ``[C, 2]``."""
+    of_object = (hois[:, 1] == np.arange(hois[:, 1].max(initial=0) + 1)[:, None]).astype(np.float32)
+    return (present.astype(np.float32) @ of_object.T > 0) @ of_object > 0
+
+
+def check_orientation(log_odds: np.ndarray, present: np.ndarray, what: str = "itm") -> float:
+    """The mean AUC, within pictures, of annotated against other classes; NaN where none can be compared.
+
+    Raises:
+        UserError: it is below 0.5, so that annotated sentences match less than others: no-match logits, or z0 and z1
+            swapped, or another dataset's table.
+    """
+    rows, classes = np.nonzero(~np.isnan(log_odds))
+    auc = grouped_auc(log_odds[rows, classes], present[rows, classes], rows)
+    if auc < 0.5:
+        raise UserError(f"{what}: AUC {auc:.3f} of annotated interactions is below 0.5; are z0 and z1 swapped?")
+    return auc
+
+
+def verb_auc(log_odds: np.ndarray, present: np.ndarray, hois: np.ndarray) -> float:
+    """The same between verbs of one object of one picture: the gate before training. Near 0.5 the teacher says which
+    objects are there, but nothing about verbs. float ``[N, C]``, bool ``[N, C]``, int ``[C, 2]``; NaN if none compare."""
+    rows, classes = np.nonzero(~np.isnan(log_odds))
+    group = rows * (hois[:, 1].max(initial=0) + 1) + hois[classes, 1]
+    return grouped_auc(log_odds[rows, classes], present[rows, classes], group)
+
+
+def grouped_auc(score: np.ndarray, positive: np.ndarray, group: np.ndarray) -> float:
+    """Mean over groups of the chance that a positive outscores a negative of its group (ties count half).
+
+    Args:
+        score: float ``[E]``; positive: bool ``[E]``; group: int ``[E]``. Groups of one kind only do not count.
+
+    Returns:
+        NaN if no group has both.
+    """
+    order = np.lexsort((score, group))
+    score, positive, group = score[order], positive[order], np.unique(group[order], return_inverse=True)[1]
+    new_run = np.append(True, (np.diff(score) != 0) | (np.diff(group) != 0))[: len(score)]
+    start = np.flatnonzero(new_run)
+    rank = np.repeat(start + (np.diff(np.append(start, len(score))) - 1) / 2, np.diff(np.append(start, len(score))))
+    positives = np.bincount(group, positive)
+    negatives = np.bincount(group) - positives
+    first = np.cumsum(positives + negatives) - positives - negatives
+    above = np.bincount(group, np.where(positive, rank, 0)) - positives * (first + (positives - 1) / 2)
+    both = (positives > 0) & (negatives > 0)
+    return float(np.mean(above[both] / (positives * negatives)[both])) if both.any() else float("nan")

@@ -1,0 +1,79 @@
+"""VLM-HOI as a method: MUREN on whole pictures, taught by cached image-text matching scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hoi_distill.stages.student.method import Extras, Method, Needs
+from hoi_distill.stages.student.methods.vlm_hoi.config import (
+    BOOKKEEPING,
+    VlmHoiConfig,
+    has_missing_objects,
+    starting_files,
+)
+from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import columns_for
+
+if TYPE_CHECKING:
+    from hoi_distill.stages.data.vocabulary import Vocabulary
+    from hoi_distill.stages.student.data import TrainingSet
+    from hoi_distill.stages.student.student import Student
+
+TEACHERS = {"itm": "cached image-text-matching scores", "shuffled": "another picture's matching scores (control)"}
+
+
+class VlmHoiMethod(Method):
+    name = "vlm_hoi"
+    version = 1
+    config = VlmHoiConfig
+    bookkeeping = BOOKKEEPING
+
+    def needs(self, config: VlmHoiConfig, vocabulary: Vocabulary) -> Needs:
+        missing = has_missing_objects(vocabulary)
+        taught = [(config.on_labelled, config.itm), (config.on_unlabelled, config.f7)]
+        forms = [term.prompt for active, term in taught if active]
+        prompts = dict.fromkeys(prompt for form in forms for prompt in columns_for(vocabulary, form, missing).prompts)
+        return Needs(
+            {"itm": tuple(prompts)} if prompts else {},
+            {},
+            unlabelled=config.on_unlabelled,
+            failures=("itm", "detections", "features"),
+            files=starting_files(config),
+        )
+
+    def epochs(self, config: VlmHoiConfig, labelled: int, unlabelled: int) -> float:
+        return config.epochs
+
+    def distilled(self, config: VlmHoiConfig, labelled: int, unlabelled: int) -> dict[str, int]:
+        asked = (
+            ("itm", config.itm.weight, labelled),
+            ("f7", config.f7.weight, unlabelled if config.unlabelled_per_step else 0),
+        )
+        return {f"{key}.weight: {weight:g}": pictures for key, weight, pictures in asked if weight > 0}
+
+    def rehearse(self, config: VlmHoiConfig, vocabulary: Vocabulary) -> None:
+        from hoi_distill.stages.student.methods.vlm_hoi.train import new_network
+
+        new_network(config, vocabulary)
+
+    def train(self, config: VlmHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
+        from hoi_distill.stages.student.methods.vlm_hoi.train import train
+
+        return train(config, data, run_dir, extras, report=extras.report)
+
+    def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
+        from hoi_distill.stages.student.methods.vlm_hoi.student import load
+
+        return load(folder, record, vocabulary)
+
+    def trained_on(self, config: VlmHoiConfig, labelled: int, unlabelled: int) -> str:
+        words = f"the annotated pairs of {labelled:,} pictures"
+        if config.on_labelled:
+            words += f", with family {config.itm.family} of {TEACHERS[config.teacher]} on the same pictures"
+        if config.on_unlabelled:
+            words += f", and {unlabelled:,} pictures with family F7 of {TEACHERS[config.teacher]} only"
+        return f"{words}. Looks at the pictures themselves"
+
+    def facts(self, config: VlmHoiConfig) -> tuple[tuple[str, str], ...]:
+        return (("Epochs", f"{config.epochs:g}"),)

@@ -1,0 +1,165 @@
+"""From a trained network and pictures to scored triplets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.evaluate.metrics.pair_nms import pairwise_nms
+from hoi_distill.stages.ops import boxes as box_ops
+from hoi_distill.stages.student.methods.vlm_hoi.augment import test_view
+from hoi_distill.stages.student.methods.vlm_hoi.config import Pictures, Scoring
+from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
+from hoi_distill.stages.student.methods.vlm_hoi.picture_set import in_frame
+from hoi_distill.stages.student.pairs.predict import SCHEMA
+
+WAITING = 8
+"""At most so many batches of pictures wait for others of their size."""
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """Scored triplets of one picture, D of them.
+
+    Attributes:
+        human, object_: float32 ``[D, 4]`` xyxy pixels of the picture, clipped to it unless scored ``as_published``; an
+            object's is all 0 where it is not there.
+        objects: int64 ``[D]``, -1 where it is not there; verbs: int64 ``[D]``; scores: float32 ``[D]``, falling.
+    """
+
+    human: npt.NDArray[np.float32]
+    object_: npt.NDArray[np.float32]
+    objects: npt.NDArray[np.int64]
+    verbs: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+
+
+def valid_verbs(vocabulary: Vocabulary, missing_object: bool) -> Tensor:
+    """bool ``[O, V]`` or ``[O + 1, V]``: which verbs an object class allows; a missing object allows all."""
+    valid = (vocabulary.hoi_id() >= 0).T
+    if missing_object:
+        valid = np.concatenate([valid, np.ones((1, valid.shape[1]), bool)])
+    return torch.from_numpy(np.ascontiguousarray(valid))
+
+
+def triplets(output: MurenOutput, size: tuple[int, int], valid: Tensor, scoring: Scoring, objects: int) -> Triplets:
+    """Score one picture's queries, keep the best, suppress duplicates.
+
+    Args:
+        output: the final layer's, of one picture: ``[N, *]`` tensors on the CPU.
+        size: (width, height) of the picture; valid: see :func:`valid_verbs`; objects: O, the class of a missing object.
+    """
+    chance, label = output.object_logits.float().softmax(-1)[:, :-1].max(-1)
+    allowed = valid[label]
+    score = (chance[:, None] * output.verb_logits.float().sigmoid() * allowed).numpy()
+    label_, width, height = label.numpy(), *size
+    scale = np.array([width, height, width, height], np.float32)
+    human, thing = (
+        box_ops.cxcywh_to_xyxy(each.float().numpy()) * scale for each in (output.human_boxes, output.object_boxes)
+    )
+    if not scoring.as_published:
+        human, thing = box_ops.clip(human, width, height), box_ops.clip(thing, width, height)
+    thing[label_ == objects] = 0
+    powers = (scoring.nms, scoring.nms_human_power, scoring.nms_object_power, -1.0 if scoring.as_published else 0.0)
+    if scoring.nms_within == "object":
+        kept = pairwise_nms(label_, score.max(1), (human, thing), *powers)
+        score = score * kept[:, None]
+    best = np.argsort(-score, axis=None, kind="stable")[: scoring.top]
+    query, verb = np.unravel_index(best[score.flat[best] > 0], score.shape)
+    if scoring.nms_within == "hoi":
+        group = verb * (objects + 1) + label_[query]
+        kept = pairwise_nms(group, score[query, verb], (human[query], thing[query]), *powers)
+        query, verb = query[kept], verb[kept]
+    return Triplets(
+        human[query], thing[query], np.where(label_[query] == objects, -1, label_[query]), verb, score[query, verb]
+    )
+
+
+def of_one_size(
+    count: int, read: Callable[[int], np.ndarray], config: Pictures, batch: int
+) -> Iterator[list[tuple[int, tuple[int, int], np.ndarray]]]:
+    """Pictures in groups of one size as the network sees them, so that none is padded: what padding lets into a feature map
+    depends on the pictures beside it.
+
+    Yields:
+        lists of at most ``batch`` (row, (width, height) of the picture, uint8 ``[h, w, 3]``).
+    """
+    waiting: dict[tuple[int, ...], list[tuple[int, tuple[int, int], np.ndarray]]] = {}
+    for row in range(count):
+        picture = read(row)
+        whole = (picture.shape[1], picture.shape[0])
+        seen = test_view(config, *whole).of_picture(picture)
+        group = waiting.setdefault(seen.shape, [])
+        group.append((row, whole, seen))
+        if len(group) == batch:
+            yield waiting.pop(seen.shape)
+        elif sum(map(len, waiting.values())) > WAITING * batch:
+            yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
+    yield from waiting.values()
+
+
+@torch.inference_mode()
+def predicted(
+    model: nn.Module,
+    count: int,
+    read: Callable[[int], np.ndarray],
+    vocabulary: Vocabulary,
+    missing_object: bool,
+    pictures: Pictures,
+    scoring: Scoring,
+    batch: int,
+) -> Iterator[tuple[int, Triplets]]:
+    """(row, its triplets) of every picture, in no particular order; the model is left in evaluation mode."""
+    device = next(model.parameters()).device
+    model.eval()
+    valid, objects = valid_verbs(vocabulary, missing_object), len(vocabulary.objects)
+    for group in of_one_size(count, read, pictures, batch):
+        height, width = group[0][2].shape[:2]
+        pixels, mask = in_frame([seen for _, _, seen in group], width, height, pictures)
+        output = model(pixels.to(device), mask.to(device)).layer(-1)
+        output = MurenOutput(*(each.float().cpu() for each in output))
+        for place, (row, whole, _) in enumerate(group):
+            yield row, triplets(output.layer(place), whole, valid, scoring, objects)
+
+
+def write_triplets(
+    path: Path, found: Iterator[tuple[int, Triplets]], image_ids: Sequence[str], vocabulary: Vocabulary
+) -> int:
+    """Write a Parquet file of :data:`~hoi_distill.stages.student.pairs.predict.SCHEMA`, in the pictures' order; returns the
+    triplets."""
+    rows = dict(found)
+    order = sorted(rows)
+    hoi_id = np.pad(vocabulary.hoi_id(), ((0, 0), (0, 1)), constant_values=-1)  # the last column is object -1's
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    count = 0
+    with pq.ParquetWriter(draft, SCHEMA) as writer:
+        for start in range(0, len(order), 1000):
+            part = [rows[row] for row in order[start : start + 1000]]
+            names = np.repeat([image_ids[row] for row in order[start : start + 1000]], [len(p.scores) for p in part])
+            human, object_, objects, verbs, scores = (
+                np.concatenate([getattr(each, name) for each in part])
+                for name in ("human", "object_", "objects", "verbs", "scores")
+            )
+            columns = {
+                "image_id": pa.array(names.tolist(), pa.string()),
+                "human_box": pa.FixedSizeListArray.from_arrays(pa.array(human.astype(np.float32).ravel()), 4),
+                "object_box": pa.FixedSizeListArray.from_arrays(pa.array(object_.astype(np.float32).ravel()), 4),
+                "object": objects.astype(np.int32),
+                "verb": verbs.astype(np.int32),
+                "hoi": hoi_id[verbs, objects].astype(np.int32),
+                "score": scores.astype(np.float32),
+            }
+            writer.write_table(pa.table(columns, SCHEMA))
+            count += len(scores)
+    os.replace(draft, path)
+    return count

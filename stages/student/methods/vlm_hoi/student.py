@@ -1,0 +1,65 @@
+"""A trained VLM-HOI student: the network, its vocabulary, and how it looks at pictures. It needs no table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.student.data import TestSet
+from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig, config_from
+from hoi_distill.stages.student.methods.vlm_hoi.model_config import MurenConfig
+from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
+from hoi_distill.stages.student.methods.vlm_hoi.predict import predicted, write_triplets
+from hoi_distill.stages.student.pretrained import best_device
+from hoi_distill.stages.student.student import Columns, Student, load_weights, refuse_other_version, save_student
+from hoi_distill.storage.errors import UserError
+
+
+@dataclass(frozen=True)
+class VlmHoiStudent(Student):
+    method: ClassVar[str] = "vlm-hoi"
+    version: ClassVar[int] = 1
+
+    model: Muren
+    vocabulary: Vocabulary
+    config: VlmHoiConfig
+    identities: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def tables(self) -> Mapping[str, Columns]:
+        return {}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        save_student(self, self.model, folder, shape=self.model.config.to_json(), origin=self.origin)
+
+    def predict(
+        self,
+        test: TestSet,
+        run_dir: Path,
+        shared: Path | None = None,
+        report: Callable[[str], None] = print,
+        device: str | None = None,
+    ) -> Path:
+        if test.read is None:
+            raise UserError("vlm_hoi: needs the pictures themselves")
+        self.model.to(device or best_device())
+        path = run_dir / "detections.parquet"
+        found = predicted(
+            self.model, len(test.image_ids), test.read, self.vocabulary, self.model.config.missing_object,
+            self.config.pictures, self.config.scoring, self.config.predict_batch,
+        )  # fmt: skip
+        count = write_triplets(path, found, test.image_ids, self.vocabulary)
+        report(f"predicted {count} triplets in {len(test.image_ids)} pictures")
+        return path
+
+
+def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> VlmHoiStudent:
+    """A saved student, see :meth:`hoi_distill.stages.student.student.Student.from_pretrained`."""
+    refuse_other_version(folder, record, VlmHoiStudent.version)
+    model = Muren(MurenConfig.from_json(record["shape"]))
+    load_weights(model, folder)
+    config = config_from(record["student"])
+    return VlmHoiStudent(model.eval(), vocabulary, config, record["identities"], record["origin"])

@@ -1,0 +1,100 @@
+"""Before the first step: the teacher's scores at hand, calibrated on the labelled pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hoi_distill.stages.student.calibration import shuffled_pictures
+from hoi_distill.stages.student.data import TrainingSet
+from hoi_distill.stages.student.files import kept_array
+from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig, has_missing_objects
+from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
+from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import (
+    ItmColumns,
+    ItmTargets,
+    annotated_classes,
+    calibrate,
+    columns_for,
+    match_row,
+    same_object,
+    sentence_mean,
+    verb_auc,
+)
+from hoi_distill.stages.student.source import in_order
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What is distilled: on labelled pictures, on the others; None where nothing is.
+
+    Attributes:
+        said: lines about the teacher, for people.
+    """
+
+    labelled: ItmTargets | None = None
+    unlabelled: ItmTargets | None = None
+    said: tuple[str, ...] = ()
+
+
+def teaching(config: VlmHoiConfig, data: TrainingSet, folder: Path) -> Teaching:
+    """Read and calibrate what the configuration distils. ``folder`` keeps the scores, read from the cache once.
+
+    Raises:
+        UserError: a score is missing, or annotated sentences match less than others.
+    """
+    lines: list[str] = []
+    labelled = None
+    if config.on_labelled:
+        labelled = _targets(config, config.itm, data, folder, lines, "labelled", data.labelled)
+    unlabelled = None
+    if config.on_unlabelled:
+        unlabelled = _targets(config, config.f7, data, folder, lines, "unlabelled", ~data.labelled)
+    return Teaching(labelled, unlabelled, tuple(lines))
+
+
+def _targets(
+    config: VlmHoiConfig,
+    term: ItmConfig,
+    data: TrainingSet,
+    folder: Path,
+    lines: list[str],
+    which: str,
+    taught: np.ndarray,
+) -> ItmTargets:
+    """The scores for pictures ``taught`` (bool ``[N]``)."""
+    columns = columns_for(data.vocabulary, term.prompt, has_missing_objects(data.vocabulary))
+    log_odds = match_table(folder / f"itm-{term.prompt}.npy", data, columns)
+    rows = np.flatnonzero(data.labelled)
+    known = rows[~np.isnan(log_odds[rows]).all(1)]
+    classes = columns.of_classes(log_odds[known])
+    present = annotated_classes(data.annotations.take(data.image[known]), columns)
+    candidate = None if term.family == "F7" else same_object(present, columns.hois)
+    platt = calibrate(classes, present, candidate)
+    auc = verb_auc(classes, present, columns.hois)
+    lines.append(
+        f"itm on {which} pictures: t = sigmoid({platt.slope:.3f} m {platt.bias:+.3f}); "
+        f"AUC of annotated verbs among those of the same object {auc:.3f}"
+    )
+    source = None
+    if config.teacher == "shuffled":
+        source = np.arange(len(log_odds))
+        source[taught] = shuffled_pictures(np.flatnonzero(taught), config.seed)
+    names = [str(name) for name in data.annotations.image_id[data.image]]
+    # The stream refuses cells that should be there and are not: what is NaN here was not to be asked (top-k tables).
+    return ItmTargets(columns, log_odds, platt, sentence_mean(log_odds, rows), names, source, strict=False)
+
+
+def match_table(path: Path, data: TrainingSet, columns: ItmColumns) -> np.ndarray:
+    """Match log-odds of every row and sentence, float32 ``[N, P]`` in ``path`` (npy), memory-mapped; NaN where the picture
+    was not to be asked or is a recorded failure."""
+
+    def fill(table: np.ndarray) -> None:
+        table[:] = np.nan
+        for sample in in_order(data.source.open({"itm": columns.prompts})):
+            name = str(data.annotations.image_id[int(data.image[sample["row"]])])
+            table[sample["row"]] = match_row(sample["itm"], columns.prompts, name)
+
+    return kept_array(path, np.float32, (len(data.image), len(columns.prompts)), fill)

@@ -1,0 +1,71 @@
+"""How far a run is: lines for people, records for machines."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from hoi_distill.stages.evaluate.metrics_log import read_metrics
+from hoi_distill.storage.errors import WorkStopped
+from hoi_distill.storage.files.atomic import write_atomically
+
+
+class NonFiniteLoss(WorkStopped):
+    """The loss or its gradient is NaN or infinite. The message names the step, the rows and the pictures."""
+
+
+class MetricsLog:
+    """``metrics.jsonl``, one line a logged step, and the same through Accelerate's trackers. Lines after the step that
+    a run resumes from are dropped, so that every step is logged once."""
+
+    def __init__(self, path: Path, done: int, accelerator: Accelerator, report: Callable[[str], None] = print) -> None:
+        self.accelerator, self.start = accelerator, time.monotonic()
+        self.file = None
+        if accelerator.is_main_process:
+            records, bad = read_metrics(path)
+            if bad:
+                report(f"{path}: {bad} lines are no records; they are left out")
+            kept = [json.dumps(record) + "\n" for record in records if record["step"] <= done]
+            write_atomically(path, "".join(kept))
+            self.file = open(path, "a", buffering=1)  # noqa: SIM115  open for the whole run
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": done + 1}})
+
+    def write(self, record: dict[str, float]) -> None:
+        if self.file is not None:
+            self.file.write(json.dumps({**record, "seconds": round(time.monotonic() - self.start, 3)}) + "\n")
+        self.trackers({name: value for name, value in record.items() if name != "step"}, int(record["step"]))
+
+    def trackers(self, values: dict[str, float], step: int) -> None:
+        self.accelerator.log(values, step=step)
+
+
+class Progress:
+    """A line now and then, and after the first step: steps, loss, speed, time left."""
+
+    def __init__(self, done: int, steps: int, report: Callable[[str], None], every: float = 10.0) -> None:
+        self.first, self.steps, self.report, self.every = done, steps, report, every
+        self.start = self.last = time.monotonic()
+        if done:
+            report(f"resumed after step {done} of {steps}")
+
+    def __call__(self, done: int, loss: Tensor) -> None:
+        now = time.monotonic()
+        if now - self.last < self.every and done < self.steps and done > self.first + 1:
+            return
+        self.last = now
+        self.report(
+            f"step {done}/{self.steps}  loss {loss.item():.3f}  {pace(done - self.first, self.steps - done, now - self.start)}"
+        )
+
+
+def pace(done: int, left: int, seconds: float) -> str:
+    """``2.5 steps/s  0:03:20 left``, or of slow steps ``4.0 s/step  1 day, 2:05:00 left``."""
+    each = max(seconds, 1e-9) / done
+    speed = f"{1 / each:.1f} steps/s" if each <= 1 else f"{each:.1f} s/step"
+    return f"{speed}  {timedelta(seconds=round(left * each))} left"

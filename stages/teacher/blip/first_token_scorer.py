@@ -1,0 +1,51 @@
+"""Yes/no questions of many, put to BLIP's decoder as prompts are put to its matching head (:mod:`.itm_scorer`): a picture's
+keys and values are projected once for all questions, questions of one length go through together, and of the last layer
+only the token is computed after which the answer stands.
+
+Shapes: B images, P questions, D text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from hoi_distill.stages.teacher.blip.itm_scorer import BlipTextScorer
+
+
+class FirstTokenScorer(BlipTextScorer):
+    """Of a loaded ``BlipForConditionalGeneration`` (or a subclass) in evaluation mode. :meth:`score` gives three numbers:
+    the log-sum-exps of the first-token logits of the no and of the yes variants, and the id of the likeliest first token.
+
+    Args:
+        model: the loaded model; only its text decoder is used.
+        tokenizer: the checkpoint's tokenizer.
+        yes, no: token ids, see :func:`hoi_distill.stages.teacher.blip.first_token.answer_ids`.
+        memory_mib: see :class:`hoi_distill.stages.teacher.blip.itm_scorer.PromptScorer`.
+    """
+
+    numbers = 3
+
+    def __init__(self, model: Any, tokenizer: Any, yes: Sequence[int], no: Sequence[int], memory_mib: int) -> None:
+        decoder = model.text_decoder
+        config = model.config.text_config
+        super().__init__(decoder.bert, config, tokenizer, causal=True, memory_mib=memory_mib)
+        self.vocabulary_head, self.yes, self.no = decoder.cls, list(yes), list(no)
+
+    def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """[DEC] and each question's tokens, without the final separator."""
+        if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._ids]:
+            encoded = self.tokenizer(new, add_special_tokens=False)["input_ids"]
+            self._ids |= {prompt: [self.config.bos_token_id, *ids] for prompt, ids in zip(new, encoded, strict=True)}
+        return [self._ids[prompt] for prompt in prompts]
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.vocabulary_head(x).float()
+        groups = [logits[..., ids].logsumexp(-1) for ids in (self.no, self.yes)]
+        return torch.stack([*groups, logits.argmax(-1).float()], -1)
+
+    def bytes_per_prompt(self, length: int) -> int:
+        """And its logits, in the model's precision and in float32."""
+        return super().bytes_per_prompt(length) + int(self.config.vocab_size) * (4 + self.weight.element_size())

@@ -1,0 +1,394 @@
+"""BLIP as a teacher: feature maps, image-text matching and captions, all from one pass of the vision tower.
+
+Stages whose towers are byte-identical (and preprocess alike, at one dtype) carry equal ``shares``: a worker that runs
+them on one batch preprocesses and encodes each picture once. The tower's answer is its last hidden state after the
+final layer norm, ``[B, 1 + h*w, D]`` with CLS first, which is what BLIP's text models attend to.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from hoi_distill.stages.batching import BatchSize, PartSize, canonical, in_parts
+from hoi_distill.stages.stage import VIEWS, ArrowOutput, Batch, Codec, Dtype, Resources, Stage, TensorOutput, Values
+from hoi_distill.stages.teacher.blip.first_token import CELL, YES_NO, answer_ids, cells
+from hoi_distill.stages.teacher.seen_objects import EMPTY, AskedWhere, AsksAboutSeen
+from hoi_distill.stages.teacher.weights import Checkpoint, image_processor, load, tokenizer
+from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from hoi_distill.stages.teacher.blip.itm_scorer import PromptScorer
+
+TOWER = "last_hidden_state after post_layernorm"
+
+
+class BlipStage(Stage):
+    """What BLIP's stages have in common: a checkpoint, a dtype, and the shared vision pass.
+
+    Args:
+        checkpoint: see :meth:`Checkpoint.find`.
+        columns: the questions; see each stage.
+        dtype: of weights and arithmetic; part of the fingerprint.
+        batch_size: pictures that are looked at together, or ``auto``: the vision tower takes as many at once as the GPU's
+            memory holds. Where memory runs out in the tower, its forward is halved and the run goes on.
+        memory_mib: bound on the working memory of one chunk of scoring and, unless ``batch_size`` is ``auto``, of one
+            forward of the vision tower; changes no value beyond rounding.
+        compile: compile the vision tower with torch.compile; changes no value beyond rounding.
+        gpus: share of a GPU that one worker occupies.
+
+    Attributes:
+        computed_cells: cells computed by this object since it was opened, padding left out.
+    """
+
+    families: ClassVar[tuple[str, ...]] = ("Blip", "PicoBlip")
+    """How the names of usable architectures begin."""
+    architectures: ClassVar[tuple[str, ...]] = ("ForImageTextRetrieval", "ForConditionalGeneration")
+    """How they end."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        columns: Sequence[str],
+        *,
+        dtype: Dtype = "float32",
+        batch_size: BatchSize = 32,
+        memory_mib: int = 256,
+        compile: bool = False,
+        gpus: float = 0.0,
+    ) -> None:
+        usable = [beginning + ending for beginning in self.families for ending in self.architectures]
+        if checkpoint.architecture not in usable:
+            raise UserError(
+                f"{checkpoint.folder}: {checkpoint.architecture} cannot fill the {self.name} table; "
+                f"it takes {' or '.join(usable)}"
+            )
+        checkpoint.require_preprocessing()
+        self.checkpoint, self.columns, self.dtype = checkpoint, tuple(columns), dtype
+        self.batch_size, self.chosen_batch = canonical(batch_size), batch_size
+        self.memory_mib, self.compiled = memory_mib, compile
+        self.resources = Resources(gpus=gpus)
+        self.shares = fingerprint({"tower": checkpoint.tower, **self._vision_parameters()})
+        self.computed_cells = 0
+
+    def _vision_parameters(self) -> dict[str, Any]:
+        return {"preprocessing": self.checkpoint.preprocessing, "image_backend": "pil", "dtype": self.dtype}
+
+    def parameters(self) -> dict[str, Any]:
+        return {"teacher": self.checkpoint.digest, **self._vision_parameters()}
+
+    def provenance(self) -> dict[str, Any]:
+        return {
+            "checkpoint": self.checkpoint.source,
+            "revision": self.checkpoint.revision,
+            "architecture": self.checkpoint.architecture,
+            "compiled": self.compiled,
+        }
+
+    def open(self, device: str, shared: dict[Any, Any]) -> None:
+        import torch
+
+        self.computed_cells = 0
+        key = ("blip", self.checkpoint.digest, self.dtype, device)
+        if key not in shared:
+            folder = self.checkpoint.here()
+            model = load(self.checkpoint, folder, self.dtype, device)
+            # A twin's tower is dropped for the one that is there already: the same bytes, once in memory.
+            model.vision_model = shared.setdefault(("tower", self.shares, device), model.vision_model)
+            shared[key] = model, image_processor(folder), tokenizer(folder)
+        self.model, self.processor, self.tokenizer = shared[key]
+        self.tower = self.model.vision_model
+        if self.compiled:
+            compiled = ("compiled", self.shares, device)
+            if compiled not in shared:
+                shared[compiled] = torch.compile(self.tower)
+            self.tower = shared[compiled]
+        self.rows: PartSize = shared.setdefault(("rows", self.shares, device, self.batch_size), PartSize())
+        self.device = device
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The plain parameters: what :meth:`open` loaded stays on its worker."""
+        opened = {"model", "processor", "tokenizer", "device", "scorer", "vectors", "tower", "rows"}
+        return {key: value for key, value in self.__dict__.items() if key not in opened}
+
+    def encode(self, batch: Batch, view: str = "original") -> torch.Tensor:
+        """The tower's last hidden state ``[B, 1 + h*w, D]`` of one view, computed once per batch and tower."""
+        return batch.once(("tower", self.shares, view), lambda: self._encode(self._pixels(batch, view)))
+
+    def _pixels(self, batch: Batch, view: str) -> torch.Tensor:
+        """``float32 [B, 3, H, W]`` on the CPU, by the checkpoint's own image processor."""
+        pixels: torch.Tensor = batch.once(
+            ("pixels", self.shares),
+            lambda: self.processor(list(batch.images), return_tensors="pt")["pixel_values"],
+        )
+        return pixels.flip(-1) if view == "flip" else pixels
+
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        dtype = self.model.vision_model.dtype
+        if self.rows.rows is None and self.chosen_batch != "auto":
+            self.rows.rows = min(self._images_at_once(), len(pixels))  # batches come padded, to one size
+
+        def forward(positions: np.ndarray) -> torch.Tensor:
+            states: torch.Tensor = self.tower(pixel_values=pixels[positions].to(self.device, dtype)).last_hidden_state
+            return states
+
+        with torch.inference_mode():
+            return torch.cat(in_parts(forward, len(pixels), self.rows, self.device))
+
+    def _images_at_once(self) -> int:
+        """BLIP's eager attention holds two ``H x N x N`` maps an image, its feed-forward two ``N x I``."""
+        vision = self.model.config.vision_config
+        tokens = 1 + (vision.image_size // vision.patch_size) ** 2
+        floats = tokens * (2 * vision.num_attention_heads * tokens + 2 * vision.intermediate_size)
+        return max(1, (self.memory_mib << 20) // (floats * self.model.vision_model.dtype.itemsize))
+
+
+class BlipFeatures(BlipStage):
+    """BLIP's feature map ``[D, h, w]`` (no CLS), rows from top to bottom. Columns are views: ``original``, ``flip``.
+
+    The fingerprint holds the tower's digest instead of the whole checkpoint's: another head keeps the maps.
+    """
+
+    name = "features"
+
+    def __init__(
+        self, checkpoint: Checkpoint, columns: Sequence[str] = ("original",), *, codec: Codec = "fp16", **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(checkpoint, columns, **options)
+        if unknown := set(columns) - set(VIEWS):
+            raise UserError(f"features: unknown view '{sorted(unknown)[0]}'; allowed are {', '.join(VIEWS)}")
+        self.output = TensorOutput(checkpoint.grid(), codec)
+
+    def parameters(self) -> dict[str, Any]:
+        return {"tower": self.checkpoint.tower, "tensor": TOWER, **self._vision_parameters()}
+
+    def compute(
+        self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
+    ) -> dict[str, Values]:
+        assert isinstance(self.output, TensorOutput)
+        self.computed_cells += batch.count * len(columns)
+        maps = {}
+        for view in columns:
+            tokens = self.encode(batch, view)[:, 1:].transpose(1, 2)
+            maps[view] = tokens.reshape(-1, *self.output.shape).cpu()
+        return maps
+
+
+class ItmStage(BlipStage):
+    """Raw image-text matching logits (no match, match). Each column is a prompt, in the very words that are scored.
+
+    Args:
+        itc: name of a table of contrastive similarities (:mod:`hoi_distill.stages.teacher.blip.itc`) that decides which
+            prompts a picture wants; it enters neither the fingerprint nor any cell's input digest, for no logit depends
+            on it.
+        itc_top_k: how many: the most similar ones among this table's columns, ties included. Pictures are then looked at
+            one at a time, since each wants prompts of its own.
+    """
+
+    name = "itm"
+    architectures = ("ForImageTextRetrieval",)
+    output = ArrowOutput(pa.list_(pa.float16(), 2))
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        columns: Sequence[str],
+        *,
+        itc: str | None = None,
+        itc_top_k: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(checkpoint, columns, **options)
+        if (itc is None) != (itc_top_k is None):
+            raise UserError(
+                "itm: itc and itc_top_k belong together: a table of similarities and how many prompts it keeps"
+            )
+        if itc is not None and itc_top_k is not None:
+            if itc_top_k < 1:
+                raise UserError(f"itm: itc_top_k is {itc_top_k}; it must be at least 1")
+            self.inputs, self.batch_size = (itc,), 1
+        self.itc_top_k = itc_top_k
+
+    def needs(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
+        return {} if self.inputs else None
+
+    def chosen_by(self, column: str) -> Mapping[str, tuple[str, ...]]:
+        return dict.fromkeys(self.inputs, (column,))
+
+    def wants(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray | None:
+        """The ``itc_top_k`` most similar prompts; all of them where the similarity is a recorded failure."""
+        if self.itc_top_k is None:
+            return None
+        (table,) = inputs.values()
+        if absent := [prompt for prompt in self.columns if prompt not in table]:
+            raise UserError(f"table {self.inputs[0]}: has no column {absent[0]!r}, by which itm would choose; add it")
+        similarity_BC = np.stack(
+            [np.asarray(table[prompt].to_numpy(zero_copy_only=False)) for prompt in self.columns], 1
+        )
+        kth = max(0, len(self.columns) - self.itc_top_k)
+        return np.logical_not(similarity_BC < np.partition(similarity_BC, kth, axis=1)[:, kth : kth + 1])
+
+    @abstractmethod
+    def make_scorer(self) -> PromptScorer:
+        """Of the opened model."""
+
+    def open(self, device: str, shared: dict[Any, Any]) -> None:
+        super().open(device, shared)
+        self.scorer = self.make_scorer()
+        self.scorer.token_ids(self.columns)  # a prompt that cannot be scored is told before the first picture
+
+    def compute(
+        self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
+    ) -> dict[str, Values]:
+        self.computed_cells += batch.count * len(columns)
+        logits = self.scorer.score(self.encode(batch), columns).cpu().numpy().astype(np.float16)
+        if not np.isfinite(logits).all():
+            raise FloatingPointError(f"table {self.name}: matching logits are not finite at dtype {self.dtype}")
+        by_column = np.ascontiguousarray(logits.transpose(1, 0, 2)).reshape(len(columns), -1)
+        return {
+            prompt: pa.FixedSizeListArray.from_arrays(pa.array(values), 2)
+            for prompt, values in zip(columns, by_column, strict=True)
+        }
+
+
+class BlipItm(ItmStage):
+    """BLIP's two image-text matching logits (no match, match). Each column is a prompt.
+
+    Args:
+        token_mode: ``cls`` leaves token 0 as transformers' forward does; ``enc`` makes it [ENC], with which BLIP's
+            own checkpoints were trained. Part of the fingerprint. Has to be given, but for the pico teachers (``cls``).
+
+    Raises:
+        UserError: not given, for a checkpoint whose training nobody can read off its files.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        columns: Sequence[str],
+        *,
+        token_mode: Literal["cls", "enc"] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(checkpoint, columns, **options)
+        if token_mode is None and not checkpoint.own:
+            raise UserError(
+                f"token_mode: not given, and {checkpoint.source} does not say which token its matching head was trained to "
+                "read: enc for Salesforce's BLIP checkpoints and what was tuned with their code, cls for what was tuned "
+                "through transformers"
+            )
+        self.token_mode: Literal["cls", "enc"] = token_mode or "cls"
+
+    def parameters(self) -> dict[str, Any]:
+        return {**super().parameters(), "token_mode": self.token_mode}
+
+    def make_scorer(self) -> PromptScorer:
+        from hoi_distill.stages.teacher.blip.itm_scorer import ItmScorer
+
+        return ItmScorer(self.model, self.tokenizer, self.token_mode, self.memory_mib)
+
+
+class BlipCaptions(AsksAboutSeen, BlipStage):
+    """BLIP's sentences, greedily decoded. Each column is the text that the decoder continues ('' for a caption).
+
+    A cell is ``{text, score}``. ``text`` is what the teacher added to the question. For yes/no questions
+    (:data:`YES_NO`) it is the first token, and ``score`` in [0, 1] the softmax over the first-token logits of yes, Yes,
+    no and No, summed over the yes variants (after mllms-zs-hoi); else ``score`` is null.
+
+    Args:
+        max_new_tokens: where a sentence is cut (at the latest where positions end). Part of the fingerprint.
+        asked_where: for columns that are ``verification_questions``: put each only where its object was detected, see
+            :mod:`hoi_distill.stages.teacher.seen_objects`.
+        questions, hois: the vocabulary's.
+    """
+
+    name = "captions"
+    architectures = ("ForConditionalGeneration",)
+    output = ArrowOutput(CELL)
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        columns: Sequence[str] = ("",),
+        *,
+        questions: Mapping[str, int] = EMPTY,
+        hois: Sequence[tuple[int, int]] = (),
+        asked_where: AskedWhere | None = None,
+        max_new_tokens: int = 64,
+        **options: Any,
+    ) -> None:
+        super().__init__(checkpoint, columns, **options)
+        self.max_new_tokens = max_new_tokens
+        self.ask_where(asked_where, questions, hois)
+
+    def parameters(self) -> dict[str, Any]:
+        return {**super().parameters(), "max_new_tokens": self.max_new_tokens, "decoding": "greedy"}
+
+    def open(self, device: str, shared: dict[Any, Any]) -> None:
+        super().open(device, shared)
+        most = self.model.config.text_config.max_position_embeddings
+        for question in self.columns:
+            if (length := self._question_ids(question).shape[1]) >= most:
+                raise UserError(f"question '{question}': {length} tokens, the teacher takes {most - 1}; shorten it")
+        if any(YES_NO.search(question) for question in self.columns):
+            from hoi_distill.stages.teacher.blip.first_token_scorer import FirstTokenScorer
+
+            yes, no = answer_ids(self.tokenizer, self.checkpoint.folder)
+            self.scorer = FirstTokenScorer(self.model, self.tokenizer, yes, no, self.memory_mib)
+
+    def compute(
+        self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
+    ) -> dict[str, Values]:
+        import torch
+
+        self.computed_cells += batch.count * len(columns)
+        image = self.encode(batch)
+        asked = [question for question in columns if YES_NO.search(question)]
+        with torch.inference_mode():
+            answers = {question: self._continue(image, question) for question in columns if question not in asked}
+            return {**answers, **self._answers(image, asked)}
+
+    def _question_ids(self, question: str) -> torch.Tensor:
+        """``int64 [1, L]``: [DEC] and the question's tokens, without the final separator."""
+        import torch
+
+        words = self.tokenizer(question, add_special_tokens=False)["input_ids"]
+        ids = [self.model.config.text_config.bos_token_id, *words]
+        return torch.tensor([ids], device=self.device)
+
+    def _continue(self, image: torch.Tensor, question: str) -> pa.Array:
+        import torch
+
+        ids = self._question_ids(question).expand(len(image), -1)
+        text_config = self.model.config.text_config
+        written = self.model.text_decoder.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            eos_token_id=text_config.sep_token_id,
+            pad_token_id=text_config.pad_token_id,
+            encoder_hidden_states=image,
+            encoder_attention_mask=torch.ones(image.shape[:2], dtype=torch.long, device=image.device),
+            max_new_tokens=min(self.max_new_tokens, text_config.max_position_embeddings - ids.shape[1]),
+            do_sample=False,
+            num_beams=1,
+        )
+        texts = self.tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
+        return cells(texts, np.full(len(texts), np.nan))
+
+    def _answers(self, image: torch.Tensor, questions: Sequence[str]) -> dict[str, pa.Array]:
+        if not questions:
+            return {}
+        said = self.scorer.score(image, questions)
+        scores = (said[..., 1] - said[..., 0]).sigmoid().cpu().numpy()
+        texts = self.tokenizer.batch_decode(said[..., 2].long().reshape(-1, 1), skip_special_tokens=True)
+        words = np.array(texts, dtype=object).reshape(scores.shape)
+        return {question: cells(words[:, at].tolist(), scores[:, at]) for at, question in enumerate(questions)}

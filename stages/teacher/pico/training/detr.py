@@ -1,0 +1,158 @@
+"""Trains the pico DETR on boxes: ``python -m hoi_distill.stages.teacher.pico.training.detr --out DIR``.
+
+A plain DETR (Carion et al. 2020) of transformers' own class on the pico detector's backbone. It detects worse than that
+detector and is no teacher: it is what DETR-R50 of COCO is to the students of the literature, the start whose encoder,
+decoder, queries and heads a small MUREN inherits. It has seen boxes and no verbs.
+
+The scenes follow those that trained the pico detector. Lengths are counted in steps, not seconds: the same command gives
+the same weights on the same machine with one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import (
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrImageProcessorPil,
+    RTDetrForObjectDetection,
+    RTDetrResNetConfig,
+)
+
+from hoi_distill.stages.data.coco import COCO_OBJECTS
+from hoi_distill.stages.data.pico.render import SIZE
+from hoi_distill.stages.teacher.pico.training.blip import Log, one_cycle
+from hoi_distill.stages.teacher.pico.training.detector import FIRST_SEED, LABELS, scenes
+
+DETECTOR = Path(__file__).parents[1] / "detector"
+STAGES = 3
+"""As many of the backbone's stages are kept; the last one learns, what lies before it stays as the detector has it."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything the weights depend on besides the detector's backbone."""
+
+    seed: int = 0
+    first_scene: int = FIRST_SEED + 200_000
+    batch: int = 16
+    steps: int = 13000
+    lr: float = 1e-3
+    backbone_lr: float = 1e-4
+    average: float = 0.999
+
+
+def build_model(detector: RTDetrForObjectDetection) -> DetrForObjectDetection:
+    """0.65 million parameters: the detector's backbone up to stride 16, one encoder and two decoder layers 96 wide, 16
+    queries. Everything after the backbone is drawn as the original DETR draws it."""
+    record = detector.config.backbone_config.to_dict()  # type: ignore[union-attr]
+    for name in ("out_indices", "out_features", "stage_names"):
+        record.pop(name, None)
+    record |= {name: record[name][:STAGES] for name in ("hidden_sizes", "depths")}
+    names = [COCO_OBJECTS[label].replace("_", " ") for label in LABELS]
+    config = DetrConfig(
+        backbone_config=RTDetrResNetConfig.from_dict(record | {"out_features": [f"stage{STAGES}"]}),
+        d_model=96,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=192,
+        decoder_ffn_dim=192,
+        num_queries=16,
+        dropout=0.0,
+        auxiliary_loss=True,
+        id2label=dict(enumerate(names)),
+        label2id={name: index for index, name in enumerate(names)},
+    )
+    model = DetrForObjectDetection(config)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "backbone" not in name and "query_position" not in name:
+            nn.init.xavier_uniform_(parameter)
+    theirs = {_tail(name): value for name, value in detector.model.backbone.state_dict().items()}
+    backbone = model.model.backbone
+    state = {name: theirs.get(_tail(name), value) for name, value in backbone.state_dict().items()}
+    backbone.load_state_dict(state)
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(f"encoder.stages.{STAGES - 1}" in name and parameter.dim() > 1)
+    return model
+
+
+def _tail(name: str) -> str:
+    """A backbone's parameter without the names of what holds the backbone."""
+    return name[max(name.find("embedder"), name.find("encoder.stages")) :]
+
+
+def train(model: DetrForObjectDetection, recipe: Recipe, log: Log, out: Path) -> nn.Module:
+    """AdamW over one cycle with the stock loss; gives back the running average of the weights."""
+    data = scenes(recipe.batch, np.random.default_rng([recipe.seed, 4]), recipe.first_scene)
+    learning = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    groups = [
+        {"params": [each for name, each in learning.items() if "backbone" not in name], "peak": recipe.lr},
+        {"params": [each for name, each in learning.items() if "backbone" in name], "peak": recipe.backbone_lr},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=1e-4)
+    averaged = copy.deepcopy(model).requires_grad_(False)
+    model.train()
+    for step in range(recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * max(0.02, one_cycle(step, recipe.steps, 100))
+        pixels, targets = next(data)
+        answer = model(pixels.contiguous(), labels=targets)
+        optimizer.zero_grad()
+        answer.loss.backward()
+        nn.utils.clip_grad_norm_(list(learning.values()), 1.0)
+        optimizer.step()
+        decay = min(recipe.average, step / (step + 10))
+        for mine, theirs in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
+            if mine.is_floating_point():
+                mine.lerp_(theirs, 1 - decay)
+        kept = {name: answer.loss_dict[f"loss_{name}"].detach() for name in ("ce", "bbox", "giou")}
+        log.add(loss=answer.loss.detach(), **kept)
+        if (step + 1) % 50 == 0:
+            log.flush("train", step + 1)
+        if (step + 1) % 1000 == 0:
+            save(averaged, out)
+    return averaged
+
+
+def save(model: nn.Module, out: Path) -> None:
+    """fp16 weights, a config that asks for float32 arithmetic, and the image processor."""
+    copy.deepcopy(model).half().save_pretrained(out)  # type: ignore[operator]
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
+    size = {"height": SIZE, "width": SIZE}
+    DetrImageProcessorPil(size=size, do_normalize=False, do_pad=False).save_pretrained(out)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train the pico DETR on rendered scenes.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and recipe.json")
+    parser.add_argument("--detector", type=Path, default=DETECTOR, help="the pico detector whose backbone it takes")
+    for name, value in asdict(Recipe()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    options = vars(parser.parse_args(argv))
+    out, detector = options.pop("out"), options.pop("detector")
+    recipe = Recipe(**options)
+    torch.set_num_threads(1)
+    torch.manual_seed(recipe.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    model = build_model(RTDetrForObjectDetection.from_pretrained(detector, local_files_only=True, dtype=torch.float32))
+    trained = train(model, recipe, Log(out / "train.jsonl"), out)
+    save(trained.eval(), out)
+    parameters = sum(p.numel() for p in trained.parameters())
+    record = asdict(recipe) | {"parameters": parameters, "cpu_seconds": round(time.process_time(), 1)}
+    (out / "recipe.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

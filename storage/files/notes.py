@@ -1,0 +1,52 @@
+"""Small JSON files that say who wants or uses what: whole, and with a checksum of their own (``digest``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hoi_distill.storage.damage import damage
+from hoi_distill.storage.digests import canonical_json, fingerprint
+from hoi_distill.storage.files.atomic import write_atomically
+from hoi_distill.storage.files.folders import move_aside, names
+
+
+def write_note(path: Path, content: Mapping[str, Any]) -> None:
+    """Put ``content``, a JSON object, in the place of what ``path`` held. Raises ``OSError``; it is then as it was."""
+    write_atomically(path, canonical_json({**content, "digest": fingerprint(content)}))
+
+
+def read_note(path: Path, *keys: str) -> dict[str, Any]:
+    """What :func:`write_note` wrote; notes of before had no digest.
+
+    Args:
+        keys: what it must hold.
+
+    Raises:
+        Damaged: it is not what was written, or is not there. OSError: it cannot be read.
+    """
+    with damage(f"note {path}"):
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+        if (digest := content.pop("digest", None)) is not None and digest != fingerprint(content):
+            raise ValueError("a checksum differs")
+        for key in keys:
+            content[key]
+    return content
+
+
+def set_note_aside(path: Path) -> None:
+    """Move what stands in a note's place to ``<name>.bad`` beside it."""
+    move_aside(path, path.with_name(f"{path.name}.bad"))
+
+
+def notes_in(folder: Path, ending: str = ".json") -> list[Path]:
+    """The notes of a folder by name; none where there is no folder. A glob would find none either where it cannot be read.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    return sorted(folder / name for name in names(folder) if name.endswith(ending) and not name.startswith("."))

@@ -1,0 +1,306 @@
+"""Commit records: the small file that makes a shard exist, and the order of writes that keeps every instant whole.
+
+A record is one Arrow IPC file of one batch, one row per row of the rectangle:
+
+    row      FixedSizeBinary(16)
+    filled   FixedSizeBinary(ceil(C/8)), packed bits: the payload holds a value (absent where all cells are values)
+    failed   the same for recorded failures (absent where there is none); in a ``.drop`` record: failures that are void
+    inputs   uint64, or FixedSizeBinary(8 C) where a row's cells differ: input digests (absent where none)
+    values   FixedSizeBinary(8 C): uint64 value digests, 0 where there is no value (absent where there is no value)
+    reasons  list<struct<column, reason>> of the row's failures (absent where there is none)
+
+The schema's metadata holds ``header`` (JSON), ``columns`` (JSON), and two checksums: ``index`` over all that planning
+reads (verified at every load) and ``cells`` over the rest (verified before a process first uses it, and by ``check``).
+Buffers, offsets and text are bounded before anything is read through them: a record of any bytes is refused, not followed.
+
+Names: ``<rectangle digest>-<generation>.commit``. A generation follows another only when the other's payload was lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+
+from hoi_distill.storage.damage import damage
+from hoi_distill.storage.digests import ROW, canonical_json
+from hoi_distill.storage.files import owner, stamps
+from hoi_distill.storage.files.atomic import sync_folder
+from hoi_distill.storage.shards.arrow import fixed_binary
+
+_REASONS = pa.list_(pa.struct([("column", pa.int32()), ("reason", pa.string())]))
+_columns_seen: dict[bytes, tuple[str, ...]] = {}  # a table's many records share one tuple of names
+
+
+class Cells(NamedTuple):
+    """The big part of a record, memory-mapped: ``uint64 [R, C]`` value and input digests, and failures' reasons."""
+
+    values: np.ndarray | None
+    inputs: np.ndarray | None
+    reasons: pa.Array | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """The part of a commit record that planning needs.
+
+    Attributes:
+        name: file name, ``<rectangle>-<generation>.commit`` or ``.drop``.
+        header: payload (file name or None), bytes, created_ns, full, has_inputs ("row", "cell" or None), host,
+            provenance.
+        rows: ``V16 [R]``. columns: C names.
+        filled: packed bits ``uint8 [R, ceil(C/8)]``, or None: all cells are values (``header["full"]``) or none is.
+        failed: packed bits or None. inputs: ``uint64 [R]`` or None; per-cell digests are in :meth:`cells`.
+    """
+
+    path: Path
+    header: dict[str, Any]
+    rows: np.ndarray
+    columns: tuple[str, ...]
+    filled: np.ndarray | None
+    failed: np.ndarray | None
+    inputs: np.ndarray | None
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Records merge in this order."""
+        return self.header["created_ns"], self.name
+
+    @property
+    def is_drop(self) -> bool:
+        return self.name.endswith(".drop")
+
+    def cells(self) -> Cells:
+        """Map the digests and reasons. Arrays keep the map; nothing else does. Raises ``Damaged``."""
+        with damage(f"commit record {self.path}"):
+            batch = _open(self.path)
+            stamps.once(str(self.path), lambda: _compare(batch))
+            shape = len(self.rows), len(self.columns)
+
+            def digests(field: str) -> np.ndarray:
+                return np.frombuffer(_bytes(batch.column(field)), "<u8").reshape(shape)
+
+            names = set(batch.schema.names)
+            return Cells(
+                digests("values") if "values" in names else None,
+                digests("inputs") if self.header["has_inputs"] == "cell" else None,
+                batch.column("reasons") if "reasons" in names else None,
+            )
+
+    def verify(self) -> None:
+        """Compare everything with the checksums. Raises ``Damaged``."""
+        with damage(f"commit record {self.path}"):
+            _compare(_open(self.path))
+
+
+def _open(path: Path) -> pa.RecordBatch:
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file")
+    with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
+        batch = reader.get_batch(0)
+    batch.validate(full=True)
+    return batch
+
+
+def _compare(batch: pa.RecordBatch, index_only: bool = False) -> None:
+    """Compare a batch with its checksums. Raises ``ValueError``."""
+    metadata = batch.schema.metadata
+    index, cells = _checksums(batch, metadata, index_only)
+    if index != metadata[b"index"] or not (index_only or cells == metadata[b"cells"]):
+        raise ValueError("a checksum differs")
+
+
+def _checksums(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes], index_only: bool = False) -> tuple[bytes, bytes]:
+    """Checksums of what planning reads, and of the rest."""
+    index, cells = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+    index.update(b"\n".join([metadata[b"header"], metadata[b"columns"], repr(batch.schema.names).encode()]))
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if name == "reasons":
+            if not index_only:
+                cells.update(canonical_json(column.to_pylist()))
+        elif name in ("row", "filled", "failed") or column.type == pa.uint64():
+            index.update(_bytes(column))
+        elif not index_only:
+            cells.update(_bytes(column))
+    return index.hexdigest().encode(), cells.hexdigest().encode()
+
+
+def _bytes(column: pa.Array) -> memoryview:
+    """The values of a fixed-width column."""
+    return memoryview(column.buffers()[1])[: len(column) * column.type.bit_width // 8]
+
+
+def load_record(path: Path) -> Record:
+    """Read and verify the light part of a record.
+
+    Raises:
+        Damaged: it is torn or its bytes have changed.
+        OSError: it cannot be read.
+    """
+    with damage(f"commit record {path}"):
+        batch = _open(path)
+        _compare(batch, index_only=True)
+        metadata = batch.schema.metadata
+        columns = _columns_seen.get(metadata[b"columns"])
+        if columns is None:
+            columns = _columns_seen.setdefault(metadata[b"columns"], tuple(json.loads(metadata[b"columns"])))
+        header = json.loads(metadata[b"header"])
+        names, width, count = set(batch.schema.names), (len(columns) + 7) // 8, batch.num_rows
+
+        def light(field: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+            if field not in names:
+                return None
+            return np.frombuffer(_bytes(batch.column(field)), dtype).reshape(shape).copy()
+
+        return Record(
+            path=path,
+            header=header,
+            rows=cast(np.ndarray, light("row", ROW, (count,))),
+            columns=columns,
+            filled=light("filled", np.uint8, (count, width)),
+            failed=light("failed", np.uint8, (count, width)),
+            inputs=light("inputs", "<u8", (count,)) if header["has_inputs"] == "row" else None,
+        )
+
+
+def encode_record(
+    header: Mapping[str, Any],
+    rows: np.ndarray,
+    columns: Sequence[str],
+    valid: np.ndarray,
+    failures: Mapping[tuple[int, int], str],
+    inputs: np.ndarray | None,
+    values: np.ndarray | None,
+    dropped: np.ndarray | None = None,
+) -> pa.Buffer:
+    """A record's bytes.
+
+    Args:
+        header: what :class:`Record` lists, less ``full`` and ``has_inputs``, which are found here.
+        rows: ``V16 [R]``. columns: C names. valid: ``bool [R, C]``. failures: ``{(row, column): reason}``.
+        inputs: ``uint64 [R]``, ``[R, C]`` or None. values: ``uint64 [R, C]`` value digests or None.
+        dropped: ``bool [R, C]``, for a ``.drop`` record: the failures that it voids.
+    """
+    shape = len(rows), len(columns)
+    fields: dict[str, pa.Array] = {"row": fixed_binary(rows, 16)}
+    if valid.any() and not valid.all():
+        fields["filled"] = fixed_binary(np.packbits(valid, axis=1), (shape[1] + 7) // 8)
+    failed = np.zeros(shape, bool) if dropped is None else dropped
+    if failures:
+        failed[tuple(np.array(list(failures)).T)] = True
+        by_row: list[list[dict[str, Any]]] = [[] for _ in rows]
+        for (row, column), reason in sorted(failures.items()):
+            by_row[row].append({"column": column, "reason": reason})
+    if failed.any():
+        fields["failed"] = fixed_binary(np.packbits(failed, axis=1), (shape[1] + 7) // 8)
+    if inputs is not None:
+        fields["inputs"] = pa.array(inputs, pa.uint64()) if inputs.ndim == 1 else fixed_binary(inputs, 8 * shape[1])
+    if values is not None:
+        fields["values"] = fixed_binary(values, 8 * shape[1])
+    if failures:
+        fields["reasons"] = pa.array(by_row, _REASONS)
+    kind = None if inputs is None else ("row" if inputs.ndim == 1 else "cell")
+    metadata = {
+        b"header": canonical_json({**header, "full": bool(valid.all()), "has_inputs": kind}),
+        b"columns": canonical_json(list(columns)),
+    }
+    batch = pa.record_batch(fields)
+    index, cells = _checksums(batch, metadata)
+    batch = batch.replace_schema_metadata({**metadata, b"index": index, b"cells": cells})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue()
+
+
+class _Hashing:
+    """A binary sink that hashes and counts what passes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.state, self.bytes, self.closed = file, hashlib.blake2b(digest_size=16), 0, False
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self.state.update(view)
+        self.bytes += view.nbytes
+        _write_all(self.file, view)
+        return view.nbytes
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+@contextlib.contextmanager
+def _temporary(folder: Path, write: Callable[[BinaryIO], None]) -> Iterator[tuple[Path, _Hashing]]:
+    """A finished, synced file under a name that says whose it is; gone at the end unless it was renamed."""
+    path = folder / f"{owner.tag()}-{uuid.uuid4().hex[:12]}"
+    try:
+        with open(path, "xb", buffering=0) as file:
+            sink = _Hashing(file)
+            write(cast(BinaryIO, sink))
+            os.fsync(file.fileno())
+        yield path, sink
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def publish_payload(
+    scratch: Path, folder: Path, rectangle: str, suffix: str, write: Callable[[BinaryIO], None]
+) -> tuple[str, int]:
+    """Write a payload whole, then give it its name in ``folder``; returns (name, bytes).
+
+    Renaming over a file of this name is harmless: the name holds the checksum, so the bytes are the same.
+    """
+    with _temporary(scratch, write) as (path, sink):
+        name = f"{rectangle}-{sink.state.hexdigest()}{suffix}"
+        os.rename(path, folder / name)
+        sync_folder(folder)
+        return name, sink.bytes
+
+
+def publish_record(scratch: Path, target: Path, data: pa.Buffer | bytes) -> bool:
+    """Create a record exclusively; False where ``target`` exists already. This is the instant of the commit."""
+    with _temporary(scratch, lambda sink: _write_all(sink, data)) as (path, _):
+        try:
+            os.link(path, target)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV):
+                raise
+            return _create_exclusively(target, data)
+        sync_folder(target.parent)
+        return True
+
+
+def _create_exclusively(target: Path, data: pa.Buffer | bytes) -> bool:
+    """Where links do not exist. A kill here leaves a torn record, which its checksum gives away: it counts as none."""
+    try:
+        with open(target, "xb", buffering=0) as file:
+            _write_all(cast(BinaryIO, file), data)
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    sync_folder(target.parent)
+    return True
+
+
+def _write_all(sink: BinaryIO, data: pa.Buffer | bytes) -> None:
+    view = memoryview(data).cast("B")
+    while view.nbytes:
+        view = view[sink.write(view) :]

@@ -1,0 +1,109 @@
+"""Payload files: which format a path has, how it is named and verified.
+
+A payload's name is ``<rectangle digest>-<checksum>.<arrow|lmdb>``; the checksum is 16 bytes of blake2b over the file,
+in hex. A payload is immutable and describes itself (rows, columns, codec). No byte of one is used before all of them were
+compared with the checksum: by this process, or, where many are read, by any process of this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hoi_distill.storage.damage import Damaged, damage
+from hoi_distill.storage.errors import StorageError
+from hoi_distill.storage.file_digests import DigestMemory
+from hoi_distill.storage.files import stamps
+from hoi_distill.storage.shards import lmdb as lmdb_shard
+from hoi_distill.storage.shards.arrow import ArrowShard
+from hoi_distill.storage.shards.lmdb import LmdbShard, open_lmdb
+
+Shard = ArrowShard | LmdbShard
+UNREAD = bytes(16)
+"""The digest of a file that could not be read."""
+
+
+@functools.lru_cache(maxsize=128)
+def _open_arrow(path: str, inode: int) -> ArrowShard:
+    return ArrowShard(path)
+
+
+def open_shard(path: str | os.PathLike[str]) -> Shard:
+    """The reader of a payload file, shared within the process.
+
+    Raises:
+        StorageError: the file is missing or unreadable, or its bytes have changed.
+    """
+    name = os.fspath(path)
+    with _reading(name), damage(f"shard {name}"):
+        if stamps.once(name, lambda: verify_shard(name)):
+            lmdb_shard.forget(name)  # what is open under this name may be another file's
+        return open_lmdb(name) if name.endswith(".lmdb") else _open_arrow(name, os.stat(name).st_ino)
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """A payload that this process cannot read, or not for the moment, is a ``StorageError``."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"shard {name}: {error.strerror}; make it readable and run again") from error
+
+
+def forget_shard(path: str | os.PathLike[str]) -> None:
+    """Drop the process's reader of a payload that was set aside."""
+    lmdb_shard.forget(path)
+    _open_arrow.cache_clear()
+
+
+def stated_checksum(path: str | os.PathLike[str]) -> str:
+    """The checksum in a payload's name, 32 hex digits."""
+    return Path(path).stem.rpartition("-")[2]
+
+
+def verify_shard(path: str | os.PathLike[str]) -> None:
+    """Re-read a payload and compare it with the checksum in its name.
+
+    Raises:
+        Damaged: the file is missing, unreadable, or its bytes have changed.
+        OSError: it cannot be read by this process or for the moment.
+    """
+    with damage(f"shard {os.fspath(path)}"), open(path, "rb", buffering=0) as file:
+        actual = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    if actual != stated_checksum(path):
+        raise Damaged(f"shard {os.fspath(path)}", "its bytes differ from the checksum in its name")
+
+
+def verify_once(paths: Sequence[str]) -> None:
+    """Verify the payloads that this machine has not read in this state. It remembers them in the user's cache folder, not in
+    the cache, which several machines may share.
+
+    Raises:
+        StorageError: the bytes of one or more have changed; one line names their number and the first. Or one cannot be
+            read; the line says why.
+    """
+    unproven = stamps.unproven(paths)
+    if not unproven:
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hoi-distill"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    memory = DigestMemory(folder / "payloads.sqlite")
+    found = memory.digests([os.path.realpath(path) for path in unproven], missing="zero")
+    bad = {
+        path for path, digest in zip(unproven, found, strict=True) if digest.tobytes().hex() != stated_checksum(path)
+    }
+    for path, digest in zip(unproven, found, strict=True):
+        if digest.tobytes() == UNREAD:
+            with _reading(path):
+                verify_shard(path)
+    stamps.vouch({path: stamp for path, stamp in unproven.items() if stamp is not None and path not in bad})
+    if bad:
+        raise StorageError(
+            f"{len(bad)} of {len(paths)} shards hold other bytes than were written, first {min(bad)}; "
+            "run `hoi-distill check`, which sets them aside"
+        )
