@@ -32,7 +32,7 @@ from hoi_distill.pipeline.inputs import image_source
 from hoi_distill.pipeline.planning.plan import plan
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values, fingerprint_record
-from hoi_distill.storage import digest_memory
+from hoi_distill.storage import file_digests
 from hoi_distill.storage.cache import Cache
 
 FOLDERS = 100
@@ -84,9 +84,9 @@ def build(root: Path, rows: int, columns: int) -> None:
             for path in own:
                 os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
             names = [path.rpartition("/")[2] for path in own]
-            entries = digest_memory._stat(folder, names)
+            entries = file_digests._stat(folder, names)
             entries["digest"] = ids[number::FOLDERS]
-            digest_memory._append(connection, folder, dict(zip(names, entries, strict=True)))
+            file_digests._append(connection, folder, dict(zip(names, entries, strict=True)))
     stage = Prompts(prompts_of(columns))
     table = cache.table(stage.name, fingerprint_record(stage), stage.output.describe(), stage.output.type)
     old_rows = ids[: int(rows * (1 - NEW_ROWS))]

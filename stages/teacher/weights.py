@@ -26,7 +26,7 @@ from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import UserError
 
 Digests = Callable[[Sequence[Path]], np.ndarray]
-"""Content digests ``V16 [N]`` of N files; ``hoi_distill.storage.digests.DigestMemory.digests`` remembers them between runs."""
+"""Content digests ``V16 [N]`` of N files, see :meth:`hoi_distill.storage.file_digests.DigestMemory.digests`."""
 
 Derived = Callable[[Path, str, Callable[[], str]], str]
 """``derived(file, name, make)``: what ``make`` works out from the bytes of a file; ``DigestMemory.derived`` remembers it."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.chromium import EXECUTABLE, Chromium
 from tests.browser.conftest import MARKUP
+from tests.fixtures.chromium import EXECUTABLE, Chromium
 
 pytestmark = [
     pytest.mark.slow,

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hoi_distill.storage import commit as commit_module
+from hoi_distill.storage import records as commit_module
 from hoi_distill.storage import table as table_module
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.check import check_table

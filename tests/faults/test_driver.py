@@ -19,7 +19,7 @@ import pytest
 
 from hoi_distill.pipeline.graph import builder as graph
 from hoi_distill.storage.check import check_table
-from tests.pipeline.toys import TOYS, Album, plan_of, run
+from tests.fixtures.toy_stages import TOYS, Album, plan_of, run
 
 ROOT = Path(__file__).parents[2]
 PICTURES, PROMPTS = 40, "abcd"
@@ -44,7 +44,7 @@ def album(tmp_path) -> Album:
 
 
 def start(album: Album, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.pipeline.drive", "run", str(album.path), *options]
+    command = [sys.executable, "-m", "tests.fixtures.drive", "run", str(album.path), *options]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -210,7 +210,7 @@ def test_a_terminal_that_closes_ends_a_run_that_saves_what_it_has(album):
     process, terminal = pty.fork()
     if not process:
         os.chdir(ROOT)
-        os.execv(sys.executable, [sys.executable, "-m", "tests.pipeline.drive", "run", str(album.path)])
+        os.execv(sys.executable, [sys.executable, "-m", "tests.fixtures.drive", "run", str(album.path)])
     deadline = time.monotonic() + 60
     while computations(album).total() < TASK and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -225,7 +225,7 @@ def test_a_terminal_that_closes_ends_a_run_that_saves_what_it_has(album):
 
 def test_nohup_keeps_a_run_alive(album):
     driver = subprocess.Popen(
-        ["nohup", sys.executable, "-m", "tests.pipeline.drive", "run", str(album.path)],
+        ["nohup", sys.executable, "-m", "tests.fixtures.drive", "run", str(album.path)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     wait_for(album, TASK, driver)

@@ -127,7 +127,7 @@ def test_an_interrupt_raises_nothing_within_rays_start_and_end() -> None:
 
 GRACE = """
 import os, signal, time
-from hoi_distill.pipeline import interrupt
+from hoi_distill.pipeline.console import interrupt
 
 interrupt.GRACE_SECONDS = 0.3
 try:

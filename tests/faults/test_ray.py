@@ -20,8 +20,8 @@ import pytest
 
 from hoi_distill.workers.executors.ray import RayExecutor
 from hoi_distill.workers.task import TaskReport
+from tests.fixtures.toy_album import Album, Colour, Map, album
 from tests.workers.test_worker import lines
-from tests.workers.toys import Album, Colour, Map, album
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,7 +74,7 @@ def test_a_row_that_always_kills_its_worker_fails_alone_after_three_tries(
 DRIVER = """
 import sys, threading
 from pathlib import Path
-from tests.workers.toys import Colour, album
+from tests.fixtures.toy_album import Colour, album
 from hoi_distill.workers.executors.ray import execute
 
 folder = Path(sys.argv[1])
@@ -134,7 +134,7 @@ LEVELS = """
 import logging, sys, threading
 from pathlib import Path
 from hoi_distill.storage.errors import UserError
-from tests.workers.toys import Colour, Double, album
+from tests.fixtures.toy_album import Colour, Double, album
 from hoi_distill.workers.executors.ray import RayExecutor
 
 logging.basicConfig(stream=sys.stdout, format="%(message)s")

@@ -20,8 +20,8 @@ from hoi_distill.workers.executors import ray as ray_executor
 from hoi_distill.workers.executors.ray import RayExecutor
 from hoi_distill.workers.pulse import Beat
 from hoi_distill.workers.task import TaskReport
+from tests.fixtures.toy_album import Album, Colour, album
 from tests.workers.test_worker import lines
-from tests.workers.toys import Album, Colour, album
 
 ROOT = Path(__file__).parents[2]
 
@@ -153,7 +153,7 @@ DRIVER = """
 import os, signal, sys, threading
 from pathlib import Path
 from hoi_distill.storage.errors import UserError, WorkStopped
-from tests.workers.toys import Colour, album
+from tests.fixtures.toy_album import Colour, album
 from hoi_distill.workers.executors.ray import RayExecutor
 
 made = album(Path(sys.argv[1]), 400)

@@ -20,9 +20,9 @@ from hoi_distill.stages.derived import triplets
 from hoi_distill.stages.teacher import text_embeddings
 from hoi_distill.stages.teacher.blip import stages as blip
 from hoi_distill.stages.teacher.detectors import given as detections_file
-from tests.pipeline.toys import TOYS
-from tests.teacher.conftest import WORDS, checkpoints  # noqa: F401
-from tests.teacher.conftest import blip_config as tiny_blip  # noqa: F401
+from tests.fixtures.toy_stages import TOYS
+from tests.stages.teacher.conftest import WORDS, checkpoints  # noqa: F401
+from tests.stages.teacher.conftest import blip_config as tiny_blip  # noqa: F401
 
 TRAIN, TEST = 16, 8
 PICTURES = TRAIN + TEST

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from hoi_distill.pipeline.graph import builder as graph
-from tests.pipeline import toys as toy_stages
-from tests.pipeline.toys import Album
+from tests.fixtures import toy_stages as toy_stages
+from tests.fixtures.toy_stages import Album
 
 
 @pytest.fixture(autouse=True)

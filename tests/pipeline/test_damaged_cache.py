@@ -21,9 +21,9 @@ from hoi_distill.storage.check import check_cache
 from hoi_distill.storage.errors import StorageError
 from hoi_distill.storage.files import stamps
 from tests.faults.test_commit import mounted
-from tests.pipeline.test_cli import ROOT, hoi_distill
-from tests.pipeline.test_training import tiny  # noqa: F401
-from tests.pipeline.toys import Album, computed, flip_byte, paint, plan_of, run
+from tests.fixtures.toy_stages import Album, computed, flip_byte, paint, plan_of, run
+from tests.pipeline.cli.test_cli import ROOT, hoi_distill
+from tests.pipeline.training.test_training import tiny  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
@@ -212,7 +212,7 @@ import os, subprocess, sys
 from pathlib import Path
 sys.path[:0] = [{str(Path(__file__).parents[2])!r}]
 print("STARTED", flush=True)
-from tests.pipeline import toys
+from tests.fixtures import toy_stages as toys
 from hoi_distill.pipeline.filling.garbage import collect, register
 from hoi_distill.pipeline.filling.verify import verify_table
 from hoi_distill.storage.check import check_cache

@@ -26,8 +26,9 @@ from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values
 from hoi_distill.storage.digests import digest_bytes
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.file_digests import DigestMemory
-from tests.data import hico_forms, test_swig_hoi, test_v_coco
-from tests.pipeline.toys import run
+from tests.fixtures import hico_forms
+from tests.fixtures.toy_stages import run
+from tests.stages.data import test_swig_hoi, test_v_coco
 
 TURNED = {2: 6, 3: 3}
 """EXIF orientation of the second and the third picture of each split: a quarter and a half turn."""

@@ -13,7 +13,7 @@ from PIL import Image
 from hoi_distill.pipeline.workspace import Setup, prepare
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.storage.errors import UserError
-from tests.pipeline.toys import run
+from tests.fixtures.toy_stages import run
 
 OBJECTS = ("person", "kite", "hang_glider")
 

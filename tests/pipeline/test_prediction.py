@@ -17,8 +17,8 @@ from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
 from hoi_distill.stages.student.methods.vlm_hoi.student import VlmHoiStudent
 from hoi_distill.stages.student.student import Student
 from hoi_distill.storage.errors import UserError
-from tests.student.toy import VOCABULARY
-from tests.student.vlm_hoi.world import tiny_config
+from tests.fixtures.toy_student import VOCABULARY
+from tests.fixtures.vlm_hoi_world import tiny_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,8 +21,8 @@ from hoi_distill.workers.executors import inline
 from hoi_distill.workers.executors.ray import RayExecutor, _quantity
 from hoi_distill.workers.executors.ray_session import _unreadable
 from hoi_distill.workers.task import Task, TaskReport
+from tests.fixtures.toy_album import Colour, Double, Map, album, replaced
 from tests.workers.test_worker import lines
-from tests.workers.toys import Colour, Double, Map, album, replaced
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_quantities_are_what_ray_accepts(amount: float, asked: float) -> None:
 INTERRUPTED = """
 import signal, sys, threading
 from pathlib import Path
-from tests.workers.toys import Colour, album
+from tests.fixtures.toy_album import Colour, album
 from hoi_distill.workers.executors.ray import execute
 
 stop = threading.Event()

@@ -181,7 +181,7 @@ def test_nobody_else_enters_the_folder_of_our_ray(tmp_path: Path) -> None:
 
 SLOW = """
 import os, signal, sys, threading, time
-from hoi_distill.workers import ray_session
+from hoi_distill.workers.executors import ray_session
 from pathlib import Path
 from hoi_distill.storage.errors import UserError
 from hoi_distill.workers.executors.ray import RayExecutor

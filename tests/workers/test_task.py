@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hoi_distill.workers.task import FailureLimit, TaskReport
-from tests.workers.toys import Colour, Double, Map, album
+from tests.fixtures.toy_album import Colour, Double, Map, album
 
 
 def report(bad: list[bool]) -> TaskReport:

@@ -18,7 +18,7 @@ from hoi_distill.workers.loading import UpstreamColumn, prefetch
 from hoi_distill.workers.pulse import Beat
 from hoi_distill.workers.task import Task, TaskReport
 from hoi_distill.workers.worker import Worker
-from tests.workers.toys import Album, Colour, Double, Encoded, Large, Length, Map, album, replaced, text_task
+from tests.fixtures.toy_album import Album, Colour, Double, Encoded, Large, Length, Map, album, replaced, text_task
 
 
 def run(tasks: list[Task], stop: threading.Event | None = None) -> list[TaskReport]:

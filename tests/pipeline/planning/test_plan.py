@@ -1,0 +1,161 @@
+"""What plan says: counts, and a reason for every empty cell."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hoi_distill.pipeline.planning.plan import estimate, ones, pack, unpack
+from hoi_distill.storage.check import check_table
+from hoi_distill.storage.errors import UserError
+from tests.fixtures.toy_stages import Album, computed, flip_byte, paint, plan_of, run, score_of
+
+
+def reasons(album: Album, table: str) -> dict[str, int]:
+    return {reason.text: reason.cells for reason in plan_of(album.setup())[table].reasons}
+
+
+def test_before_anything_ran(album):
+    made = plan_of(album.setup())
+    assert made["scores"].as_json() == {
+        "table": "scores",
+        "stage": "scores",
+        "fingerprint": made["scores"].as_json()["fingerprint"],
+        "rows": 6,
+        "columns": 3,
+        "wanted": 18,
+        "filled": 0,
+        "failed": 0,
+        "empty": 18,
+        "unknown": 0,
+        "stale": 0,
+        "unknown_until": [],
+        "reasons": [{"reason": "no such table yet", "cells": 18}],
+        "bytes_to_come": None,
+        "seconds_to_come": None,
+    }
+    below = made["signs"].as_json()
+    assert (below["empty"], below["unknown"], below["unknown_until"]) == (0, 18, ["scores"])
+    assert below["reasons"] == [{"reason": "unknown until scores", "cells": 18}]
+
+
+def test_new_rows_and_new_columns_are_told_apart(album):
+    run(album.setup())
+    paint(album.folder / "new.png", 99)
+    album.ask("abcd")
+    assert reasons(album, "scores") == {"new rows": 4, "new columns": 6}
+    made = plan_of(album.setup())["scores"]
+    assert made.bytes_to_come > 0
+    assert made.seconds_to_come is not None
+    # Below: what the upstream lacks is unknown, the rest is there.
+    assert reasons(album, "signs") == {"unknown until scores": 10}
+
+
+def test_fingerprint_names_field_and_values(album):
+    run(album.setup())
+    album.config["tables"]["scores"]["weights"] = "b"
+    album.write()
+    (text,) = reasons(album, "scores")
+    assert text.startswith("fingerprint differs from scores-")
+    assert text.endswith("in weights: a -> b")
+
+
+def test_new_weights_that_say_the_same_rerun_nothing_below(album):
+    run(album.setup())
+    album.config["tables"]["scores"]["weights"] = "b"
+    album.write()
+    assert computed(album.setup()) == {"scores": 18}
+
+
+def test_lost_shard(album):
+    run(album.setup())
+    table = plan_of(album.setup())["scores"].table
+    flip_byte(min((table.dir / "shards").iterdir()))
+    (bad,) = check_table(table)
+    assert reasons(album, "scores") == {"shard lost": bad.cells}
+    assert reasons(album, "signs") == {}
+
+
+def test_packed_masks():
+    random = np.random.default_rng(0)
+    for columns in (1, 7, 8, 13):
+        mask = random.random((5, columns)) < 0.5
+        assert np.array_equal(unpack(pack(mask), columns), mask)
+        assert ones(pack(mask)) == mask.sum()
+        every = np.packbits(np.ones((5, columns), bool), axis=1) & pack(mask[:, 0])
+        assert np.array_equal(unpack(every, columns), np.repeat(mask[:, :1], columns, axis=1))
+
+
+@pytest.mark.parametrize("limit", [1, 4])
+def test_limit(album, limit):
+    assert computed(album.setup(limit=limit)) == {"scores": 3 * limit, "signs": 3 * limit}
+    assert computed(album.setup()) == {"scores": 18 - 3 * limit, "signs": 18 - 3 * limit}
+
+
+def test_equal_pictures_share_a_row(album):
+    for copy in range(3):
+        paint(album.folder / f"copy-{copy}.png", 0)
+    setup = album.setup()
+    assert len(setup.sources["images"].ids) == 6
+    assert len(setup.sources["images"].splits["train"]) == 9
+    assert computed(setup) == {"scores": 18, "signs": 18}
+
+
+def test_a_stage_that_wants_only_some_cells(album):
+    """Unknown, with an upper bound, until the table above is filled; then exactly the wanted cells."""
+    prompts = "abcdefgh"
+    album.config["tables"]["signs"]["stage"] = "toy_chosen"
+    album.ask(prompts)
+    above = sum(score_of(prompt) > 500 for prompt in prompts)  # the pictures are nearly black: they add less than 20
+    assert 0 < above < len(prompts)
+    before = plan_of(album.setup())["signs"].counts
+    assert (before["wanted"], before["unknown"], before["empty"]) == (48, 48, 0)
+    done = computed(album.setup())
+    made = plan_of(album.setup())["signs"]
+    assert made.complete()
+    assert made.counts["wanted"] == made.counts["filled"] == done["signs"] == 6 * above
+    assert computed(album.setup()) == {}
+    paint(album.folder / "new.png", 40)
+    assert reasons(album, "signs") == {"unknown until scores": 8}
+    assert computed(album.setup()) == {"scores": 8, "signs": above}
+
+
+def test_speed_is_told_only_of_the_same_teacher(album):
+    """Another teacher's cells say how large such cells are, and nothing of how long they take."""
+    run(album.setup())
+    made = plan_of(album.setup())["scores"]
+    assert (made.bytes_to_come, made.seconds_to_come) == (0, 0.0)
+    other = {**made.table.record, "parameters.teacher": "another", "parameters.weights": "b"}
+
+    class Stranger:
+        record, records = other, staticmethod(made.table.records)
+
+    def to_come(*tables):
+        empty = replace(made, table=None, counts={"empty": 18, "unknown": 0})
+        estimate(empty, tables)
+        return empty.bytes_to_come, empty.seconds_to_come
+
+    size, seconds = to_come(made.table)
+    assert size > 0
+    assert seconds is not None
+    assert to_come(Stranger) == (size, None)
+    assert to_come(Stranger, made.table)[1] == seconds
+    assert to_come() == (None, None)
+
+
+def test_a_world_that_is_drawn_for_a_plan_is_told_before(album, tmp_path, capsys):
+    album.config["dataset"] = {"kind": "pico", "root": str(tmp_path / "world"), "train": 3, "test": 2}
+    album.write()
+    album.setup()
+    said = capsys.readouterr()
+    assert said.err == f"Drawing the pico world into {tmp_path / 'world'} first: 5 pictures, about 70.0 kB.\n"
+    assert said.out == ""
+    album.setup()
+    assert capsys.readouterr().err == ""
+    album.config["dataset"]["train"] = 4
+    album.write()
+    with pytest.raises(UserError, match="holds another pico world"):
+        album.setup()
+    assert capsys.readouterr().err == ""

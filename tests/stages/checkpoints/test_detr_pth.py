@@ -1,0 +1,176 @@
+"""The original DETR's files become transformers' checkpoints, whole or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hoi_distill.stages.checkpoints import detr_pth
+from hoi_distill.stages.checkpoints import timm_state_dict as timm_backbone
+from hoi_distill.stages.data.coco import COCO_OBJECTS
+from hoi_distill.stages.stage import Batch
+from hoi_distill.stages.teacher.detectors.transformers import Detector
+from hoi_distill.stages.teacher.weights import Checkpoint
+from hoi_distill.storage.errors import UserError
+from tests.stages.teacher.test_detectors import timm_names
+
+D, FFN, QUERIES, ENCODERS, DECODERS = 32, 48, 7, 2, 3
+
+
+def original(classes: int = 91, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A random DETR-R50's state dict under the original's names, written down from its modules: nn.MultiheadAttention's
+    packed projections, linear1 and 2, norm1 to 3, torchvision's ResNet-50 as ``backbone.0.body``."""
+    generator = torch.Generator().manual_seed(seed)
+    weights: dict[str, torch.Tensor] = {}
+
+    def add(name: str, *shape: int) -> None:
+        weights[name] = 0.05 * torch.randn(*shape, generator=generator)
+
+    def linear(name: str, outputs: int, inputs: int) -> None:
+        add(f"{name}.weight", outputs, inputs)
+        add(f"{name}.bias", outputs)
+
+    def attention(name: str) -> None:
+        add(f"{name}.in_proj_weight", 3 * D, D)
+        add(f"{name}.in_proj_bias", 3 * D)
+        linear(f"{name}.out_proj", D, D)
+
+    def norm(name: str) -> None:
+        add(f"{name}.weight", D)
+        add(f"{name}.bias", D)
+
+    for side, count, attentions, norms in (
+        ("encoder", ENCODERS, ("self_attn",), 2),
+        ("decoder", DECODERS, ("self_attn", "multihead_attn"), 3),
+    ):
+        for layer in range(count):
+            prefix = f"transformer.{side}.layers.{layer}"
+            for name in attentions:
+                attention(f"{prefix}.{name}")
+            linear(f"{prefix}.linear1", FFN, D)
+            linear(f"{prefix}.linear2", D, FFN)
+            for number in range(1, norms + 1):
+                norm(f"{prefix}.norm{number}")
+    norm("transformer.decoder.norm")
+    linear("class_embed", classes + 1, D)
+    for layer, outputs in enumerate((D, D, 4)):
+        linear(f"bbox_embed.layers.{layer}", outputs, D)
+    add("query_embed.weight", QUERIES, D)
+    add("input_proj.weight", D, 2048, 1, 1)
+    add("input_proj.bias", D)
+    from transformers import ResNetBackbone, ResNetConfig
+
+    own = timm_backbone.resnet("resnet50", [4])
+    shapes = {key: tensor.shape for key, tensor in ResNetBackbone(ResNetConfig(**own)).state_dict().items()}
+    for key in timm_names((3, 4, 6, 3), 3):
+        if not key.endswith("num_batches_tracked"):  # the original's frozen norms have none
+            shape = shapes.pop(timm_backbone.renamed(key))
+            name = f"backbone.0.body.{key}"
+            weights[name] = torch.rand(shape, generator=generator) if "running_var" in key else torch.zeros(shape)
+            if len(shape) > 1 or ("running_var" not in key):
+                weights[name] = 0.05 * torch.randn(shape, generator=generator)
+            if len(shape) == 1 and key.endswith(("bn1.weight", "bn2.weight", "bn3.weight", "1.weight")):
+                weights[name] = torch.ones(shape)
+    assert all(key.endswith("num_batches_tracked") for key in shapes)
+    return weights
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return original()
+
+
+def test_every_weight_arrives_and_none_is_invented(weights, tmp_path):
+    torch.save({"model": weights, "args": argparse.Namespace(dilation=False, lr=1e-4)}, tmp_path / "detr.pth")
+    detr_pth.main([str(tmp_path / "detr.pth"), "--out", str(tmp_path / "out")])
+    found = Checkpoint.find(tmp_path / "out")
+    assert found.preprocessing["size"] == {"shortest_edge": 800, "longest_edge": 1333}
+    stage = Detector(found)
+    assert sorted(stage.labels.values()) == list(range(80))
+    assert {number: COCO_OBJECTS[label] for number, label in stage.labels.items()}[90] == "toothbrush"
+    stage.open("cpu", {})
+    state = stage.model.state_dict()
+    assert sum(tensor.numel() for tensor in state.values()) == sum(tensor.numel() for tensor in weights.values())
+    assert stage.model.config.num_labels == 91
+    layer = "model.decoder.layers.2"
+    for third, name in enumerate("qkv"):
+        packed = weights["transformer.decoder.layers.2.multihead_attn.in_proj_weight"]
+        torch.testing.assert_close(
+            state[f"{layer}.encoder_attn.{name}_proj.weight"], packed[third * D : (third + 1) * D]
+        )
+    torch.testing.assert_close(
+        state[f"{layer}.final_layer_norm.weight"], weights["transformer.decoder.layers.2.norm3.weight"]
+    )
+    stage.processor.size = {"height": 64, "width": 96}  # the real 800 pixels take seconds
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+    cell = stage.compute(Batch(np.zeros(1, "V16"), ["a"], 1, [picture]), ("value",), {})["value"][0].as_py()
+    assert len(cell["scores"]) == QUERIES
+
+
+def test_an_encoder_layer_computes_what_torchs_own_does(weights):
+    """Renaming is right only if the modules mean the same: DETR's layer from torch's attention against transformers'."""
+    from transformers import DetrConfig, DetrForObjectDetection
+
+    config = detr_pth.config_of(weights, detr_pth.coco_names(91, "x"), "x")
+    model = DetrForObjectDetection(DetrConfig(**config)).eval()
+    model.load_state_dict(detr_pth.translated(weights, "x"))
+    prefix = "transformer.encoder.layers.1."
+    own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    attention = torch.nn.MultiheadAttention(D, 8, batch_first=True)
+    attention.load_state_dict({k.removeprefix("self_attn."): v for k, v in own.items() if k.startswith("self_attn.")})
+    x, position = torch.randn(2, 5, D), torch.randn(2, 5, D)
+
+    def norm(value, name):
+        return torch.nn.functional.layer_norm(value, (D,), own[f"{name}.weight"], own[f"{name}.bias"])
+
+    with torch.inference_mode():
+        y = norm(x + attention(x + position, x + position, x)[0], "norm1")
+        hidden = (y @ own["linear1.weight"].T + own["linear1.bias"]).relu()
+        expected = norm(y + hidden @ own["linear2.weight"].T + own["linear2.bias"], "norm2")
+        layer = model.model.encoder.layers[1]
+        found = layer(x, attention_mask=None, spatial_position_embeddings=position)
+    torch.testing.assert_close(found if torch.is_tensor(found) else found[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_other_classes_need_their_names(tmp_path):
+    small = original(classes=2)
+    torch.save(small, tmp_path / "detr.pth")
+    with pytest.raises(UserError, match=r"2 classes, of which only 91 .* give --labels"):
+        detr_pth.convert(tmp_path / "detr.pth", tmp_path / "out")
+    with pytest.raises(UserError, match="2 classes, but 1 labels given"):
+        detr_pth.convert(tmp_path / "detr.pth", tmp_path / "out", ["person"])
+    detr_pth.convert(tmp_path / "detr.pth", tmp_path / "out", ["person", "cup"])
+    assert list(Detector(Checkpoint.find(tmp_path / "out")).labels.values()) == [0, COCO_OBJECTS.index("cup")]
+
+
+def test_what_is_no_plain_detr_is_refused(weights, tmp_path):
+    def refused(said, record):
+        torch.save(record, tmp_path / "detr.pth")
+        with pytest.raises(UserError, match=said):
+            detr_pth.convert(tmp_path / "detr.pth", tmp_path / "out")
+
+    refused(r"dilated \(DC5\)", {"model": weights, "args": argparse.Namespace(dilation=True)})
+    refused("'mask_head.lay1.weight' is no weight", {"model": {**weights, "mask_head.lay1.weight": torch.zeros(1)}})
+    lacking = {key: value for key, value in weights.items() if key != "bbox_embed.layers.1.bias"}
+    refused(r"do not fill DETR exactly \(bbox_predictor.layers.1.bias\)", {"model": lacking})
+    refused("can be read safely", {"model": {}})
+
+
+class Trap:
+    """Pickled code, which a checkpoint must never run."""
+
+    def __reduce__(self):
+        return (print, ("ran",))
+
+
+def test_a_file_with_code_in_it_is_not_run(tmp_path, capsys):
+    torch.save({"model": Trap()}, tmp_path / "detr.pth")
+    with pytest.raises(UserError, match="can be read safely"):
+        detr_pth.convert(tmp_path / "detr.pth", tmp_path / "out")
+    assert pickle.dumps(Trap())
+    assert "ran" not in capsys.readouterr().out

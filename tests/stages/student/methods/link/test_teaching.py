@@ -1,0 +1,191 @@
+"""A teacher answers as a student sees, and its answers reach a student's batch in the same order or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from hoi_distill.stages.student.data import valid_classes
+from hoi_distill.stages.student.methods.link.distillation import KdConfig, kd_terms
+from hoi_distill.stages.student.methods.link.network import Link, LinkOutput
+from hoi_distill.stages.student.methods.link.network_config import LinkShape
+from hoi_distill.stages.student.methods.link.teaching import PairTeacher, read_taught
+from hoi_distill.stages.student.pairs.config import PairsConfig
+from hoi_distill.stages.student.pairs.instances import gather, picture_of
+from hoi_distill.stages.student.pairs.regions import entries
+from hoi_distill.storage.errors import UserError
+from tests.fixtures.link_scenes import SMALL
+from tests.fixtures.toy_student import CHANNELS, VOCABULARY, Toy
+
+VALID = torch.from_numpy(valid_classes(VOCABULARY))
+SEEN = torch.ones(len(VOCABULARY.hois), dtype=torch.bool)
+CONFIG = PairsConfig()
+TABLES = ("teacher_pairs", "detections")
+
+
+def network(seed: int = 0, **changes) -> Link:
+    torch.manual_seed(seed)
+    verb = torch.from_numpy(VOCABULARY.hois[:, 0].astype(np.int64))
+    return Link(LinkShape(CHANNELS, None, replace(SMALL, heads=4, **changes)), verb).eval()
+
+
+@pytest.fixture(scope="module")
+def teacher() -> PairTeacher:
+    return PairTeacher(network(), CONFIG, VALID)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Ordinary pictures, one with nothing detected, one with a single instance, one without people."""
+    toy = Toy(5, 3)
+    cells = [dict(cell) for cell in toy.detections]
+    cells[1] = {"boxes": np.zeros((0, 4)), "scores": [], "labels": [], "width": 64, "height": 64}
+    cells[2] = {name: value[:1] if name in ("boxes", "scores", "labels") else value for name, value in cells[2].items()}
+    cells[3]["labels"] = [1] * len(cells[3]["labels"])
+    pictures = [picture_of(cell, CONFIG) for cell in cells]
+    return cells, np.stack(toy.maps), pictures
+
+
+def read(answers, pictures, regions, seen=SEEN, maps=True, valid=VALID):
+    return read_taught(
+        [None if one is None else one.cell for one in answers],
+        [None if one is None else one.latent.astype(np.float16) for one in answers] if maps else None,
+        pictures,
+        regions,
+        valid,
+        seen,
+        names=[f"picture {n}" for n in range(len(pictures))],
+        tables=TABLES,
+    )
+
+
+def rounded(output: LinkOutput) -> LinkOutput:
+    return LinkOutput(*(value.half().float().requires_grad_() for value in output))
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_student_with_the_teachers_weights_has_nothing_to_learn(teacher, scene, mirrored):
+    """Every term is exactly 0, so each value that was read back stands where the student's own does."""
+    cells, maps, pictures = scene
+    answers = teacher.answer(cells, maps, mirrored)
+    regions = gather(pictures, torch.from_numpy(maps), np.full(len(pictures), mirrored))
+    taught = read(answers, pictures, regions)
+    with torch.no_grad():
+        student = rounded(teacher.model(regions))
+    pair, hoi, prior = entries(regions, VALID)
+    assert len(pair) > 5
+    assert taught.has.all()
+    config = KdConfig(("a",), ("b",), logit=1, query=1, map=1)
+    terms = kd_terms(student, [taught], regions, pair, hoi, prior, SEEN, config)
+    assert all(term.item() == 0.0 for term in terms.values())
+    with torch.no_grad():
+        other = network(1)(regions)
+    terms = kd_terms(other, [taught], regions, pair, hoi, prior, SEEN, config)
+    assert all(term.item() > 0 for term in terms.values())
+
+
+def test_mirrored_pictures_are_answered_with_mirrored_boxes(teacher, scene):
+    cells, maps, _ = scene
+    plain, mirrored = (teacher.answer(cells, maps, flip) for flip in (False, True))
+    assert np.array_equal(
+        plain[0].cell["boxes"], mirrored[0].cell["boxes"]
+    )  # boxes are told as they lie in the picture
+    assert np.abs(plain[0].cell["pairs"] - mirrored[0].cell["pairs"]).max() > 0.01
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(teacher, scene):
+    cells, maps, _ = scene
+    together = teacher.answer(cells, maps, False)
+    for n, answer in enumerate(together):
+        (alone,) = teacher.answer(cells[n : n + 1], maps[n : n + 1], False)
+        for name, value in alone.cell.items():
+            np.testing.assert_allclose(np.float32(answer.cell[name]), np.float32(value), atol=2e-3, err_msg=name)
+        np.testing.assert_allclose(alone.latent, answer.latent, atol=1e-5)
+
+
+def test_pictures_without_pairs_are_answered(teacher, scene):
+    cells, maps, _ = scene
+    for n, instances in ((1, 0), (2, 1)):
+        cell = teacher.answer(cells, maps, False)[n].cell
+        assert cell["boxes"].shape == (instances, 4)
+        assert len(cell["entries"]) == len(cell["pairs"]) == 0
+    nothing = teacher.answer([None, cells[1]], maps[:2], False)
+    assert all(len(answer.cell["boxes"]) == 0 and np.isfinite(answer.latent).all() for answer in nothing)
+
+
+def test_unseen_classes_are_left_out_as_in_the_students_own_entries(teacher, scene):
+    cells, maps, pictures = scene
+    regions = gather(pictures, torch.from_numpy(maps))
+    seen = SEEN.clone()
+    seen[[1, 4]] = False
+    answers = teacher.answer(cells, maps, False)
+    taught = read(answers, pictures, regions, seen)
+    pair, hoi, _ = entries(regions, VALID & seen)
+    with torch.no_grad():
+        own = teacher.model(regions).logits[-1][pair, hoi]
+    assert torch.equal(taught.entry_logits, own.half())
+
+
+def test_pictures_without_an_answer_keep_the_others_in_place(teacher, scene):
+    cells, maps, pictures = scene
+    regions = gather(pictures, torch.from_numpy(maps))
+    whole = teacher.answer(cells, maps, False)
+    full, some = read(whole, pictures, regions), read([None, *whole[1:4], None], pictures, regions)
+    assert some.has.tolist() == [False, True, True, True, False]
+    pair, _, _ = entries(regions, VALID)
+    for name, where in (("unary", regions.picture), ("pairs", regions.pair_picture)):
+        kept = some.has[where]
+        assert torch.equal(getattr(some, name)[:, kept], getattr(full, name)[:, kept])
+        assert not kept.all()
+    kept = some.has[regions.pair_picture[pair]]
+    assert torch.equal(some.entry_logits[kept], full.entry_logits[kept])
+    assert torch.equal(some.latent[some.has], full.latent[some.has])
+    nobody = read([None] * 5, pictures, regions)
+    assert not nobody.has.any()
+    assert nobody.pairs.shape[1] == len(regions.pairs)
+    assert read(whole, pictures, regions, maps=False).latent is None
+
+
+def cut(picture, kept):
+    return replace(picture, boxes=picture.boxes[kept], scores=picture.scores[kept], labels=picture.labels[kept])
+
+
+@pytest.mark.parametrize("change", ["order", "box", "fewer", "label"])
+def test_other_boxes_or_another_order_are_refused_with_picture_and_both_tables(teacher, scene, change):
+    cells, maps, pictures = scene
+    pictures = list(pictures)
+    first = pictures[4]
+    if change == "order":
+        pictures[4] = cut(first, np.arange(len(first.labels))[::-1])
+    elif change == "box":
+        pictures[4] = replace(first, boxes=np.nextafter(first.boxes, np.float32(100)))
+    elif change == "fewer":
+        pictures[4] = cut(first, np.arange(len(first.labels) - 1))
+    else:
+        pictures[4] = replace(first, labels=np.where(first.labels == 1, 2, first.labels + 1).astype(np.int16))
+    answers = teacher.answer(cells, maps, False)
+    with pytest.raises(UserError) as refused:
+        read(answers, pictures, gather(pictures, torch.from_numpy(maps)))
+    said = str(refused.value)
+    for named in ("picture 4", "table teacher_pairs", "table detections"):
+        assert named in said
+    assert "\n" not in said
+
+
+def test_another_vocabulary_is_refused(teacher, scene):
+    cells, maps, pictures = scene
+    every = torch.ones_like(VALID)
+    with pytest.raises(UserError, match=r"picture 0: table teacher_pairs holds .* same vocabulary"):
+        read(teacher.answer(cells, maps, False), pictures, gather(pictures, torch.from_numpy(maps)), valid=every)
+
+
+def test_answers_that_do_not_fit_are_no_answers(scene):
+    cells, maps, _ = scene
+    broken = network()
+    with torch.no_grad():
+        broken.classifier.bias.fill_(1e5)
+    with pytest.raises(FloatingPointError):
+        PairTeacher(broken, CONFIG, VALID).answer(cells, maps, False)

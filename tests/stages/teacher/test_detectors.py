@@ -1,0 +1,291 @@
+"""Detectors: the stock answers in COCO's names and the picture's pixels, whatever else is in the batch."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from hoi_distill.stages.checkpoints import timm_state_dict as timm_backbone
+from hoi_distill.stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
+from hoi_distill.stages.ops import boxes as box_ops
+from hoi_distill.stages.stage import Batch, fingerprint_record
+from hoi_distill.stages.teacher.detectors.given import DETECTIONS, TOP
+from hoi_distill.stages.teacher.detectors.transformers import Detector, label_map
+from hoi_distill.stages.teacher.weights import Checkpoint, load
+from hoi_distill.storage.errors import UserError
+from tests.fixtures.tiny_detectors import COCO_80, COCO_91, FAMILIES, tiny_detector
+
+SIZES = ((90, 64), (64, 90), (90, 64), (130, 70), (64, 64), (33, 80))
+"""Width and height: two alike, so that a forward pass holds several pictures."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("detectors")
+    return {family: tiny_detector(family, root / family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    random = np.random.default_rng(1)
+    blocks = [random.integers(0, 255, (4, 4, 3), np.uint8) for _ in SIZES]
+    return [Image.fromarray(block).resize(size) for block, size in zip(blocks, SIZES, strict=True)]
+
+
+def opened(folder, **options) -> Detector:
+    stage = Detector(Checkpoint.find(folder), **options)
+    stage.open("cpu", {})
+    return stage
+
+
+def answers(stage: Detector, pictures) -> list[dict]:
+    batch = Batch(np.zeros(len(pictures), "V16"), [""] * len(pictures), len(pictures), pictures)
+    return stage.compute(batch, ("value",), {})["value"].to_pylist()
+
+
+def stock(folder, picture) -> tuple[torch.Tensor, ...]:
+    """Scores, labels and boxes by transformers' own post-processing, best first."""
+    from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+    model = AutoModelForObjectDetection.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    with torch.inference_mode():
+        out = model(**processor(images=[picture], return_tensors="pt"))
+    found = processor.post_process_object_detection(out, threshold=-1.0, target_sizes=[picture.size[::-1]])[0]
+    order = found["scores"].argsort(descending=True)
+    return tuple(found[key][order] for key in ("scores", "labels", "boxes"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mixed_batch_gives_what_transformers_gives_for_each_picture_alone(folders, pictures, family):
+    names = COCO_91 if family == "detr" else COCO_80
+    cells = answers(opened(folders[family]), pictures)
+    for cell, picture in zip(cells, pictures, strict=True):
+        scores, labels, boxes = stock(folders[family], picture)
+        boxes = box_ops.clip(boxes, *picture.size)
+        inside = box_ops.area(boxes) > 0
+        count = min(int(inside.sum()), len(cell["scores"]), TOP)
+        assert count >= 5
+        np.testing.assert_allclose(cell["scores"][:count], scores[inside][:count], atol=2e-5)
+        np.testing.assert_allclose(cell["boxes"][:count], boxes[inside][:count], atol=2e-3)
+        expected = [names[int(label)].replace(" ", "_") for label in labels[inside][:count]]
+        assert [COCO_OBJECTS[label] for label in cell["labels"][:count]] == expected
+        assert (cell["width"], cell["height"]) == picture.size
+    assert len({tuple(np.round(cell["scores"][:3], 5)) for cell in cells}) == len(cells)  # the picture matters
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_picture_is_detected_alike_in_any_company(folders, pictures, family):
+    stage = opened(folders[family])
+    together = answers(stage, pictures)
+    for cell, picture in zip(together, pictures, strict=True):
+        alone = answers(stage, [picture])[0]
+        assert alone["labels"] == cell["labels"]
+        np.testing.assert_allclose(alone["boxes"], cell["boxes"], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES[1:])
+def test_the_best_hundred_are_kept_without_a_floor(folders, pictures, family):
+    for cell in answers(opened(folders[family]), pictures):
+        assert 60 < len(cell["scores"]) <= TOP  # 12 queries of 80 classes; boxes outside the picture are left out
+        assert cell["scores"] == sorted(cell["scores"], reverse=True)
+        boxes = np.array(cell["boxes"])
+        assert (boxes >= 0).all()
+        assert (boxes[:, 2:] <= (cell["width"], cell["height"])).all()
+        assert (boxes[:, :2] < boxes[:, 2:]).all()
+
+
+@pytest.mark.parametrize("family", ["detr", "rt_detr"])
+def test_states_are_those_of_the_boxes_beside_them(folders, pictures, family):
+    stage = opened(folders[family], states=True)
+    plain = opened(folders[family])
+    assert fingerprint_record(stage) != fingerprint_record(plain)
+    assert plain.output.type == DETECTIONS
+    model = load(Checkpoint.find(folders[family]), folders[family], "float32", "cpu")
+    for cell, without in zip(answers(stage, pictures), answers(plain, pictures), strict=True):
+        states = torch.tensor(cell.pop("states"))
+        assert cell == without
+        assert states.shape == (len(cell["labels"]), 32)
+        if family == "detr":
+            scores, classes = model.class_labels_classifier(states).softmax(-1)[:, :-1], COCO_91
+        else:
+            scores, classes = model.model.decoder.class_embed[-1](states).sigmoid(), COCO_80
+        number = {OBJECT_INDEX[name.replace(" ", "_")]: key for key, name in classes.items() if name != "N/A"}
+        columns = torch.tensor([number[label] for label in cell["labels"]])
+        again = scores.gather(1, columns[:, None])[:, 0]
+        np.testing.assert_allclose(again.detach(), cell["scores"], atol=5e-3)  # states are rounded to float16
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_stays_near_float32_and_is_another_table(folders, pictures, family):
+    exact = opened(folders[family])
+    best = np.array([cell["scores"][0] for cell in answers(exact, pictures)])
+    for dtype, tolerance in (("float16", 0.01), ("bfloat16", 0.1)):
+        rounded = opened(folders[family], dtype=dtype)
+        assert rounded.model.dtype == getattr(torch, dtype)
+        assert fingerprint_record(exact) != fingerprint_record(rounded)
+        np.testing.assert_allclose([cell["scores"][0] for cell in answers(rounded, pictures)], best, atol=tolerance)
+
+
+def test_memory_that_runs_out_halves_the_forward_and_the_run_goes_on(folders, pictures, monkeypatch):
+    stage, expected = opened(folders["rt_detr"], batch_size="auto"), answers(opened(folders["rt_detr"]), pictures)
+    passes = []
+    forward = type(stage.model).forward
+
+    def small(self, pixel_values, **options):
+        passes.append(len(pixel_values))
+        if len(pixel_values) > 2:
+            raise torch.OutOfMemoryError("pretended")
+        return forward(self, pixel_values, **options)
+
+    monkeypatch.setattr(type(stage.model), "forward", small)
+    found = answers(stage, pictures)
+    assert passes == [6, 3, 2, 2, 2]
+    for cell, whole in zip(found, expected, strict=True):
+        assert cell["labels"] == whole["labels"]
+        np.testing.assert_allclose(cell["boxes"], whole["boxes"], atol=1e-3)
+    passes.clear()
+    answers(stage, pictures[:3])
+    assert passes == [2, 2]  # what the worker has learnt it keeps
+
+
+def test_hico_tuning_is_told_but_names_no_other_table(folders):
+    plain, tuned = (Detector(Checkpoint.find(folders["detr"]), hico_tuned=flag) for flag in (False, True))
+    assert fingerprint_record(plain) == fingerprint_record(tuned)
+    assert [stage.provenance()["hico_tuned"] for stage in (plain, tuned)] == [False, True]
+
+
+def test_a_stage_travels_without_its_model(folders, pictures):
+    stage = opened(folders["rt_detr"])
+    sent = pickle.loads(pickle.dumps(stage))
+    assert not hasattr(sent, "model")
+    sent.open("cpu", {})
+    assert answers(sent, pictures) == answers(stage, pictures)
+
+
+def test_classes_are_known_by_name():
+    assert label_map({"id2label": COCO_91}, "x")[0] == {
+        number: OBJECT_INDEX[name.replace(" ", "_")] for number, name in COCO_91.items() if name != "N/A"
+    }
+    spelled = {"0": "Person", "1": "motorbike", "2": "sofa", "3": "pottedplant", "4": "tvmonitor", "5": "hair drier"}
+    wanted = ("person", "motorcycle", "couch", "potted_plant", "tv", "hair_drier")
+    assert list(label_map({"id2label": spelled}, "x")[0].values()) == [OBJECT_INDEX[name] for name in wanted]
+    assert label_map({"id2label": {0: "cat", 1: "unicorn"}}, "x") == ({0: 15}, ("unicorn",))
+    with pytest.raises(UserError, match="'motorbike' twice"):
+        label_map({"id2label": {0: "motorcycle", 1: "motorbike"}}, "x")
+    with pytest.raises(UserError, match="none of COCO's 80"):
+        label_map({"id2label": {0: "LABEL_0"}}, "x")
+
+
+def edited(folder, tmp_path, **changes):
+    """A copy of the checkpoint with another configuration."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **changes}))
+    return copy
+
+
+def test_classes_outside_coco_are_refused_or_dropped(folders, pictures, tmp_path):
+    copy = edited(folders["rt_detr"], tmp_path, id2label={**COCO_80, 0: "unicorn", 3: "griffin"})
+    with pytest.raises(UserError, match=r"no COCO objects: griffin, unicorn; .*unknown_labels: drop"):
+        Detector(Checkpoint.find(copy))
+    stage = opened(copy, unknown_labels="drop")
+    assert stage.parameters()["dropped_labels"] == ["griffin", "unicorn"]
+    whole = answers(opened(folders["rt_detr"]), pictures)
+    for cell, all_cells in zip(answers(stage, pictures), whole, strict=True):
+        assert not {0, 3} & set(cell["labels"])
+        assert {0, 3} & set(all_cells["labels"])
+
+
+def test_a_partly_loaded_checkpoint_is_an_error_that_names_the_keys(folders, tmp_path):
+    copy = edited(folders["detr"], tmp_path)
+    weights = load_file(copy / "model.safetensors")
+    del weights["bbox_predictor.layers.1.bias"]
+    save_file(weights | {"surplus": torch.zeros(1)}, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"1 missing \(bbox_predictor.layers.1.bias\), 1 unexpected \(surplus\)"):
+        opened(copy)
+
+
+def test_another_class_is_refused(checkpoints):
+    with pytest.raises(UserError, match="BlipForImageTextRetrieval is no detector known here; there are Detr"):
+        Detector(Checkpoint.find(checkpoints.itm))
+
+
+def timm_names(depths, convolutions):
+    """Every weight of timm's ResNet by its own name."""
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    yield from ("conv1.weight", *(f"bn1.{part}" for part in norm))
+    for stage, depth in enumerate(depths, 1):
+        for block in range(depth):
+            for number in range(1, convolutions + 1):
+                yield f"layer{stage}.{block}.conv{number}.weight"
+                yield from (f"layer{stage}.{block}.bn{number}.{part}" for part in norm)
+        if stage > 1 or convolutions == 3:
+            yield from (f"layer{stage}.0.downsample.0.weight", *(f"layer{stage}.0.downsample.1.{p}" for p in norm))
+
+
+@pytest.mark.parametrize(("family", "layout"), [("detr", "hub"), ("conditional_detr", "transformers_5")])
+def test_a_timm_backbone_is_loaded_without_timm(tmp_path, pictures, family, layout):
+    folder = tiny_detector(family, tmp_path / "own", timm_backbone.resnet("resnet18", [4]))
+    prefix = "model.backbone.conv_encoder.model."
+    timms = {prefix + timm_backbone.renamed(key): prefix + key for key in timm_names((2, 2, 2, 2), 2)}
+    weights = load_file(folder / "model.safetensors")
+    hub = {timms.get(key, key): tensor for key, tensor in weights.items()}
+    assert not any("embedder" in key or "stages" in key for key in hub)
+    hub |= {key: torch.tensor(0) for key in timms.values() if key.endswith("num_batches_tracked")}
+    timm = {"model_type": "timm_backbone", "backbone": "resnet18", "features_only": True, "out_indices": [1, 2, 3, 4]}
+    if layout == "hub":
+        changes = {"use_timm_backbone": True, "backbone": "resnet18", "backbone_config": None}
+    else:
+        changes = {"backbone_config": timm}
+    copy = edited(folder, tmp_path, **changes)
+    save_file(hub, copy / "model.safetensors", metadata={"format": "pt"})
+    assert answers(opened(copy), pictures) == answers(opened(folder), pictures)
+    del hub["model.backbone.conv_encoder.model.layer3.1.bn2.running_var"]
+    save_file(hub, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"1 missing .*stages.2.layers.1.layer.1.normalization.running_var"):
+        opened(copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dilation": True, "backbone": "resnet50"}, r"dilated \(DC5\)"),
+        ({"backbone": "swin_tiny"}, "'swin_tiny' has no counterpart"),
+    ],
+)
+def test_a_backbone_without_counterpart_is_told(folders, tmp_path, changes, said):
+    copy = edited(folders["detr"], tmp_path, use_timm_backbone=True, backbone_config=None, **changes)
+    with pytest.raises(UserError, match=f"copy/config.json: .*{said}"):
+        Detector(Checkpoint.find(copy))
+
+
+def test_cached_is_live_for_every_row_of_a_shard_larger_than_a_batch(folders, pictures, tmp_path):
+    from tests.fixtures.toy_album import album, replaced
+    from tests.workers.test_worker import run
+
+    made = album(tmp_path, count=11)
+    random = np.random.default_rng(0)
+    shown = []
+    for index, uri in enumerate(made.uris):
+        block = random.integers(0, 255, (5, 5, 3), np.uint8)
+        shown.append(Image.fromarray(block).resize(SIZES[index % len(SIZES)]))
+        shown[-1].save(uri)
+        with open(uri, "rb") as file:
+            replaced(made, index, file.read())
+    stage = Detector(Checkpoint.find(folders["rt_detr"]), batch_size=4, states=True)
+    run(made.tasks(made.part(stage), size=11))
+    stored = made.spec(stage).open().read(made.rows, ("value",))["value"].to_pylist()
+    live = opened(folders["rt_detr"], states=True)
+    for cell, picture in zip(stored, shown, strict=True):
+        alone = answers(live, [picture])[0]
+        assert cell["labels"] == alone["labels"]
+        np.testing.assert_allclose(cell["boxes"], alone["boxes"], atol=1e-3)
+        np.testing.assert_allclose(cell["states"], alone["states"], atol=2e-2)
