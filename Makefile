@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup teacher-cache train-student experiments pico-teacher pico-long-tailed pico-detector pico-detr pico-clip test test-all lint bench clean
+.PHONY: help setup teacher-cache train-student experiments pico-teacher pico-long-tailed pico-detector pico-detr pico-clip test test-slow test-all lint bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -49,11 +49,13 @@ pico-detr: $(READY) ## train the shipped pico DETR, which students of VLM-HOI st
 pico-clip: $(READY) ## train the second shipped pico teacher, a CLIP, again
 	$(BIN)/python -m hoi_distill.stages.teacher.pico.training.clip --out stages/teacher/pico/clip
 
-test: $(READY) ## quick tests
-	$(BIN)/python -m pytest -q -m 'not slow' tests
+test: $(READY) ## quick tests, each within 30 seconds
+	$(BIN)/python -m pytest -q --durations=25 -m 'not slow' tests
 
-test-all: $(READY) ## every test, also the slow ones and those that need Chromium
-	$(BIN)/python -m pytest -q tests
+test-slow: $(READY) ## the other tests: training, killed processes, Ray, pages in Chromium
+	$(BIN)/python -m pytest -q --durations=10 -m slow tests
+
+test-all: test test-slow ## every test, once
 
 lint: $(READY) ## ruff, mypy, and who may import whom
 	$(BIN)/ruff check .

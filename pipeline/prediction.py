@@ -22,7 +22,6 @@ from hoi_distill.storage.shards.codecs import Codec
 
 if TYPE_CHECKING:
     from hoi_distill.stages.data.annotations import Annotations
-    from hoi_distill.stages.student.pretrained import load_student
     from hoi_distill.stages.student.student import Student
 
 DRAWN = 12
@@ -51,7 +50,7 @@ def predict_pictures(
     """
     from hoi_distill.stages.data.image import decode
     from hoi_distill.stages.student.data import TestSet
-    from hoi_distill.stages.student.pretrained import best_device
+    from hoi_distill.stages.student.pretrained import best_device, load_student
     from hoi_distill.stages.student.source import MemorySource
 
     device = device or best_device()

@@ -1,65 +1,84 @@
-"""Draw the figures of this folder again: ``.venv/bin/python docs/figures/make.py``.
+"""Draw the figures of this folder again: ``.venv/bin/python docs/figures/make.py [RUN]``.
 
-``pico_scenes.png``: test pictures of the pico world with their annotated pairs. Deterministic; a few seconds.
+``pico_scenes.png``: test images of the pico world with their annotated pairs. Deterministic; a few seconds.
+``pico_predictions.png``: the same images with what the student of a run found in them (RUN, such as ``runs/pico/latest``).
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 from hoi_distill.stages.data.coco import COCO_OBJECTS
 from hoi_distill.stages.data.pico.render import SIZE, Scene, render_scene
-from hoi_distill.stages.data.pico.world import TEMPER, scene_seed
+from hoi_distill.stages.data.pico.world import TEMPER, pico_vocabulary, scene_seed
 from hoi_distill.stages.data.prompts import NO_INTERACTION
 from hoi_distill.stages.evaluate.pages.pictures import NumberedPair, Pair, numbered
 
 COLUMNS, ROWS = 4, 2
 SCALE = 3
-"""Pictures are enlarged so many times, pixel by pixel."""
+"""An image is enlarged so many times, pixel by pixel."""
 GAP = 16
 LINE = 26
 """Pixels of a line of text."""
 PAIRS = 2, 4
 """A shown scene has so many triplets, at least and at most: enough to see, few enough to read."""
+LEAST = 0.3
+"""The score from which a prediction is drawn."""
 
 
-def scenes() -> list[Scene]:
-    """The first pictures of the default world's test split whose triplets fill a place without crowding it."""
-    found: list[Scene] = []
+def scenes() -> dict[str, Scene]:
+    """By image id, the first images of the default world's test split whose triplets fill a place without crowding it."""
+    found: dict[str, Scene] = {}
     index = 0
     while len(found) < COLUMNS * ROWS:
         scene = render_scene(scene_seed(0, "test", index), temper=TEMPER["test"])
-        if PAIRS[0] <= len(triplets(scene)) <= PAIRS[1]:
-            found.append(scene)
         index += 1
+        if PAIRS[0] <= len(annotated(scene)) <= PAIRS[1]:
+            found[f"HICO_test2015_{index:08}.jpg"] = scene
     return found
 
 
-def triplets(scene: Scene) -> list[NumberedPair]:
+def annotated(scene: Scene) -> list[NumberedPair]:
     """Every annotated triplet that is an interaction."""
     pairs = []
-    for human, thing, verbs in scene.pairs:
-        name = COCO_OBJECTS[scene.objects[thing]].replace("_", " ")
-        boxes = (SCALE * scene.boxes[human]).tolist(), (SCALE * scene.boxes[thing]).tolist()
+    for human, obj, verbs in scene.pairs:
+        name = COCO_OBJECTS[scene.objects[obj]].replace("_", " ")
+        boxes = (SCALE * scene.boxes[human]).tolist(), (SCALE * scene.boxes[obj]).tolist()
         pairs += [Pair(*boxes, verb.replace("_", " "), name) for verb in verbs if verb != NO_INTERACTION]
     return numbered(pairs)
 
 
-def annotated(scene: Scene) -> Image.Image:
-    """The enlarged picture, both boxes of every pair in its colour with a line between, and the triplets under it."""
+def predicted(run: Path, image_id: str) -> list[NumberedPair]:
+    """The best triplets that a run found in an image, surest first, with their scores."""
+    table = pq.read_table(run / "detections.parquet", filters=pc.field("image_id") == image_id)
+    words = pico_vocabulary()
+    pairs = []
+    for row in sorted(table.to_pylist(), key=lambda row: -row["score"]):
+        verb, name = words.hoi_name(row["hoi"])
+        if row["score"] >= LEAST and verb != NO_INTERACTION and len(pairs) < PAIRS[1]:
+            boxes = ((SCALE * np.array(row[key])).tolist() for key in ("human_box", "object_box"))
+            pairs.append(Pair(*boxes, verb.replace("_", " "), f"{name.replace('_', ' ')}  {row['score']:.2f}"))
+    return numbered(pairs)
+
+
+def drawn(scene: Scene, lines: list[NumberedPair]) -> Image.Image:
+    """The enlarged image, both boxes of every pair in its colour with a line between, and the triplets under it."""
     side = SCALE * SIZE
     canvas = Image.new("RGB", (side, side + 6 + LINE * PAIRS[1]), "white")
     canvas.paste(Image.fromarray(scene.image).resize((side, side), Image.Resampling.NEAREST), (0, 0))
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(20)
-    lines = triplets(scene)
     for line in lines:
-        human, thing = line.pair.human_box, line.pair.object_box
-        middles = [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in (human, thing)]
+        human, obj = line.pair.human_box, line.pair.object_box
+        middles = [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in (human, obj)]
         for colour, width in (("#101418", 5), (line.colour, 3)):
             pen.rectangle(list(human), outline=colour, width=width)
-            pen.rectangle(list(thing), outline=colour, width=width - 1)
+            pen.rectangle(list(obj), outline=colour, width=width - 1)
             pen.line(middles, fill=colour, width=width - 1)
     for place, line in enumerate(lines):
         top = side + 6 + LINE * place
@@ -70,20 +89,28 @@ def annotated(scene: Scene) -> Image.Image:
     return canvas
 
 
-def sheet(pictures: list[Image.Image]) -> Image.Image:
-    """Pictures of one size in a grid."""
-    width, height = pictures[0].width + GAP, pictures[0].height + GAP
+def sheet(images: list[Image.Image]) -> Image.Image:
+    """Images of one size in a grid."""
+    width, height = images[0].width + GAP, images[0].height + GAP
     canvas = Image.new("RGB", (COLUMNS * width + GAP, ROWS * height + GAP), "white")
-    for place, picture in enumerate(pictures):
+    for place, image in enumerate(images):
         row, column = divmod(place, COLUMNS)
-        canvas.paste(picture, (GAP + column * width, GAP + row * height))
+        canvas.paste(image, (GAP + column * width, GAP + row * height))
     return canvas
 
 
 def main() -> None:
-    target = Path(__file__).with_name("pico_scenes.png")
-    sheet([annotated(scene) for scene in scenes()]).save(target, optimize=True)
-    print(target)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, nargs="?", help="the folder of a run on the pico world")
+    run = parser.parse_args().run
+    shown = scenes()
+    figures = {"pico_scenes.png": [drawn(scene, annotated(scene)) for scene in shown.values()]}
+    if run is not None:
+        figures["pico_predictions.png"] = [drawn(scene, predicted(run, name)) for name, scene in shown.items()]
+    for name, images in figures.items():
+        target = Path(__file__).with_name(name)
+        sheet(images).save(target, optimize=True)
+        print(target)
 
 
 if __name__ == "__main__":

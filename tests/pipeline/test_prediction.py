@@ -12,10 +12,10 @@ from PIL import Image
 
 from hoi_distill.pipeline import prediction
 from hoi_distill.pipeline.prediction import predict_pictures
+from hoi_distill.stages.student import pretrained
 from hoi_distill.stages.student.methods.vlm_hoi.config import network_config
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
 from hoi_distill.stages.student.methods.vlm_hoi.student import VlmHoiStudent
-from hoi_distill.stages.student.student import Student
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.toy_student import VOCABULARY
 from tests.fixtures.vlm_hoi_world import tiny_config
@@ -67,7 +67,7 @@ def test_no_other_picture_of_the_folder_is_opened(checkpoint, tmp_path):
 def test_everything_works_where_it_is_told_to(checkpoint, tmp_path, monkeypatch):
     """A GPU is the default where there is one; here there may be none, so what would be used is looked at."""
     asked = []
-    monkeypatch.setattr("hoi_distill.stages.student.pairs.predict.torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(prediction, "refuse_absent", lambda device, where: asked.append((device, where)))
     monkeypatch.setattr(VlmHoiStudent, "predict", lambda self, *given, device, **more: stop(device))
 
@@ -90,7 +90,7 @@ def test_everything_works_where_it_is_told_to(checkpoint, tmp_path, monkeypatch)
     ],
 )
 def test_places_are_tried_before_the_checkpoint_is_loaded(tmp_path, monkeypatch, device, out, said):
-    monkeypatch.setattr(Student, "from_pretrained", None)
+    monkeypatch.setattr(pretrained, "load_student", None)
     given = picture(tmp_path / "in/a.jpg", 1)
     with pytest.raises(UserError, match=said) as refusal:
         predict_pictures(tmp_path, [given], tmp_path / out, None, 0.5, device)
