@@ -73,7 +73,7 @@ def batch_of(task: Task, positions: np.ndarray, sources: Sequence[Any]) -> Batch
     stage = task.parts[0].stage
     sources = [*sources, *[sources[-1]] * (len(whole) - len(sources))]
     return Batch(
-        rows=task.rows[whole],
+        row_ids=task.rows[whole],
         keys=[task.keys[position] for position in whole],
         count=len(positions),
         images=sources if stage.source == "images" and stage.decodes else (),

@@ -254,7 +254,7 @@ class Worker:
     def _open(self, task: Task) -> list[Stage]:
         """The task's stages, opened. A worker holds one pass's models at a time: a task of another pass evicts them."""
         keys = [
-            (part.stage.shares or part.name, canonical_json(part.table.record), part.stage.columns)
+            (part.stage.vision_key or part.name, canonical_json(part.table.record), part.stage.columns)
             for part in task.parts
         ]
         if self._opened and not {key[0] for key in keys} & {key[0] for key in self._opened}:
@@ -331,7 +331,7 @@ class Filling:
         columns = self.part.upstream[name].columns
         depends = np.zeros((len(columns), len(self.part.columns)), dtype=bool)
         for below, column in enumerate(self.part.columns):
-            needs = self.part.stage.needs(column)
+            needs = self.part.stage.dependencies(column)
             depends[:, below] = True if needs is None else [above in needs.get(name, ()) for above in columns]
         return depends
 
@@ -367,16 +367,16 @@ class Filling:
         columns = [self.part.columns[index] for index in np.flatnonzero(lacking.any(axis=0))]
         if not columns:
             return
-        repeated = padded(positions, len(batch.rows))
+        repeated = padded(positions, len(batch.row_ids))
         inputs = {
             name: {column: cells.take(repeated) for column, cells in table.items() if cells.has_any(positions)}
             for name, table in self._inputs.items()
         }
         answers = stage.compute(batch, columns, inputs)
         for column in columns:
-            if len(answers[column]) != len(batch.rows):
+            if len(answers[column]) != len(batch.row_ids):
                 raise RuntimeError(
-                    f"{self.part.name}, column {column!r}: {len(answers[column])} values for {len(batch.rows)} rows"
+                    f"{self.part.name}, column {column!r}: {len(answers[column])} values for {len(batch.row_ids)} rows"
                 )
             self._keep(column, positions, answers[column])
         self.valid[positions] |= lacking

@@ -84,7 +84,7 @@ class TablePlan:
         return {
             "table": self.node.name,
             "stage": self.node.stage.name,
-            "fingerprint": None if self.node.stage.unbound else fingerprint(fingerprint_record(self.node.stage)),
+            "fingerprint": None if self.node.stage.pending else fingerprint(fingerprint_record(self.node.stage)),
             "rows": len(self.rows),
             "columns": len(self.columns),
             **self.counts,
@@ -95,27 +95,28 @@ class TablePlan:
         }
 
 
-Bind = Callable[[Node, Mapping[str, "TablePlan"]], Node]
-"""``bind(node, plans of what lies above) -> node``: gives a stage what only filled tables can tell, if they can by now."""
+Resolve = Callable[[Node, Mapping[str, "TablePlan"]], Node]
+"""``resolve(node, plans of the tables above) -> node``: gives a pending stage what the filled tables above tell it. The node
+comes back as it is while they are not filled."""
 
 
 def plan(
-    nodes: Mapping[str, Node], sources: Mapping[str, Source], cache: Cache, bind: Bind | None = None
+    nodes: Mapping[str, Node], sources: Mapping[str, Source], cache: Cache, resolve: Resolve | None = None
 ) -> dict[str, TablePlan]:
     """Plan every table, upstream first.
 
     Args:
         nodes: the stage graph in topological order.
         sources: ``{"images": ..., "texts": ...}``.
-        bind: for stages whose fingerprint depends on values above; one that stays ``unbound`` is unknown as a whole.
+        resolve: for stages whose fingerprint depends on values above. A stage that stays ``pending`` is unknown as a whole.
     """
     present = {table.dir: table for table in cache.tables()}
     plans: dict[str, TablePlan] = {}
     for name, node in nodes.items():
-        node = node if bind is None else bind(node, plans)
+        node = node if resolve is None else resolve(node, plans)
         source = sources[node.stage.source]
         rows = source.rows(node.splits)
-        if node.stage.unbound:
+        if node.stage.pending:
             plans[name] = unknown(node, rows, plans)
             continue
         inputs, known = input_digests(node, rows, source, plans)
@@ -156,21 +157,21 @@ def input_digests(
         What only ``wants`` looks at (every column needs nothing of it) has to be recorded but enters no digest.
     """
     stage = node.stage
-    external = stage.external([source.keys[i] for i in rows])
+    external = stage.source_digests([source.keys[i] for i in rows])
     if not stage.inputs:
         return external, None
-    per_column = any(stage.needs(column) is not None for column in stage.columns)
+    per_column = any(stage.dependencies(column) is not None for column in stage.columns)
     above = {up: upstream_digests(plans[up], rows, source) for up in stage.inputs}
     recorded = {up: values != 0 for up, values in above.items()}
     for up in stage.inputs:
         if (idle := unwanted_above(plans[up], rows, source)) is not None:
             above[up][idle], recorded[up] = 0, recorded[up] | idle  # nobody waits for it, nobody reads it
-    if all(stage.needs(column) == {} for column in stage.columns):
+    if all(stage.dependencies(column) == {} for column in stage.columns):
         return external, np.logical_and.reduce([there.all(axis=1) for there in recorded.values()])
     digests, known = [], []
     for column in stage.columns if per_column else stage.columns[:1]:
         parts = [] if external is None else [external]
-        needs = stage.needs(column)
+        needs = stage.dependencies(column)
         here = np.ones(len(rows), bool)
         for up in stage.inputs:
             wanted = plans[up].columns if needs is None else needs.get(up, ())
@@ -187,7 +188,7 @@ def input_digests(
 
 def folders(plans: Mapping[str, TablePlan], cache: Cache) -> list[str]:
     """Folder names of every planned table; those of tables without a fingerprint are not known."""
-    stages = [made.node.stage for made in plans.values() if not made.node.stage.unbound]
+    stages = [made.node.stage for made in plans.values() if not made.node.stage.pending]
     return [cache.folder(stage.name, fingerprint_record(stage)).name for stage in stages]
 
 
@@ -216,7 +217,7 @@ def wanted_cells(
     node: Node, rows: np.ndarray, source: Source, plans: Mapping[str, TablePlan], known: np.ndarray | None
 ) -> np.ndarray | None:
     """``bool [R, C]`` for a stage that says which cells it wants by the values above it, else None."""
-    if type(node.stage).wants is Stage.wants or not node.stage.inputs:
+    if type(node.stage).select_cells is Stage.select_cells or not node.stage.inputs:
         return None
     wanted = np.zeros((len(rows), len(node.stage.columns)), bool)
     ready = np.ones(len(rows), bool) if known is None else known.reshape(len(rows), -1).all(axis=1)
@@ -228,7 +229,7 @@ def wanted_cells(
         ready &= filled[align(above.rows, rows, len(source.ids))]
     chosen = np.flatnonzero(ready)
     values = {up: read_upstream(plans[up], rows[chosen], source) for up in node.stage.inputs}
-    answer = node.stage.wants(values)
+    answer = node.stage.select_cells(values)
     if answer is None:
         return None
     wanted[~ready] = True

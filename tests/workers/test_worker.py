@@ -382,7 +382,7 @@ def test_running_a_task_again_changes_nothing(made: Album) -> None:
 
 def test_a_stage_opens_once_for_many_tasks_and_another_pass_evicts_it(made: Album) -> None:
     first, other = Colour(), Map()
-    other.shares = "another tower"
+    other.vision_key = "another tower"
     worker = Worker()
     for task in made.tasks(made.part(first)):
         worker.run(task)

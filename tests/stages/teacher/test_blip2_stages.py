@@ -105,7 +105,7 @@ def test_blip_similarities_are_the_stock_ones(checkpoints, processor, make_batch
 
 def test_one_pass_fills_three_tables(found, make_batch, monkeypatch):
     stages = opened(Blip2Itm(found, PROMPTS), Blip2Itc(found, PROMPTS), Blip2Features(found))
-    assert len({stage.shares for stage in stages}) == 1
+    assert len({stage.vision_key for stage in stages}) == 1
     passes = []
     forward = stages[0].model.vision_model.forward
     monkeypatch.setattr(

@@ -182,13 +182,17 @@ def test_a_fingerprint_names_the_training_and_not_where_it_lies(teacher):
         assert prints(make(elsewhere, ("flip",), batch_size=2, gpus=1.0)) == first
         assert prints(make(replace(teacher, training="d00d"))) != first
     assert prints(LinkMaps(teacher, codec="int8")) != prints(LinkMaps(teacher))
-    assert LinkPairs(teacher).shares == LinkMaps(teacher).shares != LinkMaps(replace(teacher, training="d00d")).shares
+    assert (
+        LinkPairs(teacher).vision_key
+        == LinkMaps(teacher).vision_key
+        != LinkMaps(replace(teacher, training="d00d")).vision_key
+    )
 
 
 def test_a_view_is_computed_from_that_view_and_the_detections(teacher):
     stage = LinkMaps(replace(teacher, detections="boxes", features="clip_l"))
     assert stage.inputs == ("boxes", "clip_l")
-    assert stage.needs("flip") == {"boxes": ("value",), "clip_l": ("flip",)}
+    assert stage.dependencies("flip") == {"boxes": ("value",), "clip_l": ("flip",)}
     assert stage.output.shape == (SMALL.width, SIDE, SIDE)
     with pytest.raises(UserError, match="unknown view 'upside_down'"):
         LinkPairs(teacher, ("upside_down",))
