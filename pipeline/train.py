@@ -93,7 +93,7 @@ def train_in(
         )
         return reported(setup, run_dir)
     read = [*resolved.train.values(), *resolved.test.values(), *([resolved.text] if resolved.text else [])]
-    used = sorted({part.made.table.dir for part in read if part.made.table is not None})
+    used = sorted({planned.table.dir for planned in read})
     with setup.cache.lease("reader", used):
         watch.phase("loading torch and the trained student")
         student = trained_student(run_dir) if trained else None
