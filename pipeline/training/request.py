@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from hoi_distill.pipeline.training.section import student_section
 from hoi_distill.pipeline.workspace import Setup
 from hoi_distill.stages.student.method import Method, Needs, parameters_of
 from hoi_distill.stages.student.student import Columns
-from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.digests import content_name, fingerprint
 from hoi_distill.storage.errors import UserError
 
 
@@ -101,7 +100,7 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
 
 
 def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data).hexdigest()[:32]
+    return content_name(data, 64)[:32]
 
 
 def _pictures(
