@@ -98,8 +98,8 @@ def cells_of(setup: Setup) -> dict[str, tuple[np.ndarray, dict[str, Any], np.nda
         if not made.complete() or made.table is None:
             raise RuntimeError(f"{name}: {made.counts}")
         ids = setup.sources[made.node.stage.source].ids[made.rows]
-        values = made.table.read(ids, made.columns, made.inputs)
-        found[name] = ids, values, made.table.value_digests(ids, made.columns, made.inputs)
+        values = made.table.read(made.cells)
+        found[name] = ids, values, made.table.value_digests(made.cells)
     return found
 
 

@@ -22,8 +22,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.sampling import epoch_order
+from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef, stack
 
 SHAPE = (1024, 24, 24)
@@ -61,8 +63,8 @@ def build(folder: Path, count: int) -> tuple[Memmap, SampleStream, dict[str, flo
             part = rows[start : start + ROWS_PER_SHARD]
             values = random.standard_normal((len(part), *SHAPE), np.float32).astype(np.float16)
             file.write(values.tobytes())
-            table.commit(part, ("original",), np.ones((len(part), 1), bool), {"original": values})
-    ref = TableRef(str(table.dir), ("original",), fingerprint=table.fingerprint)
+            table.commit(CellBlock(part, ("original",), np.ones((len(part), 1), bool)), {"original": values})
+    ref = TableRef(str(table.dir), table.fingerprint, CellSelection(rows, ("original",)))
     spec, seconds = StreamSpec(rows, {"features": ref}, "make teacher-cache"), {}
     for occasion in ("first", "again"):  # the first time reads every shard for its checksum
         started = time.perf_counter()

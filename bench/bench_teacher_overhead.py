@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hoi_distill.storage.selection import CellSelection
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
@@ -36,7 +38,7 @@ from hoi_distill.stages.teacher.blip.stages import BlipFeatures, BlipItm
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.workers.executors.inline import execute
-from hoi_distill.workers.task import Part, TableSpec, Task
+from hoi_distill.workers.task import TableSpec, TableTask, Task
 
 LOADED: dict[Any, Any] = {}
 """Models stay loaded between rounds: loading is not what is compared."""
@@ -98,17 +100,16 @@ def bare_loop(paths: list[Path], prompts: tuple[str, ...], features: Features, i
 def fill_cache(paths: list[Path], stages: list[Stage], root: Path) -> int:
     """The same through the executor, into the cache at ``root``; cells filled."""
     rows = as_rows([digest_bytes(path.read_bytes()) for path in paths])  # the planner's part, remembered between runs
-    parts = tuple(
-        Part(
-            stage.name,
-            stage,
-            TableSpec(str(root), stage.name, fingerprint_record(stage), stage.output),
-            stage.columns,
-            np.ones((len(paths), len(stage.columns)), bool),
+    tables = tuple(
+        TableTask(
+            name=stage.name,
+            stage=stage,
+            table=TableSpec(str(root), stage.name, fingerprint_record(stage), stage.output),
+            cells=CellSelection(rows, stage.columns),
         )
         for stage in stages
     )
-    task = Task("bench", rows, [str(path) for path in paths], [path.name for path in paths], parts)
+    task = Task("bench", [str(path) for path in paths], [path.name for path in paths], tables)
     cells: list[int] = []
     execute([task], report=lambda done: cells.append(sum(done.cells.values())), stop=threading.Event())
     return sum(cells)

@@ -95,9 +95,9 @@ def _strike(path: Path, kind: str, generator: random.Random) -> str:
 def _name_of_copy(path: Path, generator: random.Random) -> Path:
     """What a copying tool, or a merge of two caches, would leave."""
     stem, suffix = path.stem, path.suffix
-    rectangle, dash, generation = stem.rpartition("-")
+    key, dash, generation = stem.rpartition("-")
     choices = [f"{stem} (1){suffix}", f"{path.name}.copy", f"{stem}~{suffix}"]
     if suffix == ".commit" and dash and generation.isdigit():
-        choices += [f"{rectangle}-{int(generation) + 1}{suffix}", f"{rectangle}-{int(generation) + 7}{suffix}"] * 2
+        choices += [f"{key}-{int(generation) + 1}{suffix}", f"{key}-{int(generation) + 7}{suffix}"] * 2
     names = [name for name in choices if not path.with_name(name).exists()]
     return path.with_name(generator.choice(names or [f"{stem}.{generator.getrandbits(32):08x}{suffix}"]))

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from bench.soak_children import Send
+from hoi_distill.storage.cell_block import CellBlock
+from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.table import Table
 
 
@@ -21,10 +23,8 @@ class Committed:
     table: str
     record: str
     payload: str | None
-    rows: np.ndarray
-    columns: tuple[str, ...]
+    cells: CellSelection
     valid: np.ndarray
-    inputs: np.ndarray | None
     intact: bool = True
 
 
@@ -32,13 +32,11 @@ def report_commits(send: Send) -> None:
     """From now on every commit of this process is sent, once it is durable."""
     real = Table.commit
 
-    def commit(
-        self: Table, rows: Any, columns: Any, valid: Any, values: Any, failures: Any = None, inputs: Any = None,
-        provenance: Any = None,
-    ) -> Any:  # fmt: skip
-        done = real(self, rows, columns, valid, values, failures, inputs, provenance)
+    def commit(self: Table, block: CellBlock, values: Any, provenance: Any = None) -> Any:
+        done = real(self, block, values, provenance)
         payload = None if done.payload is None else Path(done.payload).name
-        send(Committed(self.dir.name, done.name, payload, rows.copy(), tuple(columns), valid.copy(), inputs))
+        cells = CellSelection(block.row_ids.copy(), tuple(block.columns), block.inputs)
+        send(Committed(self.dir.name, done.name, payload, cells, block.valid.copy()))
         return done
 
     Table.commit = commit  # type: ignore[method-assign]
@@ -85,8 +83,8 @@ class Ledger:
             if entry.payload is None:
                 continue
             folder = self.root / "tables" / entry.table
-            path, rectangle = folder / "shards" / entry.payload, entry.record.partition("-")[0]
-            if path.is_file() and _sound(path) and any(folder.glob(f"*/{rectangle}-*.commit*")):
+            path, key = folder / "shards" / entry.payload, entry.record.partition("-")[0]
+            if path.is_file() and _sound(path) and any(folder.glob(f"*/{key}-*.commit*")):
                 found.append(str(path))
         return found
 
@@ -120,7 +118,7 @@ def missing(root: Path, entries: Iterable[Committed]) -> list[str]:
         folder = root / "tables" / entry.table
         if entry.table not in tables:
             tables[entry.table] = Table(folder)
-        state = tables[entry.table].state(entry.rows, entry.columns, entry.inputs)
+        state = tables[entry.table].state(entry.cells)
         if gone := int((entry.valid & ~state.filled).sum()):
             lost.append(f"{gone} cells of {entry.table}/{entry.record}")
     return lost

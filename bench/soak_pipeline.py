@@ -6,6 +6,7 @@ import functools
 import json
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +175,8 @@ class PipelineHouse(House):
                 send(("incomplete", f"{name}, {table}: {made.counts}"))
             if made.table is None or made.state is None:
                 continue
-            filled = made.state.filled if made.wanted is None else made.state.filled & made.wanted
-            values = made.table.read(source.ids[made.rows], made.columns, made.inputs, filled)
+            filled = made.state.filled if made.cells.wanted is None else made.state.filled & made.cells.wanted
+            values = made.table.read(replace(made.cells, wanted=filled))
             wrong = [
                 f"{name}, {table}: row {row}, column {made.columns[column]!r}"
                 for row, column in np.argwhere(filled).tolist()

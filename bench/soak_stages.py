@@ -99,7 +99,7 @@ class _Below(_Toy):
     decodes = False
     inputs = ("found",)
 
-    def needs(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
+    def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
         return {"found": (column,)}
 
 
@@ -125,7 +125,7 @@ class Chosen(_Below):
     name = "chosen"
     output = ArrowOutput(pa.string())
 
-    def wants(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray:
+    def select_cells(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray:
         cells = [inputs["found"][column].to_pylist() for column in self.columns]
         return np.array([[c is not None and chosen(c) for c in column] for column in cells]).T
 

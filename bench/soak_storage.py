@@ -6,7 +6,7 @@ import functools
 import random
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from bench.soak_children import Child, Send
 from bench.soak_house import House, command
 from bench.soak_ledger import report_commits
 from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
 from hoi_distill.storage.table import Table
 
@@ -105,18 +107,16 @@ def commit(kind: Kind, table: Table, asked: np.ndarray) -> None:
     failing = kind.failing()[np.ix_(rows, columns)]
     names = [COLUMNS[index] for index in columns]
     failures = {(int(r), int(c)): "it fails" for r, c in np.argwhere(asked & failing)}
-    inputs = kind.digests()
-    if inputs is not None:
-        inputs = inputs[rows] if inputs.ndim == 1 else inputs[np.ix_(rows, columns)]
+    cells = CellSelection(IDS, COLUMNS, kind.digests()).take(rows).select(names)
     valid = asked & ~failing
     values = {name: kind.column(rows, name) for i, name in enumerate(names) if valid[:, i].any()}
-    table.commit(IDS[rows], names, valid, values, failures, inputs, {"seconds": 0.1})
+    table.commit(CellBlock(cells.row_ids, cells.columns, valid, failures, cells.inputs), values, {"seconds": 0.1})
 
 
 def fill(kind: Kind, root: Path) -> None:
     """Commit whatever is empty, block by block."""
     table = kind.open(root)
-    empty = table.state(IDS, COLUMNS, kind.digests()).empty()
+    empty = table.state(CellSelection(IDS, COLUMNS, kind.digests())).empty()
     for start in range(0, ROWS, BLOCK):
         part = np.zeros_like(empty)
         part[start : start + BLOCK] = empty[start : start + BLOCK]
@@ -126,10 +126,11 @@ def fill(kind: Kind, root: Path) -> None:
 def wrong_cells(kind: Kind, root: Path, streamed: bool) -> list[str]:
     """Read every cell that counts as filled; those that are not right, in words."""
     table = kind.open(root)
-    inputs = kind.digests()
-    filled = table.state(IDS, COLUMNS, inputs).filled
+    cells = CellSelection(IDS, COLUMNS, kind.digests())
+    filled = table.state(cells).filled
+    cells = replace(cells, wanted=filled.copy())
     if streamed:
-        ref = TableRef(str(table.dir), COLUMNS, inputs, table.fingerprint, filled)
+        ref = TableRef(str(table.dir), table.fingerprint, cells)
         stream = SampleStream(StreamSpec(IDS, {"t": ref}, "run"))
         samples = {row: stream[row]["t"] for row in stream.live.tolist()}
 
@@ -138,8 +139,8 @@ def wrong_cells(kind: Kind, root: Path, streamed: bool) -> list[str]:
 
         filled &= np.isin(np.arange(ROWS), stream.live)[:, None]
     else:
-        found = table.read(IDS, COLUMNS, inputs, filled)
-        values = {name: cells.to_pylist() if isinstance(cells, pa.Array) else cells for name, cells in found.items()}
+        found = table.read(cells)
+        values = {name: each.to_pylist() if isinstance(each, pa.Array) else each for name, each in found.items()}
 
         def read(row: int, column: int) -> Any:
             return values[COLUMNS[column]][row]
@@ -210,7 +211,7 @@ class StorageHouse(House):
     def retry(self) -> None:
         def dropping(send: Send) -> int:
             for kind in self.kinds:
-                kind.open(self.cache).drop_failures(IDS, COLUMNS, kind.digests())
+                kind.open(self.cache).drop_failures(CellSelection(IDS, COLUMNS, kind.digests()))
             return 0
 
         self.run(self.struck("drop failures", dropping, 20))
@@ -250,7 +251,7 @@ class StorageHouse(House):
         columns = generator.sample(range(len(COLUMNS)), generator.randint(1, len(COLUMNS)))
         asked = np.zeros((ROWS, len(COLUMNS)), bool)
         asked[np.ix_(rows, columns)] = True
-        if generator.random() < 0.3:  # a rectangle with gaps
+        if generator.random() < 0.3:  # a block with gaps
             asked &= np.array([[generator.random() < 0.7 for _ in COLUMNS] for _ in range(ROWS)])
 
         def committing(send: Send) -> int:
@@ -288,7 +289,7 @@ class StorageHouse(House):
         self.filling(send)
         self.reading(send, streamed=self.streams)
         for kind in self.kinds:
-            state = kind.open(self.cache).state(IDS, COLUMNS, kind.digests())
+            state = kind.open(self.cache).state(CellSelection(IDS, COLUMNS, kind.digests()))
             if (state.filled != ~kind.failing()).any() or (state.failed != kind.failing()).any():
                 send(("incomplete", f"{kind.name}: {state.counts()}"))
         return 0

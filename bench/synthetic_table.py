@@ -5,13 +5,13 @@ Payloads are sparse files of the recorded size, so that planning sees live shard
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from hoi_distill.storage.records import encode_record
-from hoi_distill.storage.rectangle import name_rectangle
+from hoi_distill.storage.cell_block import CellBlock
+from hoi_distill.storage.digests import content_name
+from hoi_distill.storage.records import CommitHeader, encode_record
 from hoi_distill.storage.table import Table
 
 
@@ -44,12 +44,13 @@ def fill_synthetically(
         shape = len(part), len(columns)
         valid = np.ones(shape, bool) if hole == 0 else generator.random(shape) >= hole
         own = None if inputs is None else inputs[start : start + rows_per_shard]
-        rectangle = name_rectangle(part, columns, valid, {}, own, [])
-        payload = f"{rectangle}-{hashlib.blake2b(rectangle.encode(), digest_size=16).hexdigest()}{suffix}"
+        block = CellBlock(part, tuple(columns), valid, inputs=own)
+        key = block.key([])
+        payload = f"{key}-{content_name(key.encode())}{suffix}"
         size = 4 * int(valid.sum())
         with open(table.dir / "shards" / payload, "wb") as file:
             file.truncate(size)
-        header = {
+        header: CommitHeader = {
             "payload": payload,
             "bytes": size,
             "cells": int(valid.sum()),
@@ -59,6 +60,6 @@ def fill_synthetically(
             "created_ns": 1_600_000_000_000_000_000 + number,
         }
         values = generator.integers(1, 2**63, shape, dtype=np.uint64)
-        data = encode_record(header, part, columns, valid, {}, own, values)
-        (table.dir / "commits" / f"{rectangle}-0.commit").write_bytes(data)
+        data = encode_record(header, block, values)
+        (table.dir / "commits" / f"{key}-0.commit").write_bytes(data)
     return len(starts)

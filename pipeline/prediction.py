@@ -83,7 +83,7 @@ def predict_pictures(
         MemorySource(tables),
         list(whole.keys),
         lambda row: np.asarray(pictures[row]),
-        identity=fingerprint({"rows": whole.rows.tobytes().hex()}),
+        identity=fingerprint({"rows": whole.row_ids.tobytes().hex()}),
     )
     with working("predicting"), tempfile.TemporaryDirectory() as scratch:
         made = student.predict(test, Path(scratch), Path(scratch), device=device)
@@ -184,13 +184,13 @@ def computed(
 ) -> dict[str, Sequence[Any]]:
     """``{column: N values}`` of all pictures, batch by batch."""
     from hoi_distill.storage.shards.cells import cells
-    from hoi_distill.workers.worker import to_numpy
+    from hoi_distill.workers.loading import to_numpy
 
     stage.open(device, shared)
     values: dict[str, list[Any]] = {column: [] for column in columns}
     for start in range(0, whole.count, stage.batch_size):
         stop = min(start + stage.batch_size, whole.count)
-        batch = Batch(whole.rows[start:stop], whole.keys[start:stop], stop - start, whole.images[start:stop])
+        batch = Batch(whole.row_ids[start:stop], whole.keys[start:stop], stop - start, whole.images[start:stop])
         for column, answers in stage.compute(batch, columns, {}).items():
             if isinstance(answers, pa.Array):
                 values[column] += map(cells(answers), range(len(answers)))

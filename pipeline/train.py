@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +18,7 @@ from hoi_distill.pipeline.training.checks import check_student
 from hoi_distill.pipeline.training.request import Resolved, resolve
 from hoi_distill.pipeline.workspace import Setup
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files.atomic import link_atomically
 from hoi_distill.storage.files.lock import alone
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def train_in(
         )
         return reported(setup, run_dir)
     read = [*resolved.train.values(), *resolved.test.values(), *([resolved.text] if resolved.text else [])]
-    used = sorted({part.made.table.dir for part in read if part.made.table is not None})
+    used = sorted({planned.table.dir for planned in read})
     with setup.cache.lease("reader", used):
         watch.phase("loading torch and the trained student")
         student = trained_student(run_dir) if trained else None
@@ -111,13 +111,9 @@ def reported(setup: Setup, run_dir: Path) -> Path:
     """Say where the report is. The newest training that was asked for is ``latest``, done before or not, but for trial runs."""
     latest = run_dir.parent / "latest"
     if is_main_process() and (setup.limit is None or not latest.exists()):
-        draft = run_dir.parent / f".latest-{os.getpid()}"
         try:
-            draft.unlink(missing_ok=True)
-            draft.symlink_to(run_dir.name)
-            os.replace(draft, latest)
+            link_atomically(latest, run_dir.name)
         except OSError as error:  # a folder of that name, or a file system that knows no links
-            draft.unlink(missing_ok=True)
             print(f"{latest}: not made ({error.strerror}); the run is in {run_dir}")
     print(f"Report: {run_dir / 'report.html'}")
     return run_dir

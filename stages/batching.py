@@ -28,9 +28,9 @@ HEADROOM = 0.8
 
 @dataclass
 class PartSize:
-    """Rows of one forward. ``None`` until measured; a worker keeps it in the ``shared`` of its stages."""
+    """How many rows one forward takes: ``None`` until it is measured. A worker keeps it in the ``shared`` of its stages."""
 
-    rows: int | None = None
+    row_count: int | None = None
 
 
 def canonical(batch_size: BatchSize) -> int:
@@ -47,10 +47,10 @@ def part_size(shared: dict[Any, Any], key: Any, batch_size: BatchSize) -> PartSi
 
 
 def in_parts(forward: Callable[[np.ndarray], Rows], count: int, size: PartSize, device: str) -> list[Rows]:
-    """Send ``count`` rows through ``forward`` in parts of ``size.rows``.
+    """Send ``count`` rows through ``forward`` in parts of ``size.row_count``.
 
     Args:
-        forward: answers the rows at ``positions`` (int64, always ``size.rows`` of them, the last repeated where rows run
+        forward: answers the rows at ``positions`` (int64, always ``size.row_count`` of them, the last repeated where rows run
             out) with something that slices by row: a tensor ``[n, ...]`` or a list.
         size: changed where it is unknown (measured on a CUDA device) or turns out too large: memory that runs out halves
             it, and the rows still to come go on in smaller parts.
@@ -63,25 +63,25 @@ def in_parts(forward: Callable[[np.ndarray], Rows], count: int, size: PartSize, 
     """
     import torch
 
-    if size.rows is None:
-        size.rows = measured_rows(forward, device)
+    if size.row_count is None:
+        size.row_count = measured_rows(forward, device)
     answers: list[Rows] = []
     start = 0
     while start < count:
-        positions = np.minimum(np.arange(start, start + size.rows), count - 1)
+        positions = np.minimum(np.arange(start, start + size.row_count), count - 1)
         try:
             answer: Any = forward(positions)
         except torch.OutOfMemoryError as error:
-            if size.rows == 1:
+            if size.row_count == 1:
                 error.add_note("a single row does not fit; choose a smaller dtype, image size or model")
                 raise
             answer = None
         if answer is None:  # outside the handler: the error's traceback holds the failed forward's tensors
-            size.rows = -(-size.rows // 2)
+            size.row_count = -(-size.row_count // 2)
             _release(device)
             continue
-        answers.append(answer[: min(size.rows, count - start)])
-        start += size.rows
+        answers.append(answer[: min(size.row_count, count - start)])
+        start += size.row_count
     return answers
 
 
@@ -113,7 +113,8 @@ def fitting_rows(one: int, four: int, free: int) -> int:
     """The largest power of two, at most :data:`AUTO_BATCH`, that should fit into ``HEADROOM * free`` bytes.
 
     Args:
-        one, four: bytes that a forward of one row and of four rows took.
+        one: bytes that a forward of one row took.
+        four: bytes that a forward of four rows took.
         free: bytes that are free now.
     """
     a_row = max((four - one) / 3, 1)

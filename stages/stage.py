@@ -63,15 +63,16 @@ class Batch:
     """The rows of one forward pass.
 
     Attributes:
-        rows: ``V16 [B]`` content digests. The batch is padded to the stage's ``batch_size`` by repeating its last row, so
-            that a forward's shape never depends on which cells happen to be empty; ``count`` rows are real.
-        keys: the dataset's names of these rows (image ids), for looking up records that accompany a row.
-        images: decoded RGB pictures (``source == "images"`` and ``decodes``), else empty.
-        texts: the texts themselves (``source == "texts"``), else empty.
-        memo: lets stages of one pass share work, see :meth:`once`.
+        row_ids: ``V16 [B]`` digests of the images or texts. The batch is padded to the stage's ``batch_size``: its last
+            row is repeated. So the shape of a forward never depends on which cells are empty.
+        keys: the dataset's names of the B rows (image ids). They find the records that come with a row.
+        count: how many rows are real; the others are padding.
+        images: decoded RGB images where ``source == "images"`` and ``decodes``, else empty.
+        texts: the texts where ``source == "texts"``, else empty.
+        memo: what the stages of one pass share, see :meth:`once`.
     """
 
-    rows: np.ndarray
+    row_ids: np.ndarray
     keys: Sequence[str]
     count: int
     images: Sequence[Image.Image] = ()
@@ -88,63 +89,90 @@ class Batch:
 class Stage(ABC):
     """One kind of output for every row of a source.
 
-    Class attributes say what never changes; instance attributes what the configuration chose.
+    A class attribute says what never changes. An instance attribute holds what the configuration chose.
     """
 
     name: ClassVar[str]
-    """The kind of table, e.g. ``itm``; the first part of its folder's name."""
+    """The kind of table, e.g. ``itm``. It is the first part of the folder's name."""
     version: ClassVar[int] = 1
-    """Raised by hand when the values change meaning; part of the fingerprint."""
+    """Part of the fingerprint. Raise it by hand when the values change meaning."""
     source: ClassVar[Literal["images", "texts"]] = "images"
     decodes: ClassVar[bool] = True
-    """Whether ``compute`` looks at the pictures. A stage that reads only its input tables says False."""
+    """Whether ``compute`` looks at the images. False for a stage that reads only its input tables."""
 
     columns: tuple[str, ...]
-    """The questions put to the teacher; one column named ``value`` where there is nothing to ask."""
+    """The questions put to the teacher. One column named ``value`` where there is nothing to ask."""
     output: ArrowOutput | TensorOutput
     inputs: tuple[str, ...] = ()
     """Names (in the configuration) of the upstream tables."""
     batch_size: int = 32
-    shares: str | None = None
-    """Stages of equal ``shares`` run in one pass over the pictures: the digest of the vision tower and preprocessing."""
+    vision_key: str | None = None
+    """The digest of the vision tower and its preprocessing. Stages of equal keys run in one pass over the images."""
     resources: Resources = Resources()
 
     @property
-    def unbound(self) -> bool:
-        """Whether the stage does not know yet what its answers depend on, so that it has no fingerprint."""
+    def pending(self) -> bool:
+        """Whether the stage still waits for what its answers depend on. A pending stage has no fingerprint."""
         return False
 
     @abstractmethod
     def parameters(self) -> dict[str, Any]:
-        """The JSON record that, with name, version and output, is the table's fingerprint: teacher digest,
-        preprocessing and image backend, numerics. Never columns, paths, batch sizes or devices."""
+        """The JSON record that names the table, together with the stage's name, version and output.
+
+        It holds the digest of the teacher, preprocessing, image backend and numerics. It never holds columns, paths, batch
+        sizes or devices.
+        """
 
     def provenance(self) -> dict[str, Any]:
         """What is worth recording beside the fingerprint but changes no value: paths, model names."""
         return {}
 
-    def needs(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
-        """For one column: the upstream columns it is computed from, ``{table: (column, ...)}``; None means all. Where every
-        column answers ``{}``, the inputs are there for :meth:`wants` alone and no cell depends on them."""
+    def source_digests(self, keys: Sequence[str]) -> np.ndarray | None:
+        """Digests of the records outside the cache (a line of a detections file, an annotation) that each row depends on.
+
+        They enter the input digests of the cells.
+
+        Args:
+            keys: the dataset's names of N rows.
+
+        Returns:
+            ``uint64 [N]``, or None where the stage reads no such records.
+        """
         return None
 
-    def external(self, keys: Sequence[str]) -> np.ndarray | None:
-        """``uint64 [N]`` digests of the outside records (a line of a detections file, an annotation) that each row is
-        computed from, or None. They enter the cells' input digests."""
+    def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
+        """The upstream columns that one column is computed from.
+
+        Returns:
+            ``{table: (column, ...)}``; None means all columns of all inputs. If every column returns ``{}``, the inputs
+            serve :meth:`select_cells` alone and no cell depends on them.
+        """
         return None
 
-    def chosen_by(self, column: str) -> Mapping[str, tuple[str, ...]]:
-        """The upstream columns by which :meth:`wants` judges one column, ``{table: (column, ...)}``."""
+    def selection_inputs(self, column: str) -> Mapping[str, tuple[str, ...]]:
+        """The upstream columns that :meth:`select_cells` reads to decide about one column, ``{table: (column, ...)}``."""
         return {}
 
-    def wants(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray | None:
-        """``bool [B, C]``: which columns each row wants, judged by its upstream values; None means all."""
+    def select_cells(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray | None:
+        """Which columns each row wants.
+
+        Args:
+            inputs: ``{table: {column: values of length B}}``, the upstream cells of B rows.
+
+        Returns:
+            ``bool [B, C]``; None means every column of every row.
+        """
         return None
 
     @abstractmethod
     def open(self, device: str, shared: dict[Any, Any]) -> None:
-        """Load what is needed. ``shared`` belongs to the worker: stages keep loaded models there under their digest,
-        so that stages of one tower load it once."""
+        """Load the models.
+
+        Args:
+            device: ``cpu`` or a torch device.
+            shared: belongs to the worker. Stages keep loaded models here under their digest, so that stages of one tower
+                load it once.
+        """
 
     @abstractmethod
     def compute(
@@ -153,6 +181,8 @@ class Stage(ABC):
         """Answer ``columns`` for the B rows of the batch (padding included).
 
         Args:
+            batch: the rows.
+            columns: some of the stage's columns.
             inputs: ``{table: {column: values of length B}}``, the upstream cells of the batch's rows.
 
         Returns:

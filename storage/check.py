@@ -18,7 +18,7 @@ from hoi_distill.storage.digests import canonical_json
 from hoi_distill.storage.errors import StorageError
 from hoi_distill.storage.files import folders, owner
 from hoi_distill.storage.files.notes import notes_in, read_note, set_note_aside
-from hoi_distill.storage.records import Record, publish_record
+from hoi_distill.storage.records import publish_record
 from hoi_distill.storage.shards.payload import forget_shard, verify_shard
 from hoi_distill.storage.table import Table
 
@@ -135,14 +135,14 @@ def _check_table(table: Table, deep: bool, mend: bool) -> list[BadShard]:
             folders.set_aside(table.dir / "commits" / name, table.dir / "bad")
         found.append(BadShard(table.dir.name, name, reason, cells[name], EMPTIED if mend else LEFT))
     for record in records:
-        if record.header["payload"] is None or record.name in broken or table.is_set_aside(record):
+        payload = record.header["payload"]
+        if payload is None or record.name in broken or table.is_set_aside(record):
             continue
-        fault = _fault(table, record, deep)
+        fault = _fault(table.dir / "shards" / payload, record.header["bytes"], deep)
         if fault is not None:
             if mend:
-                _set_aside(table, record, fault)
-            payload, count = record.header["payload"], record.header["cells"]
-            found.append(BadShard(table.dir.name, payload, fault, count, EMPTIED if mend else LEFT))
+                _set_aside(table, record.name, payload, fault)
+            found.append(BadShard(table.dir.name, payload, fault, record.header["cells"], EMPTIED if mend else LEFT))
     if mend:
         _sweep(table, bool(found))
     return found
@@ -166,14 +166,13 @@ def _check_folders(table: Table, mend: bool) -> list[BadShard]:
     return found
 
 
-def _fault(table: Table, record: Record, deep: bool) -> str | None:
-    """What is wrong with a record's payload."""
-    path = table.dir / "shards" / record.header["payload"]
+def _fault(path: Path, written_bytes: int, deep: bool) -> str | None:
+    """What is wrong with a payload."""
     size = folders.size(path)
     if size is None:
         return "missing"
-    if size != record.header["bytes"]:
-        return f"{size} bytes where {record.header['bytes']} were written"
+    if size != written_bytes:
+        return f"{size} bytes where {written_bytes} were written"
     return _confirmed(lambda: verify_shard(path)) if deep else None
 
 
@@ -190,23 +189,24 @@ def _confirmed(verify: Callable[[], None]) -> str | None:
     return reason
 
 
-def _set_aside(table: Table, record: Record, reason: str) -> None:
-    """Marker first: a kill in between leaves a marked record, whose cells are empty, as they should be."""
-    payload = table.dir / "shards" / record.header["payload"]
-    note = canonical_json({"reason": reason, "payload": payload.name})
-    publish_record(table.dir / "tmp", table.dir / "commits" / f"{record.name}.bad", note)
-    folders.set_aside(payload, table.dir / "bad")
-    forget_shard(payload)
+def _set_aside(table: Table, record: str, payload: str, reason: str) -> None:
+    """Set a record's payload aside. The marker comes first: a kill in between leaves a marked record, whose cells are empty,
+    as they should be."""
+    note = canonical_json({"reason": reason, "payload": payload})
+    publish_record(table.dir / "tmp", table.dir / "commits" / f"{record}.bad", note)
+    path = table.dir / "shards" / payload
+    folders.set_aside(path, table.dir / "bad")
+    forget_shard(path)
 
 
 def _sweep(table: Table, found: bool) -> None:
     """Remove temporaries of dead writers, and old payloads that no record names (their writer died in between). Where
-    something was found, or a record of the payload's rectangle was ever set aside, its record may be what was lost."""
+    something was found, or a record of the payload's block was ever set aside, its record may be what was lost."""
     owner.sweep(table.dir / "tmp")
     named = {record.header["payload"] for record in table.records()}
     if found or not named:
         return
-    kept = folders.rectangles_of(folders.names(table.dir / "bad"))
+    kept = folders.block_keys(folders.names(table.dir / "bad"))
     with contextlib.suppress(OSError):  # another check may sweep as well
         now = owner.clock_of(table.dir / "tmp")
         for entry in list(os.scandir(table.dir / "shards")):

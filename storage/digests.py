@@ -39,6 +39,19 @@ def canonical_json(value: Any) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def content_name(data: bytes, size: int = 16) -> str:
+    """The name of some bytes: their blake2b digest in hex.
+
+    Names are stored, so what spells a value as bytes must go on spelling it so. New names are of :func:`canonical_json`; some
+    stored ones are of ``json.dumps`` with or without sorted keys.
+
+    Args:
+        data: what is named.
+        size: bytes of the digest; the name has twice as many digits.
+    """
+    return hashlib.blake2b(data, digest_size=size).hexdigest()
+
+
 def fingerprint(record: Mapping[str, Any]) -> str:
     """32 hex digits that name a canonical record."""
     return digest_bytes(canonical_json(record)).hex()

@@ -1,6 +1,6 @@
 """Commit records: the small file that makes a shard exist, and the order of writes that keeps every instant whole.
 
-A record is one Arrow IPC file of one batch, one row per row of the rectangle:
+A record is one Arrow IPC file of one batch, one row per row of the block:
 
     row      FixedSizeBinary(16)
     filled   FixedSizeBinary(ceil(C/8)), packed bits: the payload holds a value (absent where all cells are values)
@@ -13,7 +13,7 @@ The schema's metadata holds ``header`` (JSON), ``columns`` (JSON), and two check
 reads (verified at every load) and ``cells`` over the rest (verified before a process first uses it, and by ``check``).
 Buffers, offsets and text are bounded before anything is read through them: a record of any bytes is refused, not followed.
 
-Names: ``<rectangle digest>-<generation>.commit``. A generation follows another only when the other's payload was lost.
+Names: ``<block key>-<generation>.commit``. A generation follows another only when the other's payload was lost.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
 
+from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.storage.damage import damage
 from hoi_distill.storage.digests import ROW, canonical_json
 from hoi_distill.storage.files import owner, stamps
@@ -42,8 +43,48 @@ _REASONS = pa.list_(pa.struct([("column", pa.int32()), ("reason", pa.string())])
 _columns_seen: dict[bytes, tuple[str, ...]] = {}  # a table's many records share one tuple of names
 
 
+class CommitHeader(TypedDict):
+    """What the writer of a record says of it.
+
+    Attributes:
+        payload: the payload's file name, None where the record holds failures only.
+        bytes: the payload's size.
+        cells: how many cells have a value.
+        failures: how many cells are failures.
+        host: who wrote it.
+        provenance: JSON of the caller's choosing. Workers put ``task``, ``device`` and ``seconds``, and what the stage says.
+        created_ns: when, in nanoseconds since 1970. Records merge in this order.
+    """
+
+    payload: str | None
+    bytes: int
+    cells: int
+    failures: int
+    host: str
+    provenance: dict[str, Any]
+    created_ns: int
+
+
+class RecordHeader(CommitHeader):
+    """A stored header.
+
+    Attributes:
+        full: whether every cell has a value.
+        has_inputs: whether input digests are recorded by row or by cell; None where the table has no inputs.
+    """
+
+    full: bool
+    has_inputs: Literal["row", "cell"] | None
+
+
 class Cells(NamedTuple):
-    """The big part of a record, memory-mapped: ``uint64 [R, C]`` value and input digests, and failures' reasons."""
+    """The big part of a record, memory-mapped.
+
+    Attributes:
+        values: ``uint64 [R, C]`` value digests, None where there is no value.
+        inputs: ``uint64 [R, C]`` input digests, None unless cells of a row differ.
+        reasons: R lists of failures, None where there is none.
+    """
 
     values: np.ndarray | None
     inputs: np.ndarray | None
@@ -55,17 +96,18 @@ class Record:
     """The part of a commit record that planning needs.
 
     Attributes:
-        name: file name, ``<rectangle>-<generation>.commit`` or ``.drop``.
-        header: payload (file name or None), bytes, created_ns, full, has_inputs ("row", "cell" or None), host,
-            provenance.
-        rows: ``V16 [R]``. columns: C names.
+        path: the file.
+        header: what its writer said of it.
+        row_ids: ``V16 [R]``.
+        columns: C names.
         filled: packed bits ``uint8 [R, ceil(C/8)]``, or None: all cells are values (``header["full"]``) or none is.
-        failed: packed bits or None. inputs: ``uint64 [R]`` or None; per-cell digests are in :meth:`cells`.
+        failed: packed bits ``uint8 [R, ceil(C/8)]``, or None where no cell is a failure.
+        inputs: ``uint64 [R]`` or None. Digests by cell are in :meth:`cells`.
     """
 
     path: Path
-    header: dict[str, Any]
-    rows: np.ndarray
+    header: RecordHeader
+    row_ids: np.ndarray
     columns: tuple[str, ...]
     filled: np.ndarray | None
     failed: np.ndarray | None
@@ -73,6 +115,7 @@ class Record:
 
     @property
     def name(self) -> str:
+        """The file's name, ``<block key>-<generation>.commit`` or ``.drop``."""
         return self.path.name
 
     @property
@@ -82,6 +125,7 @@ class Record:
 
     @property
     def is_drop(self) -> bool:
+        """Whether the record voids failures instead of holding cells."""
         return self.name.endswith(".drop")
 
     def cells(self) -> Cells:
@@ -89,7 +133,7 @@ class Record:
         with damage(f"commit record {self.path}"):
             batch = _open(self.path)
             stamps.once(str(self.path), lambda: _compare(batch))
-            shape = len(self.rows), len(self.columns)
+            shape = len(self.row_ids), len(self.columns)
 
             def digests(field: str) -> np.ndarray:
                 return np.frombuffer(_bytes(batch.column(field)), "<u8").reshape(shape)
@@ -169,7 +213,7 @@ def load_record(path: Path) -> Record:
         return Record(
             path=path,
             header=header,
-            rows=cast(np.ndarray, light("row", ROW, (count,))),
+            row_ids=cast(np.ndarray, light("row", ROW, (count,))),
             columns=columns,
             filled=light("filled", np.uint8, (count, width)),
             failed=light("failed", np.uint8, (count, width)),
@@ -178,45 +222,38 @@ def load_record(path: Path) -> Record:
 
 
 def encode_record(
-    header: Mapping[str, Any],
-    rows: np.ndarray,
-    columns: Sequence[str],
-    valid: np.ndarray,
-    failures: Mapping[tuple[int, int], str],
-    inputs: np.ndarray | None,
-    values: np.ndarray | None,
-    dropped: np.ndarray | None = None,
+    header: CommitHeader, block: CellBlock, values: np.ndarray | None = None, dropped: np.ndarray | None = None
 ) -> pa.Buffer:
     """A record's bytes.
 
     Args:
-        header: what :class:`Record` lists, less ``full`` and ``has_inputs``, which are found here.
-        rows: ``V16 [R]``. columns: C names. valid: ``bool [R, C]``. failures: ``{(row, column): reason}``.
-        inputs: ``uint64 [R]``, ``[R, C]`` or None. values: ``uint64 [R, C]`` value digests or None.
+        header: what the writer says.
+        block: the cells.
+        values: ``uint64 [R, C]`` value digests or None.
         dropped: ``bool [R, C]``, for a ``.drop`` record: the failures that it voids.
     """
-    shape = len(rows), len(columns)
-    fields: dict[str, pa.Array] = {"row": fixed_binary(rows, 16)}
-    if valid.any() and not valid.all():
-        fields["filled"] = fixed_binary(np.packbits(valid, axis=1), (shape[1] + 7) // 8)
-    failed = np.zeros(shape, bool) if dropped is None else dropped
-    if failures:
-        failed[tuple(np.array(list(failures)).T)] = True
-        by_row: list[list[dict[str, Any]]] = [[] for _ in rows]
-        for (row, column), reason in sorted(failures.items()):
-            by_row[row].append({"column": column, "reason": reason})
+    width, inputs = block.shape[1], block.inputs
+    fields: dict[str, pa.Array] = {"row": fixed_binary(block.row_ids, 16)}
+    if block.valid.any() and not block.valid.all():
+        fields["filled"] = fixed_binary(np.packbits(block.valid, axis=1), (width + 7) // 8)
+    failed = np.zeros(block.shape, bool) if dropped is None else dropped
+    if block.failures:
+        failed[tuple(np.array(list(block.failures)).T)] = True
     if failed.any():
-        fields["failed"] = fixed_binary(np.packbits(failed, axis=1), (shape[1] + 7) // 8)
+        fields["failed"] = fixed_binary(np.packbits(failed, axis=1), (width + 7) // 8)
     if inputs is not None:
-        fields["inputs"] = pa.array(inputs, pa.uint64()) if inputs.ndim == 1 else fixed_binary(inputs, 8 * shape[1])
+        fields["inputs"] = pa.array(inputs, pa.uint64()) if inputs.ndim == 1 else fixed_binary(inputs, 8 * width)
     if values is not None:
-        fields["values"] = fixed_binary(values, 8 * shape[1])
-    if failures:
+        fields["values"] = fixed_binary(values, 8 * width)
+    if block.failures:
+        by_row: list[list[dict[str, Any]]] = [[] for _ in block.row_ids]
+        for (row, column), reason in sorted(block.failures.items()):
+            by_row[row].append({"column": column, "reason": reason})
         fields["reasons"] = pa.array(by_row, _REASONS)
     kind = None if inputs is None else ("row" if inputs.ndim == 1 else "cell")
     metadata = {
-        b"header": canonical_json({**header, "full": bool(valid.all()), "has_inputs": kind}),
-        b"columns": canonical_json(list(columns)),
+        b"header": canonical_json({**header, "full": bool(block.valid.all()), "has_inputs": kind}),
+        b"columns": canonical_json(list(block.columns)),
     }
     batch = pa.record_batch(fields)
     index, cells = _checksums(batch, metadata)
@@ -260,14 +297,24 @@ def _temporary(folder: Path, write: Callable[[BinaryIO], None]) -> Iterator[tupl
 
 
 def publish_payload(
-    scratch: Path, folder: Path, rectangle: str, suffix: str, write: Callable[[BinaryIO], None]
+    scratch: Path, folder: Path, key: str, suffix: str, write: Callable[[BinaryIO], None]
 ) -> tuple[str, int]:
-    """Write a payload whole, then give it its name in ``folder``; returns (name, bytes).
+    """Write a payload whole, then give it its name in ``folder``.
+
+    Args:
+        scratch: where it is written, on the same file system.
+        folder: where it belongs.
+        key: the block's.
+        suffix: ``.arrow`` or ``.lmdb``.
+        write: writes it to a binary file.
+
+    Returns:
+        Its name and its size in bytes.
 
     Renaming over a file of this name is harmless: the name holds the checksum, so the bytes are the same.
     """
     with _temporary(scratch, write) as (path, sink):
-        name = f"{rectangle}-{sink.state.hexdigest()}{suffix}"
+        name = f"{key}-{sink.state.hexdigest()}{suffix}"
         os.rename(path, folder / name)
         sync_folder(folder)
         return name, sink.bytes

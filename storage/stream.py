@@ -9,21 +9,23 @@ a few integers per row.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.digests import digest_bytes, fingerprint
 from hoi_distill.storage.errors import StorageError, UserError
 from hoi_distill.storage.files import stamps
 from hoi_distill.storage.sampling import batch_count, epoch_order, rank_batch
-from hoi_distill.storage.shards.cells import cells
+from hoi_distill.storage.selection import CellSelection
+from hoi_distill.storage.shards import cells as arrow_cells
 from hoi_distill.storage.shards.lmdb import LmdbShard
 from hoi_distill.storage.shards.payload import Shard, open_shard, verify_once
-from hoi_distill.storage.table import EMPTY, FAILED, Location, Table
+from hoi_distill.storage.table import Table
+from hoi_distill.storage.table_reader import EMPTY, FAILED, Location
 
 if TYPE_CHECKING:
     import torch
@@ -36,43 +38,42 @@ _SHARDS_OPEN = 128
 
 @dataclass(frozen=True)
 class TableRef:
-    """Which cells of one table are wanted: R rows (the stream's) x C columns.
+    """The cells of one table that a stream delivers.
 
     Attributes:
         dir: the table's folder.
-        columns: C names.
-        inputs: input digests the cells must have been computed from, ``uint64 [R]`` or ``[R, C]``; None: any.
         fingerprint: the table's, 32 hex digits.
-        wanted: ``bool [R, C]``, which of them; the others are delivered as None, whatever the table holds. None: all.
+        cells: of the stream's rows. A cell that is not wanted is delivered as None, whatever the table holds.
     """
 
     dir: str
-    columns: tuple[str, ...]
-    inputs: np.ndarray | None = None
-    fingerprint: str = ""
-    wanted: np.ndarray | None = None
-
-    def select(self, columns: Sequence[str]) -> TableRef:
-        """The same rows of some of the columns. Raises ``KeyError`` for a column that is not wanted here."""
-        place = {column: index for index, column in enumerate(self.columns)}
-        chosen = [place[column] for column in columns]
-        inputs = self.inputs if self.inputs is None or self.inputs.ndim == 1 else self.inputs[:, chosen]
-        wanted = None if self.wanted is None else self.wanted[:, chosen]
-        return replace(self, columns=tuple(columns), inputs=inputs, wanted=wanted)
+    fingerprint: str
+    cells: CellSelection
 
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """What a stream reads: N rows (``V16``; the same one may stand twice), by table name the cells, and (for messages)
-    the command that fills an empty one."""
+    """What a stream reads.
 
-    rows: np.ndarray
+    Attributes:
+        row_ids: ``V16 [N]``. The same one may stand twice.
+        tables: by name, the cells of these rows.
+        command: what fills an empty cell, for messages.
+    """
+
+    row_ids: np.ndarray
     tables: dict[str, TableRef]
     command: str
 
+    def select(self, tables: Mapping[str, Sequence[str]]) -> StreamSpec:
+        """Some columns, ``{table: (column, ...)}``, of some tables. Raises ``KeyError`` for one that is not here."""
+        refs = {name: self.tables[name] for name in tables}
+        chosen = {name: replace(ref, cells=ref.cells.select(tables[name])) for name, ref in refs.items()}
+        return replace(self, tables=chosen)
+
 
 class SampleStream:
-    """Samples of the N rows of a spec: ``{"row": index into spec.rows, table: {column: value}}``.
+    """Samples of the N rows of a spec: ``{"row": position in spec.row_ids, table: {column: value}}``.
 
     A value is a read-only array for tensors (float16 for codec ``fp16``, else float32) and what
     :func:`hoi_distill.storage.shards.cells.cells` gives for Arrow cells; None where the cell is not wanted. Arrays are views of
@@ -89,11 +90,12 @@ class SampleStream:
     """
 
     def __init__(self, spec: StreamSpec) -> None:
+        self._count = len(spec.row_ids)
+        self._tables = [_CellReader(name, ref, spec.command) for name, ref in spec.tables.items()]
         self.skipped: dict[int, str] = {}
-        self._count = len(spec.rows)
-        self._tables = [
-            _TableReader(name, ref, spec.rows, spec.command, self.skipped) for name, ref in spec.tables.items()
-        ]
+        for table in self._tables:
+            for row, reason in table.failures.items():
+                self.skipped.setdefault(row, reason)
         keep = np.ones(self._count, bool)
         keep[list(self.skipped)] = False
         self.live = np.flatnonzero(keep)
@@ -180,46 +182,77 @@ def stack(arrays: Sequence[np.ndarray]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Group:
-    """Columns whose cells lie side by side: for each row the shard (index of its path) and the place in it, int32."""
+    """Columns whose cells lie side by side.
+
+    Attributes:
+        columns: their names.
+        shard: ``int32 [R]``, for each row the index of a payload.
+        position: ``int32 [R]``, the place in it.
+    """
 
     columns: list[str]
     shard: np.ndarray
     position: np.ndarray
 
 
-class _TableReader:
-    """Where one table's wanted cells lie, and their values."""
+@dataclass(frozen=True)
+class Layout:
+    """Where the wanted cells of a selection lie.
 
-    def __init__(self, name: str, ref: TableRef, rows: np.ndarray, command: str, skipped: dict[int, str]) -> None:
-        self.name, self.columns = name, ref.columns
+    Attributes:
+        groups: all of its columns.
+        paths: payload files.
+        failures: ``{row: reason}`` of the rows in which a wanted cell is a recorded failure.
+    """
+
+    groups: list[_Group]
+    paths: list[str]
+    failures: dict[int, str]
+
+
+def locate_cells(table: Table, cells: CellSelection) -> Layout | None:
+    """Look up every wanted cell, some columns at a time. None where one of them is empty."""
+    paths: dict[str, int] = {}
+    groups: dict[tuple[bytes, bytes], _Group] = {}
+    failures: dict[int, str] = {}
+    step = max(_CELLS_AT_ONCE // max(len(cells.row_ids), 1), 1)
+    for start in range(0, len(cells.columns), step):
+        part = cells.select(cells.columns[start : start + step])
+        where, wanted = table.locate(part), part.wanted_mask()
+        if ((where.shard == EMPTY) & wanted).any():
+            return None
+        failed = np.flatnonzero(((where.shard == FAILED) & wanted).any(axis=1))
+        for (row, index), reason in table.failures(part.take(failed)).items() if len(failed) else ():
+            if wanted[failed[row], index]:
+                failures.setdefault(int(failed[row]), reason)
+        if part.wanted is not None:
+            _point_unwanted_at_wanted(where, part.wanted)
+        number = np.array([paths.setdefault(path, len(paths)) for path in where.paths], np.int32)
+        for column, shard, position in zip(part.columns, where.shard.T, where.position.T, strict=True):
+            filled = shard >= 0
+            shard, position = np.where(filled, shard, FAILED), np.where(filled, position, 0)
+            shard[filled] = number[shard[filled]]
+            key = digest_bytes(shard.tobytes()), digest_bytes(position.tobytes())
+            groups.setdefault(key, _Group([], shard, position)).columns.append(column)
+    return Layout(list(groups.values()), list(paths), failures)
+
+
+class _CellReader:
+    """One table's wanted cells, row by row.
+
+    Attributes:
+        failures: ``{row: "table: reason"}`` of the rows with a recorded failure.
+    """
+
+    def __init__(self, name: str, ref: TableRef, command: str) -> None:
+        self.name, self.columns = name, ref.cells.columns
         table = _open_table(name, ref, command)
-        paths: dict[str, int] = {}
-        groups: dict[bytes, _Group] = {}
-        self._wanted = None if ref.wanted is None else np.packbits(ref.wanted, axis=1)
-        step = max(_CELLS_AT_ONCE // max(len(rows), 1), 1)
-        for start in range(0, len(ref.columns), step):
-            part = ref.select(ref.columns[start : start + step])
-            where = table.locate(rows, part.columns, part.inputs)
-            wanted = np.ones_like(where.shard, bool) if part.wanted is None else part.wanted
-            if ((where.shard == EMPTY) & wanted).any():
-                raise _refusal(name, table, ref, rows, command)
-            failed = np.flatnonzero(((where.shard == FAILED) & wanted).any(axis=1))
-            if len(failed):
-                inputs = None if part.inputs is None else part.inputs[failed]
-                reasons = table.failures(rows[failed], part.columns, inputs)
-                for (row, index), reason in reasons.items():
-                    if wanted[failed[row], index]:
-                        skipped.setdefault(int(failed[row]), f"{name}: {reason}")
-            if part.wanted is not None:
-                _settle(where, part.wanted)
-            number = np.array([paths.setdefault(path, len(paths)) for path in where.paths], np.int32)
-            for column, shard, position in zip(part.columns, where.shard.T, where.position.T, strict=True):
-                there = shard >= 0
-                shard, position = np.where(there, shard, FAILED), np.where(there, position, 0)
-                shard[there] = number[shard[there]]
-                group = groups.setdefault(shard.tobytes() + position.tobytes(), _Group([], shard, position))
-                group.columns.append(column)
-        self._groups, self._paths = list(groups.values()), list(paths)
+        layout = locate_cells(table, ref.cells)
+        if layout is None:
+            raise _refusal(name, table, ref.cells, command)
+        self.failures = {row: f"{name}: {reason}" for row, reason in layout.failures.items()}
+        self._wanted = None if ref.cells.wanted is None else np.packbits(ref.cells.wanted, axis=1)
+        self._groups, self._paths = layout.groups, layout.paths
         try:
             verify_once(self._paths)
         except StorageError as error:
@@ -234,7 +267,7 @@ class _TableReader:
         self.__dict__.update(state)
 
     def read(self, row: int) -> dict[str, Any]:
-        """``{column: value}`` in the order of the asked columns; None for a cell that is not wanted."""
+        """``{column: value}`` in the order of the selection; None for a cell that is not wanted."""
         values: dict[str, Any] = dict.fromkeys(self.columns)
         wanted = None
         if self._wanted is not None:
@@ -262,9 +295,9 @@ class _TableReader:
         return self._shards[number]
 
 
-def _settle(where: Location, wanted: np.ndarray) -> None:
-    """Say that a cell that is not wanted, and is never read, lies beside its row's first wanted one: columns that were
-    written together then stay one group, whichever rows want them."""
+def _point_unwanted_at_wanted(where: Location, wanted: np.ndarray) -> None:
+    """Point unwanted cells, which are never read, at the row's first wanted cell. So columns that were written together stay
+    in one group."""
     first = wanted.argmax(axis=1)[:, None]
     for place in (where.shard, where.position):
         place[:] = np.where(wanted, place, np.take_along_axis(place, first, axis=1))
@@ -274,7 +307,7 @@ def _values(shard: Shard, name: str) -> Callable[[int], Any]:
     """For one column of a shard: position -> value."""
     if isinstance(shard, LmdbShard):
         return lambda position: shard.codec.decode(shard.view(name, position)[None])[0]
-    return cells(shard.column(name))
+    return arrow_cells.cells(shard.column(name))
 
 
 def _open_table(name: str, ref: TableRef, command: str) -> Table:
@@ -290,10 +323,9 @@ def _open_table(name: str, ref: TableRef, command: str) -> Table:
     return table
 
 
-def _refusal(name: str, table: Table, ref: TableRef, rows: np.ndarray, command: str) -> UserError:
+def _refusal(name: str, table: Table, cells: CellSelection, command: str) -> UserError:
     """What is missing of a table, in one line."""
-    state = table.state(rows, ref.columns, ref.inputs)
-    wanted = np.ones(state.shape, bool) if ref.wanted is None else ref.wanted
+    state, wanted = table.state(cells), cells.wanted_mask()
     empty = state.empty() & wanted
     stale, lost = int((state.stale & wanted).sum()), int((state.lost & wanted).sum())
     row, column = np.argwhere(empty)[0].tolist()
@@ -301,6 +333,6 @@ def _refusal(name: str, table: Table, ref: TableRef, rows: np.ndarray, command: 
     why += [f"{lost} lost with their shard"] if lost else []
     return UserError(
         f"table {name} ({table.dir}): {int(empty.sum())} of {int(wanted.sum())} wanted cells are empty"
-        f"{' (' + ', '.join(why) + ')' if why else ''}, the first of row {rows[row].tobytes().hex()}, "
-        f"column {ref.columns[column]!r}; run `{command}`"
+        f"{' (' + ', '.join(why) + ')' if why else ''}, the first of row {cells.row_ids[row].tobytes().hex()}, "
+        f"column {cells.columns[column]!r}; run `{command}`"
     )

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 
 from hoi_distill.stages.data.image import decode, frame_of
 from hoi_distill.stages.stage import Batch, TensorOutput, Values
@@ -51,11 +49,18 @@ FEW_PATTERNS = 8
 
 
 def batches_of(needed: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Positions of the rows of ``bool [R, cells]`` that lack something, in batches.
+    """Which rows of a task go together.
 
-    A batch computes every column that one of its rows lacks, so rows that lack the same cells go together, and where there
-    are few such groups no batch holds rows of two: nothing that is there is computed again, for the price of some padding.
-    Of many small groups (each row wants cells of its own) neighbours share batches.
+    A batch computes every column that one of its rows lacks. So rows that lack the same cells go together. Where there are
+    few such groups, no batch holds rows of two: nothing that is there is computed again, for the price of some padding. Of
+    many small groups (each row wants cells of its own) neighbours share batches.
+
+    Args:
+        needed: ``bool [R, cells]``.
+        batch_size: the largest batch.
+
+    Returns:
+        Positions of the rows that need something, a batch at a time.
     """
     active = np.flatnonzero(needed.any(axis=1))
     _, pattern, sizes = np.unique(np.packbits(needed[active], axis=1), axis=0, return_inverse=True, return_counts=True)
@@ -68,39 +73,46 @@ def batches_of(needed: np.ndarray, batch_size: int) -> list[np.ndarray]:
     ]
 
 
-def batch_of(task: Task, positions: np.ndarray, sources: Sequence[Any]) -> Batch:
-    whole = padded(positions, batch_size_of(task))
-    stage = task.parts[0].stage
-    sources = [*sources, *[sources[-1]] * (len(whole) - len(sources))]
+def batch_of(task: Task, rows: np.ndarray, sources: Sequence[Any]) -> Batch:
+    """The batch of some rows, padded to the stages' batch size.
+
+    Args:
+        task: whose rows.
+        rows: ``int [b]`` positions.
+        sources: what :func:`load_row` gave for each.
+    """
+    repeated = padded(rows, task.batch_size)
+    stage = task.tables[0].stage
+    sources = [*sources, *[sources[-1]] * (len(repeated) - len(sources))]
     return Batch(
-        rows=task.rows[whole],
-        keys=[task.keys[position] for position in whole],
-        count=len(positions),
+        row_ids=task.row_ids[repeated],
+        keys=[task.keys[row] for row in repeated],
+        count=len(rows),
         images=sources if stage.source == "images" and stage.decodes else (),
         texts=sources if stage.source == "texts" else (),
     )
 
 
-def padded(positions: np.ndarray, length: int) -> np.ndarray:
-    """The last position repeated up to ``length``."""
-    return np.concatenate([positions, np.repeat(positions[-1:], length - len(positions))])
+def padded(rows: np.ndarray, length: int) -> np.ndarray:
+    """The last row repeated up to ``length``."""
+    return np.concatenate([rows, np.repeat(rows[-1:], length - len(rows))])
 
 
-def batch_size_of(task: Task) -> int:
-    return task.parts[0].stage.batch_size
+def load_row(task: Task, row: int) -> Any:
+    """Read and decode one row's image or text.
 
-
-def load_row(task: Task, position: int) -> Any:
-    """One row's picture or text (None where no stage looks at it), or why there is none: what an input does wrong is
-    returned, everything else raises."""
-    stage, uri = task.parts[0].stage, task.uris[position]
+    Returns:
+        The image or text; None where no stage looks at it. :class:`Changed` or ``InputFailure`` where the input is at fault:
+        everything else raises.
+    """
+    stage, uri = task.tables[0].stage, task.uris[row]
     if stage.source == "images" and not stage.decodes:
         return None
     try:
         data = uri[len(TEXT_PREFIX) :].encode() if stage.source == "texts" else Path(uri).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
         return Changed()
-    frame = frame_of(task.rows[position].tobytes(), digest_bytes(data))
+    frame = frame_of(task.row_ids[row].tobytes(), digest_bytes(data))
     if frame is None:
         return Changed()
     if stage.source == "texts":
@@ -112,29 +124,8 @@ def load_row(task: Task, position: int) -> Any:
 
 
 def to_numpy(values: Values, output: TensorOutput) -> np.ndarray:
-    """Of numpy or torch values a host array; halved on the device where the codec is fp16 anyway."""
+    """Values as an array on the host. Torch values become float16 on the device where the codec is fp16, else float32."""
     if isinstance(values, np.ndarray):
         return values
     values = values.detach()
     return (values.half() if output.codec == "fp16" else values.float()).cpu().numpy()
-
-
-@dataclass(frozen=True)
-class UpstreamColumn:
-    """One upstream column: its cells, and for each row of the task its place among them (-1 where it was not read)."""
-
-    cells: Values
-    slot: np.ndarray = field(repr=False)
-
-    def has_any(self, positions: np.ndarray) -> bool:
-        return bool((self.slot[positions] >= 0).any())
-
-    def take(self, positions: np.ndarray) -> Values:
-        """The cells of these rows; null or zero for a row whose cells do not need them."""
-        slots = self.slot[positions]
-        missing = slots < 0
-        if isinstance(self.cells, pa.Array):
-            return self.cells.take(pa.array(slots, mask=missing))
-        values = self.cells[np.maximum(slots, 0)]
-        values[missing] = 0
-        return values

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.selection import CellSelection
 
 if TYPE_CHECKING:
     from hoi_distill.stages.stage import ArrowOutput, Stage, TensorOutput
@@ -44,100 +45,103 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class Upstream:
-    """One input table of a part: ``columns`` (U of them) that may be read, and the input digests (``uint64 [R]`` or
-    ``[R, U]``) that say which values of its cells are meant; None where that table's cells have none. Cells that its own
-    stage does not want (bool ``[R, U]``; None: it wants all) read as null."""
+    """The cells of one table above that a task may read.
+
+    Attributes:
+        table: where they are.
+        cells: of the task's R rows. Cells that their own stage does not want read as null.
+    """
 
     table: TableSpec
-    columns: tuple[str, ...]
-    inputs: np.ndarray | None = None
-    wanted: np.ndarray | None = None
+    cells: CellSelection
 
 
 @dataclass(frozen=True)
-class Part:
-    """The cells of one table that a pass is to fill.
+class TableTask:
+    """The cells of one table that a task is to fill.
 
     Attributes:
         name: the table's name in the configuration, used in reports and messages.
         stage: what computes it, unopened.
         table: where to write.
-        columns: C columns of ``stage.columns``.
-        needed: ``bool [R, C]``, the cells to fill.
-        inputs: input digests of the cells, ``uint64 [R]`` or ``[R, C]``; None where the stage has no inputs.
-        upstream: per input table (by the name that ``stage.inputs`` uses) where to read it.
+        cells: R rows x C columns of ``stage.columns``. ``wanted`` says which of them to fill.
+        upstream: where to read each input table, by the name that ``stage.inputs`` uses.
     """
 
     name: str
     stage: Stage
     table: TableSpec
-    columns: tuple[str, ...]
-    needed: np.ndarray
-    inputs: np.ndarray | None = None
+    cells: CellSelection
     upstream: dict[str, Upstream] = field(default_factory=dict)
+
+    @property
+    def needed(self) -> np.ndarray:
+        """``bool [R, C]``, the cells to fill."""
+        return self.cells.wanted_mask()
+
+    def take(self, rows: slice) -> TableTask:
+        """The cells of some rows."""
+        upstream = {name: replace(up, cells=up.cells.take(rows)) for name, up in self.upstream.items()}
+        return replace(self, cells=self.cells.take(rows), upstream=upstream)
 
 
 @dataclass(frozen=True)
 class Task:
     """One pass over R rows for one or more tables.
 
-    The parts' stages run on the same batches, so they have the same source, decoding and batch size; a task of several
-    parts is how stages of one vision tower share a decoded image and its encoding.
+    The tables' stages run on the same batches, so they have the same source, decoding and batch size. In a task of
+    several tables the stages of one vision tower share a decoded image and its encoding.
 
     Attributes:
         task_id: unique in a run.
-        rows: ``V16 [R]`` content digests.
-        uris: R file paths, or ``text:...``; unread where no part's stage decodes.
+        uris: R file paths, or ``text:...``. They are not read where no stage decodes.
         keys: R names of the rows in their dataset.
+        tables: what to fill; all of the same rows.
     """
 
     task_id: str
-    rows: np.ndarray
     uris: Sequence[str]
     keys: Sequence[str]
-    parts: tuple[Part, ...]
+    tables: tuple[TableTask, ...]
 
     def __post_init__(self) -> None:
-        kinds = {(part.stage.source, part.stage.decodes, part.stage.batch_size) for part in self.parts}
+        kinds = {(table.stage.source, table.stage.decodes, table.stage.batch_size) for table in self.tables}
         if len(kinds) != 1:
             raise ValueError(
                 f"task {self.task_id}: the stages of one pass differ in source, decoding or batch size: {kinds}"
             )
-        for part in self.parts:
-            if part.needed.shape != (len(self.rows), len(part.columns)):
+        for table in self.tables:
+            if table.needed.shape != (len(self.uris), len(table.cells.columns)):
                 raise ValueError(
-                    f"task {self.task_id}: {part.name} wants {part.needed.shape} cells of "
-                    f"{len(self.rows)} rows x {len(part.columns)} columns"
+                    f"task {self.task_id}: {table.name} wants {table.needed.shape} cells of "
+                    f"{len(self.uris)} rows x {len(table.cells.columns)} columns"
                 )
 
-    def take(self, positions: slice, suffix: str) -> Task:
+    @property
+    def row_ids(self) -> np.ndarray:
+        """``V16 [R]`` digests of the rows' inputs."""
+        return self.tables[0].cells.row_ids
+
+    @property
+    def batch_size(self) -> int:
+        """How many rows go through a stage together."""
+        return self.tables[0].stage.batch_size
+
+    def take(self, rows: slice, suffix: str) -> Task:
         """The task of some of its rows."""
-        parts = tuple(
-            replace(
-                part,
-                needed=part.needed[positions],
-                inputs=None if part.inputs is None else part.inputs[positions],
-                upstream={
-                    name: replace(
-                        up,
-                        inputs=None if up.inputs is None else up.inputs[positions],
-                        wanted=None if up.wanted is None else up.wanted[positions],
-                    )
-                    for name, up in part.upstream.items()
-                },
-            )
-            for part in self.parts
-        )
-        return Task(self.task_id + suffix, self.rows[positions], self.uris[positions], self.keys[positions], parts)
+        tables = tuple(table.take(rows) for table in self.tables)
+        return Task(self.task_id + suffix, self.uris[rows], self.keys[rows], tables)
 
     def halves(self) -> tuple[Task, ...]:
-        """Two smaller tasks that do the same: half the rows each; of a single row, one task per part. Empty if neither
-        can be split."""
-        if len(self.rows) > 1:
-            middle = len(self.rows) // 2
+        """Smaller tasks that do the same: two of half the rows each, or of a single row one per table. Empty where the task
+        cannot be split."""
+        if len(self.uris) > 1:
+            middle = len(self.uris) // 2
             return self.take(slice(0, middle), "a"), self.take(slice(middle, None), "b")
-        if len(self.parts) > 1:
-            return tuple(replace(self, task_id=f"{self.task_id}.{part.name}", parts=(part,)) for part in self.parts)
+        if len(self.tables) > 1:
+            return tuple(
+                replace(self, task_id=f"{self.task_id}.{table.name}", tables=(table,)) for table in self.tables
+            )
         return ()
 
 
@@ -146,20 +150,21 @@ class TaskReport:
     """What became of a task, sent once its cells are committed.
 
     Attributes:
-        rows: rows worked on.
+        task_id: the task's.
+        row_count: how many rows were worked on.
         cells: values written, by table name.
         failures: failure cells written, by table name.
         reasons: up to ten lines ``<uri>: <reason>``, the first failures of this task.
         changed: up to ten uris whose bytes are no longer those that were planned, or that have gone; their cells stay
             empty.
-        bad: ``bool [rows]``, in row order: the rows that failed here or changed (rows that failed upstream are not
-            counted again).
+        bad: ``bool [row_count]``, in row order: the rows that failed here or changed. Rows that failed upstream are not
+            counted again.
         seconds: wall time from the first byte read to the last commit.
         bytes: payload bytes written.
     """
 
     task_id: str
-    rows: int
+    row_count: int
     cells: dict[str, int]
     failures: dict[str, int]
     reasons: tuple[str, ...]

@@ -125,7 +125,7 @@ def run(
     if limit is None:
         register(setup, plans)
     if retry_failed:
-        drop_failures(plans, setup)
+        drop_failures(plans)
         plans = plan_all(setup)
     plan_table(plans)
     shared_rows(setup.sources["images"])

@@ -28,7 +28,6 @@ Log = Annotated[
 @in_every_folder("config", names_of_configuration)
 def triplets(config: ConfigFile, set: Set = None, log: Log = None, as_json: Json = False) -> None:
     """Count, for every caption question, the triplets taken and the phrases dropped, by reason."""
-    from hoi_distill.pipeline.planning.plan import read_upstream
     from hoi_distill.pipeline.training.binding import plan_all
     from hoi_distill.pipeline.workspace import prepare
     from hoi_distill.stages.derived.image_labels import ImageLabels
@@ -47,10 +46,7 @@ def triplets(config: ConfigFile, set: Set = None, log: Log = None, as_json: Json
     if empty := [name for name, made in {**tables, **later}.items() if made.table is None]:
         raise UserError(f"{config}: tables.{empty[0]} is empty; `{setup.mending_command()}` fills it")
     cells = {
-        name: {
-            column: values.to_pylist()
-            for column, values in read_upstream(made, made.rows, setup.sources["images"]).items()
-        }
+        name: {column: values.to_pylist() for column, values in made.read(made.rows).items()}
         for name, made in {**tables, **later}.items()
     }
     counts = {name: {column: drop_report(values) for column, values in cells[name].items()} for name in tables}

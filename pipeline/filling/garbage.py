@@ -34,7 +34,7 @@ def register(setup: Setup, plans: Mapping[str, TablePlan]) -> None:
         before = read_note(place)
     except Damaged:
         damaged = os.path.lexists(place)
-    later = tuple(f"{made.node.stage.name}-" for made in plans.values() if made.node.stage.unbound)
+    later = tuple(f"{table_plan.node.stage.name}-" for table_plan in plans.values() if table_plan.node.stage.pending)
     kept = [name for name in before.get("tables", []) if later and name.startswith(later)]
     note["tables"] = sorted({*folders(plans, setup.cache), *kept})
     note["trained"] = sorted(

@@ -6,22 +6,21 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
 from hoi_distill.pipeline.console.progress import Progress, working
 from hoi_distill.pipeline.graph.builder import levels, passes
-from hoi_distill.pipeline.inputs import Source
-from hoi_distill.pipeline.planning.plan import TablePlan, align, folders
+from hoi_distill.pipeline.planning.plan import TablePlan, folders
 from hoi_distill.pipeline.training.binding import plan_all, trained_folders
 from hoi_distill.pipeline.training.checks import check_student, rehearse_student
 from hoi_distill.pipeline.training.pair_teachers import train_missing
 from hoi_distill.pipeline.workspace import Setup
 from hoi_distill.stages.stage import fingerprint_record
 from hoi_distill.storage.errors import UserError
-from hoi_distill.workers.task import Part, TableSpec, Task, TaskReport, Upstream
+from hoi_distill.workers.task import TableSpec, TableTask, Task, TaskReport, Upstream
 
 
 @dataclass
@@ -35,6 +34,7 @@ class RunSummary:
     interrupted: bool = False
 
     def add(self, report: TaskReport) -> None:
+        """Count one task."""
         for name, number in report.cells.items():
             self.cells[name] = self.cells.get(name, 0) + number
         for name, number in report.failures.items():
@@ -55,6 +55,9 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event, note: Note | Non
     """Compute every wanted cell that is empty, upstream first. What a killed run committed is not computed again.
 
     Args:
+        setup: the tables and the cache.
+        execute: runs tasks.
+        stop: once set, no further task begins.
         note: told the plan before each level's work, when pair teachers above it have got their names.
     """
     summary = RunSummary()
@@ -71,7 +74,7 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event, note: Note | Non
         train_missing(setup, plans, wanted, stop)
         tasks = [
             task
-            for group in passes(wanted, {name: made.node for name, made in plans.items()})
+            for group in passes(wanted, {name: table_plan.node for name, table_plan in plans.items()})
             for task in make_tasks(group, plans, setup)
         ]
         progress = Progress(todo, stop)
@@ -95,7 +98,7 @@ def fill_cache(setup: Setup) -> None:
         UserError: cells are still empty afterwards.
         KeyboardInterrupt: the run was interrupted; what it committed is kept.
     """
-    if all(made.complete() for made in plan_all(setup).values()):
+    if all(table_plan.complete() for table_plan in plan_all(setup).values()):
         return
     check_student(setup)
     setup.cache.require_writable()
@@ -105,74 +108,71 @@ def fill_cache(setup: Setup) -> None:
             choose_executor(chosen.executor, chosen.device, chosen.count, **chosen.limits()) as execute:  # fmt: skip
         if fill(setup, execute, stop).interrupted or stop.is_set():
             raise KeyboardInterrupt
-    empty = [name for name, made in plan_all(setup).items() if not made.complete()]
+    empty = [name for name, table_plan in plan_all(setup).items() if not table_plan.complete()]
     if empty:
         raise UserError(f"{setup.path}: tables.{empty[0]}: cells are still empty; see hoi-distill plan {setup.path}")
 
 
 def make_tasks(group: list[str], plans: Mapping[str, TablePlan], setup: Setup) -> Iterable[Task]:
-    """The tasks of one pass. Blocks of rows are cut from all wanted rows, filled or not, so that a resumed run has the
-    same blocks as an undisturbed one; a task holds a block's rows that lack a cell of any of the pass's tables."""
+    """The tasks of one pass.
+
+    Blocks of rows are cut from all rows of the tables, filled or not, so that a resumed run has the same blocks as an
+    undisturbed one. A task holds those rows of a block that lack a cell of one of the pass's tables.
+
+    Args:
+        group: the tables of the pass.
+        plans: of all tables.
+        setup: the rows' sources, and the cache.
+    """
     first = plans[group[0]]
     source = setup.sources[first.node.stage.source]
     size = first.node.shard_rows
     for number, start in enumerate(range(0, len(first.rows), size)):
         stop = min(start + size, len(first.rows))
         needed = {name: plans[name].needed(start, stop) for name in group}
-        rows = np.flatnonzero(np.logical_or.reduce([mask.any(axis=1) for mask in needed.values()]))
-        if not len(rows):
+        lacking = np.flatnonzero(np.logical_or.reduce([mask.any(axis=1) for mask in needed.values()]))
+        if not len(lacking):
             continue
-        members = first.rows[start:stop][rows]
-        parts = tuple(
-            make_part(plans[name], start + rows, needed[name][rows], source, plans, setup)
+        tables = tuple(
+            make_table_task(plans[name], start + lacking, needed[name][lacking], plans, setup)
             for name in group
             if needed[name].any()
         )
+        rows = first.rows[start:stop][lacking]
         yield Task(
             task_id=f"{'+'.join(group)}:{number}",
-            rows=source.ids[members],
-            uris=[source.uris[i] for i in members],
-            keys=[source.keys[i] for i in members],
-            parts=parts,
+            uris=[source.uris[row] for row in rows],
+            keys=[source.keys[row] for row in rows],
+            tables=tables,
         )
 
 
-def make_part(
-    made: TablePlan,
-    positions: np.ndarray,
-    needed: np.ndarray,
-    source: Source,
-    plans: Mapping[str, TablePlan],
-    setup: Setup,
-) -> Part:
-    """One table's share of a task; ``positions`` index the plan's rows."""
-    columns = np.flatnonzero(needed.any(axis=0))
-    inputs = None
-    if made.inputs is not None:
-        inputs = made.inputs[positions] if made.inputs.ndim == 1 else made.inputs[positions][:, columns]
-    upstream = {}
-    for up in made.node.stage.inputs:
-        above = plans[up]
-        where = align(above.rows, made.rows[positions], len(source.ids))
-        upstream[up] = Upstream(
-            table_spec(above, setup),
-            above.columns,
-            None if above.inputs is None else above.inputs[where],
-            None if above.wanted is None else above.wanted[where],
-        )
-    return Part(
-        name=made.node.name,
-        stage=made.node.stage,
-        table=table_spec(made, setup),
-        columns=tuple(made.columns[i] for i in columns),
-        needed=needed[:, columns],
-        inputs=inputs,
-        upstream=upstream,
+def make_table_task(
+    table_plan: TablePlan, positions: np.ndarray, needed: np.ndarray, plans: Mapping[str, TablePlan], setup: Setup
+) -> TableTask:
+    """One table's share of a task.
+
+    Args:
+        table_plan: the table's.
+        positions: ``int [r]``, which of the plan's rows.
+        needed: ``bool [r, C]``, which of their cells to fill. Columns without one are left out.
+        plans: of all tables.
+        setup: where the cache is.
+    """
+    stage, rows = table_plan.node.stage, table_plan.rows[positions]
+    columns = [table_plan.columns[column] for column in np.flatnonzero(needed.any(axis=0))]
+    return TableTask(
+        name=table_plan.node.name,
+        stage=stage,
+        table=table_spec(table_plan, setup),
+        cells=replace(table_plan.cells.take(positions), wanted=needed).select(columns),
+        upstream={up: Upstream(table_spec(plans[up], setup), plans[up].cells_of(rows)) for up in stage.inputs},
     )
 
 
-def table_spec(made: TablePlan, setup: Setup) -> TableSpec:
-    stage = made.node.stage
+def table_spec(table_plan: TablePlan, setup: Setup) -> TableSpec:
+    """Where a worker finds the table."""
+    stage = table_plan.node.stage
     return TableSpec(str(setup.cache.root), stage.name, fingerprint_record(stage), stage.output)
 
 
@@ -181,13 +181,16 @@ def choose_executor(name: str, device: str, workers: int, **limits: float) -> It
     """Something that runs tasks, for as many levels as there are; a Ray of our own starts and ends with it.
 
     Args:
+        name: ``ray`` or ``inline``.
+        device: where stages compute.
+        workers: how many Ray starts.
         limits: ``hang_after`` and ``start_within``, see :class:`hoi_distill.workers.executors.ray.RayExecutor`.
     """
     if name == "inline":
         from hoi_distill.workers.executors import inline
 
         refuse_absent(device)
-        yield functools.partial(inline.execute, workers=workers, device=device)
+        yield functools.partial(inline.execute, device=device)
     elif name == "ray":
         from hoi_distill.workers.executors.ray import RayExecutor
 
@@ -218,8 +221,8 @@ def refuse_absent(device: str, where: str = "workers.device") -> None:
         raise UserError(f"{where}: {device}: torch cannot use it here ({reason}); write cpu") from None
 
 
-def drop_failures(plans: Mapping[str, TablePlan], setup: Setup) -> None:
-    """Empty every failure cell of the wanted tables, so that a run tries it again."""
-    for made in plans.values():
-        if made.table is not None and made.counts["failed"]:
-            made.table.drop_failures(setup.sources[made.node.stage.source].ids[made.rows], made.columns, made.inputs)
+def drop_failures(plans: Mapping[str, TablePlan]) -> None:
+    """Empty every failure cell of the planned tables, so that a run tries it again."""
+    for table_plan in plans.values():
+        if table_plan.table is not None and table_plan.counts["failed"]:
+            table_plan.table.drop_failures(table_plan.cells)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hoi_distill.pipeline.console.progress import working
-from hoi_distill.pipeline.filling.run import make_part
+from hoi_distill.pipeline.filling.run import make_table_task
 from hoi_distill.pipeline.training.binding import plan_all
 from hoi_distill.pipeline.workspace import Setup
 from hoi_distill.stages.stage import TensorOutput
@@ -33,9 +33,11 @@ class Verification:
 
     @property
     def agrees(self) -> bool:
+        """Whether no cell differs."""
         return self.differing == 0
 
     def line(self) -> str:
+        """The outcome in words."""
         verdict = "agree" if self.agrees else f"of which {self.differing} DIFFER: {'; '.join(self.examples)}"
         return (
             f"{self.table}: {self.cells} cells computed again, {verdict} "
@@ -43,6 +45,7 @@ class Verification:
         )
 
     def as_json(self) -> dict[str, Any]:
+        """The outcome as ``hoi-distill verify --json`` prints it."""
         worst = self.worst if np.isfinite(self.worst) else None  # texts that differ are not apart by a number
         return {**asdict(self), "worst": worst, "agrees": self.agrees}
 
@@ -54,24 +57,23 @@ def verify_table(setup: Setup, name: str, sample: int, seed: int) -> Verificatio
     if name not in setup.nodes:
         raise UserError(f"{setup.path}: tables: there is no {name!r}; there are {', '.join(setup.nodes)}")
     plans = plan_all(setup)
-    made = plans[name]
-    if made.table is None or made.state is None or not made.counts["filled"]:
+    table_plan = plans[name]
+    table, state = table_plan.table, table_plan.state
+    if table is None or state is None or not table_plan.counts["filled"]:
         raise UserError(f"{name}: no filled cell to verify; fill it with: {setup.mending_command()}")
-    filled = made.state.filled
-    cells = np.argwhere(filled)
-    chosen = cells[np.random.default_rng(seed).permutation(len(cells))[:sample]]
+    filled = np.argwhere(state.filled)
+    chosen = filled[np.random.default_rng(seed).permutation(len(filled))[:sample]]
     positions, slot = np.unique(chosen[:, 0], return_inverse=True)
-    needed = np.zeros((len(positions), len(made.columns)), bool)
+    needed = np.zeros((len(positions), len(table_plan.columns)), bool)
     needed[slot, chosen[:, 1]] = True
-    source = setup.sources[made.node.stage.source]
-    members = made.rows[positions]
-    part = make_part(made, positions, needed, source, plans, setup)
+    source = setup.sources[table_plan.node.stage.source]
+    rows = table_plan.rows[positions]
+    table_task = make_table_task(table_plan, positions, needed, plans, setup)
     task = Task(
-        f"verify:{name}",
-        source.ids[members],
-        [source.uris[i] for i in members],
-        [source.keys[i] for i in members],
-        (part,),
+        task_id=f"verify:{name}",
+        uris=[source.uris[row] for row in rows],
+        keys=[source.keys[row] for row in rows],
+        tables=(table_task,),
     )
     device = setup.config.workers.device
     what = f"computing {len(chosen):,} cells of {len(positions):,} rows of {name} again on {device}"
@@ -79,26 +81,23 @@ def verify_table(setup: Setup, name: str, sample: int, seed: int) -> Verificatio
     worker = Worker(device)
     try:
         with working(what):
-            outcome = worker.forward(task)
+            result = worker.compute(task)
     finally:
         worker.close()
-    assert outcome is not None
-    filling = outcome.fillings[0]
-    if outcome.changed:
-        raise UserError(f"{task.uris[outcome.changed[0]]}: its bytes have changed; run again before verifying")
-    inputs = None if made.inputs is None else made.inputs[positions]
-    kind = made.node.stage.output
+    assert result is not None
+    if result.changed:
+        raise UserError(f"{task.uris[result.changed[0]]}: its bytes have changed; run again before verifying")
+    computed = result.tables[0]
     differences, labels = [], []
-    for number, column in enumerate(part.columns):
-        where = np.flatnonzero(part.needed[:, number])
-        position = made.columns.index(column)
-        asked = inputs if inputs is None or inputs.ndim == 1 else inputs[:, position : position + 1]
-        stored = made.table.read(task.rows[where], (column,), None if asked is None else asked[where])[column]
-        fresh = filling.values(column, where)
+    for number, column in enumerate(table_task.cells.columns):
+        where = np.flatnonzero(table_task.needed[:, number])
+        stored = table.read(table_task.cells.take(where).select((column,)))[column]
+        fresh = computed.values(column, where)
         for index, row in enumerate(where.tolist()):
-            valid = filling.valid[row, number]
+            valid = computed.valid[row, number]
             differences.append(difference(stored[index], fresh[index]) if valid else float("inf"))
             labels.append(f"{task.keys[row]} / {column}")
+    kind = table_plan.node.stage.output
     tolerance = TOLERANCE[kind.codec] if isinstance(kind, TensorOutput) else TOLERANCE["float16"]
     bad = [label for label, value in zip(labels, differences, strict=True) if not value <= tolerance]
     return Verification(name, len(differences), len(bad), max(differences), tolerance, tuple(bad[:3]))

@@ -160,7 +160,10 @@ def build_graph(config: Config, context: Context, where: Path) -> dict[str, Node
             if nodes[up].stage.source != node.stage.source:
                 raise UserError(f"{where}: tables.{name}: has rows of {node.stage.source}, {up} of another source")
             for column in node.stage.columns:
-                asked = {"computed from": node.stage.needs(column) or {}, "chosen by": node.stage.chosen_by(column)}
+                asked = {
+                    "computed from": node.stage.dependencies(column) or {},
+                    "chosen by": node.stage.selection_inputs(column),
+                }
                 for how, above in asked.items():
                     if lacking := [other for other in above.get(up, ()) if other not in nodes[up].stage.columns]:
                         raise UserError(
@@ -291,11 +294,15 @@ def levels(nodes: Mapping[str, Node]) -> list[list[str]]:
 
 
 def passes(names: Sequence[str], nodes: Mapping[str, Node]) -> list[list[str]]:
-    """Group the tables of one level that share a pass: equal ``shares``, source, decoding, batch and shard size."""
+    """Group the tables of one level that share a pass: equal ``vision_key``, source, decoding, batch and shard size."""
     groups: dict[Any, list[str]] = {}
     for name in names:
         node = nodes[name]
         stage = node.stage
-        key = (stage.shares, stage.source, stage.batch_size, node.splits, node.shard_rows) if stage.shares else name
+        key = (
+            (stage.vision_key, stage.source, stage.batch_size, node.splits, node.shard_rows)
+            if stage.vision_key
+            else name
+        )
         groups.setdefault(key, []).append(name)
     return list(groups.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,127 +9,137 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hoi_distill.pipeline.planning.plan import TablePlan, align
+from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.workspace import Setup
 from hoi_distill.stages.stage import fingerprint_record
+from hoi_distill.storage.digests import content_name
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.selection import CellSelection
+from hoi_distill.storage.table import Table
 
 if TYPE_CHECKING:
     from hoi_distill.storage.stream import StreamSpec
 
 
 @dataclass(frozen=True)
-class Part:
-    """The cells of one table that a training or an evaluation reads.
+class PlannedCells:
+    """The cells of one planned table that a training or an evaluation reads.
 
     Attributes:
-        columns: the wanted columns.
-        inputs: the input digests of the asked rows, as :class:`hoi_distill.storage.stream.TableRef` takes them; so is ``wanted``.
+        table_plan: the table's. Its cache table is there.
+        cells: which of its cells.
         values: digest over the value digests of all wanted cells, failures included.
     """
 
-    role: str
-    made: TablePlan
-    columns: tuple[str, ...]
-    inputs: np.ndarray | None
+    table_plan: TablePlan
+    cells: CellSelection
     values: str
-    wanted: np.ndarray | None = None
+
+    @property
+    def name(self) -> str:
+        """The table's name in the configuration."""
+        return self.table_plan.node.name
+
+    @property
+    def table(self) -> Table:
+        """The table in the cache."""
+        assert self.table_plan.table is not None
+        return self.table_plan.table
 
 
-def failed_rows(setup: Setup, made: TablePlan, rows: np.ndarray, name: str) -> dict[int, str]:
-    """``{position: "table: reason"}`` of the rows in which a table's cell is a recorded failure."""
-    if made.table is None or made.state is None or not made.counts["failed"]:
+def failed_rows(table_plan: TablePlan, rows: np.ndarray) -> dict[int, str]:
+    """``{position: "table: reason"}`` of the rows in which a table's cell is a recorded failure.
+
+    Args:
+        table_plan: the table.
+        rows: ``int64 [r]`` rows of the source.
+    """
+    if table_plan.table is None or table_plan.state is None or not table_plan.counts["failed"]:
         return {}
-    source = setup.sources["images"]
-    where = align(made.rows, rows, len(source.ids))
-    inputs = None if made.inputs is None else made.inputs[where]
-    found = made.table.failures(source.ids[rows], made.columns, inputs)
-    return {row: f"{name}: {reason}" for (row, _), reason in found.items()}
+    found = table_plan.table.failures(table_plan.cells_of(rows))
+    return {row: f"{table_plan.node.name}: {reason}" for (row, _), reason in found.items()}
 
 
 def columns_of(setup: Setup, plans: Mapping[str, TablePlan], name: str) -> tuple[str, ...]:
+    """The columns of a planned table. Raises UserError where there is no table of this name."""
     if name not in plans:
         raise UserError(f"{setup.path}: student.tables: there is no table {name!r}; there are {', '.join(plans)}")
     return plans[name].columns
 
 
-def part_of(
-    setup: Setup,
-    plans: Mapping[str, TablePlan],
-    name: str,
-    columns: Sequence[str] | None,
-    rows: np.ndarray,
-    source: str,
-) -> Part:
-    """Some columns of one table; every cell that its stage wants has to be filled or a recorded failure."""
+def planned_cells(
+    setup: Setup, plans: Mapping[str, TablePlan], name: str, columns: Sequence[str] | None, rows: np.ndarray
+) -> PlannedCells:
+    """Some cells of one table, each of which is filled or a recorded failure if its stage wants it.
+
+    Args:
+        setup: for messages.
+        plans: of all tables.
+        name: the table's.
+        columns: which columns, None for all.
+        rows: ``int64 [r]`` rows of the table's source.
+
+    Raises:
+        UserError: a wanted cell is empty, or the table has no such column or row.
+    """
     have = columns_of(setup, plans, name)
-    made = plans[name]
+    table_plan = plans[name]
     chosen = have if columns is None else tuple(columns)
     if missing := [column for column in chosen if column not in have]:
         raise UserError(f"{setup.path}: tables.{name}.columns: the student needs {missing[0]!r}; add it")
     mend = f"fill it with: {setup.mending_command()}"
-    if made.table is None or made.state is None:
+    if table_plan.table is None or table_plan.state is None:
         raise UserError(f"table {name}: no cell is filled; {mend}")
-    where = align(made.rows, rows, len(setup.sources[source].ids))
+    where = table_plan.positions(rows)
     if (where < 0).any():
         raise UserError(f"{setup.path}: tables.{name}.splits: does not cover the pictures that the student needs")
-    positions = [have.index(column) for column in chosen]
-    inputs = None
-    if made.inputs is not None:
-        inputs = made.inputs[where] if made.inputs.ndim == 1 else made.inputs[where][:, positions]
-    empty = made.state.empty(where)[:, positions]
-    wanted = None if made.wanted is None else made.wanted[where][:, positions]
-    needed = empty.size if wanted is None else int(wanted.sum())
-    if wanted is not None:
-        empty &= wanted
+    cells = table_plan.cells.take(where).select(chosen)
+    wanted = cells.wanted_mask()
+    empty = table_plan.state.empty(where)[:, [have.index(column) for column in chosen]] & wanted
     if empty.any():
         raise UserError(
-            f"table {name}: {int(empty.sum()):,} of {needed:,} cells that the student needs are empty; {mend}"
+            f"table {name}: {int(empty.sum()):,} of {int(wanted.sum()):,} cells that the student needs are empty; {mend}"
         )
-    digests = made.table.value_digests(setup.sources[source].ids[rows], chosen, inputs)
-    if wanted is not None:
-        digests[~wanted] = 0  # what happens to be filled there is not read either
-    values = hashlib.blake2b(np.ascontiguousarray(digests).tobytes()).hexdigest()[:32]
-    return Part(name, made, chosen, inputs, values, wanted)
+    digests = table_plan.table.value_digests(cells)
+    digests[~wanted] = 0  # what happens to be filled there is not read either
+    values = content_name(np.ascontiguousarray(digests).tobytes(), 64)[:32]
+    return PlannedCells(table_plan, cells, values)
 
 
-def fingerprint_of(part: Part) -> str:
-    assert part.made.table is not None
-    return part.made.table.fingerprint
+def stream_spec(setup: Setup, rows: np.ndarray, planned: Mapping[str, PlannedCells]) -> StreamSpec:
+    """What to stream.
 
-
-def stream_spec(setup: Setup, rows: np.ndarray, parts: Mapping[str, Part]) -> StreamSpec:
-    """The plain description of what to stream: rows, tables, columns."""
+    Args:
+        setup: the images, and for messages.
+        rows: ``int64 [N]`` rows of the images, those of the planned cells.
+        planned: the cells, by role.
+    """
     from hoi_distill.storage.stream import StreamSpec, TableRef
 
-    tables = {}
-    for role, part in parts.items():
-        assert part.made.table is not None
-        tables[role] = TableRef(str(part.made.table.dir), part.columns, part.inputs, fingerprint_of(part), part.wanted)
+    tables = {role: TableRef(str(each.table.dir), each.table.fingerprint, each.cells) for role, each in planned.items()}
     return StreamSpec(setup.sources["images"].ids[rows], tables, setup.mending_command())
 
 
-def read_text(setup: Setup, part: Part) -> np.ndarray:
-    """``float32 [H, D]`` embeddings of the vocabulary's prompts."""
-    assert part.made.table is not None
-    texts = setup.sources["texts"]
-    place = {text: i for i, text in enumerate(texts.keys)}
-    rows = texts.ids[[place[prompt] for prompt in setup.vocabulary.prompts()]]
-    values = part.made.table.read(rows, part.columns)[part.columns[0]]
+def read_text(setup: Setup, text: PlannedCells) -> np.ndarray:
+    """``float32 [H, D]`` embeddings of the vocabulary's prompts, from a table of all texts."""
+    place = {prompt: row for row, prompt in enumerate(setup.sources["texts"].keys)}
+    rows = np.array([place[prompt] for prompt in setup.vocabulary.prompts()], np.int64)
+    column = text.cells.columns[0]
+    values = text.table.read(CellSelection(text.cells.row_ids[rows], (column,)))[column]
     if values.null_count:
         failed = setup.vocabulary.prompts()[values.is_null().index(True).as_py()]
         raise UserError(
-            f"table {part.role}: the prompt {failed!r} is a recorded failure; see hoi-distill run --retry-failed"
+            f"table {text.name}: the prompt {failed!r} is a recorded failure; see hoi-distill run --retry-failed"
         )
     return np.asarray(values.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(rows), -1)
 
 
-def identity_of(setup: Setup, part: Part) -> dict[str, Any]:
+def identity_of(setup: Setup, planned: PlannedCells) -> dict[str, Any]:
     """Who gave the student this table: enough to build the stage again, and to refuse another one."""
-    table = setup.config.tables[part.role]
+    table = setup.config.tables[planned.name]
     return {
-        "fingerprint": fingerprint_of(part),
-        "record": fingerprint_record(part.made.node.stage),
+        "fingerprint": planned.table.fingerprint,
+        "record": fingerprint_record(planned.table_plan.node.stage),
         "stage": table.stage,
         "parameters": json.loads(json.dumps(table.parameters(), default=str)),
     }

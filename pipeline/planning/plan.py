@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,11 @@ from hoi_distill.pipeline.graph.builder import Node
 from hoi_distill.pipeline.inputs import Source
 from hoi_distill.stages.stage import Stage, fingerprint_record
 from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.cell_state import State
 from hoi_distill.storage.digests import combine64, fingerprint
 from hoi_distill.storage.errors import StorageError
-from hoi_distill.storage.table import State, Table
+from hoi_distill.storage.selection import CellSelection
+from hoi_distill.storage.table import Table
 
 
 @dataclass(frozen=True)
@@ -35,21 +37,26 @@ class TablePlan:
     """What one table lacks.
 
     Attributes:
+        node: the table and its stage.
         rows: ``int64 [R]`` rows of the source that the table covers.
+        cells: of these rows, all of the stage's columns. ``inputs`` are None where a cell depends on its row alone;
+            ``wanted`` is what the stage selects.
         table: None while the cache holds no table of this fingerprint.
-        inputs: ``uint64 [R]`` or ``[R, C]`` input digests, None where a cell depends on its row alone.
         known: ``bool [R]`` or ``[R, C]``: cells whose upstream cells are all recorded; None means all.
-        wanted: ``bool [R, C]`` where the stage wants only some cells; None means all.
         state: None exactly when ``table`` is.
+        counts: how many cells are wanted, filled, failed, stale, empty (computable now) and unknown (waiting).
+        waits_for: the upstream tables that are not complete, where a cell is unknown.
+        reasons: why cells are empty.
+        bytes_to_come: estimated, None where nobody knows.
+        seconds_to_come: estimated, None where nobody knows.
     """
 
     node: Node
     rows: np.ndarray
-    table: Table | None
-    inputs: np.ndarray | None
-    known: np.ndarray | None
-    wanted: np.ndarray | None
-    state: State | None
+    cells: CellSelection
+    table: Table | None = None
+    known: np.ndarray | None = None
+    state: State | None = None
     counts: dict[str, int] = field(default_factory=dict)
     waits_for: tuple[str, ...] = ()
     reasons: list[Reason] = field(default_factory=list)
@@ -58,7 +65,23 @@ class TablePlan:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return self.node.stage.columns
+        """C names."""
+        return self.cells.columns
+
+    def positions(self, rows: np.ndarray) -> np.ndarray:
+        """``int64 [r]``: where these rows of the source stand among :attr:`rows`; -1 for a row that is not covered."""
+        where = np.full(1 + max(self.rows.max(initial=-1), rows.max(initial=-1)), -1, np.int64)
+        where[self.rows] = np.arange(len(self.rows))
+        return where[rows]
+
+    def cells_of(self, rows: np.ndarray) -> CellSelection:
+        """The cells of some rows of the source, each of which is covered."""
+        return self.cells.take(self.positions(rows))
+
+    def read(self, rows: np.ndarray) -> dict[str, Any]:
+        """``{column: values}`` of some rows of the source, null where the stage does not want a cell."""
+        assert self.table is not None
+        return self.table.read(self.cells_of(rows))
 
     def needed(self, start: int, stop: int) -> np.ndarray:
         """``bool [stop - start, C]``: cells of this slice of rows that can and must be computed now."""
@@ -72,19 +95,21 @@ class TablePlan:
             packed = np.repeat(everything[None], stop - start, axis=0)
         else:
             packed = ~(self.state.packed_filled[here] | self.state.packed_failed[here]) & everything
-        for mask in (self.known, self.wanted):
+        for mask in (self.known, self.cells.wanted):
             if mask is not None:
                 packed &= pack(mask[here])
         return packed
 
     def complete(self) -> bool:
+        """Whether every wanted cell is filled or a recorded failure."""
         return self.counts["empty"] == 0 and self.counts["unknown"] == 0
 
     def as_json(self) -> dict[str, Any]:
+        """The plan as ``hoi-distill plan --json`` prints it."""
         return {
             "table": self.node.name,
             "stage": self.node.stage.name,
-            "fingerprint": None if self.node.stage.unbound else fingerprint(fingerprint_record(self.node.stage)),
+            "fingerprint": None if self.node.stage.pending else fingerprint(fingerprint_record(self.node.stage)),
             "rows": len(self.rows),
             "columns": len(self.columns),
             **self.counts,
@@ -95,54 +120,59 @@ class TablePlan:
         }
 
 
-Bind = Callable[[Node, Mapping[str, "TablePlan"]], Node]
-"""``bind(node, plans of what lies above) -> node``: gives a stage what only filled tables can tell, if they can by now."""
+Resolve = Callable[[Node, Mapping[str, "TablePlan"]], Node]
+"""``resolve(node, plans of the tables above) -> node``: gives a pending stage what the filled tables above tell it. The node
+comes back as it is while they are not filled."""
 
 
 def plan(
-    nodes: Mapping[str, Node], sources: Mapping[str, Source], cache: Cache, bind: Bind | None = None
+    nodes: Mapping[str, Node], sources: Mapping[str, Source], cache: Cache, resolve: Resolve | None = None
 ) -> dict[str, TablePlan]:
     """Plan every table, upstream first.
 
     Args:
         nodes: the stage graph in topological order.
         sources: ``{"images": ..., "texts": ...}``.
-        bind: for stages whose fingerprint depends on values above; one that stays ``unbound`` is unknown as a whole.
+        resolve: for stages whose fingerprint depends on values above. A stage that stays ``pending`` is unknown as a whole.
     """
     present = {table.dir: table for table in cache.tables()}
     plans: dict[str, TablePlan] = {}
     for name, node in nodes.items():
-        node = node if bind is None else bind(node, plans)
-        source = sources[node.stage.source]
-        rows = source.rows(node.splits)
-        if node.stage.unbound:
-            plans[name] = unknown(node, rows, plans)
-            continue
-        inputs, known = input_digests(node, rows, source, plans)
-        stage = node.stage
-        kind = getattr(stage.output, "type", None)
-        table = cache.find(stage.name, fingerprint_record(stage), stage.output.describe(), kind)
-        if table is not None:
-            present[table.dir] = table  # its records are read once, also for tables that are estimated by it
-        ids = source.ids[rows]
-        state = None if table is None else table.state(ids, node.stage.columns, inputs)
-        wanted = wanted_cells(node, rows, source, plans, known)
-        made = TablePlan(node, rows, table, inputs, known, wanted, state)
-        made.waits_for = tuple(up for up in node.stage.inputs if not plans[up].complete()) if known is not None else ()
-        count(made)
-        explain(made, list(present.values()))
-        estimate(made, list(present.values()))
-        plans[name] = made
+        node = node if resolve is None else resolve(node, plans)
+        table_plan = plan_table(node, sources[node.stage.source], cache, plans)
+        if table_plan.table is not None:
+            # The records are read once, also for tables that are estimated by it.
+            present[table_plan.table.dir] = table_plan.table
+        count(table_plan)
+        explain(table_plan, list(present.values()))
+        estimate(table_plan, list(present.values()))
+        plans[name] = table_plan
     return plans
 
 
-def unknown(node: Node, rows: np.ndarray, plans: Mapping[str, TablePlan]) -> TablePlan:
-    """A table that has no fingerprint yet: all of its cells are to come, as an upper bound."""
-    made = TablePlan(node, rows, None, None, np.zeros(len(rows), bool), None, None)
-    made.waits_for = tuple(up for up in node.stage.inputs if not plans[up].complete()) or ("its teacher's tables",)
-    count(made)
-    explain(made, [])
-    return made
+def plan_table(node: Node, source: Source, cache: Cache, plans: Mapping[str, TablePlan]) -> TablePlan:
+    """Which cells one table has to hold and which of them it holds.
+
+    Args:
+        node: the table and its stage.
+        source: of the stage's rows.
+        cache: where the table is.
+        plans: of the tables above.
+    """
+    stage = node.stage
+    rows = source.rows(node.splits)
+    cells = CellSelection(source.ids[rows], stage.columns)
+    if stage.pending:  # no fingerprint yet: all cells are to come, as an upper bound
+        waits_for = tuple(up for up in stage.inputs if not plans[up].complete()) or ("its teacher's tables",)
+        return TablePlan(node, rows, cells, known=np.zeros(len(rows), bool), waits_for=waits_for)
+    inputs, known = input_digests(node, rows, source, plans)
+    cells = replace(cells, inputs=inputs)
+    kind = getattr(stage.output, "type", None)
+    table = cache.find(stage.name, fingerprint_record(stage), stage.output.describe(), kind)
+    state = None if table is None else table.state(cells)
+    cells = replace(cells, wanted=wanted_cells(node, rows, plans, known))
+    waits_for = tuple(up for up in stage.inputs if not plans[up].complete()) if known is not None else ()
+    return TablePlan(node, rows, cells, table, known, state, waits_for=waits_for)
 
 
 def input_digests(
@@ -150,34 +180,42 @@ def input_digests(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """What each cell is computed from, beside the bytes of its row.
 
+    An upstream table that serves selection only (every column depends on none of it) must be recorded, but does not enter
+    the digests.
+
+    Args:
+        node: the table and its stage.
+        rows: ``int64 [R]`` rows of the source.
+        source: of these rows.
+        plans: of the tables above.
+
     Returns:
         ``(inputs, known)``: digests ``uint64 [R]`` (or ``[R, C]`` where columns read different upstream columns), or None
         where there is nothing; and where all upstream cells have been recorded (same shapes), or None for everywhere.
-        What only ``wants`` looks at (every column needs nothing of it) has to be recorded but enters no digest.
     """
     stage = node.stage
-    external = stage.external([source.keys[i] for i in rows])
+    outside = stage.source_digests([source.keys[i] for i in rows])
     if not stage.inputs:
-        return external, None
-    per_column = any(stage.needs(column) is not None for column in stage.columns)
-    above = {up: upstream_digests(plans[up], rows, source) for up in stage.inputs}
+        return outside, None
+    above = {up: upstream_digests(plans[up], rows) for up in stage.inputs}
     recorded = {up: values != 0 for up, values in above.items()}
     for up in stage.inputs:
-        if (idle := unwanted_above(plans[up], rows, source)) is not None:
+        if (wanted := plans[up].cells.wanted) is not None:
+            idle = ~wanted[plans[up].positions(rows)]
             above[up][idle], recorded[up] = 0, recorded[up] | idle  # nobody waits for it, nobody reads it
-    if all(stage.needs(column) == {} for column in stage.columns):
-        return external, np.logical_and.reduce([there.all(axis=1) for there in recorded.values()])
+    dependencies = [stage.dependencies(column) for column in stage.columns]
+    if all(each == {} for each in dependencies):
+        return outside, np.logical_and.reduce([there.all(axis=1) for there in recorded.values()])
+    per_column = any(each is not None for each in dependencies)
     digests, known = [], []
-    for column in stage.columns if per_column else stage.columns[:1]:
-        parts = [] if external is None else [external]
-        needs = stage.needs(column)
+    for each in dependencies if per_column else dependencies[:1]:
+        parts = [] if outside is None else [outside]
         here = np.ones(len(rows), bool)
         for up in stage.inputs:
-            wanted = plans[up].columns if needs is None else needs.get(up, ())
-            positions = [plans[up].columns.index(c) for c in wanted]
-            values = above[up][:, positions]
-            here &= recorded[up][:, positions].all(axis=1)
-            parts += [values[:, i] for i in range(values.shape[1])]
+            read = plans[up].columns if each is None else each.get(up, ())
+            columns = [plans[up].columns.index(column) for column in read]
+            here &= recorded[up][:, columns].all(axis=1)
+            parts += [above[up][:, column] for column in columns]
         digests.append(combine64(*parts) if parts else np.zeros(len(rows), np.uint64))
         known.append(here)
     if per_column:
@@ -186,103 +224,82 @@ def input_digests(
 
 
 def folders(plans: Mapping[str, TablePlan], cache: Cache) -> list[str]:
-    """Folder names of every planned table; those of tables without a fingerprint are not known."""
-    stages = [made.node.stage for made in plans.values() if not made.node.stage.unbound]
+    """Folder names of every planned table that has a fingerprint."""
+    stages = [table_plan.node.stage for table_plan in plans.values() if not table_plan.node.stage.pending]
     return [cache.folder(stage.name, fingerprint_record(stage)).name for stage in stages]
 
 
-def upstream_digests(above: TablePlan, rows: np.ndarray, source: Source) -> np.ndarray:
+def upstream_digests(above: TablePlan, rows: np.ndarray) -> np.ndarray:
     """``uint64 [R, C]`` value digests of an upstream table for these rows; 0 where nothing was ever recorded."""
     if above.table is None:
         return np.zeros((len(rows), len(above.columns)), np.uint64)
-    positions = align(above.rows, rows, len(source.ids))
-    inputs = None if above.inputs is None else above.inputs[positions]
-    return above.table.value_digests(source.ids[rows], above.columns, inputs)
-
-
-def unwanted_above(above: TablePlan, rows: np.ndarray, source: Source) -> np.ndarray | None:
-    """``bool [R, C]``: cells of an upstream table that its own stage does not want of these rows; None where it wants all."""
-    return None if above.wanted is None else ~above.wanted[align(above.rows, rows, len(source.ids))]
-
-
-def align(have: np.ndarray, want: np.ndarray, size: int) -> np.ndarray:
-    """``int64 [len(want)]``: where each wanted row stands among ``have``."""
-    where = np.full(size, -1, np.int64)
-    where[have] = np.arange(len(have))
-    return where[want]
+    return above.table.value_digests(above.cells_of(rows))
 
 
 def wanted_cells(
-    node: Node, rows: np.ndarray, source: Source, plans: Mapping[str, TablePlan], known: np.ndarray | None
+    node: Node, rows: np.ndarray, plans: Mapping[str, TablePlan], known: np.ndarray | None
 ) -> np.ndarray | None:
-    """``bool [R, C]`` for a stage that says which cells it wants by the values above it, else None."""
-    if type(node.stage).wants is Stage.wants or not node.stage.inputs:
+    """``bool [R, C]`` for a stage that selects cells by the values above it, else None. Where those are not there yet, every
+    cell counts as wanted, as an upper bound."""
+    stage = node.stage
+    if type(stage).select_cells is Stage.select_cells or not stage.inputs:
         return None
-    wanted = np.zeros((len(rows), len(node.stage.columns)), bool)
+    wanted = np.ones((len(rows), len(stage.columns)), bool)
     ready = np.ones(len(rows), bool) if known is None else known.reshape(len(rows), -1).all(axis=1)
-    for up in node.stage.inputs:
+    for up in stage.inputs:
         above = plans[up]
         if above.state is None:
-            return np.ones_like(wanted)  # unknown until then: an upper bound
+            return wanted
         filled = np.logical_not(above.needed(0, len(above.rows)).any(axis=1))
-        ready &= filled[align(above.rows, rows, len(source.ids))]
+        ready &= filled[above.positions(rows)]
     chosen = np.flatnonzero(ready)
-    values = {up: read_upstream(plans[up], rows[chosen], source) for up in node.stage.inputs}
-    answer = node.stage.wants(values)
+    answer = stage.select_cells({up: plans[up].read(rows[chosen]) for up in stage.inputs})
     if answer is None:
         return None
-    wanted[~ready] = True
     wanted[chosen] = answer
     return wanted
 
 
-def read_upstream(above: TablePlan, rows: np.ndarray, source: Source) -> dict[str, Any]:
-    """The values of an upstream table for these rows, ``{column: values}``, null where its stage does not want a cell."""
-    assert above.table is not None
-    inputs = None if above.inputs is None else above.inputs[align(above.rows, rows, len(source.ids))]
-    idle = unwanted_above(above, rows, source)
-    return above.table.read(source.ids[rows], above.columns, inputs, None if idle is None else ~idle)
-
-
-def count(made: TablePlan) -> None:
+def count(table_plan: TablePlan) -> None:
     """Fill ``counts``: wanted, filled, failed, stale, empty (computable now), unknown (waiting for an upstream table)."""
-    cells = len(made.rows) * len(made.columns)
-    wanted = cells if made.wanted is None else int(made.wanted.sum())
+    cells = len(table_plan.rows) * len(table_plan.columns)
+    wanted = cells if table_plan.cells.wanted is None else int(table_plan.cells.wanted.sum())
     unknown = 0
-    if made.known is not None:
-        width = len(made.columns) if made.known.ndim == 1 else 1
-        unknown = int((~made.known).sum()) * width
-    state = {"filled": 0, "failed": 0, "stale": 0} if made.state is None else made.state.counts()
-    empty = sum(ones(made.packed_needed(start, stop)) for start, stop in blocks(len(made.rows)))
+    if table_plan.known is not None:
+        width = len(table_plan.columns) if table_plan.known.ndim == 1 else 1
+        unknown = int((~table_plan.known).sum()) * width
+    state = {"filled": 0, "failed": 0, "stale": 0} if table_plan.state is None else table_plan.state.counts()
+    empty = sum(ones(table_plan.packed_needed(start, stop)) for start, stop in blocks(len(table_plan.rows)))
     done = {"filled": state["filled"], "failed": state["failed"]}
-    made.counts = {"wanted": wanted, **done, "empty": empty, "unknown": unknown, "stale": state["stale"]}
+    table_plan.counts = {"wanted": wanted, **done, "empty": empty, "unknown": unknown, "stale": state["stale"]}
 
 
 BLOCK = 1 << 16
 """Rows looked at together: bounds the memory of planning whatever the size of the dataset."""
 
 
-def blocks(rows: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(start + BLOCK, rows)) for start in range(0, rows, BLOCK))
+def blocks(row_count: int) -> Iterator[tuple[int, int]]:
+    """``(start, stop)`` of slices of at most :data:`BLOCK` rows."""
+    return ((start, min(start + BLOCK, row_count)) for start in range(0, row_count, BLOCK))
 
 
-def explain(made: TablePlan, present: Sequence[Table]) -> None:
+def explain(table_plan: TablePlan, present: Sequence[Table]) -> None:
     """Fill ``reasons``: each empty cell belongs to exactly one."""
-    empty, unknown = made.counts["empty"], made.counts["unknown"]
+    empty, unknown = table_plan.counts["empty"], table_plan.counts["unknown"]
     if unknown:
-        made.reasons.append(Reason(f"unknown until {', '.join(made.waits_for)}", unknown))
+        table_plan.reasons.append(Reason(f"unknown until {', '.join(table_plan.waits_for)}", unknown))
     if not empty:
         return
-    if made.state is None:
-        made.reasons.append(Reason(new_table(made.node.stage, present), empty))
+    if table_plan.state is None:
+        table_plan.reasons.append(Reason(new_table(table_plan.node.stage, present), empty))
         return
-    state = made.state
+    state = table_plan.state
     tally = {"new rows": 0, "new columns": 0, "inputs changed": 0, "shard lost": 0, "not computed yet": 0}
     recorded = state.packed_filled | state.packed_failed | state.packed_stale | state.packed_lost
     new_row = ~recorded.any(axis=1)
     new_column = ~np.bitwise_or.reduce(recorded, axis=0)
-    for start, stop in blocks(len(made.rows)):
-        needed = made.packed_needed(start, stop)
+    for start, stop in blocks(len(table_plan.rows)):
+        needed = table_plan.packed_needed(start, stop)
         lost = needed & state.packed_lost[start:stop]
         stale = needed & state.packed_stale[start:stop]
         rest = needed & ~stale & ~lost
@@ -292,7 +309,7 @@ def explain(made: TablePlan, present: Sequence[Table]) -> None:
         tally["new rows"] += ones(rest) - ones(later)
         tally["new columns"] += ones(later & new_column)
         tally["not computed yet"] += ones(later & ~new_column)
-    made.reasons += [Reason(text, cells) for text, cells in tally.items() if cells]
+    table_plan.reasons += [Reason(text, cells) for text, cells in tally.items() if cells]
 
 
 def unpack(packed: np.ndarray, columns: int) -> np.ndarray:
@@ -330,6 +347,7 @@ def new_table(stage: Stage, present: Sequence[Table]) -> str:
 
 
 def short(value: Any) -> str:
+    """A value as text, its middle left out where it is long."""
     text = str(value)
     return text if len(text) <= 40 else text[:18] + "…" + text[-18:]
 
@@ -338,15 +356,17 @@ TEACHERS = ("parameters.teacher", "parameters.tower", "parameters.detector")
 """The fields of a fingerprint that say who answers."""
 
 
-def estimate(made: TablePlan, present: Sequence[Table]) -> None:
+def estimate(table_plan: TablePlan, present: Sequence[Table]) -> None:
     """Bytes and seconds to come, from what cells took before: of this table, or else bytes of the stage's tables of the
     same output, and seconds of those that the same teacher filled. None where there is none: another teacher's speed says
-    nothing."""
-    cells = made.counts["empty"] + made.counts["unknown"]
-    if not cells:
-        made.bytes_to_come, made.seconds_to_come = 0, 0.0
+    nothing. A pending stage gets no estimate."""
+    if table_plan.node.stage.pending:
         return
-    record = fingerprint_record(made.node.stage)
+    cells = table_plan.counts["empty"] + table_plan.counts["unknown"]
+    if not cells:
+        table_plan.bytes_to_come, table_plan.seconds_to_come = 0, 0.0
+        return
+    record = fingerprint_record(table_plan.node.stage)
     kin = [table for table in present if table.record.get("stage") == record["stage"]]
     alike = [table for table in kin if table.record.get("output") == record["output"]]
     same = [
@@ -354,12 +374,12 @@ def estimate(made: TablePlan, present: Sequence[Table]) -> None:
         for table in kin
         if table.record.keys() == record.keys() and all(table.record.get(key) == record.get(key) for key in TEACHERS)
     ]
-    bytes_per_cell = per_cell([made.table] if made.table else alike, lambda header: header["bytes"])
+    bytes_per_cell = per_cell([table_plan.table] if table_plan.table else alike, lambda header: header["bytes"])
     seconds_per_cell = per_cell(
-        [made.table] if made.table else same, lambda header: header["provenance"].get("seconds", 0.0)
+        [table_plan.table] if table_plan.table else same, lambda header: header["provenance"].get("seconds", 0.0)
     )
-    made.bytes_to_come = None if bytes_per_cell is None else int(cells * bytes_per_cell)
-    made.seconds_to_come = None if seconds_per_cell is None else cells * seconds_per_cell
+    table_plan.bytes_to_come = None if bytes_per_cell is None else int(cells * bytes_per_cell)
+    table_plan.seconds_to_come = None if seconds_per_cell is None else cells * seconds_per_cell
 
 
 def per_cell(tables: Sequence[Table], quantity: Callable[[Mapping[str, Any]], float]) -> float | None:

@@ -41,10 +41,10 @@ def write_page(setup: Setup, out: Path) -> None:
     rows = source.rows(setup.config.splits())
     answers: list[list[tuple[str, str]]] = [[] for _ in rows]
     for made in texts:
-        for told, said in zip(answers, captions_of(setup, made, rows), strict=True):
+        for told, said in zip(answers, captions_of(made, rows), strict=True):
             told += said if len(made.columns) <= SHOWN else agreed(said)
     matches = matches_of(setup, itm, rows)
-    answered = np.logical_or.reduce([np.zeros(len(rows), bool), *(readable(setup, made, rows) for made in shown)])
+    answered = np.logical_or.reduce([np.zeros(len(rows), bool), *(readable(made, rows) for made in shown)])
     if not answered.any():
         raise UserError(f"{setup.path}: the cache holds no captions or matching scores yet; {setup.mending_command()}")
     empty = {made.node.name: made.counts["empty"] + made.counts["unknown"] for made in shown if not made.complete()}
@@ -57,7 +57,7 @@ def write_page(setup: Setup, out: Path) -> None:
     failed: dict[str, str] = {}
     for made in shown:
         if made.table is not None:
-            for (row, _), reason in made.table.failures(source.ids[made.rows], made.columns, made.inputs).items():
+            for (row, _), reason in made.table.failures(made.cells).items():
                 failed.setdefault(source.keys[made.rows[row]], reason)
     frame = next(iter(setup.dataset.values())).frame
     items = [

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi_distill.pipeline.planning.plan import TablePlan, read_upstream
+from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.workspace import Setup
 from hoi_distill.stages.data.prompts import NO_INTERACTION
 from hoi_distill.stages.derived.image_labels import IGNORED, NEGATIVE, POSITIVE, ImageLabels, Judged
@@ -41,7 +41,7 @@ def gate(setup: Setup, plans: Mapping[str, TablePlan], name: str, sample: int | 
         records = np.sort(np.random.default_rng(0).permutation(records)[:sample])
     rows = source.splits["train"][records]
     truth = setup.dataset["train"].take(records).image_truth()
-    inputs = {up: read_upstream(plans[up], rows, source) for up in stage.inputs}
+    inputs = {up: plans[up].read(rows) for up in stage.inputs}
     if stage.verification is not None:
         answers = inputs[stage.verification]
         inputs[stage.verification] = {question: answers[question] for question in stage.questions}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hoi_distill.pipeline.planning.plan import TablePlan, align
+from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.workspace import Setup
 from hoi_distill.stages.evaluate.pages.gallery import Match, choose_pictures, gallery_items
 from hoi_distill.stages.evaluate.pages.report import LabelCheck, ReportData, write_report
@@ -45,7 +45,7 @@ def write_run_report(
     chosen = choose_pictures(test, found, evaluation.matched, resolved.tested)
     shown = np.array([pick.image for pick in chosen])
     roles = resolved.pictures.tables
-    captions = captions_of(setup, plans.get(roles.captions or ""), rows[shown])
+    captions = captions_of(plans.get(roles.captions or ""), rows[shown])
     matches = matches_of(setup, plans.get(roles.itm), rows[shown])
     matches = ticked(matches, test.take(shown).image_truth(), setup.vocabulary.prompts())
     gallery = gallery_items(
@@ -109,32 +109,29 @@ def label_check(setup: Setup, plans: Mapping[str, TablePlan], name: str) -> Labe
     return LabelCheck(report["pictures"], rows, report["dropped"])
 
 
-def readable(setup: Setup, made: TablePlan | None, rows: np.ndarray) -> np.ndarray:
+def readable(made: TablePlan | None, rows: np.ndarray) -> np.ndarray:
     """``bool [r]``: which of these rows have every wanted cell of a table (values, not failures)."""
     if made is None or made.state is None:
         return np.zeros(len(rows), bool)
-    where = align(made.rows, rows, len(setup.sources["images"].ids))
+    where = made.positions(rows)
     have = where >= 0
     without = made.state.empty(where[have]) | made.state.failed[where[have]]
-    have[have] = ~(without if made.wanted is None else without & made.wanted[where[have]]).any(axis=1)
+    have[have] = ~(without & made.cells.take(where[have]).wanted_mask()).any(axis=1)
     return have
 
 
-def cells_of(setup: Setup, made: TablePlan | None, rows: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+def cells_of(made: TablePlan | None, rows: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     """The rows (positions among ``rows``) that a table answers completely, and their values by column."""
-    chosen = np.flatnonzero(readable(setup, made, rows))
+    chosen = np.flatnonzero(readable(made, rows))
     if made is None or made.table is None or not len(chosen):
         return np.zeros(0, np.int64), {}
-    ids = setup.sources["images"].ids
-    where = align(made.rows, rows[chosen], len(ids))
-    inputs, wanted = (None if cells is None else cells[where] for cells in (made.inputs, made.wanted))
-    return chosen, made.table.read(ids[rows[chosen]], made.columns, inputs, wanted)
+    return chosen, made.read(rows[chosen])
 
 
-def captions_of(setup: Setup, made: TablePlan | None, rows: np.ndarray) -> list[list[tuple[str, str]]]:
+def captions_of(made: TablePlan | None, rows: np.ndarray) -> list[list[tuple[str, str]]]:
     """(question, answer) of each row, of the questions that were asked of it; yes/no answers come with their score."""
     answers: list[list[tuple[str, str]]] = [[] for _ in rows]
-    chosen, values = cells_of(setup, made, rows)
+    chosen, values = cells_of(made, rows)
     for question, cells in values.items():
         for position, cell in zip(chosen, cells.to_pylist(), strict=True):
             if cell is None:
@@ -149,14 +146,12 @@ def matches_of(
 ) -> list[Sequence[Match]]:
     """The prompts that match each row best, with the softmax probability of a match."""
     matches: list[Sequence[Match]] = [[] for _ in rows]
-    chosen = np.flatnonzero(readable(setup, made, rows))
+    chosen = np.flatnonzero(readable(made, rows))
     if made is None or made.table is None or not len(chosen):
         return matches
-    source = setup.sources["images"]
-    where = align(made.rows, rows[chosen], len(source.ids))
-    inputs, wanted = (None if cells is None else cells[where] for cells in (made.inputs, made.wanted))
-    ref = TableRef(str(made.table.dir), made.columns, inputs, made.table.fingerprint, wanted)
-    spec = StreamSpec(source.ids[rows[chosen]], {"itm": ref}, setup.mending_command())
+    cells = made.cells_of(rows[chosen])
+    ref = TableRef(str(made.table.dir), made.table.fingerprint, cells)
+    spec = StreamSpec(cells.row_ids, {"itm": ref}, setup.mending_command())
     for sample in SampleStream(spec).__getitems__(range(len(chosen))):
         logits = {prompt: pair for prompt, pair in sample["itm"].items() if pair is not None}
         odds = np.diff(np.array(list(logits.values()), np.float64).reshape(-1, 2))[:, 0]

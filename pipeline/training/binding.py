@@ -53,7 +53,7 @@ def _bound(setup: Setup, known: dict[str, Any], node: Node, plans: Mapping[str, 
         known[teacher.name] = resolved and (resolved.fingerprint, _folder(setup, teacher.name, resolved) / "checkpoint")
     if known[teacher.name] is None:
         return node
-    return replace(node, stage=node.stage.bound(*known[teacher.name]))  # type: ignore[attr-defined]
+    return replace(node, stage=node.stage.resolved(*known[teacher.name]))  # type: ignore[attr-defined]
 
 
 def _resolved(setup: Setup, name: str, plans: Mapping[str, TablePlan]) -> Resolved | None:

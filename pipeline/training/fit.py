@@ -17,7 +17,7 @@ import numpy as np
 
 from hoi_distill.pipeline.console.progress import duration
 from hoi_distill.pipeline.console.watch import Watch
-from hoi_distill.pipeline.planning.cells import fingerprint_of, identity_of, read_text, stream_spec
+from hoi_distill.pipeline.planning.cells import identity_of, read_text, stream_spec
 from hoi_distill.pipeline.training.request import Resolved
 from hoi_distill.pipeline.workspace import Setup
 from hoi_distill.stages.student.pretrained import load_student
@@ -83,7 +83,7 @@ def fit(
     extras = Extras(
         shared_dir=run_dir.parent.parent / "shared",
         text_embeddings=None if resolved.text is None else read_text(setup, resolved.text),
-        identities={role: identity_of(setup, part) for role, part in resolved.test.items()},
+        identities={role: identity_of(setup, planned) for role, planned in resolved.test.items()},
         stop=stop,
         report=watch,
     )
@@ -120,7 +120,7 @@ def training_set(setup: Setup, resolved: Resolved) -> TrainingSet:
     from hoi_distill.stages.student.source import CacheSource
 
     rows = setup.sources["images"].splits["train"][resolved.records]
-    columns = resolved.train["itm"].columns if "itm" in resolved.train else ()
+    columns = resolved.train["itm"].cells.columns if "itm" in resolved.train else ()
     return TrainingSet(
         source=CacheSource(stream_spec(setup, rows, resolved.train)),
         annotations=resolved.labels.annotations,
@@ -129,7 +129,7 @@ def training_set(setup: Setup, resolved: Resolved) -> TrainingSet:
         prompts=[prompt if prompt in columns else None for prompt in setup.vocabulary.prompts()],
         read=PictureReader([setup.sources["images"].uris[i] for i in rows], setup.dataset["train"].frame),
         identity=resolved.fingerprint,
-        values={role: f"{fingerprint_of(p)} {p.columns} {p.values}" for role, p in resolved.train.items()},
+        values={role: f"{p.table.fingerprint} {p.cells.columns} {p.values}" for role, p in resolved.train.items()},
         unseen=None if resolved.labels.split is None else resolved.labels.split.unseen,
         dropped=resolved.labels.dropped,
     )
@@ -169,13 +169,16 @@ class PictureReader:
 def provenance(setup: Setup, resolved: Resolved) -> dict[str, Any]:
     """What the report and the checkpoint say about where this run came from."""
     tables = {}
-    for role, part in {**resolved.test, **resolved.train, **({"text": resolved.text} if resolved.text else {})}.items():
-        assert part.made.table is not None
+    for role, planned in {
+        **resolved.test,
+        **resolved.train,
+        **({"text": resolved.text} if resolved.text else {}),
+    }.items():
         tables[role] = {
-            "dir": str(part.made.table.dir),
-            "fingerprint": fingerprint_of(part),
-            "record": part.made.table.record,
-            "columns": len(part.columns),
+            "dir": str(planned.table.dir),
+            "fingerprint": planned.table.fingerprint,
+            "record": planned.table.record,
+            "columns": len(planned.cells.columns),
         }
     return {
         "name": setup.config.name,

@@ -38,7 +38,7 @@ def train_missing(setup: Setup, plans: Mapping[str, TablePlan], names: Iterable[
         resolved = _resolved(setup, name, plans)
         assert resolved is not None
         folder = _folder(setup, name, resolved)
-        used = sorted({part.made.table.dir for part in resolved.train.values() if part.made.table is not None})
+        used = sorted({planned.table.dir for planned in resolved.train.values()})
         with (
             setup.cache.lease("reader", [*used, folder]),
             alone(setup.cache.root / "leases" / f"{folder.name}.lock", stop, functools.partial(_wait, name, folder)),

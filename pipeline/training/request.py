@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from hoi_distill.pipeline.config.student import Pictures
-from hoi_distill.pipeline.planning.cells import Part, columns_of, failed_rows, fingerprint_of, part_of
+from hoi_distill.pipeline.planning.cells import PlannedCells, columns_of, failed_rows, planned_cells
 from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.training.annotations import Labels, labels_of
 from hoi_distill.pipeline.training.section import student_section
 from hoi_distill.pipeline.workspace import Setup
 from hoi_distill.stages.student.method import Method, Needs, parameters_of
 from hoi_distill.stages.student.student import Columns
-from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.digests import content_name, fingerprint
 from hoi_distill.storage.errors import UserError
 
 
@@ -45,9 +44,9 @@ class Resolved:
     labelled: np.ndarray
     tested: np.ndarray
     left_out: dict[str, int]
-    train: dict[str, Part]
-    test: dict[str, Part]
-    text: Part | None
+    train: dict[str, PlannedCells]
+    test: dict[str, PlannedCells]
+    text: PlannedCells | None
     fingerprint: str
     evaluation: str
 
@@ -65,7 +64,7 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
     train_parts = _parts(setup, plans, pictures, needs, needs.train, train_rows)
     test_parts = _parts(setup, plans, pictures, needs, needs.test, test_rows)
     texts, table = setup.sources["texts"], pictures.tables.text if needs.text else None
-    text = part_of(setup, plans, table, None, np.arange(len(texts.ids)), "texts") if table else None
+    text = planned_cells(setup, plans, table, None, np.arange(len(texts.ids))) if table else None
 
     annotations = labels.annotations.digests()
     read = np.ones(len(records), bool) if needs.all_annotations else labelled
@@ -76,8 +75,8 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
         "rows": _digest(source.ids[train_rows].tobytes() + labelled.tobytes()),
         "annotations": _digest(annotations[records[read]].tobytes()),
         "vocabulary": setup.vocabulary.digest(),
-        "tables": {r: [fingerprint_of(p), p.columns, p.values] for r, p in train_parts.items()},
-        "text": None if text is None else [fingerprint_of(text), text.values],
+        "tables": {r: [p.table.fingerprint, p.cells.columns, p.values] for r, p in train_parts.items()},
+        "text": None if text is None else [text.table.fingerprint, text.values],
     }
     if labels.split is not None:
         training["unseen"] = _digest(labels.split.unseen.tobytes())
@@ -90,7 +89,7 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
         "training": trained,
         "rows": _digest(source.ids[test_rows].tobytes()),
         "annotations": _digest(test.digests().tobytes()),
-        "tables": {role: [fingerprint_of(part), part.values] for role, part in test_parts.items()},
+        "tables": {role: [p.table.fingerprint, p.values] for role, p in test_parts.items()},
     }
     if pictures.labelled == 0 or labels.split is not None or labels.few is not None:
         evaluated["rare"] = _digest(labels.before.tobytes())  # said by annotations that training does not see
@@ -101,7 +100,7 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
 
 
 def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data).hexdigest()[:32]
+    return content_name(data, 64)[:32]
 
 
 def _pictures(
@@ -127,11 +126,11 @@ def _pictures(
         name = getattr(pictures.tables, role)
         if name not in plans:
             continue
-        bad = failed_rows(setup, plans[name], source.splits["train"][records], name)
+        bad = failed_rows(plans[name], source.splits["train"][records])
         left_out.update(bad.values())
         sound = ~np.isin(np.arange(len(records)), list(bad))
         records, labelled = records[sound], labelled[sound]
-        bad = failed_rows(setup, plans[name], source.splits["test"][tested], name)
+        bad = failed_rows(plans[name], source.splits["test"][tested])
         tested = tested[~np.isin(np.arange(len(tested)), list(bad))]
     if pictures.labelled != 0 and not labelled.any():
         raise UserError(f"{setup.path}: student.labelled: every labelled picture is a recorded failure")
@@ -149,7 +148,7 @@ def _parts(
     needs: Needs,
     wanted: Mapping[str, Columns],
     rows: np.ndarray,
-) -> dict[str, Part]:
+) -> dict[str, PlannedCells]:
     """The cells of some roles' tables. What is no role is a table's own name."""
     parts = {}
     for role, columns in wanted.items():
@@ -157,5 +156,5 @@ def _parts(
         if role in needs.where_asked and columns is not None:
             have = set(columns_of(setup, plans, name))
             columns = tuple(column for column in columns if column in have) or columns
-        parts[role] = part_of(setup, plans, name, columns, rows, "images")
+        parts[role] = planned_cells(setup, plans, name, columns, rows)
     return parts

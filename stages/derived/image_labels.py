@@ -160,7 +160,7 @@ class ImageLabels(Stage):
             "no_interaction": "nobody does anything else, times the score of the box",
         }
 
-    def needs(self, column: str) -> Mapping[str, tuple[str, ...]]:
+    def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]]:
         needed: dict[str, tuple[str, ...]] = {self.triplets: self.texts, self.detections: ("value",)}
         return needed if self.verification is None else {**needed, self.verification: tuple(self.questions)}
 

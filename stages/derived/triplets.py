@@ -102,7 +102,7 @@ class Triplets(Stage):
     def provenance(self) -> dict[str, Any]:
         return {} if self.embeddings is None else {"checkpoint": self.embeddings.source}
 
-    def needs(self, column: str) -> Mapping[str, tuple[str, ...]]:
+    def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]]:
         return {self.inputs[0]: (column,)}
 
     def open(self, device: str, shared: dict[Any, Any]) -> None:

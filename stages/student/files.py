@@ -1,27 +1,22 @@
 """What a training keeps beside its weights: worked out once, whole or not there, made anew where it was damaged.
 
-A draft is written beside its place, synced, then renamed; room for an array that is mapped is taken first, as a full disk
-would else end the process without a word (SIGBUS).
+Room for an array that is mapped is taken first: a full disk would else end the process without a word (SIGBUS).
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
-import shutil
-import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from hoi_distill.storage.files import owner
-from hoi_distill.storage.files.atomic import sync_folder
+from hoi_distill.storage.files.atomic import atomic_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +39,8 @@ def kept(place: Path, read: Callable[[Path], T], make: Callable[[Path], None]) -
     found = intact(place, read)
     if found is not None:
         return found
-    with drafted(place) as draft:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(place) as draft:
         make(draft)
     return read(place)
 
@@ -60,36 +56,6 @@ def intact(place: Path, read: Callable[[Path], T]) -> T | None:
     except DAMAGE as error:
         _log.warning("%s: damaged (%s); it is made anew", place, " ".join(str(error).split()))
         return None
-
-
-@contextlib.contextmanager
-def drafted(place: Path) -> Iterator[Path]:
-    """Where to write a file or a folder that takes ``place``, durably, when the block ends without an error. What killed
-    processes have left beside it goes."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    for left in owner.leftovers(place.parent):
-        with contextlib.suppress(OSError):
-            _remove(left)
-    draft = place.with_name(f"{owner.tag()}-{uuid.uuid4().hex[:12]}-{place.name}")
-    try:
-        yield draft
-        for file in [draft] if draft.is_file() else draft.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        if draft.is_dir():
-            sync_folder(draft)
-            _remove(place)
-        os.replace(draft, place)
-        sync_folder(place.parent)
-    finally:
-        _remove(draft)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def new_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
@@ -128,7 +94,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with drafted(path) as draft:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as draft:
         try:
             save_file(
                 {name: value.detach().contiguous() for name, value in tensors.items()}, draft, dict(metadata) or None

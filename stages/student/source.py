@@ -9,12 +9,13 @@ A sample is ``{"row": int, table: {column: value}}``. A student needs two or thr
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+from hoi_distill.storage.digests import content_name
 
 if TYPE_CHECKING:
     from hoi_distill.storage.stream import SampleStream, StreamSpec
@@ -50,17 +51,16 @@ class CacheSource:
     spec: StreamSpec
 
     def __len__(self) -> int:
-        return len(self.spec.rows)
+        return len(self.spec.row_ids)
 
     @property
     def rows_digest(self) -> str:
-        return hashlib.blake2b(self.spec.rows.tobytes(), digest_size=6).hexdigest()
+        return content_name(self.spec.row_ids.tobytes(), 6)
 
     def open(self, tables: Mapping[str, Sequence[str]]) -> SampleStream:
         from hoi_distill.storage.stream import SampleStream
 
-        chosen = {name: self.spec.tables[name].select(tuple(columns)) for name, columns in tables.items()}
-        return SampleStream(replace(self.spec, tables=chosen))
+        return SampleStream(self.spec.select(tables))
 
 
 @dataclass(frozen=True)

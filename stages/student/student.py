@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hoi_distill.stages.checkpoints import weight_files
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.files import save_tensors
+from hoi_distill.storage.digests import content_name
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.atomic import write_atomically
 
@@ -142,7 +143,7 @@ def _checksum(path: Path) -> str:
 def _settings_checksum(record: Mapping[str, Any]) -> str:
     """Of ``config.json``: of all that it says but the checksums."""
     settings = {key: value for key, value in record.items() if key != "checksums"}
-    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return content_name(json.dumps(settings, sort_keys=True).encode())
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class Answers(AsksAboutSeen):
         self.max_new_tokens, self.prompt, self.max_pixels = max_new_tokens, prompt, max_pixels
         self.chosen_batch, self.batch_size = batch_size, canonical(batch_size)
         self.resources = Resources(gpus=gpus)
-        self.shares = fingerprint({"teacher": checkpoint.digest, **self._pixels_parameters()})
+        self.vision_key = fingerprint({"teacher": checkpoint.digest, **self._pixels_parameters()})
         self.instruction = instruction.strip()
         self.ask_where(asked_where, questions, hois)
 
@@ -145,7 +145,7 @@ class Answers(AsksAboutSeen):
         return {key: value for key, value in self.__dict__.items() if key not in opened}
 
     def open(self, device: str, shared: dict[Any, Any]) -> None:
-        key = ("answers", self.shares, device)
+        key = ("answers", self.vision_key, device)
         if key not in shared:
             folder = self.checkpoint.here()
             second = folder / "qformer_tokenizer"
@@ -158,7 +158,7 @@ class Answers(AsksAboutSeen):
             shared[key] = model, image_processor(folder, **sizes), own, bridge
         self.model, self.processor, self.tokenizer, self.second_tokenizer = shared[key]
         self.device = device
-        self.rows = part_size(shared, (self.shares, self.max_new_tokens), self.chosen_batch)
+        self.rows = part_size(shared, (self.vision_key, self.max_new_tokens), self.chosen_batch)
         config = self.model.config
         self.image_id = int(config.image_token_id if hasattr(config, "image_token_id") else config.image_token_index)
         self.shared_prefix = self._shared_prefix()
@@ -171,7 +171,7 @@ class Answers(AsksAboutSeen):
         import torch
 
         pictures = batch.once(
-            ("pictures", self.shares), lambda: [self.picture(image) for image in batch.images[: batch.count]]
+            ("pictures", self.vision_key), lambda: [self.picture(image) for image in batch.images[: batch.count]]
         )
 
         def forward(positions: np.ndarray) -> list[tuple[Answer, ...]]:
@@ -180,7 +180,7 @@ class Answers(AsksAboutSeen):
         with torch.inference_mode():
             parts = in_parts(forward, len(pictures), self.rows, self.device)
         rows = [row for part in parts for row in part]
-        rows += rows[-1:] * (len(batch.rows) - len(rows))
+        rows += rows[-1:] * (len(batch.row_ids) - len(rows))
         return {
             question: cells([text for text, _ in answers], np.array([score for _, score in answers]))
             for question, answers in zip(columns, zip(*rows, strict=True), strict=True)

@@ -66,13 +66,13 @@ class AsksAboutSeen(Stage):
         self.asked_objects = np.array([hois[questions[column]][1] for column in self.columns], np.int64)
         self.inputs, self.batch_size = (asked_where.table,), 1
 
-    def needs(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
+    def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
         return None if self.asked_where is None else {}
 
-    def chosen_by(self, column: str) -> Mapping[str, tuple[str, ...]]:
+    def selection_inputs(self, column: str) -> Mapping[str, tuple[str, ...]]:
         return {} if self.asked_where is None else {self.asked_where.table: ("value",)}
 
-    def wants(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray | None:
+    def select_cells(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray | None:
         """The questions about objects that were seen; none where the detections are a recorded failure."""
         if self.asked_where is None:
             return None

@@ -64,7 +64,7 @@ class SentenceEmbeddings(Stage):
     def provenance(self) -> dict[str, Any]:
         return self.encoder.provenance()
 
-    def needs(self, column: str) -> Mapping[str, tuple[str, ...]]:
+    def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]]:
         return {self.inputs[0]: (self.question,)}
 
     def open(self, device: str, shared: dict[Any, Any]) -> None:

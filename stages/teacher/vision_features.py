@@ -136,7 +136,7 @@ class VisionFeatures(Stage):
         self.projection = self._projection_digest() if width == "projected" else None
         channels = self._projected_width() if width == "projected" else self._config("hidden_size")
         self.output = TensorOutput((channels, self.image_size // patch, self.image_size // patch), codec)
-        self.shares = fingerprint(self._tokens())
+        self.vision_key = fingerprint(self._tokens())
 
     def _config(self, key: str) -> int:
         return self.checkpoint.number(self._vision(), key, self.tower.defaults[key])
@@ -197,7 +197,7 @@ class VisionFeatures(Stage):
         import torch
 
         # Stages of one pass differ in the projection alone; so do the keys of what they keep.
-        key = ("tower", self.shares, self.checkpoint.digest, device, self.compiled)
+        key = ("tower", self.vision_key, self.checkpoint.digest, device, self.compiled)
         if key not in shared:
             folder = self.checkpoint.here()
             whole = load(self.checkpoint, folder, self.dtype, "cpu")
@@ -215,7 +215,7 @@ class VisionFeatures(Stage):
             )
         self.model, self.norm, self.project, self.processor = shared[key]
         self.device = device
-        self.rows = part_size(shared, self.shares, self.chosen_batch)
+        self.rows = part_size(shared, self.vision_key, self.chosen_batch)
 
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
@@ -229,18 +229,22 @@ class VisionFeatures(Stage):
                 tokens = self.encode(batch, view)
                 if self.width == "projected":
                     tokens = self.project(tokens)
-                maps[view] = repeated(tokens.transpose(1, 2).unflatten(2, self.output.shape[1:]), len(batch.rows)).cpu()
+                maps[view] = repeated(
+                    tokens.transpose(1, 2).unflatten(2, self.output.shape[1:]), len(batch.row_ids)
+                ).cpu()
         return maps
 
     def encode(self, batch: Batch, view: str) -> torch.Tensor:
         """Normed patch tokens ``[count, h*w, D]`` of the batch's real rows, once per batch and view."""
-        return batch.once(("tokens", self.shares, view), lambda: self._encode(self._pixels(batch, view), batch.count))
+        return batch.once(
+            ("tokens", self.vision_key, view), lambda: self._encode(self._pixels(batch, view), batch.count)
+        )
 
     def _pixels(self, batch: Batch, view: str) -> torch.Tensor:
         """``float32 [count, 3, S, S]`` on the CPU, by the checkpoint's own image processor told to keep it all."""
         side = {"height": self.image_size, "width": self.image_size}
         pixels: torch.Tensor = batch.once(
-            ("pixels", self.shares),
+            ("pixels", self.vision_key),
             lambda: self.processor(
                 list(batch.images[: batch.count]), do_resize=True, size=side, do_center_crop=False, return_tensors="pt"
             )["pixel_values"],

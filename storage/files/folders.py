@@ -59,7 +59,6 @@ def move_aside(path: Path, target: Path) -> None:
         os.rename(path, target)
 
 
-def rectangles_of(names: Iterable[str]) -> set[str]:
-    """The rectangles of the commit records among these names. Of a record that was lost, the payload may be all that is
-    left: it stays."""
+def block_keys(names: Iterable[str]) -> set[str]:
+    """The block keys of the commit records among these names. A lost record may have left its payload, which stays."""
     return {name.partition("-")[0] for name in names if ".commit" in name}

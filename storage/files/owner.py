@@ -63,13 +63,19 @@ def clock_of(folder: Path) -> float:
             probe.unlink(missing_ok=True)
 
 
-def leftovers(folder: Path, prefix: str = "") -> list[Path]:
-    """What dead processes left in ``folder``: entries named ``<prefix><tag>-...``. None where that cannot be known."""
+def leftovers(folder: Path, prefix: str = "", tagged: re.Pattern[str] = TAG) -> list[Path]:
+    """What dead processes left in a folder. Nothing where that cannot be known.
+
+    Args:
+        folder: where to look.
+        prefix: how the names of leftovers begin, before the tag.
+        tagged: what they match after the prefix; it begins with the tag.
+    """
     found = []
     with contextlib.suppress(OSError):
-        tagged = [name for name in os.listdir(folder) if name.startswith(prefix) and TAG.match(name, len(prefix))]
-        now = clock_of(folder) if tagged else 0.0
-        for name in tagged:
+        names = [name for name in os.listdir(folder) if name.startswith(prefix) and tagged.match(name, len(prefix))]
+        now = clock_of(folder) if names else 0.0
+        for name in names:
             with contextlib.suppress(OSError):
                 if is_dead(name.removeprefix(prefix), now - os.stat(folder / name).st_mtime):
                     found.append(folder / name)

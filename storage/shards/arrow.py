@@ -1,6 +1,6 @@
 """Arrow shards: small or structured cells in one memory-mapped Arrow IPC file of one record batch.
 
-The first field holds the row ids (FixedSizeBinary(16)), each further field one column of the table, in the rectangle's
+The first field holds the row ids (FixedSizeBinary(16)), each further field one column of the table, in the block's
 order. A cell that the shard does not hold is null. Fields are told by position, so a column may have any name.
 """
 
@@ -41,10 +41,17 @@ def fixed_binary(cells: np.ndarray, width: int) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(cells), [None, pa.py_buffer(cells)])
 
 
-def write(sink: BinaryIO, rows: np.ndarray, columns: Sequence[str], arrays: Sequence[pa.Array]) -> None:
-    """Write a shard of rows ``V16 [R]`` and one array of length R per column."""
+def write(sink: BinaryIO, row_ids: np.ndarray, columns: Sequence[str], arrays: Sequence[pa.Array]) -> None:
+    """Write a shard.
+
+    Args:
+        sink: the file.
+        row_ids: ``V16 [R]``.
+        columns: C names.
+        arrays: one of length R per column.
+    """
     fields = [pa.field("row", pa.binary(16)), *(pa.field(c, a.type) for c, a in zip(columns, arrays, strict=True))]
-    batch = pa.record_batch([fixed_binary(rows, 16), *arrays], schema=pa.schema(fields))
+    batch = pa.record_batch([fixed_binary(row_ids, 16), *arrays], schema=pa.schema(fields))
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
 
@@ -53,7 +60,8 @@ class ArrowShard:
     """A shard read through a memory map. Arrays keep the map alive; the object may go first.
 
     Attributes:
-        rows: ``V16 [R]``. columns: the C column names.
+        row_ids: ``V16 [R]``.
+        columns: the C column names.
     """
 
     def __init__(self, path: str) -> None:
@@ -61,7 +69,7 @@ class ArrowShard:
             self._batch = reader.get_batch(0)
         self.columns: tuple[str, ...] = tuple(self._batch.schema.names[1:])
         self._position = {column: 1 + index for index, column in enumerate(self.columns)}
-        self.rows = np.frombuffer(self._batch.column(0).buffers()[1], ROW, count=self._batch.num_rows)
+        self.row_ids = np.frombuffer(self._batch.column(0).buffers()[1], ROW, count=self._batch.num_rows)
 
     def column(self, name: str) -> pa.Array:
         """All R cells of a column, zero-copy."""

@@ -1,7 +1,7 @@
 """LMDB shards: tensor cells in one environment file per shard, read without locks, zero-copy.
 
 Key = row id (16 bytes) + column index in the shard (4 bytes, big-endian); value = the cell as its codec writes it. The
-key ``00`` holds a line of JSON (codec, shape, columns) followed by the row ids in the rectangle's order.
+key ``00`` holds a line of JSON (codec, shape, columns) followed by the row ids in the block's order.
 
 LMDB refuses to open a path twice in one process (also in a fork), and a view into a closed environment is a crash. So
 all readers of a process share the shards through :func:`open_lmdb`, a view keeps its shard alive, and a fork reads
@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import lmdb
 import numpy as np
 
+from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.storage.digests import ROW, canonical_json
 from hoi_distill.storage.files import owner
 from hoi_distill.storage.shards.codecs import Codec
@@ -35,31 +36,25 @@ _FULL_BYTES = 1 << 16  # a disk with less is full
 _KEPT_OPEN = 512  # environments; each costs a file descriptor
 
 
-def write(
-    sink: BinaryIO,
-    rows: np.ndarray,
-    columns: Sequence[str],
-    valid: np.ndarray,
-    encoded: Sequence[np.ndarray],
-    codec: Codec,
-) -> None:
+def write(sink: BinaryIO, block: CellBlock, encoded: Sequence[np.ndarray], codec: Codec) -> None:
     """Build a shard in local scratch (``TMPDIR``), close it, and copy the finished file to ``sink``.
 
     Args:
-        rows: ``V16 [R]``. valid: ``bool [R, C]``.
+        sink: the file.
+        block: which cells.
         encoded: per column, ``uint8 [number of valid rows, codec.nbytes]``.
+        codec: how they are encoded.
     """
     _sweep_scratch()
-    description = {"codec": codec.name, "shape": list(codec.shape), "columns": list(columns)}
-    header = canonical_json(description) + b"\n" + rows.tobytes()
-    cells = int(valid.sum())
+    description = {"codec": codec.name, "shape": list(codec.shape), "columns": list(block.columns)}
+    header = canonical_json(description) + b"\n" + block.row_ids.tobytes()
     # More than the file will need; only addresses are spent on it. Readers map the file's own size.
-    map_size = (1 << 20) + 2 * len(header) + cells * (2 * (codec.nbytes + 128) + 8192)
+    map_size = (1 << 20) + 2 * len(header) + block.value_count * (2 * (codec.nbytes + 128) + 8192)
     with tempfile.TemporaryDirectory(prefix=f"hoi-distill-{owner.tag()}-") as scratch:
         path = os.path.join(scratch, "shard.lmdb")
         try:
             with lmdb.open(path, subdir=False, lock=False, sync=False, map_size=map_size) as environment:
-                _fill(environment, header, rows, valid, encoded)
+                _fill(environment, header, block, encoded)
         except lmdb.Error as error:
             # LMDB reports a write that was cut short as an I/O error.
             full = shutil.disk_usage(scratch).free < _FULL_BYTES
@@ -69,19 +64,17 @@ def write(
             shutil.copyfileobj(built, sink, 1 << 20)
 
 
-def _fill(
-    environment: lmdb.Environment, header: bytes, rows: np.ndarray, valid: np.ndarray, encoded: Sequence[np.ndarray]
-) -> None:
+def _fill(environment: lmdb.Environment, header: bytes, block: CellBlock, encoded: Sequence[np.ndarray]) -> None:
     """Put all cells in key order, which packs the pages."""
-    where = np.cumsum(valid, axis=0) - 1
-    order = np.argsort(rows.view(">u8").reshape(-1, 2)[:, 1], kind="stable")
-    order = order[np.argsort(rows.view(">u8").reshape(-1, 2)[order, 0], kind="stable")]
+    row_ids, where = block.row_ids, np.cumsum(block.valid, axis=0) - 1
+    order = np.argsort(row_ids.view(">u8").reshape(-1, 2)[:, 1], kind="stable")
+    order = order[np.argsort(row_ids.view(">u8").reshape(-1, 2)[order, 0], kind="stable")]
     transaction, pending = environment.begin(write=True), 0
     try:
         transaction.put(_HEADER, header, append=True)
         for row in order.tolist():
-            name = rows[row].tobytes()
-            for column in np.flatnonzero(valid[row]).tolist():
+            name = row_ids[row].tobytes()
+            for column in np.flatnonzero(block.valid[row]).tolist():
                 value = memoryview(encoded[column][where[row, column]])
                 transaction.put(name + column.to_bytes(4, "big"), value, append=True)
                 pending += value.nbytes
@@ -114,7 +107,9 @@ class LmdbShard:
     """A shard open for reading. Get it from :func:`open_lmdb`.
 
     Attributes:
-        rows: ``V16 [R]``. columns: the C column names. codec: how cells are encoded.
+        row_ids: ``V16 [R]``.
+        columns: the C column names.
+        codec: how cells are encoded.
     """
 
     def __init__(self, path: str) -> None:
@@ -123,14 +118,14 @@ class LmdbShard:
             path, subdir=False, readonly=True, lock=False, readahead=False, map_size=os.path.getsize(path)
         )
         self._read = self._environment.begin(buffers=True)
-        header, _, rows = bytes(self._read.get(_HEADER, b"")).partition(b"\n")
+        header, _, row_ids = bytes(self._read.get(_HEADER, b"")).partition(b"\n")
         if not header:
             raise OSError(errno.EIO, f"{path}: not a shard")
         description = json.loads(header)
         self.codec = Codec(description["codec"], tuple(description["shape"]))
         self.columns: tuple[str, ...] = tuple(description["columns"])
         self._index = {column: index.to_bytes(4, "big") for index, column in enumerate(self.columns)}
-        self.rows = np.frombuffer(rows, ROW)
+        self.row_ids = np.frombuffer(row_ids, ROW)
 
     def view(self, name: str, position: int) -> np.ndarray:
         """One encoded cell, ``uint8 [codec.nbytes]``, zero-copy and read-only; it keeps the shard open.
@@ -149,9 +144,9 @@ class LmdbShard:
         return self.codec.decode(encoded)
 
     def _get(self, name: str, position: int) -> memoryview:
-        value = self._read.get(self.rows[position].tobytes() + self._index[name])
+        value = self._read.get(self.row_ids[position].tobytes() + self._index[name])
         if value is None:
-            raise KeyError(f"{self.path}: no cell of row {self.rows[position].tobytes().hex()}, column {name!r}")
+            raise KeyError(f"{self.path}: no cell of row {self.row_ids[position].tobytes().hex()}, column {name!r}")
         return value
 
 

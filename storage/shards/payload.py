@@ -1,6 +1,6 @@
 """Payload files: which format a path has, how it is named and verified.
 
-A payload's name is ``<rectangle digest>-<checksum>.<arrow|lmdb>``; the checksum is 16 bytes of blake2b over the file,
+A payload's name is ``<block key>-<checksum>.<arrow|lmdb>``; the checksum is 16 bytes of blake2b over the file,
 in hex. A payload is immutable and describes itself (rows, columns, codec). No byte of one is used before all of them were
 compared with the checksum: by this process, or, where many are read, by any process of this machine.
 """

@@ -17,13 +17,15 @@ import pyarrow as pa
 import pytest
 
 from hoi_distill.storage import records as commit_module
-from hoi_distill.storage import table as table_module
+from hoi_distill.storage import table_writer
 from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.storage.check import check_table
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import StorageError, UserError
 from hoi_distill.storage.files import owner
 from hoi_distill.storage.files.notes import write_note
+from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.shards.payload import verify_shard
 from hoi_distill.storage.table import Table
 
@@ -50,12 +52,12 @@ def values_of(kind: str, rows: int, offset: int = 0) -> dict:
 
 def write(table: Table, rows: np.ndarray, offset: int = 0):
     kind = "arrow" if table.type is not None else "lmdb"
-    return table.commit(rows, COLUMNS, np.ones((len(rows), 2), bool), values_of(kind, len(rows), offset))
+    return table.commit(CellBlock(rows, COLUMNS, np.ones((len(rows), 2), bool)), values_of(kind, len(rows), offset))
 
 
 def holds(table: Table, rows: np.ndarray, offset: int = 0) -> bool:
     kind = "arrow" if table.type is not None else "lmdb"
-    read, expected = table.read(rows, COLUMNS), values_of(kind, len(rows), offset)
+    read, expected = table.read(CellSelection(rows, COLUMNS)), values_of(kind, len(rows), offset)
     if kind == "arrow":
         return all(read[c].to_pylist() == expected[c].to_pylist() for c in COLUMNS)
     return all(np.array_equal(read[c], expected[c]) for c in COLUMNS)
@@ -125,14 +127,16 @@ def test_a_writer_killed_at_any_step_loses_nothing_and_shows_nothing_torn(tmp_pa
     committed = []
 
     def start(step: int) -> Callable[[], object]:
-        return lambda: write(Table(table.dir), rows[: 30 + step])  # another rectangle every time
+        return lambda: write(Table(table.dir), rows[: 30 + step])  # another block every time
 
     def verify(step: int) -> None:
         reader, part = Table(table.dir), rows[: 30 + step]
         assert check_table(reader) == []
-        state = reader.state(part, COLUMNS)
+        state = reader.state(CellSelection(part, COLUMNS))
         assert holds(reader, before, offset=100)
-        inside = Table(table.dir).locate(part[-1:], COLUMNS).shard  # the last row is new: only this commit has it
+        inside = (
+            Table(table.dir).locate(CellSelection(part[-1:], COLUMNS)).shard
+        )  # the last row is new: only this commit has it
         assert (inside >= 0).all() or (inside < 0).all()
         committed.append(bool((inside >= 0).all()))
         assert state.filled[state.filled.any(axis=1)].all()
@@ -154,7 +158,7 @@ def test_a_checker_killed_at_any_step_can_be_run_again_and_the_cells_recomputed(
     def start(step: int) -> Callable[[], object]:
         table = make_table(tmp_path / str(step), "arrow")
         flip(Path(write(table, rows).payload), 300)
-        digests.append(table.value_digests(rows, COLUMNS))
+        digests.append(table.value_digests(CellSelection(rows, COLUMNS)))
         return lambda: check_table(Table(table.dir))
 
     def verify(step: int) -> None:
@@ -163,7 +167,7 @@ def test_a_checker_killed_at_any_step_can_be_run_again_and_the_cells_recomputed(
         assert write(Table(table.dir), rows).created
         assert holds(Table(table.dir), rows)
         assert check_table(table) == []
-        assert (Table(table.dir).value_digests(rows, COLUMNS) == digests[-1]).all()
+        assert (Table(table.dir).value_digests(CellSelection(rows, COLUMNS)) == digests[-1]).all()
 
     assert all_steps(start, verify) >= 4
 
@@ -180,7 +184,7 @@ def test_a_damaged_shard_is_set_aside_named_and_recomputed(tmp_path, kind, damag
     table, good, bad = make_table(tmp_path / "cache", kind), row_ids(10), row_ids(300, start=10)
     write(table, good, offset=5)
     payload = Path(write(table, bad).payload)
-    digests = table.value_digests(bad, COLUMNS)
+    digests = table.value_digests(CellSelection(bad, COLUMNS))
     if damage == "flipped":
         flip(payload, payload.stat().st_size // 2)
         assert check_table(table, deep=False) == []  # same size: only reading tells
@@ -189,7 +193,7 @@ def test_a_damaged_shard_is_set_aside_named_and_recomputed(tmp_path, kind, damag
     else:
         payload.unlink()
     if damage != "flipped":
-        assert table.state(bad, COLUMNS).lost.all()
+        assert table.state(CellSelection(bad, COLUMNS)).lost.all()
     else:
         with pytest.raises(StorageError, match=payload.name):
             verify_shard(payload)
@@ -198,9 +202,9 @@ def test_a_damaged_shard_is_set_aside_named_and_recomputed(tmp_path, kind, damag
     assert check_table(table) == []
     assert not payload.exists()
     assert (table.dir / "bad" / payload.name).exists() == (damage != "removed")
-    assert table.state(bad, COLUMNS).lost.all()
+    assert table.state(CellSelection(bad, COLUMNS)).lost.all()
     assert holds(table, good, offset=5)
-    assert (table.value_digests(bad, COLUMNS) == digests).all()
+    assert (table.value_digests(CellSelection(bad, COLUMNS)) == digests).all()
     assert write(table, bad).created
     assert holds(table, bad)
     assert check_table(table) == []
@@ -212,11 +216,11 @@ def test_a_commit_record_with_changed_bytes_counts_as_none(tmp_path):
     intact = record.read_bytes()
     row = intact.index(rows[7].tobytes())
     record.write_bytes(b"")
-    assert not Table(table.dir).state(rows, COLUMNS).filled.any()
+    assert not Table(table.dir).state(CellSelection(rows, COLUMNS)).filled.any()
     for position in [row, 0, *np.random.default_rng(0).integers(0, len(intact), 150).tolist()]:
         record.write_bytes(intact)
         flip(record, position)
-        filled = Table(table.dir).state(rows, COLUMNS).filled
+        filled = Table(table.dir).state(CellSelection(rows, COLUMNS)).filled
         assert not filled.any() or (filled.all() and position != row)
     record.write_bytes(intact)
     flip(record, row)
@@ -232,14 +236,14 @@ def test_a_commit_record_with_changed_bytes_counts_as_none(tmp_path):
 def test_changed_value_digests_are_found_by_check(tmp_path):
     table, rows = make_table(tmp_path / "cache", "arrow"), row_ids(50)
     record = table.dir / "commits" / write(table, rows).name
-    flip(record, record.read_bytes().index(table.value_digests(rows, COLUMNS).tobytes()) + 9)
+    flip(record, record.read_bytes().index(table.value_digests(CellSelection(rows, COLUMNS)).tobytes()) + 9)
     (found,) = check_table(Table(table.dir))
     assert found.shard == record.name
     assert found.cells == 100
 
 
 @pytest.mark.parametrize("kind", ["arrow", "lmdb"])
-def test_two_processes_committing_one_rectangle_agree_on_the_first_value(tmp_path, kind):
+def test_two_processes_committing_one_block_agree_on_the_first_value(tmp_path, kind):
     table, rows = make_table(tmp_path / "cache", kind), row_ids(30)
     for attempt in range(6):
         part, same = rows[: 10 + attempt], attempt % 2 == 0
@@ -258,11 +262,11 @@ def test_two_processes_committing_one_rectangle_agree_on_the_first_value(tmp_pat
                 os._exit(0)
             children.append(child)
         assert all(os.waitpid(child, 0)[1] == 0 for child in children)
-        records = [record for record in Table(table.dir).records() if len(record.rows) == len(part)]
+        records = [record for record in Table(table.dir).records() if len(record.row_ids) == len(part)]
         assert len(records) == 1
         assert len(list((table.dir / "shards").iterdir())) == attempt + 1
         assert check_table(Table(table.dir)) == []
-        # Every rectangle repeats the rows of those before it: there the very first value stands.
+        # Every block repeats the rows of those before it: there the very first value stands.
         offsets = {offset for offset in (0, 10, 20) if holds(Table(table.dir), part[:10], offset)}
         assert len(offsets) == 1
     assert list((table.dir / "tmp").iterdir()) == []
@@ -291,7 +295,7 @@ def test_a_file_that_may_not_grow_stops_the_commit_with_table_and_shard_named(tm
     assert list((table.dir / "tmp").iterdir()) == []
     assert len(list((table.dir / "shards").iterdir())) == 1
     assert holds(Table(table.dir), before, offset=3)
-    assert not table.state(rows, COLUMNS).filled.any()
+    assert not table.state(CellSelection(rows, COLUMNS)).filled.any()
     write(table, rows)
     assert holds(table, rows)
 
@@ -348,7 +352,7 @@ for kind in ("arrow", "lmdb"):
         raise AssertionError("it fitted")
     assert list((table.dir / "tmp").iterdir()) == []
     assert holds(Table(table.dir), row_ids(5), offset=3)
-    assert not Table(table.dir).state(row_ids(400, start=5), COLUMNS).filled.any()
+    assert not Table(table.dir).state(CellSelection(row_ids(400, start=5), COLUMNS)).filled.any()
     filler.unlink()
     write(table, row_ids(400, start=5))
     assert holds(table, row_ids(400, start=5))
@@ -459,17 +463,17 @@ def old_orphan(table: Table, rows: np.ndarray) -> Path:
 def test_a_payload_that_a_check_sweeps_before_its_record_is_there_is_written_again(tmp_path, monkeypatch, kind):
     table = make_table(tmp_path / "cache", kind)
     write(table, row_ids(3))
-    real = table_module.publish_record
+    real = table_writer.publish_record
 
     def late(scratch: Path, target: Path, data: pa.Buffer) -> bool:
-        monkeypatch.setattr(table_module, "publish_record", real)
+        monkeypatch.setattr(table_writer, "publish_record", real)
         (payload,) = [path for path in (table.dir / "shards").iterdir() if path.name.startswith(target.name[:32])]
         os.utime(payload, (0, 0))
         check_table(Table(table.dir))
         assert not payload.exists()
         return real(scratch, target, data)
 
-    monkeypatch.setattr(table_module, "publish_record", late)
+    monkeypatch.setattr(table_writer, "publish_record", late)
     done = write(table, row_ids(4, 3))
     assert Path(done.payload).exists()
     assert holds(table, row_ids(4, 3))

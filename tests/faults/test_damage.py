@@ -18,12 +18,14 @@ import pytest
 
 from hoi_distill.pipeline.filling.garbage import collect
 from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.storage.check import EMPTIED, check_cache, check_table
 from hoi_distill.storage.damage import Damaged, damage
 from hoi_distill.storage.digests import canonical_json
 from hoi_distill.storage.errors import StorageError, UserError
 from hoi_distill.storage.files import owner, stamps
 from hoi_distill.storage.files.notes import read_note, write_note
+from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.table import Table
 from tests.faults.test_commit import COLUMNS, PREAMBLE, flip, holds, make_table, mounted, row_ids, write
 
@@ -49,7 +51,7 @@ def test_an_intact_payload_outlives_the_record_that_named_it(tmp_path, kind, pla
     made = write(table, rows)
     record, payload = table.dir / "commits" / made.name, Path(made.payload)
     intact = payload.read_bytes()
-    needle = rows[3].tobytes() if place == "row" else table.value_digests(rows, COLUMNS)[4:6].tobytes()
+    needle = rows[3].tobytes() if place == "row" else table.value_digests(CellSelection(rows, COLUMNS))[4:6].tobytes()
     flip(record, -1 if place == "end" else record.read_bytes().index(needle))
     age(table.dir / "shards")
     (found,) = check_table(Table(table.dir))
@@ -66,7 +68,7 @@ def test_an_intact_payload_outlives_the_record_that_named_it(tmp_path, kind, pla
 
 
 def test_a_payload_whose_record_was_set_aside_is_no_losers_leftover(tmp_path):
-    """Its rectangle was computed again to other values, and a rival that computes the first ones loses: it takes back its
+    """Its block was computed again to other values, and a rival that computes the first ones loses: it takes back its
     own payload only, and that is what was set aside."""
     table, rows = make_table(tmp_path / "cache", "arrow"), row_ids(8)
     first = write(table, rows)
@@ -76,9 +78,9 @@ def test_a_payload_whose_record_was_set_aside_is_no_losers_leftover(tmp_path):
     loser = Table(table.dir)
     standing, calls = loser._standing, []
 
-    def late(rectangle: str):  # the winner commits after the loser has looked
-        calls.append(rectangle)
-        return (None, 5) if len(calls) == 1 else standing(rectangle)
+    def late(key: str):  # the winner commits after the loser has looked
+        calls.append(key)
+        return (None, 5) if len(calls) == 1 else standing(key)
 
     loser._standing = late
     assert not write(loser, rows).created
@@ -116,7 +118,7 @@ def test_a_payload_that_is_no_file_is_set_aside_and_computed_again(tmp_path, kin
         payload.symlink_to(payload.name)
     else:
         payload.touch()
-    assert Table(table.dir).state(rows, COLUMNS).lost.all()
+    assert Table(table.dir).state(CellSelection(rows, COLUMNS)).lost.all()
     assert holds(Table(table.dir), row_ids(5, start=50), offset=4)
     (found,) = check_table(Table(table.dir))
     assert found.shard == payload.name
@@ -149,7 +151,7 @@ def test_a_damaged_description_costs_no_cell_and_no_other_table(tmp_path, damage
     assert [found.dir for found in cache.tables()] == [other.dir]
     assert cache.folders() == sorted([table.dir, other.dir])
     found = cache.find(*DESCRIPTION)
-    assert found.state(rows, COLUMNS).filled.all()
+    assert found.state(CellSelection(rows, COLUMNS)).filled.all()
     assert holds(found, rows)
     assert holds(Table(table.dir), rows), "it was written again"
     assert len(caplog.messages) == (damage != "gone")
@@ -168,7 +170,7 @@ def test_check_sets_a_damaged_description_aside_and_says_that_no_cell_is_lost(tm
     assert shard.shard.endswith(".arrow"), "its shards are checked all the same"
     assert any(name.startswith("table.json") for name in os.listdir(table.dir / "bad"))
     assert check_cache(cache) == []
-    assert cache.find(*DESCRIPTION).state(rows, COLUMNS).lost.all()
+    assert cache.find(*DESCRIPTION).state(CellSelection(rows, COLUMNS)).lost.all()
 
 
 def test_no_flipped_bit_of_a_description_opens_another_table(tmp_path):
@@ -226,7 +228,7 @@ def test_a_damaged_folder_of_a_table_is_mended_by_check_and_stops_no_other_table
     assert check_cache(cache) == []
     assert holds(Table(other.dir), rows)
     found = cache.find(*DESCRIPTION)
-    assert found.state(rows, COLUMNS).filled.all() == (part not in ("shards", "commits"))
+    assert found.state(CellSelection(rows, COLUMNS)).filled.all() == (part not in ("shards", "commits"))
     write(found, rows)
     assert holds(Table(table.dir), rows)
     assert check_cache(cache) == []
@@ -238,7 +240,7 @@ def test_a_folder_that_is_none_is_said_in_a_line_before_check(tmp_path):
     shutil.rmtree(table.dir / "shards")
     (table.dir / "shards").symlink_to("nowhere")
     with pytest.raises(StorageError, match=r"shards is a link that leads nowhere; .*`hoi-distill check` sets it aside"):
-        Table(table.dir).state(rows, COLUMNS)
+        Table(table.dir).state(CellSelection(rows, COLUMNS))
     with pytest.raises(StorageError, match="cannot be created: File exists; mend or remove it"):
         Cache.open(tmp_path / "cache").find(*DESCRIPTION)
 
@@ -350,7 +352,9 @@ def test_a_folder_of_notes_that_cannot_be_listed_is_not_an_empty_one(tmp_path, m
 
 
 @pytest.mark.parametrize("kind", ["arrow", "lmdb"])
-@pytest.mark.parametrize("reader", ["hoi_distill.storage.check.verify_shard", "hoi_distill.storage.table.load_record"])
+@pytest.mark.parametrize(
+    "reader", ["hoi_distill.storage.check.verify_shard", "hoi_distill.storage.table_folder.load_record"]
+)
 def test_an_io_error_that_passes_moves_nothing_aside(tmp_path, monkeypatch, kind, reader):
     table, rows = make_table(tmp_path / "cache", kind), row_ids(30)
     made = write(table, rows)
@@ -369,7 +373,7 @@ def test_an_io_error_that_passes_moves_nothing_aside(tmp_path, monkeypatch, kind
     assert check_table(Table(table.dir)) == []
     assert failed
     assert Path(made.payload).exists()
-    assert Table(table.dir).state(rows, COLUMNS).filled.all()
+    assert Table(table.dir).state(CellSelection(rows, COLUMNS)).filled.all()
 
 
 def test_a_note_of_use_that_was_lost_is_left_again(tmp_path, monkeypatch):
@@ -421,18 +425,18 @@ def test_a_column_without_a_value_and_a_question_of_no_rows_are_as_good_as_any(t
     table = Cache.open(tmp_path).table("maps", {}, {"format": "lmdb", "shape": [2, 3], "codec": codec}, None)
     valid = np.array([[True, False], [True, False], [False, False]])
     values = {"old": np.ones((3, 2, 3), np.float32), "new": np.ones((3, 2, 3), np.float32)}
-    made = table.commit(rows, ("old", "new"), valid, values, {(2, 1): "broken picture"})
+    made = table.commit(CellBlock(rows, ("old", "new"), valid, {(2, 1): "broken picture"}), values)
     assert made.cells == 2
-    assert (table.read(rows[:2], ("old",))["old"] == 1).all()
-    assert table.read(rows[:0], ("old", "new"))["new"].shape == (0, 2, 3)
-    assert table.value_digests(rows[:0], ("old",)).shape == (0, 1)
+    assert (table.read(CellSelection(rows[:2], ("old",)))["old"] == 1).all()
+    assert table.read(CellSelection(rows[:0], ("old", "new")))["new"].shape == (0, 2, 3)
+    assert table.value_digests(CellSelection(rows[:0], ("old",))).shape == (0, 1)
     arrow = make_table(tmp_path, "arrow")
     for _ in range(2):  # before and after there is anything
-        assert arrow.read(rows[:0], COLUMNS)["a"].equals(pa.array([], pa.list_(pa.int64())))
-        assert arrow.state(rows[:0], COLUMNS).counts()["empty"] == 0
-        assert arrow.failures(rows[:0], COLUMNS) == {}
+        assert arrow.read(CellSelection(rows[:0], COLUMNS))["a"].equals(pa.array([], pa.list_(pa.int64())))
+        assert arrow.state(CellSelection(rows[:0], COLUMNS)).counts()["empty"] == 0
+        assert arrow.failures(CellSelection(rows[:0], COLUMNS)) == {}
         write(arrow, rows)
-    nothing = arrow.read(rows, COLUMNS, wanted=np.zeros((3, 2), bool))
+    nothing = arrow.read(CellSelection(rows, COLUMNS, wanted=np.zeros((3, 2), bool)))
     assert nothing["a"].null_count == 3
     assert json.loads((arrow.dir / "table.json").read_bytes())["name"] == "cells"
 

@@ -76,8 +76,8 @@ def cells_of(album: Album) -> dict[tuple[str, bytes, str], tuple[object, int]]:
     for name, made in plan_of(setup).items():
         assert made.complete(), name
         ids = setup.sources["images"].ids[made.rows]
-        values = made.table.read(ids, made.columns, made.inputs)
-        digests = made.table.value_digests(ids, made.columns, made.inputs)
+        values = made.table.read(made.cells)
+        digests = made.table.value_digests(made.cells)
         for c, column in enumerate(made.columns):
             for r, value in enumerate(values[column].to_pylist()):
                 found[name, ids[r].tobytes(), column] = value, int(digests[r, c])

@@ -49,7 +49,7 @@ def test_a_killed_worker_is_replaced_and_its_tasks_are_run_again(
     assert len(batches) > len(set(batches))  # the batch that was lost was computed again
     assert filled(made, colour)
     assert made.failures(colour) == {}
-    assert sum(report.rows for report in reports) == 40
+    assert sum(report.row_count for report in reports) == 40
     assert capfd.readouterr().out == ""  # Ray keeps quiet
 
 

@@ -51,10 +51,11 @@ def test_many_random_faults(kind, sequences):
 
 
 PLANTED = {
-    "lost": "import hoi_distill.storage.table; hoi_distill.storage.table.publish_record = lambda scratch, target, data: True",
+    "lost": "import hoi_distill.storage.table_writer as t; t.publish_record = lambda scratch, target, data: True",
     "wrong_after_the_end": (
         "import hoi_distill.storage.table as t; commit = t.Table.commit; "
-        "t.Table.commit = lambda self, rows, *a, **k: commit(self, rows[::-1].copy(), *a, **k)"
+        "from dataclasses import replace; "
+        "t.Table.commit = lambda self, block, *a: commit(self, replace(block, row_ids=block.row_ids[::-1].copy()), *a)"
     ),
     "tracebacks": "import hoi_distill.storage.check; hoi_distill.storage.check.check_table = lambda *_: 1 / 0",
     "need_a_human": (

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hoi_distill.storage.selection import CellSelection
 from tests.fixtures.toy_stages import Album, plan_of, run, score_of
 from tests.pipeline.cli.test_cli import hoi_distill
 
@@ -71,11 +72,11 @@ def test_bad_pictures(gallery):
     assert all(one.complete() for one in made.values())
     assert [one.counts["failed"] for one in made.values()] == [15, 15]
     source, table = setup.sources["images"], made["signs"].table
-    reasons = table.failures(source.ids, ["a"], made["signs"].inputs[:, :1])
+    reasons = table.failures(CellSelection(source.ids, ["a"], made["signs"].cells.inputs[:, :1]))
     assert {source.keys[row] for row, _ in reasons} == set(BROKEN)
     assert all(reason.startswith("upstream scores: ") for reason in reasons.values())
 
-    scores = made["scores"].table.read(source.ids, ["a"])["a"].to_pylist()
+    scores = made["scores"].table.read(CellSelection(source.ids, ["a"]))["a"].to_pylist()
     seen = dict(zip(source.keys, scores, strict=True))
     for name in SOUND:
         shade = 255 if name == "clear.png" else GREY

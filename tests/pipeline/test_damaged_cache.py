@@ -39,7 +39,7 @@ def folder(album: Album, table: str) -> Path:
 def cells(album: Album, table: str) -> dict[str, list]:
     setup = album.setup()
     made = plan_of(setup)[table]
-    values = made.table.read(setup.sources["images"].ids[made.rows], made.columns, made.inputs)
+    values = made.table.read(made.cells)
     return {column: array.to_pylist() for column, array in values.items()}
 
 

@@ -26,6 +26,7 @@ from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values
 from hoi_distill.storage.digests import digest_bytes
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.file_digests import DigestMemory
+from hoi_distill.storage.selection import CellSelection
 from tests.fixtures import hico_forms
 from tests.fixtures.toy_stages import run
 from tests.stages.data import test_swig_hoi, test_v_coco
@@ -98,7 +99,7 @@ def test_pictures_and_boxes_of_hico_det_are_in_the_stored_raster(hico, tmp_path,
     assert {part.frame for part in setup.dataset.values()} == {"stored"}
     run(setup)
     table = next(table for table in setup.cache.tables() if table.dir.name.startswith("looks"))
-    assert table.read(setup.sources["images"].ids, ("value",))["value"].to_pylist() == [[64, 48, 1]] * 8
+    assert table.read(CellSelection(setup.sources["images"].ids, ("value",)))["value"].to_pylist() == [[64, 48, 1]] * 8
     given = setup.nodes["given"].stage.compute(
         Batch(setup.sources["images"].ids, setup.sources["images"].keys, 8), ("value",), {}
     )["value"]
@@ -110,7 +111,7 @@ def test_only_turned_pictures_are_rows_of_their_own(hico, tmp_path, monkeypatch)
     folder = setup_of(tmp_path, monkeypatch, kind="folder", root=hico / "images")
     assert run(folder).cells["looks"] == 8
     table = next(table for table in folder.cache.tables() if table.dir.name.startswith("looks"))
-    upright = table.read(folder.sources["images"].ids, ("value",))["value"].to_pylist()
+    upright = table.read(CellSelection(folder.sources["images"].ids, ("value",)))["value"].to_pylist()
     assert upright == [[64, 48, 1], [48, 64, 0], [64, 48, 0], [64, 48, 1]] * 2
 
     stored = setup_of(tmp_path, monkeypatch, kind="hico-det", root=hico)

@@ -13,6 +13,7 @@ from PIL import Image
 from hoi_distill.pipeline.workspace import Setup, prepare
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.selection import CellSelection
 from tests.fixtures.toy_stages import run
 
 OBJECTS = ("person", "kite", "hang_glider")
@@ -51,7 +52,7 @@ def test_a_boxes_file_and_the_annotations_mean_the_same_object(root):
     setup = setup_of(root, categories="vocabulary")
     assert run(setup).cells == {"detections": 2}
     (table,) = setup.cache.tables()
-    cells = table.read(setup.sources["images"].ids, ("value",))["value"].to_pylist()
+    cells = table.read(CellSelection(setup.sources["images"].ids, ("value",)))["value"].to_pylist()
     assert [cell["labels"] for cell in cells] == [[0, OBJECTS.index("hang_glider")]] * 2
     assert setup.dataset["train"].object.tolist() == [OBJECTS.index("hang_glider")]
 

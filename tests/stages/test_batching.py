@@ -49,8 +49,8 @@ def test_out_of_memory_halves_and_goes_on_with_every_row_once_in_order(limit):
     size = PartSize(10)
     answers = torch.cat(in_parts(small(limit, seen), 10, size, "cpu"))
     assert answers.tolist() == [2.0 * row for row in range(10)]
-    assert size.rows is not None
-    assert size.rows <= limit
+    assert size.row_count is not None
+    assert size.row_count <= limit
     assert len([length for length in seen if length > limit]) <= 4  # log2 of the batch, not one a row
 
 
@@ -95,7 +95,7 @@ def test_the_size_that_fits():
 def test_auto_takes_modest_parts_where_there_is_no_gpu():
     size = part_size({}, "tower", "auto")
     in_parts(small(99, seen := []), 10, size, "cpu")
-    assert size.rows == AUTO_ROWS_ON_CPU
+    assert size.row_count == AUTO_ROWS_ON_CPU
     assert set(seen) == {AUTO_ROWS_ON_CPU}
 
 
@@ -128,7 +128,7 @@ def test_features_are_the_same_in_halves(families, make_batch, starved):
     batch = make_batch(5, 8)
     whole = stage.compute(batch, ["original"], {})["original"]
     tried = starved(CLIPVisionModel, "forward")
-    again = Batch(batch.rows, batch.keys, batch.count, batch.images)
+    again = Batch(batch.row_ids, batch.keys, batch.count, batch.images)
     halves = stage.compute(again, ["original"], {})["original"]
     assert tried == [8, 4, 2, 2, 2]
     torch.testing.assert_close(halves, whole, atol=1e-5, rtol=1e-5)
@@ -185,11 +185,11 @@ def test_a_vision_pass_in_halves_fills_the_same_tables(family, checkpoints, proc
     batch = make_batch(5, 8)
     whole, scores = features.compute(batch, ["original"], {})["original"], itm.compute(batch, PROMPTS, {})
     tried = starved(tower, "forward")
-    again = Batch(batch.rows, batch.keys, batch.count, batch.images)
+    again = Batch(batch.row_ids, batch.keys, batch.count, batch.images)
     halves = features.compute(again, ["original"], {})["original"]
     assert tried == [8, 4, 2, 2, 2, 2]
     torch.testing.assert_close(halves, whole, atol=1e-5, rtol=1e-5)
-    later = Batch(batch.rows, batch.keys, batch.count, batch.images)
+    later = Batch(batch.row_ids, batch.keys, batch.count, batch.images)
     scored = itm.compute(later, PROMPTS, {})
     assert tried[6:] == [2, 2, 2, 2], "what one stage has learnt the other knows"
     for prompt in PROMPTS:
@@ -210,7 +210,7 @@ def test_blip_finds_its_batch_by_itself(checkpoints, make_batch):
     auto.open("cpu", {})
     plain.open("cpu", {})
     ours = auto.compute(batch, ["original"], {})["original"]
-    assert auto.rows.rows == AUTO_ROWS_ON_CPU
+    assert auto.rows.row_count == AUTO_ROWS_ON_CPU
     theirs = plain.compute(make_batch(3, 20), ["original"], {})["original"]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 

@@ -11,7 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hoi_distill.storage.digests import arrow_digests, canonical_json, combine64, digest_bytes, fingerprint
+from hoi_distill.storage.digests import (
+    arrow_digests,
+    canonical_json,
+    combine64,
+    content_name,
+    digest_bytes,
+    fingerprint,
+)
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.file_digests import DigestMemory
 
@@ -150,3 +157,9 @@ def test_processes_that_make_the_memory_at_one_time_all_get_their_digests(tmp_pa
         for number in range(25):  # without patience about three calls in a hundred find the new file locked
             found = pool.map(_remember, [(tmp_path / f"{number}.sqlite", file)] * 6, chunksize=1)
             assert len(set(found)) == 1
+
+
+def test_a_content_name_is_the_one_that_is_stored():
+    assert content_name(b"x") == digest_bytes(b"x").hex()
+    assert content_name(b"x", 4) == "b1ba07e5"
+    assert len(content_name(b"x", 64)) == 128

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ import pytest
 
 from hoi_distill.storage import file_digests as digest_memory
 from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.storage.check import check_table
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import StorageError
 from hoi_distill.storage.files import stamps
 from hoi_distill.storage.records import load_record
+from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.shards import payload as shards
 from hoi_distill.storage.table import Table
 
@@ -51,7 +54,7 @@ def table_of(kind: str, root: Path, per_shard: int = 40) -> Table:
         values = np.arange(4000, dtype=np.float16).reshape(40, 2, 50)
     for start in range(0, 40, per_shard):
         part = slice(start, start + per_shard)
-        table.commit(ROWS[part], ("value",), np.ones((per_shard, 1), bool), {"value": values[part]})
+        table.commit(CellBlock(ROWS[part], ("value",), np.ones((per_shard, 1), bool)), {"value": values[part]})
     return table
 
 
@@ -75,9 +78,9 @@ def test_a_payload_of_any_flipped_bit_is_refused_before_a_value_of_it_is_read(tm
         path.write_bytes(flipped(intact, bit))
         another_process(monkeypatch)
         with pytest.raises(StorageError, match=rf"{path.name}: its bytes differ .*`hoi-distill check`"):
-            table.read(ROWS[:3], ("value",))
+            table.read(CellSelection(ROWS[:3], ("value",)))
     path.write_bytes(intact)
-    assert len(table.read(ROWS[:3], ("value",))["value"]) == 3
+    assert len(table.read(CellSelection(ROWS[:3], ("value",)))["value"]) == 3
 
 
 @pytest.mark.parametrize("kind", ["arrow", "lmdb"])
@@ -86,17 +89,17 @@ def test_a_file_cut_short_and_stretched_to_its_size_is_refused(tmp_path, kind):
     table = table_of(kind, tmp_path)
     size = payload(table).stat().st_size
     os.truncate(payload(table), size // 2)
-    assert table.state(ROWS, ("value",)).lost.all()
+    assert table.state(CellSelection(ROWS, ("value",))).lost.all()
     os.truncate(payload(table), size)
     with pytest.raises(StorageError, match="its bytes differ"):
-        table.read(ROWS, ("value",))
+        table.read(CellSelection(ROWS, ("value",)))
 
 
 @pytest.mark.parametrize("kind", ["arrow", "lmdb"])
 def test_a_payload_that_changes_after_it_was_read_is_refused_at_its_next_read(tmp_path, kind):
     """Same size, modification time put back: the change time tells."""
     table = table_of(kind, tmp_path)
-    before = table.read(ROWS[:3], ("value",))["value"]
+    before = table.read(CellSelection(ROWS[:3], ("value",)))["value"]
     assert len(before) == 3
     path = payload(table)
     found = path.stat()
@@ -108,7 +111,7 @@ def test_a_payload_that_changes_after_it_was_read_is_refused_at_its_next_read(tm
         file.write(bytes([byte[0] ^ 255]))
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
     with pytest.raises(StorageError, match="its bytes differ"):
-        table.read(ROWS[:3], ("value",))
+        table.read(CellSelection(ROWS[:3], ("value",)))
 
 
 def test_a_payload_is_hashed_once_a_process_and_many_of_them_once_a_machine(tmp_path, monkeypatch):
@@ -123,13 +126,13 @@ def test_a_payload_is_hashed_once_a_process_and_many_of_them_once_a_machine(tmp_
     few, many = table_of("arrow", tmp_path / "a", 20), table_of("lmdb", tmp_path / "b", 2)
     time.sleep(0.03)  # a file of this very instant is not trusted to keep its stamp
     for _ in range(3):
-        few.read(ROWS, ("value",))
-        many.read(ROWS, ("value",))
+        few.read(CellSelection(ROWS, ("value",)))
+        many.read(CellSelection(ROWS, ("value",)))
     assert len(hashed) == len(set(hashed)) == 2
     another_process(monkeypatch)
     monkeypatch.setattr("hoi_distill.storage.file_digests._hash", None)  # what the machine knows is not read again
-    many.read(ROWS, ("value",))
-    few.read(ROWS, ("value",))
+    many.read(CellSelection(ROWS, ("value",)))
+    few.read(CellSelection(ROWS, ("value",)))
     assert len(hashed) == 4
 
 
@@ -139,10 +142,10 @@ def test_one_bad_payload_among_many_is_named_and_the_others_are_not_read_again(t
     bad.write_bytes(flipped(bad.read_bytes(), 999))
     for _ in range(2):
         with pytest.raises(StorageError, match=rf"1 of \d+ shards hold other bytes.*{bad.name}.*hoi-distill check"):
-            table.read(ROWS, ("value",))
+            table.read(CellSelection(ROWS, ("value",)))
     (found,) = check_table(table)
     assert found.shard == bad.name
-    assert int(table.state(ROWS, ("value",)).filled.sum()) == 38
+    assert int(table.state(CellSelection(ROWS, ("value",))).filled.sum()) == 38
 
 
 def test_a_payload_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
@@ -158,12 +161,12 @@ def test_a_payload_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypat
     monkeypatch.setattr(digest_memory, "_hash", lambda path: refusal if path == str(locked) else real(path))
     monkeypatch.setattr(shards, "verify_shard", refused)
     with pytest.raises(StorageError, match=rf"shard {locked}: Permission denied; make it readable and run again$"):
-        table.read(ROWS, ("value",))
+        table.read(CellSelection(ROWS, ("value",)))
 
 
 def test_a_set_aside_payload_that_was_computed_again_is_read_from_the_new_file(tmp_path):
     table = table_of("lmdb", tmp_path)
-    kept = table.read(ROWS, ("value",))["value"]
+    kept = table.read(CellSelection(ROWS, ("value",)))["value"]
     path = payload(table)
     intact = path.read_bytes()
     time.sleep(0.02)
@@ -171,10 +174,10 @@ def test_a_set_aside_payload_that_was_computed_again_is_read_from_the_new_file(t
         file.seek(len(intact) - 200)
         file.write(bytes(100))
     assert len(check_table(Table(table.dir))) == 1
-    again = table.commit(ROWS, ("value",), np.ones((40, 1), bool), {"value": kept})
+    again = table.commit(CellBlock(ROWS, ("value",), np.ones((40, 1), bool)), {"value": kept})
     assert again.created
     assert Path(again.payload).read_bytes() == intact
-    np.testing.assert_array_equal(table.read(ROWS, ("value",))["value"], kept)
+    np.testing.assert_array_equal(table.read(CellSelection(ROWS, ("value",)))["value"], kept)
 
 
 def record_with_failures(root: Path) -> Path:
@@ -184,14 +187,14 @@ def record_with_failures(root: Path) -> Path:
     values = {column: pa.array(range(5)) for column in "ab"}
     failures = {(1, 0): "bad picture", (3, 1): "zweiter Grund"}
     inputs = np.arange(10, dtype=np.uint64).reshape(5, 2)
-    made = table.commit(ROWS[:5], ("a", "b"), valid, values, failures, inputs)
+    made = table.commit(CellBlock(ROWS[:5], ("a", "b"), valid, failures, inputs), values)
     return table.dir / "commits" / made.name
 
 
 def contents(path: Path) -> tuple:
     record = load_record(path)
     values, inputs, reasons = record.cells()
-    light = (record.rows, record.filled, record.failed, values, inputs)
+    light = (record.row_ids, record.filled, record.failed, values, inputs)
     return record.header, record.columns, [part.tobytes() for part in light], reasons.to_pylist()
 
 
@@ -223,15 +226,16 @@ print(refused)
 def test_value_digests_and_reasons_are_compared_before_they_are_used(tmp_path):
     path = record_with_failures(tmp_path)
     table, intact = Table(path.parents[1]), path.read_bytes()
+    cells = CellSelection(ROWS[:5], ("a", "b"))
     for needle, ask in (
-        (table.value_digests(ROWS[:5], ("a", "b"))[:1].tobytes(), table.value_digests),
+        (table.value_digests(cells)[:1].tobytes(), table.value_digests),
         (b"zweiter Grund", table.failures),
-        (np.arange(10, dtype="<u8").tobytes(), lambda rows, columns: table.state(rows, columns, np.ones(5, np.uint64))),
+        (np.arange(10, dtype="<u8").tobytes(), lambda cells: table.state(replace(cells, inputs=np.ones(5, np.uint64)))),
     ):
         time.sleep(0.02)  # so that each write moves the change time
         path.write_bytes(flipped(intact, 8 * intact.index(needle) + 9))
         with pytest.raises(StorageError, match=rf"commit record {path}: its bytes have changed.*hoi-distill check"):
-            ask(ROWS[:5], ("a", "b"))
+            ask(cells)
         time.sleep(0.02)
         path.write_bytes(intact)
 
@@ -248,7 +252,7 @@ def test_a_record_that_is_none_counts_as_none_and_check_keeps_it(tmp_path, conte
         record.symlink_to(record if contents == "loop" else tmp_path / "gone")
     else:
         record.write_bytes({"empty": b"", "text": b"a note\n", "cut": data[:-100]}[contents])
-    assert not Table(table.dir).state(ROWS, ("value",)).filled.any()
+    assert not Table(table.dir).state(CellSelection(ROWS, ("value",))).filled.any()
     (found,) = check_table(Table(table.dir))
     assert found.shard == record.name
     assert (table.dir / "bad" / record.name).is_symlink() or (table.dir / "bad" / record.name).exists()

@@ -103,7 +103,7 @@ def test_a_stop_commits_what_computes_and_starts_nothing_new(executor: RayExecut
 
     executor.execute(made.tasks(made.part(colour), size=4), report=report, stop=stop)
     assert 1 <= len(reports) <= 4  # what two workers computed and wrote
-    assert int((~made.empty(colour)).sum()) == 3 * sum(done.rows for done in reports)
+    assert int((~made.empty(colour)).sum()) == 3 * sum(done.row_count for done in reports)
 
 
 @pytest.mark.slow
@@ -140,7 +140,7 @@ made = album(Path(sys.argv[1]), 40)
 stage = Colour(seconds=0.5)
 done = []
 def report(answer):
-    done.append(answer.rows)
+    done.append(answer.row_count)
     print("reported", flush=True)
 execute(made.tasks(made.part(stage), size=4), workers=2, report=report, stop=stop)
 filled = int((~made.empty(stage)).sum())

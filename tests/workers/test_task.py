@@ -22,11 +22,11 @@ def test_halves_cover_every_needed_cell_once_with_its_input_digest(tmp_path: Pat
     digests = np.arange(15, dtype=np.uint64).reshape(5, 3)
     task = made.tasks(made.part(Colour(), inputs=digests), made.part(Map()), size=5)[0]
     left, right = task.halves()
-    assert np.array_equal(np.concatenate([left.rows, right.rows]), task.rows)
-    assert np.array_equal(np.concatenate([left.parts[0].inputs, right.parts[0].inputs]), digests)
-    assert [len(left.uris), len(right.uris)] == [len(left.rows), len(right.rows)] == [2, 3]
+    assert np.array_equal(np.concatenate([left.row_ids, right.row_ids]), task.row_ids)
+    assert np.array_equal(np.concatenate([left.tables[0].cells.inputs, right.tables[0].cells.inputs]), digests)
+    assert [len(left.uris), len(right.uris)] == [len(left.row_ids), len(right.row_ids)] == [2, 3]
     single = left.halves()[0]
-    assert [[part.name for part in half.parts] for half in single.halves()] == [["colour"], ["map"]]
+    assert [[table.name for table in half.tables] for half in single.halves()] == [["colour"], ["map"]]
     assert single.halves()[0].halves() == ()
 
 

@@ -13,10 +13,12 @@ import pyarrow as pa
 import pytest
 
 from hoi_distill.storage.errors import StorageError, UserError
+from hoi_distill.storage.selection import CellSelection
 from hoi_distill.workers.executors import inline
-from hoi_distill.workers.loading import UpstreamColumn, prefetch
+from hoi_distill.workers.loading import prefetch
 from hoi_distill.workers.pulse import Beat
 from hoi_distill.workers.task import Task, TaskReport
+from hoi_distill.workers.upstream import UpstreamColumn
 from hoi_distill.workers.worker import Worker
 from tests.fixtures.toy_album import Album, Colour, Double, Encoded, Large, Length, Map, album, replaced, text_task
 
@@ -39,7 +41,7 @@ def made(tmp_path: Path) -> Album:
 def test_every_row_of_tasks_larger_than_a_batch_reads_back(made: Album) -> None:
     colour, maps = Colour(), Map()
     reports = run(made.tasks(made.part(colour), made.part(maps), size=9))
-    assert sum(report.rows for report in reports) == 20
+    assert sum(report.row_count for report in reports) == 20
     assert sum(report.cells["colour"] for report in reports) == 60
     read = made.read(colour)
     assert np.array_equal(np.stack([read[c] for c in ("red", "green", "blue")], axis=1), made.colours)
@@ -145,9 +147,11 @@ def test_a_stage_downstream_reads_the_cells_it_needs_and_inherits_their_failures
     assert np.array_equal(made.empty(double), ~below)
     good = np.delete(np.arange(20), 5)
     table = made.spec(double).open()
-    assert np.array_equal(table.read(made.rows[good], ("twice red",))["twice red"], 2 * made.colours[good, 0])
+    assert np.array_equal(
+        table.read(CellSelection(made.rows[good], ("twice red",)))["twice red"], 2 * made.colours[good, 0]
+    )
     full = good[good < 12]
-    assert np.array_equal(table.read(made.rows[full], ("sum",))["sum"], made.colours[full].sum(axis=1))
+    assert np.array_equal(table.read(CellSelection(made.rows[full], ("sum",)))["sum"], made.colours[full].sum(axis=1))
 
 
 def test_a_task_of_nothing_but_failed_rows_hands_their_failures_on(made: Album) -> None:
@@ -163,7 +167,7 @@ def test_texts_are_rows_like_any_other(tmp_path: Path) -> None:
     texts = ["a", "a person", "", "ähm", "no interaction"]
     task = text_task(Length(), tmp_path, texts)
     run([task])
-    values = task.parts[0].table.open().read(task.rows, ("value",))["value"]
+    values = task.tables[0].table.open().read(CellSelection(task.row_ids, ("value",)))["value"]
     assert values.to_pylist() == [len(text) for text in texts]
 
 
@@ -205,7 +209,7 @@ def test_a_stop_ends_a_task_after_its_batch_and_commits_what_is_computed(made: A
     stop = threading.Event()
     colour = Stopping(stop, at=2)
     (report,) = run(made.tasks(made.part(colour), size=20), stop)
-    assert (report.rows, report.cells) == (8, {"colour": 24})
+    assert (report.row_count, report.cells) == (8, {"colour": 24})
     assert np.array_equal(~made.empty(colour).any(axis=1), np.arange(20) < 8)
 
 
@@ -236,7 +240,7 @@ def test_a_stopped_task_records_its_failures_and_changed_files_up_to_there(made:
     stop = threading.Event()
     colour = Stopping(stop, at=1)
     (report,) = run(made.tasks(made.part(colour), size=20), stop)
-    assert (report.rows, int(report.bad.sum()), report.changed) == (4, 2, (made.uris[2],))
+    assert (report.row_count, int(report.bad.sum()), report.changed) == (4, 2, (made.uris[2],))
     assert set(made.failures(colour)) == {(1, column) for column in range(3)}
     assert np.flatnonzero(~made.empty(colour).any(axis=1)).tolist() == [0, 1, 3]
 
@@ -382,7 +386,7 @@ def test_running_a_task_again_changes_nothing(made: Album) -> None:
 
 def test_a_stage_opens_once_for_many_tasks_and_another_pass_evicts_it(made: Album) -> None:
     first, other = Colour(), Map()
-    other.shares = "another tower"
+    other.vision_key = "another tower"
     worker = Worker()
     for task in made.tasks(made.part(first)):
         worker.run(task)

@@ -19,18 +19,19 @@ LOG = logging.getLogger(__name__)
 def execute(
     tasks: Sequence[Task],
     *,
-    workers: int = 1,
     report: Callable[[TaskReport], None],
     stop: threading.Event,
     device: str = "cpu",
     beat: Callable[[Sequence[Beat]], None] | None = None,
 ) -> None:
-    """Run the tasks in order; the next one computes while the last one is written.
+    """Run the tasks in order, in one worker: torch already uses the machine's cores. The next task computes while the last
+    one is written.
 
     Args:
-        workers: not used: there is one worker, and torch already uses the machine's cores.
+        tasks: what to do.
         report: called in this thread once a task's cells are committed.
         stop: once set, the current task ends after its batch, what it has computed is committed, and this returns.
+        device: where stages compute.
         beat: called with all that is under way at each step of a task, in whichever thread makes it.
 
     Raises:
@@ -53,12 +54,12 @@ def execute(
             for task in tasks:
                 if stop.is_set():
                     break
-                outcome = worker.forward(task)
+                result = worker.compute(task)
                 if writing is not None:
                     previous, writing = writing, None
                     finish(previous)
-                if outcome is not None:
-                    writing = writer.submit(worker.write, outcome)
+                if result is not None:
+                    writing = writer.submit(worker.commit, result)
         finally:
             worker.close()
             if writing is not None:

@@ -1,6 +1,6 @@
 """The Ray executor: a pool of actors, each one worker, and a driver that hands them tasks.
 
-Why Ray core actors and not Ray Data. A task is a rectangle of cells, and all that comes back of it is a small report:
+Why Ray core actors and not Ray Data. A task is a block of cells, and all that comes back of it is a small report:
 the values go from the worker to the cache, not through Ray's object store. Ray Data moves blocks between operators,
 which buys nothing here, and what is wanted here it does not offer: handing the next task to whoever is idle; learning
 *which* task took its worker along, to split it until the one bad row is found; committing what is in flight when the
@@ -472,7 +472,7 @@ def _actor_factory(size: int, tasks: Sequence[Task]) -> Callable[[], Any]:
     import ray
 
     total = ray.cluster_resources()
-    resources = [part.stage.resources for task in tasks for part in task.parts]
+    resources = [table.stage.resources for task in tasks for table in task.tables]
     cpus = min(max(r.cpus for r in resources), 0.9 * total.get("CPU", 1.0) / size)
     gpus = min(max(r.gpus for r in resources), total.get("GPU", 0.0) / size)
     if any(r.gpus for r in resources) and not gpus:

@@ -362,8 +362,8 @@ def check_nodes(tasks: Sequence[Task], stop: threading.Event) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    roots = sorted({part.table.root for task in tasks for part in task.parts})
-    sources = (uri for task in tasks if task.parts[0].stage.decodes for uri in task.uris)
+    roots = sorted({table.table.root for task in tasks for table in task.tables})
+    sources = (uri for task in tasks if task.tables[0].stage.decodes for uri in task.uris)
     samples = list(islice((uri for uri in sources if os.access(uri, os.R_OK)), 1))
     marks = [Path(root, f".probe-{uuid.uuid4().hex}") for root in roots]
     probe = ray.remote(_unreadable)

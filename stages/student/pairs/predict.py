@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +18,8 @@ from hoi_distill.stages.student.pairs.config import PairsConfig
 from hoi_distill.stages.student.pairs.instances import PictureTable, gather
 from hoi_distill.stages.student.pairs.prepare import picture_table
 from hoi_distill.stages.student.pairs.regions import Regions, entries
+from hoi_distill.storage.digests import content_name
+from hoi_distill.storage.files.atomic import atomic_path
 
 BOX = pa.list_(pa.float32(), 4)
 SCHEMA = pa.schema(
@@ -83,8 +83,7 @@ def write_predictions(
         hois: int ``[H, 2]`` (verb, object); top_k: keep only so many triplets of each picture, the best.
     """
     count = 0
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    with pq.ParquetWriter(draft, SCHEMA) as writer:
+    with atomic_path(path) as draft, pq.ParquetWriter(draft, SCHEMA) as writer:
         for rows, regions, pair, hoi, prior, logit in scored(model, pictures, maps, valid, batch):
             score = logit.sigmoid() * prior**prior_power
             if top_k is not None:
@@ -93,7 +92,6 @@ def write_predictions(
             table = triplets(regions, pair, hoi, score, hois, [image_ids[r] for r in rows])
             writer.write_table(table)
             count += len(table)
-    os.replace(draft, path)
     return count
 
 
@@ -151,7 +149,7 @@ def predict_test_set(
         model: see :func:`scored`; valid: bool ``[objects, H]``; maps_of: where feature maps come from; default: the table
             of the test set; top_k: see :func:`write_predictions`.
     """
-    name = hashlib.blake2b(test.identity.encode(), digest_size=6).hexdigest()
+    name = content_name(test.identity.encode(), 6)
     pictures = picture_table(run_dir / "state" / f"test-{name}", test.source, config)
     maps = TableMaps.of(test.source, config.views[:1]) if maps_of is None else maps_of(pictures)
     path = run_dir / "detections.parquet"

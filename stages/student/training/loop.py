@@ -6,7 +6,6 @@ on from its last save and ends with the weights of an undisturbed one, bit for b
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import threading
@@ -30,6 +29,7 @@ from hoi_distill.stages.student.student import Student
 from hoi_distill.stages.student.training.metrics import MetricsLog, NonFiniteLoss, Progress
 from hoi_distill.stages.student.training.processes import Processes
 from hoi_distill.stages.student.training.resume import load_state, save_state
+from hoi_distill.storage.digests import content_name
 
 Network = TypeVar("Network", bound=nn.Module)
 NAMED = 8
@@ -163,7 +163,7 @@ def run_name(config: PairsConfig, data: TrainingSet) -> str:
     """A digest of what decides a run's weights; a saved state of another name is not resumed."""
     weights = {k: v for k, v in asdict(config).items() if k not in BOOKKEEPING}
     record = [weights, data.identity, len(data.source), int(data.labelled.sum()), data.vocabulary.digest()]
-    return hashlib.blake2b(json.dumps(record).encode(), digest_size=8).hexdigest()
+    return content_name(json.dumps(record).encode(), 8)
 
 
 def describe_non_finite(

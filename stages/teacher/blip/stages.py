@@ -1,6 +1,6 @@
 """BLIP as a teacher: feature maps, image-text matching and captions, all from one pass of the vision tower.
 
-Stages whose towers are byte-identical (and preprocess alike, at one dtype) carry equal ``shares``: a worker that runs
+Stages whose towers are byte-identical (and preprocess alike, at one dtype) carry equal ``vision_key``: a worker that runs
 them on one batch preprocesses and encodes each picture once. The tower's answer is its last hidden state after the
 final layer norm, ``[B, 1 + h*w, D]`` with CLS first, which is what BLIP's text models attend to.
 """
@@ -75,7 +75,7 @@ class BlipStage(Stage):
         self.batch_size, self.chosen_batch = canonical(batch_size), batch_size
         self.memory_mib, self.compiled = memory_mib, compile
         self.resources = Resources(gpus=gpus)
-        self.shares = fingerprint({"tower": checkpoint.tower, **self._vision_parameters()})
+        self.vision_key = fingerprint({"tower": checkpoint.tower, **self._vision_parameters()})
         self.computed_cells = 0
 
     def _vision_parameters(self) -> dict[str, Any]:
@@ -101,16 +101,16 @@ class BlipStage(Stage):
             folder = self.checkpoint.here()
             model = load(self.checkpoint, folder, self.dtype, device)
             # A twin's tower is dropped for the one that is there already: the same bytes, once in memory.
-            model.vision_model = shared.setdefault(("tower", self.shares, device), model.vision_model)
+            model.vision_model = shared.setdefault(("tower", self.vision_key, device), model.vision_model)
             shared[key] = model, image_processor(folder), tokenizer(folder)
         self.model, self.processor, self.tokenizer = shared[key]
         self.tower = self.model.vision_model
         if self.compiled:
-            compiled = ("compiled", self.shares, device)
+            compiled = ("compiled", self.vision_key, device)
             if compiled not in shared:
                 shared[compiled] = torch.compile(self.tower)
             self.tower = shared[compiled]
-        self.rows: PartSize = shared.setdefault(("rows", self.shares, device, self.batch_size), PartSize())
+        self.rows: PartSize = shared.setdefault(("rows", self.vision_key, device, self.batch_size), PartSize())
         self.device = device
 
     def __getstate__(self) -> dict[str, Any]:
@@ -120,12 +120,12 @@ class BlipStage(Stage):
 
     def encode(self, batch: Batch, view: str = "original") -> torch.Tensor:
         """The tower's last hidden state ``[B, 1 + h*w, D]`` of one view, computed once per batch and tower."""
-        return batch.once(("tower", self.shares, view), lambda: self._encode(self._pixels(batch, view)))
+        return batch.once(("tower", self.vision_key, view), lambda: self._encode(self._pixels(batch, view)))
 
     def _pixels(self, batch: Batch, view: str) -> torch.Tensor:
         """``float32 [B, 3, H, W]`` on the CPU, by the checkpoint's own image processor."""
         pixels: torch.Tensor = batch.once(
-            ("pixels", self.shares),
+            ("pixels", self.vision_key),
             lambda: self.processor(list(batch.images), return_tensors="pt")["pixel_values"],
         )
         return pixels.flip(-1) if view == "flip" else pixels
@@ -134,8 +134,8 @@ class BlipStage(Stage):
         import torch
 
         dtype = self.model.vision_model.dtype
-        if self.rows.rows is None and self.chosen_batch != "auto":
-            self.rows.rows = min(self._images_at_once(), len(pixels))  # batches come padded, to one size
+        if self.rows.row_count is None and self.chosen_batch != "auto":
+            self.rows.row_count = min(self._images_at_once(), len(pixels))  # batches come padded, to one size
 
         def forward(positions: np.ndarray) -> torch.Tensor:
             states: torch.Tensor = self.tower(pixel_values=pixels[positions].to(self.device, dtype)).last_hidden_state
@@ -218,13 +218,13 @@ class ItmStage(BlipStage):
             self.inputs, self.batch_size = (itc,), 1
         self.itc_top_k = itc_top_k
 
-    def needs(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
+    def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
         return {} if self.inputs else None
 
-    def chosen_by(self, column: str) -> Mapping[str, tuple[str, ...]]:
+    def selection_inputs(self, column: str) -> Mapping[str, tuple[str, ...]]:
         return dict.fromkeys(self.inputs, (column,))
 
-    def wants(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray | None:
+    def select_cells(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray | None:
         """The ``itc_top_k`` most similar prompts; all of them where the similarity is a recorded failure."""
         if self.itc_top_k is None:
             return None

@@ -78,7 +78,7 @@ class GivenDetections(Stage):
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("detections", "_row_of")}
 
-    def external(self, keys: Sequence[str]) -> np.ndarray:
+    def source_digests(self, keys: Sequence[str]) -> np.ndarray:
         """``uint64 [N]``: a picture's cell depends on its own records and size."""
         found, digests = self.detections, np.empty(len(keys), np.uint64)
         for position, key in enumerate(keys):

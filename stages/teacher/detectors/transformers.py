@@ -216,13 +216,13 @@ def group_in_parts(
     forward: Callable[[np.ndarray], list[Answer]], count: int, size: PartSize, device: str
 ) -> list[Answer]:
     """:func:`hoi_distill.stages.batching.in_parts` for pictures of one size, of which there may be fewer than
-    ``size.rows``."""
-    if size.rows is None:
-        size.rows = measured_rows(forward, device)
-    tried = PartSize(most := min(size.rows, count))
+    ``size.row_count``."""
+    if size.row_count is None:
+        size.row_count = measured_rows(forward, device)
+    tried = PartSize(most := min(size.row_count, count))
     parts = in_parts(forward, count, tried, device)
-    if tried.rows != most:
-        size.rows = tried.rows
+    if tried.row_count != most:
+        size.row_count = tried.row_count
     return list(chain.from_iterable(parts))
 
 

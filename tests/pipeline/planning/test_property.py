@@ -111,8 +111,7 @@ class House:
         setup = self.album.setup()
         for name, made in plan_of(setup).items():
             assert made.table is not None
-            ids = setup.sources["images"].ids[made.rows]
-            for column, values in made.table.read(ids, made.columns, made.inputs).items():
+            for column, values in made.table.read(made.cells).items():
                 means = [means_of(Path(setup.sources["images"].uris[i])) for i in made.rows]
                 scores = np.array(means, np.float32) + score_of(column)
                 expected = scores if name == "scores" else (scores > 500).astype(np.int8)
@@ -120,11 +119,11 @@ class House:
 
 
 def values_of(record: Record) -> list[tuple[bytes, str]]:
-    """The cells of a record's rectangle that it holds a value of."""
-    held = np.full((len(record.rows), len(record.columns)), bool(record.header["full"]))
+    """The cells of a record's block that it holds a value of."""
+    held = np.full((len(record.row_ids), len(record.columns)), bool(record.header["full"]))
     if record.filled is not None:
         held = np.unpackbits(record.filled, axis=1, count=len(record.columns)).astype(bool)
-    return [(record.rows[row].tobytes(), record.columns[column]) for row, column in np.argwhere(held)]
+    return [(record.row_ids[row].tobytes(), record.columns[column]) for row, column in np.argwhere(held)]
 
 
 def means_of(path: Path) -> np.float32:
@@ -158,7 +157,7 @@ quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 
 @settings(max_examples=25, deadline=None, suppress_health_check=quiet)
 @given(actions=ACTIONS)
-@example([("run",), ("paint", 0, 3), ("ask", "c"), ("run",), ("corrupt", 1, 0)])  # a shard of a rectangle with gaps
+@example([("run",), ("paint", 0, 3), ("ask", "c"), ("run",), ("corrupt", 1, 0)])  # a shard of a block with gaps
 def test_any_history_ends_with_the_wanted_cells_and_none_computed_twice(actions):
     live_through(actions)
 

@@ -213,10 +213,10 @@ def test_the_same_text_gives_the_same_labels_always():
 def test_what_it_reads_and_what_names_its_table():
     made = stage(verification="verification")
     asked = {"triplets": TEXTS, "detections": ("value",), "verification": tuple(QUESTIONS)}
-    assert made.needs("value") == asked
+    assert made.dependencies("value") == asked
     assert made.inputs == tuple(asked)
     assert made.decodes is False
-    assert "verification" not in stage().needs("value")
+    assert "verification" not in stage().dependencies("value")
     others = [stage(least=0.2), stage(positive=0.6), stage(negative=0.2), stage(silence=0.1)]
     assert len({str(fingerprint_record(each)) for each in (*others, stage())}) == 5
     assert fingerprint_record(stage(batch_size=2, triplets="x")) == fingerprint_record(stage())
@@ -279,6 +279,6 @@ def test_each_sentence_has_the_vector_that_its_encoder_gives_it(checkpoints):
     np.testing.assert_allclose(rows[0], alone, atol=1e-3)
     np.testing.assert_allclose(np.linalg.norm(np.array(rows[0]), axis=1), 1, atol=2e-3)
     assert rows[2][0] == rows[0][1]
-    assert made.needs("value") == {"captions": ("what:",)}
+    assert made.dependencies("value") == {"captions": ("what:",)}
     assert fingerprint_record(made) != fingerprint_record(SentenceEmbeddings(encoder, "what:", sentences=3))
     assert fingerprint_record(made) == fingerprint_record(SentenceEmbeddings(encoder, "other:", sentences=2))

@@ -191,7 +191,7 @@ def test_a_yes_no_column_weighs_the_asked_triplet_by_its_score(stage):
 
 def test_it_reads_the_one_column_it_names_and_no_picture(stage):
     assert stage.decodes is False
-    assert stage.needs("list:") == {"captions": ("list:",)}
+    assert stage.dependencies("list:") == {"captions": ("list:",)}
 
 
 def test_another_vocabulary_is_another_table(stage):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from hoi_distill.stages.student.files import DAMAGE, drafted, kept_array, load_tensors, new_array, save_tensors
+from hoi_distill.stages.student.files import DAMAGE, kept_array, load_tensors, new_array, save_tensors
 from hoi_distill.stages.student.training.resume import load_state, save_state
 from hoi_distill.storage.files import owner
+from hoi_distill.storage.files.atomic import atomic_path
 
 ROOT = Path(__file__).parents[3]
 
@@ -76,7 +77,7 @@ def test_a_folder_takes_the_place_of_a_damaged_one(tmp_path):
     place = tmp_path / "kept"
     place.mkdir()
     (place / "old").write_text("x")
-    with drafted(place) as draft:
+    with atomic_path(place) as draft:
         draft.mkdir()
         (draft / "new").write_text("y")
     assert [path.name for path in place.iterdir()] == ["new"]

@@ -46,7 +46,7 @@ def opened(checkpoint, columns=QUESTIONS, **options):
 
 
 def only(batch: Batch, index: int) -> Batch:
-    return Batch(batch.rows[:1], ["x"], 1, [batch.images[index]])
+    return Batch(batch.row_ids[:1], ["x"], 1, [batch.images[index]])
 
 
 def stock_inputs(name, folder, image, question):
@@ -275,7 +275,7 @@ def test_tables_of_one_checkpoint_hold_one_model(found):
     long, short = (Answers(found("llava"), QUESTIONS, max_new_tokens=length) for length in (9, 4))
     for stage in (long, short):
         stage.open("cpu", shared)
-    assert long.shares == short.shares
+    assert long.vision_key == short.vision_key
     assert long.model is short.model
 
 

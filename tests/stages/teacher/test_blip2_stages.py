@@ -17,6 +17,7 @@ from hoi_distill.stages.teacher.blip.itc import Blip2Itc, BlipItc
 from hoi_distill.stages.teacher.blip.stages import BlipCaptions, BlipItm, ItmStage
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.selection import CellSelection
 from tests.fixtures.tiny_blip2 import save_blip2
 from tests.fixtures.toy_stages import Album, plan_of, run
 from tests.stages.teacher.test_itm_scorer import random_prompts
@@ -105,7 +106,7 @@ def test_blip_similarities_are_the_stock_ones(checkpoints, processor, make_batch
 
 def test_one_pass_fills_three_tables(found, make_batch, monkeypatch):
     stages = opened(Blip2Itm(found, PROMPTS), Blip2Itc(found, PROMPTS), Blip2Features(found))
-    assert len({stage.shares for stage in stages}) == 1
+    assert len({stage.vision_key for stage in stages}) == 1
     passes = []
     forward = stages[0].model.vision_model.forward
     monkeypatch.setattr(
@@ -174,7 +175,7 @@ def line(tmp_path, folder, monkeypatch) -> Album:
 def stored(album: Album, name: str, columns) -> np.ndarray:
     setup = album.setup()
     made = plan_of(setup)[name]
-    values = made.table.read(setup.sources["images"].ids[made.rows], tuple(columns))
+    values = made.table.read(CellSelection(setup.sources["images"].ids[made.rows], tuple(columns)))
     return np.stack([np.array(values[column].to_pylist(), np.float32) for column in columns], axis=1)
 
 
@@ -209,7 +210,7 @@ def test_similarity_chooses_which_cells_a_picture_wants(line):
     assert made.complete()
     assert made.counts["wanted"] == 30
     rank = np.argsort(np.argsort(-stored(line, "itc", PROMPTS), axis=1), axis=1)
-    assert np.array_equal(made.wanted, rank < 5)
+    assert np.array_equal(made.cells.wanted, rank < 5)
     (line.folder / "bad.png").write_bytes(b"no picture")
     assert run(line.setup()).failures == {"itc": 18, "itm": 18}
     (line.folder / "bad.png").unlink()

@@ -60,7 +60,7 @@ def test_one_pass_fills_three_tables(found, make_batch, monkeypatch):
             BlipCaptions(found["caption"], QUESTIONS),
         ]
     )
-    assert len({stage.shares for stage in stages}) == 1
+    assert len({stage.vision_key for stage in stages}) == 1
     passes = count_tower_images(monkeypatch)
     batch = make_batch()
     for stage in stages:
@@ -71,8 +71,8 @@ def test_one_pass_fills_three_tables(found, make_batch, monkeypatch):
 
 def test_another_tower_is_not_shared(found, make_batch, monkeypatch):
     stages = opened([BlipItm(found["itm"], PROMPTS, token_mode="cls"), BlipCaptions(found["other"], ("",))])
-    assert stages[0].shares != stages[1].shares
-    assert BlipItm(found["itm"], PROMPTS, token_mode="cls", dtype="bfloat16").shares != stages[0].shares
+    assert stages[0].vision_key != stages[1].vision_key
+    assert BlipItm(found["itm"], PROMPTS, token_mode="cls", dtype="bfloat16").vision_key != stages[0].vision_key
     passes = count_tower_images(monkeypatch)
     batch = make_batch()
     for stage in stages:
@@ -174,7 +174,7 @@ def test_a_cell_does_not_depend_on_its_companions(found, make_batch):
     (stage,) = opened([BlipItm(found["itm"], PROMPTS, token_mode="cls")])
     batch = make_batch()
     together = stage.compute(batch, PROMPTS, {})
-    shuffled = Batch(batch.rows, batch.keys, 3, [batch.images[index] for index in (2, 1, 0, 0)])
+    shuffled = Batch(batch.row_ids, batch.keys, 3, [batch.images[index] for index in (2, 1, 0, 0)])
     alone = stage.compute(shuffled, PROMPTS[1:2], {})[PROMPTS[1]].to_pylist()
     np.testing.assert_allclose(alone[2], together[PROMPTS[1]].to_pylist()[0], atol=1e-3)
 

@@ -20,6 +20,7 @@ from hoi_distill.stages.teacher.detectors.given import DETECTIONS, TOP
 from hoi_distill.stages.teacher.detectors.transformers import Detector, label_map
 from hoi_distill.stages.teacher.weights import Checkpoint, load
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.selection import CellSelection
 from tests.fixtures.tiny_detectors import COCO_80, COCO_91, FAMILIES, tiny_detector
 
 SIZES = ((90, 64), (64, 90), (90, 64), (130, 70), (64, 64), (33, 80))
@@ -282,7 +283,7 @@ def test_cached_is_live_for_every_row_of_a_shard_larger_than_a_batch(folders, pi
             replaced(made, index, file.read())
     stage = Detector(Checkpoint.find(folders["rt_detr"]), batch_size=4, states=True)
     run(made.tasks(made.part(stage), size=11))
-    stored = made.spec(stage).open().read(made.rows, ("value",))["value"].to_pylist()
+    stored = made.spec(stage).open().read(CellSelection(made.rows, ("value",)))["value"].to_pylist()
     live = opened(folders["rt_detr"], states=True)
     for cell, picture in zip(stored, shown, strict=True):
         alone = answers(live, [picture])[0]

@@ -21,6 +21,7 @@ from hoi_distill.pipeline.planning.plan import plan
 from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.stages.data.image import decode
 from hoi_distill.stages.stage import Batch, TensorOutput
+from hoi_distill.storage.selection import CellSelection
 from tests.fixtures.tiny_blip2 import save_blip2
 from tests.fixtures.tiny_detectors import FAMILIES, tiny_detector
 
@@ -129,7 +130,7 @@ def test_stored_is_live_for_every_row(setup, name):
     stage.open("cpu", {})
     rows = source.ids[made.rows]
     tolerance = TOLERANCE[stage.output.codec] if isinstance(stage.output, TensorOutput) else 2e-3
-    stored = made.table.read(rows, stage.columns, made.inputs)
+    stored = made.table.read(CellSelection(rows, stage.columns, made.cells.inputs))
     for index, member in enumerate(made.rows.tolist()):
         key, uri = source.keys[member], source.uris[member]
         if stage.source == "texts":
@@ -148,5 +149,5 @@ def test_rows_differ(setup, name):
     made = plan(setup.nodes, setup.sources, setup.cache)[name]
     column = made.node.stage.columns[-1]
     source = setup.sources[made.node.stage.source]
-    stored = made.table.read(source.ids[made.rows], [column], made.inputs)[column]
+    stored = made.table.read(CellSelection(source.ids[made.rows], [column], made.cells.inputs))[column]
     assert max(difference(stored[0], cell) for cell in stored) > 1e-4

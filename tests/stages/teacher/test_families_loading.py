@@ -139,7 +139,7 @@ def test_the_hubs_old_layout(families, make_batch, tmp_path):
         stage = VisionFeatures(Checkpoint.find(folder), width="projected")
         stage.open("cpu", {})
         maps.append(stage.compute(batch, ["original"], {})["original"])
-        batch = Batch(batch.rows, batch.keys, batch.count, batch.images)
+        batch = Batch(batch.row_ids, batch.keys, batch.count, batch.images)
     torch.testing.assert_close(maps[0], maps[1])
 
 

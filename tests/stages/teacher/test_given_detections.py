@@ -81,19 +81,19 @@ def test_several_files_are_read_as_one(annotations, write, tmp_path):
 
 
 def test_an_edited_box_changes_its_own_row_only(annotations, write):
-    before = DetectionsFromFile(write(ENTRIES), annotations).external(KEYS)
+    before = DetectionsFromFile(write(ENTRIES), annotations).source_digests(KEYS)
     edited = [*ENTRIES[:1], ("a.jpg", 2, [31, 30, 30, 30], 0.4), *ENTRIES[2:]]
     stage = DetectionsFromFile(write(edited), annotations)
-    assert (stage.external(KEYS) != before).tolist() == [True, False, False]
-    assert (DetectionsFromFile(write(ENTRIES[::-1]), annotations).external(KEYS) == before).all()
+    assert (stage.source_digests(KEYS) != before).tolist() == [True, False, False]
+    assert (DetectionsFromFile(write(ENTRIES[::-1]), annotations).source_digests(KEYS) == before).all()
 
 
 def test_the_files_path_is_not_the_tables_name(annotations, write, tmp_path):
     stage = DetectionsFromFile(write(ENTRIES), annotations)
-    record, external = fingerprint_record(stage), stage.external(KEYS)
+    record, external = fingerprint_record(stage), stage.source_digests(KEYS)
     moved = DetectionsFromFile(write(ENTRIES).rename(tmp_path / "moved.json"), annotations)
     assert fingerprint_record(moved) == record
-    assert (moved.external(KEYS) == external).all()
+    assert (moved.source_digests(KEYS) == external).all()
 
 
 def test_annotated_boxes_come_once_each(annotations):
@@ -116,7 +116,7 @@ def test_stages_travel_without_paths_or_pairs(annotations, write):
 def test_pictures_without_an_entry_are_counted_once_where_it_is_planned(annotations, write, caplog):
     stage = DetectionsFromFile(write(ENTRIES), annotations)
     for _ in range(2):
-        stage.external(KEYS)
+        stage.source_digests(KEYS)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.endswith("detections.json: no entry for 1 of 3 pictures (first c.jpg), which get no boxes")
     caplog.clear()
@@ -127,14 +127,14 @@ def test_pictures_without_an_entry_are_counted_once_where_it_is_planned(annotati
 def test_what_several_files_leave_out_is_counted_over_all_of_them(annotations, write, tmp_path, caplog):
     first = write(ENTRIES[:1]).rename(tmp_path / "first.json")
     far = [("a.jpg", 1, [-30, 0, 50, 50], 0.5), ("c.jpg", 1, [0, 0, 20, 50], 0.5)]
-    DetectionsFromFile([first, write(far)], annotations).external(KEYS)
+    DetectionsFromFile([first, write(far)], annotations).source_digests(KEYS)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.endswith("detections.json: 1 of 2 boxes reach beyond their pictures and are cut")
 
 
 def test_a_bad_file_is_named_while_planning(annotations, tmp_path):
     with pytest.raises(UserError, match=r"absent\.json"):
-        DetectionsFromFile(tmp_path / "absent.json", annotations).external(KEYS)
+        DetectionsFromFile(tmp_path / "absent.json", annotations).source_digests(KEYS)
 
 
 OWN = ("person", "kite", "hang glider")
@@ -149,7 +149,7 @@ def test_a_file_may_count_the_vocabularys_own_objects(annotations, write):
             write([("a.jpg", wrong, [1, 1, 9, 9], 0.4)]), annotations, categories="vocabulary", objects=OWN
         )
         with pytest.raises(UserError, match=r"entry 1 \(a\.jpg\): unknown category_id"):
-            stage.external(KEYS)
+            stage.source_digests(KEYS)
 
 
 def test_what_the_categories_of_own_objects_are_has_to_be_said(annotations, write):

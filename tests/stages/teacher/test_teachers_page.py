@@ -18,6 +18,7 @@ from hoi_distill.pipeline.graph import builder as graph
 from hoi_distill.pipeline.planning.plan import plan
 from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.stages.data.image import decode
+from hoi_distill.storage.selection import CellSelection
 from tests.fixtures.toy_stages import paint
 
 
@@ -63,7 +64,7 @@ def test_the_example_fills_a_table(tmp_path, classifier, monkeypatch):
     made = plan(setup.nodes, setup.sources, setup.cache)["tags"]
     assert made.complete()
     images = setup.sources["images"]
-    stored = np.array(made.table.read(images.ids[made.rows], ("value",))["value"].to_pylist())
+    stored = np.array(made.table.read(CellSelection(images.ids[made.rows], ("value",)))["value"].to_pylist())
     model, processor = ViTForImageClassification.from_pretrained(classifier), ViTImageProcessorPil()
     processor.size = {"height": 32, "width": 32}
     with torch.no_grad(), open(images.uris[made.rows[3]], "rb") as file:

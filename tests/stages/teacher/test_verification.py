@@ -22,6 +22,7 @@ from hoi_distill.stages.teacher.blip.stages import BlipCaptions
 from hoi_distill.stages.teacher.pico.training import captions
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.selection import CellSelection
 from tests.fixtures.toy_stages import Album, plan_of, run
 
 ROOM = Path(__file__).parents[3] / "stages"
@@ -177,7 +178,9 @@ def test_only_what_concerns_a_detected_object_is_asked(filled):
 def labels_of(album):
     setup = album.setup()
     made = plan_of(setup)["labels"]
-    cells = made.table.read(setup.sources["images"].ids[made.rows], ("value",), made.inputs)["value"]
+    cells = made.table.read(CellSelection(setup.sources["images"].ids[made.rows], ("value",), made.cells.inputs))[
+        "value"
+    ]
     return dict(zip(setup.sources["images"].keys, cells.to_pylist(), strict=True))
 
 

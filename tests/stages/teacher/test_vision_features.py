@@ -75,7 +75,7 @@ def test_projected_tokens_share_the_texts_space(found, make_batch):
     checkpoint = found("clip")
     full, projected = opened(checkpoint), opened(checkpoint, width="projected")
     assert projected.output.shape == (24, 4, 4)
-    assert full.shares == projected.shares
+    assert full.vision_key == projected.vision_key
     batch = make_batch()
     maps = projected.compute(batch, ["original"], {})["original"]
     model, tokens = stock_tokens(checkpoint, whole_picture(checkpoint, batch.images))
@@ -112,7 +112,7 @@ def test_a_row_does_not_depend_on_its_neighbours(found, make_batch, name):
     batch = make_batch(5, 8)
     together = stage.compute(batch, ["original"], {})["original"]
     for index, image in enumerate(batch.images[:5]):
-        alone = stage.compute(Batch(batch.rows[:8], batch.keys, 1, [image] * 8), ["original"], {})["original"]
+        alone = stage.compute(Batch(batch.row_ids[:8], batch.keys, 1, [image] * 8), ["original"], {})["original"]
         torch.testing.assert_close(alone[0], together[index], atol=1e-5, rtol=1e-5)
 
 
@@ -233,7 +233,9 @@ def test_a_tower_saved_alone_gives_the_same_maps(found, make_batch, tmp_path, wh
     assert single.architecture == alone
     batch = make_batch()
     maps = [
-        opened(each, width=width).compute(Batch(batch.rows, batch.keys, 3, batch.images), ["original"], {})["original"]
+        opened(each, width=width).compute(Batch(batch.row_ids, batch.keys, 3, batch.images), ["original"], {})[
+            "original"
+        ]
         for each in (checkpoint, single)
     ]
     torch.testing.assert_close(maps[0], maps[1])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.shards import lmdb as lmdb_shard
 from hoi_distill.storage.shards.codecs import Codec
@@ -25,7 +26,7 @@ def payloads(tmp_path):
     for start in range(0, 20, 5):
         values = {"a": np.broadcast_to(np.arange(start, start + 5, dtype=np.float32)[:, None, None], (5, 3, 700))}
         part = slice(start, start + 5)
-        paths.append(table.commit(ROWS[part], ("a",), np.ones((5, 1), bool), values).payload)
+        paths.append(table.commit(CellBlock(ROWS[part], ("a",), np.ones((5, 1), bool)), values).payload)
     return paths
 
 

@@ -9,7 +9,6 @@ once.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -55,6 +54,7 @@ from hoi_distill.stages.student.pairs.prepare import picture_table
 from hoi_distill.stages.student.pairs.regions import Regions, entries
 from hoi_distill.stages.student.training.loop import annotated_loss, finish, parameter_groups, train_steps
 from hoi_distill.stages.student.training.processes import Processes
+from hoi_distill.storage.digests import content_name
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.atomic import write_atomically
 from hoi_distill.storage.sampling import epoch_order
@@ -236,7 +236,7 @@ def stage_name(config: ClHoiConfig, data: TrainingSet) -> str:
         data.source.rows_digest,
         read,
     ]
-    return hashlib.blake2b(json.dumps(record).encode(), digest_size=8).hexdigest()
+    return content_name(json.dumps(record).encode(), 8)
 
 
 def context_terms(model: nn.Module, batch: ContextBatch, step: int) -> tuple[Tensor, dict[str, float]]:

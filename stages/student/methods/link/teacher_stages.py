@@ -87,21 +87,21 @@ class LinkStage(Stage):
         self.inputs = (teacher.detections, teacher.features)
         self.chosen_batch, self.batch_size = batch_size, canonical(batch_size)
         self.resources = Resources(gpus=gpus)
-        self.shares = self._pass()
+        self.vision_key = self._pass()
 
     def _pass(self) -> str:
         who = self.teacher.training or f"untrained {self.teacher.name}"
         return fingerprint({"pair_teacher": who, "reads": self.inputs})
 
     @property
-    def unbound(self) -> bool:
+    def pending(self) -> bool:
         return self.teacher.training is None
 
-    def bound(self, training: str, checkpoint: Path) -> Stage:
+    def resolved(self, training: str, checkpoint: Path) -> Stage:
         """This stage of a teacher whose training has a fingerprint by now, and a place."""
         stage = copy.copy(self)
         stage.teacher = replace(self.teacher, training=training, checkpoint=checkpoint)
-        stage.shares = stage._pass()
+        stage.vision_key = stage._pass()
         return stage
 
     def parameters(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class LinkStage(Stage):
     def provenance(self) -> dict[str, Any]:
         return {"pair_teacher": self.teacher.name, "checkpoint": str(self.teacher.checkpoint)}
 
-    def needs(self, column: str) -> Mapping[str, tuple[str, ...]]:
+    def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]]:
         return {self.teacher.detections: ("value",), self.teacher.features: (column,)}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -139,12 +139,12 @@ class LinkStage(Stage):
 
         def ask() -> list[Answer]:
             told = list(chain.from_iterable(in_parts(forward, batch.count, self.rows, self.device)))
-            return told + told[-1:] * (len(batch.rows) - len(told))
+            return told + told[-1:] * (len(batch.row_ids) - len(told))
 
         # A row that only the other table wants comes without its cells here, so it is part of the question who is there.
         there = detections.is_valid().to_numpy(zero_copy_only=False), maps.reshape(len(maps), -1).any(1)
         asked = b"".join(np.packbits(part).tobytes() for part in there)
-        return batch.once(("pair teacher", self.shares, view, asked), ask)
+        return batch.once(("pair teacher", self.vision_key, view, asked), ask)
 
 
 class LinkPairs(LinkStage):

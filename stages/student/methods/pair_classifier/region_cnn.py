@@ -26,6 +26,7 @@ from hoi_distill.stages.student.files import kept, kept_array, load_tensors, sav
 from hoi_distill.stages.student.pairs.batches import MapReader, TableMaps, take
 from hoi_distill.stages.student.pairs.instances import PictureTable
 from hoi_distill.stages.student.source import Source
+from hoi_distill.storage.digests import content_name
 from hoi_distill.storage.errors import UserError
 
 
@@ -202,7 +203,7 @@ def map_reader(
         raise UserError("encoder: region_cnn needs the pictures themselves")
     if source.rows_digest is None:
         return LiveMaps(cnn, views, read)
-    usable = hashlib.blake2b(pictures.usable().tobytes(), digest_size=4).hexdigest()
+    usable = content_name(pictures.usable().tobytes(), 4)
     folder = shared / f"region-maps-{cnn.digest()}-{source.rows_digest}-{usable}"
     return StoredMaps(folder, cnn, views, pictures.usable(), read)
 
@@ -214,5 +215,5 @@ def own_encoder(
     if data.read is None:
         raise UserError("encoder: region_cnn needs the pictures themselves")
     record = {**asdict(cnn), "rows": data.source.rows_digest, "pictures": pictures.digest()}
-    name = hashlib.blake2b(json.dumps(record).encode(), digest_size=6).hexdigest()
+    name = content_name(json.dumps(record).encode(), 6)
     return shared_encoder(shared / f"region-cnn-{name}", cnn, pictures, data.read, report)

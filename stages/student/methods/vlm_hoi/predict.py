@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.config import Pictures, Scoring
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
 from hoi_distill.stages.student.methods.vlm_hoi.picture_set import in_frame
 from hoi_distill.stages.student.pairs.predict import SCHEMA
+from hoi_distill.storage.files.atomic import atomic_path
 
 WAITING = 8
 """At most so many batches of pictures wait for others of their size."""
@@ -140,9 +140,8 @@ def write_triplets(
     rows = dict(found)
     order = sorted(rows)
     hoi_id = np.pad(vocabulary.hoi_id(), ((0, 0), (0, 1)), constant_values=-1)  # the last column is object -1's
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
     count = 0
-    with pq.ParquetWriter(draft, SCHEMA) as writer:
+    with atomic_path(path) as draft, pq.ParquetWriter(draft, SCHEMA) as writer:
         for start in range(0, len(order), 1000):
             part = [rows[row] for row in order[start : start + 1000]]
             names = np.repeat([image_ids[row] for row in order[start : start + 1000]], [len(p.scores) for p in part])
@@ -161,5 +160,4 @@ def write_triplets(
             }
             writer.write_table(pa.table(columns, SCHEMA))
             count += len(scores)
-    os.replace(draft, path)
     return count

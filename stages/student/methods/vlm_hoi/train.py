@@ -9,7 +9,6 @@ ends with the weights of an undisturbed run, bit for bit on a CPU with the same 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +34,7 @@ from hoi_distill.stages.student.training.loop import finish, random_seed
 from hoi_distill.stages.student.training.metrics import MetricsLog, NonFiniteLoss, Progress
 from hoi_distill.stages.student.training.processes import Processes
 from hoi_distill.stages.student.training.resume import load_state, save_state
+from hoi_distill.storage.digests import content_name
 from hoi_distill.storage.errors import placed
 
 DROP = 0.1
@@ -245,7 +245,7 @@ def run_name(config: VlmHoiConfig, data: TrainingSet) -> str:
     """A digest of what decides a run's weights; a saved state of another name is not resumed."""
     weights = parameters_of(config, BOOKKEEPING)
     record = [weights, data.identity, len(data.image), int(data.labelled.sum()), data.vocabulary.digest()]
-    return hashlib.blake2b(json.dumps(record).encode(), digest_size=8).hexdigest()
+    return content_name(json.dumps(record).encode(), 8)
 
 
 def describe(step: int, batch: Batch, data: TrainingSet, what: str) -> str:

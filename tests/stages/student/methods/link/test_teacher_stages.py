@@ -29,11 +29,13 @@ from hoi_distill.stages.student.pairs.instances import gather, picture_of
 from hoi_distill.stages.student.pairs.regions import entries
 from hoi_distill.stages.teacher.detectors.given import DETECTIONS
 from hoi_distill.stages.teacher.detectors.transformers import cells as detection_cells
+from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
 from hoi_distill.workers.loading import FEW_PATTERNS
-from hoi_distill.workers.task import Part, TableSpec, Task, Upstream
+from hoi_distill.workers.task import TableSpec, TableTask, Task, Upstream
 from hoi_distill.workers.worker import Worker
 from tests.fixtures.link_scenes import SMALL
 from tests.fixtures.toy_student import CHANNELS, SIDE, VOCABULARY, Toy
@@ -83,7 +85,7 @@ def world(tmp_path, monkeypatch) -> SimpleNamespace:
         failed = {(3, 0): "too dark", (3, 1): "too dark"} if name == "features" else {}
         valid = np.ones((COUNT, len(columns)), bool)
         valid[[row for row, _ in failed]] = False
-        specs[name].open().commit(rows, columns, valid, values[name], failed)
+        specs[name].open().commit(CellBlock(rows, columns, valid, failed), values[name])
     return SimpleNamespace(rows=rows, specs=specs, maps=values["features"], root=str(tmp_path / "cache"))
 
 
@@ -92,21 +94,26 @@ def table(world, stage) -> TableSpec:
 
 
 def fill(world, stages, needed=None) -> None:
-    above = {name: Upstream(world.specs[name], UPSTREAM[name][2]) for name in UPSTREAM}
+    above = {name: Upstream(world.specs[name], CellSelection(world.rows, UPSTREAM[name][2])) for name in UPSTREAM}
     everything = np.ones((COUNT, 2), bool)
-    parts = tuple(
-        Part(stage.name, stage, table(world, stage), VIEWS, everything if needed is None else needed[n], None, above)
+    wanted = [everything] * len(stages) if needed is None else needed
+    tables = tuple(
+        TableTask(stage.name, stage, table(world, stage), CellSelection(world.rows, VIEWS, wanted=wanted[n]), above)
         for n, stage in enumerate(stages)
     )
     worker = Worker("cpu", readers=1)
-    worker.run(Task("task", world.rows, [""] * COUNT, [""] * COUNT, parts))
+    worker.run(Task("task", [""] * COUNT, [""] * COUNT, tables))
     worker.close()
 
 
 def stream(world, stages) -> SampleStream:
     specs = {**world.specs, **{stage.name: table(world, stage) for stage in stages}}
     tables = {
-        name: TableRef(str(opened.dir), VIEWS if name != "detections" else ("value",), None, opened.fingerprint)
+        name: TableRef(
+            str(opened.dir),
+            opened.fingerprint,
+            CellSelection(world.rows, VIEWS if name != "detections" else ("value",)),
+        )
         for name, opened in ((name, spec.open()) for name, spec in specs.items())
     }
     return SampleStream(StreamSpec(world.rows, tables, "hoi-distill run"))
@@ -182,13 +189,17 @@ def test_a_fingerprint_names_the_training_and_not_where_it_lies(teacher):
         assert prints(make(elsewhere, ("flip",), batch_size=2, gpus=1.0)) == first
         assert prints(make(replace(teacher, training="d00d"))) != first
     assert prints(LinkMaps(teacher, codec="int8")) != prints(LinkMaps(teacher))
-    assert LinkPairs(teacher).shares == LinkMaps(teacher).shares != LinkMaps(replace(teacher, training="d00d")).shares
+    assert (
+        LinkPairs(teacher).vision_key
+        == LinkMaps(teacher).vision_key
+        != LinkMaps(replace(teacher, training="d00d")).vision_key
+    )
 
 
 def test_a_view_is_computed_from_that_view_and_the_detections(teacher):
     stage = LinkMaps(replace(teacher, detections="boxes", features="clip_l"))
     assert stage.inputs == ("boxes", "clip_l")
-    assert stage.needs("flip") == {"boxes": ("value",), "clip_l": ("flip",)}
+    assert stage.dependencies("flip") == {"boxes": ("value",), "clip_l": ("flip",)}
     assert stage.output.shape == (SMALL.width, SIDE, SIDE)
     with pytest.raises(UserError, match="unknown view 'upside_down'"):
         LinkPairs(teacher, ("upside_down",))

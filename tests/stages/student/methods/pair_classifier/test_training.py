@@ -42,8 +42,10 @@ from hoi_distill.stages.student.student import Student
 from hoi_distill.stages.student.training.metrics import NonFiniteLoss
 from hoi_distill.stages.student.training.resume import save_state
 from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.stream import StreamSpec, TableRef
 from tests.fixtures.toy_student import CHANNELS, SIDE, VOCABULARY, Toy, weights
 
@@ -316,8 +318,8 @@ def cached_tables(root: Path, toy: Toy) -> StreamSpec:
             column: np.stack(cells) if kind is None else pa.array([as_plain(cell) for cell in cells], kind)
             for column, cells in toy.tables[name].items()
         }
-        table.commit(rows, columns, np.ones((40, len(columns)), bool), values)
-        refs[name] = TableRef(str(table.dir), columns, fingerprint=table.fingerprint)
+        table.commit(CellBlock(rows, columns, np.ones((40, len(columns)), bool)), values)
+        refs[name] = TableRef(str(table.dir), table.fingerprint, CellSelection(rows, columns))
     return StreamSpec(rows, refs, "make teacher-cache")
 
 
