@@ -12,7 +12,7 @@ import numpy as np
 
 from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
 from hoi_distill.pipeline.console.progress import Progress, working
-from hoi_distill.pipeline.graph.builder import levels, passes
+from hoi_distill.pipeline.graph.nodes import levels, passes
 from hoi_distill.pipeline.inputs import Source
 from hoi_distill.pipeline.planning.plan import TablePlan, align, folders
 from hoi_distill.pipeline.training.binding import plan_all, trained_folders
