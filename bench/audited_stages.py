@@ -53,9 +53,9 @@ class Captions(BlipCaptions):
 def main() -> None:
     """``hoi-distill`` with these stages."""
     from hoi_distill.pipeline import cli
-    from hoi_distill.pipeline.graph import builder as graph
+    from hoi_distill.pipeline.graph import registry
 
-    graph.STAGES.update(STAGES)
+    registry.STAGES.update(STAGES)
     cli.main()
 
 

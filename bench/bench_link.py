@@ -246,7 +246,7 @@ def clip_stage(folder: Path) -> VisionFeatures:
         folder
     )
     CLIPImageProcessorPil().save_pretrained(folder)
-    stage = VisionFeatures(Checkpoint.find(folder), width="projected", batch_size=16)
+    stage = VisionFeatures(VisionFeatures.Config(checkpoint=Checkpoint.find(folder), width="projected", batch_size=16))
     assert stage.output.shape == (CHANNELS, GRID, GRID)  # type: ignore[union-attr]
     stage.open("cpu", {})
     return stage

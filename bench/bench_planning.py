@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from bench.synthetic_table import fill_synthetically, synthetic_rows
-from hoi_distill.pipeline.graph.builder import Node
+from hoi_distill.pipeline.graph.nodes import Node
 from hoi_distill.pipeline.inputs import image_source
 from hoi_distill.pipeline.planning.plan import plan
 from hoi_distill.stages.data.annotations import Annotations

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hoi_distill.pipeline.graph import builder as graph
+from hoi_distill.pipeline.graph import registry
+from hoi_distill.stages.keys import Columns
 from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, TensorOutput, Values
 
 STAGES = {
@@ -25,7 +26,7 @@ FOUND = pa.struct([("score", pa.float32()), ("boxes", pa.list_(pa.list_(pa.float
 
 def register() -> None:
     """Let configurations name them."""
-    graph.STAGES.update(STAGES)
+    registry.STAGES.update(STAGES)
 
 
 def seed(mean: float, column: str) -> int:
@@ -52,8 +53,11 @@ def chosen(cell: Mapping[str, Any]) -> bool:
 class _Toy(Stage):
     batch_size = 2
 
-    def __init__(self, columns: Sequence[str]) -> None:
-        self.columns = tuple(columns)
+    class Config(Stage.Config):
+        columns: Columns
+
+    def __init__(self, config: Config) -> None:
+        self.columns = config.columns
 
     def parameters(self) -> dict[str, Any]:
         return {}
@@ -68,9 +72,12 @@ class Found(_Toy):
     name = "found"
     output = ArrowOutput(FOUND)
 
-    def __init__(self, columns: Sequence[str], weights: str = "a") -> None:
-        super().__init__(columns)
-        self.weights = weights
+    class Config(_Toy.Config):
+        weights: str = "a"
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.weights = config.weights
 
     def parameters(self) -> dict[str, Any]:
         return {"weights": self.weights}
@@ -146,8 +153,8 @@ class Sums(_Toy):
     inputs = ("maps",)
     output = ArrowOutput(pa.float32())
 
-    def __init__(self) -> None:
-        super().__init__(("value",))
+    class Config(_Toy.Config):
+        columns: Columns = ("value",)
 
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hoi_distill.pipeline.cli.teachers import catalogue
+from hoi_distill.pipeline.graph.catalogue import catalogue
 
 PAGE = Path(__file__).parent / "teachers.md"
 COMMAND = "python docs/teachers_table.py"

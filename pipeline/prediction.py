@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from hoi_distill.pipeline.console.progress import working
 from hoi_distill.pipeline.filling.run import refuse_absent
-from hoi_distill.pipeline.graph.builder import Context, build_stage
+from hoi_distill.pipeline.graph.builder import build_stage
+from hoi_distill.stages.keys import StageContext
 from hoi_distill.stages.stage import Batch, Stage, TensorOutput, fingerprint_record
 from hoi_distill.storage.digests import as_rows, digest_bytes, fingerprint
 from hoi_distill.storage.errors import InputFailure, UserError
@@ -144,7 +145,7 @@ def own_stage(
         kind, parameters = said_stage(checkpoint, role, identity)
     with tempfile.TemporaryDirectory() as scratch:
         memory = DigestMemory(Path(scratch) / "digests.sqlite")
-        context = Context(student.vocabulary, student.vocabulary.prompts(), {"test": annotations}, memory.digests)
+        context = StageContext(student.vocabulary, {"test": annotations}, memory.digests)
         stage = build_stage(kind, parameters, context, f"{checkpoint}: identities.{role}")
     record = fingerprint_record(stage)
     if (role != "detections" or detections is None) and fingerprint(record) != identity["fingerprint"]:

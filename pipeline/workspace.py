@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from hoi_distill.pipeline.config.schema import Config, Dataset, PicoDataset, load_config
 from hoi_distill.pipeline.console.progress import size, working
-from hoi_distill.pipeline.graph.builder import Context, Node, build_graph
+from hoi_distill.pipeline.graph.nodes import Node, build_graph
 from hoi_distill.pipeline.inputs import Source, image_source, load_dataset, text_source
+from hoi_distill.stages.keys import StageContext
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.errors import UserError
 
@@ -66,7 +67,7 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
         raise UserError(f"{path}: dataset.root: no pictures in {config.dataset.root}")
     cache = Cache.open(config.cache)
     digests = functools.partial(cache.memory.digests, rehash=rehash)
-    context = Context(vocabulary, vocabulary.prompts(), dataset, digests, cache.memory.derived)
+    context = StageContext(vocabulary, dataset, digests, cache.memory.derived)
     with working("reading the checkpoints"):
         nodes = build_graph(config, context, path)
     with working(f"naming the pictures of {config.dataset.root} by their bytes"):

@@ -10,15 +10,14 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-
-from hoi_distill.storage.errors import UserError
+from pydantic import Field
 
 Rows = TypeVar("Rows")
 
-BatchSize = int | Literal["auto"]
+BatchSize = Annotated[int, Field(ge=1)] | Literal["auto"]
 AUTO_BATCH = 128
 """The canonical batch where the size is to find itself; parts of it are powers of two."""
 AUTO_ROWS_ON_CPU = 16
@@ -34,9 +33,7 @@ class PartSize:
 
 
 def canonical(batch_size: BatchSize) -> int:
-    """The stage's ``batch_size`` in rows. Raises UserError below 1."""
-    if batch_size != "auto" and batch_size < 1:
-        raise UserError(f"batch_size: {batch_size}; it must be at least 1, or auto")
+    """The stage's ``batch_size`` in rows."""
     return AUTO_BATCH if batch_size == "auto" else batch_size
 
 

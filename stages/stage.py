@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from hoi_distill.stages.keys import StageConfig, View
+
 if TYPE_CHECKING:
     import pyarrow as pa
     from PIL import Image
@@ -25,7 +27,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 """Of a model's weights and arithmetic."""
 Codec = Literal["fp16", "bf16", "int8"]
 """How a tensor cell is stored, see :mod:`hoi_distill.storage.shards.codecs`."""
-VIEWS = ("original", "flip")
+VIEWS: tuple[View, ...] = ("original", "flip")
 """Columns of the feature table; ``flip`` is the preprocessed picture mirrored left to right."""
 
 
@@ -89,8 +91,13 @@ class Batch:
 class Stage(ABC):
     """One kind of output for every row of a source.
 
-    A class attribute says what never changes. An instance attribute holds what the configuration chose.
+    Class attributes say what never changes; instance attributes what the configuration chose. The constructor takes the
+    keys of the configuration, an instance of :attr:`Config`; it may also ask for the dataset's ``Vocabulary`` and
+    ``Annotations``, which it is given by the type of the argument.
     """
+
+    class Config(StageConfig):
+        """The keys of a table of this stage; a subclass adds its own."""
 
     name: ClassVar[str]
     """The kind of table, e.g. ``itm``. It is the first part of the folder's name."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hoi_distill.pipeline.console.progress import duration, size
-from hoi_distill.pipeline.graph.builder import levels, passes
+from hoi_distill.pipeline.graph.nodes import levels, passes
 
 if TYPE_CHECKING:
     from hoi_distill.pipeline.filling.run import RunSummary

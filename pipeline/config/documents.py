@@ -110,18 +110,21 @@ def apply_override(document: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from None
 
 
-def validate(model: type[Any], document: Any, where: str) -> Any:
+def validate(model: type[Any], document: Any, where: str, context: Any = None) -> Any:
     """``model.model_validate``, where nothing but a number is a number.
 
     Args:
+        model: the pydantic model.
+        document: its keys.
         where: what stands before a key in messages: the file with a colon and, if the document is a section of it, the
             section with its dot.
+        context: what validators of the model look things up in.
 
     Raises:
         UserError: one line with the key, what was given and what is allowed; further wrong keys are named at its end.
     """
     try:
-        checked = model.model_validate(document)
+        checked = model.model_validate(document, context=context)
     except ValidationError as error:
         raise UserError(where + explain(error, document, model)) from None
     except RecursionError:

@@ -12,7 +12,7 @@ import numpy as np
 
 from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
 from hoi_distill.pipeline.console.progress import Progress, working
-from hoi_distill.pipeline.graph.builder import levels, passes
+from hoi_distill.pipeline.graph.nodes import levels, passes
 from hoi_distill.pipeline.planning.plan import TablePlan, folders
 from hoi_distill.pipeline.training.binding import plan_all, trained_folders
 from hoi_distill.pipeline.training.checks import check_student, rehearse_student

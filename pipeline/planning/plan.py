@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi_distill.pipeline.graph.builder import Node
+from hoi_distill.pipeline.graph.nodes import Node
 from hoi_distill.pipeline.inputs import Source
 from hoi_distill.stages.stage import Stage, fingerprint_record
 from hoi_distill.storage.cache import Cache

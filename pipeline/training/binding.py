@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hoi_distill.pipeline.graph.builder import Node
+from hoi_distill.pipeline.graph.nodes import Node
 from hoi_distill.pipeline.planning.plan import Reason, TablePlan, plan
 from hoi_distill.pipeline.workspace import Setup
 from hoi_distill.storage.errors import UserError

@@ -17,7 +17,7 @@ from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     from hoi_distill.pipeline.config.student import Pictures
-    from hoi_distill.pipeline.graph.builder import Node
+    from hoi_distill.pipeline.graph.nodes import Node
     from hoi_distill.stages.data.vocabulary import Vocabulary
     from hoi_distill.stages.stage import Stage
     from hoi_distill.stages.student.method import Needs

@@ -21,13 +21,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
-from hoi_distill.stages.data.prompts import NO_INTERACTION
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.keys import Count
 from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values
 from hoi_distill.stages.teacher.seen_objects import PERSON, presence
 from hoi_distill.storage.digests import fingerprint
@@ -54,12 +56,12 @@ class Rules:
 
     Attributes:
         least: detector's score from which an object counts.
-        positive: least target of a positive. negative: largest target of a negative, where the question was asked.
+        positive: least target of a positive.
+        negative: largest target of a negative, where the question was asked.
         silence: weight of what rests on the text's silence alone.
     """
 
     least: float = 0.1
-
     positive: float = 0.5
     negative: float = 0.1
     silence: float = 0.2
@@ -119,16 +121,6 @@ def judge(
 class ImageLabels(Stage):
     """HOI labels of whole pictures, from triplets and, where there are any, yes/no answers. One column, ``value``; pure
     arithmetic, without pictures.
-
-    Args:
-        texts: the columns of the triplets table to read (the caption and the list, say).
-        verbs, hois, questions: the vocabulary; ``questions`` as of
-            :meth:`hoi_distill.stages.data.vocabulary.Vocabulary.questions`.
-        triplets, detections: the configuration's names of these tables.
-        verification: that of the table of yes/no answers, whose columns are ``verification_questions``; None: labels of
-            the text alone.
-        least, positive, negative, silence: see :class:`Rules`.
-        batch_size: rows per step.
     """
 
     name = "image_labels"
@@ -136,22 +128,38 @@ class ImageLabels(Stage):
     columns = ("value",)
     output = ArrowOutput(LABELS)
 
-    def __init__(
-        self, texts: Sequence[str], verbs: Sequence[str], hois: Sequence[tuple[int, int]], questions: Mapping[str, int],
-        *, triplets: str = "triplets", detections: str = "detections", verification: str | None = None,
-        least: float = 0.1, positive: float = 0.5, negative: float = 0.1, silence: float = 0.2, batch_size: int = 256,
-    ) -> None:  # fmt: skip
-        if not texts:
-            raise UserError("image_labels: texts is empty; name columns of the triplets table")
-        self.texts, self.rules = tuple(texts), Rules(least, positive, negative, silence)
-        self.triplets, self.detections, self.verification = triplets, detections, verification
-        self.inputs = tuple(name for name in (triplets, detections, verification) if name)
-        self.batch_size, self.questions = batch_size, dict(questions)
-        self.hois = np.array(hois, np.int64).reshape(-1, 2)
-        self.nothing = np.array([verbs[verb] == NO_INTERACTION for verb, _ in self.hois.tolist()], bool)
+    class Config(Stage.Config):
+        texts: Annotated[tuple[str, ...], Field(min_length=1)]
+        """The columns of the triplets table to read (the caption and the list, say)."""
+        triplets: str = "triplets"
+        """The configuration's name of the triplets table."""
+        detections: str = "detections"
+        """The configuration's name of the detections table."""
+        verification: str | None = None
+        """The configuration's name of the table of yes/no answers, whose columns are ``verification_questions``. Default:
+        labels of the text alone."""
+        least: float = Rules.least
+        """Detector's score from which an object counts."""
+        positive: float = Rules.positive
+        """Least target of a positive."""
+        negative: float = Rules.negative
+        """Largest target of a negative, where the question was asked."""
+        silence: float = Rules.silence
+        """Weight of what rests on the text's silence alone."""
+        batch_size: Count = 256
+        """Rows per step."""
+
+    def __init__(self, config: Config, vocabulary: Vocabulary) -> None:
+        self.texts = config.texts
+        self.rules = Rules(config.least, config.positive, config.negative, config.silence)
+        self.triplets, self.detections, self.verification = config.triplets, config.detections, config.verification
+        self.inputs = tuple(name for name in (self.triplets, self.detections, self.verification) if name)
+        self.batch_size, self.questions = config.batch_size, dict(vocabulary.questions())
+        self.hois = vocabulary.hois.astype(np.int64)
+        self.nothing = ~vocabulary.actions()
         self.hoi_of = np.zeros(self.hois.max(axis=0, initial=0) + 1, np.int64)
         self.hoi_of[self.hois[:, 0], self.hois[:, 1]] = np.arange(len(self.hois))
-        self.names = fingerprint({"verbs": list(verbs), "hois": self.hois.tolist()})
+        self.names = fingerprint({"verbs": list(vocabulary.verbs), "hois": self.hois.tolist()})
 
     def parameters(self) -> dict[str, Any]:
         return {

@@ -10,21 +10,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from hoi_distill.stages.data.prompts import PREFIX_END
+from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.derived.lexicon.alignment import Aligner, prompts
 from hoi_distill.stages.derived.lexicon.lexicon import Lexicon
 from hoi_distill.stages.derived.lexicon.reader import read
 from hoi_distill.stages.derived.lexicon.sentence import Reading
 from hoi_distill.stages.derived.lexicon.words import LEMMATISER, tables
+from hoi_distill.stages.keys import Columns, Count, GpuShare
 from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Stage, Values
-from hoi_distill.stages.teacher.weights import Checkpoint
+from hoi_distill.stages.teacher.weights import Checkpoint, CheckpointKey
 from hoi_distill.storage.digests import fingerprint
-from hoi_distill.storage.errors import UserError
 
 Placed = tuple[dict[tuple[int, int], tuple[float, str]], list[tuple[str, str]]]
 """Of one text: weight and phrase of each (verb, object), and the dropped (phrase, reason)."""
@@ -37,17 +39,6 @@ class Triplets(Stage):
     continuation; one that ends in a colon, a full stop or a question mark is not part of the answer. For a yes/no question
     the triplet is the question's own and its weight the teacher's score; else the weight is 1, or the cosine where the
     triplet was aligned.
-
-    Args:
-        columns: the caption questions to read.
-        verbs, objects, hois: the vocabulary, see :class:`hoi_distill.stages.derived.lexicon.lexicon.Lexicon`.
-        captions: the configuration's name of the captions table.
-        embeddings: a text encoder (see :class:`hoi_distill.stages.teacher.text_embeddings.TextEmbeddings`) for phrases
-            without exact match; without it they are dropped. The encoders of CLIP and BLIP give most pairs of prompts a
-            high cosine: a sentence encoder suits better, or a higher threshold.
-        threshold: the least cosine that counts.
-        batch_size: rows per step.
-        gpus: share of a GPU that the text encoder occupies.
     """
 
     name = "triplets"
@@ -65,26 +56,36 @@ class Triplets(Stage):
         )
     )
 
-    def __init__(
-        self, columns: Sequence[str], verbs: Sequence[str], objects: Sequence[str], hois: Sequence[tuple[int, int]],
-        *, captions: str = "captions", embeddings: Checkpoint | None = None, threshold: float = 0.8,
-        batch_size: int = 256, gpus: float = 0.0,
-    ) -> None:  # fmt: skip
-        if not 0 < threshold <= 1:
-            raise UserError(f"threshold: {threshold} is no cosine to ask for; give one above 0 and up to 1")
-        self.columns, self.inputs, self.batch_size = tuple(columns), (captions,), batch_size
-        self.verbs, self.objects = tuple(verbs), tuple(objects)
-        self.hois = tuple((int(verb), int(obj)) for verb, obj in hois)
-        self.embeddings, self.threshold = embeddings, threshold
-        self.resources = Resources(gpus=gpus)
-        if embeddings is not None:
-            self._encoder(embeddings)  # refuses a checkpoint that has no text encoder
+    class Config(Stage.Config):
+        columns: Columns
+        """The caption questions to read."""
+        captions: str = "captions"
+        """The configuration's name of the captions table."""
+        embeddings: CheckpointKey | None = None
+        """A text encoder (see :class:`hoi_distill.stages.teacher.text_embeddings.TextEmbeddings`) for phrases without
+        exact match; without it they are dropped. The encoders of CLIP and BLIP give most pairs of prompts a high cosine:
+        a sentence encoder suits better, or a higher threshold."""
+        threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
+        """The least cosine that counts."""
+        batch_size: Count = 256
+        """Rows per step."""
+        gpus: GpuShare = 0.0
+        """Share of a GPU that the text encoder occupies."""
+
+    def __init__(self, config: Config, vocabulary: Vocabulary) -> None:
+        self.columns, self.inputs, self.batch_size = config.columns, (config.captions,), config.batch_size
+        self.verbs, self.objects = vocabulary.verbs, vocabulary.objects
+        self.hois = tuple((int(verb), int(obj)) for verb, obj in vocabulary.hois)
+        self.embeddings, self.threshold = config.embeddings, config.threshold
+        self.resources = Resources(gpus=config.gpus)
+        if self.embeddings is not None:
+            self._encoder(self.embeddings)  # refuses a checkpoint that has no text encoder
 
     @staticmethod
     def _encoder(checkpoint: Checkpoint) -> Any:
         from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
 
-        return TextEmbeddings(checkpoint, batch_size=1)
+        return TextEmbeddings(TextEmbeddings.Config(checkpoint=checkpoint, batch_size=1))
 
     def parameters(self) -> dict[str, Any]:
         vocabulary = {"verbs": self.verbs, "objects": self.objects, "hois": self.hois}

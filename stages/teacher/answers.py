@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from hoi_distill.stages.batching import BatchSize, canonical, in_parts, part_size
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.keys import Columns, Count, GpuShare
 from hoi_distill.stages.stage import ArrowOutput, Batch, Dtype, Resources, Values
 from hoi_distill.stages.teacher.blip.first_token import CELL, YES_NO, answer_ids, cells, yes_score
-from hoi_distill.stages.teacher.seen_objects import EMPTY, AskedWhere, AsksAboutSeen
-from hoi_distill.stages.teacher.weights import Checkpoint, image_processor, load, tokenizer
+from hoi_distill.stages.teacher.seen_objects import AskedWhere, AsksAboutSeen
+from hoi_distill.stages.teacher.weights import CheckpointKey, image_processor, load, tokenizer
 from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import InputFailure, UserError
 
@@ -56,21 +58,6 @@ class Answers(AsksAboutSeen):
     A cell is ``{text, score}``, as in :class:`hoi_distill.stages.teacher.blip.stages.BlipCaptions`: a yes/no question
     (:data:`hoi_distill.stages.teacher.blip.first_token.YES_NO`) is answered by its first token, with the probability of yes
     as ``score``.
-
-    Args:
-        checkpoint: InstructBLIP, LLaVA, Qwen2-VL or Qwen2.5-VL (``...ForConditionalGeneration``).
-        columns: the questions, in the very words that are put.
-        max_new_tokens: where an answer is cut.
-        prompt: how a question is put, with ``{question}`` and (but for InstructBLIP) ``{image}``. Default: the checkpoint's
-            chat template, else the family's plain prompt.
-        instruction: what follows a yes/no question in the prompt, "Answer with yes or no." say.
-        asked_where: for columns that are ``verification_questions``: put each only where its object was detected, see
-            :mod:`hoi_distill.stages.teacher.seen_objects`.
-        questions, hois: the vocabulary's.
-        max_pixels: bound on a picture's pixels after resizing (Qwen only, whose pictures keep their shape).
-        dtype: of weights and arithmetic.
-        batch_size: pictures per forward, or ``auto``: as many as the GPU's memory holds.
-        gpus: share of a GPU that one worker occupies.
     """
 
     name = "captions"
@@ -78,22 +65,32 @@ class Answers(AsksAboutSeen):
     output = ArrowOutput(CELL)
     example: ClassVar[str] = "Qwen/Qwen2.5-VL-7B-Instruct"
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        columns: Sequence[str],
-        *,
-        max_new_tokens: int = 128,
-        prompt: str | None = None,
-        instruction: str = "",
-        questions: Mapping[str, int] = EMPTY,
-        hois: Sequence[tuple[int, int]] = (),
-        asked_where: AskedWhere | None = None,
-        max_pixels: int | None = None,
-        dtype: Dtype = "float32",
-        batch_size: BatchSize = 8,
-        gpus: float = 0.0,
-    ) -> None:
+    class Config(AsksAboutSeen.Config):
+        checkpoint: CheckpointKey
+        """InstructBLIP, LLaVA, Qwen2-VL or Qwen2.5-VL (``...ForConditionalGeneration``)."""
+        columns: Columns
+        """The questions, in the very words that are put."""
+        max_new_tokens: Count = 128
+        """Where an answer is cut."""
+        prompt: str | None = None
+        """How a question is put, with ``{question}`` and (but for InstructBLIP) ``{image}``. Default: the checkpoint's
+        chat template, else the family's plain prompt."""
+        instruction: str = ""
+        """What follows a yes/no question in the prompt, "Answer with yes or no." say."""
+        asked_where: AskedWhere | None = None
+        """For columns that are ``verification_questions``: put each only where its object was detected, see
+        :mod:`hoi_distill.stages.teacher.seen_objects`."""
+        max_pixels: Count | None = None
+        """Bound on a picture's pixels after resizing (Qwen only, whose pictures keep their shape)."""
+        dtype: Dtype = "float32"
+        """Of weights and arithmetic."""
+        batch_size: BatchSize = 8
+        """Pictures per forward, or ``auto``: as many as the GPU's memory holds."""
+        gpus: GpuShare = 0.0
+        """Share of a GPU that one worker occupies."""
+
+    def __init__(self, config: Config, vocabulary: Vocabulary) -> None:
+        checkpoint, prompt, max_pixels = config.checkpoint, config.prompt, config.max_pixels
         if checkpoint.architecture not in PLAIN_PROMPTS:
             raise UserError(
                 f"{checkpoint.folder}: {checkpoint.architecture} cannot answer questions; it takes "
@@ -107,13 +104,13 @@ class Answers(AsksAboutSeen):
         if max_pixels is not None and not self.is_qwen:
             raise UserError(f"answers: max_pixels is for Qwen; {checkpoint.architecture} sees pictures of one size")
         checkpoint.require_preprocessing()
-        self.checkpoint, self.columns, self.dtype = checkpoint, tuple(columns), dtype
-        self.max_new_tokens, self.prompt, self.max_pixels = max_new_tokens, prompt, max_pixels
-        self.chosen_batch, self.batch_size = batch_size, canonical(batch_size)
-        self.resources = Resources(gpus=gpus)
+        self.checkpoint, self.columns, self.dtype = checkpoint, config.columns, config.dtype
+        self.max_new_tokens, self.prompt, self.max_pixels = config.max_new_tokens, prompt, max_pixels
+        self.chosen_batch, self.batch_size = config.batch_size, canonical(config.batch_size)
+        self.resources = Resources(gpus=config.gpus)
         self.vision_key = fingerprint({"teacher": checkpoint.digest, **self._pixels_parameters()})
-        self.instruction = instruction.strip()
-        self.ask_where(asked_where, questions, hois)
+        self.instruction = config.instruction.strip()
+        self.ask_where(config.asked_where, vocabulary)
 
     def _pixels_parameters(self) -> dict[str, Any]:
         return {

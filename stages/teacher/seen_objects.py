@@ -6,23 +6,19 @@ and the object, a pair of persons two persons.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.stage import Stage, Values
 from hoi_distill.storage.errors import UserError
 
 PERSON = 0
 """Label of a person, in detections as in vocabularies."""
-
-
-EMPTY: Mapping[str, int] = MappingProxyType({})
-"""No questions."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +40,22 @@ class AsksAboutSeen(Stage):
 
     asked_where: AskedWhere | None = None
 
-    def ask_where(
-        self, asked_where: AskedWhere | None, questions: Mapping[str, int], hois: Sequence[tuple[int, int]]
-    ) -> None:
+    def ask_where(self, asked_where: AskedWhere | None, vocabulary: Vocabulary) -> None:
         """Set up by the constructor. Pictures are then looked at one at a time, since each wants questions of its own.
 
-        Args:
-            questions: ``{question: interaction}``. hois: (verb, object) of each interaction.
-
         Raises:
-            UserError: a column is none of the questions.
+            UserError: a column is none of the vocabulary's questions.
         """
         self.asked_where = asked_where
         if asked_where is None:
             return
+        questions = vocabulary.questions()
         if strange := [column for column in self.columns if column not in questions]:
             raise UserError(
                 f"asked_where: {strange[0]!r} is no question about an interaction; ask it in a table of its own, "
                 "without asked_where"
             )
-        self.asked_objects = np.array([hois[questions[column]][1] for column in self.columns], np.int64)
+        self.asked_objects = np.array([vocabulary.hois[questions[column]][1] for column in self.columns], np.int64)
         self.inputs, self.batch_size = (asked_where.table,), 1
 
     def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]] | None:

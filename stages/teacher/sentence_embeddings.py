@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from hoi_distill.stages.data.prompts import PREFIX_END
+from hoi_distill.stages.keys import Count, GpuShare
 from hoi_distill.stages.stage import ArrowOutput, Batch, Dtype, Resources, Stage, Values
 from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
-from hoi_distill.stages.teacher.weights import Checkpoint
-from hoi_distill.storage.errors import UserError
+from hoi_distill.stages.teacher.weights import CheckpointKey
 
 END = re.compile(r"(?<=[.!?;])(?<!\b\d\.)(?<!\b\d\d\.)\s+|\s*[\r\n]+\s*")
 """Where a sentence, or an item of a list, ends; not behind its number."""
@@ -28,15 +28,6 @@ MARK = re.compile(r"^(?:[-*•]|\d+[.)])\s+")
 class SentenceEmbeddings(Stage):
     """Unit vectors ``[S, E]`` of the first sentences of a caption, S at most ``sentences`` and 0 where nothing was said; one
     column, ``value``. A sentence that is longer than the encoder takes is cut at its end.
-
-    Args:
-        checkpoint: a text encoder, see :class:`hoi_distill.stages.teacher.text_embeddings.TextEmbeddings`.
-        question: the column of the captions table. It is read along where the caption continues it.
-        captions: the configuration's name of that table.
-        sentences: at most so many.
-        dtype: of weights and arithmetic; vectors are stored in float16.
-        batch_size: rows per step.
-        gpus: share of a GPU that one worker occupies.
     """
 
     name = "sentence_embeddings"
@@ -45,18 +36,30 @@ class SentenceEmbeddings(Stage):
     architectures = TextEmbeddings.architectures
     example: ClassVar[str] = TextEmbeddings.example
 
-    def __init__(
-        self, checkpoint: Checkpoint, question: str, *, captions: str = "captions", sentences: int = 8,
-        dtype: Dtype = "float32", batch_size: int = 64, gpus: float = 0.0,
-    ) -> None:  # fmt: skip
-        if sentences < 1:
-            raise UserError(f"sentence_embeddings: sentences is {sentences}; it must be at least 1")
-        self.encoder = TextEmbeddings(checkpoint, dtype=dtype)
-        self.question, self.inputs, self.sentences, self.batch_size = question, (captions,), sentences, batch_size
+    class Config(Stage.Config):
+        checkpoint: CheckpointKey
+        """A text encoder, see :class:`hoi_distill.stages.teacher.text_embeddings.TextEmbeddings`."""
+        question: str
+        """The column of the captions table. It is read along where the caption continues it."""
+        captions: str = "captions"
+        """The configuration's name of that table."""
+        sentences: Count = 8
+        """At most so many sentences of a caption."""
+        dtype: Dtype = "float32"
+        """Of weights and arithmetic. Vectors are stored in float16."""
+        batch_size: Count = 64
+        """Rows per step."""
+        gpus: GpuShare = 0.0
+        """Share of a GPU that one worker occupies."""
+
+    def __init__(self, config: Config) -> None:
+        self.encoder = TextEmbeddings(TextEmbeddings.Config(checkpoint=config.checkpoint, dtype=config.dtype))
+        self.question, self.inputs = config.question, (config.captions,)
+        self.sentences, self.batch_size = config.sentences, config.batch_size
         assert isinstance(self.encoder.output, ArrowOutput)
         self.width = int(self.encoder.output.type.list_size)
         self.output = ArrowOutput(pa.list_(pa.list_(pa.float16(), self.width)))
-        self.resources = Resources(gpus=gpus)
+        self.resources = Resources(gpus=config.gpus)
 
     def parameters(self) -> dict[str, Any]:
         return {**self.encoder.parameters(), "sentences": self.sentences, "longest": "cut"}

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from hoi_distill.stages.keys import Count, GpuShare
 from hoi_distill.stages.stage import ArrowOutput, Batch, Dtype, Resources, Stage, Values
-from hoi_distill.stages.teacher.weights import Checkpoint, load, read_json, tokenizer
+from hoi_distill.stages.teacher.weights import CheckpointKey, load, read_json, tokenizer
 from hoi_distill.storage.errors import InputFailure, UserError
 
 if TYPE_CHECKING:
@@ -40,12 +41,6 @@ class TextEmbeddings(Stage):
     projected last state of the text padded to the full length, as it was trained (SigLIP 2: and lower-cased). Any other
     encoder: the mean of its last token states, or the pooling that its ``1_Pooling/config.json`` names (the layout of
     sentence-transformers).
-
-    Args:
-        checkpoint: a BLIP retrieval model, a CLIP, a SigLIP or a text encoder that AutoModel loads.
-        dtype: of weights and arithmetic; vectors are normalised and stored in float32.
-        batch_size: texts per forward.
-        gpus: share of a GPU that one worker occupies.
     """
 
     name = "text_embeddings"
@@ -54,25 +49,34 @@ class TextEmbeddings(Stage):
     architectures: ClassVar[tuple[str, ...]] = (*BLIP, *CLIP, *SIGLIP, *ENCODERS)
     example: ClassVar[str] = "sentence-transformers/all-MiniLM-L6-v2"
 
-    def __init__(
-        self, checkpoint: Checkpoint, *, dtype: Dtype = "float32", batch_size: int = 64, gpus: float = 0.0
-    ) -> None:
-        self.checkpoint, self.dtype, self.batch_size = checkpoint, dtype, batch_size
-        name, config = checkpoint.architecture, checkpoint.config
+    class Config(Stage.Config):
+        checkpoint: CheckpointKey
+        """A BLIP retrieval model, a CLIP, a SigLIP or a text encoder that AutoModel loads."""
+        dtype: Dtype = "float32"
+        """Of weights and arithmetic. Vectors are normalised and stored in float32."""
+        batch_size: Count = 64
+        """Texts per forward."""
+        gpus: GpuShare = 0.0
+        """Share of a GPU that one worker occupies."""
+
+    def __init__(self, config: Config) -> None:
+        self.batch_size, self.resources = config.batch_size, Resources(gpus=config.gpus)
+        self.checkpoint, self.dtype = config.checkpoint, config.dtype
+        checkpoint, name, record = self.checkpoint, self.checkpoint.architecture, self.checkpoint.config
         self.pooling: str | None = None
         if name in CLIP:
-            width = checkpoint.number(config, "projection_dim", 512)
+            width = checkpoint.number(record, "projection_dim", 512)
         elif name in BLIP:
-            width = checkpoint.number(config, "image_text_hidden_size", 256)
+            width = checkpoint.number(record, "image_text_hidden_size", 256)
         elif name in SIGLIP:
-            text = config.get("text_config", {})
+            text = record.get("text_config", {})
             width = checkpoint.number(text, "projection_size", text.get("hidden_size", 768))
-        elif any(fnmatch(name, pattern) for pattern in ENCODERS) and "vision_config" not in config:
+        elif any(fnmatch(name, pattern) for pattern in ENCODERS) and "vision_config" not in record:
             self.pooling = pooling_of(Path(checkpoint.folder))
-            key = next((key for key in ("hidden_size", "d_model", "dim", "n_embd") if key in config), None)
+            key = next((key for key in ("hidden_size", "d_model", "dim", "n_embd") if key in record), None)
             if key is None:
                 raise UserError(f"{checkpoint.folder}/config.json: names no hidden_size; use a text encoder")
-            width = checkpoint.number(config, key, 0)
+            width = checkpoint.number(record, key, 0)
         else:
             raise UserError(
                 f"{checkpoint.folder}: {name} cannot fill the {self.name} table; it takes "
@@ -80,7 +84,6 @@ class TextEmbeddings(Stage):
             )
         self.lowercase = name == "SiglipModel" and is_siglip2(Path(checkpoint.folder))
         self.output = ArrowOutput(pa.list_(pa.float32(), width))
-        self.resources = Resources(gpus=gpus)
 
     def parameters(self) -> dict[str, Any]:
         pooling = {} if self.pooling is None else {"pooling": self.pooling}

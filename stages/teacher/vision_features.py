@@ -14,8 +14,9 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hoi_distill.stages.batching import BatchSize, canonical, in_parts, part_size, repeated
-from hoi_distill.stages.stage import VIEWS, Batch, Codec, Dtype, Resources, Stage, TensorOutput, Values
-from hoi_distill.stages.teacher.weights import Checkpoint, image_processor, load
+from hoi_distill.stages.keys import GpuShare, Views
+from hoi_distill.stages.stage import Batch, Codec, Dtype, Resources, Stage, TensorOutput, Values
+from hoi_distill.stages.teacher.weights import CheckpointKey, image_processor, load
 from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import UserError
 
@@ -72,40 +73,38 @@ class VisionFeatures(Stage):
     """Spatial feature maps ``[D, h, w]`` of CLIP, SigLIP or DINOv2, rows from top to bottom. Columns are views.
 
     Cells are patch tokens of one layer after the tower's final layer norm; CLS and register tokens are left out.
-
-    Args:
-        checkpoint: see :meth:`Checkpoint.find`. SigLIP 2 in its fixed-resolution form (``SiglipModel``).
-        columns: views, of ``original`` and ``flip`` (the preprocessed picture mirrored left to right).
-        width: ``full`` is the tower's own width; ``projected`` are the tokens in the space shared with texts (CLIP's
-            ``visual_projection``), as LINK's and ADA-CM's students read them.
-        layer: which block's tokens: 1 to the number of blocks, or from the end (-1, the last). Those above are not run.
-        image_size: side of the square that the picture is resized to, a multiple of the patch size. Default: the size the
-            checkpoint was trained at (DINOv2: the size its processor crops to). Position embeddings are interpolated.
-        codec: how maps are stored.
-        dtype: of weights and arithmetic.
-        batch_size: pictures per forward, or ``auto``: as many as the GPU's memory holds.
-        compile: compile the tower with torch.compile; changes no value beyond rounding.
-        gpus: share of a GPU that one worker occupies.
     """
 
     name = "features"
     architectures: ClassVar[tuple[str, ...]] = tuple(TOWERS)
     example: ClassVar[str] = "openai/clip-vit-large-patch14-336"
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        columns: Sequence[str] = ("original",),
-        *,
-        width: Width = "full",
-        layer: int = -1,
-        image_size: int | None = None,
-        codec: Codec = "fp16",
-        dtype: Dtype = "float32",
-        batch_size: BatchSize = 32,
-        compile: bool = False,
-        gpus: float = 0.0,
-    ) -> None:
+    class Config(Stage.Config):
+        checkpoint: CheckpointKey
+        """A folder, a hub id, or ``{id, revision}``. SigLIP 2 in its fixed-resolution form (``SiglipModel``)."""
+        columns: Views = ("original",)
+        """Views of the picture; ``flip`` is the preprocessed picture mirrored left to right."""
+        width: Width = "full"
+        """``full`` is the tower's own width; ``projected`` are the tokens in the space shared with texts (CLIP's
+        ``visual_projection``), as LINK's and ADA-CM's students read them."""
+        layer: int = -1
+        """Which block's tokens: 1 to the number of blocks, or from the end (-1, the last). Those above are not run."""
+        image_size: int | None = None
+        """Side of the square that the picture is resized to, a multiple of the patch size. Default: the size the
+        checkpoint was trained at (DINOv2: the size its processor crops to). Position embeddings are interpolated."""
+        codec: Codec = "fp16"
+        """How maps are stored."""
+        dtype: Dtype = "float32"
+        """Of weights and arithmetic."""
+        batch_size: BatchSize = 32
+        """Pictures per forward, or ``auto``: as many as the GPU's memory holds."""
+        compile: bool = False
+        """Compile the tower with torch.compile. It changes no value beyond rounding."""
+        gpus: GpuShare = 0.0
+        """Share of a GPU that one worker occupies."""
+
+    def __init__(self, config: Config) -> None:
+        checkpoint, layer, width = config.checkpoint, config.layer, config.width
         where = checkpoint.folder
         if checkpoint.architecture in ("Siglip2Model", "Siglip2VisionModel"):
             raise UserError(
@@ -117,12 +116,10 @@ class VisionFeatures(Stage):
                 f"{where}: {checkpoint.architecture} cannot fill the {self.name} table; it takes {', '.join(TOWERS)}"
             )
         checkpoint.require_preprocessing()
-        if unknown := set(columns) - set(VIEWS):
-            raise UserError(f"features: unknown view '{sorted(unknown)[0]}'; allowed are {', '.join(VIEWS)}")
-        self.checkpoint, self.columns, self.width, self.dtype = checkpoint, tuple(columns), width, dtype
+        self.checkpoint, self.columns, self.width, self.dtype = checkpoint, config.columns, width, config.dtype
         self.tower = TOWERS[checkpoint.architecture]
-        self.compiled, self.chosen_batch = compile, batch_size
-        self.batch_size, self.resources = canonical(batch_size), Resources(gpus=gpus)
+        self.compiled, self.chosen_batch = config.compile, config.batch_size
+        self.batch_size, self.resources = canonical(config.batch_size), Resources(gpus=config.gpus)
         depth = self._config("num_hidden_layers")
         self.layer = layer + 1 + depth if layer < 0 else layer
         if not 1 <= self.layer <= depth:
@@ -130,12 +127,12 @@ class VisionFeatures(Stage):
                 f"features: layer {layer} is not there; {where} has {depth} (1 to {depth}, or -1 to -{depth})"
             )
         patch = self._config("patch_size")
-        self.image_size = self._usual_size() if image_size is None else image_size
+        self.image_size = self._usual_size() if config.image_size is None else config.image_size
         if self.image_size % patch or self.image_size < patch:
             raise UserError(f"features: image_size {self.image_size} is no multiple of the patch size {patch}")
         self.projection = self._projection_digest() if width == "projected" else None
         channels = self._projected_width() if width == "projected" else self._config("hidden_size")
-        self.output = TensorOutput((channels, self.image_size // patch, self.image_size // patch), codec)
+        self.output = TensorOutput((channels, self.image_size // patch, self.image_size // patch), config.codec)
         self.vision_key = fingerprint(self._tokens())
 
     def _config(self, key: str) -> int:

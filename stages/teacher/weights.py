@@ -17,11 +17,13 @@ from fnmatch import fnmatch
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator
 
 from hoi_distill.stages.checkpoints import weight_files as layout
+from hoi_distill.stages.keys import StageContext
 from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import UserError
 
@@ -163,6 +165,34 @@ class Checkpoint:
                 f"{self.folder}/config.json: {key} is {value!r}, not a whole number above 0; fetch it again"
             )
         return value
+
+
+class CheckpointName(BaseModel):
+    """A local folder or a hub id, with the hub's revision."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    revision: str | None = None
+
+
+def _find(given: Any, name_of: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Checkpoint:
+    """The checkpoint that a configuration names; one that was found already stays."""
+    if isinstance(given, Checkpoint):
+        return given
+    name = name_of(given)
+    name = CheckpointName(id=name) if isinstance(name, str) else name
+    context = info.context
+    memory = (context.digests, context.derived) if isinstance(context, StageContext) else ()
+    return Checkpoint.find(name.id, name.revision, *memory)
+
+
+CHECKPOINT = WrapValidator(_find)
+if TYPE_CHECKING:
+    CheckpointKey = Checkpoint
+else:
+    CheckpointKey = Annotated[str | CheckpointName, CHECKPOINT]
+    """A key that names a checkpoint: a folder, a hub id, or ``{id, revision}``."""
 
 
 def locate(source: str, revision: str | None = None) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hoi_distill.pipeline.graph import builder as graph
+from hoi_distill.pipeline.graph import registry
 from hoi_distill.storage.check import check_table
 from tests.fixtures.toy_stages import TOYS, Album, plan_of, run
 
@@ -30,7 +30,7 @@ TASK = 4 * len(PROMPTS)
 @pytest.fixture(autouse=True)
 def toys(monkeypatch):
     for name, where in TOYS.items():
-        monkeypatch.setitem(graph.STAGES, name, where)
+        monkeypatch.setitem(registry.STAGES, name, where)
 
 
 @pytest.fixture

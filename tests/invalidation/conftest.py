@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from hoi_distill.pipeline.filling.run import choose_executor, fill
-from hoi_distill.pipeline.graph import builder as graph
+from hoi_distill.pipeline.graph import registry
 from hoi_distill.pipeline.planning.plan import TablePlan, plan
 from hoi_distill.pipeline.training.request import resolve
 from hoi_distill.pipeline.workspace import Setup, prepare
@@ -128,7 +128,7 @@ def calls(monkeypatch) -> Counter[str]:
     for stage in STAGES:
         count_calls(monkeypatch, stage, counted)
     for name, where in TOYS.items():
-        monkeypatch.setitem(graph.STAGES, name, where)
+        monkeypatch.setitem(registry.STAGES, name, where)
     return counted
 
 
@@ -153,7 +153,7 @@ def filled(tmp_path_factory, checkpoints) -> Path:  # noqa: F811
         for stage in STAGES:
             count_calls(patch, stage, counted)
         for name, where in TOYS.items():
-            patch.setitem(graph.STAGES, name, where)
+            patch.setitem(registry.STAGES, name, where)
         line.calls = counted
         done = line.computed()
     assert done == {

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from hoi_distill.pipeline.graph import builder as graph
+from hoi_distill.pipeline.graph import registry
 from hoi_distill.stages.data.pico.world import pico_vocabulary
 from hoi_distill.stages.teacher.blip import stages as blip
 from hoi_distill.storage.check import check_table
@@ -201,8 +201,8 @@ def test_refactoring(line, monkeypatch):
             answers = super().compute(batch, columns, inputs)
             return dict(reversed(answers.items()))
 
-    monkeypatch.setattr(graph, "Matcher", Matcher, raising=False)
-    monkeypatch.setitem(graph.STAGES, "blip_itm", "hoi_distill.pipeline.graph.builder:Matcher")
+    monkeypatch.setattr(registry, "Matcher", Matcher, raising=False)
+    monkeypatch.setitem(registry.STAGES, "blip_itm", "hoi_distill.pipeline.graph.registry:Matcher")
     line.config["tables"]["itm"]["memory_mib"] = 8
     line.config["tables"]["features"]["batch_size"] = 4
     assert line.computed() == {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hoi_distill.pipeline.graph import builder as graph
+from hoi_distill.pipeline.graph import registry
 from tests.fixtures import toy_stages as toy_stages
 from tests.fixtures.toy_stages import Album
 
@@ -14,7 +14,7 @@ from tests.fixtures.toy_stages import Album
 @pytest.fixture(autouse=True)
 def toys(monkeypatch):
     for name, where in toy_stages.TOYS.items():
-        monkeypatch.setitem(graph.STAGES, name, where)
+        monkeypatch.setitem(registry.STAGES, name, where)
     toy_stages.KILL_AFTER.clear()
 
 

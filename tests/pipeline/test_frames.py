@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from hoi_distill.pipeline.graph import builder as graph
+from hoi_distill.pipeline.graph import registry
 from hoi_distill.pipeline.inputs import image_source
 from hoi_distill.pipeline.training.fit import PictureReader
 from hoi_distill.pipeline.workspace import Setup, prepare
@@ -83,7 +83,7 @@ def hico(tmp_path: Path) -> Path:
 
 
 def setup_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **dataset: Any) -> Setup:
-    monkeypatch.setitem(graph.STAGES, "looks", "tests.pipeline.test_frames:Looks")
+    monkeypatch.setitem(registry.STAGES, "looks", "tests.pipeline.test_frames:Looks")
     config = {
         "name": "frames", "cache": str(tmp_path / "cache"), "runs": str(tmp_path / "runs"),
         "dataset": {key: str(value) if isinstance(value, Path) else value for key, value in dataset.items()},

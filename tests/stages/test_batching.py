@@ -18,6 +18,7 @@ from hoi_distill.stages.teacher.blip.blip2 import Blip2Features, Blip2Itm
 from hoi_distill.stages.teacher.blip.stages import BlipFeatures, BlipItm
 from hoi_distill.stages.teacher.vision_features import VisionFeatures
 from hoi_distill.stages.teacher.weights import Checkpoint
+from tests.fixtures.stages import made
 from tests.fixtures.tiny_blip2 import save_blip2
 
 PROMPTS = ["a photo of a person riding a bicycle", "a person sitting on a chair"]
@@ -123,7 +124,7 @@ def starved(monkeypatch):
 def test_features_are_the_same_in_halves(families, make_batch, starved):
     from transformers import CLIPVisionModel
 
-    stage = VisionFeatures(Checkpoint.find(families("clip")), batch_size=8)
+    stage = made(VisionFeatures, checkpoint=Checkpoint.find(families("clip")), batch_size=8)
     stage.open("cpu", {})
     batch = make_batch(5, 8)
     whole = stage.compute(batch, ["original"], {})["original"]
@@ -136,7 +137,9 @@ def test_features_are_the_same_in_halves(families, make_batch, starved):
 
 def test_answers_are_the_same_in_halves(families, make_batch, starved):
     questions = ["what is the person holding", "is there anybody riding a bicycle?"]
-    stage = Answers(Checkpoint.find(families("llava")), questions, max_new_tokens=4, batch_size=8)
+    stage = made(
+        Answers, checkpoint=Checkpoint.find(families("llava")), columns=questions, max_new_tokens=4, batch_size=8
+    )
     stage.open("cpu", {})
     batch = make_batch(5, 8)
     whole = stage.compute(batch, questions, {})
@@ -200,10 +203,12 @@ def test_a_vision_pass_in_halves_fills_the_same_tables(family, checkpoints, proc
 
 def test_blip_finds_its_batch_by_itself(checkpoints, make_batch):
     found = Checkpoint.find(checkpoints.itm)
-    auto, plain = BlipFeatures(found, batch_size="auto"), BlipFeatures(found)
+    auto, plain = made(BlipFeatures, checkpoint=found, batch_size="auto"), made(BlipFeatures, checkpoint=found)
     assert auto.batch_size == AUTO_BATCH
     assert (
-        fingerprint_record(auto) == fingerprint_record(plain) == fingerprint_record(BlipFeatures(found, compile=True))
+        fingerprint_record(auto)
+        == fingerprint_record(plain)
+        == fingerprint_record(made(BlipFeatures, checkpoint=found, compile=True))
     )
     assert pickle.loads(pickle.dumps(auto)).batch_size == AUTO_BATCH
     batch = make_batch(3, 20)
@@ -218,7 +223,7 @@ def test_blip_finds_its_batch_by_itself(checkpoints, make_batch):
 @pytest.mark.slow
 def test_a_compiled_blip_tower_agrees(checkpoints, make_batch):
     found = Checkpoint.find(checkpoints.itm)
-    plain, compiled = BlipFeatures(found), BlipFeatures(found, compile=True)
+    plain, compiled = made(BlipFeatures, checkpoint=found), made(BlipFeatures, checkpoint=found, compile=True)
     maps = []
     for stage in (plain, compiled):
         stage.open("cpu", {})

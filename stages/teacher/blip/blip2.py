@@ -6,12 +6,9 @@ head was trained with [CLS], and averages over the query tokens instead of readi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hoi_distill.stages.stage import Codec, TensorOutput
 from hoi_distill.stages.teacher.blip.stages import BlipFeatures, ItmStage
-from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,11 +21,14 @@ class Blip2Features(BlipFeatures):
     families = ("Blip2",)
     architectures = ("ForImageTextRetrieval",)
 
-    def __init__(
-        self, checkpoint: Checkpoint, columns: Sequence[str] = ("original",), *, codec: Codec = "fp16", **options: Any,
-    ) -> None:  # fmt: skip
-        super().__init__(checkpoint, columns, codec=codec, **options)
-        self.output = TensorOutput(grid(checkpoint), codec)
+    def grid(self) -> tuple[int, int, int]:
+        """``(D, h, w)`` of the tower's map; what ``config.json`` leaves out is the class's default."""
+        vision = self.checkpoint.config.get("vision_config")
+        if not isinstance(vision, dict):
+            raise UserError(f"{self.checkpoint.folder}/config.json: has no 'vision_config'; use a BLIP-2 checkpoint")
+        number = self.checkpoint.number
+        side = number(vision, "image_size", 224) // number(vision, "patch_size", 14)
+        return number(vision, "hidden_size", 1408), side, side
 
 
 class Blip2Itm(ItmStage):
@@ -43,12 +43,3 @@ class Blip2Itm(ItmStage):
         from hoi_distill.stages.teacher.blip.blip2_scorer import Blip2ItmScorer
 
         return Blip2ItmScorer(self.model, self.tokenizer, self.memory_mib)
-
-
-def grid(checkpoint: Checkpoint) -> tuple[int, int, int]:
-    """``(D, h, w)`` of the tower's map; what ``config.json`` leaves out is the class's default."""
-    vision = checkpoint.config.get("vision_config")
-    if not isinstance(vision, dict):
-        raise UserError(f"{checkpoint.folder}/config.json: has no 'vision_config'; use a BLIP-2 checkpoint")
-    side = checkpoint.number(vision, "image_size", 224) // checkpoint.number(vision, "patch_size", 14)
-    return checkpoint.number(vision, "hidden_size", 1408), side, side

@@ -15,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from hoi_distill.stages.batching import BatchSize, PartSize, canonical, in_parts
-from hoi_distill.stages.stage import VIEWS, ArrowOutput, Batch, Codec, Dtype, Resources, Stage, TensorOutput, Values
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.keys import Columns, Count, GpuShare, Views
+from hoi_distill.stages.stage import ArrowOutput, Batch, Codec, Dtype, Resources, Stage, TensorOutput, Values
 from hoi_distill.stages.teacher.blip.first_token import CELL, YES_NO, answer_ids, cells
-from hoi_distill.stages.teacher.seen_objects import EMPTY, AskedWhere, AsksAboutSeen
-from hoi_distill.stages.teacher.weights import Checkpoint, image_processor, load, tokenizer
+from hoi_distill.stages.teacher.seen_objects import AskedWhere, AsksAboutSeen
+from hoi_distill.stages.teacher.weights import CheckpointKey, image_processor, load, tokenizer
 from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import UserError
 
@@ -33,17 +35,6 @@ TOWER = "last_hidden_state after post_layernorm"
 class BlipStage(Stage):
     """What BLIP's stages have in common: a checkpoint, a dtype, and the shared vision pass.
 
-    Args:
-        checkpoint: see :meth:`Checkpoint.find`.
-        columns: the questions; see each stage.
-        dtype: of weights and arithmetic; part of the fingerprint.
-        batch_size: pictures that are looked at together, or ``auto``: the vision tower takes as many at once as the GPU's
-            memory holds. Where memory runs out in the tower, its forward is halved and the run goes on.
-        memory_mib: bound on the working memory of one chunk of scoring and, unless ``batch_size`` is ``auto``, of one
-            forward of the vision tower; changes no value beyond rounding.
-        compile: compile the vision tower with torch.compile; changes no value beyond rounding.
-        gpus: share of a GPU that one worker occupies.
-
     Attributes:
         computed_cells: cells computed by this object since it was opened, padding left out.
     """
@@ -53,17 +44,26 @@ class BlipStage(Stage):
     architectures: ClassVar[tuple[str, ...]] = ("ForImageTextRetrieval", "ForConditionalGeneration")
     """How they end."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        columns: Sequence[str],
-        *,
-        dtype: Dtype = "float32",
-        batch_size: BatchSize = 32,
-        memory_mib: int = 256,
-        compile: bool = False,
-        gpus: float = 0.0,
-    ) -> None:
+    class Config(Stage.Config):
+        checkpoint: CheckpointKey
+        """A folder, a hub id, or ``{id, revision}``."""
+        columns: Columns
+        """The questions; see each stage."""
+        dtype: Dtype = "float32"
+        """Of weights and arithmetic; part of the fingerprint."""
+        batch_size: BatchSize = 32
+        """Pictures that are looked at together, or ``auto``: the vision tower takes as many at once as the GPU's memory
+        holds. Where memory runs out in the tower, its forward is halved and the run goes on."""
+        memory_mib: Count = 256
+        """Bound on the working memory of one chunk of scoring and, unless ``batch_size`` is ``auto``, of one forward of
+        the vision tower. It changes no value beyond rounding."""
+        compile: bool = False
+        """Compile the vision tower with torch.compile. It changes no value beyond rounding."""
+        gpus: GpuShare = 0.0
+        """Share of a GPU that one worker occupies."""
+
+    def __init__(self, config: Config) -> None:
+        checkpoint = config.checkpoint
         usable = [beginning + ending for beginning in self.families for ending in self.architectures]
         if checkpoint.architecture not in usable:
             raise UserError(
@@ -71,10 +71,10 @@ class BlipStage(Stage):
                 f"it takes {' or '.join(usable)}"
             )
         checkpoint.require_preprocessing()
-        self.checkpoint, self.columns, self.dtype = checkpoint, tuple(columns), dtype
-        self.batch_size, self.chosen_batch = canonical(batch_size), batch_size
-        self.memory_mib, self.compiled = memory_mib, compile
-        self.resources = Resources(gpus=gpus)
+        self.checkpoint, self.columns, self.dtype = checkpoint, config.columns, config.dtype
+        self.batch_size, self.chosen_batch = canonical(config.batch_size), config.batch_size
+        self.memory_mib, self.compiled = config.memory_mib, config.compile
+        self.resources = Resources(gpus=config.gpus)
         self.vision_key = fingerprint({"tower": checkpoint.tower, **self._vision_parameters()})
         self.computed_cells = 0
 
@@ -160,13 +160,19 @@ class BlipFeatures(BlipStage):
 
     name = "features"
 
-    def __init__(
-        self, checkpoint: Checkpoint, columns: Sequence[str] = ("original",), *, codec: Codec = "fp16", **options: Any,
-    ) -> None:  # fmt: skip
-        super().__init__(checkpoint, columns, **options)
-        if unknown := set(columns) - set(VIEWS):
-            raise UserError(f"features: unknown view '{sorted(unknown)[0]}'; allowed are {', '.join(VIEWS)}")
-        self.output = TensorOutput(checkpoint.grid(), codec)
+    class Config(BlipStage.Config):
+        columns: Views = ("original",)
+        """Views of the picture."""
+        codec: Codec = "fp16"
+        """How maps are stored."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.output = TensorOutput(self.grid(), config.codec)
+
+    def grid(self) -> tuple[int, int, int]:
+        """``(D, h, w)`` of the tower's map."""
+        return self.checkpoint.grid()
 
     def parameters(self) -> dict[str, Any]:
         return {"tower": self.checkpoint.tower, "tensor": TOWER, **self._vision_parameters()}
@@ -184,39 +190,29 @@ class BlipFeatures(BlipStage):
 
 
 class ItmStage(BlipStage):
-    """Raw image-text matching logits (no match, match). Each column is a prompt, in the very words that are scored.
-
-    Args:
-        itc: name of a table of contrastive similarities (:mod:`hoi_distill.stages.teacher.blip.itc`) that decides which
-            prompts a picture wants; it enters neither the fingerprint nor any cell's input digest, for no logit depends
-            on it.
-        itc_top_k: how many: the most similar ones among this table's columns, ties included. Pictures are then looked at
-            one at a time, since each wants prompts of its own.
-    """
+    """Raw image-text matching logits (no match, match). Each column is a prompt, in the very words that are scored."""
 
     name = "itm"
     architectures = ("ForImageTextRetrieval",)
     output = ArrowOutput(pa.list_(pa.float16(), 2))
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        columns: Sequence[str],
-        *,
-        itc: str | None = None,
-        itc_top_k: int | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(checkpoint, columns, **options)
-        if (itc is None) != (itc_top_k is None):
+    class Config(BlipStage.Config):
+        itc: str | None = None
+        """A table of contrastive similarities (:mod:`hoi_distill.stages.teacher.blip.itc`), which decides which prompts a
+        picture wants. It enters neither the fingerprint nor the input digest of a cell: no logit depends on it."""
+        itc_top_k: Count | None = None
+        """How many prompts a picture wants: the most similar ones among this table's columns, ties included. Pictures are
+        then looked at one at a time, since each wants prompts of its own."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if (config.itc is None) != (config.itc_top_k is None):
             raise UserError(
                 "itm: itc and itc_top_k belong together: a table of similarities and how many prompts it keeps"
             )
-        if itc is not None and itc_top_k is not None:
-            if itc_top_k < 1:
-                raise UserError(f"itm: itc_top_k is {itc_top_k}; it must be at least 1")
-            self.inputs, self.batch_size = (itc,), 1
-        self.itc_top_k = itc_top_k
+        if config.itc is not None:
+            self.inputs, self.batch_size = (config.itc,), 1
+        self.itc_top_k = config.itc_top_k
 
     def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
         return {} if self.inputs else None
@@ -263,30 +259,24 @@ class ItmStage(BlipStage):
 class BlipItm(ItmStage):
     """BLIP's two image-text matching logits (no match, match). Each column is a prompt.
 
-    Args:
-        token_mode: ``cls`` leaves token 0 as transformers' forward does; ``enc`` makes it [ENC], with which BLIP's
-            own checkpoints were trained. Part of the fingerprint. Has to be given, but for the pico teachers (``cls``).
-
     Raises:
-        UserError: not given, for a checkpoint whose training nobody can read off its files.
+        UserError: no ``token_mode``, for a checkpoint whose files do not say how it was trained.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        columns: Sequence[str],
-        *,
-        token_mode: Literal["cls", "enc"] | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(checkpoint, columns, **options)
-        if token_mode is None and not checkpoint.own:
+    class Config(ItmStage.Config):
+        token_mode: Literal["cls", "enc"] | None = None
+        """``cls`` leaves token 0 as transformers' forward does; ``enc`` makes it [ENC], with which BLIP's own checkpoints
+        were trained. Part of the fingerprint. Has to be given, but for the pico teachers (``cls``)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if config.token_mode is None and not self.checkpoint.own:
             raise UserError(
-                f"token_mode: not given, and {checkpoint.source} does not say which token its matching head was trained to "
+                f"token_mode: not given, and {self.checkpoint.source} does not say which token its matching head was trained to "
                 "read: enc for Salesforce's BLIP checkpoints and what was tuned with their code, cls for what was tuned "
                 "through transformers"
             )
-        self.token_mode: Literal["cls", "enc"] = token_mode or "cls"
+        self.token_mode: Literal["cls", "enc"] = config.token_mode or "cls"
 
     def parameters(self) -> dict[str, Any]:
         return {**super().parameters(), "token_mode": self.token_mode}
@@ -303,32 +293,25 @@ class BlipCaptions(AsksAboutSeen, BlipStage):
     A cell is ``{text, score}``. ``text`` is what the teacher added to the question. For yes/no questions
     (:data:`YES_NO`) it is the first token, and ``score`` in [0, 1] the softmax over the first-token logits of yes, Yes,
     no and No, summed over the yes variants (after mllms-zs-hoi); else ``score`` is null.
-
-    Args:
-        max_new_tokens: where a sentence is cut (at the latest where positions end). Part of the fingerprint.
-        asked_where: for columns that are ``verification_questions``: put each only where its object was detected, see
-            :mod:`hoi_distill.stages.teacher.seen_objects`.
-        questions, hois: the vocabulary's.
     """
 
     name = "captions"
     architectures = ("ForConditionalGeneration",)
     output = ArrowOutput(CELL)
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        columns: Sequence[str] = ("",),
-        *,
-        questions: Mapping[str, int] = EMPTY,
-        hois: Sequence[tuple[int, int]] = (),
-        asked_where: AskedWhere | None = None,
-        max_new_tokens: int = 64,
-        **options: Any,
-    ) -> None:
-        super().__init__(checkpoint, columns, **options)
-        self.max_new_tokens = max_new_tokens
-        self.ask_where(asked_where, questions, hois)
+    class Config(BlipStage.Config):
+        columns: Columns = ("",)
+        """The texts that the decoder continues."""
+        asked_where: AskedWhere | None = None
+        """For columns that are ``verification_questions``: put each only where its object was detected, see
+        :mod:`hoi_distill.stages.teacher.seen_objects`."""
+        max_new_tokens: Count = 64
+        """Where a sentence is cut (at the latest where positions end). Part of the fingerprint."""
+
+    def __init__(self, config: Config, vocabulary: Vocabulary) -> None:
+        super().__init__(config)
+        self.max_new_tokens = config.max_new_tokens
+        self.ask_where(config.asked_where, vocabulary)
 
     def parameters(self) -> dict[str, Any]:
         return {**super().parameters(), "max_new_tokens": self.max_new_tokens, "decoding": "greedy"}

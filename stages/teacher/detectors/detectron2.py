@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from hoi_distill.stages.batching import BatchSize, canonical, part_size
+from hoi_distill.stages.keys import GpuShare
 from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Stage, Values
 from hoi_distill.stages.teacher.detectors.given import DETECTIONS, TOP
 from hoi_distill.stages.teacher.detectors.transformers import cells, group_in_parts, label_map
@@ -137,19 +138,7 @@ def _weights_digest(path: str, size: int, mtime_ns: int) -> str:
 
 
 class Detectron2Detector(Stage):
-    """Boxes by a detectron2 model, in the cells of :mod:`hoi_distill.stages.teacher.detectors.given`.
-
-    Args:
-        config: a ``.yaml`` or ``.py`` (lazy) file, or a name of detectron2's model zoo.
-        weights: the model's ``.pth`` or ``.pkl``. A ``.pkl`` is unpickled by detectron2: take it only from whom you
-            trust.
-        labels: names of the model's classes by number; None takes those of the configuration's test data set.
-        unknown_labels: what becomes of classes outside COCO's 80: refuse the model, or drop their boxes before the best of
-            a picture are chosen.
-        hico_tuned: the weights were fine-tuned on HICO-DET's boxes; recorded in the table's provenance.
-        batch_size: pictures that are looked at together, those of one preprocessed size in one forward; or ``auto``: as
-            many as the GPU's memory holds. Where memory runs out, the forward is halved and the run goes on.
-        gpus: share of a GPU that one worker occupies.
+    """Boxes by a detectron2 model, in the cells that every detector fills.
 
     Raises:
         UserError: detectron2 is absent, or configuration or weights cannot be read; when opened, files that are no longer
@@ -161,33 +150,41 @@ class Detectron2Detector(Stage):
     columns = ("value",)
     output = ArrowOutput(DETECTIONS)
 
-    def __init__(
-        self,
-        config: str,
-        weights: str,
-        *,
-        labels: Sequence[str] | None = None,
-        unknown_labels: Literal["refuse", "drop"] = "refuse",
-        hico_tuned: bool = False,
-        batch_size: BatchSize = 8,
-        gpus: float = 0.0,
-    ) -> None:
-        setup = resolve(config)
-        file = Path(os.path.expanduser(weights))
+    class Config(Stage.Config):
+        config: str
+        """A ``.yaml`` or ``.py`` (lazy) file, or a name of detectron2's model zoo."""
+        weights: str
+        """The model's ``.pth`` or ``.pkl``. A ``.pkl`` is unpickled by detectron2: take it only from whom you trust."""
+        labels: tuple[str, ...] | None = None
+        """Names of the model's classes by number; default: those of the configuration's test data set."""
+        unknown_labels: Literal["refuse", "drop"] = "refuse"
+        """What becomes of classes outside COCO's 80: refuse the model, or drop their boxes before the best of a picture
+        are chosen."""
+        hico_tuned: bool = False
+        """The weights were fine-tuned on HICO-DET's boxes; recorded in the table's provenance."""
+        batch_size: BatchSize = 8
+        """Pictures that are looked at together, those of one preprocessed size in one forward; or ``auto``: as many as
+        the GPU's memory holds. Where memory runs out, the forward is halved and the run goes on."""
+        gpus: GpuShare = 0.0
+        """Share of a GPU that one worker occupies."""
+
+    def __init__(self, config: Config) -> None:
+        setup = resolve(config.config)
+        file = Path(os.path.expanduser(config.weights))
         if not file.is_file():
-            raise UserError(f"{weights}: no such weights file; give a .pth or .pkl on this machine")
-        names = tuple(labels) if labels is not None else setup.classes
-        self.labels, self.dropped = label_map({"id2label": dict(enumerate(names))}, config)
-        if self.dropped and unknown_labels == "refuse":
+            raise UserError(f"{config.weights}: no such weights file; give a .pth or .pkl on this machine")
+        names = config.labels if config.labels is not None else setup.classes
+        self.labels, self.dropped = label_map({"id2label": dict(enumerate(names))}, config.config)
+        if self.dropped and config.unknown_labels == "refuse":
             raise UserError(
-                f"{config}: classes that are no COCO objects: {', '.join(self.dropped[:8])}; "
+                f"{config.config}: classes that are no COCO objects: {', '.join(self.dropped[:8])}; "
                 "give labels or set unknown_labels: drop"
             )
-        self.config, self.weights, self.hico_tuned = config, str(file.resolve()), hico_tuned
+        self.config, self.weights, self.hico_tuned = config.config, str(file.resolve()), config.hico_tuned
         self.classes = names
         self.digest = self._identity(setup)
-        self.chosen_batch = batch_size
-        self.batch_size, self.resources = canonical(batch_size), Resources(gpus=gpus)
+        self.chosen_batch = config.batch_size
+        self.batch_size, self.resources = canonical(config.batch_size), Resources(gpus=config.gpus)
 
     def _identity(self, setup: Setup) -> str:
         stat = Path(self.weights).stat()

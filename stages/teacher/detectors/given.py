@@ -22,6 +22,7 @@ import pyarrow as pa
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.coco import COCO_OBJECTS
 from hoi_distill.stages.data.object_detections import Detections, load_detections
+from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values
 from hoi_distill.storage.digests import digest64
 from hoi_distill.storage.errors import UserError
@@ -114,36 +115,32 @@ class GivenDetections(Stage):
 class DetectionsFromFile(GivenDetections):
     """Boxes from COCO-results JSON files, each a list of ``{image_id, category_id, bbox [x, y, w, h], score}``.
 
-    Args:
-        path: a file, or several (one a split, say).
-        lenient: drop bad entries with a warning instead of refusing the file.
-        categories: what ``category_id`` counts: ``coco``, its official ids, or ``vocabulary``, the positions in its `objects`,
-            from 1. It must be said where those are not COCO's.
-
     Raises:
         UserError: from planning on, when the file or an entry is not what it should be
             (:func:`hoi_distill.stages.data.object_detections.load_detections`). What is allowed and hardly meant is warned of
             there, too: boxes beyond their pictures, pictures without any.
     """
 
-    def __init__(
-        self,
-        path: str | Path | Sequence[str | Path],
-        annotations: Annotations,
-        *,
-        lenient: bool = False,
-        categories: Literal["coco", "vocabulary"] | None = None,
-        objects: Sequence[str] = COCO_OBJECTS,
-    ) -> None:
-        if categories is None and tuple(objects) != COCO_OBJECTS:
+    class Config(Stage.Config):
+        path: str | Path | tuple[str | Path, ...]
+        """A file, or several (one a split, say)."""
+        lenient: bool = False
+        """Drop bad entries with a warning instead of refusing the file."""
+        categories: Literal["coco", "vocabulary"] | None = None
+        """What ``category_id`` counts: ``coco``, its official ids, or ``vocabulary``, the positions in its objects, from
+        1. It must be said where those are not COCO's."""
+
+    def __init__(self, config: Config, annotations: Annotations, vocabulary: Vocabulary) -> None:
+        path, objects = config.path, vocabulary.objects
+        if config.categories is None and objects != COCO_OBJECTS:
             raise UserError(
                 "categories: the vocabulary has objects of its own; write categories: vocabulary where category_id counts "
                 "them from 1, or coco where boxes need only tell persons from things"
             )
         super().__init__(annotations)
         self.paths = [str(one) for one in ([path] if isinstance(path, (str, Path)) else path)]
-        self.lenient, self.told = lenient, False
-        self.objects = tuple(objects) if categories == "vocabulary" else None
+        self.lenient, self.told = config.lenient, False
+        self.objects = objects if config.categories == "vocabulary" else None
 
     def parameters(self) -> dict[str, Any]:
         """The file's name is provenance; what it says of a picture is that row's input digest."""

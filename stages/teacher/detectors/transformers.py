@@ -20,10 +20,11 @@ from hoi_distill.stages.batching import BatchSize, PartSize, canonical, in_parts
 from hoi_distill.stages.checkpoints import timm_state_dict as timm_backbone
 from hoi_distill.stages.checkpoints.weight_files import weight_files
 from hoi_distill.stages.data.coco import OBJECT_INDEX
+from hoi_distill.stages.keys import GpuShare
 from hoi_distill.stages.ops import boxes as box_ops
-from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Stage, Values
+from hoi_distill.stages.stage import ArrowOutput, Batch, Dtype, Resources, Stage, Values
 from hoi_distill.stages.teacher.detectors.given import DETECTIONS, TOP
-from hoi_distill.stages.teacher.weights import Checkpoint, image_processor, load
+from hoi_distill.stages.teacher.weights import CheckpointKey, image_processor, load
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,37 +53,34 @@ OTHER_NAMES = {
 
 
 class Detector(Stage):
-    """Boxes by a DETR, Conditional-DETR, Deformable-DETR or RT-DETR (v1, v2) checkpoint, timm backbones included.
-
-    Args:
-        checkpoint: see :meth:`Checkpoint.find`.
-        states: also keep each box's decoder state (the decoder's last hidden state, float16), as a student may attend
-            to it; the cell then has a field ``states``.
-        unknown_labels: what becomes of classes outside COCO's 80: refuse the checkpoint, or drop their boxes.
-        hico_tuned: the weights were fine-tuned on HICO-DET's boxes. Recorded in the table's provenance, so that results
-            can say so; the weights' digest alone decides which table it is.
-        dtype: of weights and arithmetic; part of the fingerprint.
-        batch_size: pictures that are looked at together, those of one preprocessed size in one forward; or ``auto``: as
-            many as the GPU's memory holds. Where memory runs out, the forward is halved and the run goes on.
-        gpus: share of a GPU that one worker occupies.
-    """
+    """Boxes by a DETR, Conditional-DETR, Deformable-DETR or RT-DETR (v1, v2) checkpoint, timm backbones included."""
 
     name = "detections"
     columns = ("value",)
     architectures: ClassVar[tuple[str, ...]] = tuple(SCORES)
     example: ClassVar[str] = "facebook/detr-resnet-50"
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        states: bool = False,
-        unknown_labels: Literal["refuse", "drop"] = "refuse",
-        hico_tuned: bool = False,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-        batch_size: BatchSize = 32,
-        gpus: float = 0.0,
-    ) -> None:
+    class Config(Stage.Config):
+        checkpoint: CheckpointKey
+        """A folder, a hub id, or ``{id, revision}``."""
+        states: bool = False
+        """Also keep each box's decoder state (the decoder's last hidden state, float16), as a student may attend to it;
+        the cell then has a field ``states``."""
+        unknown_labels: Literal["refuse", "drop"] = "refuse"
+        """What becomes of classes outside COCO's 80: refuse the checkpoint, or drop their boxes."""
+        hico_tuned: bool = False
+        """The weights were fine-tuned on HICO-DET's boxes. Recorded in the table's provenance, so that results can say
+        so; the weights' digest alone decides which table it is."""
+        dtype: Dtype = "float32"
+        """Of weights and arithmetic; part of the fingerprint."""
+        batch_size: BatchSize = 32
+        """Pictures that are looked at together, those of one preprocessed size in one forward; or ``auto``: as many as
+        the GPU's memory holds. Where memory runs out, the forward is halved and the run goes on."""
+        gpus: GpuShare = 0.0
+        """Share of a GPU that one worker occupies."""
+
+    def __init__(self, config: Config) -> None:
+        checkpoint, states = config.checkpoint, config.states
         if checkpoint.architecture not in SCORES:
             raise UserError(
                 f"{checkpoint.folder}: {checkpoint.architecture} is no detector known here; there are {', '.join(SCORES)}"
@@ -91,15 +89,15 @@ class Detector(Stage):
             raise UserError(f"{checkpoint.folder}: an RT-DETR trained with softmax scores cannot be read")
         checkpoint.require_preprocessing()
         self.labels, self.dropped = label_map(checkpoint.config, checkpoint.folder)
-        if self.dropped and unknown_labels == "refuse":
+        if self.dropped and config.unknown_labels == "refuse":
             raise UserError(
                 f"{checkpoint.folder}/config.json: id2label names no COCO objects: {', '.join(self.dropped[:8])}"
                 f"{', ...' if len(self.dropped) > 8 else ''}; correct the names or set unknown_labels: drop"
             )
         self.translated = timm_backbone.replaced(checkpoint.config, f"{checkpoint.folder}/config.json")
-        self.checkpoint, self.dtype, self.hico_tuned, self.states = checkpoint, dtype, hico_tuned, states
-        self.chosen_batch = batch_size
-        self.batch_size, self.resources = canonical(batch_size), Resources(gpus=gpus)
+        self.checkpoint, self.dtype, self.hico_tuned, self.states = checkpoint, config.dtype, config.hico_tuned, states
+        self.chosen_batch = config.batch_size
+        self.batch_size, self.resources = canonical(config.batch_size), Resources(gpus=config.gpus)
         self.output = ArrowOutput(cell_type(checkpoint.number(checkpoint.config, "d_model", 256) if states else None))
 
     def parameters(self) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import json
 
 import yaml
 
-from hoi_distill.pipeline.cli.teachers import catalogue
-from hoi_distill.pipeline.graph.builder import STAGES
+from hoi_distill.pipeline.graph.catalogue import catalogue
+from hoi_distill.pipeline.graph.registry import STAGES
 from tests.pipeline.cli.test_cli import hoi_distill
 
 

@@ -13,10 +13,11 @@ import yaml
 from hoi_distill.pipeline.config.schema import Config, load_config
 from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.pipeline.experiments import Matrix
-from hoi_distill.pipeline.graph.builder import Context, build_graph
+from hoi_distill.pipeline.graph.nodes import build_graph
 from hoi_distill.pipeline.training.leaks import refuse_annotated_vocabulary, refuse_leaks
 from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
 from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
+from hoi_distill.stages.keys import StageContext
 from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoiShape
 from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
 from hoi_distill.stages.student.methods.cl_hoi.student import build as build_student
@@ -51,7 +52,7 @@ def make(tiny, tmp_path, monkeypatch):  # noqa: F811
         config = load_config(path, changes)
         words = vocabulary_of(config)
         digests = DigestMemory(tmp_path / "digests.sqlite").digests
-        nodes = build_graph(config, Context(words, words.prompts(), {"train": annotations(words)}, digests), path)
+        nodes = build_graph(config, StageContext(words, {"train": annotations(words)}, digests), path)
         return config, nodes, read_section(config.student, "student.")
 
     return built

@@ -13,11 +13,12 @@ import yaml
 
 from hoi_distill.pipeline.config.schema import Config, load_config
 from hoi_distill.pipeline.config.student import read_section
-from hoi_distill.pipeline.graph.builder import Context, build_graph
+from hoi_distill.pipeline.graph.nodes import build_graph
 from hoi_distill.stages.data.swig_hoi import swig_vocabulary
 from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.stages.data.zero_shot import split_of
+from hoi_distill.stages.keys import StageContext
 from hoi_distill.stages.student.methods.link.config import LinkConfig
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
@@ -49,7 +50,7 @@ def build(tiny, tmp_path, monkeypatch):  # noqa: F811
         config: Config = load_config(path, changes)
         words = WORDS[dataset]()
         digests = DigestMemory(tmp_path / "digests.sqlite").digests
-        nodes = build_graph(config, Context(words, words.prompts(), {"train": annotations(words)}, digests), path)
+        nodes = build_graph(config, StageContext(words, {"train": annotations(words)}, digests), path)
         sections = {"student": config.student, **config.pair_teachers}
         return config, nodes, {name: read_section(each, f"{name}.") for name, each in sections.items()}
 

@@ -12,9 +12,11 @@ import yaml
 
 from hoi_distill.pipeline.config.schema import Config
 from hoi_distill.pipeline.config.student import StudentSection, section_of
-from hoi_distill.pipeline.graph.builder import STAGES, Context, build_graph
+from hoi_distill.pipeline.graph.nodes import build_graph
+from hoi_distill.pipeline.graph.registry import STAGES
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.keys import StageContext
 from hoi_distill.stages.student.method import METHODS, method_named
 from hoi_distill.stages.teacher import weights
 from hoi_distill.storage.errors import UserError
@@ -85,9 +87,7 @@ def test_every_block_builds(text, tiny, tmp_path, monkeypatch):
     document = {"name": "fragment", "dataset": {"kind": "pico", "root": "data"}, **document, "tables": tables}
     config = Config.model_validate(document)
     words = Vocabulary.load(VOCABULARIES / ("hico.json" if config.dataset.kind == "hico-det" else "pico.json"))
-    context = Context(
-        words, words.prompts(), {"train": annotations(words)}, DigestMemory(tmp_path / "digests.sqlite").digests
-    )
+    context = StageContext(words, {"train": annotations(words)}, DigestMemory(tmp_path / "digests.sqlite").digests)
     if any(table["stage"] == "detectron2" for table in tables.values()):  # told after its keys were found right
         with pytest.raises(UserError, match=r"detectron2 cannot be imported|no such weights file"):
             build_graph(config, context, Path("page"))

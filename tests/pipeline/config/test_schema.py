@@ -11,7 +11,7 @@ from hoi_distill.pipeline.config.documents import read_yaml
 from hoi_distill.pipeline.config.schema import load_config
 from hoi_distill.pipeline.experiments import load_matrix, run_matrix
 from hoi_distill.pipeline.filling.run import refuse_absent
-from hoi_distill.pipeline.graph.builder import levels
+from hoi_distill.pipeline.graph.nodes import levels
 from hoi_distill.pipeline.training.request import resolve
 from hoi_distill.pipeline.training.section import student_section
 from hoi_distill.pipeline.workspace import prepare

@@ -17,6 +17,7 @@ from hoi_distill.stages.stage import Batch
 from hoi_distill.stages.teacher.detectors.transformers import Detector
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.stages import made
 from tests.stages.teacher.test_detectors import timm_names
 
 D, FFN, QUERIES, ENCODERS, DECODERS = 32, 48, 7, 2, 3
@@ -90,7 +91,7 @@ def test_every_weight_arrives_and_none_is_invented(weights, tmp_path):
     detr_pth.main([str(tmp_path / "detr.pth"), "--out", str(tmp_path / "out")])
     found = Checkpoint.find(tmp_path / "out")
     assert found.preprocessing["size"] == {"shortest_edge": 800, "longest_edge": 1333}
-    stage = Detector(found)
+    stage = made(Detector, checkpoint=found)
     assert sorted(stage.labels.values()) == list(range(80))
     assert {number: COCO_OBJECTS[label] for number, label in stage.labels.items()}[90] == "toothbrush"
     stage.open("cpu", {})
@@ -145,7 +146,10 @@ def test_other_classes_need_their_names(tmp_path):
     with pytest.raises(UserError, match="2 classes, but 1 labels given"):
         detr_pth.convert(tmp_path / "detr.pth", tmp_path / "out", ["person"])
     detr_pth.convert(tmp_path / "detr.pth", tmp_path / "out", ["person", "cup"])
-    assert list(Detector(Checkpoint.find(tmp_path / "out")).labels.values()) == [0, COCO_OBJECTS.index("cup")]
+    assert list(made(Detector, checkpoint=Checkpoint.find(tmp_path / "out")).labels.values()) == [
+        0,
+        COCO_OBJECTS.index("cup"),
+    ]
 
 
 def test_what_is_no_plain_detr_is_refused(weights, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.derived.image_labels import IGNORED, NEGATIVE, NOT_SEEN, POSITIVE, ImageLabels
 from hoi_distill.stages.derived.triplets import Triplets
 from hoi_distill.stages.stage import Batch, fingerprint_record
@@ -16,6 +17,7 @@ from hoi_distill.stages.teacher.sentence_embeddings import SentenceEmbeddings, r
 from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.stages import made
 
 OBJECTS = ("person", "bicycle", "cup")
 VERBS = ("hold", "hug", "no_interaction", "ride")
@@ -27,11 +29,12 @@ QUESTIONS = {
     "is there anybody holding a cup?": CUP,
     "is there anybody hugging another person?": HUG,
 }
+WORDS = Vocabulary(OBJECTS, VERBS, np.array(HOIS, np.int16), ("holding", "hugging", "no_interaction", "riding"))
 TEXTS = ("a photo of", "list the interactions:")
 
 
 def stage(**options):
-    return ImageLabels(TEXTS, VERBS, HOIS, QUESTIONS, **options)
+    return made(ImageLabels, vocabulary=WORDS, texts=TEXTS, **options)
 
 
 def detections(*pictures):
@@ -196,14 +199,14 @@ def test_the_same_text_gives_the_same_labels_always():
     ] * 3
 
     def label(order):
-        reader = Triplets((TEXTS[0],), VERBS, OBJECTS, HOIS)
+        reader = made(Triplets, vocabulary=WORDS, columns=(TEXTS[0],))
         reader.open("cpu", {})
         captions = pa.array([{"text": said[i], "score": None} for i in order], BlipCaptions.output.type)
         batch = Batch(np.zeros(len(order), "V16"), [""] * len(order), len(order))
         read = reader.compute(batch, (TEXTS[0],), {"captions": {TEXTS[0]: captions}})
-        made = ImageLabels((TEXTS[0],), VERBS, HOIS, QUESTIONS)
+        labels = made(ImageLabels, vocabulary=WORDS, texts=(TEXTS[0],))
         found = {"triplets": read, "detections": {"value": detections(*[SEEN] * len(order))}}
-        return made.compute(batch, ("value",), found)["value"].to_pylist()
+        return labels.compute(batch, ("value",), found)["value"].to_pylist()
 
     straight, backwards = label(range(12)), label(range(11, -1, -1))
     assert straight == backwards[::-1] == label(range(12))
@@ -211,32 +214,33 @@ def test_the_same_text_gives_the_same_labels_always():
 
 
 def test_what_it_reads_and_what_names_its_table():
-    made = stage(verification="verification")
+    labels = stage(verification="verification")
     asked = {"triplets": TEXTS, "detections": ("value",), "verification": tuple(QUESTIONS)}
-    assert made.dependencies("value") == asked
-    assert made.inputs == tuple(asked)
-    assert made.decodes is False
-    assert "verification" not in stage().dependencies("value")
+    assert labels.dependencies("value") == asked
+    assert labels.inputs == tuple(asked)
+    assert labels.decodes is False
+    assert "verification" not in stage().needs("value")
     others = [stage(least=0.2), stage(positive=0.6), stage(negative=0.2), stage(silence=0.1)]
     assert len({str(fingerprint_record(each)) for each in (*others, stage())}) == 5
     assert fingerprint_record(stage(batch_size=2, triplets="x")) == fingerprint_record(stage())
     with pytest.raises(UserError, match="negative < positive"):
         stage(positive=0.1, negative=0.1)
     with pytest.raises(UserError, match="texts"):
-        ImageLabels((), VERBS, HOIS, QUESTIONS)
+        made(ImageLabels, texts=())
 
 
 def test_a_vocabulary_of_thousands_is_judged_quickly():
     """No loop over pictures or interactions beside no_interaction's."""
     hois = [(verb, obj) for obj in range(80) for verb in range(20)]
-    verbs = ["no_interaction", *(f"verb {i}" for i in range(19))]
-    made = ImageLabels(TEXTS, verbs, hois, {})
+    verbs = ("no_interaction", *(f"verb {i}" for i in range(19)))
+    words = Vocabulary(tuple(f"object {i}" for i in range(80)), verbs, np.array(hois, np.int16), verbs)
+    labels = made(ImageLabels, vocabulary=words, texts=TEXTS)
     batch = Batch(np.zeros(256, "V16"), [""] * 256, 256)
     nothing = pa.array(
         [{"verb": [1], "object": [1], "weight": [1.0], "phrase": ["x"], "dropped": []}] * 256, Triplets.output.type
     )
     inputs = {"triplets": dict.fromkeys(TEXTS, nothing), "detections": {"value": detections(*[SEEN] * 256)}}
-    cells = made.compute(batch, ("value",), inputs)["value"]
+    cells = labels.compute(batch, ("value",), inputs)["value"]
     assert [len(cell) for cell in cells.field("hoi").to_pylist()] == [20] * 256
 
 
@@ -264,21 +268,25 @@ def test_a_question_is_read_along_where_the_answer_continues_it():
 
 def test_each_sentence_has_the_vector_that_its_encoder_gives_it(checkpoints):
     encoder = Checkpoint.find(checkpoints.itm)
-    made = SentenceEmbeddings(encoder, "what:", sentences=2)
-    made.open("cpu", {})
+    labels = made(SentenceEmbeddings, checkpoint=encoder, question="what:", sentences=2)
+    labels.open("cpu", {})
     said = ["a person riding a bicycle. a dog. a cup.", "", "a dog.", "a dog " * 60]
     cells = pa.array([{"text": text, "score": None} for text in said] + [None], BlipCaptions.output.type)
     batch = Batch(np.zeros(5, "V16"), [""] * 5, 5)
-    found = made.compute(batch, ("value",), {"captions": {"what:": cells}})["value"]
-    assert found.type == made.output.type
+    found = labels.compute(batch, ("value",), {"captions": {"what:": cells}})["value"]
+    assert found.type == labels.output.type
     rows = found.to_pylist()
     assert [len(row) for row in rows] == [2, 0, 1, 1, 0], "a text that is too long is cut, no failure"
-    texts = TextEmbeddings(encoder)
+    texts = made(TextEmbeddings, checkpoint=encoder)
     texts.open("cpu", {})
     alone = np.concatenate([texts.embed([text]) for text in ("a person riding a bicycle.", "a dog.")])
     np.testing.assert_allclose(rows[0], alone, atol=1e-3)
     np.testing.assert_allclose(np.linalg.norm(np.array(rows[0]), axis=1), 1, atol=2e-3)
     assert rows[2][0] == rows[0][1]
-    assert made.dependencies("value") == {"captions": ("what:",)}
-    assert fingerprint_record(made) != fingerprint_record(SentenceEmbeddings(encoder, "what:", sentences=3))
-    assert fingerprint_record(made) == fingerprint_record(SentenceEmbeddings(encoder, "other:", sentences=2))
+    assert labels.dependencies("value") == {"captions": ("what:",)}
+    assert fingerprint_record(labels) != fingerprint_record(
+        made(SentenceEmbeddings, checkpoint=encoder, question="what:", sentences=3)
+    )
+    assert fingerprint_record(labels) == fingerprint_record(
+        made(SentenceEmbeddings, checkpoint=encoder, question="other:", sentences=2)
+    )

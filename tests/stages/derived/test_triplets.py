@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hoi_distill.pipeline.graph.builder import Context, build_stage
+from hoi_distill.pipeline.graph.builder import build_stage
 from hoi_distill.stages.data.prompts import interaction_prompt
 from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
 from hoi_distill.stages.derived.lexicon import sentence
@@ -19,11 +20,13 @@ from hoi_distill.stages.derived.lexicon.alignment import Aligner
 from hoi_distill.stages.derived.lexicon.lexicon import Lexicon
 from hoi_distill.stages.derived.lexicon.reader import read
 from hoi_distill.stages.derived.triplets import Triplets, drop_report, placed
+from hoi_distill.stages.keys import StageContext
 from hoi_distill.stages.stage import Batch, fingerprint_record
 from hoi_distill.stages.teacher.blip.stages import BlipCaptions
 from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.stages import made
 
 
 def lexicon_of(words):
@@ -160,7 +163,7 @@ def test_every_interaction_is_read_back_from_its_own_prompt():
 
 @pytest.fixture
 def stage():
-    stage = Triplets(("a photo of", "list:", "is there anybody riding a bicycle?"), HICO.verbs, HICO.objects, HOIS)
+    stage = made(Triplets, vocabulary=HICO, columns=("a photo of", "list:", "is there anybody riding a bicycle?"))
     stage.open("cpu", {})
     return stage
 
@@ -195,8 +198,8 @@ def test_it_reads_the_one_column_it_names_and_no_picture(stage):
 
 
 def test_another_vocabulary_is_another_table(stage):
-    smaller = Triplets(stage.columns, HICO.verbs, HICO.objects, HOIS[:-1])
-    fewer = Triplets(stage.columns[:1], HICO.verbs, HICO.objects, HOIS)
+    smaller = made(Triplets, vocabulary=replace(HICO, hois=HICO.hois[:-1]), columns=stage.columns)
+    fewer = made(Triplets, vocabulary=HICO, columns=stage.columns[:1])
     assert fingerprint_record(smaller) != fingerprint_record(stage)
     assert fingerprint_record(fewer) == fingerprint_record(stage)
 
@@ -257,11 +260,11 @@ def encoder(checkpoints):
 
 
 def test_the_stage_weighs_by_the_text_encoders_own_cosine(encoder):
-    soft = Triplets(("list:",), HICO.verbs, HICO.objects, HOIS, embeddings=encoder, threshold=0.1)
+    soft = made(Triplets, vocabulary=HICO, columns=("list:",), embeddings=encoder, threshold=0.1)
     soft.open("cpu", {})
     (cell,) = cells_of(soft, "list:", [{"text": "a person near a red cup is balancing a chair", "score": None}])
     assert HICO.objects[cell["object"][0]] == "chair"
-    texts = TextEmbeddings(encoder)
+    texts = made(TextEmbeddings, checkpoint=encoder)
     texts.open("cpu", {})
     hoi = HOIS.index((cell["verb"][0], cell["object"][0]))
     pair = ["a photo of a person balancing a chair", HICO.prompt(hoi)]
@@ -272,7 +275,7 @@ def test_the_stage_weighs_by_the_text_encoders_own_cosine(encoder):
 
 def test_the_text_encoder_and_the_threshold_are_part_of_the_fingerprint(encoder):
     def record(**options):
-        return fingerprint_record(Triplets(("list:",), HICO.verbs, HICO.objects, HOIS, **options))
+        return fingerprint_record(made(Triplets, vocabulary=HICO, columns=("list:",), **options))
 
     assert record() != record(embeddings=encoder)
     assert record(embeddings=encoder) != record(embeddings=encoder, threshold=0.9)
@@ -282,7 +285,7 @@ def test_the_text_encoder_and_the_threshold_are_part_of_the_fingerprint(encoder)
 
 
 def test_the_configuration_names_the_text_encoder(checkpoints):
-    context = Context(HICO, HICO.prompts(), {"train": None}, lambda paths: np.zeros(len(paths), "V16"))
+    context = StageContext(HICO, {"train": None}, lambda paths: np.zeros(len(paths), "V16"))
     table = {"columns": ["list:"], "embeddings": str(checkpoints.itm)}
     assert build_stage("triplets", table, context, "test").embeddings.folder == str(checkpoints.itm)
     with pytest.raises(UserError, match="embeddings"):

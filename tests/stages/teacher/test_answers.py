@@ -16,6 +16,7 @@ from hoi_distill.stages.teacher.answers import Answers
 from hoi_distill.stages.teacher.blip.stages import BlipCaptions
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import InputFailure, UserError
+from tests.fixtures.stages import made
 
 NAMES = ("instructblip", "llava", "qwen")
 TOWERS = ("vision_model", "model.vision_tower", "model.visual")
@@ -40,7 +41,9 @@ def batch():
 
 
 def opened(checkpoint, columns=QUESTIONS, **options):
-    stage = Answers(checkpoint, columns, **{"max_new_tokens": WRITTEN, "batch_size": 8, **options})
+    stage = made(
+        Answers, checkpoint=checkpoint, columns=columns, **{"max_new_tokens": WRITTEN, "batch_size": 8, **options}
+    )
     stage.open("cpu", {})
     return stage
 
@@ -217,7 +220,7 @@ def test_a_prompt_of_ones_own_changes_the_answer_and_the_table(found, batch):
 
 def test_the_fingerprint_follows_what_answers_depend_on(found):
     def record(name="qwen", columns=QUESTIONS, **options):
-        return str(fingerprint_record(Answers(found(name), columns, **options)))
+        return str(fingerprint_record(made(Answers, checkpoint=found(name), columns=columns, **options)))
 
     assert record() == record(columns=("yes or no",), batch_size="auto", gpus=0.5)
     others = [{"max_new_tokens": 9}, {"dtype": "bfloat16"}, {"max_pixels": 1024}, {"prompt": "{image}{question}"}]
@@ -259,7 +262,7 @@ def test_an_impossible_shape_is_the_pictures_failure(found):
 )
 def test_an_impossible_setup_is_told_at_once(found, name, options, why):
     with pytest.raises(UserError, match=why):
-        Answers(found(name), QUESTIONS, **options)
+        made(Answers, checkpoint=found(name), columns=QUESTIONS, **options)
 
 
 def test_a_checkpoint_without_template_is_refused(found, tmp_path):
@@ -272,7 +275,9 @@ def test_a_checkpoint_without_template_is_refused(found, tmp_path):
 
 def test_tables_of_one_checkpoint_hold_one_model(found):
     shared: dict = {}
-    long, short = (Answers(found("llava"), QUESTIONS, max_new_tokens=length) for length in (9, 4))
+    long, short = (
+        made(Answers, checkpoint=found("llava"), columns=QUESTIONS, max_new_tokens=length) for length in (9, 4)
+    )
     for stage in (long, short):
         stage.open("cpu", shared)
     assert long.vision_key == short.vision_key

@@ -18,6 +18,7 @@ from hoi_distill.stages.teacher.blip.stages import BlipCaptions, BlipItm, ItmSta
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.selection import CellSelection
+from tests.fixtures.stages import made
 from tests.fixtures.tiny_blip2 import save_blip2
 from tests.fixtures.toy_stages import Album, plan_of, run
 from tests.stages.teacher.test_itm_scorer import random_prompts
@@ -64,7 +65,11 @@ def array(answers, prompts) -> np.ndarray:
 
 
 def test_logits_similarities_and_maps_are_the_stock_ones(found, folder, processor, make_batch):
-    itm, itc, features = opened(Blip2Itm(found, PROMPTS), Blip2Itc(found, PROMPTS), Blip2Features(found))
+    itm, itc, features = opened(
+        made(Blip2Itm, checkpoint=found, columns=PROMPTS),
+        made(Blip2Itc, checkpoint=found, columns=PROMPTS),
+        made(Blip2Features, checkpoint=found),
+    )
     model = Blip2ForImageTextRetrieval.from_pretrained(folder).eval()
     batch = make_batch()
     stock = [model, BlipImageProcessorPil.from_pretrained(folder), processor.tokenizer, batch.images, PROMPTS]
@@ -85,7 +90,9 @@ def test_halves_stay_near_float32(found, make_batch, dtype):
     """As the class loads itself: under float16 the Q-Former stays float32."""
     batch = make_batch()
     for make, tolerance in ((Blip2Itm, 0.05), (Blip2Itc, 0.02)):
-        exact, near = (opened(make(found, PROMPTS, dtype=name))[0] for name in ("float32", dtype))
+        exact, near = (
+            opened(made(make, checkpoint=found, columns=PROMPTS, dtype=name))[0] for name in ("float32", dtype)
+        )
         batch.memo.clear()
         expected = array(exact.compute(batch, PROMPTS, {}), PROMPTS)
         np.testing.assert_allclose(array(near.compute(batch, PROMPTS, {}), PROMPTS), expected, atol=tolerance)
@@ -94,7 +101,7 @@ def test_halves_stay_near_float32(found, make_batch, dtype):
 
 
 def test_blip_similarities_are_the_stock_ones(checkpoints, processor, make_batch):
-    (itc,) = opened(BlipItc(Checkpoint.find(checkpoints.itm), PROMPTS))
+    (itc,) = opened(made(BlipItc, checkpoint=Checkpoint.find(checkpoints.itm), columns=PROMPTS))
     model = BlipForImageTextRetrieval.from_pretrained(checkpoints.itm).eval()
     batch = make_batch()
     stock = [model, processor.image_processor, processor.tokenizer, batch.images, PROMPTS]
@@ -105,7 +112,11 @@ def test_blip_similarities_are_the_stock_ones(checkpoints, processor, make_batch
 
 
 def test_one_pass_fills_three_tables(found, make_batch, monkeypatch):
-    stages = opened(Blip2Itm(found, PROMPTS), Blip2Itc(found, PROMPTS), Blip2Features(found))
+    stages = opened(
+        made(Blip2Itm, checkpoint=found, columns=PROMPTS),
+        made(Blip2Itc, checkpoint=found, columns=PROMPTS),
+        made(Blip2Features, checkpoint=found),
+    )
     assert len({stage.vision_key for stage in stages}) == 1
     passes = []
     forward = stages[0].model.vision_model.forward
@@ -125,26 +136,29 @@ def test_families_are_not_mixed_up(found, checkpoints):
     blip = Checkpoint.find(checkpoints.itm)
     for make, checkpoint in ((Blip2Itm, blip), (Blip2Itc, blip), (BlipItm, found), (BlipItc, found)):
         with pytest.raises(UserError, match="cannot fill the it"):
-            make(checkpoint, PROMPTS)
+            made(make, checkpoint=checkpoint, columns=PROMPTS)
     with pytest.raises(UserError, match="cannot fill the features table; it takes Blip2ForImageTextRetrieval"):
-        Blip2Features(blip)
+        made(Blip2Features, checkpoint=blip)
     with pytest.raises(UserError, match="captions"):
-        BlipCaptions(found)
+        made(BlipCaptions, checkpoint=found)
     records = [
-        fingerprint_record(BlipItm(blip, PROMPTS, token_mode="cls")),
-        fingerprint_record(Blip2Itm(found, PROMPTS)),
+        fingerprint_record(made(BlipItm, checkpoint=blip, columns=PROMPTS, token_mode="cls")),
+        fingerprint_record(made(Blip2Itm, checkpoint=found, columns=PROMPTS)),
     ]
     assert records[0].keys() == records[1].keys()
 
 
 def test_the_choice_of_cells_is_no_part_of_the_fingerprint(found):
-    whole, some = Blip2Itm(found, PROMPTS), Blip2Itm(found, PROMPTS, itc="similar", itc_top_k=3)
+    whole, some = (
+        made(Blip2Itm, checkpoint=found, columns=PROMPTS),
+        made(Blip2Itm, checkpoint=found, columns=PROMPTS, itc="similar", itc_top_k=3),
+    )
     assert fingerprint_record(whole) == fingerprint_record(some)
     assert some.inputs == ("similar",)
     assert some.batch_size == 1
     for wrong in ({"itc": "similar"}, {"itc_top_k": 3}, {"itc": "similar", "itc_top_k": 0}):
         with pytest.raises(UserError, match="itc_top_k"):
-            Blip2Itm(found, PROMPTS, **wrong)
+            made(Blip2Itm, checkpoint=found, columns=PROMPTS, **wrong)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from hoi_distill.stages.stage import Batch, fingerprint_record
 from hoi_distill.stages.teacher.blip.stages import BlipCaptions, BlipFeatures, BlipItm
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.stages import made
 
 ROOT = Path(__file__).parents[3]
 
@@ -55,9 +56,9 @@ def count_tower_images(monkeypatch) -> list[int]:
 def test_one_pass_fills_three_tables(found, make_batch, monkeypatch):
     stages = opened(
         [
-            BlipFeatures(found["itm"]),
-            BlipItm(found["itm"], PROMPTS, token_mode="cls"),
-            BlipCaptions(found["caption"], QUESTIONS),
+            made(BlipFeatures, checkpoint=found["itm"]),
+            made(BlipItm, checkpoint=found["itm"], columns=PROMPTS, token_mode="cls"),
+            made(BlipCaptions, checkpoint=found["caption"], columns=QUESTIONS),
         ]
     )
     assert len({stage.vision_key for stage in stages}) == 1
@@ -70,9 +71,17 @@ def test_one_pass_fills_three_tables(found, make_batch, monkeypatch):
 
 
 def test_another_tower_is_not_shared(found, make_batch, monkeypatch):
-    stages = opened([BlipItm(found["itm"], PROMPTS, token_mode="cls"), BlipCaptions(found["other"], ("",))])
+    stages = opened(
+        [
+            made(BlipItm, checkpoint=found["itm"], columns=PROMPTS, token_mode="cls"),
+            made(BlipCaptions, checkpoint=found["other"], columns=("",)),
+        ]
+    )
     assert stages[0].vision_key != stages[1].vision_key
-    assert BlipItm(found["itm"], PROMPTS, token_mode="cls", dtype="bfloat16").vision_key != stages[0].vision_key
+    assert (
+        made(BlipItm, checkpoint=found["itm"], columns=PROMPTS, token_mode="cls", dtype="bfloat16").vision_key
+        != stages[0].vision_key
+    )
     passes = count_tower_images(monkeypatch)
     batch = make_batch()
     for stage in stages:
@@ -81,12 +90,14 @@ def test_another_tower_is_not_shared(found, make_batch, monkeypatch):
 
 
 def test_a_shared_tower_is_held_once(found):
-    features, captions = opened([BlipFeatures(found["itm"]), BlipCaptions(found["caption"])])
+    features, captions = opened(
+        [made(BlipFeatures, checkpoint=found["itm"]), made(BlipCaptions, checkpoint=found["caption"])]
+    )
     assert features.model.vision_model is captions.model.vision_model
 
 
 def test_features_are_the_stock_map_without_cls(found, checkpoints, processor, make_batch):
-    (stage,) = opened([BlipFeatures(found["itm"], ("original", "flip"))])
+    (stage,) = opened([made(BlipFeatures, checkpoint=found["itm"], columns=("original", "flip"))])
     batch = make_batch()
     maps = stage.compute(batch, stage.columns, {})
     model = BlipForImageTextRetrieval.from_pretrained(checkpoints.itm).eval()
@@ -100,7 +111,7 @@ def test_features_are_the_stock_map_without_cls(found, checkpoints, processor, m
 
 
 def test_flip_is_the_mirrored_picture(found):
-    (stage,) = opened([BlipFeatures(found["itm"], ("original", "flip"))])
+    (stage,) = opened([made(BlipFeatures, checkpoint=found["itm"], columns=("original", "flip"))])
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
     mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     rows = np.zeros(1, "V16")
@@ -110,7 +121,7 @@ def test_flip_is_the_mirrored_picture(found):
 
 
 def test_matching_logits_are_the_stock_ones_in_order(found, checkpoints, processor, make_batch):
-    (stage,) = opened([BlipItm(found["itm"], PROMPTS, token_mode="cls")])
+    (stage,) = opened([made(BlipItm, checkpoint=found["itm"], columns=PROMPTS, token_mode="cls")])
     batch = make_batch()
     asked = PROMPTS[::-1]
     answers = stage.compute(batch, asked, {})
@@ -123,7 +134,7 @@ def test_matching_logits_are_the_stock_ones_in_order(found, checkpoints, process
 
 
 def test_captions_are_what_the_stock_class_generates(found, checkpoints, processor, make_batch):
-    (stage,) = opened([BlipCaptions(found["caption"], QUESTIONS, max_new_tokens=8)])
+    (stage,) = opened([made(BlipCaptions, checkpoint=found["caption"], columns=QUESTIONS, max_new_tokens=8)])
     batch = make_batch()
     answers = stage.compute(batch, QUESTIONS[:2], {})
     model = BlipForConditionalGeneration.from_pretrained(checkpoints.caption).eval()
@@ -139,7 +150,7 @@ def test_captions_are_what_the_stock_class_generates(found, checkpoints, process
 
 def test_yes_no_questions_get_a_probability(found, checkpoints, processor, make_batch):
     question = QUESTIONS[2]
-    (stage,) = opened([BlipCaptions(found["caption"], QUESTIONS)])
+    (stage,) = opened([made(BlipCaptions, checkpoint=found["caption"], columns=QUESTIONS)])
     batch = make_batch()
     cells = stage.compute(batch, [question], {})[question].to_pylist()
     model = BlipForConditionalGeneration.from_pretrained(checkpoints.caption).eval()
@@ -157,7 +168,10 @@ def test_yes_no_questions_get_a_probability(found, checkpoints, processor, make_
 
 def test_every_answer_has_the_declared_type_and_survives_arrow_ipc(found, make_batch):
     stages = opened(
-        [BlipItm(found["itm"], PROMPTS, token_mode="cls"), BlipCaptions(found["caption"], QUESTIONS, max_new_tokens=4)]
+        [
+            made(BlipItm, checkpoint=found["itm"], columns=PROMPTS, token_mode="cls"),
+            made(BlipCaptions, checkpoint=found["caption"], columns=QUESTIONS, max_new_tokens=4),
+        ]
     )
     for stage in stages:
         for column, values in stage.compute(make_batch(), stage.columns, {}).items():
@@ -171,7 +185,7 @@ def test_every_answer_has_the_declared_type_and_survives_arrow_ipc(found, make_b
 
 def test_a_cell_does_not_depend_on_its_companions(found, make_batch):
     """Neither on the batch's other rows nor on the columns asked with it."""
-    (stage,) = opened([BlipItm(found["itm"], PROMPTS, token_mode="cls")])
+    (stage,) = opened([made(BlipItm, checkpoint=found["itm"], columns=PROMPTS, token_mode="cls")])
     batch = make_batch()
     together = stage.compute(batch, PROMPTS, {})
     shuffled = Batch(batch.row_ids, batch.keys, 3, [batch.images[index] for index in (2, 1, 0, 0)])
@@ -183,17 +197,24 @@ def test_the_fingerprint_follows_what_the_values_depend_on(found, checkpoints, t
     moved = Checkpoint.find(shutil.copytree(checkpoints.itm, tmp_path / "moved"))
 
     def record(checkpoint=found["itm"], columns=PROMPTS, **options):
-        return fingerprint_record(BlipItm(checkpoint, columns, **{"token_mode": "cls", **options}))
+        return fingerprint_record(
+            made(BlipItm, checkpoint=checkpoint, columns=columns, **{"token_mode": "cls", **options})
+        )
 
     assert record(moved) == record()
     assert record(columns=PROMPTS[:1], batch_size=7, memory_mib=9, gpus=1.0) == record()
-    changed = [record(dtype="bfloat16"), record(token_mode="enc"), fingerprint_record(BlipFeatures(found["itm"]))]
+    changed = [
+        record(dtype="bfloat16"),
+        record(token_mode="enc"),
+        fingerprint_record(made(BlipFeatures, checkpoint=found["itm"])),
+    ]
     assert all(other != record() for other in changed)
     assert [key for key, value in record(token_mode="enc").items() if record()[key] != value] == [
         "parameters.token_mode"
     ]
     captions = [
-        BlipCaptions(found[name], max_new_tokens=n) for name, n in (("caption", 8), ("caption", 9), ("other", 8))
+        made(BlipCaptions, checkpoint=found[name], max_new_tokens=n)
+        for name, n in (("caption", 8), ("caption", 9), ("other", 8))
     ]
     assert len({str(fingerprint_record(stage)) for stage in captions}) == 3
 
@@ -201,13 +222,15 @@ def test_the_fingerprint_follows_what_the_values_depend_on(found, checkpoints, t
 def test_the_first_token_of_a_foreign_checkpoint_has_to_be_given(found):
     for options in ({}, {"token_mode": None}):
         with pytest.raises(UserError, match=r"token_mode: not given.* enc for Salesforce.* cls for"):
-            BlipItm(found["itm"], PROMPTS, **options)
+            made(BlipItm, checkpoint=found["itm"], columns=PROMPTS, **options)
 
 
 @pytest.mark.parametrize("folder", ["itm", "long_tailed/itm"])
 def test_our_own_teachers_read_cls_as_they_did(folder):
     ours = Checkpoint.find(ROOT / "stages/teacher/pico" / folder)
-    assert fingerprint_record(BlipItm(ours, PROMPTS)) == fingerprint_record(BlipItm(ours, PROMPTS, token_mode="cls"))
+    assert fingerprint_record(made(BlipItm, checkpoint=ours, columns=PROMPTS)) == fingerprint_record(
+        made(BlipItm, checkpoint=ours, columns=PROMPTS, token_mode="cls")
+    )
 
 
 @pytest.mark.parametrize("name", ["hico_det_vlm_hoi", "v_coco_vlm_hoi"])
@@ -219,12 +242,16 @@ def test_configurations_around_salesforces_blip_ask_it_with_enc(name):
 
 def test_features_keep_their_table_under_another_head(found):
     """The maps depend on the tower alone."""
-    assert fingerprint_record(BlipFeatures(found["itm"])) == fingerprint_record(BlipFeatures(found["caption"]))
-    assert fingerprint_record(BlipFeatures(found["itm"])) != fingerprint_record(BlipFeatures(found["other"]))
+    assert fingerprint_record(made(BlipFeatures, checkpoint=found["itm"])) == fingerprint_record(
+        made(BlipFeatures, checkpoint=found["caption"])
+    )
+    assert fingerprint_record(made(BlipFeatures, checkpoint=found["itm"])) != fingerprint_record(
+        made(BlipFeatures, checkpoint=found["other"])
+    )
 
 
 def test_an_opened_stage_travels_as_plain_parameters(found, make_batch):
-    (stage,) = opened([BlipItm(found["itm"], PROMPTS, token_mode="cls")])
+    (stage,) = opened([made(BlipItm, checkpoint=found["itm"], columns=PROMPTS, token_mode="cls")])
     sent = pickle.dumps(stage)
     assert len(sent) < 10_000
     arrived = opened([pickle.loads(sent)])[0]
@@ -236,9 +263,9 @@ def test_an_opened_stage_travels_as_plain_parameters(found, make_batch):
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda found: BlipItm(found["caption"], PROMPTS), "itm table"),
-        (lambda found: BlipCaptions(found["itm"]), "captions table"),
-        (lambda found: BlipFeatures(found["itm"], ("original", "upside down")), "upside down"),
+        (lambda found: made(BlipItm, checkpoint=found["caption"], columns=PROMPTS), "itm table"),
+        (lambda found: made(BlipCaptions, checkpoint=found["itm"]), "captions table"),
+        (lambda found: made(BlipFeatures, checkpoint=found["itm"], columns=("original", "upside down")), "upside down"),
     ],
 )
 def test_an_impossible_setup_is_told_at_once(found, make, why):
@@ -248,4 +275,6 @@ def test_an_impossible_setup_is_told_at_once(found, make, why):
 
 def test_an_unscorable_prompt_is_told_before_the_first_picture(found):
     with pytest.raises(UserError, match="zeppelin"):
-        opened([BlipItm(found["itm"], (*PROMPTS, "a person riding a zeppelin"), token_mode="cls")])
+        opened(
+            [made(BlipItm, checkpoint=found["itm"], columns=(*PROMPTS, "a person riding a zeppelin"), token_mode="cls")]
+        )

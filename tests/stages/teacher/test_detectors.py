@@ -20,7 +20,7 @@ from hoi_distill.stages.teacher.detectors.given import DETECTIONS, TOP
 from hoi_distill.stages.teacher.detectors.transformers import Detector, label_map
 from hoi_distill.stages.teacher.weights import Checkpoint, load
 from hoi_distill.storage.errors import UserError
-from hoi_distill.storage.selection import CellSelection
+from tests.fixtures.stages import made
 from tests.fixtures.tiny_detectors import COCO_80, COCO_91, FAMILIES, tiny_detector
 
 SIZES = ((90, 64), (64, 90), (90, 64), (130, 70), (64, 64), (33, 80))
@@ -41,7 +41,7 @@ def pictures():
 
 
 def opened(folder, **options) -> Detector:
-    stage = Detector(Checkpoint.find(folder), **options)
+    stage = made(Detector, checkpoint=Checkpoint.find(folder), **options)
     stage.open("cpu", {})
     return stage
 
@@ -158,7 +158,9 @@ def test_memory_that_runs_out_halves_the_forward_and_the_run_goes_on(folders, pi
 
 
 def test_hico_tuning_is_told_but_names_no_other_table(folders):
-    plain, tuned = (Detector(Checkpoint.find(folders["detr"]), hico_tuned=flag) for flag in (False, True))
+    plain, tuned = (
+        made(Detector, checkpoint=Checkpoint.find(folders["detr"]), hico_tuned=flag) for flag in (False, True)
+    )
     assert fingerprint_record(plain) == fingerprint_record(tuned)
     assert [stage.provenance()["hico_tuned"] for stage in (plain, tuned)] == [False, True]
 
@@ -196,7 +198,7 @@ def edited(folder, tmp_path, **changes):
 def test_classes_outside_coco_are_refused_or_dropped(folders, pictures, tmp_path):
     copy = edited(folders["rt_detr"], tmp_path, id2label={**COCO_80, 0: "unicorn", 3: "griffin"})
     with pytest.raises(UserError, match=r"no COCO objects: griffin, unicorn; .*unknown_labels: drop"):
-        Detector(Checkpoint.find(copy))
+        made(Detector, checkpoint=Checkpoint.find(copy))
     stage = opened(copy, unknown_labels="drop")
     assert stage.parameters()["dropped_labels"] == ["griffin", "unicorn"]
     whole = answers(opened(folders["rt_detr"]), pictures)
@@ -216,7 +218,7 @@ def test_a_partly_loaded_checkpoint_is_an_error_that_names_the_keys(folders, tmp
 
 def test_another_class_is_refused(checkpoints):
     with pytest.raises(UserError, match="BlipForImageTextRetrieval is no detector known here; there are Detr"):
-        Detector(Checkpoint.find(checkpoints.itm))
+        made(Detector, checkpoint=Checkpoint.find(checkpoints.itm))
 
 
 def timm_names(depths, convolutions):
@@ -265,25 +267,25 @@ def test_a_timm_backbone_is_loaded_without_timm(tmp_path, pictures, family, layo
 def test_a_backbone_without_counterpart_is_told(folders, tmp_path, changes, said):
     copy = edited(folders["detr"], tmp_path, use_timm_backbone=True, backbone_config=None, **changes)
     with pytest.raises(UserError, match=f"copy/config.json: .*{said}"):
-        Detector(Checkpoint.find(copy))
+        made(Detector, checkpoint=Checkpoint.find(copy))
 
 
 def test_cached_is_live_for_every_row_of_a_shard_larger_than_a_batch(folders, pictures, tmp_path):
     from tests.fixtures.toy_album import album, replaced
     from tests.workers.test_worker import run
 
-    made = album(tmp_path, count=11)
+    pictured = album(tmp_path, count=11)
     random = np.random.default_rng(0)
     shown = []
-    for index, uri in enumerate(made.uris):
+    for index, uri in enumerate(pictured.uris):
         block = random.integers(0, 255, (5, 5, 3), np.uint8)
         shown.append(Image.fromarray(block).resize(SIZES[index % len(SIZES)]))
         shown[-1].save(uri)
         with open(uri, "rb") as file:
-            replaced(made, index, file.read())
-    stage = Detector(Checkpoint.find(folders["rt_detr"]), batch_size=4, states=True)
-    run(made.tasks(made.part(stage), size=11))
-    stored = made.spec(stage).open().read(CellSelection(made.rows, ("value",)))["value"].to_pylist()
+            replaced(pictured, index, file.read())
+    stage = made(Detector, checkpoint=Checkpoint.find(folders["rt_detr"]), batch_size=4, states=True)
+    run(pictured.tasks(pictured.part(stage), size=11))
+    stored = pictured.spec(stage).open().read(pictured.rows, ("value",))["value"].to_pylist()
     live = opened(folders["rt_detr"], states=True)
     for cell, picture in zip(stored, shown, strict=True):
         alone = answers(live, [picture])[0]

@@ -12,12 +12,13 @@ import torch
 
 from hoi_distill.stages.teacher.detectors.detectron2 import COMMIT, Detectron2Detector, described, leave_out_others
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.stages import made
 
 
 def test_where_detectron2_is_absent_one_line_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "detectron2", None)
     with pytest.raises(UserError) as told:
-        Detectron2Detector("COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml", "model.pkl")
+        made(Detectron2Detector, config="COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml", weights="model.pkl")
     assert str(told.value).startswith("detectron2 cannot be imported (")
     assert f"git+https://github.com/facebookresearch/detectron2@{COMMIT}" in str(told.value)
     assert "\n" not in str(told.value)
@@ -140,7 +141,7 @@ def test_a_real_faster_rcnn_gives_its_best_boxes(frcnn):
 
     from hoi_distill.stages.stage import Batch
 
-    stage = Detectron2Detector(*map(str, frcnn))
+    stage = made(Detectron2Detector, config=str(frcnn[0]), weights=str(frcnn[1]))
     stage.open("cpu", {})
     random = np.random.default_rng(0)
     pictures = [Image.fromarray(random.integers(0, 255, (h, w, 3), np.uint8)) for h, w in ((60, 90), (90, 60))]
@@ -163,7 +164,7 @@ def test_a_real_faster_rcnn_keeps_the_known_classes_best_hundred(frcnn):
     from hoi_distill.stages.stage import Batch
 
     names = ["person", "bicycle", *(f"foreign {number}" for number in range(78))]
-    stage = Detectron2Detector(*map(str, frcnn), labels=names, unknown_labels="drop")
+    stage = made(Detectron2Detector, config=str(frcnn[0]), weights=str(frcnn[1]), labels=names, unknown_labels="drop")
     assert stage.parameters()["top_of"] == "known classes"
     stage.open("cpu", {})
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8))
@@ -179,7 +180,7 @@ def test_weights_that_fill_only_a_part_are_an_error(frcnn, tmp_path):
     saved = torch.load(weights, weights_only=True)
     del saved["model"]["roi_heads.box_predictor.cls_score.weight"]
     torch.save(saved, tmp_path / "part.pth")
-    stage = Detectron2Detector(str(config), str(tmp_path / "part.pth"))
+    stage = made(Detectron2Detector, config=str(config), weights=str(tmp_path / "part.pth"))
     with pytest.raises(UserError, match=r"1 weights of the model are missing \(roi_heads.box_predictor.cls_score"):
         stage.open("cpu", {})
 
@@ -190,7 +191,7 @@ def test_weights_that_changed_since_planning_are_refused(frcnn, tmp_path):
     config, weights = frcnn
     saved = torch.load(weights, weights_only=True)
     torch.save(saved, tmp_path / "model.pth")
-    stage = Detectron2Detector(str(config), str(tmp_path / "model.pth"))
+    stage = made(Detectron2Detector, config=str(config), weights=str(tmp_path / "model.pth"))
     saved["model"]["roi_heads.box_predictor.cls_score.bias"] += 1
     torch.save({**saved, "iteration": 7}, tmp_path / "model.pth")
     with pytest.raises(UserError, match="planned with"):

@@ -15,6 +15,7 @@ from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
 from hoi_distill.stages.teacher.vision_features import VisionFeatures
 from hoi_distill.stages.teacher.weights import Checkpoint, load
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.stages import made
 
 TOWERS = {
     "clip": "vision_model.",
@@ -136,7 +137,7 @@ def test_the_hubs_old_layout(families, make_batch, tmp_path):
     batch = make_batch()
     maps = []
     for folder in (new, old):
-        stage = VisionFeatures(Checkpoint.find(folder), width="projected")
+        stage = made(VisionFeatures, checkpoint=Checkpoint.find(folder), width="projected")
         stage.open("cpu", {})
         maps.append(stage.compute(batch, ["original"], {})["original"])
         batch = Batch(batch.row_ids, batch.keys, batch.count, batch.images)
@@ -159,7 +160,7 @@ def test_an_old_sentence_encoder(families, tmp_path):
     texts = ["a person riding the bicycle", "a dog"]
     vectors = []
     for folder in (new, old):
-        stage = TextEmbeddings(Checkpoint.find(folder))
+        stage = made(TextEmbeddings, checkpoint=Checkpoint.find(folder))
         stage.open("cpu", {})
         cells = stage.compute(Batch(np.zeros(2, "V16"), texts, 2, texts=texts), ["value"], {})["value"]
         vectors.append(np.array(cells.to_pylist()))

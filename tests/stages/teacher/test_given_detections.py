@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from hoi_distill.stages.data.annotations import Annotations
+from hoi_distill.stages.data.coco import COCO_OBJECTS
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.stages.stage import Batch, fingerprint_record
 from hoi_distill.stages.teacher.detectors.given import TOP, DetectionsFromAnnotations, DetectionsFromFile
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.stages import made
 
 KEYS = ["a.jpg", "b.jpg", "c.jpg"]
 
@@ -49,6 +52,12 @@ ENTRIES = [
 ]
 
 
+def from_file(path, annotations, objects=COCO_OBJECTS, **keys):
+    """The stage on a file of detections, in a dataset with these objects."""
+    words = replace(hico_vocabulary(), objects=tuple(objects))
+    return made(DetectionsFromFile, vocabulary=words, annotations=annotations, path=path, **keys)
+
+
 def cells(stage, keys=KEYS):
     stage.open("cpu", {})
     values = stage.compute(Batch(np.zeros(len(keys), "V16"), keys, len(keys)), ["value"], {})["value"]
@@ -58,7 +67,7 @@ def cells(stage, keys=KEYS):
 
 
 def test_a_file_becomes_cells_in_our_conventions(annotations, write):
-    a, b, c = cells(DetectionsFromFile(write(ENTRIES), annotations))
+    a, b, c = cells(from_file(write(ENTRIES), annotations))
     assert a["boxes"] == [[10, 10, 40, 80], [30, 30, 60, 60]]
     assert a["scores"] == pytest.approx([0.9, 0.4])
     assert a["labels"] == [0, 1]
@@ -69,29 +78,29 @@ def test_a_file_becomes_cells_in_our_conventions(annotations, write):
 
 def test_only_the_best_hundred_are_kept(annotations, write):
     entries = [("a.jpg", 1, [index % 50, 0, 5, 5], index / 200) for index in range(150)]
-    (a,) = cells(DetectionsFromFile(write(entries), annotations), ["a.jpg"])
+    (a,) = cells(from_file(write(entries), annotations), ["a.jpg"])
     assert len(a["boxes"]) == TOP
     assert a["scores"] == pytest.approx([index / 200 for index in range(149, 49, -1)])
 
 
 def test_several_files_are_read_as_one(annotations, write, tmp_path):
-    expected = cells(DetectionsFromFile(write(ENTRIES), annotations))
+    expected = cells(from_file(write(ENTRIES), annotations))
     first = write(ENTRIES[:2]).rename(tmp_path / "first.json")
-    assert cells(DetectionsFromFile([first, write(ENTRIES[2:])], annotations)) == expected
+    assert cells(from_file([first, write(ENTRIES[2:])], annotations)) == expected
 
 
 def test_an_edited_box_changes_its_own_row_only(annotations, write):
-    before = DetectionsFromFile(write(ENTRIES), annotations).source_digests(KEYS)
+    before = from_file(write(ENTRIES), annotations).source_digests(KEYS)
     edited = [*ENTRIES[:1], ("a.jpg", 2, [31, 30, 30, 30], 0.4), *ENTRIES[2:]]
-    stage = DetectionsFromFile(write(edited), annotations)
+    stage = from_file(write(edited), annotations)
     assert (stage.source_digests(KEYS) != before).tolist() == [True, False, False]
-    assert (DetectionsFromFile(write(ENTRIES[::-1]), annotations).source_digests(KEYS) == before).all()
+    assert (from_file(write(ENTRIES[::-1]), annotations).source_digests(KEYS) == before).all()
 
 
 def test_the_files_path_is_not_the_tables_name(annotations, write, tmp_path):
-    stage = DetectionsFromFile(write(ENTRIES), annotations)
+    stage = from_file(write(ENTRIES), annotations)
     record, external = fingerprint_record(stage), stage.source_digests(KEYS)
-    moved = DetectionsFromFile(write(ENTRIES).rename(tmp_path / "moved.json"), annotations)
+    moved = from_file(write(ENTRIES).rename(tmp_path / "moved.json"), annotations)
     assert fingerprint_record(moved) == record
     assert (moved.source_digests(KEYS) == external).all()
 
@@ -106,7 +115,7 @@ def test_annotated_boxes_come_once_each(annotations):
 
 
 def test_stages_travel_without_paths_or_pairs(annotations, write):
-    for stage in (DetectionsFromFile(write(ENTRIES), annotations), DetectionsFromAnnotations(annotations)):
+    for stage in (from_file(write(ENTRIES), annotations), DetectionsFromAnnotations(annotations)):
         expected = cells(stage)
         sent = pickle.dumps(stage)
         assert b"nowhere" not in sent
@@ -114,7 +123,7 @@ def test_stages_travel_without_paths_or_pairs(annotations, write):
 
 
 def test_pictures_without_an_entry_are_counted_once_where_it_is_planned(annotations, write, caplog):
-    stage = DetectionsFromFile(write(ENTRIES), annotations)
+    stage = from_file(write(ENTRIES), annotations)
     for _ in range(2):
         stage.source_digests(KEYS)
     (line,) = [record.getMessage() for record in caplog.records]
@@ -127,14 +136,14 @@ def test_pictures_without_an_entry_are_counted_once_where_it_is_planned(annotati
 def test_what_several_files_leave_out_is_counted_over_all_of_them(annotations, write, tmp_path, caplog):
     first = write(ENTRIES[:1]).rename(tmp_path / "first.json")
     far = [("a.jpg", 1, [-30, 0, 50, 50], 0.5), ("c.jpg", 1, [0, 0, 20, 50], 0.5)]
-    DetectionsFromFile([first, write(far)], annotations).source_digests(KEYS)
+    from_file([first, write(far)], annotations).source_digests(KEYS)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.endswith("detections.json: 1 of 2 boxes reach beyond their pictures and are cut")
 
 
 def test_a_bad_file_is_named_while_planning(annotations, tmp_path):
     with pytest.raises(UserError, match=r"absent\.json"):
-        DetectionsFromFile(tmp_path / "absent.json", annotations).source_digests(KEYS)
+        from_file(tmp_path / "absent.json", annotations).source_digests(KEYS)
 
 
 OWN = ("person", "kite", "hang glider")
@@ -142,10 +151,10 @@ OWN = ("person", "kite", "hang glider")
 
 def test_a_file_may_count_the_vocabularys_own_objects(annotations, write):
     entries = [("a.jpg", 3, [30, 30, 30, 30], 0.4), ("a.jpg", 1, [10, 10, 30, 70], 0.9)]
-    (a,) = cells(DetectionsFromFile(write(entries), annotations, categories="vocabulary", objects=OWN), ["a.jpg"])
+    (a,) = cells(from_file(write(entries), annotations, categories="vocabulary", objects=OWN), ["a.jpg"])
     assert a["labels"] == [0, 2]
     for wrong in (0, 4):
-        stage = DetectionsFromFile(
+        stage = from_file(
             write([("a.jpg", wrong, [1, 1, 9, 9], 0.4)]), annotations, categories="vocabulary", objects=OWN
         )
         with pytest.raises(UserError, match=r"entry 1 \(a\.jpg\): unknown category_id"):
@@ -154,11 +163,11 @@ def test_a_file_may_count_the_vocabularys_own_objects(annotations, write):
 
 def test_what_the_categories_of_own_objects_are_has_to_be_said(annotations, write):
     with pytest.raises(UserError, match=r"categories: the vocabulary has objects of its own; write categories: vocab"):
-        DetectionsFromFile(write(ENTRIES), annotations, objects=OWN)
-    told = DetectionsFromFile(write(ENTRIES), annotations, objects=OWN, categories="coco")
-    assert cells(told) == cells(DetectionsFromFile(write(ENTRIES), annotations))
+        from_file(write(ENTRIES), annotations, objects=OWN)
+    told = from_file(write(ENTRIES), annotations, objects=OWN, categories="coco")
+    assert cells(told) == cells(from_file(write(ENTRIES), annotations))
 
 
 def test_the_categories_are_not_in_the_tables_name(annotations, write):
-    stages = [DetectionsFromFile(write(ENTRIES), annotations, categories=c) for c in (None, "coco", "vocabulary")]
+    stages = [from_file(write(ENTRIES), annotations, categories=c) for c in (None, "coco", "vocabulary")]
     assert len({str(fingerprint_record(stage)) for stage in stages}) == 1

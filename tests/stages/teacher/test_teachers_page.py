@@ -12,9 +12,9 @@ import yaml
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from docs.teachers_table import PAGE, filled
-from hoi_distill.pipeline.cli.teachers import catalogue
 from hoi_distill.pipeline.filling.run import choose_executor, fill
-from hoi_distill.pipeline.graph import builder as graph
+from hoi_distill.pipeline.graph import registry
+from hoi_distill.pipeline.graph.catalogue import catalogue
 from hoi_distill.pipeline.planning.plan import plan
 from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.stages.data.image import decode
@@ -44,7 +44,7 @@ def test_the_example_fills_a_table(tmp_path, classifier, monkeypatch):
     (source,) = blocks("python")
     (tmp_path / "tags.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(graph.STAGES, "tags", "tags:Tags")
+    monkeypatch.setitem(registry.STAGES, "tags", "tags:Tags")
     (tmp_path / "pictures").mkdir()
     for number in range(5):
         paint(tmp_path / "pictures" / f"{number}.png", 40 * number)

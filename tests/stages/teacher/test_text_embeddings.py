@@ -14,12 +14,13 @@ from hoi_distill.stages.stage import Batch
 from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import InputFailure, UserError
+from tests.fixtures.stages import made
 
 TEXTS = ["a person riding a bicycle", "a dog", "a photo of a big red cup near the person", "a dog"]
 
 
 def vectors_of(folder) -> np.ndarray:
-    stage = TextEmbeddings(Checkpoint.find(folder))
+    stage = made(TextEmbeddings, checkpoint=Checkpoint.find(folder))
     stage.open("cpu", {})
     values = stage.compute(Batch(np.zeros(4, "V16"), TEXTS, 3, texts=TEXTS), ["value"], {})["value"]
     assert values.type == stage.output.type
@@ -57,7 +58,7 @@ def test_clip_texts_are_unit_vectors_that_tell_texts_apart(tmp_path):
 
 def test_a_captioner_has_no_text_embeddings(checkpoints):
     with pytest.raises(UserError, match="text_embeddings"):
-        TextEmbeddings(Checkpoint.find(checkpoints.caption))
+        made(TextEmbeddings, checkpoint=Checkpoint.find(checkpoints.caption))
 
 
 def test_clip_texts_equal_the_stock_projection(families):
@@ -116,16 +117,16 @@ def test_pooling_is_in_the_digest_and_odd_modules_are_refused(families, tmp_path
     assert Checkpoint.find(changed).digest != Checkpoint.find(folder).digest
     path.write_text('{"pooling_mode_weightedmean_tokens": true}')
     with pytest.raises(UserError, match="weightedmean"):
-        TextEmbeddings(Checkpoint.find(changed))
+        made(TextEmbeddings, checkpoint=Checkpoint.find(changed))
     modules = (changed / "modules.json").read_text()
     (changed / "modules.json").write_text(modules.replace("models.Normalize", "models.Dense"))
     with pytest.raises(UserError, match="Dense"):
-        TextEmbeddings(Checkpoint.find(changed))
+        made(TextEmbeddings, checkpoint=Checkpoint.find(changed))
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "sentence_encoder"])
 def test_a_text_too_long_is_its_own_failure(families, name):
-    stage = TextEmbeddings(Checkpoint.find(families(name)))
+    stage = made(TextEmbeddings, checkpoint=Checkpoint.find(families(name)))
     stage.open("cpu", {})
     texts = ["a dog " * 100]
     with pytest.raises(InputFailure, match="tokens"):
@@ -164,7 +165,7 @@ def siglip2(families, tmp_path):
 
 
 def embedded(folder, texts):
-    stage = TextEmbeddings(Checkpoint.find(folder))
+    stage = made(TextEmbeddings, checkpoint=Checkpoint.find(folder))
     stage.open("cpu", {})
     return stage, stage.embed(texts)
 
@@ -187,6 +188,6 @@ def test_siglip_2_of_any_resolution_is_lower_cased_by_its_own_tokenizer(siglip2)
 
 def test_other_text_encoders_keep_their_text_and_their_fingerprint(families, checkpoints):
     for folder in (families("siglip"), families("clip"), checkpoints.itm):
-        assert "text" not in TextEmbeddings(Checkpoint.find(folder)).parameters()
+        assert "text" not in made(TextEmbeddings, checkpoint=Checkpoint.find(folder)).parameters()
     _, vectors = embedded(families("siglip"), ["a Dog", "a dog"])
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-3

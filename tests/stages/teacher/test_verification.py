@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from hoi_distill.pipeline.graph.builder import Context, build_stage
+from hoi_distill.pipeline.graph.builder import build_stage
 from hoi_distill.pipeline.reports.folder import write_page
 from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.keys import StageContext
 from hoi_distill.stages.stage import fingerprint_record
 from hoi_distill.stages.teacher.answers import Answers
 from hoi_distill.stages.teacher.blip.first_token import YES_NO
@@ -23,6 +24,7 @@ from hoi_distill.stages.teacher.pico.training import captions
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.selection import CellSelection
+from tests.fixtures.stages import made
 from tests.fixtures.toy_stages import Album, plan_of, run
 
 ROOM = Path(__file__).parents[3] / "stages"
@@ -47,7 +49,7 @@ def test_the_questions_are_those_that_the_pico_teacher_was_taught():
 
 
 def context():
-    return Context(PICO, PICO.prompts(), {"train": None}, lambda paths: np.zeros(len(paths), "V16"))
+    return StageContext(PICO, {"train": None}, lambda paths: np.zeros(len(paths), "V16"))
 
 
 def captioner(**table):
@@ -72,8 +74,13 @@ def test_what_cannot_be_chosen_by_objects_is_refused():
 @pytest.mark.parametrize("name", ["llava", "instructblip"])
 def test_an_instruction_follows_the_questions_that_want_yes_or_no(families, name):
     found = Checkpoint.find(families(name))
-    plain = Answers(found, (RIDING, "what"), prompt=None if name == "instructblip" else "{image}{question}")
-    told = Answers(found, plain.columns, prompt=plain.prompt, instruction="yes or no")
+    plain = made(
+        Answers,
+        checkpoint=found,
+        columns=(RIDING, "what"),
+        prompt=None if name == "instructblip" else "{image}{question}",
+    )
+    told = made(Answers, checkpoint=found, columns=plain.columns, prompt=plain.prompt, instruction="yes or no")
     for stage in (plain, told):
         stage.open("cpu", {})
     assert told.prompt_ids("what") == plain.prompt_ids("what")
@@ -83,7 +90,7 @@ def test_an_instruction_follows_the_questions_that_want_yes_or_no(families, name
 
 def test_questions_put_together_are_answered_as_one_by_one():
     """Of several lengths, against the decoder's own forward; and a picture is not its neighbour."""
-    stage = BlipCaptions(Checkpoint.find(CAPTIONER), tuple(PICO.questions()))
+    stage = made(BlipCaptions, checkpoint=Checkpoint.find(CAPTIONER), columns=tuple(PICO.questions()))
     stage.open("cpu", {})
     config = stage.model.config
     image = torch.randn(3, 65, config.vision_config.hidden_size, generator=torch.Generator().manual_seed(0))

@@ -15,6 +15,7 @@ from hoi_distill.stages.stage import Batch, fingerprint_record
 from hoi_distill.stages.teacher.vision_features import VisionFeatures
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.stages import made
 
 NAMES = ("clip", "siglip", "dinov2", "dinov2_registers")
 
@@ -28,7 +29,7 @@ def found(families):
 
 
 def opened(checkpoint, columns=("original",), **options):
-    stage = VisionFeatures(checkpoint, columns, **options)
+    stage = made(VisionFeatures, checkpoint=checkpoint, columns=columns, **options)
     stage.open("cpu", {})
     return stage
 
@@ -88,7 +89,7 @@ def test_tables_of_one_tower_take_one_pass(found, make_batch, monkeypatch):
     from transformers import CLIPVisionModel
 
     shared: dict = {}
-    stages = [VisionFeatures(found("clip"), width=width) for width in ("full", "projected")]
+    stages = [made(VisionFeatures, checkpoint=found("clip"), width=width) for width in ("full", "projected")]
     for stage in stages:
         stage.open("cpu", shared)
     passes = []
@@ -103,7 +104,7 @@ def test_tables_of_one_tower_take_one_pass(found, make_batch, monkeypatch):
 @pytest.mark.parametrize("name", ["siglip", "dinov2"])
 def test_what_has_no_projection_says_so(found, name):
     with pytest.raises(UserError, match="width: full"):
-        VisionFeatures(found(name), width="projected")
+        made(VisionFeatures, checkpoint=found(name), width="projected")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -138,7 +139,7 @@ def test_the_fingerprint_follows_what_the_maps_depend_on(found, tmp_path):
     clip = found("clip")
 
     def record(checkpoint=clip, columns=("original",), **options):
-        return fingerprint_record(VisionFeatures(checkpoint, columns, **options))
+        return fingerprint_record(made(VisionFeatures, checkpoint=checkpoint, columns=columns, **options))
 
     same = [{"columns": ("flip",)}, {"batch_size": 7}, {"batch_size": "auto"}, {"gpus": 1.0}, {"layer": 3}]
     same += [{"image_size": 32}, {"compile": True}]
@@ -170,7 +171,7 @@ def test_the_fingerprint_follows_what_the_maps_depend_on(found, tmp_path):
 )
 def test_an_impossible_setup_is_told_at_once(found, options, why):
     with pytest.raises(UserError, match=why):
-        VisionFeatures(found("clip"), **options)
+        made(VisionFeatures, checkpoint=found("clip"), **options)
 
 
 def test_naflex_is_refused(found, tmp_path):
@@ -178,7 +179,7 @@ def test_naflex_is_refused(found, tmp_path):
     config = (folder / "config.json").read_text().replace('"SiglipModel"', '"Siglip2Model"')
     (folder / "config.json").write_text(config)
     with pytest.raises(UserError, match="fixed-resolution"):
-        VisionFeatures(Checkpoint.find(folder))
+        made(VisionFeatures, checkpoint=Checkpoint.find(folder))
 
 
 def test_half_precision_stays_near(found, make_batch):
@@ -255,7 +256,7 @@ def test_a_configuration_may_leave_out_what_is_usual(found, tmp_path):
         (folder / "config.json").write_text(json.dumps({**kept, **architectures}))
         (folder / "processor_config.json").unlink(missing_ok=True)
         (folder / "preprocessor_config.json").write_text('{"do_resize": true}')
-        stage = VisionFeatures(Checkpoint.find(folder))
+        stage = made(VisionFeatures, checkpoint=Checkpoint.find(folder))
         side = usual.image_size // usual.patch_size
         assert stage.output.shape == (usual.hidden_size, side, side)
         assert stage.layer == usual.num_hidden_layers

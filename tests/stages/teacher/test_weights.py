@@ -19,6 +19,7 @@ from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
 from hoi_distill.stages.teacher.weights import Checkpoint, load
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.file_digests import DigestMemory
+from tests.fixtures.stages import made
 
 
 @pytest.fixture
@@ -127,7 +128,9 @@ def test_planning_imports_neither_torch_nor_transformers(checkpoints):
         "from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings; "
         "from hoi_distill.stages.stage import fingerprint_record; "
         f"c = Checkpoint.find({str(checkpoints.itm)!r}); d = Checkpoint.find({str(checkpoints.caption)!r}); "
-        "stages = (BlipFeatures(c), BlipItm(c, ['a'], token_mode='cls'), BlipCaptions(d), TextEmbeddings(c)); "
+        "from tests.fixtures.stages import made; "
+        "stages = (made(BlipFeatures, checkpoint=c), made(BlipItm, checkpoint=c, columns=['a'], token_mode='cls'), "
+        "made(BlipCaptions, checkpoint=d), made(TextEmbeddings, checkpoint=c)); "
         "[fingerprint_record(s) for s in stages]; "
         "assert not {'torch', 'transformers'} & set(sys.modules), 'planning is heavy'"
     )
@@ -231,8 +234,8 @@ def test_pictures_without_a_record_of_their_preprocessing_are_refused_at_plannin
     (copy / "processor_config.json").unlink()
     checkpoint = Checkpoint.find(copy)
     with pytest.raises(UserError, match="no preprocessor_config"):
-        stage(checkpoint, ["original"])
-    assert TextEmbeddings(checkpoint)  # looks at no picture
+        made(stage, checkpoint=checkpoint, columns=["original"])
+    assert made(TextEmbeddings, checkpoint=checkpoint)  # looks at no picture
 
 
 @pytest.mark.parametrize("damage", ["tokenizer.json", "tokenizer_config.json", "config.json", "pytorch_model.bin"])
@@ -247,7 +250,7 @@ def test_a_file_that_cannot_be_made_sense_of_is_one_line_before_the_first_pictur
     else:
         (copy / damage).write_text('{"cut')
     with pytest.raises(UserError, match="cannot be loaded") as error:
-        BlipItm(Checkpoint.find(copy), ["a photo"], token_mode="cls").open("cpu", {})
+        made(BlipItm, checkpoint=Checkpoint.find(copy), columns=["a photo"], token_mode="cls").open("cpu", {})
     assert "\n" not in str(error.value)
     assert str(copy) in str(error.value)
 
@@ -259,4 +262,4 @@ def test_a_size_that_is_none_is_one_line_at_planning(copy, key, value):
     config["vision_config"][key] = value
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=rf"config.json: {key} is .*not a whole number above 0"):
-        BlipFeatures(Checkpoint.find(copy))
+        made(BlipFeatures, checkpoint=Checkpoint.find(copy))

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from hoi_distill.stages.batching import BatchSize, canonical, in_parts, part_size
+from hoi_distill.stages.keys import GpuShare, PairTeacherKey, Views
 from hoi_distill.stages.stage import VIEWS, ArrowOutput, Batch, Codec, Resources, Stage, TensorOutput, Values
 from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import UserError
@@ -73,20 +74,22 @@ class LinkStage(Stage):
     agreed: ClassVar[tuple[str, ...]] = ()
     """Keys of the student's section that the teacher and whoever reads the table must have alike."""
 
-    def __init__(
-        self,
-        teacher: TrainedTeacher,
-        columns: Sequence[str] = VIEWS,
-        *,
-        batch_size: BatchSize = 32,
-        gpus: float = 0.0,
-    ) -> None:
-        if unknown := set(columns) - set(VIEWS):
-            raise UserError(f"{self.name}: unknown view '{sorted(unknown)[0]}'; allowed are {', '.join(VIEWS)}")
-        self.teacher, self.columns = teacher, tuple(columns)
-        self.inputs = (teacher.detections, teacher.features)
-        self.chosen_batch, self.batch_size = batch_size, canonical(batch_size)
-        self.resources = Resources(gpus=gpus)
+    class Config(Stage.Config):
+        teacher: PairTeacherKey
+        """A network of ``pair_teachers:``."""
+        columns: Views = VIEWS
+        """Views of the picture; the teacher's feature table needs the same."""
+        batch_size: BatchSize = 32
+        """Pictures per forward, or ``auto``: as many as the GPU's memory holds."""
+        gpus: GpuShare = 0.0
+        """Share of a GPU that one worker occupies."""
+
+    def __init__(self, config: Config) -> None:
+        self.teacher: TrainedTeacher = config.teacher
+        self.columns = config.columns
+        self.inputs = (self.teacher.detections, self.teacher.features)
+        self.chosen_batch, self.batch_size = config.batch_size, canonical(config.batch_size)
+        self.resources = Resources(gpus=config.gpus)
         self.vision_key = self._pass()
 
     def _pass(self) -> str:
@@ -148,14 +151,7 @@ class LinkStage(Stage):
 
 
 class LinkPairs(LinkStage):
-    """What a pair teacher says of every candidate pair: interaction logits, and the queries of instances and pairs.
-
-    Args:
-        teacher: a phase-1 teacher of the configuration.
-        columns: views, of ``original`` and ``flip``; the teacher's feature table needs the same.
-        batch_size: pictures per forward, or ``auto``: as many as the GPU's memory holds.
-        gpus: share of a GPU that one worker occupies.
-    """
+    """What a pair teacher says of every candidate pair: interaction logits, and the queries of instances and pairs."""
 
     name = "link_pairs"
     output = ArrowOutput(PAIRS)
@@ -168,23 +164,17 @@ class LinkPairs(LinkStage):
 
 
 class LinkMaps(LinkStage):
-    """Latent maps of a pair teacher, ``[D, h, w]``: what its linking decoder attends to.
-
-    Args:
-        teacher: a phase-1 teacher of the configuration.
-        columns: views, of ``original`` and ``flip``; the teacher's feature table needs the same.
-        codec: how maps are stored.
-        batch_size: pictures per forward, or ``auto``: as many as the GPU's memory holds.
-        gpus: share of a GPU that one worker occupies.
-    """
+    """Latent maps of a pair teacher, ``[D, h, w]``: what its linking decoder attends to."""
 
     name = "link_maps"
 
-    def __init__(
-        self, teacher: TrainedTeacher, columns: Sequence[str] = VIEWS, *, codec: Codec = "fp16", **options: Any
-    ) -> None:
-        super().__init__(teacher, columns, **options)
-        self.output = TensorOutput((teacher.width, *teacher.grid), codec)
+    class Config(LinkStage.Config):
+        codec: Codec = "fp16"
+        """How maps are stored."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.output = TensorOutput((self.teacher.width, *self.teacher.grid), config.codec)
 
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]

@@ -90,7 +90,7 @@ def _matched(boxes: np.ndarray, truth: np.ndarray, threshold: float) -> np.ndarr
 def measure(folder: Path, count: int) -> dict[str, object]:
     """Figures and speed (one thread, preprocessing included, decoding not) on the first ``count`` test pictures."""
     pictures, truths = (list(part) for part in zip(*held_out(count), strict=True))
-    detector = Detector(Checkpoint.find(folder), batch_size=32)
+    detector = Detector(Detector.Config(checkpoint=Checkpoint.find(folder), batch_size=32))
     detector.open("cpu", {})
     detect(detector, pictures[:32])
     begun = time.process_time()

@@ -19,6 +19,7 @@ from hoi_distill.stages.teacher.pico.training.captions import Lexicon
 from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
 from hoi_distill.stages.teacher.vision_features import VisionFeatures
 from hoi_distill.stages.teacher.weights import Checkpoint, load
+from tests.fixtures.stages import made
 
 CLIP = SHIPPED / "clip"
 
@@ -52,8 +53,8 @@ def test_its_maps_and_texts_come_from_the_usual_stages(scenes):
     """And tell pictures apart: best among cells, a true prompt beats a false one more often than not."""
     pixels, truth = scenes
     checkpoint = Checkpoint.find(CLIP)
-    features = VisionFeatures(checkpoint, width="projected", batch_size=64)
-    texts = TextEmbeddings(checkpoint)
+    features = made(VisionFeatures, checkpoint=checkpoint, width="projected", batch_size=64)
+    texts = made(TextEmbeddings, checkpoint=checkpoint)
     for stage in (features, texts):
         stage.open("cpu", {})
     assert features.output.shape == (96, 8, 8)

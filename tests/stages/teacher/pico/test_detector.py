@@ -16,11 +16,12 @@ from hoi_distill.stages.teacher.pico.evaluation import detector as detector_eval
 from hoi_distill.stages.teacher.pico.training import corpus
 from hoi_distill.stages.teacher.pico.training import detector as detector_train
 from hoi_distill.stages.teacher.weights import Checkpoint
+from tests.fixtures.stages import made
 
 
 @pytest.fixture(scope="module")
 def detector():
-    stage = Detector(Checkpoint.find(detector_evaluate.SHIPPED), batch_size=50)
+    stage = made(Detector, checkpoint=Checkpoint.find(detector_evaluate.SHIPPED), batch_size=50)
     stage.open("cpu", {})
     return stage
 
@@ -64,7 +65,7 @@ def test_equal_recipes_give_equal_weights(tmp_path):
         detector_train.main(["--out", str(tmp_path / name), *short])
     one, two = (Checkpoint.find(tmp_path / name) for name in ("one", "two"))
     assert one.digest == two.digest
-    assert Detector(one).labels == dict(enumerate(detector_train.LABELS))
+    assert made(Detector, checkpoint=one).labels == dict(enumerate(detector_train.LABELS))
 
 
 def test_each_box_is_given_its_nearest_cells_of_its_own_scale():

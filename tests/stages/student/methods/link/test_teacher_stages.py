@@ -38,6 +38,7 @@ from hoi_distill.workers.loading import FEW_PATTERNS
 from hoi_distill.workers.task import TableSpec, TableTask, Task, Upstream
 from hoi_distill.workers.worker import Worker
 from tests.fixtures.link_scenes import SMALL
+from tests.fixtures.stages import made
 from tests.fixtures.toy_student import CHANNELS, SIDE, VOCABULARY, Toy
 
 COUNT, VIEWS = 20, ("original", "flip")
@@ -122,7 +123,7 @@ def stream(world, stages) -> SampleStream:
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_student_with_the_teachers_weights_reads_back_what_it_would_say(world, teacher, checkpoint, view):
     """Through Arrow and LMDB shards and the sample stream; other weights have something to learn."""
-    stages = [LinkPairs(teacher, batch_size=4), LinkMaps(teacher, batch_size=4)]
+    stages = [made(LinkPairs, teacher=teacher, batch_size=4), made(LinkMaps, teacher=teacher, batch_size=4)]
     fill(world, stages)
     samples = stream(world, stages)
     assert samples.skipped == {3: "features: too dark"}
@@ -155,7 +156,7 @@ def test_both_tables_take_one_forward_a_batch_and_view(world, teacher):
         lambda module, given, said: calls.append(len(said.latent)) if isinstance(module, Link) else None
     )
     with hook:
-        fill(world, [LinkPairs(teacher, batch_size=4), LinkMaps(teacher, batch_size=4)])
+        fill(world, [made(LinkPairs, teacher=teacher, batch_size=4), made(LinkMaps, teacher=teacher, batch_size=4)])
     assert calls == [4] * 10  # nineteen sound pictures in five batches, two views
 
 
@@ -165,7 +166,7 @@ def test_tables_that_lack_different_rows_each_keep_their_own_values(world, teach
     draw = np.random.default_rng(seed)
     needed = draw.random((2, COUNT, 2)) < 0.5
     assert len(np.unique(np.concatenate(needed, axis=1), axis=0)) > FEW_PATTERNS  # so that batches hold rows of several
-    stages = [LinkPairs(teacher, batch_size=COUNT), LinkMaps(teacher, batch_size=COUNT)]
+    stages = [made(LinkPairs, teacher=teacher, batch_size=COUNT), made(LinkMaps, teacher=teacher, batch_size=COUNT)]
     fill(world, stages, needed)
     fill(world, stages, ~needed)
     network = PairTeacher.load(teacher.checkpoint)
@@ -184,29 +185,29 @@ def test_a_fingerprint_names_the_training_and_not_where_it_lies(teacher):
         return fingerprint_record(stage)
 
     for make in (LinkPairs, LinkMaps):
-        first = prints(make(teacher))
+        first = prints(made(make, teacher=teacher))
         elsewhere = replace(teacher, name="other", checkpoint=Path("/elsewhere"))
-        assert prints(make(elsewhere, ("flip",), batch_size=2, gpus=1.0)) == first
-        assert prints(make(replace(teacher, training="d00d"))) != first
-    assert prints(LinkMaps(teacher, codec="int8")) != prints(LinkMaps(teacher))
+        assert prints(made(make, teacher=elsewhere, columns=("flip",), batch_size=2, gpus=1.0)) == first
+        assert prints(made(make, teacher=replace(teacher, training="d00d"))) != first
+    assert prints(made(LinkMaps, teacher=teacher, codec="int8")) != prints(made(LinkMaps, teacher=teacher))
     assert (
-        LinkPairs(teacher).vision_key
-        == LinkMaps(teacher).vision_key
-        != LinkMaps(replace(teacher, training="d00d")).vision_key
+        made(LinkPairs, teacher=teacher).vision_key
+        == made(LinkMaps, teacher=teacher).vision_key
+        != made(LinkMaps, teacher=replace(teacher, training="d00d")).vision_key
     )
 
 
 def test_a_view_is_computed_from_that_view_and_the_detections(teacher):
-    stage = LinkMaps(replace(teacher, detections="boxes", features="clip_l"))
+    stage = made(LinkMaps, teacher=replace(teacher, detections="boxes", features="clip_l"))
     assert stage.inputs == ("boxes", "clip_l")
     assert stage.dependencies("flip") == {"boxes": ("value",), "clip_l": ("flip",)}
     assert stage.output.shape == (SMALL.width, SIDE, SIDE)
-    with pytest.raises(UserError, match="unknown view 'upside_down'"):
-        LinkPairs(teacher, ("upside_down",))
+    with pytest.raises(UserError, match=r"columns\.0: expected original or flip; got 'upside_down'"):
+        made(LinkPairs, teacher=teacher, columns=("upside_down",))
 
 
 def test_an_opened_stage_travels_without_its_network(teacher):
-    stage = LinkPairs(teacher)
+    stage = made(LinkPairs, teacher=teacher)
     stage.open("cpu", {})
     copied = pickle.loads(pickle.dumps(stage))
     assert not hasattr(copied, "network")
@@ -215,7 +216,7 @@ def test_an_opened_stage_travels_without_its_network(teacher):
 
 def test_stages_of_one_teacher_load_it_once(teacher):
     shared: dict = {}
-    stages = [LinkPairs(teacher), LinkMaps(teacher)]
+    stages = [made(LinkPairs, teacher=teacher), made(LinkMaps, teacher=teacher)]
     for stage in stages:
         stage.open("cpu", shared)
     assert stages[0].network is stages[1].network
@@ -223,7 +224,7 @@ def test_stages_of_one_teacher_load_it_once(teacher):
 
 def test_an_untrained_teacher_is_named(teacher):
     with pytest.raises(UserError, match="clip is not trained yet"):
-        LinkPairs(replace(teacher, training=None, checkpoint=None)).open("cpu", {})
+        made(LinkPairs, teacher=replace(teacher, training=None, checkpoint=None)).open("cpu", {})
 
 
 @pytest.mark.parametrize("broken", ["missing", "tensor", "method"])

@@ -21,6 +21,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import (
 from hoi_distill.stages.teacher.blip.stages import BlipItm
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.stages import made
 
 VOCABULARY = Vocabulary.from_actions(
     [
@@ -37,7 +38,7 @@ SOME = Platt(1.0, 0.0, 0, 0)
 
 def cached(checkpoint, batch, columns: ItmColumns) -> list[dict[str, np.ndarray]]:
     """Each picture's cells, as the stage computes them and a shard keeps them."""
-    stage = BlipItm(Checkpoint.find(checkpoint), columns.prompts, token_mode="cls")
+    stage = made(BlipItm, checkpoint=Checkpoint.find(checkpoint), columns=columns.prompts, token_mode="cls")
     stage.open("cpu", {})
     answers = stage.compute(batch, columns.prompts, {})
     table = pa.table({prompt: answers[prompt] for prompt in columns.prompts})

@@ -1,0 +1,37 @@
+"""The stages that a configuration can name."""
+
+from __future__ import annotations
+
+import importlib
+
+from hoi_distill.stages.stage import Stage
+
+STAGES: dict[str, str] = {
+    "detections_file": "hoi_distill.stages.teacher.detectors.given:DetectionsFromFile",
+    "ground_truth_boxes": "hoi_distill.stages.teacher.detectors.given:DetectionsFromAnnotations",
+    "blip_features": "hoi_distill.stages.teacher.blip.stages:BlipFeatures",
+    "blip_itm": "hoi_distill.stages.teacher.blip.stages:BlipItm",
+    "blip_itc": "hoi_distill.stages.teacher.blip.itc:BlipItc",
+    "blip_captions": "hoi_distill.stages.teacher.blip.stages:BlipCaptions",
+    "blip2_features": "hoi_distill.stages.teacher.blip.blip2:Blip2Features",
+    "blip2_itm": "hoi_distill.stages.teacher.blip.blip2:Blip2Itm",
+    "blip2_itc": "hoi_distill.stages.teacher.blip.itc:Blip2Itc",
+    "vision_features": "hoi_distill.stages.teacher.vision_features:VisionFeatures",
+    "answers": "hoi_distill.stages.teacher.answers:Answers",
+    "triplets": "hoi_distill.stages.derived.triplets:Triplets",
+    "image_labels": "hoi_distill.stages.derived.image_labels:ImageLabels",
+    "sentence_embeddings": "hoi_distill.stages.teacher.sentence_embeddings:SentenceEmbeddings",
+    "text_embeddings": "hoi_distill.stages.teacher.text_embeddings:TextEmbeddings",
+    "detector": "hoi_distill.stages.teacher.detectors.transformers:Detector",
+    "detectron2": "hoi_distill.stages.teacher.detectors.detectron2:Detectron2Detector",
+    "link_pairs": "hoi_distill.stages.student.methods.link.teacher_stages:LinkPairs",
+    "link_maps": "hoi_distill.stages.student.methods.link.teacher_stages:LinkMaps",
+}
+"""What may stand under ``stage:``, and the class of each."""
+
+
+def stage_class(kind: str) -> type[Stage]:
+    """The class of a stage of :data:`STAGES`."""
+    module, _, attribute = STAGES[kind].partition(":")
+    found: type[Stage] = getattr(importlib.import_module(module), attribute)
+    return found
