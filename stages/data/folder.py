@@ -125,7 +125,7 @@ class _Pairs:
     verb_name: list[str] = field(default_factory=list)
     object_name: list[str | None] = field(default_factory=list)
     human: list[Any] = field(default_factory=list)
-    thing: list[Any] = field(default_factory=list)
+    obj: list[Any] = field(default_factory=list)
     human_box: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     object_box: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     labels: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int16))
@@ -143,49 +143,49 @@ class _Pairs:
             if (unknown := _unknown_key("pair", pair)) is not None:
                 reject(f"{where}, pair {number}: {unknown}")
                 continue
-            thing = pair.get("object")
-            if (thing is None) != (pair.get("object_box") is None):
+            obj = pair.get("object")
+            if (obj is None) != (pair.get("object_box") is None):
                 reject(f"{where}, pair {number}: object and object_box go together; give both or neither")
                 continue
             for verb in verbs:
                 self.image.append(position)
                 self.where.append(f"{where}, pair {number}")
                 self.verb_name.append(str(verb))
-                self.object_name.append(None if thing is None else str(thing))
+                self.object_name.append(None if obj is None else str(obj))
                 self.human.append(pair["human_box"])
-                self.thing.append([0, 0, 0, 0] if thing is None else pair["object_box"])
+                self.obj.append([0, 0, 0, 0] if obj is None else pair["object_box"])
 
     def check(self, words: Vocabulary, sizes: np.ndarray, reject: Rejects) -> np.ndarray:
         """int64: the rows whose names and boxes are right; the others are rejected."""
         verbs = {name: i for i, name in enumerate(words.verbs)}
         objects = {name: i for i, name in enumerate(words.objects)}
         verb = np.array([verbs.get(name.replace(" ", "_"), -1) for name in self.verb_name], np.int64)
-        thing = np.array(
+        obj = np.array(
             [-1 if name is None else objects.get(name.replace(" ", "_"), -2) for name in self.object_name], np.int64
         )
-        hoi = np.where((verb >= 0) & (thing >= 0), words.hoi_id()[verb, np.maximum(thing, 0)], -1)
+        hoi = np.where((verb >= 0) & (obj >= 0), words.hoi_id()[verb, np.maximum(obj, 0)], -1)
         human_box, human_is = number_rows(self.human, 4)
-        object_box, object_is = number_rows(self.thing, 4)
+        object_box, object_is = number_rows(self.obj, 4)
         size = sizes[np.array(self.image, np.int64)]
         human_is &= inside(human_box, size)
-        object_is &= inside(object_box, size) | (thing == -1)
-        good = (verb >= 0) & (thing != -2) & ((hoi >= 0) | (thing == -1)) & human_is & object_is
+        object_is &= inside(object_box, size) | (obj == -1)
+        good = (verb >= 0) & (obj != -2) & ((hoi >= 0) | (obj == -1)) & human_is & object_is
         for p in np.flatnonzero(~good).tolist():
-            reject(f"{self.where[p]}: {self._problem(words, p, verb[p], thing[p], human_is[p], object_is[p], size[p])}")
+            reject(f"{self.where[p]}: {self._problem(words, p, verb[p], obj[p], human_is[p], object_is[p], size[p])}")
         self.human_box, self.object_box = human_box.astype(np.float32), object_box.astype(np.float32)
-        self.labels = np.stack([thing, verb, hoi], 1).astype(np.int16)
+        self.labels = np.stack([obj, verb, hoi], 1).astype(np.int16)
         return np.flatnonzero(good)
 
     def _problem(
-        self, words: Vocabulary, p: int, verb: int, thing: int, human_is: bool, object_is: bool, size: np.ndarray
+        self, words: Vocabulary, p: int, verb: int, obj: int, human_is: bool, object_is: bool, size: np.ndarray
     ) -> str:
         if verb < 0:
             return _unknown("verb", self.verb_name[p], words.verbs)
-        if thing == -2:
+        if obj == -2:
             return _unknown("object", str(self.object_name[p]), words.objects)
         if human_is and object_is:
             return f"{self.verb_name[p]} {self.object_name[p]} is no interaction of the vocabulary; add it there"
-        name, box = ("object_box", self.thing[p]) if human_is else ("human_box", self.human[p])
+        name, box = ("object_box", self.obj[p]) if human_is else ("human_box", self.human[p])
         extent = f"the {size[0]} x {size[1]} picture" if size.all() else "its picture"
         return f"{name} {box!r} is not four numbers x1, y1, x2, y2, or empty, or outside {extent}"
 
@@ -201,7 +201,7 @@ def _annotations(
     rejected: Sequence[str] = (),
 ) -> Annotations:
     counts = np.bincount(np.array(pairs.image, np.int64)[good], minlength=len(names))
-    thing, verb, hoi = (column.copy() for column in pairs.labels[good].T)
+    obj, verb, hoi = (column.copy() for column in pairs.labels[good].T)
     sizes = sizes.reshape(-1, 2)
     return Annotations(
         name="folder",
@@ -214,7 +214,7 @@ def _annotations(
         pair_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         human_box=pairs.human_box[good],
         object_box=pairs.object_box[good],
-        object=thing,
+        object=obj,
         verb=verb,
         hoi=hoi,
         frame="upright",

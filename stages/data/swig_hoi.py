@@ -85,27 +85,27 @@ def load_swig_hoi(
             else:
                 reject(f"entry {number} ({names[picture]}): interaction of the boxes {ends}; the picture has {count}")
     columns = [np.array(column, np.int64) for column in ([h[k] for h in hois] for k in range(3))]
-    image, human, thing = columns
+    image, human, obj = columns
     box, good_box = number_rows(boxes, 4)
     category, _ = integers(categories)
     action, _ = integers([h[3] for h in hois])
 
     vocabulary = swig_vocabulary()
     known = (category >= 0) & (category < len(vocabulary.objects))
-    kind = np.where(known, category, -1)[thing]
+    kind = np.where(known, category, -1)[obj]
     named = (kind >= 0) & (action >= 0) & (action < len(vocabulary.verbs))
     hoi_id = np.where(named, vocabulary.hoi_id()[np.where(named, action, 0), np.where(named, kind, 0)], -1)
-    humans, things = (_clip(box[end], sizes[image]) for end in (human, thing))
-    whole = [good_box[end] & (b[:, 2:] > b[:, :2]).all(axis=1) for end, b in ((human, humans), (thing, things))]
+    humans, objs = (_clip(box[end], sizes[image]) for end in (human, obj))
+    whole = [good_box[end] & (b[:, 2:] > b[:, :2]).all(axis=1) for end, b in ((human, humans), (obj, objs))]
     good = (hoi_id >= 0) & whole[0] & whole[1]
     for p in np.flatnonzero(~good):
         where = f"entry {owners[image[p]]} ({names[image[p]]})"
         if hoi_id[p] < 0:
             reject(
-                f"{where}: action {hois[p][3]!r} with object {categories[thing[p]]!r} is none of the 14,130 interactions"
+                f"{where}: action {hois[p][3]!r} with object {categories[obj[p]]!r} is none of the 14,130 interactions"
             )
         else:
-            end = human[p] if not whole[0][p] else thing[p]
+            end = human[p] if not whole[0][p] else obj[p]
             width, height = sizes[image[p]]
             reject(f"{where}: bbox {boxes[end]!r} is empty, outside the {width} x {height} picture or not four numbers")
     reject.warn()
@@ -120,7 +120,7 @@ def load_swig_hoi(
         height=sizes[:, 1],
         pair_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         human_box=humans[good],
-        object_box=things[good],
+        object_box=objs[good],
         object=kind[good].astype(np.int16),
         verb=action[good].astype(np.int16),
         hoi=hoi_id[good].astype(np.int16),

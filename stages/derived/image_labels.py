@@ -207,8 +207,8 @@ class ImageLabels(Stage):
     def _entries(self, cells: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Row and interaction of every triplet of a column, int64 each."""
         row = pc.list_parent_indices(pc.struct_field(cells, "verb")).to_numpy(zero_copy_only=False)
-        verb, thing = (_values(cells, name).to_numpy(zero_copy_only=False) for name in ("verb", "object"))
-        return row, self.hoi_of[verb, thing]
+        verb, obj = (_values(cells, name).to_numpy(zero_copy_only=False) for name in ("verb", "object"))
+        return row, self.hoi_of[verb, obj]
 
 
 def label_cells(judged: Judged, dropped: Sequence[Sequence[Mapping[str, str]]]) -> pa.Array:

@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from hoi_distill.stages.data.prompts import PREFIX_END
 from hoi_distill.stages.derived.lexicon.alignment import Aligner, prompts
+from hoi_distill.stages.derived.lexicon.findings import Reading
 from hoi_distill.stages.derived.lexicon.lexicon import Lexicon
 from hoi_distill.stages.derived.lexicon.reader import read
-from hoi_distill.stages.derived.lexicon.sentence import Reading
 from hoi_distill.stages.derived.lexicon.words import LEMMATISER, tables
 from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Stage, Values
 from hoi_distill.stages.teacher.weights import Checkpoint

@@ -72,19 +72,19 @@ def _instances(file: Path, document: dict[str, Any], limit: int | None, reject: 
     vocabulary = hico_vocabulary()
     classes = _classes(file, document, vocabulary)
     image = np.repeat(np.arange(len(counts)), counts)
-    hoi, thing, verb = (integers(columns[key])[0] for key in ("hoi", "object", "verb"))
+    hoi, obj, verb = (integers(columns[key])[0] for key in ("hoi", "object", "verb"))
     known = (hoi >= 0) & (hoi < len(classes))
     for p in np.flatnonzero(~known).tolist():
         reject(
             f"entry {image[p] + 1} ({names[image[p]]}): unknown interaction {hoi[p]}; 0 to {len(classes) - 1} are there"
         )
     mixed = np.zeros(len(hoi), bool)
-    mixed[known] = (classes[hoi[known], 1:] != np.stack([thing, verb], 1)[known]).any(1)
+    mixed[known] = (classes[hoi[known], 1:] != np.stack([obj, verb], 1)[known]).any(1)
     for p in np.flatnonzero(mixed).tolist():
         _, want_object, want_verb = classes[hoi[p]]
         reject(
             f"entry {image[p] + 1} ({names[image[p]]}): hoi {hoi[p]} is object {want_object} with verb {want_verb} in "
-            f"correspondence, but the pair says object {thing[p]} with verb {verb[p]}"
+            f"correspondence, but the pair says object {obj[p]} with verb {verb[p]}"
         )
     hoi[known] = classes[hoi[known], 0]
     rows = np.flatnonzero(known & ~mixed)
@@ -101,12 +101,12 @@ def _classes(file: Path, document: dict[str, Any], vocabulary: Vocabulary) -> np
     out = np.full((len(document["correspondence"]), 3), -1, np.int64)
     for row in document["correspondence"]:
         try:
-            hoi, thing, verb = row
+            hoi, obj, verb = row
             if min(row) < 0:
                 raise ValueError
-            names = document["verbs"][verb].replace(" ", "_"), document["objects"][thing].replace(" ", "_")
+            names = document["verbs"][verb].replace(" ", "_"), document["objects"][obj].replace(" ", "_")
             ours = vocabulary.hoi_id()[verbs[names[0]], objects[names[1]]]
-            out[hoi] = ours, thing, verb
+            out[hoi] = ours, obj, verb
         except (TypeError, ValueError, IndexError):
             raise UserError(
                 f"{file}: correspondence {row!r} is not [hoi, object, verb] within the file's own lists"
@@ -197,7 +197,7 @@ def _resolve(
     reject: Callable[[str], None],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the pairs that make sense, and their classes from 0; one reason is given for each other one."""
-    subject, thing, verb, said = columns
+    subject, obj, verb, said = columns
     count = box_counts[image] if len(image) else image
     bad = np.zeros(len(image), bool)
 
@@ -206,7 +206,7 @@ def _resolve(
             reject(f"{where[image[p]]}: {message(p)}")
         bad[wrong] = True
 
-    for name, value in (("subject_id", subject), ("object_id", thing)):
+    for name, value in (("subject_id", subject), ("object_id", obj)):
         outside = (value < 0) | (value >= count)
         refuse(outside, lambda p, n=name, v=value: f"{n} {v[p]} is none of its {count[p]} boxes")  # type: ignore[misc]
     starts = np.cumsum(box_counts) - box_counts
@@ -215,7 +215,7 @@ def _resolve(
     coco = index_of[np.where((categories > 0) & (categories < len(index_of)), categories, 0)]
     human, target = np.full(len(image), -1), np.full(len(image), -1)
     fine = np.flatnonzero(~bad)
-    human_row, target_row = starts[image[fine]] + subject[fine], starts[image[fine]] + thing[fine]
+    human_row, target_row = starts[image[fine]] + subject[fine], starts[image[fine]] + obj[fine]
     human[fine], target[fine] = coco[human_row], coco[target_row]
     given = np.zeros(len(image), np.int64)
     given[fine] = categories[target_row]

@@ -78,11 +78,11 @@ def _interactions(picture: Picture) -> np.ndarray:
     """One entry per class present: its human boxes, its object boxes and which belong together."""
     entries = []
     for hoi in sorted({hoi for _, _, hoi in picture.triplets}):
-        links = [(human, thing) for human, thing, h in picture.triplets if h == hoi]
+        links = [(human, obj) for human, obj, h in picture.triplets if h == hoi]
         humans = sorted({human for human, _ in links})
-        things = sorted({thing for _, thing in links})
-        connection = [(humans.index(human) + 1, things.index(thing) + 1) for human, thing in links]
-        entries.append((hoi + 1, _boxes(picture, humans), _boxes(picture, things), np.array(connection), 0))
+        objs = sorted({obj for _, obj in links})
+        connection = [(humans.index(human) + 1, objs.index(obj) + 1) for human, obj in links]
+        entries.append((hoi + 1, _boxes(picture, humans), _boxes(picture, objs), np.array(connection), 0))
     return _struct(entries, ("id", "bboxhuman", "bboxobject", "connection", "invis"))
 
 

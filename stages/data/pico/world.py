@@ -151,8 +151,8 @@ def _triplets(scene: Scene) -> list[tuple[int, int, int]]:
     vocabulary = pico_vocabulary()
     table, verbs = vocabulary.hoi_id(), vocabulary.verbs
     return [
-        (human, thing, int(table[verbs.index(verb), scene.objects[thing]]))
-        for human, thing, labels in scene.pairs
+        (human, obj, int(table[verbs.index(verb), scene.objects[obj]]))
+        for human, obj, labels in scene.pairs
         for verb in labels
     ]
 

@@ -56,9 +56,9 @@ def zero_shot(name: str) -> ZeroShotSplit:
         raise UserError(f"no zero-shot split {name!r}; there are {', '.join(ZERO_SHOT_SPLITS)}")
     record = json.loads((_FILES / "hico_zero_shot.json").read_text(encoding="utf-8"))[key]
     vocabulary = hico_vocabulary()
-    verb, thing = vocabulary.hois.T
+    verb, obj = vocabulary.hois.T
     unseen = np.isin(verb, [vocabulary.verbs.index(v) for v in record.get("unseen_verbs", ())])
-    unseen |= np.isin(thing, [vocabulary.objects.index(o) for o in record.get("unseen_objects", ())])
+    unseen |= np.isin(obj, [vocabulary.objects.index(o) for o in record.get("unseen_objects", ())])
     unseen[record.get("unseen_interactions", [])] = True
     return ZeroShotSplit(key, read_only(unseen))
 

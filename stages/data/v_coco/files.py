@@ -205,9 +205,9 @@ def read_instances(files: list[Path], wanted: np.ndarray, reject: Reject) -> Ins
     bare, good = number_rows([entry.get("bbox") for entry, _ in entries], 4)
     category, _ = integers([entry.get("category_id") for entry, _ in entries])
     known = (category > 0) & (category < len(_OBJECT))
-    things = np.where(known, _OBJECT[np.where(known, category, 0)], -1)
+    objs = np.where(known, _OBJECT[np.where(known, category, 0)], -1)
     box_id, numbered = integers([entry.get("id") for entry, _ in entries])
-    for row in np.flatnonzero(~good | ~numbered | (things < 0)):
+    for row in np.flatnonzero(~good | ~numbered | (objs < 0)):
         entry, file = entries[row]
         reject(
             f"{file}: annotation {entry.get('id')}: bbox {entry.get('bbox')} of category {entry.get('category_id')} "
@@ -216,13 +216,13 @@ def read_instances(files: list[Path], wanted: np.ndarray, reject: Reject) -> Ins
     box_image = np.searchsorted(kept, [entry["image_id"] for entry, _ in entries])
     area = np.array([entry.get("area", 1) for entry, _ in entries], np.float64)
     box, whole = _half_open(bare, size[box_image])
-    good &= numbered & (things >= 0)
+    good &= numbered & (objs >= 0)
     keep = np.flatnonzero(good & whole & (area > 0))
     keep = keep[np.argsort(box_image[keep], kind="stable")]
     if not len(keep):
         raise UserError(f"{source}: no boxes of the split's pictures in it; is it of another split?")
     invalid = frozenset(box_id[good & ~(whole & (area > 0))].tolist())
-    return Instances(kept, names, size, box_image[keep], box_id[keep], things[keep], box[keep], invalid)
+    return Instances(kept, names, size, box_image[keep], box_id[keep], objs[keep], box[keep], invalid)
 
 
 def _half_open(boxes: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -284,9 +284,9 @@ def read_pairs(files: list[Path], slots: tuple[str, ...], reject: Reject) -> Pai
                 for key, table in ours.items():
                     columns[key] += [table.get(value, -2) if isinstance(value, int) else -2 for value in entry[key]]
     human, human_good = number_rows(columns["boxes_h"], 4)
-    thing, thing_good = number_rows(columns["boxes_o"], 4)
+    obj, thing_good = number_rows(columns["boxes_o"], 4)
     slot, kind = (np.array(columns[key], np.int16) for key in ("actions", "objects"))
-    checks = {"human box": human_good & _upright(human), "object box": thing_good & _upright(thing)}
+    checks = {"human box": human_good & _upright(human), "object box": thing_good & _upright(obj)}
     checks |= {"action": slot >= 0, "object": kind >= 0}
     good = np.logical_and.reduce(list(checks.values()))
     for p in np.flatnonzero(~good):
@@ -298,7 +298,7 @@ def read_pairs(files: list[Path], slots: tuple[str, ...], reject: Reject) -> Pai
     keep = keep[np.argsort(at[keep], kind="stable")]
     return Pairs(
         picture_ids, [names[i] for i in picture_ids.tolist()], np.zeros((len(names), 2), np.int32), at[keep],
-        human[keep].astype(np.float32), thing[keep].astype(np.float32), kind[keep], slot[keep],
+        human[keep].astype(np.float32), obj[keep].astype(np.float32), kind[keep], slot[keep],
     )  # fmt: skip
 
 

@@ -267,27 +267,27 @@ def _boxes_of(verbs: Verbs, coco: Instances, reject: Rejects) -> tuple[np.ndarra
     elsewhere = coco.image[coco.box_image[roles]] != verbs.image[:, None]
     unusable = wanted & ((roles < 0) | elsewhere) & ~wrong[:, None]
     for m, role in np.argwhere(unusable):
-        thing = int(verbs.roles[m, role])
-        reason = coco.why_not(thing) if roles[m, role] < 0 else "is of another picture"
-        reject(f"picture {verbs.image[m]}, person {verbs.person[m]}: {ROLES[role]} {thing} {reason}; remove the role")
+        obj = int(verbs.roles[m, role])
+        reason = coco.why_not(obj) if roles[m, role] < 0 else "is of another picture"
+        reject(f"picture {verbs.image[m]}, person {verbs.person[m]}: {ROLES[role]} {obj} {reason}; remove the role")
     return np.where(wrong, -1, row), np.where(unusable, -2, np.where(wanted, roles, -1))
 
 
 def _official_pairs(verbs: Verbs, coco: Instances, reject: Rejects) -> Pairs:
     row, roles = _boxes_of(verbs, coco, reject)
-    thing = np.full((len(row), len(SLOTS)), -1)
-    thing[:, ROLE_SLOTS] = roles
-    person, slot = np.nonzero(verbs.actions[:, SLOT_ACTION] & (row >= 0)[:, None] & (thing > -2))
-    human, thing = row[person], thing[person, slot]
+    obj = np.full((len(row), len(SLOTS)), -1)
+    obj[:, ROLE_SLOTS] = roles
+    person, slot = np.nonzero(verbs.actions[:, SLOT_ACTION] & (row >= 0)[:, None] & (obj > -2))
+    human, obj = row[person], obj[person, slot]
     order = np.lexsort((slot, human))  # boxes are sorted by picture
-    human, thing, slot = human[order], thing[order], slot[order]
+    human, obj, slot = human[order], obj[order], slot[order]
     return Pairs(
         image=coco.image,
         name=coco.name,
         size=coco.size,
         pair_image=coco.box_image[human],
         human_box=coco.box[human],
-        object_box=np.where(thing[:, None] >= 0, coco.box[thing], np.float32(0)),
-        object=np.where(thing >= 0, coco.object[thing], -1).astype(np.int16),
+        object_box=np.where(obj[:, None] >= 0, coco.box[obj], np.float32(0)),
+        object=np.where(obj >= 0, coco.object[obj], -1).astype(np.int16),
         slot=slot.astype(np.int16),
     )
