@@ -22,7 +22,7 @@ _SLACK = 1.0
 
 
 @dataclass(frozen=True, eq=False)
-class Detections:
+class ObjectDetections:
     """Boxes of N pictures, by picture, within each by falling score (ties in file order).
 
     offsets: int64 [N + 1]. boxes: float32 [D, 4], xyxy pixels, zero-based half-open, clipped to the picture.
@@ -47,7 +47,7 @@ def load_detections(
     lenient: bool = False,
     partial: bool = False,
     objects: Sequence[str] | None = None,
-) -> Detections:
+) -> ObjectDetections:
     """Read a JSON list of {image_id, category_id, bbox [x, y, w, h], score} for the pictures of `annotations`.
 
     ``image_id`` is ours (HICO-DET: the file name); ``category_id`` COCO's official 1-90 or, with `objects`, the position in
@@ -101,7 +101,7 @@ def load_detections(
     order = np.lexsort((-kept, image[rows]))
     rows = rows[order]
     counts = np.bincount(image[rows], minlength=len(annotations))
-    return Detections(
+    return ObjectDetections(
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=clipped[rows],
         scores=kept[order],

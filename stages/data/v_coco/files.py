@@ -238,7 +238,7 @@ def _half_open(boxes: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairTable:
     """Pictures (int64 [N] ids, N names, int32 [N, 2] sizes) and pairs, sorted by picture.
 
     pair_image: int64 [P]; human_box, object_box: float32 [P, 4] half-open; object, slot: int16 [P].
@@ -260,7 +260,7 @@ def is_pair_file(file: Path) -> bool:
     return "classes" in record and "categories" not in record
 
 
-def read_pairs(files: list[Path], slots: tuple[str, ...], reject: Reject) -> Pairs:
+def read_pairs(files: list[Path], slots: tuple[str, ...], reject: Reject) -> PairTable:
     """Zhang's ``instances_vcoco_*.json``: boxes are xyxy half-open there, objects counted from background = 0."""
     columns: dict[str, list[Any]] = {"boxes_h": [], "boxes_o": [], "actions": [], "objects": []}
     names: dict[int, str] = {}
@@ -296,7 +296,7 @@ def read_pairs(files: list[Path], slots: tuple[str, ...], reject: Reject) -> Pai
     at = np.searchsorted(picture_ids, np.array(owner, np.int64))
     keep = np.flatnonzero(good)
     keep = keep[np.argsort(at[keep], kind="stable")]
-    return Pairs(
+    return PairTable(
         picture_ids, [names[i] for i in picture_ids.tolist()], np.zeros((len(names), 2), np.int32), at[keep],
         human[keep].astype(np.float32), obj[keep].astype(np.float32), kind[keep], slot[keep],
     )  # fmt: skip

@@ -24,7 +24,7 @@ from hoi_distill.stages.data.image import header_size
 from hoi_distill.stages.data.reading.rejects import Rejects
 from hoi_distill.stages.data.v_coco.files import (
     Instances,
-    Pairs,
+    PairTable,
     Verbs,
     is_pair_file,
     picture_paths,
@@ -273,7 +273,7 @@ def _boxes_of(verbs: Verbs, coco: Instances, reject: Rejects) -> tuple[np.ndarra
     return np.where(wrong, -1, row), np.where(unusable, -2, np.where(wanted, roles, -1))
 
 
-def _official_pairs(verbs: Verbs, coco: Instances, reject: Rejects) -> Pairs:
+def _official_pairs(verbs: Verbs, coco: Instances, reject: Rejects) -> PairTable:
     row, roles = _boxes_of(verbs, coco, reject)
     obj = np.full((len(row), len(SLOTS)), -1)
     obj[:, ROLE_SLOTS] = roles
@@ -281,7 +281,7 @@ def _official_pairs(verbs: Verbs, coco: Instances, reject: Rejects) -> Pairs:
     human, obj = row[person], obj[person, slot]
     order = np.lexsort((slot, human))  # boxes are sorted by picture
     human, obj, slot = human[order], obj[order], slot[order]
-    return Pairs(
+    return PairTable(
         image=coco.image,
         name=coco.name,
         size=coco.size,

@@ -11,8 +11,9 @@ import pytest
 
 from hoi_distill.stages.data.coco import COCO_OBJECTS
 from hoi_distill.stages.data.pico.acts import ACTS, Group
-from hoi_distill.stages.data.pico.classes import CO_LABELS, HOIS, NO_INTERACTION, OBJECTS, PRIMARY
+from hoi_distill.stages.data.pico.classes import CO_LABELS, HOIS, OBJECTS, PRIMARY
 from hoi_distill.stages.data.pico.render import SIZE, render_scene
+from hoi_distill.stages.data.prompts import NO_INTERACTION
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 
 

@@ -96,7 +96,6 @@ def test_the_detr_card():
 @pytest.mark.parametrize("folder", ["", "clip", "detector"])
 def test_a_card_names_the_commands_that_reproduce_it(folder):
     card = (PICO / folder / "README.md").read_text()
-    prefix = f"{folder}_" if folder else ""
-    for command in ("train", "evaluate"):
-        assert f"python -m hoi_distill.stages.teacher.pico.{prefix}{command}" in card
-        assert (PICO / f"{prefix}{command}.py").exists()
+    for command in ("training", "evaluation"):
+        assert f"python -m hoi_distill.stages.teacher.pico.{command}.{folder or 'blip'}" in card
+        assert (PICO / command / f"{folder or 'blip'}.py").exists()
