@@ -3,7 +3,7 @@
 ``swig_{train,val,trainval,test}_1000.json`` is a list of pictures: file_name, img_id, height, width, box_annotations
 [{bbox, category_id, aux_category_id}], hoi_annotations [{subject_id, object_id, action_id}], where the ids of subject and
 object count the picture's boxes. Boxes are xyxy pixels; the published loader and evaluator take width as x2 - x1, so they
-are half-open as ours. ``aux_category_id``, what other annotators called the thing, counts for neither.
+are half-open as ours. ``aux_category_id``, what other annotators called the object, counts for neither.
 """
 
 from __future__ import annotations
@@ -50,18 +50,23 @@ def _digits(key: str) -> np.ndarray:
 
 
 def load_swig_hoi(
-    root: str | Path, split: str | None = None, limit: int | None = None, lenient: bool = False, images: bool = True
+    root: str | Path, split: str | None = None, *, limit: int | None = None, lenient: bool = False, images: bool = True
 ) -> Annotations:
     """Read one split of a folder in SWiG-HOI's layout, or one of its annotation files.
 
-    root: a folder with ``annotations/swig_{split}_1000.json`` (or the file right in it) and ``images_512``; or the file.
-    split: train, val, trainval or test; by default what the file's name says, for a folder test.
-    limit: the first so many pictures. With ``images=False`` the picture files need not be there.
-
     ``image_id`` is the file name. Boxes are clipped to their picture, as in the published loader.
 
-    Raises UserError naming file and entry for unknown classes, boxes that are no boxes, interactions of boxes that are
-    not there, duplicate or missing pictures; with `lenient` those are dropped, counted, warned of.
+    Args:
+        root: A folder with ``annotations/swig_{split}_1000.json`` (or the file right in it) and ``images_512``; or the
+            file.
+        split: train, val, trainval or test; by default what the file's name says, for a folder test.
+        limit: Read only the first so many pictures.
+        lenient: Drop bad entries, count them and warn, instead of refusing them.
+        images: Whether the picture files must be there.
+
+    Raises:
+        UserError: With the file and the entry, for unknown classes, boxes that are no boxes, interactions of boxes that
+            are not there, duplicate or missing pictures.
     """
     file, split, folder = _place(Path(root), split)
     records = read_json(file, list, "SWiG-HOI's list of pictures")[:limit]
@@ -154,7 +159,7 @@ def _place(root: Path, split: str | None) -> tuple[Path, str, Path]:
 def _pictures(
     records: list[Any], present: Listing | None, folder: Path, reject: Rejects
 ) -> tuple[list[str], np.ndarray, list[int]]:
-    """Names, sizes int32 [N, 2] and record numbers of the pictures to keep."""
+    """Names, sizes (int32 ``[N, 2]``) and record numbers of the pictures to keep."""
     rows: dict[str, int] = {}
     sizes = []
     for number, record in enumerate(records):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def read_hico_json(file: Path, split: str, limit: int | None, reject: Callable[[
     if isinstance(document, dict):
         return _instances(file, document, limit, reject)
     if isinstance(document, list):
-        return _pictures(file, document, split, limit, reject)
+        return _pictures(document, split, limit, reject)
     raise UserError(f"{file}: holds {document!r}; it should be {what}")
 
 
@@ -128,9 +129,7 @@ def _sizes(values: Sequence[Any]) -> np.ndarray:
     return np.clip(sides, 0, np.iinfo(np.int32).max).reshape(-1, 2).astype(np.int32)
 
 
-def _pictures(
-    file: Path, document: list[Any], split: str, limit: int | None, reject: Callable[[str], None]
-) -> RawSplit:
+def _pictures(document: list[Any], split: str, limit: int | None, reject: Callable[[str], None]) -> RawSplit:
     entry, names, records = _readable(document, reject)
     order = sorted(range(len(names)), key=lambda i: names[i])[:limit]  # HICO-DET's own order is that of the names
     boxes: list[Any] = []
@@ -138,9 +137,9 @@ def _pictures(
     links: list[tuple[Any, ...]] = []
     box_counts, link_counts = [], []
     for i in order:
-        own, pairs = records[i]["annotations"], records[i]["hoi_annotation"]
+        own, listed = records[i]["annotations"], records[i]["hoi_annotation"]
         try:
-            row = [(p["subject_id"], p["object_id"], p["category_id"], p.get("hoi_category_id", 0)) for p in pairs]
+            row = [(p["subject_id"], p["object_id"], p["category_id"], p.get("hoi_category_id", 0)) for p in listed]
             own_boxes, own_categories = [box["bbox"] for box in own], [box["category_id"] for box in own]
         except (KeyError, TypeError, AttributeError) as error:
             problem = f"no key {error}" if isinstance(error, KeyError) else "annotations are not lists of objects"
@@ -151,13 +150,12 @@ def _pictures(
         links.extend(row)
         box_counts.append(len(own_boxes))
         link_counts.append(len(row))
-    vocabulary = hico_vocabulary()
-    columns = [integers([link[k] for link in links], text=True)[0] for k in range(4)]
-    image = np.repeat(np.arange(len(order)), link_counts)
+    subject, obj, verb, said = (integers([link[k] for link in links], text=True)[0] for k in range(4))
+    pairs = _Links(np.repeat(np.arange(len(order)), link_counts), subject, obj, verb, said)
+    image = pairs.image
     where = [f"entry {entry[i]} ({names[i]})" for i in order]
-    rows, hoi = _resolve(
-        columns, image, np.array(box_counts, np.int64), integers(categories, text=True)[0], where, vocabulary, reject
-    )
+    own_counts, own_category = np.array(box_counts, np.int64), integers(categories, text=True)[0]
+    rows, hoi = _resolve(pairs, own_counts, own_category, where, reject)
     box = _corners(boxes)
     starts = (np.cumsum(box_counts) - box_counts)[image[rows]] if len(rows) else np.zeros(0, np.int64)
     smallest = np.min(box[:, :2], where=np.isfinite(box[:, :2]), initial=np.inf)
@@ -166,8 +164,8 @@ def _pictures(
     sizes = np.zeros((len(names) + len(absent), 2), np.int32)
     numbers = np.array([entry[i] for i in order] + [0] * len(absent), np.int64)
     raw = RawSplit(
-        vocabulary, names + absent, numbers, sizes, image[rows], hoi, box[starts + columns[0][rows]],
-        box[starts + columns[1][rows]], first_pixel=_first_pixel(smallest, len(box), split),
+        hico_vocabulary(), names + absent, numbers, sizes, image[rows], hoi, box[starts + subject[rows]],
+        box[starts + obj[rows]], first_pixel=_first_pixel(smallest, len(box), split),
     )  # fmt: skip
     return _sorted(raw) if absent else raw
 
@@ -187,17 +185,42 @@ def _readable(document: list[Any], reject: Callable[[str], None]) -> tuple[list[
     return entry, names, records
 
 
+@dataclass(frozen=True)
+class _Links:
+    """P pairs as the file has them, int64 ``[P]`` each.
+
+    Attributes:
+        image: The pair's picture.
+        subject: Row of the human among the picture's boxes.
+        object: Row of the object among the picture's boxes.
+        verb: From 1.
+        hoi: The class from 1; 0 if the file does not say.
+    """
+
+    image: np.ndarray
+    subject: np.ndarray
+    object: np.ndarray
+    verb: np.ndarray
+    hoi: np.ndarray
+
+
 def _resolve(
-    columns: Sequence[np.ndarray],
-    image: np.ndarray,
-    box_counts: np.ndarray,
-    categories: np.ndarray,
-    where: Sequence[str],
-    vocabulary: Vocabulary,
-    reject: Callable[[str], None],
+    links: _Links, box_counts: np.ndarray, categories: np.ndarray, where: Sequence[str], reject: Callable[[str], None]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the pairs that make sense, and their classes from 0; one reason is given for each other one."""
-    subject, obj, verb, said = columns
+    """Find the class of each pair.
+
+    Args:
+        links: The pairs.
+        box_counts: int64 ``[N]``, boxes of each picture.
+        categories: int64, COCO's category of every box, picture after picture.
+        where: Of each picture, stands before the reason for which a pair is rejected.
+        reject: Gets one reason for each pair that makes no sense.
+
+    Returns:
+        Rows of the other pairs, and their classes from 0.
+    """
+    vocabulary, image = hico_vocabulary(), links.image
+    subject, obj, verb, said = links.subject, links.object, links.verb, links.hoi
     count = box_counts[image] if len(image) else image
     bad = np.zeros(len(image), bool)
 

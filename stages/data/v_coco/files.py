@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,13 @@ def _without_part(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Verbs:
-    """The verbs files: M persons asked about.
+    """The verbs files: M persons that were annotated with verbs.
 
-    image, person: int64 [M], COCO ids of the picture and of the person's annotation. actions: bool [M, 26].
-    roles: int64 [M, 25], COCO annotation ids, 0 where there is none.
+    Attributes:
+        image: int64 ``[M]``, COCO id of the picture.
+        person: int64 ``[M]``, COCO id of the person's annotation.
+        actions: bool ``[M, 26]``.
+        roles: int64 ``[M, 25]``, COCO annotation ids, 0 where there is none.
     """
 
     image: np.ndarray
@@ -91,6 +94,7 @@ class Verbs:
     roles: np.ndarray
 
     def take(self, rows: np.ndarray) -> Verbs:
+        """The persons of int ``rows``."""
         return Verbs(self.image[rows], self.person[rows], self.actions[rows], self.roles[rows])
 
 
@@ -239,9 +243,17 @@ def _half_open(boxes: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 @dataclass(frozen=True)
 class PairTable:
-    """Pictures (int64 [N] ids, N names, int32 [N, 2] sizes) and pairs, sorted by picture.
+    """N pictures and their P pairs, sorted by picture.
 
-    pair_image: int64 [P]; human_box, object_box: float32 [P, 4] half-open; object, slot: int16 [P].
+    Attributes:
+        image: int64 ``[N]``, COCO ids.
+        name: N file names.
+        size: int32 ``[N, 2]``, width and height.
+        pair_image: int64 ``[P]``, row of each pair's picture.
+        human_box: float32 ``[P, 4]``, xyxy half-open.
+        object_box: float32 ``[P, 4]``, xyxy half-open.
+        object: int16 ``[P]``, -1 for a pair without object.
+        slot: int16 ``[P]``.
     """
 
     image: np.ndarray
@@ -275,7 +287,7 @@ def read_pairs(files: list[Path], slots: tuple[str, ...], reject: Reject) -> Pai
             "objects": _numbering(file, record, "objects", {"background": -1} | OBJECT_INDEX),
         }
         for number, entry in enumerate(entries):
-            picture = _entry(file, number, entry, names, columns.keys(), reject)
+            picture = _entry(f"{file}: entry {number}", entry, names, columns.keys(), reject)
             if picture is not None:
                 names[picture] = entry["file_name"]
                 owner += [picture] * len(entry["actions"])
@@ -284,9 +296,9 @@ def read_pairs(files: list[Path], slots: tuple[str, ...], reject: Reject) -> Pai
                 for key, table in ours.items():
                     columns[key] += [table.get(value, -2) if isinstance(value, int) else -2 for value in entry[key]]
     human, human_good = number_rows(columns["boxes_h"], 4)
-    obj, thing_good = number_rows(columns["boxes_o"], 4)
+    obj, object_good = number_rows(columns["boxes_o"], 4)
     slot, kind = (np.array(columns[key], np.int16) for key in ("actions", "objects"))
-    checks = {"human box": human_good & _upright(human), "object box": thing_good & _upright(obj)}
+    checks = {"human box": human_good & _upright(human), "object box": object_good & _upright(obj)}
     checks |= {"action": slot >= 0, "object": kind >= 0}
     good = np.logical_and.reduce(list(checks.values()))
     for p in np.flatnonzero(~good):
@@ -302,21 +314,19 @@ def read_pairs(files: list[Path], slots: tuple[str, ...], reject: Reject) -> Pai
     )  # fmt: skip
 
 
-def _entry(
-    file: Path, number: int, entry: Any, seen: dict[int, str], keys: Iterable[str], reject: Reject
-) -> int | None:
-    """The picture's number of a sound entry; others are rejected."""
+def _entry(where: str, entry: Any, seen: Container[int], keys: Iterable[str], reject: Reject) -> int | None:
+    """The picture's number of a sound entry; others are rejected. ``where`` stands before the reason."""
     name = entry.get("file_name") if isinstance(entry, dict) else None
     picture = picture_id(name) if isinstance(name, str) else None
     if picture is None:
-        reject(f"{file}: entry {number} has no file_name with a COCO number ({name!r})")
+        reject(f"{where} has no file_name with a COCO number ({name!r})")
         return None
     if picture in seen:
-        reject(f"{file}: entry {number} repeats the picture {name}; remove one")
+        reject(f"{where} repeats the picture {name}; remove one")
         return None
     lists = [entry.get(key) for key in keys]
     if not all(isinstance(column, list) for column in lists) or len({len(column) for column in lists}) != 1:
-        reject(f"{file}: entry {number} ({name}): {', '.join(keys)} are not lists of one length")
+        reject(f"{where} ({name}): {', '.join(keys)} are not lists of one length")
         return None
     return picture
 

@@ -156,7 +156,10 @@ class DetectionsFromFile(GivenDetections):
     def detections(self) -> ObjectDetections:
         several = len(self.paths) > 1
         found = _merged(
-            [load_detections(path, self.pictures, self.lenient, several, self.objects) for path in self.paths]
+            [
+                load_detections(path, self.pictures, lenient=self.lenient, partial=several, objects=self.objects)
+                for path in self.paths
+            ]
         )
         if several and not len(found.scores):
             raise UserError(f"{', '.join(self.paths)}: no box of any picture of {self.pictures.name}")
