@@ -85,7 +85,12 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
 
             return {
                 split: load_annotated_folder(
-                    file, split, dataset.root, dataset.vocabulary, limit, dataset.lenient
+                    file,
+                    split,
+                    root=dataset.root,
+                    vocabulary=dataset.vocabulary,
+                    limit=limit,
+                    lenient=dataset.lenient,
                 ).classified()
                 for split in ("train", "test")
             }

@@ -15,7 +15,7 @@ import numpy as np
 from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.workspace import Setup
 from hoi_distill.stages.data.prompts import NO_INTERACTION
-from hoi_distill.stages.derived.image_labels import IGNORED, NEGATIVE, POSITIVE, ImageLabels, Judged
+from hoi_distill.stages.derived.image_labels import IGNORED, NEGATIVE, POSITIVE, ImageLabels, InteractionLabels
 from hoi_distill.stages.derived.triplets import drop_report
 
 DOUBTFUL = 0.5
@@ -60,7 +60,7 @@ def gate(setup: Setup, plans: Mapping[str, TablePlan], name: str, sample: int | 
     }
 
 
-def figures(judged: Judged, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+def figures(judged: InteractionLabels, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     """How labels compare with the truth, bool ``[N, H]``, of the classes ``names``.
 
     Returns:
@@ -79,7 +79,7 @@ def figures(judged: Judged, truth: np.ndarray, names: Sequence[str]) -> dict[str
     return found
 
 
-def _figures(judged: Judged, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+def _figures(judged: InteractionLabels, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     positive = judged.listed & (judged.kind == POSITIVE)
     negative = judged.listed & (judged.kind == NEGATIVE)
     entries = int(judged.listed.sum())

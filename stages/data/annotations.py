@@ -20,18 +20,26 @@ if TYPE_CHECKING:
 class Annotations:
     """N pictures and their P human-object pairs, sorted by picture.
 
-    name, split: the dataset's name and the split's, for people.
-    vocabulary: its classes; None for pictures without any.
-    image_id: str [N], unique; path: N file paths.
-    width, height: int32 [N], pixels, in `frame`; 0 where neither the annotations nor the file's header tell.
-    pair_offsets: int64 [N + 1]; pairs of picture i are rows pair_offsets[i] to pair_offsets[i + 1].
-    human_box, object_box: float32 [P, 4], xyxy pixels, zero-based half-open, in `frame`.
-    object, verb, hoi: int16 [P], indices into the vocabulary; a pair with two verbs is two rows. A verb done without a
-        (visible) object has object and hoi -1 and an all-zero object_box; hoi is also -1 for a verb and an object that
-        are no class of the dataset together.
-    image_hois: bool [N, H], interactions known to be in the picture as a whole, or None.
-    frame: in which boxes and sizes are counted and pictures are to be decoded: the stored raster, or upright by EXIF.
-    rejected: what a lenient loader left out, a line each.
+    A pair with two verbs is two rows. A verb that is done without a (visible) object has ``object`` and ``hoi`` -1 and an
+    all-zero ``object_box``.
+
+    Attributes:
+        name: The dataset's name, for people.
+        split: The split's name, for people.
+        vocabulary: Its classes; None for pictures without any.
+        image_id: str ``[N]``, unique.
+        path: N file paths.
+        width: int32 ``[N]``, pixels, in ``frame``; 0 where neither the annotations nor the file's header tell.
+        height: int32 ``[N]``, as ``width``.
+        pair_offsets: int64 ``[N + 1]``; pairs of picture i are rows ``pair_offsets[i]`` to ``pair_offsets[i + 1]``.
+        human_box: float32 ``[P, 4]``, xyxy pixels, zero-based half-open, in ``frame``.
+        object_box: float32 ``[P, 4]``, as ``human_box``.
+        object: int16 ``[P]``, index into the vocabulary, or -1.
+        verb: int16 ``[P]``, index into the vocabulary.
+        hoi: int16 ``[P]``, index into the vocabulary; also -1 for a verb and an object that are no class together.
+        image_hois: bool ``[N, H]``, interactions known to be in the picture as a whole, or None.
+        frame: In which boxes and sizes are counted and pictures are to be decoded: the stored raster, or upright by EXIF.
+        rejected: What a lenient loader left out, a line each.
     """
 
     name: str
@@ -64,11 +72,11 @@ class Annotations:
         return slice(int(self.pair_offsets[i]), int(self.pair_offsets[i + 1]))
 
     def pair_image(self) -> np.ndarray:
-        """int64 [P]: the picture of each pair."""
+        """int64 ``[P]``: the picture of each pair."""
         return np.repeat(np.arange(len(self)), np.diff(self.pair_offsets))
 
     def take(self, rows: np.ndarray) -> Annotations:
-        """The pictures of int `rows` [M], in that order, with their pairs."""
+        """The pictures of ``rows``, int ``[M]``, in that order, with their pairs."""
         rows = np.asarray(rows, np.int64)
         counts = np.diff(self.pair_offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -89,7 +97,7 @@ class Annotations:
         )
 
     def with_pairs(self, rows: np.ndarray) -> Annotations:
-        """All pictures, with only the pairs of bool `rows` [P]."""
+        """All pictures, with only the pairs where ``rows``, bool ``[P]``, is true."""
         counts = np.bincount(self.pair_image()[rows], minlength=len(self))
         return replace(
             self,
@@ -106,7 +114,7 @@ class Annotations:
         return self if (self.hoi >= 0).all() else self.with_pairs(self.hoi >= 0)
 
     def image_truth(self) -> np.ndarray:
-        """bool [N, H]: the interactions annotated in each picture, by its pairs or for the whole of it."""
+        """bool ``[N, H]``: the interactions annotated in each picture, by its pairs or for the whole of it."""
         assert self.vocabulary is not None, "annotated pictures have classes"
         truth = np.zeros((len(self), len(self.vocabulary)), bool)
         known = self.hoi >= 0
@@ -114,7 +122,7 @@ class Annotations:
         return truth if self.image_hois is None else truth | self.image_hois
 
     def digests(self) -> np.ndarray:
-        """uint64 [N]: of each picture's pairs (boxes and labels, in order) and image-level labels under this vocabulary."""
+        """uint64 ``[N]``: digests of each picture's pairs (boxes, labels, order) and image-level labels in this vocabulary."""
         start = hashlib.blake2b((self.vocabulary.digest() if self.vocabulary else "").encode(), digest_size=8)
         boxes = np.concatenate([self.human_box, self.object_box], axis=1)
         labels = np.stack([self.object, self.verb, self.hoi], axis=1)
@@ -131,8 +139,14 @@ class Annotations:
 
 
 def contradiction(path: str | Path, stated: Sequence[int], found: Sequence[int], frame: Frame) -> str | None:
-    """What to say of a picture whose annotations state another (width, height) than its file has in their frame; None where
-    they agree, or one of them does not tell (0)."""
+    """What to say of a picture whose file has another size than its annotations state; None where the sizes agree.
+
+    Args:
+        path: The file.
+        stated: Width and height as the annotations have them, 0 if they do not tell.
+        found: Width and height of the file in the annotations' frame, 0 if it does not tell.
+        frame: The annotations' frame.
+    """
     if tuple(stated) == tuple(found) or not all(stated) or not all(found):
         return None
     told, has = (f"{width} x {height}" for width, height in (stated, found))

@@ -13,6 +13,7 @@ import numpy as np
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.image import header_size
 from hoi_distill.stages.data.open_dataset import DATASETS, open_annotations
+from hoi_distill.stages.data.sampling.splits import RARE_BELOW
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.storage.errors import UserError
 
@@ -47,7 +48,6 @@ _KNOWN_COPIES = {
     ("hico-det", "train", "pictures", 37_633): "a copy without the pictures that have no pairs",
     ("hico-det", "test", "pictures", 9_546): "a copy without the pictures that have no pairs",
 }
-_RARE_BELOW = 10
 _ENOUGH_BOXES = 1000
 _UNREADABLE = "cannot be opened"
 _OTHER_SIZE = "are not of the annotated size"
@@ -56,7 +56,15 @@ _BEYOND = "have a box beyond their border"
 
 @dataclass(frozen=True)
 class Count:
-    """One number of a split. published: None where nobody says. agrees: None then. note: what a known other number is."""
+    """One number of a split.
+
+    Attributes:
+        name: What is counted.
+        found: The number here.
+        published: The number that is published, None if there is none.
+        agrees: Whether they are equal, None if there is nothing to compare.
+        note: What a known other number is.
+    """
 
     name: str
     found: int
@@ -67,7 +75,14 @@ class Count:
 
 @dataclass(frozen=True)
 class SplitDescription:
-    """counts: what is there. missing: files and pictures that are not. problems: bad entries, suspicions."""
+    """What is known of one split.
+
+    Attributes:
+        split: Its name.
+        counts: What is there.
+        missing: Files and pictures that are not there, a line each.
+        problems: Bad entries and suspicions, a line each.
+    """
 
     split: str
     counts: list[Count]
@@ -108,10 +123,17 @@ def describe(
 ) -> Description:
     """Count what is there, compare it with what is published, and name what is missing or looks wrong.
 
-    splits: by default all of the dataset. Bad entries are all reported and left out of the counts. The headers of all
-    pictures that are there are compared with the annotated sizes.
+    Bad entries are all reported and left out of the counts. The headers of all pictures that are there are compared with
+    the annotated sizes.
 
-    Raises UserError for an unknown dataset, and where not even one split can be read.
+    Args:
+        dataset: One of :data:`DATASETS <hoi_distill.stages.data.open_dataset.DATASETS>`.
+        path: The dataset's folder, or its annotation file.
+        splits: By default all of the dataset.
+        image_labels: As for :func:`~hoi_distill.stages.data.open_dataset.open_annotations`.
+
+    Raises:
+        UserError: For an unknown dataset, and if not even one split can be read.
     """
     if dataset not in SPLITS:
         raise UserError(f"dataset {dataset}: there are {', '.join(DATASETS)}")
@@ -160,8 +182,8 @@ def _counts(dataset: str, split: str, read: Annotations) -> list[Count]:
     if (read.object < 0).any():
         found["pairs without an object"] = int((read.object < 0).sum())
     if dataset == "hico-det" and split == "train":
-        found["rare interactions"] = int((pairs < _RARE_BELOW).sum())
-        found["non-rare interactions"] = int((pairs >= _RARE_BELOW).sum())
+        found["rare interactions"] = int((pairs < RARE_BELOW).sum())
+        found["non-rare interactions"] = int((pairs >= RARE_BELOW).sum())
     if dataset == "swig-hoi" and split == "test":
         from hoi_distill.stages.data.swig_hoi import swig_evaluated, swig_frequency
 

@@ -17,10 +17,10 @@ are those of the upright picture: EXIF orientation is applied.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,9 +44,16 @@ KEYS = {
 def load_folder(root: str | Path, vocabulary: str | Path | None = None, limit: int | None = None) -> Annotations:
     """All pictures under a folder (:func:`hoi_distill.stages.data.listing.pictures_below`), sorted by path. No pairs.
 
-    vocabulary: a file of ``Vocabulary.save``; by default HICO-DET's 600 interactions. Sizes are read from the headers,
-    EXIF orientation applied; a file with an unreadable header stays, with size 0 (decoding it will say why).
-    Raises UserError when the folder or its pictures are not there.
+    Sizes are read from the headers, EXIF orientation applied. A file with an unreadable header stays, with size 0; decoding
+    it will say why.
+
+    Args:
+        root: The folder.
+        vocabulary: A file of ``Vocabulary.save``; by default HICO-DET's 600 interactions.
+        limit: Only the first so many pictures.
+
+    Raises:
+        UserError: If the folder is not there, or has no pictures.
     """
     root = Path(root)
     found = dict(list(pictures_below(root).items())[:limit])
@@ -55,12 +62,13 @@ def load_folder(root: str | Path, vocabulary: str | Path | None = None, limit: i
     paths = [root / path for path in found.values()]
     sizes = np.array([header_size(path) for path in paths], np.int32)
     words = Vocabulary.load(vocabulary) if vocabulary is not None else hico_vocabulary()
-    return _annotations("all", words, list(found), paths, sizes, _Pairs(), np.zeros(0, np.int64))
+    return _annotations("all", words, _Files(list(found), paths, sizes), _Pairs(), np.zeros(0, np.int64))
 
 
 def load_annotated_folder(
     annotations: str | Path,
     split: str | None = None,
+    *,
     root: str | Path | None = None,
     vocabulary: str | Path | None = None,
     limit: int | None = None,
@@ -69,14 +77,20 @@ def load_annotated_folder(
 ) -> Annotations:
     """The pictures and pairs of an annotation file (format: this module's docstring), in its order.
 
-    split: "train" or "test"; None is the test pictures or, where the file names none, all. root: the pictures' folder,
-    by default the file's own. vocabulary: instead of the one the file names. With ``images=True`` the pictures must be
-    there, whatever their suffix and however the file writes their path, sizes come from their headers, and other pictures
-    under `root` follow in "train", without pairs: the unlabelled ones. With ``images=False`` none need be there.
+    Args:
+        annotations: The JSON file.
+        split: "train" or "test"; None is the test pictures or, where the file names none, all.
+        root: The pictures' folder, by default the file's own.
+        vocabulary: A file to use instead of the one that the annotations name.
+        limit: Only the first so many pictures.
+        lenient: Drop bad entries, count them and warn, instead of refusing them.
+        images: Whether the pictures must be there, whatever their suffix and however the file writes their path. Then sizes
+            come from their headers, and other pictures under ``root`` follow in "train", without pairs.
 
-    Raises UserError naming file and entry for unknown keys and names, a verb and an object that are no class
-    together, sizes that are not the picture's, boxes empty or outside their picture, missing pictures, and pictures listed
-    twice, be it in two splits; with `lenient` those are dropped, counted, warned of.
+    Raises:
+        UserError: With the file and the entry, for unknown keys and names, a verb and an object that are no class together,
+            sizes that are not the picture's, boxes empty or outside their picture, missing pictures, and pictures listed
+            twice, be it in two splits.
     """
     file = Path(annotations)
     root = file.parent if root is None else Path(root)
@@ -91,41 +105,78 @@ def load_annotated_folder(
     words = Vocabulary.load(vocabulary or named) if vocabulary or named else hico_vocabulary()  # type: ignore[arg-type]
     reject = Rejects(f"{file}:", lenient)
     read = _readable(document["pictures"], root, reject)
-    if split is None and any(record.get("split") == "test" for _, record in read):
+    if split is None and any(entry.record.get("split") == "test" for entry in read):
         split = "test"
-    chosen = [(number, record) for number, record in read if split in (None, record.get("split", "train"))]
+    entries = [entry for entry in read if split in (None, entry.record.get("split", "train"))]
     present = pictures_below(root) if images else {}
-    stated = _stated([record for _, record in chosen])
     if images:
-        chosen, paths, sizes = _present(chosen, stated, present, root, reject, limit)
+        entries, files = _present(entries, present, root, reject, limit)
     else:
-        chosen, sizes = chosen[:limit], stated[:limit]
-        paths = [root / record["file_name"] for _, record in chosen]
-    names = [record["file_name"] for _, record in chosen]
-    listed = {below(root, str(record.get("file_name"))) for record in document["pictures"] if isinstance(record, dict)}
-    others = [name for name in present if name not in listed] if split == "train" else []
-    others = others if limit is None else others[: limit - len(names)]
-    if others:
-        paths += [root / present[name] for name in others]
-        sizes = np.concatenate([sizes, [header_size(path) for path in paths[len(names) :]]]).astype(np.int32)
+        entries = entries[:limit]
+        files = _Files([entry.name for entry in entries], [root / entry.name for entry in entries], _stated(entries))
+    if split == "train":
+        listed = {
+            below(root, str(record.get("file_name"))) for record in document["pictures"] if isinstance(record, dict)
+        }
+        others = [name for name in present if name not in listed]
+        files.add({name: root / present[name] for name in others[: None if limit is None else limit - len(entries)]})
     raw = _Pairs()
-    for position, (number, record) in enumerate(chosen):
-        raw.read(position, f"entry {number} ({record['file_name']})", record.get("pairs") or [], reject)
-    good = raw.check(words, sizes, reject)
+    for position, entry in enumerate(entries):
+        raw.read(position, f"entry {entry.number} ({entry.name})", entry.record.get("pairs") or [], reject)
+    good = raw.check(words, files.sizes, reject)
     reject.warn()
-    return _annotations(split or "all", words, names + others, paths, sizes, raw, good, reject.messages)
+    return _annotations(split or "all", words, files, raw, good, rejected=reject.messages)
+
+
+class _Entry(NamedTuple):
+    """A picture's record in the file, and its number there."""
+
+    number: int
+    record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.record["file_name"]
+
+
+@dataclass
+class _Files:
+    """N pictures: names, paths, and sizes, int32 ``[N, 2]``, 0 where they are not known."""
+
+    names: list[str]
+    paths: list[Path]
+    sizes: np.ndarray
+
+    def add(self, paths: Mapping[str, Path]) -> None:
+        """Append pictures by their names. Sizes are read from the headers."""
+        self.names += paths
+        self.paths += paths.values()
+        sizes = np.array([header_size(path) for path in paths.values()], np.int32)
+        self.sizes = np.concatenate([self.sizes, sizes.reshape(-1, 2)])
 
 
 @dataclass
 class _Pairs:
-    """One row a verb, in file order: picture, where it stands in the file, names and boxes; `check` adds the numbers."""
+    """One row for each verb of each pair, in file order. :meth:`check` fills the arrays.
+
+    Attributes:
+        image: The pair's picture, counted among those that are kept.
+        where: Where the pair stands in the file, for errors.
+        verb_name: The verb.
+        object_name: The object, None for a verb that is done without one.
+        human: The human's box as the file has it.
+        obj: The object's box as the file has it.
+        human_box: float32 ``[P, 4]``, xyxy half-open.
+        object_box: float32 ``[P, 4]``, all zero without object.
+        labels: int16 ``[P, 3]``, object, verb and hoi, as in :class:`Annotations`.
+    """
 
     image: list[int] = field(default_factory=list)
     where: list[str] = field(default_factory=list)
     verb_name: list[str] = field(default_factory=list)
     object_name: list[str | None] = field(default_factory=list)
     human: list[Any] = field(default_factory=list)
-    thing: list[Any] = field(default_factory=list)
+    obj: list[Any] = field(default_factory=list)
     human_box: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     object_box: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     labels: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int16))
@@ -143,78 +194,69 @@ class _Pairs:
             if (unknown := _unknown_key("pair", pair)) is not None:
                 reject(f"{where}, pair {number}: {unknown}")
                 continue
-            thing = pair.get("object")
-            if (thing is None) != (pair.get("object_box") is None):
+            obj = pair.get("object")
+            if (obj is None) != (pair.get("object_box") is None):
                 reject(f"{where}, pair {number}: object and object_box go together; give both or neither")
                 continue
             for verb in verbs:
                 self.image.append(position)
                 self.where.append(f"{where}, pair {number}")
                 self.verb_name.append(str(verb))
-                self.object_name.append(None if thing is None else str(thing))
+                self.object_name.append(None if obj is None else str(obj))
                 self.human.append(pair["human_box"])
-                self.thing.append([0, 0, 0, 0] if thing is None else pair["object_box"])
+                self.obj.append([0, 0, 0, 0] if obj is None else pair["object_box"])
 
     def check(self, words: Vocabulary, sizes: np.ndarray, reject: Rejects) -> np.ndarray:
-        """int64: the rows whose names and boxes are right; the others are rejected."""
+        """int64 ``[K]``: the rows whose names and boxes are right; the others are rejected."""
         verbs = {name: i for i, name in enumerate(words.verbs)}
         objects = {name: i for i, name in enumerate(words.objects)}
         verb = np.array([verbs.get(name.replace(" ", "_"), -1) for name in self.verb_name], np.int64)
-        thing = np.array(
+        obj = np.array(
             [-1 if name is None else objects.get(name.replace(" ", "_"), -2) for name in self.object_name], np.int64
         )
-        hoi = np.where((verb >= 0) & (thing >= 0), words.hoi_id()[verb, np.maximum(thing, 0)], -1)
+        hoi = np.where((verb >= 0) & (obj >= 0), words.hoi_id()[verb, np.maximum(obj, 0)], -1)
         human_box, human_is = number_rows(self.human, 4)
-        object_box, object_is = number_rows(self.thing, 4)
+        object_box, object_is = number_rows(self.obj, 4)
         size = sizes[np.array(self.image, np.int64)]
         human_is &= inside(human_box, size)
-        object_is &= inside(object_box, size) | (thing == -1)
-        good = (verb >= 0) & (thing != -2) & ((hoi >= 0) | (thing == -1)) & human_is & object_is
+        object_is &= inside(object_box, size) | (obj == -1)
+        good = (verb >= 0) & (obj != -2) & ((hoi >= 0) | (obj == -1)) & human_is & object_is
         for p in np.flatnonzero(~good).tolist():
-            reject(f"{self.where[p]}: {self._problem(words, p, verb[p], thing[p], human_is[p], object_is[p], size[p])}")
+            if verb[p] < 0:
+                problem = _unknown("verb", self.verb_name[p], words.verbs)
+            elif obj[p] == -2:
+                problem = _unknown("object", str(self.object_name[p]), words.objects)
+            elif human_is[p] and object_is[p]:
+                pair = f"{self.verb_name[p]} {self.object_name[p]}"
+                problem = f"{pair} is no interaction of the vocabulary; add it there"
+            else:
+                name, box = ("object_box", self.obj[p]) if human_is[p] else ("human_box", self.human[p])
+                extent = f"the {size[p][0]} x {size[p][1]} picture" if size[p].all() else "its picture"
+                problem = f"{name} {box!r} is not four numbers x1, y1, x2, y2, or empty, or outside {extent}"
+            reject(f"{self.where[p]}: {problem}")
         self.human_box, self.object_box = human_box.astype(np.float32), object_box.astype(np.float32)
-        self.labels = np.stack([thing, verb, hoi], 1).astype(np.int16)
+        self.labels = np.stack([obj, verb, hoi], 1).astype(np.int16)
         return np.flatnonzero(good)
-
-    def _problem(
-        self, words: Vocabulary, p: int, verb: int, thing: int, human_is: bool, object_is: bool, size: np.ndarray
-    ) -> str:
-        if verb < 0:
-            return _unknown("verb", self.verb_name[p], words.verbs)
-        if thing == -2:
-            return _unknown("object", str(self.object_name[p]), words.objects)
-        if human_is and object_is:
-            return f"{self.verb_name[p]} {self.object_name[p]} is no interaction of the vocabulary; add it there"
-        name, box = ("object_box", self.thing[p]) if human_is else ("human_box", self.human[p])
-        extent = f"the {size[0]} x {size[1]} picture" if size.all() else "its picture"
-        return f"{name} {box!r} is not four numbers x1, y1, x2, y2, or empty, or outside {extent}"
 
 
 def _annotations(
-    split: str,
-    words: Vocabulary,
-    names: list[str],
-    paths: list[Path],
-    sizes: np.ndarray,
-    pairs: _Pairs,
-    good: np.ndarray,
-    rejected: Sequence[str] = (),
+    split: str, words: Vocabulary, files: _Files, pairs: _Pairs, good: np.ndarray, *, rejected: Sequence[str] = ()
 ) -> Annotations:
-    counts = np.bincount(np.array(pairs.image, np.int64)[good], minlength=len(names))
-    thing, verb, hoi = (column.copy() for column in pairs.labels[good].T)
-    sizes = sizes.reshape(-1, 2)
+    counts = np.bincount(np.array(pairs.image, np.int64)[good], minlength=len(files.names))
+    obj, verb, hoi = (column.copy() for column in pairs.labels[good].T)
+    sizes = files.sizes.reshape(-1, 2)
     return Annotations(
         name="folder",
         split=split,
         vocabulary=words,
-        image_id=np.array(names, dtype=str),
-        path=[str(path) for path in paths],
+        image_id=np.array(files.names, dtype=str),
+        path=[str(path) for path in files.paths],
         width=sizes[:, 0],
         height=sizes[:, 1],
         pair_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         human_box=pairs.human_box[good],
         object_box=pairs.object_box[good],
-        object=thing,
+        object=obj,
         verb=verb,
         hoi=hoi,
         frame="upright",
@@ -222,8 +264,8 @@ def _annotations(
     )
 
 
-def _readable(records: list[Any], root: Path, reject: Rejects) -> list[tuple[int, dict[str, Any]]]:
-    """Numbers and records of the pictures of all splits that are what they should be, each picture once."""
+def _readable(records: list[Any], root: Path, reject: Rejects) -> list[_Entry]:
+    """The pictures of all splits that are what they should be, each picture once."""
     found = []
     seen: dict[str, int] = {}
     for number, record in enumerate(records, start=1):
@@ -236,7 +278,7 @@ def _readable(records: list[Any], root: Path, reject: Rejects) -> list[tuple[int
         elif (first := seen.setdefault(below(root, record["file_name"]), number)) != number:
             reject(f"entry {number} repeats the picture {record['file_name']} of entry {first}; remove one")
         else:
-            found.append((number, record))
+            found.append(_Entry(number, record))
     return found
 
 
@@ -253,38 +295,31 @@ def _unknown_key(kind: str, record: dict[str, Any]) -> str | None:
     return f"unknown key {unknown!r}{near}; the keys here are {', '.join(KEYS[kind])}"
 
 
-def _stated(records: Sequence[dict[str, Any]]) -> np.ndarray:
-    """int32 [N, 2]: sizes as the file has them, 0 where it has none."""
-    sides = [integers([record.get(side, 0) for record in records])[0] for side in ("width", "height")]
+def _stated(entries: Sequence[_Entry]) -> np.ndarray:
+    """int32 ``[N, 2]``: sizes as the file has them, 0 where it has none."""
+    sides = [integers([entry.record.get(side, 0) for entry in entries])[0] for side in ("width", "height")]
     return np.clip(np.stack(sides, 1), 0, np.iinfo(np.int32).max).astype(np.int32)
 
 
 def _present(
-    entries: list[tuple[int, dict[str, Any]]],
-    stated: np.ndarray,
-    present: dict[str, str],
-    root: Path,
-    reject: Rejects,
-    limit: int | None,
-) -> tuple[list[tuple[int, dict[str, Any]]], list[Path], np.ndarray]:
-    """The first `limit` entries whose picture is there and of the size that the file states, if it does; the paths and
-    sizes, int32 [N, 2], of these pictures."""
-    kept: list[tuple[int, dict[str, Any]]] = []
+    entries: Sequence[_Entry], present: Mapping[str, str], root: Path, reject: Rejects, limit: int | None
+) -> tuple[list[_Entry], _Files]:
+    """The first ``limit`` entries whose picture is there, and of the size that the file states if it states one."""
+    kept: list[_Entry] = []
     paths, sizes = [], []
-    for (number, record), told in zip(entries, stated, strict=True):
+    for entry, stated in zip(entries, _stated(entries), strict=True):
         if limit is not None and len(kept) == limit:
             break
-        name = record["file_name"]
-        listed = present.get(below(root, name))
-        path = root / (name if listed is None else listed)
+        listed = present.get(below(root, entry.name))
+        path = root / (entry.name if listed is None else listed)
         if listed is None and not path.is_file():
-            reject(f"entry {number}: no picture {path}")
+            reject(f"entry {entry.number}: no picture {path}")
             continue
         size = header_size(path)
-        if (wrong := contradiction(path, told, size, "upright")) is not None:
-            reject(f"entry {number}: {wrong}")
+        if (wrong := contradiction(path, stated, size, "upright")) is not None:
+            reject(f"entry {entry.number}: {wrong}")
             continue
-        kept.append((number, record))
+        kept.append(entry)
         paths.append(path)
         sizes.append(size)
-    return kept, paths, np.array(sizes, np.int32).reshape(-1, 2)
+    return kept, _Files([entry.name for entry in kept], paths, np.array(sizes, np.int32).reshape(-1, 2))

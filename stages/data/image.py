@@ -44,10 +44,12 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `m
 
 
 class Header(NamedTuple):
-    """What a file says before its pixels are decoded.
+    """What a file says before its pixels are decoded. All is zero if it is no picture that can be opened.
 
-    width, height: of the stored raster. orientation: EXIF's, 1 to 8; 1 where it says nothing or nothing known, 0 where
-    its EXIF block cannot be read. All zero: no picture that can be opened.
+    Attributes:
+        width: Of the stored raster, pixels.
+        height: Of the stored raster, pixels.
+        orientation: EXIF's, 1 to 8. 1 if the file has none or an unknown one, 0 if its EXIF block cannot be read.
     """
 
     width: int
@@ -63,7 +65,11 @@ class Header(NamedTuple):
 
 
 def open_picture(source: str | Path | IO[bytes]) -> ImageFile.ImageFile:
-    """``Image.open`` of the formats in :data:`FORMATS` alone. Raises whatever the bytes provoke."""
+    """``Image.open`` of the formats in :data:`FORMATS` alone.
+
+    Raises:
+        Exception: Of any kind, if the bytes are no such picture.
+    """
     return Image.open(source, formats=FORMATS)
 
 
@@ -76,9 +82,9 @@ def read_header(path: str | Path) -> Header:
                 width, height = height, width  # Pillow has turned the size already
             try:
                 return Header(width, height, _orientation(image, MAX_PIXELS))
-            except Exception:  # whatever a broken block provokes
+            except Exception:
                 return Header(width, height, 0)
-    except Exception:  # whatever a broken header provokes
+    except Exception:
         return Header(0, 0, 0)
 
 
@@ -90,35 +96,21 @@ def header_size(path: str | Path, frame: Frame = "upright") -> tuple[int, int]:
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, frame: Frame = "upright") -> Image.Image:
     """A picture file's bytes as an RGB image.
 
-    Transparency is laid on white, 16-bit grey scaled to 8 (65535 to 255), palettes, CMYK and bilevel converted; of an
-    animation the first frame is taken. Raises InputFailure for anything unreadable or truncated, a side under
-    ``MIN_SIDE`` pixels, or more than `max_pixels` pixels.
+    Transparency is laid on white, 16-bit grey is scaled to 8 (65535 to 255), palettes, CMYK and bilevel are converted. Of
+    an animation the first frame is taken.
+
+    Args:
+        data: The bytes.
+        max_pixels: Larger pictures are refused.
+        frame: The frame in which the image is wanted.
+
+    Raises:
+        InputFailure: If the picture is unreadable or cut short, has a side under ``MIN_SIDE`` pixels, or is too large.
     """
-    if not data:
-        raise InputFailure("empty file")
+    image = _opened(data)
+    _refuse_size(image, max_pixels)
     try:
-        image: Image.Image = open_picture(io.BytesIO(data))
-    except Image.DecompressionBombError as error:
-        raise InputFailure(f"too large: {error}") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders fail in many ways; the bytes are in memory, so it is never the disk
-        raise InputFailure("not a picture in a known format") from error
-    width, height = image.size
-    if width * height > max_pixels:
-        raise InputFailure(f"too large: {width} x {height} is over {max_pixels} pixels")
-    tile = [side for tag in _TILE if isinstance(side := getattr(image, "tag_v2", {}).get(tag), int)]
-    if math.prod(tile) > max_pixels:  # one is decoded whole, however little of it is in the picture
-        raise InputFailure(f"too large: stored in tiles of {' x '.join(map(str, tile))}, over {max_pixels} pixels")
-    if min(width, height) < MIN_SIDE:
-        raise InputFailure(f"too small: {width} x {height}; a side needs {MIN_SIDE} pixels")
-    try:
-        try:
-            orientation = _orientation(image, max_pixels)
-        except Exception:
-            if frame == "upright":
-                raise
-            orientation = 0
+        orientation = _orientation_in(image, max_pixels, frame)
         image.load()
         turned_by_pillow = image.format == "TIFF"
         if turned_by_pillow != (frame == "upright") and orientation > 1:
@@ -130,8 +122,47 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, frame: Frame = "upright") 
         raise InputFailure(f"broken picture: {error}") from error
 
 
+def _opened(data: bytes) -> Image.Image:
+    if not data:
+        raise InputFailure("empty file")
+    try:
+        return open_picture(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise InputFailure(f"too large: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders fail in many ways; the bytes are in memory, so it is never the disk
+        raise InputFailure("not a picture in a known format") from error
+
+
+def _refuse_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise InputFailure(f"too large: {width} x {height} is over {max_pixels} pixels")
+    tile = [side for tag in _TILE if isinstance(side := getattr(image, "tag_v2", {}).get(tag), int)]
+    if math.prod(tile) > max_pixels:  # one is decoded whole, however little of it is in the picture
+        raise InputFailure(f"too large: stored in tiles of {' x '.join(map(str, tile))}, over {max_pixels} pixels")
+    if min(width, height) < MIN_SIDE:
+        raise InputFailure(f"too small: {width} x {height}; a side needs {MIN_SIDE} pixels")
+
+
+def _orientation_in(image: Image.Image, max_pixels: int, frame: Frame) -> int:
+    """The orientation as :func:`_orientation` has it; 0 for a broken EXIF block, if the raster is wanted as it is stored."""
+    try:
+        return _orientation(image, max_pixels)
+    except Exception:
+        if frame == "upright":
+            raise
+        return 0
+
+
 def read_picture(path: str | Path, frame: Frame) -> Image.Image:
-    """The picture of a file, RGB. Raises OSError where the file cannot be read, and InputFailure as ``decode`` does."""
+    """The picture of a file, RGB.
+
+    Raises:
+        OSError: If the file cannot be read.
+        InputFailure: As :func:`decode` does.
+    """
     return decode(Path(path).read_bytes(), frame=frame)
 
 

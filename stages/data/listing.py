@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from hoi_distill.storage.errors import UserError
@@ -17,10 +18,17 @@ _UNREAD = frozenset({".heic", ".heif", ".jp2", ".jxl", ".dng", ".cr2", ".cr3", "
 
 
 class Listing:
-    """The pictures of one folder, as ``name in listing``. The folder is listed once, which answers for nearly all names; the
-    disk is asked for the others, which may lead into a sub-folder or be written ``./x.jpg`` or absolute.
+    """The pictures of one folder, as ``name in listing``.
 
-    Raises UserError when there is no such folder; `belongs` says what should be in it.
+    The folder is listed once, which answers for nearly all names. The disk is asked for the others: they may lead into a
+    sub-folder, or be written ``./x.jpg`` or absolute.
+
+    Args:
+        folder: The folder.
+        belongs: What should be in it, for the error.
+
+    Raises:
+        UserError: If there is no such folder.
     """
 
     def __init__(self, folder: Path, belongs: str) -> None:
@@ -36,16 +44,37 @@ class Listing:
 
 
 def pictures_below(root: Path) -> dict[str, str]:
-    """``{image id: path below the folder}`` of all pictures below it, sorted by path. Links to folders are followed; a folder
-    that is reached twice gives its pictures once, by the way without links if there is one.
+    """``{image id: path below the folder}`` of all pictures below a folder, sorted by path.
 
-    The id is the path. Bytes of a file name that are no UTF-8 are escaped in it (``Mu\\xf1oz.jpg``), so that it can be
-    written to any file. Raises UserError when there is no such folder.
+    Links to folders are followed. A folder that is reached twice gives its pictures once, by the way without links if there
+    is one. The id is the path. Bytes of a file name that are no UTF-8 are escaped in it (``Mu\\xf1oz.jpg``), so that it can
+    be written to any file.
+
+    Raises:
+        UserError: If there is no such folder, or if two files have one id.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of pictures")
     found: list[str] = []
     unread: Counter[str] = Counter()
+    for path in _files_below(root):
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix in SUFFIXES:
+            found.append(Path(path).relative_to(root).as_posix())
+        elif suffix in _UNREAD:
+            unread[suffix] += 1
+    if unread:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
+        _log.warning("%s: pictures of kinds that are not read are passed over (%s); convert them to JPEG", root, kinds)
+    named: dict[str, str] = {}
+    for path in sorted(found):
+        if named.setdefault(readable(path), path) != path:
+            raise UserError(f"{root}: two files go by the name {readable(path)}; rename one")
+    return named
+
+
+def _files_below(root: Path) -> Iterator[str]:
+    """The files of every folder below a folder, each folder once, those behind links last."""
     seen: set[tuple[int, int]] = set()
     links = [str(root)]
     while links:
@@ -56,20 +85,7 @@ def pictures_below(root: Path) -> dict[str, str]:
             seen.add(_identity(folder))
             links += sorted(path for name in inner if os.path.islink(path := os.path.join(folder, name)))
             inner[:] = [name for name in inner if _identity(os.path.join(folder, name)) not in seen]
-            for name in names:
-                suffix = os.path.splitext(name)[1].lower()
-                if suffix in SUFFIXES:
-                    found.append(Path(folder, name).relative_to(root).as_posix())
-                elif suffix in _UNREAD:
-                    unread[suffix] += 1
-    if unread:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
-        _log.warning("%s: pictures of kinds that are not read are passed over (%s); convert them to JPEG", root, kinds)
-    named: dict[str, str] = {}
-    for path in sorted(found):
-        if named.setdefault(readable(path), path) != path:
-            raise UserError(f"{root}: two files go by the name {readable(path)}; rename one")
-    return named
+            yield from (os.path.join(folder, name) for name in names)
 
 
 def below(root: Path, name: str) -> str:

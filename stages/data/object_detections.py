@@ -22,12 +22,15 @@ _SLACK = 1.0
 
 
 @dataclass(frozen=True, eq=False)
-class Detections:
+class ObjectDetections:
     """Boxes of N pictures, by picture, within each by falling score (ties in file order).
 
-    offsets: int64 [N + 1]. boxes: float32 [D, 4], xyxy pixels, zero-based half-open, clipped to the picture.
-    scores: float32 [D], 0 to 1. labels: int16 [D], from 0: COCO-80 (person = 0), or the vocabulary's own objects.
-    remarks: a line each on what is allowed and hardly meant, with the file's name.
+    Attributes:
+        offsets: int64 ``[N + 1]``; boxes of picture i are rows ``offsets[i]`` to ``offsets[i + 1]``.
+        boxes: float32 ``[D, 4]``, xyxy pixels, zero-based half-open, clipped to the picture.
+        scores: float32 ``[D]``, 0 to 1.
+        labels: int16 ``[D]``, from 0: COCO-80 (person = 0), or the vocabulary's own objects.
+        remarks: A line each on what is allowed and hardly meant, with the file's name.
     """
 
     offsets: np.ndarray
@@ -44,17 +47,25 @@ class Detections:
 def load_detections(
     path: str | Path,
     annotations: Annotations,
+    *,
     lenient: bool = False,
     partial: bool = False,
     objects: Sequence[str] | None = None,
-) -> Detections:
-    """Read a JSON list of {image_id, category_id, bbox [x, y, w, h], score} for the pictures of `annotations`.
+) -> ObjectDetections:
+    """Read a JSON list of ``{image_id, category_id, bbox [x, y, w, h], score}``.
 
-    ``image_id`` is ours (HICO-DET: the file name); ``category_id`` COCO's official 1-90 or, with `objects`, the position in
-    them, from 1; ``score`` a probability. Entries of other pictures are passed over. Raises UserError naming file and entry
-    for a category that is none, a score outside 0 to 1, a box that is not finite, empty or outside its picture, or a file
-    without any entry or any of these pictures (unless `partial`: one file of several); with `lenient` bad entries are
-    dropped, and counted in a remark.
+    ``image_id`` is ours (HICO-DET: the file name). ``score`` is a probability. Entries of other pictures are passed over.
+
+    Args:
+        path: The file.
+        annotations: Whose pictures are wanted.
+        lenient: Drop bad entries, and count them in a remark, instead of refusing them.
+        partial: The file is one of several, and may hold none of these pictures.
+        objects: Names that ``category_id`` counts, from 1. By default it is COCO's official 1-90.
+
+    Raises:
+        UserError: With the file and the entry, for a category that is none, a score outside 0 to 1, a box that is not
+            finite, empty or outside its picture, and a file without any entry or any of these pictures.
     """
     entries = read_json(Path(path), list, "a COCO results file, a list of boxes")
     if not entries:
@@ -101,7 +112,7 @@ def load_detections(
     order = np.lexsort((-kept, image[rows]))
     rows = rows[order]
     counts = np.bincount(image[rows], minlength=len(annotations))
-    return Detections(
+    return ObjectDetections(
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=clipped[rows],
         scores=kept[order],
@@ -131,7 +142,10 @@ def _doubts(path: str | Path, given: np.ndarray, size: np.ndarray, clipped: np.n
     """A line each on boxes that are allowed and hardly what is meant by them.
 
     Args:
-        given: float64 [D, 4] as in the file; size: of their pictures, float32 [D, 2]; clipped: float32 [D, 4] xyxy.
+        path: The file.
+        given: float64 ``[D, 4]``, as in the file.
+        size: float32 ``[D, 2]``, width and height of their pictures.
+        clipped: float32 ``[D, 4]``, xyxy, cut to their pictures.
     """
     if not len(given):
         return
@@ -150,6 +164,6 @@ def _doubts(path: str | Path, given: np.ndarray, size: np.ndarray, clipped: np.n
 
 
 def _fit(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """bool [D]: upright boxes, xyxy, inside their pictures."""
+    """bool ``[D]``: upright boxes, xyxy, inside their pictures."""
     low, high = boxes[:, :2], boxes[:, 2:]
     return np.logical_and.reduce((low < high) & (low >= -_SLACK) & (high <= size + _SLACK), axis=1)

@@ -3,7 +3,7 @@
 ``swig_{train,val,trainval,test}_1000.json`` is a list of pictures: file_name, img_id, height, width, box_annotations
 [{bbox, category_id, aux_category_id}], hoi_annotations [{subject_id, object_id, action_id}], where the ids of subject and
 object count the picture's boxes. Boxes are xyxy pixels; the published loader and evaluator take width as x2 - x1, so they
-are half-open as ours. ``aux_category_id``, what other annotators called the thing, counts for neither.
+are half-open as ours. ``aux_category_id``, what other annotators called the object, counts for neither.
 """
 
 from __future__ import annotations
@@ -50,18 +50,23 @@ def _digits(key: str) -> np.ndarray:
 
 
 def load_swig_hoi(
-    root: str | Path, split: str | None = None, limit: int | None = None, lenient: bool = False, images: bool = True
+    root: str | Path, split: str | None = None, *, limit: int | None = None, lenient: bool = False, images: bool = True
 ) -> Annotations:
     """Read one split of a folder in SWiG-HOI's layout, or one of its annotation files.
 
-    root: a folder with ``annotations/swig_{split}_1000.json`` (or the file right in it) and ``images_512``; or the file.
-    split: train, val, trainval or test; by default what the file's name says, for a folder test.
-    limit: the first so many pictures. With ``images=False`` the picture files need not be there.
-
     ``image_id`` is the file name. Boxes are clipped to their picture, as in the published loader.
 
-    Raises UserError naming file and entry for unknown classes, boxes that are no boxes, interactions of boxes that are
-    not there, duplicate or missing pictures; with `lenient` those are dropped, counted, warned of.
+    Args:
+        root: A folder with ``annotations/swig_{split}_1000.json`` (or the file right in it) and ``images_512``; or the
+            file.
+        split: train, val, trainval or test; by default what the file's name says, for a folder test.
+        limit: Read only the first so many pictures.
+        lenient: Drop bad entries, count them and warn, instead of refusing them.
+        images: Whether the picture files must be there.
+
+    Raises:
+        UserError: With the file and the entry, for unknown classes, boxes that are no boxes, interactions of boxes that
+            are not there, duplicate or missing pictures.
     """
     file, split, folder = _place(Path(root), split)
     records = read_json(file, list, "SWiG-HOI's list of pictures")[:limit]
@@ -85,27 +90,27 @@ def load_swig_hoi(
             else:
                 reject(f"entry {number} ({names[picture]}): interaction of the boxes {ends}; the picture has {count}")
     columns = [np.array(column, np.int64) for column in ([h[k] for h in hois] for k in range(3))]
-    image, human, thing = columns
+    image, human, obj = columns
     box, good_box = number_rows(boxes, 4)
     category, _ = integers(categories)
     action, _ = integers([h[3] for h in hois])
 
     vocabulary = swig_vocabulary()
     known = (category >= 0) & (category < len(vocabulary.objects))
-    kind = np.where(known, category, -1)[thing]
+    kind = np.where(known, category, -1)[obj]
     named = (kind >= 0) & (action >= 0) & (action < len(vocabulary.verbs))
     hoi_id = np.where(named, vocabulary.hoi_id()[np.where(named, action, 0), np.where(named, kind, 0)], -1)
-    humans, things = (_clip(box[end], sizes[image]) for end in (human, thing))
-    whole = [good_box[end] & (b[:, 2:] > b[:, :2]).all(axis=1) for end, b in ((human, humans), (thing, things))]
+    humans, objs = (_clip(box[end], sizes[image]) for end in (human, obj))
+    whole = [good_box[end] & (b[:, 2:] > b[:, :2]).all(axis=1) for end, b in ((human, humans), (obj, objs))]
     good = (hoi_id >= 0) & whole[0] & whole[1]
     for p in np.flatnonzero(~good):
         where = f"entry {owners[image[p]]} ({names[image[p]]})"
         if hoi_id[p] < 0:
             reject(
-                f"{where}: action {hois[p][3]!r} with object {categories[thing[p]]!r} is none of the 14,130 interactions"
+                f"{where}: action {hois[p][3]!r} with object {categories[obj[p]]!r} is none of the 14,130 interactions"
             )
         else:
-            end = human[p] if not whole[0][p] else thing[p]
+            end = human[p] if not whole[0][p] else obj[p]
             width, height = sizes[image[p]]
             reject(f"{where}: bbox {boxes[end]!r} is empty, outside the {width} x {height} picture or not four numbers")
     reject.warn()
@@ -120,7 +125,7 @@ def load_swig_hoi(
         height=sizes[:, 1],
         pair_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         human_box=humans[good],
-        object_box=things[good],
+        object_box=objs[good],
         object=kind[good].astype(np.int16),
         verb=action[good].astype(np.int16),
         hoi=hoi_id[good].astype(np.int16),
@@ -154,7 +159,7 @@ def _place(root: Path, split: str | None) -> tuple[Path, str, Path]:
 def _pictures(
     records: list[Any], present: Listing | None, folder: Path, reject: Rejects
 ) -> tuple[list[str], np.ndarray, list[int]]:
-    """Names, sizes int32 [N, 2] and record numbers of the pictures to keep."""
+    """Names, sizes (int32 ``[N, 2]``) and record numbers of the pictures to keep."""
     rows: dict[str, int] = {}
     sizes = []
     for number, record in enumerate(records):

@@ -31,11 +31,12 @@ _RESPELLED = {"controling": "controlling", "spining": "spinning"}  # as HICO-DET
 class Vocabulary:
     """The classes of a dataset; equal when their digests are.
 
-    objects: O names, underscores for spaces, person = 0; most datasets have the 80 of COCO in COCO's order.
-    verbs: V names in the dataset's own order (HICO-DET: 117, sorted, no_interaction included).
-    hois: int16 [H, 2], (verb, object) of each interaction, in the order of the dataset's list. A verb that takes no
-        object (V-COCO's "stand") is in none.
-    verb_ing: V present participles, underscores for spaces ("sitting_on"); no_interaction as it is.
+    Attributes:
+        objects: O names, underscores for spaces, person = 0. Most datasets have the 80 of COCO in COCO's order.
+        verbs: V names in the dataset's own order (HICO-DET: 117, sorted, no_interaction included).
+        hois: int16 ``[H, 2]``, (verb, object) of each interaction, in the order of the dataset's list. A verb that takes no
+            object (V-COCO's "stand") is in none.
+        verb_ing: V present participles, underscores for spaces ("sitting_on"); no_interaction as it is.
     """
 
     objects: tuple[str, ...]
@@ -51,11 +52,17 @@ class Vocabulary:
         objects: Sequence[str] = COCO_OBJECTS,
         verbs: Mapping[str, str] | None = None,
     ) -> Vocabulary:
-        """From (object, verb, participle) of each interaction in order, as in HICO-DET's ``list_action``.
+        """From the interactions in their order, as in HICO-DET's ``list_action``.
 
-        objects: the names that may occur, in their order. verbs: all verbs in their order with their participles, where
-        the dataset has an order of its own or verbs that take no object; by default those that occur, sorted.
-        Raises UserError naming `source` and the entry for an unknown object or verb or a repeated interaction.
+        Args:
+            actions: (object, verb, participle) of each interaction.
+            source: Where they stand, for errors.
+            objects: The names that may occur, in their order.
+            verbs: All verbs in their order with their participles, where the dataset has an order of its own or verbs that
+                take no object. By default those that occur, sorted.
+
+        Raises:
+            UserError: With ``source`` and the entry, for an unknown object or verb or a repeated interaction.
         """
         rows = list(actions)
         if verbs is None:
@@ -104,21 +111,25 @@ class Vocabulary:
         return tuple(self.prompt(hoi) for hoi in range(len(self.hois)))
 
     def actions(self) -> np.ndarray:
-        """bool [H]: the interactions that are not no_interaction. Of that its prompt says no more than that person and object
-        are both there, so a picture's match with it is no answer."""
+        """bool ``[H]``: the interactions that are not no_interaction.
+
+        The prompt of no_interaction says only that person and object are both there, so a picture's match with it is no
+        answer.
+        """
         return np.array([self.verbs[verb] != NO_INTERACTION for verb in self.hois[:, 0]], bool)
 
     def questions(self) -> dict[str, int]:
-        """``{question: interaction}`` in order, "is there anybody riding a bicycle?". None about no_interaction: it is what
-        remains where the others of its object are denied."""
+        """``{question: interaction}`` in order, "is there anybody riding a bicycle?".
+
+        There is none about no_interaction: it is what remains where the others of its object are denied.
+        """
         asked = np.flatnonzero(self.actions()).tolist()
         named = [(self.hois[hoi][0], self.hoi_name(hoi)) for hoi in asked]
         texts = [interaction_question(verb, self.verb_ing[index], name) for index, (verb, name) in named]
         return dict(zip(texts, asked, strict=True))
 
     def verb_prompts(self) -> tuple[str, ...]:
-        """One sentence a verb, in order: "a photo of a person riding something", or "... standing" for one that is in
-        no interaction."""
+        """One sentence a verb, in order: "a photo of a person riding something", or "... standing" without object."""
         takes_object = np.isin(np.arange(len(self.verbs)), self.hois[:, 0])
         return tuple(map(verb_prompt, self.verbs, self.verb_ing, takes_object))
 
@@ -134,7 +145,7 @@ class Vocabulary:
         return table
 
     def hoi_id(self) -> np.ndarray:
-        """int16 [V, O], read-only: the interaction of a verb and an object, -1 where the dataset has none."""
+        """int16 ``[V, O]``, read-only: the interaction of a verb and an object, -1 where the dataset has none."""
         return self._hoi_id
 
     @cached_property
@@ -157,14 +168,20 @@ class Vocabulary:
         return record
 
     def save(self, path: str | Path, source: str = "") -> None:
-        """Write as JSON: {"source", "verbs": {verb: participle}, "interactions": ["verb object", ...]}, and, where they
-        are not the sorted verbs and COCO's objects, "verb_order" and "objects"."""
+        """Write as JSON: ``{"source", "verbs": {verb: participle}, "interactions": ["verb object", ...]}``.
+
+        Where they are not the sorted verbs and COCO's objects, it also has "verb_order" and "objects".
+        """
         text = json.dumps({"source": source, **self._record()}, indent=1)
         write_atomically(path, text + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
-        """Read what `save` wrote. Raises UserError naming the file and the entry."""
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: With the file and the entry.
+        """
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
             participles = dict(record["verbs"])

@@ -74,7 +74,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Judged:
+class InteractionLabels:
     """Of B pictures and H interactions: ``listed`` bool, ``target`` float32, ``kind`` int8, ``weight`` float32, each
     ``[B, H]``. What is not listed has target 0, kind negative and weight 1."""
 
@@ -84,9 +84,9 @@ class Judged:
     weight: np.ndarray
 
 
-def judge(
+def label_interactions(
     extracted: np.ndarray, p_yes: np.ndarray, there: np.ndarray, nothing: np.ndarray, objects: np.ndarray, rules: Rules
-) -> Judged:
+) -> InteractionLabels:
     """Labels of every interaction.
 
     Args:
@@ -110,7 +110,7 @@ def judge(
     negative = np.where(graded, target <= rules.negative, ~positive)
     kind = np.where(positive, POSITIVE, np.where(negative, NEGATIVE, IGNORED)).astype(np.int8)
     weight = np.where(kind == IGNORED, 0, np.where(silent, rules.silence, 1)).astype(np.float32)
-    return Judged(
+    return InteractionLabels(
         listed,
         np.where(listed, target, 0).astype(np.float32),
         np.where(listed, kind, NEGATIVE).astype(np.int8),
@@ -180,14 +180,14 @@ class ImageLabels(Stage):
     ) -> dict[str, Values]:
         return {"value": label_cells(self.judged(inputs), self.dropped(inputs))}
 
-    def judged(self, inputs: Mapping[str, Mapping[str, Values]], verified: bool = True) -> Judged:
+    def judged(self, inputs: Mapping[str, Mapping[str, Values]], verified: bool = True) -> InteractionLabels:
         """The labels of these rows; without the answers to questions where ``verified`` is False."""
         extracted = self._extracted(inputs[self.triplets])
         p_yes = np.full(extracted.shape, np.nan, np.float32)
         if verified and self.verification is not None:
             for question, answers in inputs[self.verification].items():
                 p_yes[:, self.questions[question]] = pc.struct_field(answers, "score").to_numpy(zero_copy_only=False)
-        return judge(extracted, p_yes, self._there(inputs), self.nothing, self.hois[:, 1], self.rules)
+        return label_interactions(extracted, p_yes, self._there(inputs), self.nothing, self.hois[:, 1], self.rules)
 
     def _there(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray:
         return presence(inputs[self.detections]["value"], int(self.hois[:, 1].max(initial=PERSON)) + 1)
@@ -215,11 +215,11 @@ class ImageLabels(Stage):
     def _entries(self, cells: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Row and interaction of every triplet of a column, int64 each."""
         row = pc.list_parent_indices(pc.struct_field(cells, "verb")).to_numpy(zero_copy_only=False)
-        verb, thing = (_values(cells, name).to_numpy(zero_copy_only=False) for name in ("verb", "object"))
-        return row, self.hoi_of[verb, thing]
+        verb, obj = (_values(cells, name).to_numpy(zero_copy_only=False) for name in ("verb", "object"))
+        return row, self.hoi_of[verb, obj]
 
 
-def label_cells(judged: Judged, dropped: Sequence[Sequence[Mapping[str, str]]]) -> pa.Array:
+def label_cells(judged: InteractionLabels, dropped: Sequence[Sequence[Mapping[str, str]]]) -> pa.Array:
     """:data:`LABELS` of each row."""
     row, hoi = np.nonzero(judged.listed)
     offsets = pa.array(np.cumsum([0, *judged.listed.sum(axis=1)]), pa.int32())

@@ -19,9 +19,9 @@ from pydantic import Field
 from hoi_distill.stages.data.prompts import PREFIX_END
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.derived.lexicon.alignment import Aligner, prompts
+from hoi_distill.stages.derived.lexicon.findings import Reading
 from hoi_distill.stages.derived.lexicon.lexicon import Lexicon
 from hoi_distill.stages.derived.lexicon.reader import read
-from hoi_distill.stages.derived.lexicon.sentence import Reading
 from hoi_distill.stages.derived.lexicon.words import LEMMATISER, tables
 from hoi_distill.stages.keys import Columns, Count, GpuShare
 from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Stage, Values

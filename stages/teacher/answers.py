@@ -45,7 +45,7 @@ Answer = tuple[str, float]
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageInputs:
     """What the model is given of one picture: named tensors with a leading axis, and how many tokens stand for it."""
 
     tensors: dict[str, torch.Tensor]
@@ -183,7 +183,7 @@ class Answers(AsksAboutSeen):
             for question, answers in zip(columns, zip(*rows, strict=True), strict=True)
         }
 
-    def _answers(self, pictures: Sequence[Picture], questions: Sequence[str]) -> list[tuple[Answer, ...]]:
+    def _answers(self, pictures: Sequence[ImageInputs], questions: Sequence[str]) -> list[tuple[Answer, ...]]:
         """For each picture its answers. What the prompts share, which ends with the picture, goes through the model once;
         of InstructBLIP, whose bridge reads the question, the vision tower."""
         import torch
@@ -240,7 +240,7 @@ class Answers(AsksAboutSeen):
         )
         return [*told, *parts]
 
-    def picture(self, image: Image.Image) -> Picture:
+    def picture(self, image: Image.Image) -> ImageInputs:
         """Preprocess one picture by the checkpoint's own image processor.
 
         Raises:
@@ -253,10 +253,10 @@ class Answers(AsksAboutSeen):
         if self.is_qwen:
             grid = seen["image_grid_thw"]
             count = int(grid.prod()) // self.processor.merge_size**2
-            return Picture({"pixel_values": seen["pixel_values"], "image_grid_thw": grid}, count)
+            return ImageInputs({"pixel_values": seen["pixel_values"], "image_grid_thw": grid}, count)
         if self.is_instructblip:
-            return Picture({"pixel_values": seen["pixel_values"]}, int(self.model.config.num_query_tokens))
-        return Picture({"pixel_values": seen["pixel_values"]}, self._llava_tokens(seen["pixel_values"].shape[-2:]))
+            return ImageInputs({"pixel_values": seen["pixel_values"]}, int(self.model.config.num_query_tokens))
+        return ImageInputs({"pixel_values": seen["pixel_values"]}, self._llava_tokens(seen["pixel_values"].shape[-2:]))
 
     def _llava_tokens(self, size: Sequence[int]) -> int:
         """Patches of a picture of (height, width), and CLS where the tower has one and it is kept."""
@@ -298,7 +298,7 @@ class Answers(AsksAboutSeen):
             )
         return ids
 
-    def model_inputs(self, pictures: Sequence[Picture], question: str) -> dict[str, torch.Tensor]:
+    def model_inputs(self, pictures: Sequence[ImageInputs], question: str) -> dict[str, torch.Tensor]:
         """What the model's ``generate`` takes: ids and mask ``int64 [B, L]``, padded on the left, and the pictures."""
         import torch
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def read_hico_json(file: Path, split: str, limit: int | None, reject: Callable[[
     if isinstance(document, dict):
         return _instances(file, document, limit, reject)
     if isinstance(document, list):
-        return _pictures(file, document, split, limit, reject)
+        return _pictures(document, split, limit, reject)
     raise UserError(f"{file}: holds {document!r}; it should be {what}")
 
 
@@ -72,19 +73,19 @@ def _instances(file: Path, document: dict[str, Any], limit: int | None, reject: 
     vocabulary = hico_vocabulary()
     classes = _classes(file, document, vocabulary)
     image = np.repeat(np.arange(len(counts)), counts)
-    hoi, thing, verb = (integers(columns[key])[0] for key in ("hoi", "object", "verb"))
+    hoi, obj, verb = (integers(columns[key])[0] for key in ("hoi", "object", "verb"))
     known = (hoi >= 0) & (hoi < len(classes))
     for p in np.flatnonzero(~known).tolist():
         reject(
             f"entry {image[p] + 1} ({names[image[p]]}): unknown interaction {hoi[p]}; 0 to {len(classes) - 1} are there"
         )
     mixed = np.zeros(len(hoi), bool)
-    mixed[known] = (classes[hoi[known], 1:] != np.stack([thing, verb], 1)[known]).any(1)
+    mixed[known] = (classes[hoi[known], 1:] != np.stack([obj, verb], 1)[known]).any(1)
     for p in np.flatnonzero(mixed).tolist():
         _, want_object, want_verb = classes[hoi[p]]
         reject(
             f"entry {image[p] + 1} ({names[image[p]]}): hoi {hoi[p]} is object {want_object} with verb {want_verb} in "
-            f"correspondence, but the pair says object {thing[p]} with verb {verb[p]}"
+            f"correspondence, but the pair says object {obj[p]} with verb {verb[p]}"
         )
     hoi[known] = classes[hoi[known], 0]
     rows = np.flatnonzero(known & ~mixed)
@@ -101,12 +102,12 @@ def _classes(file: Path, document: dict[str, Any], vocabulary: Vocabulary) -> np
     out = np.full((len(document["correspondence"]), 3), -1, np.int64)
     for row in document["correspondence"]:
         try:
-            hoi, thing, verb = row
+            hoi, obj, verb = row
             if min(row) < 0:
                 raise ValueError
-            names = document["verbs"][verb].replace(" ", "_"), document["objects"][thing].replace(" ", "_")
+            names = document["verbs"][verb].replace(" ", "_"), document["objects"][obj].replace(" ", "_")
             ours = vocabulary.hoi_id()[verbs[names[0]], objects[names[1]]]
-            out[hoi] = ours, thing, verb
+            out[hoi] = ours, obj, verb
         except (TypeError, ValueError, IndexError):
             raise UserError(
                 f"{file}: correspondence {row!r} is not [hoi, object, verb] within the file's own lists"
@@ -128,9 +129,7 @@ def _sizes(values: Sequence[Any]) -> np.ndarray:
     return np.clip(sides, 0, np.iinfo(np.int32).max).reshape(-1, 2).astype(np.int32)
 
 
-def _pictures(
-    file: Path, document: list[Any], split: str, limit: int | None, reject: Callable[[str], None]
-) -> RawSplit:
+def _pictures(document: list[Any], split: str, limit: int | None, reject: Callable[[str], None]) -> RawSplit:
     entry, names, records = _readable(document, reject)
     order = sorted(range(len(names)), key=lambda i: names[i])[:limit]  # HICO-DET's own order is that of the names
     boxes: list[Any] = []
@@ -138,9 +137,9 @@ def _pictures(
     links: list[tuple[Any, ...]] = []
     box_counts, link_counts = [], []
     for i in order:
-        own, pairs = records[i]["annotations"], records[i]["hoi_annotation"]
+        own, listed = records[i]["annotations"], records[i]["hoi_annotation"]
         try:
-            row = [(p["subject_id"], p["object_id"], p["category_id"], p.get("hoi_category_id", 0)) for p in pairs]
+            row = [(p["subject_id"], p["object_id"], p["category_id"], p.get("hoi_category_id", 0)) for p in listed]
             own_boxes, own_categories = [box["bbox"] for box in own], [box["category_id"] for box in own]
         except (KeyError, TypeError, AttributeError) as error:
             problem = f"no key {error}" if isinstance(error, KeyError) else "annotations are not lists of objects"
@@ -151,13 +150,12 @@ def _pictures(
         links.extend(row)
         box_counts.append(len(own_boxes))
         link_counts.append(len(row))
-    vocabulary = hico_vocabulary()
-    columns = [integers([link[k] for link in links], text=True)[0] for k in range(4)]
-    image = np.repeat(np.arange(len(order)), link_counts)
+    subject, obj, verb, said = (integers([link[k] for link in links], text=True)[0] for k in range(4))
+    pairs = _Links(np.repeat(np.arange(len(order)), link_counts), subject, obj, verb, said)
+    image = pairs.image
     where = [f"entry {entry[i]} ({names[i]})" for i in order]
-    rows, hoi = _resolve(
-        columns, image, np.array(box_counts, np.int64), integers(categories, text=True)[0], where, vocabulary, reject
-    )
+    own_counts, own_category = np.array(box_counts, np.int64), integers(categories, text=True)[0]
+    rows, hoi = _resolve(pairs, own_counts, own_category, where, reject)
     box = _corners(boxes)
     starts = (np.cumsum(box_counts) - box_counts)[image[rows]] if len(rows) else np.zeros(0, np.int64)
     smallest = np.min(box[:, :2], where=np.isfinite(box[:, :2]), initial=np.inf)
@@ -166,8 +164,8 @@ def _pictures(
     sizes = np.zeros((len(names) + len(absent), 2), np.int32)
     numbers = np.array([entry[i] for i in order] + [0] * len(absent), np.int64)
     raw = RawSplit(
-        vocabulary, names + absent, numbers, sizes, image[rows], hoi, box[starts + columns[0][rows]],
-        box[starts + columns[1][rows]], first_pixel=_first_pixel(smallest, len(box), split),
+        hico_vocabulary(), names + absent, numbers, sizes, image[rows], hoi, box[starts + subject[rows]],
+        box[starts + obj[rows]], first_pixel=_first_pixel(smallest, len(box), split),
     )  # fmt: skip
     return _sorted(raw) if absent else raw
 
@@ -187,17 +185,42 @@ def _readable(document: list[Any], reject: Callable[[str], None]) -> tuple[list[
     return entry, names, records
 
 
+@dataclass(frozen=True)
+class _Links:
+    """P pairs as the file has them, int64 ``[P]`` each.
+
+    Attributes:
+        image: The pair's picture.
+        subject: Row of the human among the picture's boxes.
+        object: Row of the object among the picture's boxes.
+        verb: From 1.
+        hoi: The class from 1; 0 if the file does not say.
+    """
+
+    image: np.ndarray
+    subject: np.ndarray
+    object: np.ndarray
+    verb: np.ndarray
+    hoi: np.ndarray
+
+
 def _resolve(
-    columns: Sequence[np.ndarray],
-    image: np.ndarray,
-    box_counts: np.ndarray,
-    categories: np.ndarray,
-    where: Sequence[str],
-    vocabulary: Vocabulary,
-    reject: Callable[[str], None],
+    links: _Links, box_counts: np.ndarray, categories: np.ndarray, where: Sequence[str], reject: Callable[[str], None]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the pairs that make sense, and their classes from 0; one reason is given for each other one."""
-    subject, thing, verb, said = columns
+    """Find the class of each pair.
+
+    Args:
+        links: The pairs.
+        box_counts: int64 ``[N]``, boxes of each picture.
+        categories: int64, COCO's category of every box, picture after picture.
+        where: Of each picture, stands before the reason for which a pair is rejected.
+        reject: Gets one reason for each pair that makes no sense.
+
+    Returns:
+        Rows of the other pairs, and their classes from 0.
+    """
+    vocabulary, image = hico_vocabulary(), links.image
+    subject, obj, verb, said = links.subject, links.object, links.verb, links.hoi
     count = box_counts[image] if len(image) else image
     bad = np.zeros(len(image), bool)
 
@@ -206,7 +229,7 @@ def _resolve(
             reject(f"{where[image[p]]}: {message(p)}")
         bad[wrong] = True
 
-    for name, value in (("subject_id", subject), ("object_id", thing)):
+    for name, value in (("subject_id", subject), ("object_id", obj)):
         outside = (value < 0) | (value >= count)
         refuse(outside, lambda p, n=name, v=value: f"{n} {v[p]} is none of its {count[p]} boxes")  # type: ignore[misc]
     starts = np.cumsum(box_counts) - box_counts
@@ -215,7 +238,7 @@ def _resolve(
     coco = index_of[np.where((categories > 0) & (categories < len(index_of)), categories, 0)]
     human, target = np.full(len(image), -1), np.full(len(image), -1)
     fine = np.flatnonzero(~bad)
-    human_row, target_row = starts[image[fine]] + subject[fine], starts[image[fine]] + thing[fine]
+    human_row, target_row = starts[image[fine]] + subject[fine], starts[image[fine]] + obj[fine]
     human[fine], target[fine] = coco[human_row], coco[target_row]
     given = np.zeros(len(image), np.int64)
     given[fine] = categories[target_row]

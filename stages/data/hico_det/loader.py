@@ -96,6 +96,7 @@ def _partner(file: Path, split: str) -> Path:
 def load_hico_det(
     root: str | Path,
     split: str,
+    *,
     limit: int | None = None,
     lenient: bool = False,
     images: bool = True,
@@ -103,15 +104,21 @@ def load_hico_det(
 ) -> Annotations:
     """Read one split, from any of the three forms and the folders people keep them in (:func:`find_hico_det`).
 
-    root: the folder, or the annotation file itself. split: "train" or "test". limit: the first so many pictures.
-    With ``images=False`` the picture files need not be there. Sizes that the file does not know (PPDM's) are read from
-    the pictures where they are there, and are 0 otherwise. Without ``anno.mat`` there are no image-level labels
-    (``image_hois`` is None). Interactions marked ``invis`` carry no boxes and give no pairs. The classes are those of
-    the file's own ``list_action``, or HICO-DET's 600 for the JSON forms.
+    Sizes that the file does not know (PPDM's) are read from the pictures where they are there, and are 0 otherwise.
+    Interactions marked ``invis`` carry no boxes and give no pairs. The classes are those of the file's own
+    ``list_action``, or HICO-DET's 600 for the JSON forms.
 
-    Raises UserError naming file and entry for unknown classes, boxes outside their picture, connections to boxes that
-    are not there, lists that do not fit together, duplicate or missing pictures and pictures of the other split; with
-    `lenient` bad entries are dropped, counted, warned of.
+    Args:
+        root: The folder, or the annotation file itself.
+        split: "train" or "test".
+        limit: Read only the first so many pictures.
+        lenient: Drop bad entries, count them and warn, instead of refusing them.
+        images: Whether the picture files must be there.
+        image_labels: ``anno.mat``, where it does not lie beside the annotations. Without one ``image_hois`` is None.
+
+    Raises:
+        UserError: With the file and the entry, for unknown classes, boxes outside their picture, connections to boxes that
+            are not there, lists that do not fit together, duplicate or missing pictures and pictures of the other split.
     """
     files = find_hico_det(Path(root), split, None if image_labels is None else Path(image_labels))
     file = files.annotations

@@ -46,10 +46,10 @@ def read_anno_bbox(file: Path, split: str, limit: int | None, reject: Callable[[
         link = f"({sides[0][0][p]:g}, {sides[1][0][p]:g})"
         reject(f"entry {picture[entry[p]] + 1}, hoi {nth}: connection {link} to a box that is not there")
     rows = np.flatnonzero(~bad)
-    human, thing = (corners[first[rows] + number[rows].astype(np.int64) - 1] for number, first, corners in sides)
+    human, obj = (corners[first[rows] + number[rows].astype(np.int64) - 1] for number, first, corners in sides)
     hoi = of_hoi["id"].scalars(0).astype(np.int64) - 1
     return RawSplit(
-        vocabulary, names, np.arange(1, len(names) + 1), sizes, picture[entry[rows]], hoi[entry[rows]], human, thing,
+        vocabulary, names, np.arange(1, len(names) + 1), sizes, picture[entry[rows]], hoi[entry[rows]], human, obj,
         first_pixel=1,
     )  # fmt: skip
 

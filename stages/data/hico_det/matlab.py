@@ -26,13 +26,20 @@ _TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16-le", 16: "utf-8", 17: "utf-16-l
 MAX_BYTES = 1 << 30
 """Variables that say they are larger than this when inflated are refused before they are: a few KB can hold any number of
 zeros. The boxes of the pico world's 4,000 training pictures take 10 MB."""
-_HEADER = 40  # of an unnamed two-dimensional matrix: flags 16, dimensions 16, empty name 8
+_SIZE = 1
+"""The word, of 32 bits, that says how many bytes an element has; its type stands in the word before."""
+_FLAGS, _DIMENSIONS, _NAME, _VALUES = 2, 6, 10, 12
+"""Where the parts of an unnamed two-dimensional matrix begin, each an element of its own, in words from the matrix's tag:
+flags (the class is in their first byte), dimensions (rows, columns), the empty name, the values."""
+_INT8 = 1
+"""The type of a name's characters."""
 
 
 def read_matrix(file: Path, variable: str) -> Matrices:
     """One variable of a file.
 
-    Raises UserError for a file that is not there, of another kind, damaged, or without that variable.
+    Raises:
+        UserError: If the file is not there, of another kind or damaged, or lacks the variable.
     """
     try:
         data = file.read_bytes()
@@ -53,10 +60,13 @@ def read_matrix(file: Path, variable: str) -> Matrices:
 
 
 def without_compression(file: Path, variables: Collection[str]) -> io.BytesIO:
-    """A copy of a file with these of its variables alone, inflated within :data:`MAX_BYTES`, for ``scipy.io.loadmat``, which
-    knows no bound. A file of another kind is passed on as it is.
+    """A copy of a file with some of its variables, inflated, for ``scipy.io.loadmat``, which would inflate any size.
 
-    Raises OSError where it cannot be read, and IndexError, ValueError or zlib.error where it is damaged or too large.
+    A file of another kind is passed on as it is.
+
+    Raises:
+        OSError: If the file cannot be read.
+        IndexError, ValueError, zlib.error: If it is damaged, or larger than :data:`MAX_BYTES`.
     """
     data = file.read_bytes()
     if data[126:128] == b"MI":
@@ -115,7 +125,10 @@ def _name(variable: bytes | _Packed) -> str:
 class Matrices:
     """M matrices that stand in the same place of nested structs.
 
-    file: for errors. data: everything, inflated. at: int64 [M], where each one's tag begins in `data`.
+    Attributes:
+        file: For errors.
+        data: The whole variable, inflated.
+        at: int64 ``[M]``, where the tag of each matrix begins in ``data``, in bytes.
     """
 
     file: Path
@@ -129,10 +142,14 @@ class Matrices:
         return Matrices(self.file, self.data, self.at[rows])
 
     def structs(self, *fields: str) -> tuple[np.ndarray, dict[str, Matrices]]:
-        """Taken as struct arrays, which hold E elements together.
+        """The matrices as struct arrays, which hold E elements together.
 
-        Returns int64 [E], the matrix of each element, and the E matrices of each of `fields`, which must be there. An
-        empty matrix of any class has no elements.
+        Returns:
+            int64 ``[E]``, the matrix of each element; and the E matrices of each of ``fields``. An empty matrix of any
+            class has no elements.
+
+        Raises:
+            UserError: If a matrix is no struct array, or lacks a field.
         """
         try:
             return self._structs(fields)
@@ -147,14 +164,17 @@ class Matrices:
         order, count = np.zeros((len(self), len(fields)), np.int64), len(fields)
         for m, at in enumerate(self.at.tolist()):
             word = at >> 2
-            if not words[word + 1] or not (size := words[word + 8] * words[word + 9]):
+            dimensions = word + _DIMENSIONS + _SIZE
+            if not words[word + _SIZE] or not (size := words[dimensions + 1] * words[dimensions + 2]):
                 continue
-            fields_at = at + 48 + (0 if words[word + 10] >> 16 else -(-words[word + 11] // 8) * 8)
+            named = 0 if words[word + _NAME] >> 16 else -(-words[word + _NAME + _SIZE] // 8) * 8
+            fields_at = at + 4 * _VALUES + named
             short = words[(fields_at >> 2) + 2] >> 16
             first = fields_at + 16 + (0 if short else -(-words[(fields_at >> 2) + 3] // 8) * 8)
             layout = self.data[fields_at:first]
             if layout not in orders:
-                names = _field_names(layout) if words[word + 4] & 0xFF == _STRUCT and words[word + 7] == 8 else []
+                struct = words[word + _FLAGS + _SIZE + 1] & 0xFF == _STRUCT and words[dimensions] == 8
+                names = _field_names(layout) if struct else []
                 if not names or (orders and len(names) != count):
                     raise self._unexpected(at, "struct array like the others")
                 if missing := [field for field in fields if field not in names]:
@@ -163,15 +183,15 @@ class Matrices:
             sizes[m], order[m] = size, orders[layout]
             for _ in range(size * count):
                 starts.append(first)
-                first += 8 + words[(first >> 2) + 1]
-            if first != at + 8 + words[word + 1]:
+                first += 8 + words[(first >> 2) + _SIZE]
+            if first != at + 8 + words[word + _SIZE]:
                 raise self._unexpected(at, "whole struct array")
         owner = np.repeat(np.arange(len(self)), sizes)
         table = np.take_along_axis(np.frombuffer(starts, np.int64).reshape(-1, count), order[owner], axis=1)
         return owner, {field: Matrices(self.file, self.data, table[:, k]) for k, field in enumerate(fields)}
 
     def numbers(self) -> tuple[np.ndarray, np.ndarray]:
-        """All values, float64, each matrix column by column, one matrix after the other, and int64 [M], how many each."""
+        """All values, float64, one matrix after the other, each column by column; and int64 ``[M]``, how many of each."""
         kind, size, start = self._payloads("numbers", _NUMERIC)
         out = np.zeros(len(self), np.int64)
         for code, width in _NUMBERS.items():
@@ -188,14 +208,14 @@ class Matrices:
         return values, out
 
     def scalars(self, empty: float = np.nan) -> np.ndarray:
-        """float64 [M]: the first value of each; `empty` where there is none."""
+        """float64 ``[M]``: the first value of each matrix, or ``empty`` if it has none."""
         values, counts = self.numbers()
         out = np.full(len(self), empty)
         out[counts > 0] = values[(np.cumsum(counts) - counts)[counts > 0]]
         return out
 
     def texts(self) -> list[str]:
-        """The characters of each."""
+        """The characters of each matrix."""
         columns = (column.tolist() for column in self._payloads("text", (_CHAR,)))
         return [
             self.data[start : start + size].decode(_TEXTS.get(kind, "ascii"), "replace")
@@ -203,25 +223,35 @@ class Matrices:
         ]
 
     def _payloads(self, wanted: str, classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """int64 [M] each: type, bytes and offset of the values of unnamed two-dimensional matrices; 0 bytes if empty."""
+        """Where the values of unnamed two-dimensional matrices lie.
+
+        Args:
+            wanted: What the matrices should be, for errors.
+            classes: The MATLAB classes that these have.
+
+        Returns:
+            int64 ``[M]`` each: the type, the number of bytes and the offset of the values; all 0 if a matrix is empty.
+        """
         words = np.frombuffer(self.data, "<u4")
-        word = self.at >> 2
-        there = words[word + 1] > 0
-        tag = np.where(there, word + 12, word)
-        plain = (words[tag - 6 * there + 1] == 8) & (words[tag - 2 * there] == 1) & (words[tag - 2 * there + 1] == 0)
-        if not (plain | ~there).all():
-            raise self._unexpected(int(self.at[~plain & there][0]), "two-dimensional matrix")
-        small = words[tag] >> 16
-        kind = np.where(small > 0, words[tag] & 0xFFFF, words[tag])
-        size = np.where(there, np.where(small > 0, small, words[tag + 1]), 0)
-        start = tag * 4 + np.where(small > 0, 4, 8)
-        known = np.isin(kind, list(_NUMBERS if classes is _NUMERIC else _TEXTS))
-        other = (size > 0) & ~(known & np.isin(words[tag - 8 * there] & 0xFF, classes))
+        kind, size, start = np.zeros((3, len(self)), np.int64)
+        filled = np.flatnonzero(words[(self.at >> 2) + _SIZE] > 0)
+        at, matrix = self.at[filled], self.at[filled] >> 2
+        unnamed = (words[matrix + _NAME] == _INT8) & (words[matrix + _NAME + _SIZE] == 0)
+        plain = unnamed & (words[matrix + _DIMENSIONS + _SIZE] == 8)
+        if not plain.all():
+            raise self._unexpected(int(at[~plain][0]), "two-dimensional matrix")
+        first, second = words[matrix + _VALUES], words[matrix + _VALUES + _SIZE]
+        small = first >> 16  # up to four bytes of values stand in the second word; then the first is type and size
+        kind[filled] = np.where(small > 0, first & 0xFFFF, first)
+        size[filled] = np.where(small > 0, small, second)
+        start[filled] = matrix * 4 + _VALUES * 4 + np.where(small > 0, 4, 8)
+        known = np.isin(kind[filled], list(_NUMBERS if classes is _NUMERIC else _TEXTS))
+        other = (size[filled] > 0) & ~(known & np.isin(words[matrix + _FLAGS + _SIZE + 1] & 0xFF, classes))
         if other.any():
-            raise self._unexpected(int(self.at[other][0]), wanted)
+            raise self._unexpected(int(at[other][0]), wanted)
         if (start + size > len(self.data)).any():
             raise UserError(f"{self.file}: damaged: numbers go on beyond the end of their variable")
-        return kind.astype(np.int64), size.astype(np.int64), start.astype(np.int64)
+        return kind, size, start
 
     def _unexpected(self, at: int, wanted: str) -> UserError:
         return UserError(f"{self.file}: not the structs of anno_bbox.mat: no {wanted} at byte {at} of the variable")

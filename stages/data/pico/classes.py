@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-NO_INTERACTION = "no_interaction"
+from hoi_distill.stages.data.prompts import NO_INTERACTION
 
 _VERBS_OF_OBJECT = {  # HICO-DET's order of objects, and of verbs within an object
     "bicycle": "carry hold jump repair ride",

@@ -15,7 +15,7 @@ _HEADER = b"MATLAB 5.0 MAT-file, HICO-DET layout"
 
 
 @dataclass(frozen=True)
-class Picture:
+class AnnotatedImage:
     """One picture's annotation.
 
     boxes: int [n, 4], xyxy pixels, zero-based half-open. objects: int [n], COCO-80.
@@ -30,7 +30,7 @@ class Picture:
     triplets: list[tuple[int, int, int]]
 
 
-def write_annotations(root: Path, vocabulary: Vocabulary, splits: Mapping[str, Sequence[Picture]]) -> None:
+def write_annotations(root: Path, vocabulary: Vocabulary, splits: Mapping[str, Sequence[AnnotatedImage]]) -> None:
     """Write both files for the splits "train" and "test", the same bytes for the same input."""
     actions = _list_action(vocabulary)
     boxes: dict[str, Any] = {f"bbox_{split}": _records(pictures) for split, pictures in splits.items()}
@@ -66,7 +66,7 @@ def _list_action(vocabulary: Vocabulary) -> np.ndarray:
     return _struct(rows, ("nname", "vname", "vname_ing", "syn", "def", "synset", "ex")).T
 
 
-def _records(pictures: Sequence[Picture]) -> np.ndarray:
+def _records(pictures: Sequence[AnnotatedImage]) -> np.ndarray:
     rows = []
     for p in pictures:
         size = _struct([(p.width, p.height, 3)], ("width", "height", "depth"))
@@ -74,24 +74,24 @@ def _records(pictures: Sequence[Picture]) -> np.ndarray:
     return _struct(rows, ("filename", "size", "hoi"))
 
 
-def _interactions(picture: Picture) -> np.ndarray:
+def _interactions(picture: AnnotatedImage) -> np.ndarray:
     """One entry per class present: its human boxes, its object boxes and which belong together."""
     entries = []
     for hoi in sorted({hoi for _, _, hoi in picture.triplets}):
-        links = [(human, thing) for human, thing, h in picture.triplets if h == hoi]
+        links = [(human, obj) for human, obj, h in picture.triplets if h == hoi]
         humans = sorted({human for human, _ in links})
-        things = sorted({thing for _, thing in links})
-        connection = [(humans.index(human) + 1, things.index(thing) + 1) for human, thing in links]
-        entries.append((hoi + 1, _boxes(picture, humans), _boxes(picture, things), np.array(connection), 0))
+        objs = sorted({obj for _, obj in links})
+        connection = [(humans.index(human) + 1, objs.index(obj) + 1) for human, obj in links]
+        entries.append((hoi + 1, _boxes(picture, humans), _boxes(picture, objs), np.array(connection), 0))
     return _struct(entries, ("id", "bboxhuman", "bboxobject", "connection", "invis"))
 
 
-def _boxes(picture: Picture, rows: list[int]) -> np.ndarray:
+def _boxes(picture: AnnotatedImage, rows: list[int]) -> np.ndarray:
     corners = picture.boxes[rows].tolist()
     return _struct([(x1 + 1, x2, y1 + 1, y2) for x1, y1, x2, y2 in corners], ("x1", "x2", "y1", "y2"))
 
 
-def _image_labels(vocabulary: Vocabulary, pictures: Sequence[Picture]) -> np.ndarray:
+def _image_labels(vocabulary: Vocabulary, pictures: Sequence[AnnotatedImage]) -> np.ndarray:
     """float64 [H, N]: +1 present, -1 absent though its object is there, NaN where the object is not there."""
     labels = np.full((len(vocabulary), len(pictures)), np.nan)
     for column, picture in enumerate(pictures):

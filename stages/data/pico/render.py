@@ -14,9 +14,10 @@ from PIL import Image, ImageDraw
 from hoi_distill.stages.data.coco import OBJECT_INDEX
 from hoi_distill.stages.data.pico.acts import HAND_ACTS, SECOND, STANCES, Group, idle, stand, walk
 from hoi_distill.stages.data.pico.backdrop import paint_backdrop, paint_occluder
-from hoi_distill.stages.data.pico.classes import CO_LABELS, NO_INTERACTION, PRIMARY, weights
+from hoi_distill.stages.data.pico.classes import CO_LABELS, PRIMARY, weights
 from hoi_distill.stages.data.pico.sketch import Pen, Sketch
 from hoi_distill.stages.data.pico.things import THINGS
+from hoi_distill.stages.data.prompts import NO_INTERACTION
 
 RENDERER_VERSION = 1
 """Raised with every change that moves a pixel or a label; part of a written world's identity."""

@@ -15,7 +15,8 @@ from functools import cache
 
 import numpy as np
 
-from hoi_distill.stages.data.pico.classes import CO_LABELS, HOIS, NO_INTERACTION, PRIMARY, weights
+from hoi_distill.stages.data.pico.classes import CO_LABELS, HOIS, PRIMARY, weights
+from hoi_distill.stages.data.prompts import NO_INTERACTION
 from hoi_distill.stages.data.sampling.splits import ZeroShotSplit, zero_shot
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from hoi_distill.stages.data.coco import COCO_CATEGORY_IDS, OBJECT_INDEX
 from hoi_distill.stages.data.pico.classes import HOIS, OBJECTS
-from hoi_distill.stages.data.pico.layout import Picture, write_annotations
+from hoi_distill.stages.data.pico.layout import AnnotatedImage, write_annotations
 from hoi_distill.stages.data.pico.render import RENDERER_VERSION, SIZE, Scene, render_scene
 from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
 from hoi_distill.storage.errors import UserError
@@ -116,7 +116,7 @@ def _holds(root: Path, identity: dict[str, int]) -> bool:
     return False
 
 
-def _write_split(root: Path, seed: int, split: str, count: int, processes: int) -> list[Picture]:
+def _write_split(root: Path, seed: int, split: str, count: int, processes: int) -> list[AnnotatedImage]:
     folder = root / "images" / f"{split}2015"
     folder.mkdir(parents=True)
     jobs = (range(count), repeat(seed), repeat(split), repeat(str(folder)))
@@ -131,13 +131,13 @@ def _write_split(root: Path, seed: int, split: str, count: int, processes: int) 
     return [picture for picture, _ in results]
 
 
-def _write_picture(index: int, seed: int, split: str, folder: str) -> tuple[Picture, list[dict[str, object]]]:
+def _write_picture(index: int, seed: int, split: str, folder: str) -> tuple[AnnotatedImage, list[dict[str, object]]]:
     scene = render_scene(scene_seed(seed, split, index), temper=TEMPER[split])
     name = f"HICO_{split}2015_{index + 1:08d}.jpg"
     encoded = io.BytesIO()
     Image.fromarray(scene.image).save(encoded, "JPEG", quality=95, subsampling=0)
     (Path(folder) / name).write_bytes(encoded.getvalue())
-    picture = Picture(name, SIZE, SIZE, _whole_pixels(scene.boxes), scene.objects, _triplets(scene))
+    picture = AnnotatedImage(name, SIZE, SIZE, _whole_pixels(scene.boxes), scene.objects, _triplets(scene))
     rng = np.random.default_rng([seed, _SPLIT_START[split], index])
     return picture, list(_detections(name, picture.boxes, picture.objects, rng))
 
@@ -151,8 +151,8 @@ def _triplets(scene: Scene) -> list[tuple[int, int, int]]:
     vocabulary = pico_vocabulary()
     table, verbs = vocabulary.hoi_id(), vocabulary.verbs
     return [
-        (human, thing, int(table[verbs.index(verb), scene.objects[thing]]))
-        for human, thing, labels in scene.pairs
+        (human, obj, int(table[verbs.index(verb), scene.objects[obj]]))
+        for human, obj, labels in scene.pairs
         for verb in labels
     ]
 

@@ -14,11 +14,16 @@ from hoi_distill.stages.data.vocabulary import Vocabulary
 class RawSplit:
     """N pictures and P pairs in file order, unchecked.
 
-    vocabulary: its H classes. names: N file names; entry: int [N], the number by which errors name each in its file.
-    sizes: int32 [N, 2], width and height, 0 where the file has none.
-    image: int64 [P], picture of each pair, ascending. hoi: int64 [P], class from 0.
-    human, object: float64 [P, 4], inclusive x1, y1, x2, y2 that count pixels from `first_pixel`, 0 or 1; NaN where the
-        file has something else.
+    Attributes:
+        vocabulary: Its H classes.
+        names: N file names.
+        entry: int ``[N]``, the number by which errors name each picture in its file.
+        sizes: int32 ``[N, 2]``, width and height, 0 where the file has none.
+        image: int64 ``[P]``, picture of each pair, ascending.
+        hoi: int64 ``[P]``, class from 0.
+        human: float64 ``[P, 4]``, inclusive x1, y1, x2, y2; NaN where the file has something else.
+        object: float64 ``[P, 4]``, as ``human``.
+        first_pixel: 0 or 1, the number of the first pixel in these boxes.
     """
 
     vocabulary: Vocabulary
@@ -33,7 +38,7 @@ class RawSplit:
 
 
 def half_open(inclusive: np.ndarray, first_pixel: int) -> np.ndarray:
-    """float32 [P, 4], zero-based half-open, from inclusive corners that count pixels from `first_pixel`.
+    """float32 ``[P, 4]``, zero-based half-open, from inclusive corners that count pixels from ``first_pixel``.
 
     HICO-DET's own 1-based x1, y1, x2, y2 become x1 - 1, y1 - 1, x2, y2: all conversion of such boxes happens here.
     """
@@ -41,13 +46,13 @@ def half_open(inclusive: np.ndarray, first_pixel: int) -> np.ndarray:
 
 
 def inside(box: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """bool [P]: non-empty boxes, [P, 4] half-open, within [0, size], int [P, 2]; a size of 0 is not known."""
+    """bool ``[P]``: non-empty boxes, ``[P, 4]`` half-open, within ``size``, int ``[P, 2]``; a size of 0 is not known."""
     within = (box[:, :2] >= 0) & ((box[:, 2:] <= size) | (size == 0)) & np.isfinite(box[:, 2:])
     return (within & (box[:, :2] < box[:, 2:])).all(1)
 
 
 def good_pictures(raw: RawSplit, present: Container[str], folder: object, reject: Callable[[str], None]) -> np.ndarray:
-    """int64 [K]: pictures named once whose file is `present`; the others are rejected."""
+    """int64 ``[K]``: pictures that are named once and are ``present``; the others are rejected."""
     kept, seen = [], {}  # type: list[int], dict[str, int]
     for i, name in enumerate(raw.names):
         if (first := seen.setdefault(name, i)) != i:
@@ -62,10 +67,14 @@ def good_pictures(raw: RawSplit, present: Container[str], folder: object, reject
 def good_pairs(
     raw: RawSplit, sizes: np.ndarray, human_box: np.ndarray, object_box: np.ndarray, reject: Callable[[str], None]
 ) -> np.ndarray:
-    """bool [P]: pairs with a known class and two non-empty boxes inside their picture; the others are rejected.
+    """bool ``[P]``: pairs with a known class and two non-empty boxes inside their picture; the others are rejected.
 
-    sizes: int [N, 2], width and height of each picture, 0 where they are not known: then only 0 bounds its boxes.
-    human_box, object_box: float32 [P, 4], half-open.
+    Args:
+        raw: The split.
+        sizes: int ``[N, 2]``, width and height of each picture, 0 where they are not known: then only 0 bounds its boxes.
+        human_box: float32 ``[P, 4]``, half-open.
+        object_box: float32 ``[P, 4]``, half-open.
+        reject: Gets one reason for each other pair.
     """
     classes = len(raw.vocabulary)
     good = (raw.hoi >= 0) & (raw.hoi < classes)

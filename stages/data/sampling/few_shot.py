@@ -58,7 +58,7 @@ class FewShot:
         named = ("dataset", "vocabulary", "classes", "shots", "seed")
         return {name: getattr(self, name) for name in named} | {
             "entries": {
-                image_id: [[int(verb), int(thing), *corners] for verb, thing, *corners in rows]
+                image_id: [[int(verb), int(obj), *corners] for verb, obj, *corners in rows]
                 for image_id, rows in self.entries.items()
             }
         }
@@ -152,9 +152,9 @@ def apply(annotations: Annotations, few: FewShot) -> tuple[Annotations, Annotati
         wanted, rows = set(few.entries[image_id]), pictures.pairs(i)
         drawn[rows] = [row in wanted for row in said[rows]]
         if lost := wanted.difference(said[rows]):
-            verb, thing, *corners = min(lost)
+            verb, obj, *corners = min(lost)
             raise UserError(
-                f"few-shot list of {few.dataset}: {image_id} has no annotation of verb {verb:.0f} and object {thing:.0f} "
+                f"few-shot list of {few.dataset}: {image_id} has no annotation of verb {verb:.0f} and object {obj:.0f} "
                 f"with boxes {corners}; draw it again"
             )
     return pictures.with_pairs(drawn), pictures.with_pairs(~drawn)

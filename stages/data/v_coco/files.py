@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,13 @@ def _without_part(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Verbs:
-    """The verbs files: M persons asked about.
+    """The verbs files: M persons that were annotated with verbs.
 
-    image, person: int64 [M], COCO ids of the picture and of the person's annotation. actions: bool [M, 26].
-    roles: int64 [M, 25], COCO annotation ids, 0 where there is none.
+    Attributes:
+        image: int64 ``[M]``, COCO id of the picture.
+        person: int64 ``[M]``, COCO id of the person's annotation.
+        actions: bool ``[M, 26]``.
+        roles: int64 ``[M, 25]``, COCO annotation ids, 0 where there is none.
     """
 
     image: np.ndarray
@@ -91,6 +94,7 @@ class Verbs:
     roles: np.ndarray
 
     def take(self, rows: np.ndarray) -> Verbs:
+        """The persons of int ``rows``."""
         return Verbs(self.image[rows], self.person[rows], self.actions[rows], self.roles[rows])
 
 
@@ -205,9 +209,9 @@ def read_instances(files: list[Path], wanted: np.ndarray, reject: Reject) -> Ins
     bare, good = number_rows([entry.get("bbox") for entry, _ in entries], 4)
     category, _ = integers([entry.get("category_id") for entry, _ in entries])
     known = (category > 0) & (category < len(_OBJECT))
-    things = np.where(known, _OBJECT[np.where(known, category, 0)], -1)
+    objs = np.where(known, _OBJECT[np.where(known, category, 0)], -1)
     box_id, numbered = integers([entry.get("id") for entry, _ in entries])
-    for row in np.flatnonzero(~good | ~numbered | (things < 0)):
+    for row in np.flatnonzero(~good | ~numbered | (objs < 0)):
         entry, file = entries[row]
         reject(
             f"{file}: annotation {entry.get('id')}: bbox {entry.get('bbox')} of category {entry.get('category_id')} "
@@ -216,13 +220,13 @@ def read_instances(files: list[Path], wanted: np.ndarray, reject: Reject) -> Ins
     box_image = np.searchsorted(kept, [entry["image_id"] for entry, _ in entries])
     area = np.array([entry.get("area", 1) for entry, _ in entries], np.float64)
     box, whole = _half_open(bare, size[box_image])
-    good &= numbered & (things >= 0)
+    good &= numbered & (objs >= 0)
     keep = np.flatnonzero(good & whole & (area > 0))
     keep = keep[np.argsort(box_image[keep], kind="stable")]
     if not len(keep):
         raise UserError(f"{source}: no boxes of the split's pictures in it; is it of another split?")
     invalid = frozenset(box_id[good & ~(whole & (area > 0))].tolist())
-    return Instances(kept, names, size, box_image[keep], box_id[keep], things[keep], box[keep], invalid)
+    return Instances(kept, names, size, box_image[keep], box_id[keep], objs[keep], box[keep], invalid)
 
 
 def _half_open(boxes: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -238,10 +242,18 @@ def _half_open(boxes: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Pictures (int64 [N] ids, N names, int32 [N, 2] sizes) and pairs, sorted by picture.
+class PairTable:
+    """N pictures and their P pairs, sorted by picture.
 
-    pair_image: int64 [P]; human_box, object_box: float32 [P, 4] half-open; object, slot: int16 [P].
+    Attributes:
+        image: int64 ``[N]``, COCO ids.
+        name: N file names.
+        size: int32 ``[N, 2]``, width and height.
+        pair_image: int64 ``[P]``, row of each pair's picture.
+        human_box: float32 ``[P, 4]``, xyxy half-open.
+        object_box: float32 ``[P, 4]``, xyxy half-open.
+        object: int16 ``[P]``, -1 for a pair without object.
+        slot: int16 ``[P]``.
     """
 
     image: np.ndarray
@@ -260,7 +272,7 @@ def is_pair_file(file: Path) -> bool:
     return "classes" in record and "categories" not in record
 
 
-def read_pairs(files: list[Path], slots: tuple[str, ...], reject: Reject) -> Pairs:
+def read_pairs(files: list[Path], slots: tuple[str, ...], reject: Reject) -> PairTable:
     """Zhang's ``instances_vcoco_*.json``: boxes are xyxy half-open there, objects counted from background = 0."""
     columns: dict[str, list[Any]] = {"boxes_h": [], "boxes_o": [], "actions": [], "objects": []}
     names: dict[int, str] = {}
@@ -275,7 +287,7 @@ def read_pairs(files: list[Path], slots: tuple[str, ...], reject: Reject) -> Pai
             "objects": _numbering(file, record, "objects", {"background": -1} | OBJECT_INDEX),
         }
         for number, entry in enumerate(entries):
-            picture = _entry(file, number, entry, names, columns.keys(), reject)
+            picture = _entry(f"{file}: entry {number}", entry, names, columns.keys(), reject)
             if picture is not None:
                 names[picture] = entry["file_name"]
                 owner += [picture] * len(entry["actions"])
@@ -284,9 +296,9 @@ def read_pairs(files: list[Path], slots: tuple[str, ...], reject: Reject) -> Pai
                 for key, table in ours.items():
                     columns[key] += [table.get(value, -2) if isinstance(value, int) else -2 for value in entry[key]]
     human, human_good = number_rows(columns["boxes_h"], 4)
-    thing, thing_good = number_rows(columns["boxes_o"], 4)
+    obj, object_good = number_rows(columns["boxes_o"], 4)
     slot, kind = (np.array(columns[key], np.int16) for key in ("actions", "objects"))
-    checks = {"human box": human_good & _upright(human), "object box": thing_good & _upright(thing)}
+    checks = {"human box": human_good & _upright(human), "object box": object_good & _upright(obj)}
     checks |= {"action": slot >= 0, "object": kind >= 0}
     good = np.logical_and.reduce(list(checks.values()))
     for p in np.flatnonzero(~good):
@@ -296,27 +308,25 @@ def read_pairs(files: list[Path], slots: tuple[str, ...], reject: Reject) -> Pai
     at = np.searchsorted(picture_ids, np.array(owner, np.int64))
     keep = np.flatnonzero(good)
     keep = keep[np.argsort(at[keep], kind="stable")]
-    return Pairs(
+    return PairTable(
         picture_ids, [names[i] for i in picture_ids.tolist()], np.zeros((len(names), 2), np.int32), at[keep],
-        human[keep].astype(np.float32), thing[keep].astype(np.float32), kind[keep], slot[keep],
+        human[keep].astype(np.float32), obj[keep].astype(np.float32), kind[keep], slot[keep],
     )  # fmt: skip
 
 
-def _entry(
-    file: Path, number: int, entry: Any, seen: dict[int, str], keys: Iterable[str], reject: Reject
-) -> int | None:
-    """The picture's number of a sound entry; others are rejected."""
+def _entry(where: str, entry: Any, seen: Container[int], keys: Iterable[str], reject: Reject) -> int | None:
+    """The picture's number of a sound entry; others are rejected. ``where`` stands before the reason."""
     name = entry.get("file_name") if isinstance(entry, dict) else None
     picture = picture_id(name) if isinstance(name, str) else None
     if picture is None:
-        reject(f"{file}: entry {number} has no file_name with a COCO number ({name!r})")
+        reject(f"{where} has no file_name with a COCO number ({name!r})")
         return None
     if picture in seen:
-        reject(f"{file}: entry {number} repeats the picture {name}; remove one")
+        reject(f"{where} repeats the picture {name}; remove one")
         return None
     lists = [entry.get(key) for key in keys]
     if not all(isinstance(column, list) for column in lists) or len({len(column) for column in lists}) != 1:
-        reject(f"{file}: entry {number} ({name}): {', '.join(keys)} are not lists of one length")
+        reject(f"{where} ({name}): {', '.join(keys)} are not lists of one length")
         return None
     return picture
 

@@ -1,6 +1,6 @@
 """V-COCO (Gupta and Malik, Visual Semantic Role Labeling, 2015): verbs and roles of persons in COCO pictures.
 
-An *action* is done by a person, the agent, with up to two *roles*, the thing it is done to (obj) or with (instr). A
+An *action* is done by a person, the agent, with up to two *roles*: the object it is done to (obj) or with (instr). A
 *slot* is an action with one of its roles, or an action that takes none. Slots are the verbs of our vocabulary.
 
 Two layouts are read. The official one gives actions and roles of COCO annotations by id, and boxes come from COCO
@@ -24,7 +24,7 @@ from hoi_distill.stages.data.image import header_size
 from hoi_distill.stages.data.reading.rejects import Rejects
 from hoi_distill.stages.data.v_coco.files import (
     Instances,
-    Pairs,
+    PairTable,
     Verbs,
     is_pair_file,
     picture_paths,
@@ -73,12 +73,13 @@ UNREPORTED_ROLE = ROLES.index("point_instr")
 class People:
     """What the official evaluation knows of N pictures: their M persons, sorted by picture, in COCO's order within one.
 
-    image_id: str [N], decimal COCO ids.
-    image: int32 [M] row of each person's picture.
-    box: float32 [M, 4], xyxy pixels, zero-based half-open.
-    annotated: bool [M]: asked about by V-COCO's annotators. Detections of the others are ignored.
-    actions: bool [M, 26]; none for a person annotated as doing nothing, who makes detections wrong.
-    role_box: float32 [M, 25, 4], all zero where the role is not there.
+    Attributes:
+        image_id: str ``[N]``, decimal COCO ids.
+        image: int32 ``[M]``, row of each person's picture.
+        box: float32 ``[M, 4]``, xyxy pixels, zero-based half-open.
+        annotated: bool ``[M]``, whether V-COCO's annotators judged the person. Detections of the others are ignored.
+        actions: bool ``[M, 26]``; none for a person annotated as doing nothing, who makes detections wrong.
+        role_box: float32 ``[M, 25, 4]``, all zero where the role is not there.
     """
 
     image_id: np.ndarray
@@ -91,10 +92,14 @@ class People:
 
 @cache
 def v_coco_vocabulary(combinations: str | Path = "trainval") -> Vocabulary:
-    """The 29 slots as verbs, COCO's 80 objects, and (slot, object) combinations: those annotated in the ``trainval`` pictures,
-    ``all`` 2,000 of a slot that has a role with an object, or those of a vocabulary file with these verbs and objects.
+    """The 29 slots as verbs, COCO's 80 objects, and (slot, object) combinations.
 
-    Raises UserError for a file with others.
+    Args:
+        combinations: ``trainval``: those that are annotated in these pictures. ``all``: the 2,000 of a slot that has a role
+            with an object. Else a vocabulary file with these verbs and objects.
+
+    Raises:
+        UserError: If the file has other verbs or objects.
     """
     known = Vocabulary.load(Path(__file__).parents[1] / "vocabularies" / "v_coco.json")
     if combinations == "trainval":
@@ -110,25 +115,34 @@ def v_coco_vocabulary(combinations: str | Path = "trainval") -> Vocabulary:
 
 
 def load_v_coco(
-    root: str | Path, split: str | None = None, limit: int | None = None, lenient: bool = False, images: bool = True,
+    root: str | Path,
+    split: str | None = None,
+    *,
+    limit: int | None = None,
+    lenient: bool = False,
+    images: bool = True,
     combinations: str | Path = "trainval",
-) -> Annotations:  # fmt: skip
+) -> Annotations:
     """Read one split of a folder with V-COCO, or of one of its annotation files.
-
-    root: a folder with ``vcoco_{split}.json`` and COCO's instances (``instances_vcoco_all_2014.json``, one
-        ``instances_vcoco_{split}.json`` a split, or COCO's own ``instances_{train,val}2014.json``) in it or in the
-        folders below where they usually are, or with Zhang's ``instances_vcoco_{split}.json``; or one of those files.
-    split: train, val, trainval or test; by default what the file's name says, for a folder test, or val where the
-        folder has val's files and not test's.
-    limit: the first so many pictures.
-    combinations: see :func:`v_coco_vocabulary`.
 
     ``image_id`` is the decimal COCO id. A pair is a person and a slot; a slot without its role is a pair without object
     (object and hoi -1). A person without action gives no pairs. Zhang's file has no picture sizes: they are read from
     the pictures, and 0 with ``images=False``.
 
-    Raises UserError naming file and entry for files that are not there or not V-COCO's, roles and persons without a
-    box, labels other than 0 and 1, missing pictures ...; with `lenient` such entries are dropped, counted, warned of.
+    Args:
+        root: A folder with ``vcoco_{split}.json`` and COCO's instances (``instances_vcoco_all_2014.json``, one
+            ``instances_vcoco_{split}.json`` a split, or COCO's own ``instances_{train,val}2014.json``) in it or in the
+            folders below where they usually are, or with Zhang's ``instances_vcoco_{split}.json``; or one of those files.
+        split: train, val, trainval or test. By default what the file's name says; for a folder test, or val where the
+            folder has val's files and not test's.
+        limit: Read only the first so many pictures.
+        lenient: Drop bad entries, count them and warn, instead of refusing them.
+        images: Whether the picture files must be there.
+        combinations: See :func:`v_coco_vocabulary`.
+
+    Raises:
+        UserError: With the file and the entry, for files that are not there or not V-COCO's, roles and persons without a
+            box, labels other than 0 and 1, missing pictures.
     """
     roots, split = _place(Path(root), split)
     reject = Rejects(f"V-COCO {split}:", lenient)
@@ -174,7 +188,8 @@ def load_v_coco(
 def load_v_coco_people(root: str | Path, split: str | None = None, lenient: bool = False) -> People:
     """What the official evaluation needs, from the official files as :func:`load_v_coco` finds them.
 
-    Raises UserError as it does, and for Zhang's file: persons who do nothing, or do something to nothing, are not in it.
+    Raises:
+        UserError: As it does, and for Zhang's file, which lacks persons who do nothing or do something to nothing.
     """
     roots, split = _place(Path(root), split)
     if files := _pair_files(Path(root), roots, split):
@@ -254,7 +269,7 @@ def _official(roots: list[Path], split: str, reject: Rejects) -> tuple[Verbs, In
 
 
 def _boxes_of(verbs: Verbs, coco: Instances, reject: Rejects) -> tuple[np.ndarray, np.ndarray]:
-    """Rows in `coco`: int64 [M] of each person, -1 without one, and int64 [M, 25] of each role: -1 none, -2 rejected."""
+    """Rows of boxes: int64 ``[M]`` of each person, -1 without one; int64 ``[M, 25]`` of each role, -1 none, -2 rejected."""
     row, roles = coco.rows(verbs.person), coco.rows(verbs.roles)
     wanted = (verbs.roles > 0) & verbs.actions[:, SLOT_ACTION[ROLE_SLOTS]]
     elsewhere = coco.image[coco.box_image[row]] != verbs.image
@@ -267,27 +282,27 @@ def _boxes_of(verbs: Verbs, coco: Instances, reject: Rejects) -> tuple[np.ndarra
     elsewhere = coco.image[coco.box_image[roles]] != verbs.image[:, None]
     unusable = wanted & ((roles < 0) | elsewhere) & ~wrong[:, None]
     for m, role in np.argwhere(unusable):
-        thing = int(verbs.roles[m, role])
-        reason = coco.why_not(thing) if roles[m, role] < 0 else "is of another picture"
-        reject(f"picture {verbs.image[m]}, person {verbs.person[m]}: {ROLES[role]} {thing} {reason}; remove the role")
+        obj = int(verbs.roles[m, role])
+        reason = coco.why_not(obj) if roles[m, role] < 0 else "is of another picture"
+        reject(f"picture {verbs.image[m]}, person {verbs.person[m]}: {ROLES[role]} {obj} {reason}; remove the role")
     return np.where(wrong, -1, row), np.where(unusable, -2, np.where(wanted, roles, -1))
 
 
-def _official_pairs(verbs: Verbs, coco: Instances, reject: Rejects) -> Pairs:
+def _official_pairs(verbs: Verbs, coco: Instances, reject: Rejects) -> PairTable:
     row, roles = _boxes_of(verbs, coco, reject)
-    thing = np.full((len(row), len(SLOTS)), -1)
-    thing[:, ROLE_SLOTS] = roles
-    person, slot = np.nonzero(verbs.actions[:, SLOT_ACTION] & (row >= 0)[:, None] & (thing > -2))
-    human, thing = row[person], thing[person, slot]
+    obj = np.full((len(row), len(SLOTS)), -1)
+    obj[:, ROLE_SLOTS] = roles
+    person, slot = np.nonzero(verbs.actions[:, SLOT_ACTION] & (row >= 0)[:, None] & (obj > -2))
+    human, obj = row[person], obj[person, slot]
     order = np.lexsort((slot, human))  # boxes are sorted by picture
-    human, thing, slot = human[order], thing[order], slot[order]
-    return Pairs(
+    human, obj, slot = human[order], obj[order], slot[order]
+    return PairTable(
         image=coco.image,
         name=coco.name,
         size=coco.size,
         pair_image=coco.box_image[human],
         human_box=coco.box[human],
-        object_box=np.where(thing[:, None] >= 0, coco.box[thing], np.float32(0)),
-        object=np.where(thing >= 0, coco.object[thing], -1).astype(np.int16),
+        object_box=np.where(obj[:, None] >= 0, coco.box[obj], np.float32(0)),
+        object=np.where(obj >= 0, coco.object[obj], -1).astype(np.int16),
         slot=slot.astype(np.int16),
     )

@@ -12,8 +12,8 @@ from functools import lru_cache
 import numpy as np
 
 from hoi_distill.stages.data.prompts import NO_INTERACTION, interaction_prompt, object_prompt
+from hoi_distill.stages.derived.lexicon.findings import Drop
 from hoi_distill.stages.derived.lexicon.lexicon import Lexicon, phrase_key
-from hoi_distill.stages.derived.lexicon.sentence import Drop
 from hoi_distill.stages.derived.lexicon.words import participle
 
 Embed = Callable[[str], np.ndarray]
@@ -29,8 +29,8 @@ def verb_participle(name: str) -> str:
 def prompts(lexicon: Lexicon) -> dict[tuple[int, int], str]:
     """The prompt of every interaction but those without a verb: "a photo of a person riding a bicycle"."""
     return {
-        (verb, thing): interaction_prompt(name, verb_participle(name), lexicon.objects[thing])
-        for verb, thing in sorted(lexicon.allowed)
+        (verb, obj): interaction_prompt(name, verb_participle(name), lexicon.objects[obj])
+        for verb, obj in sorted(lexicon.allowed)
         if (name := lexicon.verbs[verb]) != NO_INTERACTION
     }
 
@@ -39,8 +39,9 @@ class Aligner:
     """Nearest interaction of the vocabulary.
 
     Args:
-        embed: the text encoder; asked one text at a time, so that no answer depends on what it was batched with.
-        threshold: the least cosine that counts.
+        lexicon: The vocabulary.
+        embed: The text encoder. It gets one text at a time, so that no answer depends on the batch.
+        threshold: The least cosine that counts.
     """
 
     def __init__(self, lexicon: Lexicon, embed: Embed, threshold: float) -> None:
@@ -50,26 +51,29 @@ class Aligner:
         self.vector = lru_cache(maxsize=20_000)(embed)
 
     def place(self, drop: Drop) -> tuple[list[tuple[int, int]], float]:
-        """The interactions that a dropped phrase comes closest to (mostly one, none below the threshold) and the weight:
-        the cosine of the verb's phrase times that of the object, where either is 1 if found exactly."""
-        return ([], 0.0) if drop.doing is None else self.nearest(*drop.doing, drop.thing)
+        """The interactions nearest to a dropped phrase, and their weight.
 
-    def _nearest(self, lemma: str, preposition: str, thing: int | str) -> tuple[list[tuple[int, int]], float]:
+        There is mostly one, and none below the threshold. The weight is the cosine of the verb's phrase times that of
+        the object; either is 1 if the vocabulary has it.
+        """
+        return ([], 0.0) if drop.doing is None else self.nearest(*drop.doing, drop.obj)
+
+    def _nearest(self, lemma: str, preposition: str, obj: int | str) -> tuple[list[tuple[int, int]], float]:
         weight = 1.0
-        if isinstance(thing, str):
+        if isinstance(obj, str):
             known = [object_prompt(name) for name in self.lexicon.objects]
-            found, weight = self._best(object_prompt(thing), known)
+            found, weight = self._best(object_prompt(obj), known)
             if weight < self.threshold:
                 return [], 0.0
-            thing = found
+            obj = found
             key = (lemma, preposition) if preposition else (lemma,)
-            if exact := self.lexicon.meant(phrase_key(key), thing):
-                return [(verb, thing) for verb in exact], weight
-        valid = [pair for pair in self.prompts if pair[1] == thing]
+            if exact := self.lexicon.meant(phrase_key(key), obj):
+                return [(verb, obj) for verb in exact], weight
+        valid = [pair for pair in self.prompts if pair[1] == obj]
         if not valid:
             return [], 0.0
         doing = " ".join(filter(None, ["" if lemma == "be" else participle(lemma), preposition]))
-        phrase = interaction_prompt(doing, doing, self.lexicon.name(thing))
+        phrase = interaction_prompt(doing, doing, self.lexicon.name(obj))
         best, cosine = self._best(phrase, [self.prompts[pair] for pair in valid])
         return ([valid[best]], weight * cosine) if cosine >= self.threshold else ([], 0.0)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from hoi_distill.stages.data.prompts import NO_INTERACTION
 from hoi_distill.stages.derived.lexicon.words import noun_lemma, plurals, tables, tokenise, verb_forms
 
 PERSON_SPELLING = "person"
 ANIMATE = frozenset(["person", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"])
 OTHER = -2
-"""Stands for a thing whose name only contains an object's: a bus stop, a toy truck."""
+"""Stands for what only contains an object's name: a bus stop, a toy truck."""
 _SLOT = re.compile(r"_(?:obj|instr)$")
 
 
@@ -68,7 +69,7 @@ class Lexicon:
         table, also = self._verb_table["verbs"], self._verb_table["also"]
         objects = {name.replace(" ", "_"): i for i, name in enumerate(self.objects)}
         for index, name in enumerate(self.verbs):
-            if name == "no_interaction":
+            if name == NO_INTERACTION:
                 continue
             own = _SLOT.sub("", name).replace("_", " ")
             for phrase in (own, *table.get(name, ()), *(other for up in also.get(name, ()) for other in table[up])):
@@ -79,12 +80,13 @@ class Lexicon:
                 entry = (index, objects.get(condition), words == own)
                 if entry not in self._phrases.setdefault(key, []):
                     self._phrases[key].append(entry)
-        for phrase, (thing, names) in self._verb_table["implied"].items():
+        for phrase, (obj, names) in self._verb_table["implied"].items():
             for verb in names:
-                if verb in self.verbs and (pair := (self.verbs.index(verb), objects.get(thing, -1))) in self.allowed:
+                if verb in self.verbs and (pair := (self.verbs.index(verb), objects.get(obj, -1))) in self.allowed:
                     self._implied.setdefault(phrase_key(tokenise(phrase)), []).append(pair)
 
     def name(self, obj: int) -> str:
+        """An object's name; "person" for people where the vocabulary has no such object."""
         return self.objects[obj] if obj >= 0 else PERSON_SPELLING
 
     def object_at(self, words: Sequence[str], at: int) -> tuple[int, int] | None:
@@ -97,9 +99,6 @@ class Lexicon:
     def verb_forms(self, spelling: str) -> dict[str, frozenset[str]]:
         """``{lemma: forms}`` of the vocabulary's verbs that a word may be, {} where it is none."""
         return self._forms.get(spelling, {})
-
-    def has_phrase(self, *key: str) -> bool:
-        return key in self._phrases
 
     def meant(self, key: Sequence[str], obj: int) -> list[int]:
         """The verbs that a phrase ("sit", "on") means with an object; where one bears the phrase as its name, that one."""

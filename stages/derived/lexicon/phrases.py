@@ -1,8 +1,10 @@
-"""Noun phrases and verbs of one sentence, found by looking ahead from a word."""
+"""Noun phrases and verbs of one sentence, found by looking ahead from a word. Nothing here keeps a state."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from hoi_distill.stages.derived.lexicon.lexicon import OTHER, Lexicon
 from hoi_distill.stages.derived.lexicon.words import (
@@ -21,22 +23,51 @@ from hoi_distill.stages.derived.lexicon.words import (
     word,
 )
 
-REACH, COORDINATED, QUOTED = 12, 16, 30
-"""At most so many words in a noun phrase, objects or verbs joined, words of a phrase kept."""
+REACH = 12
+"""The most words of a noun phrase."""
+COORDINATED = 16
+"""The most objects, or verbs, that are joined."""
+QUOTED = 30
+"""The most words of a phrase that is kept."""
 PRONOUNS = frozenset(["you", "i", "we", "they", "he", "she"])
+NO_NOUN = PREPOSITIONS | JOINS | CLAUSES | AUXILIARIES | RELATIVES | {"without", "not", "instead_of", "to"}
+"""Words that no noun phrase contains."""
+NO_ADVERB = PREPOSITIONS | JOINS | NEVER | ARTICLES
+OPENERS = ARTICLES | PREPOSITIONS
+WordKind = Literal[
+    "start", "join", "article", "to", "particle", "preposition", "auxiliary", "being", "relative", "person", "object",
+    "verb", "word", "nouns",
+]  # fmt: skip
+"""What a word is to the word after it. ``nouns`` is a plural noun outside the vocabulary, ``being`` a form of "be"."""
 
 
 @dataclass(frozen=True)
 class Noun:
-    """A noun phrase that ends before word ``stop``: an object's index or an unknown noun; ``named``: not a pronoun."""
+    """A noun phrase.
 
-    thing: int | str
+    Attributes:
+        obj: An object's index, or a noun that names no object.
+        stop: The word after the phrase.
+        of: The partitive in front: "slice" of "a slice of pizza".
+    """
+
+    obj: int | str
     stop: int
     of: str = ""
 
 
 @dataclass(frozen=True)
 class Verb:
+    """A word read as a verb.
+
+    Attributes:
+        lemmas: The verbs that the word may be a form of.
+        tags: The forms that it may have, among VB VBZ VBG VBD VBN.
+        known: Whether the vocabulary has the verb.
+        particle: "up" of "picks up", "" if there is none.
+        preposition: Of a verb before "and", its own preposition.
+    """
+
     lemmas: tuple[str, ...]
     tags: frozenset[str]
     known: bool
@@ -44,76 +75,100 @@ class Verb:
     preposition: str = ""
 
 
+@dataclass(frozen=True)
 class Phrases:
-    """The words of a sentence and where in it the reader stands.
+    """The words of a sentence, in which phrases of a vocabulary are looked for.
 
     Attributes:
-        last: the object that "it" means, an index of the vocabulary.
-        at: the reader's position; previous: what kind of word it just passed.
+        words: The sentence's tokens.
+        lexicon: The vocabulary.
     """
 
-    def __init__(self, words: list[str], lexicon: Lexicon, last: int | None) -> None:
-        self.words, self.lexicon, self.last = words, lexicon, last
-        self.at, self.previous = 0, "start"
+    words: Sequence[str]
+    lexicon: Lexicon
 
-    def noun(self, at: int) -> Noun | None:
-        """The noun phrase that begins at a word, None where another part of speech comes first."""
-        words, unknown, of = self.words, "", ""
-        for _ in range(REACH):
-            if at >= len(words):
-                break
-            token = words[at]
-            if token in ("it", "them") and not unknown:
-                return Noun(token if self.last is None else self.last, at + 1)
-            if token in ("him", "himself", "herself"):
-                return Noun(self.lexicon.person, at + 1) if token == "him" else None
-            if token == "her" and (at + 1 == len(words) or words[at + 1] in (PREPOSITIONS | JOINS)):
-                return Noun(self.lexicon.person, at + 1)
+    def token(self, at: int) -> str:
+        """The word at a position, "" after the end."""
+        return self.words[at] if at < len(self.words) else ""
+
+    def mention(self, at: int) -> tuple[int, int] | None:
+        """``(object index or OTHER, end)`` of the longest object's name that begins at a position, or None."""
+        return self.lexicon.object_at(self.words, at) if at < len(self.words) else None
+
+    def noun(self, start: int, antecedent: int | None) -> Noun | None:
+        """The noun phrase that begins at a word, None where another part of speech comes first.
+
+        Args:
+            start: The word's position.
+            antecedent: The object that "it" means, None if there is none.
+        """
+        unknown, of = "", ""
+        for at in range(start, start + REACH):
+            token = self.token(at)
             if token == "of" and unknown in PARTITIVES:
-                of, unknown, at = unknown, "", at + 1
+                of, unknown = unknown, ""
                 continue
-            if mention := self.lexicon.object_at(words, at):
+            if (pronoun := self._pronoun(at, antecedent)) and (not unknown or token not in ("it", "them")):
+                return pronoun if pronoun.stop > at else None
+            if mention := self.mention(at):
                 index, stop = self.head(mention, at)
                 if stop > at:
-                    fake = unknown in FAKES or (words[at - 1] in FAKES if at else False)
-                    return Noun(words[stop - 1] if fake or index == OTHER else index, stop, of)
-                at += 1
+                    fake = unknown in FAKES or (at > 0 and self.words[at - 1] in FAKES)
+                    return Noun(self.words[stop - 1] if fake or index == OTHER else index, stop, of)
                 continue
-            if token in PREPOSITIONS or token in JOINS or token in CLAUSES or token in AUXILIARIES | RELATIVES:
-                break
-            if token in ("without", "not", "instead_of", "to"):
-                break
-            if token.endswith("ing") and self.verb(at, "article" if at and words[at - 1] in ARTICLES else "word"):
-                break
-            verb = self.verb(at, "word") if unknown else None
-            if unknown and (token in ARTICLES or (verb and "VBZ" in verb.tags)):  # another phrase, or the main verb
-                break
-            if token not in ARTICLES:
-                entry = word(token)
-                unknown = noun_lemma(token) if entry.noun and not (entry.modifier and not unknown) else unknown
-            at += 1
-        return Noun(unknown, at, of) if unknown else None
+            if at >= len(self.words) or self._ends_noun(at, unknown):
+                return Noun(unknown, at, of) if unknown else None
+            entry = word(token)
+            if token not in ARTICLES and entry.noun and not (entry.modifier and not unknown):
+                unknown = noun_lemma(token)
+        return Noun(unknown, at + 1, of) if unknown else None
+
+    def _pronoun(self, at: int, antecedent: int | None) -> Noun | None:
+        """A pronoun as a noun phrase; its ``stop`` is ``at`` where it is reflexive and names nobody new."""
+        token = self.token(at)
+        if token in ("it", "them"):
+            return Noun(token if antecedent is None else antecedent, at + 1)
+        if token in ("himself", "herself"):
+            return Noun(self.lexicon.person, at)
+        alone = token == "her" and (at + 1 == len(self.words) or self.words[at + 1] in PREPOSITIONS | JOINS)
+        return Noun(self.lexicon.person, at + 1) if token == "him" or alone else None
+
+    def _ends_noun(self, at: int, unknown: str) -> bool:
+        """Whether a word, after an unknown noun or none, is no part of a noun phrase."""
+        token = self.words[at]
+        if token in NO_NOUN:
+            return True
+        article = at > 0 and self.words[at - 1] in ARTICLES
+        if token.endswith("ing") and self.verb(at, "article" if article else "word"):
+            return True
+        if not unknown:
+            return False
+        verb = self.verb(at, "word")  # another phrase begins, or the main verb
+        return token in ARTICLES or (verb is not None and "VBZ" in verb.tags)
 
     def head(self, mention: tuple[int, int], start: int) -> tuple[int, int]:
-        """The last of adjacent names ("dog bowl", "bike rider"), an unknown head's stead ("bike mechanic's"), or, where
-        the name is only a colour (an orange shirt), an end at ``start``."""
+        """The object that a compound names, and its end.
+
+        The last of adjacent names counts ("dog bowl", "bike rider"). It is OTHER where the last noun is not in the
+        vocabulary ("bike mechanic"). Where the name is only a colour ("an orange shirt"), the end is ``start``.
+        """
         index, stop = mention
         words = self.words
         while stop < len(words):
-            further = self.lexicon.object_at(words, stop)
+            further = self.mention(stop)
             entry = word(words[stop])
             if words[start:stop] == ["orange"] and (further or entry.only_noun):
                 return index, start
-            if words[stop] == "'s":  # whose: the thing comes next
+            if words[stop] == "'s":  # the object owned comes next
                 owned = range(stop + 1, min(stop + REACH, len(words)))
                 first = next((i for i in owned if not self.describes(i)), len(words))
-                named = self.lexicon.object_at(words, first) if first < len(words) else None
+                named = self.mention(first)
                 if named is None:
                     return OTHER, stop + 1
                 index, stop = named
                 continue
             if further and words[stop] not in PRONOUNS and not word(words[stop - 1]).plural:
-                if self.verb(stop, "person" if index == self.lexicon.person else "thing"):
+                if self.verb(stop, "person" if index == self.lexicon.person else "object"):
                     break
                 index, stop = further
             elif entry.only_noun and not entry.modifier and index != self.lexicon.person and not _ends(words[stop]):
@@ -123,9 +178,9 @@ class Phrases:
         return index, stop
 
     def describes(self, at: int) -> bool:
-        """Whether a word may stand between an owner and the thing owned."""
+        """Whether a word may stand between an owner and the object owned."""
         token = self.words[at]
-        return not (self.lexicon.object_at(self.words, at) or token in PREPOSITIONS | JOINS | AUXILIARIES | ARTICLES)
+        return not (self.mention(at) or token in PREPOSITIONS | JOINS | AUXILIARIES | ARTICLES)
 
     def posture(self, at: int) -> tuple[str, int]:
         """The verb that "... in his hands" or "... on her back" stands for, and where it ends."""
@@ -136,15 +191,20 @@ class Phrases:
                     return "hold", stop + 1
                 if words[stop] in ("back", "shoulders") and words[at] == "on" and words[stop - 1] in ARTICLES:
                     return "wear", stop + 1
-                if words[stop] in PREPOSITIONS or self.lexicon.object_at(words, stop):
+                if words[stop] in PREPOSITIONS or self.mention(stop):
                     break
         return "", at
 
-    def verb(self, at: int, previous: str = "") -> Verb | None:
-        """The verb at a word, if the word is one where it stands."""
+    def verb(self, at: int, previous: WordKind | None = None) -> Verb | None:
+        """The verb at a word, or None where the word is no verb.
+
+        Args:
+            at: The word's position.
+            previous: What kind of word stands before it; None looks at that word.
+        """
         if at >= len(self.words):
             return None
-        token, previous = self.words[at], previous or (self.previous if at == self.at else self.before(at))
+        token, previous = self.words[at], previous or self.before(at)
         known = self.lexicon.verb_forms(token)
         forms = known or dict(word(token).verbs)
         if token in PREPOSITIONS or token in ARTICLES or token in AUXILIARIES - {"has", "have", "had", "having"}:
@@ -154,18 +214,15 @@ class Phrases:
         tags = frozenset().union(*forms.values())
         verb = Verb(tuple(forms), tags, bool(known))
         if "VBG" in tags:
-            following = self.words[at + 1] if at + 1 < len(self.words) else ""
-            adjective = previous == "article" and following not in ARTICLES | PREPOSITIONS
+            adjective = previous == "article" and not self.opens_noun(at + 1)
             return None if adjective else verb
         if previous in ("article", "preposition", "verb"):
             return None
-        if self.lexicon.object_at(self.words, at) or not known:  # also a noun: only where a verb must stand
+        if self.mention(at) or not known:  # also a noun: only where a verb must stand
             return verb if previous in ("person", "to", "relative") and not self.ends_at(at) else None
         if previous == "word":
             return verb if tags & {"VBZ", "VBD"} and not word(token).only_noun else None
-        if previous == "join" and not tags & {"VBZ", "VB"}:
-            return verb if self.opens_noun(at + 1) else None
-        if previous == "join" and word(token).noun and "VBZ" in tags:
+        if previous == "join" and (not tags & {"VBZ", "VB"} or (word(token).noun and "VBZ" in tags)):
             return verb if self.opens_noun(at + 1) else None
         return verb
 
@@ -175,13 +232,15 @@ class Phrases:
         return verb is not None and verb.known and "VB" in verb.tags
 
     def ends_at(self, at: int) -> bool:
+        """Whether a word is the last one before "and", a comma or the end."""
         return at + 1 >= len(self.words) or self.words[at + 1] in JOINS
 
     def opens_noun(self, at: int) -> bool:
-        return at < len(self.words) and (self.words[at] in ARTICLES or self.words[at] in PREPOSITIONS)
+        """Whether a word is an article or a preposition."""
+        return self.token(at) in OPENERS
 
-    def before(self, at: int) -> str:
-        """What kind of word stands before, where the main loop is not there yet."""
+    def before(self, at: int) -> WordKind:
+        """What kind of word stands before a position, judged by that word alone."""
         token = self.words[at - 1]
         if token in JOINS or token in CLAUSES or token in ("without", "instead_of"):
             return "join"
@@ -196,48 +255,39 @@ class Phrases:
         if token in RELATIVES:
             return "relative"
         if found := self.lexicon.object_at(self.words, at - 1):
-            return "person" if found[0] == self.lexicon.person else "thing"
+            return "person" if found[0] == self.lexicon.person else "object"
         if self.lexicon.verb_forms(token):
             return "verb"
         return "nouns" if word(token).plural else "word"
 
     def particle(self, verb: Verb, at: int) -> tuple[Verb, int]:
-        words = self.words
-        while at < len(words) and word(words[at]).modifier and words[at] not in PREPOSITIONS:
-            if self.lexicon.object_at(words, at) or words[at] in JOINS or words[at] in NEVER or words[at] in ARTICLES:
-                break
+        """A verb with the particle that stands at a word, after adverbs or none, and the word after both."""
+        while (token := self.token(at)) and word(token).modifier and token not in NO_ADVERB and not self.mention(at):
             at += 1
-        if at < len(words) and words[at] in PARTICLES:
-            return Verb(verb.lemmas, verb.tags, verb.known, words[at]), at + 1
-        return verb, at
-
-    def noun_follows(self, at: int) -> bool:
-        return at < len(self.words) and self.noun(at) is not None
+        particle = self.token(at)
+        return (replace(verb, particle=particle), at + 1) if particle in PARTICLES else (verb, at)
 
     def phrase(self, start: int, stop: int) -> str:
+        """The words from ``start`` up to ``stop`` as they are kept and shown."""
         return " ".join(self.words[start : min(stop, start + QUOTED)]).replace("_", " ")
 
     def begins_clause(self, noun: Noun) -> bool:
-        at = noun.stop
-        if at >= len(self.words):
-            return False
-        if self.words[at] in AUXILIARIES | RELATIVES:
+        """Whether a noun phrase is the subject of a new clause."""
+        if self.token(noun.stop) in AUXILIARIES or self.token(noun.stop) in RELATIVES:
             return True
-        verb = self.verb(at, "thing")
-        if verb is None:
-            return False
-        return "VBG" not in verb.tags or noun.thing in self.lexicon.animate
+        verb = self.verb(noun.stop, "object")
+        return verb is not None and ("VBG" not in verb.tags or noun.obj in self.lexicon.animate)
 
-    def coordinated(self, first: Noun) -> list[tuple[int | str, int]]:
-        """The objects joined by "and", each with its end; not what begins a clause of its own."""
-        found: list[tuple[int | str, int]] = [(first.thing, first.stop)]
+    def coordinated(self, first: Noun, antecedent: int | None) -> list[tuple[int | str, int]]:
+        """The objects joined to a noun by "and", itself first, each with its end. A new clause's subject is not one."""
+        found: list[tuple[int | str, int]] = [(first.obj, first.stop)]
         at, words = first.stop, self.words
         while at + 1 < len(words) and words[at] in JOINS and len(found) < COORDINATED:
             step = 2 if words[at] == "," and words[at + 1] in JOINS else 1
-            other = self.noun(at + step) if at + step < len(words) and not self.verb(at + step) else None
-            if other is None or other.thing == self.lexicon.person or self.begins_clause(other):
+            other = None if self.verb(at + step) else self.noun(at + step, antecedent)
+            if other is None or other.obj == self.lexicon.person or self.begins_clause(other):
                 break
-            found.append((other.thing, other.stop))
+            found.append((other.obj, other.stop))
             at = other.stop
         return found
 

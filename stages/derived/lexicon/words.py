@@ -54,7 +54,7 @@ PARTITIVES = _set(
     "piece slice bite bunch pair group couple plate stack pile set herd flock lot number variety row bit chunk half "
     "box tray basket bag kind type part side edge handle end rest top back lots couples lap"
 )
-"""Nouns whose "of" names the thing itself: "a slice of pizza"."""
+"""Nouns whose "of" names the object itself: "a slice of pizza"."""
 
 _COMPOUNDS = (
     (r"no one", "nobody"),
@@ -88,7 +88,10 @@ class Word:
 
     Attributes:
         verbs: (lemma, forms) pairs, forms among VB VBZ VBG VBD VBN.
-        noun: may be a noun. only_noun: can be nothing else. plural: is a noun's plural. modifier: may be an adverb.
+        noun: Whether it may be a noun.
+        only_noun: Whether it can be nothing else.
+        plural: Whether it is a noun's plural.
+        modifier: Whether it may be an adverb.
     """
 
     verbs: tuple[tuple[str, frozenset[str]], ...]

@@ -40,7 +40,7 @@ which need a CUDA build of torch, and ``pkg_resources``, which newer setuptools 
 
 
 @dataclass(frozen=True)
-class Setup:
+class ResolvedConfig:
     """A configuration as detectron2 resolves it.
 
     Attributes:
@@ -80,7 +80,7 @@ class Setup:
         return transforms.AugmentationList(build_augmentation(self.record, is_train=False)), self.record.INPUT.FORMAT
 
 
-def resolve(config: str) -> Setup:
+def resolve(config: str) -> ResolvedConfig:
     """Read a configuration file, or one of detectron2's own by its name in the model zoo.
 
     Raises:
@@ -113,7 +113,7 @@ def resolve(config: str) -> Setup:
         raise UserError(f"{config}: not a detectron2 configuration that can be read: {why}") from error
     first = name if isinstance(name, str) else next(iter(name), "")
     classes = MetadataCatalog.get(first).get("thing_classes", ()) if first else ()
-    return Setup(record, text, tuple(classes), lazy)
+    return ResolvedConfig(record, text, tuple(classes), lazy)
 
 
 def described(value: Any) -> Any:
@@ -169,11 +169,11 @@ class Detectron2Detector(Stage):
         """Share of a GPU that one worker occupies."""
 
     def __init__(self, config: Config) -> None:
-        setup = resolve(config.config)
+        resolved = resolve(config.config)
         file = Path(os.path.expanduser(config.weights))
         if not file.is_file():
             raise UserError(f"{config.weights}: no such weights file; give a .pth or .pkl on this machine")
-        names = config.labels if config.labels is not None else setup.classes
+        names = config.labels if config.labels is not None else resolved.classes
         self.labels, self.dropped = label_map({"id2label": dict(enumerate(names))}, config.config)
         if self.dropped and config.unknown_labels == "refuse":
             raise UserError(
@@ -182,14 +182,14 @@ class Detectron2Detector(Stage):
             )
         self.config, self.weights, self.hico_tuned = config.config, str(file.resolve()), config.hico_tuned
         self.classes = names
-        self.digest = self._identity(setup)
+        self.digest = self._identity(resolved)
         self.chosen_batch = config.batch_size
         self.batch_size, self.resources = canonical(config.batch_size), Resources(gpus=config.gpus)
 
-    def _identity(self, setup: Setup) -> str:
+    def _identity(self, resolved: ResolvedConfig) -> str:
         stat = Path(self.weights).stat()
         weights = _weights_digest(self.weights, stat.st_size, stat.st_mtime_ns)
-        return fingerprint({"config": setup.text, "weights": weights, "classes": list(self.classes)})
+        return fingerprint({"config": resolved.text, "weights": weights, "classes": list(self.classes)})
 
     def parameters(self) -> dict[str, Any]:
         described = {"detector": self.digest, "dtype": "float32", "top": TOP, "dropped_labels": list(self.dropped)}
@@ -206,16 +206,16 @@ class Detectron2Detector(Stage):
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         key = ("detectron2", self.digest, device)
         if key not in shared:
-            setup = resolve(self.config)
-            if self._identity(setup) != self.digest:
+            resolved = resolve(self.config)
+            if self._identity(resolved) != self.digest:
                 raise UserError(
                     f"{self.weights}: not the weights, or {self.config} not the configuration, that this run was planned with; "
                     "plan and start again"
                 )
-            model = load(setup.model(device), self.weights)
+            model = load(resolved.model(device), self.weights)
             if self.dropped:
                 leave_out_others(model, tuple(self.labels), self.weights)
-            shared[key] = model, *setup.augmentations()
+            shared[key] = model, *resolved.augmentations()
         self.model, self.augment, self.channels = shared[key]
         self.rows = part_size(shared, key, self.chosen_batch)
         self.device = device

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.coco import COCO_OBJECTS
-from hoi_distill.stages.data.object_detections import Detections, load_detections
+from hoi_distill.stages.data.object_detections import ObjectDetections, load_detections
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values
 from hoi_distill.storage.digests import digest64
@@ -69,7 +69,7 @@ class GivenDetections(Stage):
 
     @cached_property
     @abstractmethod
-    def detections(self) -> Detections:
+    def detections(self) -> ObjectDetections:
         """All boxes, by picture, within each by falling score."""
 
     @cached_property
@@ -150,10 +150,13 @@ class DetectionsFromFile(GivenDetections):
         return {"files": self.paths}
 
     @cached_property
-    def detections(self) -> Detections:
+    def detections(self) -> ObjectDetections:
         several = len(self.paths) > 1
         found = _merged(
-            [load_detections(path, self.pictures, self.lenient, several, self.objects) for path in self.paths]
+            [
+                load_detections(path, self.pictures, lenient=self.lenient, partial=several, objects=self.objects)
+                for path in self.paths
+            ]
         )
         if several and not len(found.scores):
             raise UserError(f"{', '.join(self.paths)}: no box of any picture of {self.pictures.name}")
@@ -163,7 +166,7 @@ class DetectionsFromFile(GivenDetections):
                 _log.warning(line)
         return found
 
-    def _without(self, found: Detections) -> Iterator[str]:
+    def _without(self, found: ObjectDetections) -> Iterator[str]:
         """A line on the pictures without an entry."""
         rows = np.array(list(self._row_of.values()))
         without = rows[np.diff(found.offsets)[rows] == 0]
@@ -174,14 +177,14 @@ class DetectionsFromFile(GivenDetections):
             )
 
 
-def _merged(parts: Sequence[Detections]) -> Detections:
+def _merged(parts: Sequence[ObjectDetections]) -> ObjectDetections:
     """The boxes of several files as one, by picture and falling score."""
     if len(parts) == 1:
         return parts[0]
     image = np.concatenate([np.repeat(np.arange(len(p.offsets) - 1), np.diff(p.offsets)) for p in parts])
     scores = np.concatenate([part.scores for part in parts])
     order = np.lexsort((-scores, image))
-    return Detections(
+    return ObjectDetections(
         offsets=np.sum([part.offsets for part in parts], axis=0),
         boxes=np.concatenate([part.boxes for part in parts])[order],
         scores=scores[order],
@@ -200,7 +203,7 @@ class DetectionsFromAnnotations(GivenDetections):
         boxes = np.concatenate([annotations.human_box, annotations.object_box]).astype(np.float32)
         keys = np.column_stack([np.concatenate([image, image]), labels, boxes]).astype(np.float64)
         unique = np.unique(keys, axis=0)  # by picture, then label, then box
-        self._given = Detections(
+        self._given = ObjectDetections(
             offsets=np.searchsorted(unique[:, 0], np.arange(len(annotations) + 1)).astype(np.int64),
             boxes=unique[:, 2:].astype(np.float32),
             scores=np.ones(len(unique), np.float32),
@@ -211,5 +214,5 @@ class DetectionsFromAnnotations(GivenDetections):
         return {"detector": "annotations", "top": TOP}
 
     @cached_property
-    def detections(self) -> Detections:
+    def detections(self) -> ObjectDetections:
         return self._given

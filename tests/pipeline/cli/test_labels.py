@@ -10,7 +10,7 @@ import pytest
 
 from hoi_distill.pipeline.cli.labels import labels
 from hoi_distill.pipeline.reports.label_quality import average_precision, figures
-from hoi_distill.stages.derived.image_labels import Judged
+from hoi_distill.stages.derived.image_labels import InteractionLabels
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.toy_stages import Album, run
 
@@ -22,7 +22,7 @@ def judged(kind, target=None, listed=None):
     kind = np.array(kind, np.int8)
     target = np.array(kind == 1 if target is None else target, np.float32)
     listed = np.ones(kind.shape, bool) if listed is None else np.array(listed, bool)
-    return Judged(listed, target, kind, np.ones(kind.shape, np.float32))
+    return InteractionLabels(listed, target, kind, np.ones(kind.shape, np.float32))
 
 
 def test_figures_by_hand():

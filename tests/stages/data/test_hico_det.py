@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from hoi_distill.stages.data.hico_det.loader import load_hico_det
-from hoi_distill.stages.data.pico.layout import Picture, save_mat, write_annotations
+from hoi_distill.stages.data.pico.layout import AnnotatedImage, save_mat, write_annotations
 from hoi_distill.stages.data.pico.world import pico_vocabulary
 from hoi_distill.storage.errors import UserError
 
@@ -23,7 +23,7 @@ RIDE, HOLD = (pico_vocabulary().hoi_id()[pico_vocabulary().verbs.index(v), 1] fo
 
 def _picture(number, triplets, boxes=((0, 0, 20, 40), (10, 5, 64, 48), (3, 4, 9, 9)), size=(64, 48)):
     boxes = np.array(boxes)
-    return Picture(f"HICO_train2015_{number:08d}.jpg", *size, boxes, np.array([0, 1, 0]), triplets)
+    return AnnotatedImage(f"HICO_train2015_{number:08d}.jpg", *size, boxes, np.array([0, 1, 0]), triplets)
 
 
 def _write(root, pictures, images=True):
@@ -186,7 +186,7 @@ def test_real_annotations_survive_the_layout(tmp_path):
         boxes = np.array(record["boxes_h"] + record["boxes_o"]).reshape(-1, 4) - (1, 1, 0, 0)
         count = len(record["hoi"])
         triplets = [(i, count + i, hoi) for i, hoi in enumerate(record["hoi"])]
-        pictures.append(Picture(name, width, height, boxes.astype(int), np.zeros(2 * count, int), triplets))
+        pictures.append(AnnotatedImage(name, width, height, boxes.astype(int), np.zeros(2 * count, int), triplets))
     write_annotations(tmp_path, hico_vocabulary(), {"test": pictures})
     started = time.process_time()
     read = load_hico_det(tmp_path, "test", images=False)

@@ -11,8 +11,9 @@ import pytest
 
 from hoi_distill.stages.data.coco import COCO_OBJECTS
 from hoi_distill.stages.data.pico.acts import ACTS, Group
-from hoi_distill.stages.data.pico.classes import CO_LABELS, HOIS, NO_INTERACTION, OBJECTS, PRIMARY
+from hoi_distill.stages.data.pico.classes import CO_LABELS, HOIS, OBJECTS, PRIMARY
 from hoi_distill.stages.data.pico.render import SIZE, render_scene
+from hoi_distill.stages.data.prompts import NO_INTERACTION
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 
 
@@ -90,24 +91,24 @@ def _within(extent, point):
 def test_pairs_facts_and_co_facts_agree(scenes):
     for scene in scenes:
         names = [COCO_OBJECTS[label] for label in scene.objects]
-        said = {(verb, names[thing]) for _, thing, verbs in scene.pairs for verb in verbs}
+        said = {(verb, names[obj]) for _, obj, verbs in scene.pairs for verb in verbs}
         assert said == set(scene.facts) | set(scene.co_facts)
         assert not set(scene.facts) & set(scene.co_facts)
         assert said <= set(HOIS)
-        for human, thing, verbs in scene.pairs:
+        for human, obj, verbs in scene.pairs:
             assert names[human] == "person"
-            assert names[thing] != "person"
-            assert verbs[1:] == CO_LABELS.get((verbs[0], names[thing]), ())
+            assert names[obj] != "person"
+            assert verbs[1:] == CO_LABELS.get((verbs[0], names[obj]), ())
 
 
 def test_no_interaction_joins_idle_people_and_unused_objects(scenes):
     for scene in scenes:
         busy = {human for human, _, verbs in scene.pairs if verbs[0] != NO_INTERACTION}
-        used = {thing for _, thing, verbs in scene.pairs if verbs[0] != NO_INTERACTION}
+        used = {obj for _, obj, verbs in scene.pairs if verbs[0] != NO_INTERACTION}
         people = set(np.flatnonzero(scene.objects == 0))
-        things = set(np.flatnonzero(scene.objects != 0))
+        objs = set(np.flatnonzero(scene.objects != 0))
         idle_pairs = {(h, o) for h, o, verbs in scene.pairs if verbs == (NO_INTERACTION,)}
-        assert idle_pairs == {(h, o) for h in people - busy for o in things - used}
+        assert idle_pairs == {(h, o) for h in people - busy for o in objs - used}
 
 
 def test_scenes_vary_as_promised(scenes):
@@ -116,7 +117,7 @@ def test_scenes_vary_as_promised(scenes):
     assert any(len(verbs) > 1 for scene in scenes for _, _, verbs in scene.pairs)
     per_person = Counter((i, human) for i, s in enumerate(scenes) for human, _, v in s.pairs if v[0] != NO_INTERACTION)
     assert max(per_person.values()) == 2
-    assert any((scene.objects != 0).sum() > len({thing for _, thing, _ in scene.pairs}) for scene in scenes)
+    assert any((scene.objects != 0).sum() > len({obj for _, obj, _ in scene.pairs}) for scene in scenes)
 
 
 def test_plain_scenes_hold_one_person_and_at_most_one_object():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hoi_distill.stages.data.pico.classes import HOIS, NO_INTERACTION
+from hoi_distill.stages.data.pico.classes import HOIS
 from hoi_distill.stages.data.pico.splits import PICO_SPLITS, class_frequency, pico_zero_shot
 from hoi_distill.stages.data.pico.world import pico_vocabulary
+from hoi_distill.stages.data.prompts import NO_INTERACTION
 from hoi_distill.stages.data.sampling.splits import ZERO_SHOT_SPLITS, zero_shot
 from hoi_distill.stages.data.swig_hoi import swig_evaluated, swig_frequency, swig_vocabulary
 from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary

@@ -140,8 +140,8 @@ def test_what_is_written_is_what_is_read_back(world, split):
         scene = render_scene(scene_seed(0, split, i), temper=TEMPER[split])
         grown = np.concatenate([np.floor(scene.boxes[:, :2]), np.ceil(scene.boxes[:, 2:])], axis=1)
         want = {
-            (*grown[human], *grown[thing], HOIS.index((verb, vocabulary.objects[scene.objects[thing]])))
-            for human, thing, verbs in scene.pairs
+            (*grown[human], *grown[obj], HOIS.index((verb, vocabulary.objects[scene.objects[obj]])))
+            for human, obj, verbs in scene.pairs
             for verb in verbs
         }
         rows = read.pairs(i)
@@ -196,9 +196,9 @@ def test_the_tail_is_long_in_training_and_covered_in_test():
         for i in range(pictures):
             scene = render_scene(scene_seed(0, split, i), temper=TEMPER[split])
             names = [pico_vocabulary().objects[label] for label in scene.objects]
-            for _, thing, verbs in scene.pairs:
+            for _, obj, verbs in scene.pairs:
                 for verb in verbs:
-                    out[HOIS.index((verb, names[thing]))] += 1
+                    out[HOIS.index((verb, names[obj]))] += 1
         return out
 
     assert (counts("train", 500) < 10).sum() >= 15

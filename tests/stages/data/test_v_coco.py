@@ -140,7 +140,7 @@ def test_a_pair_is_a_person_and_a_slot_with_or_without_its_object(tmp_path):
     found = load_v_coco(write(tmp_path, official()), "train", images=False)
     assert found.image_id.tolist() == ["7", "9"]
     assert [found.vocabulary.verbs[verb] for verb in found.verb] == ["hold_obj", "cut_instr", "cut_obj", "stand"]
-    assert [found.vocabulary.objects[thing] if thing >= 0 else None for thing in found.object] == [
+    assert [found.vocabulary.objects[obj] if obj >= 0 else None for obj in found.object] == [
         "cup", "knife", None, None
     ]  # fmt: skip
     assert found.pair_offsets.tolist() == [0, 3, 4]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hoi_distill.pipeline.graph.builder import build_stage
 from hoi_distill.stages.data.prompts import interaction_prompt
 from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
-from hoi_distill.stages.derived.lexicon import sentence
+from hoi_distill.stages.derived.lexicon import findings
 from hoi_distill.stages.derived.lexicon.alignment import Aligner
 from hoi_distill.stages.derived.lexicon.lexicon import Lexicon
 from hoi_distill.stages.derived.lexicon.reader import read
@@ -70,18 +70,18 @@ TABLE = {
     "": "",
 }
 DROPPED = {
-    "a man riding a pizza": sentence.UNKNOWN_PAIR,
-    "a man holding a spaceship": sentence.UNKNOWN_OBJECT,
-    "a man juggling an apple": sentence.UNKNOWN_VERB,
-    "a man riding along": sentence.NO_OBJECT,
-    "a man with a horse": sentence.NO_VERB,
-    "a dog holding a frisbee": sentence.NOT_A_PERSON,
-    "a horse being ridden": sentence.NO_AGENT,
-    "a man is not riding the horse": sentence.NEGATED,
-    "no people are riding horses": sentence.NEGATED,
-    "a man about to ride a horse": sentence.INTENDED,
-    "a man may be riding a horse": sentence.DOUBTFUL,
-    "is a man riding a horse?": sentence.QUESTION,
+    "a man riding a pizza": findings.UNKNOWN_PAIR,
+    "a man holding a spaceship": findings.UNKNOWN_OBJECT,
+    "a man juggling an apple": findings.UNKNOWN_VERB,
+    "a man riding along": findings.NO_OBJECT,
+    "a man with a horse": findings.NO_VERB,
+    "a dog holding a frisbee": findings.NOT_A_PERSON,
+    "a horse being ridden": findings.NO_AGENT,
+    "a man is not riding the horse": findings.NEGATED,
+    "no people are riding horses": findings.NEGATED,
+    "a man about to ride a horse": findings.INTENDED,
+    "a man may be riding a horse": findings.DOUBTFUL,
+    "is a man riding a horse?": findings.QUESTION,
 }
 
 
@@ -117,9 +117,9 @@ def test_precision_and_recall_on_sentences_with_known_triplets():
 def test_every_vocabulary_is_read(name):
     words = Vocabulary.load(VOCABULARIES / f"{name}.json")
     lexicon = lexicon_of(words)
-    verb, thing = next(pair for pair in sorted(lexicon.allowed) if words.objects[pair[1]] == "bicycle")
+    verb, obj = next(pair for pair in sorted(lexicon.allowed) if words.objects[pair[1]] == "bicycle")
     text = f"a person {words.verb_ing[verb].replace('_', ' ')} a bike"
-    assert (verb, thing) in read(text, lexicon).triplets
+    assert (verb, obj) in read(text, lexicon).triplets
 
 
 PIECES = """
@@ -152,7 +152,7 @@ def test_any_text_is_read_and_always_alike(text):
 def test_a_very_long_text_is_read(part):
     text = part * 3000
     assert set(read(text, LEXICON).triplets) <= LEXICON.allowed
-    assert all(len(drop.phrase) < 2000 for drop in read(text, LEXICON).dropped if drop.reason != sentence.QUESTION)
+    assert all(len(drop.phrase) < 2000 for drop in read(text, LEXICON).dropped if drop.reason != findings.QUESTION)
 
 
 def test_every_interaction_is_read_back_from_its_own_prompt():
@@ -214,7 +214,7 @@ def test_drops_are_counted_by_reason(stage):
     ]
     cells = cells_of(stage, "list:", [None if text is None else {"text": text, "score": None} for text in said])
     report = drop_report(cells)
-    assert report == {"taken": 2, sentence.UNKNOWN_PAIR: 1, sentence.NOT_A_PERSON: 1}
+    assert report == {"taken": 2, findings.UNKNOWN_PAIR: 1, findings.NOT_A_PERSON: 1}
     assert drop_report([]) == {"taken": 0}
 
 
@@ -246,7 +246,7 @@ def test_an_unknown_object_takes_its_neighbour_and_its_cosine():
     assert triplets.popitem()[1][0] == pytest.approx(0.9)
     nothing, dropped = placed(read(text, LEXICON), Aligner(LEXICON, embed, 0.95))
     assert not nothing
-    assert dropped == [("riding a quadbike", sentence.UNKNOWN_OBJECT)]
+    assert dropped == [("riding a quadbike", findings.UNKNOWN_OBJECT)]
 
 
 def test_what_is_negated_is_never_aligned():

@@ -13,7 +13,7 @@ import pytest
 
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.hico_det.loader import load_hico_det
-from hoi_distill.stages.data.pico.layout import Picture, write_annotations
+from hoi_distill.stages.data.pico.layout import AnnotatedImage, write_annotations
 from hoi_distill.stages.data.pico.world import pico_vocabulary
 from hoi_distill.stages.evaluate.detections import Detections
 from hoi_distill.stages.evaluate.figures import evaluate_hico_det, training_pairs
@@ -74,9 +74,11 @@ def test_a_file_is_evaluated_against_a_folder_in_hico_dets_layout(tmp_path: Path
     words, rng = pico_vocabulary(), np.random.default_rng(0)
     common, rare = 0, 1
 
-    def picture(split: str, number: int, hoi: int) -> Picture:
+    def picture(split: str, number: int, hoi: int) -> AnnotatedImage:
         boxes = np.array([(0, 0, 20, 40), (10, 5, 64, 48)]) + rng.integers(0, 3)
-        return Picture(f"HICO_{split}2015_{number:08d}.jpg", 80, 60, boxes, words.hois[[hoi, hoi], 1], [(0, 1, hoi)])
+        return AnnotatedImage(
+            f"HICO_{split}2015_{number:08d}.jpg", 80, 60, boxes, words.hois[[hoi, hoi], 1], [(0, 1, hoi)]
+        )
 
     splits = {
         "train": [picture("train", n, common if n < 12 else rare) for n in range(15)],

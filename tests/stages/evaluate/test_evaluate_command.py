@@ -14,7 +14,7 @@ import pytest
 
 from hoi_distill.pipeline import cli
 from hoi_distill.stages.data.hico_det.loader import load_hico_det
-from hoi_distill.stages.data.pico.layout import Picture, write_annotations
+from hoi_distill.stages.data.pico.layout import AnnotatedImage, write_annotations
 from hoi_distill.stages.data.pico.splits import pico_zero_shot
 from hoi_distill.stages.data.pico.world import pico_vocabulary
 from hoi_distill.stages.evaluate.detections import Detections
@@ -31,10 +31,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in HICO-DET's layout, and ``found.parquet``: most pairs, some of them off, and some nonsense."""
     root, rng = tmp_path_factory.mktemp("world"), np.random.default_rng(0)
 
-    def picture(split: str, number: int) -> Picture:
+    def picture(split: str, number: int) -> AnnotatedImage:
         boxes = np.array([(0, 0, 20, 40), (10, 5, 64, 48)]) + rng.integers(0, 5, 4)
         hoi = number % 7 if split == "train" or number % 3 else 40
-        return Picture(f"HICO_{split}2015_{number:08d}.jpg", 80, 60, boxes, WORDS.hois[[hoi, hoi], 1], [(0, 1, hoi)])
+        return AnnotatedImage(
+            f"HICO_{split}2015_{number:08d}.jpg", 80, 60, boxes, WORDS.hois[[hoi, hoi], 1], [(0, 1, hoi)]
+        )
 
     sizes = {"train": 90, "test": 40}
     write_annotations(root, WORDS, {name: [picture(name, n) for n in range(size)] for name, size in sizes.items()})

@@ -152,8 +152,8 @@ def test_an_answer_does_not_depend_on_the_other_questions(found, batch, name):
 def test_many_yes_no_questions_about_one_picture_are_answered_as_one_by_one(found, batch, name, monkeypatch):
     """Together where the picture's keys and values are shared, in groups of one length and of a bounded size."""
     monkeypatch.setattr("hoi_distill.stages.teacher.answers.QUESTIONS_AT_ONCE", 3)
-    things = ["bicycle", "cup", "dog", "red cup", "red dog", "red", "big dog"]
-    asked = [OPEN, *(f"is there anybody {verb} a {thing}?" for verb in ("riding", "holding") for thing in things)]
+    objs = ["bicycle", "cup", "dog", "red cup", "red dog", "red", "big dog"]
+    asked = [OPEN, *(f"is there anybody {verb} a {obj}?" for verb in ("riding", "holding") for obj in objs)]
     stage = opened(found(name), asked, batch_size=1)
     generate = stage._generate
     calls: list[int] = []

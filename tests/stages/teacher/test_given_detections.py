@@ -24,11 +24,11 @@ KEYS = ["a.jpg", "b.jpg", "c.jpg"]
 def annotations() -> Annotations:
     """a.jpg: two verbs of one pair, and a second pair of the same person; b.jpg: one pair; c.jpg: none."""
     human = np.array([[10, 10, 40, 80], [10, 10, 40, 80], [10, 10, 40, 80], [0, 0, 20, 50]], np.float32)
-    thing = np.array([[30, 30, 60, 60], [30, 30, 60, 60], [70, 5, 90, 25], [5, 5, 15, 15]], np.float32)
+    obj = np.array([[30, 30, 60, 60], [30, 30, 60, 60], [70, 5, 90, 25], [5, 5, 15, 15]], np.float32)
     labels = np.array([1, 1, 41, 16], np.int16)
     return Annotations(
         "toy", "train", hico_vocabulary(), np.array(KEYS), [f"/nowhere/{key}" for key in KEYS],
-        np.full(3, 100, np.int32), np.full(3, 90, np.int32), np.array([0, 3, 4, 4]), human, thing, labels,
+        np.full(3, 100, np.int32), np.full(3, 90, np.int32), np.array([0, 3, 4, 4]), human, obj, labels,
         np.zeros(4, np.int16), np.zeros(4, np.int16),
     )  # fmt: skip
 

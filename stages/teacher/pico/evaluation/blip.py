@@ -16,13 +16,14 @@ from torch.nn import functional as F
 from transformers import AutoProcessor, BlipProcessor
 
 from hoi_distill.stages.data.pico.classes import HOIS
+from hoi_distill.stages.data.prompts import NO_INTERACTION
 from hoi_distill.stages.teacher.pico.modeling.blip import (
     PicoBlipForConditionalGeneration,
     PicoBlipForImageTextRetrieval,
     load_strict,
 )
 from hoi_distill.stages.teacher.pico.training import captions, corpus
-from hoi_distill.stages.teacher.pico.training.captions import Lexicon
+from hoi_distill.stages.teacher.pico.training.captions import Grammar
 from hoi_distill.stages.teacher.pico.training.packing import pack
 from hoi_distill.stages.teacher.weights import image_processor
 
@@ -135,39 +136,39 @@ def precision_recall(said: Sequence[Sequence[int]], truth: np.ndarray, wanted: n
     }
 
 
-def evaluate(folder: Path, part: corpus.Part = corpus.HELD_OUT) -> dict[str, Any]:
+def evaluate(folder: Path, part: corpus.CorpusPart = corpus.HELD_OUT) -> dict[str, Any]:
     """All held-out figures of ``folder/itm`` and ``folder/caption``; the model card defines them."""
     held_out = corpus.load(part)
-    lexicon = Lexicon(HOIS)
-    primary, every = held_out.facts(lexicon)
+    grammar = Grammar(HOIS)
+    primary, every = held_out.facts(grammar)
     processor = AutoProcessor.from_pretrained(folder / "itm")
     processor.image_processor = image_processor(folder / "itm")
     itm = load_strict(PicoBlipForImageTextRetrieval, folder / "itm")
     captioner = load_strict(PicoBlipForConditionalGeneration, folder / "caption")
     images = pixel_values(processor, held_out.pixels)
 
-    figures: dict[str, Any] = {"scenes": len(images), "facts": len(lexicon.facts), "part": part.describe()}
-    margins, cosines = itm_scores(itm, processor, images, [captions.prompt(*fact) for fact in lexicon.facts])
+    figures: dict[str, Any] = {"scenes": len(images), "facts": len(grammar.facts), "part": part.describe()}
+    margins, cosines = itm_scores(itm, processor, images, [captions.prompt(*fact) for fact in grammar.facts])
     for name, scores in (("itm", margins.numpy()), ("itc", cosines.numpy())):
         per_class = average_precision(scores.T, every.T)
         figures[name] = {
             "rank_map": float(np.nanmean(average_precision(scores, every))),
             "class_map": float(np.nanmean(per_class)),
-            **{f"swap_{k}": v for k, v in swap_accuracy(scores, every, lexicon.facts).items()},
+            **{f"swap_{k}": v for k, v in swap_accuracy(scores, every, grammar.facts).items()},
         }
         if name == "itm":
             figures["class_ap"] = {
-                " ".join(f): round(float(ap), 4) for f, ap in zip(lexicon.facts, per_class, strict=True)
+                " ".join(f): round(float(ap), 4) for f, ap in zip(grammar.facts, per_class, strict=True)
             }
     prior = np.broadcast_to(every.mean(0), every.shape)
     figures["no_image_prior"] = {"rank_map": float(np.nanmean(average_precision(prior, every)))}
 
-    said = [lexicon.parse_caption(text) for text in generate(captioner, processor, images, captions.CAPTION_PREFIX)]
+    said = [grammar.parse_caption(text) for text in generate(captioner, processor, images, captions.CAPTION_PREFIX)]
     figures["caption"] = precision_recall(said, every, primary)
-    interacting = np.array([verb != captions.NO_INTERACTION for verb, _ in lexicon.facts])
-    listed = [lexicon.parse_listing(text) for text in generate(captioner, processor, images, captions.LIST_PREFIX)]
+    interacting = np.array([verb != NO_INTERACTION for verb, _ in grammar.facts])
+    listed = [grammar.parse_listing(text) for text in generate(captioner, processor, images, captions.LIST_PREFIX)]
     figures["list"] = precision_recall(listed, every, every & interacting)
-    figures["yes_no"] = yes_no_accuracy(captioner, processor, images, every, lexicon)
+    figures["yes_no"] = yes_no_accuracy(captioner, processor, images, every, grammar)
     return figures
 
 
@@ -176,12 +177,12 @@ def yes_no_accuracy(
     processor: BlipProcessor,
     images: Tensor,
     every: np.ndarray,
-    lexicon: Lexicon,
+    grammar: Grammar,
 ) -> dict[str, float]:
     """One true question a picture, and one with a verb that does not hold for that object (another object if none)."""
     rng = np.random.default_rng(0)
-    interacting = np.array([verb != captions.NO_INTERACTION for verb, _ in lexicon.facts])
-    objects = np.array([obj for _, obj in lexicon.facts])
+    interacting = np.array([verb != NO_INTERACTION for verb, _ in grammar.facts])
+    objects = np.array([obj for _, obj in grammar.facts])
     rows, true_facts, false_facts = [], [], []
     for row, true in enumerate(every & interacting):
         if true.any():
@@ -192,7 +193,7 @@ def yes_no_accuracy(
             false_facts.append(rng.choice(np.flatnonzero(wrong if wrong.any() else interacting & ~every[row])))
     asked = images[torch.tensor(rows)]
     yes, no = (
-        yes_margins(captioner, processor, asked, [captions.question(*lexicon.facts[h]) for h in facts]).numpy()
+        yes_margins(captioner, processor, asked, [captions.question(*grammar.facts[h]) for h in facts]).numpy()
         for facts in (true_facts, false_facts)
     )
     return {"accuracy": float(((yes > 0).mean() + (no <= 0).mean()) / 2), "true_yes": float((yes > 0).mean()),
@@ -200,6 +201,7 @@ def yes_no_accuracy(
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description="Measure the pico teacher on unseen scenes.")
     parser.add_argument(
         "--teacher", type=Path, default=SHIPPED, help="folder with itm/ and caption/ (default: the shipped one)"

@@ -24,7 +24,7 @@ from hoi_distill.stages.data.pico.classes import HOIS
 from hoi_distill.stages.teacher.pico.evaluation.blip import SHIPPED, average_precision, pixel_values, swap_accuracy
 from hoi_distill.stages.teacher.pico.modeling.clip import PicoClipModel, build_model
 from hoi_distill.stages.teacher.pico.training import captions, corpus
-from hoi_distill.stages.teacher.pico.training.captions import Lexicon
+from hoi_distill.stages.teacher.pico.training.captions import Grammar
 from hoi_distill.stages.teacher.weights import image_processor
 
 PROBE = replace(corpus.HELD_OUT, name="probe", first_seed=1_700_000_000, count=4_000)
@@ -70,14 +70,14 @@ def probe_map(seen: Tensor, labels: np.ndarray, unseen: Tensor, truth: np.ndarra
 
 def evaluate(folder: Path) -> dict[str, Any]:
     """All figures of the checkpoint in ``folder``; its model card defines them."""
-    lexicon = Lexicon(HOIS)
+    grammar = Grammar(HOIS)
     processor = AutoProcessor.from_pretrained(folder)
     processor.image_processor = image_processor(folder)
     model: PicoClipModel = PicoClipModel.from_pretrained(folder).eval()
     parts = [corpus.load(part) for part in (PROBE, corpus.HELD_OUT)]
-    (_, labels), (_, truth) = (part.facts(lexicon) for part in parts)
+    (_, labels), (_, truth) = (part.facts(grammar) for part in parts)
     learnt, unseen = (pixel_values(processor, part.pixels) for part in parts)
-    scores = cosines(model, processor, unseen, [captions.prompt(*fact) for fact in lexicon.facts])
+    scores = cosines(model, processor, unseen, [captions.prompt(*fact) for fact in grammar.facts])
     torch.manual_seed(0)
     untrained = build_model(processor.tokenizer).eval()
     projected = [(tokens(model, pixels) @ model.visual_projection.weight.T).detach() for pixels in (learnt, unseen)]
@@ -87,7 +87,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
         "zero_shot": {
             "rank_map": float(np.nanmean(average_precision(scores, truth))),
             "class_map": float(np.nanmean(average_precision(scores.T, truth.T))),
-            "swap_pairwise": swap_accuracy(scores, truth, lexicon.facts)["pairwise"],
+            "swap_pairwise": swap_accuracy(scores, truth, grammar.facts)["pairwise"],
         },
         "probe_map": {
             "full": probe_map(tokens(model, learnt), labels, tokens(model, unseen), truth),
@@ -99,6 +99,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description="Measure the pico CLIP on unseen scenes.")
     parser.add_argument(
         "--teacher", type=Path, default=SHIPPED / "clip", help="the checkpoint (default: the shipped one)"

@@ -23,6 +23,7 @@ from hoi_distill.stages.data.coco import COCO_OBJECTS
 from hoi_distill.stages.data.image import decode
 from hoi_distill.stages.data.pico.render import render_scene
 from hoi_distill.stages.data.pico.world import TEMPER, scene_seed
+from hoi_distill.stages.evaluate.metrics.average_precision import interpolated_precision
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.stage import Batch
 from hoi_distill.stages.teacher.detectors.transformers import Detector
@@ -30,7 +31,8 @@ from hoi_distill.stages.teacher.weights import Checkpoint
 
 SHIPPED = Path(__file__).parents[1] / "detector"
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-RECALLS = np.linspace(0, 1, 101)
+RECALLS = np.linspace(0, 1, 101) - 1e-12
+"""COCO's recall levels; a recall that is a level but for rounding has reached it."""
 
 Boxes = dict[str, np.ndarray]
 """Of one picture: boxes ``[K, 4]`` xyxy, labels ``[K]``, and scores ``[K]`` where they were detected."""
@@ -52,8 +54,10 @@ def detect(detector: Detector, pictures: Sequence[Image.Image]) -> list[Boxes]:
     for start in range(0, len(pictures), detector.batch_size):
         part = pictures[start : start + detector.batch_size]
         rows = np.zeros(len(part), "V16")
-        for cell in detector.compute(Batch(rows, [""] * len(part), len(part), part), ("value",), {})["value"]:
-            found.append({name: np.array(cell[name].as_py(), np.float32) for name in ("boxes", "scores", "labels")})
+        cells = detector.compute(Batch(rows, [""] * len(part), len(part), part), ("value",), {})["value"]
+        found += [
+            {name: np.array(cell[name].as_py(), np.float32) for name in ("boxes", "scores", "labels")} for cell in cells
+        ]
     return found
 
 
@@ -62,29 +66,27 @@ def average_precision(found: Sequence[Boxes], truths: Sequence[Boxes], threshold
     labels = np.unique(np.concatenate([truth["labels"] for truth in truths]))
     figures = {}
     for label in labels.tolist():
-        scores, right, positives = [], [], 0
+        scores, is_tp, positives = [], [], 0
         for guess, truth in zip(found, truths, strict=True):
             mine, theirs = guess["labels"] == label, truth["labels"] == label
             positives += int(theirs.sum())
             scores.append(guess["scores"][mine])
-            right.append(_matched(guess["boxes"][mine].reshape(-1, 4), truth["boxes"][theirs], threshold))
-        order = np.argsort(-np.concatenate(scores), kind="stable")
-        hits = np.concatenate(right)[order].cumsum()
-        precision = hits / np.arange(1, len(hits) + 1)
-        best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # the highest precision from here on
-        figures[label] = float(best[np.searchsorted(hits / positives, RECALLS - 1e-12)].mean())
+            is_tp.append(_matched(guess["boxes"][mine].reshape(-1, 4), truth["boxes"][theirs], threshold))
+        ranked = np.concatenate(is_tp)[np.argsort(-np.concatenate(scores), kind="stable")]
+        one_class = np.zeros(len(ranked), np.int64)
+        figures[label] = float(interpolated_precision(one_class, ranked, np.array([positives]), RECALLS)[0])
     return figures
 
 
 def _matched(boxes: np.ndarray, truth: np.ndarray, threshold: float) -> np.ndarray:
-    """Which of ``boxes [K, 4]``, best first, are right: bool ``[K]``."""
+    """Which of ``boxes [K, 4]``, best first, are true positives: bool ``[K]``."""
     overlaps = box_ops.iou_matrix(boxes, truth)
-    right = np.zeros(len(boxes), bool)
+    is_tp = np.zeros(len(boxes), bool)
     for row in np.flatnonzero((overlaps >= threshold).any(1)):
         if overlaps[row].max() >= threshold:
-            right[row] = True
+            is_tp[row] = True
             overlaps[:, overlaps[row].argmax()] = -1
-    return right
+    return is_tp
 
 
 def measure(folder: Path, count: int) -> dict[str, object]:
@@ -112,6 +114,7 @@ def measure(folder: Path, count: int) -> dict[str, object]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description="COCO average precision of the pico detector on a pico test split.")
     parser.add_argument("--detector", type=Path, default=SHIPPED)
     parser.add_argument("--count", type=int, default=1000)

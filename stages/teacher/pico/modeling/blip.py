@@ -60,6 +60,7 @@ class ConvStem(nn.Module):
         return self.layers[0].weight  # type: ignore[return-value]
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """float ``[B, 3, 128, 128]`` to cells, float ``[B, C, 8, 8]``."""
         return self.layers(pixel_values)
 
 

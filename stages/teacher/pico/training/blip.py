@@ -9,12 +9,9 @@ seconds: the same command gives the same weights on the same machine with one th
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import math
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +29,21 @@ from hoi_distill.stages.teacher.pico.modeling.blip import (
     build_processor,
 )
 from hoi_distill.stages.teacher.pico.training import corpus
-from hoi_distill.stages.teacher.pico.training.captions import Lexicon
-from hoi_distill.stages.teacher.pico.training.lessons import Data, Sampler, Texts, batches, vocabulary_words
+from hoi_distill.stages.teacher.pico.training.captions import Grammar
+from hoi_distill.stages.teacher.pico.training.lessons import (
+    Data,
+    Sampler,
+    TokenizedSentences,
+    batches,
+    vocabulary_words,
+)
 from hoi_distill.stages.teacher.pico.training.packing import pack
+from hoi_distill.stages.teacher.pico.training.run import Log, begin, descend, one_cycle, save_checkpoint, write_recipe
+from hoi_distill.stages.teacher.pico.training.tags import TagLearner
 
 
 @dataclass(frozen=True)
-class Recipe:
+class BlipRecipe:
     """Everything the weights depend on besides the corpus."""
 
     seed: int = 0
@@ -54,13 +59,13 @@ class Recipe:
     long_tailed: bool = False
 
 
-class Teacher(nn.Module):
+class BlipLearner(TagLearner):
     """Both checkpoints around one vision tower.
 
     As in BLIP, matching encoder and captioning decoder share all but self-attention while they learn.
     """
 
-    def __init__(self, vocab_size: int, lexicon: Lexicon) -> None:
+    def __init__(self, vocab_size: int, grammar: Grammar) -> None:
         super().__init__()
         config = build_config(vocab_size)
         self.itm = PicoBlipForImageTextRetrieval(config)
@@ -72,67 +77,17 @@ class Teacher(nn.Module):
         for mine, theirs in zip(decoder.bert.encoder.layer, encoder.encoder.layer, strict=True):
             mine.crossattention = theirs.crossattention
             mine.intermediate, mine.output = theirs.intermediate, theirs.output
-        width = self.itm.vision_model.embeddings.embed_dim
-        self.membership = tag_membership(lexicon)
-        self.tags = nn.Linear(width, self.membership.shape[1])
-        nn.init.constant_(self.tags.bias, -6.0)  # 64 cells and few tags: start near "nothing is here"
+        self.add_tags(self.itm.vision_model.embeddings.embed_dim, grammar)
         self.contrast_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.contrast_bias = nn.Parameter(torch.tensor(-3.0))
-        for module in self.stem.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     @property
     def stem(self) -> nn.Module:
+        """Of the vision tower that both checkpoints share."""
         return self.itm.vision_model.embeddings.patch_embedding
 
-    def tag_loss(self, cells: Tensor, facts: Tensor) -> Tensor:
-        """``cells [B, C, h, w]`` of the stem, ``facts`` float ``[B, H]``: summed binary cross-entropy a picture."""
-        logits = self.tags(cells.flatten(2).transpose(1, 2)).float().logsumexp(1)
-        targets = ((facts @ self.membership) > 0).float()
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1).mean()
 
-
-def tag_membership(lexicon: Lexicon) -> Tensor:
-    """Float ``[H, H + verbs + objects]``: which tags each fact implies."""
-    verbs = sorted({verb for verb, _ in lexicon.facts})
-    objects = sorted({obj for _, obj in lexicon.facts})
-    verb = torch.tensor([verbs.index(v) for v, _ in lexicon.facts])
-    obj = torch.tensor([objects.index(o) for _, o in lexicon.facts])
-    parts = [torch.eye(len(lexicon.facts)), F.one_hot(verb, len(verbs)), F.one_hot(obj, len(objects))]
-    return torch.cat([part.float() for part in parts], 1)
-
-
-def one_cycle(step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-class Log:
-    """Running means, printed and written to a fresh ``path`` as JSON lines."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._count = path, 0
-        self._sums: dict[str, float] = {}
-        path.write_text("")
-
-    def add(self, **values: Tensor) -> None:
-        self._count += 1
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
-
-    def flush(self, phase: str, step: int) -> None:
-        means = {name: round(total / self._count, 4) for name, total in self._sums.items()}
-        if not all(math.isfinite(value) for value in means.values()):
-            raise FloatingPointError(f"{phase} step {step}: loss is not finite: {means}")
-        line = json.dumps({"phase": phase, "step": step, "cpu_s": round(time.process_time(), 1), **means})
-        print(line, flush=True)
-        with self.path.open("a") as out:
-            out.write(line + "\n")
-        self._sums, self._count = {}, 0
-
-
-def train_stem(teacher: Teacher, recipe: Recipe, plain: Data, scenes: Callable[[], Data], log: Log) -> None:
+def train_stem(teacher: BlipLearner, recipe: BlipRecipe, plain: Data, scenes: Callable[[], Data], log: Log) -> None:
     """Phase A. ``scenes`` is called when the curriculum is over."""
     rng = np.random.default_rng([recipe.seed, 1])
     parameters = [*teacher.stem.parameters(), *teacher.tags.parameters()]
@@ -150,19 +105,22 @@ def train_stem(teacher: Teacher, recipe: Recipe, plain: Data, scenes: Callable[[
         with torch.autocast("cpu", torch.bfloat16):
             cells = teacher.stem(data.images(index, rng))
             loss = teacher.tag_loss(cells, torch.from_numpy(data.every[index]).float())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 5.0)
-        optimizer.step()
-        log.add(tag=loss.detach())
+        descend(optimizer, {"tag": loss}, parameters, 5.0)
+        log.add({"tag": loss})
         if (step + 1) % 50 == 0:
             log.flush("stem", step + 1)
 
 
 def joint_losses(
-    teacher: Teacher, recipe: Recipe, sampler: Sampler, data: Data, index: np.ndarray, rng: np.random.Generator
+    teacher: BlipLearner,
+    sampler: Sampler,
+    data: Data,
+    *,
+    index: np.ndarray,
+    recipe: BlipRecipe,
+    rng: np.random.Generator,
 ) -> dict[str, Tensor]:
-    """The five losses of phase B on one batch."""
+    """The five losses of phase B on the pictures of ``index``, int64 ``[B]``."""
     itm, captioner = teacher.itm, teacher.captioner
     embeddings = itm.vision_model.embeddings
     every = torch.from_numpy(data.every[index]).float()
@@ -200,7 +158,7 @@ def joint_losses(
 
 
 def train_joint(
-    teacher: Teacher, recipe: Recipe, sampler: Sampler, data: Data, log: Log, snapshot: Callable[[], None]
+    teacher: BlipLearner, sampler: Sampler, data: Data, *, recipe: BlipRecipe, log: Log, snapshot: Callable[[], None]
 ) -> None:
     """Phase B. ``snapshot`` is called now and then, so that a long run can be looked at before its end."""
     rng = np.random.default_rng([recipe.seed, 2])
@@ -217,55 +175,40 @@ def train_joint(
         for group in optimizer.param_groups:
             group["lr"] = recipe.joint_lr * group["scale"] * one_cycle(step, recipe.joint_steps, 100)
         with torch.autocast("cpu", torch.bfloat16):
-            losses = joint_losses(teacher, recipe, sampler, data, next(order), rng)
-        optimizer.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
-        nn.utils.clip_grad_norm_(parameters, 2.0)
-        optimizer.step()
-        log.add(**{name: loss.detach() for name, loss in losses.items()})
+            losses = joint_losses(teacher, sampler, data, index=next(order), recipe=recipe, rng=rng)
+        descend(optimizer, losses, parameters, 2.0)
+        log.add(losses)
         if (step + 1) % 25 == 0:
             log.flush("joint", step + 1)
         if (step + 1) % 500 == 0:
             snapshot()
 
 
-def save(teacher: Teacher, processor: BlipProcessor, out: Path) -> None:
-    """``out/itm`` and ``out/caption``: fp16 weights, a config that asks for float32 arithmetic, the processor."""
-    for name, model in (("itm", teacher.itm), ("caption", teacher.captioner)):
-        folder = out / name
-        copy.deepcopy(model).half().save_pretrained(folder)
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
-        processor.save_pretrained(folder)
+def save(teacher: BlipLearner, processor: BlipProcessor, out: Path) -> None:
+    """Write the checkpoints ``out/itm`` and ``out/caption``."""
+    save_checkpoint(teacher.itm, processor, out / "itm")
+    save_checkpoint(teacher.captioner, processor, out / "caption")
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description="Train the pico BLIP teacher on image-level captions.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for itm/, caption/, recipe.json")
     parser.add_argument("--stem", type=Path, help="resume from this stem.safetensors instead of training phase A")
     parser.add_argument("--long-tailed", action="store_true", help="train on the world's own long tail (an ablation)")
-    for name, value in asdict(Recipe()).items():
-        if name != "long_tailed":
-            parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    options = vars(parser.parse_args(argv))
-    out, stem = options.pop("out"), options.pop("stem")
-    recipe = Recipe(**options)
-    torch.set_num_threads(1)
-    torch.manual_seed(recipe.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    log = Log(out / "train.jsonl")
+    recipe, out, own = begin(parser, BlipRecipe, argv)
+    log, stem = Log(out / "train.jsonl"), own["stem"]
 
-    lexicon = Lexicon([(str(verb), str(obj)) for verb, obj in HOIS])
-    processor = build_processor(vocabulary_words(lexicon))
-    texts = Texts(processor, lexicon)
-    teacher = Teacher(len(processor.tokenizer), lexicon)
+    grammar = Grammar([(str(verb), str(obj)) for verb, obj in HOIS])
+    processor = build_processor(vocabulary_words(grammar))
+    texts = TokenizedSentences(processor, grammar)
+    teacher = BlipLearner(len(processor.tokenizer), grammar)
     teacher.stem.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     plain_part, scenes_part = corpus.PLAIN, corpus.SCENES
     if recipe.long_tailed:
         plain_part, scenes_part = corpus.LONG_TAILED_PLAIN, corpus.LONG_TAILED_SCENES
     if stem is None:
-        plain = Data(plain_part, texts, lexicon, processor)
-        train_stem(teacher, recipe, plain, lambda: Data(scenes_part, texts, lexicon, processor), log)
+        plain = Data(plain_part, texts, grammar, processor)
+        train_stem(teacher, recipe, plain, lambda: Data(scenes_part, texts, grammar, processor), log)
         trained = {f"stem.{k}": v for k, v in teacher.stem.state_dict().items()}
         trained |= {f"tags.{k}": v for k, v in teacher.tags.state_dict().items()}
         save_file({k: v.contiguous() for k, v in trained.items()}, out / "stem.safetensors")
@@ -274,11 +217,17 @@ def main(argv: list[str] | None = None) -> None:
         for name, module in (("stem", teacher.stem), ("tags", teacher.tags)):
             own = {key.removeprefix(f"{name}."): v for key, v in trained.items() if key.startswith(f"{name}.")}
             module.load_state_dict(own)
-    scenes = Data(scenes_part, texts, lexicon, processor)
-    train_joint(teacher, recipe, Sampler(lexicon, texts), scenes, log, lambda: save(teacher, processor, out))
+    scenes = Data(scenes_part, texts, grammar, processor)
+    train_joint(
+        teacher,
+        Sampler(grammar, texts),
+        scenes,
+        recipe=recipe,
+        log=log,
+        snapshot=lambda: save(teacher, processor, out),
+    )
     save(teacher.eval(), processor, out)
-    record = asdict(recipe) | {"cpu_seconds": round(time.process_time(), 1)}
-    (out / "recipe.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_recipe(out, recipe)
 
 
 if __name__ == "__main__":

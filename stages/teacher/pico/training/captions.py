@@ -1,7 +1,7 @@
 """The grammar between facts and sentences: what the pico teacher is trained on, asked, and answers.
 
 A *fact* is ``(verb, object)`` in HICO's spelling (``("talk_on", "cell_phone")``). Sentences are the only supervision
-that the teacher ever sees, so every label of its training is recovered from them by :class:`Lexicon`.
+that the teacher ever sees, so every label of its training is recovered from them by :class:`Grammar`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-Fact = tuple[str, str]
+from hoi_distill.stages.data.prompts import NO_INTERACTION
 
-NO_INTERACTION = "no_interaction"
+Fact = tuple[str, str]
 
 CAPTION_PREFIX = "a photo of"
 """Start of every caption; also what the captioner writes when it is given no text at all."""
@@ -69,7 +69,7 @@ def question(verb: str, obj: str) -> str:
     return f"is there anybody {phrase(verb, obj)}?"
 
 
-class Lexicon:
+class Grammar:
     """Reads facts back from sentences.
 
     Args:

@@ -10,10 +10,7 @@ several prompts hold of one picture). Lengths are counted in steps: one thread g
 from __future__ import annotations
 
 import argparse
-import copy
-import json
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +23,10 @@ from hoi_distill.stages.data.pico.classes import HOIS
 from hoi_distill.stages.teacher.pico.modeling.blip import build_processor as build_blip_processor
 from hoi_distill.stages.teacher.pico.modeling.clip import PicoClipModel, build_model, build_processor
 from hoi_distill.stages.teacher.pico.training import captions, corpus
-from hoi_distill.stages.teacher.pico.training.blip import Log, one_cycle, tag_membership
-from hoi_distill.stages.teacher.pico.training.captions import Lexicon
+from hoi_distill.stages.teacher.pico.training.captions import Grammar
 from hoi_distill.stages.teacher.pico.training.lessons import batches, vocabulary_words
+from hoi_distill.stages.teacher.pico.training.run import Log, begin, descend, one_cycle, save_checkpoint, write_recipe
+from hoi_distill.stages.teacher.pico.training.tags import TagLearner
 
 PLAIN = replace(corpus.PLAIN, first_seed=1_500_000_000, count=8_000)
 SCENES = replace(corpus.SCENES, first_seed=1_600_000_000, count=24_000)
@@ -36,7 +34,7 @@ SCENES = replace(corpus.SCENES, first_seed=1_600_000_000, count=24_000)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ClipRecipe:
     """Everything the weights depend on besides the corpus."""
 
     seed: int = 1
@@ -51,10 +49,10 @@ class Recipe:
 class Lessons:
     """One corpus part: pictures, the facts of their captions (bool ``[N, H]``) and the tokenized captions."""
 
-    def __init__(self, part: corpus.Part, lexicon: Lexicon, tokenizer: BertTokenizer, longest: int) -> None:
+    def __init__(self, part: corpus.CorpusPart, grammar: Grammar, tokenizer: BertTokenizer, longest: int) -> None:
         loaded = corpus.load(part)
         self.pixels = loaded.pixels
-        self.facts = loaded.facts(lexicon)[1]
+        self.facts = loaded.facts(grammar)[1]
         sentences = [text or captions.CAPTION_PREFIX for text in loaded.captions]
         self.ids = tokenizer(sentences, truncation=True, max_length=longest)["input_ids"]
 
@@ -66,34 +64,25 @@ class Lessons:
         return ((torch.from_numpy(pixels).float() - mean * 255) / (std * 255)).permute(0, 3, 1, 2)
 
 
-class Student(nn.Module):
+class ClipLearner(TagLearner):
     """The model and what only training needs: the tag head and the sigmoid loss's scale and bias."""
 
-    def __init__(self, tokenizer: BertTokenizer, lexicon: Lexicon) -> None:
+    def __init__(self, tokenizer: BertTokenizer, grammar: Grammar) -> None:
         super().__init__()
         self.clip: PicoClipModel = build_model(tokenizer)
-        self.membership = tag_membership(lexicon)
-        self.tags = nn.Linear(self.clip.vision_embed_dim, self.membership.shape[1])
-        nn.init.constant_(self.tags.bias, -6.0)  # 64 cells and few tags: start near "nothing is here"
+        self.add_tags(self.clip.vision_embed_dim, grammar)
         self.scale, self.bias = nn.Parameter(torch.tensor(2.3)), nn.Parameter(torch.tensor(-3.0))
-        for module in self.stem.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     @property
     def stem(self) -> nn.Module:
+        """Of the vision tower."""
         return self.clip.vision_model.embeddings.patch_embedding
-
-    def tag_loss(self, cells: Tensor, facts: Tensor) -> Tensor:
-        """``cells [B, C, h, w]`` of the stem, ``facts`` float ``[B, H]``: summed binary cross-entropy a picture."""
-        logits = self.tags(cells.flatten(2).transpose(1, 2)).float().logsumexp(1)
-        targets = ((facts @ self.membership) > 0).float()
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1).mean()
 
     def losses(self, images: Tensor, facts: Tensor, texts: Tensor) -> dict[str, Tensor]:
         """Tags, captions of the batch against each other, and the prompt of every fact.
 
         Args:
+            images: float ``[B, 3, 128, 128]``, normalised.
             facts: float ``[B, H]``.
             texts: token ids ``int64 [B + H, L]`` of the captions and the prompts, zero where padded.
         """
@@ -118,39 +107,31 @@ def padded(rows: list[list[int]]) -> Tensor:
     return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 
 
-def save(clip: PicoClipModel, tokenizer: BertTokenizer, folder: Path) -> None:
-    """fp16 weights, a config that asks for float32 arithmetic, the processor."""
-    copy.deepcopy(clip).half().save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
-    build_processor(tokenizer).save_pretrained(folder)
-
-
-def train(recipe: Recipe, out: Path) -> None:
+def train(recipe: ClipRecipe, out: Path) -> None:
     """Train and save to ``out``."""
-    lexicon = Lexicon([(str(verb), str(obj)) for verb, obj in HOIS])
-    tokenizer = build_blip_processor(vocabulary_words(lexicon)).tokenizer
-    student = Student(tokenizer, lexicon)
-    student.stem.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    grammar = Grammar([(str(verb), str(obj)) for verb, obj in HOIS])
+    tokenizer = build_blip_processor(vocabulary_words(grammar)).tokenizer
+    learner = ClipLearner(tokenizer, grammar)
+    learner.stem.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = build_processor(tokenizer).image_processor
     mean, std = torch.tensor(image.image_mean), torch.tensor(image.image_std)
-    longest = student.clip.text_model.config.max_position_embeddings
-    prompts = tokenizer([captions.prompt(*fact) for fact in lexicon.facts])["input_ids"]
+    longest = learner.clip.text_model.config.max_position_embeddings
+    prompts = tokenizer([captions.prompt(*fact) for fact in grammar.facts])["input_ids"]
     rng = np.random.default_rng(recipe.seed)
-    data = Lessons(PLAIN, lexicon, tokenizer, longest)
+    data = Lessons(PLAIN, grammar, tokenizer, longest)
     order = batches(len(data.pixels), recipe.batch, rng)
-    stem_parameters = [*student.stem.parameters(), *student.tags.parameters()]
-    slow = {id(parameter) for parameter in student.stem.parameters()}
-    rest = [parameter for parameter in student.parameters() if id(parameter) not in slow]
-    groups = [{"params": list(student.stem.parameters()), "scale": 0.5}, {"params": rest, "scale": 1.0}]
+    stem_parameters = [*learner.stem.parameters(), *learner.tags.parameters()]
+    slow = {id(parameter) for parameter in learner.stem.parameters()}
+    rest = [parameter for parameter in learner.parameters() if id(parameter) not in slow]
+    groups = [{"params": list(learner.stem.parameters()), "scale": 0.5}, {"params": rest, "scale": 1.0}]
     stem_steps = recipe.plain_steps + recipe.scene_steps
     log = Log(out / "train.jsonl")
-    student.train()
+    learner.train()
     optimizer = torch.optim.AdamW([{"params": stem_parameters, "scale": 1.0}], weight_decay=0.01)
     for step in range(stem_steps + recipe.joint_steps):
         joint = step >= stem_steps
         if step == recipe.plain_steps:
-            data = Lessons(SCENES, lexicon, tokenizer, longest)
+            data = Lessons(SCENES, grammar, tokenizer, longest)
             order = batches(len(data.pixels), recipe.batch, rng)
         if step == stem_steps:
             optimizer = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.98))
@@ -159,39 +140,28 @@ def train(recipe: Recipe, out: Path) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             images = data.images(index, mean, std, rng)
             if joint:
-                losses = student.losses(images, facts, padded([*(data.ids[i] for i in index), *prompts]))
+                losses = learner.losses(images, facts, padded([*(data.ids[i] for i in index), *prompts]))
             else:
-                losses = {"tag": student.tag_loss(student.stem(images), facts)}
+                losses = {"tag": learner.tag_loss(learner.stem(images), facts)}
         if joint:
             rate = recipe.joint_lr * one_cycle(step - stem_steps, recipe.joint_steps, 100)
         else:
             rate = recipe.stem_lr * max(0.05, one_cycle(step, stem_steps, 50))
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        optimizer.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 5.0)
-        optimizer.step()
-        log.add(**{name: loss.detach() for name, loss in losses.items()})
+        descend(optimizer, losses, [p for group in optimizer.param_groups for p in group["params"]], 5.0)
+        log.add(losses)
         if (step + 1) % 50 == 0:
             log.flush("joint" if joint else "stem", step + 1)
-    save(student.clip.eval(), tokenizer, out)
+    save_checkpoint(learner.clip.eval(), build_processor(tokenizer), out)
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description="Train the second pico teacher, a CLIP, on image-level captions.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
-    for name, value in asdict(Recipe()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    options = vars(parser.parse_args(argv))
-    out = options.pop("out")
-    recipe = Recipe(**options)
-    torch.set_num_threads(1)
-    torch.manual_seed(recipe.seed)
-    out.mkdir(parents=True, exist_ok=True)
+    recipe, out, _ = begin(parser, ClipRecipe, argv)
     train(recipe, out)
-    record = asdict(recipe) | {"cpu_seconds": round(time.process_time(), 1)}
-    (out / "recipe.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_recipe(out, recipe)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ import numpy as np
 from hoi_distill.stages.data.pico.classes import HOIS
 from hoi_distill.stages.data.pico.render import SIZE, render_scene
 from hoi_distill.stages.teacher.pico.training import captions
-from hoi_distill.stages.teacher.pico.training.captions import Fact, Lexicon
+from hoi_distill.stages.teacher.pico.training.captions import Fact, Grammar
 
 FOLDER = Path("data/pico-corpus")
 _POSITION = {fact: i for i, fact in enumerate(HOIS)}
 
 
 @dataclass(frozen=True)
-class Part:
+class CorpusPart:
     """Some scenes: ``count`` seeds from ``first_seed``; ``tempers`` are taken in turn (1 = the world's long tail)."""
 
     name: str
@@ -40,15 +40,15 @@ class Part:
         return f"{self.name}-{self.first_seed}-{self.count}-t{tempers}"
 
 
-PLAIN = Part("plain", 1_000_000_000, 16_000, (0.2,), people=(1, 1), plain=True)
+PLAIN = CorpusPart("plain", 1_000_000_000, 16_000, (0.2,), people=(1, 1), plain=True)
 """The curriculum: one person, no clutter."""
-SCENES = Part("scenes", 1_100_000_000, 48_000, (0.2, 0.35))
-LONG_TAILED_PLAIN = Part("plain", 1_350_000_000, 16_000, (1.0,), people=(1, 1), plain=True)
-LONG_TAILED_SCENES = Part("scenes", 1_300_000_000, 48_000, (1.0,))
+SCENES = CorpusPart("scenes", 1_100_000_000, 48_000, (0.2, 0.35))
+LONG_TAILED_PLAIN = CorpusPart("plain", 1_350_000_000, 16_000, (1.0,), people=(1, 1), plain=True)
+LONG_TAILED_SCENES = CorpusPart("scenes", 1_300_000_000, 48_000, (1.0,))
 """For the ablation: captions as long-tailed as the students' own pictures, and no others."""
 TRAINED = (PLAIN, SCENES, LONG_TAILED_PLAIN, LONG_TAILED_SCENES)
 """All that some shipped pico BLIP was trained on."""
-HELD_OUT = Part("heldout", 1_200_000_000, 1_000, (0.35,))
+HELD_OUT = CorpusPart("heldout", 1_200_000_000, 1_000, (0.35,))
 """Never trained on; every figure of the model card is measured here."""
 
 
@@ -60,17 +60,17 @@ class Corpus:
     captions: list[str]
     also: list[str]
 
-    def facts(self, lexicon: Lexicon) -> tuple[np.ndarray, np.ndarray]:
-        """Parsed back from the sentences: ``(primary, every)``, both ``bool [N, len(lexicon.facts)]``."""
-        primary = np.zeros((len(self.captions), len(lexicon.facts)), bool)
+    def facts(self, grammar: Grammar) -> tuple[np.ndarray, np.ndarray]:
+        """Parsed back from the sentences: ``(primary, every)``, both ``bool [N, len(grammar.facts)]``."""
+        primary = np.zeros((len(self.captions), len(grammar.facts)), bool)
         every = np.zeros_like(primary)
         for i, (caption, also) in enumerate(zip(self.captions, self.also, strict=True)):
-            primary[i, lexicon.parse_caption(caption)] = True
-            every[i, lexicon.parse_caption(also)] = True
+            primary[i, grammar.parse_caption(caption)] = True
+            every[i, grammar.parse_caption(also)] = True
         return primary, every | primary
 
 
-def load(part: Part, folder: Path = FOLDER) -> Corpus:
+def load(part: CorpusPart, folder: Path = FOLDER) -> Corpus:
     """The part from ``folder``, rendered first if it is not there (about 1 ms a scene)."""
     pixels, sentences = folder / f"{part.describe()}.npy", folder / f"{part.describe()}.jsonl"
     if not sentences.exists():
@@ -79,7 +79,7 @@ def load(part: Part, folder: Path = FOLDER) -> Corpus:
     return Corpus(np.load(pixels, mmap_mode="r"), [line["caption"] for line in lines], [line["also"] for line in lines])
 
 
-def _render(part: Part, pixels: Path, sentences: Path) -> None:
+def _render(part: CorpusPart, pixels: Path, sentences: Path) -> None:
     """Writes the pictures, then (atomically, as the mark of completion) the sentences."""
     pixels.parent.mkdir(parents=True, exist_ok=True)
     images = np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=(part.count, SIZE, SIZE, 3))

@@ -10,11 +10,8 @@ the same command gives the same weights on the same machine with one thread.
 from __future__ import annotations
 
 import argparse
-import copy
-import json
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +24,15 @@ from hoi_distill.stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
 from hoi_distill.stages.data.pico.classes import OBJECTS
 from hoi_distill.stages.data.pico.render import SIZE, render_scene
 from hoi_distill.stages.ops import boxes as box_ops
-from hoi_distill.stages.teacher.pico.training.blip import Log, one_cycle
+from hoi_distill.stages.teacher.pico.training.run import (
+    AveragedWeights,
+    Log,
+    begin,
+    descend,
+    one_cycle,
+    save_checkpoint,
+    write_recipe,
+)
 
 FIRST_SEED = 1_400_000_000
 """Scenes are rendered as they are needed, from this seed on: no student's world and no other corpus reaches it."""
@@ -38,7 +43,7 @@ LABELS = tuple(sorted([0, *(OBJECT_INDEX[name] for name in OBJECTS)]))
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DetectorRecipe:
     """Everything the weights depend on."""
 
     seed: int = 0
@@ -131,8 +136,10 @@ def assign(boxes: Tensor, targets: list[dict[str, Tensor]], anchors: Tensor, cou
     """One box to many cells: the ``count`` cells that suit each box best by place, scale and present overlap.
 
     Args:
-        boxes: predicted, xyxy fractions ``[B, N, 4]``, no gradient.
-        anchors: ``[N, 4]`` cxcywh fractions, as the model draws them; a cell is meant for boxes 3.2 times as large.
+        boxes: Predicted, float ``[B, N, 4]`` xyxy fractions, without a gradient.
+        targets: B dictionaries with ``boxes``, float ``[n, 4]`` cxcywh fractions.
+        anchors: float ``[N, 4]`` cxcywh fractions, as the model draws them. A cell is meant for boxes 3.2 times as large.
+        count: The most cells of a box.
 
     Returns:
         ``owner`` int64 ``[B, N]``, the row in the padded targets that the cell answers for (-1: none), and ``overlap``
@@ -187,30 +194,34 @@ def _grid(cells: int, side: float) -> Tensor:
 
 
 def train(
-    model: RTDetrForObjectDetection, recipe: Recipe, log: Log, snapshot: Callable[[nn.Module], None]
+    model: RTDetrForObjectDetection, recipe: DetectorRecipe, log: Log, snapshot: Callable[[nn.Module], None]
 ) -> nn.Module:
     """Both phases; gives back the running average of the weights, which is better than the last ones."""
     data = scenes(recipe.batch, np.random.default_rng([recipe.seed, 3]))
-    averaged = copy.deepcopy(model).requires_grad_(False)
+    averaged = AveragedWeights(model, recipe.average)
     model.train()
-    _phase("dense", model, recipe.dense_steps, recipe.dense_lr, log, lambda _: _dense_step(model, recipe, data))
+    _phase(
+        "dense",
+        model,
+        lambda _: _dense_step(model, recipe, data),
+        steps=recipe.dense_steps,
+        lr=recipe.dense_lr,
+        log=log,
+    )
 
     def joint(step: int) -> dict[str, Tensor]:
         losses = _joint_step(model, recipe, data, 1 - step / recipe.joint_steps)
-        decay = min(recipe.average, step / (step + 10))
-        for mine, theirs in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
-            if mine.is_floating_point():
-                mine.lerp_(theirs, 1 - decay)
+        averaged.update(model, step)
         if (step + 1) % 500 == 0:
-            snapshot(averaged)
+            snapshot(averaged.model)
         return losses
 
-    _phase("joint", model, recipe.joint_steps, recipe.joint_lr, log, joint)
-    return averaged
+    _phase("joint", model, joint, steps=recipe.joint_steps, lr=recipe.joint_lr, log=log)
+    return averaged.model
 
 
 def _phase(
-    name: str, model: nn.Module, steps: int, lr: float, log: Log, losses_of: Callable[[int], dict[str, Tensor]]
+    name: str, model: nn.Module, losses_of: Callable[[int], dict[str, Tensor]], *, steps: int, lr: float, log: Log
 ) -> None:
     """AdamW over one cycle; no weight decay on biases and norms."""
     groups = [[p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim < 2]]
@@ -221,17 +232,14 @@ def _phase(
         for group in optimizer.param_groups:
             group["lr"] = lr * max(0.02, one_cycle(step, steps, 100))
         losses = losses_of(step)
-        optimizer.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        log.add(**{key: loss.detach() for key, loss in losses.items()})
+        descend(optimizer, losses, model.parameters(), 5.0)
+        log.add(losses)
         if (step + 1) % 50 == 0:
             log.flush(name, step + 1)
 
 
 def _dense_step(
-    model: RTDetrForObjectDetection, recipe: Recipe, data: Iterator[tuple[Tensor, list[dict[str, Tensor]]]]
+    model: RTDetrForObjectDetection, recipe: DetectorRecipe, data: Iterator[tuple[Tensor, list[dict[str, Tensor]]]]
 ) -> dict[str, Tensor]:
     pixels, targets = next(data)
     with torch.autocast("cpu", torch.bfloat16):
@@ -241,7 +249,7 @@ def _dense_step(
 
 def _joint_step(
     model: RTDetrForObjectDetection,
-    recipe: Recipe,
+    recipe: DetectorRecipe,
     data: Iterator[tuple[Tensor, list[dict[str, Tensor]]]],
     fade: float,
 ) -> dict[str, Tensor]:
@@ -254,30 +262,18 @@ def _joint_step(
 
 
 def save(model: nn.Module, out: Path) -> None:
-    """fp16 weights, a config that asks for float32 arithmetic, and the image processor."""
-    copy.deepcopy(model).half().save_pretrained(out)  # type: ignore[operator]
-    config = json.loads((out / "config.json").read_text())
-    (out / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
-    RTDetrImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(out)
+    """Write the checkpoint."""
+    save_checkpoint(model, RTDetrImageProcessorPil(size={"height": SIZE, "width": SIZE}), out)
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description="Train the pico detector on rendered scenes.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and recipe.json")
-    for name, value in asdict(Recipe()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    options = vars(parser.parse_args(argv))
-    out = options.pop("out")
-    recipe = Recipe(**options)
-    torch.set_num_threads(1)
-    torch.manual_seed(recipe.seed)
-    out.mkdir(parents=True, exist_ok=True)
+    recipe, out, _ = begin(parser, DetectorRecipe, argv)
     model = build_model().to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     trained = train(model, recipe, Log(out / "train.jsonl"), lambda averaged: save(averaged, out))
     save(trained.eval(), out)
-    parameters = sum(p.numel() for p in trained.parameters())
-    record = asdict(recipe) | {"parameters": parameters, "cpu_seconds": round(time.process_time(), 1)}
-    (out / "recipe.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_recipe(out, recipe, parameters=sum(p.numel() for p in trained.parameters()))
 
 
 if __name__ == "__main__":

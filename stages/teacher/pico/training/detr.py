@@ -11,10 +11,7 @@ the same weights on the same machine with one thread.
 from __future__ import annotations
 
 import argparse
-import copy
-import json
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +27,16 @@ from transformers import (
 
 from hoi_distill.stages.data.coco import COCO_OBJECTS
 from hoi_distill.stages.data.pico.render import SIZE
-from hoi_distill.stages.teacher.pico.training.blip import Log, one_cycle
 from hoi_distill.stages.teacher.pico.training.detector import FIRST_SEED, LABELS, scenes
+from hoi_distill.stages.teacher.pico.training.run import (
+    AveragedWeights,
+    Log,
+    begin,
+    descend,
+    one_cycle,
+    save_checkpoint,
+    write_recipe,
+)
 
 DETECTOR = Path(__file__).parents[1] / "detector"
 STAGES = 3
@@ -39,7 +44,7 @@ STAGES = 3
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DetrRecipe:
     """Everything the weights depend on besides the detector's backbone."""
 
     seed: int = 0
@@ -92,7 +97,7 @@ def _tail(name: str) -> str:
     return name[max(name.find("embedder"), name.find("encoder.stages")) :]
 
 
-def train(model: DetrForObjectDetection, recipe: Recipe, log: Log, out: Path) -> nn.Module:
+def train(model: DetrForObjectDetection, recipe: DetrRecipe, log: Log, out: Path) -> nn.Module:
     """AdamW over one cycle with the stock loss; gives back the running average of the weights."""
     data = scenes(recipe.batch, np.random.default_rng([recipe.seed, 4]), recipe.first_scene)
     learning = {name: each for name, each in model.named_parameters() if each.requires_grad}
@@ -101,57 +106,39 @@ def train(model: DetrForObjectDetection, recipe: Recipe, log: Log, out: Path) ->
         {"params": [each for name, each in learning.items() if "backbone" in name], "peak": recipe.backbone_lr},
     ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=1e-4)
-    averaged = copy.deepcopy(model).requires_grad_(False)
+    averaged = AveragedWeights(model, recipe.average)
     model.train()
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * max(0.02, one_cycle(step, recipe.steps, 100))
         pixels, targets = next(data)
         answer = model(pixels.contiguous(), labels=targets)
-        optimizer.zero_grad()
-        answer.loss.backward()
-        nn.utils.clip_grad_norm_(list(learning.values()), 1.0)
-        optimizer.step()
-        decay = min(recipe.average, step / (step + 10))
-        for mine, theirs in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
-            if mine.is_floating_point():
-                mine.lerp_(theirs, 1 - decay)
-        kept = {name: answer.loss_dict[f"loss_{name}"].detach() for name in ("ce", "bbox", "giou")}
-        log.add(loss=answer.loss.detach(), **kept)
+        descend(optimizer, {"loss": answer.loss}, learning.values(), 1.0)
+        averaged.update(model, step)
+        log.add({"loss": answer.loss} | {name: answer.loss_dict[f"loss_{name}"] for name in ("ce", "bbox", "giou")})
         if (step + 1) % 50 == 0:
             log.flush("train", step + 1)
         if (step + 1) % 1000 == 0:
-            save(averaged, out)
-    return averaged
+            save(averaged.model, out)
+    return averaged.model
 
 
 def save(model: nn.Module, out: Path) -> None:
-    """fp16 weights, a config that asks for float32 arithmetic, and the image processor."""
-    copy.deepcopy(model).half().save_pretrained(out)  # type: ignore[operator]
-    config = json.loads((out / "config.json").read_text())
-    (out / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
+    """Write the checkpoint."""
     size = {"height": SIZE, "width": SIZE}
-    DetrImageProcessorPil(size=size, do_normalize=False, do_pad=False).save_pretrained(out)
+    save_checkpoint(model, DetrImageProcessorPil(size=size, do_normalize=False, do_pad=False), out)
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description="Train the pico DETR on rendered scenes.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and recipe.json")
     parser.add_argument("--detector", type=Path, default=DETECTOR, help="the pico detector whose backbone it takes")
-    for name, value in asdict(Recipe()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    options = vars(parser.parse_args(argv))
-    out, detector = options.pop("out"), options.pop("detector")
-    recipe = Recipe(**options)
-    torch.set_num_threads(1)
-    torch.manual_seed(recipe.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    model = build_model(RTDetrForObjectDetection.from_pretrained(detector, local_files_only=True, dtype=torch.float32))
+    recipe, out, own = begin(parser, DetrRecipe, argv)
+    detector = RTDetrForObjectDetection.from_pretrained(own["detector"], local_files_only=True, dtype=torch.float32)
+    model = build_model(detector)
     trained = train(model, recipe, Log(out / "train.jsonl"), out)
     save(trained.eval(), out)
-    parameters = sum(p.numel() for p in trained.parameters())
-    record = asdict(recipe) | {"parameters": parameters, "cpu_seconds": round(time.process_time(), 1)}
-    (out / "recipe.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_recipe(out, recipe, parameters=sum(p.numel() for p in trained.parameters()))
 
 
 if __name__ == "__main__":

@@ -9,32 +9,33 @@ import torch
 from torch import Tensor
 from transformers import BlipProcessor
 
+from hoi_distill.stages.data.prompts import NO_INTERACTION
 from hoi_distill.stages.teacher.pico.training import captions, corpus
-from hoi_distill.stages.teacher.pico.training.captions import Lexicon
+from hoi_distill.stages.teacher.pico.training.captions import Grammar
 from hoi_distill.stages.teacher.pico.training.packing import Packed, pack
 
 
-def vocabulary_words(lexicon: Lexicon) -> set[str]:
+def vocabulary_words(grammar: Grammar) -> set[str]:
     """Every word of the grammar."""
-    sentences = [captions.LIST_PREFIX, captions.NOTHING, captions.YES, captions.NO, captions.caption(lexicon.facts)]
-    sentences += [captions.question(*fact) for fact in lexicon.facts if fact[0] != captions.NO_INTERACTION]
-    sentences.append(captions.listing(lexicon.facts))
+    sentences = [captions.LIST_PREFIX, captions.NOTHING, captions.YES, captions.NO, captions.caption(grammar.facts)]
+    sentences += [captions.question(*fact) for fact in grammar.facts if fact[0] != NO_INTERACTION]
+    sentences.append(captions.listing(grammar.facts))
     return {word.strip(".,:;?") for sentence in sentences for word in sentence.split()}
 
 
-class Texts:
+class TokenizedSentences:
     """Every sentence of the grammar, tokenized once."""
 
-    def __init__(self, processor: BlipProcessor, lexicon: Lexicon) -> None:
+    def __init__(self, processor: BlipProcessor, grammar: Grammar) -> None:
         tokenizer = processor.tokenizer
         self._encode: Callable[[list[str]], list[list[int]]] = lambda texts: tokenizer(texts)["input_ids"]
         self.bos, self.sep = tokenizer.bos_token_id, tokenizer.sep_token_id
         self.yes, self.no = tokenizer.convert_tokens_to_ids([captions.YES, captions.NO])
-        self.prompts = self._encode([captions.prompt(*fact) for fact in lexicon.facts])
+        self.prompts = self._encode([captions.prompt(*fact) for fact in grammar.facts])
         self.list_prefix = self.opening(captions.LIST_PREFIX)
         self.questions = [
-            None if verb == captions.NO_INTERACTION else self.opening(captions.question(verb, obj))
-            for verb, obj in lexicon.facts
+            None if verb == NO_INTERACTION else self.opening(captions.question(verb, obj))
+            for verb, obj in grammar.facts
         ]
 
     def opening(self, prefix: str) -> list[int]:
@@ -49,12 +50,14 @@ class Texts:
 class Data:
     """One corpus part with its facts and tokenized sentences."""
 
-    def __init__(self, part: corpus.Part, texts: Texts, lexicon: Lexicon, processor: BlipProcessor) -> None:
+    def __init__(
+        self, part: corpus.CorpusPart, texts: TokenizedSentences, grammar: Grammar, processor: BlipProcessor
+    ) -> None:
         loaded = corpus.load(part)
         self.pixels = loaded.pixels
-        self.primary, self.every = loaded.facts(lexicon)
+        self.primary, self.every = loaded.facts(grammar)
         self.captions = texts.bodies(loaded.captions)
-        listed = [captions.listing(lexicon.facts[h] for h in np.flatnonzero(row)) for row in self.every]
+        listed = [captions.listing(grammar.facts[h] for h in np.flatnonzero(row)) for row in self.every]
         self.listings = texts.bodies(listed)
         image = processor.image_processor
         self._mean, self._std = torch.tensor(image.image_mean) * 255, torch.tensor(image.image_std) * 255
@@ -78,8 +81,8 @@ def batches(count: int, size: int, rng: np.random.Generator) -> Iterator[np.ndar
 class Sampler:
     """Chooses what each picture is asked."""
 
-    def __init__(self, lexicon: Lexicon, texts: Texts) -> None:
-        facts = lexicon.facts
+    def __init__(self, grammar: Grammar, texts: TokenizedSentences) -> None:
+        facts = grammar.facts
         self.texts = texts
         self.same_object = [[j for j, g in enumerate(facts) if g[1] == f[1] and g != f] for f in facts]
         self.same_verb = [[j for j, g in enumerate(facts) if g[0] == f[0] and g != f] for f in facts]

@@ -17,9 +17,13 @@ _CLOSED = -1e4  # additive; far below any logit, representable in bf16
 
 @dataclass(frozen=True)
 class Packed:
-    """Texts of B pictures. ``ids``, ``positions``, ``segments`` int64 ``[B, L]``: segment 0 is padding, texts from 1.
+    """Texts of B pictures.
 
-    ``starts`` int64 ``[T]`` indexes each text's first token in the flattened ``[B * L]``, picture after picture.
+    Attributes:
+        ids: int64 ``[B, L]`` tokens.
+        positions: int64 ``[B, L]`` within each text, from 0.
+        segments: int64 ``[B, L]`` number of the text, from 1; 0 is padding.
+        starts: int64 ``[T]``, each text's first token in the flattened ``[B * L]``, picture after picture.
     """
 
     ids: Tensor
@@ -36,7 +40,7 @@ class Packed:
 
 
 def pack(texts: Sequence[Sequence[Sequence[int]]], pad: int = 0) -> Packed:
-    """``texts[picture][text]`` is a list of token ids. Texts without any token are not allowed."""
+    """``texts[picture][text]`` is a list of token ids. TokenizedSentences without any token are not allowed."""
     length = max(sum(map(len, row)) for row in texts)
     ids, positions, segments, starts = [], [], [], []
     for b, row in enumerate(texts):

@@ -13,9 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from hoi_distill.stages.data.pico.classes import HOIS, NO_INTERACTION
+from hoi_distill.stages.data.pico.classes import HOIS
 from hoi_distill.stages.data.pico.render import render_scene
 from hoi_distill.stages.data.pico.world import pico_vocabulary, scene_seed
+from hoi_distill.stages.data.prompts import NO_INTERACTION
 from hoi_distill.stages.teacher.pico.evaluation import blip as evaluate
 from hoi_distill.stages.teacher.pico.modeling.blip import (
     PicoBlipForConditionalGeneration,
@@ -25,12 +26,12 @@ from hoi_distill.stages.teacher.pico.modeling.blip import (
 )
 from hoi_distill.stages.teacher.pico.training import blip as train
 from hoi_distill.stages.teacher.pico.training import captions, corpus, lessons
-from hoi_distill.stages.teacher.pico.training.captions import Lexicon
+from hoi_distill.stages.teacher.pico.training.captions import Grammar
 from hoi_distill.stages.teacher.pico.training.packing import pack
 from hoi_distill.storage.errors import UserError
 
 SHIPPED = evaluate.SHIPPED
-LEXICON = Lexicon(HOIS)
+LEXICON = Grammar(HOIS)
 SCENES = 60
 
 
@@ -212,8 +213,8 @@ def test_teacher_is_trained_and_measured_on_pictures_that_no_student_sees():
 @pytest.fixture
 def tiny_corpus(tmp_path, monkeypatch):
     """A corpus of 96 + 64 pictures in a folder of its own."""
-    parts = {"PLAIN": corpus.Part("plain", 1_900_001_000, 64, (0.2,), (1, 1), True)}
-    parts["SCENES"] = corpus.Part("scenes", 1_900_002_000, 96, (0.2, 0.35))
+    parts = {"PLAIN": corpus.CorpusPart("plain", 1_900_001_000, 64, (0.2,), (1, 1), True)}
+    parts["SCENES"] = corpus.CorpusPart("scenes", 1_900_002_000, 96, (0.2, 0.35))
     for name, part in parts.items():
         monkeypatch.setattr(corpus, name, part)
     monkeypatch.chdir(tmp_path)
@@ -232,7 +233,7 @@ def test_facts_are_read_back_from_sentences_alone(tiny_corpus):
 
 def test_wrong_prompts_never_name_a_co_label():
     processor = build_processor(lessons.vocabulary_words(LEXICON))
-    sampler = lessons.Sampler(LEXICON, lessons.Texts(processor, LEXICON))
+    sampler = lessons.Sampler(LEXICON, lessons.TokenizedSentences(processor, LEXICON))
     true = np.zeros(len(HOIS), bool)
     true[[HOIS.index(("drink_with", "cup")), HOIS.index(("hold", "cup"))]] = True
     rng = np.random.default_rng(0)

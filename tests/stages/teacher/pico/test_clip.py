@@ -15,7 +15,7 @@ from hoi_distill.stages.stage import Batch
 from hoi_distill.stages.teacher.pico.evaluation import clip as clip_evaluate
 from hoi_distill.stages.teacher.pico.evaluation.blip import SHIPPED, average_precision
 from hoi_distill.stages.teacher.pico.training import captions, corpus
-from hoi_distill.stages.teacher.pico.training.captions import Lexicon
+from hoi_distill.stages.teacher.pico.training.captions import Grammar
 from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
 from hoi_distill.stages.teacher.vision_features import VisionFeatures
 from hoi_distill.stages.teacher.weights import Checkpoint, load
@@ -29,7 +29,7 @@ def scenes(tmp_path_factory):
     """200 of the held-out scenes and what is true of them."""
     part = replace(corpus.HELD_OUT, count=200)
     loaded = corpus.load(part, tmp_path_factory.mktemp("corpus"))
-    return loaded.pixels, loaded.facts(Lexicon(HOIS))[1]
+    return loaded.pixels, loaded.facts(Grammar(HOIS))[1]
 
 
 def test_pictures_and_prompts_agree(scenes):
@@ -42,7 +42,7 @@ def test_pictures_and_prompts_agree(scenes):
     checkpoint = Checkpoint.find(CLIP)
     model = load(checkpoint, checkpoint.here(), "float32", "cpu")
     processor = AutoProcessor.from_pretrained(CLIP)
-    prompts = [captions.prompt(*fact) for fact in Lexicon(HOIS).facts]
+    prompts = [captions.prompt(*fact) for fact in Grammar(HOIS).facts]
     scores = clip_evaluate.cosines(model, processor, pixel_values(processor, pixels), prompts)
     measured = float(np.nanmean(average_precision(scores, truth)))
     shipped = json.loads((CLIP / "heldout.json").read_text())["zero_shot"]["rank_map"]
@@ -58,7 +58,7 @@ def test_its_maps_and_texts_come_from_the_usual_stages(scenes):
     for stage in (features, texts):
         stage.open("cpu", {})
     assert features.output.shape == (96, 8, 8)
-    prompts = [captions.prompt(*fact) for fact in Lexicon(HOIS).facts]
+    prompts = [captions.prompt(*fact) for fact in Grammar(HOIS).facts]
     said = texts.compute(Batch(np.zeros(58, "V16"), prompts, 58, texts=prompts), ["value"], {})["value"]
     images = [Image.fromarray(picture) for picture in pixels[:64]]
     maps = features.compute(Batch(np.zeros(64, "V16"), ["x"] * 64, 64, images), ["original"], {})["original"]

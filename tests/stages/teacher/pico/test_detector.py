@@ -1,4 +1,4 @@
-"""What the shipped pico detector promises: stock classes load it whole, and it finds things in pictures it never saw."""
+"""What the shipped pico detector promises: stock classes load it whole, and it finds objects in pictures it never saw."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from hoi_distill.stages.teacher.pico.training import detector as detector_train
 from hoi_distill.stages.teacher.pico.training import detr as detr_train
 from hoi_distill.stages.teacher.weights import Checkpoint
 
-SHIPPED = Path(detr_train.__file__).parent / "detr"
+SHIPPED = Path(detr_train.__file__).parents[1] / "detr"
 
 
 def test_it_is_a_stock_class_whose_early_backbone_is_the_pico_detectors():

@@ -73,8 +73,8 @@ def test_the_detector_card():
     assert table_row(card, "all") == rounded(found["AP50"], found["AP75"], found["AP"])
     for name in ("person", "umbrella", "book", "cup"):
         assert table_row(card, name)[:2] == rounded(found["classes"][name]["AP50"], found["classes"][name]["AP75"])
-    things = [figures for name, figures in found["classes"].items() if name != "person"]
-    means = [float(np.mean([thing[key] for thing in things])) for key in ("AP50", "AP75")]
+    objs = [figures for name, figures in found["classes"].items() if name != "person"]
+    means = [float(np.mean([obj[key] for obj in objs])) for key in ("AP50", "AP75")]
     assert [float(cell) for cell in table_row(card, "objects")[:2]] == pytest.approx(means, abs=1e-3)
     assert f"{found['pictures_per_cpu_second']:.0f} pictures per CPU second" in card
 
@@ -85,8 +85,8 @@ def test_the_detr_card():
     for name in ("person", "cell_phone", "cup"):
         figures = found["classes"][name]
         assert table_row(card, name.replace("_", " "))[:2] == rounded(figures["AP50"], figures["AP75"])
-    things = [figures for name, figures in found["classes"].items() if name != "person"]
-    means = [float(np.mean([thing[key] for thing in things])) for key in ("AP50", "AP75")]
+    objs = [figures for name, figures in found["classes"].items() if name != "person"]
+    means = [float(np.mean([obj[key] for obj in objs])) for key in ("AP50", "AP75")]
     assert [float(cell) for cell in table_row(card, "objects")[:2]] == pytest.approx(means, abs=1e-3)
     recipe = json.loads((PICO / "detr/recipe.json").read_text())
     assert f"{recipe['steps'] * recipe['batch']:,} new scenes" in card
@@ -96,7 +96,6 @@ def test_the_detr_card():
 @pytest.mark.parametrize("folder", ["", "clip", "detector"])
 def test_a_card_names_the_commands_that_reproduce_it(folder):
     card = (PICO / folder / "README.md").read_text()
-    prefix = f"{folder}_" if folder else ""
-    for command in ("train", "evaluate"):
-        assert f"python -m hoi_distill.stages.teacher.pico.{prefix}{command}" in card
-        assert (PICO / f"{prefix}{command}.py").exists()
+    for command in ("training", "evaluation"):
+        assert f"python -m hoi_distill.stages.teacher.pico.{command}.{folder or 'blip'}" in card
+        assert (PICO / command / f"{folder or 'blip'}.py").exists()
