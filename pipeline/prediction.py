@@ -22,7 +22,6 @@ from hoi_distill.storage.shards.codecs import Codec
 
 if TYPE_CHECKING:
     from hoi_distill.stages.data.annotations import Annotations
-    from hoi_distill.stages.student.pretrained import load_student
     from hoi_distill.stages.student.student import Student
 
 DRAWN = 12
@@ -51,7 +50,7 @@ def predict_pictures(
     """
     from hoi_distill.stages.data.image import decode
     from hoi_distill.stages.student.data import TestSet
-    from hoi_distill.stages.student.pretrained import best_device
+    from hoi_distill.stages.student.pretrained import best_device, load_student
     from hoi_distill.stages.student.source import MemorySource
 
     device = device or best_device()
@@ -211,9 +210,7 @@ def draw(
     from hoi_distill.stages.evaluate.pages.pictures import Pair
 
     words = student.vocabulary
-    found = read_detections(
-        path, np.array(names), np.asarray(words.hois), len(words.objects), len(words.verbs), object_optional=True
-    )
+    found = read_detections(path, np.array(names), words, object_optional=True)
     for image, (name, picture) in enumerate(zip(names, pictures, strict=True)):
         rows = np.flatnonzero((found.image == image) & (found.score >= threshold))
         best = rows[np.argsort(-found.score[rows], kind="stable")][:DRAWN]
