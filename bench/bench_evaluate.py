@@ -25,7 +25,7 @@ import numpy as np
 from scipy.io import savemat
 
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.formats.parquet import write_detections
 
 PAIRS_PER_PICTURE = 33_405 / 9_658
@@ -71,7 +71,7 @@ def build(root: Path, pictures: int, multiples: tuple[int, ...], seed: int = 0) 
 
 def detections(
     rng: np.random.Generator, count: int, pictures: int, image: np.ndarray, boxes: np.ndarray, hoi: np.ndarray
-) -> Detections:
+) -> HoiDetections:
     """A third lie around a pair, with its class or another; the rest anywhere in their picture. Sorted by picture."""
     words = hico_vocabulary()
     near, pair = rng.random(count) < 1 / 3, rng.integers(0, len(hoi), count)
@@ -83,7 +83,7 @@ def detections(
     where = np.where(near, image[pair], rng.integers(0, pictures, count)).astype(np.int32)
     order = np.argsort(where, kind="stable")
     verb, thing = words.hois[said[order]].T.astype(np.int32)
-    return Detections(
+    return HoiDetections(
         where[order], box[0, order].astype(np.float32), box[1, order].astype(np.float32), thing, verb, said[order],
         rng.random(count).astype(np.float32),
     )  # fmt: skip

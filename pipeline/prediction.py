@@ -211,9 +211,7 @@ def draw(
     from hoi_distill.stages.evaluate.pages.pictures import Pair
 
     words = student.vocabulary
-    found = read_detections(
-        path, np.array(names), np.asarray(words.hois), len(words.objects), len(words.verbs), object_optional=True
-    )
+    found = read_detections(path, np.array(names), words, object_optional=True)
     for image, (name, picture) in enumerate(zip(names, pictures, strict=True)):
         rows = np.flatnonzero((found.image == image) & (found.score >= threshold))
         best = rows[np.argsort(-found.score[rows], kind="stable")][:DRAWN]

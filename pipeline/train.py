@@ -8,8 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hoi_distill.pipeline.config.schema import SwigHoiDataset, VCocoDataset
 from hoi_distill.pipeline.console.watch import Watch
 from hoi_distill.pipeline.planning.plan import TablePlan
@@ -124,28 +122,29 @@ def evaluate_run(
 ) -> None:
     """Predict the test split, evaluate, write the report, and mark the run as evaluated."""
     from hoi_distill.pipeline.reports.run import write_run_report
-    from hoi_distill.stages.evaluate.figures import RARE_BELOW, evaluate_hico_det
+    from hoi_distill.stages.data.sampling.splits import RARE_BELOW
     from hoi_distill.stages.evaluate.formats.parquet import read_detections
+    from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det
 
     watch.phase("predicting the test pictures")
     predictions = student.predict(test_set(setup, resolved), run_dir, run_dir.parent.parent / "shared", watch)
     watch.phase("evaluating the predictions")
-    test, words, labels = setup.dataset["test"], setup.vocabulary, resolved.labels
-    found = read_detections(
-        predictions, test.image_id, np.asarray(words.hois), len(words.objects), len(words.verbs), object_optional=True
-    )
+    test, labels = setup.dataset["test"], resolved.labels
+    found = read_detections(predictions, test.image_id, setup.vocabulary, object_optional=True)
     # Which classes are rare is said by the labelled pictures, so that every split and every draw means the same classes.
     rare = labels.before < RARE_BELOW
-    evaluation = evaluate_hico_det(test, found, rare, labels.seen(), zero_shot=labels.split)
+    evaluation = evaluate_hico_det(test, found, rare, training=labels.seen(), zero_shot=labels.split)
     write_json(run_dir / "evaluation.json", evaluation.as_json())
     for setting, means in (("default", evaluation.default), ("known object", evaluation.known_object)):
         row = "  ".join(f"{name} {value:.2f}" for name, value in means.items() if value is not None)
         print(f"mAP, {setting}: {row}")
     if evaluation.zero_shot is not None:
         print(zero_shot_line(evaluation.zero_shot))
-    judge_officially(setup, predictions, run_dir)
+    evaluate_by_own_protocol(setup, predictions, run_dir)
     watch.phase("writing the report")
-    write_run_report(setup, resolved, plans, run_dir, trained_on(resolved), found, evaluation)
+    write_run_report(
+        setup, resolved, plans, run_dir, trained_on=trained_on(resolved), detections=found, evaluation=evaluation
+    )
     write_json(run_dir / "evaluated.json", {"fingerprint": resolved.evaluation})
 
 
@@ -155,14 +154,14 @@ def zero_shot_line(means: Mapping[str, Any]) -> str:
     return f"mAP, zero-shot {means['split']}: {row}"
 
 
-def judge_officially(setup: Setup, predictions: Path, run_dir: Path) -> None:
-    """Datasets with a protocol of their own: its figures too, printed and in ``official.json``."""
+def evaluate_by_own_protocol(setup: Setup, predictions: Path, run_dir: Path) -> None:
+    """Evaluate by the dataset's own protocol too, where it has one: print the result and write ``official.json``."""
     dataset = setup.config.dataset
     if not isinstance(dataset, VCocoDataset | SwigHoiDataset):
         return
     from hoi_distill.stages.evaluate.protocols.evaluate_files import evaluate_files
-    from hoi_distill.stages.evaluate.protocols.types import Request
+    from hoi_distill.stages.evaluate.protocols.types import EvaluationRequest
 
-    judged = evaluate_files(Request(dataset.kind, dataset.root, predictions))
-    write_json(run_dir / "official.json", judged.record)
-    print(judged.table())
+    result = evaluate_files(EvaluationRequest(dataset=dataset.kind, annotations=dataset.root, detections=predictions))
+    write_json(run_dir / "official.json", result.record)
+    print(result.table())

@@ -51,29 +51,38 @@ def evaluate(
     """Evaluate a file of detections by a benchmark's own protocol. Needs no cache, no torch, no teacher."""
     from hoi_distill.stages.evaluate.protocols.evaluate_files import default_folder, evaluate_files
     from hoi_distill.stages.evaluate.protocols.exports import export_detections, parse_exports, refuse_exports
-    from hoi_distill.stages.evaluate.protocols.types import Request
+    from hoi_distill.stages.evaluate.protocols.types import EvaluationRequest
     from hoi_distill.storage.files.writable import refuse_unwritable
 
     exports = parse_exports(export or (), dataset)
-    request = Request(
-        dataset, annotations, detections, format, split, convention, tuple(switch or ()), image_labels, zero_shot,
-        labelled, frame,
-    )  # fmt: skip
+    request = EvaluationRequest(
+        dataset=dataset,
+        annotations=annotations,
+        detections=detections,
+        format=format,
+        split=split,
+        convention=convention,
+        switches=tuple(switch or ()),
+        image_labels=image_labels,
+        zero_shot=zero_shot,
+        labelled=labelled,
+        frame=frame,
+    )
     if out is None and not as_json:
         out = default_folder(request)
     if out is not None:
         refuse_unwritable("--out", out, folder=True)
     refuse_exports(exports)
-    judged = evaluate_files(request)
-    if not len(judged.detections):
+    result = evaluate_files(request)
+    if not len(result.detections):
         typer.echo(f"hoi-distill: warning: {detections}: no detections in it, so every pair is missed", err=True)
     for kind, path in exports:
-        export_detections(judged, kind, path)
+        export_detections(result, kind, path)
     intervals = None
     lines = [f"Exported as {kind}: {path}" for kind, path in exports]
     if out is not None:
         from hoi_distill.stages.evaluate.pages.evaluation_page import write_evaluation
 
-        paths, intervals = write_evaluation(judged, out, detections.name, bootstrap, seed)
+        paths, intervals = write_evaluation(result, out, detections.name, bootstrap, seed)
         lines += map(str, paths)
-    print(json.dumps(judged.record, indent=1) if as_json else "\n".join([judged.table(intervals), *lines]))
+    print(json.dumps(result.record, indent=1) if as_json else "\n".join([result.table(intervals), *lines]))

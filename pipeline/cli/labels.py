@@ -22,7 +22,7 @@ def labels(
     as_json: Json = False,
 ) -> None:
     """Compare the teacher's image-level labels with the annotations of the training split, and count what was dropped."""
-    from hoi_distill.pipeline.reports.label_quality import gate
+    from hoi_distill.pipeline.reports.label_quality import label_report
     from hoi_distill.pipeline.training.binding import plan_all
     from hoi_distill.pipeline.workspace import prepare
     from hoi_distill.stages.derived.image_labels import ImageLabels
@@ -37,7 +37,7 @@ def labels(
         raise UserError(f"{config}: the training split has no annotations to compare with")
     if unfilled := [name for name in tables if not plans[name].complete()]:
         raise UserError(f"tables.{unfilled[0]} has empty cells; fill it with: {setup.mending_command()}")
-    found = {name: gate(setup, plans, name, sample) for name in tables}
+    found = {name: label_report(setup, plans, name, sample) for name in tables}
     if as_json:
         print(json.dumps(found, indent=1))
         return

@@ -1,4 +1,4 @@
-"""The page of a folder of pictures: what the teacher said, and which prompts matched best."""
+"""The page of a folder of pictures: the teacher's answers, and the prompts that matched best."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SHOWN = 8
 """Questions of a table up to which every answer is shown."""
 
 
-def agreed(said: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The answers that are not no, and how many are."""
-    yes = [(question, answer) for question, answer in said if not answer.startswith("no (")]
-    denied = len(said) - len(yes)
+def agreed(answers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The (question, answer) pairs whose answer is not "no", and a line with the number of the others."""
+    yes = [(question, answer) for question, answer in answers if not answer.startswith("no (")]
+    denied = len(answers) - len(yes)
     return [*yes, *([("answered no", f"{denied} more questions")] if denied else [])]
 
 
@@ -41,8 +41,8 @@ def write_page(setup: Setup, out: Path) -> None:
     rows = source.rows(setup.config.splits())
     answers: list[list[tuple[str, str]]] = [[] for _ in rows]
     for made in texts:
-        for told, said in zip(answers, captions_of(made, rows), strict=True):
-            told += said if len(made.columns) <= SHOWN else agreed(said)
+        for shown_of_row, of_row in zip(answers, captions_of(made, rows), strict=True):
+            shown_of_row.extend(of_row if len(made.columns) <= SHOWN else agreed(of_row))
     matches = matches_of(setup, itm, rows)
     answered = np.logical_or.reduce([np.zeros(len(rows), bool), *(readable(made, rows) for made in shown)])
     if not answered.any():

@@ -1,6 +1,6 @@
-"""How good the labels are that a teacher gave to whole pictures, measured against annotations.
+"""A report on a teacher's image-level labels, measured against annotations.
 
-This is a diagnosis, for deciding whether the questions are good enough (in the CL-HOI style). No training reads it.
+It is a diagnosis that helps to decide whether the questions are good enough (in the CL-HOI style). No training reads it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,26 @@ from hoi_distill.pipeline.workspace import Setup
 from hoi_distill.stages.data.prompts import NO_INTERACTION
 from hoi_distill.stages.derived.image_labels import IGNORED, NEGATIVE, POSITIVE, ImageLabels, InteractionLabels
 from hoi_distill.stages.derived.triplets import drop_report
+from hoi_distill.stages.evaluate.metrics.average_precision import tie_averaged_precision
 
 DOUBTFUL = 0.5
-"""Precision of positives below which questions should be mended first."""
+"""Precision of positives below which a user should improve the questions first."""
 ENOUGH = 5
-"""Positives that a class needs to be judged by itself."""
+"""Positives from which a class is looked at alone."""
 
 
-def gate(setup: Setup, plans: Mapping[str, TablePlan], name: str, sample: int | None) -> dict[str, Any]:
-    """The figures of one table: ``pictures``, ``dropped`` by reason and, ``before`` and ``after`` verification questions,
-    those of :func:`figures`; ``after`` is None where none are asked.
+def label_report(setup: Setup, plans: Mapping[str, TablePlan], name: str, sample: int | None) -> dict[str, Any]:
+    """The report on one table of image-level labels.
 
     Args:
-        sample: so many pictures, drawn with seed 0; None: all.
+        setup: with an annotated training split.
+        plans: of all tables; the table is filled.
+        name: of the table.
+        sample: number of pictures, drawn with seed 0; None: all.
+
+    Returns:
+        ``pictures`` and ``triplets`` (numbers), ``dropped`` by reason, and the metrics of :func:`label_metrics` ``before``
+        and ``after`` the verification questions; ``after`` is None without such questions.
     """
     made, source = plans[name], setup.sources["images"]
     stage = made.node.stage
@@ -40,7 +47,7 @@ def gate(setup: Setup, plans: Mapping[str, TablePlan], name: str, sample: int | 
     if sample is not None:
         records = np.sort(np.random.default_rng(0).permutation(records)[:sample])
     rows = source.splits["train"][records]
-    truth = setup.dataset["train"].take(records).image_truth()
+    gt = setup.dataset["train"].take(records).image_truth()
     inputs = {up: plans[up].read(rows) for up in stage.inputs}
     if stage.verification is not None:
         answers = inputs[stage.verification]
@@ -55,63 +62,58 @@ def gate(setup: Setup, plans: Mapping[str, TablePlan], name: str, sample: int | 
         "pictures": len(records),
         "triplets": taken,
         "dropped": dict(dropped.most_common()),
-        "before": figures(stage.judged(inputs, verified=False), truth, names),
-        "after": None if stage.verification is None else figures(stage.judged(inputs), truth, names),
+        "before": label_metrics(stage.judged(inputs, verified=False), gt, names),
+        "after": None if stage.verification is None else label_metrics(stage.judged(inputs), gt, names),
     }
 
 
-def figures(judged: InteractionLabels, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """How labels compare with the truth, bool ``[N, H]``, of the classes ``names``.
+def label_metrics(judged: InteractionLabels, gt: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Compare labels with the ground truth.
+
+    Args:
+        judged: the labels of N pictures and H classes.
+        gt: ``bool [N, H]``: the classes that are annotated.
+        names: of the H classes.
 
     Returns:
-        ``positives`` (how many), ``precision`` and ``recall`` of them; ``map``: average precision of the ranking of all
+        ``positives``: their number; ``precision`` and ``recall`` of them; ``map``: average precision of the ranking of all
         pictures by a class's target, mean over the classes that occur; ``negatives``: share of the listed negatives that
-        are none in truth; ``ignored``: share of the listed entries; ``listed`` entries a picture; ``missed``: share of the
-        true ones that are not listed, so that no label could say them; ``weak``: classes whose positives are mostly wrong,
-        with their precision. All of them again for ``actions``, the classes that are not no_interaction, where some are.
+        are not annotated; ``ignored``: share of the listed entries; ``listed``: entries a picture; ``missed``: share of
+        the annotated entries that are not listed, so that no label can say them; ``weak``: classes whose positives are
+        mostly wrong, with their precision. ``actions`` holds the same for the classes that are not no_interaction, if
+        there are both sorts.
     """
     actions = np.array([not name.startswith(f"{NO_INTERACTION} ") for name in names], bool)
-    found = _figures(judged, truth, names)
+    metrics = _metrics(judged, gt, names)
     if not actions.all():
         parts = (getattr(judged, field.name)[:, actions] for field in fields(judged))
         kept = [name for name, kept in zip(names, actions, strict=True) if kept]
-        found["actions"] = _figures(type(judged)(*parts), truth[:, actions], kept)
-    return found
+        metrics["actions"] = _metrics(type(judged)(*parts), gt[:, actions], kept)
+    return metrics
 
 
-def _figures(judged: InteractionLabels, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+def _metrics(judged: InteractionLabels, gt: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     positive = judged.listed & (judged.kind == POSITIVE)
     negative = judged.listed & (judged.kind == NEGATIVE)
     entries = int(judged.listed.sum())
-    right, said = (positive & truth).sum(axis=0), positive.sum(axis=0)
-    doubtful = np.flatnonzero((said >= ENOUGH) & (right < DOUBTFUL * said))
-    weak = {names[hoi]: round(float(right[hoi] / said[hoi]), 4) for hoi in doubtful.tolist()}
-    occurring = np.flatnonzero(truth.any(axis=0))
-    precisions = [average_precision(judged.target[:, hoi], truth[:, hoi]) for hoi in occurring]
+    tp, said = (positive & gt).sum(axis=0), positive.sum(axis=0)
+    doubtful = np.flatnonzero((said >= ENOUGH) & (tp < DOUBTFUL * said))
+    weak = {names[hoi]: round(float(tp[hoi] / said[hoi]), 4) for hoi in doubtful.tolist()}
+    occurring = np.flatnonzero(gt.any(axis=0))
+    precisions = [tie_averaged_precision(judged.target[:, hoi], gt[:, hoi]) for hoi in occurring]
     return {
         "positives": int(said.sum()),
-        "precision": ratio(right.sum(), said.sum()),
-        "recall": ratio(right.sum(), truth.sum()),
+        "precision": ratio(tp.sum(), said.sum()),
+        "recall": ratio(tp.sum(), gt.sum()),
         "map": round(float(np.mean(precisions)), 4) if precisions else None,
-        "negatives": ratio((negative & ~truth).sum(), negative.sum()),
+        "negatives": ratio((negative & ~gt).sum(), negative.sum()),
         "ignored": ratio((judged.listed & (judged.kind == IGNORED)).sum(), entries),
-        "listed": round(entries / max(1, len(truth)), 2),
-        "missed": ratio((truth & ~judged.listed).sum(), truth.sum()),
+        "listed": round(entries / max(1, len(gt)), 2),
+        "missed": ratio((gt & ~judged.listed).sum(), gt.sum()),
         "weak": dict(sorted(weak.items(), key=lambda item: item[1])),
     }
 
 
-def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Mean over the true ones of the precision among all that score at least as much, so that equal scores have no order.
-
-    Args:
-        scores: ``[N]``. truth: bool ``[N]``, with at least one that is true.
-    """
-    values, group = np.unique(-scores, return_inverse=True)
-    hits = np.bincount(group, weights=truth, minlength=len(values))
-    precision = hits.cumsum() / np.bincount(group, minlength=len(values)).cumsum()
-    return float((precision * hits).sum() / hits.sum())
-
-
 def ratio(part: Any, whole: Any) -> float | None:
+    """A share, rounded to four decimals; None of nothing."""
     return round(float(part) / float(whole), 4) if whole else None

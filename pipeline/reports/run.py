@@ -1,4 +1,4 @@
-"""What the pages are made of: the run's figures, and what the teacher's tables say of the pictures shown."""
+"""The report of a run: its metrics, and the teacher's answers about the pictures that it shows."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 
 from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.workspace import Setup
-from hoi_distill.stages.evaluate.pages.gallery import Match, choose_pictures, gallery_items
+from hoi_distill.stages.evaluate.pages.gallery import EvaluatedSplit, Match, choose_pictures, gallery_items
 from hoi_distill.stages.evaluate.pages.report import LabelCheck, ReportData, write_report
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
 
 if TYPE_CHECKING:
     from hoi_distill.pipeline.training.request import Resolved
-    from hoi_distill.stages.evaluate.detections import Detections
-    from hoi_distill.stages.evaluate.figures import Evaluation
+    from hoi_distill.stages.evaluate.detections import HoiDetections
+    from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import HicoDetEvaluation
 
 BEST_PROMPTS = 5
 CHECKED = 500
@@ -31,31 +31,37 @@ def write_run_report(
     resolved: Resolved,
     plans: Mapping[str, TablePlan],
     run_dir: Path,
+    *,
     trained_on: str,
-    found: Detections,
-    evaluation: Evaluation,
+    detections: HoiDetections,
+    evaluation: HicoDetEvaluation,
 ) -> None:
-    """Write ``report.html``; ``student.json``, ``metrics.jsonl`` and ``evaluation.json`` of the run are there already.
+    """Write ``report.html`` beside ``student.json``, ``metrics.jsonl`` and ``evaluation.json`` of a run.
 
     Args:
+        setup: the configuration with its dataset.
+        resolved: the training.
+        plans: of all tables.
+        run_dir: the run's folder.
         trained_on: what the student learned from, a noun phrase.
+        detections: of the test split.
+        evaluation: of these detections.
     """
     test = setup.dataset["test"]
     rows = setup.sources["images"].splits["test"]
-    chosen = choose_pictures(test, found, evaluation.matched, resolved.tested)
+    split = EvaluatedSplit(test, detections, evaluation.matched)
+    chosen = choose_pictures(split, resolved.tested)
     shown = np.array([pick.image for pick in chosen])
     roles = resolved.pictures.tables
     captions = captions_of(plans.get(roles.captions or ""), rows[shown])
     matches = matches_of(setup, plans.get(roles.itm), rows[shown])
     matches = ticked(matches, test.take(shown).image_truth(), setup.vocabulary.prompts())
     gallery = gallery_items(
-        test,
-        found,
-        evaluation.matched,
+        split,
         chosen,
         lambda image: Path(test.path[image]),
-        {int(image): captions[i] for i, image in enumerate(shown)},
-        {int(image): matches[i] for i, image in enumerate(shown)},
+        captions=dict(zip(shown.tolist(), captions, strict=True)),
+        matches=dict(zip(shown.tolist(), matches, strict=True)),
     )
     done = json.loads((run_dir / "done.json").read_text())
     data = ReportData.from_run(
@@ -76,16 +82,16 @@ def write_run_report(
     write_report(run_dir / "report.html", data)
 
 
-def ticked(matches: Sequence[Sequence[Match]], truth: np.ndarray, prompts: Sequence[str]) -> list[Sequence[Match]]:
-    """The same matches, those of an annotated class marked as such; of a sentence that is no class's it is not known.
+def ticked(matches: Sequence[Sequence[Match]], gt: np.ndarray, prompts: Sequence[str]) -> list[Sequence[Match]]:
+    """Mark the matches of annotated classes. A sentence of no class keeps ``annotated=None``.
 
     Args:
         matches: of N pictures.
-        truth: ``bool [N, H]``: the interactions annotated in each.
+        gt: ``bool [N, H]``: the interactions annotated in each.
         prompts: the sentence of each class.
     """
     marked: list[Sequence[Match]] = []
-    for found, row in zip(matches, truth.tolist(), strict=True):
+    for found, row in zip(matches, gt.tolist(), strict=True):
         true: dict[str, bool] = {}
         for prompt, there in zip(prompts, row, strict=True):
             true[prompt] = there or true.get(prompt, False)
@@ -94,13 +100,15 @@ def ticked(matches: Sequence[Sequence[Match]], truth: np.ndarray, prompts: Seque
 
 
 def label_check(setup: Setup, plans: Mapping[str, TablePlan], name: str) -> LabelCheck | None:
-    """The gate of a table of image-level labels on :data:`CHECKED` random training pictures, which are all read after the
-    training; None where nothing is annotated."""
-    from hoi_distill.pipeline.reports.label_quality import gate
+    """The report on a table of image-level labels, of :data:`CHECKED` random training pictures.
+
+    All of them are read after the training. None where nothing is annotated.
+    """
+    from hoi_distill.pipeline.reports.label_quality import label_report
 
     if not len(setup.dataset["train"].hoi):
         return None
-    report = gate(setup, plans, name, CHECKED)
+    report = label_report(setup, plans, name, CHECKED)
     rows = []
     for when, of in (("before", "of the texts alone"), ("after", "of texts and yes/no answers")):
         for part, which in ((report[when], ""), ((report[when] or {}).get("actions"), ", without no_interaction")):

@@ -27,7 +27,7 @@ hold wider scores, which rank as they are."""
 
 
 @dataclass(frozen=True)
-class Detections:
+class HoiDetections:
     """Scored triplets of D detections.
 
     Attributes:

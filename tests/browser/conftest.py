@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw
 
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.pages import report
 from hoi_distill.stages.evaluate.pages.evaluation_page import write_evaluation
 from hoi_distill.stages.evaluate.pages.gallery import GalleryItem, Match
 from hoi_distill.stages.evaluate.pages.pictures import Pair
-from hoi_distill.stages.evaluate.protocols.hico_det import judge_triplets
-from hoi_distill.stages.evaluate.protocols.types import Judged
+from hoi_distill.stages.evaluate.protocols.hico_det import evaluate_triplets
+from hoi_distill.stages.evaluate.protocols.types import EvaluationResult
 
 MARKUP = "<img src=x onerror=\"console.error('obeyed')\"><b>a man & a dog</b>"
 SHORT_MARKUP = "<i onerror=x>"
@@ -67,7 +67,7 @@ def gallery(count: int) -> list[GalleryItem]:
                 kind=("best", "worst", "random")[i * 3 // count],
                 note="1 of 2 pairs found by as many predictions",
                 predictions=pairs_in(width, height, True),
-                truths=pairs_in(width, height, False) if i % 4 else [],
+                annotated=pairs_in(width, height, False) if i % 4 else [],
                 captions=[
                     ("", MARKUP),
                     ("a list of what people do:", "a person holding a ball and a person sitting on a chair"),
@@ -175,7 +175,7 @@ def experiments_page() -> report.ExperimentsPage:
     )
 
 
-def judged() -> Judged:
+def judged() -> EvaluationResult:
     """An evaluated file of 54 classes whose first verb is markup, with every kind of error and a class without pairs."""
     rng = np.random.default_rng(4)
     hois = np.array([(verb, thing) for thing in range(len(OBJECTS)) for verb in range(len(VERBS))], np.int16)
@@ -194,11 +194,11 @@ def judged() -> Judged:
     rows = np.repeat(np.arange(400), 4)
     said = np.where(rng.random(1600) < 0.7, hoi[rows], rng.integers(0, len(hois), 1600)).astype(np.int32)
     off = rng.normal(0, 25, (2, 1600, 1)).astype(np.float32) * (rng.random((2, 1600, 1)) < 0.5)
-    found = Detections(
+    found = HoiDetections(
         image[rows].astype(np.int32), human[rows] + off[0], thing[rows] + off[1], hois[said, 1].astype(np.int32),
         hois[said, 0].astype(np.int32), said, rng.random(1600).astype(np.float32),
     )  # fmt: skip
-    return judge_triplets(annotated, found, rng.integers(0, 60, len(hois)))
+    return evaluate_triplets(annotated, found, rng.integers(0, 60, len(hois)))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from PIL import Image
 
 from hoi_distill.pipeline import prediction
 from hoi_distill.pipeline.prediction import predict_pictures
-from hoi_distill.stages.student import pretrained
 from hoi_distill.stages.student.methods.vlm_hoi.config import network_config
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
 from hoi_distill.stages.student.methods.vlm_hoi.student import VlmHoiStudent
@@ -90,7 +89,7 @@ def test_everything_works_where_it_is_told_to(checkpoint, tmp_path, monkeypatch)
     ],
 )
 def test_places_are_tried_before_the_checkpoint_is_loaded(tmp_path, monkeypatch, device, out, said):
-    monkeypatch.setattr(pretrained, "load_student", None)
+    monkeypatch.setattr("hoi_distill.stages.student.pretrained.load_student", None)
     given = picture(tmp_path / "in/a.jpg", 1)
     with pytest.raises(UserError, match=said) as refusal:
         predict_pictures(tmp_path, [given], tmp_path / out, None, 0.5, device)

@@ -1,18 +1,19 @@
-"""What the wrong detections got wrong, and why the missed pairs were missed.
+"""Why detections are false positives, and why annotated pairs were missed.
 
-Categories exclude one another: each detection, and each missed pair, belongs to the first of its list whose condition
-holds. Overlaps are intersection over union with the annotated boxes of the same picture; a box is *on* another from
-0.5, and *near* it from 0.1 (as in Hoiem et al., ECCV 2012, and TIDE, ECCV 2020, carried over to pairs of boxes).
+Categories exclude one another: each detection, and each missed pair, belongs to the first category of its list whose
+condition holds. Overlaps are intersection over union with the annotated boxes of the same picture. A box is *on* another
+from 0.5, and *near* it from 0.1. The categories follow Hoiem et al., ECCV 2012, and TIDE, ECCV 2020, for pairs of boxes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import IntFlag, auto
 
 import numpy as np
 
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.metrics.average_precision import iou
 from hoi_distill.stages.evaluate.metrics.curves import Ranking
 
@@ -42,12 +43,54 @@ MISSES = {
 }
 """Why an annotated pair was missed, in the order in which reasons are tried. All counted detections are looked at."""
 
-_DUPLICATE, _VERB, _OBJECT, _NEITHER, _OBJECT_BOX, _HUMAN_BOX, _BOTH_BOXES, _ON_HUMAN, _ON_OBJECT = 1 << np.arange(9)
+
+class _Overlap(IntFlag):
+    """How a detection lies on an annotated pair of its picture. ``OWN``: verb and object are those of the pair."""
+
+    BOTH_OWN = auto()
+    BOTH_OBJECT = auto()
+    BOTH_VERB = auto()
+    BOTH = auto()
+    HUMAN_ON_OBJECT_NEAR = auto()
+    OBJECT_ON_HUMAN_NEAR = auto()
+    BOTH_NEAR = auto()
+    HUMAN = auto()
+    OBJECT = auto()
+
+
+_EXPLAINS_ERROR = (
+    _Overlap.BOTH_OWN,
+    _Overlap.BOTH_OBJECT,
+    _Overlap.BOTH_VERB,
+    _Overlap.BOTH,
+    _Overlap.HUMAN_ON_OBJECT_NEAR,
+    _Overlap.OBJECT_ON_HUMAN_NEAR,
+    _Overlap.BOTH_NEAR,
+    _Overlap.HUMAN | _Overlap.OBJECT,
+)
+"""What explains a wrong detection, in the order of KINDS from "duplicate" on. All flags must be set, on any pairs."""
+
+_EXPLAINS_MISS = (
+    _Overlap.BOTH_OWN,
+    _Overlap.BOTH_OBJECT,
+    _Overlap.BOTH_VERB,
+    _Overlap.BOTH,
+    _Overlap.BOTH_NEAR,
+)
+"""What explains a missed pair, in the order of MISSES."""
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
-    """Annotated pairs as columns: ``image, object, verb`` int [G], boxes ``float32 [G, 4]`` xyxy pixels, half-open."""
+class AnnotatedPairs:
+    """Annotated pairs as columns.
+
+    Attributes:
+        image: ``int [G]`` picture.
+        human_box: ``float32 [G, 4]``, xyxy pixels, zero-based half-open.
+        object_box: ``float32 [G, 4]``, in the same format.
+        object: ``int [G]`` object category.
+        verb: ``int [G]``.
+    """
 
     image: np.ndarray
     human_box: np.ndarray
@@ -58,56 +101,81 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """``kind`` int8 [D]: position in :data:`KINDS` of each detection (-1: not counted by the evaluation);
-    ``miss`` int8 [G]: position in :data:`MISSES` of each annotated pair, -1 for those found."""
+    """The category of every detection and of every annotated pair.
 
+    Attributes:
+        detections: what was diagnosed.
+        pairs: the annotated pairs of the same pictures.
+        kind: ``int8 [D]`` position in :data:`KINDS` of each detection, -1 if the evaluation does not count it.
+        miss: ``int8 [G]`` position in :data:`MISSES` of each annotated pair, -1 if it was found.
+    """
+
+    detections: HoiDetections
+    pairs: AnnotatedPairs
     kind: np.ndarray
     miss: np.ndarray
 
 
-def diagnose(detections: Detections, pairs: Pairs, matched: np.ndarray, counted: np.ndarray) -> Diagnosis:
+def diagnose(detections: HoiDetections, pairs: AnnotatedPairs, matched: np.ndarray, counted: np.ndarray) -> Diagnosis:
     """Sort every counted detection and every annotated pair into its category.
 
     Args:
-        matched: ``int64 [D]`` the pair each detection found, -1 where it is wrong.
+        detections: of all pictures.
+        pairs: the annotated pairs of the same pictures.
+        matched: ``int64 [D]`` the pair that each detection found, -1 for a false positive.
         counted: ``bool [D]``, False where the evaluation left a detection out.
     """
-    verdict = np.zeros(len(detections), np.int64)
-    seen = np.zeros(len(pairs.image), np.int64)
+    of_detection = np.zeros(len(detections), np.int64)
+    of_pair = np.zeros(len(pairs.image), np.int64)
     rows = np.flatnonzero(counted)
     for owner, pair in _candidates(detections.image, rows, pairs.image):
-        human = iou(detections.human_box[owner], pairs.human_box[pair])
-        thing = iou(detections.object_box[owner], pairs.object_box[pair])
-        verb = detections.verb[owner] == pairs.verb[pair]
-        category = detections.object[owner] == pairs.object[pair]
-        own, on_human, on_object = verb & category, human >= ON, thing >= ON
-        on = on_human & on_object
-        near = own & (human >= NEAR) & (thing >= NEAR)
-        bits = (
-            (on & own) * _DUPLICATE + (on & category) * _VERB + (on & verb) * _OBJECT + on * _NEITHER
-            + (near & on_human) * _OBJECT_BOX + (near & on_object) * _HUMAN_BOX + near * _BOTH_BOXES
-            + on_human * _ON_HUMAN + (on_object & category) * _ON_OBJECT
-        )  # fmt: skip
+        flags = _overlaps(detections, pairs, owner, pair)
         begins = np.flatnonzero(np.diff(owner, prepend=-1))
-        verdict[owner[begins]] = np.bitwise_or.reduceat(bits, begins)
-        np.bitwise_or.at(seen, pair, bits)
-    both = _ON_HUMAN | _ON_OBJECT
-    kind = _first(
-        [matched >= 0]
-        + [verdict & bit > 0 for bit in (_DUPLICATE, _VERB, _OBJECT, _NEITHER, _OBJECT_BOX, _HUMAN_BOX, _BOTH_BOXES)]
-        + [verdict & both == both]
-    )
+        of_detection[owner[begins]] = np.bitwise_or.reduceat(flags, begins)
+        np.bitwise_or.at(of_pair, pair, flags)
+    kind = _first([matched >= 0, *(of_detection & int(flags) == flags for flags in _EXPLAINS_ERROR)])
     kind[~counted] = -1
-    miss = _first([seen & bit > 0 for bit in (_DUPLICATE, _VERB, _OBJECT, _NEITHER, _BOTH_BOXES)])
+    miss = _first([of_pair & int(flags) == flags for flags in _EXPLAINS_MISS])
     miss[matched[matched >= 0]] = -1
-    return Diagnosis(kind, miss)
+    return Diagnosis(detections, pairs, kind, miss)
 
 
-def confusions(detections: Detections, pairs: Pairs, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The annotated pair on which each of ``rows`` lies with both boxes although it is not of its class.
+def _overlaps(detections: HoiDetections, pairs: AnnotatedPairs, owner: np.ndarray, pair: np.ndarray) -> np.ndarray:
+    """``int64 [M]``: the :class:`_Overlap` flags of M detections (``owner``) and pairs."""
+    human = iou(detections.human_box[owner], pairs.human_box[pair])
+    obj = iou(detections.object_box[owner], pairs.object_box[pair])
+    verb = detections.verb[owner] == pairs.verb[pair]
+    category = detections.object[owner] == pairs.object[pair]
+    on_human, on_object = human >= ON, obj >= ON
+    on = on_human & on_object
+    near = verb & category & (human >= NEAR) & (obj >= NEAR)
+    conditions = {
+        _Overlap.BOTH_OWN: on & verb & category,
+        _Overlap.BOTH_OBJECT: on & category,
+        _Overlap.BOTH_VERB: on & verb,
+        _Overlap.BOTH: on,
+        _Overlap.HUMAN_ON_OBJECT_NEAR: near & on_human,
+        _Overlap.OBJECT_ON_HUMAN_NEAR: near & on_object,
+        _Overlap.BOTH_NEAR: near,
+        _Overlap.HUMAN: on_human,
+        _Overlap.OBJECT: on_object & category,
+    }
+    flags = np.zeros(len(owner), np.int64)
+    for flag, condition in conditions.items():
+        flags += condition * int(flag)
+    return flags
 
-    Where there are several: one with its object, else one with its verb, else any; of those the one with the largest
-    min(IoU_human, IoU_object), the first stored of equals.
+
+def confusions(detections: HoiDetections, pairs: AnnotatedPairs, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The annotated pair of another class on which a detection lies with both boxes.
+
+    Of several pairs it is one with the detection's object, else one with its verb, else any. Of those it is the one with
+    the largest min(IoU_human, IoU_object), the first stored of equals.
+
+    Args:
+        detections: of all pictures.
+        pairs: the annotated pairs of the same pictures.
+        rows: ``int64 [R]`` detections to look at.
 
     Returns:
         Rows and pairs, ``int64 [K]`` each; rows that lie on no such pair are left out.
@@ -134,7 +202,7 @@ def confusions(detections: Detections, pairs: Pairs, rows: np.ndarray) -> tuple[
 def decisive(ranking: Ranking) -> np.ndarray:
     """``bool [M]``: the n highest-ranked detections of each class, n being its number of annotated pairs.
 
-    A perfect detector has only right ones among them; far below them, errors of any kind cost next to nothing.
+    A perfect detector has only true positives among them. Errors far below them cost next to nothing.
     """
     return ranking.rank() < ranking.positives[ranking.klass]
 
@@ -142,8 +210,10 @@ def decisive(ranking: Ranking) -> np.ndarray:
 def _candidates(
     image: np.ndarray, rows: np.ndarray, pair_image: np.ndarray, at_once: int = 1 << 19
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every (detection, pair) of the same picture, ``int64`` each, in parts of about ``at_once``; all pairs of a
-    detection come together, and in one part."""
+    """Every (detection, pair) of the same picture, ``int64`` each, in parts of about ``at_once``.
+
+    All pairs of a detection are neighbours in one part.
+    """
     by_image = np.argsort(pair_image, kind="stable")
     sorted_image = pair_image[by_image]
     first = np.searchsorted(sorted_image, image[rows], "left")
@@ -161,7 +231,7 @@ def _candidates(
 
 
 def _first(conditions: list[np.ndarray]) -> np.ndarray:
-    """``int8``: the first condition that holds, their number where none does."""
+    """``int8``: the position of the first condition that holds, the number of conditions where none holds."""
     kind = np.full(len(conditions[0]), len(conditions), np.int8)
     for number in reversed(range(len(conditions))):
         kind[conditions[number]] = number

@@ -1,23 +1,33 @@
-"""The diagnosis of one detections file as tables: how often each error occurs, what it costs, and who is taken for whom."""
+"""The diagnosis of one detections file as tables: how often each error occurs, what it costs, and what is confused."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from hoi_distill.stages.evaluate.detections import Detections
-from hoi_distill.stages.evaluate.diagnosis.errors import KINDS, MISSES, Diagnosis, Pairs, confusions, decisive
-from hoi_distill.stages.evaluate.metrics.bootstrap import Weighted
+from hoi_distill.stages.evaluate.diagnosis.errors import KINDS, MISSES, Diagnosis, confusions, decisive
+from hoi_distill.stages.evaluate.metrics.bootstrap import WeightedPrecision
 from hoi_distill.stages.evaluate.metrics.curves import Ranking
+
+LISTED = 12
+"""Confusions of verbs, or of objects, in a table."""
 
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """One category of detections. ``decisive`` counts those among the n best of their class (see
-    :func:`hoi_distill.stages.evaluate.diagnosis.errors.decisive`), ``all`` every counted one; ``gain`` is what the mean
-    average precision would gain, in percentage points, if they were not there (0 for right ones)."""
+    """One category of detections.
+
+    Attributes:
+        kind: a key of :data:`hoi_distill.stages.evaluate.diagnosis.errors.KINDS`.
+        text: its description.
+        decisive: how many of them are among the n best of their class
+            (:func:`hoi_distill.stages.evaluate.diagnosis.errors.decisive`).
+        all: how many of them are counted.
+        gain: percentage points that the mean average precision would rise without them; 0 for true positives.
+    """
 
     kind: str
     text: str
@@ -28,7 +38,13 @@ class ErrorRow:
 
 @dataclass(frozen=True)
 class MissRow:
-    """One reason for which annotated pairs were missed, and how many."""
+    """One reason why annotated pairs were missed, and how many pairs.
+
+    Attributes:
+        reason: a key of :data:`hoi_distill.stages.evaluate.diagnosis.errors.MISSES`.
+        text: its description.
+        pairs: how many.
+    """
 
     reason: str
     text: str
@@ -37,7 +53,7 @@ class MissRow:
 
 @dataclass(frozen=True)
 class ConfusionRow:
-    """``count`` decisive detections said class ``said`` on a pair annotated as ``annotated``."""
+    """``count`` decisive detections said class ``said`` on a pair annotated as class ``annotated``."""
 
     annotated: int
     said: int
@@ -46,8 +62,16 @@ class ConfusionRow:
 
 @dataclass(frozen=True, eq=False)
 class ErrorSummary:
-    """Tables of the whole file, and per class: ``class_kinds`` int [C, kinds] of decisive detections, ``class_misses`` int
-    [C, reasons] of annotated pairs."""
+    """The diagnosis as tables.
+
+    Attributes:
+        errors: categories of detections.
+        misses: reasons of missed pairs.
+        verbs: the most frequent confusions of verbs.
+        objects: the most frequent confusions of objects.
+        class_kinds: ``int [C, kinds]`` decisive detections of each class and category.
+        class_misses: ``int [C, reasons]`` missed pairs of each class and reason.
+    """
 
     errors: Sequence[ErrorRow]
     misses: Sequence[MissRow]
@@ -56,7 +80,8 @@ class ErrorSummary:
     class_kinds: np.ndarray
     class_misses: np.ndarray
 
-    def as_json(self) -> dict[str, list[dict]]:
+    def as_json(self) -> dict[str, list[dict[str, Any]]]:
+        """The tables of the whole file."""
         return {
             "detections": [vars(row) | {"gain": round(row.gain, 6)} for row in self.errors],
             "missed_pairs": [vars(row) for row in self.misses],
@@ -66,69 +91,61 @@ class ErrorSummary:
 
 
 def summarise(
-    detections: Detections,
-    pairs: Pairs,
+    diagnosis: Diagnosis,
     ranking: Ranking,
-    found: Diagnosis,
     ranked_pairs: np.ndarray,
-    pictures: int,
+    *,
     grid: np.ndarray | None,
     hoi_of: np.ndarray,
     averaged: int | None = None,
-    most: int = 12,
 ) -> ErrorSummary:
-    """Count, and measure what each kind of error costs under the default setting's ``ranking``.
+    """Count the errors, and measure what each kind costs under the default setting's ranking.
 
     Args:
-        ranked_pairs: ``int64 [G]`` rows of ``pairs`` that the ranking's pairs are.
+        diagnosis: of the whole file.
+        ranking: of the default setting.
+        ranked_pairs: ``int64 [G]`` rows of the diagnosis's pairs that the ranking's ground truth is.
         grid: recall levels of average precision, None for all points.
-        hoi_of: ``int [V, O]`` class of a verb and an object, -1 where they are none; names both sides of a confusion.
-        averaged: classes in the mean, by default those that have pairs.
-        most: confusions to list of either sort.
+        hoi_of: ``int [V, O]`` class of a verb and an object, -1 where they are none; it names the classes of a
+            confusion.
+        averaged: number of classes in the mean, by default those that have pairs.
     """
-    kind, first = found.kind[ranking.row], decisive(ranking)
-    weight = np.ones(pictures, np.int64)
+    kind, miss, first = diagnosis.kind[ranking.row], diagnosis.miss[ranked_pairs], decisive(ranking)
+    weight = np.ones(ranking.images, np.int64)
     classes = averaged or max(1, int(np.count_nonzero(ranking.positives)))
 
-    def mean(left: Ranking) -> float:
-        return float(np.nansum(Weighted(left, pictures, grid).average_precision(weight))) / classes
+    def mean(part: Ranking) -> float:
+        return float(np.nansum(WeightedPrecision(part, grid).average_precision(weight))) / classes
 
-    figure = mean(ranking)
+    whole = mean(ranking)
     errors = []
     for number, (name, text) in enumerate(KINDS.items()):
         here = kind == number
-        gain = 0.0
-        if number and here.any():
-            gain = 100 * (mean(ranking.without(here)) - figure)
+        gain = 100 * (mean(ranking.select(~here)) - whole) if number and here.any() else 0.0
         errors.append(ErrorRow(name, text, int((here & first).sum()), int(here.sum()), gain))
-    misses = [
-        MissRow(name, text, int((found.miss[ranked_pairs] == n).sum())) for n, (name, text) in enumerate(MISSES.items())
-    ]
-
     verbs, objects = (
-        _confused(detections, pairs, ranking.row[first & (kind == list(KINDS).index(name))], hoi_of, most)
+        _confused(diagnosis, ranking.row[first & (kind == list(KINDS).index(name))], hoi_of)
         for name in ("wrong verb", "wrong object")
     )
-    miss = found.miss[ranked_pairs]
     missed = miss >= 0
     return ErrorSummary(
-        errors,
-        misses,
-        verbs,
-        objects,
-        _table(ranking.klass[first], kind[first], ranking.classes, len(KINDS)),
-        _table(ranking.pair_class[missed], miss[missed], ranking.classes, len(MISSES)),
+        errors=errors,
+        misses=[MissRow(name, text, int((miss == n).sum())) for n, (name, text) in enumerate(MISSES.items())],
+        verbs=verbs,
+        objects=objects,
+        class_kinds=_table(ranking.klass[first], kind[first], ranking.classes, len(KINDS)),
+        class_misses=_table(ranking.gt_class[missed], miss[missed], ranking.classes, len(MISSES)),
     )
 
 
-def _confused(
-    detections: Detections, pairs: Pairs, rows: np.ndarray, hoi_of: np.ndarray, most: int
-) -> list[ConfusionRow]:
+def _confused(diagnosis: Diagnosis, rows: np.ndarray, hoi_of: np.ndarray) -> list[ConfusionRow]:
+    """The most frequent confusions of the detections ``rows``."""
+    detections, pairs = diagnosis.detections, diagnosis.pairs
     row, pair = confusions(detections, pairs, rows)
     said = hoi_of[detections.verb[row], detections.object[row]]
     annotated = hoi_of[pairs.verb[pair], pairs.object[pair]]
     both, count = np.unique(np.stack([annotated, said], 1), axis=0, return_counts=True)
-    order = np.argsort(-count, kind="stable")[:most]
+    order = np.argsort(-count, kind="stable")[:LISTED]
     return [ConfusionRow(int(both[i, 0]), int(both[i, 1]), int(count[i])) for i in order]
 
 

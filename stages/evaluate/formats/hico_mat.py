@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.storage.files.writable import writing
 
 _HEADER = b"MATLAB 5.0 MAT-file, detections of human-object interactions".ljust(124) + struct.pack(
@@ -28,11 +28,13 @@ _CELL_CLASS, _DOUBLE_CLASS = 1, 6
 _EMPTY_WORDS = 14  # 32-bit words before a cell's numbers: its tag, class, dimensions, name and the numbers' tag
 
 
-def write_hico_mat(folder: Path, detections: Detections, vocabulary: Vocabulary, images: int) -> list[Path]:
-    """Write one file for each object that has interactions; those of other detections in the folder are replaced.
+def write_hico_mat(folder: Path, detections: HoiDetections, vocabulary: Vocabulary, images: int) -> list[Path]:
+    """Write one file for each object that has interactions; files of other detections in the folder are replaced.
 
     Args:
+        folder: it is created.
         detections: ``image`` counts the split's pictures; rows without a class (hoi -1) are left out.
+        vocabulary: the classes.
         images: pictures of the split, N.
 
     Returns:
@@ -51,15 +53,15 @@ def write_hico_mat(folder: Path, detections: Detections, vocabulary: Vocabulary,
         folder.mkdir(parents=True, exist_ok=True)
         # Half a set would be read beside half of an older one.
         with TemporaryDirectory(dir=folder, prefix=".") as drafts:
-            for thing in range(len(vocabulary.objects)):
-                hois = np.flatnonzero(vocabulary.hois[:, 1] == thing)
+            for obj in range(len(vocabulary.objects)):
+                hois = np.flatnonzero(vocabulary.hois[:, 1] == obj)
                 if not len(hois):
                     continue
                 rows = order[np.concatenate([np.arange(*np.searchsorted(hoi, [which, which + 1])) for which in hois])]
                 cell = np.searchsorted(hois, detections.hoi[rows]) + len(hois) * detections.image[rows].astype(np.int64)
                 by_cell = np.argsort(cell, kind="stable")
                 packed = _cell_file("all_boxes", len(hois), images, cell[by_cell], numbers[rows[by_cell]])
-                names.append(f"detections_{thing + 1:02d}.mat")
+                names.append(f"detections_{obj + 1:02d}.mat")
                 Path(drafts, names[-1]).write_bytes(packed)
             return [Path(drafts, name).replace(folder / name) for name in names]
 
@@ -68,6 +70,9 @@ def _cell_file(name: str, rows: int, columns: int, cell: np.ndarray, numbers: np
     """A MAT-file with one cell array.
 
     Args:
+        name: of the variable.
+        rows: of the cell array.
+        columns: of the cell array.
         cell: ``int64 [D]`` cell of each row of numbers, non-decreasing, counted down the columns.
         numbers: ``float64 [D, K]``.
     """

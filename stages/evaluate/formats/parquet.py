@@ -1,4 +1,4 @@
-"""Scored human-object pairs as columns, and the Parquet file in which they are exchanged."""
+"""The Parquet file of scored human-object pairs: reading with checks, and writing."""
 
 from __future__ import annotations
 
@@ -11,19 +11,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hoi_distill.stages.evaluate.detections import SCHEMA, Detections
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.evaluate.detections import SCHEMA, HoiDetections
 from hoi_distill.storage.errors import UserError
 
 
-def write_detections(path: Path, detections: Detections, image_ids: Sequence[str] | np.ndarray) -> None:
-    """Write the Parquet file, scores as wide as they are. ``image_ids`` names every picture of the dataset, in its order."""
+def write_detections(path: Path, detections: HoiDetections, image_ids: Sequence[str] | np.ndarray) -> None:
+    """Write the Parquet file; scores keep their width.
+
+    Args:
+        path: the file.
+        detections: ``image`` counts ``image_ids``.
+        image_ids: every picture of the dataset, in its order.
+    """
     ids = pa.DictionaryArray.from_arrays(detections.image.astype(np.int32), pa.array(image_ids, pa.string()))
-    columns: list[pa.Array] = [ids.cast(pa.string())]
-    for box in (detections.human_box, detections.object_box):
-        columns.append(pa.FixedSizeListArray.from_arrays(np.ascontiguousarray(box, np.float32).reshape(-1), 4))
-    for ints in (detections.object, detections.verb, detections.hoi):
-        columns.append(pa.array(ints.astype(np.int32)))
-    columns.append(pa.array(detections.score))
+    boxes = (
+        pa.FixedSizeListArray.from_arrays(np.ascontiguousarray(box, np.float32).reshape(-1), 4)
+        for box in (detections.human_box, detections.object_box)
+    )
+    numbers = (pa.array(column.astype(np.int32)) for column in (detections.object, detections.verb, detections.hoi))
+    columns: list[pa.Array] = [ids.cast(pa.string()), *boxes, *numbers, pa.array(detections.score)]
     at = SCHEMA.get_field_index("score")
     schema = SCHEMA.set(at, SCHEMA.field(at).with_type(columns[at].type))
     pq.write_table(pa.table(columns, schema=schema), path, compression="zstd")
@@ -32,38 +39,44 @@ def write_detections(path: Path, detections: Detections, image_ids: Sequence[str
 def read_detections(
     path: Path,
     image_ids: Sequence[str] | np.ndarray,
-    hois: np.ndarray | None,
-    objects: int,
-    verbs: int,
+    vocabulary: Vocabulary,
+    *,
+    any_class: bool = False,
     every_row_classed: bool = False,
     object_optional: bool = False,
-) -> Detections:
-    """Read and check a Parquet file of detections, or a folder of such files, which are its parts in the order of their
-    names.
+) -> HoiDetections:
+    """Read and check a Parquet file of detections, or a folder of such files: its parts, in the order of their names.
 
     Args:
+        path: the file or folder.
         image_ids: the N pictures of the split, in its order.
-        hois: ``int [H, 2]`` (verb, object) of each class; None: of which vocabulary classes are does not matter.
-        objects, verbs: sizes of the two vocabularies.
+        vocabulary: the classes that object, verb and hoi count.
+        any_class: allow classes of another list; do not check that hoi is the class of verb and object.
         every_row_classed: refuse rows whose hoi is -1.
-        object_optional: allow an object of -1: a verb done without one, or with one of no known category.
+        object_optional: allow an object of -1: the verb has no object, or an object of no known category.
 
     Raises:
-        UserError: the file is missing or no Parquet file, lacks a column or has it twice, has one of another type, an
-            empty or non-finite value, a picture that is not in the split, an id out of range, an inverted box, or a class
-            that is not its own verb and object (what mixed-up object orders look like).
+        UserError: the file is missing or no Parquet file, lacks a column or has it twice, has a column of another type,
+            an empty or non-finite value, a picture that is not in the split, an id out of range, an inverted box, or a
+            class that is not its own verb and object (as when two orders of objects are mixed up).
     """
     if parts := parquet_parts(path):
         read = [
-            read_detections(part, image_ids, hois, objects, verbs, every_row_classed, object_optional) for part in parts
-        ]
-        return Detections(*(np.concatenate([getattr(one, field.name) for one in read]) for field in fields(Detections)))
+            read_detections(
+                part, image_ids, vocabulary,
+                any_class=any_class, every_row_classed=every_row_classed, object_optional=object_optional,
+            )
+            for part in parts
+        ]  # fmt: skip
+        return HoiDetections(
+            *(np.concatenate([getattr(one, field.name) for one in read]) for field in fields(HoiDetections))
+        )
     table = _read_columns(path)
     image = _pictures(path, table["image_id"], image_ids)
     boxes = {name: _boxes(path, name, table[name]) for name in ("human_box", "object_box")}
     ids = {}
-    classes = np.iinfo(np.int32).max if hois is None else len(hois)
-    for name, low, high in (("object", -object_optional, objects), ("verb", 0, verbs), ("hoi", -1, classes)):
+    sizes = len(vocabulary.objects), len(vocabulary.verbs), np.iinfo(np.int32).max if any_class else len(vocabulary)
+    for name, low, high in zip(("object", "verb", "hoi"), (-object_optional, 0, -1), sizes, strict=True):
         ids[name] = _cast(path, name, table[name], pa.int64()).to_numpy()
         _refuse(path, (ids[name] < low) | (ids[name] >= high), name, ids[name], f"is outside {low} ... {high - 1}")
     if every_row_classed:
@@ -73,9 +86,9 @@ def read_detections(
     )
     score = _cast(path, "score", table["score"], pa.float32() if narrow else pa.float64()).to_numpy()
     _refuse(path, ~np.isfinite(score), "score", score, "is not a finite number")
-    if hois is not None:
-        _refuse_mixed_up(path, ids, hois)
-    return Detections(
+    if not any_class:
+        _refuse_mixed_up(path, ids, vocabulary.hois)
+    return HoiDetections(
         image, boxes["human_box"], boxes["object_box"],
         ids["object"].astype(np.int32), ids["verb"].astype(np.int32), ids["hoi"].astype(np.int32), score,
     )  # fmt: skip
@@ -87,9 +100,9 @@ def _refuse_mixed_up(path: Path, ids: dict[str, np.ndarray], hois: np.ndarray) -
     other = (hois[ids["hoi"][classed]] != np.stack([ids["verb"], ids["object"]], 1)[classed]).any(1)
     if other.any():
         row = int(classed[other.argmax()])
-        verb, thing = hois[ids["hoi"][row]]
+        verb, obj = hois[ids["hoi"][row]]
         raise UserError(
-            f"{path}: row {row}: hoi {ids['hoi'][row]} is verb {verb} with object {thing}, but the row says verb "
+            f"{path}: row {row}: hoi {ids['hoi'][row]} is verb {verb} with object {obj}, but the row says verb "
             f"{ids['verb'][row]} with object {ids['object'][row]}; objects are counted in COCO-80 order, person = 0"
         )
 

@@ -13,17 +13,19 @@ import numpy as np
 
 from hoi_distill.stages.data.hico_det.matlab import without_compression
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.storage.errors import UserError
 
 
-def read_pocket_mat(folder: Path, image_ids: Sequence[str] | np.ndarray, vocabulary: Vocabulary) -> Detections:
-    """Read all files of a folder; detections come by picture, then by class and as stored in its cell.
+def read_pocket_mat(folder: Path, image_ids: Sequence[str] | np.ndarray, vocabulary: Vocabulary) -> HoiDetections:
+    """Read all files of a folder. Detections are sorted by picture, then by class, then as stored in its cell.
 
     Args:
-        image_ids: the N pictures of the split in the order of HICO-DET's own list, so by name. All of them: a column
-            says which picture it is by its place alone.
+        folder: with one file for each object.
+        image_ids: the N pictures of the split in the order of HICO-DET's own list, so by name. All of them: the
+            place of a column says which picture it is.
+        vocabulary: the classes.
 
     Raises:
         UserError: a file is missing or no MAT-file, has no ``all_boxes``, another number of rows than its object has
@@ -33,26 +35,26 @@ def read_pocket_mat(folder: Path, image_ids: Sequence[str] | np.ndarray, vocabul
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; give the one with detections_01.mat to detections_80.mat")
     columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for thing in range(len(vocabulary.objects)):
-        hois = np.flatnonzero(vocabulary.hois[:, 1] == thing)
+    for obj in range(len(vocabulary.objects)):
+        hois = np.flatnonzero(vocabulary.hois[:, 1] == obj)
         if len(hois):
-            columns.append(_object_file(folder / f"detections_{thing + 1:02d}.mat", thing, hois, image_ids, vocabulary))
+            columns.append(_object_file(folder / f"detections_{obj + 1:02d}.mat", obj, hois, image_ids, vocabulary))
     image, hoi, numbers = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     order = np.lexsort((hoi, image))
     image, hoi, numbers = image[order], hoi[order], numbers[order]
     boxes = box_ops.single(numbers[:, :8] + np.tile([0, 0, 1, 1], 2))  # inclusive to half-open
-    verb, thing_of = vocabulary.hois[hoi].T.astype(np.int32)
-    return Detections(
+    verb, obj_of = vocabulary.hois[hoi].T.astype(np.int32)
+    return HoiDetections(
         image.astype(np.int32), boxes[:, :4], boxes[:, 4:],
-        thing_of, verb, hoi.astype(np.int32), numbers[:, 8],
+        obj_of, verb, hoi.astype(np.int32), numbers[:, 8],
     )  # fmt: skip
 
 
 def _object_file(
-    file: Path, thing: int, hois: np.ndarray, image_ids: Sequence[str] | np.ndarray, vocabulary: Vocabulary
+    file: Path, obj: int, hois: np.ndarray, image_ids: Sequence[str] | np.ndarray, vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``image`` and ``hoi`` int64 [D] and ``numbers`` float64 [D, 9] of one object's file."""
-    cells, name = _all_boxes(file), vocabulary.objects[thing]
+    cells, name = _all_boxes(file), vocabulary.objects[obj]
     if cells.dtype != object:
         raise UserError(
             f"{file}: all_boxes is a table of numbers, not a cell array [interactions x pictures]; run the step that "
@@ -106,6 +108,6 @@ def _all_boxes(file: Path) -> np.ndarray:
         raise UserError(f"{file}: there is no such file; a folder of detections has one for every object") from None
     except KeyError:
         raise UserError(f"{file}: there is no variable all_boxes; the official evaluation reads that one") from None
-    except Exception as error:  # scipy raises whatever its parser stumbles over
+    except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{file}: this is not a readable MAT-file ({reason}); save it again as version 7") from None

@@ -30,7 +30,7 @@ from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
 from hoi_distill.stages.data.reading.json_columns import integers, number_rows
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.storage.errors import UserError
 
@@ -59,13 +59,15 @@ class _Rows:
             raise UserError(f"{self.path}: entry {entry + 1} ({self.names[entry]}): {self.key} {place} {complaint}")
 
 
-def read_qpic_json(path: Path, annotations: Annotations, frame: str | None = None) -> Detections:
-    """Read a file in any of the layouts above. Triplets whose verb and object are no class are left out;
-    they rank last in these files, with a score of 0.
+def read_qpic_json(path: Path, annotations: Annotations, frame: str | None = None) -> HoiDetections:
+    """Read a file in any of the layouts above.
+
+    Triplets whose verb and object are no class are left out. They rank last in these files, with a score of 0.
 
     Args:
+        path: the file.
         annotations: the split, with its vocabulary; pictures are known by ``image_id``.
-        frame: a key of :data:`FRAMES`; None decides as said above, zero-based where nothing in the file tells.
+        frame: a key of :data:`FRAMES`; None decides as the module says, zero-based where nothing in the file tells.
 
     Raises:
         UserError: no such file, no JSON, another layout; a picture that is not in the split or comes twice; an entry, box
@@ -108,16 +110,19 @@ def read_qpic_json(path: Path, annotations: Annotations, frame: str | None = Non
         hoi, last = ids[:, 2], len(annotations.vocabulary) - 1
         of_triplet.refuse((hoi < 0) | (hoi > last), f"has an unknown interaction as category_id; they are 0 to {last}")
     else:
-        hoi = _interactions(categories, human, target, ids[:, 2], annotations.vocabulary, of_box, of_triplet)
+        hoi = _interactions(
+            categories, human, target, ids[:, 2],
+            vocabulary=annotations.vocabulary, of_box=of_box, of_triplet=of_triplet,
+        )  # fmt: skip
     kept = hoi >= 0
     if 2 * np.sum(~kept & (numbers[:, 3] > 0)) > len(kept):
         of_triplet.refuse(~kept, "and most others have a verb and an object that are no class; see to both orders")
     hoi, human, target = hoi[kept], human[kept], target[kept]
-    verb, thing = annotations.vocabulary.hois[hoi].T.astype(np.int32)
+    verb, obj = annotations.vocabulary.hois[hoi].T.astype(np.int32)
     picture = np.array([index[name] for name in names], np.int32)
-    return Detections(
+    return HoiDetections(
         picture[of_triplet.entry[kept]], corners[human], corners[target],
-        thing, verb, hoi.astype(np.int32), numbers[kept, 3],
+        obj, verb, hoi.astype(np.int32), numbers[kept, 3],
     )  # fmt: skip
 
 
@@ -190,6 +195,7 @@ def _interactions(
     human: np.ndarray,
     target: np.ndarray,
     verb: np.ndarray,
+    *,
     vocabulary: Vocabulary,
     of_box: _Rows,
     of_triplet: _Rows,
@@ -202,14 +208,14 @@ def _interactions(
     is_coco = person == 1 and tuple(vocabulary.objects) == COCO_OBJECTS
     numbers = COCO_CATEGORY_IDS if is_coco else range(person, person + len(vocabulary.objects))
     index = {number: i for i, number in enumerate(numbers)}
-    thing = np.array([index.get(number, -1) for number in given.tolist()], np.int64)[target]
-    of_triplet.refuse(thing < 0, f"has an object_id of an unknown category; they are {numbers[0]} to {numbers[-1]}")
+    obj = np.array([index.get(number, -1) for number in given.tolist()], np.int64)[target]
+    of_triplet.refuse(obj < 0, f"has an object_id of an unknown category; they are {numbers[0]} to {numbers[-1]}")
     verb = verb - person
     last = len(vocabulary.verbs) - 1
     of_triplet.refuse(
         (verb < 0) | (verb > last), f"has an unknown verb as category_id; they are {person} to {last + person}"
     )
-    return vocabulary.hoi_id()[verb, thing].astype(np.int64)
+    return vocabulary.hoi_id()[verb, obj].astype(np.int64)
 
 
 def _frame(gts: list[Any], annotations: Annotations, index: dict[str, int], most: int = 200) -> str:

@@ -34,6 +34,7 @@ def read_v_coco_json(path: str | Path, image_ids: Sequence[str] | np.ndarray) ->
     """Read and check the official list; boxes become half-open.
 
     Args:
+        path: the file.
         image_ids: str [N], decimal COCO ids of the split's pictures, in its order. In the file a picture may be a
             number, its decimal digits or COCO's file name.
 

@@ -1,10 +1,14 @@
-"""Average precision of scored human-object pairs, as array operations on columns.
+"""Matching, ranking and average precision of scored detections, as array operations on columns.
 
-Detections and annotated pairs ("truths") are given as columns. Every one belongs to a *group*, the pairs of one class
-in one picture, and a detection can only match a truth of its own group. What evaluators disagree on is one function or
-one named argument here: what overlap is (:func:`iou`), how a truth is chosen and from which overlap it counts
+Detections and annotated pairs (ground truth, ``gt``) are columns. Each of them belongs to a *group*: the pairs of one
+class in one picture. A detection can only match ground truth of its own group. Evaluators disagree on four things, and
+each is one function or one argument here: what overlap is (:func:`iou`), which ground truth a detection takes
 (:func:`best_matches`, :func:`first_unused_matches`), how detections rank (:func:`ranking`), and on which recall grid
 precision is read (:func:`interpolated_precision`).
+
+:func:`all_point_precision` and :func:`tie_averaged_precision` are two other definitions of average precision. They give
+other digits than :func:`interpolated_precision`. Weights of pictures are in
+:mod:`hoi_distill.stages.evaluate.metrics.bootstrap`.
 """
 
 from __future__ import annotations
@@ -29,9 +33,10 @@ def iou(a: np.ndarray, b: np.ndarray, short: float = 0.0, least: float = 0.0) ->
     """Intersection over union of boxes taken pairwise.
 
     Args:
-        a, b: ``float [M, 4]``, xyxy pixels, zero-based half-open, so that width is ``x2 - x1``.
-        short: pixels that every side falls short of that: 1 for ``x2 - x1`` of inclusive boxes.
-        least: an intersection whose width or height is not above this is empty.
+        a: ``float [M, 4]``, xyxy pixels, zero-based half-open, so that the width is ``x2 - x1``.
+        b: ``float [M, 4]``, in the same format.
+        short: pixels to subtract from every side: 1 gives ``x2 - x1`` of inclusive boxes.
+        least: the intersection is empty if its width or height is not above this.
 
     Returns:
         ``float64 [M]``; 0 where both boxes are empty.
@@ -45,18 +50,18 @@ def iou(a: np.ndarray, b: np.ndarray, short: float = 0.0, least: float = 0.0) ->
     return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
-def candidates(group: np.ndarray, truth_group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of a detection and a truth of the same group.
+def candidates(group: np.ndarray, gt_group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of a detection and a ground truth of the same group.
 
     Args:
         group: ``int64 [D]`` group of each detection.
-        truth_group: ``int64 [G]``.
+        gt_group: ``int64 [G]`` group of each ground truth.
 
     Returns:
-        ``detection`` and ``truth``, int64 [M]: positions, by detection and then by truth.
+        ``detection`` and ``gt``, int64 [M]: positions, sorted by detection and then by ground truth.
     """
-    by_group = np.argsort(truth_group, kind="stable")
-    sorted_group = truth_group[by_group]
+    by_group = np.argsort(gt_group, kind="stable")
+    sorted_group = gt_group[by_group]
     first = np.searchsorted(sorted_group, group, "left")
     inside = first < len(sorted_group)
     inside[inside] = sorted_group[first[inside]] == group[inside]
@@ -69,11 +74,14 @@ def candidates(group: np.ndarray, truth_group: np.ndarray) -> tuple[np.ndarray, 
 
 
 def highest(detection: np.ndarray, overlap: np.ndarray) -> np.ndarray:
-    """Of the candidates of each detection the first with the highest overlap, ``int64 [K]`` positions.
+    """The candidate of each detection with the highest overlap, the first of equals.
 
     Args:
-        detection: ``int64 [M]`` non-decreasing, from :func:`candidates`.
+        detection: ``int64 [M]``, non-decreasing, from :func:`candidates`.
         overlap: ``float [M]``.
+
+    Returns:
+        ``int64 [K]`` positions among the candidates.
     """
     if not len(detection):
         return np.zeros(0, np.int64)
@@ -83,56 +91,37 @@ def highest(detection: np.ndarray, overlap: np.ndarray) -> np.ndarray:
     return at_highest[np.unique(owner[at_highest], return_index=True)[1]]
 
 
-def best_match(
-    group: np.ndarray,
-    boxes: tuple[np.ndarray, np.ndarray],
-    truth_group: np.ndarray,
-    truths: tuple[np.ndarray, np.ndarray],
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each detection the truth of its group that it overlaps most, whether or not another detection has taken it.
+def best_matches(detection: np.ndarray, gt: np.ndarray, overlap: np.ndarray, close: np.ndarray) -> np.ndarray:
+    """The candidates that match when a detection is compared only with the ground truth that it overlaps most.
+
+    A detection is a true positive if that overlap is enough and no higher-ranked detection took the ground truth.
+    Otherwise it is a false positive, even if it overlaps another ground truth enough.
 
     Args:
-        group: ``int64 [D]`` group of each detection.
-        boxes: human and object boxes of the detections, ``float [D, 4]`` each.
-        truth_group: ``int64 [G]``.
-        truths: human and object boxes of the truths, ``float [G, 4]`` each.
-
-    Returns:
-        ``overlap`` float64 [D], the highest min(IoU of humans, IoU of objects), 0 in a group without truths; ``truth``
-        int64 [D], that truth's position (the first stored of equals), -1 in a group without truths.
-    """
-    overlap, truth = np.zeros(len(group)), np.full(len(group), -1, np.int64)
-    detection, candidate = candidates(group, truth_group)
-    overlaps = np.minimum(*(iou(box[detection], true[candidate]) for box, true in zip(boxes, truths, strict=True)))
-    best = highest(detection, overlaps)
-    overlap[detection[best]], truth[detection[best]] = overlaps[best], candidate[best]
-    return overlap, truth
-
-
-def best_matches(detection: np.ndarray, truth: np.ndarray, overlap: np.ndarray, close: np.ndarray) -> np.ndarray:
-    """Which candidates are matches when a detection is compared with the truth that it overlaps most.
-
-    It is right if that overlap is enough and no detection before it took the truth; otherwise it is wrong, even if it
-    overlaps another truth enough.
-
-    Args:
-        detection, truth: ``int64 [M]`` from :func:`candidates`, detections numbered by rank.
+        detection: ``int64 [M]`` from :func:`candidates`; detections are numbered by rank.
+        gt: ``int64 [M]`` from :func:`candidates`.
         overlap: ``float64 [M]``.
-        close: ``bool [M]`` whether that is enough.
+        close: ``bool [M]`` whether the overlap is enough.
 
     Returns:
-        ``int64 [K]`` positions among the candidates; no detection and no truth occurs twice.
+        ``int64 [K]`` positions among the candidates; no detection and no ground truth occurs twice.
     """
     best = highest(detection, overlap)
     best = best[close[best]]
-    return best[np.sort(np.unique(truth[best], return_index=True)[1])]
+    return best[np.sort(np.unique(gt[best], return_index=True)[1])]
 
 
-def first_unused_matches(detection: np.ndarray, truth: np.ndarray, close: np.ndarray) -> np.ndarray:
-    """As :func:`best_matches`, when a detection takes the first stored truth that is close and not yet taken."""
+def first_unused_matches(detection: np.ndarray, gt: np.ndarray, close: np.ndarray) -> np.ndarray:
+    """As :func:`best_matches`, but a detection takes the first stored ground truth that is close and not yet taken.
+
+    Args:
+        detection: ``int64 [M]`` from :func:`candidates`; detections are numbered by rank.
+        gt: ``int64 [M]`` from :func:`candidates`.
+        close: ``bool [M]`` whether the overlap is enough.
+    """
     matched, taken, last = [], set(), -1
     near = np.flatnonzero(close)
-    for position, which, pair in zip(near.tolist(), detection[near].tolist(), truth[near].tolist(), strict=True):
+    for position, which, pair in zip(near.tolist(), detection[near].tolist(), gt[near].tolist(), strict=True):
         if which != last and pair not in taken:
             matched.append(position)
             taken.add(pair)
@@ -141,10 +130,14 @@ def first_unused_matches(detection: np.ndarray, truth: np.ndarray, close: np.nda
 
 
 def ranking(klass: np.ndarray, score: np.ndarray, image: np.ndarray, ties: str = "first") -> np.ndarray:
-    """Order of the detections, ``int64 [D]``: by class, then by falling score.
+    """The order of the detections, ``int64 [D]``: by class, then by falling score.
 
-    ties: "first" by picture and then as stored, "last_stored" by picture and last stored first, "last" by falling
-    picture and last stored first.
+    Args:
+        klass: ``int [D]``.
+        score: ``float [D]``.
+        image: ``int [D]`` picture.
+        ties: how equal scores rank. "first": by picture, then as stored. "last_stored": by picture, then the last
+            stored first. "last": by falling picture, then the last stored first.
     """
     falling = -score.astype(np.float64)
     if ties == "first":
@@ -154,20 +147,21 @@ def ranking(klass: np.ndarray, score: np.ndarray, image: np.ndarray, ties: str =
 
 
 def interpolated_precision(
-    klass: np.ndarray, right: np.ndarray, positives: np.ndarray, grid: np.ndarray | None = RECALL_GRID
+    klass: np.ndarray, is_tp: np.ndarray, positives: np.ndarray, grid: np.ndarray | None = RECALL_GRID
 ) -> np.ndarray:
     """Average precision per class: the mean, over the recall levels of ``grid``, of the highest precision at or beyond.
 
     Args:
-        klass: ``int [D]`` class of each detection, ranked (:func:`ranking`), so non-decreasing.
-        right: ``bool [D]`` which are true positives, in the same order.
+        klass: ``int [D]`` class of each detection, in rank order (:func:`ranking`), so non-decreasing.
+        is_tp: ``bool [D]`` which detections are true positives, in the same order.
         positives: ``int [C]`` annotated pairs of each class.
-        grid: None reads precision at every recall that the pairs allow, 1 / P to P / P: the area under the curve.
+        grid: recall levels ``float64 [L]``. None reads precision at every recall from 1 / P to P / P, P being the
+            annotated pairs of the class: the area under the curve.
 
     Returns:
         ``float64 [C]`` between 0 and 1; NaN for a class without annotated pairs.
     """
-    found = np.flatnonzero(right)  # precision falls between true positives, so only they can carry a maximum
+    found = np.flatnonzero(is_tp)  # precision falls between true positives, so only they can carry a maximum
     found_class = klass[found]
     first = np.searchsorted(found_class, np.arange(len(positives) + 1))
     nth = 1 + np.arange(len(found)) - first[found_class]
@@ -182,3 +176,37 @@ def interpolated_precision(
         reached = np.searchsorted(recall, grid)
         average[which] = beyond[reached[reached < len(beyond)]].sum() / len(grid)
     return average
+
+
+def all_point_precision(is_tp: np.ndarray, positives: int) -> np.float32:
+    """All-point average precision of one class in single precision, as V-COCO's official code computes it.
+
+    Args:
+        is_tp: ``bool [D]`` which detections are true positives, by falling score.
+        positives: annotated persons of the class.
+
+    Returns:
+        A fraction; NaN for a class without annotated persons.
+    """
+    if not positives:
+        return np.float32(np.nan)
+    found = np.cumsum(is_tp, dtype=np.float32)
+    precision = (found / np.arange(1, len(is_tp) + 1, dtype=np.float32)).astype(np.float64)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    recall = np.concatenate([[0.0], found / np.float32(positives)])
+    return np.float32((np.diff(recall) * envelope).sum())
+
+
+def tie_averaged_precision(score: np.ndarray, is_positive: np.ndarray) -> float:
+    """Average precision without interpolation, in which equal scores have no order.
+
+    It is the mean, over the positive items, of the precision among all items that score at least as much.
+
+    Args:
+        score: ``float [N]``.
+        is_positive: ``bool [N]``, at least one of them true.
+    """
+    values, group = np.unique(-score, return_inverse=True)
+    hits = np.bincount(group, weights=is_positive, minlength=len(values))
+    precision = hits.cumsum() / np.bincount(group, minlength=len(values)).cumsum()
+    return float((precision * hits).sum() / hits.sum())

@@ -1,14 +1,14 @@
-"""Confidence intervals of a mean average precision: what another draw of test pictures might have given.
+"""Confidence intervals of a mean average precision: how far it would move with other test pictures.
 
-The N test pictures are drawn N times with replacement, pairs and detections with them; the figure is computed anew; this
-is repeated. A picture drawn k times weighs k: its pairs are k positives, and its detections enter precision and recall k
-times at their place in the ranking. What a detection matched does not change, since matching stays within a picture. A
-class without a pair among the drawn pictures has no average precision there and is left out of that outcome's mean.
+The N test pictures are drawn N times with replacement, each with its pairs and detections. The mean is computed anew, and
+this is repeated. A picture drawn k times has weight k: each of its pairs counts as k positives, and each of its detections
+enters precision and recall k times at its place in the ranking. Matches do not change, because matching stays within a
+picture. A class without a pair among the drawn pictures has no average precision there and is left out of that mean.
 
-The interval is the figure plus the percentiles of (outcome - mean of the outcomes). Plain percentiles would be biased:
-interpolation takes the highest precision at or beyond a recall level, so it gains from chance, and the outcomes lie
-systematically above the figure (on many classes with few pairs so far that their percentiles may leave it out). That
-distance is given as ``bias``; the figure itself is not corrected for it.
+The interval is the metric plus the percentiles of (outcome - mean of the outcomes). Plain percentiles would be biased:
+interpolation takes the highest precision at or beyond a recall level, so chance raises it, and the outcomes lie
+systematically above the metric. With many classes of few pairs their percentiles may even leave the metric out. That
+distance is given as ``bias``; the metric itself is not corrected for it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,20 @@ import numpy as np
 
 from hoi_distill.stages.evaluate.metrics.curves import Ranking, suffix_maximum
 
+LEVEL = 0.95
+"""Share of the outcomes that an interval holds."""
+
 
 @dataclass(frozen=True)
 class Interval:
-    """Bounds in percent, the standard deviation of the outcomes, and their mean less the figure."""
+    """An interval of a metric in percent.
+
+    Attributes:
+        low: lower bound.
+        high: upper bound.
+        sd: standard deviation of the outcomes.
+        bias: mean of the outcomes less the metric.
+    """
 
     low: float
     high: float
@@ -31,6 +41,7 @@ class Interval:
     bias: float
 
     def as_json(self) -> dict[str, float]:
+        """The fields, rounded to six decimals."""
         return {name: round(value, 6) for name, value in vars(self).items()}
 
 
@@ -40,61 +51,69 @@ Intervals = Mapping[str, Mapping[str, Interval | None]]
 
 def bootstrap_intervals(
     ranking: Ranking,
-    pictures: int,
     sets: Mapping[str, np.ndarray],
     grid: np.ndarray | None,
+    *,
     resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
     absent_counts: bool = False,
 ) -> dict[str, Interval | None]:
     """Intervals of the mean over each set of classes, by name.
 
     Args:
-        pictures: N; pictures without pairs or detections are drawn too.
+        ranking: the counted detections; pictures without pairs or detections are drawn too.
         sets: ``bool [C]`` by name.
         grid: recall levels ``float64 [L]`` on which precision is read, None for all-point average precision.
+        resamples: number of draws.
         seed: the same seed draws the same pictures, whatever the ranking.
         absent_counts: a class without pairs enters the mean as 0 instead of being left out (SWiG-HOI).
 
     Returns:
         None for a set of which no resample had a pair.
     """
-    weighted, chosen = Weighted(ranking, pictures, grid), list(sets.values())
+    weighted, chosen = WeightedPrecision(ranking, grid), list(sets.values())
 
-    def figures(weight: np.ndarray) -> np.ndarray:
+    def means(weight: np.ndarray) -> np.ndarray:
         ap = weighted.average_precision(weight)
         return 100 * _means(np.nan_to_num(ap) if absent_counts else ap, chosen)
 
-    figure, generator = figures(np.ones(pictures, np.int64)), np.random.default_rng(seed)
+    images = ranking.images
+    metrics, generator = means(np.ones(images, np.int64)), np.random.default_rng(seed)
     outcomes = np.empty((resamples, len(sets)))
     for number in range(resamples):
-        outcomes[number] = figures(np.bincount(generator.integers(0, pictures, pictures), minlength=pictures))
-    tail = 100 * (1 - level) / 2
-    intervals: dict[str, Interval | None] = {}
-    for name, own, values in zip(sets, figure, outcomes.T, strict=True):
-        values = values[~np.isnan(values)]
-        if len(values) < 2:
-            intervals[name] = None
-            continue
-        bias = values.mean() - own
-        low, high = (np.percentile(values, [tail, 100 - tail]) - bias).clip(0, 100)
-        intervals[name] = Interval(float(low), float(high), float(values.std(ddof=1)), float(bias))
-    return intervals
+        outcomes[number] = means(np.bincount(generator.integers(0, images, images), minlength=images))
+    return {
+        name: _interval(metric, values[~np.isnan(values)])
+        for name, metric, values in zip(sets, metrics, outcomes.T, strict=True)
+    }
+
+
+def _interval(metric: float, outcomes: np.ndarray) -> Interval | None:
+    if len(outcomes) < 2:
+        return None
+    tail = 100 * (1 - LEVEL) / 2
+    bias = outcomes.mean() - metric
+    low, high = (np.percentile(outcomes, [tail, 100 - tail]) - bias).clip(0, 100)
+    return Interval(float(low), float(high), float(outcomes.std(ddof=1)), float(bias))
 
 
 def _means(ap: np.ndarray, sets: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over the classes of each set that have a precision; NaN where none has."""
-    there = ~np.isnan(ap)
-    return np.array([ap[there & chosen].mean() if (there & chosen).any() else np.nan for chosen in sets])
+    """Mean over the classes of each set that have an average precision; NaN where none has."""
+    known = ~np.isnan(ap)
+    return np.array([ap[known & chosen].mean() if (known & chosen).any() else np.nan for chosen in sets])
 
 
-class Weighted:
-    """Average precision per class for any weights of the pictures; what does not depend on them is laid out once."""
+class WeightedPrecision:
+    """Average precision per class for any weights of the pictures. What does not depend on the weights is made once.
 
-    def __init__(self, ranking: Ranking, pictures: int, grid: np.ndarray | None) -> None:
-        self.classes, self.grid, self.pictures = ranking.classes, grid, pictures
-        found = np.flatnonzero(ranking.right)
+    Args:
+        ranking: the counted detections.
+        grid: recall levels ``float64 [L]``, None for all points.
+    """
+
+    def __init__(self, ranking: Ranking, grid: np.ndarray | None) -> None:
+        self.classes, self.grid = ranking.classes, grid
+        found = np.flatnonzero(ranking.is_tp)
         self.klass = ranking.klass[found]
         self.first = np.searchsorted(self.klass, np.arange(self.classes + 1))
         # Precision is read at true positives, so each needs the weight of what lies between it and the one before;
@@ -107,40 +126,44 @@ class Weighted:
         inside = np.arange(int(lengths.sum())) + np.repeat(segment - self.starts, lengths)
         self.image = ranking.image[inside]
         self.found_image = ranking.image[found]
-        self.pair_class, self.pair_image = ranking.pair_class, ranking.pair_image
+        self.gt_class, self.gt_image = ranking.gt_class, ranking.gt_image
 
     def average_precision(self, weight: np.ndarray) -> np.ndarray:
-        """``float64 [C]`` for ``int64 [N]`` weights; NaN for a class whose pairs weigh nothing."""
-        positives = np.bincount(self.pair_class, weight[self.pair_image], self.classes).astype(np.int64)
+        """Average precision of each class, ``float64 [C]``; NaN for a class whose pairs have no weight.
+
+        Args:
+            weight: ``int64 [N]`` of the pictures.
+        """
+        positives = np.bincount(self.gt_class, weight[self.gt_image], self.classes).astype(np.int64)
         if not len(self.klass):
             return np.where(positives > 0, 0.0, np.nan)
-        right = self._running(weight[self.found_image])
+        found = self._running(weight[self.found_image])
         everything = self._running(np.add.reduceat(weight[self.image], self.starts))
         # A true positive of weight 0 repeats the count before it at a precision no higher: it changes no maximum.
-        precision = suffix_maximum(self.klass, right / np.maximum(everything, 1), self.classes)
+        precision = suffix_maximum(self.klass, found / np.maximum(everything, 1), self.classes)
         if self.grid is None:
-            steps = np.diff(right, prepend=0)
+            steps = np.diff(found, prepend=0)
             begins = self.first[:-1][np.diff(self.first) > 0]
-            steps[begins] = right[begins]
+            steps[begins] = found[begins]
             total = np.bincount(self.klass, precision * steps, self.classes) / np.maximum(positives, 1)
         else:
-            total = self._on_grid(right, precision, positives, self.grid)
+            total = self._on_grid(found, precision, positives, self.grid)
         return np.where(positives > 0, total, np.nan)
 
     def _running(self, values: np.ndarray) -> np.ndarray:
-        """Cumulated within each class."""
+        """Cumulative sums within each class."""
         total = np.cumsum(values)
         before = np.concatenate([[0], total])[self.first[:-1]]
         return total - before[self.klass]
 
-    def _on_grid(self, right: np.ndarray, precision: np.ndarray, positives: np.ndarray, grid: np.ndarray) -> np.ndarray:
-        """Mean over recall levels; a level is reached by the smallest count n with n / positives >= level as floats."""
-        all_of = np.maximum(positives, 1)[:, None]
-        needed = np.ceil(grid * all_of)
-        needed -= (needed - 1) / all_of >= grid
-        needed += needed / all_of < grid
-        span = int(right.max()) + 1
-        key = self.klass * span + right
+    def _on_grid(self, found: np.ndarray, precision: np.ndarray, positives: np.ndarray, grid: np.ndarray) -> np.ndarray:
+        """The mean over recall levels. The smallest count n with n / positives >= level, as floats, reaches a level."""
+        total = np.maximum(positives, 1)[:, None]
+        needed = np.ceil(grid * total)
+        needed -= (needed - 1) / total >= grid
+        needed += needed / total < grid
+        span = int(found.max()) + 1
+        key = self.klass * span + found
         wanted = np.arange(self.classes)[:, None] * span + np.clip(needed, 0, span).astype(np.int64)
         place = np.searchsorted(key, wanted)
         reached = (place < self.first[1:, None]) & (needed < span)

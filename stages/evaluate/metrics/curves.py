@@ -1,4 +1,4 @@
-"""Precision and recall along a ranking, class by class: what average precision sums up, as something to look at."""
+"""Precision and recall along a ranking, class by class: the curve behind an average precision."""
 
 from __future__ import annotations
 
@@ -9,73 +9,87 @@ from itertools import pairwise
 import numpy as np
 
 
-def undecided(klass: np.ndarray, score: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """``bool [M]``: detections of a class that share their score with others of it, some of them right, some wrong, so that
-    the order among equals is up to the evaluator and may move average precision.
+def undecided(klass: np.ndarray, score: np.ndarray, is_tp: np.ndarray) -> np.ndarray:
+    """Detections that share class and score with others, some true positives and some false ones among them.
+
+    The order among such equals is up to the evaluator and may move average precision.
 
     Args:
-        klass, score, right: of M detections as they are judged: by class, then by falling score.
+        klass: ``int64 [M]`` of the detections in rank order: by class, then by falling score.
+        score: ``float [M]``.
+        is_tp: ``bool [M]`` whether each is a true positive.
+
+    Returns:
+        ``bool [M]``.
     """
     if not len(klass):
         return np.zeros(0, bool)
     begins = np.flatnonzero(np.append(True, (klass[1:] != klass[:-1]) | (score[1:] != score[:-1])))
     size = np.diff(np.append(begins, len(klass)))
-    found = np.add.reduceat(right.astype(np.int64), begins)
+    found = np.add.reduceat(is_tp.astype(np.int64), begins)
     return np.repeat((found > 0) & (found < size), size)
 
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """M counted detections of one setting in the order in which they are judged: by class, then by falling score.
+    """The M counted detections of one setting in rank order: by class, then by falling score.
 
     Attributes:
         row: ``int64 [M]`` position among the stored detections.
         klass: ``int64 [M]``, non-decreasing.
         image: ``int64 [M]`` picture.
         score: ``float [M]``.
-        right: ``bool [M]`` whether it found a pair.
-        pair_class, pair_image: ``int64 [G]`` class and picture of each annotated pair of the setting.
-        classes: their number, C.
+        is_tp: ``bool [M]`` whether it is a true positive.
+        gt_class: ``int64 [G]`` class of each annotated pair of the setting.
+        gt_image: ``int64 [G]`` picture of each annotated pair of the setting.
+        classes: number of classes, C.
+        images: number of pictures, N.
     """
 
     row: np.ndarray
     klass: np.ndarray
     image: np.ndarray
     score: np.ndarray
-    right: np.ndarray
-    pair_class: np.ndarray
-    pair_image: np.ndarray
+    is_tp: np.ndarray
+    gt_class: np.ndarray
+    gt_image: np.ndarray
     classes: int
+    images: int
 
     @property
     def positives(self) -> np.ndarray:
         """``int64 [C]`` annotated pairs of each class."""
-        return np.bincount(self.pair_class, minlength=self.classes)
+        return np.bincount(self.gt_class, minlength=self.classes)
 
     def rank(self) -> np.ndarray:
         """``int64 [M]`` place of each detection within its class, from 0."""
         return np.arange(len(self.klass)) - np.searchsorted(self.klass, self.klass)
 
-    def in_pictures(self, shown: np.ndarray) -> Ranking:
-        """What is left when each class looks only at the pictures where ``bool [N, C]`` says so."""
-        left, pairs = self.without(~shown[self.image, self.klass]), shown[self.pair_image, self.pair_class]
-        return replace(left, pair_class=self.pair_class[pairs], pair_image=self.pair_image[pairs])
+    def select(self, detections: np.ndarray, gt: np.ndarray | None = None) -> Ranking:
+        """The ranking of a part of the detections and annotated pairs.
 
-    def without(self, gone: np.ndarray) -> Ranking:
-        """The ranking that is left without the detections where ``bool [M]`` says so."""
-        kept = ~gone
+        Args:
+            detections: ``bool [M]``, True where a detection stays.
+            gt: ``bool [G]``, True where an annotated pair stays; None keeps all.
+        """
         return replace(
             self,
-            row=self.row[kept],
-            klass=self.klass[kept],
-            image=self.image[kept],
-            score=self.score[kept],
-            right=self.right[kept],
+            row=self.row[detections],
+            klass=self.klass[detections],
+            image=self.image[detections],
+            score=self.score[detections],
+            is_tp=self.is_tp[detections],
+            gt_class=self.gt_class if gt is None else self.gt_class[gt],
+            gt_image=self.gt_image if gt is None else self.gt_image[gt],
         )
 
     def ties(self, sets: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """How many :func:`undecided` detections there are in each set of classes, ``bool [C]`` by name."""
-        count = np.bincount(self.klass[undecided(self.klass, self.score, self.right)], minlength=self.classes)
+        """Number of :func:`undecided` detections in each set of classes.
+
+        Args:
+            sets: ``bool [C]`` by name.
+        """
+        count = np.bincount(self.klass[undecided(self.klass, self.score, self.is_tp)], minlength=self.classes)
         return {name: int(count[chosen].sum()) for name, chosen in sets.items()}
 
 
@@ -85,18 +99,25 @@ def suffix_maximum(klass: np.ndarray, precision: np.ndarray, classes: int) -> np
     Args:
         klass: ``int64 [T]``, non-decreasing, below ``classes``.
         precision: ``float64 [T]`` in [0, 1].
+        classes: number of classes.
     """
     offset = 2.0 * (classes - klass)  # keeps a later class from reaching into an earlier one
     return np.maximum.accumulate((precision + offset)[::-1])[::-1] - offset
 
 
 def precision_recall(ranking: Ranking, most: int = 32) -> list[list[tuple[float, float]]]:
-    """The corners of each class's interpolated curve: ``(recall, precision)``, recall rising, precision falling.
+    """The corners ``(recall, precision)`` of each class's interpolated curve, by rising recall and falling precision.
 
-    Up to a corner's recall, precision at or beyond is the corner's; after the last one it is 0. Corners above ``most``
-    are thinned out at even steps; the first and the last are kept. Empty for a class of which nothing was found.
+    Up to a corner's recall, the highest precision at or beyond is the corner's. After the last corner it is 0.
+
+    Args:
+        ranking: of all classes.
+        most: keep so many corners, at even steps; the first and the last stay.
+
+    Returns:
+        One list a class, empty where the class has no true positive.
     """
-    found = np.flatnonzero(ranking.right)  # precision falls between true positives
+    found = np.flatnonzero(ranking.is_tp)  # precision falls between true positives
     klass = ranking.klass[found]
     start = np.searchsorted(klass, np.arange(ranking.classes + 1))
     nth = 1 + np.arange(len(found)) - start[klass]

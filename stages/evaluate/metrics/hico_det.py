@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.metrics.average_precision import (
     RECALL_GRIDS,
     best_matches,
@@ -17,19 +17,21 @@ from hoi_distill.stages.evaluate.metrics.average_precision import (
     ranking,
 )
 from hoi_distill.stages.evaluate.metrics.conventions import OFFICIAL, Convention
+from hoi_distill.stages.evaluate.metrics.curves import Ranking
 from hoi_distill.stages.evaluate.metrics.pair_nms import pairwise_nms
 
 _HALF_OPEN = np.array([0, 0, 1, 1], np.float32)  # minus inclusive corners
 
 
 @dataclass(frozen=True)
-class Truths:
-    """The annotated pairs of a split, as columns.
+class GroundTruth:
+    """The annotated pairs of a split, as columns. A pair with two interactions is two rows.
 
     Attributes:
         image: ``int [G]`` picture of each pair, below N.
-        human_box, object_box: ``float32 [G, 4]``, xyxy pixels, zero-based half-open.
-        hoi: ``int [G]`` class, below H. A pair with two interactions is two truths.
+        human_box: ``float32 [G, 4]``, xyxy pixels, zero-based half-open.
+        object_box: ``float32 [G, 4]``, in the same format.
+        hoi: ``int [G]`` class, below H.
         image_objects: ``bool [N, O]``: object categories that the picture's image-level labels name.
     """
 
@@ -42,7 +44,15 @@ class Truths:
 
 @dataclass(frozen=True)
 class ClassResults:
-    """One setting's results per class, arrays of length H. ``ap`` and ``recall`` are fractions, NaN without pairs."""
+    """One setting's results per class.
+
+    Attributes:
+        ap: ``float64 [H]``, fractions; NaN without annotated pairs.
+        recall: ``float64 [H]``, fractions; NaN without annotated pairs.
+        pairs: ``int64 [H]`` annotated pairs.
+        detections: ``int64 [H]`` detections that count.
+        found: ``int64 [H]`` true positives.
+    """
 
     ap: np.ndarray
     recall: np.ndarray
@@ -56,83 +66,116 @@ class Results:
     """Both settings, and what became of every stored detection.
 
     Attributes:
-        default, known_object: per class.
-        matched: ``int64 [D]``: the truth that each detection found, -1 where it is wrong.
-        counted: ``bool [D]``: False where the convention leaves a detection out (caps, suppression, picture set).
+        default: results per class over all pictures.
+        known_object: results per class over the pictures that show the object of the class.
+        ranking: the counted detections of the default setting in rank order.
+        known_object_ranking: those of the known-object setting.
+        matched: ``int64 [D]`` row of the ground truth that each detection found, -1 for a false positive.
+        counted: ``bool [D]``, False where the convention leaves a detection out (caps, suppression, picture set).
     """
 
     default: ClassResults
     known_object: ClassResults
+    ranking: Ranking
+    known_object_ranking: Ranking
     matched: np.ndarray
     counted: np.ndarray
 
 
 def hico_det(
-    detections: Detections, truths: Truths, hoi_object: np.ndarray, convention: Convention = OFFICIAL
+    detections: HoiDetections, gt: GroundTruth, hoi_object: np.ndarray, convention: Convention = OFFICIAL
 ) -> Results:
     """Evaluate as the official code does, or as another convention's switches say.
 
     Officially a detection is compared with the annotated pair of its class that it overlaps most, by min(IoU_human,
-    IoU_object); it is right when that is at least 0.5 and no higher-ranked detection took the pair. All pictures count,
-    also those without pairs. *Known object* looks, for each class, only at pictures whose image-level labels name its
-    object.
+    IoU_object). It is a true positive when that is at least 0.5 and no higher-ranked detection took the pair. All
+    pictures count, also those without pairs. *Known object* looks, for each class, only at pictures whose image-level
+    labels name its object.
 
     Args:
-        detections: ``hoi`` -1 (no class of the dataset) is left out.
+        detections: a row whose ``hoi`` is -1 (no class of the dataset) is left out.
+        gt: the annotated pairs of the same pictures.
         hoi_object: ``int [H]`` object category of each class.
+        convention: the switches.
     """
-    images, classes = len(truths.image_objects), len(hoi_object)
-    counted = counted_detections(detections, truths, convention)
-    rows = np.flatnonzero(counted)
-    order = rows[ranking(detections.hoi[rows], detections.score[rows], detections.image[rows], convention.ties)]
-    klass = detections.hoi[order].astype(np.int64)
-    if convention.top_per_class is not None:
-        within = np.arange(len(order)) - np.searchsorted(klass, klass) < convention.top_per_class
-        counted[order[~within]] = False
-        order, klass = order[within], klass[within]
-    image = detections.image[order]
-
-    ranked, truth = candidates(klass * images + image, truths.hoi.astype(np.int64) * images + truths.image)
-    stored = order[ranked]
+    ranked, counted = _ranked(detections, gt, len(hoi_object), convention)
+    images = ranked.images
+    owner, pair = candidates(ranked.klass * images + ranked.image, gt.hoi.astype(np.int64) * images + gt.image)
+    stored = ranked.row[owner]
     overlap = np.minimum(
-        _overlap(detections.human_box[stored], truths.human_box[truth], convention),
-        _overlap(detections.object_box[stored], truths.object_box[truth], convention),
+        _overlap(detections.human_box[stored], gt.human_box[pair], convention),
+        _overlap(detections.object_box[stored], gt.object_box[pair], convention),
     )
     close = overlap >= 0.5 if convention.threshold == "at_least" else overlap > 0.5
     if convention.assignment == "best":
-        matches = best_matches(ranked, truth, overlap, close)
+        matches = best_matches(owner, pair, overlap, close)
     else:
-        matches = first_unused_matches(ranked, truth, close)
-    right = np.zeros(len(order), bool)
-    right[ranked[matches]] = True
+        matches = first_unused_matches(owner, pair, close)
+    is_tp = np.zeros(len(ranked.row), bool)
+    is_tp[owner[matches]] = True
+    ranked = replace(ranked, is_tp=is_tp)
     matched = np.full(len(detections), -1, np.int64)
-    matched[stored[matches]] = truth[matches]
+    matched[stored[matches]] = pair[matches]
 
-    # A truth and the detections that may take it lie in one picture: leaving pictures out changes no match.
-    shows = truths.image_objects
-    if convention.known_object == "box_level":
-        shows = np.zeros_like(shows)
-        shows[truths.image, hoi_object[truths.hoi]] = True
-    known_detection = shows[image, hoi_object[klass]]
-    known_truth = shows[truths.image, hoi_object[truths.hoi]]
+    # A pair and the detections that may take it lie in one picture: leaving pictures out changes no match.
+    shows = _image_objects(gt, hoi_object, convention)
+    known = ranked.select(
+        shows[ranked.image, hoi_object[ranked.klass]], shows[ranked.gt_image, hoi_object[ranked.gt_class]]
+    )
     grid = RECALL_GRIDS[convention.recall_grid]
     return Results(
-        default=_per_class(klass, right, truths.hoi, classes, grid),
-        known_object=_per_class(klass[known_detection], right[known_detection], truths.hoi[known_truth], classes, grid),
+        default=_class_results(ranked, grid),
+        known_object=_class_results(known, grid),
+        ranking=ranked,
+        known_object_ranking=known,
         matched=matched,
         counted=counted,
     )
 
 
-def counted_detections(detections: Detections, truths: Truths, convention: Convention) -> np.ndarray:
-    """``bool [D]``: detections that a convention evaluates, before its cap per class.
+def _ranked(
+    detections: HoiDetections, gt: GroundTruth, classes: int, convention: Convention
+) -> tuple[Ranking, np.ndarray]:
+    """The ranking of the counted detections, none of them a true positive yet, and ``bool [D]`` which are counted."""
+    counted = counted_detections(detections, gt, convention)
+    rows = np.flatnonzero(counted)
+    order = rows[ranking(detections.hoi[rows], detections.score[rows], detections.image[rows], convention.ties)]
+    if convention.top_per_class is not None:
+        klass = detections.hoi[order]
+        within = np.arange(len(order)) - np.searchsorted(klass, klass) < convention.top_per_class
+        counted[order[~within]] = False
+        order = order[within]
+    ranked = Ranking(
+        row=order,
+        klass=detections.hoi[order].astype(np.int64),
+        image=detections.image[order].astype(np.int64),
+        score=detections.score[order],
+        is_tp=np.zeros(len(order), bool),
+        gt_class=gt.hoi.astype(np.int64),
+        gt_image=gt.image.astype(np.int64),
+        classes=classes,
+        images=len(gt.image_objects),
+    )
+    return ranked, counted
 
-    In this order: those of a class; in pictures that count; the highest-scored of each picture (ties as stored); what
-    pairwise suppression leaves.
+
+def counted_detections(detections: HoiDetections, gt: GroundTruth, convention: Convention) -> np.ndarray:
+    """The detections that a convention evaluates, before its cap per class.
+
+    It keeps, in this order: detections of a class; those in pictures that count; the highest-scored of each picture
+    (equal scores as stored); and what pairwise suppression leaves.
+
+    Args:
+        detections: of all pictures.
+        gt: the annotated pairs of the same pictures.
+        convention: the switches.
+
+    Returns:
+        ``bool [D]``.
     """
     counted = detections.hoi >= 0
     if convention.pictures == "with_pairs":
-        counted &= (np.bincount(truths.image, minlength=len(truths.image_objects)) > 0)[detections.image]
+        counted &= (np.bincount(gt.image, minlength=len(gt.image_objects)) > 0)[detections.image]
     if convention.top_per_image is not None:
         rows = np.flatnonzero(counted)
         image = detections.image[rows]
@@ -147,29 +190,38 @@ def counted_detections(detections: Detections, truths: Truths, convention: Conve
             detections.image[rows].astype(np.int64) * (1 + int(detections.hoi.max(initial=0))) + detections.hoi[rows],
             detections.score[rows],
             (detections.human_box[rows], detections.object_box[rows]),
-            convention.nms_threshold, convention.nms_human, convention.nms_object,
-        )  # fmt: skip
+            threshold=convention.nms_threshold,
+            human_power=convention.nms_human,
+            object_power=convention.nms_object,
+        )
     return counted
 
 
-def _overlap(boxes: np.ndarray, truths: np.ndarray, convention: Convention) -> np.ndarray:
+def _image_objects(gt: GroundTruth, hoi_object: np.ndarray, convention: Convention) -> np.ndarray:
+    """``bool [N, O]``: the objects that a picture shows by the convention's known-object setting."""
+    if convention.known_object != "box_level":
+        return gt.image_objects
+    shows = np.zeros_like(gt.image_objects)
+    shows[gt.image, hoi_object[gt.hoi]] = True
+    return shows
+
+
+def _overlap(boxes: np.ndarray, gt_boxes: np.ndarray, convention: Convention) -> np.ndarray:
     short = 1.0 if convention.box_area == "plain" else 0.0
     least = 1.0 - short if convention.one_pixel_overlap == "none" else 0.0
     if convention.detection_boxes == "rounded":  # as MATLAB rounds: halves away from zero
         inclusive = boxes - _HALF_OPEN
         boxes = np.trunc(inclusive + np.copysign(np.float32(0.5), inclusive)) + _HALF_OPEN
-    return iou(boxes, truths + np.float32(convention.truth_shift), short, least)
+    return iou(boxes, gt_boxes + np.float32(convention.truth_shift), short, least)
 
 
-def _per_class(
-    klass: np.ndarray, right: np.ndarray, truth_class: np.ndarray, classes: int, grid: np.ndarray | None
-) -> ClassResults:
-    pairs = np.bincount(truth_class, minlength=classes)
-    found = np.bincount(klass[right], minlength=classes)
+def _class_results(ranked: Ranking, grid: np.ndarray | None) -> ClassResults:
+    pairs = ranked.positives
+    found = np.bincount(ranked.klass[ranked.is_tp], minlength=ranked.classes)
     return ClassResults(
-        ap=interpolated_precision(klass, right, pairs, grid),
-        recall=np.divide(found, pairs, out=np.full(classes, np.nan), where=pairs > 0),
+        ap=interpolated_precision(ranked.klass, ranked.is_tp, pairs, grid),
+        recall=np.divide(found, pairs, out=np.full(ranked.classes, np.nan), where=pairs > 0),
         pairs=pairs,
-        detections=np.bincount(klass, minlength=classes),
+        detections=np.bincount(ranked.klass, minlength=ranked.classes),
         found=found,
     )

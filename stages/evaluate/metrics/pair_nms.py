@@ -11,23 +11,27 @@ def pairwise_nms(
     group: np.ndarray,
     score: np.ndarray,
     boxes: tuple[np.ndarray, np.ndarray],
+    *,
     threshold: float,
     human_power: float = 1.0,
     object_power: float = 0.5,
     short: float = 0.0,
 ) -> np.ndarray:
-    """Keep, within each group, what no higher-scored kept pair overlaps too much.
+    """Keep, within each group, the pairs that overlap no higher-scored kept pair too much.
 
-    Two pairs overlap by IoU(humans) ** ``human_power`` * IoU(objects) ** ``object_power``; the lower-scored goes where
-    that is above ``threshold``. Of equal scores the last stored counts as higher, as the published code's reversed
-    sort has it.
+    Two pairs overlap by IoU(humans) ** ``human_power`` * IoU(objects) ** ``object_power``. The lower-scored one goes if
+    that is above ``threshold``. Of equal scores the last stored counts as higher, as in the published code's reversed
+    sort.
 
     Args:
         group: ``int [D]`` picture and class of each detection.
         score: ``float [D]``.
         boxes: human and object boxes, ``float [D, 4]`` each, xyxy pixels, half-open.
-        short: pixels that a side falls short of that, see :func:`~hoi_distill.stages.evaluate.metrics.average_precision.iou`;
-            -1 takes them for inclusive ones.
+        threshold: overlap above which the lower-scored pair goes.
+        human_power: exponent of the IoU of humans.
+        object_power: exponent of the IoU of objects.
+        short: pixels to subtract from every side, as in
+            :func:`~hoi_distill.stages.evaluate.metrics.average_precision.iou`; -1 takes boxes as inclusive.
 
     Returns:
         ``bool [D]``.

@@ -1,14 +1,14 @@
 """V-COCO's official evaluation (Gupta and Malik 2015, their ``vsrl_eval``): agent and role average precision.
 
-A detected person takes the annotated person of the same picture that it overlaps most, IoU at least 1/2, whichever
-action is looked at. A person whom the annotators were not asked about takes detections out of the evaluation; so does,
-as in the published code, the *first* person of a picture if he is such a one and the detection overlaps nobody.
-Detections of pictures without any person are wrong (the published code stops there).
+A detected person takes the annotated person of the same picture that it overlaps most, if the IoU is at least 1/2. The
+action does not matter for that. Some annotated persons have no annotated actions. Detections that overlap such a person
+leave the evaluation. As in the published code, so do detections that overlap nobody if the *first* person of the picture
+is such a person. Detections in pictures without any person are false positives (the published code stops there).
 
-Scenario 1 wants a role that is not there to be predicted as empty; scenario 2 accepts whatever is predicted for it.
+In scenario 1 a role that is absent must be predicted as empty. Scenario 2 accepts every prediction for an absent role.
 
-Equal scores: published code sorts with ``argsort()[::-1]``, whose ties depend on numpy's build. Here they are as a
-stable sort would leave them: a person is claimed by the detection stored last; in the ranking of all pictures later
+Equal scores: published code sorts with ``argsort()[::-1]``, whose order of equals depends on numpy's build. Here equals
+rank as a stable sort leaves them. The detection stored last claims a person first. In the ranking of all pictures later
 pictures come first and, in one picture, detections stored first.
 """
 
@@ -19,19 +19,46 @@ from dataclasses import dataclass
 import numpy as np
 
 from hoi_distill.stages.data.v_coco.loader import ACTIONS, ROLE_SLOTS, SLOT_ACTION, UNREPORTED_ROLE, People
-from hoi_distill.stages.evaluate.detections import Detections, VCocoDetections
-from hoi_distill.stages.evaluate.metrics.average_precision import candidates, highest, iou
+from hoi_distill.stages.evaluate.detections import HoiDetections, VCocoDetections
+from hoi_distill.stages.evaluate.metrics.average_precision import (
+    all_point_precision,
+    candidates,
+    highest,
+    iou,
+)
 
 _THRESHOLD = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class RoleResults:
-    """One scenario: ``ap`` float32 [25], a fraction, NaN for an action that nobody does; ``judged``, each role's counted
-    detections as ranked: their rows int64 [K] and whether they are right, bool [K]. Of agents the same of 26 actions."""
+class RankedRole:
+    """The counted detections of a role (or of an action's agents), in rank order.
 
-    ap: np.ndarray
-    judged: tuple[tuple[np.ndarray, np.ndarray], ...]
+    Attributes:
+        ap: a fraction; NaN if nobody does the action.
+        row: ``int64 [K]`` detected persons.
+        is_tp: ``bool [K]`` whether each is a true positive.
+    """
+
+    ap: np.float32
+    row: np.ndarray
+    is_tp: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class RoleResults:
+    """One scenario, or the agents.
+
+    Attributes:
+        ranked: one entry for each of 25 roles, or of 26 actions.
+    """
+
+    ranked: tuple[RankedRole, ...]
+
+    @property
+    def ap(self) -> np.ndarray:
+        """``float32 [25]`` (agents: [26]), fractions; NaN for an action that nobody does."""
+        return np.array([role.ap for role in self.ranked])
 
     @property
     def mean(self) -> float:
@@ -46,7 +73,14 @@ class RoleResults:
 
 @dataclass(frozen=True, eq=False)
 class VCocoResults:
-    """Results of the agents, ``persons`` int [26] who do each action, results of both scenarios."""
+    """V-COCO's results.
+
+    Attributes:
+        agents: person and action alone.
+        persons: ``int [26]`` annotated persons who do each action.
+        scenario_1: an absent role must be predicted empty.
+        scenario_2: absent roles are ignored.
+    """
 
     agents: RoleResults
     persons: np.ndarray
@@ -72,7 +106,7 @@ class VCocoResults:
 
 
 def v_coco(detections: VCocoDetections, people: People) -> VCocoResults:
-    """Evaluate. Time grows as n log n with the detected persons."""
+    """Evaluate by both scenarios. Time grows as n log n with the detected persons."""
     overlap, person = np.zeros(len(detections)), np.full(len(detections), -1)
     detection, candidate = candidates(detections.image, people.image)
     overlaps = iou(detections.person_box[detection], people.box[candidate])
@@ -86,35 +120,37 @@ def v_coco(detections: VCocoDetections, people: People) -> VCocoResults:
     claims = np.where(overlap >= _THRESHOLD, person, -1)
     persons = people.actions.sum(0)
 
-    def judge(action: int, score: np.ndarray, right: np.ndarray | bool) -> tuple[np.float32, np.ndarray, np.ndarray]:
+    def ranked(action: int, score: np.ndarray, accepted: np.ndarray | None = None) -> RankedRole:
+        """Rank by ``score`` float [P]; a detection where ``accepted`` bool [P] is False claims nobody."""
         kept = np.flatnonzero(counted & ~np.isnan(score))
-        claim = np.where(actions[claims, action] & right, claims, -1)[kept]
-        order, hit = _ranked(score[kept], detections.image[kept], claim)
-        return _average_precision(hit, int(persons[action])), kept[order], hit
+        claims_doer = actions[claims, action] if accepted is None else actions[claims, action] & accepted
+        order, is_tp = _ranked(score[kept], detections.image[kept], np.where(claims_doer, claims, -1)[kept])
+        return RankedRole(all_point_precision(is_tp, int(persons[action])), kept[order], is_tp)
 
-    agents = [judge(a, detections.agent_score[:, a], True) for a in range(len(ACTIONS))]
-    scenarios: tuple[list, list] = ([], [])
+    agents = [ranked(action, detections.agent_score[:, action]) for action in range(len(ACTIONS))]
+    scenario_1: list[RankedRole] = []
+    scenario_2: list[RankedRole] = []
     for role, action in enumerate(SLOT_ACTION[ROLE_SLOTS]):
-        box, true = detections.role_box[:, role], role_box[person, role]
+        box, gt_box, score = detections.role_box[:, role], role_box[person, role], detections.role_score[:, role]
         empty = (box == 0).all(1) | np.isnan(box).all(1)
-        absent = (true == 0).all(1)
-        close = ~absent & ~empty & (iou(box, true) >= _THRESHOLD)
-        for roles, right in zip(scenarios, (close | (absent & empty), close | absent), strict=True):
-            roles.append(judge(action, detections.role_score[:, role], right))
-    agent, one, two = (
-        RoleResults(np.array([ap for ap, *_ in parts]), tuple((rows, hit) for _, rows, hit in parts))
-        for parts in (agents, *scenarios)
-    )
+        absent = (gt_box == 0).all(1)
+        close = ~absent & ~empty & (iou(box, gt_box) >= _THRESHOLD)
+        scenario_1.append(ranked(action, score, close | (absent & empty)))
+        scenario_2.append(ranked(action, score, close | absent))
+    agent, one, two = (RoleResults(tuple(roles)) for roles in (agents, scenario_1, scenario_2))
     return VCocoResults(agent, persons, one, two)
 
 
-def from_triplets(detections: Detections) -> VCocoDetections:
-    """Scored triplets (verb = slot) as the official evaluation wants them: persons with all their actions and roles.
+def from_triplets(detections: HoiDetections) -> VCocoDetections:
+    """Turn scored triplets (verb = slot) into persons with all their actions and roles, as the official code reads them.
 
     Rows of one picture with exactly the same human box are one person. The score of an action is the highest of the
     person's rows with one of its slots. The person's best row of a slot (the first stored of equals) gives the object
-    and its score, an all-zero object box an empty role; the second best goes into a second entry for the same person,
-    and so on: nothing is dropped, agent scores are in the first entry only, and what is not said is NaN.
+    and its score; an all-zero object box is an empty role. The second best row goes into a second entry of the same
+    person, and so on, so that no row is lost. Agent scores are in the first entry only. Missing scores are NaN.
+
+    Args:
+        detections: ``verb`` counts V-COCO's slots.
     """
     order = np.lexsort(
         (-detections.score.astype(np.float64), detections.verb, *detections.human_box.T[::-1], detections.image)
@@ -149,30 +185,21 @@ def from_triplets(detections: Detections) -> VCocoDetections:
 
 
 def _ranked(score: np.ndarray, image: np.ndarray, claim: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Detections by falling score, int64 [K], and in that order which are right: the first to claim a person, by
-    `claim`, the person that each rightly names, or -1."""
+    """Detections by falling score, ``int64 [K]``, and in that order which are true positives, ``bool [K]``.
+
+    ``claim`` is the annotated person that a detection may take, or -1. The first to claim a person takes it.
+    """
     falling, stored = -score.astype(np.float64), np.arange(len(score))
     turn = np.lexsort((-stored, falling))
     turn = turn[claim[turn] >= 0]
     _, earliest = np.unique(claim[turn], return_index=True)
-    hit = np.zeros(len(score), bool)
-    hit[turn[earliest]] = True
+    is_tp = np.zeros(len(score), bool)
+    is_tp[turn[earliest]] = True
     order = np.lexsort((stored, -image.astype(np.int64), falling))
-    return order, hit[order]
-
-
-def _average_precision(hit: np.ndarray, positives: int) -> np.float32:
-    """All-point AP (Pascal VOC since 2010) in float32 of ranked detections."""
-    if not positives:
-        return np.float32(np.nan)
-    found = np.cumsum(hit, dtype=np.float32)
-    precision = (found / np.arange(1, len(hit) + 1, dtype=np.float32)).astype(np.float64)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    recall = np.concatenate([[0.0], found / np.float32(positives)])
-    return np.float32((np.diff(recall) * envelope).sum())
+    return order, is_tp[order]
 
 
 def _mean(ap: np.ndarray) -> float:
-    """In double precision, of the single-precision class values."""
+    """The mean of the single-precision class values, in double precision."""
     known = ap[~np.isnan(ap)].astype(np.float64)
     return float(known.mean()) if len(known) else float("nan")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, isfinite, log10
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -149,7 +150,7 @@ def _x_ticks(marks: Sequence[float], to_x: Callable[[float], float], height: int
     )
 
 
-def _polyline(x: np.ndarray, y: np.ndarray, to_x: Callable, to_y: Callable, kind: str) -> str:
+def _polyline(x: np.ndarray, y: np.ndarray, to_x: Callable[[Any], Any], to_y: Callable[[Any], Any], kind: str) -> str:
     points = " ".join(f"{to_x(a):.1f},{to_y(b):.1f}" for a, b in zip(x, y, strict=True))
     return f'<polyline class="{kind}" points="{points}"/>'
 

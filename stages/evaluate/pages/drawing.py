@@ -17,10 +17,13 @@ EDGE = "#101418"
 
 
 def drawn(picture: Image.Image, pairs: Sequence[Pair]) -> Image.Image:
-    """An RGB copy with each pair's human box (solid), object box (dashed) and a line from the human's to the object's middle,
-    which ends in a dot; under it what the lines mean, and the list of verbs. A pair whose boxes are one has no object.
+    """Draw pairs into an RGB copy of a picture.
+
+    A pair is its human box (solid), its object box (dashed) and a line between their middles that ends in a dot at the
+    object. Under the picture are a legend and the list of verbs. A pair whose two boxes are equal has no object.
 
     Args:
+        picture: the original.
         pairs: best first; boxes in pixels of ``picture``.
     """
     scale = LONGEST / max(picture.size)
@@ -31,12 +34,12 @@ def drawn(picture: Image.Image, pairs: Sequence[Pair]) -> Image.Image:
     canvas.paste(picture.resize(size, Image.Resampling.LANCZOS), (0, 0))
     pen = ImageDraw.Draw(canvas)
     for line in reversed(lines):
-        human, thing = ([scale * edge for edge in box] for box in (line.pair.human_box, line.pair.object_box))
+        human, obj = ([scale * edge for edge in box] for box in (line.pair.human_box, line.pair.object_box))
         for colour, width in ((EDGE, 5), (line.colour, 3)):
             pen.rectangle(human, outline=colour, width=width)
-            if human != thing:
-                _dashed(pen, thing, colour, width)
-                (x, y), (left, top) = _middle(human), _middle(thing)
+            if human != obj:
+                _dashed(pen, obj, colour, width)
+                (x, y), (left, top) = _middle(human), _middle(obj)
                 pen.line([x, y, left, top], fill=colour, width=width - 1)
                 pen.ellipse([left - width - 2, top - width - 2, left + width + 2, top + width + 2], fill=colour)
         pen.rectangle([human[0], human[1], human[0] + 24, human[1] + 24], fill=line.colour)

@@ -1,4 +1,4 @@
-"""What ``hoi-distill evaluate`` leaves for people: a page, a table of classes, and the whole record."""
+"""The files that ``hoi-distill evaluate`` writes: a page, a table of classes, and the whole record."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from hoi_distill.stages.evaluate.diagnosis.errors import KINDS, Pairs, diagnose
+from hoi_distill.stages.data.sampling.splits import RARE_BELOW
+from hoi_distill.stages.evaluate.diagnosis.errors import KINDS, AnnotatedPairs, diagnose
 from hoi_distill.stages.evaluate.diagnosis.summary import ErrorSummary, summarise
-from hoi_distill.stages.evaluate.figures import RARE_BELOW
-from hoi_distill.stages.evaluate.metrics.bootstrap import Interval, Intervals, bootstrap_intervals
+from hoi_distill.stages.evaluate.metrics.bootstrap import LEVEL, Interval, Intervals, bootstrap_intervals
 from hoi_distill.stages.evaluate.metrics.curves import precision_recall
 from hoi_distill.stages.evaluate.pages import charts
 from hoi_distill.stages.evaluate.pages.report import environment
-from hoi_distill.stages.evaluate.protocols.types import LABELS, Judged
+from hoi_distill.stages.evaluate.protocols.types import LABELS, EvaluationResult
 from hoi_distill.storage.files.atomic import atomic_write
 from hoi_distill.storage.files.writable import writing
 
@@ -50,7 +50,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class PageData:
-    """The texts of the page; everything that is counted or drawn comes beside it."""
+    """The texts of the page; numbers and drawings reach the template beside it."""
 
     name: str
     about: str
@@ -68,33 +68,37 @@ class PageData:
 
 
 def write_evaluation(
-    judged: Judged, out: Path, name: str, resamples: int = 1000, seed: int = 0
+    result: EvaluationResult, out: Path, name: str, resamples: int = 1000, seed: int = 0
 ) -> tuple[list[Path], Intervals]:
-    """Write ``evaluation.json``, ``per_class.csv`` and ``evaluation.html`` into a folder, which is made: all or none.
-
-    Returns their paths, and the intervals that were computed.
+    """Write ``evaluation.json``, ``per_class.csv`` and ``evaluation.html`` into a folder: all of them or none.
 
     Args:
+        result: of the evaluation.
+        out: the folder; it is created.
         name: heading of the page, the detections file's name.
-        resamples: for the intervals; 0 leaves them out. seed: draws them.
+        resamples: for the intervals; 0 leaves them out.
+        seed: draws the resamples.
+
+    Returns:
+        The paths of the files, and the intervals.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    intervals, errors = measure_intervals(judged, resamples, seed), measure_errors(judged)
-    record = dict(judged.record)
+    intervals, errors = measure_intervals(result, resamples, seed), measure_errors(result)
+    record = dict(result.record)
     if intervals:
         bounds = {
             setting: {key: None if found is None else found.as_json() for key, found in by_set.items()}
             for setting, by_set in intervals.items()
         }
-        record["intervals"] = {"level": 0.95, "resamples": resamples, "seed": seed, **bounds}
+        record["intervals"] = {"level": LEVEL, "resamples": resamples, "seed": seed, **bounds}
     if errors:
         record["errors"] = errors.as_json()
     texts = {
         "evaluation.json": json.dumps(record, indent=1) + "\n",
-        "per_class.csv": _classes(judged.per_class),
-        "evaluation.html": render(judged, name, intervals, errors, resamples),
+        "per_class.csv": _classes(result.per_class),
+        "evaluation.html": render(result, name, intervals, errors, resamples),
     }
     with writing(f"--out {out}"):
         out.mkdir(parents=True, exist_ok=True)
@@ -113,72 +117,75 @@ def _classes(per_class: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def measure_intervals(judged: Judged, resamples: int, seed: int) -> Intervals:
-    """Bootstrap intervals of every mean that has a ranking, by setting and set of classes; all from the same draws."""
+def measure_intervals(result: EvaluationResult, resamples: int, seed: int) -> Intervals:
+    """Bootstrap intervals of every mean that has a ranking, by setting and set of classes, all from the same draws."""
     intervals: dict[str, dict[str, Interval | None]] = {}
-    for key, setting in judged.settings.items():
+    for key, setting in result.settings.items():
         if setting.ranking is None or not resamples or key in intervals:
             continue
-        alike = {name: other for name, other in judged.settings.items() if other.ranking is setting.ranking}
+        alike = {name: other for name, other in result.settings.items() if other.ranking is setting.ranking}
         wanted = {name: other.sets[name] for other in alike.values() for name in other.means}
         found = bootstrap_intervals(
-            setting.ranking, len(judged.image_ids), wanted, judged.grid, resamples, seed,
-            absent_counts=judged.absent_counts,
-        )  # fmt: skip
+            setting.ranking, wanted, result.grid, resamples=resamples, seed=seed, absent_counts=result.absent_counts
+        )
         intervals |= {name: {part: found[part] for part in other.means} for name, other in alike.items()}
     return intervals
 
 
-def measure_errors(judged: Judged) -> ErrorSummary | None:
-    """The diagnosis of the main setting; None where pairs are not judged one by one."""
-    main, given = next(iter(judged.settings.values())), judged.annotations
-    if main.ranking is None or given is None or judged.matched is None or judged.counted is None:
+def measure_errors(result: EvaluationResult) -> ErrorSummary | None:
+    """The diagnosis of the main setting; None where the protocol evaluates persons."""
+    main, given = next(iter(result.settings.values())), result.annotations
+    if main.ranking is None or given is None or result.matched is None or result.counted is None:
         return None
-    pairs = Pairs(given.pair_image(), given.human_box, given.object_box, given.object, given.verb)
-    found = diagnose(judged.detections, pairs, judged.matched, judged.counted)
-    averaged = next(iter(main.sets.values()))
-    ranking = main.ranking.in_pictures(np.broadcast_to(averaged, (len(given), len(averaged))))
-    rows = np.flatnonzero(np.append(averaged, False)[given.hoi])  # the ranking's pairs
+    pairs = AnnotatedPairs(given.pair_image(), given.human_box, given.object_box, given.object, given.verb)
+    averaged, ranking = next(iter(main.sets.values())), main.ranking
     return summarise(
-        judged.detections, pairs, ranking, found, rows, len(given), judged.grid, judged.vocabulary.hoi_id(),
-        int(averaged.sum()) if judged.absent_counts else None,
-    )  # fmt: skip
+        diagnose(result.detections, pairs, result.matched, result.counted),
+        ranking.select(averaged[ranking.klass], averaged[ranking.gt_class]),
+        np.flatnonzero(np.append(averaged, False)[given.hoi]),
+        grid=result.grid,
+        hoi_of=result.vocabulary.hoi_id(),
+        averaged=int(averaged.sum()) if result.absent_counts else None,
+    )
 
 
-def render(judged: Judged, title: str, intervals: Intervals, errors: ErrorSummary | None, resamples: int) -> str:
+def render(
+    result: EvaluationResult, title: str, intervals: Intervals, errors: ErrorSummary | None, resamples: int
+) -> str:
     """The page's HTML."""
-    rows = _class_rows(judged.per_class)
+    rows = _class_rows(result.per_class)
     with_ap = [row for row in rows if row["ap"] is not None]
     worst = sorted(with_ap, key=lambda row: (row["ap"], -row["pairs"]))[:WORST] if len(rows) > 2 * WORST else []
-    is_v_coco = judged.record["dataset"] == "v-coco"
-    dots, dots_name, band = _dots(judged.per_class)
+    is_v_coco = result.record["dataset"] == "v-coco"
+    dots, dots_name, band = _dots(result.per_class)
     data = PageData(
         name=title,
-        about=_about(judged),
-        facts=_facts(judged),
-        headline=_headline(judged, intervals),
-        notes=judged.notes,
+        about=_about(result),
+        facts=_facts(result),
+        headline=_headline(result, intervals),
+        notes=result.notes,
         class_word=("role", "roles") if is_v_coco else ("class", "classes"),
         pair_word="persons" if is_v_coco else "pairs",
         second="Scenario 2" if is_v_coco else "Known obj." if any(row["second"] is not None for row in rows) else "",
         listed=""
-        if len(rows) == len(judged.per_class)
-        else f"The {len(rows):,} with most annotated pairs of {len(judged.per_class):,}; all are in per_class.csv.",
+        if len(rows) == len(result.per_class)
+        else f"The {len(rows):,} with most annotated pairs of {len(result.per_class):,}; all are in per_class.csv.",
         has_rare=any(row["tag"] == "rare" for row in rows),
         scatter_name=dots_name.replace("pairs", "persons") if is_v_coco else dots_name,
         methods=_methods(intervals, errors, resamples),
-        switches=[(key, str(value)) for key, value in judged.record.get("switches", {}).items()],
+        switches=[(key, str(value)) for key, value in result.record.get("switches", {}).items()],
     )
     counted: dict[str, Any] = {}
     if errors:
 
         def name(hoi: int) -> str:
-            return " ".join(judged.vocabulary.hoi_name(hoi)).replace("_", " ")
+            return " ".join(result.vocabulary.hoi_name(hoi)).replace("_", " ")
 
         counted = {
             "decisive": sum(row.decisive for row in errors.errors),
             "missed": sum(row.pairs for row in errors.misses),
-            "annotated": sum(row.pairs for row in errors.misses) + errors.errors[0].all,  # a right one finds one
+            "annotated": sum(row.pairs for row in errors.misses)
+            + errors.errors[0].all,  # a true positive finds one pair
             "confused": [
                 (head, [{"annotated": name(r.annotated), "said": name(r.said), "count": r.count} for r in pairs])
                 for head, pairs in (
@@ -195,7 +202,7 @@ def render(judged: Judged, title: str, intervals: Intervals, errors: ErrorSummar
         worst=[row | {"instead": _instead(errors, row["klass"])} for row in worst],
         classes=sorted(rows, key=lambda row: -1.0 if row["ap"] is None else row["ap"], reverse=True),
         scatter=charts.scatter_chart(dots, data.scatter_name, "AP (%)", band) if dots else None,
-        plotted=_plotted(judged, rows, errors),
+        plotted=_plotted(result, rows, errors),
         **counted,
     )  # fmt: skip
 
@@ -234,9 +241,9 @@ def _dots(per_class: Sequence[Mapping[str, Any]]) -> tuple[list[charts.Point], s
     return points, title, band
 
 
-def _headline(judged: Judged, intervals: Intervals) -> list[Headline]:
+def _headline(result: EvaluationResult, intervals: Intervals) -> list[Headline]:
     tables: list[Headline] = []
-    for key, setting in judged.settings.items():
+    for key, setting in result.settings.items():
         bounds = intervals.get(key, {})
         columns = [LABELS.get(name, name).capitalize() for name in setting.means]
         cells = [(value, bounds.get(name)) for name, value in setting.means.items()]
@@ -249,14 +256,14 @@ def _headline(judged: Judged, intervals: Intervals) -> list[Headline]:
     return tables
 
 
-def _about(judged: Judged) -> str:
-    record = judged.record
+def _about(result: EvaluationResult) -> str:
+    record = result.record
     return f"{record['dataset']}, {record['split']} split. Evaluated as {record['definition']}."
 
 
-def _facts(judged: Judged) -> list[tuple[str, str]]:
-    counts = [(name.replace("_", " "), f"{number:,}") for name, number in judged.record["counts"].items() if number]
-    return [("convention", judged.record["convention"]), *counts]
+def _facts(result: EvaluationResult) -> list[tuple[str, str]]:
+    counts = [(name.replace("_", " "), f"{number:,}") for name, number in result.record["counts"].items() if number]
+    return [("convention", result.record["convention"]), *counts]
 
 
 def _methods(intervals: Intervals, errors: ErrorSummary | None, resamples: int) -> list[tuple[str, str]]:
@@ -289,9 +296,11 @@ def _instead(errors: ErrorSummary | None, index: int, most: int = 3) -> str:
     return ", ".join(f"{names[kind]} {counts[kind]}" for kind in order) or "not detected often enough to tell"
 
 
-def _plotted(judged: Judged, rows: Sequence[Mapping[str, Any]], errors: ErrorSummary | None) -> dict[str, Any]:
+def _plotted(
+    result: EvaluationResult, rows: Sequence[Mapping[str, Any]], errors: ErrorSummary | None
+) -> dict[str, Any]:
     """What the script draws: curves in thousandths, and the composition of each class's decisive detections."""
-    main, is_v_coco = next(iter(judged.settings.values())), judged.record["dataset"] == "v-coco"
+    main, is_v_coco = next(iter(result.settings.values())), result.record["dataset"] == "v-coco"
     curves = [] if main.ranking is None else precision_recall(main.ranking)
     second, noun = ("scenario 2", "persons") if is_v_coco else ("known object", "pairs")
     classes = []

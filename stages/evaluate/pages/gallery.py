@@ -1,4 +1,4 @@
-"""Which pictures a report shows, and what is drawn on them."""
+"""The pictures that a report shows, and the pairs that are drawn on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.pages.pictures import Pair
 
 if TYPE_CHECKING:
@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Match:
-    """The teacher's image-text matching score of one prompt: probability of a match, and whether the picture is
-    annotated with it (None where there are no annotations)."""
+    """The teacher's image-text matching score of one prompt.
+
+    Attributes:
+        prompt: the sentence.
+        probability: of a match.
+        annotated: whether the picture is annotated with the prompt's class; None where there are no annotations.
+    """
 
     prompt: str
     probability: float
@@ -31,12 +36,16 @@ class Match:
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """A test picture with what was annotated, predicted and said about it.
+    """A test picture with its annotated pairs, its predictions and the teacher's answers.
 
     Attributes:
+        title: its name.
         picture: a file, a ``uint8 [H, W, 3]`` array or a PIL image, at the size to which the boxes refer.
         kind: why it was chosen, such as "best".
-        captions: (question, answer) of the teacher; a captioner asked nothing has the question "".
+        note: a line about it.
+        predictions: pairs, best first.
+        annotated: annotated pairs.
+        captions: (question, answer) of the teacher; a captioner without a question has the question "".
         matches: the prompts that the teacher scored highest, best first.
         frame: of the boxes; a file is decoded in it.
     """
@@ -46,7 +55,7 @@ class GalleryItem:
     kind: str = ""
     note: str = ""
     predictions: Sequence[Pair] = ()
-    truths: Sequence[Pair] = ()
+    annotated: Sequence[Pair] = ()
     captions: Sequence[tuple[str, str]] = ()
     matches: Sequence[Match] = field(default_factory=tuple)
     frame: Frame = "upright"
@@ -54,43 +63,60 @@ class GalleryItem:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A picture of the split: its position, why it was chosen, and the share of its pairs found (see found_share)."""
+    """A picture of the split that a report shows.
+
+    Attributes:
+        image: its position in the split.
+        kind: why it was chosen.
+        share: of its pairs that were found, see :meth:`EvaluatedSplit.found_share`.
+    """
 
     image: int
     kind: str
     share: float
 
 
-def found_share(annotations: Annotations, detections: Detections, matched: np.ndarray) -> np.ndarray:
-    """R-precision of each picture, ``float64 [N]``: of its n highest-scored detections, n being the number of its
-    annotated pairs, the share that is right. NaN for pictures without pairs.
+@dataclass(frozen=True, eq=False)
+class EvaluatedSplit:
+    """An annotated split, detections of its pictures, and which annotated pairs they found.
 
-    Args:
-        matched: ``int64 [D]`` from the evaluation, -1 where a detection is wrong.
+    Attributes:
+        annotations: the split.
+        detections: D detections; ``image`` counts its pictures.
+        matched: ``int64 [D]`` row of the annotated pair that a detection found, -1 for a false positive.
     """
-    pairs = np.diff(annotations.pair_offsets)
-    order = np.lexsort((-detections.score, detections.image))
-    image = detections.image[order]
-    rank = np.arange(len(order)) - np.searchsorted(image, image)
-    counted = (rank < pairs[image]) & (matched[order] >= 0)
-    right = np.bincount(image[counted], minlength=len(pairs))
-    return np.divide(right, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+    annotations: Annotations
+    detections: HoiDetections
+    matched: np.ndarray
+
+    def found_share(self) -> np.ndarray:
+        """R-precision of each picture, ``float64 [N]``; NaN for a picture without pairs.
+
+        It is the share of true positives among the n highest-scored detections of a picture, n being the number of its
+        annotated pairs.
+        """
+        pairs = np.diff(self.annotations.pair_offsets)
+        order = np.lexsort((-self.detections.score, self.detections.image))
+        image = self.detections.image[order]
+        rank = np.arange(len(order)) - np.searchsorted(image, image)
+        is_tp = (rank < pairs[image]) & (self.matched[order] >= 0)
+        found = np.bincount(image[is_tp], minlength=len(pairs))
+        return np.divide(found, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
 
 
 def choose_pictures(
-    annotations: Annotations,
-    detections: Detections,
-    matched: np.ndarray,
-    among: np.ndarray | None = None,
-    each: int = 4,
-    seed: int = 0,
+    split: EvaluatedSplit, among: np.ndarray | None = None, *, each: int = 4, seed: int = 0
 ) -> list[Chosen]:
-    """``each`` best, worst and random pictures of the split, no picture twice. Among equals, those with more pairs.
+    """Choose the best, the worst and random pictures of a split, no picture twice. Of equals, those with more pairs.
 
     Args:
-        among: ``int64 [M]``, the pictures that can be shown; default all.
+        split: with its detections.
+        among: ``int64 [M]``, the pictures that can be shown; None: all.
+        each: how many of each sort.
+        seed: draws the random ones.
     """
-    share, pairs = found_share(annotations, detections, matched), np.diff(annotations.pair_offsets)
+    share, pairs = split.found_share(), np.diff(split.annotations.pair_offsets)
     random = np.random.default_rng(seed).permutation(len(pairs) if among is None else among)
     annotated = random[pairs[random] > 0]
     best = annotated[np.lexsort((-pairs[annotated], -share[annotated]))][:each]
@@ -105,43 +131,50 @@ def choose_pictures(
 
 
 def gallery_items(
-    annotations: Annotations,
-    detections: Detections,
-    matched: np.ndarray,
+    split: EvaluatedSplit,
     chosen: Sequence[Chosen],
     picture: Callable[[int], Path | np.ndarray | Image.Image],
+    *,
     captions: Mapping[int, Sequence[tuple[str, str]]],
     matches: Mapping[int, Sequence[Match]],
     extra: int = 2,
 ) -> list[GalleryItem]:
-    """Gallery items of the chosen pictures.
+    """Make the gallery items of the chosen pictures.
 
-    Shown are as many of the highest-scored predictions as a picture has annotated pairs, and ``extra`` more.
+    An item shows as many of the highest-scored predictions as its picture has annotated pairs, and ``extra`` more.
 
     Args:
-        picture: gives a picture by its position in the split.
-        captions, matches: the teacher's words, by position in the split; absent ones are left out.
+        split: with its detections.
+        chosen: pictures of the split.
+        picture: returns a picture by its position in the split.
+        captions: the teacher's (question, answer) pairs, by position in the split; a position may be missing.
+        matches: the teacher's best prompts, in the same form.
+        extra: number of further predictions.
     """
+    annotations, detections, matched = split.annotations, split.detections, split.matched
     words = annotations.vocabulary
     assert words is not None, "evaluated pictures have classes"
     items = []
     for pick in chosen:
-        pairs = annotations.pairs(pick.image)
-        truths = np.arange(pairs.start, pairs.stop)
+        rows = annotations.pairs(pick.image)
+        pairs = np.arange(rows.start, rows.stop)
         here = np.flatnonzero(detections.image == pick.image)
-        shown = here[np.argsort(-detections.score[here], kind="stable")][: len(truths) + extra]
+        shown = here[np.argsort(-detections.score[here], kind="stable")][: len(pairs) + extra]
         found = set(matched[shown].tolist())
-        n = round(pick.share * len(truths)) if len(truths) else 0
+        note = "no annotated pairs"
+        if len(pairs):
+            note = f"{round(pick.share * len(pairs))} of {len(pairs)} pairs among as many best predictions"
         items.append(
             GalleryItem(
                 title=str(annotations.image_id[pick.image]),
                 picture=picture(pick.image),
                 kind=pick.kind,
-                note=f"{n} of {len(truths)} pairs among as many best predictions"
-                if len(truths)
-                else "no annotated pairs",
-                predictions=[_prediction(words, detections, row, bool(matched[row] >= 0)) for row in shown],
-                truths=[_truth(words, annotations, row, int(row) in found) for row in truths],
+                note=note,
+                predictions=[
+                    _pair(words, detections, row, score=float(detections.score[row]), matched=bool(matched[row] >= 0))
+                    for row in shown
+                ],
+                annotated=[_pair(words, annotations, row, score=None, matched=int(row) in found) for row in pairs],
                 captions=captions.get(pick.image, ()),
                 matches=matches.get(pick.image, ()),
                 frame=annotations.frame,
@@ -150,25 +183,16 @@ def gallery_items(
     return items
 
 
-def _prediction(words: Vocabulary, detections: Detections, row: int, right: bool) -> Pair:
+def _pair(
+    words: Vocabulary, pairs: HoiDetections | Annotations, row: int, *, score: float | None, matched: bool
+) -> Pair:
     return Pair(
-        detections.human_box[row].tolist(),
-        detections.object_box[row].tolist(),
-        _words(words.verbs[detections.verb[row]]),
-        _object(words, detections.object[row]),
-        float(detections.score[row]),
-        right,
-    )
-
-
-def _truth(words: Vocabulary, annotations: Annotations, row: int, found: bool) -> Pair:
-    return Pair(
-        annotations.human_box[row].tolist(),
-        annotations.object_box[row].tolist(),
-        _words(words.verbs[annotations.verb[row]]),
-        _object(words, annotations.object[row]),
-        None,
-        found,
+        human_box=pairs.human_box[row].tolist(),
+        object_box=pairs.object_box[row].tolist(),
+        verb=_words(words.verbs[pairs.verb[row]]),
+        object=_object(words, pairs.object[row]),
+        score=score,
+        matched=matched,
     )
 
 

@@ -1,4 +1,4 @@
-"""Pictures for the pages: encoded into the page itself, and human-object pairs drawn over them as SVG."""
+"""Pictures of the pages: encoded into the page, with human-object pairs drawn over them as SVG."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hoi_distill.stages.evaluate.metrics.average_precision import iou
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 """Okabe and Ito's colours, told apart with any common colour vision; one a pair, and pairs carry numbers besides."""
 SAME = 0.5
-"""IoU from which two boxes are of one thing."""
+"""IoU from which two boxes show the same person or object."""
 _WIDTH = 360
 """Units of a drawing's width. It is shown at about this many pixels, so that text in it has its nominal size."""
 _CHIP = 17.0
@@ -27,13 +27,15 @@ _CHIP = 17.0
 
 @dataclass(frozen=True)
 class Pair:
-    """A human, an object and what the one does with the other.
+    """A human, an object and the interaction of both, to be drawn.
 
     Attributes:
-        human_box, object_box: xyxy pixels of the original picture, zero-based half-open.
-        verb, object: the words to show.
+        human_box: xyxy pixels of the original picture, zero-based half-open.
+        object_box: in the same format.
+        verb: the word to show.
+        object: the word to show.
         score: of a prediction; None for an annotation.
-        right: whether a prediction is right, or an annotation found; None where nobody knows.
+        matched: whether a prediction is a true positive, or an annotated pair was found; None where nobody knows.
     """
 
     human_box: Sequence[float]
@@ -41,7 +43,7 @@ class Pair:
     verb: str
     object: str
     score: float | None = None
-    right: bool | None = None
+    matched: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ def numbered(pairs: Sequence[Pair], beside: Sequence[NumberedPair] = ()) -> list
     """Number the pairs; verbs of the same two boxes share number and colour.
 
     Args:
-        beside: those of another drawing of the picture. Boxes that both lie on a pair of it, from an IoU of
-            :data:`SAME`, take its number, the first of ``pairs`` first; the others count on from the last one there.
+        pairs: to be numbered, in this order.
+        beside: the numbered pairs of another drawing of the picture. A pair takes the number of the pair there that both
+            of its boxes lie on, from an IoU of :data:`SAME`. The others count on from the last number there.
     """
     numbers: dict[tuple[float, ...], int] = {}
     free = {line.number: line.pair for line in reversed(beside)}
@@ -98,19 +101,21 @@ def numbered(pairs: Sequence[Pair], beside: Sequence[NumberedPair] = ()) -> list
 
 def _overlap(pair: Pair, other: Pair) -> float:
     """The smaller of the IoUs of humans and objects; of two pairs without an object that of the humans."""
-    human, thing = (
+    human, obj = (
         float(iou(np.array([a], float), np.array([b], float))[0])
         for a, b in ((pair.human_box, other.human_box), (pair.object_box, other.object_box))
     )
-    return human if not (np.any(pair.object_box) or np.any(other.object_box)) else min(human, thing)
+    return human if not (np.any(pair.object_box) or np.any(other.object_box)) else min(human, obj)
 
 
 def draw_pairs(uri: str, size: tuple[int, int], lines: Sequence[NumberedPair], alt: str) -> Markup:
-    """The picture with its pairs: human boxes solid, object boxes dashed, a line between, number and verbs beside it.
+    """Draw a picture with its pairs: human boxes solid, object boxes dashed, a line between, number and verbs beside it.
 
     Args:
         uri: from :func:`data_uri`.
         size: (width, height) of the *original* picture, to which the boxes refer.
+        lines: the numbered pairs.
+        alt: description of the drawing.
     """
     scale = _WIDTH / size[0]
     height = size[1] * scale
@@ -120,11 +125,11 @@ def draw_pairs(uri: str, size: tuple[int, int], lines: Sequence[NumberedPair], a
     drawn: list[np.ndarray] = []
     for number in dict.fromkeys(line.number for line in lines):
         same = [line for line in lines if line.number == number]
-        human, thing = (np.asarray(box, float) * scale for box in (same[0].pair.human_box, same[0].pair.object_box))
-        human, thing = _step_inside(human, drawn), _step_inside(thing, drawn)
-        shapes.append(_boxes(human, thing, same[0].colour))
+        human, obj = (np.asarray(box, float) * scale for box in (same[0].pair.human_box, same[0].pair.object_box))
+        human, obj = _step_inside(human, drawn), _step_inside(obj, drawn)
+        shapes.append(_boxes(human, obj, same[0].colour))
         text = f"{number} " + ", ".join(line.pair.verb for line in same)
-        chip = _place(text, human, thing, height, taken)
+        chip = _place(text, human, obj, height, taken)
         taken.append(chip)
         chips.append(_chip(text, chip, same[0].colour))
     return Markup(  # texts are escaped in _chip and here
@@ -142,12 +147,12 @@ def _step_inside(box: np.ndarray, drawn: list[np.ndarray]) -> np.ndarray:
     return box + np.array([inset, inset, -inset, -inset])
 
 
-def _boxes(human: np.ndarray, thing: np.ndarray, colour: str) -> str:
+def _boxes(human: np.ndarray, obj: np.ndarray, colour: str) -> str:
     """Both boxes and the line between their middles, over a dark edge that shows on light and dark pictures alike."""
-    (hx, hy), (ox, oy) = (human[:2] + human[2:]) / 2, (thing[:2] + thing[2:]) / 2
+    (hx, hy), (ox, oy) = (human[:2] + human[2:]) / 2, (obj[:2] + obj[2:]) / 2
     drawn = []
     for stroke, width in (("#101418", 4), (colour, 2)):
-        for box, dash in ((human, ""), (thing, ' stroke-dasharray="6 4"')):
+        for box, dash in ((human, ""), (obj, ' stroke-dasharray="6 4"')):
             x1, y1, x2, y2 = box
             drawn.append(
                 f'<rect x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1:.1f}" height="{y2 - y1:.1f}" rx="2" fill="none" '
@@ -159,13 +164,13 @@ def _boxes(human: np.ndarray, thing: np.ndarray, colour: str) -> str:
 
 
 def _place(
-    text: str, human: np.ndarray, thing: np.ndarray, height: float, taken: list[tuple[float, float, float]]
+    text: str, human: np.ndarray, obj: np.ndarray, height: float, taken: list[tuple[float, float, float]]
 ) -> tuple[float, float, float]:
     """(x, y, width) of a chip: the first place about its pair that lies inside the picture and on no other chip."""
     width = min(_text_width(text) + 10, _WIDTH - 4.0)
     wished = [
         (box[0], y)
-        for box, ys in ((human, (human[1] - _CHIP, human[3], human[1] + 2)), (thing, (thing[1] - _CHIP, thing[3])))
+        for box, ys in ((human, (human[1] - _CHIP, human[3], human[1] + 2)), (obj, (obj[1] - _CHIP, obj[3])))
         for y in ys
     ]
     wished += [(human[0], human[1] + _CHIP * k) for k in range(1, 40)] + [(human[0], _CHIP * k) for k in range(40)]

@@ -1,8 +1,7 @@
-"""The pages people read: one self-contained HTML file a run, a folder of photographs, or a matrix of experiments.
+"""The pages for people: one self-contained HTML file for a run, a folder of photographs, or a matrix of experiments.
 
-A page carries its styles, its pictures and its one small script in itself and may load nothing else (a content
-security policy says so to the browser). Texts reach it through jinja2 with autoescape on, so markup in a teacher's
-answer is shown, not obeyed.
+A page holds its styles, its pictures and its one small script. A content security policy forbids the browser to load
+anything else. Texts pass through jinja2 with autoescape on, so that a browser shows markup in a teacher's answer as text.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 
 import jinja2
 
-from hoi_distill.stages.evaluate.figures import RARE_BELOW
+from hoi_distill.stages.data.sampling.splits import RARE_BELOW
 from hoi_distill.stages.evaluate.metrics_log import read_metrics
 from hoi_distill.stages.evaluate.pages import charts
 from hoi_distill.stages.evaluate.pages.gallery import GalleryItem
@@ -34,7 +33,7 @@ ZERO_SHOT_SETS = (("unseen", "Unseen"), ("seen", "Seen"))
 
 @dataclass(frozen=True)
 class TableRead:
-    """A cache table that a run read: its kind, fingerprint, declared record, and how many columns of it were wanted."""
+    """A cache table that a run read: its name, fingerprint, declared record, and the number of columns that were read."""
 
     name: str
     fingerprint: str
@@ -53,12 +52,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class LabelCheck:
-    """How labels that a teacher gave to whole pictures compare with annotations. No training reads it.
+    """A comparison of a teacher's image-level labels with annotations. No training reads it.
 
     Attributes:
-        pictures: how many training pictures were compared.
-        rows: (which labels, precision, recall, mean average precision), shares of 1, None where there is none.
-        dropped: phrases of the teacher's texts that became no label, by reason.
+        pictures: number of training pictures that were compared.
+        rows: (which labels, precision, recall, mean average precision), fractions, None where there is none.
+        dropped: number of phrases of the teacher's texts that became no label, by reason.
     """
 
     pictures: int
@@ -71,11 +70,16 @@ class ReportData:
     """Everything on a run's page.
 
     Attributes:
+        name: of the configuration.
         trained_on: one sentence: which pictures, which labels, which teacher tables.
+        evaluation: the record of
+            :meth:`hoi_distill.stages.evaluate.metrics.hico_det_evaluation.HicoDetEvaluation.as_json`.
         facts: short (label, value) pairs under the title: seed, steps, seconds ...
-        evaluation: the record of :meth:`hoi_distill.stages.evaluate.figures.Evaluation.as_json`.
-        skipped: rows left out of training and why, {reason: rows}; None where the run recorded nothing about it.
+        curves: logged quantities.
+        tables: the cache tables that the training read.
+        skipped: number of pictures left out of training, by reason; None where the run recorded nothing about it.
         parameters: the resolved parameters, shown folded.
+        gallery: test pictures.
         labels: of a student that learns from image-level labels of a teacher.
     """
 
@@ -96,6 +100,7 @@ class ReportData:
         folder: Path,
         name: str,
         trained_on: str,
+        *,
         facts: Sequence[tuple[str, str]] = (),
         skipped: Mapping[str, int] | None = None,
         gallery: Sequence[GalleryItem] = (),
@@ -103,8 +108,17 @@ class ReportData:
     ) -> ReportData:
         """Read ``student.json``, ``evaluation.json`` and, if there is one, ``metrics.jsonl`` of a run's folder.
 
+        Args:
+            folder: of the run.
+            name: of the configuration.
+            trained_on: which pictures, which labels, which teacher tables.
+            facts: short (label, value) pairs under the title.
+            skipped: number of pictures left out of training, by reason.
+            gallery: test pictures.
+            labels: of a student that learns from image-level labels of a teacher.
+
         Raises:
-            UserError: one of the first two is missing or is not JSON.
+            UserError: one of the first two files is missing or is not JSON.
         """
         student = _read_json(folder / "student.json")
         return cls(
@@ -197,10 +211,10 @@ def write_report(path: Path, data: ReportData) -> None:
 
 
 def write_page(path: Path, page: str) -> None:
-    """Put a page in its place, whole. What is no UTF-8 in it, such as a byte of a file's name, is written as ``\\udcf1``.
+    """Write a page atomically. Characters that are not UTF-8, such as bytes of a file's name, become ``\\udcf1``.
 
     Raises:
-        UserError: it cannot be written; what stood there stands there still.
+        UserError: it cannot be written; the file is as it was.
     """
     with writing(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -237,27 +251,32 @@ def write_experiments_page(path: Path, data: ExperimentsPage) -> None:
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean, sample standard deviation and range of one figure over an arm's seeds."""
+    """The values of one mean average precision over an arm's seeds."""
 
     values: tuple[float, ...]
 
     @classmethod
     def of(cls, arm: Arm, setting: str, key: str) -> Spread:
-        figures = [getattr(run, setting).get(key) for run in arm.runs]
-        return cls(tuple(float(figure) for figure in figures if figure is not None))
+        """The spread of one mean (``key``) of a setting over the runs of an arm."""
+        means = [getattr(run, setting).get(key) for run in arm.runs]
+        return cls(tuple(float(mean) for mean in means if mean is not None))
 
     @property
     def mean(self) -> float:
+        """Mean over the seeds."""
         return statistics.fmean(self.values)
 
     @property
     def sd(self) -> float | None:
+        """Sample standard deviation (n - 1), None for one seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
 def read_curves(path: Path) -> list[Curve]:
-    """The curves of a ``metrics.jsonl``: total loss, its terms and the learning rate. Of what is logged twice of a step (a
-    resumed run repeats some) the later line counts; a line that is no record counts for nothing."""
+    """The curves of a ``metrics.jsonl``: total loss, its terms and the learning rate.
+
+    A resumed run logs some steps twice; the later line counts. A line that is no record is passed over.
+    """
     lines: dict[float, dict[str, Any]] = {}
     for record in read_metrics(path)[0]:
         lines.setdefault(record["step"], {}).update(record)
@@ -278,14 +297,14 @@ def class_name(row: Mapping[str, Any]) -> str:
 def _card(item: GalleryItem) -> dict[str, Any]:
     """A gallery item with its drawings made."""
     picture = load_picture(item.picture, item.frame)
-    uri, truths = data_uri(picture), numbered(item.truths)
-    predictions = numbered(item.predictions, truths)
+    uri, annotated = data_uri(picture), numbered(item.annotated)
+    predictions = numbered(item.predictions, annotated)
     return {
         "item": item,
         "uri": uri,
-        "truths": truths,
+        "annotated": annotated,
         "predictions": predictions,
-        "drawn_truths": draw_pairs(uri, picture.size, truths, f"{item.title} with its annotated pairs"),
+        "drawn_annotated": draw_pairs(uri, picture.size, annotated, f"{item.title} with its annotated pairs"),
         "drawn_predictions": draw_pairs(uri, picture.size, predictions, f"{item.title} with the predicted pairs"),
     }
 

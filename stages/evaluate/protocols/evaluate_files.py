@@ -1,23 +1,15 @@
-"""``hoi-distill evaluate``: from files to figures, each benchmark by its own protocol behind one function.
-
-:func:`evaluate_files` gives a :class:`Judged`, whatever the benchmark: the record that ``--json`` prints, and what the
-tables, the page and the exports are made of.
-"""
+"""``hoi-distill evaluate``: evaluate files by the protocol of their benchmark."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hoi_distill.stages.evaluate.protocols.types import DATASETS, FORMATS, Judged, Request
+from hoi_distill.stages.evaluate.protocols.types import DATASETS, FORMATS, EvaluationRequest, EvaluationResult
 from hoi_distill.storage.errors import UserError
 
-if TYPE_CHECKING:
-    pass
 
-
-def default_folder(request: Request) -> Path:
-    """Where an evaluation is written by default: beside the detections, by the name of a convention other than the official.
+def default_folder(request: EvaluationRequest) -> Path:
+    """The folder for an evaluation by default: beside the detections; its name ends with an unofficial convention's name.
 
     Raises:
         UserError: an unknown convention or switch.
@@ -30,8 +22,8 @@ def default_folder(request: Request) -> Path:
     return found.with_name(f"{found.stem}-{name}") if found.name else found / name  # a folder such as . has none
 
 
-def evaluate_files(request: Request) -> Judged:
-    """Read, check and evaluate.
+def evaluate_files(request: EvaluationRequest) -> EvaluationResult:
+    """Read the files, check them and evaluate.
 
     Raises:
         UserError: an unknown dataset, format or convention, an option of another dataset, or a bad file; one line.
@@ -48,13 +40,13 @@ def evaluate_files(request: Request) -> Judged:
         if request.convention != "official":
             raise UserError(f"--convention {request.convention}: {request.dataset} has its official one only")
     if request.dataset in ("hico-det", "folder"):
-        from hoi_distill.stages.evaluate.protocols.hico_det import judge_hico_det
+        from hoi_distill.stages.evaluate.protocols.hico_det import evaluate_hico_det_files
 
-        return judge_hico_det(request)
+        return evaluate_hico_det_files(request)
     if request.dataset == "v-coco":
-        from hoi_distill.stages.evaluate.protocols.v_coco import judge_v_coco
+        from hoi_distill.stages.evaluate.protocols.v_coco import evaluate_v_coco_files
 
-        return judge_v_coco(request)
-    from hoi_distill.stages.evaluate.protocols.swig_hoi import judge_swig_hoi
+        return evaluate_v_coco_files(request)
+    from hoi_distill.stages.evaluate.protocols.swig_hoi import evaluate_swig_hoi_files
 
-    return judge_swig_hoi(request)
+    return evaluate_swig_hoi_files(request)

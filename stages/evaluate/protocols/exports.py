@@ -1,11 +1,11 @@
-"""Detections as other people's code reads them."""
+"""Detections in the formats of other code."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from hoi_distill.stages.evaluate.protocols.types import Judged
+from hoi_distill.stages.evaluate.protocols.types import EvaluationResult
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.writable import refuse_unwritable, writing
 
@@ -31,33 +31,41 @@ def parse_exports(texts: Sequence[str], dataset: str) -> list[tuple[str, Path]]:
 
 
 def refuse_exports(exports: Sequence[tuple[str, Path]]) -> None:
-    """Raises UserError for the first of :func:`parse_exports` that cannot be written."""
+    """Refuse what cannot be written.
+
+    Args:
+        exports: from :func:`parse_exports`.
+
+    Raises:
+        UserError: names the first that cannot be written.
+    """
     for kind, path in exports:
         refuse_unwritable(f"--export {kind}", path, folder=kind == "hico-mat")
 
 
-def export_detections(judged: Judged, kind: str, path: Path) -> None:
-    """Write the detections that were read, all of them, whatever the convention counted.
+def export_detections(result: EvaluationResult, kind: str, path: Path) -> None:
+    """Write all detections of the file, whether or not the convention counts them.
 
     Args:
+        result: of the evaluation.
         kind: one of EXPORTS that suits the dataset: HICO-DET's official ``.mat`` files into a folder; V-COCO's official
             list of dicts as JSON; the boxes as COCO results.
+        path: the file, or for ``hico-mat`` the folder.
 
     Raises:
         UserError: the path cannot be written; no part of the export is left then.
     """
-    found = judged.detections
     with writing(f"--export {kind} {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "v-coco-json":
             from hoi_distill.stages.evaluate.formats.v_coco_json import write_v_coco_json
 
-            write_v_coco_json(path, found, judged.image_ids)
+            write_v_coco_json(path, result.detections, result.image_ids)
         elif kind == "hico-mat":
             from hoi_distill.stages.evaluate.formats.hico_mat import write_hico_mat
 
-            write_hico_mat(path, found, judged.vocabulary, len(judged.image_ids))
+            write_hico_mat(path, result.detections, result.vocabulary, len(result.image_ids))
         else:
             from hoi_distill.stages.evaluate.formats.coco_results import write_coco_results
 
-            write_coco_results(path, found, judged.image_ids, judged.vocabulary)
+            write_coco_results(path, result.detections, result.image_ids, result.vocabulary)

@@ -9,32 +9,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hoi_distill.stages.data.open_dataset import open_annotations
-from hoi_distill.stages.data.sampling.splits import ZeroShotSplit, hico_training_pairs
+from hoi_distill.stages.data.sampling.splits import RARE_BELOW, ZeroShotSplit, hico_training_pairs
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.stages.data.zero_shot import split_of
-from hoi_distill.stages.evaluate.figures import RARE_BELOW, evaluate_hico_det, training_pairs
 from hoi_distill.stages.evaluate.metrics.average_precision import RECALL_GRIDS
 from hoi_distill.stages.evaluate.metrics.conventions import OFFICIAL, SWITCHES, Convention, convention
+from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det, training_pairs
 from hoi_distill.stages.evaluate.protocols.shared import (
     detections_format,
-    ranked,
     read_triplets,
     refuse_format,
     ties_note,
     ties_of,
     vocabulary_of,
 )
-from hoi_distill.stages.evaluate.protocols.types import Judged, Request, Setting
+from hoi_distill.stages.evaluate.protocols.types import EvaluationRequest, EvaluationResult, Setting
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     from hoi_distill.stages.data.annotations import Annotations
     from hoi_distill.stages.data.vocabulary import Vocabulary
-    from hoi_distill.stages.evaluate.detections import Detections
-    from hoi_distill.stages.evaluate.metrics.hico_det import Truths
+    from hoi_distill.stages.evaluate.detections import HoiDetections
 
 
-def judge_hico_det(request: Request) -> Judged:
+def evaluate_hico_det_files(request: EvaluationRequest) -> EvaluationResult:
     """Read, check and evaluate; see :func:`hoi_distill.stages.evaluate.protocols.evaluate_files.evaluate_files`."""
     chosen = convention(request.convention, request.switches)
     test = open_annotations(
@@ -43,46 +41,49 @@ def judge_hico_det(request: Request) -> Judged:
     words = vocabulary_of(test)
     split = None if request.zero_shot is None else _split(request, words)
     found = _read(request, test)
-    judged = judge_triplets(test, found, _training_pairs(request, words), chosen, split)
+    result = evaluate_triplets(test, found, _training_pairs(request, words), chosen, split)
     if words == hico_vocabulary():
-        return judged
+        return result
     counted = "all" if request.labelled is None else f"the first {request.labelled:,}"
     rare = (
         f"Rare: fewer than {RARE_BELOW} annotated pairs in {counted} training pictures (--labelled N: in the first N)."
     )
-    return replace(judged, notes=[*judged.notes, rare])
+    return replace(result, notes=[*result.notes, rare])
 
 
-def judge_triplets(
+def evaluate_triplets(
     test: Annotations,
-    found: Detections,
+    detections: HoiDetections,
     training: np.ndarray,
     chosen: Convention = OFFICIAL,
     split: ZeroShotSplit | None = None,
-) -> Judged:
-    """What is left when files are read.
+) -> EvaluationResult:
+    """Evaluate detections that are already read.
 
     Args:
+        test: the annotated split.
+        detections: ``image`` counts its pictures.
         training: ``int64 [H]`` training pairs of each class, which say what is rare.
+        chosen: the convention.
         split: a zero-shot split of the classes.
     """
     words = vocabulary_of(test)
     began = time.perf_counter()
-    result = evaluate_hico_det(test, found, training < RARE_BELOW, training, chosen, split)
+    result = evaluate_hico_det(
+        test, detections, training < RARE_BELOW, training=training, convention=chosen, zero_shot=split
+    )
     seconds = time.perf_counter() - began
 
-    default = ranked(found, result.matched, result.counted, chosen.ties, test)
-    shown = _shown(result.truths, words.hois[:, 1].astype(np.int64), chosen.known_object == "box_level")
     settings = {
-        "default": Setting("default", result.default, result.sets, default, "all pictures"),
+        "default": Setting("default", result.default, result.sets, result.ranking, "all pictures"),
         "known_object": Setting(
-            "known object", result.known_object, result.sets, default.in_pictures(shown), "pictures showing the object"
+            "known object", result.known_object, result.sets, result.known_object_ranking, "pictures showing the object"
         ),
     }
     if result.zero_shot is not None:
         means = {key: value for key, value in result.zero_shot.items() if key != "split"}
         settings["zero_shot"] = Setting(
-            f"zero-shot {result.zero_shot['split']}", means, result.sets, default, "default setting"
+            f"zero-shot {result.zero_shot['split']}", means, result.sets, result.ranking, "default setting"
         )
     ties = ties_of(settings)
     notes = ties_note(ties, settings, SWITCHES["ties"][chosen.ties])
@@ -91,13 +92,13 @@ def judge_triplets(
         if test.image_hois is None:
             why = "no image-level labels" + (": give --image-labels" if test.name == "hico-det" else "")
         notes.append(f"Known-object picture sets are taken from the annotated pairs ({why}).")
-    return Judged(
+    return EvaluationResult(
         record={**result.as_json(), "ties": ties, "seconds": round(seconds, 3)},
         per_class=[{"name": f"{row['verb']} {row['object']}".replace("_", " ")} | row for row in result.per_class],
         settings=settings,
         image_ids=test.image_id,
         vocabulary=words,
-        detections=found,
+        detections=detections,
         annotations=test,
         matched=result.matched,
         counted=result.counted,
@@ -106,7 +107,7 @@ def judge_triplets(
     )
 
 
-def _split(request: Request, words: Vocabulary) -> ZeroShotSplit:
+def _split(request: EvaluationRequest, words: Vocabulary) -> ZeroShotSplit:
     """The split of the vocabulary that ``--zero-shot`` names."""
     try:
         return split_of(words, request.zero_shot or "")
@@ -114,8 +115,8 @@ def _split(request: Request, words: Vocabulary) -> ZeroShotSplit:
         raise UserError(f"--zero-shot: {request.annotations}: {error}") from None
 
 
-def _read(request: Request, test: Annotations) -> Detections:
-    """Detections in whichever of the four forms they come."""
+def _read(request: EvaluationRequest, test: Annotations) -> HoiDetections:
+    """Read detections of any of the three formats."""
     form = detections_format(request)
     if request.frame is not None and form != "qpic":
         raise UserError(
@@ -136,19 +137,10 @@ def _read(request: Request, test: Annotations) -> Detections:
     raise refuse_format(request, form)
 
 
-def _training_pairs(request: Request, words: Vocabulary) -> np.ndarray:
+def _training_pairs(request: EvaluationRequest, words: Vocabulary) -> np.ndarray:
     """``int64 [H]``: HICO-DET's published counts for its own classes, else those of the dataset's training split."""
     if request.dataset == "hico-det" and request.labelled is None and words == hico_vocabulary():
         return hico_training_pairs()
     return training_pairs(
         open_annotations(request.dataset, request.annotations, "train", images=False, limit=request.labelled)
     )
-
-
-def _shown(truths: Truths, hoi_object: np.ndarray, box_level: bool) -> np.ndarray:
-    """``bool [N, H]``: pictures that the known-object setting looks at for a class."""
-    shows = truths.image_objects
-    if box_level:
-        shows = np.zeros_like(shows)
-        shows[truths.image, hoi_object[truths.hoi]] = True
-    return shows[:, hoi_object]

@@ -1,4 +1,4 @@
-"""What the protocols share: which format a file has, how it is read, how its detections rank, which of them are tied."""
+"""What the protocols share: the format of a file, its reader, and tied detections."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import codecs
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.formats.parquet import parquet_parts, read_detections
-from hoi_distill.stages.evaluate.metrics.average_precision import ranking
-from hoi_distill.stages.evaluate.metrics.curves import Ranking
-from hoi_distill.stages.evaluate.protocols.types import LABELS, Request, Setting
+from hoi_distill.stages.evaluate.protocols.types import LABELS, EvaluationRequest, Setting
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,9 +16,12 @@ if TYPE_CHECKING:
     from hoi_distill.stages.data.vocabulary import Vocabulary
 
 
-def detections_format(request: Request) -> str:
-    """The format asked for, or what the file looks like: QPIC's and V-COCO's are JSON (QPIC's own a string of it), pocket's
-    are .mat files; a folder is pocket's unless Parquet files lie in it."""
+def detections_format(request: EvaluationRequest) -> str:
+    """The requested format; with "auto" the format that the file looks like.
+
+    QPIC's and V-COCO's files are JSON (QPIC's own file is a JSON string that holds JSON). Pocket's are .mat files. A folder
+    is pocket's unless Parquet files lie in it.
+    """
     if request.format != "auto":
         return request.format
     path = request.detections
@@ -40,29 +39,35 @@ def detections_format(request: Request) -> str:
     return "parquet"
 
 
-def refuse_format(request: Request, form: str) -> UserError:
+def refuse_format(request: EvaluationRequest, form: str) -> UserError:
+    """The error for a format that the dataset does not have."""
     return UserError(f"{request.detections}: {request.dataset} has no detections in the format {form}; use --format")
 
 
-def read_triplets(request: Request, split: Annotations, every_row_classed: bool = True) -> Detections:
-    """Detections of a split's pictures, in our Parquet format."""
-    words = vocabulary_of(split)
+def read_triplets(request: EvaluationRequest, split: Annotations, every_row_classed: bool = True) -> HoiDetections:
+    """Read detections of a split's pictures in our Parquet format."""
     return read_detections(
-        request.detections, split.image_id, words.hois, len(words.objects), len(words.verbs), every_row_classed
+        request.detections, split.image_id, vocabulary_of(split), every_row_classed=every_row_classed
     )
 
 
 def vocabulary_of(annotations: Annotations) -> Vocabulary:
+    """The classes of a split.
+
+    Raises:
+        UserError: it has none.
+    """
     if annotations.vocabulary is None:
         raise UserError(f"{annotations.name}: pictures without annotated classes cannot be evaluated")
     return annotations.vocabulary
 
 
 Ties = Mapping[str, Mapping[str, int]]
-"""How many detections are tied with others that are right where they are wrong, or the reverse, by setting and figure."""
+"""By setting and set of classes: detections of equal class and score, true and false positives among them."""
 
 
 def ties_of(settings: Mapping[str, Setting]) -> Ties:
+    """The ties of every setting that has a ranking."""
     return {
         key: setting.ranking.ties({name: setting.sets[name] for name in setting.means})
         for key, setting in settings.items()
@@ -71,7 +76,13 @@ def ties_of(settings: Mapping[str, Setting]) -> Ties:
 
 
 def ties_note(ties: Ties, settings: Mapping[str, Setting], rule: str) -> list[str]:
-    """A line on the ties that may move a figure, none where there are none. ``rule`` says how equals rank here."""
+    """A line about the ties that may move a metric, if there are any.
+
+    Args:
+        ties: counts from :func:`ties_of`.
+        settings: for their titles.
+        rule: how equal scores rank here.
+    """
     said = [
         f"{settings[key].title} "
         + ", ".join(f"{LABELS.get(name, name)} {count:,}" for name, count in sets.items() if count)
@@ -84,16 +95,3 @@ def ties_note(ties: Ties, settings: Mapping[str, Setting], rule: str) -> list[st
         f"Tied detections, of a class and a score, some of them right and some wrong: {'; '.join(said)}. Published code sorts "
         f"equals as it comes, and another order may move the figure; here {rule}."
     ]
-
-
-def ranked(
-    detections: Detections, matched: np.ndarray, counted: np.ndarray, ties: str, annotations: Annotations
-) -> Ranking:
-    """The counted detections in the order in which a convention judges them (``ties`` as in its switch)."""
-    rows = np.flatnonzero(counted)
-    order = rows[ranking(detections.hoi[rows], detections.score[rows], detections.image[rows], ties)]
-    given = annotations.classified()
-    return Ranking(
-        order, detections.hoi[order].astype(np.int64), detections.image[order].astype(np.int64), detections.score[order],
-        matched[order] >= 0, given.hoi.astype(np.int64), given.pair_image(), len(vocabulary_of(annotations)),
-    )  # fmt: skip

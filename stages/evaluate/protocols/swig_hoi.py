@@ -14,33 +14,32 @@ from hoi_distill.stages.evaluate.metrics.conventions import SWITCHES
 from hoi_distill.stages.evaluate.metrics.swig_hoi import CONVENTION, swig_hoi
 from hoi_distill.stages.evaluate.protocols.shared import (
     detections_format,
-    ranked,
     read_triplets,
     refuse_format,
     ties_note,
     ties_of,
     vocabulary_of,
 )
-from hoi_distill.stages.evaluate.protocols.types import Judged, Request, Setting
+from hoi_distill.stages.evaluate.protocols.types import EvaluationRequest, EvaluationResult, Setting
 
 if TYPE_CHECKING:
     from hoi_distill.stages.data.annotations import Annotations
-    from hoi_distill.stages.evaluate.detections import Detections
+    from hoi_distill.stages.evaluate.detections import HoiDetections
 
 
-def judge_swig_hoi(request: Request) -> Judged:
+def evaluate_swig_hoi_files(request: EvaluationRequest) -> EvaluationResult:
     """Read, check and evaluate; see :func:`hoi_distill.stages.evaluate.protocols.evaluate_files.evaluate_files`."""
     test = open_annotations("swig-hoi", request.annotations, request.split, images=False)
     form = detections_format(request)
     if form != "parquet":
         raise refuse_format(request, form)
-    return judge_triplets(test, read_triplets(request, test))
+    return evaluate_triplets(test, read_triplets(request, test))
 
 
-def judge_triplets(test: Annotations, found: Detections) -> Judged:
-    """What is left when files are read."""
+def evaluate_triplets(test: Annotations, detections: HoiDetections) -> EvaluationResult:
+    """Evaluate detections that are already read."""
     began = time.perf_counter()
-    results = swig_hoi(found, test)
+    results = swig_hoi(detections, test)
     seconds = time.perf_counter() - began
 
     means = {name: round(value, 6) for name, value in results.percentages().items()}
@@ -51,28 +50,31 @@ def judge_triplets(test: Annotations, found: Detections) -> Judged:
     chosen = np.flatnonzero(evaluated)
     per_class = []
     for hoi in chosen.tolist():
-        verb, thing = words.hoi_name(hoi)
-        pairs, right = int(results.pairs[hoi]), int(results.found[hoi])
+        verb, obj = words.hoi_name(hoi)
+        pairs, tp = int(results.pairs[hoi]), int(results.found[hoi])
         per_class.append({
-            "name": f"{verb} {thing}".replace("_", " "),
-            "hoi": hoi, "verb": verb, "object": thing,
+            "name": f"{verb} {obj}".replace("_", " "),
+            "hoi": hoi, "verb": verb, "object": obj,
             "rare": bool(frequency[hoi] == 1), "unseen": bool(frequency[hoi] == 0),
-            "pairs": pairs, "detections": int(results.detections[hoi]), "found": right,
-            "recall": round(100 * right / pairs, 6) if pairs else None,
+            "pairs": pairs, "detections": int(results.detections[hoi]), "found": tp,
+            "recall": round(100 * tp / pairs, 6) if pairs else None,
             "ap": round(100 * float(results.ap[hoi]), 6),
         })  # fmt: skip
     matched = np.append(np.flatnonzero(test.hoi >= 0), -1)[results.matched]
-    settings = {
-        "full": Setting("all pictures", means, sets, ranked(found, matched, results.counted, CONVENTION.ties, test))
-    }
+    settings = {"full": Setting("all pictures", means, sets, results.ranking)}
     ties = ties_of(settings)
-    return Judged(
+    return EvaluationResult(
         record={
             "dataset": "swig-hoi",
             "split": test.split,
             "convention": CONVENTION.name,
             "definition": "SWiG-HOI's authors do it: best match, min IoU >= 0.5, 11 points, 19,999 detections a class",
-            "counts": {"pictures": len(test), "pairs": len(test.hoi), "detections": len(found), "classes": len(chosen)},
+            "counts": {
+                "pictures": len(test),
+                "pairs": len(test.hoi),
+                "detections": len(detections),
+                "classes": len(chosen),
+            },
             **means,
             "per_class": per_class,
             "ties": ties,
@@ -82,7 +84,7 @@ def judge_triplets(test: Annotations, found: Detections) -> Judged:
         settings=settings,
         image_ids=test.image_id,
         vocabulary=words,
-        detections=found,
+        detections=detections,
         annotations=test,
         matched=matched,
         counted=results.counted,

@@ -1,4 +1,4 @@
-"""What an evaluation is asked for and what it finds, whatever the benchmark."""
+"""The request and the result of an evaluation, the same for every benchmark."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
 
 
 DATASETS = ("hico-det", "v-coco", "swig-hoi", "folder")
-
-
 FORMATS = ("auto", "parquet", "qpic", "pocket", "v-coco")
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to evaluate.
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRequest:
+    """What to evaluate, and how.
 
     Attributes:
-        dataset: one of DATASETS; "folder" is annotations of one's own (:mod:`hoi_distill.stages.data.folder`) by
-            HICO-DET's protocol.
+        dataset: one of DATASETS; "folder" is a user's own annotations (:mod:`hoi_distill.stages.data.folder`),
+            evaluated by HICO-DET's protocol.
         annotations: the dataset's folder or annotation file.
-        detections: the file; ``format`` one of FORMATS, by default known by its kind.
+        detections: the file.
+        format: of the detections, one of FORMATS; "auto" looks at the file.
         split: by default the test split.
-        convention, switches: HICO-DET's, see :mod:`hoi_distill.stages.evaluate.metrics.conventions`.
-        image_labels: HICO-DET's ``anno.mat``, where it does not lie beside the annotations.
-        zero_shot: a split of the classes, one that their vocabulary has
+        convention: HICO-DET's, see :mod:`hoi_distill.stages.evaluate.metrics.conventions`.
+        switches: HICO-DET's, ``"key=value"`` each.
+        image_labels: HICO-DET's ``anno.mat``, if it does not lie beside the annotations.
+        zero_shot: a split of the classes that their vocabulary has
             (:func:`hoi_distill.stages.data.zero_shot.splits_of`).
-        labelled: rare are the classes with few pairs in the first so many training pictures; default all of them.
-        frame: pixels that QPIC-style boxes count from, a key of
-            :data:`hoi_distill.stages.evaluate.formats.qpic_json.FRAMES`; by default as the file says.
+        labelled: count training pairs, which decide what is rare, in the first so many training pictures; None: in all.
+        frame: the pixels that QPIC-style boxes count from, a key of
+            :data:`hoi_distill.stages.evaluate.formats.qpic_json.FRAMES`; None: as the file says.
     """
 
     dataset: str
@@ -56,14 +56,19 @@ class Request:
 
 
 LABELS = {"non_rare": "non-rare", "roles_25": "25 roles", "roles_24": "24 roles", "actions_26": "26 actions"}
-"""Sets of classes as they are called where their key will not do."""
+"""Titles of the sets of classes whose key is not one."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A line of the result: its means in percent by set of classes, and the ranking behind them, if there is one.
+    """One setting of a protocol.
 
-    ``sets``: ``bool [C]`` by the same names as ``means``.
+    Attributes:
+        title: its name for people.
+        means: in percent, by set of classes.
+        sets: ``bool [C]`` by the same names as ``means``.
+        ranking: the counted detections, if the protocol ranks pairs.
+        note: what the setting looks at.
     """
 
     title: str
@@ -74,22 +79,23 @@ class Setting:
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
-    """An evaluated file.
+class EvaluationResult:
+    """The result of evaluating one file.
 
     Attributes:
-        record: what ``--json`` prints; with dataset, split, convention, definition and counts.
-        per_class: one flat record a class (or role), for the CSV and the page; with ``name`` and ``ap``.
+        record: what ``--json`` prints; it has dataset, split, convention, definition and counts.
+        per_class: one flat record a class (or role), for the CSV and the page; it has ``name`` and ``ap``.
         settings: by key; the first is the main one.
         image_ids: of the pictures, in the split's order.
         vocabulary: the dataset's.
-        detections: what was evaluated.
-        annotations: the pairs that it was compared with; None where the protocol compares persons.
-        matched, counted: of the stored detections, as :class:`hoi_distill.stages.evaluate.figures.Evaluation` has
-            them; None where the protocol does not judge pairs one by one.
+        detections: the detections of the file.
+        annotations: the annotated pairs; None where the protocol evaluates persons.
+        matched: ``int64 [D]`` row of the annotated pair that each detection found, -1 for a false positive; None where
+            the protocol evaluates persons.
+        counted: ``bool [D]`` whether the protocol counts a detection; None where it evaluates persons.
         grid: recall levels of average precision, None for all points.
         absent_counts: whether a class without annotated pairs enters means, as 0.
-        notes: what a reader of the figures must know besides.
+        notes: sentences that a reader of the metrics must know.
     """
 
     record: dict[str, Any]
@@ -106,9 +112,10 @@ class Judged:
     notes: Sequence[str] = ()
 
     def table(self, intervals: Intervals | None = None) -> str:
-        """The means as lines of plain text, for a terminal; settings with the same sets share a head.
+        """The means as lines of text for a terminal. Settings with the same sets share a head line.
 
-        intervals: of the means, by setting and set of classes; given in brackets.
+        Args:
+            intervals: of the means, by setting and set of classes; they stand in brackets.
         """
         width = 22 if intervals else 12
         lines: list[str] = []
@@ -121,8 +128,8 @@ class Judged:
             cells = (_cell(value, bounds.get(name)) for name, value in setting.means.items())
             lines.append(f"{setting.title:<24}" + "".join(f"{cell:>{width}}" for cell in cells))
         counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in self.record["counts"].items())
-        told = f"Convention {self.record['convention']}: {self.record['definition']}."
-        return "\n".join([*lines, told, f"{counts}.", *self.notes])
+        definition = f"Convention {self.record['convention']}: {self.record['definition']}."
+        return "\n".join([*lines, definition, f"{counts}.", *self.notes])
 
 
 def _cell(value: float | None, interval: Interval | None) -> str:

@@ -1,4 +1,4 @@
-"""The gate: what a teacher's labels of whole pictures are worth, by hand cases and on a small world."""
+"""The report on a teacher's image-level labels: hand cases, and a small world."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from hoi_distill.pipeline.cli.labels import labels
-from hoi_distill.pipeline.reports.label_quality import average_precision, figures
+from hoi_distill.pipeline.reports.label_quality import label_metrics
 from hoi_distill.stages.derived.image_labels import InteractionLabels
+from hoi_distill.stages.evaluate.metrics.average_precision import tie_averaged_precision
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.toy_stages import Album, run
 
@@ -31,7 +32,7 @@ def test_figures_by_hand():
     listed = np.ones((4, 3), bool)
     listed[3, 2] = False
     target = [[0.9, 0, 0.3], [0.8, 0, 0], [0, 0.6, 0], [0, 0.05, 0]]
-    found = figures(judged(kind, target, listed), truth, ["ride bicycle", "hold cup", "no_interaction cup"])
+    found = label_metrics(judged(kind, target, listed), truth, ["ride bicycle", "hold cup", "no_interaction cup"])
     actions = found.pop("actions")
     assert found == {
         "positives": 3,
@@ -51,18 +52,18 @@ def test_classes_whose_positives_are_mostly_wrong_are_named():
     truth = np.zeros((6, 2), bool)
     truth[:2] = True
     truth[:3, 1] = True
-    found = figures(judged(np.ones((6, 2))), truth, ["ride bicycle", "hold cup"])
+    found = label_metrics(judged(np.ones((6, 2))), truth, ["ride bicycle", "hold cup"])
     assert found["weak"] == {"ride bicycle": 0.3333}
     assert "actions" not in found
-    nothing = figures(judged(np.zeros((6, 2))), np.zeros((6, 2), bool), ["ride bicycle", "hold cup"])
+    nothing = label_metrics(judged(np.zeros((6, 2))), np.zeros((6, 2), bool), ["ride bicycle", "hold cup"])
     assert (nothing["precision"], nothing["recall"], nothing["map"]) == (None, None, None)
 
 
 def test_equal_scores_have_no_order():
     truth = np.array([True, False, False, True])
-    assert average_precision(np.array([0.5, 0.5, 0.5, 0.5]), truth) == 0.5
-    assert average_precision(np.array([0.9, 0.1, 0.2, 0.8]), truth) == 1.0
-    assert average_precision(np.array([0.9, 0.8, 0.2, 0.1]), truth) == pytest.approx((1 + 2 / 4) / 2)
+    assert tie_averaged_precision(np.array([0.5, 0.5, 0.5, 0.5]), truth) == 0.5
+    assert tie_averaged_precision(np.array([0.9, 0.1, 0.2, 0.8]), truth) == 1.0
+    assert tie_averaged_precision(np.array([0.9, 0.8, 0.2, 0.1]), truth) == pytest.approx((1 + 2 / 4) / 2)
 
 
 @pytest.fixture(scope="module")

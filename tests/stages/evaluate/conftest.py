@@ -8,7 +8,7 @@ import pytest
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.coco import COCO_OBJECTS
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.detections import HoiDetections
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def annotations() -> Annotations:
 
 
 @pytest.fixture
-def perfect(annotations: Annotations) -> Detections:
+def perfect(annotations: Annotations) -> HoiDetections:
     """Every annotated pair, detected."""
-    return Detections(
+    return HoiDetections(
         annotations.pair_image().astype(np.int32), annotations.human_box, annotations.object_box,
         annotations.object.astype(np.int32), annotations.verb.astype(np.int32), annotations.hoi.astype(np.int32),
         np.linspace(0.9, 0.5, len(annotations.hoi), dtype=np.float32),

@@ -7,35 +7,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.metrics.average_precision import RECALL_GRID, interpolated_precision, iou
-from hoi_distill.stages.evaluate.metrics.hico_det import Results, Truths, hico_det
+from hoi_distill.stages.evaluate.metrics.hico_det import GroundTruth, Results, hico_det
 
 PERSON, BALL = (0, 0, 10, 10), (20, 0, 30, 10)
 HALF_BALL, UNDER_HALF = (20, 0, 30, 5), (20, 0, 30, 4.99)
 HOI_OBJECT = np.array([1, 1, 2])
 
 
-def truths(*rows: tuple[int, int, tuple], images: int = 4, shows: np.ndarray | None = None) -> Truths:
+def truths(*rows: tuple[int, int, tuple], images: int = 4, shows: np.ndarray | None = None) -> GroundTruth:
     """Rows are (picture, class, object box); every human is PERSON."""
     image, hoi, box = zip(*rows, strict=True) if rows else ((), (), ())
-    return Truths(
+    return GroundTruth(
         np.array(image, int), np.tile(np.float32(PERSON), (len(rows), 1)), np.array(box, np.float32).reshape(-1, 4),
         np.array(hoi, int), np.ones((images, 3), bool) if shows is None else shows,
     )  # fmt: skip
 
 
-def detections(*rows: tuple[int, int, tuple, float]) -> Detections:
+def detections(*rows: tuple[int, int, tuple, float]) -> HoiDetections:
     """Rows are (picture, class, object box, score)."""
     image, hoi, box, score = zip(*rows, strict=True) if rows else ((), (), (), ())
     classes = np.array(hoi, np.int32)
-    return Detections(
+    return HoiDetections(
         np.array(image, np.int32), np.tile(np.float32(PERSON), (len(rows), 1)),
         np.array(box, np.float32).reshape(-1, 4), HOI_OBJECT[classes], classes, classes, np.array(score, np.float32),
     )  # fmt: skip
 
 
-def evaluate(found: Detections, annotated: Truths) -> Results:
+def evaluate(found: HoiDetections, annotated: GroundTruth) -> Results:
     return hico_det(found, annotated, HOI_OBJECT)
 
 
@@ -79,10 +79,10 @@ def test_average_precision_by_hand():
 
 
 def test_recall_levels_are_those_of_floating_point():
-    right, klass = np.array([True, True, True]), np.zeros(3, int)
+    is_tp, klass = np.array([True, True, True]), np.zeros(3, int)
     assert RECALL_GRID[3] > 0.3
-    assert interpolated_precision(klass, right, np.array([10]))[0] == pytest.approx(3 / 11)
-    assert interpolated_precision(klass, right, np.array([10]), np.arange(11) / 10)[0] == pytest.approx(4 / 11)
+    assert interpolated_precision(klass, is_tp, np.array([10]))[0] == pytest.approx(3 / 11)
+    assert interpolated_precision(klass, is_tp, np.array([10]), np.arange(11) / 10)[0] == pytest.approx(4 / 11)
 
 
 def test_ties_go_by_picture_then_as_stored():
@@ -117,7 +117,7 @@ def test_known_object_leaves_out_pictures_that_do_not_show_it():
     assert results.known_object.detections.tolist() == [1, 0, 0]
 
 
-def random_case(seed: int) -> tuple[Detections, Truths]:
+def random_case(seed: int) -> tuple[HoiDetections, GroundTruth]:
     """A crowded small world: boxes on a coarse grid, so that overlaps of a half, duplicates and rivals abound."""
     rng = np.random.default_rng(seed)
 
@@ -126,22 +126,22 @@ def random_case(seed: int) -> tuple[Detections, Truths]:
         return np.concatenate([corner, corner + rng.integers(1, 4, (n, 2))], 1).astype(np.float32)
 
     g, d = int(rng.integers(0, 25)), int(rng.integers(0, 80))
-    annotated = Truths(
+    annotated = GroundTruth(
         rng.integers(0, 4, g), boxes(g), boxes(g), rng.integers(0, 3, g), rng.integers(0, 2, (4, 3)).astype(bool)
     )
     hoi = rng.integers(0, 3, d).astype(np.int32)
     scores = rng.permutation(d).astype(np.float32) / 100
-    found = Detections(rng.integers(0, 4, d).astype(np.int32), boxes(d), boxes(d), HOI_OBJECT[hoi], hoi, hoi, scores)
+    found = HoiDetections(rng.integers(0, 4, d).astype(np.int32), boxes(d), boxes(d), HOI_OBJECT[hoi], hoi, hoi, scores)
     return found, annotated
 
 
-def by_the_book(found: Detections, annotated: Truths, hoi: int) -> float:
+def by_the_book(found: HoiDetections, annotated: GroundTruth, hoi: int) -> float:
     """One class, one detection at a time, as the definition reads."""
     positives = int((annotated.hoi == hoi).sum())
     if not positives:
         return float("nan")
     used: set[int] = set()
-    right = []
+    is_tp = []
     rows = [row for row in range(len(found)) if found.hoi[row] == hoi]
     for row in sorted(rows, key=lambda row: (-found.score[row], found.image[row], row)):
         best, match = -1.0, -1
@@ -153,13 +153,13 @@ def by_the_book(found: Detections, annotated: Truths, hoi: int) -> float:
                 )
                 if overlap > best:
                     best, match = overlap, truth
-        right.append(best >= 0.5 and match not in used)
-        if right[-1]:
+        is_tp.append(best >= 0.5 and match not in used)
+        if is_tp[-1]:
             used.add(match)
     total = 0.0
     for k in range(11):
         reached = [
-            sum(right[: n + 1]) / (n + 1) for n in range(len(right)) if sum(right[: n + 1]) / positives >= k * 0.1
+            sum(is_tp[: n + 1]) / (n + 1) for n in range(len(is_tp)) if sum(is_tp[: n + 1]) / positives >= k * 0.1
         ]
         total += max(reached, default=0.0)
     return total / 11
@@ -179,7 +179,7 @@ def test_equals_the_definition_taken_literally(seed: int):
 def test_the_order_of_rows_changes_nothing(seed: int):
     found, annotated = random_case(seed)
     order = np.random.default_rng(seed + 1).permutation(len(found))
-    shuffled = Detections(*(getattr(found, name)[order] for name in Detections.__dataclass_fields__))
+    shuffled = HoiDetections(*(getattr(found, name)[order] for name in HoiDetections.__dataclass_fields__))
     one, other = evaluate(found, annotated), evaluate(shuffled, annotated)
     np.testing.assert_array_equal(one.default.ap, other.default.ap)
     np.testing.assert_array_equal(one.known_object.ap, other.known_object.ap)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.metrics.average_precision import RECALL_GRIDS, interpolated_precision
 from hoi_distill.stages.evaluate.metrics.conventions import (
     CONVENTIONS,
@@ -19,7 +19,7 @@ from hoi_distill.stages.evaluate.metrics.conventions import (
     Convention,
     convention,
 )
-from hoi_distill.stages.evaluate.metrics.hico_det import Results, Truths, hico_det
+from hoi_distill.stages.evaluate.metrics.hico_det import GroundTruth, Results, hico_det
 from hoi_distill.stages.evaluate.metrics.pair_nms import pairwise_nms
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.small_hico import HOI_OBJECT, PICTURES, small_world
@@ -73,14 +73,14 @@ def named(text: str) -> Convention:
     return convention(name, switches)
 
 
-def rows_of(found: Detections, rows: np.ndarray, **changed: np.ndarray) -> Detections:
+def rows_of(found: HoiDetections, rows: np.ndarray, **changed: np.ndarray) -> HoiDetections:
     columns = {field.name: getattr(found, field.name)[rows] for field in fields(found)}
-    return Detections(**{**columns, **changed})
+    return HoiDetections(**{**columns, **changed})
 
 
-def joined(one: Detections, other: Detections) -> Detections:
+def joined(one: HoiDetections, other: HoiDetections) -> HoiDetections:
     names = [field.name for field in fields(one)]
-    return Detections(*(np.concatenate([getattr(one, name), getattr(other, name)]) for name in names))
+    return HoiDetections(*(np.concatenate([getattr(one, name), getattr(other, name)]) for name in names))
 
 
 @pytest.mark.parametrize(("text", "ties"), PUBLISHED)
@@ -140,12 +140,12 @@ def test_unknown_names_and_values_are_refused_in_one_line(name: str, switches: l
     assert "\n" not in str(refusal.value)
 
 
-def one_pair(side: float) -> tuple[Detections, Truths]:
+def one_pair(side: float) -> tuple[HoiDetections, GroundTruth]:
     """One 10 x 10 pair, and one detection of it whose object box is ``side`` wide."""
     human, thing = np.float32([[0, 0, 10, 10]]), np.float32([[20, 0, 20 + side, 10]])
     zero = np.zeros(1, np.int32)
-    found = Detections(zero, human, thing, zero + 1, zero, zero, np.float32([0.5]))
-    return found, Truths(zero, human, np.float32([[20, 0, 30, 10]]), np.zeros(1, np.int64), np.ones((1, 3), bool))
+    found = HoiDetections(zero, human, thing, zero + 1, zero, zero, np.float32([0.5]))
+    return found, GroundTruth(zero, human, np.float32([[20, 0, 30, 10]]), np.zeros(1, np.int64), np.ones((1, 3), bool))
 
 
 def test_an_overlap_of_exactly_one_half():
@@ -169,11 +169,11 @@ def test_rounding_of_boxes_is_matlabs():
         assert hico_det(found, annotated, HOI_OBJECT).matched.tolist() == [-1]
 
 
-def repeated(times: int) -> tuple[Detections, Truths]:
+def repeated(times: int) -> tuple[HoiDetections, GroundTruth]:
     """The same pair annotated twice and detected ``times`` times with the same score."""
     found, annotated = one_pair(10)
     twice, many = np.zeros(2, int), np.zeros(times, int)
-    truths = Truths(twice, annotated.human_box[twice], annotated.object_box[twice], twice, annotated.image_objects)
+    truths = GroundTruth(twice, annotated.human_box[twice], annotated.object_box[twice], twice, annotated.image_objects)
     return rows_of(found, many), truths
 
 
@@ -250,7 +250,7 @@ def test_pairwise_suppression_is_greedy_within_groups(seed: int, ties: bool):
     from hoi_distill.stages.evaluate.metrics.average_precision import iou
 
     found, _ = small_world(seed, ties)
-    kept = pairwise_nms(found.hoi, found.score, (found.human_box, found.object_box), 0.7)
+    kept = pairwise_nms(found.hoi, found.score, (found.human_box, found.object_box), threshold=0.7)
     for klass in range(4):
         rows = np.flatnonzero(found.hoi == klass)
         a, b = (grid.ravel() for grid in np.meshgrid(rows, rows, indexing="ij"))
@@ -288,8 +288,8 @@ def test_a_perfect_detector_scores_one(seed: int, name: str):
     corner = np.float32(np.arange(12)[:, None] % 4 * [[40, 0, 40, 0]])  # pairs of a picture lie apart
     human = corner + np.float32([0, 0, 12, 20])
     thing = corner + np.float32([[6, 3, 30, 9]]) + np.float32([0, 0, 1, 1]) * rng.integers(0, 5, (12, 1))
-    annotated = Truths(image, human, thing, hoi.astype(np.int64), np.ones((3, 3), bool))
-    found = Detections(image, human, thing, HOI_OBJECT[hoi].astype(np.int32), hoi, hoi, np.float32(rng.random(12)))
+    annotated = GroundTruth(image, human, thing, hoi.astype(np.int64), np.ones((3, 3), bool))
+    found = HoiDetections(image, human, thing, HOI_OBJECT[hoi].astype(np.int32), hoi, hoi, np.float32(rng.random(12)))
     results = hico_det(found, annotated, HOI_OBJECT, CONVENTIONS[name])
     present = np.bincount(hoi, minlength=4) > 0
     np.testing.assert_allclose(results.default.ap[present], 1, rtol=1e-12)

@@ -11,42 +11,41 @@ import pyarrow.parquet as pq
 import pytest
 
 from hoi_distill.stages.data.annotations import Annotations
-from hoi_distill.stages.evaluate.detections import SCHEMA, Detections
+from hoi_distill.stages.evaluate.detections import SCHEMA, HoiDetections
 from hoi_distill.stages.evaluate.formats.parquet import read_detections, write_detections
 from hoi_distill.storage.errors import UserError
 
 
-def read(path: Path, annotations: Annotations) -> Detections:
-    words = annotations.vocabulary
-    return read_detections(path, annotations.image_id, words.hois, len(words.objects), len(words.verbs))
+def read(path: Path, annotations: Annotations) -> HoiDetections:
+    return read_detections(path, annotations.image_id, annotations.vocabulary)
 
 
 @pytest.fixture
-def written(tmp_path: Path, annotations: Annotations, perfect: Detections) -> Path:
+def written(tmp_path: Path, annotations: Annotations, perfect: HoiDetections) -> Path:
     path = tmp_path / "detections.parquet"
     write_detections(path, perfect, annotations.image_id)
     return path
 
 
-def test_written_rows_come_back(written: Path, annotations: Annotations, perfect: Detections):
+def test_written_rows_come_back(written: Path, annotations: Annotations, perfect: HoiDetections):
     back = read(written, annotations)
-    for name in Detections.__dataclass_fields__:
+    for name in HoiDetections.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(back, name), getattr(perfect, name), err_msg=name)
         assert getattr(back, name).dtype == getattr(perfect, name).dtype, name
 
 
-def test_classes_of_another_list_may_be_passed_over(written: Path, annotations: Annotations, perfect: Detections):
+def test_classes_of_another_list_may_be_passed_over(written: Path, annotations: Annotations, perfect: HoiDetections):
     table, at = pq.read_table(written), SCHEMA.names.index("hoi")
     pq.write_table(table.set_column(at, "hoi", pa.array(np.arange(len(table), dtype=np.int32) + 1000)), written)
-    sizes = len(annotations.vocabulary.objects), len(annotations.vocabulary.verbs)
     with pytest.raises(UserError, match="hoi 1000 is outside"):
-        read_detections(written, annotations.image_id, annotations.vocabulary.hois, *sizes)
-    assert len(read_detections(written, annotations.image_id, None, *sizes)) == len(perfect)
+        read(written, annotations)
+    found = read_detections(written, annotations.image_id, annotations.vocabulary, any_class=True)
+    assert len(found) == len(perfect)
 
 
 @pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
 def test_scores_stay_as_wide_as_the_file_has_them(
-    kind: pa.DataType, written: Path, annotations: Annotations, perfect: Detections
+    kind: pa.DataType, written: Path, annotations: Annotations, perfect: HoiDetections
 ):
     table = pq.read_table(written)
     pq.write_table(with_column(table, "score", table["score"].cast(kind, safe=False)), written)
@@ -55,15 +54,15 @@ def test_scores_stay_as_wide_as_the_file_has_them(
     np.testing.assert_allclose(score, perfect.score, rtol=1e-3)
 
 
-def test_no_rows_are_a_file_too(tmp_path: Path, annotations: Annotations, perfect: Detections):
-    none = Detections(*(getattr(perfect, name)[:0] for name in Detections.__dataclass_fields__))
+def test_no_rows_are_a_file_too(tmp_path: Path, annotations: Annotations, perfect: HoiDetections):
+    none = HoiDetections(*(getattr(perfect, name)[:0] for name in HoiDetections.__dataclass_fields__))
     write_detections(tmp_path / "none.parquet", none, annotations.image_id)
     back = read(tmp_path / "none.parquet", annotations)
     assert len(back) == 0
     assert back.human_box.shape == (0, 4)
 
 
-def test_other_writers_types_are_understood(written: Path, annotations: Annotations, perfect: Detections):
+def test_other_writers_types_are_understood(written: Path, annotations: Annotations, perfect: HoiDetections):
     table = pq.read_table(written)
     loose = pa.table(
         {
@@ -79,7 +78,7 @@ def test_other_writers_types_are_understood(written: Path, annotations: Annotati
     )  # fmt: skip
     pq.write_table(loose, written, row_group_size=2)
     back = read(written, annotations)
-    for name in Detections.__dataclass_fields__:
+    for name in HoiDetections.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(back, name), getattr(perfect, name), err_msg=name)
 
 
@@ -93,7 +92,7 @@ WHOLE = {
 
 @pytest.mark.parametrize("case", WHOLE)
 def test_whole_numbers_are_read_where_fractions_are_meant(
-    case: str, written: Path, annotations: Annotations, perfect: Detections
+    case: str, written: Path, annotations: Annotations, perfect: HoiDetections
 ):
     name, kind = WHOLE[case]
     table = pq.read_table(written)
@@ -122,14 +121,14 @@ def test_an_empty_frame_is_a_file_without_rows(kinds: str, tmp_path: Path, annot
     assert back.human_box.shape == (0, 4)
 
 
-def test_a_folder_of_parts_is_one_file(tmp_path: Path, written: Path, annotations: Annotations, perfect: Detections):
+def test_a_folder_of_parts_is_one_file(tmp_path: Path, written: Path, annotations: Annotations, perfect: HoiDetections):
     table, folder = pq.read_table(written), tmp_path / "found.parquet"
     folder.mkdir()
     (folder / "_SUCCESS").touch()
     pq.write_table(table.slice(2), folder / "part-1.parquet")
     pq.write_table(table.slice(0, 2), folder / "part-0.parquet")
     back = read(folder, annotations)
-    for name in Detections.__dataclass_fields__:
+    for name in HoiDetections.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(back, name), getattr(perfect, name), err_msg=name)
     pq.write_table(changed(table.cast(_nullable(written)), "score", 3, None), folder / "part-1.parquet")
     with pytest.raises(UserError, match=r"part-1\.parquet: row 3: score is empty"):
@@ -236,19 +235,20 @@ def test_rows_without_class_or_object_are_let_through_only_where_they_mean_somet
 ):
     table = pq.read_table(written).cast(_nullable(written))
     words = annotations.vocabulary
-    sizes = words.hois, len(words.objects), len(words.verbs)
     pq.write_table(changed(table, "hoi", 1, -1), written)
-    assert read_detections(written, annotations.image_id, *sizes).hoi[1] == -1
+    assert read_detections(written, annotations.image_id, words).hoi[1] == -1
     with pytest.raises(UserError, match="row 1: hoi -1 names no class"):
-        read_detections(written, annotations.image_id, *sizes, every_row_classed=True)
+        read_detections(written, annotations.image_id, words, every_row_classed=True)
     pq.write_table(changed(changed(table, "hoi", 1, -1), "object", 1, -1), written)
-    assert read_detections(written, annotations.image_id, *sizes, object_optional=True).object[1] == -1
+    assert read_detections(written, annotations.image_id, words, object_optional=True).object[1] == -1
     with pytest.raises(UserError, match=r"row 1: object -1 is outside 0 ... 79"):
-        read_detections(written, annotations.image_id, *sizes)
+        read_detections(written, annotations.image_id, words)
 
 
-def test_reading_does_not_go_row_by_row(tmp_path: Path, annotations: Annotations, perfect: Detections):
-    many = Detections(*(np.repeat(getattr(perfect, name), 60_000, axis=0) for name in Detections.__dataclass_fields__))
+def test_reading_does_not_go_row_by_row(tmp_path: Path, annotations: Annotations, perfect: HoiDetections):
+    many = HoiDetections(
+        *(np.repeat(getattr(perfect, name), 60_000, axis=0) for name in HoiDetections.__dataclass_fields__)
+    )
     write_detections(tmp_path / "many.parquet", many, annotations.image_id)
     start = time.process_time()
     assert len(read(tmp_path / "many.parquet", annotations)) == 300_000

@@ -17,7 +17,7 @@ from hoi_distill.stages.data.hico_det.loader import load_hico_det
 from hoi_distill.stages.data.pico.layout import AnnotatedImage, write_annotations
 from hoi_distill.stages.data.pico.splits import pico_zero_shot
 from hoi_distill.stages.data.pico.world import pico_vocabulary
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.formats.parquet import write_detections
 from hoi_distill.storage.files.writable import PROBE
 from tests.fixtures.small_disk import small_disk
@@ -44,7 +44,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = np.repeat(np.arange(len(test.hoi)), 3)
     hoi = np.where(rng.random(len(rows)) < 0.6, test.hoi[rows], rng.integers(0, 45, len(rows)))
     verb, thing = WORDS.hois[hoi].T.astype(np.int32)
-    found = Detections(
+    found = HoiDetections(
         test.pair_image()[rows].astype(np.int32), test.human_box[rows] + rng.integers(0, 9, (len(rows), 1)),
         test.object_box[rows], thing, verb, hoi.astype(np.int32), rng.random(len(rows)).astype(np.float32),
     )  # fmt: skip

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.diagnosis import errors as diagnosis
-from hoi_distill.stages.evaluate.diagnosis.errors import KINDS, MISSES, Pairs, confusions, decisive, diagnose
+from hoi_distill.stages.evaluate.diagnosis.errors import KINDS, MISSES, AnnotatedPairs, confusions, decisive, diagnose
 from hoi_distill.stages.evaluate.diagnosis.summary import summarise
 from hoi_distill.stages.evaluate.metrics.curves import Ranking
 
@@ -23,21 +23,21 @@ def near(box: tuple) -> tuple:
     return (box[0] + half, box[1], box[2] + half, box[3])
 
 
-def pairs(*rows: tuple) -> Pairs:
+def pairs(*rows: tuple) -> AnnotatedPairs:
     """Rows are (human box, object box, object, verb), all in picture 0."""
     human, thing, category, verb = zip(*rows, strict=True)
-    return Pairs(
+    return AnnotatedPairs(
         np.zeros(len(rows), np.int64), np.float32(human), np.float32(thing), np.array(category), np.array(verb)
     )
 
 
-def found(*rows: tuple) -> Detections:
+def found(*rows: tuple) -> HoiDetections:
     """Rows are (human box, object box, object, verb), all in picture 0, of falling score; hoi is 2 * verb + object."""
     human, thing, category, verb = zip(*rows, strict=True)
     category, verb = np.array(category, np.int32), np.array(verb, np.int32)
     score = np.linspace(0.9, 0.1, len(rows), dtype=np.float32)
     image = np.zeros(len(rows), np.int32)
-    return Detections(image, np.float32(human), np.float32(thing), category, verb, 2 * verb + category, score)
+    return HoiDetections(image, np.float32(human), np.float32(thing), category, verb, 2 * verb + category, score)
 
 
 ANNOTATED = ((HUMAN, THING, BIKE, RIDE), (OTHER_HUMAN, OTHER_THING, BIKE, RIDE))
@@ -54,7 +54,7 @@ CASES = {
 }
 
 
-def kinds_of(detections: Detections, annotated: Pairs, matched: list[int]) -> list[str]:
+def kinds_of(detections: HoiDetections, annotated: AnnotatedPairs, matched: list[int]) -> list[str]:
     everything = np.ones(len(detections), bool)
     return [list(KINDS)[kind] for kind in diagnose(detections, annotated, np.array(matched), everything).kind]
 
@@ -114,8 +114,8 @@ def test_parts_and_order_change_nothing(monkeypatch: pytest.MonkeyPatch):
     boxes = np.concatenate([boxes, boxes + rng.integers(2, 8, (2, 300, 2))], 2)
     image = rng.integers(0, 5, 300).astype(np.int32)
     category, verb = rng.integers(0, 2, (2, 300)).astype(np.int32)
-    annotated = Pairs(image[:60], boxes[0, :60], boxes[1, :60], category[:60], verb[:60])
-    detections = Detections(image, *boxes, category, verb, verb, rng.random(300).astype(np.float32))
+    annotated = AnnotatedPairs(image[:60], boxes[0, :60], boxes[1, :60], category[:60], verb[:60])
+    detections = HoiDetections(image, *boxes, category, verb, verb, rng.random(300).astype(np.float32))
     nothing, everything = np.full(300, -1), np.ones(300, bool)
     whole = diagnose(detections, annotated, nothing, everything)
     candidates = diagnosis._candidates
@@ -124,7 +124,7 @@ def test_parts_and_order_change_nothing(monkeypatch: pytest.MonkeyPatch):
     np.testing.assert_array_equal(in_parts.kind, whole.kind)
     np.testing.assert_array_equal(in_parts.miss, whole.miss)
     order = rng.permutation(300)
-    shuffled = Detections(*(getattr(detections, name)[order] for name in Detections.__dataclass_fields__))
+    shuffled = HoiDetections(*(getattr(detections, name)[order] for name in HoiDetections.__dataclass_fields__))
     np.testing.assert_array_equal(diagnose(shuffled, annotated, nothing, everything).kind, whole.kind[order])
     assert len(set(whole.kind.tolist())) > 5
 
@@ -135,13 +135,20 @@ def test_a_confusion_names_the_best_overlapping_pair_with_the_same_object():
     assert (row.tolist(), pair.tolist()) == ([1], [2])
 
 
-def ranking_of(detections: Detections, annotated: Pairs, right: list[bool]) -> Ranking:
+def ranking_of(detections: HoiDetections, annotated: AnnotatedPairs, is_tp: list[bool]) -> Ranking:
     hoi = 2 * annotated.verb + annotated.object
     order = np.lexsort((-detections.score, detections.hoi))
     return Ranking(
-        order, detections.hoi[order].astype(np.int64), detections.image[order].astype(np.int64),
-        detections.score[order], np.array(right)[order], hoi, annotated.image, 4,
-    )  # fmt: skip
+        row=order,
+        klass=detections.hoi[order].astype(np.int64),
+        image=detections.image[order].astype(np.int64),
+        score=detections.score[order],
+        is_tp=np.array(is_tp)[order],
+        gt_class=hoi,
+        gt_image=annotated.image,
+        classes=4,
+        images=1,
+    )
 
 
 def test_decisive_are_as_many_as_a_class_has_pairs():
@@ -156,7 +163,7 @@ def test_a_summary_counts_and_says_what_each_kind_costs():
     told = diagnose(detections, annotated, np.array([-1, -1, 0]), np.ones(3, bool))
     ranking = ranking_of(detections, annotated, [False, False, True])
     hoi_of = np.array([[0, 1], [2, 3]])
-    summary = summarise(detections, annotated, ranking, told, np.arange(2), 1, np.arange(11) / 10, hoi_of)
+    summary = summarise(told, ranking, np.arange(2), grid=np.arange(11) / 10, hoi_of=hoi_of)
     rows = {row.kind: row for row in summary.errors}
     assert (rows["right"].decisive, rows["right"].all, rows["right"].gain) == (1, 1, 0.0)
     assert (rows["background"].decisive, rows["background"].all) == (1, 1)

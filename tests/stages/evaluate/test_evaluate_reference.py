@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.formats.parquet import write_detections
 
 ROOT = Path(os.environ.get("HOI_DISTILL_REFERENCE_DATA", "/nowhere"))
@@ -31,7 +31,7 @@ def detections(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first, hoi = stored["box_ptr"][image], stored["hoi_id"].astype(np.int32)
     verb, thing = hois[hoi].T.astype(np.int32)
     score = (stored["score_int"] / 2**20).astype(np.float32)
-    found = Detections(
+    found = HoiDetections(
         image, boxes[first + stored["hoi_sub"]], boxes[first + stored["hoi_obj"]], thing, verb, hoi, score
     )
     path = tmp_path_factory.mktemp("reference") / "detections.parquet"

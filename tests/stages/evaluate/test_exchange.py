@@ -15,14 +15,14 @@ from scipy.io import loadmat, savemat
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.coco import COCO_CATEGORY_IDS
 from hoi_distill.stages.data.object_detections import load_detections
-from hoi_distill.stages.evaluate.detections import Detections
-from hoi_distill.stages.evaluate.figures import evaluate_hico_det
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.formats.coco_results import write_coco_results
 from hoi_distill.stages.evaluate.formats.hico_mat import write_hico_mat
 from hoi_distill.stages.evaluate.formats.parquet import read_detections, write_detections
 from hoi_distill.stages.evaluate.formats.pocket_mat import read_pocket_mat
 from hoi_distill.stages.evaluate.formats.qpic_json import read_qpic_json
 from hoi_distill.stages.evaluate.formats.v_coco_json import write_v_coco_json
+from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det
 from hoi_distill.stages.evaluate.metrics.v_coco import from_triplets
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.small_disk import small_disk
@@ -32,16 +32,16 @@ BALL, BICYCLE = 32, 1
 
 
 @pytest.fixture
-def found(annotations: Annotations, perfect: Detections) -> Detections:
+def found(annotations: Annotations, perfect: HoiDetections) -> HoiDetections:
     """Each annotated pair twice, the second time lower-scored, smaller and a fraction of a pixel off."""
     twice = np.sort(np.tile(np.arange(len(perfect)), 2))
     columns = {field.name: getattr(perfect, field.name)[twice] for field in fields(perfect)}
     columns["score"][1::2] /= 2
     columns["object_box"][1::2] -= np.float32([-1.5, 0, 0.25, 2])
-    return Detections(**columns)
+    return HoiDetections(**columns)
 
 
-def same(one: Detections, other: Detections) -> None:
+def same(one: HoiDetections, other: HoiDetections) -> None:
     """``one``, read of a form that holds double precision, is ``other``."""
     for field in fields(one):
         a, b = getattr(one, field.name), getattr(other, field.name)
@@ -49,7 +49,7 @@ def same(one: Detections, other: Detections) -> None:
         assert a.dtype == (np.float64 if field.name == "score" else b.dtype), field.name
 
 
-def as_pictures(annotations: Annotations, found: Detections, style: str, shift: int = 0) -> list[dict[str, Any]]:
+def as_pictures(annotations: Annotations, found: HoiDetections, style: str, shift: int = 0) -> list[dict[str, Any]]:
     """What PPDM, QPIC or GEN-VLKT would have written; boxes inclusive, zero-based plus ``shift``."""
     pictures = []
     for image, name in enumerate(annotations.image_id.tolist()):
@@ -78,7 +78,7 @@ def as_truths(annotations: Annotations, shift: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("style", ["ppdm", "qpic", "genvlkt"])
-def test_json_of_each_kind_is_read(style: str, tmp_path: Path, annotations: Annotations, found: Detections):
+def test_json_of_each_kind_is_read(style: str, tmp_path: Path, annotations: Annotations, found: HoiDetections):
     pictures = as_pictures(annotations, found, style)
     file = tmp_path / "found.json"
     file.write_text(json.dumps(pictures if style == "ppdm" else json.dumps({"preds": pictures})))
@@ -91,13 +91,13 @@ CLOSE = np.array([0.99999999, 0.99999998, 1e40, 1e-60, 1e-61, 2.0**-40, 0.1, np.
 
 @pytest.mark.parametrize("form", ["parquet", "ppdm", "qpic", "genvlkt", "mat", "qpic as text"])
 def test_distinct_scores_stay_distinct_in_every_form(
-    form: str, tmp_path: Path, annotations: Annotations, found: Detections
+    form: str, tmp_path: Path, annotations: Annotations, found: HoiDetections
 ):
     found, words = replace(found, score=CLOSE), annotations.vocabulary
     file = tmp_path / "found"
     if form == "parquet":
         write_detections(file, found, annotations.image_id)
-        read = read_detections(file, annotations.image_id, words.hois, len(words.objects), len(words.verbs))
+        read = read_detections(file, annotations.image_id, words)
     elif form == "mat":
         write_hico_mat(file, found, words, len(annotations))
         read = read_pocket_mat(file, annotations.image_id, words)
@@ -109,7 +109,7 @@ def test_distinct_scores_stay_distinct_in_every_form(
     np.testing.assert_array_equal(read.score, found.score)
 
 
-def test_close_scores_rank_as_others_do(tmp_path: Path, annotations: Annotations, perfect: Detections):
+def test_close_scores_rank_as_others_do(tmp_path: Path, annotations: Annotations, perfect: HoiDetections):
     """Right detections score just above wrong ones that are stored first."""
     twice = np.concatenate([np.arange(len(perfect))] * 2)
     columns = {field.name: getattr(perfect, field.name)[twice] for field in fields(perfect)}
@@ -118,7 +118,7 @@ def test_close_scores_rank_as_others_do(tmp_path: Path, annotations: Annotations
     figures = []
     for score in scores:
         file = tmp_path / "found.json"
-        file.write_text(json.dumps(as_pictures(annotations, Detections(**{**columns, "score": score}), "qpic")))
+        file.write_text(json.dumps(as_pictures(annotations, HoiDetections(**{**columns, "score": score}), "qpic")))
         figures.append(evaluate_hico_det(annotations, read_qpic_json(file, annotations), np.zeros(3, bool)).default)
     assert figures[0] == figures[1]
     assert figures[0]["full"] == 100
@@ -126,7 +126,7 @@ def test_close_scores_rank_as_others_do(tmp_path: Path, annotations: Annotations
 
 @pytest.mark.parametrize("shift", [0, 1])
 def test_a_dumped_python_dict_is_read_in_the_frame_of_its_own_annotations(
-    shift: int, tmp_path: Path, annotations: Annotations, found: Detections
+    shift: int, tmp_path: Path, annotations: Annotations, found: HoiDetections
 ):
     preds = as_pictures(annotations, found, "qpic", shift)
     for picture in preds:
@@ -140,7 +140,7 @@ def test_a_dumped_python_dict_is_read_in_the_frame_of_its_own_annotations(
 
 @pytest.mark.parametrize("odd", ["a quote in a name", "None", "a tuple", "a trailing comma"])
 def test_the_text_of_a_python_dict_need_not_be_json_but_for_its_quotes(
-    odd: str, tmp_path: Path, annotations: Annotations, found: Detections
+    odd: str, tmp_path: Path, annotations: Annotations, found: HoiDetections
 ):
     if odd == "a quote in a name":
         annotations = replace(annotations, image_id=np.array(["a's.jpg", 'b"s.jpg', "c.jpg", "d.jpg"]))
@@ -167,7 +167,7 @@ def test_the_text_of_anything_else_is_not_run(text: str, tmp_path: Path, annotat
     assert "\n" not in str(refusal.value)
 
 
-def test_the_frame_of_boxes_can_be_named(tmp_path: Path, annotations: Annotations, found: Detections):
+def test_the_frame_of_boxes_can_be_named(tmp_path: Path, annotations: Annotations, found: HoiDetections):
     file = tmp_path / "found.json"
     file.write_text(json.dumps(as_pictures(annotations, found, "ppdm", shift=1)))
     same(read_qpic_json(file, annotations, "one_based"), found)
@@ -179,7 +179,7 @@ def test_the_frame_of_boxes_can_be_named(tmp_path: Path, annotations: Annotation
 
 
 def test_a_verb_and_an_object_that_are_no_class_are_left_out(
-    tmp_path: Path, annotations: Annotations, found: Detections
+    tmp_path: Path, annotations: Annotations, found: HoiDetections
 ):
     pictures = as_pictures(annotations, found, "qpic")
     pictures[2]["hoi_prediction"][0]["category_id"] = 0  # hold bicycle: the small vocabulary has no such class
@@ -236,7 +236,7 @@ BAD_JSON = {
 
 
 @pytest.mark.parametrize("case", BAD_JSON)
-def test_bad_json_is_refused_in_one_line(case: str, tmp_path: Path, annotations: Annotations, found: Detections):
+def test_bad_json_is_refused_in_one_line(case: str, tmp_path: Path, annotations: Annotations, found: HoiDetections):
     change, complaint = BAD_JSON[case]
     file = tmp_path / "found.json"
     file.write_text(json.dumps(change(copy.deepcopy(as_pictures(annotations, found, "ppdm")))))
@@ -249,7 +249,7 @@ def test_bad_json_is_refused_in_one_line(case: str, tmp_path: Path, annotations:
 
 
 def test_what_is_no_json_and_unknown_interactions_are_refused(
-    tmp_path: Path, annotations: Annotations, found: Detections
+    tmp_path: Path, annotations: Annotations, found: HoiDetections
 ):
     file = tmp_path / "found.json"
     with pytest.raises(UserError, match="cannot be read"):
@@ -266,12 +266,12 @@ def test_what_is_no_json_and_unknown_interactions_are_refused(
 
 
 @pytest.fixture
-def mat(tmp_path: Path, annotations: Annotations, found: Detections) -> Path:
+def mat(tmp_path: Path, annotations: Annotations, found: HoiDetections) -> Path:
     write_hico_mat(tmp_path / "mat", found, annotations.vocabulary, len(annotations))
     return tmp_path / "mat"
 
 
-def test_official_mat_files_have_the_official_layout(mat: Path, found: Detections):
+def test_official_mat_files_have_the_official_layout(mat: Path, found: HoiDetections):
     assert sorted(file.name for file in mat.iterdir()) == ["detections_02.mat", "detections_33.mat"]
     cells = loadmat(mat / "detections_33.mat")["all_boxes"]
     assert cells.shape == (2, 4), "holding and throwing a ball; four pictures"
@@ -285,9 +285,9 @@ def test_official_mat_files_have_the_official_layout(mat: Path, found: Detection
     np.testing.assert_array_equal(cells[0, 0][:, 8].astype(np.float32), found.score[rows])
 
 
-def test_mat_files_come_back(mat: Path, annotations: Annotations, found: Detections):
+def test_mat_files_come_back(mat: Path, annotations: Annotations, found: HoiDetections):
     order = np.lexsort((found.hoi, found.image))
-    expected = Detections(**{field.name: getattr(found, field.name)[order] for field in fields(found)})
+    expected = HoiDetections(**{field.name: getattr(found, field.name)[order] for field in fields(found)})
     same(read_pocket_mat(mat, annotations.image_id, annotations.vocabulary), expected)
 
 
@@ -302,8 +302,8 @@ def test_mat_files_that_others_write_are_read(mat: Path, annotations: Annotation
         same(read_pocket_mat(mat, annotations.image_id, annotations.vocabulary), again)
 
 
-def test_nothing_detected_is_written_and_read(tmp_path: Path, annotations: Annotations, found: Detections):
-    nothing = Detections(**{field.name: getattr(found, field.name)[:0] for field in fields(found)})
+def test_nothing_detected_is_written_and_read(tmp_path: Path, annotations: Annotations, found: HoiDetections):
+    nothing = HoiDetections(**{field.name: getattr(found, field.name)[:0] for field in fields(found)})
     write_hico_mat(tmp_path, nothing, annotations.vocabulary, len(annotations))
     assert len(read_pocket_mat(tmp_path, annotations.image_id, annotations.vocabulary)) == 0
     assert write_coco_results(tmp_path / "none.json", nothing, annotations.image_id, annotations.vocabulary) == 0
@@ -347,7 +347,7 @@ def test_bad_mat_files_are_refused_in_one_line(case: str, mat: Path, annotations
     assert "\n" not in line
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path, annotations: Annotations, found: Detections):
+def test_a_folder_that_is_not_there(tmp_path: Path, annotations: Annotations, found: HoiDetections):
     with pytest.raises(UserError, match="no such folder"):
         read_pocket_mat(tmp_path / "none", annotations.image_id, annotations.vocabulary)
     (tmp_path / "file").write_text("")
@@ -359,9 +359,9 @@ def test_a_folder_that_is_not_there(tmp_path: Path, annotations: Annotations, fo
 
 @pytest.mark.parametrize("kind", ["mat", "coco", "v-coco"])
 def test_where_the_disk_runs_full_no_half_file_is_left_and_older_ones_stay(
-    kind: str, tmp_path: Path, annotations: Annotations, found: Detections
+    kind: str, tmp_path: Path, annotations: Annotations, found: HoiDetections
 ):
-    def write(rows: Detections) -> None:
+    def write(rows: HoiDetections) -> None:
         if kind == "mat":
             write_hico_mat(tmp_path, rows, annotations.vocabulary, len(annotations))
         elif kind == "coco":
@@ -369,7 +369,7 @@ def test_where_the_disk_runs_full_no_half_file_is_left_and_older_ones_stay(
         else:
             write_v_coco_json(tmp_path / "persons.json", from_triplets(rows), ["1", "2", "3", "4"])
 
-    write(Detections(**{field.name: getattr(found, field.name)[:1] for field in fields(found)}))
+    write(HoiDetections(**{field.name: getattr(found, field.name)[:1] for field in fields(found)}))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     largest = max(map(len, before.values()))
     with small_disk(largest + 1), pytest.raises((UserError, OSError)):
@@ -378,7 +378,7 @@ def test_where_the_disk_runs_full_no_half_file_is_left_and_older_ones_stay(
 
 
 def test_coco_results_hold_every_box_once_with_its_highest_score(
-    tmp_path: Path, annotations: Annotations, found: Detections
+    tmp_path: Path, annotations: Annotations, found: HoiDetections
 ):
     file = tmp_path / "boxes.json"
     count = write_coco_results(file, found, annotations.image_id, annotations.vocabulary)
@@ -393,6 +393,6 @@ def test_coco_results_hold_every_box_once_with_its_highest_score(
     assert sorted(back.labels[back.of(2)].tolist()) == [0, 0, 1, 1, 1, 1]
 
 
-def test_pictures_that_are_numbers_stay_numbers(tmp_path: Path, annotations: Annotations, found: Detections):
+def test_pictures_that_are_numbers_stay_numbers(tmp_path: Path, annotations: Annotations, found: HoiDetections):
     write_coco_results(tmp_path / "boxes.json", found, ["17", "4", "999", "5"], annotations.vocabulary)
     assert {box["image_id"] for box in json.loads((tmp_path / "boxes.json").read_text())} == {17, 4, 999}

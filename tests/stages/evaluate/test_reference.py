@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.metrics.conventions import convention
-from hoi_distill.stages.evaluate.metrics.hico_det import Truths, hico_det
+from hoi_distill.stages.evaluate.metrics.hico_det import GroundTruth, hico_det
 
 FOLDER = Path(os.environ.get("HOI_DISTILL_REFERENCE_DATA", "/nowhere")) / "fixtures" / "hico_det"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="HOI_DISTILL_REFERENCE_DATA holds no fixtures/hico_det")
@@ -23,12 +23,12 @@ HALF_OPEN = np.float32([0, 0, 1, 1])  # the reference's boxes are inclusive
 
 
 @pytest.fixture(scope="module")
-def reference() -> tuple[Detections, Truths, np.ndarray, np.ndarray]:
+def reference() -> tuple[HoiDetections, GroundTruth, np.ndarray, np.ndarray]:
     found, truth = np.load(FOLDER / "hicodet_test_dets.npz"), np.load(FOLDER / "hicodet_test_gt.npz")
     image = np.repeat(np.arange(len(found["image_names"])), np.diff(found["hoi_ptr"]))
     boxes = found["box_q4"].astype(np.float32) / 4 + HALF_OPEN
     first, hoi = found["box_ptr"][image], found["hoi_id"].astype(np.int32)
-    detections = Detections(
+    detections = HoiDetections(
         image.astype(np.int32), boxes[first + found["hoi_sub"]], boxes[first + found["hoi_obj"]],
         truth["hoi_object"][hoi].astype(np.int32), truth["hoi_verb"][hoi].astype(np.int32), hoi,
         (found["score_int"] / 2**20).astype(np.float32),
@@ -37,7 +37,7 @@ def reference() -> tuple[Detections, Truths, np.ndarray, np.ndarray]:
     images = len(truth["image_names"])
     shows = np.unpackbits(truth["known_object_image_level"], axis=1)[:, :images].astype(bool).T
     pair_image = np.repeat(np.arange(images), np.diff(truth["gt_ptr"]))
-    truths = Truths(pair_image, pairs[:, 0], pairs[:, 1], truth["gt_hoi"].astype(np.int64), shows)
+    truths = GroundTruth(pair_image, pairs[:, 0], pairs[:, 1], truth["gt_hoi"].astype(np.int64), shows)
     rare = np.isin(np.arange(600), truth["rare"])
     return detections, truths, truth["hoi_object"].astype(np.int64), rare
 

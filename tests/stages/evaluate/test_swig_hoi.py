@@ -9,7 +9,7 @@ import pytest
 
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.swig_hoi import swig_evaluated, swig_frequency, swig_vocabulary
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.metrics import swig_hoi as module
 from hoi_distill.stages.evaluate.metrics.swig_hoi import swig_hoi
 
@@ -32,14 +32,16 @@ def annotated(image: np.ndarray, human: np.ndarray, thing: np.ndarray, hoi: np.n
     )  # fmt: skip
 
 
-def detected(image: np.ndarray, human: np.ndarray, thing: np.ndarray, hoi: np.ndarray, score: np.ndarray) -> Detections:
+def detected(
+    image: np.ndarray, human: np.ndarray, thing: np.ndarray, hoi: np.ndarray, score: np.ndarray
+) -> HoiDetections:
     verb, kind = swig_vocabulary().hois[hoi].T.astype(np.int32)
-    return Detections(
+    return HoiDetections(
         np.int32(image), np.float32(human), np.float32(thing), kind, verb, np.int32(hoi), np.float32(score)
     )  # fmt: skip
 
 
-def small(tied: bool) -> tuple[Annotations, Detections]:
+def small(tied: bool) -> tuple[Annotations, HoiDetections]:
     """Pairs and detections on a grid of ten pixels: equal boxes, overlaps of one half, and, if `tied`, equal scores."""
     rng = np.random.default_rng(5)
 
@@ -143,15 +145,15 @@ def test_interactions_that_are_not_evaluated_count_nowhere():
 def test_the_order_of_detections_changes_nothing_without_ties():
     annotations, found = small(tied=False)
     rows = np.random.default_rng(0).permutation(len(found))
-    other = Detections(*(getattr(found, name)[rows] for name in Detections.__annotations__))
+    other = HoiDetections(*(getattr(found, name)[rows] for name in HoiDetections.__annotations__))
     assert swig_hoi(other, annotations).ap.tolist() == swig_hoi(found, annotations).ap.tolist()
 
 
 def test_lower_scored_duplicates_never_raise_average_precision():
     annotations, found = small(tied=False)
     again = replace(found, score=found.score - 1)
-    both = Detections(
-        *(np.concatenate([getattr(part, name) for part in (found, again)]) for name in Detections.__annotations__)
+    both = HoiDetections(
+        *(np.concatenate([getattr(part, name) for part in (found, again)]) for name in HoiDetections.__annotations__)
     )
     assert (swig_hoi(both, annotations).ap <= swig_hoi(found, annotations).ap).all()
 

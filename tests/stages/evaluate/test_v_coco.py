@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hoi_distill.stages.data.v_coco.loader import ACTIONS, ROLES, SLOTS, People
-from hoi_distill.stages.evaluate.detections import Detections, VCocoDetections
+from hoi_distill.stages.evaluate.detections import HoiDetections, VCocoDetections
 from hoi_distill.stages.evaluate.formats.v_coco_json import read_v_coco_json
 from hoi_distill.stages.evaluate.metrics.v_coco import from_triplets, v_coco
 from tests.fixtures.small_v_coco import small_v_coco
@@ -190,10 +190,10 @@ def as_columns(entries: list[dict], people: People) -> VCocoDetections:
     )
 
 
-def triplets(rows: list[tuple[int, tuple[int, ...], str, tuple[int, ...], float]]) -> Detections:
+def triplets(rows: list[tuple[int, tuple[int, ...], str, tuple[int, ...], float]]) -> HoiDetections:
     image, human, slot, thing, score = zip(*rows, strict=True)
     kind = np.array([-1 if box == NOTHING else 41 for box in thing], np.int32)
-    return Detections(
+    return HoiDetections(
         np.array(image, np.int32), np.array(human, np.float32), np.array(thing, np.float32), kind,
         np.array([SLOTS.index(name) for name in slot], np.int32), np.full(len(rows), -1, np.int32),
         np.array(score, np.float32),
@@ -235,6 +235,6 @@ def test_the_second_best_object_of_a_slot_is_a_second_entry_without_agent_scores
 def test_no_triplets_are_no_persons():
     none = np.zeros(0, np.int32)
     boxes = np.zeros((0, 4), np.float32)
-    found = from_triplets(Detections(none, boxes, boxes, none, none, none, np.zeros(0, np.float32)))
+    found = from_triplets(HoiDetections(none, boxes, boxes, none, none, none, np.zeros(0, np.float32)))
     assert found.role_box.shape == (0, 25, 4)
     assert figures(crowd((MAN, True, CUP)), found) == [0, 0, 0]

@@ -70,15 +70,20 @@ def triplets(output: MurenOutput, size: tuple[int, int], valid: Tensor, scoring:
     if not scoring.as_published:
         human, thing = box_ops.clip(human, width, height), box_ops.clip(thing, width, height)
     thing[label_ == objects] = 0
-    powers = (scoring.nms, scoring.nms_human_power, scoring.nms_object_power, -1.0 if scoring.as_published else 0.0)
+    suppression = {
+        "threshold": scoring.nms,
+        "human_power": scoring.nms_human_power,
+        "object_power": scoring.nms_object_power,
+        "short": -1.0 if scoring.as_published else 0.0,
+    }
     if scoring.nms_within == "object":
-        kept = pairwise_nms(label_, score.max(1), (human, thing), *powers)
+        kept = pairwise_nms(label_, score.max(1), (human, thing), **suppression)
         score = score * kept[:, None]
     best = np.argsort(-score, axis=None, kind="stable")[: scoring.top]
     query, verb = np.unravel_index(best[score.flat[best] > 0], score.shape)
     if scoring.nms_within == "hoi":
         group = verb * (objects + 1) + label_[query]
-        kept = pairwise_nms(group, score[query, verb], (human[query], thing[query]), *powers)
+        kept = pairwise_nms(group, score[query, verb], (human[query], thing[query]), **suppression)
         query, verb = query[kept], verb[kept]
     return Triplets(
         human[query], thing[query], np.where(label_[query] == objects, -1, label_[query]), verb, score[query, verb]

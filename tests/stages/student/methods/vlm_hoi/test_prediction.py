@@ -144,7 +144,7 @@ def test_a_missing_object_has_no_class_and_no_box(tmp_path):
     assert (found.objects[0], found.verbs[0], found.object_[0].tolist()) == (-1, stand, [0, 0, 0, 0])
     path = tmp_path / "found.parquet"
     write_triplets(path, iter([(0, found)]), ["a"], words)
-    read = read_detections(path, ["a"], words.hois, 80, len(words.verbs), object_optional=True)
+    read = read_detections(path, ["a"], words, object_optional=True)
     assert set(read.object) == set(read.hoi) == {-1}
 
 
@@ -197,7 +197,8 @@ def test_a_saved_student_predicts_the_same(tmp_path, world):
     assert names
     assert names == sorted(names, key=lambda name: int(name.split()[1]))
     assert max(names.count(name) for name in set(names)) <= config.scoring.top
-    read_detections(tmp_path / "loaded/detections.parquet", world.annotations.image_id, VOCABULARY.hois, 80, 4, True)
+    detections = tmp_path / "loaded/detections.parquet"
+    read_detections(detections, world.annotations.image_id, VOCABULARY, every_row_classed=True)
     other = Vocabulary.from_actions([("dog", "walk", "walking")], "another")
     with pytest.raises(UserError, match="use a checkpoint of that vocabulary"):
         load_student(tmp_path / "run/checkpoint", other)

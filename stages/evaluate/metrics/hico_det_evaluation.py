@@ -1,4 +1,4 @@
-"""HICO-DET's figures in percent: what training reports, and what ``hoi-distill evaluate`` prints for ``hico-det``."""
+"""HICO-DET's metrics in percent, as a training reports them and ``hoi-distill evaluate`` prints them."""
 
 from __future__ import annotations
 
@@ -7,38 +7,42 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hoi_distill.stages.data.sampling.splits import RARE_BELOW, ZeroShotSplit
-from hoi_distill.stages.evaluate.detections import Detections
+from hoi_distill.stages.data.sampling.splits import ZeroShotSplit
+from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.metrics.conventions import OFFICIAL, Convention
-from hoi_distill.stages.evaluate.metrics.hico_det import ClassResults, Truths, hico_det
+from hoi_distill.stages.evaluate.metrics.curves import Ranking
+from hoi_distill.stages.evaluate.metrics.hico_det import ClassResults, GroundTruth, hico_det
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     from hoi_distill.stages.data.annotations import Annotations
     from hoi_distill.stages.data.vocabulary import Vocabulary
 
-__all__ = ["RARE_BELOW", "Evaluation", "evaluate_hico_det", "training_pairs", "truths_of"]
-
 Means = dict[str, float | None]
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
-    """The figures of one detections file, in percent.
+class HicoDetEvaluation:
+    """The metrics of one detections file, in percent.
 
     Attributes:
-        counts: pictures, pairs, detections, classes and how many of them are rare or without a test pair.
-        default, known_object: mean average precision over ``full``, ``rare`` and ``non_rare`` classes; None for a set
-            in which no class has a pair. Classes without test pairs have no average precision and enter no mean.
-        known_object_from: what says which pictures show an object.
+        dataset: its name.
+        split: its name.
+        convention: the switches.
+        counts: numbers of pictures, pairs, detections, classes, rare classes and classes without a test pair.
+        default: mean average precision over ``full``, ``rare`` and ``non_rare`` classes; None for a set in which no
+            class has a pair. Classes without test pairs have no average precision and enter no mean.
+        known_object: the same of the known-object setting.
+        known_object_from: the labels that say which pictures show an object.
         per_class: one record a class, in class order: hoi, verb, object (names), rare, training_pairs (None if not
             known), pairs, detections, found, recall, ap, ap_known_object; of a zero-shot split also unseen.
         zero_shot: the split's name and the default setting's means over its ``unseen``, ``seen`` and all classes.
         sets: ``bool [H]`` classes of each mean, by its name.
-        matched: ``int64 [D]`` row of the annotated pair that each detection found, -1 where it is wrong; not part of the
+        matched: ``int64 [D]`` row of the annotated pair that each detection found, -1 for a false positive; not in the
             JSON.
-        counted: ``bool [D]`` whether the convention looks at a detection; not part of the JSON.
-        truths: the annotated pairs that were looked for; not part of the JSON.
+        counted: ``bool [D]`` whether the convention counts a detection; not in the JSON.
+        ranking: the counted detections of the default setting; not in the JSON.
+        known_object_ranking: those of the known-object setting; not in the JSON.
     """
 
     dataset: str
@@ -53,10 +57,11 @@ class Evaluation:
     sets: dict[str, np.ndarray]
     matched: np.ndarray
     counted: np.ndarray
-    truths: Truths
+    ranking: Ranking
+    known_object_ranking: Ranking
 
     def as_json(self) -> dict[str, Any]:
-        """A JSON-able record; figures are rounded to six decimals."""
+        """The record as JSON; metrics are rounded to six decimals."""
         return {
             "dataset": self.dataset,
             "split": self.split,
@@ -73,31 +78,36 @@ class Evaluation:
 
 
 def training_pairs(annotations: Annotations) -> np.ndarray:
-    """Annotated pairs of each class in a training split, ``int64 [H]``; rare classes have fewer than RARE_BELOW."""
+    """Annotated pairs of each class in a training split, ``int64 [H]``."""
     return np.bincount(annotations.classified().hoi, minlength=len(_vocabulary(annotations)))
 
 
 def evaluate_hico_det(
     annotations: Annotations,
-    detections: Detections,
+    detections: HoiDetections,
     rare: np.ndarray,
+    *,
     training: np.ndarray | None = None,
     convention: Convention = OFFICIAL,
     zero_shot: ZeroShotSplit | None = None,
-) -> Evaluation:
+) -> HicoDetEvaluation:
     """Evaluate by HICO-DET's protocol (:mod:`hoi_distill.stages.evaluate.metrics.hico_det`).
 
     Args:
-        annotations: the test split. Without image-level labels (``image_hois``), known-object picture sets are taken
-            from the annotated pairs, which is recorded in ``known_object_from``.
+        annotations: the test split. Without image-level labels (``image_hois``), the annotated pairs say which pictures
+            show an object; ``known_object_from`` records it.
         detections: ``image`` counts pictures of this split.
         rare: ``bool [H]``.
         training: ``int [H]`` training pairs of each class, for the record.
+        convention: the switches.
         zero_shot: a split of the vocabulary's classes, for its means.
+
+    Raises:
+        UserError: the pictures have no annotated classes.
     """
-    vocabulary, truths = _vocabulary(annotations), truths_of(annotations)
+    vocabulary, gt = _vocabulary(annotations), ground_truth_of(annotations)
     hois = vocabulary.hois.astype(np.int64)
-    results = hico_det(detections, truths, hois[:, 1], convention)
+    results = hico_det(detections, gt, hois[:, 1], convention)
     default, known = results.default, results.known_object
     averaged = convention.averaged([vocabulary.verbs[verb] for verb in hois[:, 0]])
     sets = {"full": averaged, "rare": averaged & rare, "non_rare": averaged & ~rare}
@@ -105,7 +115,7 @@ def evaluate_hico_det(
         {
             "hoi": hoi,
             "verb": vocabulary.verbs[verb],
-            "object": vocabulary.objects[thing],
+            "object": vocabulary.objects[obj],
             "rare": bool(rare[hoi]),
             **({} if zero_shot is None else {"unseen": bool(zero_shot.unseen[hoi])}),
             "training_pairs": None if training is None else int(training[hoi]),
@@ -116,7 +126,7 @@ def evaluate_hico_det(
             "ap": _percent(default.ap[hoi]),
             "ap_known_object": _percent(known.ap[hoi]),
         }
-        for hoi, (verb, thing) in enumerate(hois)
+        for hoi, (verb, obj) in enumerate(hois)
     ]
     unseen_means = None
     if zero_shot is not None:
@@ -127,13 +137,13 @@ def evaluate_hico_det(
         }
     by_image = convention.known_object == "image_level" and annotations.image_hois is not None
     ordinary = {key: sets[key] for key in ("full", "rare", "non_rare")}
-    return Evaluation(
+    return HicoDetEvaluation(
         dataset=annotations.name,
         split=annotations.split,
         convention=convention,
         counts={
             "pictures": len(annotations),
-            "pairs": len(truths.hoi),
+            "pairs": len(gt.hoi),
             "detections": len(detections),
             "classes": len(hois),
             "rare_classes": int(np.sum(rare)),
@@ -147,12 +157,16 @@ def evaluate_hico_det(
         sets=sets,
         matched=np.append(np.flatnonzero(annotations.hoi >= 0), -1)[results.matched],
         counted=results.counted,
-        truths=truths,
+        ranking=results.ranking,
+        known_object_ranking=results.known_object_ranking,
     )
 
 
-def truths_of(annotations: Annotations) -> Truths:
-    """The split's pairs that are a class; object categories of a picture from its image-level labels, else its pairs."""
+def ground_truth_of(annotations: Annotations) -> GroundTruth:
+    """The split's pairs that belong to a class.
+
+    The object categories of a picture come from its image-level labels, without those from its annotated pairs.
+    """
     annotations = annotations.classified()
     vocabulary, image = _vocabulary(annotations), annotations.pair_image()
     image_objects = np.zeros((len(annotations), len(vocabulary.objects)), bool)
@@ -161,7 +175,9 @@ def truths_of(annotations: Annotations) -> Truths:
     else:
         labelled, hoi = np.nonzero(annotations.image_hois)
         image_objects[labelled, vocabulary.hois[hoi, 1]] = True
-    return Truths(image, annotations.human_box, annotations.object_box, annotations.hoi.astype(np.int64), image_objects)
+    return GroundTruth(
+        image, annotations.human_box, annotations.object_box, annotations.hoi.astype(np.int64), image_objects
+    )
 
 
 def _vocabulary(annotations: Annotations) -> Vocabulary:
