@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.storage.digests import as_rows, digest_bytes
-from hoi_distill.storage.sampling import epoch_order
+from hoi_distill.storage.sampling import Epoch, epoch_order
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef, stack
 
@@ -90,7 +90,7 @@ def measure(memmap: Memmap, stream: SampleStream, workers: int, rounds: int) -> 
         return DataLoader(memmap, batch_sampler=batches, num_workers=workers, collate_fn=collate)  # type: ignore[arg-type]
 
     def ours(epoch: int) -> Any:
-        return stream.loader(BATCH, seed=0, epoch=epoch, num_workers=workers, collate=collate)
+        return stream.loader(BATCH, Epoch(0, epoch), num_workers=workers, collate=collate)
 
     for a, b in zip(bare(0), ours(0), strict=True):
         if not torch.equal(a, b):

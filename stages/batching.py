@@ -49,8 +49,10 @@ def in_parts(forward: Callable[[np.ndarray], Rows], count: int, size: PartSize, 
     Args:
         forward: answers the rows at ``positions`` (int64, always ``size.row_count`` of them, the last repeated where rows run
             out) with something that slices by row: a tensor ``[n, ...]`` or a list.
+        count: how many rows.
         size: changed where it is unknown (measured on a CUDA device) or turns out too large: memory that runs out halves
             it, and the rows still to come go on in smaller parts.
+        device: where ``forward`` computes.
 
     Returns:
         The answers of the parts, cut to real rows; one after another they are the ``count`` rows.

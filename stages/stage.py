@@ -33,22 +33,33 @@ VIEWS: tuple[View, ...] = ("original", "flip")
 
 @dataclass(frozen=True)
 class ArrowOutput:
-    """Small or structured cells, kept in Arrow IPC files. ``type`` is the Arrow type of one cell."""
+    """Small or structured cells, kept in Arrow IPC files.
+
+    Attributes:
+        type: the Arrow type of one cell.
+    """
 
     type: pa.DataType
 
     def describe(self) -> dict[str, Any]:
+        """What the fingerprint says of it."""
         return {"format": "arrow", "type": str(self.type)}
 
 
 @dataclass(frozen=True)
 class TensorOutput:
-    """Feature maps, kept in LMDB. ``shape`` is one cell's shape; ``codec`` how it is stored."""
+    """Feature maps, kept in LMDB.
+
+    Attributes:
+        shape: of one cell.
+        codec: how a cell is stored.
+    """
 
     shape: tuple[int, ...]
     codec: Codec = "fp16"
 
     def describe(self) -> dict[str, Any]:
+        """What the fingerprint says of it."""
         return {"format": "lmdb", "shape": list(self.shape), "codec": self.codec}
 
 

@@ -119,6 +119,8 @@ class Cache:
         damaged or lost is written again, and nothing else of the table with it.
 
         Args:
+            name: the stage's.
+            record: what the fingerprint is of.
             output: ``{"format": "arrow", "type": ...}`` or ``{"format": "lmdb", "shape": [...], "codec": ...}``.
             value_type: the Arrow type of a cell, None for tensors.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from hoi_distill.storage.digests import canonical_json
 from hoi_distill.storage.errors import StorageError
 from hoi_distill.storage.files import folders, owner
 from hoi_distill.storage.files.notes import notes_in, read_note, set_note_aside
-from hoi_distill.storage.records import publish_record
+from hoi_distill.storage.records import Record, publish_record
 from hoi_distill.storage.shards.payload import forget_shard, verify_shard
 from hoi_distill.storage.table import Table
 
@@ -32,8 +32,15 @@ _UNDESCRIBED: dict[str, Any] = {"name": "", "fingerprint": "", "record": {}, "ou
 
 @dataclass(frozen=True)
 class BadShard:
-    """A damaged file (``shard``, its name) of a table, or of the cache itself: ``cells`` values of it count as empty from now
-    on; ``outcome`` says what was done, and what mends it."""
+    """A damaged file of a table, or of the cache itself.
+
+    Attributes:
+        table: the folder it is of.
+        shard: its name.
+        reason: what is wrong with it.
+        cells: how many values of it count as empty from now on.
+        outcome: what was done, and what mends it.
+    """
 
     table: str
     shard: str
@@ -42,6 +49,7 @@ class BadShard:
     outcome: str = EMPTIED
 
     def line(self) -> str:
+        """What was found and done, for a reader."""
         return f"{self.table}/{self.shard}: {self.reason}; {self.outcome}"
 
 
@@ -54,11 +62,11 @@ def check_cache(cache: Cache, deep: bool = True) -> list[BadShard]:
         ),
         *_check_notes(cache.root / "leases", mend, "set aside; whoever left it writes it again"),
     ]
-    for name in sorted(folders.names(cache.root / "tables") - {folder.name for folder in cache.folders()}):
-        if not (cache.root / "tables" / name).exists():
-            found.append(
-                BadShard("tables", name, "a link that leads nowhere", 0, "left where it is: mend or remove it")
-            )
+    found += [
+        BadShard("tables", name, "a link that leads nowhere", 0, "left where it is: mend or remove it")
+        for name in sorted(folders.names(cache.root / "tables") - {folder.name for folder in cache.folders()})
+        if not (cache.root / "tables" / name).exists()
+    ]
     for folder in cache.folders():
         try:
             found += _check_description(folder, mend)
@@ -125,15 +133,11 @@ def _check_table(table: Table, deep: bool, mend: bool) -> list[BadShard]:
     if table.broken_records():  # read twice, as payloads are
         table.forget_broken()
         records = table.records()
-    broken = table.broken_records()
-    cells = dict.fromkeys(broken, 0)
-    for record in records if deep else []:
-        if (reason := _confirmed(record.verify)) is not None:
-            broken[record.name], cells[record.name] = reason, record.header["cells"]
-    for name, reason in broken.items():
+    broken = _broken(table, records, deep)
+    for name, (reason, cells) in broken.items():
         if mend:
             folders.set_aside(table.dir / "commits" / name, table.dir / "bad")
-        found.append(BadShard(table.dir.name, name, reason, cells[name], EMPTIED if mend else LEFT))
+        found.append(BadShard(table.dir.name, name, reason, cells, EMPTIED if mend else LEFT))
     for record in records:
         payload = record.header["payload"]
         if payload is None or record.name in broken or table.is_set_aside(record):
@@ -146,6 +150,15 @@ def _check_table(table: Table, deep: bool, mend: bool) -> list[BadShard]:
     if mend:
         _sweep(table, bool(found))
     return found
+
+
+def _broken(table: Table, records: Sequence[Record], deep: bool) -> dict[str, tuple[str, int]]:
+    """``{name: (why, cells)}`` of the records whose bytes have changed: those that cannot be read, and (``deep``) others."""
+    broken = {name: (reason, 0) for name, reason in table.broken_records().items()}
+    for record in records if deep else ():
+        if (reason := _confirmed(record.verify)) is not None:
+            broken[record.name] = reason, record.header["cells"]
+    return broken
 
 
 def _check_folders(table: Table, mend: bool) -> list[BadShard]:

@@ -45,6 +45,7 @@ class DigestMemory:
         """``V16 [N]`` digests of N files' bytes.
 
         Args:
+            paths: N of them.
             rehash: read every file again, whatever is remembered.
             missing: what to do with a path that is not a readable file: ``"raise"`` a ``UserError`` naming the first
                 and their count, or give it the ``"zero"`` digest (16 zero bytes), for callers that drop such entries.
@@ -60,9 +61,9 @@ class DigestMemory:
         with self._connect() as file, ThreadPoolExecutor(_THREADS) as pool:
             for folder, positions in folders.items():
                 base = os.path.abspath(folder or ("/" if os.fspath(paths[positions[0]]).startswith("/") else "."))
-                self._folder(
-                    file, pool, base, [names[p] for p in positions], np.array(positions), found, reasons, rehash
-                )
+                own = [names[position] for position in positions]
+                found[positions], unread = _digests_in(file, pool, base, own, rehash=rehash)
+                reasons.update({positions[i]: error for i, error in unread.items()})
         if reasons and missing == "raise":
             first = min(reasons)
             others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
@@ -89,46 +90,42 @@ class DigestMemory:
                 known |= fresh
         return [known[key] for key in keys]
 
-    def _folder(
-        self,
-        file: MemoryFile,
-        pool: ThreadPoolExecutor,
-        folder: str,
-        names: list[str],
-        positions: np.ndarray,
-        found: np.ndarray,
-        reasons: dict[int, OSError],
-        rehash: bool,
-    ) -> None:
-        """Fill ``found[positions]`` for the named files of one folder."""
-        known = _Known({}, np.zeros(0, _ENTRY)) if rehash else _read(file, folder)
-        unknown = np.arange(len(names))
-        if known.places:
-            now = _stat(folder, names)
-            where = np.fromiter((known.places.get(name, -1) for name in names), np.int64, len(names))
-            entry = known.entries[where]
-            same = (where >= 0) & (now["size"] >= 0)
-            for field in _STAMP:
-                same &= entry[field] == now[field]
-            found[positions[same]] = entry["digest"][same]
-            unknown = np.flatnonzero(~same)
-        for start in range(0, len(unknown), _BATCH):
-            part = unknown[start : start + _BATCH].tolist()
-            fresh: dict[str, np.void] = {}
-            hashed = pool.map(lambda i: _hash(os.path.join(folder, names[i])), part, chunksize=16)
-            for i, result in zip(part, hashed, strict=True):
-                if isinstance(result, OSError):
-                    reasons[int(positions[i])] = result
-                    continue
-                stamped, settled = result
-                found[positions[i]] = stamped["digest"]
-                if settled:
-                    fresh[names[i]] = stamped
-            if fresh:
-                _append(file, folder, fresh)
-
     def _connect(self) -> MemoryFile:
         return MemoryFile(self.path)
+
+
+def _digests_in(
+    file: MemoryFile, pool: ThreadPoolExecutor, folder: str, names: list[str], *, rehash: bool
+) -> tuple[np.ndarray, dict[int, OSError]]:
+    """The digests of n files of one folder, ``V16 [n]``, and by position why one could not be read (its digest is zero)."""
+    found = np.zeros(len(names), "V16")
+    errors: dict[int, OSError] = {}
+    known = _Known({}, np.zeros(0, _ENTRY)) if rehash else _read(file, folder)
+    unknown = np.arange(len(names))
+    if known.places:
+        now = _stat(folder, names)
+        where = np.fromiter((known.places.get(name, -1) for name in names), np.int64, len(names))
+        entry = known.entries[where]
+        same = (where >= 0) & (now["size"] >= 0)
+        for field in _STAMP:
+            same &= entry[field] == now[field]
+        found[same] = entry["digest"][same]
+        unknown = np.flatnonzero(~same)
+    for start in range(0, len(unknown), _BATCH):
+        part = unknown[start : start + _BATCH].tolist()
+        fresh: dict[str, np.void] = {}
+        hashed = pool.map(lambda i: _hash(os.path.join(folder, names[i])), part, chunksize=16)
+        for i, result in zip(part, hashed, strict=True):
+            if isinstance(result, OSError):
+                errors[i] = result
+                continue
+            stamped, settled = result
+            found[i] = stamped["digest"]
+            if settled:
+                fresh[names[i]] = stamped
+        if fresh:
+            _append(file, folder, fresh)
+    return found, errors
 
 
 def _hash(path: str) -> tuple[np.void, bool] | OSError:

@@ -7,7 +7,64 @@ batch keeps its size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch, as one rank reads it.
+
+    Attributes:
+        seed: of the order.
+        number: the epoch's.
+        rank: the process's.
+        world: how many processes there are.
+        start_batch: how many batches of this epoch were already seen (resume).
+        shuffle: whether the order is random.
+        drop_last: whether a last batch that is not full is left out.
+    """
+
+    seed: int
+    number: int
+    rank: int = 0
+    world: int = 1
+    start_batch: int = 0
+    shuffle: bool = True
+    drop_last: bool = False
+
+
+@dataclass(frozen=True)
+class RankBatches:
+    """What one rank reads of an epoch, as lists of rows.
+
+    Attributes:
+        order: ``int64 [n]``, the epoch's rows.
+        batch_size: of this rank; ``batch_size * world`` is the global batch.
+        epoch: the epoch.
+    """
+
+    order: np.ndarray
+    batch_size: int
+    epoch: Epoch
+
+    @classmethod
+    def of(cls, rows: np.ndarray, batch_size: int, epoch: Epoch) -> RankBatches:
+        """The batches of these rows, ``int64 [n]``, in the epoch's order."""
+        order = rows[epoch_order(epoch.seed, epoch.number, len(rows), epoch.shuffle)]
+        return cls(order, batch_size, epoch)
+
+    def __len__(self) -> int:
+        global_batch = self.batch_size * self.epoch.world
+        count = batch_count(len(self.order), global_batch, self.epoch.rank, self.epoch.drop_last)
+        return max(count - self.epoch.start_batch, 0)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, global_batch = self.epoch, self.batch_size * self.epoch.world
+        for batch in range(epoch.start_batch, epoch.start_batch + len(self)):
+            yield rank_batch(self.order, batch, global_batch, epoch.rank, epoch.world).tolist()
 
 
 def epoch_order(seed: int, epoch: int, n: int, shuffle: bool = True) -> np.ndarray:

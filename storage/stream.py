@@ -9,7 +9,7 @@ a few integers per row.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import numpy as np
 from hoi_distill.storage.digests import digest_bytes, fingerprint
 from hoi_distill.storage.errors import StorageError, UserError
 from hoi_distill.storage.files import stamps
-from hoi_distill.storage.sampling import batch_count, epoch_order, rank_batch
+from hoi_distill.storage.sampling import Epoch, RankBatches
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.shards import cells as arrow_cells
 from hoi_distill.storage.shards.lmdb import LmdbShard
@@ -116,52 +116,26 @@ class SampleStream:
     def loader(
         self,
         batch_size: int,
-        seed: int,
-        epoch: int,
-        rank: int = 0,
-        world: int = 1,
+        epoch: Epoch,
         num_workers: int = 0,
         collate: Callable[[list[Sample]], Any] | None = None,
-        start_batch: int = 0,
-        shuffle: bool = True,
-        drop_last: bool = False,
     ) -> DataLoader[Any]:
         """One epoch's batches for one rank, see :mod:`hoi_distill.storage.sampling`: each live row once over all ranks.
 
         Args:
-            batch_size: of this rank; ``batch_size * world`` is the global batch.
+            batch_size: of this rank; ``batch_size * epoch.world`` is the global batch.
+            epoch: which epoch, and which rank's part of it.
+            num_workers: processes that read.
             collate: makes a batch of a list of samples, in the worker; default: the list itself.
-            start_batch: batches of this epoch that were already seen (resume).
         """
         from torch.utils.data import DataLoader
 
-        order = self.live[epoch_order(seed, epoch, len(self.live), shuffle)]
-        batches = _Batches(order, batch_size * world, rank, world, start_batch, drop_last)
         return DataLoader(
             self,  # type: ignore[arg-type]
-            batch_sampler=batches,  # type: ignore[arg-type]
+            batch_sampler=RankBatches.of(self.live, batch_size, epoch),  # type: ignore[arg-type]
             num_workers=num_workers,
             collate_fn=collate or list,
         )
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """What one rank reads of an epoch, as lists of rows."""
-
-    order: np.ndarray
-    global_batch: int
-    rank: int
-    world: int
-    start: int
-    drop_last: bool
-
-    def __len__(self) -> int:
-        return max(batch_count(len(self.order), self.global_batch, self.rank, self.drop_last) - self.start, 0)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in range(self.start, self.start + len(self)):
-            yield rank_batch(self.order, batch, self.global_batch, self.rank, self.world).tolist()
 
 
 def stack(arrays: Sequence[np.ndarray]) -> torch.Tensor:
@@ -228,9 +202,9 @@ def locate_cells(table: Table, cells: CellSelection) -> Layout | None:
         if part.wanted is not None:
             _point_unwanted_at_wanted(where, part.wanted)
         number = np.array([paths.setdefault(path, len(paths)) for path in where.paths], np.int32)
-        for column, shard, position in zip(part.columns, where.shard.T, where.position.T, strict=True):
-            filled = shard >= 0
-            shard, position = np.where(filled, shard, FAILED), np.where(filled, position, 0)
+        for column, located, place in zip(part.columns, where.shard.T, where.position.T, strict=True):
+            filled = located >= 0
+            shard, position = np.where(filled, located, FAILED), np.where(filled, place, 0)
             shard[filled] = number[shard[filled]]
             key = digest_bytes(shard.tobytes()), digest_bytes(position.tobytes())
             groups.setdefault(key, _Group([], shard, position)).columns.append(column)

@@ -69,26 +69,24 @@ def registered(cache: Cache) -> tuple[dict[str, dict[str, Any]], list[str]]:
 
 
 def collect(cache: Cache, move: bool, grace_seconds: float, forget: Sequence[str]) -> dict[str, Any]:
-    """Find unwanted tables and, with ``move``, put them into the trash; empty trash older than the grace period.
+    """Find unwanted tables and trained networks and, with ``move``, put them into the trash; empty old trash.
 
     Runs and readers leave expiring notes; a table with one is kept. While a setup's note says nothing, what it wants is not
     known: nothing is moved.
+
+    Args:
+        cache: where to look.
+        move: whether to move what is unwanted.
+        grace_seconds: how old trash must be to be deleted.
+        forget: setups that want nothing any more.
+
+    Raises:
+        UserError: a setup to forget is not registered.
     """
     for name in forget:
-        setups, mute = registered(cache)
-        notes = [stem for stem, note in setups.items() if name in (stem, note.get("name"))]
-        notes += [stem for stem in mute if name in (stem, stem.rpartition("-")[0])]
-        if not notes:
-            raise UserError(f"--forget {name}: not registered; there are {', '.join([*setups, *mute]) or 'none'}")
-        for stem in notes:
-            for note in (cache.root / "registered").glob(f"{stem}.json*"):
-                if note.is_dir() and not note.is_symlink():
-                    shutil.rmtree(note)
-                else:
-                    note.unlink()
+        _forget(cache, name)
     setups, mute = registered(cache)
     move = move and not mute
-    wanted = {table for note in setups.values() for table in note["tables"]}
     used = cache.leased()
     outcome: dict[str, Any] = {
         "registered": sorted(setups),
@@ -97,29 +95,41 @@ def collect(cache: Cache, move: bool, grace_seconds: float, forget: Sequence[str
         "in_use": [],
         "emptied": [],
     }
-    for table in cache.folders():
-        name = table.name
-        if name in wanted:
-            continue
-        if name in used:
-            outcome["in_use"].append({"table": name, "by": used[name]})
-            continue
-        size = folder_bytes(table)
-        if move:
-            cache.trash(table)
-        outcome["unwanted"].append({"table": name, "bytes": size, "trashed": move})
-    kept = {name for note in setups.values() for name in note.get("trained", [])}
-    for network in sorted((cache.root / "trained").glob("*")):
-        if network.name in used and network.name not in kept:
-            outcome["in_use"].append({"table": network.name, "by": used[network.name]})
-        elif network.name not in kept:
-            size = folder_bytes(network)
+    tables = {table for note in setups.values() for table in note["tables"]}
+    trained = {name for note in setups.values() for name in note.get("trained", [])}
+    for wanted, folders_there in (
+        (tables, cache.folders()),
+        (trained, sorted((cache.root / "trained").glob("*"))),
+    ):
+        for folder in folders_there:
+            name = folder.name
+            if name in wanted:
+                continue
+            if name in used:
+                outcome["in_use"].append({"table": name, "by": used[name]})
+                continue
+            size = folder_bytes(folder)
             if move:
-                cache.trash(network)
-            outcome["unwanted"].append({"table": network.name, "bytes": size, "trashed": move})
+                cache.trash(folder)
+            outcome["unwanted"].append({"table": name, "bytes": size, "trashed": move})
     if move:
         outcome["emptied"] = cache.empty_trash(grace_seconds)
     return outcome
+
+
+def _forget(cache: Cache, name: str) -> None:
+    """Remove the notes of a setup, by its name or its note's."""
+    setups, mute = registered(cache)
+    notes = [stem for stem, note in setups.items() if name in (stem, note.get("name"))]
+    notes += [stem for stem in mute if name in (stem, stem.rpartition("-")[0])]
+    if not notes:
+        raise UserError(f"--forget {name}: not registered; there are {', '.join([*setups, *mute]) or 'none'}")
+    for stem in notes:
+        for note in (cache.root / "registered").glob(f"{stem}.json*"):
+            if note.is_dir() and not note.is_symlink():
+                shutil.rmtree(note)
+            else:
+                note.unlink()
 
 
 def folder_bytes(folder: Path) -> int:

@@ -132,13 +132,14 @@ def plan(
 
     Args:
         nodes: the stage graph in topological order.
+        cache: where the tables are.
         sources: ``{"images": ..., "texts": ...}``.
         resolve: for stages whose fingerprint depends on values above. A stage that stays ``pending`` is unknown as a whole.
     """
     present = {table.dir: table for table in cache.tables()}
     plans: dict[str, TablePlan] = {}
-    for name, node in nodes.items():
-        node = node if resolve is None else resolve(node, plans)
+    for name, declared in nodes.items():
+        node = declared if resolve is None else resolve(declared, plans)
         table_plan = plan_table(node, sources[node.stage.source], cache, plans)
         if table_plan.table is not None:
             # The records are read once, also for tables that are estimated by it.

@@ -1,4 +1,4 @@
-"""One process at a time: so that long work is not done twice side by side. What is published must be whole without it."""
+"""An advisory lock that avoids duplicate work. Correctness must not depend on it: everything published is atomic anyway."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def alone(file: Path, stop: threading.Event, waiting: Callable[[], None]) -> Ite
     nothing to wait for.
 
     Args:
-        stop: once it is set, waiting ends; waiting: called once, before the first wait.
+        file: the lock.
+        stop: once it is set, waiting ends.
+        waiting: called once, before the first wait.
 
     Raises:
         KeyboardInterrupt: ``stop`` was set while another held it.

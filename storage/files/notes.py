@@ -22,10 +22,12 @@ def read_note(path: Path, *keys: str) -> dict[str, Any]:
     """What :func:`write_note` wrote; notes of before had no digest.
 
     Args:
+        path: the note.
         keys: what it must hold.
 
     Raises:
-        Damaged: it is not what was written, or is not there. OSError: it cannot be read.
+        Damaged: it is not what was written, or is not there.
+        OSError: it cannot be read.
     """
     with damage(f"note {path}"):
         content = json.loads(path.read_bytes())

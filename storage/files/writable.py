@@ -46,6 +46,7 @@ def refuse_unwritable(option: str, path: Path, folder: bool = False) -> None:
 
     Args:
         option: what named the path, such as ``--out``.
+        path: the place.
         folder: files are to be written into ``path``; otherwise it is a file.
     """
     with writing(f"{option} {path}"):

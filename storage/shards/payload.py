@@ -28,7 +28,7 @@ UNREAD = bytes(16)
 
 
 @functools.lru_cache(maxsize=128)
-def _open_arrow(path: str, inode: int) -> ArrowShard:
+def _open_arrow(path: str, _inode: int) -> ArrowShard:
     return ArrowShard(path)
 
 

@@ -19,6 +19,7 @@ from hoi_distill.storage.check import check_table
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files import stamps
+from hoi_distill.storage.sampling import Epoch
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.shards import payload as shards
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef, stack
@@ -148,8 +149,8 @@ def test_one_row_may_stand_twice(spec):
 def test_workers_change_neither_order_nor_values(spec, workers):
     stream = SampleStream(spec)
     stream.__getitems__([0, 10, 20])  # forked workers inherit open files
-    alone = list(stream.loader(5, seed=1, epoch=2, collate=collated))
-    shared = list(stream.loader(5, seed=1, epoch=2, num_workers=workers, collate=collated))
+    alone = list(stream.loader(5, Epoch(1, 2), collate=collated))
+    shared = list(stream.loader(5, Epoch(1, 2), num_workers=workers, collate=collated))
     assert len(alone) == len(shared) == 5
     for a, b in zip(alone, shared, strict=True):
         assert torch.equal(a[0], b[0])
@@ -165,36 +166,36 @@ def test_a_stream_pickles_for_spawned_workers(spec, monkeypatch):
     monkeypatch.setattr(stamps, "_sound", {})  # where it arrives, no payload is read again
     monkeypatch.setattr(shards, "verify_shard", None)
     again = pickle.loads(travelling)
-    assert order(again.loader(4, 0, 0)) == order(stream.loader(4, 0, 0))
+    assert order(again.loader(4, Epoch(0, 0))) == order(stream.loader(4, Epoch(0, 0)))
     np.testing.assert_array_equal(again[22]["features"]["original"], stream[22]["features"]["original"])
 
 
 def test_an_epoch_is_exact_and_epochs_differ(spec):
     stream = SampleStream(spec)
-    epochs = [order(stream.loader(4, seed=3, epoch=epoch)) for epoch in (0, 1)]
+    epochs = [order(stream.loader(4, Epoch(3, epoch))) for epoch in (0, 1)]
     for batches in epochs:
         assert sorted(flat(batches)) == list(range(N))
         assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 3]
     assert epochs[0] != epochs[1]
-    assert order(stream.loader(4, seed=3, epoch=0)) == epochs[0]
-    assert order(stream.loader(4, 3, 0, shuffle=False, drop_last=True)) == np.arange(20).reshape(5, 4).tolist()
+    assert order(stream.loader(4, Epoch(3, 0))) == epochs[0]
+    assert order(stream.loader(4, Epoch(3, 0, shuffle=False, drop_last=True))) == np.arange(20).reshape(5, 4).tolist()
 
 
 def test_ranks_read_the_same_global_batches(spec):
     stream = SampleStream(spec)
-    alone = order(stream.loader(6, seed=5, epoch=1))
-    ranks = [order(stream.loader(2, seed=5, epoch=1, rank=rank, world=3)) for rank in range(3)]
+    alone = order(stream.loader(6, Epoch(5, 1)))
+    ranks = [order(stream.loader(2, Epoch(5, 1, rank=rank, world=3))) for rank in range(3)]
     assert [sorted(flat(parts)) for parts in zip(*ranks, strict=True)] == [sorted(batch) for batch in alone]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_in_mid_epoch_gives_the_rest(spec, workers):
     stream = SampleStream(spec)
-    whole = order(stream.loader(4, seed=0, epoch=7))
-    loader = stream.loader(4, seed=0, epoch=7, start_batch=2, num_workers=workers)
+    whole = order(stream.loader(4, Epoch(0, 7)))
+    loader = stream.loader(4, Epoch(0, 7, start_batch=2), num_workers=workers)
     assert len(loader) == 4
     assert order(loader) == whole[2:]
-    assert order(stream.loader(4, seed=0, epoch=7, start_batch=9)) == []
+    assert order(stream.loader(4, Epoch(0, 7, start_batch=9))) == []
 
 
 def test_failed_rows_are_skipped_and_counted(spec, tmp_path):
@@ -208,8 +209,8 @@ def test_failed_rows_are_skipped_and_counted(spec, tmp_path):
     assert stream.skipped == {3: "captions: truncated", 11: "captions: 1x1"}
     assert len(stream) == N
     assert len(stream.live) == N - 2
-    assert [len(batch) for batch in stream.loader(4, 0, 0)] == [4, 4, 4, 4, 4, 1]  # full batches all the same
-    assert sorted(flat(order(stream.loader(4, 0, 0)))) == [row for row in range(N) if row not in (3, 11)]
+    assert [len(batch) for batch in stream.loader(4, Epoch(0, 0))] == [4, 4, 4, 4, 4, 1]  # full batches all the same
+    assert sorted(flat(order(stream.loader(4, Epoch(0, 0))))) == [row for row in range(N) if row not in (3, 11)]
     assert [sample["row"] for sample in stream.__getitems__([2, 3, 4])] == [2, 4]
     assert stream[4]["captions"] == {"a": "caption 4", "b": "caption 4"}
     with pytest.raises(KeyError, match="row 3 is left out: captions: truncated"):
@@ -315,7 +316,7 @@ def test_memory_does_not_grow_with_the_bytes_that_pass(tmp_path):
         return int(status.split("RssAnon:")[1].split()[0])
 
     def epoch(number: int) -> None:
-        for batch in stream.loader(8, 0, number):
+        for batch in stream.loader(8, Epoch(0, number)):
             assert all(float(sample["features"]["original"].max()) == sample["row"] // 50 * 50 for sample in batch)
 
     before = anonymous()

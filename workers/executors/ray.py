@@ -97,7 +97,7 @@ class RayExecutor:
         address = cluster_address()
         self._attached = address != "local"
         with unbroken():
-            self._session.enter_context(attached_ray(address) if self._attached else local_ray(self.workers))
+            self._session.enter_context(attached_ray(address) if self._attached else local_ray())
         return self
 
     def gpus(self) -> float:
@@ -121,6 +121,7 @@ class RayExecutor:
         """Run the tasks, in about their order.
 
         Args:
+            tasks: what to do.
             report: called in this thread once a task's cells are committed.
             stop: once set, each worker ends its batch and commits what it has computed, and this returns.
             beat: called in this thread, about once a second, with all that is under way.
@@ -135,7 +136,7 @@ class RayExecutor:
             return
         if self._attached:
             check_nodes(tasks, stop)
-        pool = _Pool(self.workers, tasks, report, beat, self.hang_after, self.start_within)
+        pool = _Pool(self.workers, tasks, report, beat=beat, hang_after=self.hang_after, start_within=self.start_within)
         try:
             pool.run(stop)
         finally:
@@ -227,6 +228,7 @@ class _Pool:
         size: int,
         tasks: Sequence[Task],
         report: Callable[[TaskReport], None],
+        *,
         beat: Watcher | None = None,
         hang_after: float = HANG_SECONDS,
         start_within: float = START_SECONDS,

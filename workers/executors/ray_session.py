@@ -142,7 +142,7 @@ def cluster_address() -> str:
 
 
 @contextmanager
-def local_ray(workers: int) -> Iterator[None]:
+def local_ray() -> Iterator[None]:
     """Our own Ray on this machine: a random token that only this user can read, no dashboard, no usage statistics.
 
     Ray opens its temporary folder to everybody, so it lies below one of ours that only this user can enter: nobody else
@@ -354,6 +354,7 @@ def check_nodes(tasks: Sequence[Task], stop: threading.Event) -> None:
     """Every node must see the same cache folder and be able to read a source. A node that has left is left out.
 
     Args:
+        tasks: whose cache folder and sources.
         stop: once set, nobody waits for answers.
 
     Raises:
@@ -430,7 +431,5 @@ def _unreadable(marks: list[str], sources: list[str]) -> list[str]:
             problems.append(f"does not see the cache {mark.parent}")
         elif not os.access(mark.parent, os.W_OK):
             problems.append(f"may not write to the cache {mark.parent}")
-    for source in sources:
-        if not os.access(source, os.R_OK):
-            problems.append(f"cannot read {source}")
+    problems += [f"cannot read {source}" for source in sources if not os.access(source, os.R_OK)]
     return problems
