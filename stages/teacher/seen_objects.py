@@ -50,7 +50,9 @@ class AsksAboutSeen(Stage):
         """Set up by the constructor. Pictures are then looked at one at a time, since each wants questions of its own.
 
         Args:
-            questions: ``{question: interaction}``. hois: (verb, object) of each interaction.
+            asked_where: Which detections choose the questions; None asks every question everywhere.
+            questions: ``{question: interaction}``.
+            hois: (verb, object) of each interaction.
 
         Raises:
             UserError: a column is none of the questions.

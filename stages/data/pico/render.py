@@ -78,9 +78,11 @@ class _Placed:
 def render_scene(seed: int, *, temper: float = 1.0, people: tuple[int, int] = (1, 3), plain: bool = False) -> Scene:
     """Render one scene; a pure function of its arguments.
 
-    temper: exponent on the long-tailed frequencies of interactions, 1 as they are, 0 flat.
-    people: smallest and largest number of people.
-    plain: the curriculum: one person, one interaction, nothing else in sight.
+    Args:
+        seed: Any whole number.
+        temper: Exponent on the long-tailed frequencies of interactions, 1 as they are, 0 flat.
+        people: Smallest and largest number of people.
+        plain: For a curriculum: one person, one interaction, nothing else in sight.
     """
     rng = random.Random(seed)
     frequency = weights(temper)
