@@ -14,8 +14,9 @@ import numpy as np
 
 from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.stages.data.label_kinds import IGNORED, NEGATIVE, POSITIVE
 from hoi_distill.stages.data.prompts import NO_INTERACTION
-from hoi_distill.stages.derived.image_labels import IGNORED, NEGATIVE, POSITIVE, ImageLabels, InteractionLabels
+from hoi_distill.stages.derived.image_labels import ImageLabels, InteractionLabels
 from hoi_distill.stages.derived.triplets import drop_report
 from hoi_distill.stages.evaluate.metrics.average_precision import tie_averaged_precision
 

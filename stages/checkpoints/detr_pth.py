@@ -77,10 +77,12 @@ def config_of(weights: Mapping[str, torch.Tensor], names: Sequence[str], where: 
 
 
 def convert(path: Path, out: Path, labels: Sequence[str] | None = None) -> None:
-    """Write ``out`` as a transformers checkpoint with DETR's image processor (shortest edge 800, longest 1333).
+    """Write a transformers checkpoint with DETR's image processor (shortest edge 800, longest 1333).
 
     Args:
-        labels: the classes' names by number; None where they are COCO's 91 ids.
+        path: The original ``.pth``.
+        out: The folder to write.
+        labels: The classes' names by number; None where they are COCO's 91 ids.
 
     Raises:
         UserError: no DETR, a dilated (DC5) one, or weights that do not fill transformers' class exactly.
@@ -113,6 +115,7 @@ def convert(path: Path, out: Path, labels: Sequence[str] | None = None) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description="Convert an original DETR checkpoint to a transformers folder.")
     parser.add_argument("path", type=Path, help="the .pth file")
     parser.add_argument("--out", type=Path, required=True, help="folder of the transformers checkpoint")

@@ -93,16 +93,23 @@ def shards(index: Path) -> list[str]:
 
 
 def refuse_pointer(file: Path) -> None:
-    """Raises UserError where a clone has Git LFS's pointer in place of the file."""
+    """Refuse Git LFS's pointer, which a clone may have in place of the file.
+
+    Raises:
+        UserError: If it is one.
+    """
     with open(file, "rb") as stream:
         if stream.read(len(POINTER)) == POINTER:
             raise UserError(f"{file}: Git LFS's pointer to the file, not the file; run 'git lfs pull' in that folder")
 
 
 def refuse_cut(file: Path) -> None:
-    """Raises UserError where a weight file is a pointer, empty, or not as long as it says it is.
+    """Refuse a weight file that is not whole.
 
     A safetensors file is opened, which reads its header; of a ``.bin`` the table of contents at its end is looked for.
+
+    Raises:
+        UserError: If it is a pointer, empty, or not as long as it says it is.
     """
     refuse_pointer(file)
     why = ""
@@ -131,6 +138,9 @@ def fetch(source: str, revision: str | None, others: Sequence[str], foreign: Seq
     Looked up in the hub's cache first and fetched if it may be. An index comes first, then the files that it names.
 
     Args:
+        source: The hub id.
+        revision: None is its main branch.
+        others: Patterns of the files that are wanted beside the weights.
         foreign: patterns of weight files that transformers does not read, for repositories that hold nothing else.
 
     Raises:

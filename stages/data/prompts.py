@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 NO_INTERACTION = "no_interaction"
+"""The verb of a person and an object that do nothing with each other."""
 
 _NOUN_PHRASES = {  # where neither "a" nor "an" will do
     "person": "another person",
@@ -53,7 +54,10 @@ def noun_phrase(name: str) -> str:
 def interaction_prompt(verb: str, participle: str, name: str) -> str:
     """ "a photo of a person riding a bicycle", or "... and a bicycle" for no_interaction.
 
-    verb, participle: as in a vocabulary ("sit_on", "sitting_on"). name: the object's.
+    Args:
+        verb: As in a vocabulary ("sit_on").
+        participle: As in a vocabulary ("sitting_on").
+        name: The object's.
     """
     phrase = _PHRASES.get((verb, name)) or f"{_doing(verb, participle)} {{}}"
     return f"a photo of a person {phrase.format(noun_phrase(name))}"

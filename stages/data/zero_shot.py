@@ -27,7 +27,11 @@ def splits_of(vocabulary: Vocabulary) -> dict[str, Callable[[], ZeroShotSplit]]:
 
 
 def split_of(vocabulary: Vocabulary, name: str) -> ZeroShotSplit:
-    """The vocabulary's split of that name, in any case. Raises UserError naming those that there are."""
+    """The vocabulary's split of that name, upper or lower case.
+
+    Raises:
+        UserError: With the names that there are, for any other name.
+    """
     splits = splits_of(vocabulary)
     key = next((own for own in splits if own.lower() == name.lower()), None)
     if key is None:

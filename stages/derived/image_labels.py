@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from hoi_distill.stages.data.label_kinds import IGNORED, NEGATIVE, POSITIVE
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import Count
 from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values
@@ -35,7 +36,6 @@ from hoi_distill.stages.teacher.seen_objects import PERSON, presence
 from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import UserError
 
-POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 NOT_SEEN = "object or person not detected"
 LABELS = pa.struct(
     [
@@ -55,10 +55,10 @@ class Rules:
     """When a target is a label.
 
     Attributes:
-        least: detector's score from which an object counts.
-        positive: least target of a positive.
-        negative: largest target of a negative, where the question was asked.
-        silence: weight of what rests on the text's silence alone.
+        least: The detector's score from which an object counts.
+        positive: The least target of a positive.
+        negative: The largest target of a negative, where the question was asked.
+        silence: The weight of what rests on the text's silence alone.
     """
 
     least: float = 0.1
@@ -75,8 +75,14 @@ class Rules:
 
 @dataclass(frozen=True)
 class InteractionLabels:
-    """Of B pictures and H interactions: ``listed`` bool, ``target`` float32, ``kind`` int8, ``weight`` float32, each
-    ``[B, H]``. What is not listed has target 0, kind negative and weight 1."""
+    """Labels of B pictures. What is not listed has target 0, kind negative and weight 1.
+
+    Attributes:
+        listed: bool ``[B, H]``, whether the interaction's object was detected, so that the label is stored.
+        target: float32 ``[B, H]`` in [0, 1].
+        kind: int8 ``[B, H]``, see :mod:`hoi_distill.stages.data.label_kinds`.
+        weight: float32 ``[B, H]``, 0 where ignored.
+    """
 
     listed: np.ndarray
     target: np.ndarray
@@ -85,7 +91,13 @@ class InteractionLabels:
 
 
 def label_interactions(
-    extracted: np.ndarray, p_yes: np.ndarray, there: np.ndarray, nothing: np.ndarray, objects: np.ndarray, rules: Rules
+    extracted: np.ndarray,
+    p_yes: np.ndarray,
+    there: np.ndarray,
+    *,
+    nothing: np.ndarray,
+    objects: np.ndarray,
+    rules: Rules,
 ) -> InteractionLabels:
     """Labels of every interaction.
 
@@ -93,7 +105,9 @@ def label_interactions(
         extracted: float32 ``[B, H]`` in [0, 1], 0 where the text says nothing.
         p_yes: float32 ``[B, H]`` in [0, 1], NaN where nothing was asked.
         there: float32 ``[B, O]``, see :func:`hoi_distill.stages.teacher.seen_objects.presence`.
-        nothing: bool ``[H]``, the interactions that are no_interaction. objects: int ``[H]``.
+        nothing: bool ``[H]``, the interactions that are no_interaction.
+        objects: int ``[H]``, the object of each interaction.
+        rules: When a target is a label.
     """
     asked = ~np.isnan(p_yes)
     p = np.where(asked, p_yes, extracted)
@@ -187,7 +201,9 @@ class ImageLabels(Stage):
         if verified and self.verification is not None:
             for question, answers in inputs[self.verification].items():
                 p_yes[:, self.questions[question]] = pc.struct_field(answers, "score").to_numpy(zero_copy_only=False)
-        return label_interactions(extracted, p_yes, self._there(inputs), self.nothing, self.hois[:, 1], self.rules)
+        return label_interactions(
+            extracted, p_yes, self._there(inputs), nothing=self.nothing, objects=self.hois[:, 1], rules=self.rules
+        )
 
     def _there(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray:
         return presence(inputs[self.detections]["value"], int(self.hois[:, 1].max(initial=PERSON)) + 1)

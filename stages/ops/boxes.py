@@ -102,12 +102,15 @@ def giou(a: Array, b: Array) -> Array:
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
-    """Greedy non-maximum suppression: take boxes by falling score (equal scores: by position) and drop each one whose
-    IoU with a box taken before is above ``threshold``.
+    """Greedy non-maximum suppression.
+
+    Boxes are taken by falling score (equal scores: by position). A box is dropped if its IoU with a box taken before is
+    above the threshold.
 
     Args:
         boxes: float ``[N, 4]`` xyxy.
         scores: float ``[N]``.
+        threshold: The largest IoU of two boxes that both stay.
 
     Returns:
         int64 ``[K]``, the kept positions by falling score.
@@ -123,7 +126,7 @@ def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def batched_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
-    """:func:`nms` within each label (int ``[N]``) by itself; int64 ``[K]`` kept positions, best first."""
+    """:func:`nms` within each label, int ``[N]``; int64 ``[K]`` kept positions, best first."""
     kept = [np.empty(0, np.int64)]
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

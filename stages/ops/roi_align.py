@@ -1,6 +1,6 @@
-"""RoIAlign and non-maximum suppression for torch tensors, with torchvision's semantics and without torchvision.
+"""RoIAlign for torch tensors, with torchvision's semantics and without torchvision.
 
-torchvision's wheel needs CUDA libraries and breaks on a CPU-only torch, so it is asked for its kernels only when the
+torchvision's wheel needs CUDA libraries and breaks on a CPU-only torch, so it is asked for its kernel only when the
 tensors already lie on a GPU. Everywhere else RoIAlign uses that bilinear sampling is separable: the pooled box is
 ``Wy @ F @ Wx^T``, two small products (Mask R-CNN, He et al. 2017, section 3, defines the operation).
 """
@@ -11,11 +11,8 @@ import importlib.util
 from collections.abc import Sequence
 from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor
-
-from hoi_distill.stages.ops import boxes as box_ops
 
 SMALL_MAP = 40 * 40
 """Cells of a feature map up to which pooling all boxes in one product beats pooling each box's crop by itself. (With
@@ -24,13 +21,12 @@ gradients it wins on every map: each crop's gradient is a whole map of zeros.)""
 
 @cache
 def _torchvision_on_gpu() -> bool:
-    """Whether torchvision's CUDA kernels are really there: a package that is installed may still fail to load them."""
+    """Whether torchvision's CUDA kernel is really there: a package that is installed may still fail to load it."""
     if importlib.util.find_spec("torchvision") is None:
         return False
     try:
         importlib.import_module("torchvision")
-        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-        return all(has_kernel(f"torchvision::{name}", "CUDA") for name in ("roi_align", "nms"))
+        return torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::roi_align", "CUDA")
     except (ImportError, RuntimeError, OSError):
         return False
 
@@ -39,6 +35,7 @@ def roi_align(
     features: Tensor,
     boxes: Tensor | Sequence[Tensor],
     output_size: int | tuple[int, int],
+    *,
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
     aligned: bool = True,
@@ -63,7 +60,8 @@ def roi_align(
         pictures = [box.new_full((len(box), 1), i) for i, box in enumerate(boxes)]
         boxes = torch.cat([torch.cat(pair, 1) for pair in zip(pictures, boxes, strict=True)])
     if len(boxes) and features.is_cuda and _torchvision_on_gpu():
-        return _torchvisions(features, boxes, spatial_scale, (rows, columns), sampling_ratio, aligned)
+        scale, size = spatial_scale, (rows, columns)
+        return _torchvisions(features, boxes, size, scale=scale, sampling_ratio=sampling_ratio, aligned=aligned)
     height, width = features.shape[-2:]
     dtype = features.dtype
     if not features.is_cuda and dtype in (torch.float16, torch.bfloat16):
@@ -72,15 +70,16 @@ def roi_align(
         corners = boxes[:, 1:].to(torch.promote_types(features.dtype, torch.float32))
         corners = corners * spatial_scale - (0.5 if aligned else 0.0)
         least = None if aligned else 1.0
-        rows_npH = _sampling_weights(corners[:, 1], corners[:, 3], rows, height, sampling_ratio, least)
-        columns_nqW = _sampling_weights(corners[:, 0], corners[:, 2], columns, width, sampling_ratio, least)
+        x1, y1, x2, y2 = corners.unbind(1)
+        rows_npH = _sampling_weights(y1, y2, rows, cells=height, samples=sampling_ratio, least=least)
+        columns_nqW = _sampling_weights(x1, x2, columns, cells=width, samples=sampling_ratio, least=least)
         rows_npH, columns_nqW = rows_npH.to(features.dtype), columns_nqW.to(features.dtype)
     pool = _pool_at_once if height * width <= SMALL_MAP or features.requires_grad else _pool_crops
     return pool(features, boxes[:, 0].long(), rows_npH, columns_nqW).to(dtype)
 
 
 def _torchvisions(
-    features: Tensor, boxes: Tensor, scale: float, size: tuple[int, int], sampling_ratio: int, aligned: bool
+    features: Tensor, boxes: Tensor, size: tuple[int, int], *, scale: float, sampling_ratio: int, aligned: bool
 ) -> Tensor:
     """torchvision's compiled kernel, which knows no bfloat16 and would round boxes to the features' half precision."""
     dtype = features.dtype
@@ -91,31 +90,37 @@ def _torchvisions(
 
 
 def _sampling_weights(
-    start: Tensor, end: Tensor, bins: int, size: int, sampling_ratio: int, least: float | None
+    start: Tensor, end: Tensor, bins: int, *, cells: int, samples: int, least: float | None
 ) -> Tensor:
-    """``[N, bins, size]``: the weight of each cell of one axis in the mean over each bin's samples."""
+    """``[N, bins, cells]``: the weight of each cell of one axis in the mean over each bin's samples.
+
+    Args:
+        start: float ``[N]``, where each box begins, in cells.
+        end: float ``[N]``, where it ends.
+        bins: Of the output.
+        cells: Of the map.
+        samples: Per bin; 0 takes ``ceil(size of the bin)``.
+        least: A narrower box is widened to so many cells; None for no limit.
+    """
     extent = end - start
     if least is not None:
         extent = extent.clamp(min=least)
     bin_size = extent / bins
-    if sampling_ratio > 0:
-        samples = torch.full_like(bin_size, sampling_ratio)
-    else:
-        samples = bin_size.ceil().clamp(min=0)
-    most = max(int(samples.max()), 1) if len(samples) else 1
+    samples_n = torch.full_like(bin_size, samples) if samples > 0 else bin_size.ceil().clamp(min=0)
+    most = max(int(samples_n.max()), 1) if len(samples_n) else 1
     index_s = torch.arange(most, device=start.device, dtype=start.dtype)
     index_b = torch.arange(bins, device=start.device, dtype=start.dtype)
-    fraction_ns = (index_s + 0.5) / samples.clamp(min=1)[:, None]
+    fraction_ns = (index_s + 0.5) / samples_n.clamp(min=1)[:, None]
     at_nbs = start[:, None, None] + bin_size[:, None, None] * (index_b[:, None] + fraction_ns[:, None])
-    counts_nbs = (index_s < samples[:, None])[:, None] & (at_nbs >= -1) & (at_nbs <= size)
-    each_nbs = counts_nbs.to(start.dtype) / samples.clamp(min=1)[:, None, None]
-    at_nbs = at_nbs.clamp(0, size - 1)
+    counts_nbs = (index_s < samples_n[:, None])[:, None] & (at_nbs >= -1) & (at_nbs <= cells)
+    each_nbs = counts_nbs.to(start.dtype) / samples_n.clamp(min=1)[:, None, None]
+    at_nbs = at_nbs.clamp(0, cells - 1)
     low = at_nbs.floor()
     high_share = at_nbs - low
     low = low.long()
-    weights = start.new_zeros(len(start), bins, size)
+    weights = start.new_zeros(len(start), bins, cells)
     weights.scatter_add_(2, low, each_nbs * (1 - high_share))
-    return weights.scatter_add_(2, (low + 1).clamp(max=size - 1), each_nbs * high_share)
+    return weights.scatter_add_(2, (low + 1).clamp(max=cells - 1), each_nbs * high_share)
 
 
 def _pool_at_once(features: Tensor, picture: Tensor, rows_npH: Tensor, columns_nqW: Tensor) -> Tensor:
@@ -153,21 +158,3 @@ def _pool_crops(features: Tensor, picture: Tensor, rows_npH: Tensor, columns_nqW
     if not pooled:
         return features.new_zeros(0, features.shape[1], rows_npH.shape[1], columns_nqW.shape[1])
     return torch.stack(pooled)
-
-
-def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """:func:`hoi_distill.stages.ops.boxes.nms` on tensors: int64 ``[K]`` kept positions, on the device of ``boxes``."""
-    if boxes.is_cuda and _torchvision_on_gpu():
-        return torch.ops.torchvision.nms(boxes, scores, threshold)
-    return torch.from_numpy(box_ops.nms(_array(boxes), _array(scores), threshold)).to(boxes.device)
-
-
-def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """:func:`nms` within each label (int ``[N]``) by itself; int64 ``[K]`` positions by falling score."""
-    kept = box_ops.batched_nms(_array(boxes), _array(scores), _array(labels), threshold)
-    return torch.from_numpy(kept).to(boxes.device)
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).numpy()

@@ -43,6 +43,10 @@ class AsksAboutSeen(Stage):
     def ask_where(self, asked_where: AskedWhere | None, vocabulary: Vocabulary) -> None:
         """Set up by the constructor. Pictures are then looked at one at a time, since each wants questions of its own.
 
+        Args:
+            asked_where: Which detections choose the questions; None asks every question everywhere.
+            vocabulary: Whose questions the columns are.
+
         Raises:
             UserError: a column is none of the vocabulary's questions.
         """

@@ -124,6 +124,7 @@ class TextEmbeddings(Stage):
         """Unit vectors, float32 ``[B, E]``.
 
         Args:
+            texts: B texts.
             cut: leave out the end of a text that is too long.
 
         Raises:

@@ -86,7 +86,10 @@ class Checkpoint:
         """Identify the checkpoint in a local folder, or of a hub id at a revision (fetched once, never when offline).
 
         Args:
-            digests, derived: remember digests, so that an unchanged file is not read again; default reads it.
+            source: A folder, or a hub id.
+            revision: Of a hub id; None is its main branch.
+            digests: Remembers digests of files, so that an unchanged file is not read again. By default it is read.
+            derived: The same of what is derived from a file.
 
         Raises:
             UserError: no such checkpoint, one without architecture, or one whose files are missing, cut or not fetched.
@@ -140,7 +143,11 @@ class Checkpoint:
         return tower_digest(layout.weight_files(Path(self.folder)).files, self.config, (prefix,))
 
     def require_preprocessing(self) -> None:
-        """Raises UserError where nothing says how a picture is prepared."""
+        """Refuse a checkpoint that does not say how a picture is prepared.
+
+        Raises:
+            UserError: If it does not.
+        """
         if not self.preprocessing:
             raise UserError(
                 f"{self.folder}: no preprocessor_config.json (nor an image processor in processor_config.json), which says how "
@@ -269,8 +276,8 @@ def tensor_digests(path: Path, prefix: str, derived: Derived | None) -> dict[str
 
 
 @lru_cache(maxsize=64)
-def _tensor_digests(path: str, prefix: str, size: int, mtime_ns: int, inode: int) -> dict[str, str]:
-    """Digest of each tensor under ``prefix``, read by the header's offsets; the stat fields only key the memory."""
+def _tensor_digests(path: str, prefix: str, _size: int, _mtime_ns: int, _inode: int) -> dict[str, str]:
+    """Digest of each tensor under ``prefix``, read by the header's offsets. The stat fields only key the memory."""
     data = np.memmap(path, dtype=np.uint8, mode="r")
     start = 8 + int(data[:8].view("<u8")[0])
     header = json.loads(bytes(data[8:start]))
@@ -293,15 +300,19 @@ def load(
     spare: Sequence[str] = (),
     **instead: Any,
 ) -> Any:
-    """The whole model from ``folder`` (``checkpoint.here()``), in evaluation mode, without gradients.
+    """The whole model of a checkpoint, in evaluation mode, without gradients.
 
     The class is the one that the checkpoint names: an Auto class would build a sibling and fill what does not fit with
     random numbers.
 
     Args:
+        checkpoint: What the folder holds.
+        folder: ``checkpoint.here()``.
+        dtype: Of weights and arithmetic.
+        device: Where the model lies.
         make: another class to load it as, where the caller reads only what that class holds (a text encoder's states).
         spare: patterns of keys that may be missing or left over, for the caller does not use them.
-        instead: ``config`` and ``state_dict`` for ``from_pretrained``, of a checkpoint that must be translated first.
+        **instead: ``config`` and ``state_dict`` for ``from_pretrained``, of a checkpoint that must be translated first.
 
     Raises:
         UserError: the class is unknown, a file cannot be read, or the weights do not fill the model exactly; the line lists
@@ -340,7 +351,7 @@ def load(
             f"{folder}: the weights do not fill {checkpoint.architecture}: {', '.join(told)}; "
             "config.json and weights must come from the same model"
         )
-    return model.to(device).eval().requires_grad_(False)
+    return model.to(device).eval().requires_grad_(requires_grad=False)
 
 
 def image_processor(folder: Path, **options: Any) -> Any:

@@ -31,7 +31,11 @@ _ENOUGH_BOXES = 1000  # among so many some touch the border: the smallest coordi
 
 
 def read_hico_json(file: Path, split: str, limit: int | None, reject: Callable[[str], None]) -> RawSplit:
-    """Either form, told apart by what is in it. Raises UserError naming file and key where it is neither."""
+    """Either form, told apart by what is in it.
+
+    Raises:
+        UserError: With the file and the key, if it is neither.
+    """
     what = "instances_*2015.json, an object, or PPDM's *_hico.json, a list"
     document = read_json(file, object, what)
     if isinstance(document, dict):

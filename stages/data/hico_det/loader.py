@@ -32,7 +32,13 @@ _FOLDERS = (".", "annotations", "hico_20160224_det", "hico_20160224_det/annotati
 
 @dataclass(frozen=True)
 class HicoDetFiles:
-    """Where one split's parts are: its annotations, its folder of pictures (it may not exist), its image-level labels."""
+    """Where one split's parts are.
+
+    Attributes:
+        annotations: The annotation file.
+        pictures: The folder of pictures, which may not exist.
+        image_labels: The file of image-level labels, None if there is none.
+    """
 
     annotations: Path
     pictures: Path
@@ -42,10 +48,14 @@ class HicoDetFiles:
 def find_hico_det(path: Path, split: str, image_labels: Path | None = None) -> HicoDetFiles:
     """The files of one split.
 
-    path: a folder with ``anno_bbox.mat`` or a JSON pair in it, in ``annotations/`` or in ``hico_20160224_det/``; or one
-        such file. A file that is the other split's by its name stands for its partner beside it.
-    image_labels: ``anno.mat``; by default the one beside the annotations or a folder above.
-    Raises UserError when the annotations, or the `image_labels` named, are not there.
+    Args:
+        path: A folder with ``anno_bbox.mat`` or a JSON pair in it, in ``annotations/`` or in ``hico_20160224_det/``; or one
+            such file. A file that is the other split's by its name stands for its partner beside it.
+        split: "train" or "test".
+        image_labels: ``anno.mat``; by default the one beside the annotations or a folder above.
+
+    Raises:
+        UserError: If the annotations, or the ``image_labels`` that are named, are not there.
     """
     if split not in _JSON_NAMES:
         raise UserError(f"{path}: HICO-DET has the splits train and test, not {split!r}")

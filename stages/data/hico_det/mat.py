@@ -17,7 +17,10 @@ from hoi_distill.storage.errors import UserError
 def read_anno_bbox(file: Path, split: str, limit: int | None, reject: Callable[[str], None]) -> RawSplit:
     """Boxes and pairs of one split, with the classes that the file's own ``list_action`` gives.
 
-    Its boxes are 1-based inclusive; interactions marked ``invis`` have none. Raises UserError for another kind of file.
+    Its boxes are 1-based inclusive; interactions marked ``invis`` have none.
+
+    Raises:
+        UserError: For another kind of file.
     """
     vocabulary = list_action(_load_mat(file, ["list_action"])["list_action"], str(file))
     _, of_picture = read_matrix(file, f"bbox_{split}").structs("filename", "size", "hoi")

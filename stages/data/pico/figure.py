@@ -7,7 +7,7 @@ import math
 import random
 from dataclasses import dataclass
 
-from hoi_distill.stages.data.pico.sketch import BODY, FAR, NEAR, Color, Extent, Pen, Point, Sketch, shade
+from hoi_distill.stages.data.pico.sketch import BODY, FAR, NEAR, Color, Extent, Pen, Place, Point, Sketch, shade
 
 LEG, ARM = 0.25, 0.18  # length of one bone: thigh = shin, upper arm = forearm
 
@@ -46,6 +46,7 @@ class Look:
 
     @classmethod
     def random(cls, rng: random.Random) -> Look:
+        """Somebody."""
         dark = rng.choice(((44, 48, 66), (52, 44, 40), (36, 62, 92), (90, 80, 66), (70, 72, 76)))
         return cls(
             skin=rng.choice(_SKINS),
@@ -129,7 +130,7 @@ def _draw_head(pen: Pen, pose: Pose, look: Look) -> None:
     r = 0.093
     neck = (pose.shoulder[0] * 0.5 + x * 0.5, pose.shoulder[1] * 0.5 + y * 0.5)
     pen.line([pose.shoulder, neck], 0.07, shade(look.skin, 0.88), BODY)
-    head = Pen(pen.sketch, pen.extent, x, y, r, turn=-32 * pose.nod)
+    head = Pen(pen.sketch, pen.extent, Place(x, y, r, turn=-32 * pose.nod))
     if look.style == "long":
         head.polygon([(-1.05, 0.3), (-0.2, 0.6), (-0.1, -0.6), (-0.5, -1.9), (-1.25, -1.7)], look.hair)
     if look.style == "bun":

@@ -18,8 +18,13 @@ _HEADER = b"MATLAB 5.0 MAT-file, HICO-DET layout"
 class AnnotatedImage:
     """One picture's annotation.
 
-    boxes: int [n, 4], xyxy pixels, zero-based half-open. objects: int [n], COCO-80.
-    triplets: (human row, object row, hoi), 0-based.
+    Attributes:
+        file_name: The picture's file.
+        width: In pixels.
+        height: In pixels.
+        boxes: int ``[n, 4]``, xyxy pixels, zero-based half-open.
+        objects: int ``[n]``, COCO-80.
+        triplets: (human row, object row, hoi), 0-based.
     """
 
     file_name: str

@@ -15,8 +15,8 @@ from hoi_distill.stages.data.coco import OBJECT_INDEX
 from hoi_distill.stages.data.pico.acts import HAND_ACTS, SECOND, STANCES, Group, idle, stand, walk
 from hoi_distill.stages.data.pico.backdrop import paint_backdrop, paint_occluder
 from hoi_distill.stages.data.pico.classes import CO_LABELS, PRIMARY, weights
-from hoi_distill.stages.data.pico.sketch import Pen, Sketch
-from hoi_distill.stages.data.pico.things import THINGS
+from hoi_distill.stages.data.pico.objects import DRAWINGS
+from hoi_distill.stages.data.pico.sketch import Pen, Place, Sketch
 from hoi_distill.stages.data.prompts import NO_INTERACTION
 
 RENDERER_VERSION = 1
@@ -34,12 +34,13 @@ Fact = tuple[str, str]
 class Scene:
     """A rendered scene.
 
-    image: uint8 [128, 128, 3], RGB.
-    boxes: float32 [n, 4], xyxy pixels, zero-based half-open: the whole drawn extent (hidden parts too), clipped.
-    objects: int16 [n], COCO-80 indices (person = 0).
-    pairs: (human row, object row, verbs), primary verb first; ("no_interaction",): an idle person and an unused object.
-    facts: (verb, object) of all primary interactions and no_interaction pairs, without repetition.
-    co_facts: (verb, object) of what also holds because of a fact, facts left out.
+    Attributes:
+        image: uint8 ``[128, 128, 3]``, RGB.
+        boxes: float32 ``[n, 4]``, xyxy pixels, zero-based half-open: the whole drawn extent (hidden parts too), clipped.
+        objects: int16 ``[n]``, COCO-80 indices (person = 0).
+        pairs: (human row, object row, verbs), primary verb first; ("no_interaction",): an idle person and an unused object.
+        facts: (verb, object) of all primary interactions and no_interaction pairs, without repetition.
+        co_facts: (verb, object) of what also holds because of a fact, without the facts.
     """
 
     image: np.ndarray
@@ -77,9 +78,11 @@ class _Placed:
 def render_scene(seed: int, *, temper: float = 1.0, people: tuple[int, int] = (1, 3), plain: bool = False) -> Scene:
     """Render one scene; a pure function of its arguments.
 
-    temper: exponent on the long-tailed frequencies of interactions, 1 as they are, 0 flat.
-    people: smallest and largest number of people.
-    plain: the curriculum: one person, one interaction, nothing else in sight.
+    Args:
+        seed: Any whole number.
+        temper: Exponent on the long-tailed frequencies of interactions, 1 as they are, 0 flat.
+        people: Smallest and largest number of people.
+        plain: For a curriculum: one person, one interaction, nothing else in sight.
     """
     rng = random.Random(seed)
     frequency = weights(temper)
@@ -144,8 +147,9 @@ def _free_object(rng: random.Random, frequency: list[float]) -> Sketch:
         y = 0.3 if opened else 0.05
     elif name in {"kite", "sports_ball"}:
         y, turn = (0.16, 80.0) if name == "kite" else (0.1, 0.0)
-    pen = Pen(sketch, sketch.entity(name), 0, y, (1.25 if small else 1.0) * rng.uniform(0.94, 1.06), turn)
-    THINGS[name](pen, rng, **form)
+    place = Place(0, y, (1.25 if small else 1.0) * rng.uniform(0.94, 1.06), turn)
+    pen = Pen(sketch, sketch.entity(name), place)
+    DRAWINGS[name](pen, rng, **form)
     return sketch
 
 

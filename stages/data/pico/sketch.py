@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from PIL import ImageDraw
 
@@ -27,6 +28,7 @@ class Extent:
         self.x2 = self.y2 = -math.inf
 
     def cover(self, points: Iterable[Point], margin: float) -> None:
+        """Grow to points with a margin around each."""
         for x, y in points:
             self.x1 = min(self.x1, x - margin)
             self.x2 = max(self.x2, x + margin)
@@ -42,6 +44,7 @@ class Sketch:
         self.extents: list[Extent] = []
 
     def entity(self, name: str) -> Extent:
+        """The extent of a new person or object."""
         self.extents.append(Extent(name))
         return self.extents[-1]
 
@@ -67,24 +70,43 @@ class Sketch:
                     draw.ellipse((px - r, py - r, px + r, py + r), fill=color)
 
 
-class Pen:
-    """Draws for one entity (or for scenery, with ``extent=None``) in a frame moved, turned, scaled and flipped."""
+class Place(NamedTuple):
+    """Where the frame of a pen lies in its sketch.
 
-    def __init__(
-        self,
-        sketch: Sketch,
-        extent: Extent | None,
-        x: float = 0.0,
-        y: float = 0.0,
-        scale: float = 1.0,
-        turn: float = 0.0,
-        flip: bool = False,
-        layer: int = BODY,
-    ) -> None:
+    Attributes:
+        x: Of its origin, in the sketch's units.
+        y: Of its origin, in the sketch's units.
+        scale: The sketch's units in one of its own.
+        turn: Degrees, counter-clockwise.
+        flip: Whether it faces -x.
+    """
+
+    x: float = 0.0
+    y: float = 0.0
+    scale: float = 1.0
+    turn: float = 0.0
+    flip: bool = False
+
+
+AT_ORIGIN = Place()
+
+
+class Pen:
+    """Draws for one entity in a frame of its own.
+
+    Args:
+        sketch: What is drawn on.
+        extent: The entity's; None for scenery.
+        place: Where the frame lies.
+        layer: The painting order of shapes that have none of their own.
+    """
+
+    def __init__(self, sketch: Sketch, extent: Extent | None, place: Place = AT_ORIGIN, layer: int = BODY) -> None:
         self.sketch, self.extent, self.layer = sketch, extent, layer
-        self.x, self.y, self.scale = x, y, scale
-        self.cos, self.sin = math.cos(math.radians(turn)) * scale, math.sin(math.radians(turn)) * scale
-        self.sign = -1.0 if flip else 1.0
+        self.x, self.y, self.scale = place.x, place.y, place.scale
+        turn = math.radians(place.turn)
+        self.cos, self.sin = math.cos(turn) * place.scale, math.sin(turn) * place.scale
+        self.sign = -1.0 if place.flip else 1.0
 
     def at(self, px: float, py: float) -> Point:
         """A local point in sketch units."""
@@ -103,12 +125,16 @@ class Pen:
         self._add(points, width, color, layer)
 
     def polygon(self, points: Sequence[Point], color: Color, layer: int | None = None) -> None:
+        """A filled polygon."""
         self._add(points, 0.0, color, layer)
 
     def disc(self, px: float, py: float, radius: float, color: Color, layer: int | None = None) -> None:
+        """A filled circle."""
         self._add([(px, py)], 2 * radius, color, layer)
 
-    def oval(self, px: float, py: float, rx: float, ry: float, color: Color, layer: int | None = None) -> None:
+    def oval(self, center: Point, radii: Point, color: Color, layer: int | None = None) -> None:
+        """A filled ellipse, its axes along those of the frame."""
+        (px, py), (rx, ry) = center, radii
         self._add([(px + rx * c, py + ry * s) for c, s in _CIRCLE], 0.0, color, layer)
 
 

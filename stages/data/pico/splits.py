@@ -2,8 +2,8 @@
 
 RF-UC and NF-UC take compositions of seen verbs and objects, rare first and frequent first: in that order an interaction is
 taken if its verb and its object each stay in another interaction that is seen, until a fifth of all classes is unseen, the
-share of HICO-DET's 120 of 600. How frequent an interaction is says the world's own definition, not a rendered sample of it,
-so that a split is the same for every seed and size. ``no_interaction`` is no composition and stays seen.
+share of HICO-DET's 120 of 600. Class frequency comes from the world's definition, not from a rendered sample, so that a
+split is the same for every seed and size. ``no_interaction`` is no composition and stays seen.
 
 UO and UV are HICO-DET's own lists as far as the pico world has them: every class of the objects dog and skateboard, every
 class of the verbs dribble, feed and ride.

@@ -57,7 +57,8 @@ def write_world(root: str | Path, seed: int = 0, train: int = 4000, test: int = 
     (COCO results: the true boxes, jittered, some missed, some misnamed, some invented) and ``world.json``. The folder
     appears whole or not at all, and what is on disk is never changed: one that holds this very world is left alone.
 
-    Raises UserError when the folder holds another world, of other parameters or an older renderer, or something else.
+    Raises:
+        UserError: If the folder holds another world, of other parameters or an older renderer, or something else.
     """
     root, identity = Path(root), _identity(seed, train, test)
     if _holds(root, identity):
@@ -85,7 +86,11 @@ def write_world(root: str | Path, seed: int = 0, train: int = 4000, test: int = 
 
 
 def is_written(root: str | Path, seed: int, train: int, test: int) -> bool:
-    """Whether :func:`write_world` would find the world there. Raises UserError where it would."""
+    """Whether :func:`write_world` would find the world there.
+
+    Raises:
+        UserError: As :func:`write_world` does.
+    """
     return _holds(Path(root), _identity(seed, train, test))
 
 
@@ -94,7 +99,11 @@ def _identity(seed: int, train: int, test: int) -> dict[str, int]:
 
 
 def _holds(root: Path, identity: dict[str, int]) -> bool:
-    """Whether the folder holds that very world; False where there is nothing. Raises UserError where there is more."""
+    """Whether the folder holds that very world; False where there is nothing.
+
+    Raises:
+        UserError: If it holds something else.
+    """
     try:
         found = json.loads((root / "world.json").read_text())
     except (OSError, ValueError):

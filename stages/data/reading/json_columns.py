@@ -18,7 +18,16 @@ _DIGITS = re.compile("[0-9]{1,18}")
 
 
 def read_json(file: Path, kind: type, what: str) -> Any:
-    """The content of a JSON file, a list or a dict as `kind` says. Raises UserError naming the file and `what` it is."""
+    """The content of a JSON file.
+
+    Args:
+        file: The file.
+        kind: The type that its content should have: a list or a dict.
+        what: What the file should be, for errors.
+
+    Raises:
+        UserError: If the file cannot be read, or holds something else.
+    """
     try:
         record = json.loads(file.read_bytes())
     except OSError as error:
@@ -31,9 +40,10 @@ def read_json(file: Path, kind: type, what: str) -> Any:
 
 
 def number_rows(values: Sequence[Any], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lists of `width` numbers as float64 [n, width], and bool [n]: the entry was such a list, all of it finite.
+    """Lists of ``width`` numbers as an array.
 
-    Rows that were not are zero.
+    Returns:
+        float64 ``[n, width]``, zero where the entry is no such list; and bool ``[n]``, whether it is one, all of it finite.
     """
     try:
         if not _all_numbers(chain.from_iterable(values)):
@@ -52,7 +62,7 @@ def number_rows(values: Sequence[Any], width: int) -> tuple[np.ndarray, np.ndarr
 
 
 def numbers(values: Sequence[Any]) -> np.ndarray:
-    """float64 [n]; NaN for what is no number."""
+    """float64 ``[n]``; NaN for what is no number."""
     try:
         if not _all_numbers(values):
             raise TypeError("no numbers")
@@ -61,10 +71,15 @@ def numbers(values: Sequence[Any]) -> np.ndarray:
         return np.array([value if is_number(value) else np.nan for value in values], np.float64)
 
 
-def integers(values: Sequence[Any], text: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers as int64 [n], and bool [n]: the entry was a whole number, 1 or 1.0 (the others are -1).
+def integers(values: Sequence[Any], *, text: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers as an array.
 
-    text: a text of digits is one too; PPDM's own annotations hold "77\\n".
+    Args:
+        values: The entries.
+        text: Whether a text of digits is a number too; PPDM's own annotations hold "77\\n".
+
+    Returns:
+        int64 ``[n]``, -1 where the entry is no whole number; and bool ``[n]``, whether it is one, such as 1 or 1.0.
     """
     if text:
         values = [

@@ -31,8 +31,13 @@ Entry = tuple[float, ...]
 class FewShot:
     """A drawn list.
 
-    dataset: the annotations' name. vocabulary: its digest. classes: what K counts, "hoi" or "verb". shots: K.
-    entries: of each picture, by image id, its drawn annotations, sorted.
+    Attributes:
+        dataset: The annotations' name.
+        vocabulary: Its digest.
+        classes: What K counts, "hoi" or "verb".
+        shots: K.
+        seed: Of the draw.
+        entries: Of each picture, by image id, its drawn annotations, sorted.
     """
 
     dataset: str
@@ -74,7 +79,11 @@ class FewShot:
 
     @classmethod
     def load(cls, path: str | Path) -> FewShot:
-        """Read what `save` wrote. Raises UserError naming the file and what is wrong in it."""
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: With the file and what is wrong in it.
+        """
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
             entries = {
@@ -97,11 +106,17 @@ class FewShot:
 def draw(annotations: Annotations, shots: int, seed: int, classes: str = "hoi") -> FewShot:
     """min(shots, available) annotations of each class.
 
-    classes: "hoi" (HICO-DET's 600) or "verb" (V-COCO's actions). Each annotation's rank in its class is a hash of the
-    seed, the picture's id and what the annotation says, so the list does not depend on the order of pictures or pairs,
-    a larger K only adds, and an annotation given twice counts once.
+    Each annotation's rank in its class is a hash of the seed, the picture's id and what the annotation says. So the list
+    does not depend on the order of pictures or pairs, a larger K only adds, and an annotation given twice counts once.
 
-    Raises UserError for classes or shots that cannot be, or annotations without a vocabulary.
+    Args:
+        annotations: All of them.
+        shots: K.
+        seed: Of the draw.
+        classes: "hoi" (HICO-DET's 600) or "verb" (V-COCO's actions).
+
+    Raises:
+        UserError: For classes or shots that cannot be, or annotations without a vocabulary.
     """
     if classes not in CLASSES:
         raise UserError(f"few-shot classes are {' or '.join(CLASSES)}, not {classes!r}")
@@ -130,12 +145,13 @@ def draw(annotations: Annotations, shots: int, seed: int, classes: str = "hoi") 
 
 
 def apply(annotations: Annotations, few: FewShot) -> tuple[Annotations, Annotations]:
-    """(labelled, unlabelled): the pictures with a drawn annotation, with those, and the same with all the others.
+    """The pictures that have a drawn annotation: first with their drawn annotations, then with all their others.
 
-    A trainer should ignore, not punish, what overlaps an unlabelled pair. Image-level labels are dropped: they would
-    give away what is not drawn.
+    A trainer should ignore, not punish, what overlaps one of the others. Image-level labels are dropped: they would give
+    away what is not drawn.
 
-    Raises UserError when the list is of another vocabulary, or names a picture or a pair that is not there.
+    Raises:
+        UserError: If the list is of another vocabulary, or names a picture or a pair that is not there.
     """
     if annotations.vocabulary is None or annotations.vocabulary.digest() != few.vocabulary:
         raise UserError(

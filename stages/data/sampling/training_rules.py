@@ -21,18 +21,29 @@ TrainingRule = Callable[[Annotations, np.ndarray], Annotations]
 def ada_cm(annotations: Annotations, unseen: np.ndarray) -> Annotations:
     """Unseen annotations go; a picture stays with at least one seen (ADA-CM, CMMP, LAIN, HOLa).
 
-    unseen: bool [H], of the annotations' vocabulary. A pair that is no class (hoi -1) stays if its picture does, but
-    holds no picture. Raises UserError when `unseen` is of another vocabulary.
+    A pair that is no class (hoi -1) stays if its picture does, but holds no picture.
+
+    Args:
+        annotations: All of them.
+        unseen: bool ``[H]``, of the annotations' vocabulary.
+
+    Raises:
+        UserError: If ``unseen`` is of another vocabulary.
     """
     return _keep(annotations, unseen, ~_is_unseen(annotations, unseen))
 
 
 def gen_vlkt(annotations: Annotations, unseen: np.ndarray, overlap: float = 0.5) -> Annotations:
-    """As `ada_cm`, and with an unseen annotation all others of the same human and object go (GEN-VLKT, BC-HOI).
+    """As :func:`ada_cm`, and with an unseen annotation all others of the same human and object go (GEN-VLKT, BC-HOI).
 
-    overlap: IoU of both boxes, of one object category in one picture, from which two annotations are of the same human
-    and object. ``anno_bbox.mat`` draws the boxes anew for every verb, a few pixels off: with 1 this rule would take
+    ``anno_bbox.mat`` draws the boxes anew for every verb, a few pixels off: with an overlap of 1 this rule would take
     nothing more there. In the PPDM/QPIC JSON, which GEN-VLKT reads, they are merged, and 1 is its rule to the letter.
+
+    Args:
+        annotations: All of them.
+        unseen: bool ``[H]``, of the annotations' vocabulary.
+        overlap: The IoU of both boxes, of one object category in one picture, from which two annotations are of the same
+            human and object.
     """
     is_unseen = _is_unseen(annotations, unseen)
     left, right = _same_category(annotations, np.flatnonzero(is_unseen))
@@ -47,14 +58,18 @@ RULES: dict[str, TrainingRule] = {"ada-cm": ada_cm, "gen-vlkt": gen_vlkt}
 
 
 def training_rule(name: str = "ada-cm") -> TrainingRule:
-    """The rule of that name. Raises UserError naming the rules for any other."""
+    """The rule of that name.
+
+    Raises:
+        UserError: With the names of the rules, for any other name.
+    """
     if name not in RULES:
         raise UserError(f"no zero-shot training rule {name!r}; there are {', '.join(RULES)}")
     return RULES[name]
 
 
 def _is_unseen(annotations: Annotations, unseen: np.ndarray) -> np.ndarray:
-    """bool [P]; hoi -1 is not."""
+    """bool ``[P]``; hoi -1 is not."""
     classes = 0 if annotations.vocabulary is None else len(annotations.vocabulary)
     if np.shape(unseen) != (classes,):
         raise UserError(

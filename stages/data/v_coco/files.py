@@ -36,7 +36,11 @@ def split_files(roots: list[Path], pattern: str, split: str) -> list[Path]:
 
 
 def require(roots: list[Path], patterns: list[str], split: str, what: str) -> list[Path]:
-    """:func:`split_files` of the first pattern that is there. Raises UserError telling what was looked for."""
+    """:func:`split_files` of the first pattern that is there.
+
+    Raises:
+        UserError: With what was looked for, if none is there.
+    """
     for pattern in patterns:
         if files := split_files(roots, pattern, split):
             return files
@@ -99,7 +103,11 @@ class Verbs:
 
 
 def read_verbs(files: list[Path], action_roles: dict[str, tuple[str, ...]], reject: Reject) -> Verbs:
-    """``vcoco_*.json``: lists of 26 actions, each with all persons. Raises UserError where a file is not that."""
+    """``vcoco_*.json``: lists of 26 actions, each with all persons.
+
+    Raises:
+        UserError: If a file is not that.
+    """
     parts = [_read_verbs(file, action_roles, reject) for file in files]
     return Verbs(*(np.concatenate([getattr(part, name) for part in parts]) for name in Verbs.__annotations__))
 
@@ -157,10 +165,15 @@ def _action(file: Path, action: str, roles: list[str], entry: Any) -> dict[str, 
 class Instances:
     """COCO's pictures and boxes.
 
-    image: int64 [N] ids, sorted; name: N file names; size: int32 [N, 2], width and height.
-    box_image: int64 [B] rows of pictures; box_id: int64 [B]; object: int16 [B], COCO-80.
-    box: float32 [B, 4], xyxy pixels, zero-based half-open, inside the picture and not empty.
-    invalid: ids of boxes that were left out because the official evaluation leaves them out.
+    Attributes:
+        image: int64 ``[N]`` ids, sorted.
+        name: N file names.
+        size: int32 ``[N, 2]``, width and height.
+        box_image: int64 ``[B]``, rows of pictures.
+        box_id: int64 ``[B]``.
+        object: int16 ``[B]``, COCO-80.
+        box: float32 ``[B, 4]``, xyxy pixels, zero-based half-open, inside the picture and not empty.
+        invalid: Ids of boxes that were left out because the official evaluation leaves them out.
     """
 
     image: np.ndarray
@@ -173,7 +186,7 @@ class Instances:
     invalid: frozenset[int]
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
-        """int64, the shape of `ids`: the box with that id, -1 where there is none."""
+        """int64, the shape of ``ids``: the row of the box with that id, -1 where there is none."""
         order = np.argsort(self.box_id, kind="stable")
         at = order[np.searchsorted(self.box_id[order], ids).clip(0, len(order) - 1)]
         return np.where(self.box_id[at] == ids, at, -1)

@@ -1,6 +1,7 @@
-"""Yes/no questions of many, put to BLIP's decoder as prompts are put to its matching head (:mod:`.itm_scorer`): a picture's
-keys and values are projected once for all questions, questions of one length go through together, and of the last layer
-only the token is computed after which the answer stands.
+"""Scores many yes/no questions with BLIP's decoder, as :mod:`.itm_scorer` scores prompts with its matching head.
+
+Keys and values of a picture are projected once. Questions of equal length are batched. The last layer computes only the
+final token, after which the answer stands.
 
 Shapes: B images, P questions, D text width.
 """
@@ -16,14 +17,17 @@ from hoi_distill.stages.teacher.blip.itm_scorer import BlipTextScorer
 
 
 class FirstTokenScorer(BlipTextScorer):
-    """Of a loaded ``BlipForConditionalGeneration`` (or a subclass) in evaluation mode. :meth:`score` gives three numbers:
-    the log-sum-exps of the first-token logits of the no and of the yes variants, and the id of the likeliest first token.
+    """Of a loaded ``BlipForConditionalGeneration`` (or a subclass) in evaluation mode.
+
+    :meth:`score` gives three numbers: the log-sum-exps of the first-token logits of the no and of the yes variants, and the
+    id of the likeliest first token.
 
     Args:
-        model: the loaded model; only its text decoder is used.
-        tokenizer: the checkpoint's tokenizer.
-        yes, no: token ids, see :func:`hoi_distill.stages.teacher.blip.first_token.answer_ids`.
-        memory_mib: see :class:`hoi_distill.stages.teacher.blip.itm_scorer.PromptScorer`.
+        model: The loaded model; only its text decoder is used.
+        tokenizer: The checkpoint's tokenizer.
+        yes: Token ids, see :func:`hoi_distill.stages.teacher.blip.first_token.answer_ids`.
+        no: Token ids, as ``yes``.
+        memory_mib: See :class:`hoi_distill.stages.teacher.blip.itm_scorer.PromptScorer`.
     """
 
     numbers = 3
@@ -42,6 +46,7 @@ class FirstTokenScorer(BlipTextScorer):
         return [self._ids[prompt] for prompt in prompts]
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
+        """The logits of "no" and "yes", and the likeliest token."""
         logits = self.vocabulary_head(x).float()
         groups = [logits[..., ids].logsumexp(-1) for ids in (self.no, self.yes)]
         return torch.stack([*groups, logits.argmax(-1).float()], -1)

@@ -91,14 +91,17 @@ class BlipItc(ItcStage):
     """BLIP's cosine similarity of picture and prompt. Each column is a prompt."""
 
     def image_vectors(self, image_BND: torch.Tensor) -> torch.Tensor:
+        """The projected CLS token."""
         vectors: torch.Tensor = self.model.vision_proj(image_BND[:, :1])
         return vectors
 
     def prompt_vectors(self, ids_PL: torch.Tensor) -> torch.Tensor:
+        """The projected first token of the text encoder."""
         vectors: torch.Tensor = self.model.text_proj(self.model.text_encoder(input_ids=ids_PL).last_hidden_state[:, 0])
         return vectors
 
     def text_config(self) -> Any:
+        """Of the text encoder."""
         return self.model.config.text_config
 
 
@@ -108,16 +111,19 @@ class Blip2Itc(ItcStage):
     families = ("Blip2",)
 
     def image_vectors(self, image_BND: torch.Tensor) -> torch.Tensor:
+        """The projected query tokens."""
         queries = self.model.query_tokens.expand(len(image_BND), -1, -1)
         states = self.model.qformer(query_embeds=queries, encoder_hidden_states=image_BND).last_hidden_state
         vectors: torch.Tensor = self.model.vision_projection(states.to(self.model.vision_projection.weight.dtype))
         return vectors
 
     def prompt_vectors(self, ids_PL: torch.Tensor) -> torch.Tensor:
+        """The projected first token of the Q-Former, which reads the text alone."""
         embedded = self.model.embeddings(input_ids=ids_PL)
         states = self.model.qformer(query_embeds=embedded, query_length=0).last_hidden_state[:, 0]
         vectors: torch.Tensor = self.model.text_projection(states.to(self.model.text_projection.weight.dtype))
         return vectors
 
     def text_config(self) -> Any:
+        """Of the Q-Former."""
         return self.model.config.qformer_config

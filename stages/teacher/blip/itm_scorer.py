@@ -81,7 +81,8 @@ class PromptScorer(ABC):
         """``float32 [B, P, numbers]``; of matching: the raw logits (no match, match).
 
         Args:
-            image_BND: the vision tower's last hidden state, CLS included.
+            image_BND: The vision tower's last hidden state, CLS included.
+            prompts: P texts.
 
         Raises:
             UserError: a prompt is too long, or has words that the tokenizer does not know.
@@ -167,12 +168,14 @@ class BlipTextScorer(PromptScorer):
         return attended, layer.crossattention.self.query(attended)
 
     def keys_values(self, image_BND: torch.Tensor) -> list[KeysValues]:
+        """Of all layers: every layer of BLIP's text encoder looks at the picture."""
         attentions = [layer.crossattention.self for layer in self.layers]
         return [
             (self.split(a.key(image_BND)).contiguous(), self.split(a.value(image_BND)).contiguous()) for a in attentions
         ]
 
     def score_chunk(self, prefix: Prefix, memory: Sequence[KeysValues], images: int) -> torch.Tensor:
+        """From the first layer's self-attention on, which is the same for all pictures."""
         attended, query = prefix
         prompts, length, width = attended.shape
         x = attended
@@ -200,6 +203,7 @@ class BlipTextScorer(PromptScorer):
         return attended
 
     def bytes_per_image(self, tokens: int) -> int:
+        """Of the keys and values of all layers."""
         return 2 * len(self.layers) * tokens * self.config.hidden_size * int(self.weight.element_size())
 
     def bytes_per_prompt(self, length: int) -> int:
@@ -226,6 +230,7 @@ class ItmScorer(BlipTextScorer):
         self.itm_head = model.itm_head
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
+        """The logits of the matching head: no match, match."""
         logits: torch.Tensor = self.itm_head(x)
         return logits
 

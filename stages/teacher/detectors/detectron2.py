@@ -131,8 +131,8 @@ def described(value: Any) -> Any:
 
 
 @lru_cache(maxsize=16)
-def _weights_digest(path: str, size: int, mtime_ns: int) -> str:
-    """32 hex digits; size and time only key the memory."""
+def _weights_digest(path: str, _size: int, _mtime_ns: int) -> str:
+    """32 hex digits. Size and time only key the memory."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
@@ -302,12 +302,12 @@ def load(model: Any, weights: str) -> Any:
             if hasattr(module, name):
                 setattr(module, name, value)
                 found.add(name)
-        for name in ("mask_on", "keypoint_on"):  # boxes alone are asked for
+        for name, value in {"mask_on": False, "keypoint_on": False}.items():  # boxes alone are wanted
             if hasattr(module, name):
-                setattr(module, name, False)
+                setattr(module, name, value)
     if "test_score_thresh" not in found:
         raise UserError(f"{weights}: {type(model).__name__} has no test_score_thresh; its score floor cannot be lifted")
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(requires_grad=False)
 
 
 def leave_out_others(model: Any, known: Sequence[int], weights: str) -> None:

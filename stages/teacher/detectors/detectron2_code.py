@@ -26,6 +26,7 @@ class Arrays(pickle.Unpickler):
     """Reads pickles of arrays and plain values only."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """A class by its name, if it is one of arrays and plain values."""
         if (module, name) not in PLAIN:
             raise pickle.UnpicklingError(f"it calls {module}.{name}")
         return super().find_class(module, name)

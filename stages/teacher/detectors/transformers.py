@@ -258,13 +258,14 @@ def cell_type(states: int | None) -> pa.DataType:
     return pa.struct([*DETECTIONS, pa.field("states", pa.list_(pa.list_(pa.float16(), states)))])
 
 
-def cells(found: Sequence[Sequence[np.ndarray]], sizes: Sequence[tuple[int, int]], type: pa.DataType) -> pa.Array:
-    """Cells of ``type``, one a picture.
+def cells(found: Sequence[Sequence[np.ndarray]], sizes: Sequence[tuple[int, int]], form: pa.DataType) -> pa.Array:
+    """Cells of an Arrow type, one a picture.
 
     Args:
-        found: for each picture boxes ``[K, 4]``, scores ``[K]``, labels ``[K]`` and, if the type has them, states
+        found: For each picture boxes ``[K, 4]``, scores ``[K]``, labels ``[K]`` and, if the type has them, states
             ``[K, D]``.
         sizes: (width, height) of each picture.
+        form: The type, see :func:`cell_type`.
     """
     offsets = pa.array(np.cumsum([0, *(len(each[0]) for each in found)]), pa.int32())
     dtypes = (np.float32, np.float32, np.int16, np.float16)
@@ -275,4 +276,4 @@ def cells(found: Sequence[Sequence[np.ndarray]], sizes: Sequence[tuple[int, int]
         columns.append(flat if joined.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, joined.shape[1]))
     lists = [pa.ListArray.from_arrays(offsets, column) for column in columns]
     sides = [pa.array([size[axis] for size in sizes], pa.int32()) for axis in (0, 1)]
-    return pa.StructArray.from_arrays([*lists[:3], *sides, *lists[3:]], fields=list(type))
+    return pa.StructArray.from_arrays([*lists[:3], *sides, *lists[3:]], fields=list(form))

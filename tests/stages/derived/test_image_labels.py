@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from hoi_distill.stages.data.label_kinds import IGNORED, NEGATIVE, POSITIVE
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.derived.image_labels import IGNORED, NEGATIVE, NOT_SEEN, POSITIVE, ImageLabels
+from hoi_distill.stages.derived.image_labels import NOT_SEEN, ImageLabels
 from hoi_distill.stages.derived.triplets import Triplets
 from hoi_distill.stages.stage import Batch, fingerprint_record
 from hoi_distill.stages.teacher.blip.stages import BlipCaptions

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hoi_distill.stages.data.label_kinds import IGNORED, POSITIVE
 from hoi_distill.stages.evaluate.metrics.average_precision import interpolated_precision
 from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
-from hoi_distill.stages.student.methods.cl_hoi.stream import IGNORED, POSITIVE, ImageLabels
+from hoi_distill.stages.student.methods.cl_hoi.stream import ImageLabels
 from hoi_distill.stages.student.pairs.batches import MapReader
 from hoi_distill.stages.student.pairs.instances import PictureTable, gather
 from hoi_distill.stages.student.pairs.regions import entries

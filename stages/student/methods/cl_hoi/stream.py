@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hoi_distill.stages.data.label_kinds import IGNORED, POSITIVE
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.files import kept, mapped, new_array
 from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
@@ -25,16 +26,15 @@ from hoi_distill.stages.student.pairs.instances import PictureTable, gather, tar
 from hoi_distill.stages.student.pairs.regions import Regions
 from hoi_distill.stages.student.source import in_order
 
-POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
-"""Kinds of an image-level label."""
-
 
 @dataclass(frozen=True)
 class ImageLabels:
     """What is known of N pictures as wholes, memory-mapped.
 
     Attributes:
-        target: float32 ``[N, H]`` in 0 to 1; kind: int8 ``[N, H]``, see :data:`POSITIVE`; weight: float32 ``[N, H]``.
+        target: float32 ``[N, H]`` in 0 to 1.
+        kind: int8 ``[N, H]``, see :mod:`hoi_distill.stages.data.label_kinds`.
+        weight: float32 ``[N, H]``.
         known: bool ``[N]``, rows of which anything is known; the others are all zeros.
     """
 

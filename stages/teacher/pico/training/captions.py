@@ -63,7 +63,11 @@ def listing(facts: Iterable[Fact]) -> str:
 
 
 def question(verb: str, obj: str) -> str:
-    """The yes/no question about one interaction. Raises ValueError for no_interaction (it follows from the others)."""
+    """The yes/no question about one interaction.
+
+    Raises:
+        ValueError: For no_interaction, which follows from the others.
+    """
     if verb == NO_INTERACTION:
         raise ValueError("no yes/no question is asked about no_interaction: it is the product of its object's noes")
     return f"is there anybody {phrase(verb, obj)}?"

@@ -13,7 +13,7 @@ BLACK: Color = (28, 28, 32)
 WHITE: Color = (246, 246, 242)
 
 
-def bicycle(pen: Pen, rng: random.Random) -> None:
+def _bicycle(pen: Pen, rng: random.Random) -> None:
     color = vivid(rng)
     for x in (-0.27, 0.27):
         ring = [
@@ -30,7 +30,7 @@ def bicycle(pen: Pen, rng: random.Random) -> None:
     pen.disc(*crank, 0.04, (90, 90, 95))
 
 
-def horse(pen: Pen, rng: random.Random, *, gallop: bool = False, graze: bool = False) -> None:
+def _horse(pen: Pen, rng: random.Random, *, gallop: bool = False, graze: bool = False) -> None:
     coat = rng.choice(((122, 78, 44), (92, 60, 40), (200, 160, 110), (66, 60, 60), (150, 96, 60), (222, 214, 202)))
     mane = shade(coat, 0.5) if coat[0] > 90 else (20, 18, 18)
     feet = (
@@ -42,7 +42,7 @@ def horse(pen: Pen, rng: random.Random, *, gallop: bool = False, graze: bool = F
         pen.line([(top, 0.5), ((top + fx) / 2 + 0.03, (0.5 + fy) / 2), (fx, fy)], 0.07, shade(coat, tone))
         pen.disc(fx, fy, 0.038, BLACK)
     pen.line([(-0.32, 0.6), (-0.43, 0.5), (-0.45, 0.28)], 0.06, mane)
-    pen.oval(0, 0.58, 0.37, 0.155, coat)
+    pen.oval((0, 0.58), (0.37, 0.155), coat)
     neck: list[Point] = [(0.25, 0.62), (0.5, 0.6)] if graze else [(0.25, 0.64), (0.43, 0.88)]
     pen.line(neck, 0.15, coat)
     pen.line([(neck[0][0] - 0.05, neck[0][1] + 0.09), (neck[1][0] - 0.06, neck[1][1] + 0.07)], 0.055, mane)
@@ -53,7 +53,7 @@ def horse(pen: Pen, rng: random.Random, *, gallop: bool = False, graze: bool = F
     pen.disc(hx + 0.05, hy, 0.018, (10, 10, 10))
 
 
-def dog(pen: Pen, rng: random.Random, *, run: bool = False) -> None:
+def _dog(pen: Pen, rng: random.Random, *, run: bool = False) -> None:
     coat = rng.choice(((160, 104, 58), (70, 56, 48), (228, 218, 200), (196, 150, 92), (50, 48, 50), (184, 88, 40)))
     feet = (-0.27, -0.17, 0.18, 0.3) if run else (-0.17, -0.11, 0.1, 0.16)
     for fx, top, tone in zip(feet, (-0.15, -0.1, 0.1, 0.15), (0.75, 1, 0.75, 1), strict=True):
@@ -69,7 +69,7 @@ def dog(pen: Pen, rng: random.Random, *, run: bool = False) -> None:
     pen.line([(0.135, 0.27), (0.19, 0.235)], 0.026, (200, 40, 40))
 
 
-def chair(pen: Pen, rng: random.Random) -> None:
+def _chair(pen: Pen, rng: random.Random) -> None:
     color = rng.choice(((146, 92, 48), (92, 58, 36), vivid(rng), vivid(rng, 0.35, 0.7)))
     dark = shade(color, 0.72)
     for x in (-0.13, 0.17):
@@ -81,7 +81,7 @@ def chair(pen: Pen, rng: random.Random) -> None:
     pen.line([(-0.175, 0.46), (-0.2, 0.66)], 0.075, color)
 
 
-def bench(pen: Pen, rng: random.Random) -> None:
+def _bench(pen: Pen, rng: random.Random) -> None:
     color = rng.choice(((150, 100, 56), (70, 120, 70), (120, 74, 48), (110, 116, 124), vivid(rng, 0.4, 0.7)))
     for x in (-0.4, 0.4):
         pen.line([(x, 0.58), (x, 0.02)], 0.04, (54, 54, 60))
@@ -90,7 +90,7 @@ def bench(pen: Pen, rng: random.Random) -> None:
     pen.line([(-0.49, 0.27), (0.49, 0.27)], 0.075, shade(color, 0.8))
 
 
-def book(pen: Pen, rng: random.Random, *, opened: bool = False) -> None:
+def _book(pen: Pen, rng: random.Random, *, opened: bool = False) -> None:
     cover = vivid(rng)
     if opened:
         pen.polygon([(-0.16, 0.12), (0, 0.08), (0.16, 0.12), (0.16, -0.12), (0, -0.16), (-0.16, -0.12)], cover)
@@ -106,14 +106,14 @@ def book(pen: Pen, rng: random.Random, *, opened: bool = False) -> None:
         pen.line([(-0.075, -0.12), (-0.075, 0.12)], 0.02, shade(cover, 0.6))
 
 
-def cell_phone(pen: Pen, rng: random.Random) -> None:
+def _cell_phone(pen: Pen, rng: random.Random) -> None:
     case = rng.choice((BLACK, (60, 60, 66), (190, 40, 60), (30, 60, 140)))
     pen.polygon([(-0.058, -0.1), (0.058, -0.1), (0.058, 0.1), (-0.058, 0.1)], case)
     pen.polygon([(-0.042, -0.068), (0.042, -0.068), (0.042, 0.08), (-0.042, 0.08)], (130, 215, 255))
     pen.line([(-0.02, 0.04), (0.02, 0.04)], 0.018, WHITE)
 
 
-def cup(pen: Pen, rng: random.Random) -> None:
+def _cup(pen: Pen, rng: random.Random) -> None:
     color = rng.choice((vivid(rng, 0.7, 1.0), vivid(rng, 0.6, 1.0), WHITE, (210, 50, 50)))
     pen.line([(0.06, 0.05), (0.115, 0.04), (0.105, -0.03), (0.055, -0.045)], 0.024, shade(color, 0.75))
     pen.polygon([(-0.08, 0.09), (0.08, 0.09), (0.06, -0.09), (-0.06, -0.09)], color)
@@ -121,7 +121,7 @@ def cup(pen: Pen, rng: random.Random) -> None:
     pen.line([(-0.075, 0.088), (0.075, 0.088)], 0.026, (84, 54, 34))
 
 
-def kite(pen: Pen, rng: random.Random) -> None:
+def _kite(pen: Pen, rng: random.Random) -> None:
     a, b = vivid(rng, 0.7, 1.0), vivid(rng, 0.7, 1.0)
     top, right, bottom, left = (0, 0.2), (0.14, 0.04), (0, -0.22), (-0.14, 0.04)
     pen.polygon([top, right, (0, 0.04)], a)
@@ -135,7 +135,7 @@ def kite(pen: Pen, rng: random.Random) -> None:
         pen.disc(x, y, 0.026, a)
 
 
-def skateboard(pen: Pen, rng: random.Random) -> None:
+def _skateboard(pen: Pen, rng: random.Random) -> None:
     color = vivid(rng)
     pen.line([(-0.29, 0.125), (-0.22, 0.09), (0.22, 0.09), (0.29, 0.125)], 0.046, color)
     pen.line([(-0.2, 0.1), (0.2, 0.1)], 0.016, BLACK)
@@ -144,7 +144,7 @@ def skateboard(pen: Pen, rng: random.Random) -> None:
         pen.disc(x, 0.04, 0.018, BLACK)
 
 
-def sports_ball(pen: Pen, rng: random.Random) -> None:
+def _sports_ball(pen: Pen, rng: random.Random) -> None:
     kind = rng.randrange(3)
     r = 0.1
     if kind == 0:  # basketball
@@ -162,7 +162,7 @@ def sports_ball(pen: Pen, rng: random.Random) -> None:
         pen.line([(-0.06, 0.05), (0, -0.02), (0.07, 0.04)], 0.03, (40, 80, 190))
 
 
-def umbrella(pen: Pen, rng: random.Random, *, opened: bool = False) -> None:
+def _umbrella(pen: Pen, rng: random.Random, *, opened: bool = False) -> None:
     color = vivid(rng)
     if opened:  # grip at the origin, canopy above
         pen.line([(0, -0.04), (0, 0.5)], 0.024, (60, 54, 54))
@@ -179,7 +179,10 @@ def umbrella(pen: Pen, rng: random.Random, *, opened: bool = False) -> None:
         pen.line([(0, -0.4), (0, -0.44)], 0.014, BLACK)
 
 
-THINGS: dict[str, Callable[..., None]] = {
-    thing.__name__: thing
-    for thing in (bicycle, chair, dog, horse, bench, book, cell_phone, cup, kite, skateboard, sports_ball, umbrella)
-}
+DRAWINGS: dict[str, Callable[..., None]] = {
+    draw.__name__[1:]: draw
+    for draw in (
+        _bicycle, _chair, _dog, _horse, _bench, _book, _cell_phone, _cup, _kite, _skateboard, _sports_ball, _umbrella,
+    )
+}  # fmt: skip
+"""How each object is drawn, by its name."""
