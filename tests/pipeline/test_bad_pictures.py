@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fixtures.command import hoi_distill
 from tests.fixtures.toy_stages import Album, plan_of, run, score_of
-from tests.pipeline.cli.test_cli import hoi_distill
 
 GREY = 101
 BROKEN = {

@@ -17,9 +17,9 @@ from hoi_distill.stages.teacher.blip.itc import Blip2Itc, BlipItc
 from hoi_distill.stages.teacher.blip.stages import BlipCaptions, BlipItm, ItmStage
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.tiny_blip import random_prompts
 from tests.fixtures.tiny_blip2 import save_blip2
 from tests.fixtures.toy_stages import Album, plan_of, run
-from tests.stages.teacher.test_itm_scorer import random_prompts
 
 PROMPTS = tuple(dict.fromkeys(random_prompts(22)))[:18]
 
