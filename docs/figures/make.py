@@ -81,6 +81,7 @@ def sheet(pictures: list[Image.Image]) -> Image.Image:
 
 
 def main() -> None:
+    """Draw the figures."""
     target = Path(__file__).with_name("pico_scenes.png")
     sheet([annotated(scene) for scene in scenes()]).save(target, optimize=True)
     print(target)
