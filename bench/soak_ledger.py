@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +33,14 @@ def report_commits(send: Send) -> None:
     """From now on every commit of this process is sent, once it is durable."""
     real = Table.commit
 
-    def commit(
-        self: Table, rows: Any, columns: Any, valid: Any, values: Any, failures: Any = None, inputs: Any = None,
-        provenance: Any = None,
-    ) -> Any:  # fmt: skip
-        done = real(self, rows, columns, valid, values, failures, inputs, provenance)
+    signature = inspect.signature(real)
+
+    def commit(self: Table, *args: Any, **options: Any) -> Any:
+        given = signature.bind(self, *args, **options).arguments
+        done = real(self, *args, **options)
         payload = None if done.payload is None else Path(done.payload).name
-        send(Committed(self.dir.name, done.name, payload, rows.copy(), tuple(columns), valid.copy(), inputs))
+        rows, columns, valid = given["rows"].copy(), tuple(given["columns"]), given["valid"].copy()
+        send(Committed(self.dir.name, done.name, payload, rows, columns, valid, given.get("inputs")))
         return done
 
     Table.commit = commit  # type: ignore[method-assign]
@@ -75,6 +77,7 @@ class Ledger:
             entry.intact &= entry.table not in gone
 
     def intact(self) -> list[Committed]:
+        """Commits of which no byte was destroyed."""
         return [entry for entry in self.entries.values() if entry.intact and entry.valid.any()]
 
     def sound_payloads(self) -> list[str]:
