@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PAGE = Path("docs/benchmarks.md")
 RESULTS = Path("docs/benchmarks.json")
@@ -96,6 +97,7 @@ BENCHES = {
 
 
 def main() -> None:
+    """Run all benchmarks and write docs/benchmarks.md."""
     given = next((index for index, word in enumerate(sys.argv) if word.startswith("-")), len(sys.argv))
     names, options = sys.argv[1:given] or list(BENCHES), sys.argv[given:]
     if unknown := [name for name in names if name not in BENCHES]:
@@ -121,7 +123,8 @@ def machine() -> str:
     return f"{len(os.sched_getaffinity(0))} cores ({platform.machine()}), {memory:.0f} GiB, no GPU, load average {load:.1f}"
 
 
-def page(results: dict[str, dict]) -> str:
+def page(results: dict[str, dict[str, Any]]) -> str:
+    """The Markdown page of all results."""
     lines = ["<!-- written by: make bench -->", "# Measurements", ""]
     for name, bench in BENCHES.items():
         if name not in results:
@@ -145,6 +148,7 @@ def flattened(value: object, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def short(value: object) -> str:
+    """A number with four digits, anything else as it is."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

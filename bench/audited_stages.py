@@ -30,6 +30,7 @@ class Features(BlipFeatures):
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
+        """Count the cells, then compute them."""
         note(self.name, batch, columns)
         return super().compute(batch, columns, inputs)
 
@@ -38,6 +39,7 @@ class Itm(BlipItm):
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
+        """Count the cells, then compute them."""
         note(self.name, batch, columns)
         return super().compute(batch, columns, inputs)
 
@@ -46,6 +48,7 @@ class Captions(BlipCaptions):
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
+        """Count the cells, then compute them."""
         note(self.name, batch, columns)
         return super().compute(batch, columns, inputs)
 

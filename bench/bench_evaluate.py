@@ -64,13 +64,15 @@ def build(root: Path, pictures: int, multiples: tuple[int, ...], seed: int = 0) 
     for multiple in multiples:
         files[multiple] = root / f"detections_{multiple}.parquet"
         write_detections(
-            files[multiple], detections(rng, multiple * 100 * pictures, pictures, image, boxes, hoi), names
+            files[multiple],
+            detections(rng, multiple * 100 * pictures, pictures, image=image, boxes=boxes, hoi=hoi),
+            names,
         )
     return files
 
 
 def detections(
-    rng: np.random.Generator, count: int, pictures: int, image: np.ndarray, boxes: np.ndarray, hoi: np.ndarray
+    rng: np.random.Generator, count: int, pictures: int, *, image: np.ndarray, boxes: np.ndarray, hoi: np.ndarray
 ) -> HoiDetections:
     """A third lie around a pair, with its class or another; the rest anywhere in their picture. Sorted by picture."""
     words = hico_vocabulary()
@@ -117,6 +119,7 @@ def command(root: Path, file: Path, *options: str) -> Run:
 
 
 def measure(root: Path, files: dict[int, Path], pictures: int) -> dict[str, Any]:
+    """Run the command on files of growing size, and once with its page."""
     runs = {f"n x {multiple}": [command(root, file) for _ in range(REPEATS)] for multiple, file in files.items()}
 
     def best(what: str) -> dict[str, float]:
@@ -139,6 +142,7 @@ def measure(root: Path, files: dict[int, Path], pictures: int) -> dict[str, Any]
 
 
 def main() -> None:
+    """Measure, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=9658)
     parser.add_argument("--json", action="store_true", help="print JSON only")

@@ -99,6 +99,7 @@ Stock = Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
 
 
 def blip(tokenizer: Any, device: str, dtype: torch.dtype, memory_mib: int) -> tuple[PromptScorer, Stock]:
+    """Our scorer of BLIP at real size with random weights, and the stock forward."""
     from transformers import BlipConfig, BlipForImageTextRetrieval
 
     text = {"num_attention_heads": 12, "bos_token_id": 5}
@@ -115,6 +116,7 @@ def blip(tokenizer: Any, device: str, dtype: torch.dtype, memory_mib: int) -> tu
 
 
 def blip2(tokenizer: Any, device: str, dtype: torch.dtype, memory_mib: int) -> tuple[PromptScorer, Stock]:
+    """The same of BLIP-2."""
     from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
     config = Blip2Config(
@@ -185,7 +187,7 @@ def measure(setting: Setting, prompts: Sequence[str], device: str) -> dict[str, 
         ask(lambda count: count)
         scorer.score(images, prompts)
     ours_s, ours = timed(device, lambda: scorer.score(images, prompts))
-    one_s, shared = timed(device, lambda: ask(lambda count: 1))
+    one_s, shared = timed(device, lambda: ask(lambda _count: 1))
     expanded_s, expanded = timed(device, lambda: ask(lambda count: count))
     moved = float((expanded.amax(0) - expanded.amin(0)).max())
     lengths = [len(ids) for ids in scorer.token_ids(prompts)]
@@ -209,6 +211,7 @@ def measure(setting: Setting, prompts: Sequence[str], device: str) -> dict[str, 
 
 
 def main() -> None:
+    """Measure, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

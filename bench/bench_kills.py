@@ -49,6 +49,7 @@ class Runs:
         self.path.write_text(yaml.safe_dump(config))
 
     def start(self) -> subprocess.Popen[bytes]:
+        """Start a run in a process of its own."""
         command = [sys.executable, "-m", "bench.audited_stages", "run", str(self.path)]
         command += ["--executor", self.options.executor, "--workers", str(WORKERS)]
         places = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -74,6 +75,7 @@ class Runs:
         return cells
 
     def setup(self) -> Setup:
+        """The configuration as it is prepared now."""
         return prepare(self.path)
 
 
@@ -132,6 +134,7 @@ def superseded(setup: Setup) -> int:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Compare a run that is killed again and again with an undisturbed one."""
     generator = random.Random(options.seed)
     quiet, killed = Runs(folder, "quiet", options), Runs(folder, "killed", options)
     killed.setup()  # renders the world
@@ -164,6 +167,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--pictures", type=int, default=400)

@@ -45,6 +45,7 @@ def line(folder: Path, executor: str) -> dict[str, float | str]:
 
 
 def main() -> None:
+    """Measure, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--executor", default="ray", choices=("ray", "inline"))

@@ -198,11 +198,12 @@ def compared(variants: Mapping[str, Variant], rounds: int, steps: int) -> dict[s
 
 
 def ratios(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    """The quotients of two lists, one by one."""
     return [a / b for a, b in zip(one, other, strict=True)]
 
 
 def variants_of(
-    config: LinkConfig, data: TrainingSet, text: np.ndarray, stage: Stage, augment: Pictures, folder: Path
+    config: LinkConfig, data: TrainingSet, text: np.ndarray, *, stage: Stage, augment: Pictures, folder: Path
 ) -> dict[str, Variant]:
     """``config`` is the distilled training's."""
     plain = replace(config, kd=KdConfig())
@@ -217,6 +218,7 @@ def variants_of(
 
 
 def pico(folder: Path, rounds: int) -> dict[str, Any]:
+    """Training on the pico world."""
     places = (f"cache={folder / 'cache'}", f"runs={folder / 'runs'}", f"dataset.root={folder / 'world'}")
     setup = prepare(SETUP, [*places, *SMALL_WORLD])
     fill_cache(setup)
@@ -226,15 +228,16 @@ def pico(folder: Path, rounds: int) -> dict[str, Any]:
     stage.open("cpu", {})
     augment = student_section(prepare(AUGMENTED_LIKE, [*places, *SMALL_WORLD[:3]]))[1].pictures
     data, text = training_set(setup, resolved), read_text(setup, resolved.text)
-    variants = variants_of(resolved.config, data, text, stage, augment, folder)
+    variants = variants_of(resolved.config, data, text, stage=stage, augment=augment, folder=folder)
     return compared(variants, rounds, PICO_STEPS)
 
 
 def full(folder: Path, rounds: int) -> dict[str, Any]:
+    """Training on random data of full size."""
     config = LinkConfig(kd=ALL_LEVELS)
     data, text = world(config, save_pictures(folder, 32), USUAL), unit_rows(len(hico_vocabulary().hois))
     augment = replace(Pictures(), short_sides=(224,))
-    variants = variants_of(config, data, text, clip_stage(folder / "clip"), augment, folder)
+    variants = variants_of(config, data, text, stage=clip_stage(folder / "clip"), augment=augment, folder=folder)
     return compared(variants, rounds, FULL_STEPS)
 
 
@@ -297,15 +300,18 @@ def world(config: LinkConfig, paths: Sequence[Path], instances: tuple[int, int])
 
 
 def unit_rows(count: int) -> np.ndarray:
+    """Random unit vectors, ``float32 [count, TEXT_WIDTH]``."""
     rows = np.random.default_rng(0).standard_normal((count, TEXT_WIDTH), np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def most_pairs() -> dict[str, Any]:
+    """Peak memory of both kinds of training, each in a process of its own."""
     return {kind: json.loads(child("--peak", kind)) for kind in ("cached", "phase_2")}
 
 
 def child(*arguments: str) -> str:
+    """The last line that this module prints in a process of its own."""
     command = [sys.executable, "-m", "bench.bench_link", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout.splitlines()[
@@ -334,6 +340,7 @@ def peak(kind: str, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--rounds", type=int, default=3)

@@ -68,6 +68,7 @@ def peak(*arguments: str, trained_in: Path | None = None) -> tuple[int, int, flo
 
 
 def measure(folder: Path, pictures: int, steps: int) -> dict[str, Any]:
+    """Peak memory of planning, filling and training on two worlds of different size."""
     arms = {}
     for count in (pictures, TIMES * pictures):
         path = str(setup(folder, count, steps))
@@ -95,6 +96,7 @@ def measure(folder: Path, pictures: int, steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=300, help="of the small arm")
     parser.add_argument("--steps", type=int, default=60, help="training steps of both arms")

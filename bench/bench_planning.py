@@ -52,6 +52,7 @@ class Prompts(Stage):
         self.columns = tuple(columns)
 
     def parameters(self) -> dict[str, Any]:
+        """A record that names no teacher."""
         return {"teacher": "none"}
 
     def open(self, device: str, shared: dict[Any, Any]) -> None:
@@ -60,14 +61,17 @@ class Prompts(Stage):
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
-        raise RuntimeError("planning computes nothing")
+        """Planning never calls this."""
+        raise NotImplementedError
 
 
 def paths_of(root: Path, rows: int) -> list[str]:
+    """Paths of pictures in FOLDERS folders."""
     return [f"{root}/images/{i % FOLDERS:03d}/{i:09d}.jpg" for i in range(rows)]
 
 
 def prompts_of(columns: int) -> list[str]:
+    """Different prompts."""
     return [f"a photo of a person doing the thing number {i}" for i in range(columns)]
 
 
@@ -129,6 +133,7 @@ def measure(root: Path, rows: int, columns: int) -> dict[str, Any]:
 
 
 def peak_bytes() -> int:
+    """Peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

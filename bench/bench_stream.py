@@ -48,6 +48,7 @@ class Memmap:
 
 
 def collate(samples: list[dict[str, Any]]) -> torch.Tensor:
+    """A batch of feature maps."""
     return stack([sample["features"]["original"] for sample in samples])
 
 
@@ -110,6 +111,7 @@ def measure(memmap: Memmap, stream: SampleStream, workers: int, rounds: int) -> 
 
 
 def main() -> None:
+    """Measure, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--maps", type=int, default=1500)

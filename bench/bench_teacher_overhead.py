@@ -46,11 +46,13 @@ LOADED: dict[Any, Any] = {}
 
 class Features(BlipFeatures):
     def open(self, device: str, shared: dict[Any, Any]) -> None:
+        """Load the models once for all rounds."""
         super().open(device, LOADED)
 
 
 class Itm(BlipItm):
     def open(self, device: str, shared: dict[Any, Any]) -> None:
+        """Load the models once for all rounds."""
         super().open(device, LOADED)
 
 
@@ -116,12 +118,14 @@ def fill_cache(paths: list[Path], stages: list[Stage], root: Path) -> int:
 
 
 def cpu_seconds(run: Callable[[], Any]) -> float:
+    """CPU seconds of one call."""
     started = time.process_time()
     run()
     return time.process_time() - started
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Compare the pipeline with a plain loop over the same models."""
     prompts = hico_vocabulary().prompts()[: arguments.prompts]
     save_teacher(folder / "teacher", prompts)
     paths = save_pictures(folder, arguments.images)
@@ -146,6 +150,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--images", type=int, default=8)

@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,7 @@ def compared(variants: Mapping[str, Variant], blocks: int, steps: int) -> dict[s
 
 
 def ratio(one: Sequence[float], other: Sequence[float]) -> float:
+    """The median of the quotients of two lists."""
     return statistics.median(a / b for a, b in zip(one, other, strict=True))
 
 
@@ -232,6 +234,11 @@ def pico_inference(
     }
 
 
+def _answered(prompts: list[str], _output: Any) -> list[list[str]]:
+    """The prompts, whatever the student says of the one picture."""
+    return [prompts]
+
+
 def full(steps: int) -> dict[str, Any]:
     """The published network beside the published teacher's, on pictures of noise."""
     from transformers import BlipConfig, BlipForImageTextRetrieval, BlipImageProcessorPil
@@ -251,7 +258,7 @@ def full(steps: int) -> dict[str, Any]:
 
     def batch_of(taught: ItmTargets | None, number: int) -> Batch:
         row = np.array([number % 4])
-        return Batch(torch.from_numpy(row), pixels, mask, [pairs], taught and taught(row), None)
+        return Batch(torch.from_numpy(row), pixels, mask, [pairs], None if taught is None else taught(row), None)
 
     prompts = words.prompts()
     text = {"num_attention_heads": 12, "bos_token_id": 5}
@@ -265,7 +272,7 @@ def full(steps: int) -> dict[str, Any]:
     }
     for count in SENTENCES:
         asked = list(prompts[:: len(prompts) // count][:count])
-        teacher = LiveTeacher(*parts, lambda row: raw, lambda output, asked=asked: [asked])
+        teacher = LiveTeacher(*parts, lambda _row: raw, partial(_answered, asked))
         variants[f"live_{count}_sentences"] = Variant(
             model, without, lambda number: batch_of(None, number), live=teacher
         )
@@ -277,7 +284,7 @@ def full(steps: int) -> dict[str, Any]:
 def forward_seconds(model: Muren, pixels: Tensor, mask: Tensor, words: Vocabulary) -> list[float]:
     """From pixels to triplets after NMS."""
     model.eval()
-    valid, found = valid_verbs(words, False), []
+    valid, found = valid_verbs(words, missing_object=False), []
     for _ in range(3):
         started = time.process_time()
         output = model(pixels, mask).layer(-1)
@@ -287,6 +294,7 @@ def forward_seconds(model: Muren, pixels: Tensor, mask: Tensor, words: Vocabular
 
 
 def main() -> None:
+    """Measure, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--blocks", type=int, default=6, help=f"of {STEPS} steps, pico")

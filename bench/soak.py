@@ -53,6 +53,7 @@ class Tally:
     cpu_seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
+        """The counts."""
         each = self.cpu_seconds / max(self.sequences, 1)
         return {
             "sequences": self.sequences,
@@ -63,6 +64,7 @@ class Tally:
 
 
 def house_of(kind: str, folder: Path, generator: random.Random) -> House:
+    """The house of a kind of sequence."""
     if kind == "storage":
         from bench.soak_storage import StorageHouse
 
@@ -107,7 +109,11 @@ def soak(kinds: tuple[str, ...], seed: int, seconds: float, sequences: int | Non
     """Live sequences of all kinds in turn, each kind for its share of the time or so many times.
 
     Args:
+        kinds: of sequences.
+        seed: of the first sequence; it decides all of them.
+        seconds: of all kinds together.
         sequences: so many of each kind, however long they take.
+        first: number of the first sequence.
     """
     warm(kinds)
     tallies = {kind: Tally() for kind in kinds}
@@ -132,6 +138,7 @@ def soak(kinds: tuple[str, ...], seed: int, seconds: float, sequences: int | Non
 
 
 def report(kind: str, seed: int, number: int, house: House) -> None:
+    """Print what a sequence did, and how to live it again."""
     print(f"{kind} sequence {number}: {', '.join(house.found)}", file=sys.stderr)
     print(f"  again: python -m bench.soak --kind {kind} --seed {seed} --sequence {number}", file=sys.stderr)
     for step in house.steps:
@@ -160,7 +167,7 @@ def warm(kinds: tuple[str, ...]) -> None:
     def run_here(self: House, *children: soak_children.Child) -> list[soak_children.Ended]:
         for child in children:
             with contextlib.suppress(BaseException):
-                child.action(lambda message: None)
+                child.action(lambda _message: None)
         return real(self, *children)
 
     House.run = run_here  # type: ignore[method-assign]
@@ -170,7 +177,8 @@ def warm(kinds: tuple[str, ...]) -> None:
         House.run = real  # type: ignore[method-assign]
     if ended.crash:
         raise RuntimeError(f"the soak itself fails: {ended.crash}")
-    for name in dict(message for message in ended.said if isinstance(message, tuple))["modules"]:
+    said: dict[str, list[str]] = dict(message for message in ended.said if isinstance(message, tuple))
+    for name in said["modules"]:
         if not name.startswith("__"):
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
@@ -190,6 +198,7 @@ def _cpu() -> float:
 
 
 def main() -> None:
+    """Live sequences of faults from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--seed", type=int, default=0)

@@ -93,6 +93,7 @@ def _fork(child: Child, root: str) -> tuple[int, int, int]:
             code = 2
     except BaseException:
         send(("traceback", traceback.format_exc()))
+        raise  # no further than os._exit below
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
@@ -113,7 +114,7 @@ def _gather(started: Sequence[tuple[Ended, int, int, int]]) -> list[tuple[int, b
             selector.register(descriptor, selectors.EVENT_READ, pid)
         fault = ended.child.fault
         deadline[pid] = began + (fault.seconds if fault.kind == "moment" else HANGS_AFTER)
-    late = set()
+    late: set[int] = set()
     while selector.get_map():
         pending = [deadline[pid] for pid in deadline.keys() - late]
         wait = max(min(pending) - time.monotonic(), 0) if pending else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import inspect
 import io
 import os
 import random
@@ -53,6 +54,7 @@ class Fault:
 
     @property
     def kills(self) -> bool:
+        """Whether it ends the process."""
         return self.kind in ("kill", "power", "moment")
 
     def __str__(self) -> str:
@@ -208,7 +210,7 @@ def _wrap_fsync(injector: _Injector) -> None:
         injector.unsynced.pop(os.fstat(descriptor).st_ino, None)
         injector.done(number)
 
-    os.fsync = wrapped
+    os.fsync = wrapped  # type: ignore[assignment]
 
 
 def _wrap_open(injector: _Injector) -> None:
@@ -222,29 +224,32 @@ def _wrap_open(injector: _Injector) -> None:
             view = memoryview(data).cast("B")
             if number == injector.fault.at and view.nbytes > 1:
                 super().write(view[: view.nbytes // 2])
-            injector.strike(number, None, True)
+            injector.strike(number, None, writes=True)
             if number == injector.fault.at and injector.fault.kind == "kill":
                 injector.die()
             return super().write(view)
 
-    def opened(
-        file: Any, mode: str = "r", buffering: int = -1, encoding: Any = None, errors: Any = None, newline: Any = None,
-        closefd: bool = True, opener: Any = None,
-    ) -> Any:  # fmt: skip
+    signature = inspect.signature(real)
+
+    def opened(file: Any, *args: Any, **options: Any) -> Any:
+        """``open``, whose arguments are those of the real one."""
         if not injector.concerns(file):
-            return real(file, mode, buffering, encoding, errors, newline, closefd, opener)
+            return real(file, *args, **options)
+        given = signature.bind(file, *args, **options)
+        given.apply_defaults()
+        mode, asked = given.arguments["mode"], given.arguments
         writes = any(letter in mode for letter in "wax+")
         number = injector.before(file, writes)
         if not writes or "+" in mode:
-            result: Any = real(file, mode, buffering, encoding, errors, newline, closefd, opener)
+            result: Any = real(file, *args, **options)
         else:
             raw = Written(os.fspath(file), mode.replace("b", "").replace("t", ""))
             injector.unsynced[os.fstat(raw.fileno()).st_ino] = os.fspath(file)
             result = raw
-            if buffering != 0:
+            if asked["buffering"] != 0:
                 result = io.BufferedWriter(raw)
                 if "b" not in mode:
-                    result = io.TextIOWrapper(result, encoding or "utf-8", errors, newline)
+                    result = io.TextIOWrapper(result, asked["encoding"] or "utf-8", asked["errors"], asked["newline"])
         injector.done(number)
         return result
 
@@ -265,7 +270,7 @@ def _wrap_lmdb(injector: _Injector) -> None:
         injector.done(number)
         return result
 
-    lmdb.open = wrapped
+    lmdb.open = wrapped  # type: ignore[assignment]
 
 
 def _wrap_sqlite(injector: _Injector) -> None:
@@ -293,10 +298,10 @@ def _wrap_sqlite(injector: _Injector) -> None:
                 return super().execute(text, *values)
 
             def executescript(self, text: str) -> sqlite3.Cursor:
-                meet(path, True)
+                meet(path, writes=True)
                 return super().executescript(text)
 
-        meet(path, False)
+        meet(path, writes=False)
         return real(path, *args, factory=Connection, **options)
 
     sqlite3.connect = connect  # type: ignore[assignment]

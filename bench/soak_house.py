@@ -28,7 +28,7 @@ FAULTS = ("lost", "wrong_after_the_end", "wrong_before_check", "tracebacks", "ne
 def command(name: str, *options: str) -> Callable[[Send], int]:
     """A command of ``hoi-distill`` as a child's action; it ends with the command's exit code."""
 
-    def act(send: Send) -> int:
+    def act(_send: Send) -> int:
         sys.argv = ["hoi-distill", name, *options]
         try:
             cli.main()
@@ -86,6 +86,7 @@ class House(ABC):
         return Child(name, action, Fault() if undisturbed else fault)
 
     def note(self, kind: str, text: str) -> None:
+        """Remember a fault of the project, the first of each kind."""
         if kind not in self.found:
             self.steps.append(f"   !! {kind}: {text.splitlines()[-1] if text else ''}")
         self.found.setdefault(kind, text)
@@ -108,6 +109,7 @@ class House(ABC):
         return ended
 
     def one(self, child: Child) -> Ended:
+        """Run one process."""
         return self.run(child)[0]
 
     def checked(self, child: Child) -> Ended:
@@ -163,6 +165,7 @@ class House(ABC):
         self.steps.append("two days pass")
 
     def human(self, text: str) -> None:
+        """Note that a human would have to help."""
         self.note("need_a_human", text)
 
     def settled(self, ended: Ended) -> None:

@@ -73,6 +73,7 @@ class Ledger:
             entry.intact &= entry.table not in gone
 
     def intact(self) -> list[Committed]:
+        """Commits of which no byte was destroyed."""
         return [entry for entry in self.entries.values() if entry.intact and entry.valid.any()]
 
     def sound_payloads(self) -> list[str]:

@@ -46,6 +46,7 @@ class PipelineHouse(House):
     # ---- the world ----
 
     def paint(self, name: int) -> None:
+        """Write a picture of a random shade, or a broken file."""
         shade = self.generator.randrange(256)
         path = self.pictures / f"{name}.bmp"
         if self.generator.random() < 0.08:
@@ -54,6 +55,7 @@ class PipelineHouse(House):
             Image.new("RGB", (8, 8), (shade, name, 7)).save(path)
 
     def write(self) -> None:
+        """Write the configurations."""
         for name in self.setups:
             below: dict[str, Any] = {"columns": self.prompts, "shard_rows": 3}
             tables: dict[str, Any] = {
@@ -75,15 +77,18 @@ class PipelineHouse(House):
             self.path(name).write_text(yaml.safe_dump(config))
 
     def path(self, setup: str) -> Path:
+        """The configuration of a setup."""
         return self.folder / f"{setup}.yaml"
 
     # ---- what may happen ----
 
     def begin(self) -> None:
+        """Mostly begin with a run."""
         if self.generator.random() < 0.8:
             self.some_run()
 
     def act(self) -> None:
+        """Do one thing at random."""
         actions: dict[Callable[[], None], int] = {
             self.some_run: 30, self.some_read: 8, self.some_check: 8, self.some_plan: 3, self.rivals: 7,
             self.collect: 5, self.days_pass: 5, self.change: 14, self.damage: 25,
@@ -91,21 +96,26 @@ class PipelineHouse(House):
         self.generator.choices(list(actions), list(actions.values()))[0]()
 
     def some_run(self) -> None:
+        """Run a setup."""
         self.run(self.struck_run())
 
     def some_read(self, undisturbed: bool = False) -> None:
+        """Read all filled cells of a setup and compare them."""
         name = self.generator.choice(self.setups)
         reading = functools.partial(self.compare, name, self.means())
         self.run(self.child(f"read {name}", reading, 60, 0.05, undisturbed))
 
     def some_check(self) -> None:
+        """Check the cache."""
         self.checked(self.check())
 
     def some_plan(self) -> None:
+        """Plan a setup."""
         name = self.generator.choice(self.setups)
         self.run(self.child(f"plan {name}", command("plan", str(self.path(name))), 60, 0.05))
 
     def rivals(self) -> None:
+        """Run two processes at once."""
         other = self.generator.choice((self.struck_run, self.struck_run, self.check))
         self.run(self.struck_run(), other())
 
@@ -128,6 +138,7 @@ class PipelineHouse(House):
         self.ledger.forget({entry.table for entry in self.ledger.entries.values()} - named)
 
     def change(self) -> None:
+        """Change pictures, prompts or views."""
         generator = self.generator
         kind = generator.choice(("paint", "paint", "remove", "ask", "ask", "drop", "view"))
         name = generator.randrange(7)
@@ -147,20 +158,24 @@ class PipelineHouse(House):
     # ---- what a process does ----
 
     def struck_run(self) -> Child:
+        """A run that a fault may strike."""
         name = self.generator.choice(self.setups)
         extra = self.generator.choices(([], ["--retry-failed"], ["--limit", "3"], ["--rehash"]), (80, 8, 6, 6))[0]
         return self.child(" ".join(["run", name, *extra]), self.running(name, *extra), 400, 0.25)
 
     def running(self, name: str, *extra: str) -> Callable[[Send], int]:
+        """The action of a run that reports its commits."""
         run = command("run", str(self.path(name)), *extra)
 
         def act(send: Send) -> int:
+            """Do one thing at random."""
             report_commits(send)
             return run(send)
 
         return act
 
     def check(self) -> Child:
+        """A check that a fault may strike."""
         return self.child("check", command("check", "--cache", str(self.cache)), 80, 0.05)
 
     def compare(self, name: str, means: Mapping[str, float], send: Send, whole: bool = False) -> int:
@@ -191,6 +206,7 @@ class PipelineHouse(House):
         return {str(path): _mean(path) for path in self.pictures.iterdir()}
 
     def right(self, table: str, mean: float, column: str, values: dict[str, Any], row: int) -> bool:
+        """Whether a cell holds what its stage answers."""
         expected = soak_stages.right_value(table, mean, column, self.views)
         cells = values[column]
         return bool(cells[row].as_py() == expected if isinstance(cells, pa.Array) else (cells[row] == expected).all())
@@ -198,6 +214,7 @@ class PipelineHouse(House):
     # ---- the end ----
 
     def finish(self) -> None:
+        """Run to the end without faults, and compare every cell."""
         check = command("check", "--cache", str(self.cache))
         for name in self.setups:
             first = self.one(Child(f"run {name} to the end", self.looking(self.running(name))))
@@ -207,7 +224,10 @@ class PipelineHouse(House):
                 )
         self.checked(Child("check", check))
         for name in self.setups:
-            last = [self.running(name), functools.partial(self.compare, name, self.means(), whole=True)]
+            last: list[Callable[[Send], int]] = [
+                self.running(name),
+                functools.partial(self.compare, name, self.means(), whole=True),
+            ]
             if name == self.setups[-1]:
                 last.append(check)
             self.settled(self.one(Child(f"run {name}, compare, check", self.looking(*last))))

@@ -30,6 +30,7 @@ def register() -> None:
 
 
 def seed(mean: float, column: str) -> int:
+    """A number that follows from a picture's mean and a column."""
     return zlib.crc32(f"{mean:.3f} {column}".encode())
 
 
@@ -60,6 +61,7 @@ class _Toy(Stage):
         self.columns = config.columns
 
     def parameters(self) -> dict[str, Any]:
+        """What decides the values."""
         return {}
 
     def open(self, device: str, shared: dict[Any, Any]) -> None:
@@ -80,11 +82,13 @@ class Found(_Toy):
         self.weights = config.weights
 
     def parameters(self) -> dict[str, Any]:
+        """What decides the values."""
         return {"weights": self.weights}
 
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
+        """Answer for every picture of the batch."""
         means = [mean_of(image) for image in batch.images]
         return {column: pa.array([found(mean, column) for mean in means], FOUND) for column in columns}
 
@@ -98,6 +102,7 @@ class Maps(_Toy):
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
+        """Answer for every picture of the batch."""
         means = [mean_of(image) for image in batch.images]
         return {column: np.stack([map_of(mean, column) for mean in means]) for column in columns}
 
@@ -107,6 +112,7 @@ class _Below(_Toy):
     inputs = ("found",)
 
     def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
+        """The same column of the table above."""
         return {"found": (column,)}
 
 
@@ -119,6 +125,7 @@ class Doubled(_Below):
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
+        """Answer for every picture of the batch."""
         cells = {column: inputs["found"][column].to_pylist() for column in columns}
         return {
             column: pa.array([None if c is None else 2 * c["score"] for c in cells[column]], pa.float32())
@@ -133,12 +140,14 @@ class Chosen(_Below):
     output = ArrowOutput(pa.string())
 
     def select_cells(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray:
+        """The cells whose score is high, ``bool [B, C]``."""
         cells = [inputs["found"][column].to_pylist() for column in self.columns]
         return np.array([[c is not None and chosen(c) for c in column] for column in cells]).T
 
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
+        """Answer for every picture of the batch."""
         return {
             column: pa.array([None if c is None else c["word"] for c in inputs["found"][column].to_pylist()])
             for column in columns
@@ -159,11 +168,13 @@ class Sums(_Toy):
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
+        """Answer for every picture of the batch."""
         total = sum(np.asarray(maps, np.float32).reshape(len(maps), -1).sum(axis=1) for maps in inputs["maps"].values())
         return {"value": pa.array(np.asarray(total), pa.float32())}
 
 
 def mean_of(image: Any) -> float:
+    """The mean of all pixels."""
     return float(np.asarray(image, np.float32).mean())
 
 

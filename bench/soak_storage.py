@@ -47,6 +47,7 @@ class Kind:
     generation: np.ndarray  # int [R]
 
     def open(self, root: Path) -> Table:
+        """The table in a cache; it is created if it is not there."""
         kind = TYPES[self.name]
         described: dict[str, Any] = {"format": "arrow", "type": str(kind)}
         if kind is None:
@@ -62,13 +63,16 @@ class Kind:
         return rows if self.inputs == "row" else rows[:, None] * np.uint64(31) + np.arange(4, dtype=np.uint64)
 
     def seed(self, row: int, column: str) -> int:
+        """A number that follows from table, row, column and the generation of the inputs."""
         generation = 0 if self.inputs == "none" else int(self.generation[row])
         return zlib.crc32(f"{self.name} {row} {column} {generation}".encode())
 
     def fails(self, row: int, column: str) -> bool:
+        """Whether the cell is a failure."""
         return zlib.crc32(f"{row} {column}".encode()) % 9 == 0
 
     def failing(self) -> np.ndarray:
+        """``bool [R, C]``: the cells that are failures."""
         return np.array([[self.fails(row, column) for column in COLUMNS] for row in range(ROWS)])
 
     def value(self, row: int, column: str) -> Any:
@@ -91,6 +95,7 @@ class Kind:
         return np.stack(values) if kind is None else pa.array(values, kind)
 
     def right(self, read: Any, row: int, column: str) -> bool:
+        """Whether a cell that was read holds its value."""
         expected = self.value(row, column)
         if TYPES[self.name] is not None:
             return bool(read == expected)
@@ -173,9 +178,11 @@ class StorageHouse(House):
     # ---- what may happen ----
 
     def begin(self) -> None:
+        """Begin with a commit or with all of them."""
         self.some_fill() if self.generator.random() < 0.5 else self.some_commit()
 
     def act(self) -> None:
+        """Do one thing at random."""
         actions: dict[Callable[[], None], int] = {
             self.some_commit: 26, self.some_fill: 18, self.some_read: 14, self.some_check: 10, self.rivals: 8,
             self.new_inputs: 4, self.retry: 4, self.sweep: 3, self.days_pass: 6, self.damage: 22,
@@ -183,33 +190,41 @@ class StorageHouse(House):
         self.generator.choices(list(actions), list(actions.values()))[0]()
 
     def some_commit(self) -> None:
+        """Commit some cells."""
         self.run(self.commit_child())
 
     def some_fill(self) -> None:
+        """Commit all empty cells."""
         self.run(self.struck("fill", self.filling, 70))
 
     def some_read(self, undisturbed: bool = False) -> None:
+        """Read all filled cells and compare them."""
         streamed = self.generator.random() < 0.4
         reading = functools.partial(self.reading, streamed=streamed)
         self.run(self.child("stream" if streamed else "read", reading, 15, 0.02, undisturbed))
 
     def some_check(self) -> None:
+        """Check the cache."""
         self.checked(self.check(self.generator.random() < 0.2))
 
     def rivals(self) -> None:
+        """Commit in several processes at once."""
         both = [self.commit_child() for _ in range(self.generator.choice((2, 2, 3)))]
         if self.generator.random() < 0.4:
             both.append(self.check())
         self.run(*both)
 
     def new_inputs(self) -> None:
+        """Change the inputs of a row."""
         kind = self.generator.choice(self.kinds)
         row = self.generator.randrange(ROWS)
         kind.generation[row] = self.generator.randrange(3)
         self.steps.append(f"{kind.name}: row {row} now of inputs {kind.generation[row]}")
 
     def retry(self) -> None:
-        def dropping(send: Send) -> int:
+        """Drop recorded failures."""
+
+        def dropping(_send: Send) -> int:
             for kind in self.kinds:
                 kind.open(self.cache).drop_failures(CellSelection(IDS, COLUMNS, kind.digests()))
             return 0
@@ -238,14 +253,17 @@ class StorageHouse(House):
     # ---- what a process does ----
 
     def struck(self, name: str, action: Callable[[Send], int], operations: int) -> Child:
+        """A process that a fault may strike."""
         return self.child(name, action, operations, 0.02)
 
     def check(self, quick: bool = False) -> Child:
+        """A check that a fault may strike."""
         options = ["--quick"] if quick else []
         action = command("check", "--cache", str(self.cache), *options)
         return self.struck(" ".join(["check", *options]), action, 30)
 
     def commit_child(self) -> Child:
+        """A process that commits some cells."""
         kind, generator = self.generator.choice(self.kinds), self.generator
         rows = generator.sample(range(ROWS), generator.randint(1, 6))
         columns = generator.sample(range(len(COLUMNS)), generator.randint(1, len(COLUMNS)))
@@ -262,6 +280,7 @@ class StorageHouse(House):
         return self.struck(f"commit {kind.name} rows {rows} columns {columns}", committing, 30)
 
     def filling(self, send: Send) -> int:
+        """Commit all empty cells of all tables."""
         report_commits(send)
         for kind in self.kinds:
             fill(kind, self.cache)
@@ -277,6 +296,7 @@ class StorageHouse(House):
     # ---- the end ----
 
     def finish(self) -> None:
+        """Fill without faults, and compare every cell."""
         check = command("check", "--cache", str(self.cache))
         first = self.one(Child("run to the end", self.looking(self.filling)))
         if first.code != 0 and not self.damaged:

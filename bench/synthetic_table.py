@@ -27,6 +27,7 @@ def fill_synthetically(
     rows: np.ndarray,
     columns: Sequence[str],
     rows_per_shard: int,
+    *,
     inputs: np.ndarray | None = None,
     hole: float = 0.0,
     seed: int = 0,
@@ -34,7 +35,13 @@ def fill_synthetically(
     """Record ``rows x columns`` as committed, in shards of ``rows_per_shard`` rows; returns the number of shards.
 
     Args:
-        inputs: ``uint64 [R]`` input digests. hole: the share of cells left empty, spread over all shards.
+        table: an empty table.
+        rows: ``V16 [R]`` row ids.
+        columns: their names.
+        rows_per_shard: rows of a shard.
+        inputs: ``uint64 [R]`` input digests.
+        hole: the share of cells left empty, spread over all shards.
+        seed: draws the empty cells.
     """
     generator = np.random.default_rng(seed)
     suffix = ".arrow" if table.type is not None else ".lmdb"

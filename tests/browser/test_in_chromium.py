@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.conftest import MARKUP
 from tests.fixtures.chromium import EXECUTABLE, Chromium
+from tests.fixtures.sample_pages import MARKUP
 
 pytestmark = [
     pytest.mark.slow,

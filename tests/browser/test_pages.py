@@ -16,7 +16,7 @@ from hoi_distill.stages.evaluate.pages import charts, report
 from hoi_distill.stages.evaluate.pages.evaluation_page import write_evaluation
 from hoi_distill.stages.evaluate.pages.pictures import Pair, data_uri, draw_pairs, load_picture, numbered
 from hoi_distill.storage.errors import UserError
-from tests.browser.conftest import MARKUP, evaluation, gallery, judged, run_report
+from tests.fixtures.sample_pages import MARKUP, evaluated, evaluation, gallery, run_report
 
 KINDS = ("report", "folder", "experiments", "evaluation")
 
@@ -76,9 +76,9 @@ def test_an_evaluation_names_every_class_and_draws_its_curve(pages: dict[str, Pa
         r'<script type="application/json" id="data">(.*?)</script>', pages["evaluation"].read_text()
     )
     classes = json.loads(plotted)["classes"]
-    assert [shown["name"] for shown in classes] == [row["name"] for row in judged().per_class]
+    assert [shown["name"] for shown in classes] == [row["name"] for row in evaluated().per_class]
     assert len([attributes for _, attributes in page.tags if "data-value" in attributes]) == 5 * len(classes)
-    for shown, row in zip(classes, judged().per_class, strict=True):
+    for shown, row in zip(classes, evaluated().per_class, strict=True):
         assert bool(shown["curve"]) == bool(row["found"])
         assert shown["name"] in page.text
     for word in ("wrong verb", "duplicate", "background", "Intervals", "Known-object picture sets are taken from"):
@@ -86,7 +86,7 @@ def test_an_evaluation_names_every_class_and_draws_its_curve(pages: dict[str, Pa
 
 
 def test_the_page_of_600_classes_stays_small(tmp_path: Path):
-    base = judged()
+    base = evaluated()
     many = [row | {"hoi": index % 54} for index, row in enumerate(base.per_class * 12)][:600]
     write_evaluation(replace(base, per_class=many), tmp_path, "many", resamples=0)
     assert (tmp_path / "evaluation.html").stat().st_size < 3e6

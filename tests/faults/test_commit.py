@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -19,48 +18,14 @@ import pytest
 from hoi_distill.storage import records as commit_module
 from hoi_distill.storage import table_writer
 from hoi_distill.storage.cache import Cache
-from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.storage.check import check_table
-from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import StorageError, UserError
 from hoi_distill.storage.files import owner
 from hoi_distill.storage.files.notes import write_note
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.shards.payload import verify_shard
 from hoi_distill.storage.table import Table
-
-COLUMNS = ("a", "b")
-
-
-def row_ids(count: int, start: int = 0) -> np.ndarray:
-    return as_rows([digest_bytes(str(index).encode()) for index in range(start, start + count)])
-
-
-def make_table(root: Path, kind: str) -> Table:
-    cache = Cache.open(root)
-    if kind == "arrow":
-        return cache.table("cells", {"kind": kind}, {"format": "arrow", "type": "list"}, pa.list_(pa.int64()))
-    return cache.table("cells", {"kind": kind}, {"format": "lmdb", "shape": [40, 10], "codec": "fp16"}, None)
-
-
-def values_of(kind: str, rows: int, offset: int = 0) -> dict:
-    if kind == "arrow":
-        return {c: pa.array([[offset + i, j] for i in range(rows)]) for j, c in enumerate(COLUMNS)}
-    ramp = np.arange(rows, dtype=np.float32)[:, None, None] + offset
-    return {c: np.broadcast_to(ramp + 0.5 * j, (rows, 40, 10)) for j, c in enumerate(COLUMNS)}
-
-
-def write(table: Table, rows: np.ndarray, offset: int = 0):
-    kind = "arrow" if table.type is not None else "lmdb"
-    return table.commit(CellBlock(rows, COLUMNS, np.ones((len(rows), 2), bool)), values_of(kind, len(rows), offset))
-
-
-def holds(table: Table, rows: np.ndarray, offset: int = 0) -> bool:
-    kind = "arrow" if table.type is not None else "lmdb"
-    read, expected = table.read(CellSelection(rows, COLUMNS)), values_of(kind, len(rows), offset)
-    if kind == "arrow":
-        return all(read[c].to_pylist() == expected[c].to_pylist() for c in COLUMNS)
-    return all(np.array_equal(read[c], expected[c]) for c in COLUMNS)
+from tests.fixtures.small_tables import COLUMNS, PREAMBLE, flip, holds, make_table, mounted, row_ids, write
 
 
 def killed_at(step: int, action: Callable[[], object]) -> bool:
@@ -170,12 +135,6 @@ def test_a_checker_killed_at_any_step_can_be_run_again_and_the_cells_recomputed(
         assert (Table(table.dir).value_digests(CellSelection(rows, COLUMNS)) == digests[-1]).all()
 
     assert all_steps(start, verify) >= 4
-
-
-def flip(path: Path, position: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 1
-    path.write_bytes(data)
 
 
 @pytest.mark.parametrize("kind", ["arrow", "lmdb"])
@@ -298,39 +257,6 @@ def test_a_file_that_may_not_grow_stops_the_commit_with_table_and_shard_named(tm
     assert not table.state(CellSelection(rows, COLUMNS)).filled.any()
     write(table, rows)
     assert holds(table, rows)
-
-
-def mounted(mount: Path, options: str, script: str) -> str:
-    """Run a script where a tmpfs is mounted, in a mount namespace of its own; skip where that is not allowed."""
-    mount.mkdir()
-    command = f'mount -t tmpfs {options} tmpfs {mount} && exec {sys.executable} -c "$SCRIPT" || exit 77'
-    environment = {**os.environ, "SCRIPT": script, "TESTS": str(Path(__file__).parent), "MOUNT": str(mount)}
-    root = Path(__file__).parents[2]
-    try:
-        result = subprocess.run(
-            ["unshare", "-m", "sh", "-c", command],
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=root,
-            check=False,
-        )
-    except FileNotFoundError:
-        pytest.skip("no unshare")
-    if "STARTED" not in result.stdout:
-        pytest.skip(f"no mount: {result.stderr}")
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
-PREAMBLE = """
-import os, subprocess, sys
-from pathlib import Path
-sys.path[:0] = [os.environ["TESTS"], os.getcwd()]
-print("STARTED", flush=True)
-from test_commit import *
-mount = Path(os.environ["MOUNT"])
-"""
 
 
 def test_a_full_disk_stops_the_commit_and_loses_nothing(tmp_path):

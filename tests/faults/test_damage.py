@@ -27,7 +27,7 @@ from hoi_distill.storage.files import owner, stamps
 from hoi_distill.storage.files.notes import read_note, write_note
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.table import Table
-from tests.faults.test_commit import COLUMNS, PREAMBLE, flip, holds, make_table, mounted, row_ids, write
+from tests.fixtures.small_tables import COLUMNS, PREAMBLE, flip, holds, make_table, mounted, row_ids, write
 
 DESCRIPTION = ("cells", {"kind": "arrow"}, {"format": "arrow", "type": "list"}, pa.list_(pa.int64()))
 

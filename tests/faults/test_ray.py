@@ -20,8 +20,7 @@ import pytest
 
 from hoi_distill.workers.executors.ray import RayExecutor
 from hoi_distill.workers.task import TaskReport
-from tests.fixtures.toy_album import Album, Colour, Map, album
-from tests.workers.test_worker import lines
+from tests.fixtures.toy_album import Album, Colour, Map, album, lines
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,8 +20,7 @@ from hoi_distill.workers.executors import ray as ray_executor
 from hoi_distill.workers.executors.ray import RayExecutor
 from hoi_distill.workers.pulse import Beat
 from hoi_distill.workers.task import TaskReport
-from tests.fixtures.toy_album import Album, Colour, album
-from tests.workers.test_worker import lines
+from tests.fixtures.toy_album import Album, Colour, album, lines
 
 ROOT = Path(__file__).parents[2]
 

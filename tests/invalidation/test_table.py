@@ -16,9 +16,9 @@ from hoi_distill.pipeline.graph import registry
 from hoi_distill.stages.data.pico.world import pico_vocabulary
 from hoi_distill.stages.teacher.blip import stages as blip
 from hoi_distill.storage.check import check_table
+from tests.fixtures.line import PICTURES, TRAIN
 from tests.fixtures.toy_stages import Album, flip_byte
 from tests.fixtures.toy_stages import computed as toys_computed
-from tests.invalidation.conftest import PICTURES, TRAIN
 
 OF_EVERY_PICTURE = {"detections": 1, "sized": 1, "features": 2, "itm": 8, "captions": 2, "triplets": 2}
 

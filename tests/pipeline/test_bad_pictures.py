@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from hoi_distill.storage.selection import CellSelection
+from tests.fixtures.command import hoi_distill
 from tests.fixtures.toy_stages import Album, plan_of, run, score_of
-from tests.pipeline.cli.test_cli import hoi_distill
 
 GREY = 101
 BROKEN = {

@@ -20,10 +20,9 @@ from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.storage.check import check_cache
 from hoi_distill.storage.errors import StorageError
 from hoi_distill.storage.files import stamps
-from tests.faults.test_commit import mounted
+from tests.fixtures.command import ROOT, hoi_distill
+from tests.fixtures.small_tables import mounted
 from tests.fixtures.toy_stages import Album, computed, flip_byte, paint, plan_of, run
-from tests.pipeline.cli.test_cli import ROOT, hoi_distill
-from tests.pipeline.training.test_training import tiny  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
@@ -260,8 +259,8 @@ def test_check_names_what_it_cannot_open(album):
 
 
 @pytest.mark.slow
-def test_a_student_is_trained_from_a_read_only_cache(tiny):  # noqa: F811
-    path, _ = tiny
+def test_a_student_is_trained_from_a_read_only_cache(pico_run):
+    path, _ = pico_run
     with choose_executor("inline", "cpu", 1) as execute:
         fill(prepare(path), execute, threading.Event())
     cache = path.parent / "cache"

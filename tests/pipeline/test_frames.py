@@ -27,9 +27,8 @@ from hoi_distill.storage.digests import digest_bytes
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.file_digests import DigestMemory
 from hoi_distill.storage.selection import CellSelection
-from tests.fixtures import hico_forms
+from tests.fixtures import hico_forms, swig_files, v_coco_files
 from tests.fixtures.toy_stages import run
-from tests.stages.data import test_swig_hoi, test_v_coco
 
 TURNED = {2: 6, 3: 3}
 """EXIF orientation of the second and the third picture of each split: a quarter and a half turn."""
@@ -133,14 +132,14 @@ def test_students_and_pages_see_the_frame_of_the_boxes(hico):
 
 
 def swig(root: Path) -> Path:
-    test_swig_hoi.write(root, test_swig_hoi.records())
+    swig_files.write(root, swig_files.records())
     picture(root / "images_512/surfing_1.jpg", 1, (100, 80), 6)
     picture(root / "images_512/idle_2.jpg", 2, (60, 50))
     return root
 
 
 def v_coco(root: Path) -> Path:
-    test_v_coco.write(root, test_v_coco.official())
+    v_coco_files.write(root, v_coco_files.official())
     picture(root / "train2014/COCO_train2014_000000000007.jpg", 1, (100, 80), 6)
     picture(root / "train2014/COCO_train2014_000000000009.jpg", 2, (100, 80))
     return root
@@ -149,7 +148,7 @@ def v_coco(root: Path) -> Path:
 def pairs_of_v_coco(root: Path) -> Path:
     v_coco(root)
     (root / "vcoco_train.json").unlink()
-    (root / "instances_vcoco_train.json").write_text(json.dumps(test_v_coco.PAIRS))
+    (root / "instances_vcoco_train.json").write_text(json.dumps(v_coco_files.PAIRS))
     return root
 
 

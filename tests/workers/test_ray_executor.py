@@ -21,8 +21,7 @@ from hoi_distill.workers.executors import inline
 from hoi_distill.workers.executors.ray import RayExecutor, _quantity
 from hoi_distill.workers.executors.ray_session import _unreadable
 from hoi_distill.workers.task import Task, TaskReport
-from tests.fixtures.toy_album import Colour, Double, Map, album, replaced
-from tests.workers.test_worker import lines
+from tests.fixtures.toy_album import Colour, Double, Map, album, lines, replaced
 
 
 @pytest.fixture(scope="module")

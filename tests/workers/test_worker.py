@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,20 +16,23 @@ from hoi_distill.storage.selection import CellSelection
 from hoi_distill.workers.executors import inline
 from hoi_distill.workers.loading import prefetch
 from hoi_distill.workers.pulse import Beat
-from hoi_distill.workers.task import Task, TaskReport
+from hoi_distill.workers.task import TaskReport
 from hoi_distill.workers.upstream import UpstreamColumn
 from hoi_distill.workers.worker import Worker
-from tests.fixtures.toy_album import Album, Colour, Double, Encoded, Large, Length, Map, album, replaced, text_task
-
-
-def run(tasks: list[Task], stop: threading.Event | None = None) -> list[TaskReport]:
-    reports: list[TaskReport] = []
-    inline.execute(tasks, report=reports.append, stop=stop or threading.Event())
-    return reports
-
-
-def lines(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text().splitlines()]
+from tests.fixtures.toy_album import (
+    Album,
+    Colour,
+    Double,
+    Encoded,
+    Large,
+    Length,
+    Map,
+    album,
+    lines,
+    replaced,
+    run,
+    text_task,
+)
 
 
 @pytest.fixture

@@ -110,4 +110,4 @@ def _all_boxes(file: Path) -> np.ndarray:
         raise UserError(f"{file}: there is no variable all_boxes; the official evaluation reads that one") from None
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file}: this is not a readable MAT-file ({reason}); save it again as version 7") from None
+        raise UserError(f"{file}: this is not a readable MAT-file ({reason}); save it again as version 7") from error

@@ -6,21 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from hoi_distill.pipeline.cli import main
+from tests.fixtures.command import ROOT, hoi_distill
 from tests.fixtures.toy_stages import Album, flip_byte
-
-ROOT = Path(__file__).parents[3]
-
-
-def hoi_distill(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command with the toy stages, in a process of its own."""
-    command = [sys.executable, "-m", "tests.fixtures.drive", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def test_help_imports_nothing_heavy():

@@ -8,7 +8,7 @@ import yaml
 
 from hoi_distill.pipeline.graph.catalogue import catalogue
 from hoi_distill.pipeline.graph.registry import STAGES
-from tests.pipeline.cli.test_cli import hoi_distill
+from tests.fixtures.command import hoi_distill
 
 
 def test_every_stage_is_in_one_of_the_lists():

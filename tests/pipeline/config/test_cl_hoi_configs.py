@@ -26,7 +26,7 @@ from hoi_distill.stages.teacher.answers import Answers
 from hoi_distill.stages.teacher.blip.first_token import YES_NO
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.file_digests import DigestMemory
-from tests.pipeline.config.test_recipes import annotations, tiny  # noqa: F401 - a fixture
+from tests.fixtures.synthetic import empty_annotations
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/cl-hoi-method.md").read_text()
@@ -43,16 +43,16 @@ def vocabulary_of(config: Config) -> Vocabulary:
 
 
 @pytest.fixture
-def make(tiny, tmp_path, monkeypatch):  # noqa: F811
+def make(tiny_of, tmp_path, monkeypatch):
     """``make(dataset, changes)``: the configuration, its tables, the student's section as :func:`read_section` has it."""
-    monkeypatch.setattr(weights, "locate", lambda source, revision=None: tiny(source))
+    monkeypatch.setattr(weights, "locate", lambda source, revision=None: tiny_of(source))
 
     def built(dataset: str, changes=()):
         path = ROOT / f"configs/{dataset}_cl_hoi.yaml"
         config = load_config(path, changes)
         words = vocabulary_of(config)
         digests = DigestMemory(tmp_path / "digests.sqlite").digests
-        nodes = build_graph(config, StageContext(words, {"train": annotations(words)}, digests), path)
+        nodes = build_graph(config, StageContext(words, {"train": empty_annotations(words)}, digests), path)
         return config, nodes, read_section(config.student, "student.")
 
     return built

@@ -25,7 +25,7 @@ from hoi_distill.stages.student.methods.link.network_config import LinkShape
 from hoi_distill.stages.student.methods.link.student import verbs
 from hoi_distill.stages.teacher import weights
 from hoi_distill.storage.file_digests import DigestMemory
-from tests.pipeline.config.test_recipes import annotations, tiny  # noqa: F401 - a fixture
+from tests.fixtures.synthetic import empty_annotations
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/link-method.md").read_text()
@@ -41,16 +41,16 @@ ROWS = {
 
 
 @pytest.fixture
-def build(tiny, tmp_path, monkeypatch):  # noqa: F811
+def build(tiny_of, tmp_path, monkeypatch):
     """``build(dataset, changes)``: the configuration, its tables, its sections as :func:`read_section` has them."""
-    monkeypatch.setattr(weights, "locate", lambda source, revision=None: tiny(source))
+    monkeypatch.setattr(weights, "locate", lambda source, revision=None: tiny_of(source))
 
     def make(dataset: str, changes=()):
         path = ROOT / f"configs/{dataset}_link.yaml"
         config: Config = load_config(path, changes)
         words = WORDS[dataset]()
         digests = DigestMemory(tmp_path / "digests.sqlite").digests
-        nodes = build_graph(config, StageContext(words, {"train": annotations(words)}, digests), path)
+        nodes = build_graph(config, StageContext(words, {"train": empty_annotations(words)}, digests), path)
         sections = {"student": config.student, **config.pair_teachers}
         return config, nodes, {name: read_section(each, f"{name}.") for name, each in sections.items()}
 

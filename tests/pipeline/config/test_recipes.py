@@ -6,7 +6,6 @@ import math
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
@@ -14,15 +13,13 @@ from hoi_distill.pipeline.config.schema import Config
 from hoi_distill.pipeline.config.student import StudentSection, section_of
 from hoi_distill.pipeline.graph.nodes import build_graph
 from hoi_distill.pipeline.graph.registry import STAGES
-from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import StageContext
 from hoi_distill.stages.student.method import METHODS, method_named
 from hoi_distill.stages.teacher import weights
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.file_digests import DigestMemory
-from tests.fixtures.tiny_blip2 import save_blip2
-from tests.fixtures.tiny_detectors import tiny_detector
+from tests.fixtures.synthetic import empty_annotations
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "stages").rglob("README.md"))]
@@ -32,51 +29,14 @@ BLOCKS = [
     for page in PAGES
     for number, block in enumerate(re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
 ]
-STANDS_FOR = {
-    "blip-itm": "itm", "blip-image-captioning": "caption", "blip2-itm": "blip2", "detr-": "detr",
-    "clip-vit": "clip", "siglip": "siglip", "dinov2": "dinov2", "Qwen2": "qwen", "MiniLM": "sentence_encoder",
-    "instructblip": "instructblip", "llava": "llava",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory, checkpoints, families, processor):
-    """``tiny(source)``: the folder of a tiny checkpoint of the class that a published one has."""
-    root = tmp_path_factory.mktemp("tiny")
-    made = {
-        "itm": lambda: checkpoints.itm,
-        "caption": lambda: checkpoints.caption,
-        "blip2": lambda: save_blip2(root / "blip2", processor.tokenizer),
-        "detr": lambda: tiny_detector("detr", root / "detr"),
-    }
-    known: dict[str, Path] = {}
-
-    def folder(source: str) -> Path:
-        if (ROOT / source).is_dir():
-            return ROOT / source
-        name = next(name for part, name in STANDS_FOR.items() if part in source)
-        if name not in known:
-            known[name] = made[name]() if name in made else families(name)
-        return known[name]
-
-    return folder
-
-
-def annotations(vocabulary: Vocabulary) -> Annotations:
-    return Annotations(
-        name="empty", split="train", vocabulary=vocabulary, image_id=np.array([], "U1"), path=[],
-        width=np.zeros(0, np.int32), height=np.zeros(0, np.int32), pair_offsets=np.zeros(1, np.int64),
-        human_box=np.zeros((0, 4), np.float32), object_box=np.zeros((0, 4), np.float32),
-        object=np.zeros(0, np.int64), verb=np.zeros(0, np.int64), hoi=np.zeros(0, np.int16),
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("text", BLOCKS)
-def test_every_block_builds(text, tiny, tmp_path, monkeypatch):
+def test_every_block_builds(text, tiny_of, tmp_path, monkeypatch):
     document = yaml.safe_load(text)
     assert document.keys() <= Config.model_fields.keys()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(weights, "locate", lambda source, revision=None: tiny(source))
+    monkeypatch.setattr(weights, "locate", lambda source, revision=None: tiny_of(source))
     tables = document.get("tables", {})
     tables = {name: table for name, table in tables.items() if table["stage"] != "tags"}  # see test_teachers_page.py
     for table in tables.values():
@@ -87,7 +47,9 @@ def test_every_block_builds(text, tiny, tmp_path, monkeypatch):
     document = {"name": "fragment", "dataset": {"kind": "pico", "root": "data"}, **document, "tables": tables}
     config = Config.model_validate(document)
     words = Vocabulary.load(VOCABULARIES / ("hico.json" if config.dataset.kind == "hico-det" else "pico.json"))
-    context = StageContext(words, {"train": annotations(words)}, DigestMemory(tmp_path / "digests.sqlite").digests)
+    context = StageContext(
+        words, {"train": empty_annotations(words)}, DigestMemory(tmp_path / "digests.sqlite").digests
+    )
     if any(table["stage"] == "detectron2" for table in tables.values()):  # told after its keys were found right
         with pytest.raises(UserError, match=r"detectron2 cannot be imported|no such weights file"):
             build_graph(config, context, Path("page"))

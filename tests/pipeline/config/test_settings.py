@@ -35,8 +35,7 @@ from hoi_distill.stages.data.zero_shot import split_of, splits_of
 from hoi_distill.stages.evaluate.pages.report import Arm, ExperimentsPage, Run, write_experiments_page
 from hoi_distill.stages.student.method import Needs
 from hoi_distill.storage.errors import UserError
-from tests.stages.data.test_swig_hoi import write as write_swig
-from tests.stages.teacher.conftest import blip_config  # noqa: F401
+from tests.fixtures.swig_files import write as write_swig
 
 ROOT = Path(__file__).parents[3]
 LABELLED = 24
@@ -44,7 +43,7 @@ PICO, SWIG = pico_vocabulary(), swig_vocabulary()
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory, blip_config) -> Path:  # noqa: F811
+def config(tmp_path_factory, blip_config) -> Path:
     """A filled cache for a pair classifier: 40 pictures, 24 of them labelled, true boxes, a tiny teacher's maps."""
     root = tmp_path_factory.mktemp("settings")
     torch.manual_seed(0)

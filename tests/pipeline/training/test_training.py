@@ -13,41 +13,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from hoi_distill.pipeline.filling.run import choose_executor, fill
 from hoi_distill.pipeline.train import alone_in, reported, train_student
 from hoi_distill.pipeline.training.fit import on_disk
 from hoi_distill.pipeline.workspace import prepare
-from hoi_distill.stages.data.pico.world import write_world
 from hoi_distill.storage.errors import StorageError, UserError
+from tests.fixtures.pico_run import small_pico
 
 ROOT = Path(__file__).parents[3]
 
 
-def small(folder: Path) -> tuple[Path, Path]:
-    """The default configuration on a world of 24 + 8 pictures and two steps, and the folder of these pictures."""
-    config = yaml.safe_load((ROOT / "configs/pico.yaml").read_text())
-    world = folder / "world"
-    config.update(cache=str(folder / "cache"), runs=str(folder / "runs"))
-    config["dataset"].update(root=str(world), train=24, test=8)
-    config["student"].update(labelled=12, steps=2)
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(config))
-    write_world(world, seed=0, train=24, test=8)
-    return path, world
-
-
-@pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    """:func:`small`, called from where the shipped teachers are named."""
-    monkeypatch.chdir(ROOT)
-    return small(tmp_path)
-
-
 @pytest.mark.slow
-def test_unreadable_pictures_are_left_out_and_counted(tiny):
-    path, world = tiny
+def test_unreadable_pictures_are_left_out_and_counted(pico_run):
+    path, world = pico_run
     for name in ("train2015/HICO_train2015_00000001.jpg", "test2015/HICO_test2015_00000003.jpg"):
         picture = world / "images" / name
         picture.write_bytes(picture.read_bytes()[:-400])
@@ -65,8 +44,8 @@ def test_unreadable_pictures_are_left_out_and_counted(tiny):
 
 
 @pytest.mark.slow
-def test_a_second_training_waits_for_the_first_and_finds_it_done(tiny, capsys):
-    setup = prepare(tiny[0])
+def test_a_second_training_waits_for_the_first_and_finds_it_done(pico_run, capsys):
+    setup = prepare(pico_run[0])
     with choose_executor("inline", "cpu", 1) as execute:
         fill(setup, execute, threading.Event())
     runs = []
@@ -102,23 +81,23 @@ def test_a_training_that_waits_can_be_stopped(tmp_path):
 
 
 @pytest.mark.slow
-def test_latest_is_what_was_asked_for_last_but_no_trial(tiny):
+def test_latest_is_what_was_asked_for_last_but_no_trial(pico_run):
     """Also where nothing had to be done: predictions are made with what ``latest`` names."""
     with choose_executor("inline", "cpu", 1) as execute:
-        fill(prepare(tiny[0]), execute, threading.Event())
-    first = train_student(prepare(tiny[0]))
-    other = train_student(prepare(tiny[0], ["student.seed=1"]))
+        fill(prepare(pico_run[0]), execute, threading.Event())
+    first = train_student(prepare(pico_run[0]))
+    other = train_student(prepare(pico_run[0], ["student.seed=1"]))
     latest = first.parent / "latest"
     assert latest.resolve() == other.resolve()
-    assert train_student(prepare(tiny[0])) == first
+    assert train_student(prepare(pico_run[0])) == first
     assert latest.resolve() == first.resolve()
-    assert train_student(prepare(tiny[0], limit=20)) != first
+    assert train_student(prepare(pico_run[0], limit=20)) != first
     assert latest.resolve() == first.resolve()
 
 
 @pytest.mark.slow
-def test_a_training_that_diverges_ends_in_one_line(tiny, tmp_path):
-    path, _ = tiny
+def test_a_training_that_diverges_ends_in_one_line(pico_run, tmp_path):
+    path, _ = pico_run
     with choose_executor("inline", "cpu", 1) as execute:
         fill(prepare(path), execute, threading.Event())
     command = [sys.executable, "-m", "hoi_distill", "train", str(path), "--set", "student.learning_rate=1.0e+30"]
@@ -136,7 +115,7 @@ def test_a_training_that_diverges_ends_in_one_line(tiny, tmp_path):
 def trained(tmp_path_factory):
     """A finished training of two steps, its configuration, and a copy of its run to come back to."""
     root = tmp_path_factory.mktemp("trained")
-    path, _ = small(root)
+    path, _ = small_pico(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         with choose_executor("inline", "cpu", 1) as execute:

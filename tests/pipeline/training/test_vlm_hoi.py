@@ -29,15 +29,14 @@ from hoi_distill.stages.student.methods.vlm_hoi.config import network_config
 from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import columns_for
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.v_coco_files import official, write
 from tests.fixtures.vlm_hoi_world import DETECTOR, MODEL
-from tests.stages.data.test_v_coco import official, write
-from tests.stages.teacher.conftest import blip_config  # noqa: F401
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory, blip_config) -> Path:  # noqa: F811
+def config(tmp_path_factory, blip_config) -> Path:
     root = tmp_path_factory.mktemp("vlm_hoi")
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "stages/teacher/pico/itm")

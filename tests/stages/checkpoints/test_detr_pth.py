@@ -11,74 +11,13 @@ import torch
 from PIL import Image
 
 from hoi_distill.stages.checkpoints import detr_pth
-from hoi_distill.stages.checkpoints import timm_state_dict as timm_backbone
 from hoi_distill.stages.data.coco import COCO_OBJECTS
 from hoi_distill.stages.stage import Batch
 from hoi_distill.stages.teacher.detectors.transformers import Detector
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.original_detr import QUERIES, D, Trap, original
 from tests.fixtures.stages import made
-from tests.stages.teacher.test_detectors import timm_names
-
-D, FFN, QUERIES, ENCODERS, DECODERS = 32, 48, 7, 2, 3
-
-
-def original(classes: int = 91, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A random DETR-R50's state dict under the original's names, written down from its modules: nn.MultiheadAttention's
-    packed projections, linear1 and 2, norm1 to 3, torchvision's ResNet-50 as ``backbone.0.body``."""
-    generator = torch.Generator().manual_seed(seed)
-    weights: dict[str, torch.Tensor] = {}
-
-    def add(name: str, *shape: int) -> None:
-        weights[name] = 0.05 * torch.randn(*shape, generator=generator)
-
-    def linear(name: str, outputs: int, inputs: int) -> None:
-        add(f"{name}.weight", outputs, inputs)
-        add(f"{name}.bias", outputs)
-
-    def attention(name: str) -> None:
-        add(f"{name}.in_proj_weight", 3 * D, D)
-        add(f"{name}.in_proj_bias", 3 * D)
-        linear(f"{name}.out_proj", D, D)
-
-    def norm(name: str) -> None:
-        add(f"{name}.weight", D)
-        add(f"{name}.bias", D)
-
-    for side, count, attentions, norms in (
-        ("encoder", ENCODERS, ("self_attn",), 2),
-        ("decoder", DECODERS, ("self_attn", "multihead_attn"), 3),
-    ):
-        for layer in range(count):
-            prefix = f"transformer.{side}.layers.{layer}"
-            for name in attentions:
-                attention(f"{prefix}.{name}")
-            linear(f"{prefix}.linear1", FFN, D)
-            linear(f"{prefix}.linear2", D, FFN)
-            for number in range(1, norms + 1):
-                norm(f"{prefix}.norm{number}")
-    norm("transformer.decoder.norm")
-    linear("class_embed", classes + 1, D)
-    for layer, outputs in enumerate((D, D, 4)):
-        linear(f"bbox_embed.layers.{layer}", outputs, D)
-    add("query_embed.weight", QUERIES, D)
-    add("input_proj.weight", D, 2048, 1, 1)
-    add("input_proj.bias", D)
-    from transformers import ResNetBackbone, ResNetConfig
-
-    own = timm_backbone.resnet("resnet50", [4])
-    shapes = {key: tensor.shape for key, tensor in ResNetBackbone(ResNetConfig(**own)).state_dict().items()}
-    for key in timm_names((3, 4, 6, 3), 3):
-        if not key.endswith("num_batches_tracked"):  # the original's frozen norms have none
-            shape = shapes.pop(timm_backbone.renamed(key))
-            name = f"backbone.0.body.{key}"
-            weights[name] = torch.rand(shape, generator=generator) if "running_var" in key else torch.zeros(shape)
-            if len(shape) > 1 or ("running_var" not in key):
-                weights[name] = 0.05 * torch.randn(shape, generator=generator)
-            if len(shape) == 1 and key.endswith(("bn1.weight", "bn2.weight", "bn3.weight", "1.weight")):
-                weights[name] = torch.ones(shape)
-    assert all(key.endswith("num_batches_tracked") for key in shapes)
-    return weights
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +102,6 @@ def test_what_is_no_plain_detr_is_refused(weights, tmp_path):
     lacking = {key: value for key, value in weights.items() if key != "bbox_embed.layers.1.bias"}
     refused(r"do not fill DETR exactly \(bbox_predictor.layers.1.bias\)", {"model": lacking})
     refused("can be read safely", {"model": {}})
-
-
-class Trap:
-    """Pickled code, which a checkpoint must never run."""
-
-    def __reduce__(self):
-        return (print, ("ran",))
 
 
 def test_a_file_with_code_in_it_is_not_run(tmp_path, capsys):

@@ -15,8 +15,7 @@ from hoi_distill.stages.data.folder import load_annotated_folder, load_folder
 from hoi_distill.stages.data.listing import below, pictures_below
 from hoi_distill.stages.data.open_dataset import open_annotations
 from hoi_distill.storage.errors import UserError
-from tests.fixtures import hico_forms
-from tests.stages.data import test_swig_hoi, test_v_coco
+from tests.fixtures import hico_forms, swig_files, v_coco_files
 
 
 def picture(path: Path, shade: int = 0) -> Path:
@@ -120,7 +119,7 @@ def test_what_is_not_there_is_still_named(tmp_path):
 
 @pytest.mark.parametrize("write", ["./{}", "sub/{}", "{folder}/{}"])
 def test_hico_det_and_swig_hoi_find_pictures_by_any_name(tmp_path, write):
-    document, records = hico_forms.instances("test"), test_swig_hoi.records()
+    document, records = hico_forms.instances("test"), swig_files.records()
     folder = tmp_path / "images/test2015"
     document["filenames"] = [write.format(name, folder=folder) for name in document["filenames"]]
     for number, name in enumerate(document["filenames"]):
@@ -134,17 +133,17 @@ def test_hico_det_and_swig_hoi_find_pictures_by_any_name(tmp_path, write):
     for record in records:
         record["file_name"] = write.format(record["file_name"], folder=folder)
         picture(folder / record["file_name"])
-    read = open_annotations("swig-hoi", test_swig_hoi.write(tmp_path, records), "test")
+    read = open_annotations("swig-hoi", swig_files.write(tmp_path, records), "test")
     assert np.array_equal(read.image_id, [record["file_name"] for record in records])
 
 
 @pytest.mark.parametrize("write", ["{}", "./{}", "train2014/{}", "./train2014/{}", "{folder}/{}"])
 def test_v_coco_finds_pictures_by_any_name(tmp_path, write):
-    content, folder = test_v_coco.official(), tmp_path / "the_pictures_of_coco/train2014"
+    content, folder = v_coco_files.official(), tmp_path / "the_pictures_of_coco/train2014"
     for entry in content["instances"]["images"]:
         picture(folder / entry["file_name"])
         entry["file_name"] = write.format(entry["file_name"], folder=folder)
     (tmp_path / "images").symlink_to(folder.parent)
-    read = open_annotations("v-coco", test_v_coco.write(tmp_path, content), "train", lenient=True)
+    read = open_annotations("v-coco", v_coco_files.write(tmp_path, content), "train", lenient=True)
     assert len(read) == 2
     assert all(Path(path).is_file() for path in read.path)

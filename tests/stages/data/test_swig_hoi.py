@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,27 +11,7 @@ from PIL import Image
 
 from hoi_distill.stages.data.swig_hoi import load_swig_hoi, swig_evaluated, swig_frequency, swig_vocabulary
 from hoi_distill.storage.errors import UserError
-
-
-def records() -> list[dict[str, Any]]:
-    """A person surfs a surfboard (object 55, action 349, interaction 1) that reaches over the edge; a picture of none."""
-    return [
-        {
-            "file_name": "surfing_1.jpg", "img_id": 3, "height": 80, "width": 100,
-            "box_annotations": [
-                {"bbox": [10, 10, 40, 60], "category_id": 0, "aux_category_id": []},
-                {"bbox": [5, 50, 60, 90], "category_id": 55, "aux_category_id": [2, 3]},
-            ],
-            "hoi_annotations": [{"subject_id": 0, "object_id": 1, "action_id": 349}],
-        },
-        {"file_name": "idle_2.jpg", "img_id": 4, "height": 50, "width": 60, "box_annotations": [], "hoi_annotations": []},
-    ]  # fmt: skip
-
-
-def write(root: Path, content: Any, name: str = "annotations/swig_test_1000.json") -> Path:
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(json.dumps(content))
-    return root
+from tests.fixtures.swig_files import records, write
 
 
 def test_the_label_space_has_the_published_sizes():

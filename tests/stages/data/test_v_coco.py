@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from hoi_distill.stages.data.v_coco.loader import (
-    ACTION_ROLES,
     ACTIONS,
     ROLES,
     SLOTS,
@@ -23,70 +22,10 @@ from hoi_distill.stages.data.v_coco.loader import (
 )
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.v_coco_files import CUP, HEIGHT, PAIRS, PERSON, WIDTH, official, write
 
 REAL = Path(os.environ.get("HOI_DISTILL_REFERENCE_DATA", "/nowhere")) / "data" / "v_coco"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="HOI_DISTILL_REFERENCE_DATA holds no data/v_coco")
-
-WIDTH, HEIGHT = 100, 80
-PERSON, CUP, KNIFE = 1, 47, 49  # COCO's category ids
-PAIRS = {
-    "classes": ["hold obj", "cut instr"],
-    "objects": ["background", "person", "cup", "knife"],
-    "images": [7, 9],
-    "annotations": [
-        {
-            "file_name": "COCO_train2014_000000000007.jpg",
-            "boxes_h": [[10, 10, 40, 60]] * 2, "boxes_o": [[30, 30, 35, 45.5], [90, 70, 100, 80]],
-            "actions": [0, 1], "objects": [2, 3],
-        },
-        {"file_name": "COCO_train2014_000000000009.jpg", "boxes_h": [], "boxes_o": [], "actions": [], "objects": []},
-    ],
-}  # fmt: skip
-
-
-def official() -> dict[str, Any]:
-    """Picture 7: person 1 holds the cup 2 and cuts nothing with the knife 3, person 4 was not asked about, person 5
-    does nothing. Picture 9: person 6 stands."""
-    people, pictures = [1, 5, 6], [7, 7, 9]
-    does = {"hold": {1: [2]}, "cut": {1: [3, 0]}, "stand": {6: []}}
-    verbs = []
-    for action, roles in ACTION_ROLES.items():
-        given = does.get(action, {})
-        columns = [[given.get(person, [0] * len(roles))[k] for person in people] for k in range(len(roles))]
-        verbs.append(
-            {
-                "action_name": action, "role_name": ["agent", *roles], "image_id": pictures, "ann_id": people,
-                "label": [int(person in given) for person in people],
-                "role_object_id": people + [part for column in columns for part in column],
-            }
-        )  # fmt: skip
-    boxes = {
-        1: (7, PERSON, [10, 10, 30, 50]), 2: (7, CUP, [30, 30, 5, 15.5]), 3: (7, KNIFE, [90, 70, 20, 20]),
-        4: (7, PERSON, [60, 0, 10, 10]), 5: (7, PERSON, [70, 0, 10, 10]), 6: (9, PERSON, [0, 0, 50, 50]),
-    }  # fmt: skip
-    instances = {
-        "images": [
-            {"id": i, "width": WIDTH, "height": HEIGHT, "file_name": f"COCO_train2014_{i:012}.jpg"} for i in (9, 7, 8)
-        ],
-        "annotations": [
-            {"id": i, "image_id": image, "category_id": kind, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-            for i, (image, kind, box) in boxes.items()
-        ],
-        "categories": [],
-    }
-    return {"verbs": verbs, "instances": instances, "ids": "7\n9\n"}
-
-
-def write(
-    root: Path, content: dict[str, Any],
-    verbs: str = "vcoco_train.json", instances: str = "instances_vcoco_all_2014.json", ids: str = "vcoco_train.ids",
-) -> Path:  # fmt: skip
-    for name, text in (
-        (verbs, json.dumps(content["verbs"])), (instances, json.dumps(content["instances"])), (ids, content["ids"])
-    ):  # fmt: skip
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
 
 
 def action(content: dict[str, Any], name: str) -> dict[str, Any]:

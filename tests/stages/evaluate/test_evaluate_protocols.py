@@ -17,8 +17,8 @@ from hoi_distill.stages.evaluate.protocols.evaluate_files import evaluate_files
 from hoi_distill.stages.evaluate.protocols.swig_hoi import evaluate_triplets
 from hoi_distill.stages.evaluate.protocols.types import EvaluationRequest
 from hoi_distill.stages.evaluate.protocols.v_coco import evaluate_persons
+from tests.fixtures.small_swig_hoi import small
 from tests.fixtures.small_v_coco import small_v_coco
-from tests.stages.evaluate.test_swig_hoi import small
 
 ROOT = Path(os.environ.get("HOI_DISTILL_REFERENCE_DATA", "/nowhere"))
 

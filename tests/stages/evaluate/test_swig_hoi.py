@@ -7,59 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hoi_distill.stages.data.annotations import Annotations
-from hoi_distill.stages.data.swig_hoi import swig_evaluated, swig_frequency, swig_vocabulary
+from hoi_distill.stages.data.swig_hoi import swig_evaluated
 from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.metrics import swig_hoi as module
 from hoi_distill.stages.evaluate.metrics.swig_hoi import swig_hoi
+from tests.fixtures.small_swig_hoi import PICTURES, annotated, classes, detected, small
 
-PICTURES = 5
 BOX, FAR = (0, 0, 20, 20), (60, 60, 80, 80)
-
-
-def classes() -> np.ndarray:
-    """An evaluated interaction of each frequency: unseen, rare, non-rare."""
-    return np.array([np.flatnonzero(swig_evaluated() & (swig_frequency() == kind))[0] for kind in (0, 1, 2)])
-
-
-def annotated(image: np.ndarray, human: np.ndarray, thing: np.ndarray, hoi: np.ndarray) -> Annotations:
-    vocabulary = swig_vocabulary()
-    size, names = np.full(PICTURES, 100, np.int32), [f"{i}.jpg" for i in range(PICTURES)]
-    return Annotations(
-        "swig-hoi", "test", vocabulary, np.array(names), names, size, size,
-        np.searchsorted(image, np.arange(PICTURES + 1)), np.float32(human), np.float32(thing),
-        vocabulary.hois[hoi, 1], vocabulary.hois[hoi, 0], hoi.astype(np.int16),
-    )  # fmt: skip
-
-
-def detected(
-    image: np.ndarray, human: np.ndarray, thing: np.ndarray, hoi: np.ndarray, score: np.ndarray
-) -> HoiDetections:
-    verb, kind = swig_vocabulary().hois[hoi].T.astype(np.int32)
-    return HoiDetections(
-        np.int32(image), np.float32(human), np.float32(thing), kind, verb, np.int32(hoi), np.float32(score)
-    )  # fmt: skip
-
-
-def small(tied: bool) -> tuple[Annotations, HoiDetections]:
-    """Pairs and detections on a grid of ten pixels: equal boxes, overlaps of one half, and, if `tied`, equal scores."""
-    rng = np.random.default_rng(5)
-
-    def boxes(n: int) -> np.ndarray:
-        corner = 10 * rng.integers(0, 4, (n, 2))
-        return np.concatenate([corner, corner + 10 * rng.integers(1, 4, (n, 2))], axis=1)
-
-    image, kind = np.sort(rng.integers(0, PICTURES, 30)), rng.integers(0, 3, 30)
-    human, thing = boxes(30), boxes(30)
-    source, near = rng.integers(0, 30, 200), rng.random(200) < 0.6
-    found_image = np.where(near, image[source], rng.integers(0, PICTURES, 200))
-    found_human = np.where(near[:, None], human[source], boxes(200))
-    found_thing = np.where(near[:, None], thing[source], boxes(200))
-    score = rng.integers(0, 5, 200) / 5 if tied else rng.random(200)
-    order = np.argsort(found_image, kind="stable")
-    hoi = classes()[np.where(near, kind[source], rng.integers(0, 3, 200))]
-    found = detected(found_image[order], found_human[order], found_thing[order], hoi[order], score[order])
-    return annotated(image, human, thing, classes()[kind]), found
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from hoi_distill.stages.evaluate.protocols.hico_det import evaluate_triplets
 from hoi_distill.stages.evaluate.protocols.swig_hoi import evaluate_triplets as judge_swig_triplets
 from hoi_distill.stages.evaluate.protocols.v_coco import evaluate_persons
 from tests.fixtures.small_hico import CLASSES, HOI_OBJECT, small_world
+from tests.fixtures.small_swig_hoi import small
 from tests.fixtures.small_v_coco import small_v_coco
-from tests.stages.evaluate.test_swig_hoi import small
 
 TRAINING = np.array([5, 50, 50])
 

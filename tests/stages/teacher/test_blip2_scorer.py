@@ -7,8 +7,8 @@ import torch
 
 from hoi_distill.stages.teacher.blip.blip2_scorer import Blip2ItmScorer
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.tiny_blip import random_prompts
 from tests.fixtures.tiny_blip2 import blip2_model
-from tests.stages.teacher.test_itm_scorer import random_prompts
 
 
 def stock_scores(model, tokenizer, pixels, prompts) -> torch.Tensor:

@@ -19,9 +19,9 @@ from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.selection import CellSelection
 from tests.fixtures.stages import made
+from tests.fixtures.tiny_blip import random_prompts
 from tests.fixtures.tiny_blip2 import save_blip2
 from tests.fixtures.toy_stages import Album, plan_of, run
-from tests.stages.teacher.test_itm_scorer import random_prompts
 
 PROMPTS = tuple(dict.fromkeys(random_prompts(22)))[:18]
 

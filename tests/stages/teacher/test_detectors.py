@@ -21,7 +21,7 @@ from hoi_distill.stages.teacher.detectors.transformers import Detector, label_ma
 from hoi_distill.stages.teacher.weights import Checkpoint, load
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.stages import made
-from tests.fixtures.tiny_detectors import COCO_80, COCO_91, FAMILIES, tiny_detector
+from tests.fixtures.tiny_detectors import COCO_80, COCO_91, FAMILIES, timm_names, tiny_detector
 
 SIZES = ((90, 64), (64, 90), (90, 64), (130, 70), (64, 64), (33, 80))
 """Width and height: two alike, so that a forward pass holds several pictures."""
@@ -221,19 +221,6 @@ def test_another_class_is_refused(checkpoints):
         made(Detector, checkpoint=Checkpoint.find(checkpoints.itm))
 
 
-def timm_names(depths, convolutions):
-    """Every weight of timm's ResNet by its own name."""
-    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    yield from ("conv1.weight", *(f"bn1.{part}" for part in norm))
-    for stage, depth in enumerate(depths, 1):
-        for block in range(depth):
-            for number in range(1, convolutions + 1):
-                yield f"layer{stage}.{block}.conv{number}.weight"
-                yield from (f"layer{stage}.{block}.bn{number}.{part}" for part in norm)
-        if stage > 1 or convolutions == 3:
-            yield from (f"layer{stage}.0.downsample.0.weight", *(f"layer{stage}.0.downsample.1.{p}" for p in norm))
-
-
 @pytest.mark.parametrize(("family", "layout"), [("detr", "hub"), ("conditional_detr", "transformers_5")])
 def test_a_timm_backbone_is_loaded_without_timm(tmp_path, pictures, family, layout):
     folder = tiny_detector(family, tmp_path / "own", timm_backbone.resnet("resnet18", [4]))
@@ -271,8 +258,7 @@ def test_a_backbone_without_counterpart_is_told(folders, tmp_path, changes, said
 
 
 def test_cached_is_live_for_every_row_of_a_shard_larger_than_a_batch(folders, pictures, tmp_path):
-    from tests.fixtures.toy_album import album, replaced
-    from tests.workers.test_worker import run
+    from tests.fixtures.toy_album import album, replaced, run
 
     pictured = album(tmp_path, count=11)
     random = np.random.default_rng(0)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 from transformers import BlipForImageTextRetrieval
 
 from hoi_distill.stages.teacher.blip.itm_scorer import ItmScorer
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.tiny_blip import SENTENCE, random_prompts
 
-SENTENCE = "a the person riding holding sitting on bicycle cup chair dog and red big near"
 WORDS = SENTENCE.split()
-
-
-def random_prompts(count: int, longest: int = 14) -> list[str]:
-    chance = random.Random(count)
-    return [" ".join(chance.choices(WORDS, k=chance.randint(1, longest))) for _ in range(count)]
 
 
 def stock_scores(model, processor, pixels, prompts, first_token=None) -> torch.Tensor:

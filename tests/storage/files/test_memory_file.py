@@ -16,7 +16,7 @@ import pytest
 from hoi_distill.storage.digests import digest_bytes
 from hoi_distill.storage.file_digests import DigestMemory
 from hoi_distill.storage.files.memory_file import MemoryFile
-from tests.faults.test_commit import PREAMBLE, mounted
+from tests.fixtures.small_tables import PREAMBLE, mounted
 
 
 @pytest.fixture

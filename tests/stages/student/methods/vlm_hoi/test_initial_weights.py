@@ -21,12 +21,11 @@ from hoi_distill.stages.student.methods.vlm_hoi.initial_weights import initialis
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
 from hoi_distill.stages.student.methods.vlm_hoi.relation import BRANCHES
 from hoi_distill.storage.errors import UserError
-from tests.fixtures.tiny_detectors import tiny_detector
+from tests.fixtures.original_detr import DECODERS, ENCODERS, FFN, QUERIES, Trap
+from tests.fixtures.original_detr import D as WIDTH
+from tests.fixtures.original_detr import original as original_detr
+from tests.fixtures.tiny_detectors import timm_names, tiny_detector
 from tests.fixtures.tiny_muren import K, V, tiny_config, tiny_muren
-from tests.stages.checkpoints.test_detr_pth import DECODERS, ENCODERS, FFN, QUERIES, Trap
-from tests.stages.checkpoints.test_detr_pth import D as WIDTH
-from tests.stages.checkpoints.test_detr_pth import original as original_detr
-from tests.stages.teacher.test_detectors import timm_names
 
 PICO = Path(__file__).parents[5] / "stages/teacher/pico/detector"
 SHAPE = {"d_model": 32, "heads": 4, "ffn": 32, "encoder_layers": 1, "decoder_layers": 2, "queries": 10}
