@@ -9,9 +9,8 @@ import pytest
 import yaml
 
 from hoi_distill.pipeline.config.schema import load_config, validate
-from hoi_distill.pipeline.config.student import StudentSection, as_dataclass, read_section, section_of
+from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.pipeline.experiments import ArmSection, Matrix
-from hoi_distill.stages.student.method import method_named
 
 MATRICES = sorted(Path("configs").glob("experiments*.yaml"))
 
@@ -20,8 +19,7 @@ def student_of(matrix: Matrix, arm: str, seed: int = 0) -> dict:
     """The student's parameters in full, as training gets them."""
     document = load_config(matrix.setup, matrix.overrides_of(arm, seed)).student
     assert document is not None
-    config = method_named(document.get("method", "pair_classifier")).config
-    return asdict(as_dataclass(config, section_of(config, StudentSection).model_validate(document)))
+    return asdict(read_section(document, "student.")[1])
 
 
 def pictures_of(matrix: Matrix, arm: str) -> dict:
