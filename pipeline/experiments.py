@@ -78,6 +78,22 @@ def load_matrix(path: Path) -> Matrix:
     return matrix
 
 
+def check_arms(matrix: Matrix) -> None:
+    """Read the sections of every arm, so that a wrong key is found before the first arm trains.
+
+    Raises:
+        UserError: an unknown or wrong key of a student or pair teacher.
+    """
+    from hoi_distill.pipeline.config.schema import load_config
+    from hoi_distill.pipeline.config.student import read_section
+
+    for arm in matrix.arms:
+        config = load_config(matrix.setup, matrix.overrides_of(arm, matrix.seeds[0]))
+        sections = {f"pair_teachers.{name}": section for name, section in config.pair_teachers.items()}
+        for name, section in {**sections, "student": config.student or {"labelled": None}}.items():
+            read_section(section, f"{matrix.setup}: {name}.")
+
+
 def run_matrix(path: Path) -> None:
     """Train what is not trained yet, seed by seed, and write the page after every run. A killed matrix goes on.
 
@@ -93,6 +109,7 @@ def run_matrix(path: Path) -> None:
     matrix = load_matrix(path)
     if matrix.table is not None:
         refuse_unwritable(f"{path}: table:", matrix.table)
+    check_arms(matrix)
     runs: dict[str, list[Run]] = {arm: [] for arm in matrix.arms}
     for seed in matrix.seeds:
         for arm in matrix.arms:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast, dataclass_transform
 
 import numpy as np
+import pydantic.dataclasses
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -27,17 +28,24 @@ from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.storage.errors import UserError, did_you_mean
 
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+"""No key is unknown, every number is finite, and the text below a key describes it."""
+
+
+Settings = TypeVar("Settings")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def settings(cls: type[Settings]) -> type[Settings]:
+    """A frozen dataclass of keys, checked whenever one is made. ``__post_init__`` may refuse keys that do not go together
+    with a UserError that begins with one of them."""
+    return cast(type[Settings], pydantic.dataclasses.dataclass(frozen=True, config=STRICT)(cls))
+
 
 class StageConfig(BaseModel):
     """The keys of a table beside ``stage``, ``splits`` and ``shard_rows``. None is unknown, none can be changed."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        allow_inf_nan=False,
-        arbitrary_types_allowed=True,
-        use_attribute_docstrings=True,
-    )
+    model_config = ConfigDict(**STRICT, frozen=True, arbitrary_types_allowed=True)
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,13 @@ View = Literal["original", "flip"]
 Views = Annotated[tuple[View, ...], EACH_ONCE]
 """``original``, and ``flip``, the preprocessed picture mirrored left to right."""
 Count = Annotated[int, Field(ge=1)]
-GpuShare = Annotated[float, Field(ge=0)]
+CountOrNone = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+"""A probability of dropping, or a decay: below 1."""
+GpuShare = NotNegative
 
 
 def _pair_teacher(given: Any, name_of: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from hoi_distill.pipeline.cli import schema as schema_cli
 from hoi_distill.pipeline.cli import teachers as teachers_cli
 from hoi_distill.pipeline.cli.dataset import app as dataset_app
 from hoi_distill.pipeline.cli.evaluate import evaluate
@@ -289,6 +290,7 @@ def gc(
 
 app.command()(teachers_cli.teachers)
 app.command()(teachers_cli.detectors)
+app.command()(schema_cli.schema)
 app.command()(triplets)
 app.command()(labels)
 

@@ -160,7 +160,17 @@ def explain(error: ValidationError, document: Any, model: type[Any] | None = Non
     others = [key for key in keys if key != first]
     also = f"; wrong, too: {', '.join(others[:LISTED])}" if others else ""
     more = f" and {len(others) - LISTED} more" if len(others) > LISTED else ""
-    return f"{first or '(top level)'}: {said[first]}{also}{more}"
+    inside = f"{first}." if first else ""
+    where = inside if _names_a_key(by_key[first][0], model) else f"{first or '(top level)'}: "
+    return f"{where}{said[first]}{also}{more}"
+
+
+def _names_a_key(problem: Any, model: type[Any] | None) -> bool:
+    """Whether a validator of a whole section has said itself which of its keys is wrong."""
+    if problem["type"] != "value_error":
+        return False
+    key = re.split(r"[.:]", _said([problem], None))[0]
+    return any(key in each.__pydantic_fields__ for each in _models(model, problem["loc"]))
 
 
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
@@ -188,7 +198,7 @@ def _said(problems: Sequence[Any], model: type[Any] | None) -> str:
     problem = problems[0]
     kind, given, context = problem["type"], problem["input"], problem.get("ctx", {})
     if kind in UNKNOWN:
-        valid = sorted({name for each in _models(model, problem["loc"][:-1]) for name in each.model_fields})
+        valid = sorted({name for each in _models(model, problem["loc"][:-1]) for name in each.__pydantic_fields__})
         listed = f"valid keys: {', '.join(valid)}" if valid else "remove it"
         return f"unknown key; {hint(str(problem['loc'][-1]), valid, listed)}"
     if kind == "missing":
@@ -243,7 +253,10 @@ def _wanted(problem: Any) -> str:
         return " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
     kind = {"Sequence": "list", "Mapping": "dict"}.get(problem.get("ctx", {}).get("class"), kind)
     words = WANTED.get(kind) or WANTED.get(kind.partition("_")[0])
-    return words.format(**problem.get("ctx", {})) if words else f"something else ({problem['msg']})"
+    bounds = {
+        key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in problem.get("ctx", {}).items()
+    }
+    return words.format(**bounds) if words else f"something else ({problem['msg']})"
 
 
 def _choices(problem: Any) -> list[str]:
@@ -274,11 +287,11 @@ def shown(value: Any) -> str:
 
 def _models(annotation: Any, location: Sequence[int | str] = ()) -> list[Any]:
     """The models that a key may hold, in unions and containers of them, too; of a union those that ``location`` names."""
-    found = [annotation] if hasattr(annotation, "model_fields") else []
+    found = [annotation] if hasattr(annotation, "__pydantic_fields__") else []
     for inner in typing.get_args(annotation):
         found += _models(inner)
     for part in location:
-        own = [each.model_fields[part].annotation for each in found if part in each.model_fields]
+        own = [each.__pydantic_fields__[part].annotation for each in found if part in each.__pydantic_fields__]
         named = [each for each in found if part == each.__name__ or part in _tags(each, "kind")]
         found = [model for kind in own for model in _models(kind)] if own else named or found
     return found
@@ -286,5 +299,5 @@ def _models(annotation: Any, location: Sequence[int | str] = ()) -> list[Any]:
 
 def _tags(model: Any, key: str) -> list[str]:
     """The words that choose this model of a union."""
-    field = model.model_fields.get(key)
+    field = model.__pydantic_fields__.get(key)
     return [] if field is None else [word for word in typing.get_args(field.annotation) if isinstance(word, str)]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import pydantic
 from pydantic import create_model
 
-from hoi_distill.pipeline.config.documents import Section, validate
+from hoi_distill.pipeline.config.documents import Section, explain, validate
 from hoi_distill.stages.student.method import METHODS, Method, method_named
-from hoi_distill.storage.errors import UserError, placed
+from hoi_distill.storage.errors import UserError
 
 
 class Roles(Section):
@@ -60,46 +59,27 @@ class StudentSection(Pictures):
 
 
 def read_section(document: dict[str, Any], where: str) -> tuple[Method, Any, Pictures]:
-    """The same of a section's own keys; ``where`` stands before a key in messages: the file, the section and a dot."""
-    method = method_named(str(document.get("method", next(iter(METHODS)))), f"{where}method")
-    model = section_of(method.config, StudentSection)
-    checked = validate(model, document, where)
-    pictures = Pictures(**{name: getattr(checked, name) for name in Pictures.model_fields})
-    with placed(where):
-        return method, as_dataclass(method.config, checked), pictures
-
-
-def section_of(cls: type, base: type[Section] = Section, defaults: Any = None) -> type[Section]:
-    """A section with the fields of a dataclass, and of the dataclasses in it: no key is unknown at any depth.
+    """The method of a section, its parameters, and which pictures it gets.
 
     Args:
-        defaults: an instance whose values are the defaults, instead of the dataclass's own.
+        document: the keys of the section.
+        where: what stands before a key in messages: the file, the section and a dot.
+
+    Raises:
+        UserError: an unknown or wrong key.
     """
-    hints = get_type_hints(cls)
-    own: dict[str, Any] = {}
-    for field in fields(cls):
-        kind, default = hints[field.name], _default(field) if defaults is None else getattr(defaults, field.name)
-        if is_dataclass(kind) and isinstance(kind, type):
-            inner = section_of(kind, defaults=None if default is ... else default)
-            own[field.name] = (inner, ... if default is ... else inner())
-        else:
-            own[field.name] = (kind, default)
-    return create_model(cls.__name__, __base__=base, **own)
+    method = method_named(str(document.get("method", next(iter(METHODS)))), f"{where}method")
+    model = section_model(method)
+    checked = validate(model, document, where)
+    pictures = Pictures(**{name: getattr(checked, name) for name in Pictures.model_fields})
+    try:
+        config = method.config(**{field.name: getattr(checked, field.name) for field in fields(method.config)})
+    except pydantic.ValidationError as error:  # keys that do not go together
+        raise UserError(where + explain(error, document, model)) from None
+    return method, config, pictures
 
 
-def as_dataclass(cls: type, checked: Section) -> Any:
-    """The dataclass that a section of :func:`section_of` describes."""
-    hints = get_type_hints(cls)
-    values = {}
-    for field in fields(cls):
-        value = getattr(checked, field.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"student.{field.name}: {value}; it must be a finite number")
-        values[field.name] = as_dataclass(hints[field.name], value) if is_dataclass(hints[field.name]) else value
-    return cls(**values)
-
-
-def _default(field: Field[Any]) -> Any:
-    if field.default_factory is not MISSING:
-        return field.default_factory()
-    return ... if field.default is MISSING else field.default
+def section_model(method: Method) -> type[StudentSection]:
+    """The keys of a ``student:`` section of this method: those of every method and its own."""
+    own: dict[str, Any] = {name: (field.annotation, field) for name, field in method.config.__pydantic_fields__.items()}
+    return create_model(method.config.__name__, __base__=StudentSection, **own)

@@ -121,14 +121,14 @@ class Method(ABC):
     Attributes:
         name: its name in configurations.
         version: raised by hand when the same parameters come to train other weights; part of the fingerprint.
-        config: frozen dataclass of plain values and such dataclasses, the method's keys in a configuration; has ``seed``.
+        config: the method's keys in a configuration, a class of :func:`hoi_distill.stages.keys.settings`; has ``seed``.
         bookkeeping: its fields that change no weight.
         zero_shot: whether its training leaves ``TrainingSet.unseen`` out and ignores ``TrainingSet.dropped``.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
-    config: ClassVar[type]
+    config: ClassVar[type[Any]]
     bookkeeping: ClassVar[tuple[str, ...]]
     zero_shot: ClassVar[bool] = False
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from pydantic import ValidationError
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.method import METHODS, method_named
@@ -64,6 +65,10 @@ def _reason(error: Exception) -> str:
     said = " ".join(str(error).split())
     if isinstance(error, KeyError):
         return f"no key {said}"
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        return f"unknown key {key!r}" if first["type"] == "unexpected_keyword_argument" else f"{key}: {first['msg']}"
     found = re.search(r"unexpected keyword argument ('\w+')", said)
     return f"unknown key {found[1]}" if found else said
 

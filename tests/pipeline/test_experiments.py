@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import pytest
 import yaml
 
 from hoi_distill.pipeline.config.schema import load_config, validate
-from hoi_distill.pipeline.config.student import StudentSection, as_dataclass, read_section, section_of
-from hoi_distill.pipeline.experiments import ArmSection, Matrix
-from hoi_distill.stages.student.method import method_named
+from hoi_distill.pipeline.config.student import read_section
+from hoi_distill.pipeline.experiments import ArmSection, Matrix, check_arms, load_matrix
+from hoi_distill.storage.errors import UserError
 
 MATRICES = sorted(Path("configs").glob("experiments*.yaml"))
 
@@ -20,8 +21,7 @@ def student_of(matrix: Matrix, arm: str, seed: int = 0) -> dict:
     """The student's parameters in full, as training gets them."""
     document = load_config(matrix.setup, matrix.overrides_of(arm, seed)).student
     assert document is not None
-    config = method_named(document.get("method", "pair_classifier")).config
-    return asdict(as_dataclass(config, section_of(config, StudentSection).model_validate(document)))
+    return asdict(read_section(document, "student.")[1])
 
 
 def pictures_of(matrix: Matrix, arm: str) -> dict:
@@ -67,3 +67,14 @@ def test_the_ablations_start_from_arms_of_the_main_matrix():
     assert main.setup == ablations.setup
     assert student_of(main, "baseline", 1) == student_of(ablations, "without", 1)
     assert student_of(main, "F1", 1) == student_of(ablations, "with (F1, alpha 0.5, full sentences)", 1)
+
+
+def test_a_wrong_key_of_a_late_arm_is_found_before_the_first_trains(tmp_path):
+    path = tmp_path / "matrix.yaml"
+    arms = {"good": {"text": "x"}, "bad": {"text": "y", "student": {"itm_onn": "none"}}}
+    path.write_text(json.dumps({"name": "m", "setup": "configs/pico.yaml", "arms": arms}))
+    with pytest.raises(UserError, match=r"configs/pico\.yaml: student\.itm_onn: unknown key; did you mean itm_on"):
+        check_arms(load_matrix(path))
+    assert MATRICES
+    for shipped in MATRICES:
+        check_arms(load_matrix(shipped))

@@ -2,63 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import Field
+
+from hoi_distill.stages.keys import Count, CountOrNone, Fraction, NotNegative, Positive, settings
 from hoi_distill.storage.errors import UserError
 
 
-@dataclass(frozen=True)
+@settings
 class PairsConfig:
     """What every student of detected boxes in pairs needs to know: which boxes, which views, how it is stepped through."""
 
-    views: tuple[str, ...] = ("original", "flip")
+    views: Annotated[tuple[str, ...], Field(min_length=1)] = ("original", "flip")
     """Cached views drawn from in training, one at random for each picture and step; evaluation takes the first, which is
     not the mirrored one."""
 
     # detections to pairs
-    score_threshold: float = 0.2
-    min_instances: int = 3
-    max_instances: int = 15
-    nms_iou: float = 0.5
-    association_iou: float = 0.5
-    prior_power: float = 1.0
+    score_threshold: Fraction = 0.2
+    min_instances: Count = 3
+    max_instances: Count = 15
+    nms_iou: Fraction = 0.5
+    association_iou: Fraction = 0.5
+    prior_power: NotNegative = 1.0
     """Exponent of the detection scores in the final score (2.8 suits DETR's, see UPT)."""
 
     # loss
-    focal_alpha: float = 0.5
-    focal_gamma: float = 0.2
+    focal_alpha: Fraction = 0.5
+    focal_gamma: NotNegative = 0.2
 
     # optimisation
-    steps: int = 500
-    labelled_per_step: int = 16
+    steps: Count = 500
+    labelled_per_step: Count = 16
     """Pictures, of all processes together; so is ``unlabelled_per_step``."""
-    unlabelled_per_step: int = 16
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup_steps: int = 25
-    clip_norm: float = 1.0
-    seed: int = 0
+    unlabelled_per_step: CountOrNone = 16
+    learning_rate: Positive = 1e-3
+    weight_decay: NotNegative = 1e-4
+    warmup_steps: CountOrNone = 25
+    clip_norm: Positive = 1.0
+    seed: CountOrNone = 0
 
     # bookkeeping
-    log_every: int = 10
-    save_every: int = 100
+    log_every: Count = 10
+    save_every: Count = 100
     """Steps between saves of the exact state; a killed run repeats at most this many."""
-    predict_batch: int = 64
+    predict_batch: Count = 64
 
     def __post_init__(self) -> None:
-        self.check(
-            above_0=(
-                "min_instances", "max_instances", "steps", "labelled_per_step", "learning_rate", "clip_norm", "log_every",
-                "save_every", "predict_batch",
-            ),
-            fractions=("score_threshold", "nms_iou", "association_iou", "focal_alpha"),
-            least_0=("prior_power", "focal_gamma", "weight_decay", "warmup_steps", "seed", "unlabelled_per_step"),
-        )  # fmt: skip
-        if not self.views:
-            raise UserError("student.views: none given; name at least one column of the features table")
         if self.views[0] == "flip":
             raise UserError(
-                f"student.views: {', '.join(self.views)}; the first is evaluated, with boxes that are not mirrored: put "
+                f"views: {', '.join(self.views)}; the first is evaluated, with boxes that are not mirrored: put "
                 "original before flip"
             )
 
@@ -67,19 +60,6 @@ class PairsConfig:
         if labelled:
             return self.steps * self.labelled_per_step / labelled
         return self.steps * self.unlabelled_per_step / max(unlabelled, 1)
-
-    def check(
-        self, above_0: tuple[str, ...] = (), fractions: tuple[str, ...] = (), least_0: tuple[str, ...] = ()
-    ) -> None:
-        """Raises UserError for the first field outside its bounds."""
-        for names, sound, bounds in (
-            (above_0, lambda value: value > 0, "be above 0"),
-            (fractions, lambda value: 0 <= value <= 1, "lie in 0 to 1"),
-            (least_0, lambda value: value >= 0, "be at least 0"),
-        ):
-            for name in names:
-                if not sound(getattr(self, name)):
-                    raise UserError(f"student.{name}: {getattr(self, name)!r}; it must {bounds}")
 
 
 BOOKKEEPING = ("log_every", "save_every", "predict_batch")

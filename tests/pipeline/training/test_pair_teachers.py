@@ -239,7 +239,7 @@ def test_a_teacher_that_is_gone_is_not_missed_where_all_it_said_is_there(line):
         ),
         (["pair_teachers.phase_1.tables.features=clip"], r"pair_teachers\.phase_1\.tables\.features: there is no table 'clip'"),
         (["pair_teachers.phase_1.tables.features=text"], r"tables\.features: 'text' holds no feature maps"),
-        (["pair_teachers.phase_1.steps=0"], r"line\.yaml: pair_teachers\.phase_1\.steps: 0; it must be above 0"),
+        (["pair_teachers.phase_1.steps=0"], r"line\.yaml: pair_teachers\.phase_1\.steps: expected at least 1; got 0"),
         (
             ["pair_teachers.phase_1.network={width: 20, pair_width: 20, heads: 5}"],
             r"line\.yaml: pair_teachers\.phase_1\.network\.heads: 5; .* channels, choose a divisor",
@@ -259,7 +259,7 @@ def test_a_mistake_in_its_section_is_one_line_before_any_work(filled, change, me
         (["student.kd.pairs=[nope]"], r"student\.kd\.pairs: 'nope' is no table of stage link_pairs; there are taught_pairs"),
         (["student.kd.pairs=[features]"], r"student\.kd\.pairs: 'features' is no table of stage link_pairs"),
         (["student.kd.maps=[taught_pairs]"], r"student\.kd\.maps: 'taught_pairs' is no table of stage link_maps"),
-        (["student.kd.temperature=0"], r"line\.yaml: student\.kd\.temperature: 0.0; it must be above 0"),
+        (["student.kd.temperature=0"], r"line\.yaml: student\.kd\.temperature: expected more than 0; got 0"),
         (["student.views=[flip, original]"], r"student\.views: flip, original; the first is evaluated"),
         (["student.zero_shot=RF-UC"], r"pair_teachers\.phase_1\.zero_shot: None, but its student has RF-UC"),
         (["pair_teachers.phase_1.zero_shot=RF-UC"], r"pair_teachers\.phase_1\.zero_shot: RF-UC, but its student has None"),

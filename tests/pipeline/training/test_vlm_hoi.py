@@ -150,7 +150,7 @@ def test_published_configurations_are_sound(name):
         ("student.itm.family=F9", "student.itm.family"),
         ("student.method=vlm_hio", "no method 'vlm_hio'; there are pair_classifier, vlm_hoi"),
         ("student.start=nowhere", "student.start: nowhere: no weights there"),
-        ("student.pictures.flip=2", "student.pictures.flip: 2.0; it must lie in 0 to 1"),
+        ("student.pictures.flip=2", "student.pictures.flip: expected at most 1; got 2"),
         ("student.itn_on=none", "student.itn_on: unknown key"),
     ],
 )

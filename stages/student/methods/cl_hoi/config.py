@@ -13,27 +13,25 @@ where they are used. The rows of its ablation, each one key away from the next:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import field, replace
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from hoi_distill.stages.keys import Count, CountOrNone, Fraction, NotNegative, Positive, Rate, settings
 from hoi_distill.stages.student.pairs.config import PairsConfig
 from hoi_distill.storage.errors import UserError
 
-
-def refuse_unsound(config: Any, where: str, counts: tuple[str, ...], rates: tuple[str, ...] = ()) -> None:
-    """Raises UserError for the first of ``counts`` that is not above 0, or of ``rates`` that is not in 0 to 1 (without 1)."""
-    for name in counts:
-        if not getattr(config, name) > 0:
-            raise UserError(f"student.{where}.{name}: {getattr(config, name)!r}; it must be above 0")
-    for name in rates:
-        if not 0 <= getattr(config, name) < 1:
-            raise UserError(f"student.{where}.{name}: {getattr(config, name)!r}; it must be at least 0 and below 1")
-    if config.width % config.heads:
-        raise UserError(f"student.{where}.width: {config.width}; not a multiple of heads: {config.heads}")
+Exponents = Annotated[tuple[NotNegative, ...], Field(min_length=1)]
 
 
-@dataclass(frozen=True)
+def refuse_uneven_heads(width: int, heads: int) -> None:
+    """Raises UserError where the heads of an attention cannot share its width."""
+    if width % heads:
+        raise UserError(f"width: {width}; not a multiple of heads: {heads}")
+
+
+@settings
 class TranslatorConfig:
     """The Visual Linguistic Translator's shape. 32 queries are the Q-Former's; the rest is our default for ViT-L features.
 
@@ -42,20 +40,20 @@ class TranslatorConfig:
         width: D of the tokens; heads: of every attention; ffn: hidden width.
     """
 
-    queries: int = 32
-    blocks: int = 6
-    width: int = 768
-    heads: int = 12
-    ffn: int = 3072
-    dropout: float = 0.1
+    queries: Count = 32
+    blocks: Count = 6
+    width: Count = 768
+    heads: Count = 12
+    ffn: Count = 3072
+    dropout: Rate = 0.1
 
     def __post_init__(self) -> None:
-        refuse_unsound(self, "translator", ("queries", "blocks", "width", "heads", "ffn"), ("dropout",))
+        refuse_uneven_heads(self.width, self.heads)
         if self.width % 4:
-            raise UserError(f"student.translator.width: {self.width}; sines of two axes want a multiple of 4")
+            raise UserError(f"width: {self.width}; sines of two axes want a multiple of 4")
 
 
-@dataclass(frozen=True)
+@settings
 class NetworkConfig:
     """The Interaction Cognition Network's shape and switches.
 
@@ -72,30 +70,29 @@ class NetworkConfig:
         dropout: in the decoder's outputs; feature_dropout: of whole channels of the map.
     """
 
-    width: int = 512
-    heads: int = 8
-    layers: int = 2
-    ffn: int = 2048
-    roi_size: int = 7
+    width: Count = 512
+    heads: Count = 8
+    layers: Count = 2
+    ffn: Count = 2048
+    roi_size: Count = 7
     spatial: bool = True
     visual: bool = True
     context: bool = True
     interactiveness: bool = True
     classes: Literal["text", "trained"] = "text"
     centred: bool = True
-    logit_scale: float = 20.0
+    logit_scale: Positive = 20.0
     logit_bias: float = -10.0
-    dropout: float = 0.1
-    feature_dropout: float = 0.0
+    dropout: Rate = 0.1
+    feature_dropout: Rate = 0.0
 
     def __post_init__(self) -> None:
-        counts = ("width", "heads", "layers", "ffn", "roi_size", "logit_scale")
-        refuse_unsound(self, "network", counts, ("dropout", "feature_dropout"))
+        refuse_uneven_heads(self.width, self.heads)
         if not (self.spatial or self.visual):
-            raise UserError("student.network: spatial and visual are both off; nothing is left that tells pairs apart")
+            raise UserError("spatial: spatial and visual are both off; nothing is left that tells pairs apart")
 
 
-@dataclass(frozen=True)
+@settings
 class ContextConfig:
     """Stage 1, context distillation: the translator learns to say what the teacher wrote.
 
@@ -105,25 +102,17 @@ class ContextConfig:
         temperature: where the learnt one starts; it stays at or above 0.01.
     """
 
-    steps: int = 1500
-    pictures_per_step: int = 256
-    queue: int = 0
-    learning_rate: float = 1e-4
-    weight_decay: float = 1e-4
-    warmup_steps: int = 150
-    clip_norm: float = 0.1
-    temperature: float = 0.07
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "pictures_per_step", "learning_rate", "clip_norm", "temperature"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"student.context_stage.{name}: {getattr(self, name)!r}; it must be above 0")
-        for name in ("queue", "weight_decay", "warmup_steps"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"student.context_stage.{name}: {getattr(self, name)!r}; it must be at least 0")
+    steps: Count = 1500
+    pictures_per_step: Count = 256
+    queue: CountOrNone = 0
+    learning_rate: Positive = 1e-4
+    weight_decay: NotNegative = 1e-4
+    warmup_steps: CountOrNone = 150
+    clip_norm: Positive = 0.1
+    temperature: Positive = 0.07
 
 
-@dataclass(frozen=True)
+@settings
 class LossesConfig:
     """Stage 2's weights: ``contrastive * L_nce + mil * L_mil + relatedness * L_rel``; mil and relatedness 0: the purist run.
 
@@ -133,26 +122,16 @@ class LossesConfig:
         mil_alpha, mil_gamma: of the multiple-instance loss's focal terms (RegFormer).
     """
 
-    contrastive: float = 1.0
-    mil: float = 1.0
-    relatedness: float = 0.1
-    attention_temperature: float = 0.1
-    temperature: float = 0.07
-    mil_alpha: float = 0.25
-    mil_gamma: float = 2.0
-
-    def __post_init__(self) -> None:
-        for name in ("contrastive", "mil", "relatedness", "mil_gamma"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"student.losses.{name}: {getattr(self, name)!r}; it must be at least 0")
-        for name in ("attention_temperature", "temperature"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"student.losses.{name}: {getattr(self, name)!r}; it must be above 0")
-        if not 0 <= self.mil_alpha <= 1:
-            raise UserError(f"student.losses.mil_alpha: {self.mil_alpha!r}; it must lie in 0 to 1")
+    contrastive: NotNegative = 1.0
+    mil: NotNegative = 1.0
+    relatedness: NotNegative = 0.1
+    attention_temperature: Positive = 0.1
+    temperature: Positive = 0.07
+    mil_alpha: Fraction = 0.25
+    mil_gamma: NotNegative = 2.0
 
 
-@dataclass(frozen=True)
+@settings
 class ClHoiConfig(PairsConfig):
     """A training in the CL-HOI style. ``unlabelled_per_step`` are stage 2's pictures a step: as none is labelled,
     ``labelled_per_step`` is not read. ``focal_*`` and ``association_iou`` serve pair-level targets only (``bridge: copy``,
@@ -170,39 +149,31 @@ class ClHoiConfig(PairsConfig):
     context_stage: ContextConfig = field(default_factory=ContextConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     losses: LossesConfig = field(default_factory=LossesConfig)
-    translator_rate: float = 0.0
+    translator_rate: NotNegative = 0.0
     """The translator's learning rate in stage 2, as a share of the network's; 0: frozen."""
 
     # prediction: sigmoid(z) * r ** gamma * (s_h * s_o) ** lambda
-    held_out: float = 0.1
+    held_out: Rate = 0.1
     """Share of the pictures that are not trained on: on their image-level targets the exponents are chosen."""
-    gammas: tuple[float, ...] = (1.0, 0.5, 2.0)
-    lambdas: tuple[float, ...] = (1.0, 0.5, 2.0, 2.8)
+    gammas: Exponents = (1.0, 0.5, 2.0)
+    lambdas: Exponents = (1.0, 0.5, 2.0, 2.8)
     """Exponents to choose from; of equally good ones the first. Of one each, nothing is held out. ``prior_power`` is not read."""
 
     allow_hoi_tuned_detector: bool = False
     """Whether boxes may owe something to annotated interactions: of a detector fine-tuned on HICO-DET, or annotated ones."""
 
     # optimisation
-    labelled_per_step: int = 1
-    unlabelled_per_step: int = 32
-    steps: int = 12_000
-    learning_rate: float = 2e-4
-    warmup_steps: int = 1_200
-    clip_norm: float = 0.1
+    labelled_per_step: Count = 1
+    unlabelled_per_step: Count = 32
+    steps: Count = 12_000
+    learning_rate: Positive = 2e-4
+    warmup_steps: CountOrNone = 1_200
+    clip_norm: Positive = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(above_0=("unlabelled_per_step",), least_0=("translator_rate",))
-        if not 0 <= self.held_out < 1:
-            raise UserError(f"student.held_out: {self.held_out!r}; it must be at least 0 and below 1")
-        for name in ("gammas", "lambdas"):
-            if not getattr(self, name) or min(getattr(self, name)) < 0:
-                raise UserError(f"student.{name}: {list(getattr(self, name))!r}; give at least one, none below 0")
         if self.chooses and not self.held_out:
-            raise UserError(
-                "student.held_out: 0, but there are exponents to choose from; hold out 0.1 or give one of each"
-            )
+            raise UserError("held_out: 0, but there are exponents to choose from; hold out 0.1 or give one of each")
 
     @property
     def chooses(self) -> bool:
@@ -226,14 +197,3 @@ class ClHoiConfig(PairsConfig):
     def with_power(self, power: float) -> ClHoiConfig:
         """The same with the detection scores' exponent that was chosen."""
         return replace(self, prior_power=power)
-
-
-SECTIONS = {
-    "translator": TranslatorConfig, "context_stage": ContextConfig, "network": NetworkConfig, "losses": LossesConfig
-}  # fmt: skip
-
-
-def config_from(record: Mapping[str, Any]) -> ClHoiConfig:
-    """From the plain values of ``dataclasses.asdict``, JSON's lists included."""
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
-    return ClHoiConfig(**{**plain, **{name: made(**record[name]) for name, made in SECTIONS.items()}})

@@ -16,7 +16,7 @@ from torch import Tensor
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.data import Report, TestSet, valid_classes
 from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoi, ClHoiShape, CognitionNetwork, Scorer
-from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig, config_from
+from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
 from hoi_distill.stages.student.methods.cl_hoi.exponents import Exponents
 from hoi_distill.stages.student.methods.cl_hoi.translator import Translator
 from hoi_distill.stages.student.pairs.predict import predict_test_set
@@ -80,7 +80,7 @@ def build(
 def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> ClHoiStudent:
     """A saved student, see :meth:`hoi_distill.stages.student.student.Student.from_pretrained`."""
     refuse_other_version(folder, record, ClHoiStudent.version)
-    config, shape = config_from(record["student"]), ClHoiShape(**record["shape"])
+    config, shape = ClHoiConfig(**record["student"]), ClHoiShape(**record["shape"])
     model = build(shape, config, vocabulary, torch.zeros(len(vocabulary.hois), shape.text_width))
     load_weights(model, folder)
     tried = tuple((gamma, power, score) for gamma, power, score in record["exponents"].pop("tried"))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
 
+from hoi_distill.stages.keys import Count, Fraction, Positive, settings
 from hoi_distill.stages.student.methods.link.distillation import KdConfig
 from hoi_distill.stages.student.methods.link.network_config import NetworkConfig
 from hoi_distill.stages.student.pairs.config import PairsConfig
 from hoi_distill.storage.errors import UserError
 
 
-@dataclass(frozen=True)
+@settings
 class LinkConfig(PairsConfig):
     """A LINK training: the network, its teachers, and what every student of pairs is trained with.
 
@@ -22,35 +21,22 @@ class LinkConfig(PairsConfig):
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     kd: KdConfig = field(default_factory=KdConfig)
-    box_jitter: float = 0.0
+    box_jitter: Fraction = 0.0
     """Standard deviation by which each edge of a box moves at each step, as a share of the box's side; annotated pairs
     are associated anew. A teacher's logits and queries belong to the boxes as they were detected, so jitter excludes
     distilling those; its maps do not know of boxes."""
     any_object: bool = False
     """Every detected object allows every interaction; for detectors that do not know the vocabulary's objects."""
-    top_k: int | None = None
+    top_k: Count | None = None
     """How many triplets of each picture prediction keeps, the best; None: all. For vocabularies of thousands."""
 
     # optimisation
-    clip_norm: float = 0.1
+    clip_norm: Positive = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(fractions=("box_jitter",))
-        if self.top_k is not None:
-            self.check(above_0=("top_k",))
         if self.box_jitter and self.kd.reads_pairs:
             raise UserError(
-                f"student.box_jitter: {self.box_jitter!r} moves the boxes that the teachers' logits and queries belong to; "
+                f"box_jitter: {self.box_jitter!r} moves the boxes that the teachers' logits and queries belong to; "
                 "set it to 0, or student.kd.logit and student.kd.query"
             )
-
-
-def config_from(record: Mapping[str, Any]) -> LinkConfig:
-    """From the plain values of ``dataclasses.asdict``, JSON's lists included."""
-
-    def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-    sections = {"network": NetworkConfig(**plain(record["network"])), "kd": KdConfig(**plain(record["kd"]))}
-    return LinkConfig(**{**plain(record), **sections})

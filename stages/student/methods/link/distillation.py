@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hoi_distill.stages.keys import NotNegative, Positive, settings
 from hoi_distill.stages.student.pairs.losses import final_logit
 from hoi_distill.stages.student.training.processes import ALONE, Processes, mean_of
 from hoi_distill.storage.errors import UserError
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from hoi_distill.stages.student.pairs.regions import Regions
 
 
-@dataclass(frozen=True)
+@settings
 class KdConfig:
     """What is distilled and how strongly. With all weights 0 no teacher is read and the training is the plain one."""
 
@@ -38,13 +39,13 @@ class KdConfig:
     """The configuration's names of the tables written by stage ``link_pairs``, one a teacher."""
     maps: tuple[str, ...] = ()
     """The same for stage ``link_maps``, in the same order; may be empty where ``map`` is 0."""
-    logit: float = 0.0
+    logit: NotNegative = 0.0
     """Weight of the logit term: mean over entries (``softmax``: over pairs) of the last decoder layer."""
-    query: float = 0.0
+    query: NotNegative = 0.0
     """Weight of the query term: mean over tokens and encoder layers, plus mean over tokens and decoder layers."""
-    map: float = 0.0
+    map: NotNegative = 0.0
     """Weight of the map term: mean over the cells of the latent map."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     tau_squared: bool = True
     """Multiply the terms by the temperature's square, which keeps their gradients' size (Hinton et al. 2015)."""
     logit_form: Literal["bernoulli", "softmax"] = "bernoulli"
@@ -53,22 +54,13 @@ class KdConfig:
     """Distil on pictures without annotations too."""
 
     def __post_init__(self) -> None:
-        for name in ("logit", "query", "map"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"student.kd.{name}: {getattr(self, name)!r}; it must be at least 0")
-        if not 0 < self.temperature < math.inf:
-            raise UserError(f"student.kd.temperature: {self.temperature!r}; it must be above 0")
-        if self.logit_form not in ("bernoulli", "softmax"):
-            raise UserError(f"student.kd.logit_form: {self.logit_form!r}; allowed are bernoulli, softmax")
         if self.reads_pairs and not self.pairs:
-            raise UserError(
-                "student.kd.pairs: names no table; list those of stage link_pairs, or set logit and query to 0"
-            )
+            raise UserError("pairs: names no table; list those of stage link_pairs, or set logit and query to 0")
         if self.reads_maps and not self.maps:
-            raise UserError("student.kd.maps: names no table; list those of stage link_maps, or set map to 0")
+            raise UserError("maps: names no table; list those of stage link_maps, or set map to 0")
         if self.reads_pairs and self.reads_maps and len(self.pairs) != len(self.maps):
             raise UserError(
-                f"student.kd.maps: {len(self.maps)} tables for {len(self.pairs)} in student.kd.pairs; name one of each a teacher"
+                f"maps: {len(self.maps)} tables for {len(self.pairs)} in student.kd.pairs; name one of each a teacher"
             )
 
     @property

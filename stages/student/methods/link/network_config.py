@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hoi_distill.stages.keys import Count, Positive, Rate, settings
 from hoi_distill.storage.errors import UserError
 
 
-@dataclass(frozen=True)
+@settings
 class NetworkConfig:
     """The network's shape and switches. Sizes are those of PViC (Zhang et al. 2023), which LINK builds on; the paper's own
     are not published.
@@ -30,39 +31,30 @@ class NetworkConfig:
         dropout: in attention's and feed-forward's outputs; feature_dropout: of whole channels of the map.
     """
 
-    width: int = 256
-    pair_width: int = 384
-    heads: int = 8
-    ffn: int = 1024
-    pair_ffn: int = 1536
-    encoder_layers: int = 2
-    decoder_layers: int = 2
-    roi_size: int = 7
+    width: Count = 256
+    pair_width: Count = 384
+    heads: Count = 8
+    ffn: Count = 1024
+    pair_ffn: Count = 1536
+    encoder_layers: Count = 2
+    decoder_layers: Count = 2
+    roi_size: Count = 7
     geometric_encoder: bool = True
     linking_decoder: bool = True
     pair_self_attention: bool = True
     classes: Literal["hoi", "verb"] = "hoi"
     train_rows: bool = True
-    logit_scale: float = 14.3
+    logit_scale: Positive = 14.3
     learn_scale: bool = True
-    dropout: float = 0.1
-    feature_dropout: float = 0.2
+    dropout: Rate = 0.1
+    feature_dropout: Rate = 0.2
 
     def __post_init__(self) -> None:
-        counts = ("width", "pair_width", "heads", "ffn", "pair_ffn", "encoder_layers", "decoder_layers", "roi_size")
-        for name in (*counts, "logit_scale"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"student.network.{name}: {getattr(self, name)!r}; it must be above 0")
-        for name in ("dropout", "feature_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"student.network.{name}: {getattr(self, name)!r}; it must be at least 0 and below 1")
         if self.width % 4:
-            raise UserError(f"student.network.width: {self.width}; sines and cosines of two axes want a multiple of 4")
+            raise UserError(f"width: {self.width}; sines and cosines of two axes want a multiple of 4")
         for name in ("width", "pair_width"):
             if getattr(self, name) % self.heads:
-                raise UserError(f"student.network.{name}: {getattr(self, name)}; not a multiple of heads: {self.heads}")
-        if self.classes not in ("hoi", "verb"):
-            raise UserError(f"student.network.classes: {self.classes!r}; it is hoi or verb")
+                raise UserError(f"{name}: {getattr(self, name)}; not a multiple of heads: {self.heads}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.data import Report, TestSet, valid_classes
-from hoi_distill.stages.student.methods.link.config import LinkConfig, config_from
+from hoi_distill.stages.student.methods.link.config import LinkConfig
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
 from hoi_distill.stages.student.pairs.predict import predict_test_set
@@ -94,4 +94,4 @@ def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Lin
     refuse_other_version(folder, record, LinkStudent.version)
     model = Link(LinkShape.from_json(record["shape"]), verbs(vocabulary))
     load_weights(model, folder)
-    return LinkStudent(model.eval(), vocabulary, config_from(record["student"]), record["identities"])
+    return LinkStudent(model.eval(), vocabulary, LinkConfig(**record["student"]), record["identities"])

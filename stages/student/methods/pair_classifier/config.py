@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
+from hoi_distill.stages.keys import Count, CountOrNone, Fraction, NotNegative, settings
 from hoi_distill.stages.student.pairs.config import PairsConfig
 
 
-@dataclass(frozen=True)
+@settings
 class PairClassifierConfig(PairsConfig):
     """The pair classifier's hyper-parameters. The defaults are those of the pico world's recipe."""
 
@@ -18,9 +18,9 @@ class PairClassifierConfig(PairsConfig):
     teacher: Literal["itm", "shuffled", "oracle", "self"] = "itm"
     """Where soft labels come from: calibrated ITM scores; another picture's ITM scores (control); the annotations'
     image-level labels (upper bound); a student trained on the labels alone (self-training control)."""
-    itm_weight: float = 0.3
+    itm_weight: NotNegative = 0.3
     """Weight of the soft-label term; with 0 the training is the labels-only training bit for bit."""
-    itm_ramp: int = 200
+    itm_ramp: CountOrNone = 200
     """Steps over which that weight grows from 0: soft labels of whole pictures are shared out among pairs by what the
     student already believes, so it should first have learned from annotated pairs."""
     itm_logit: Literal["interaction", "final"] = "interaction"
@@ -31,22 +31,18 @@ class PairClassifierConfig(PairsConfig):
     """Whose feature maps: the cached teacher's, or a small frozen CNN pre-trained on the detections' box classes."""
 
     # network
-    roi_size: int = 3
+    roi_size: Count = 3
     """Rows and columns of the grid that RoIAlign pools each box to."""
-    width: int = 256
-    dropout: float = 0.2
-    feature_dropout: float = 0.1
+    width: Count = 256
+    dropout: Fraction = 0.2
+    feature_dropout: Fraction = 0.1
     logit_scale: float = 14.0
 
     # optimisation
-    unlabelled_per_step: int = 48
-    weight_decay: float = 1e-2
+    unlabelled_per_step: CountOrNone = 48
+    weight_decay: NotNegative = 1e-2
 
     @property
     def distils(self) -> bool:
         """Whether soft labels enter the training at all. With weight 0 no unlabelled picture is looked at either."""
         return self.itm_on != "none" and self.itm_weight > 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(("roi_size", "width"), ("dropout", "feature_dropout"), ("itm_weight", "itm_ramp"))

@@ -6,15 +6,16 @@ import difflib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from hoi_distill.stages.checkpoints import weight_files
 from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.keys import Count, CountOrNone, Fraction, NotNegative, Positive, Rate, settings
 from hoi_distill.stages.student.method import LATER
 from hoi_distill.stages.student.methods.vlm_hoi.criterion import LossWeights
 from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
@@ -27,51 +28,49 @@ FOREIGN_WEIGHTS = ("*.pth", "*.pt")
 BOOKKEEPING = ("log_every", "save_every", "predict_batch", "loader_workers", "start")
 """Parameters that change no weight; of ``start`` the files count, not the path."""
 
+Side = Annotated[int, Field(ge=8)]
+"""Pixels."""
+Sides = Annotated[tuple[Side, ...], Field(min_length=1)]
 
-@dataclass(frozen=True)
+
+@settings
 class Pictures:
     """How pictures are prepared. In training either resized whole or, first, cropped (DETR's two ways), then flipped and
     changed in colour; at test time resized whole to ``test_short_side``."""
 
-    short_sides: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    short_sides: Sides = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     """Pixels of the shorter side, one at random."""
-    max_side: int = 1333
-    test_short_side: int = 800
-    flip: float = 0.5
-    jitter: float = 0.4
+    max_side: Side = 1333
+    test_short_side: Side = 800
+    flip: Fraction = 0.5
+    jitter: Fraction = 0.4
     """Largest change of brightness, contrast and saturation, as a share."""
-    crop: float = 0.5
+    crop: Fraction = 0.5
     """How often a picture is cropped: resized to one of ``crop_short_sides``, of that a window with sides drawn from
     ``crop_sides``, resized again."""
-    crop_short_sides: tuple[int, ...] = (400, 500, 600)
-    crop_sides: tuple[int, int] = (384, 600)
+    crop_short_sides: Sides = (400, 500, 600)
+    crop_sides: tuple[Side, Side] = (384, 600)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    merge_iou: float = 1.0
+    merge_iou: Fraction = 1.0
     """Annotated pairs of one object class whose boxes overlap so much are one pair of several verbs. HICO-DET's own file
     draws the boxes anew for every verb, a few pixels off: 0.5 there."""
 
     def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "crop", "merge_iou"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"student.pictures.{name}: {getattr(self, name)!r}; it must lie in 0 to 1")
-        sides = [*self.short_sides, *self.crop_short_sides, *self.crop_sides, self.max_side, self.test_short_side]
-        if not self.short_sides or not self.crop_short_sides or min(sides) < 8:
-            raise UserError(f"student.pictures: sides {sides}; at least one of each kind, and none below 8 pixels")
         if self.crop_sides[0] > self.crop_sides[1]:
-            raise UserError(f"student.pictures.crop_sides: {list(self.crop_sides)}; smallest first")
+            raise UserError(f"crop_sides: {list(self.crop_sides)}; smallest first")
 
 
-@dataclass(frozen=True)
+@settings
 class Scoring:
     """From queries to triplets: score = best object probability x verb probability x whether the dataset has the two."""
 
-    top: int = 100
+    top: Count = 100
     """Triplets kept of a picture."""
-    nms: float = 0.6
+    nms: NotNegative = 0.6
     """Of two pairs with IoU(humans)^a IoU(objects)^b above it the lower goes; 1: none does."""
-    nms_human_power: float = 0.7
-    nms_object_power: float = 0.7
+    nms_human_power: NotNegative = 0.7
+    nms_object_power: NotNegative = 0.7
     nms_within: Literal["hoi", "object"] = "hoi"
     """``hoi``: triplets of one verb and object compete, after ``top``. ``object``: pairs of one object class compete by
     their best verb, before it (the V-COCO script)."""
@@ -79,22 +78,22 @@ class Scoring:
     """As MUREN's own code: boxes are not clipped to the picture, and pairs overlap as if both corners were pixels of theirs
     (each side a pixel longer)."""
 
-    def __post_init__(self) -> None:
-        if self.top < 1:
-            raise UserError(f"student.scoring.top: {self.top}; it must be at least 1")
-        for name in ("nms", "nms_human_power", "nms_object_power"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"student.scoring.{name}: {getattr(self, name)!r}; it must be at least 0")
+
+def _of_f7(given: Any) -> Any:
+    """The section ``f7``, whose defaults are not those of ``itm``."""
+    return {"family": "F7", "weight": 0.0, **given} if isinstance(given, dict) else given
 
 
-@dataclass(frozen=True)
+@settings
 class VlmHoiConfig:
     """MUREN's hyper-parameters and the terms distilled from image-text matching."""
 
     # what is distilled
     itm: ItmConfig = field(default_factory=ItmConfig)
     """On labelled pictures. Weight 0: MUREN alone, bit for bit."""
-    f7: ItmConfig = field(default_factory=lambda: ItmConfig(family="F7", weight=0.0))
+    f7: Annotated[ItmConfig, BeforeValidator(_of_f7)] = field(
+        default_factory=lambda: ItmConfig(family="F7", weight=0.0)
+    )
     """On pictures without labels (ours, not the paper's): family F7 only."""
     teacher: Literal["itm", "shuffled"] = "itm"
     """Cached scores, or another picture's (control)."""
@@ -118,44 +117,32 @@ class VlmHoiConfig:
     scoring: Scoring = field(default_factory=Scoring)
 
     # optimisation
-    epochs: float = 100.0
+    epochs: Positive = 100.0
     """Times through the labelled pictures that have a pair."""
-    drop_epoch: float = 60.0
+    drop_epoch: NotNegative = 60.0
     """When the learning rates are divided by 10."""
-    learning_rate: float = 1e-4
-    backbone_learning_rate: float = 1e-5
-    weight_decay: float = 1e-4
-    clip_norm: float = 0.1
-    labelled_per_step: int = 16
+    learning_rate: Positive = 1e-4
+    backbone_learning_rate: Positive = 1e-5
+    weight_decay: NotNegative = 1e-4
+    clip_norm: Positive = 0.1
+    labelled_per_step: Count = 16
     """Of all processes together; so is ``unlabelled_per_step``."""
-    unlabelled_per_step: int = 16
-    ema: float = 0.0
+    unlabelled_per_step: CountOrNone = 16
+    ema: Rate = 0.0
     """Decay of the moving average of the weights that is saved and evaluated; 0: the weights themselves."""
     precision: Literal["no", "fp16", "bf16"] = "no"
-    seed: int = 0
+    seed: CountOrNone = 0
 
     # bookkeeping
-    log_every: int = 10
-    save_every: int = 500
-    predict_batch: int = 8
-    loader_workers: int = 0
+    log_every: Count = 10
+    save_every: Count = 500
+    predict_batch: Count = 8
+    loader_workers: CountOrNone = 0
     """Processes that decode pictures, beside each training process."""
 
     def __post_init__(self) -> None:
-        positive = (
-            "epochs", "learning_rate", "backbone_learning_rate", "clip_norm", "labelled_per_step", "log_every", "save_every",
-            "predict_batch",
-        )  # fmt: skip
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise UserError(f"student.{name}: {getattr(self, name)!r}; it must be above 0")
-        for name in ("weight_decay", "unlabelled_per_step", "loader_workers", "seed", "drop_epoch"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"student.{name}: {getattr(self, name)!r}; it must be at least 0")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"student.ema: {self.ema!r}; it must lie in 0 to 1, 1 excluded")
         if self.f7.family != "F7":
-            raise UserError(f"student.f7.family: {self.f7.family!r}; pictures without labels are for F7")
+            raise UserError(f"f7.family: {self.f7.family!r}; pictures without labels are for F7")
 
     @property
     def on_labelled(self) -> bool:
@@ -164,14 +151,6 @@ class VlmHoiConfig:
     @property
     def on_unlabelled(self) -> bool:
         return self.f7.weight > 0 and self.unlabelled_per_step > 0
-
-
-def config_from(record: Mapping[str, Any]) -> VlmHoiConfig:
-    """From the plain values of ``dataclasses.asdict``, JSON's lists included."""
-    sections = {"itm": ItmConfig, "f7": ItmConfig, "loss": LossWeights, "costs": Costs, "scoring": Scoring}
-    values = {name: sections[name](**value) if name in sections else value for name, value in record.items()}
-    pictures: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["pictures"].items()}
-    return VlmHoiConfig(**{**values, "pictures": Pictures(**pictures)})
 
 
 def has_missing_objects(vocabulary: Vocabulary) -> bool:

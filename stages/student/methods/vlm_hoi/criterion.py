@@ -11,12 +11,12 @@ pictures, K objects, V verbs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hoi_distill.stages.keys import settings
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Costs, Match, Targets, joined, match_layers
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
@@ -24,7 +24,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
 TERMS = ("human_l1", "object_l1", "human_giou", "object_giou", "object", "verb")
 
 
-@dataclass(frozen=True)
+@settings
 class LossWeights:
     """The published weights: of each term, and inside two of them.
 

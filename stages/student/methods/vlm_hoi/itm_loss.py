@@ -13,13 +13,13 @@ Shapes: Q matched queries, B pictures, N queries of a picture, V verbs, O object
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hoi_distill.stages.keys import Fraction, NotNegative, Positive, settings
 from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmScores, PromptForm
 from hoi_distill.storage.errors import UserError
 
@@ -32,65 +32,56 @@ F2: soft targets. F2n: softer negatives (F2'), no term of its own but a weight i
 KL. F7: pictures as a whole; it stands alone here and can be added to any other for pictures without labels."""
 
 
-@dataclass(frozen=True)
+@settings
 class ItmConfig:
     """The ITM term. Papers' symbols in brackets."""
 
     family: Family = "F1"
-    weight: float = 1.0
+    weight: NotNegative = 1.0
     """[lambda_ITM] With 0 the training is the baseline bit for bit."""
-    ramp: float = 5.0
+    ramp: NotNegative = 5.0
     """Epochs over which that weight grows linearly from 0."""
     layers: Literal["final", "all"] = "final"
     """Which decoder layers are taught; the paper does not say, its code teaches all."""
     prompt: PromptForm = "full"
     object: Literal["gt", "predicted"] = "gt"
     """F1 only: costs of the annotated object, or averaged over the predicted distribution of objects."""
-    alpha: float = 0.5
+    alpha: Fraction = 0.5
     """[alpha] F1: the calibrated score above which an annotated verb costs nothing. Eq. 4 has 1."""
-    beta: float = 0.5
+    beta: Fraction = 0.5
     """[beta] F1: by how much of its score t a verb that is not annotated gets cheaper."""
-    mixing: float = 0.3
+    mixing: Fraction = 0.3
     """[lambda] The teacher's share: of F2's targets, of F2n's forgiveness, of F4's distribution."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """[T] Of the student's softmax in F1 and F4."""
-    tau: float = 1.0
+    tau: Positive = 1.0
     """[tau] Of the teacher's softmax in F4, in units of log-odds."""
-    margin: float = 0.2
+    margin: NotNegative = 0.2
     """[delta_0] F3: the least margin between an annotated verb and another."""
-    margin_slope: float = 0.1
+    margin_slope: NotNegative = 0.1
     """[eta] F3: how much of the teacher's difference of log-odds is added to it."""
-    margin_limit: float = 2.0
+    margin_limit: NotNegative = 2.0
     """F3: and at most how much."""
-    gamma: float = 2.0
+    gamma: NotNegative = 2.0
     """Exponent of ``|target - p|`` in F2 and F7: 0 is plain cross-entropy; above, F2 quarrels less with the focal verb
     loss on the same logits."""
-    smoothing: float = 0.2
+    smoothing: Positive = 0.2
     """F7: temperature, in log-probability, of the smooth maximum over queries."""
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta", "mixing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"itm.{name}: {getattr(self, name)!r}; it must lie in 0 to 1")
-        for name in ("temperature", "tau", "smoothing"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"itm.{name}: {getattr(self, name)!r}; it must be above 0")
-        for name in ("weight", "ramp", "margin", "margin_slope", "margin_limit", "gamma"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"itm.{name}: {getattr(self, name)!r}; it must be at least 0")
         if self.family == "F1" and self.alpha > 1 - self.beta:
             raise UserError(
-                f"itm.alpha: {self.alpha} is above 1 - beta = {1 - self.beta:g}, so an annotated verb could cost more "
+                f"alpha: {self.alpha} is above 1 - beta = {1 - self.beta:g}, so an annotated verb could cost more "
                 "than another; lower alpha or beta, or choose family F1-literal"
             )
         if self.family == "F2" and self.mixing > 0.3:
-            raise UserError(f"itm.mixing: {self.mixing}; above 0.3 F2 rewards plausible verbs as if annotated")
+            raise UserError(f"mixing: {self.mixing}; above 0.3 F2 rewards plausible verbs as if annotated")
         if self.family == "F7" and self.prompt != "full":
             raise UserError(
-                f"itm.prompt: F7 judges a verb together with its object, which '{self.prompt}' does not name; full"
+                f"prompt: F7 judges a verb together with its object, which '{self.prompt}' does not name; full"
             )
         if self.object == "predicted" and self.family not in ("F1", "F1-literal"):
-            raise UserError(f"itm.object: predicted objects are for family F1, not {self.family}; choose gt")
+            raise UserError(f"object: predicted objects are for family F1, not {self.family}; choose gt")
 
     def weight_at(self, epoch: float) -> float:
         """The term's weight after ``epoch`` epochs, fractions included."""

@@ -14,6 +14,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from hoi_distill.stages.keys import settings
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
 
@@ -49,7 +50,7 @@ class Targets:
         return (self.object_boxes == 0).all(-1)
 
 
-@dataclass(frozen=True)
+@settings
 class Costs:
     """What each part of the cost counts."""
 

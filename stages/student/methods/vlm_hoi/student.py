@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.data import TestSet
-from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig, config_from
+from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig
 from hoi_distill.stages.student.methods.vlm_hoi.model_config import MurenConfig
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
 from hoi_distill.stages.student.methods.vlm_hoi.predict import predicted, write_triplets
@@ -61,5 +61,5 @@ def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Vlm
     refuse_other_version(folder, record, VlmHoiStudent.version)
     model = Muren(MurenConfig.from_json(record["shape"]))
     load_weights(model, folder)
-    config = config_from(record["student"])
+    config = VlmHoiConfig(**record["student"])
     return VlmHoiStudent(model.eval(), vocabulary, config, record["identities"], record["origin"])

@@ -16,7 +16,7 @@ from hoi_distill.stages.student.data import valid_classes
 from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.methods.cl_hoi import train as training
 from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoiShape
-from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig, config_from
+from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
 from hoi_distill.stages.student.methods.cl_hoi.exponents import Exponents
 from hoi_distill.stages.student.methods.cl_hoi.losses import mil_loss, phrase_loss, relatedness_loss
 from hoi_distill.stages.student.methods.cl_hoi.stream import ClHoiBatches, teacher_labels
@@ -325,7 +325,7 @@ def test_a_single_picture_is_too_few_to_hold_any_out(world, tmp_path):
 
 
 def test_configurations_survive_json():
-    assert config_from(json.loads(json.dumps(training.asdict(CONFIG)))) == CONFIG
+    assert ClHoiConfig(**json.loads(json.dumps(training.asdict(CONFIG)))) == CONFIG
 
 
 @pytest.mark.parametrize(

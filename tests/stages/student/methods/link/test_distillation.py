@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.stages.student.methods.link.distillation import (
     KdConfig,
     Taught,
@@ -268,4 +269,4 @@ def test_divergences_are_never_negative_and_stay_finite_at_the_extremes():
 )
 def test_impossible_settings_are_refused(wrong, says):
     with pytest.raises(UserError, match=says):
-        KdConfig(**wrong)
+        read_section({"method": "link", "labelled": None, "kd": wrong}, "student.")

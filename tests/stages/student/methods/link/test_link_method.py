@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
+from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.stages.student.method import Extras, method_named
 from hoi_distill.stages.student.methods.link.config import LinkConfig
 from hoi_distill.stages.student.methods.link.distillation import KdConfig
@@ -50,17 +51,17 @@ def test_it_can_leave_classes_out():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"box_jitter": 0.1, "kd": ALL_LEVELS}, r"student\.box_jitter: 0\.1 moves the boxes"),
-        ({"box_jitter": 0.1, "kd": replace(ALL_LEVELS, logit=0.0)}, r"student\.box_jitter"),
-        ({"box_jitter": -0.1}, r"student\.box_jitter: -0\.1; it must lie in 0 to 1"),
-        ({"top_k": 0}, r"student\.top_k: 0; it must be above 0"),
-        ({"steps": 0}, r"student\.steps: 0; it must be above 0"),
-        ({"views": ()}, r"student\.views: none given"),
+        ({"box_jitter": 0.1, "kd": asdict(ALL_LEVELS)}, r"student\.box_jitter: 0\.1 moves the boxes"),
+        ({"box_jitter": 0.1, "kd": asdict(replace(ALL_LEVELS, logit=0.0))}, r"student\.box_jitter"),
+        ({"box_jitter": -0.1}, r"student\.box_jitter: expected at least 0; got -0\.1"),
+        ({"top_k": 0}, r"student\.top_k: expected at least 1; got 0"),
+        ({"steps": 0}, r"student\.steps: expected at least 1; got 0"),
+        ({"views": ()}, r"student\.views: expected at least 1 in it"),
     ],
 )
 def test_a_configuration_with_a_mistake_is_refused_in_one_line(changes, message):
     with pytest.raises(UserError, match=message) as refusal:
-        link_config(**changes)
+        read_section({"method": "link", "labelled": None, **changes}, "student.")
     assert "\n" not in str(refusal.value)
 
 

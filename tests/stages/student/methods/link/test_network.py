@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.stages.ops.roi_align import roi_align
 from hoi_distill.stages.student.methods.link.geometric_encoder import UnaryQuery
 from hoi_distill.stages.student.methods.link.network import Link
@@ -206,14 +208,14 @@ def test_half_precision_maps_and_autocast():
 
 
 def test_what_cannot_be_built_is_said():
-    with pytest.raises(UserError, match=r"student\.network\.width: 30; sines"):
-        NetworkConfig(width=30)
-    with pytest.raises(UserError, match=r"student\.network\.pair_width: 100; not a multiple of heads: 8"):
-        NetworkConfig(pair_width=100)
-    with pytest.raises(UserError, match=r"student\.network\.dropout: 1\.5"):
-        NetworkConfig(dropout=1.5)
-    with pytest.raises(UserError, match=r"student\.network\.classes: 'object'"):
-        NetworkConfig(classes="object")  # type: ignore[arg-type]
+    for keys, said in (
+        ({"width": 30}, "student.network.width: 30; sines"),
+        ({"pair_width": 100}, "student.network.pair_width: 100; not a multiple of heads: 8"),
+        ({"dropout": 1.5}, "student.network.dropout: expected less than 1; got 1.5"),
+        ({"classes": "object"}, "student.network.classes: expected hoi or verb; got 'object'"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)):
+            read_section({"method": "link", "labelled": None, "network": keys}, "student.")
     with pytest.raises(UserError, match=r"heads: 8; the semantic branch .* 50 channels"):
         LinkShape(50, None, NetworkConfig())
     with pytest.raises(UserError, match=r"text embeddings are \[5, 7\], the network wants \[5, 20\]"):

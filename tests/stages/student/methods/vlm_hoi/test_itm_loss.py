@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig
 from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import (
     ItmConfig,
@@ -392,7 +393,7 @@ def test_the_weight_ramps_and_layers_are_chosen():
 )
 def test_impossible_settings_are_refused(options, why):
     with pytest.raises(UserError, match=why):
-        ItmConfig(**options)
+        read_section({"method": "vlm_hoi", "labelled": None, "itm": options}, "student.")
 
 
 def test_the_gradient_ratio_is_that_of_the_norms_at_the_logits():
