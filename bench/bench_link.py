@@ -68,7 +68,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.config import Pictures
 from hoi_distill.stages.student.pairs.instances import NO_POSITIVES, Picture, gather, targets, with_annotations
 from hoi_distill.stages.student.pairs.prepare import training_pictures
 from hoi_distill.stages.student.source import MemorySource
-from hoi_distill.stages.student.training.loop import parameter_groups
+from hoi_distill.stages.student.training.optimization import parameter_groups
 from hoi_distill.stages.teacher.vision_features import VisionFeatures
 from hoi_distill.stages.teacher.weights import Checkpoint
 
@@ -155,8 +155,8 @@ class Variant:
         self.config, self.batches = config, batches
         self.seen = torch.from_numpy(data.seen)
         self.valid = torch.from_numpy(allowed(config, data.vocabulary)) & self.seen
-        groups = parameter_groups(self.model, config.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, config.learning_rate, foreach=True)
+        groups = parameter_groups(self.model, config.learning_rate, config.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, foreach=True)
         self.accelerator = Accelerator(cpu=True)
 
     def step(self, number: int) -> tuple[float, int]:

@@ -9,12 +9,12 @@ from typing import Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from hoi_distill.stages.student.pairs.config import PairsConfig
 from hoi_distill.stages.student.pairs.instances import PictureTable
 from hoi_distill.stages.student.pairs.regions import Regions
 from hoi_distill.stages.student.source import Sample, Samples, Source
+from hoi_distill.stages.student.training.loop import BatchSource
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.sampling import epoch_order
 
@@ -54,7 +54,7 @@ def take(pool: np.ndarray, step: int, size: int, seed: int) -> np.ndarray:
     return np.array([pool[orders[epoch][at]] for epoch, at in zip(epochs, position % len(pool), strict=True)], np.int64)
 
 
-class PictureBatches(Dataset[Batch]):
+class PictureBatches(BatchSource[Batch]):
     """Which pictures and views each step looks at (of one rank).
 
     Args:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hoi_distill.stages.student.data import Report, TrainingSet
@@ -22,10 +21,11 @@ from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
 from hoi_distill.stages.student.methods.link.stream import LinkBatches, TaughtBatch
 from hoi_distill.stages.student.methods.link.student import LinkStudent, allowed, verbs
-from hoi_distill.stages.student.pairs.losses import final_logit
+from hoi_distill.stages.student.pairs.losses import annotated_loss, final_logit
 from hoi_distill.stages.student.pairs.prepare import training_pictures
 from hoi_distill.stages.student.pairs.regions import entries
-from hoi_distill.stages.student.training.loop import annotated_loss, finish, train_steps
+from hoi_distill.stages.student.pairs.training import PairTraining
+from hoi_distill.stages.student.training.loop import Step, finish
 from hoi_distill.stages.student.training.processes import Processes
 
 
@@ -45,9 +45,8 @@ def train(
         UserError: the run folder holds another run's state, there is nothing to train on, or a teacher looked at other boxes.
     """
     # The stream.
-    (run_dir / "state").mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(log_with="tensorboard", project_dir=run_dir)
-    processes = Processes.of(accelerator)
+    training = PairTraining.open(config, data, run_dir, extras, loader_workers=loader_workers, report=report)
+    accelerator, processes = training.accelerator, training.processes
     valid = torch.from_numpy(allowed(config, data.vocabulary))
     with accelerator.main_process_first():
         pictures = training_pictures(run_dir / "state" / "pictures", data, config)
@@ -60,14 +59,13 @@ def train(
     seen = batches.seen.to(accelerator.device)
     candidates = valid.to(accelerator.device) & seen
 
-    def loss_of(model: nn.Module, batch: TaughtBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss_of(model: nn.Module, batch: TaughtBatch, _step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         return batch_loss(model, batch, candidates, seen, config, processes)
 
     # Forward, loss, step, save.
-    model = train_steps(
-        config, data, batches, Link(shape, verbs(data.vocabulary), text), loss_of, lambda output: output.logits[-1], run_dir,
-        accelerator, loader_workers=loader_workers, stop=extras.stop, report=report,
-    )  # fmt: skip
+    model = training.fit(
+        Link(shape, verbs(data.vocabulary), text), batches, loss_of, logits_of=lambda output: output.logits[-1]
+    )
     student = LinkStudent(model, data.vocabulary, config, extras.identities)
     finish(student, run_dir, accelerator)
     return student
@@ -80,7 +78,7 @@ def batch_loss(
     seen: Tensor,
     config: LinkConfig,
     processes: Processes,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Annotated pairs of labelled pictures at every decoder layer, plus what the teachers said of all pairs.
 
     Args:
@@ -93,9 +91,9 @@ def batch_loss(
     pair, hoi, prior = entries(batch.regions, valid)
     final = final_logit(output.logits[:, pair, hoi], prior)
     loss = annotated_loss(final, pair, hoi, batch, config, processes)
-    terms = {"loss/pairs": loss.item()}
+    terms = {"loss/pairs": loss}
     taught = kd_terms(output, batch.taught, batch.regions, pair, hoi, prior, seen, config.kd, processes)
     for name, term in taught.items():
         loss = loss + getattr(config.kd, name) * term
-        terms[f"loss/kd_{name}"] = term.item()
+        terms[f"loss/kd_{name}"] = term
     return loss, terms

@@ -36,10 +36,11 @@ from hoi_distill.stages.student.methods.pair_classifier.soft_labels import (
     soft_labels,
 )
 from hoi_distill.stages.student.methods.pair_classifier.student import PairStudent
-from hoi_distill.stages.student.pairs.losses import final_logit
+from hoi_distill.stages.student.pairs.losses import annotated_loss, final_logit
 from hoi_distill.stages.student.pairs.prepare import training_pictures
 from hoi_distill.stages.student.pairs.regions import entries
-from hoi_distill.stages.student.training.loop import annotated_loss, finish, train_steps
+from hoi_distill.stages.student.pairs.training import PairTraining
+from hoi_distill.stages.student.training.loop import Step, finish
 from hoi_distill.stages.student.training.processes import Processes
 
 
@@ -64,10 +65,9 @@ def train(
         UserError: the run folder holds another run's state, or there is nothing to train on.
     """
     # The stream.
-    (run_dir / "state").mkdir(parents=True, exist_ok=True)
+    training = PairTraining.open(config, data, run_dir, extras, loader_workers=loader_workers, report=report)
+    accelerator, processes = training.accelerator, training.processes
     shared = extras.shared_dir or run_dir.parent
-    accelerator = Accelerator(log_with="tensorboard", project_dir=run_dir)
-    processes = Processes.of(accelerator)
 
     def labels_only() -> PairStudent:
         own = replace(config, itm_on="none", teacher="itm")
@@ -82,16 +82,12 @@ def train(
     channels = batches.maps(batches.labelled_pool[:1], np.zeros(1, np.int64))[1].shape[1]
     model = build_model(config, data, channels, extras.text())
 
-    def loss_of(model: nn.Module, batch: SoftBatch, step: int) -> tuple[Tensor, dict[str, float]]:
-        weight = config.itm_weight * min(1.0, (step + 1) / max(config.itm_ramp, 1))
+    def loss_of(model: nn.Module, batch: SoftBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        weight = config.itm_weight * min(1.0, (step.number + 1) / max(config.itm_ramp, 1))
         return batch_loss(model, batch, valid, config, weight, processes)
 
     # Forward, loss, step, save.
-    network = train_steps(
-        config, data, batches, model, loss_of, lambda logits: logits, run_dir, accelerator,
-        loader_workers=loader_workers, stop=extras.stop, report=report,
-    )  # fmt: skip
-
+    network = training.fit(model, batches, loss_of, logits_of=lambda logits: logits)
     student = PairStudent(network, data.vocabulary, config, extras.identities, encoder)
     finish(student, run_dir, accelerator)
     return student
@@ -152,7 +148,7 @@ def batch_loss(
     config: PairClassifierConfig,
     itm_weight: float,
     processes: Processes,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Annotated pairs of labelled pictures, plus soft labels where the batch has them.
 
     Each term is divided by its expected number of positives in the whole batch, over all ranks, at least 1.
@@ -167,7 +163,7 @@ def batch_loss(
 
     pairs_loss = annotated_loss(final, pair, hoi, batch, config, processes)
     if not config.distils:
-        return pairs_loss, {"loss/pairs": pairs_loss.item()}
+        return pairs_loss, {"loss/pairs": pairs_loss}
 
     asked = ~torch.isnan(batch.soft[picture, hoi])
     group, entry_group = torch.unique(picture[asked] * valid.shape[1] + hoi[asked], return_inverse=True)
@@ -175,4 +171,4 @@ def batch_loss(
     pooled = final if config.itm_logit == "final" else logits[pair, hoi].float()
     image_loss = image_terms(pooled[asked], entry_group, soft).sum() / processes.share(soft.sum())
     loss = pairs_loss + itm_weight * image_loss
-    return loss, {"loss/pairs": pairs_loss.item(), "loss/itm": image_loss.item()}
+    return loss, {"loss/pairs": pairs_loss, "loss/itm": image_loss}

@@ -92,8 +92,8 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, dat
     config = link_config(kd=replace(ALL_LEVELS, unlabelled=True))
     trained(config, data, tmp_path / "whole")
 
-    def save_and_stop(*saved):
-        save_state(*saved)
+    def save_and_stop(*saved, more):
+        save_state(*saved, more=more)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -62,8 +62,8 @@ from tests.fixtures.toy_student import Toy
 
 save = story.save_state
 
-def save_and_say(path, model, optimizer, done, run):
-    save(path, model, optimizer, done, run)
+def save_and_say(path, model, optimizer, done, run, more):
+    save(path, model, optimizer, done, run, more=more)
     print("saved", done, flush=True)
 
 story.save_state = save_and_say
@@ -109,8 +109,8 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, toy,
 def stopped_after(steps: int, config: PairClassifierConfig, toy: Toy, folder: Path, report) -> None:
     """Train on one thread, as the killed process did, until the state after ``steps`` is saved."""
 
-    def save_and_stop(path, model, optimizer, done, run):
-        save_state(path, model, optimizer, done, run)
+    def save_and_stop(path, model, optimizer, done, run, more):
+        save_state(path, model, optimizer, done, run, more=more)
         if done == steps:
             raise KeyboardInterrupt
 
