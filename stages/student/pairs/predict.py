@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from hoi_distill.stages.student.pairs.batches import MapReader, TableMaps
 from hoi_distill.stages.student.pairs.config import PairsConfig
 from hoi_distill.stages.student.pairs.instances import PictureTable, gather
 from hoi_distill.stages.student.pairs.prepare import picture_table
-from hoi_distill.stages.student.pairs.regions import Regions, entries
+from hoi_distill.stages.student.pairs.regions import Candidates, Regions, candidates_of
 
 BOX = pa.list_(pa.float32(), 4)
 SCHEMA = pa.schema(
@@ -36,16 +37,35 @@ SCHEMA = pa.schema(
 """One row a scored triplet. Boxes: xyxy pixels of the original picture, zero-based, half-open; classes: 0-based."""
 
 
-def scored(
-    model: nn.Module, pictures: PictureTable, maps: MapReader, valid: Tensor, batch: int
-) -> Iterator[tuple[np.ndarray, Regions, Tensor, Tensor, Tensor, Tensor]]:
-    """Go through all pictures that have a pair, ``batch`` at a time, in evaluation mode.
+@dataclass(frozen=True)
+class Scored:
+    """The scored candidates of B pictures.
+
+    Attributes:
+        rows: int64 ``[B]``.
+        regions: their instances and pairs.
+        candidates: N candidates.
+        logit: float ``[N]`` interaction logits O.
+    """
+
+    rows: np.ndarray
+    regions: Regions
+    candidates: Candidates
+    logit: Tensor
+
+
+def scored(model: nn.Module, pictures: PictureTable, maps: MapReader, valid: Tensor, batch: int) -> Iterator[Scored]:
+    """Score all pictures that have a pair, with the model in evaluation mode.
 
     Args:
         model: from :class:`Regions` to interaction logits O, float ``[P, H]``.
+        pictures: their instances and pairs.
+        maps: reads feature maps.
+        valid: bool ``[objects, H]``, the interactions that an object allows.
+        batch: pictures at a time.
 
     Yields:
-        rows (int64 ``[B]``), regions, and of every entry pair, class, prior and interaction logit (``[E]`` each).
+        The candidates of some pictures.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -57,9 +77,9 @@ def scored(
         rows = rows[places]
         regions = gather([pictures[row] for row in rows.tolist()], values).to(device)
         with torch.inference_mode():
-            pair, hoi, prior = entries(regions, valid.to(device))
-            logit = model(regions)[pair, hoi]
-        yield rows, regions, pair, hoi, prior, logit
+            candidates = candidates_of(regions, valid.to(device))
+            logit = model(regions)[candidates.pair, candidates.hoi]
+        yield Scored(rows, regions, candidates, logit)
     model.train(was_training)
 
 
@@ -85,12 +105,12 @@ def write_predictions(
     count = 0
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     with pq.ParquetWriter(draft, SCHEMA) as writer:
-        for rows, regions, pair, hoi, prior, logit in scored(model, pictures, maps, valid, batch):
-            score = logit.sigmoid() * prior**prior_power
+        for each in scored(model, pictures, maps, valid, batch):
+            candidates, score = each.candidates, each.logit.sigmoid() * each.candidates.prior**prior_power
             if top_k is not None:
-                kept = best_of_each(regions.pair_picture[pair], score, top_k)
-                pair, hoi, score = pair[kept], hoi[kept], score[kept]
-            table = triplets(regions, pair, hoi, score, hois, [image_ids[r] for r in rows])
+                kept = best_of_each(candidates.image, score, top_k)
+                candidates, score = candidates.where(kept), score[kept]
+            table = triplets(each.regions, candidates, score, hois, [image_ids[row] for row in each.rows])
             writer.write_table(table)
             count += len(table)
     os.replace(draft, path)
@@ -111,11 +131,19 @@ def best_of_each(picture: Tensor, score: Tensor, top_k: int) -> Tensor:
 
 
 def triplets(
-    regions: Regions, pair: Tensor, hoi: Tensor, score: Tensor, hois: np.ndarray, image_ids: Sequence[str]
+    regions: Regions, candidates: Candidates, score: Tensor, hois: np.ndarray, image_ids: Sequence[str]
 ) -> pa.Table:
-    """E scored entries of a batch of pictures (named ``image_ids``, ``[B]``) as a table of :data:`SCHEMA`."""
-    human, object_ = regions.pairs[pair].cpu().unbind(1)
-    boxes, classes = regions.boxes.cpu(), hoi.cpu().numpy()
+    """N scored candidates of a batch of pictures as a table of :data:`SCHEMA`.
+
+    Args:
+        regions: the batch.
+        candidates: its candidates.
+        score: float ``[N]``.
+        hois: int ``[H, 2]`` (verb, object).
+        image_ids: the B pictures' names.
+    """
+    human, object_ = regions.pairs[candidates.pair].cpu().unbind(1)
+    boxes, classes = regions.boxes.cpu(), candidates.hoi.cpu().numpy()
     names = pa.array(list(image_ids), pa.string()).take(pa.array(regions.picture.cpu()[human].numpy()))
 
     def box(instance: Tensor) -> pa.Array:

@@ -13,15 +13,51 @@ from torch import Tensor, nn
 
 from hoi_distill.stages.student.data import Report, TrainingSet
 from hoi_distill.stages.student.method import Extras
-from hoi_distill.stages.student.pairs.batches import Batch
+from hoi_distill.stages.student.pairs.batches import Batch, Share
 from hoi_distill.stages.student.pairs.config import BOOKKEEPING, PairsConfig
+from hoi_distill.stages.student.pairs.regions import candidates_of
+from hoi_distill.stages.student.pairs.terms import PairOutput, Predictions, Term
 from hoi_distill.stages.student.training.components import FiniteCheck, named_images
-from hoi_distill.stages.student.training.loop import BatchSource, Loss, Run, Trainer
+from hoi_distill.stages.student.training.loop import BatchSource, Loss, Run, Step, Trainer
 from hoi_distill.stages.student.training.optimization import WarmupCosine, parameter_groups
-from hoi_distill.stages.student.training.processes import Processes
+from hoi_distill.stages.student.training.processes import ALONE, Processes
 from hoi_distill.stages.student.training.resume import run_name
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class TermLoss:
+    """The loss of a network of pairs: the weighted sum of its terms.
+
+    Attributes:
+        terms: the supervision terms.
+        valid: bool ``[objects, H]`` on the network's device, the interactions that an object allows.
+        processes: the processes that share a batch.
+        output_of: from what the network returns to its :class:`~hoi_distill.stages.student.pairs.terms.PairOutput`.
+    """
+
+    terms: Sequence[Term]
+    valid: Tensor
+    processes: Processes = ALONE
+    output_of: Callable[[Any], PairOutput] = lambda output: output
+
+    def __call__(self, model: nn.Module, batch: Batch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and the unweighted losses as ``loss/<name>``."""
+        output = self.output_of(model(batch.regions))
+        predictions = Predictions(output, batch.regions, candidates_of(batch.regions, self.valid), self.processes)
+        # A text embedding has a gradient (of 0) in every step, also where no term looks at it.
+        total = output.logits.new_zeros(()) if output.phrases is None else output.phrases.look.sum() * 0
+        values: dict[str, Tensor] = {}
+        for term in self.terms:
+            for name, weight, value in term.losses(predictions, batch.targets[term.name], step.number):
+                total = total + weight * value
+                values[f"loss/{name}"] = value
+        return total, values
+
+    def logits_of(self, output: Any) -> Tensor:
+        """Interaction logits, float ``[P, H]``, of what the network returns."""
+        return self.output_of(output).logits[-1]
 
 
 @dataclass(frozen=True)
@@ -65,6 +101,11 @@ class PairTraining:
         accelerator = Accelerator(log_with="tensorboard", project_dir=folder)
         run = Run(folder, run_name(config, BOOKKEEPING, data), report, extras.stop, loader_workers)
         return cls(config, data, run, accelerator)
+
+    @property
+    def share(self) -> Share:
+        """This process's share of every batch."""
+        return Share(self.accelerator.process_index, self.accelerator.num_processes)
 
     @property
     def processes(self) -> Processes:

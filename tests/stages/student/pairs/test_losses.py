@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hoi_distill.stages.student.calibration import fit_platt, match_log_odds, shuffled_pictures
-from hoi_distill.stages.student.methods.pair_classifier.losses import image_terms
 from hoi_distill.stages.student.pairs.losses import final_logit, focal_terms
+from hoi_distill.stages.student.pairs.supervision.soft_labels import image_terms
 
 
 @pytest.mark.parametrize("prior", [1e-6, 0.3, 1 - 1e-6, 1.0])
