@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,10 +14,16 @@ import pyarrow.parquet as pq
 
 from hoi_distill.stages.evaluate.detections import SCHEMA, Detections
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files.atomic import atomic_write
 
 
-def write_detections(path: Path, detections: Detections, image_ids: Sequence[str] | np.ndarray) -> None:
-    """Write the Parquet file, scores as wide as they are. ``image_ids`` names every picture of the dataset, in its order."""
+def detections_table(detections: Detections, image_ids: Sequence[str] | np.ndarray) -> pa.Table:
+    """The detections as a table of :data:`~hoi_distill.stages.evaluate.detections.SCHEMA`, scores as wide as they are.
+
+    Args:
+        detections: ``image`` counts in ``image_ids``.
+        image_ids: the images' names.
+    """
     ids = pa.DictionaryArray.from_arrays(detections.image.astype(np.int32), pa.array(image_ids, pa.string()))
     columns: list[pa.Array] = [ids.cast(pa.string())]
     for box in (detections.human_box, detections.object_box):
@@ -25,8 +32,19 @@ def write_detections(path: Path, detections: Detections, image_ids: Sequence[str
         columns.append(pa.array(ints.astype(np.int32)))
     columns.append(pa.array(detections.score))
     at = SCHEMA.get_field_index("score")
-    schema = SCHEMA.set(at, SCHEMA.field(at).with_type(columns[at].type))
-    pq.write_table(pa.table(columns, schema=schema), path, compression="zstd")
+    return pa.table(columns, schema=SCHEMA.set(at, SCHEMA.field(at).with_type(columns[at].type)))
+
+
+def write_detections(path: Path, detections: Detections, image_ids: Sequence[str] | np.ndarray) -> None:
+    """Write the Parquet file. ``image_ids`` names every picture of the dataset, in its order."""
+    pq.write_table(detections_table(detections, image_ids), path, compression="zstd")
+
+
+@contextlib.contextmanager
+def detections_writer(path: Path) -> Iterator[pq.ParquetWriter]:
+    """A Parquet file of detections, written table by table. It takes its place when the block ends without an error."""
+    with atomic_write(path) as file, pq.ParquetWriter(file, SCHEMA) as writer:
+        yield writer
 
 
 def read_detections(

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.evaluate.detections import SCHEMA
 from hoi_distill.stages.student.data import valid_classes
 from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
@@ -32,7 +33,6 @@ from hoi_distill.stages.student.methods.pair_classifier.soft_labels import soft_
 from hoi_distill.stages.student.methods.pair_classifier.train import build_model, terms_of, train
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, Share, TableMaps, take
 from hoi_distill.stages.student.pairs.instances import gather, picture_of
-from hoi_distill.stages.student.pairs.predict import SCHEMA
 from hoi_distill.stages.student.pairs.prepare import picture_table
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pretrained import load_student
