@@ -1,4 +1,4 @@
-"""A new method, and a new file that methods share, are checked by lint: the contracts name all of them."""
+"""A new method, and a new folder that methods share, are checked by lint: the contracts name all of them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,17 @@ FOLDERS = {where.partition(":")[0].removesuffix(".method") for where in METHODS.
 
 
 def test_every_method_is_in_both_contracts():
-    what = "add its folder to these contracts of pyproject.toml, see CONTRIBUTING.md"
-    for name, key in (
-        ("methods know nothing of each other", "modules"),
-        ("what students share knows no method", "forbidden_modules"),
-    ):
-        assert set(CONTRACTS[name][key]) == FOLDERS, what
+    what = "put its folder in stages/student/methods, which these contracts of pyproject.toml name"
+    assert all(folder.startswith(f"{NAME}.methods.") for folder in FOLDERS), what
+    assert CONTRACTS["methods know nothing of each other"]["modules"] == [f"{NAME}.methods.*"]
+    layers = CONTRACTS["methods -> pairs -> what all students share"]
+    assert (layers["containers"], layers["layers"][0]) == ([NAME], "methods")
 
 
-def test_every_shared_file_is_in_the_contract():
-    """METHODS names methods in strings, which is no import."""
-    there = {f"{NAME}.{path.stem}" for path in HOUSE.iterdir() if path.is_dir() or path.suffix == ".py"}
-    shared = {name for name in there - FOLDERS if not name.endswith(("__init__", "__pycache__"))}
-    listed = set(CONTRACTS["what students share knows no method"]["source_modules"])
-    assert listed == shared, "add it to the source_modules of this contract of pyproject.toml"
+def test_every_shared_folder_is_in_the_contract():
+    shared = {path.name for path in HOUSE.iterdir() if (path / "__init__.py").is_file()}
+    layers = CONTRACTS["methods -> pairs -> what all students share"]["layers"]
+    assert shared <= set(layers), "add it to the layers of this contract of pyproject.toml"
 
 
 def test_contributing_says_what_a_new_stage_and_a_new_method_need():

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hoi_distill.stages.student.pairs.instances import targets
-from hoi_distill.stages.student.pairs.losses import focal_terms
 from hoi_distill.stages.student.pairs.regions import Candidates
 from hoi_distill.stages.student.pairs.terms import BatchImages, Predictions, Term, WeightedLoss
+from hoi_distill.stages.student.training.focal import upt_focal_terms
 from hoi_distill.stages.student.training.processes import Processes
 
 
@@ -87,7 +87,7 @@ def pair_loss(
         final: float32 ``[L, N]`` final logits.
         candidates: the N candidates.
         targets: targets of their pairs.
-        alpha: see :func:`hoi_distill.stages.student.pairs.losses.focal_terms`.
+        alpha: see :func:`hoi_distill.stages.student.training.focal.upt_focal_terms`.
         gamma: likewise.
         processes: the processes that share the global batch.
 
@@ -97,5 +97,5 @@ def pair_loss(
     target = targets.target[candidates.pair, candidates.hoi]
     counted = targets.labelled[candidates.image] & ~torch.isnan(target)
     final, target = final[:, counted], target[counted]
-    terms = focal_terms(final, target.expand_as(final), alpha, gamma)
+    terms = upt_focal_terms(final, target.expand_as(final), alpha, gamma)
     return terms.sum() / (processes.share(target.sum()) * len(final))
