@@ -31,6 +31,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.student import VlmHoiStudent
 from hoi_distill.stages.student.methods.vlm_hoi.teacher_scores import Teaching, teaching
 from hoi_distill.stages.student.training.components import Ema, FiniteCheck, named_images
 from hoi_distill.stages.student.training.loop import Run, Step, Trainer, finish
+from hoi_distill.stages.student.training.metrics import NonFiniteLoss
 from hoi_distill.stages.student.training.processes import Processes
 from hoi_distill.stages.student.training.resume import run_name
 from hoi_distill.storage.errors import placed
@@ -139,10 +140,18 @@ class StepLoss:
         self.tables = ItmTables.of(taught.labelled, device), ItmTables.of(taught.unlabelled, device)
 
     def __call__(self, model: nn.Module, batch: Batch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its terms by name. At a logged step the terms include the ratios of gradients."""
+        """The loss and its terms by name. At a logged step the terms include the ratios of gradients.
+
+        Raises:
+            NonFiniteLoss: the network's answers are not finite.
+        """
         output = MurenOutput(*(each.float() for each in model(batch.pixels, batch.mask)))
         epoch = self.batches.epochs(step.number)
-        return batch_loss(output, batch, self.config, self.tables, epoch, self.processes, ratios=step.logged)
+        try:
+            return batch_loss(output, batch, self.config, self.tables, epoch, self.processes, ratios=step.logged)
+        except FloatingPointError as error:  # answers that cannot be matched
+            where = describe_batch(self.batches.data, model, batch)
+            raise NonFiniteLoss(f"step {step.number + 1}: {error}; {where}") from None
 
 
 def parameter_groups(model: Muren, config: VlmHoiConfig) -> list[dict[str, Any]]:
