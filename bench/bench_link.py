@@ -59,16 +59,21 @@ from hoi_distill.stages.student.methods.link.config import LinkConfig
 from hoi_distill.stages.student.methods.link.distillation import KdConfig
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
-from hoi_distill.stages.student.methods.link.stream import LinkBatches, TaughtBatch
+from hoi_distill.stages.student.methods.link.stream import LinkBatches
 from hoi_distill.stages.student.methods.link.student import allowed, verbs
 from hoi_distill.stages.student.methods.link.teaching import PairTeacher
-from hoi_distill.stages.student.methods.link.train import batch_loss
+from hoi_distill.stages.student.methods.link.train import terms_of
 from hoi_distill.stages.student.methods.vlm_hoi.augment import View, training_view
 from hoi_distill.stages.student.methods.vlm_hoi.config import Pictures
-from hoi_distill.stages.student.pairs.instances import NO_POSITIVES, Picture, gather, targets, with_annotations
+from hoi_distill.stages.student.pairs.batches import Batch as PairBatch
+from hoi_distill.stages.student.pairs.instances import NO_POSITIVES, Picture, gather, with_annotations
 from hoi_distill.stages.student.pairs.prepare import training_pictures
+from hoi_distill.stages.student.pairs.terms import BatchImages
+from hoi_distill.stages.student.pairs.training import TermLoss
 from hoi_distill.stages.student.source import MemorySource
-from hoi_distill.stages.student.training.loop import parameter_groups
+from hoi_distill.stages.student.training.loop import Step
+from hoi_distill.stages.student.training.optimization import parameter_groups
+from hoi_distill.stages.student.training.processes import Processes
 from hoi_distill.stages.teacher.vision_features import VisionFeatures
 from hoi_distill.stages.teacher.weights import Checkpoint
 
@@ -105,7 +110,7 @@ class LiveBatches(LinkBatches):
         assert data.read is not None
         self.stage, self.read, self.augment = stage, data.read, augment
 
-    def __getitem__(self, step: int) -> TaughtBatch:
+    def __getitem__(self, step: int) -> PairBatch:
         rows = self.rows(step)
         flipped = self.mirrored(self.drawn(step, len(rows))[0]).tolist()
         pictures, images, mirrored = [], [], []
@@ -124,8 +129,8 @@ class LiveBatches(LinkBatches):
         batch = Batch(np.zeros(len(rows), "V16"), [str(row) for row in rows], len(rows), images)
         maps = torch.as_tensor(self.stage.compute(batch, ("original",), {})["original"]).half()  # as they are cached
         regions = gather(pictures, maps, np.array(mirrored))
-        labelled = torch.from_numpy(self.labelled[rows])
-        return TaughtBatch(torch.from_numpy(rows), regions, targets(pictures, self.valid.shape[1]), labelled, [])
+        shown = BatchImages(rows, pictures, regions, [])
+        return PairBatch(torch.from_numpy(rows), regions, {term.name: term.targets(shown) for term in self.terms})
 
     def moved(self, picture: Picture, row: int, view: View) -> Picture | None:
         """The picture as the view shows it, annotations associated anew; None where no pair is left of it."""
@@ -153,17 +158,16 @@ class Variant:
         shape = LinkShape(batches.channels(), text.shape[1], config.network)
         self.model = Link(shape, verbs(data.vocabulary), torch.from_numpy(text.astype(np.float32))).train()
         self.config, self.batches = config, batches
-        self.seen = torch.from_numpy(data.seen)
-        self.valid = torch.from_numpy(allowed(config, data.vocabulary)) & self.seen
-        groups = parameter_groups(self.model, config.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, config.learning_rate, foreach=True)
-        self.accelerator = Accelerator(cpu=True)
+        valid = torch.from_numpy(allowed(config, data.vocabulary) & data.seen)
+        self.loss = TermLoss(batches.terms, valid, Processes.of(Accelerator(cpu=True)))
+        groups = parameter_groups(self.model, config.learning_rate, config.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, foreach=True)
 
     def step(self, number: int) -> tuple[float, int]:
         """CPU seconds of one step, and the pairs that it looked at."""
         started = time.process_time()
         batch = self.batches[number]
-        loss, _ = batch_loss(self.model, batch, self.valid, self.seen, self.config, self.accelerator)
+        loss, _ = self.loss(self.model, batch, Step(number))
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
@@ -207,12 +211,14 @@ def variants_of(
 ) -> dict[str, Variant]:
     """``config`` is the distilled training's."""
     plain = replace(config, kd=KdConfig())
-    tables = training_pictures(folder / "pictures", data, plain), torch.from_numpy(allowed(config, data.vocabulary))
+    pictures = training_pictures(folder / "pictures", data, plain)
+    valid = torch.from_numpy(allowed(config, data.vocabulary))
+    terms, plain_terms = terms_of(config, data, valid), terms_of(plain, data, valid)
     batches = {
-        "cached": (plain, LinkBatches(plain, data, *tables)),
-        "phase_2": (config, LinkBatches(config, data, *tables)),
-        "live": (plain, LiveBatches(plain, data, *tables, stage=stage)),
-        "live_augmented": (plain, LiveBatches(plain, data, *tables, stage=stage, augment=augment)),
+        "cached": (plain, LinkBatches(plain, data, pictures, plain_terms)),
+        "phase_2": (config, LinkBatches(config, data, pictures, terms)),
+        "live": (plain, LiveBatches(plain, data, pictures, plain_terms, stage=stage)),
+        "live_augmented": (plain, LiveBatches(plain, data, pictures, plain_terms, stage=stage, augment=augment)),
     }
     return {name: Variant(which, each, data, text) for name, (which, each) in batches.items()}
 
@@ -323,8 +329,8 @@ def peak(kind: str, folder: Path) -> dict[str, Any]:
     """Two steps of one training in this process."""
     config = LinkConfig(kd=ALL_LEVELS if kind == "phase_2" else KdConfig())
     data = world(config, [folder / f"{n}.jpg" for n in range(config.labelled_per_step)], MOST)
-    tables = training_pictures(folder / "pictures", data, config), torch.from_numpy(allowed(config, data.vocabulary))
-    batches = LinkBatches(config, data, *tables)
+    terms = terms_of(config, data, torch.from_numpy(allowed(config, data.vocabulary)))
+    batches = LinkBatches(config, data, training_pictures(folder / "pictures", data, config), terms)
     variant = Variant(config, batches, data, unit_rows(len(data.vocabulary.hois)))
     resident = Path("/proc/self/statm").read_text().split()[1]
     variant.step(0)

@@ -7,6 +7,6 @@ import json
 
 def schema() -> None:
     """Print the JSON schema of a configuration, by which an editor completes and checks its keys."""
-    from hoi_distill.pipeline.config.json_schema import configuration_schema
+    from hoi_distill.pipeline.graph.json_schema import configuration_schema
 
     print(json.dumps(configuration_schema(), indent=1))

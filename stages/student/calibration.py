@@ -2,7 +2,7 @@
 
 The teacher looks at whole pictures. Its answer for (picture I, class c) is the match log-odds ``m = z1 - z0``; Platt
 scaling ``t = sigmoid(a * m + b)``, fitted on the labelled pictures' image-level labels, makes it a probability. How t
-reaches the pairs is :func:`hoi_distill.stages.student.methods.pair_classifier.losses.image_terms`.
+reaches the pairs is :func:`hoi_distill.stages.student.pairs.supervision.soft_labels.image_terms`.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Student(ABC):
         report: Callable[[str], None] = print,
         device: str | None = None,
     ) -> Path:
-        """Write ``run_dir/detections.parquet`` (:data:`hoi_distill.stages.student.pairs.predict.SCHEMA`) and return its path.
+        """Write ``run_dir/detections.parquet`` (:data:`hoi_distill.stages.evaluate.detections.SCHEMA`) and return its path.
 
         Args:
             shared: where variants of a study keep what they share; default: the run folder's parent.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,15 +15,15 @@ import pyarrow.parquet as pq
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.evaluate.detections import SCHEMA, HoiDetections
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files.atomic import atomic_write
 
 
-def write_detections(path: Path, detections: HoiDetections, image_ids: Sequence[str] | np.ndarray) -> None:
-    """Write the Parquet file; scores keep their width.
+def detections_table(detections: HoiDetections, image_ids: Sequence[str] | np.ndarray) -> pa.Table:
+    """The detections as a table of :data:`~hoi_distill.stages.evaluate.detections.SCHEMA`, scores as wide as they are.
 
     Args:
-        path: the file.
-        detections: ``image`` counts ``image_ids``.
-        image_ids: every picture of the dataset, in its order.
+        detections: ``image`` counts in ``image_ids``.
+        image_ids: the images' names.
     """
     ids = pa.DictionaryArray.from_arrays(detections.image.astype(np.int32), pa.array(image_ids, pa.string()))
     boxes = (
@@ -32,8 +33,19 @@ def write_detections(path: Path, detections: HoiDetections, image_ids: Sequence[
     numbers = (pa.array(column.astype(np.int32)) for column in (detections.object, detections.verb, detections.hoi))
     columns: list[pa.Array] = [ids.cast(pa.string()), *boxes, *numbers, pa.array(detections.score)]
     at = SCHEMA.get_field_index("score")
-    schema = SCHEMA.set(at, SCHEMA.field(at).with_type(columns[at].type))
-    pq.write_table(pa.table(columns, schema=schema), path, compression="zstd")
+    return pa.table(columns, schema=SCHEMA.set(at, SCHEMA.field(at).with_type(columns[at].type)))
+
+
+def write_detections(path: Path, detections: HoiDetections, image_ids: Sequence[str] | np.ndarray) -> None:
+    """Write the Parquet file. ``image_ids`` names every picture of the dataset, in its order."""
+    pq.write_table(detections_table(detections, image_ids), path, compression="zstd")
+
+
+@contextlib.contextmanager
+def detections_writer(path: Path) -> Iterator[pq.ParquetWriter]:
+    """A Parquet file of detections, written table by table. It takes its place when the block ends without an error."""
+    with atomic_write(path) as file, pq.ParquetWriter(file, SCHEMA) as writer:
+        yield writer
 
 
 def read_detections(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from hoi_distill.stages.student.pairs.config import PairsConfig
-from hoi_distill.stages.student.pairs.instances import PictureTable
+from hoi_distill.stages.student.pairs.instances import Picture, PictureTable, gather
 from hoi_distill.stages.student.pairs.regions import Regions
+from hoi_distill.stages.student.pairs.terms import BatchImages, Term
 from hoi_distill.stages.student.source import Sample, Samples, Source
+from hoi_distill.stages.student.training.loop import BatchSource
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.sampling import epoch_order
 
@@ -25,22 +26,63 @@ of the rows that could be read, and their maps."""
 
 @dataclass
 class Batch:
-    """One step's pictures: B of them, with I instances and P pairs.
+    """One step's B pictures.
 
     Attributes:
         rows: int64 ``[B]`` rows of the training set.
         regions: what the network reads.
-        target: float ``[P, H]`` annotated interactions, NaN where neither yes nor no counts; only those of ``labelled``
-            pictures (bool ``[B]``) count.
+        targets: the targets of each supervision term, by its name.
     """
 
     rows: Tensor
     regions: Regions
-    target: Tensor
-    labelled: Tensor
+    targets: dict[str, Any]
 
     def to(self, device: torch.device) -> Self:
-        return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
+        """The same on another device."""
+        targets = {name: _moved(value, device) for name, value in self.targets.items()}
+        return replace(self, rows=self.rows.to(device), regions=self.regions.to(device), targets=targets)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return [each.to(device) for each in value] if isinstance(value, list) else value.to(device)
+
+
+class Share(NamedTuple):
+    """This process's share of every batch.
+
+    Attributes:
+        rank: number of the process, from 0.
+        world: how many processes share a batch.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+
+class Pools(NamedTuple):
+    """The pictures that steps draw from.
+
+    Attributes:
+        labelled: int64, rising, rows of labelled pictures.
+        others: int64, rising, rows of pictures without labels that are looked at.
+    """
+
+    labelled: np.ndarray
+    others: np.ndarray
+
+    @classmethod
+    def of(cls, pictures: PictureTable, labelled: np.ndarray, *, unlabelled: bool) -> Pools:
+        """Those with a pair.
+
+        Args:
+            pictures: the pictures.
+            labelled: bool ``[N]``.
+            unlabelled: whether pictures without labels are looked at as well.
+        """
+        usable = pictures.usable()
+        others = np.flatnonzero(usable & ~labelled) if unlabelled else np.empty(0, np.int64)
+        return cls(np.flatnonzero(usable & labelled), others)
 
 
 def take(pool: np.ndarray, step: int, size: int, seed: int) -> np.ndarray:
@@ -54,34 +96,28 @@ def take(pool: np.ndarray, step: int, size: int, seed: int) -> np.ndarray:
     return np.array([pool[orders[epoch][at]] for epoch, at in zip(epochs, position % len(pool), strict=True)], np.int64)
 
 
-class PictureBatches(Dataset[Batch]):
-    """Which pictures and views each step looks at (of one rank).
+BatchT_co = TypeVar("BatchT_co", covariant=True)
+
+
+class PictureBatches(BatchSource[BatchT_co]):
+    """Which pictures and views each step looks at.
 
     Args:
-        labelled: bool ``[N]``; unlabelled: whether the other pictures are looked at as well.
+        config: says how many steps there are, and how many pictures a step has.
+        pools: the pictures to draw from.
+        share: this process's share of every batch.
 
     Raises:
-        UserError: there are too few pictures a step for ``world`` processes.
+        UserError: there are too few pictures a step for the processes.
     """
 
-    def __init__(
-        self,
-        config: PairsConfig,
-        pictures: PictureTable,
-        labelled: np.ndarray,
-        unlabelled: bool,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        usable = pictures.usable()
-        self.config, self.pictures, self.labelled, self.rank, self.world = config, pictures, labelled, rank, world
-        self.labelled_pool = np.flatnonzero(usable & labelled)
-        self.unlabelled_pool = np.flatnonzero(usable & ~labelled) if unlabelled else np.empty(0, np.int64)
-        labelled_ones = config.labelled_per_step if len(self.labelled_pool) else 0
-        others = config.unlabelled_per_step if len(self.unlabelled_pool) else 0
-        if max(labelled_ones, others) < world:
+    def __init__(self, config: PairsConfig, pools: Pools, share: Share = Share()) -> None:  # noqa: B008  immutable
+        self.config, self.pools, self.share = config, pools, share
+        labelled = config.labelled_per_step if len(pools.labelled) else 0
+        others = config.unlabelled_per_step if len(pools.others) else 0
+        if max(labelled, others) < share.world:
             raise UserError(
-                f"student.labelled_per_step: {labelled_ones} labelled and {others} other pictures a step leave some of {world} "
+                f"student.labelled_per_step: {labelled} labelled and {others} other pictures a step leave some of {share.world} "
                 "processes without any; raise it, or start fewer"
             )
 
@@ -90,30 +126,83 @@ class PictureBatches(Dataset[Batch]):
 
     def rows(self, step: int) -> np.ndarray:
         """int64 ``[B]``: labelled pictures, then unlabelled ones."""
-        config = self.config
-        return np.concatenate(
-            (
-                take(self.labelled_pool, step, config.labelled_per_step, 2 * config.seed)[self.rank :: self.world],
-                take(self.unlabelled_pool, step, config.unlabelled_per_step, 2 * config.seed + 1)[
-                    self.rank :: self.world
-                ],
-            )
-        )
+        config, (rank, world) = self.config, self.share
+        labelled = take(self.pools.labelled, step, config.labelled_per_step, 2 * config.seed)
+        others = take(self.pools.others, step, config.unlabelled_per_step, 2 * config.seed + 1)
+        return np.concatenate((labelled[rank::world], others[rank::world]))
 
     def epochs(self, steps: int) -> float:
-        """How often so many steps have gone through the labelled pictures, or where there are none, the others."""
-        if len(self.labelled_pool):
-            return steps * self.config.labelled_per_step / len(self.labelled_pool)
-        return steps * self.config.unlabelled_per_step / max(len(self.unlabelled_pool), 1)
+        """How often so many steps go through the labelled pictures, or where there are none, through the others."""
+        if len(self.pools.labelled):
+            return steps * self.config.labelled_per_step / len(self.pools.labelled)
+        return steps * self.config.unlabelled_per_step / max(len(self.pools.others), 1)
 
     def drawn(self, step: int, count: int) -> tuple[np.ndarray, np.random.Generator]:
         """int64 ``[count]`` views, and what the step may draw more numbers from."""
-        draw = np.random.default_rng([self.config.seed, step, self.rank])
+        draw = np.random.default_rng([self.config.seed, step, self.share.rank])
         return draw.integers(0, len(self.config.views), count), draw
 
     def mirrored(self, views: np.ndarray) -> np.ndarray:
-        """bool ``[B]``."""
+        """bool ``[B]``: whether a view is the mirrored picture."""
         return np.array(self.config.views)[views] == "flip"
+
+
+class PairBatches(PictureBatches[Batch]):
+    """Batches of pictures, their pairs and the targets of any supervision terms.
+
+    Args:
+        config: see :class:`PictureBatches`.
+        pools: see :class:`PictureBatches`.
+        pictures: the instances and pairs of all pictures.
+        maps: reads feature maps.
+        terms: the supervision terms.
+        source: the tables that terms read by view; None where no term does.
+        share: see :class:`PictureBatches`.
+    """
+
+    def __init__(
+        self,
+        config: PairsConfig,
+        pools: Pools,
+        pictures: PictureTable,
+        maps: MapReader,
+        terms: Sequence[Term],
+        *,
+        source: Source | None = None,
+        share: Share = Share(),  # noqa: B008  immutable
+    ) -> None:
+        super().__init__(config, pools, share)
+        self.pictures, self.maps, self.terms = pictures, maps, tuple(terms)
+        tables = tuple(table for term in terms for table in term.view_tables)
+        self.samples: dict[str, Samples] = {}
+        if tables:
+            assert source is not None
+            self.samples = {view: source.open(dict.fromkeys(tables, (view,))) for view in config.views}
+
+    def channels(self) -> int:
+        """C of the feature maps."""
+        first = next(pool[:1] for pool in self.pools if len(pool))
+        return int(self.maps(first, np.zeros(1, np.int64))[1].shape[1])
+
+    def picture(self, row: int, draw: np.random.Generator) -> Picture:
+        """A row's instances, pairs and annotations. ``draw`` gives the random numbers of the step."""
+        return self.pictures[row]
+
+    def __getitem__(self, step: int) -> Batch:
+        rows = self.rows(step)
+        views, draw = self.drawn(step, len(rows))
+        cells: list[dict[str, Any]] = [{} for _ in rows]
+        if self.samples:
+            read = read_views(self.samples, rows, views)
+            places = np.array([place for place, _, _ in read], np.int64)
+            rows, views = rows[places], views[places]
+            cells = [{name: cell[view] for name, cell in sample.items() if name != "row"} for _, view, sample in read]
+        places, maps = self.maps(rows, views)
+        rows, mirrored = rows[places], self.mirrored(views[places])
+        pictures = [self.picture(row, draw) for row in rows.tolist()]
+        images = BatchImages(rows, pictures, gather(pictures, maps, mirrored), [cells[place] for place in places])
+        targets = {term.name: term.targets(images) for term in self.terms}
+        return Batch(torch.from_numpy(rows), images.regions, targets)
 
 
 def read_views(views: Mapping[str, Samples], rows: np.ndarray, chosen: np.ndarray) -> list[tuple[int, str, Sample]]:

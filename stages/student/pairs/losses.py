@@ -1,9 +1,8 @@
-"""Losses of scored pairs, in fp32 and on the entries that count: pairs p and classes c with prior P > 0."""
+"""Losses of scored pairs, in fp32 and on candidates: pairs p and classes c with prior P > 0."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -13,24 +12,11 @@ def final_logit(logit: Tensor, prior: Tensor) -> Tensor:
     ``log P - logaddexp(log(1 - P), -O)``, which is ``log(P / (1 + exp(-O) - P))`` (LINK, section 3) without overflow.
 
     Args:
-        logit: float ``[E]`` interaction logits O; prior: float ``[E]`` in (0, 1].
+        logit: float ``[..., N]`` interaction logits O.
+        prior: float ``[N]`` in (0, 1].
 
     Returns:
-        float32 ``[E]``.
+        float32 ``[..., N]``.
     """
     prior = prior.float()
     return prior.log() - torch.logaddexp(torch.log1p(-prior), -logit.float())
-
-
-def focal_terms(logit: Tensor, target: Tensor, alpha: float = 0.5, gamma: float = 0.2) -> Tensor:
-    """``|1 - y - alpha| * (|y - sigmoid(psi)| + 1e-6)^gamma * BCE(psi, y)`` for each entry (UPT's focal loss).
-
-    Args:
-        logit: float ``[E]`` final logits; target: float ``[E]`` in [0, 1].
-
-    Returns:
-        float32 ``[E]``. Divide their sum by the batch's number of positive entries, at least 1.
-    """
-    bce = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
-    error = (target - logit.sigmoid()).abs() + 1e-6
-    return (1 - target - alpha).abs() * error**gamma * bce

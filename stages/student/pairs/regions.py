@@ -33,17 +33,47 @@ class Regions:
     pairs: Tensor
 
     def to(self, device: torch.device) -> Regions:
+        """The same on another device."""
         return Regions(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     @property
     def pair_picture(self) -> Tensor:
-        """int64 ``[P]``."""
+        """int64 ``[P]``, the picture of each pair."""
         return self.picture[self.pairs[:, 0]]
 
 
-def entries(regions: Regions, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The (pair, class) entries with prior P > 0: int64 ``[E]``, int64 ``[E]``, float32 ``[E]`` prior."""
+@dataclass(frozen=True)
+class Candidates:
+    """N candidates of a batch: a pair and an interaction that the pair's object allows, with a prior P > 0.
+
+    Attributes:
+        pair: int64 ``[N]``, rising.
+        hoi: int64 ``[N]`` interactions.
+        prior: float32 ``[N]`` in (0, 1].
+        image: int64 ``[N]``, the place of the pair's image in the batch.
+    """
+
+    pair: Tensor
+    hoi: Tensor
+    prior: Tensor
+    image: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pair)
+
+    def where(self, mask: Tensor) -> Candidates:
+        """The candidates of a bool ``[N]`` mask or of int64 positions."""
+        return Candidates(*(getattr(self, field.name)[mask] for field in fields(self)))
+
+
+def candidates_of(regions: Regions, valid: Tensor) -> Candidates:
+    """The candidates of a batch.
+
+    Args:
+        regions: the batch.
+        valid: bool ``[objects, H]``, the interactions that an object allows.
+    """
     human, object_ = regions.pairs.unbind(1)
     prior = pair_prior(regions.scores[human], regions.scores[object_], regions.labels[object_], valid)
     pair, hoi = prior.nonzero(as_tuple=True)
-    return pair, hoi, prior[pair, hoi]
+    return Candidates(pair, hoi, prior[pair, hoi], regions.pair_picture[pair])

@@ -37,12 +37,11 @@ class MetricsLog:
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": done + 1}})
 
     def write(self, record: dict[str, float]) -> None:
+        """Append a record, which has a ``step``."""
         if self.file is not None:
             self.file.write(json.dumps({**record, "seconds": round(time.monotonic() - self.start, 3)}) + "\n")
-        self.trackers({name: value for name, value in record.items() if name != "step"}, int(record["step"]))
-
-    def trackers(self, values: dict[str, float], step: int) -> None:
-        self.accelerator.log(values, step=step)
+        values = {name: value for name, value in record.items() if name != "step"}
+        self.accelerator.log(values, step=int(record["step"]))
 
 
 class Progress:
@@ -55,6 +54,7 @@ class Progress:
             report(f"resumed after step {done} of {steps}")
 
     def __call__(self, done: int, loss: Tensor) -> None:
+        """Report after ``done`` steps, if it is time to."""
         now = time.monotonic()
         if now - self.last < self.every and done < self.steps and done > self.first + 1:
             return

@@ -1,4 +1,4 @@
-"""Processes that share the work of one: each has a part of every batch, and averaged gradients are those of the whole one."""
+"""Data parallelism: each process sees a slice of the global batch, and averaged gradients are those of the whole batch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Processes:
-    """Those that share the global batch; by default this one alone. Every process has to come to each call of each method.
+    """The processes that share the global batch; by default this one alone. All of them have to make each call.
 
     Attributes:
-        mean: a small float tensor's mean over them, the same on all.
-        number: how many there are.
+        mean: from a small float tensor to its mean over the processes, which is the same on all.
+        number: how many processes there are.
     """
 
     mean: Callable[[Tensor], Tensor] = lambda tensor: tensor
@@ -27,29 +27,33 @@ class Processes:
 
     @classmethod
     def of(cls, accelerator: Accelerator) -> Processes:
+        """The processes of an accelerator."""
         return cls(lambda tensor: accelerator.reduce(tensor.to(accelerator.device), "mean"), accelerator.num_processes)
 
     def share(self, count: Tensor, least: float = 1.0) -> Tensor:
-        """What a sum over this process's pictures is divided by: the mean count, and at least ``least`` of all together.
+        """What a sum over this process's images is divided by, so that the mean over processes is the global batch's.
 
-        A term's sum divided by it is, averaged over the processes as gradients are, the term of the whole batch.
+        Args:
+            count: this process's count, a scalar.
+            least: smallest count of all processes together.
+
+        Returns:
+            The mean count, a float32 scalar.
         """
         return self.mean(count.detach().float()).clamp(min=least / self.number)
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so on one of them, the same answer on all."""
+        """Whether ``flag`` is set on one of the processes; the same answer on all."""
         return flag if self.number == 1 else bool(self.mean(torch.tensor(float(flag))) > 0)
 
-    def average(self, values: dict[str, float]) -> dict[str, float]:
-        """The mean values by name; of terms divided by :meth:`share`, those of the whole batch."""
-        if self.number == 1:
-            return values
-        return dict(zip(values, self.mean(torch.tensor(list(values.values()))).tolist(), strict=True))
+    def average(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """The means of scalars over the processes, by name. The device is read once."""
+        return dict(zip(values, self.mean(torch.stack(list(values.values()))).tolist(), strict=True))
 
 
 ALONE = Processes()
 
 
 def mean_of(values: Tensor, processes: Processes) -> Tensor:
-    """The mean over the whole batch: a scalar, 0 (with a gradient of 0) of nothing."""
+    """The mean over the global batch, a scalar; 0 with a gradient of 0 where there are no values."""
     return values.sum() / processes.share(values.new_tensor(float(values.numel())))

@@ -1,20 +1,46 @@
-"""The exact state of a training run in one file, replaced in one step: a killed run goes on from its last save.
+"""The resume state of a training: one file that is replaced in one step, from which a killed run continues.
 
-Batches, views, learning rate and the random numbers of a step are pure functions of the step and the seed, so weights,
-optimiser moments and the number of steps done are all there is to keep.
+Batches, views, learning rates and random numbers are functions of the step and the seed. The file therefore holds no more
+than the weights, the optimizer's moments, what components keep, and the number of steps done.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.files import DAMAGE, load_tensors, save_tensors
+from hoi_distill.stages.student.method import parameters_of
+from hoi_distill.storage.digests import content_name
 from hoi_distill.storage.errors import UserError
+
+MODEL, OPTIMIZER, MORE = "model.", "optimizer.", "more."
+"""Prefixes of the file's tensors."""
+
+
+def run_name(config: Any, bookkeeping: Collection[str], data: TrainingSet) -> str:
+    """A digest of what decides a run's weights. A state of another name is not resumed.
+
+    Args:
+        config: the method's parameters, a dataclass.
+        bookkeeping: its fields that change no weight.
+        data: the training set.
+    """
+    record = [
+        parameters_of(config, bookkeeping),
+        data.identity,
+        len(data.image),
+        int(data.labelled.sum()),
+        data.vocabulary.digest(),
+    ]
+    return content_name(json.dumps(record).encode(), 8)
 
 
 def save_state(
@@ -23,14 +49,23 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     done: int,
     run: str,
+    *,
     more: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Replace ``path`` by the state after ``done`` steps. ``run`` names what is trained, see :func:`load_state`; ``more``
-    is what else the method keeps."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    """Replace ``path`` by the state after ``done`` steps.
+
+    Args:
+        path: the file.
+        model: its weights are kept.
+        optimizer: its moments are kept.
+        done: number of steps done.
+        run: name of the run, see :func:`run_name`.
+        more: tensors of other parts of the training, by name.
+    """
+    tensors = {f"{MODEL}{name}": value for name, value in model.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
-    tensors |= {f"more.{name}": value for name, value in (more or {}).items()}
+        tensors |= {f"{OPTIMIZER}{index}.{name}": value for name, value in slots.items()}
+    tensors |= {f"{MORE}{name}": value for name, value in (more or {}).items()}
     tensors = {name: value.detach().cpu() for name, value in tensors.items()}  # once, for the checksum and the file
     save_tensors(path, tensors, {"done": str(done), "run": run, "checksum": checksum(tensors, str(done), run)})
 
@@ -49,11 +84,21 @@ def load_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     run: str,
-    more: dict[str, Tensor] | None = None,
+    *,
     report: Callable[[str], None] = print,
-) -> int:
-    """Put the saved state back, if there is one, and return the number of steps done. ``more`` is updated by what was
-    saved beside. A damaged one is told to ``report``, and the training starts anew.
+) -> tuple[int, dict[str, Tensor]]:
+    """Restore the saved state, if there is one. A damaged file is reported, and the training starts anew.
+
+    Args:
+        path: the file.
+        model: gets the saved weights.
+        optimizer: gets the saved moments.
+        run: name of the run, see :func:`run_name`.
+        report: gets a line for people.
+
+    Returns:
+        The number of steps done, and the tensors of other parts of the training by name; 0 and none where nothing was
+        restored.
 
     Raises:
         UserError: the state is that of another run.
@@ -64,21 +109,22 @@ def load_state(
         if metadata.get("checksum", found := checksum(tensors, str(done), own)) != found:  # older versions wrote none
             raise ValueError("its bytes have changed")
     except FileNotFoundError:
-        return 0
+        return 0, {}
     except PermissionError:
         raise
     except DAMAGE as error:
         report(f"{path}: damaged ({' '.join(str(error).split())}); the training starts anew")
-        return 0
+        return 0, {}
     if own != run:
         raise UserError(f"{path}: the state of another run ({own}, this is {run}); remove it to start anew")
-    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-    slots: dict[int, dict[str, Tensor]] = {}
+    parts: dict[str, dict[str, Tensor]] = {MODEL: {}, OPTIMIZER: {}, MORE: {}}
     for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, slot = name.split(".", 2)
-            slots.setdefault(int(index), {})[slot] = value
+        kind, _, rest = name.partition(".")
+        parts[f"{kind}."][rest] = value
+    model.load_state_dict(parts[MODEL])
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in parts[OPTIMIZER].items():
+        index, _, slot = name.partition(".")
+        slots.setdefault(int(index), {})[slot] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-    if more is not None:
-        more.update({name[5:]: value for name, value in tensors.items() if name.startswith("more.")})
-    return done
+    return done, parts[MORE]

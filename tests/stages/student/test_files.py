@@ -126,17 +126,17 @@ def test_a_damaged_state_is_told_and_the_training_starts_anew(tmp_path, damage):
     model, optimizer = network()
     model(torch.ones(1, 20)).sum().backward()
     optimizer.step()
-    save_state(path, model, optimizer, 7, "run", {"ema": torch.ones(2)})
+    save_state(path, model, optimizer, 7, "run", more={"ema": torch.ones(2)})
     fresh, other = network()
-    more: dict[str, torch.Tensor] = {}
-    assert load_state(path, fresh, other, "run", more) == 7
+    done, more = load_state(path, fresh, other, "run")
+    assert done == 7
     assert torch.equal(fresh.weight, model.weight)
     assert more["ema"].tolist() == [1, 1]
     damage(path)
     said: list[str] = []
     fresh, other = network()
     before = fresh.weight.clone()
-    assert load_state(path, fresh, other, "run", {}, said.append) == 0
+    assert load_state(path, fresh, other, "run", report=said.append) == (0, {})
     assert torch.equal(fresh.weight, before)
     assert other.state_dict()["state"] == {}
     assert [line.startswith(f"{path}: damaged") for line in said] == ([] if damage is gone else [True])

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from hoi_distill.stages.student.data import TrainingSet
-from hoi_distill.stages.student.methods.pair_classifier.batches import StepBatches
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
 from hoi_distill.stages.student.methods.pair_classifier.soft_labels import calibrate
-from hoi_distill.stages.student.methods.pair_classifier.train import train
-from hoi_distill.stages.student.pairs.batches import TableMaps
+from hoi_distill.stages.student.methods.pair_classifier.train import terms_of, train
+from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, TableMaps
 from hoi_distill.stages.student.pairs.instances import Picture, PictureTable, targets, with_annotations
 from hoi_distill.stages.student.pairs.prepare import picture_table
 from tests.fixtures.toy_student import OBJECTS, VOCABULARY, Toy, weights
@@ -107,9 +106,11 @@ def test_the_loss_is_blind_to_a_pair_that_is_set_aside(tmp_path):
         data = replace(few, dropped=dropped)
         pictures = picture_table(tmp_path / name, data.source, config, data)
         maps = TableMaps({view: data.source.open({"features": (view,)}) for view in config.views})
-        batch = StepBatches(config, pictures, maps, data.labelled, None, len(VOCABULARY))[0]
-        assert int(torch.isnan(batch.target).sum()) == (0 if dropped is None else 8)
-        assert not batch.target.nan_to_num().any()
+        pools = Pools.of(pictures, data.labelled, unlabelled=False)
+        batch = PairBatches(config, pools, pictures, maps, terms_of(config, data, None))[0]
+        target = batch.targets["annotations"].target
+        assert int(torch.isnan(target).sum()) == (0 if dropped is None else 8)
+        assert not target.nan_to_num().any()
         run = train(config, data, tmp_path / f"{name} run", report=lambda _: None)
         assert all(torch.isfinite(value).all() for value in run.model.state_dict().values())
     assert weights(tmp_path / "negative run") != weights(tmp_path / "ignored run")

@@ -13,7 +13,7 @@ where they are used. The rows of its ablation, each one key away from the next:
 
 from __future__ import annotations
 
-from dataclasses import field, replace
+from dataclasses import field
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -193,7 +193,3 @@ class ClHoiConfig(PairsConfig):
             learning_rate=own.learning_rate, weight_decay=own.weight_decay, warmup_steps=own.warmup_steps,
             clip_norm=own.clip_norm, seed=self.seed, log_every=self.log_every, save_every=self.save_every,
         )  # fmt: skip
-
-    def with_power(self, power: float) -> ClHoiConfig:
-        """The same with the detection scores' exponent that was chosen."""
-        return replace(self, prior_power=power)

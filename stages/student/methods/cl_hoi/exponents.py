@@ -19,7 +19,7 @@ from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
 from hoi_distill.stages.student.methods.cl_hoi.stream import ImageLabels
 from hoi_distill.stages.student.pairs.batches import MapReader
 from hoi_distill.stages.student.pairs.instances import PictureTable, gather
-from hoi_distill.stages.student.pairs.regions import entries
+from hoi_distill.stages.student.pairs.regions import candidates_of
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def choose_exponents(
 def looked_at(
     model: nn.Module, pictures: PictureTable, rows: np.ndarray, maps: MapReader, valid: Tensor, batch: int
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """The entries of some pictures, on the CPU: rows ``[B]``, and of each entry place, class, log sigmoid z, log r,
+    """The candidates of some pictures, on the CPU: rows ``[B]``, and of each candidate place, class, log sigmoid z, log r,
     log s_h s_o."""
     device = next(model.parameters()).device
     model.eval()
@@ -103,10 +103,9 @@ def looked_at(
         some = some[places]
         regions = gather([pictures[row] for row in some.tolist()], values).to(device)
         with torch.inference_mode():
-            pair, hoi, prior = entries(regions, valid)
-            said = model(regions)
-            log_z = nn.functional.logsigmoid(said.logits[pair, hoi].float())
-            found = regions.pair_picture[pair], hoi, log_z, said.log_r[pair], prior.log()
+            candidates, said = candidates_of(regions, valid), model(regions)
+            log_z = nn.functional.logsigmoid(said.logits[candidates.pair, candidates.hoi].float())
+            found = candidates.image, candidates.hoi, log_z, said.log_r[candidates.pair], candidates.prior.log()
         place, hoi, *logs = (each.cpu() for each in found)
         yield some, place, hoi, logs[0], logs[1], logs[2]
 

@@ -7,7 +7,7 @@ instead of being kept: nothing of it is state.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,9 @@ from torch import Tensor
 from hoi_distill.stages.data.label_kinds import IGNORED, POSITIVE
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.files import kept, mapped, new_array
-from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
-from hoi_distill.stages.student.methods.cl_hoi.losses import same_sets
-from hoi_distill.stages.student.pairs.batches import Batch, MapReader, PictureBatches, take
+from hoi_distill.stages.student.methods.cl_hoi.losses import LabelBatch, same_sets
+from hoi_distill.stages.student.pairs.batches import MapReader, PictureBatches, Pools, Share, take
 from hoi_distill.stages.student.pairs.config import PairsConfig
-from hoi_distill.stages.student.pairs.instances import PictureTable, gather, targets
 from hoi_distill.stages.student.pairs.regions import Regions
 from hoi_distill.stages.student.source import in_order
 
@@ -69,10 +67,9 @@ class ImageLabels:
 
         return kept(folder, read, build)
 
-    def of(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Targets, kinds and weights of some rows, ``[B, H]`` each."""
-        target, kind, weight = (torch.from_numpy(each[rows]) for each in (self.target, self.kind, self.weight))
-        return target, kind, weight
+    def of(self, rows: np.ndarray) -> LabelBatch:
+        """The labels of some rows, int64 ``[B]``."""
+        return LabelBatch(*(torch.from_numpy(each[rows]) for each in (self.target, self.kind, self.weight)))
 
 
 def teacher_labels(folder: Path, data: TrainingSet) -> ImageLabels:
@@ -150,30 +147,26 @@ class Texts:
 
 
 @dataclass
-class ContextBatch(Batch):
+class ContextBatch:
     """One step of stage 1: B whole pictures, and N texts of which the first B are theirs.
 
     Attributes:
-        sentences: float32 ``[J, T]``, text: int64 ``[J]`` whose they are; same: bool ``[B, N]``, see
-            :func:`~.losses.same_sets`.
+        rows: int64 ``[B]`` rows of the training set.
+        regions: the pictures as the network reads them, see :func:`whole_pictures`.
+        sentences: float32 ``[J, T]``.
+        text: int64 ``[J]``, the text of each sentence.
+        same: bool ``[B, N]``, see :func:`~.losses.same_sets`.
     """
 
+    rows: Tensor
+    regions: Regions
     sentences: Tensor
     text: Tensor
     same: Tensor
 
-
-@dataclass
-class ClHoiBatch(Batch):
-    """One step of stage 2. ``Batch.target`` holds pair-level targets where there are any, else it is all NaN.
-
-    Attributes:
-        image_target, weight: float32 ``[B, H]``; kind: int8 ``[B, H]``: the image-level labels.
-    """
-
-    image_target: Tensor
-    kind: Tensor
-    weight: Tensor
+    def to(self, device: torch.device) -> ContextBatch:
+        """The same on another device."""
+        return ContextBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def whole_pictures(maps: Tensor) -> Regions:
@@ -183,19 +176,32 @@ def whole_pictures(maps: Tensor) -> Regions:
     return Regions(maps, ones, count, boxes, torch.zeros_like(count), ones[:, 0], torch.stack((count, count), 1))
 
 
-class ContextBatches(PictureBatches):
+class ContextBatches(PictureBatches[ContextBatch]):
     """Stage 1's batches.
 
     Args:
-        pool: int64, rising, rows with a text that are trained on; queue: see :class:`~.config.ContextConfig`.
+        config: stage 1's steps.
+        pool: int64, rising, rows with a text that are trained on.
+        maps: reads feature maps.
+        texts: the texts of all pictures.
+        labels: the labels of all pictures.
+        queue: see :class:`~.config.ContextConfig`.
+        share: this process's share of every batch.
     """
 
     def __init__(
-        self, config: PairsConfig, pictures: PictureTable, pool: np.ndarray, maps: MapReader, texts: Texts,
-        labels: ImageLabels, queue: int, rank: int = 0, world: int = 1,
-    ) -> None:  # fmt: skip
-        super().__init__(config, pictures, np.zeros(len(pictures), bool), True, rank, world)
-        self.unlabelled_pool, self.maps, self.texts, self.labels, self.queue = pool, maps, texts, labels, queue
+        self,
+        config: PairsConfig,
+        pool: np.ndarray,
+        maps: MapReader,
+        *,
+        texts: Texts,
+        labels: ImageLabels,
+        queue: int,
+        share: Share = Share(),  # noqa: B008  immutable
+    ) -> None:
+        super().__init__(config, Pools(np.empty(0, np.int64), pool), share)
+        self.maps, self.texts, self.labels, self.queue = maps, texts, labels, queue
 
     def __getitem__(self, step: int) -> ContextBatch:
         own = self.rows(step)
@@ -208,50 +214,15 @@ class ContextBatches(PictureBatches):
         same = same_sets(positive[: len(own)], positive)
         # an epoch's end may bring a picture twice into a batch
         same |= torch.from_numpy(own[:, None] == rows[None])
-        nothing, none = torch.empty(len(own), 0), torch.zeros(len(own), dtype=torch.bool)
-        return ContextBatch(torch.from_numpy(own), whole_pictures(maps), nothing, none, sentences, text, same)
+        return ContextBatch(torch.from_numpy(own), whole_pictures(maps), sentences, text, same)
 
     def earlier(self, step: int, own: np.ndarray) -> np.ndarray:
         """int64 rows of up to ``queue`` pictures of the steps before, each once, none of this step's."""
         size = self.config.unlabelled_per_step
         steps = range(max(step - -(-self.queue // size), 0), step)
-        seen = [take(self.unlabelled_pool, before, size, 2 * self.config.seed + 1) for before in steps]
+        seen = [take(self.pools.others, before, size, 2 * self.config.seed + 1) for before in steps]
         rows = np.unique(np.concatenate([np.empty(0, np.int64), *seen]))
         return rows[~np.isin(rows, own)][: self.queue]
-
-
-class ClHoiBatches(PictureBatches):
-    """Stage 2's batches.
-
-    Args:
-        pool: int64, rising, rows with pairs and labels that are trained on.
-        labels: of the pictures; pairs get targets of their own as ``config`` says, see :meth:`pair_targets`.
-        valid: bool ``[objects, H]``.
-    """
-
-    def __init__(
-        self, config: ClHoiConfig, pictures: PictureTable, pool: np.ndarray, maps: MapReader, labels: ImageLabels,
-        valid: Tensor, rank: int = 0, world: int = 1,
-    ) -> None:  # fmt: skip
-        super().__init__(config, pictures, np.zeros(len(pictures), bool), True, rank, world)
-        self.cl_hoi, self.unlabelled_pool, self.maps, self.labels, self.valid = config, pool, maps, labels, valid
-
-    def __getitem__(self, step: int) -> ClHoiBatch:
-        rows = self.rows(step)
-        views, _ = self.drawn(step, len(rows))
-        places, maps = self.maps(rows, views)
-        rows, mirrored = rows[places], self.mirrored(views[places])
-        pictures = [self.pictures[row] for row in rows.tolist()]
-        regions = gather(pictures, maps, mirrored)
-        target, kind, weight = self.labels.of(rows)
-        if self.cl_hoi.labels == "instances":
-            pairs = targets(pictures, self.valid.shape[1])
-        elif self.cl_hoi.bridge == "copy":
-            pairs = copied(regions, kind)
-        else:
-            pairs = torch.full((len(regions.pairs), self.valid.shape[1]), torch.nan)
-        labelled = torch.ones(len(rows), dtype=torch.bool)
-        return ClHoiBatch(torch.from_numpy(rows), regions, pairs, labelled, target, kind, weight)
 
 
 def copied(regions: Regions, kind: Tensor) -> Tensor:

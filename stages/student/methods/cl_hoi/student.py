@@ -11,21 +11,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.student.data import Report, TestSet, valid_classes
 from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoi, ClHoiShape, CognitionNetwork, Scorer
 from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
 from hoi_distill.stages.student.methods.cl_hoi.exponents import Exponents
 from hoi_distill.stages.student.methods.cl_hoi.translator import Translator
-from hoi_distill.stages.student.pairs.predict import predict_test_set
-from hoi_distill.stages.student.pretrained import best_device
-from hoi_distill.stages.student.student import Columns, Student, load_weights, refuse_other_version, save_student
+from hoi_distill.stages.student.pairs.student import StudentOfPairs
+from hoi_distill.stages.student.student import load_weights, refuse_other_version, save_student
 
 
 @dataclass(frozen=True)
-class ClHoiStudent(Student):
+class ClHoiStudent(StudentOfPairs):
     """Translator and network with their vocabulary; ``exponents`` of the inference score."""
 
     method: ClassVar[str] = "cl_hoi"
@@ -39,26 +37,16 @@ class ClHoiStudent(Student):
     identities: dict[str, Any] = field(default_factory=dict)
     origin: None = None
 
-    def tables(self) -> Mapping[str, Columns]:
-        return {"detections": None, "features": self.config.views[:1]}
-
     def save_pretrained(self, folder: str | Path) -> None:
         save_student(self, self.model, folder, shape=asdict(self.shape), exponents=asdict(self.exponents))
 
-    def predict(
-        self,
-        test: TestSet,
-        run_dir: Path,
-        shared: Path | None = None,
-        report: Report = print,
-        device: str | None = None,
-    ) -> Path:
-        model = self.model.to(device or best_device())
-        valid = torch.from_numpy(valid_classes(self.vocabulary))
-        return predict_test_set(
-            Scorer(model, self.exponents.gamma).eval(), test, run_dir, self.config.with_power(self.exponents.power),
-            self.vocabulary, valid, report=report,
-        )  # fmt: skip
+    def scorer(self) -> nn.Module:
+        """The logits with interactiveness."""
+        return Scorer(self.model, self.exponents.gamma).eval()
+
+    def prior_power(self) -> float:
+        """The exponent that was chosen."""
+        return self.exponents.power
 
 
 def build(

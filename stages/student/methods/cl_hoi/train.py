@@ -10,32 +10,22 @@ once.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hoi_distill.stages.student.data import Report, TrainingSet
 from hoi_distill.stages.student.files import intact, load_tensors, save_tensors
-from hoi_distill.stages.student.method import NOTHING, Extras
-from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoi, ClHoiShape, Cognition
+from hoi_distill.stages.student.method import NOTHING, Extras, parameters_of
+from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoi, ClHoiShape
 from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
 from hoi_distill.stages.student.methods.cl_hoi.exponents import choose_exponents
-from hoi_distill.stages.student.methods.cl_hoi.losses import (
-    context_loss,
-    mil_loss,
-    phrase_loss,
-    relatedness_loss,
-    temperature_of,
-)
+from hoi_distill.stages.student.methods.cl_hoi.losses import context_loss, temperature_of
 from hoi_distill.stages.student.methods.cl_hoi.stream import (
-    ClHoiBatch,
-    ClHoiBatches,
     ContextBatch,
     ContextBatches,
     ImageLabels,
@@ -45,15 +35,17 @@ from hoi_distill.stages.student.methods.cl_hoi.stream import (
     teacher_labels,
 )
 from hoi_distill.stages.student.methods.cl_hoi.student import ClHoiStudent, build
+from hoi_distill.stages.student.methods.cl_hoi.terms import CopiedLabelTerm, ImageLabelTerm
 from hoi_distill.stages.student.methods.cl_hoi.translator import ContextLearner, Translator
-from hoi_distill.stages.student.pairs.batches import TableMaps
+from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, TableMaps
 from hoi_distill.stages.student.pairs.config import BOOKKEEPING
-from hoi_distill.stages.student.pairs.instances import PictureTable
-from hoi_distill.stages.student.pairs.losses import final_logit
 from hoi_distill.stages.student.pairs.prepare import picture_table
-from hoi_distill.stages.student.pairs.regions import Regions, entries
-from hoi_distill.stages.student.training.loop import annotated_loss, finish, parameter_groups, train_steps
-from hoi_distill.stages.student.training.processes import Processes
+from hoi_distill.stages.student.pairs.regions import Regions
+from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
+from hoi_distill.stages.student.pairs.terms import PairOutput, Phrases, Term
+from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
+from hoi_distill.stages.student.training.loop import Step, finish
+from hoi_distill.stages.student.training.optimization import parameter_groups
 from hoi_distill.storage.digests import content_name
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.atomic import write_atomically
@@ -71,9 +63,11 @@ class InteractionLearner(nn.Module):
         self.student = student
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
 
-    def forward(self, regions: Regions) -> tuple[Cognition, Tensor]:
-        """What the student says, and the log of the temperature."""
-        return self.student(regions), self.log_temperature
+    def forward(self, regions: Regions) -> PairOutput:
+        """The student's output, with one layer of logits."""
+        said = self.student(regions)
+        phrases = Phrases(said.look, said.classes, self.log_temperature)
+        return PairOutput(said.logits[None], log_r=said.log_r, phrases=phrases)
 
 
 def train(
@@ -99,11 +93,8 @@ def train(
         raise UserError(
             "student.tables.text: cl_hoi tells interactions apart by their text; name a table of text embeddings"
         )
-    state = run_dir / "state"
-    state.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(log_with="tensorboard", project_dir=run_dir)
-    processes = Processes.of(accelerator)
-    options: dict[str, Any] = {"loader_workers": loader_workers, "stop": extras.stop, "report": report}
+    training = PairTraining.open(config, data, run_dir, extras, loader_workers=loader_workers, report=report)
+    accelerator, state = training.accelerator, run_dir / "state"
     with accelerator.main_process_first():
         own = annotated(data) if config.labels == "instances" else None
         pictures = picture_table(state / "pictures", data.source, config, own)
@@ -118,23 +109,17 @@ def train(
     shape = ClHoiShape(channels, text.shape[1], text.shape[1])
     translator = None
     if config.network.context:
-        translator, shape = first_stage(config, data, pictures, shape, run_dir, extras.shared_dir, options)
+        translator, shape = first_stage(training, shape, extras)
 
     # Stage 2: the network and its loss.
     torch.manual_seed(config.seed)
     student = build(shape, config, data.vocabulary, text, translator)
     learner = InteractionLearner(student, config.losses.temperature)
-    batches = ClHoiBatches(
-        config, pictures, trained, maps, labels, valid.cpu(), accelerator.process_index, accelerator.num_processes
-    )
-
-    def loss_of(model: nn.Module, batch: ClHoiBatch, step: int) -> tuple[Tensor, dict[str, float]]:
-        return batch_loss(model, batch, valid, config, processes)
-
-    learner = train_steps(
-        config, data, batches, learner, loss_of, lambda output: output[0].logits, run_dir, accelerator,
-        groups=groups_of(learner, config), **options,
-    )  # fmt: skip
+    terms, pools_ = [term_of(config, labels, data)], Pools(np.empty(0, np.int64), trained)
+    batches = PairBatches(config, pools_, pictures, maps, terms, share=training.share)
+    loss = TermLoss(terms, valid, training.processes)
+    groups = groups_of(learner, config)
+    learner = training.fit(learner, batches, loss, logits_of=loss.logits_of, groups=groups)
 
     # Exponents, save.
     exponents = choose_exponents(learner.student, config, pictures, held_out, maps, valid, labels)
@@ -178,40 +163,34 @@ def pools(config: ClHoiConfig, usable: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return trained, held_out
 
 
-def first_stage(
-    config: ClHoiConfig,
-    data: TrainingSet,
-    pictures: PictureTable,
-    shape: ClHoiShape,
-    run_dir: Path,
-    shared_dir: Path | None,
-    options: dict[str, Any],
-) -> tuple[Translator, ClHoiShape]:
+def first_stage(training: PairTraining, shape: ClHoiShape, extras: Extras) -> tuple[Translator, ClHoiShape]:
     """The translator, trained if it is to be, and the shape with its text's width."""
+    config, data, run_dir = training.config, training.data, training.run.folder
+    assert isinstance(config, ClHoiConfig)
     if not config.distil:
         return Translator(shape.channels, shape.context_width, config.translator), shape
-    folder = run_dir / "context"
-    (folder / "state").mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(log_with="tensorboard", project_dir=folder)
+    stage, own = config.first_stage(), config.context_stage
+    context = PairTraining.open(
+        stage,
+        data,
+        run_dir / "context",
+        extras,
+        loader_workers=training.run.loader_workers,
+        report=lambda line: training.run.report(f"context: {line}"),
+    )
+    accelerator = context.accelerator
     with accelerator.main_process_first():
         texts = Texts.open_or_build(run_dir / "state" / "texts", data)
         labels = teacher_labels(run_dir / "state" / "labels", data)
         maps = TableMaps.of(data.source, config.views)
     shape = ClHoiShape(shape.channels, shape.text_width, texts.width)
-    stage, own = config.first_stage(), config.context_stage
     torch.manual_seed(config.seed)
     learner = ContextLearner(Translator(shape.channels, texts.width, config.translator), own.temperature)
-    done = (shared_dir or folder) / f"translator-{stage_name(config, data)}.safetensors"
-    if Processes.of(accelerator).any(intact(done, load_tensors) is None):  # another arm may write it meanwhile
+    done = (extras.shared_dir or run_dir / "context") / f"translator-{stage_name(config, data)}.safetensors"
+    if context.processes.any(intact(done, load_tensors) is None):  # another arm may write it meanwhile
         pool, _ = pools(config, texts.said() & labels.known)
-        batches = ContextBatches(
-            stage, pictures, pool, maps, texts, labels, own.queue, accelerator.process_index, accelerator.num_processes
-        )
-        say = options["report"]
-        learner = train_steps(
-            stage, data, batches, learner, context_terms, lambda output: output[0].whole, folder, accelerator,
-            **{**options, "report": lambda line: say(f"context: {line}")},
-        )  # fmt: skip
+        batches = ContextBatches(stage, pool, maps, texts=texts, labels=labels, queue=own.queue, share=context.share)
+        learner = context.fit(learner, batches, context_terms, logits_of=lambda output: output[0].whole)
         if accelerator.is_main_process:
             save_tensors(done, learner.state_dict(), {})
         accelerator.wait_for_everyone()
@@ -224,7 +203,7 @@ def first_stage(
 
 def stage_name(config: ClHoiConfig, data: TrainingSet) -> str:
     """A digest of all that stage 1 depends on; where the tables' values have no names, of the whole training's identity."""
-    stage = {k: v for k, v in asdict(config.first_stage()).items() if k not in BOOKKEEPING}
+    stage = parameters_of(config.first_stage(), BOOKKEEPING)
     read = [data.values.get(role, data.identity) for role in ("features", "context", "labels")]
     held_out = config.held_out if config.chooses else 0
     record = [
@@ -239,12 +218,12 @@ def stage_name(config: ClHoiConfig, data: TrainingSet) -> str:
     return content_name(json.dumps(record).encode(), 8)
 
 
-def context_terms(model: nn.Module, batch: ContextBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+def context_terms(model: nn.Module, batch: ContextBatch, _step: Step) -> tuple[Tensor, dict[str, Tensor]]:
     """Stage 1's loss: the global and the late contrast."""
     said, log_temperature = model(batch.regions)
     temperature = temperature_of(log_temperature)
     whole, late = context_loss(said.phrases, said.whole, batch.sentences, batch.text, batch.same, temperature)
-    terms = {"loss/global": whole.item(), "loss/late": late.item(), "temperature": temperature.item()}
+    terms = {"loss/global": whole, "loss/late": late, "temperature": temperature}
     return whole + late, terms
 
 
@@ -252,53 +231,20 @@ def groups_of(learner: InteractionLearner, config: ClHoiConfig) -> list[dict[str
     """Parameters by learning rate and decay. The translator's rate is a share of the network's."""
     translator = learner.student.translator
     slow = set() if translator is None else set(translator.parameters())
-    groups = parameter_groups(learner, config.weight_decay)
+    groups = parameter_groups(learner, config.learning_rate, config.weight_decay)
     for group in groups:
         group["params"] = [parameter for parameter in group["params"] if parameter not in slow]
     if translator is not None and config.translator_rate:
-        own = parameter_groups(translator, config.weight_decay)
-        groups += [{**group, "scale": config.translator_rate} for group in own]
+        groups += parameter_groups(translator, config.learning_rate * config.translator_rate, config.weight_decay)
     return groups
 
 
-def batch_loss(
-    model: nn.Module, batch: ClHoiBatch, valid: Tensor, config: ClHoiConfig, processes: Processes
-) -> tuple[Tensor, dict[str, float]]:
-    """Interaction distillation, or the pair classifier's loss where pairs have targets of their own.
-
-    Returns:
-        The loss and its terms, unweighted, by name.
-    """
-    regions = batch.regions
-    said, log_temperature = model(regions)
-    pair, hoi, prior = entries(regions, valid)
-    logit, picture, own = said.logits[pair, hoi].float(), regions.pair_picture, config.losses
-    if config.labels == "instances" or config.bridge == "copy":
-        final = final_logit(logit, (prior * said.log_r[pair].exp()).clamp(max=1 - 1e-6))
-        loss = annotated_loss(final, pair, hoi, batch, config, processes)
-        return loss, {"loss/pairs": loss.item()}
-    score = regions.scores[regions.pairs].prod(1).clamp(min=1e-6)
-    known = batch.image_target, batch.kind, batch.weight
-    makers: dict[str, tuple[float, Callable[[], Tensor]]] = {
-        "contrastive": (
-            own.contrastive,
-            lambda: phrase_loss(
-                said.look, said.classes, pair, hoi, picture, said.log_r + score.log(), *known,
-                temperature_of(log_temperature), own.attention_temperature, processes,
-            ),
-        ),
-        "mil": (
-            own.mil,
-            lambda: mil_loss(logit, pair, hoi, picture, said.log_r, *known, own.mil_alpha, own.mil_gamma, processes),
-        ),
-        "relatedness": (
-            own.relatedness if config.network.interactiveness else 0.0,
-            lambda: relatedness_loss(logit, pair, hoi, picture, said.log_r, batch.kind, processes),
-        ),
-    }  # fmt: skip
-    loss, terms = said.look.sum() * 0, {}
-    for name, (weight, make) in makers.items():
-        if weight:
-            term = make()
-            loss, terms[f"loss/{name}"] = loss + weight * term, term.item()
-    return loss, terms
+def term_of(config: ClHoiConfig, labels: ImageLabels, data: TrainingSet) -> Term:
+    """Interaction distillation from image-level labels, or the targets of single pairs of a control."""
+    shape = {"alpha": config.focal_alpha, "gamma": config.focal_gamma}
+    if config.labels == "instances":
+        return AnnotationTerm(np.ones(len(data.image), bool), len(data.vocabulary.hois), **shape)
+    if config.bridge == "copy":
+        return CopiedLabelTerm(labels, **shape)
+    relatedness = config.losses.relatedness if config.network.interactiveness else 0.0
+    return ImageLabelTerm(labels, replace(config.losses, relatedness=relatedness))

@@ -6,7 +6,7 @@ logit Psi of the final probability a Bernoulli divergence per entry or a softmax
 Where teacher and student differ, the teacher is resized: its layers and channels linearly, its grid bilinearly, all with
 half-pixel centres and without anti-aliasing (so two teacher layers average into one, and equal sizes are left as they are).
 
-Shapes: B pictures, I instances, P pairs, N entries (pair, class) with prior P > 0, Le encoder and Ld decoder layers,
+Shapes: B pictures, I instances, P pairs, N candidates (pair, class) with prior P > 0, Le encoder and Ld decoder layers,
 D unary and latent width, E pair width (of the teacher: Dt, Et), H interactions.
 """
 
@@ -27,8 +27,8 @@ from hoi_distill.stages.student.training.processes import ALONE, Processes, mean
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
-    from hoi_distill.stages.student.methods.link.network import LinkOutput
-    from hoi_distill.stages.student.pairs.regions import Regions
+    from hoi_distill.stages.student.pairs.regions import Candidates, Regions
+    from hoi_distill.stages.student.pairs.terms import PairOutput
 
 
 @settings
@@ -88,7 +88,7 @@ class Taught:
 
     Attributes:
         has: bool ``[B]``, the pictures that the teacher answered; of the others the values mean nothing.
-        entry_logits: float ``[N]`` interaction logits O of the batch's entries.
+        entry_logits: float ``[N]`` interaction logits O of the batch's candidates.
         unary: float ``[Le, I, Dt]`` unary queries after each encoder layer.
         pairs: float ``[Ld, P, Et]`` pair queries after each decoder layer.
         latent: float ``[B, Dt, ht, wt]`` latent maps.
@@ -101,31 +101,34 @@ class Taught:
     latent: Tensor | None = None
 
     def to(self, device: torch.device) -> Taught:
+        """The same on another device."""
         rest = (self.entry_logits, self.unary, self.pairs, self.latent)
         return Taught(self.has.to(device), *(None if value is None else value.to(device) for value in rest))
 
 
 def kd_terms(
-    output: LinkOutput,
+    output: PairOutput,
     taught: Sequence[Taught],
     regions: Regions,
-    pair: Tensor,
-    hoi: Tensor,
-    prior: Tensor,
+    candidates: Candidates,
+    *,
     seen: Tensor,
     config: KdConfig,
     processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """The terms of positive weight by name (``logit``, ``query``, ``map``), unweighted, averaged over the teachers.
 
-    Each is exactly 0 where the student says what its teachers say, and where there is nothing to distil. Gradients reach the
-    student only.
+    A term is exactly 0 where the student answers what its teachers answer, and where there is nothing to distil. Gradients
+    reach the student only.
 
     Args:
-        pair, hoi, prior: int64 ``[N]``, int64 ``[N]``, float ``[N]``, see
-            :func:`hoi_distill.stages.student.pairs.regions.entries`.
-        seen: bool ``[H]``; the entries of unseen classes do not count.
-        processes: those that share the batch, over all of which terms are averaged.
+        output: the student's output.
+        taught: what each teacher answered.
+        regions: the batch.
+        candidates: N candidates.
+        seen: bool ``[H]``; candidates of unseen interactions do not count.
+        config: what is distilled.
+        processes: the processes that share the global batch, over which terms are averaged.
 
     Returns:
         float32 scalars.
@@ -134,11 +137,11 @@ def kd_terms(
     if not taught:
         return terms
     if config.logit > 0:
-        student, picture, each = output.logits[-1][pair, hoi], regions.pair_picture[pair], []
+        student, each = output.logits[-1][candidates.pair, candidates.hoi], []
         for one in taught:
             assert one.entry_logits is not None
-            kept = seen[hoi] & one.has[picture]
-            each.append(_logit(student[kept], one.entry_logits[kept], prior[kept], pair[kept], config, processes))
+            kept = seen[candidates.hoi] & one.has[candidates.image]
+            each.append(_logit(student[kept], one.entry_logits[kept], candidates.where(kept), config, processes))
         terms["logit"] = _mean(each)
     if config.query > 0:
         terms["query"] = _mean([_query(output, one, regions, config.temperature, processes) for one in taught])
@@ -148,19 +151,22 @@ def kd_terms(
     return {name: factor * term for name, term in terms.items()}
 
 
-def _logit(
-    student: Tensor, teacher: Tensor, prior: Tensor, pair: Tensor, config: KdConfig, processes: Processes
-) -> Tensor:
-    """Of entries ``[N]`` that count: interaction logits of both, prior and pair."""
-    student, teacher = (final_logit(logits, prior) / config.temperature for logits in (student, teacher.detach()))
+def _logit(student: Tensor, teacher: Tensor, candidates: Candidates, config: KdConfig, processes: Processes) -> Tensor:
+    """Of the candidates that count: interaction logits ``[N]`` of both."""
+    pair = candidates.pair
+    student, teacher = (
+        final_logit(logits, candidates.prior) / config.temperature for logits in (student, teacher.detach())
+    )
     if config.logit_form == "bernoulli":
         return mean_of(bernoulli_divergence(teacher, student), processes)
     return mean_of(divergence(by_pair(teacher, pair), by_pair(student, pair)), processes)
 
 
-def _query(output: LinkOutput, one: Taught, regions: Regions, temperature: float, processes: Processes) -> Tensor:
+def _query(output: PairOutput, one: Taught, regions: Regions, temperature: float, processes: Processes) -> Tensor:
     assert one.unary is not None
     assert one.pairs is not None
+    assert output.unary is not None, "the network has no tokens of instances"
+    assert output.pairs is not None, "the network has no tokens of pairs"
     instances, pairs = one.has[regions.picture], one.has[regions.pair_picture]
     encoder = _tokens(output.unary[:, instances], one.unary[:, instances], temperature, processes)
     return encoder + _tokens(output.pairs[:, pairs], one.pairs[:, pairs], temperature, processes)
@@ -171,8 +177,9 @@ def _tokens(student_LND: Tensor, teacher_LND: Tensor, temperature: float, proces
     return mean_of(divergence(teacher, student_LND.float(), temperature), processes)
 
 
-def _map(output: LinkOutput, one: Taught, temperature: float, processes: Processes) -> Tensor:
+def _map(output: PairOutput, one: Taught, temperature: float, processes: Processes) -> Tensor:
     assert one.latent is not None
+    assert output.latent is not None, "the network has no latent map"
     student_BDhw = output.latent[one.has]
     teacher = matched(one.latent[one.has], student_BDhw.shape[1:])
     return mean_of(divergence(teacher.movedim(1, -1), student_BDhw.movedim(1, -1).float(), temperature), processes)
@@ -198,7 +205,7 @@ def bernoulli_divergence(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def by_pair(values: Tensor, pair: Tensor) -> Tensor:
-    """Entries ``[N]``, of pairs ``pair`` (int64 ``[N]``, rising), one row a pair: ``[pairs, K]``, filled up with -inf."""
+    """Values ``[N]`` of candidates, one row a pair: ``[pairs, K]``, padded with -inf. ``pair``: int64 ``[N]``, rising."""
     _, row, counts = torch.unique_consecutive(pair, return_inverse=True, return_counts=True)
     column = torch.arange(len(pair), device=pair.device) - (counts.cumsum(0) - counts)[row]
     table = values.new_full((len(counts), int(counts.max()) if len(counts) else 1), -math.inf)

@@ -11,8 +11,6 @@ encoder and decoder, H interactions.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
@@ -23,22 +21,8 @@ from hoi_distill.stages.student.methods.link.network_config import LinkShape
 from hoi_distill.stages.student.pairs.layers.attention import Padding
 from hoi_distill.stages.student.pairs.layers.box_encoding import box_encoding, unit_boxes
 from hoi_distill.stages.student.pairs.regions import Regions
+from hoi_distill.stages.student.pairs.terms import PairOutput
 from hoi_distill.storage.errors import UserError
-
-
-class LinkOutput(NamedTuple):
-    """What the network says of a batch, layer by layer; the last layer is the answer.
-
-    Attributes:
-        logits: float ``[Ld, P, H]``, interaction logits O of every pair for every class; the caller masks by the prior.
-        unary: float ``[Le, I, D]``, pairs: float ``[Ld, P, E]`` the tokens after each layer.
-        latent: float ``[B, D, h, w]``, the map as the connector gives it to the decoder.
-    """
-
-    logits: Tensor
-    unary: Tensor
-    pairs: Tensor
-    latent: Tensor
 
 
 class Link(nn.Module):
@@ -81,7 +65,7 @@ class Link(nn.Module):
             train_rows=config.train_rows, logit_scale=config.logit_scale, learn_scale=config.learn_scale,
         )  # fmt: skip
 
-    def forward(self, regions: Regions) -> LinkOutput:
+    def forward(self, regions: Regions) -> PairOutput:
         """``regions`` as :func:`hoi_distill.stages.student.pairs.instances.gather` lays them out: one picture's rows
         after another's."""
         cells = self.map_norm(regions.maps.float().movedim(1, -1))
@@ -92,7 +76,7 @@ class Link(nn.Module):
         boxes = box_encoding(unit_I4, self.shape.network.width)
         unary = self.encoder(look, boxes, Padding(regions.picture, len(maps)))
         pairs = self.decoder(self.pair_query(unary[-1], regions), look, unit_I4, latent, maps, regions)
-        return LinkOutput(self.classifier(pairs), unary, pairs, latent)
+        return PairOutput(self.classifier(pairs), unary, pairs, latent)
 
     def with_classes(self, verb: Tensor, text: Tensor) -> Link:
         """A copy that tells other interactions apart (open vocabulary): int64 ``[H']`` verbs, float ``[H', T]`` text.

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.student.data import Report, TestSet, valid_classes
+from hoi_distill.stages.student.data import valid_classes
 from hoi_distill.stages.student.methods.link.config import LinkConfig
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
-from hoi_distill.stages.student.pairs.predict import predict_test_set
 from hoi_distill.stages.student.pairs.regions import Regions
-from hoi_distill.stages.student.pretrained import best_device
-from hoi_distill.stages.student.student import Columns, Student, load_weights, refuse_other_version, save_student
+from hoi_distill.stages.student.pairs.student import StudentOfPairs
+from hoi_distill.stages.student.student import load_weights, refuse_other_version, save_student
 
 
 class LastLayer(nn.Module):
@@ -35,7 +34,7 @@ class LastLayer(nn.Module):
 
 
 @dataclass(frozen=True)
-class LinkStudent(Student):
+class LinkStudent(StudentOfPairs):
     """A LINK network with its vocabulary."""
 
     method: ClassVar[str] = "link"
@@ -46,9 +45,6 @@ class LinkStudent(Student):
     config: LinkConfig
     identities: dict[str, Any] = field(default_factory=dict)
     origin: None = None
-
-    def tables(self) -> Mapping[str, Columns]:
-        return {"detections": None, "features": self.config.views[:1]}
 
     def valid(self) -> Tensor:
         """bool ``[objects, H]``: which interactions a detected object allows at prediction."""
@@ -63,19 +59,13 @@ class LinkStudent(Student):
     def save_pretrained(self, folder: str | Path) -> None:
         save_student(self, self.model, folder, shape=asdict(self.model.shape))
 
-    def predict(
-        self,
-        test: TestSet,
-        run_dir: Path,
-        shared: Path | None = None,
-        report: Report = print,
-        device: str | None = None,
-    ) -> Path:
-        network = self.model.to(device or best_device())
-        return predict_test_set(
-            LastLayer(network).eval(), test, run_dir, self.config, self.vocabulary, self.valid(),
-            top_k=self.config.top_k, report=report,
-        )  # fmt: skip
+    def scorer(self) -> nn.Module:
+        """The last decoder layer's logits."""
+        return LastLayer(self.model).eval()
+
+    def top_k(self) -> int | None:
+        """As configured."""
+        return self.config.top_k
 
 
 def allowed(config: LinkConfig, vocabulary: Vocabulary) -> np.ndarray:

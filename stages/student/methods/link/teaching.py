@@ -4,11 +4,12 @@ A phase-1 teacher is a LINK student trained on the annotations alone. :class:`Pa
 through just the student's code path; the stages of :mod:`hoi_distill.stages.student.methods.link.teacher_stages` keep
 its answers, and :func:`read_taught` puts a batch of them beside the student's own regions.
 
-The cell of a picture with K instances, P ordered pairs and N entries (pair, class) with prior P > 0 has
+The cell of a picture with K instances, P ordered pairs and N candidates (pair, class) with prior P > 0 has
 
 * ``boxes`` float32 ``[K, 4]`` (xyxy pixels of the original picture, never mirrored), ``labels`` int16 ``[K]``, ``humans``:
   the instances that entered pairs, in order;
-* ``entries`` float16 ``[N]``: interaction logits O, in the order of :func:`hoi_distill.stages.student.pairs.regions.entries`;
+* ``entries`` float16 ``[N]``: interaction logits O, in the order of
+  :func:`hoi_distill.stages.student.pairs.regions.candidates_of`;
 * ``unary`` float16 ``[Le * K * D]``, ``pairs`` float16 ``[Ld * P * E]``: the queries after every layer, flattened, with
   ``unary_layers`` Le, ``unary_width`` D, ``pairs_layers`` Ld, ``pairs_width`` E.
 """
@@ -27,7 +28,8 @@ from torch import Tensor
 from hoi_distill.stages.student.methods.link.distillation import Taught
 from hoi_distill.stages.student.methods.link.student import LinkStudent
 from hoi_distill.stages.student.pairs.instances import Picture, gather, picture_of
-from hoi_distill.stages.student.pairs.regions import Regions, entries
+from hoi_distill.stages.student.pairs.regions import candidates_of
+from hoi_distill.stages.student.pairs.terms import BatchImages
 from hoi_distill.stages.student.pretrained import load_student
 from hoi_distill.storage.errors import UserError
 
@@ -82,9 +84,11 @@ class PairTeacher:
         pictures = [picture_of(NO_DETECTIONS if cell is None else cell, self.config) for cell in detections]
         regions = gather(pictures, torch.as_tensor(maps), np.full(len(pictures), mirrored)).to(self.device)
         output = self.model(regions)
-        pair, hoi, _ = entries(regions, self.valid)
-        count = len(pictures)
-        logits = _split(output.logits[-1][None, pair, hoi], regions.pair_picture[pair], count)
+        assert output.unary is not None
+        assert output.pairs is not None
+        assert output.latent is not None
+        candidates, count = candidates_of(regions, self.valid), len(pictures)
+        logits = _split(output.logits[-1][None, candidates.pair, candidates.hoi], candidates.image, count)
         unary = _split(output.unary, regions.picture, count)
         pairs = _split(output.pairs, regions.pair_picture, count)
         shapes = {
@@ -105,8 +109,7 @@ class PairTeacher:
 def read_taught(
     pairs: Sequence[Mapping[str, Any] | None] | None,
     maps: Sequence[np.ndarray | None] | None,
-    pictures: Sequence[Picture],
-    regions: Regions,
+    images: BatchImages,
     valid: Tensor,
     seen: Tensor,
     *,
@@ -119,14 +122,16 @@ def read_taught(
     Args:
         pairs: cells of the teacher's ``link_pairs`` table, None where it has none; None: not distilled.
         maps: cells of its ``link_maps`` table, float ``[D, h, w]``, likewise.
-        pictures, regions: the batch, ``regions`` gathered from just these ``pictures``, on the CPU.
+        images: the batch.
         valid: bool ``[objects, H]``, the classes that an object allows, unseen ones among them.
-        seen: bool ``[H]``; entries of other classes are left out, as in ``entries(regions, valid & seen)``.
-        names: of the pictures; tables: of the ``link_pairs`` and the detections table. For messages.
+        seen: bool ``[H]``; candidates of other classes are left out, as in ``candidates_of(regions, valid & seen)``.
+        names: names of the pictures, for messages.
+        tables: names of the ``link_pairs`` and the detections table, for messages.
 
     Raises:
         UserError: the teacher looked at other boxes, or at the same in another order, or knows other classes.
     """
+    pictures, regions = images.pictures, images.regions
     has = np.ones(len(pictures), bool)
     for cells in (pairs, maps):
         if cells is not None:
@@ -134,15 +139,15 @@ def read_taught(
     taught = Taught(torch.from_numpy(has))
     if pairs is not None:
         said = [cell if there else None for cell, there in zip(pairs, has.tolist(), strict=True)]
-        pair, hoi, _ = entries(regions, valid)
-        counts = torch.bincount(regions.pair_picture[pair], minlength=len(pictures)).tolist()
+        candidates = candidates_of(regions, valid)
+        counts = torch.bincount(candidates.image, minlength=len(pictures)).tolist()
         for cell, picture, count, name in zip(said, pictures, counts, names, strict=True):
             if cell is not None:
                 _refuse_other(cell, picture, count, name, tables)
         logits = [
             np.zeros(n, np.float16) if cell is None else cell["entries"] for cell, n in zip(said, counts, strict=True)
         ]
-        taught.entry_logits = torch.from_numpy(np.concatenate(logits))[seen[hoi]]
+        taught.entry_logits = torch.from_numpy(np.concatenate(logits))[seen[candidates.hoi]]
         taught.unary = _joined(said, "unary", [len(picture.labels) for picture in pictures])
         taught.pairs = _joined(said, "pairs", [len(picture.pairs) for picture in pictures])
     if maps is not None:

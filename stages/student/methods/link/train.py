@@ -11,22 +11,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from hoi_distill.stages.student.data import Report, TrainingSet
 from hoi_distill.stages.student.method import NOTHING, Extras
 from hoi_distill.stages.student.methods.link.config import LinkConfig
-from hoi_distill.stages.student.methods.link.distillation import kd_terms
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
-from hoi_distill.stages.student.methods.link.stream import LinkBatches, TaughtBatch
+from hoi_distill.stages.student.methods.link.stream import LinkBatches
 from hoi_distill.stages.student.methods.link.student import LinkStudent, allowed, verbs
-from hoi_distill.stages.student.pairs.losses import final_logit
+from hoi_distill.stages.student.methods.link.term import DenseDistillation
 from hoi_distill.stages.student.pairs.prepare import training_pictures
-from hoi_distill.stages.student.pairs.regions import entries
-from hoi_distill.stages.student.training.loop import annotated_loss, finish, train_steps
-from hoi_distill.stages.student.training.processes import Processes
+from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
+from hoi_distill.stages.student.pairs.terms import Term
+from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
+from hoi_distill.stages.student.training.loop import finish
 
 
 def train(
@@ -45,57 +44,36 @@ def train(
         UserError: the run folder holds another run's state, there is nothing to train on, or a teacher looked at other boxes.
     """
     # The stream.
-    (run_dir / "state").mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(log_with="tensorboard", project_dir=run_dir)
-    processes = Processes.of(accelerator)
+    training = PairTraining.open(config, data, run_dir, extras, loader_workers=loader_workers, report=report)
+    accelerator = training.accelerator
     valid = torch.from_numpy(allowed(config, data.vocabulary))
     with accelerator.main_process_first():
         pictures = training_pictures(run_dir / "state" / "pictures", data, config)
-    batches = LinkBatches(config, data, pictures, valid, accelerator.process_index, accelerator.num_processes)
+    terms = terms_of(config, data, valid)
+    batches = LinkBatches(config, data, pictures, terms, training.share)
 
     # The network and its loss.
     torch.manual_seed(config.seed)
     text = extras.text()
     shape = LinkShape(batches.channels(), None if text is None else text.shape[1], config.network)
-    seen = batches.seen.to(accelerator.device)
-    candidates = valid.to(accelerator.device) & seen
-
-    def loss_of(model: nn.Module, batch: TaughtBatch, step: int) -> tuple[Tensor, dict[str, float]]:
-        return batch_loss(model, batch, candidates, seen, config, processes)
+    allowed_and_seen = (valid & torch.from_numpy(data.seen)).to(accelerator.device)
+    loss = TermLoss(terms, allowed_and_seen, training.processes)
 
     # Forward, loss, step, save.
-    model = train_steps(
-        config, data, batches, Link(shape, verbs(data.vocabulary), text), loss_of, lambda output: output.logits[-1], run_dir,
-        accelerator, loader_workers=loader_workers, stop=extras.stop, report=report,
-    )  # fmt: skip
+    model = training.fit(Link(shape, verbs(data.vocabulary), text), batches, loss, logits_of=loss.logits_of)
     student = LinkStudent(model, data.vocabulary, config, extras.identities)
     finish(student, run_dir, accelerator)
     return student
 
 
-def batch_loss(
-    model: nn.Module,
-    batch: TaughtBatch,
-    valid: Tensor,
-    seen: Tensor,
-    config: LinkConfig,
-    processes: Processes,
-) -> tuple[Tensor, dict[str, float]]:
-    """Annotated pairs of labelled pictures at every decoder layer, plus what the teachers said of all pairs.
+def terms_of(config: LinkConfig, data: TrainingSet, valid: Tensor) -> list[Term]:
+    """Annotated pairs of labelled pictures at every decoder layer, and what the teachers answered on all pairs.
 
     Args:
-        valid: bool ``[objects, H]``, seen interactions (``seen``, bool ``[H]``) alone.
-
-    Returns:
-        The loss and its terms, unweighted, by name.
+        config: the method's parameters.
+        data: the training set.
+        valid: bool ``[objects, H]``, the interactions that an object allows, unseen ones among them.
     """
-    output = model(batch.regions)
-    pair, hoi, prior = entries(batch.regions, valid)
-    final = final_logit(output.logits[:, pair, hoi], prior)
-    loss = annotated_loss(final, pair, hoi, batch, config, processes)
-    terms = {"loss/pairs": loss.item()}
-    taught = kd_terms(output, batch.taught, batch.regions, pair, hoi, prior, seen, config.kd, processes)
-    for name, term in taught.items():
-        loss = loss + getattr(config.kd, name) * term
-        terms[f"loss/kd_{name}"] = term.item()
-    return loss, terms
+    alpha, gamma = config.focal_alpha, config.focal_gamma
+    annotations = AnnotationTerm(data.labelled, len(data.vocabulary.hois), alpha=alpha, gamma=gamma)
+    return [annotations, DenseDistillation(config.kd, data, valid)] if config.kd.on else [annotations]

@@ -1,6 +1,6 @@
 """The soft labels that a pair classifier distils: a teacher's calibrated probability that a picture shows an interaction.
 
-How they reach the pairs is :func:`hoi_distill.stages.student.methods.pair_classifier.losses.image_terms`.
+How they reach the pairs is :func:`hoi_distill.stages.student.pairs.supervision.soft_labels.image_terms`.
 """
 
 from __future__ import annotations
@@ -132,11 +132,11 @@ def picture_probabilities(
 
     def fill(table: np.ndarray) -> None:
         table[:] = np.nan
-        for rows, regions, pair, hoi, prior, logit in scored(model, pictures, maps, valid, batch):
-            log_absent = torch.zeros(len(rows), valid.shape[1])
-            final = (prior * logit.sigmoid()).clamp(max=1 - 1e-7)
-            places = regions.pair_picture[pair].cpu(), hoi.cpu()
+        for each in scored(model, pictures, maps, valid, batch):
+            log_absent = torch.zeros(len(each.rows), valid.shape[1])
+            final = (each.candidates.prior * each.logit.sigmoid()).clamp(max=1 - 1e-7)
+            places = each.candidates.image.cpu(), each.candidates.hoi.cpu()
             log_absent.index_put_(places, torch.log1p(-final).cpu(), accumulate=True)
-            table[rows] = -torch.expm1(log_absent).numpy()
+            table[each.rows] = -torch.expm1(log_absent).numpy()
 
     kept_array(path, np.float32, (len(pictures), valid.shape[1]), fill)

@@ -11,17 +11,15 @@ from typing import Any, ClassVar
 import torch
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.student.data import Report, TestSet, valid_classes
+from hoi_distill.stages.student.data import TestSet
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
 from hoi_distill.stages.student.methods.pair_classifier.network import PairClassifier, Shape
 from hoi_distill.stages.student.methods.pair_classifier.region_cnn import RegionCNN, map_reader
 from hoi_distill.stages.student.pairs.batches import MapReader
 from hoi_distill.stages.student.pairs.instances import PictureTable
-from hoi_distill.stages.student.pairs.predict import predict_test_set
-from hoi_distill.stages.student.pretrained import best_device
+from hoi_distill.stages.student.pairs.student import StudentOfPairs
 from hoi_distill.stages.student.student import (
     Columns,
-    Student,
     load_weights,
     refuse_other_version,
     save_student,
@@ -32,7 +30,7 @@ ENCODER = "region_cnn.safetensors"
 
 
 @dataclass(frozen=True)
-class PairStudent(Student):
+class PairStudent(StudentOfPairs):
     """A pair classifier with its vocabulary.
 
     Attributes:
@@ -50,37 +48,16 @@ class PairStudent(Student):
     origin: None = None
 
     def tables(self) -> Mapping[str, Columns]:
-        looked_through: dict[str, Columns] = {"features": self.config.views[:1]} if self.region_cnn is None else {}
-        return {"detections": None, **looked_through}
+        """Detections, and feature maps where it has no encoder of its own."""
+        return super().tables() if self.region_cnn is None else {"detections": None}
 
     def save_pretrained(self, folder: str | Path) -> None:
         beside = {} if self.region_cnn is None else {ENCODER: self.region_cnn.save}
         save_student(self, self.model, folder, beside, shape=asdict(self.model.shape))
 
-    def predict(
-        self,
-        test: TestSet,
-        run_dir: Path,
-        shared: Path | None = None,
-        report: Report = print,
-        device: str | None = None,
-    ) -> Path:
-        valid = torch.from_numpy(valid_classes(self.vocabulary))
-        views, where = self.config.views[:1], shared or run_dir.parent
-
-        def maps_of(pictures: PictureTable) -> MapReader:
-            return map_reader(test.source, pictures, views, self.region_cnn, where, test.read)
-
-        return predict_test_set(
-            self.model.to(device or best_device()),
-            test,
-            run_dir,
-            self.config,
-            self.vocabulary,
-            valid,
-            maps_of=maps_of,
-            report=report,
-        )
+    def maps(self, test: TestSet, pictures: PictureTable, shared: Path) -> MapReader:
+        """Those of the student's own encoder, if it has one."""
+        return map_reader(test.source, pictures, self.config.views[:1], self.region_cnn, shared, test.read)
 
 
 def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> PairStudent:

@@ -15,14 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from hoi_distill.stages.student.data import Report, TrainingSet
 from hoi_distill.stages.student.method import NOTHING, Extras
-from hoi_distill.stages.student.methods.pair_classifier.batches import SoftBatch, StepBatches
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
-from hoi_distill.stages.student.methods.pair_classifier.losses import image_terms
 from hoi_distill.stages.student.methods.pair_classifier.network import PairClassifier, Shape
 from hoi_distill.stages.student.methods.pair_classifier.region_cnn import (
     RegionCNN,
@@ -31,16 +28,19 @@ from hoi_distill.stages.student.methods.pair_classifier.region_cnn import (
     own_encoder,
 )
 from hoi_distill.stages.student.methods.pair_classifier.soft_labels import (
+    SoftLabels,
     has_picture_probabilities,
     picture_probabilities,
     soft_labels,
 )
 from hoi_distill.stages.student.methods.pair_classifier.student import PairStudent
-from hoi_distill.stages.student.pairs.losses import final_logit
+from hoi_distill.stages.student.pairs.batches import PairBatches, Pools
 from hoi_distill.stages.student.pairs.prepare import training_pictures
-from hoi_distill.stages.student.pairs.regions import entries
-from hoi_distill.stages.student.training.loop import annotated_loss, finish, train_steps
-from hoi_distill.stages.student.training.processes import Processes
+from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
+from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabelTerm
+from hoi_distill.stages.student.pairs.terms import PairOutput, Term
+from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
+from hoi_distill.stages.student.training.loop import finish
 
 
 def train(
@@ -64,52 +64,55 @@ def train(
         UserError: the run folder holds another run's state, or there is nothing to train on.
     """
     # The stream.
-    (run_dir / "state").mkdir(parents=True, exist_ok=True)
+    training = PairTraining.open(config, data, run_dir, extras, loader_workers=loader_workers, report=report)
+    accelerator = training.accelerator
     shared = extras.shared_dir or run_dir.parent
-    accelerator = Accelerator(log_with="tensorboard", project_dir=run_dir)
-    processes = Processes.of(accelerator)
 
     def labels_only() -> PairStudent:
         own = replace(config, itm_on="none", teacher="itm")
         given, say = replace(extras, shared_dir=shared, identities={}), lambda line: report(f"labels only: {line}")
         return train(own, data, run_dir / "labels_only", given, cnn=cnn, report=say)
 
-    batches, encoder = open_stream(config, data, run_dir, shared, cnn, accelerator, labels_only, report)
+    batches, encoder = open_batches(training, config, shared, cnn, labels_only)
     valid = torch.from_numpy(data.valid()).to(accelerator.device)
 
     # The network and its loss.
     torch.manual_seed(config.seed)
-    channels = batches.maps(batches.labelled_pool[:1], np.zeros(1, np.int64))[1].shape[1]
-    model = build_model(config, data, channels, extras.text())
-
-    def loss_of(model: nn.Module, batch: SoftBatch, step: int) -> tuple[Tensor, dict[str, float]]:
-        weight = config.itm_weight * min(1.0, (step + 1) / max(config.itm_ramp, 1))
-        return batch_loss(model, batch, valid, config, weight, processes)
+    model = build_model(config, data, batches.channels(), extras.text())
+    loss = TermLoss(batches.terms, valid, training.processes, lambda logits: PairOutput(logits[None]))
 
     # Forward, loss, step, save.
-    network = train_steps(
-        config, data, batches, model, loss_of, lambda logits: logits, run_dir, accelerator,
-        loader_workers=loader_workers, stop=extras.stop, report=report,
-    )  # fmt: skip
-
+    network = training.fit(model, batches, loss, logits_of=loss.logits_of)
     student = PairStudent(network, data.vocabulary, config, extras.identities, encoder)
     finish(student, run_dir, accelerator)
     return student
 
 
-def open_stream(
+def open_batches(
+    training: PairTraining,
     config: PairClassifierConfig,
-    data: TrainingSet,
-    run_dir: Path,
     shared: Path,
     cnn: RegionCNNConfig | None,
-    accelerator: Accelerator,
     labels_only: Callable[[], PairStudent],
-    report: Report,
-) -> tuple[StepBatches, RegionCNN | None]:
-    """Every step's batch, and the student's own encoder if it has one. ``labels_only`` trains the student whose answers
-    a self-trained one learns from. Raises UserError when there is nothing to train on."""
-    folder = run_dir / "state"
+) -> tuple[PairBatches, RegionCNN | None]:
+    """The batches with their supervision terms, and the student's own encoder if it has one.
+
+    Args:
+        training: the run folder and its processes.
+        config: the method's parameters.
+        shared: where variants of a study share the encoder.
+        cnn: the encoder's parameters; default: those of :class:`RegionCNNConfig`.
+        labels_only: trains the student whose answers a self-trained student learns from.
+
+    Raises:
+        UserError: there is nothing to train on.
+    """
+    data, accelerator, report, folder = (
+        training.data,
+        training.accelerator,
+        training.run.report,
+        training.run.folder / "state",
+    )
     with accelerator.main_process_first():
         pictures = training_pictures(folder / "pictures", data, config)
         own = config.encoder == "region_cnn"
@@ -125,8 +128,17 @@ def open_stream(
         soft = soft_labels(folder, data, pictures, config)
     if soft is not None and soft.platt is not None and accelerator.is_main_process:
         report(f"soft labels: sigmoid({soft.platt.slope:.3f} m {soft.platt.bias:+.3f})")
-    rank, world, interactions = accelerator.process_index, accelerator.num_processes, len(data.vocabulary.hois)
-    return StepBatches(config, pictures, maps, data.labelled, soft, interactions, rank, world), encoder
+    pools = Pools.of(pictures, data.labelled, unlabelled=soft is not None and config.itm_on in ("unlabelled", "both"))
+    return PairBatches(config, pools, pictures, maps, terms_of(config, data, soft), share=training.share), encoder
+
+
+def terms_of(config: PairClassifierConfig, data: TrainingSet, soft: SoftLabels | None) -> list[Term]:
+    """Annotated pairs, and soft labels of whole pictures where there are any."""
+    alpha, gamma = config.focal_alpha, config.focal_gamma
+    terms: list[Term] = [AnnotationTerm(data.labelled, len(data.vocabulary.hois), alpha=alpha, gamma=gamma)]
+    if soft is not None:
+        terms.append(SoftLabelTerm(soft, config.itm_weight, config.itm_ramp, config.itm_logit))
+    return terms
 
 
 def build_model(config: PairClassifierConfig, data: TrainingSet, channels: int, text: Tensor | None) -> PairClassifier:
@@ -143,36 +155,3 @@ def build_model(config: PairClassifierConfig, data: TrainingSet, channels: int, 
     )
     verb = torch.from_numpy(data.vocabulary.hois[:, 0].astype(np.int64))
     return PairClassifier(shape, verb, text)
-
-
-def batch_loss(
-    model: nn.Module,
-    batch: SoftBatch,
-    valid: Tensor,
-    config: PairClassifierConfig,
-    itm_weight: float,
-    processes: Processes,
-) -> tuple[Tensor, dict[str, float]]:
-    """Annotated pairs of labelled pictures, plus soft labels where the batch has them.
-
-    Each term is divided by its expected number of positives in the whole batch, over all ranks, at least 1.
-
-    Returns:
-        The loss and its terms by name.
-    """
-    logits = model(batch.regions)
-    pair, hoi, prior = entries(batch.regions, valid)
-    picture = batch.regions.pair_picture[pair]
-    final = final_logit(logits[pair, hoi], prior)
-
-    pairs_loss = annotated_loss(final, pair, hoi, batch, config, processes)
-    if not config.distils:
-        return pairs_loss, {"loss/pairs": pairs_loss.item()}
-
-    asked = ~torch.isnan(batch.soft[picture, hoi])
-    group, entry_group = torch.unique(picture[asked] * valid.shape[1] + hoi[asked], return_inverse=True)
-    soft = batch.soft.flatten()[group]
-    pooled = final if config.itm_logit == "final" else logits[pair, hoi].float()
-    image_loss = image_terms(pooled[asked], entry_group, soft).sum() / processes.share(soft.sum())
-    loss = pairs_loss + itm_weight * image_loss
-    return loss, {"loss/pairs": pairs_loss.item(), "loss/itm": image_loss.item()}

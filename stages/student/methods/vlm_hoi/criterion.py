@@ -20,6 +20,7 @@ from hoi_distill.stages.keys import settings
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Costs, Match, Targets, joined, match_layers
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
+from hoi_distill.stages.student.training.focal import hard_focal_terms
 
 TERMS = ("human_l1", "object_l1", "human_giou", "object_giou", "object", "verb")
 
@@ -122,7 +123,7 @@ class Criterion:
         entropy = F.cross_entropy(output.object_logits.movedim(-1, 1), classes, reduction="none") * weight
         verbs = torch.zeros_like(output.verb_logits)
         verbs[at] = rows.verbs[row].to(verbs.dtype)
-        focal = focal_terms(output.verb_logits, verbs, self.weights.alpha, self.weights.gamma)
+        focal = hard_focal_terms(output.verb_logits, verbs, self.weights.alpha, self.weights.gamma)
         if negative_weights is not None:
             factors = torch.ones_like(verbs)
             factors[at] = negative_weights.detach().to(factors.dtype)[row]
@@ -131,17 +132,6 @@ class Criterion:
         pairs = there.new_full((len(matches),), len(rows), dtype=torch.float32)
         counts = torch.stack((pairs, there.sum(1).float(), weight.sum((1, 2)), (verbs == 1).sum((1, 2, 3)).float()))
         return sums, counts
-
-
-def focal_terms(logits: Tensor, labels: Tensor, alpha: float = 0.5, gamma: float = 2.0) -> Tensor:
-    """``alpha (1 - p)^gamma (-log p)`` where the label is 1, ``(1 - alpha) p^gamma (-log(1 - p))`` elsewhere; by log-sigmoid.
-
-    Args:
-        logits, labels: float of one shape, kept.
-    """
-    sign = torch.where(labels == 1, 1.0, -1.0)
-    share = torch.where(labels == 1, alpha, 1 - alpha)
-    return -share * (-sign * logits).sigmoid() ** gamma * F.logsigmoid(sign * logits)
 
 
 def flat(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig
-from hoi_distill.stages.student.methods.vlm_hoi.criterion import TERMS, Criterion, LossWeights, flat, focal_terms
+from hoi_distill.stages.student.methods.vlm_hoi.criterion import TERMS, Criterion, LossWeights, flat
 from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import (
     ItmConfig,
     gradient_ratio,
@@ -20,6 +20,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmScores, It
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Match, Targets, joined
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
 from hoi_distill.stages.student.methods.vlm_hoi.picture_set import Batch
+from hoi_distill.stages.student.training.focal import hard_focal_terms
 from hoi_distill.stages.student.training.processes import ALONE, Processes
 
 
@@ -149,5 +150,5 @@ def final_verb_loss(
     pictures, queries, row = flat(matches, targets, rows.objects.device)
     labels = torch.zeros_like(output.verb_logits[-1])
     labels[pictures[-1], queries[-1]] = rows.verbs[row[-1]]
-    loss = focal_terms(output.verb_logits[-1], labels, weights.alpha, weights.gamma).sum()
+    loss = hard_focal_terms(output.verb_logits[-1], labels, weights.alpha, weights.gamma).sum()
     return loss / labels.sum().clamp(min=1)

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.student.data import TrainingSet
@@ -17,6 +16,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.augment import View, training_vi
 from hoi_distill.stages.student.methods.vlm_hoi.config import Pictures, VlmHoiConfig
 from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmScores, ItmTargets
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Targets
+from hoi_distill.stages.student.training.loop import BatchSource
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.sampling import epoch_order
 
@@ -118,7 +118,7 @@ def in_frame(pictures: Sequence[np.ndarray], width: int, height: int, config: Pi
     return pixels, mask
 
 
-class StepBatches(Dataset[Batch]):
+class StepBatches(BatchSource[Batch]):
     """``batches[step]`` is the whole batch of that step (of one rank): labelled pictures, then the others.
 
     Args:
@@ -158,9 +158,9 @@ class StepBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return self.steps
 
-    def epoch(self, step: int) -> float:
-        """Times that the labelled pictures have been gone through before ``step``."""
-        return step * self.config.labelled_per_step / len(self.labelled_pool)
+    def epochs(self, steps: int) -> float:
+        """How often so many steps go through the labelled pictures."""
+        return steps * self.config.labelled_per_step / len(self.labelled_pool)
 
     def drawn(self, step: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """(row, epoch) of the labelled and of the other pictures of a step, of all ranks."""

@@ -8,20 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.evaluate.detections import HoiDetections
+from hoi_distill.stages.evaluate.formats.parquet import detections_table, detections_writer
 from hoi_distill.stages.evaluate.metrics.pair_nms import pairwise_nms
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.student.methods.vlm_hoi.augment import test_view
 from hoi_distill.stages.student.methods.vlm_hoi.config import Pictures, Scoring
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
 from hoi_distill.stages.student.methods.vlm_hoi.picture_set import in_frame
-from hoi_distill.stages.student.pairs.predict import SCHEMA
-from hoi_distill.storage.files.atomic import atomic_path
 
 WAITING = 8
 """At most so many batches of pictures wait for others of their size."""
@@ -140,29 +138,31 @@ def predicted(
 def write_triplets(
     path: Path, found: Iterator[tuple[int, Triplets]], image_ids: Sequence[str], vocabulary: Vocabulary
 ) -> int:
-    """Write a Parquet file of :data:`~hoi_distill.stages.student.pairs.predict.SCHEMA`, in the pictures' order; returns the
-    triplets."""
-    rows = dict(found)
-    order = sorted(rows)
+    """Write the triplets of pictures as a file of detections, in the pictures' order.
+
+    Args:
+        path: the file.
+        found: row and triplets of each picture, in any order.
+        image_ids: names of all pictures.
+        vocabulary: names the interactions of verb and object.
+
+    Returns:
+        How many triplets there are.
+    """
+    by_row = dict(found)
+    order = sorted(by_row)
     hoi_id = np.pad(vocabulary.hoi_id(), ((0, 0), (0, 1)), constant_values=-1)  # the last column is object -1's
     count = 0
-    with atomic_path(path) as draft, pq.ParquetWriter(draft, SCHEMA) as writer:
+    with detections_writer(path) as writer:
         for start in range(0, len(order), 1000):
-            part = [rows[row] for row in order[start : start + 1000]]
-            names = np.repeat([image_ids[row] for row in order[start : start + 1000]], [len(p.scores) for p in part])
+            rows = order[start : start + 1000]
+            part = [by_row[row] for row in rows]
             human, object_, objects, verbs, scores = (
                 np.concatenate([getattr(each, name) for each in part])
                 for name in ("human", "object_", "objects", "verbs", "scores")
             )
-            columns = {
-                "image_id": pa.array(names.tolist(), pa.string()),
-                "human_box": pa.FixedSizeListArray.from_arrays(pa.array(human.astype(np.float32).ravel()), 4),
-                "object_box": pa.FixedSizeListArray.from_arrays(pa.array(object_.astype(np.float32).ravel()), 4),
-                "object": objects.astype(np.int32),
-                "verb": verbs.astype(np.int32),
-                "hoi": hoi_id[verbs, objects].astype(np.int32),
-                "score": scores.astype(np.float32),
-            }
-            writer.write_table(pa.table(columns, SCHEMA))
+            image, hoi = np.repeat(rows, [len(each.scores) for each in part]), hoi_id[verbs, objects]
+            detections = HoiDetections(image, human, object_, objects, verbs, hoi, scores.astype(np.float32))
+            writer.write_table(detections_table(detections, image_ids))
             count += len(scores)
     return count

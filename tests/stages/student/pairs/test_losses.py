@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from hoi_distill.stages.student.calibration import fit_platt, match_log_odds, shuffled_pictures
-from hoi_distill.stages.student.methods.pair_classifier.losses import image_terms
-from hoi_distill.stages.student.pairs.losses import final_logit, focal_terms
+from hoi_distill.stages.student.pairs.losses import final_logit
+from hoi_distill.stages.student.pairs.supervision.soft_labels import image_terms
+from hoi_distill.stages.student.training.focal import upt_focal_terms
 
 
 @pytest.mark.parametrize("prior", [1e-6, 0.3, 1 - 1e-6, 1.0])
@@ -21,14 +22,14 @@ def test_final_logit_is_that_of_prior_times_interaction(prior):
 
 def test_final_logit_has_finite_gradients_at_the_extremes():
     logit = torch.tensor([-300.0, -50.0, 50.0, 300.0], requires_grad=True)
-    focal_terms(
+    upt_focal_terms(
         final_logit(logit, torch.tensor([1.0, 0.5, 0.5, 1.0])), torch.tensor([1.0, 0.0, 1.0, 0.0])
     ).sum().backward()
     assert torch.isfinite(logit.grad).all()
 
 
 def test_focal_term_of_one_entry_worked_out_by_hand():
-    term = focal_terms(torch.tensor([0.0]), torch.tensor([1.0]), alpha=0.5, gamma=0.2)
+    term = upt_focal_terms(torch.tensor([0.0]), torch.tensor([1.0]), alpha=0.5, gamma=0.2)
     assert term.item() == pytest.approx(0.5 * (0.5 + 1e-6) ** 0.2 * np.log(2), rel=1e-5)
 
 

@@ -20,7 +20,7 @@ from hoi_distill.stages.student.methods.link.network_config import LinkShape
 from hoi_distill.stages.student.methods.link.student import LinkStudent, verbs
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
 from hoi_distill.stages.student.methods.pair_classifier.train import train
-from hoi_distill.stages.student.pairs.batches import PictureBatches
+from hoi_distill.stages.student.pairs.batches import PictureBatches, Pools, Share
 from hoi_distill.stages.student.pairs.prepare import picture_table
 from hoi_distill.storage.errors import UserError
 from tests.fixtures import toy_cl_hoi, toy_link
@@ -108,5 +108,5 @@ def test_a_process_that_would_have_no_picture_is_refused(toy, config, tmp_path):
     with pytest.raises(
         UserError, match=r"student\.labelled_per_step: 1 labelled and 1 other pictures a step .* 2 processes"
     ):
-        PictureBatches(few, pictures, labelled, unlabelled=True, rank=0, world=2)
-    PictureBatches(few, pictures, labelled, unlabelled=True)
+        PictureBatches(few, Pools.of(pictures, labelled, unlabelled=True), Share(0, 2))
+    PictureBatches(few, Pools.of(pictures, labelled, unlabelled=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import tensor
 
 from hoi_distill.stages.student.methods.cl_hoi.losses import (
+    LabelBatch,
     context_loss,
     late_similarity,
     mil_loss,
@@ -21,22 +23,32 @@ from hoi_distill.stages.student.methods.cl_hoi.losses import (
     symmetric_nce,
     temperature_of,
 )
+from hoi_distill.stages.student.pairs.regions import Candidates
+from hoi_distill.stages.student.pairs.terms import Phrases
 
 # Two pictures; the first has pairs 0 and 1, the second pair 2. Pairs 0 and 1 allow classes 0 and 1, pair 2 allows class 2.
 PICTURE = tensor([0, 0, 1])
 PAIR, HOI = tensor([0, 0, 1, 1, 2]), tensor([0, 1, 0, 1, 2])
+CANDIDATES = Candidates(PAIR, HOI, torch.ones(5), PICTURE[PAIR])
 NOTHING = torch.empty(0, dtype=torch.long)
 CLASSES = torch.eye(3)
+FOCAL = {"alpha": 0.25, "gamma": 2.0}
 
 
-def known(kind, target=None, weight=None):
-    """(target, kind, weight), from the kinds alone: positives 1, all weights 1."""
+def known(kind, weight=None) -> LabelBatch:
+    """Labels from the kinds alone: positives 1, all weights 1."""
     kind = tensor(kind, dtype=torch.int8)
-    return (
-        (kind == 1).float() if target is None else tensor(target),
-        kind,
-        torch.ones(kind.shape) if weight is None else tensor(weight),
-    )
+    weights = torch.ones(kind.shape) if weight is None else tensor(weight)
+    return LabelBatch((kind == 1).float(), kind, weights)
+
+
+def phrases_loss(look, candidates, trust, labels, temperature, attention_temperature):
+    """:func:`phrase_loss` of classes that are unit vectors."""
+    phrases = Phrases(look, CLASSES, temperature.log())
+    return phrase_loss(
+        phrases, candidates, labels,
+        log_trust=trust, temperature=temperature, attention_temperature=attention_temperature,
+    )  # fmt: skip
 
 
 def test_symmetric_nce_by_hand():
@@ -118,49 +130,47 @@ def test_phrase_loss_by_hand():
     """One positive (class 0 of picture 0), looked for among two pairs; class 1 a weak negative, class 2 a strong one."""
     look = tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 1.0]])
     trust = tensor([0.5, 0.25, 1.0])
-    target, kind, weight = known([[1, 0, 0], [0, 0, -1]], weight=[[1.0, 0.2, 1.0], [1.0, 1.0, 0.0]])
-    target[0, 0] = 0.7
+    labels = known([[1, 0, 0], [0, 0, -1]], weight=[[1.0, 0.2, 1.0], [1.0, 1.0, 0.0]])
+    labels.target[0, 0] = 0.7
     share = [math.exp(1 / 0.5) * 0.5, math.exp(0) * 0.25]
     v = [share[0] / sum(share), 2 * share[1] / sum(share), 0]
     cosine = [each / math.hypot(*v) for each in v]
     logits = [math.exp(c / 0.4) for c in cosine]
     expected = -math.log(logits[0] / (logits[0] + 0.2 * logits[1] + logits[2]))
-    found = phrase_loss(look, CLASSES, PAIR, HOI, PICTURE, trust.log(), target, kind, weight, tensor(0.4), 0.5)
+    found = phrases_loss(look, CANDIDATES, trust.log(), labels, tensor(0.4), 0.5)
     assert found.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_phrase_loss_weighs_positives_by_their_targets():
     look, trust = torch.randn(3, 3), torch.zeros(3)
-    target, kind, weight = known([[1, 0, 0], [0, 0, 1]])
+    labels = known([[1, 0, 0], [0, 0, 1]])
     first, second = (
-        phrase_loss(look, CLASSES, PAIR, HOI, PICTURE, trust, target, one, weight, tensor(0.4), 0.5)
-        for one in (known([[1, 0, 0], [0, 0, 0]])[1], known([[0, 0, 0], [0, 0, 1]])[1])
+        phrases_loss(look, CANDIDATES, trust, replace(labels, kind=one), tensor(0.4), 0.5)
+        for one in (known([[1, 0, 0], [0, 0, 0]]).kind, known([[0, 0, 0], [0, 0, 1]]).kind)
     )
-    target[0, 0], target[1, 2] = 0.9, 0.6
-    both = phrase_loss(look, CLASSES, PAIR, HOI, PICTURE, trust, target, kind, weight, tensor(0.4), 0.5)
+    labels.target[0, 0], labels.target[1, 2] = 0.9, 0.6
+    both = phrases_loss(look, CANDIDATES, trust, labels, tensor(0.4), 0.5)
     torch.testing.assert_close(both, (0.9 * first + 0.6 * second) / 1.5)
 
 
 def test_phrases_without_a_matching_pair_are_skipped():
     look, trust = torch.randn(3, 3), torch.zeros(3)
-    some = phrase_loss(look, CLASSES, PAIR, HOI, PICTURE, trust, *known([[1, 0, 0], [0, 0, 0]]), tensor(0.1), 0.1)
+    some = phrases_loss(look, CANDIDATES, trust, known([[1, 0, 0], [0, 0, 0]]), tensor(0.1), 0.1)
     # no pair of picture 0 allows class 2, none of picture 1 class 0; as positives they are no negatives either
     more = known([[1, 0, -1], [1, 0, 0]])
     alone = known([[1, 0, -1], [0, 0, 0]])
-    args = look, CLASSES, PAIR, HOI, PICTURE, trust
+    args = look, CANDIDATES, trust
     torch.testing.assert_close(
-        phrase_loss(*args, *more, tensor(0.1), 0.1), phrase_loss(*args, *alone, tensor(0.1), 0.1)
+        phrases_loss(*args, more, tensor(0.1), 0.1), phrases_loss(*args, alone, tensor(0.1), 0.1)
     )
-    assert some != phrase_loss(*args, *alone, tensor(0.1), 0.1)
+    assert some != phrases_loss(*args, alone, tensor(0.1), 0.1)
 
 
 def test_attention_prefers_trusted_pairs():
     look = tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]).requires_grad_()
     trust = tensor([0.0, -3.0, 0.0])
-    phrase_loss(
-        look + tensor([[0.0, 0.1, 0.0]]), CLASSES, PAIR, HOI, PICTURE, trust, *known([[1, 0, 0], [0, 0, 0]]),
-        tensor(0.1), 0.1,
-    ).backward()  # fmt: skip
+    labels = known([[1, 0, 0], [0, 0, 0]])
+    phrases_loss(look + tensor([[0.0, 0.1, 0.0]]), CANDIDATES, trust, labels, tensor(0.1), 0.1).backward()
     assert look.grad is not None
     assert look.grad[0].norm() > 5 * look.grad[1].norm() > 0
 
@@ -173,21 +183,21 @@ def test_smooth_max_and_segment_softmax_by_hand():
 
 def test_mil_loss_by_hand():
     logit, log_r = tensor([1.0, -1.0, 0.0, 2.0, 0.5]), tensor([0.5, 1.0, 1.0]).log()
-    target, kind, weight = known([[1, -1, 0], [0, 0, 0]], weight=[[1.0, 0.0, 1.0], [1.0, 1.0, 0.2]])
-    target[0, 0], target[1, 2] = 0.8, 0.1
+    labels = known([[1, -1, 0], [0, 0, 0]], weight=[[1.0, 0.0, 1.0], [1.0, 1.0, 0.2]])
+    labels.target[0, 0], labels.target[1, 2] = 0.8, 0.1
     q0, q2 = math.log((0.5 * math.e + 1) / 2), 0.5
     expected = 0.0
     for q, t, w in ((q0, 0.8, 1.0), (q2, 0.1, 0.2)):  # class 1 is ignored
         s = 1 / (1 + math.exp(-q))
         balance = t * 0.25 + (1 - t) * 0.75
         expected += w * balance * abs(t - s) ** 2 * -(t * math.log(s) + (1 - t) * math.log(1 - s))
-    found = mil_loss(logit, PAIR, HOI, PICTURE, log_r, target, kind, weight, 0.25, 2.0)
+    found = mil_loss(logit, log_r, CANDIDATES, labels, **FOCAL)
     assert found.item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_mil_masks_ignored_classes():
     logit = torch.randn(5, requires_grad=True)
-    mil_loss(logit, PAIR, HOI, PICTURE, torch.zeros(3), *known([[1, -1, 0], [0, 0, 0]]), 0.25, 2.0).backward()
+    mil_loss(logit, torch.zeros(3), CANDIDATES, known([[1, -1, 0], [0, 0, 0]]), **FOCAL).backward()
     assert logit.grad is not None
     assert (logit.grad[HOI == 1] == 0).all()
     assert (logit.grad[HOI != 1] != 0).all()
@@ -195,7 +205,7 @@ def test_mil_masks_ignored_classes():
 
 def test_mil_pulls_hardest_at_the_likeliest_pair():
     logit = tensor([3.0, 0.0, -1.0, 0.0, 0.0]).requires_grad_()
-    mil_loss(logit, PAIR, HOI, PICTURE, torch.zeros(3), *known([[1, -1, 0], [0, 0, -1]]), 0.25, 2.0).backward()
+    mil_loss(logit, torch.zeros(3), CANDIDATES, known([[1, -1, 0], [0, 0, -1]]), **FOCAL).backward()
     assert logit.grad is not None
     assert logit.grad[0] < logit.grad[2] < 0
 
@@ -203,17 +213,17 @@ def test_mil_pulls_hardest_at_the_likeliest_pair():
 def test_relatedness_by_hand():
     """Pair 0 and 1 allow a positive class; pair 2 allows none, and its only class is known."""
     logit, r = tensor([1.0, 9.0, -1.0, 9.0, 9.0]), [0.3, 0.6, 0.2]
-    kind = known([[1, 0, 0], [1, 1, 0]])[1]
+    kind = known([[1, 0, 0], [1, 1, 0]]).kind
     wanted = [1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1)), 0.0]
     terms = [-(w * math.log(p) + (1 - w) * math.log(1 - p)) for w, p in zip(wanted, r, strict=True)]
-    found = relatedness_loss(logit, PAIR, HOI, PICTURE, tensor(r).log(), kind)
+    found = relatedness_loss(logit, tensor(r).log(), CANDIDATES, kind)
     assert found.item() == pytest.approx(sum(terms) / 3, abs=1e-5)
 
 
 def test_relatedness_does_not_guess_at_ignored_classes_nor_teach_the_classifier():
     logit = torch.randn(5, requires_grad=True)
     log_r = torch.full((3,), -0.7, requires_grad=True)
-    relatedness_loss(logit, PAIR, HOI, PICTURE, log_r, known([[1, 0, 0], [0, 0, -1]])[1]).backward()
+    relatedness_loss(logit, log_r, CANDIDATES, known([[1, 0, 0], [0, 0, -1]]).kind).backward()
     assert log_r.grad is not None
     assert log_r.grad[2] == 0
     assert (log_r.grad[:2] != 0).all()
@@ -227,12 +237,11 @@ def test_interaction_losses_are_finite(case):
     look = torch.randn(pairs, 3, requires_grad=True)
     pair, hoi = (NOTHING, NOTHING) if not pairs else (PAIR[:4], HOI[:4])
     logit, log_r = torch.randn(len(pair), requires_grad=True), torch.full((pairs,), -0.1, requires_grad=True)
-    picture = torch.zeros(pairs, dtype=torch.long)
-    args = pair, hoi, picture, log_r, *known(kind)
+    candidates, labels = Candidates(pair, hoi, torch.ones(len(pair)), torch.zeros_like(pair)), known(kind)
     loss = (
-        phrase_loss(look, CLASSES, *args, tensor(0.07), 0.1)
-        + mil_loss(logit, *args, 0.25, 2.0)
-        + relatedness_loss(logit, pair, hoi, picture, log_r, known(kind)[1])
+        phrases_loss(look, candidates, log_r, labels, tensor(0.07), 0.1)
+        + mil_loss(logit, log_r, candidates, labels, **FOCAL)
+        + relatedness_loss(logit, log_r, candidates, labels.kind)
     )
     loss.backward()
     for leaf in (look, logit, log_r):
@@ -244,11 +253,11 @@ def test_extreme_logits_stay_finite():
     logit = tensor([80.0, -80.0, 80.0, -80.0, 80.0]).requires_grad_()
     log_r = tensor([0.0, -60.0, -1e-9]).requires_grad_()
     look = (1e4 * torch.eye(3)).requires_grad_()
-    args = PAIR, HOI, PICTURE, log_r, *known([[1, 0, 0], [0, 0, 1]])
+    labels = known([[1, 0, 0], [0, 0, 1]])
     loss = (
-        phrase_loss(look, CLASSES, *args, tensor(0.01), 0.1)
-        + mil_loss(logit, *args, 0.25, 2.0)
-        + relatedness_loss(logit, PAIR, HOI, PICTURE, log_r, args[5])
+        phrases_loss(look, CANDIDATES, log_r, labels, tensor(0.01), 0.1)
+        + mil_loss(logit, log_r, CANDIDATES, labels, **FOCAL)
+        + relatedness_loss(logit, log_r, CANDIDATES, labels.kind)
     )
     loss.backward()
     assert torch.isfinite(loss)

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 
 from hoi_distill.stages.student.methods.cl_hoi.stream import (
-    ClHoiBatches,
     ContextBatches,
     Texts,
     annotated_labels,
     copied,
     teacher_labels,
 )
-from hoi_distill.stages.student.pairs.batches import TableMaps
+from hoi_distill.stages.student.methods.cl_hoi.terms import CopiedLabelTerm, ImageLabelTerm
+from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, TableMaps
 from hoi_distill.stages.student.pairs.prepare import picture_table
 from tests.fixtures.toy_cl_hoi import CONFIG
 from tests.fixtures.toy_student import OBJECTS, VOCABULARY
@@ -25,7 +25,7 @@ def maps_of(data):
 
 def test_unlisted_interactions_are_ordinary_negatives(world, tmp_path):
     labels = teacher_labels(tmp_path / "labels", world.taught())
-    target, kind, weight = labels.of(np.array([3]))
+    target, kind, weight = vars(labels.of(np.array([3]))).values()
     other = OBJECTS[world.hoi[3]] != OBJECTS
     assert (kind[0, other] == 0).all()
     assert (weight[0, other] == 1).all()
@@ -62,23 +62,25 @@ def test_texts_come_back_by_row(world, tmp_path):
 def test_labels_are_copied_to_every_pair_of_their_picture(world, tmp_path):
     data = world.taught()
     pictures, labels = picture_table(tmp_path / "p", data.source, CONFIG), teacher_labels(tmp_path / "l", data)
-    pool, valid = np.arange(len(world.hoi)), torch.from_numpy(data.valid())
-    batch = ClHoiBatches(CONFIG, pictures, pool, maps_of(data), labels, valid)[0]
-    assert torch.isnan(batch.target).all()  # no pair has a target of its own
-    pairs = copied(batch.regions, batch.kind)
+    pools = Pools(np.empty(0, np.int64), np.arange(len(world.hoi)))
+    terms = [ImageLabelTerm(labels, CONFIG.losses), CopiedLabelTerm(labels, alpha=0.5, gamma=0.2)]
+    batch = PairBatches(CONFIG, pools, pictures, maps_of(data), terms)[0]
+    assert set(batch.targets) == {"image_labels", "copied_labels"}  # no pair has a target of its own
+    kinds, pairs = batch.targets["image_labels"].kind, batch.targets["copied_labels"].target
+    assert torch.equal(pairs.nan_to_num(-1), copied(batch.regions, kinds).nan_to_num(-1))
     for pair, picture in enumerate(batch.regions.pair_picture.tolist()):
         for hoi in range(len(VOCABULARY)):
-            kind, target = int(batch.kind[picture, hoi]), pairs[pair, hoi].item()
+            kind, target = int(kinds[picture, hoi]), pairs[pair, hoi].item()
             assert np.isnan(target) if kind == -1 else target == kind
 
 
 def test_context_batches_are_pure_functions_of_the_step_and_queue_what_came_before(world, tmp_path):
     data = world.taught()
-    pictures, labels = picture_table(tmp_path / "p", data.source, CONFIG), teacher_labels(tmp_path / "l", data)
+    labels = teacher_labels(tmp_path / "l", data)
     texts, pool = Texts.open_or_build(tmp_path / "texts", data), np.arange(1, len(world.hoi))
 
     def batches():
-        return ContextBatches(CONFIG.first_stage(), pictures, pool, maps_of(data), texts, labels, queue=8)
+        return ContextBatches(CONFIG.first_stage(), pool, maps_of(data), texts=texts, labels=labels, queue=8)
 
     first, again = batches(), batches()
     seen = [first[step] for step in range(4)]
@@ -94,8 +96,8 @@ def test_context_batches_are_pure_functions_of_the_step_and_queue_what_came_befo
 
 def test_pictures_that_show_the_same_are_no_negatives(world, tmp_path):
     data = world.taught()
-    pictures, labels = picture_table(tmp_path / "p", data.source, CONFIG), teacher_labels(tmp_path / "l", data)
+    labels = teacher_labels(tmp_path / "l", data)
     texts, pool = Texts.open_or_build(tmp_path / "texts", data), np.arange(1, len(world.hoi))
-    batch = ContextBatches(CONFIG.first_stage(), pictures, pool, maps_of(data), texts, labels, queue=0)[0]
+    batch = ContextBatches(CONFIG.first_stage(), pool, maps_of(data), texts=texts, labels=labels, queue=0)[0]
     hoi = torch.from_numpy(world.hoi)[batch.rows]
     assert torch.equal(batch.same, hoi[:, None] == hoi)

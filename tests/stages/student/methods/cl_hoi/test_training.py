@@ -18,16 +18,19 @@ from hoi_distill.stages.student.methods.cl_hoi import train as training
 from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoiShape
 from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
 from hoi_distill.stages.student.methods.cl_hoi.exponents import Exponents
-from hoi_distill.stages.student.methods.cl_hoi.losses import mil_loss, phrase_loss, relatedness_loss
-from hoi_distill.stages.student.methods.cl_hoi.stream import ClHoiBatches, teacher_labels
+from hoi_distill.stages.student.methods.cl_hoi.losses import LabelBatch, mil_loss, phrase_loss, relatedness_loss
+from hoi_distill.stages.student.methods.cl_hoi.stream import teacher_labels
 from hoi_distill.stages.student.methods.cl_hoi.student import ClHoiStudent, build
+from hoi_distill.stages.student.methods.cl_hoi.terms import ImageLabelTerm
 from hoi_distill.stages.student.methods.cl_hoi.train import train
-from hoi_distill.stages.student.pairs.batches import TableMaps
+from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, TableMaps
 from hoi_distill.stages.student.pairs.instances import gather, picture_of
 from hoi_distill.stages.student.pairs.prepare import picture_table
-from hoi_distill.stages.student.pairs.regions import entries
+from hoi_distill.stages.student.pairs.regions import candidates_of
+from hoi_distill.stages.student.pairs.terms import Phrases
+from hoi_distill.stages.student.pairs.training import TermLoss
 from hoi_distill.stages.student.pretrained import load_student
-from hoi_distill.stages.student.training.processes import ALONE
+from hoi_distill.stages.student.training.loop import Step
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.toy_cl_hoi import CONFIG, TEXT, TaughtToy
 from tests.fixtures.toy_student import CHANNELS, VOCABULARY, Toy, weights
@@ -110,15 +113,15 @@ def test_a_run_killed_in_either_stage_ends_as_an_undisturbed_one(world, undistur
 
 
 def test_a_run_killed_without_warning_repeats_what_was_not_saved(world, undisturbed, tmp_path, monkeypatch):
-    step, calls = training.batch_loss, []
+    losses, calls = ImageLabelTerm.losses, []
 
     def dies(*args):
         calls.append(1)
         if len(calls) == 6:
             raise MemoryError
-        return step(*args)
+        return losses(*args)
 
-    monkeypatch.setattr(training, "batch_loss", dies)
+    monkeypatch.setattr(ImageLabelTerm, "losses", dies)
     with pytest.raises(MemoryError):
         trained(CONFIG, world.taught(), tmp_path)
     monkeypatch.undo()
@@ -243,7 +246,8 @@ def test_the_score_is_the_interactions_times_r_to_the_gamma_times_the_boxes_to_t
         regions = gather([picture_of(toy.detections[number], CONFIG)], torch.from_numpy(toy.maps[number][None]))
         with torch.inference_mode():
             said = student.model.eval()(regions)
-            pair, hoi, _ = entries(regions, torch.from_numpy(valid_classes(VOCABULARY)))
+            candidates = candidates_of(regions, torch.from_numpy(valid_classes(VOCABULARY)))
+        pair, hoi = candidates.pair, candidates.hoi
         boxes = regions.scores[regions.pairs].prod(1)
         score = said.logits.sigmoid()[pair, hoi] * (0.6 * said.log_r).exp()[pair] * boxes[pair] ** 1.7
         written = [row["score"] for row in found if row["image_id"] == f"picture {number}"]
@@ -259,22 +263,25 @@ def test_stage_2_sums_its_losses_by_their_weights(world, tmp_path, weights):
     data = world.taught()
     pictures, labels = picture_table(tmp_path / "p", data.source, config), teacher_labels(tmp_path / "l", data)
     pool = np.flatnonzero(pictures.usable() & labels.known)
-    batch = ClHoiBatches(
-        config, pictures, pool, TableMaps.of(data.source, config.views), labels, torch.from_numpy(data.valid())
-    )[1]
+    terms, maps = [training.term_of(config, labels, data)], TableMaps.of(data.source, config.views)
+    batch = PairBatches(config, Pools(np.empty(0, np.int64), pool), pictures, maps, terms)[1]
     torch.manual_seed(0)
     student = build(ClHoiShape(CHANNELS, 12, 12), config, VOCABULARY, torch.from_numpy(TEXT)).eval()
     learner = training.InteractionLearner(student, 0.07)
     valid = torch.from_numpy(data.valid())
-    loss, _ = training.batch_loss(learner, batch, valid, config, ALONE)
+    loss, _ = TermLoss(terms, valid)(learner, batch, Step(0))
     said, regions = student(batch.regions), batch.regions
-    pair, hoi, _ = entries(regions, valid)
-    logit, picture = said.logits[pair, hoi], regions.pair_picture
+    candidates = candidates_of(regions, valid)
+    logit = said.logits[candidates.pair, candidates.hoi]
     trust = said.log_r + regions.scores[regions.pairs].prod(1).log()
-    known = batch.image_target, batch.kind, batch.weight
-    of_phrases = phrase_loss(said.look, said.classes, pair, hoi, picture, trust, *known, torch.tensor(0.07), 0.1)
-    of_pictures = mil_loss(logit, pair, hoi, picture, said.log_r, *known, 0.25, 2.0)
-    of_r = relatedness_loss(logit, pair, hoi, picture, said.log_r, batch.kind)
+    known: LabelBatch = batch.targets["image_labels"]
+    temperature = torch.tensor(0.07)
+    of_phrases = phrase_loss(
+        Phrases(said.look, said.classes, temperature.log()), candidates, known,
+        log_trust=trust, temperature=temperature, attention_temperature=0.1,
+    )  # fmt: skip
+    of_pictures = mil_loss(logit, said.log_r, candidates, known, alpha=0.25, gamma=2.0)
+    of_r = relatedness_loss(logit, said.log_r, candidates, known.kind)
     assert min(of_phrases.item(), of_pictures.item(), of_r.item()) > 0.01
     expected = contrastive * of_phrases + mil * of_pictures + relatedness * of_r
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -15,9 +15,11 @@ from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
 from hoi_distill.stages.student.methods.link.stream import LinkBatches
 from hoi_distill.stages.student.methods.link.student import LinkStudent, allowed, verbs
+from hoi_distill.stages.student.methods.link.train import terms_of
+from hoi_distill.stages.student.pairs.batches import Batch, Share
 from hoi_distill.stages.student.pairs.instances import jittered, picture_of, with_annotations
 from hoi_distill.stages.student.pairs.prepare import training_pictures
-from hoi_distill.stages.student.pairs.regions import entries
+from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.toy_link import ALL_LEVELS, MAPS, NETWORK, PAIRS, link_config, taught
 from tests.fixtures.toy_student import CHANNELS, VOCABULARY, Toy
@@ -37,11 +39,17 @@ def data(toy, teacher) -> TrainingSet:
     return taught(toy.training_set(16), toy, teacher)
 
 
+def target_of(batch: Batch) -> torch.Tensor:
+    """float ``[P, H]``, the annotated targets of the pairs."""
+    return batch.targets["annotations"].target
+
+
 @pytest.fixture
 def stream(tmp_path, data):
     def opened(config: LinkConfig, data: TrainingSet = data, rank: int = 0, world: int = 1) -> LinkBatches:
         pictures = training_pictures(tmp_path / "pictures", data, config)
-        return LinkBatches(config, data, pictures, torch.from_numpy(allowed(config, VOCABULARY)), rank, world)
+        terms = terms_of(config, data, torch.from_numpy(allowed(config, VOCABULARY)))
+        return LinkBatches(config, data, pictures, terms, Share(rank, world))
 
     return opened
 
@@ -50,27 +58,27 @@ def test_what_a_teacher_said_lies_beside_the_entries_it_was_said_of(stream, teac
     """The teacher's own forward on the student's batch gives what its tables gave, view by view."""
     batches = stream(link_config(kd=BOTH))
     batch = batches[2]
-    (one,) = batch.taught
+    (one,) = batch.targets["kd"]
     assert one.has.all()
     with torch.inference_mode():
         output = teacher.model(batch.regions)
-    pair, hoi, _ = entries(batch.regions, teacher.valid())
+    candidates = candidates_of(batch.regions, teacher.valid())
     for said, own in (
-        (one.entry_logits, output.logits[-1][pair, hoi]),
+        (one.entry_logits, output.logits[-1][candidates.pair, candidates.hoi]),
         (one.unary, output.unary),
         (one.pairs, output.pairs),
         (one.latent, output.latent),
     ):
         torch.testing.assert_close(said.float(), own, rtol=2e-2, atol=2e-2)
-    assert batch.labelled.tolist() == [True] * 6 + [False] * 8
+    assert batch.targets["annotations"].labelled.tolist() == [True] * 6 + [False] * 8
 
 
 def test_unseen_classes_are_no_entries_of_a_teacher(stream, data, teacher):
     unseen = np.arange(len(VOCABULARY)) == 1
     whole = stream(link_config(kd=BOTH))[0]
-    (one,) = stream(link_config(kd=BOTH), replace(data, unseen=unseen))[0].taught
-    _, hoi, _ = entries(whole.regions, teacher.valid())
-    assert torch.equal(one.entry_logits, whole.taught[0].entry_logits[hoi != 1])
+    (one,) = stream(link_config(kd=BOTH), replace(data, unseen=unseen))[0].targets["kd"]
+    hoi = candidates_of(whole.regions, teacher.valid()).hoi
+    assert torch.equal(one.entry_logits, whole.targets["kd"][0].entry_logits[hoi != 1])
     assert (hoi == 1).any()
 
 
@@ -89,7 +97,7 @@ def test_only_the_tables_that_a_weight_asks_for_are_opened(stream, data):
         kd = replace(BOTH, **(weights or dict.fromkeys(("logit", "query", "map"), 0.0)))
         batches = stream(link_config(kd=kd), replace(data, source=replace(data.source, tables=tables)))
         batch = batches[0]
-        assert len(batch.taught) == (1 if kept else 0)
+        assert len(batch.targets.get("kd", [])) == (1 if kept else 0)
         assert len(batch.rows) == (14 if kept else 6)
 
 
@@ -109,12 +117,12 @@ def test_jittered_boxes_get_the_annotations_that_fit_them(stream, toy):
     batches = stream(link_config(box_jitter=0.2, views=("original",)))
     first, again, other = batches[0], batches[0], batches[1]
     assert torch.equal(first.regions.boxes, again.regions.boxes)
-    assert torch.equal(first.target, again.target)
+    assert torch.equal(target_of(first), target_of(again))
     still = stream(link_config(views=("original",)))[0]
     assert torch.equal(first.rows, still.rows)
     assert not torch.equal(first.regions.boxes, still.regions.boxes)
-    fewer = sum(int(batches[step].target.sum()) for step in range(6))
-    assert 0 < fewer < sum(int(stream(link_config(views=("original",)))[step].target.sum()) for step in range(6))
+    fewer = sum(int(target_of(batches[step]).sum()) for step in range(6))
+    assert 0 < fewer < sum(int(target_of(stream(link_config(views=("original",)))[step]).sum()) for step in range(6))
     assert len(other.rows) == 6
     boxes = first.regions.boxes
     assert (boxes[:, :2] <= boxes[:, 2:]).all()
@@ -125,7 +133,7 @@ def test_jittered_boxes_get_the_annotations_that_fit_them(stream, toy):
         own = first.regions.picture == place
         moved = with_annotations(replace(picture, boxes=boxes[own].numpy()), *batches.data.true_pairs(row), 0.5)
         pairs = (first.regions.pair_picture == place).nonzero().flatten()
-        assert sorted(map(tuple, first.target[pairs].nonzero().tolist())) == sorted(
+        assert sorted(map(tuple, target_of(first)[pairs].nonzero().tolist())) == sorted(
             map(tuple, moved.positives.tolist())
         )
 
@@ -135,16 +143,15 @@ def test_annotations_that_are_set_aside_are_ignored_jittered_or_not(stream, toy)
     nothing = data.annotations.with_pairs(np.zeros(len(toy.hoi), bool))
     for jitter in (0.0, 0.01):
         whole = stream(link_config(box_jitter=jitter), data)
-        aside = LinkBatches(
-            whole.link, replace(data, annotations=nothing, dropped=data.annotations), whole.pictures, whole.valid
-        )
+        set_aside = replace(data, annotations=nothing, dropped=data.annotations)
+        aside = LinkBatches(whole.link, set_aside, whole.pictures, whole.terms)
         if not jitter:
             aside.pictures = [
                 with_annotations(whole.pictures[row], *aside.data.true_pairs(row), 0.5, aside.data.dropped_pairs(row))
                 for row in range(40)
             ]
-        target = aside[0].target
-        assert torch.equal(torch.isnan(target), whole[0].target == 1)
+        target = target_of(aside[0])
+        assert torch.equal(torch.isnan(target), target_of(whole[0]) == 1)
         assert not (target == 1).any()
         assert torch.isnan(target).any()
 
@@ -165,4 +172,4 @@ def test_ranks_and_loader_workers_share_out_the_same_batches(stream):
     with_workers = DataLoader(whole, batch_size=None, sampler=range(2), num_workers=1)
     for one, other in zip(with_workers, (whole[step] for step in range(2)), strict=True):
         assert torch.equal(one.regions.maps, other.regions.maps)
-        assert torch.equal(one.taught[0].pairs, other.taught[0].pairs)
+        assert torch.equal(one.targets["kd"][0].pairs, other.targets["kd"][0].pairs)

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.evaluate.detections import SCHEMA
 from hoi_distill.stages.student.methods.link.student import LastLayer, LinkStudent, allowed
 from hoi_distill.stages.student.pairs.instances import gather, picture_of
-from hoi_distill.stages.student.pairs.predict import SCHEMA, best_of_each
+from hoi_distill.stages.student.pairs.predict import best_of_each
 from hoi_distill.stages.student.pretrained import load_student
 from hoi_distill.stages.student.source import MemorySource
 from hoi_distill.stages.student.student import Student

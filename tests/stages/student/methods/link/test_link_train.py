@@ -14,12 +14,14 @@ from safetensors.torch import load_file
 
 from hoi_distill.stages.student.data import valid_classes
 from hoi_distill.stages.student.methods.link.distillation import KdConfig
-from hoi_distill.stages.student.methods.link.network import LinkOutput
-from hoi_distill.stages.student.methods.link.stream import TaughtBatch
-from hoi_distill.stages.student.methods.link.train import batch_loss
+from hoi_distill.stages.student.methods.link.train import terms_of
+from hoi_distill.stages.student.pairs.batches import Batch
 from hoi_distill.stages.student.pairs.instances import Picture, gather, picture_of, targets
+from hoi_distill.stages.student.pairs.supervision.annotations import PairTargets
+from hoi_distill.stages.student.pairs.terms import PairOutput
+from hoi_distill.stages.student.pairs.training import TermLoss
+from hoi_distill.stages.student.training.loop import Step
 from hoi_distill.stages.student.training.metrics import NonFiniteLoss
-from hoi_distill.stages.student.training.processes import ALONE
 from hoi_distill.stages.student.training.resume import save_state
 from tests.fixtures.toy_link import ALL_LEVELS, MAPS, NETWORK, PAIRS, TEXT, link_config, taught, trained
 from tests.fixtures.toy_student import CHANNELS, SIDE, VOCABULARY, Toy, weights
@@ -92,8 +94,8 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, dat
     config = link_config(kd=replace(ALL_LEVELS, unlabelled=True))
     trained(config, data, tmp_path / "whole")
 
-    def save_and_stop(*saved):
-        save_state(*saved)
+    def save_and_stop(*saved, more):
+        save_state(*saved, more=more)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -126,7 +128,7 @@ def pair_shown(picture: Picture) -> int:
     return int(picture.labels[picture.pairs[:, 1]].argmax())
 
 
-def batch_of(toy: Toy, positives: bool) -> TaughtBatch:
+def batch_of(toy: Toy, positives: bool) -> Batch:
     """Nobody, a person alone, and a picture with pairs."""
     size = {"width": 64, "height": 64}
     box = [[5.0, 5, 30, 60]]
@@ -140,7 +142,13 @@ def batch_of(toy: Toy, positives: bool) -> TaughtBatch:
         pictures[2] = replace(pictures[2], positives=np.array([[pair_shown(pictures[2]), toy.hoi[0]]], np.int32))
     maps = torch.zeros(3, CHANNELS, SIDE, SIDE)
     rows, labelled = torch.arange(3), torch.ones(3, dtype=torch.bool)
-    return TaughtBatch(rows, gather(pictures, maps), targets(pictures, len(VOCABULARY)), labelled, [])
+    annotated = PairTargets(targets(pictures, len(VOCABULARY)), labelled)
+    return Batch(rows, gather(pictures, maps), {"annotations": annotated})
+
+
+def loss_of(toy: Toy, valid: torch.Tensor = VALID) -> TermLoss:
+    """The loss of a training on annotations alone."""
+    return TermLoss(terms_of(link_config(), toy.training_set(16), VALID), valid)
 
 
 @pytest.mark.parametrize("last", [3, 2], ids=["no positive", "no pair"])
@@ -148,9 +156,11 @@ def test_batches_without_positives_or_pairs_have_a_finite_loss_and_gradient(toy,
     whole = batch_of(toy, positives=False)
     regions = gather([picture_of({**toy.detections[0], "labels": [1, 1, 1][: len(toy.detections[0]["labels"])]},
                                  link_config())], whole.regions.maps[:1])  # fmt: skip
-    batch = whole if last == 3 else TaughtBatch(whole.rows[:1], regions, whole.target[:0], whole.labelled[:1], [])
+    annotated = whole.targets["annotations"]
+    empty = {"annotations": PairTargets(annotated.target[:0], annotated.labelled[:1])}
+    batch = whole if last == 3 else Batch(whole.rows[:1], regions, empty)
     model = teacher.model.train()
-    loss, _ = batch_loss(model, batch, VALID, SEEN, link_config(), ALONE)
+    loss, _ = loss_of(toy)(model, batch, Step(0))
     model.zero_grad()
     loss.backward()
     model.eval()
@@ -166,18 +176,17 @@ class Answers(torch.nn.Module):
         super().__init__()
         self.logits = torch.nn.Parameter(torch.zeros(layers, pairs, len(VOCABULARY)))
 
-    def forward(self, regions) -> LinkOutput:
-        nothing = torch.zeros(1, 0, 4)
-        return LinkOutput(self.logits, nothing, nothing, nothing)
+    def forward(self, regions) -> PairOutput:
+        return PairOutput(self.logits)
 
 
 def test_the_loss_averages_layers_and_counts_each_positive_once(toy):
     batch = batch_of(toy, positives=True)
     losses = []
     for layers in (1, 3):
-        loss, terms = batch_loss(Answers(len(batch.target), layers), batch, VALID, SEEN, link_config(), ALONE)
+        loss, terms = loss_of(toy)(Answers(len(batch.regions.pairs), layers), batch, Step(0))
         losses.append(loss.item())
-        assert terms == {"loss/pairs": loss.item()}
+        assert {name: value.item() for name, value in terms.items()} == {"loss/pairs": loss.item()}
     assert losses[0] == pytest.approx(losses[1])
 
 
@@ -186,12 +195,13 @@ def test_unseen_classes_and_set_aside_annotations_get_no_gradient(toy):
     hoi = int(toy.hoi[0])
     allowed = VALID[VOCABULARY.hois[hoi, 1]].nonzero().flatten().tolist()
     unseen, ignored = (other for other in allowed if other != hoi)
-    pair = int(batch.target.any(1).nonzero())
-    batch.target[pair, ignored] = torch.nan
+    target = batch.targets["annotations"].target
+    pair = int(target.any(1).nonzero())
+    target[pair, ignored] = torch.nan
     seen = SEEN.clone()
     seen[unseen] = False
-    model = Answers(len(batch.target))
-    batch_loss(model, batch, VALID & seen, seen, link_config(), ALONE)[0].backward()
+    model = Answers(len(target))
+    loss_of(toy, VALID & seen)(model, batch, Step(0))[0].backward()
     gradient = model.logits.grad[:, pair]
     assert not gradient[:, [unseen, ignored]].any()
     assert (gradient[:, hoi] < 0).all()

@@ -26,7 +26,8 @@ from hoi_distill.stages.student.methods.pair_classifier.config import PairClassi
 from hoi_distill.stages.student.methods.pair_classifier.network import PairClassifier, Shape
 from hoi_distill.stages.student.methods.pair_classifier.student import PairStudent
 from hoi_distill.stages.student.pairs.instances import gather, picture_of
-from hoi_distill.stages.student.pairs.regions import entries
+from hoi_distill.stages.student.pairs.regions import candidates_of
+from hoi_distill.stages.student.pairs.terms import BatchImages
 from hoi_distill.stages.teacher.detectors.given import DETECTIONS
 from hoi_distill.stages.teacher.detectors.transformers import cells as detection_cells
 from hoi_distill.storage.cell_block import CellBlock
@@ -135,17 +136,18 @@ def test_a_student_with_the_teachers_weights_reads_back_what_it_would_say(world,
     taught = read_taught(
         [sample["link_pairs"][view] for sample in read],
         [sample["link_maps"][view] for sample in read],
-        pictures, regions, valid, seen, names=[str(sample["row"]) for sample in read], tables=("link_pairs", "detections"),
+        BatchImages(np.arange(len(read)), pictures, regions, []), valid, seen,
+        names=[str(sample["row"]) for sample in read], tables=("link_pairs", "detections"),
     )  # fmt: skip
     assert taught.has.all()
     assert len(taught.entry_logits) > 10
     model = PairTeacher.load(checkpoint).model
-    pair, hoi, prior = entries(regions, valid)
+    candidates = candidates_of(regions, valid)
     config = KdConfig(("link_pairs",), ("link_maps",), logit=1, query=1, map=1)
     with torch.no_grad():
-        same = kd_terms(model(regions), [taught], regions, pair, hoi, prior, seen, config)
+        same = kd_terms(model(regions), [taught], regions, candidates, seen=seen, config=config)
         model.map_norm.weight.mul_(-1)
-        other = kd_terms(model(regions), [taught], regions, pair, hoi, prior, seen, config)
+        other = kd_terms(model(regions), [taught], regions, candidates, seen=seen, config=config)
     assert all(term.item() < 1e-6 for term in same.values()), same  # half precision, and neighbours' padding
     assert all(other[name] > 1000 * same[name].abs() for name in same), (same, other)
 

@@ -10,12 +10,13 @@ import torch
 
 from hoi_distill.stages.student.data import valid_classes
 from hoi_distill.stages.student.methods.link.distillation import KdConfig, kd_terms
-from hoi_distill.stages.student.methods.link.network import Link, LinkOutput
+from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
 from hoi_distill.stages.student.methods.link.teaching import PairTeacher, read_taught
 from hoi_distill.stages.student.pairs.config import PairsConfig
 from hoi_distill.stages.student.pairs.instances import gather, picture_of
-from hoi_distill.stages.student.pairs.regions import entries
+from hoi_distill.stages.student.pairs.regions import candidates_of
+from hoi_distill.stages.student.pairs.terms import BatchImages, PairOutput
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.link_scenes import SMALL
 from tests.fixtures.toy_student import CHANNELS, VOCABULARY, Toy
@@ -53,8 +54,7 @@ def read(answers, pictures, regions, seen=SEEN, maps=True, valid=VALID):
     return read_taught(
         [None if one is None else one.cell for one in answers],
         [None if one is None else one.latent.astype(np.float16) for one in answers] if maps else None,
-        pictures,
-        regions,
+        BatchImages(np.arange(len(pictures)), pictures, regions, []),
         valid,
         seen,
         names=[f"picture {n}" for n in range(len(pictures))],
@@ -62,8 +62,8 @@ def read(answers, pictures, regions, seen=SEEN, maps=True, valid=VALID):
     )
 
 
-def rounded(output: LinkOutput) -> LinkOutput:
-    return LinkOutput(*(value.half().float().requires_grad_() for value in output))
+def rounded(output: PairOutput) -> PairOutput:
+    return PairOutput(*(value.half().float().requires_grad_() for value in output[:4]))
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -75,15 +75,15 @@ def test_a_student_with_the_teachers_weights_has_nothing_to_learn(teacher, scene
     taught = read(answers, pictures, regions)
     with torch.no_grad():
         student = rounded(teacher.model(regions))
-    pair, hoi, prior = entries(regions, VALID)
-    assert len(pair) > 5
+    candidates = candidates_of(regions, VALID)
+    assert len(candidates) > 5
     assert taught.has.all()
     config = KdConfig(("a",), ("b",), logit=1, query=1, map=1)
-    terms = kd_terms(student, [taught], regions, pair, hoi, prior, SEEN, config)
+    terms = kd_terms(student, [taught], regions, candidates, seen=SEEN, config=config)
     assert all(term.item() == 0.0 for term in terms.values())
     with torch.no_grad():
         other = network(1)(regions)
-    terms = kd_terms(other, [taught], regions, pair, hoi, prior, SEEN, config)
+    terms = kd_terms(other, [taught], regions, candidates, seen=SEEN, config=config)
     assert all(term.item() > 0 for term in terms.values())
 
 
@@ -123,9 +123,9 @@ def test_unseen_classes_are_left_out_as_in_the_students_own_entries(teacher, sce
     seen[[1, 4]] = False
     answers = teacher.answer(cells, maps, False)
     taught = read(answers, pictures, regions, seen)
-    pair, hoi, _ = entries(regions, VALID & seen)
+    candidates = candidates_of(regions, VALID & seen)
     with torch.no_grad():
-        own = teacher.model(regions).logits[-1][pair, hoi]
+        own = teacher.model(regions).logits[-1][candidates.pair, candidates.hoi]
     assert torch.equal(taught.entry_logits, own.half())
 
 
@@ -135,12 +135,11 @@ def test_pictures_without_an_answer_keep_the_others_in_place(teacher, scene):
     whole = teacher.answer(cells, maps, False)
     full, some = read(whole, pictures, regions), read([None, *whole[1:4], None], pictures, regions)
     assert some.has.tolist() == [False, True, True, True, False]
-    pair, _, _ = entries(regions, VALID)
     for name, where in (("unary", regions.picture), ("pairs", regions.pair_picture)):
         kept = some.has[where]
         assert torch.equal(getattr(some, name)[:, kept], getattr(full, name)[:, kept])
         assert not kept.all()
-    kept = some.has[regions.pair_picture[pair]]
+    kept = some.has[candidates_of(regions, VALID).image]
     assert torch.equal(some.entry_logits[kept], full.entry_logits[kept])
     assert torch.equal(some.latent[some.has], full.latent[some.has])
     nobody = read([None] * 5, pictures, regions)

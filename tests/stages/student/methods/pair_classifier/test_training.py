@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.evaluate.detections import SCHEMA
 from hoi_distill.stages.student.data import valid_classes
 from hoi_distill.stages.student.method import Extras
-from hoi_distill.stages.student.methods.pair_classifier.batches import StepBatches
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
 from hoi_distill.stages.student.methods.pair_classifier.method import PairClassifierMethod
 from hoi_distill.stages.student.methods.pair_classifier.region_cnn import (
@@ -30,12 +30,11 @@ from hoi_distill.stages.student.methods.pair_classifier.region_cnn import (
     map_reader,
 )
 from hoi_distill.stages.student.methods.pair_classifier.soft_labels import soft_labels
-from hoi_distill.stages.student.methods.pair_classifier.train import build_model, train
-from hoi_distill.stages.student.pairs.batches import TableMaps, take
+from hoi_distill.stages.student.methods.pair_classifier.train import build_model, terms_of, train
+from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, Share, TableMaps, take
 from hoi_distill.stages.student.pairs.instances import gather, picture_of
-from hoi_distill.stages.student.pairs.predict import SCHEMA
 from hoi_distill.stages.student.pairs.prepare import picture_table
-from hoi_distill.stages.student.pairs.regions import entries
+from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pretrained import load_student
 from hoi_distill.stages.student.source import CacheSource
 from hoi_distill.stages.student.student import Student
@@ -64,8 +63,8 @@ from tests.fixtures.toy_student import Toy
 
 save = story.save_state
 
-def save_and_say(path, model, optimizer, done, run):
-    save(path, model, optimizer, done, run)
+def save_and_say(path, model, optimizer, done, run, more):
+    save(path, model, optimizer, done, run, more=more)
     print("saved", done, flush=True)
 
 story.save_state = save_and_say
@@ -111,8 +110,8 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, toy,
 def stopped_after(steps: int, config: PairClassifierConfig, toy: Toy, folder: Path, report) -> None:
     """Train on one thread, as the killed process did, until the state after ``steps`` is saved."""
 
-    def save_and_stop(path, model, optimizer, done, run):
-        save_state(path, model, optimizer, done, run)
+    def save_and_stop(path, model, optimizer, done, run, more):
+        save_state(path, model, optimizer, done, run, more=more)
         if done == steps:
             raise KeyboardInterrupt
 
@@ -224,7 +223,7 @@ def test_pictures_without_pairs_or_positives_give_finite_results(toy, config):
     valid = torch.from_numpy(valid_classes(VOCABULARY))
     regions = gather([nobody, alone, empty], torch.zeros(3, CHANNELS, SIDE, SIDE), np.array([True, False, True]))
     assert model(regions).shape == (0, len(VOCABULARY))
-    assert len(entries(regions, valid)[0]) == 0
+    assert len(candidates_of(regions, valid)) == 0
     together = gather([nobody, picture_of(toy.detections[0], config)], torch.zeros(2, CHANNELS, SIDE, SIDE))
     assert torch.isfinite(model(together)).all()
 
@@ -240,19 +239,21 @@ def test_batches_are_exact_epochs_and_a_function_of_the_step(tmp_path, toy, conf
     data, pictures = toy.training_set(16), train_pictures(tmp_path, toy, config)
     maps = TableMaps({view: data.source.open({"features": (view,)}) for view in config.views})
     soft = soft_labels(tmp_path, data, pictures, config)
-    whole = StepBatches(config, pictures, maps, data.labelled, soft, 6)
-    parts = [StepBatches(config, pictures, maps, data.labelled, soft, 6, rank, 2) for rank in range(2)]
+    pools, terms = Pools.of(pictures, data.labelled, unlabelled=True), terms_of(config, data, soft)
+    whole = PairBatches(config, pools, pictures, maps, terms)
+    parts = [PairBatches(config, pools, pictures, maps, terms, share=Share(rank, 2)) for rank in range(2)]
     assert sorted(whole.rows(3)) == sorted(np.concatenate([part.rows(3) for part in parts]))
     again = whole[3]
     assert torch.equal(again.regions.maps, whole[3].regions.maps)
-    assert again.labelled.tolist() == [True] * 6 + [False] * 8
+    assert again.targets["annotations"].labelled.tolist() == [True] * 6 + [False] * 8
 
 
 def test_a_mirrored_view_comes_with_mirrored_boxes(tmp_path, toy, config):
     data, pictures = toy.training_set(16), train_pictures(tmp_path, toy, config)
     both = replace(config, views=("original", "flip"))
     maps = TableMaps({view: data.source.open({"features": (view,)}) for view in both.views})
-    batches = StepBatches(both, pictures, maps, data.labelled, None, 6)
+    pools = Pools.of(pictures, data.labelled, unlabelled=False)
+    batches = PairBatches(both, pools, pictures, maps, terms_of(both, data, None))
     batch = batches[0]
     place = batches.drawn(0, len(batch.rows))[0].tolist().index(1)
     row, boxes = int(batch.rows[place]), batch.regions.boxes[batch.regions.picture == place]

@@ -8,9 +8,10 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from hoi_distill.stages.student.methods.vlm_hoi.criterion import TERMS, Criterion, LossWeights, flat, focal_terms
+from hoi_distill.stages.student.methods.vlm_hoi.criterion import TERMS, Criterion, LossWeights, flat
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Costs, Targets, match, match_layers, matching_costs
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
+from hoi_distill.stages.student.training.focal import hard_focal_terms
 from tests.fixtures.tiny_muren import K, N, V, random_boxes, random_output, random_targets, tiny_muren
 
 
@@ -247,7 +248,7 @@ def test_negative_weights_act_on_the_matched_query_only(scene):
     saved = 0.0
     for layer in range(3):
         logits = output.verb_logits[layer, picture[layer], query[layer]]
-        spared = 0.75 * focal_terms(logits, rows[row[layer]]) * (rows[row[layer]] == 0)
+        spared = 0.75 * hard_focal_terms(logits, rows[row[layer]]) * (rows[row[layer]] == 0)
         saved += 2 * spared.sum().item() / rows.sum().item()
     assert base.item() - total.item() == pytest.approx(saved, rel=1e-3)
     same, _, _ = Criterion()(output, targets, negative_weights=torch.ones_like(rows))

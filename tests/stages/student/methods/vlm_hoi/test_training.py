@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
 from hoi_distill.stages.student.methods.vlm_hoi.picture_set import StepBatches
-from hoi_distill.stages.student.methods.vlm_hoi.train import overflowed_by_chance, restore_scaler, scaler_state, train
+from hoi_distill.stages.student.methods.vlm_hoi.train import train
 from hoi_distill.stages.student.training.metrics import NonFiniteLoss
 from hoi_distill.stages.student.training.resume import save_state
 from hoi_distill.storage.errors import UserError
@@ -55,11 +55,11 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, wor
     train(config, world.training_set(), tmp_path / "whole", report=quiet)
 
     def save_and_stop(path, model, optimizer, done, run, more):
-        save_state(path, model, optimizer, done, run, more)
+        save_state(path, model, optimizer, done, run, more=more)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("hoi_distill.stages.student.methods.vlm_hoi.train.save_state", save_and_stop)
+        patch.setattr("hoi_distill.stages.student.training.loop.save_state", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             train(config, world.training_set(), tmp_path / "stopped", report=quiet)
     assert len(records(tmp_path / "stopped")) == 4
@@ -184,17 +184,3 @@ def test_half_precision_trains(tmp_path, world, another_precision):
     log = records(tmp_path)
     assert log[-1]["loss"] < log[0]["loss"]
     assert np.isfinite([record["loss"] for record in log]).all()
-
-
-def test_the_loss_scale_is_part_of_the_state():
-    class Fp16:
-        def __init__(self) -> None:
-            self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-
-    saved, resumed = Fp16(), Fp16()
-    saved.scaler.load_state_dict({**saved.scaler.state_dict(), "scale": 64.0, "_growth_tracker": 7})
-    restore_scaler(resumed, scaler_state(saved))
-    assert resumed.scaler.state_dict() == saved.scaler.state_dict()
-    assert overflowed_by_chance(resumed)
-    resumed.scaler.load_state_dict({**saved.scaler.state_dict(), "scale": 0.5})
-    assert not overflowed_by_chance(resumed)

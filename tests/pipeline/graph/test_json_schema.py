@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hoi_distill.pipeline.config.json_schema import configuration_schema
+from hoi_distill.pipeline.graph.json_schema import configuration_schema
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 DOCUMENTS = {path.name: yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob("*.yaml"))}

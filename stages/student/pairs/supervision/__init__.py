@@ -1,0 +1,1 @@
+"""Supervision terms that any network of pairs can take."""

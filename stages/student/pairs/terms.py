@@ -1,0 +1,142 @@
+"""Supervision terms: what teaches a network of pairs. A student of pairs is a network and a list of terms.
+
+A term says which tables it reads, makes its targets for a batch of images, and gives its losses from the network's output.
+Any network can take any term, provided that its output has what the term looks at: all look at the logits of candidates.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from hoi_distill.stages.student.pairs.instances import Picture
+from hoi_distill.stages.student.pairs.losses import final_logit
+from hoi_distill.stages.student.pairs.regions import Candidates, Regions
+from hoi_distill.stages.student.training.processes import ALONE, Processes
+
+
+class Phrases(NamedTuple):
+    """Pairs and interactions in the space of a text encoder.
+
+    Attributes:
+        look: float ``[P, T]`` embeddings of the pairs.
+        classes: float ``[H, T]`` embeddings of the interactions' prompts, of length 1.
+        log_temperature: scalar, logarithm of the temperature at which they are contrasted.
+    """
+
+    look: Tensor
+    classes: Tensor
+    log_temperature: Tensor
+
+
+class PairOutput(NamedTuple):
+    """What a network answers on a batch of B images with I instances and P pairs. The last decoder layer is the answer.
+
+    Attributes:
+        logits: float ``[Ld, P, H]``, interaction logits O of every pair and interaction; the prior masks them later.
+        unary: float ``[Le, I, D]``, tokens of the instances after each encoder layer.
+        pairs: float ``[Ld, P, E]``, tokens of the pairs after each decoder layer.
+        latent: float ``[B, D, h, w]``, the feature map as the decoder gets it.
+        log_r: float ``[P]``, logarithm of the probability that a pair interacts at all.
+        phrases: pairs in the space of a text encoder.
+    """
+
+    logits: Tensor
+    unary: Tensor | None = None
+    pairs: Tensor | None = None
+    latent: Tensor | None = None
+    log_r: Tensor | None = None
+    phrases: Phrases | None = None
+
+
+@dataclass(frozen=True)
+class BatchImages:
+    """The images of a batch before they become tensors on a device.
+
+    Attributes:
+        rows: int64 ``[B]`` rows of the training set.
+        pictures: their instances, pairs and annotations.
+        regions: what the network reads of them, on the CPU.
+        cells: for each image the cell of every table that a term reads by view, by table.
+    """
+
+    rows: np.ndarray
+    pictures: Sequence[Picture]
+    regions: Regions
+    cells: Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A network's output on the N candidates of a batch.
+
+    Attributes:
+        output: the network's output.
+        regions: the batch.
+        candidates: its candidates.
+        processes: the processes that share the global batch.
+    """
+
+    output: PairOutput
+    regions: Regions
+    candidates: Candidates
+    processes: Processes = ALONE
+
+    @cached_property
+    def logit(self) -> Tensor:
+        """float ``[Ld, N]``, interaction logits."""
+        return self.output.logits[:, self.candidates.pair, self.candidates.hoi]
+
+    @cached_property
+    def final(self) -> Tensor:
+        """float32 ``[Ld, N]``, logits of the final detection probability ``P * sigmoid(O)``, times r if there is one."""
+        prior = self.candidates.prior
+        if self.output.log_r is not None:
+            prior = (prior * self.output.log_r[self.candidates.pair].exp()).clamp(max=1 - 1e-6)
+        return final_logit(self.logit, prior)
+
+
+class WeightedLoss(NamedTuple):
+    """One loss of a term.
+
+    Attributes:
+        name: its name in the log, after ``loss/``.
+        weight: its share in the total.
+        value: the loss, unweighted, a scalar.
+    """
+
+    name: str
+    weight: float
+    value: Tensor
+
+
+class Term(ABC):
+    """One source of supervision.
+
+    Attributes:
+        name: key of its targets in a batch.
+        view_tables: tables of which each image's cell of the drawn view is read with the batch.
+    """
+
+    name: ClassVar[str]
+    view_tables: tuple[str, ...] = ()
+
+    @abstractmethod
+    def targets(self, images: BatchImages) -> Any:
+        """The targets of a batch: a tensor, something that has ``to(device)``, or a list of such."""
+
+    @abstractmethod
+    def losses(self, predictions: Predictions, targets: Any, step: int) -> list[WeightedLoss]:
+        """The losses of a batch.
+
+        Args:
+            predictions: the network's answers.
+            targets: what :meth:`targets` made, on the device.
+            step: number of the training step, from 0.
+        """

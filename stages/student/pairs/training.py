@@ -1,0 +1,163 @@
+"""Training a network of pairs: what all such methods give to the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hoi_distill.stages.student.data import Report, TrainingSet
+from hoi_distill.stages.student.method import Extras
+from hoi_distill.stages.student.pairs.batches import Batch, Share
+from hoi_distill.stages.student.pairs.config import BOOKKEEPING, PairsConfig
+from hoi_distill.stages.student.pairs.regions import candidates_of
+from hoi_distill.stages.student.pairs.terms import PairOutput, Predictions, Term
+from hoi_distill.stages.student.training.components import FiniteCheck, named_images
+from hoi_distill.stages.student.training.loop import BatchSource, Loss, Run, Step, Trainer
+from hoi_distill.stages.student.training.optimization import WarmupCosine, parameter_groups
+from hoi_distill.stages.student.training.processes import ALONE, Processes
+from hoi_distill.stages.student.training.resume import run_name
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class TermLoss:
+    """The loss of a network of pairs: the weighted sum of its terms.
+
+    Attributes:
+        terms: the supervision terms.
+        valid: bool ``[objects, H]`` on the network's device, the interactions that an object allows.
+        processes: the processes that share a batch.
+        output_of: from what the network returns to its :class:`~hoi_distill.stages.student.pairs.terms.PairOutput`.
+    """
+
+    terms: Sequence[Term]
+    valid: Tensor
+    processes: Processes = ALONE
+    output_of: Callable[[Any], PairOutput] = lambda output: output
+
+    def __call__(self, model: nn.Module, batch: Batch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and the unweighted losses as ``loss/<name>``."""
+        output = self.output_of(model(batch.regions))
+        predictions = Predictions(output, batch.regions, candidates_of(batch.regions, self.valid), self.processes)
+        # A text embedding has a gradient (of 0) in every step, also where no term looks at it.
+        total = output.logits.new_zeros(()) if output.phrases is None else output.phrases.look.sum() * 0
+        values: dict[str, Tensor] = {}
+        for term in self.terms:
+            for name, weight, value in term.losses(predictions, batch.targets[term.name], step.number):
+                total = total + weight * value
+                values[f"loss/{name}"] = value
+        return total, values
+
+    def logits_of(self, output: Any) -> Tensor:
+        """Interaction logits, float ``[P, H]``, of what the network returns."""
+        return self.output_of(output).logits[-1]
+
+
+@dataclass(frozen=True)
+class PairTraining:
+    """A training of pairs whose run folder and processes are ready.
+
+    Attributes:
+        config: the method's parameters.
+        data: the training set.
+        run: where the training is kept.
+        accelerator: this process among those of a launcher.
+    """
+
+    config: PairsConfig
+    data: TrainingSet
+    run: Run
+    accelerator: Accelerator
+
+    @classmethod
+    def open(
+        cls,
+        config: PairsConfig,
+        data: TrainingSet,
+        folder: Path,
+        extras: Extras,
+        *,
+        loader_workers: int = 0,
+        report: Report = print,
+    ) -> PairTraining:
+        """Make the run folder and join the launcher's processes.
+
+        Args:
+            config: the method's parameters.
+            data: the training set.
+            folder: the run folder.
+            extras: its ``stop`` ends the training early.
+            loader_workers: processes that load batches.
+            report: gets lines for people.
+        """
+        (folder / "state").mkdir(parents=True, exist_ok=True)
+        accelerator = Accelerator(log_with="tensorboard", project_dir=folder)
+        run = Run(folder, run_name(config, BOOKKEEPING, data), report, extras.stop, loader_workers)
+        return cls(config, data, run, accelerator)
+
+    @property
+    def share(self) -> Share:
+        """This process's share of every batch."""
+        return Share(self.accelerator.process_index, self.accelerator.num_processes)
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that share a batch."""
+        return Processes.of(self.accelerator)
+
+    def fit(
+        self,
+        model: Network,
+        batches: BatchSource[Any],
+        loss: Loss,
+        *,
+        logits_of: Callable[[Any], Tensor],
+        groups: Sequence[dict[str, Any]] | None = None,
+    ) -> Network:
+        """Train ``model`` to the last step, see :meth:`hoi_distill.stages.student.training.loop.Trainer.fit`.
+
+        Args:
+            model: a new network of ``config.seed``.
+            batches: the batches by step.
+            loss: the loss of a batch.
+            logits_of: from the network's output to interaction logits, float ``[P, H]``; for error messages.
+            groups: parameter groups, each with its learning rate; default: all parameters at the configured rate.
+
+        Raises:
+            NonFiniteLoss: the training has diverged, or a cached value is broken.
+            UserError: the run folder holds the state of another run.
+        """
+        config = self.config
+        groups = groups or parameter_groups(model, config.learning_rate, config.weight_decay)
+
+        def describe(network: nn.Module, batch: Batch) -> str:
+            return describe_batch(batch, logits_of(network(batch.regions)), self.data)
+
+        return Trainer(
+            model,
+            optimizer=torch.optim.AdamW(groups, foreach=True),
+            batches=batches,
+            loss=loss,
+            schedule=WarmupCosine(config.steps, config.warmup_steps),
+            config=config,
+            run=self.run,
+            accelerator=self.accelerator,
+            components=(FiniteCheck(self.accelerator, describe),),
+        ).fit()
+
+
+def describe_batch(batch: Batch, logits: Tensor, data: TrainingSet) -> str:
+    """The images whose feature maps or else logits (float ``[P, H]``) are not finite; all of the batch if there are none."""
+    regions = batch.regions
+    broken = (~torch.isfinite(regions.maps.flatten(1)).all(1)).nonzero().flatten().tolist()
+    diverged = torch.unique(regions.pair_picture[~torch.isfinite(logits).all(1)]).tolist()
+    places = broken or diverged or range(len(batch.rows))
+    what = "feature maps that are not finite in" if broken else "pictures"
+    return named_images(what, [int(batch.rows[place]) for place in places], data)
