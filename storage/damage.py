@@ -7,6 +7,7 @@ import errno
 from collections.abc import Iterator
 
 import pyarrow as pa
+from typing_extensions import override
 
 from hoi_distill.storage.errors import StorageError
 
@@ -21,6 +22,7 @@ class Damaged(StorageError):
         super().__init__(file, reason)
         self.reason = reason
 
+    @override
     def __str__(self) -> str:
         return f"{self.args[0]}: {self.reason}; `hoi-distill check` sets it aside"
 

@@ -15,6 +15,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from typing_extensions import override
 
 from hoi_distill.storage.digests import digest_bytes, fingerprint
 from hoi_distill.storage.errors import StorageError, UserError
@@ -132,7 +133,7 @@ class SampleStream:
 
         return DataLoader(
             self,  # type: ignore[arg-type]
-            batch_sampler=RankBatches.of(self.live, batch_size, epoch),  # type: ignore[arg-type]
+            batch_sampler=RankBatches.of(self.live, batch_size, epoch),
             num_workers=num_workers,
             collate_fn=collate or list,
         )
@@ -233,6 +234,7 @@ class _CellReader:
             raise UserError(f"table {name}: {error}, then run `{command}`") from error
         self._shards: OrderedDict[int, tuple[Shard, dict[str, Callable[[int], Any]]]] = OrderedDict()
 
+    @override
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": OrderedDict(), "_stamps": stamps.vouched(self._paths)}
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 import typer.core
+from typing_extensions import override
 
 from hoi_distill.pipeline.cli import schema as schema_cli
 from hoi_distill.pipeline.cli import teachers as teachers_cli
@@ -33,6 +34,7 @@ from hoi_distill.pipeline.console.terminal import flush_output, one_line, printa
 class _Commands(typer.core.TyperGroup):
     """Typer leaves without a word at Ctrl-C; this says what became of the work."""
 
+    @override
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)

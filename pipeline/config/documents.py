@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from typing_extensions import override
 
 from hoi_distill.storage.errors import UserError, did_you_mean
 
@@ -33,6 +34,7 @@ class Section(BaseModel):
 class _OnceLoader(yaml.SafeLoader):
     """YAML in which no mapping may have a key twice, as the last one would win in silence."""
 
+    @override
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:

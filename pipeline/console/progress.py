@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
+from typing_extensions import override
+
 from hoi_distill.workers.pulse import COMPUTING, LOADING, READING, WRITTEN, Beat
 from hoi_distill.workers.task import TaskReport
 
@@ -222,6 +224,7 @@ class _Above(logging.Handler):
         super().__init__(logging.WARNING)
         self._progress = progress
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
         self._progress.say(self.format(record))
 

@@ -78,7 +78,7 @@ def printable_streams() -> Iterator[None]:
     for stream in before:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = (  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (
         stream and PrintableStream(stream, messages) for stream, messages in zip(before, (False, True), strict=True)
     )
     try:

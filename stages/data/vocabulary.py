@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from hoi_distill.stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
 from hoi_distill.stages.data.prompts import (
@@ -90,9 +91,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.hois)
 
+    @override
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vocabulary) and self.digest() == other.digest()
 
+    @override
     def __hash__(self) -> int:
         return hash(self.digest())
 

@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
+from typing_extensions import override
 
 from hoi_distill.stages.data.label_kinds import IGNORED, NEGATIVE, POSITIVE
 from hoi_distill.stages.data.vocabulary import Vocabulary
@@ -175,6 +176,7 @@ class ImageLabels(Stage):
         self.hoi_of[self.hois[:, 0], self.hois[:, 1]] = np.arange(len(self.hois))
         self.names = fingerprint({"verbs": list(vocabulary.verbs), "hois": self.hois.tolist()})
 
+    @override
     def parameters(self) -> dict[str, Any]:
         return {
             "vocabulary": self.names,
@@ -182,13 +184,16 @@ class ImageLabels(Stage):
             "no_interaction": "nobody does anything else, times the score of the box",
         }
 
+    @override
     def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]]:
         needed: dict[str, tuple[str, ...]] = {self.triplets: self.texts, self.detections: ("value",)}
         return needed if self.verification is None else {**needed, self.verification: tuple(self.questions)}
 
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         """Nothing to load."""
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:

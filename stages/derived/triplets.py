@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
+from typing_extensions import override
 
 from hoi_distill.stages.data.prompts import PREFIX_END
 from hoi_distill.stages.data.vocabulary import Vocabulary
@@ -87,6 +88,7 @@ class Triplets(Stage):
 
         return TextEmbeddings(TextEmbeddings.Config(checkpoint=checkpoint, batch_size=1))
 
+    @override
     def parameters(self) -> dict[str, Any]:
         vocabulary = {"verbs": self.verbs, "objects": self.objects, "hois": self.hois}
         record = {
@@ -100,12 +102,15 @@ class Triplets(Stage):
         encoder = self._encoder(self.embeddings).parameters()
         return {**record, "embeddings": encoder, "threshold": self.threshold, "prompts": fingerprint(said)}
 
+    @override
     def provenance(self) -> dict[str, Any]:
         return {} if self.embeddings is None else {"checkpoint": self.embeddings.source}
 
+    @override
     def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]]:
         return {self.inputs[0]: (column,)}
 
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         lexicon = Lexicon(self.verbs, self.objects, self.hois)
         aligner = None
@@ -122,6 +127,7 @@ class Triplets(Stage):
         # A teacher repeats itself: a text is read once.
         self._read = lru_cache(maxsize=20_000)(lambda text: placed(read(text, lexicon), aligner))
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:

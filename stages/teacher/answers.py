@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from hoi_distill.stages.batching import BatchSize, canonical, in_parts, part_size
 from hoi_distill.stages.data.vocabulary import Vocabulary
@@ -120,6 +121,7 @@ class Answers(AsksAboutSeen):
             "dtype": self.dtype,
         }
 
+    @override
     def parameters(self) -> dict[str, Any]:
         return {
             "teacher": self.checkpoint.digest,
@@ -130,6 +132,7 @@ class Answers(AsksAboutSeen):
             "decoding": "greedy",
         }
 
+    @override
     def provenance(self) -> dict[str, Any]:
         return {
             "checkpoint": self.checkpoint.source,
@@ -137,10 +140,12 @@ class Answers(AsksAboutSeen):
             "architecture": self.checkpoint.architecture,
         }
 
+    @override
     def __getstate__(self) -> dict[str, Any]:
         opened = {"model", "processor", "tokenizer", "second_tokenizer", "device", "rows", "image_id", "shared_prefix"}
         return {key: value for key, value in self.__dict__.items() if key not in opened}
 
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         key = ("answers", self.vision_key, device)
         if key not in shared:
@@ -162,6 +167,7 @@ class Answers(AsksAboutSeen):
         if any(YES_NO.search(question) for question in self.columns):
             answer_ids(self.tokenizer, self.checkpoint.folder)
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from typing_extensions import override
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.stage import Stage, Values
@@ -62,12 +63,15 @@ class AsksAboutSeen(Stage):
         self.asked_objects = np.array([vocabulary.hois[questions[column]][1] for column in self.columns], np.int64)
         self.inputs, self.batch_size = (asked_where.table,), 1
 
+    @override
     def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
         return None if self.asked_where is None else {}
 
+    @override
     def selection_inputs(self, column: str) -> Mapping[str, tuple[str, ...]]:
         return {} if self.asked_where is None else {self.asked_where.table: ("value",)}
 
+    @override
     def select_cells(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray | None:
         """The questions about objects that were seen; none where the detections are a recorded failure."""
         if self.asked_where is None:

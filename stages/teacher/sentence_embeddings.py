@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from hoi_distill.stages.data.prompts import PREFIX_END
 from hoi_distill.stages.keys import Count, GpuShare
@@ -61,18 +62,23 @@ class SentenceEmbeddings(Stage):
         self.output = ArrowOutput(pa.list_(pa.list_(pa.float16(), self.width)))
         self.resources = Resources(gpus=config.gpus)
 
+    @override
     def parameters(self) -> dict[str, Any]:
         return {**self.encoder.parameters(), "sentences": self.sentences, "longest": "cut"}
 
+    @override
     def provenance(self) -> dict[str, Any]:
         return self.encoder.provenance()
 
+    @override
     def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]]:
         return {self.inputs[0]: (self.question,)}
 
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         self.encoder.open(device, shared)
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from hoi_distill.stages.keys import Count, GpuShare
 from hoi_distill.stages.stage import ArrowOutput, Batch, Dtype, Resources, Stage, Values
@@ -85,17 +86,21 @@ class TextEmbeddings(Stage):
         self.lowercase = name == "SiglipModel" and is_siglip2(Path(checkpoint.folder))
         self.output = ArrowOutput(pa.list_(pa.float32(), width))
 
+    @override
     def parameters(self) -> dict[str, Any]:
         pooling = {} if self.pooling is None else {"pooling": self.pooling}
         case = {"text": "lower-cased"} if self.lowercase else {}
         return {"teacher": self.checkpoint.digest, "dtype": self.dtype, "normalised": True, **pooling, **case}
 
+    @override
     def provenance(self) -> dict[str, Any]:
         return {"checkpoint": self.checkpoint.source, "revision": self.checkpoint.revision}
 
+    @override
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("model", "tokenizer", "device")}
 
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         from transformers import AutoModel
 
@@ -114,6 +119,7 @@ class TextEmbeddings(Stage):
         positions = int(getattr(text, "max_position_embeddings", 1 << 20))
         return min(positions, self.tokenizer.model_max_length) if self.pooling else positions
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from typing_extensions import override
+
 from hoi_distill.stages.batching import BatchSize, canonical, in_parts, part_size, repeated
 from hoi_distill.stages.keys import GpuShare, Views
 from hoi_distill.stages.stage import Batch, Codec, Dtype, Resources, Stage, TensorOutput, Values
@@ -175,9 +177,11 @@ class VisionFeatures(Stage):
             "dtype": self.dtype,
         }
 
+    @override
     def parameters(self) -> dict[str, Any]:
         return {**self._tokens(), "width": self.width, "projection": self.projection}
 
+    @override
     def provenance(self) -> dict[str, Any]:
         return {
             "checkpoint": self.checkpoint.source,
@@ -186,10 +190,12 @@ class VisionFeatures(Stage):
             "compiled": self.compiled,
         }
 
+    @override
     def __getstate__(self) -> dict[str, Any]:
         opened = {"model", "norm", "project", "processor", "device", "rows"}
         return {key: value for key, value in self.__dict__.items() if key not in opened}
 
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         import torch
 
@@ -214,6 +220,7 @@ class VisionFeatures(Stage):
         self.device = device
         self.rows = part_size(shared, self.vision_key, self.chosen_batch)
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:

@@ -23,9 +23,10 @@ STALE_SECONDS = 24 * 3600.0
 @functools.cache
 def _host() -> str:
     parts = [os.uname().nodename]
-    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text(), lambda: os.readlink("/proc/self/ns/pid")):
-        with contextlib.suppress(OSError):
-            parts.append(read())
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=6).hexdigest()
 
 

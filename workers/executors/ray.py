@@ -36,6 +36,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from typing_extensions import override
+
 from hoi_distill.storage.errors import UserError, WorkStopped
 from hoi_distill.workers.executors.ray_session import (
     attached_ray,
@@ -206,6 +208,7 @@ class _Member:
     blamed: bool | None = None
     """None while it lives; then whether its only job is to blame."""
 
+    @override
     def __str__(self) -> str:
         return f"worker {self.number} ({self.where})"
 
@@ -452,7 +455,7 @@ def _no_worker(waited: float) -> WorkStopped | UserError:
             "stopped: Ray has no node left (its raylet was killed, perhaps for want of memory); what is committed is kept; "
             "run again"
         )
-    free, total = (resources().get("CPU", 0.0) for resources in (ray.available_resources, ray.cluster_resources))
+    free, total = (resources.get("CPU", 0.0) for resources in (ray.available_resources(), ray.cluster_resources()))
     return UserError(
         f"stopped: no Ray worker started within {_minutes(waited)}: {free:g} of {total:g} CPUs are free; wait until others are "
         "done, take fewer with --workers, or raise workers.start_within"

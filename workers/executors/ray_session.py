@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hoi_distill
 from hoi_distill.storage.errors import UserError
@@ -395,7 +395,7 @@ def check_nodes(tasks: Sequence[Task], stop: threading.Event) -> None:
             mark.unlink(missing_ok=True)
 
 
-def _await(answers: list[ObjectRef], stop: threading.Event) -> list[ObjectRef]:
+def _await(answers: list[ObjectRef[Any]], stop: threading.Event) -> list[ObjectRef[Any]]:
     """Wait for all; those that have not come in time."""
     import ray
 
@@ -405,7 +405,7 @@ def _await(answers: list[ObjectRef], stop: threading.Event) -> list[ObjectRef]:
     return answers
 
 
-def _take(answer: ObjectRef, node: str) -> bool:
+def _take(answer: ObjectRef[Any], node: str) -> bool:
     """Whether a node is there and lacks nothing; UserError says what it lacks."""
     import ray
     from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hoi_distill.stages.student.pairs.config import PairsConfig
 from hoi_distill.stages.student.pairs.instances import Picture, PictureTable, gather
@@ -121,6 +122,7 @@ class PictureBatches(BatchSource[BatchT_co]):
                 "processes without any; raise it, or start fewer"
             )
 
+    @override
     def __len__(self) -> int:
         return self.config.steps
 
@@ -131,6 +133,7 @@ class PictureBatches(BatchSource[BatchT_co]):
         others = take(self.pools.others, step, config.unlabelled_per_step, 2 * config.seed + 1)
         return np.concatenate((labelled[rank::world], others[rank::world]))
 
+    @override
     def epochs(self, steps: int) -> float:
         """How often so many steps go through the labelled pictures, or where there are none, through the others."""
         if len(self.pools.labelled):
@@ -188,6 +191,7 @@ class PairBatches(PictureBatches[Batch]):
         """A row's instances, pairs and annotations. ``draw`` gives the random numbers of the step."""
         return self.pictures[row]
 
+    @override
     def __getitem__(self, step: int) -> Batch:
         rows = self.rows(step)
         views, draw = self.drawn(step, len(rows))

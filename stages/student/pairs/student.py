@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from hoi_distill.stages.evaluate.formats.parquet import detections_table, detections_writer
 from hoi_distill.stages.student.data import Report, TestSet, valid_classes
@@ -31,6 +32,7 @@ class StudentOfPairs(Student):
     model: nn.Module
     config: PairsConfig
 
+    @override
     def tables(self) -> Mapping[str, Columns]:
         """Detections, and feature maps of the view that is evaluated."""
         return {"detections": None, "features": self.config.views[:1]}
@@ -55,6 +57,7 @@ class StudentOfPairs(Student):
         """Reads the feature maps of a test set; ``shared`` is where variants of a study keep theirs."""
         return TableMaps.of(test.source, self.config.views[:1])
 
+    @override
     def predict(
         self,
         test: TestSet,

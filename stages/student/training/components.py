@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.training.metrics import NonFiniteLoss
@@ -81,16 +82,19 @@ class Ema(Component):
         }
 
     @torch.no_grad()
+    @override
     def after_step(self, network: nn.Module) -> None:
         """Move the average towards the network's weights."""
         for name, value in network.state_dict().items() if self.decay else ():
             if name in self.weights:
                 self.weights[name].lerp_(value, 1 - self.decay)
 
+    @override
     def state_dict(self) -> dict[str, Tensor]:
         """The averages."""
         return self.weights
 
+    @override
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the averages."""
         for name, value in state.items():
@@ -115,6 +119,7 @@ class LossScale(Component):
     def __init__(self, accelerator: HasScaler) -> None:
         self.scaler = accelerator.scaler
 
+    @override
     def state_dict(self) -> dict[str, Tensor]:
         """The scale and the number of steps since it changed."""
         if self.scaler is None:
@@ -122,6 +127,7 @@ class LossScale(Component):
         state = self.scaler.state_dict()
         return {"scale": torch.tensor(state["scale"]), "steps": torch.tensor(state["_growth_tracker"])}
 
+    @override
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the scale."""
         if self.scaler is not None and state:
@@ -150,6 +156,7 @@ class FiniteCheck(Component):
         self.scale, self.describe, self.log_norm = LossScale(accelerator), describe, log_norm
         self.norm: Tensor | None = None
 
+    @override
     def before_step(self, network: nn.Module, result: StepResult) -> None:
         """Raises NonFiniteLoss, which names the step, the terms and the images."""
         self.norm = result.norm
@@ -161,6 +168,7 @@ class FiniteCheck(Component):
         words = ", ".join(f"{name} {value.item():.4g}" for name, value in values.items())
         raise NonFiniteLoss(f"step {result.number + 1}: {words}; {self.describe(network, result.batch)}")
 
+    @override
     def log_values(self) -> dict[str, Tensor]:
         """The norm of the gradient, if it is to be logged."""
         return {"gradient_norm": self.norm} if self.log_norm and self.norm is not None else {}

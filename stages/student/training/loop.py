@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
 
 from hoi_distill.stages.student.data import Report
 from hoi_distill.stages.student.student import Student
@@ -56,6 +57,7 @@ class BatchSource(Dataset[BatchT_co]):
         """Steps of the whole training."""
 
     @abstractmethod
+    @override
     def __getitem__(self, step: int) -> BatchT_co:
         """This process's share of a step's batch."""
 

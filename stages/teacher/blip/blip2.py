@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from hoi_distill.stages.teacher.blip.stages import BlipFeatures, ItmStage
 from hoi_distill.storage.errors import UserError
 
@@ -21,6 +23,7 @@ class Blip2Features(BlipFeatures):
     families = ("Blip2",)
     architectures = ("ForImageTextRetrieval",)
 
+    @override
     def grid(self) -> tuple[int, int, int]:
         """``(D, h, w)`` of the tower's map; what ``config.json`` leaves out is the class's default."""
         vision = self.checkpoint.config.get("vision_config")
@@ -36,9 +39,11 @@ class Blip2Itm(ItmStage):
 
     families = ("Blip2",)
 
+    @override
     def parameters(self) -> dict[str, Any]:
         return {**super().parameters(), "token_mode": "cls"}
 
+    @override
     def make_scorer(self) -> PromptScorer:
         from hoi_distill.stages.teacher.blip.blip2_scorer import Blip2ItmScorer
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from hoi_distill.stages.teacher.blip.itm_scorer import KeysValues, Prefix, PromptScorer
 from hoi_distill.storage.errors import UserError
@@ -49,6 +50,7 @@ class Blip2ItmScorer(PromptScorer):
         self.head = model.itm_head
         self.dtype = self.norm.weight.dtype
 
+    @override
     def prefix(self, ids_PL: torch.Tensor) -> Prefix:
         """Of the first layer: the query tokens after self-attention and their projection to cross-attention queries, both
         ``[P, Q, D]``. Of the second, if there is one: the text tokens and their query, key and value, ``[P, L, D]``."""
@@ -63,12 +65,14 @@ class Blip2ItmScorer(PromptScorer):
         text = first.feed_forward_chunk(attended[:, count:])
         return queries, asked, text, *self._projected(self.layers[1], text)
 
+    @override
     def keys_values(self, image_BND: torch.Tensor) -> list[KeysValues]:
         """Of the Q-Former's layers that look at the picture."""
         image = image_BND.to(self.dtype)
         attentions = [layer.crossattention.attention for layer in self.layers if layer.has_cross_attention]
         return [(self.split(a.key(image)).contiguous(), self.split(a.value(image)).contiguous()) for a in attentions]
 
+    @override
     def score_chunk(self, prefix: Prefix, memory: Sequence[KeysValues], images: int) -> torch.Tensor:
         """From the queries, which look at the picture, and the text, which looks at them."""
         queries, asked, *text = prefix
@@ -117,11 +121,13 @@ class Blip2ItmScorer(PromptScorer):
         attended: torch.Tensor = layer.attention.output(self.attend(query, key, value), x)
         return attended
 
+    @override
     def bytes_per_image(self, tokens: int) -> int:
         """Of the layers that look at the picture."""
         layers = sum(layer.has_cross_attention for layer in self.layers)
         return 2 * layers * tokens * self.config.hidden_size * self.dtype.itemsize
 
+    @override
     def bytes_per_prompt(self, length: int) -> int:
         """The feed-forward's two wide activations and some eight of width D."""
         width = 2 * self.config.intermediate_size + 8 * self.config.hidden_size

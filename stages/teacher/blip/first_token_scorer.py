@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from hoi_distill.stages.teacher.blip.itm_scorer import BlipTextScorer
 
@@ -38,6 +39,7 @@ class FirstTokenScorer(BlipTextScorer):
         super().__init__(decoder.bert, config, tokenizer, causal=True, memory_mib=memory_mib)
         self.vocabulary_head, self.yes, self.no = decoder.cls, list(yes), list(no)
 
+    @override
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """[DEC] and each question's tokens, without the final separator."""
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._ids]:
@@ -45,12 +47,14 @@ class FirstTokenScorer(BlipTextScorer):
             self._ids |= {prompt: [self.config.bos_token_id, *ids] for prompt, ids in zip(new, encoded, strict=True)}
         return [self._ids[prompt] for prompt in prompts]
 
+    @override
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """The logits of "no" and "yes", and the likeliest token."""
         logits = self.vocabulary_head(x).float()
         groups = [logits[..., ids].logsumexp(-1) for ids in (self.no, self.yes)]
         return torch.stack([*groups, logits.argmax(-1).float()], -1)
 
+    @override
     def bytes_per_prompt(self, length: int) -> int:
         """And its logits, in the model's precision and in float32."""
         return super().bytes_per_prompt(length) + int(self.config.vocab_size) * (4 + self.weight.element_size())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from hoi_distill.stages.stage import ArrowOutput, Batch, Values
 from hoi_distill.stages.teacher.blip.stages import BlipStage
@@ -44,6 +45,7 @@ class ItcStage(BlipStage):
     def text_config(self) -> Any:
         """The text model's configuration."""
 
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         from hoi_distill.stages.teacher.blip.itm_scorer import encode_prompts
 
@@ -51,6 +53,7 @@ class ItcStage(BlipStage):
         encode_prompts(self.tokenizer, self.columns, self.text_config())  # told before the first picture
         self.vectors: dict[str, torch.Tensor] = {}
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
@@ -90,16 +93,19 @@ class ItcStage(BlipStage):
 class BlipItc(ItcStage):
     """BLIP's cosine similarity of picture and prompt. Each column is a prompt."""
 
+    @override
     def image_vectors(self, image_BND: torch.Tensor) -> torch.Tensor:
         """The projected CLS token."""
         vectors: torch.Tensor = self.model.vision_proj(image_BND[:, :1])
         return vectors
 
+    @override
     def prompt_vectors(self, ids_PL: torch.Tensor) -> torch.Tensor:
         """The projected first token of the text encoder."""
         vectors: torch.Tensor = self.model.text_proj(self.model.text_encoder(input_ids=ids_PL).last_hidden_state[:, 0])
         return vectors
 
+    @override
     def text_config(self) -> Any:
         """Of the text encoder."""
         return self.model.config.text_config
@@ -110,6 +116,7 @@ class Blip2Itc(ItcStage):
 
     families = ("Blip2",)
 
+    @override
     def image_vectors(self, image_BND: torch.Tensor) -> torch.Tensor:
         """The projected query tokens."""
         queries = self.model.query_tokens.expand(len(image_BND), -1, -1)
@@ -117,6 +124,7 @@ class Blip2Itc(ItcStage):
         vectors: torch.Tensor = self.model.vision_projection(states.to(self.model.vision_projection.weight.dtype))
         return vectors
 
+    @override
     def prompt_vectors(self, ids_PL: torch.Tensor) -> torch.Tensor:
         """The projected first token of the Q-Former, which reads the text alone."""
         embedded = self.model.embeddings(input_ids=ids_PL)
@@ -124,6 +132,7 @@ class Blip2Itc(ItcStage):
         vectors: torch.Tensor = self.model.text_projection(states.to(self.model.text_projection.weight.dtype))
         return vectors
 
+    @override
     def text_config(self) -> Any:
         """Of the Q-Former."""
         return self.model.config.qformer_config

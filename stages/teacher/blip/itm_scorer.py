@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from typing_extensions import override
 
 from hoi_distill.storage.errors import UserError
 
@@ -160,6 +161,7 @@ class BlipTextScorer(PromptScorer):
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """``[images, prompts, numbers]`` of the token that is read, ``[images, prompts, D]``."""
 
+    @override
     def prefix(self, ids_PL: torch.Tensor) -> Prefix:
         """``[P, L, D]`` each: after the first layer's self-attention, and its projection to the first cross-attention's
         queries."""
@@ -167,6 +169,7 @@ class BlipTextScorer(PromptScorer):
         attended = self._attend_text(layer, embedded, embedded)
         return attended, layer.crossattention.self.query(attended)
 
+    @override
     def keys_values(self, image_BND: torch.Tensor) -> list[KeysValues]:
         """Of all layers: every layer of BLIP's text encoder looks at the picture."""
         attentions = [layer.crossattention.self for layer in self.layers]
@@ -174,6 +177,7 @@ class BlipTextScorer(PromptScorer):
             (self.split(a.key(image_BND)).contiguous(), self.split(a.value(image_BND)).contiguous()) for a in attentions
         ]
 
+    @override
     def score_chunk(self, prefix: Prefix, memory: Sequence[KeysValues], images: int) -> torch.Tensor:
         """From the first layer's self-attention on, which is the same for all pictures."""
         attended, query = prefix
@@ -202,10 +206,12 @@ class BlipTextScorer(PromptScorer):
         attended: torch.Tensor = layer.attention.output(found, x)
         return attended
 
+    @override
     def bytes_per_image(self, tokens: int) -> int:
         """Of the keys and values of all layers."""
         return 2 * len(self.layers) * tokens * self.config.hidden_size * int(self.weight.element_size())
 
+    @override
     def bytes_per_prompt(self, length: int) -> int:
         """The feed-forward's two wide activations and some six of width D."""
         width = 2 * self.config.intermediate_size + 6 * self.config.hidden_size
@@ -229,6 +235,7 @@ class ItmScorer(BlipTextScorer):
         super().__init__(model.text_encoder, config, tokenizer, causal=False, **options)
         self.itm_head = model.itm_head
 
+    @override
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """The logits of the matching head: no match, match."""
         logits: torch.Tensor = self.itm_head(x)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from hoi_distill.stages.batching import BatchSize, PartSize, canonical, in_parts
 from hoi_distill.stages.data.vocabulary import Vocabulary
@@ -81,9 +82,11 @@ class BlipStage(Stage):
     def _vision_parameters(self) -> dict[str, Any]:
         return {"preprocessing": self.checkpoint.preprocessing, "image_backend": "pil", "dtype": self.dtype}
 
+    @override
     def parameters(self) -> dict[str, Any]:
         return {"teacher": self.checkpoint.digest, **self._vision_parameters()}
 
+    @override
     def provenance(self) -> dict[str, Any]:
         return {
             "checkpoint": self.checkpoint.source,
@@ -92,6 +95,7 @@ class BlipStage(Stage):
             "compiled": self.compiled,
         }
 
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         import torch
 
@@ -113,6 +117,7 @@ class BlipStage(Stage):
         self.rows: PartSize = shared.setdefault(("rows", self.vision_key, device, self.batch_size), PartSize())
         self.device = device
 
+    @override
     def __getstate__(self) -> dict[str, Any]:
         """The plain parameters: what :meth:`open` loaded stays on its worker."""
         opened = {"model", "processor", "tokenizer", "device", "scorer", "vectors", "tower", "rows"}
@@ -174,9 +179,11 @@ class BlipFeatures(BlipStage):
         """``(D, h, w)`` of the tower's map."""
         return self.checkpoint.grid()
 
+    @override
     def parameters(self) -> dict[str, Any]:
         return {"tower": self.checkpoint.tower, "tensor": TOWER, **self._vision_parameters()}
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
@@ -214,12 +221,15 @@ class ItmStage(BlipStage):
             self.inputs, self.batch_size = (config.itc,), 1
         self.itc_top_k = config.itc_top_k
 
+    @override
     def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
         return {} if self.inputs else None
 
+    @override
     def selection_inputs(self, column: str) -> Mapping[str, tuple[str, ...]]:
         return dict.fromkeys(self.inputs, (column,))
 
+    @override
     def select_cells(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray | None:
         """The ``itc_top_k`` most similar prompts; all of them where the similarity is a recorded failure."""
         if self.itc_top_k is None:
@@ -237,11 +247,13 @@ class ItmStage(BlipStage):
     def make_scorer(self) -> PromptScorer:
         """Of the opened model."""
 
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         super().open(device, shared)
         self.scorer = self.make_scorer()
         self.scorer.token_ids(self.columns)  # a prompt that cannot be scored is told before the first picture
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
@@ -278,9 +290,11 @@ class BlipItm(ItmStage):
             )
         self.token_mode: Literal["cls", "enc"] = config.token_mode or "cls"
 
+    @override
     def parameters(self) -> dict[str, Any]:
         return {**super().parameters(), "token_mode": self.token_mode}
 
+    @override
     def make_scorer(self) -> PromptScorer:
         from hoi_distill.stages.teacher.blip.itm_scorer import ItmScorer
 
@@ -313,9 +327,11 @@ class BlipCaptions(AsksAboutSeen, BlipStage):
         self.max_new_tokens = config.max_new_tokens
         self.ask_where(config.asked_where, vocabulary)
 
+    @override
     def parameters(self) -> dict[str, Any]:
         return {**super().parameters(), "max_new_tokens": self.max_new_tokens, "decoding": "greedy"}
 
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         super().open(device, shared)
         most = self.model.config.text_config.max_position_embeddings
@@ -328,6 +344,7 @@ class BlipCaptions(AsksAboutSeen, BlipStage):
             yes, no = answer_ids(self.tokenizer, self.checkpoint.folder)
             self.scorer = FirstTokenScorer(self.model, self.tokenizer, yes, no, self.memory_mib)
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from typing_extensions import override
 
 from hoi_distill.stages.batching import BatchSize, canonical, part_size
 from hoi_distill.stages.keys import GpuShare
@@ -191,10 +192,12 @@ class Detectron2Detector(Stage):
         weights = _weights_digest(self.weights, stat.st_size, stat.st_mtime_ns)
         return fingerprint({"config": resolved.text, "weights": weights, "classes": list(self.classes)})
 
+    @override
     def parameters(self) -> dict[str, Any]:
         described = {"detector": self.digest, "dtype": "float32", "top": TOP, "dropped_labels": list(self.dropped)}
         return {**described, "top_of": "known classes"} if self.dropped else described
 
+    @override
     def provenance(self) -> dict[str, Any]:
         return {
             "config": self.config,
@@ -203,6 +206,7 @@ class Detectron2Detector(Stage):
             "hico_tuned": self.hico_tuned,
         }
 
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         key = ("detectron2", self.digest, device)
         if key not in shared:
@@ -220,11 +224,13 @@ class Detectron2Detector(Stage):
         self.rows = part_size(shared, key, self.chosen_batch)
         self.device = device
 
+    @override
     def __getstate__(self) -> dict[str, Any]:
         """The plain parameters: what :meth:`open` loaded stays on its worker."""
         opened = ("model", "augment", "channels", "rows", "device")
         return {key: value for key, value in self.__dict__.items() if key not in opened}
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:

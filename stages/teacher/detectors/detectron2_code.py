@@ -12,6 +12,8 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from hoi_distill.storage.errors import UserError
 
 PLAIN = {
@@ -25,6 +27,7 @@ REMEDY = "give the boxes with --detections instead"
 class Arrays(pickle.Unpickler):
     """Reads pickles of arrays and plain values only."""
 
+    @override
     def find_class(self, module: str, name: str) -> Any:
         """A class by its name, if it is one of arrays and plain values."""
         if (module, name) not in PLAIN:

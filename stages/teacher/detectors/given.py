@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.coco import COCO_OBJECTS
@@ -76,9 +77,11 @@ class GivenDetections(Stage):
     def _row_of(self) -> dict[str, int]:
         return {str(key): row for row, key in enumerate(self.pictures.image_id)}
 
+    @override
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("detections", "_row_of")}
 
+    @override
     def source_digests(self, keys: Sequence[str]) -> np.ndarray:
         """``uint64 [N]``: a picture's cell depends on its own records and size."""
         found, digests = self.detections, np.empty(len(keys), np.uint64)
@@ -90,9 +93,11 @@ class GivenDetections(Stage):
             digests[position] = digest64(b"".join(record.tobytes() for record in records))
         return digests
 
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         """Nothing to load: the records are read when they are first asked for."""
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
@@ -142,14 +147,17 @@ class DetectionsFromFile(GivenDetections):
         self.lenient, self.told = config.lenient, False
         self.objects = objects if config.categories == "vocabulary" else None
 
+    @override
     def parameters(self) -> dict[str, Any]:
         """The file's name is provenance; what it says of a picture is that row's input digest."""
         return {"detector": "file", "top": TOP}
 
+    @override
     def provenance(self) -> dict[str, Any]:
         return {"files": self.paths}
 
     @cached_property
+    @override
     def detections(self) -> ObjectDetections:
         several = len(self.paths) > 1
         found = _merged(
@@ -210,9 +218,11 @@ class DetectionsFromAnnotations(GivenDetections):
             labels=unique[:, 1].astype(np.int16),
         )
 
+    @override
     def parameters(self) -> dict[str, Any]:
         return {"detector": "annotations", "top": TOP}
 
     @cached_property
+    @override
     def detections(self) -> ObjectDetections:
         return self._given

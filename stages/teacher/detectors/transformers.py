@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from hoi_distill.stages.batching import BatchSize, PartSize, canonical, in_parts, measured_rows, part_size
 from hoi_distill.stages.checkpoints import timm_state_dict as timm_backbone
@@ -100,6 +101,7 @@ class Detector(Stage):
         self.batch_size, self.resources = canonical(config.batch_size), Resources(gpus=config.gpus)
         self.output = ArrowOutput(cell_type(checkpoint.number(checkpoint.config, "d_model", 256) if states else None))
 
+    @override
     def parameters(self) -> dict[str, Any]:
         return {
             "detector": self.checkpoint.digest,
@@ -109,6 +111,7 @@ class Detector(Stage):
             "dropped_labels": list(self.dropped),
         }
 
+    @override
     def provenance(self) -> dict[str, Any]:
         return {
             "checkpoint": self.checkpoint.source,
@@ -117,6 +120,7 @@ class Detector(Stage):
             "hico_tuned": self.hico_tuned,
         }
 
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         key = ("detector", self.checkpoint.digest, self.dtype, device)
         if key not in shared:
@@ -129,12 +133,14 @@ class Detector(Stage):
         self.rows = part_size(shared, key, self.chosen_batch)
         self.device = device
 
+    @override
     def __getstate__(self) -> dict[str, Any]:
         """The plain parameters: what :meth:`open` loaded stays on its worker."""
         return {
             key: value for key, value in self.__dict__.items() if key not in ("model", "processor", "rows", "device")
         }
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.student.methods.cl_hoi.config import NetworkConfig
@@ -52,6 +53,7 @@ class Spatial(nn.Module):
         super().__init__()
         self.block = geometry_network(width)
 
+    @override
     def forward(self, regions: Regions) -> Tensor:
         pairs: Tensor = self.block(pair_numbers(regions))
         return pairs
@@ -66,6 +68,7 @@ class Visual(nn.Module):
         self.union = RegionPool(channels, config.roi_size, config.width)
         self.fuse = nn.Sequential(nn.Linear(3 * config.width, config.width), nn.LayerNorm(config.width))
 
+    @override
     def forward(self, maps: Tensor, regions: Regions) -> Tensor:
         human, object_ = regions.pairs.unbind(1)
         instances = self.unary(maps, regions)
@@ -85,6 +88,7 @@ class Layer(nn.Module):
         self.look = Attention(width, heads, dropout) if config.visual else None
         self.feed_forward = FeedForward(width, config.ffn, dropout)
 
+    @override
     def forward(
         self, pairs: Tensor, context: Tensor | None, cells: Tensor | None, present: Tensor, inside: Tensor
     ) -> Tensor:
@@ -141,6 +145,7 @@ class CognitionNetwork(nn.Module):
             nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)) if config.interactiveness else None
         )
 
+    @override
     def forward(self, regions: Regions, context: Tensor | None) -> Cognition:
         """``context``: float ``[B, Q, D]`` tokens of the translator."""
         pairs = self.reason(regions, context)
@@ -202,12 +207,14 @@ class ClHoi(nn.Module):
         if translator is not None and frozen:
             translator.requires_grad_(False)
 
+    @override
     def train(self, mode: bool = True) -> ClHoi:
         super().train(mode)
         if self.translator is not None and self.frozen:
             self.translator.eval()
         return self
 
+    @override
     def forward(self, regions: Regions) -> Cognition:
         result: Cognition = self.network(regions, None if self.translator is None else self.translator(regions.maps))
         return result
@@ -220,6 +227,7 @@ class Scorer(nn.Module):
         super().__init__()
         self.model, self.gamma = model, gamma
 
+    @override
     def forward(self, regions: Regions) -> Tensor:
         said = self.model(regions)
         return final_logit(said.logits, (self.gamma * said.log_r).exp().clamp(min=1e-12)[:, None])

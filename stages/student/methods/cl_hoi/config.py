@@ -17,6 +17,7 @@ from dataclasses import field
 from typing import Annotated, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from hoi_distill.stages.keys import Count, CountOrNone, Fraction, NotNegative, Positive, Rate, settings
 from hoi_distill.stages.student.pairs.config import PairsConfig
@@ -170,6 +171,7 @@ class ClHoiConfig(PairsConfig):
     warmup_steps: CountOrNone = 1_200
     clip_norm: Positive = 0.1
 
+    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.chooses and not self.held_out:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from hoi_distill.stages.student.method import Extras, Method, Needs
 from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
 from hoi_distill.stages.student.pairs.config import BOOKKEEPING
@@ -29,6 +31,7 @@ class ClHoiMethod(Method):
     config = ClHoiConfig
     bookkeeping = BOOKKEEPING
 
+    @override
     def needs(self, config: ClHoiConfig, vocabulary: Vocabulary) -> Needs:
         own = config.labels == "teacher"
         train: dict[str, Columns] = {"detections": None, "features": config.views}
@@ -46,19 +49,23 @@ class ClHoiMethod(Method):
             untuned_detector=not config.allow_hoi_tuned_detector,
         )
 
+    @override
     def epochs(self, config: ClHoiConfig, labelled: int, unlabelled: int) -> float:
         return config.epochs(0, labelled + unlabelled)
 
+    @override
     def train(self, config: ClHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         from hoi_distill.stages.student.methods.cl_hoi.train import train
 
         return train(config, data, run_dir, extras, report=extras.report)
 
+    @override
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
         from hoi_distill.stages.student.methods.cl_hoi.student import load
 
         return load(folder, record, vocabulary)
 
+    @override
     def trained_on(self, config: ClHoiConfig, labelled: int, unlabelled: int) -> str:
         words = LABELS[config.labels].format(f"{labelled + unlabelled:,}")
         if config.bridge == "copy" and config.labels != "instances":
@@ -67,6 +74,7 @@ class ClHoiMethod(Method):
             words += f"; context tokens {'distilled from its texts' if config.distil else 'as they were drawn'}"
         return f"{words}. In the CL-HOI style; looks through the teacher's cached feature maps"
 
+    @override
     def facts(self, config: ClHoiConfig) -> tuple[tuple[str, str], ...]:
         relations = [name for name in ("spatial", "visual", "context") if getattr(config.network, name)]
         stage = f"{config.context_stage.steps:,} of context, " if config.translates else ""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hoi_distill.stages.data.label_kinds import IGNORED, POSITIVE
 from hoi_distill.stages.student.data import TrainingSet
@@ -203,6 +204,7 @@ class ContextBatches(PictureBatches[ContextBatch]):
         super().__init__(config, Pools(np.empty(0, np.int64), pool), share)
         self.maps, self.texts, self.labels, self.queue = maps, texts, labels, queue
 
+    @override
     def __getitem__(self, step: int) -> ContextBatch:
         own = self.rows(step)
         views, _ = self.drawn(step, len(own))

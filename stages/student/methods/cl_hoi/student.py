@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoi, ClHoiShape, CognitionNetwork, Scorer
@@ -37,13 +38,16 @@ class ClHoiStudent(StudentOfPairs):
     identities: dict[str, Any] = field(default_factory=dict)
     origin: None = None
 
+    @override
     def save_pretrained(self, folder: str | Path) -> None:
         save_student(self, self.model, folder, shape=asdict(self.shape), exponents=asdict(self.exponents))
 
+    @override
     def scorer(self) -> nn.Module:
         """The logits with interactiveness."""
         return Scorer(self.model, self.exponents.gamma).eval()
 
+    @override
     def prior_power(self) -> float:
         """The exponent that was chosen."""
         return self.exponents.power

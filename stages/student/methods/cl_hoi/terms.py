@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from typing_extensions import override
 
 from hoi_distill.stages.student.methods.cl_hoi.config import LossesConfig
 from hoi_distill.stages.student.methods.cl_hoi.losses import (
@@ -33,10 +34,12 @@ class ImageLabelTerm(Term):
     def __init__(self, labels: ImageLabels, config: LossesConfig) -> None:
         self.labels, self.config = labels, config
 
+    @override
     def targets(self, images: BatchImages) -> LabelBatch:
         """The labels of a batch."""
         return self.labels.of(images.rows)
 
+    @override
     def losses(self, predictions: Predictions, targets: LabelBatch, step: int) -> list[WeightedLoss]:
         """The losses that have a weight."""
         config, processes = self.config, predictions.processes
@@ -81,6 +84,7 @@ class CopiedLabelTerm(PairTerm):
         super().__init__(alpha, gamma)
         self.labels = labels
 
+    @override
     def targets(self, images: BatchImages) -> PairTargets:
         """The labels of a batch's images as targets of their pairs."""
         every_image = torch.ones(len(images.rows), dtype=torch.bool)

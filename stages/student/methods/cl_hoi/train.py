@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from hoi_distill.stages.student.data import Report, TrainingSet
 from hoi_distill.stages.student.files import intact, load_tensors, save_tensors
@@ -63,6 +64,7 @@ class InteractionLearner(nn.Module):
         self.student = student
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
 
+    @override
     def forward(self, regions: Regions) -> PairOutput:
         """The student's output, with one layer of logits."""
         said = self.student(regions)

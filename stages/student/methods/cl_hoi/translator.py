@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from hoi_distill.stages.student.methods.cl_hoi.config import TranslatorConfig
 from hoi_distill.stages.student.pairs.layers.attention import attend
@@ -32,6 +33,7 @@ class Attention(nn.Module):
         self.mix = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
+    @override
     def forward(self, x: Tensor, to: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """``mask``: bool, true where a query may look, broadcast to ``[B, heads, Q, S]``."""
         normed = self.norm(x)
@@ -48,6 +50,7 @@ class FeedForward(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width), nn.Dropout(dropout)
         )
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return x + self.block(x)
 
@@ -61,6 +64,7 @@ class Block(nn.Module):
         self.look = Attention(config.width, config.heads, config.dropout)
         self.feed_forward = FeedForward(config.width, config.ffn, config.dropout)
 
+    @override
     def forward(self, tokens: Tensor, cells: Tensor) -> Tensor:
         return self.feed_forward(self.look(self.among(tokens), cells))
 
@@ -94,6 +98,7 @@ class Translator(nn.Module):
         self.to_text = nn.Linear(config.width, text_width)
         self.whole_to_text = nn.Linear(config.width, text_width)
 
+    @override
     def forward(self, maps: Tensor) -> Tensor:
         """``[B, C, h, w]`` to context tokens ``[B, Q, D]``."""
         h, w = maps.shape[-2:]
@@ -119,6 +124,7 @@ class ContextLearner(nn.Module):
         self.translator = translator
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
 
+    @override
     def forward(self, regions: Regions) -> tuple[Translated, Tensor]:
         """What ``regions.maps`` say, and the log of the temperature."""
         return self.translator.translate(regions.maps), self.log_temperature

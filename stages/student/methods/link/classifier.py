@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from hoi_distill.stages.student.pairs.layers.text_classifier import TextClassifier
 
@@ -43,6 +44,7 @@ class InteractionClassifier(TextClassifier):
         self.row: Tensor
         self.expands = classes == "verb"
 
+    @override
     def forward(self, pairs: Tensor) -> Tensor:
         logits = super().forward(pairs)
         return logits.index_select(-1, self.row) if self.expands else logits

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import field
 
+from typing_extensions import override
+
 from hoi_distill.stages.keys import Count, Fraction, Positive, settings
 from hoi_distill.stages.student.methods.link.distillation import KdConfig
 from hoi_distill.stages.student.methods.link.network_config import NetworkConfig
@@ -33,6 +35,7 @@ class LinkConfig(PairsConfig):
     # optimisation
     clip_norm: Positive = 0.1
 
+    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.box_jitter and self.kd.reads_pairs:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from hoi_distill.stages.ops.roi_align import roi_align
 from hoi_distill.stages.student.methods.link.network_config import NetworkConfig
@@ -23,6 +24,7 @@ class UnaryQuery(nn.Module):
         self.samples = 2 * roi_size
         self.project = nn.Linear(channels, width)
 
+    @override
     def forward(self, maps_BChw: Tensor, regions: Regions) -> Tensor:
         h, w = maps_BChw.shape[-2:]
         cells = regions.boxes / regions.size[regions.picture].repeat(1, 2) * regions.boxes.new_tensor((w, h, w, h))
@@ -37,6 +39,7 @@ class EncoderLayer(nn.Module):
         self.attention = SelfAttention(config.width, config.heads, config.dropout)
         self.feed_forward = FeedForward(config.width, config.ffn, config.dropout)
 
+    @override
     def forward(self, unary_ID: Tensor, boxes: Tensor, padding: Padding) -> Tensor:
         position = None if self.position is None else self.position(boxes)
         return self.feed_forward(self.attention(unary_ID, padding, position))
@@ -52,6 +55,7 @@ class GeometricEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
 
+    @override
     def forward(self, unary_ID: Tensor, boxes: Tensor, padding: Padding) -> Tensor:
         """After each layer, ``[L, I, D]``; ``boxes``: float ``[I, 2 * D]`` encodings."""
         after = []

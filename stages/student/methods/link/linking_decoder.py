@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from hoi_distill.stages.student.methods.link.network_config import NetworkConfig
 from hoi_distill.stages.student.pairs.layers.attention import FeedForward, Padding, SelfAttention, attend, beside
@@ -43,6 +44,7 @@ class PairLinear(nn.Module):
         super().__init__()
         self.human, self.object = nn.Linear(inputs, outputs), nn.Linear(inputs, outputs, bias=False)
 
+    @override
     def forward(self, instances: Tensor, pairs: Tensor) -> Tensor:
         """``[I, inputs]`` to ``[P, outputs]``."""
         human, object_ = pairs.unbind(1)
@@ -64,6 +66,7 @@ class PairQuery(nn.Module):
             nn.ReLU(), nn.Linear(2 * pair_width, hidden), nn.ReLU(), nn.Linear(hidden, pair_width)
         )
 
+    @override
     def forward(self, unary_ID: Tensor, regions: Regions) -> Tensor:
         look = self.look_norm(self.look(unary_ID, regions.pairs))
         return self.fuse(torch.cat((look, self.geometry(pair_numbers(regions))), 1))
@@ -79,6 +82,7 @@ class PlainLook(nn.Module):
         self.key_value = nn.Linear(config.width, 2 * config.pair_width)
         self.mix = nn.Linear(config.pair_width, config.pair_width)
 
+    @override
     def forward(self, pairs_PE: Tensor, sight: Sight) -> Tensor:
         key, value = self.key_value(sight.latent).chunk(2, -1)
         seen = attend(sight.padding.pad(self.query(pairs_PE)), key, value, self.heads)
@@ -104,6 +108,7 @@ class LinkingLook(nn.Module):
             nn.Linear(pair_width + channels, pair_width), nn.ReLU(), nn.Linear(pair_width, pair_width)
         )
 
+    @override
     def forward(self, pairs_PE: Tensor, sight: Sight) -> Tensor:
         pad, heads = sight.padding.pad, self.heads
         key, value = self.key_value(sight.latent).chunk(2, -1)
@@ -126,6 +131,7 @@ class DecoderLayer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, config.pair_ffn, config.dropout)
 
+    @override
     def forward(self, pairs_PE: Tensor, sight: Sight) -> Tensor:
         if self.attention is not None:
             position = None if self.position is None else self.position(sight.boxes, sight.pairs)
@@ -149,6 +155,7 @@ class LinkingDecoder(nn.Module):
             else None
         )
 
+    @override
     def forward(
         self, pairs_PE: Tensor, look_ID: Tensor, unit_I4: Tensor, latent: Tensor, native: Tensor, regions: Regions
     ) -> Tensor:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from hoi_distill.stages.student.method import Extras, Method, Needs
 from hoi_distill.stages.student.methods.link.config import LinkConfig
 from hoi_distill.stages.student.pairs.config import BOOKKEEPING
@@ -28,6 +30,7 @@ class LinkMethod(Method):
     bookkeeping = BOOKKEEPING
     zero_shot = True
 
+    @override
     def needs(self, config: LinkConfig, vocabulary: Vocabulary) -> Needs:
         kd = config.kd
         taught: dict[str, Columns] = dict.fromkeys(kd.tables, config.views)
@@ -43,15 +46,18 @@ class LinkMethod(Method):
             stages=written,
         )
 
+    @override
     def epochs(self, config: LinkConfig, labelled: int, unlabelled: int) -> float:
         return config.epochs(labelled, unlabelled)
 
+    @override
     def distilled(self, config: LinkConfig, labelled: int, unlabelled: int) -> dict[str, int]:
         if not config.kd.on:
             return {}
         others = {"kd.unlabelled: true": unlabelled if config.unlabelled_per_step else 0}
         return {"kd": labelled, **(others if config.kd.unlabelled else {})}
 
+    @override
     def pair_teacher(
         self, name: str, config: LinkConfig, detections: str, features: str, maps: tuple[int, ...]
     ) -> TrainedTeacher:
@@ -64,16 +70,19 @@ class LinkMethod(Method):
         LinkShape(channels, None, config.network)
         return TrainedTeacher(name, detections, features, config.network.width, (grid[0], grid[1]))
 
+    @override
     def train(self, config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         from hoi_distill.stages.student.methods.link.train import train
 
         return train(config, data, run_dir, extras, report=extras.report)
 
+    @override
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
         from hoi_distill.stages.student.methods.link.student import load
 
         return load(folder, record, vocabulary)
 
+    @override
     def trained_on(self, config: LinkConfig, labelled: int, unlabelled: int) -> str:
         words = f"the annotated pairs of {labelled:,} pictures"
         if config.kd.on:
@@ -84,5 +93,6 @@ class LinkMethod(Method):
                 words += f" of these and of {unlabelled:,} pictures without annotations"
         return f"{words}. Looks through the teacher's cached feature maps"
 
+    @override
     def facts(self, config: LinkConfig) -> tuple[tuple[str, str], ...]:
         return (("Steps", f"{config.steps:,}"),)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from hoi_distill.stages.student.methods.link.classifier import InteractionClassifier
 from hoi_distill.stages.student.methods.link.geometric_encoder import GeometricEncoder, UnaryQuery
@@ -65,6 +66,7 @@ class Link(nn.Module):
             train_rows=config.train_rows, logit_scale=config.logit_scale, learn_scale=config.learn_scale,
         )  # fmt: skip
 
+    @override
     def forward(self, regions: Regions) -> PairOutput:
         """``regions`` as :func:`hoi_distill.stages.student.pairs.instances.gather` lays them out: one picture's rows
         after another's."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from typing_extensions import override
 
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.methods.link.config import LinkConfig
@@ -37,6 +38,7 @@ class LinkBatches(PairBatches):
         super().__init__(config, pools, pictures, maps, terms, source=data.source, share=share)
         self.link, self.data = config, data
 
+    @override
     def picture(self, row: int, draw: np.random.Generator) -> Picture:
         """A row's boxes, moved if they are to be, with the annotations that fit them."""
         picture = self.pictures[row]

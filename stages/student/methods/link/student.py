@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.data import valid_classes
@@ -28,6 +29,7 @@ class LastLayer(nn.Module):
         super().__init__()
         self.network = network
 
+    @override
     def forward(self, regions: Regions) -> Tensor:
         logits: Tensor = self.network(regions).logits[-1]
         return logits
@@ -46,6 +48,7 @@ class LinkStudent(StudentOfPairs):
     identities: dict[str, Any] = field(default_factory=dict)
     origin: None = None
 
+    @override
     def valid(self) -> Tensor:
         """bool ``[objects, H]``: which interactions a detected object allows at prediction."""
         return torch.from_numpy(allowed(self.config, self.vocabulary))
@@ -56,13 +59,16 @@ class LinkStudent(StudentOfPairs):
         model = self.model.with_classes(verbs(vocabulary), torch.from_numpy(text.astype(np.float32)))
         return replace(self, model=model, vocabulary=vocabulary)
 
+    @override
     def save_pretrained(self, folder: str | Path) -> None:
         save_student(self, self.model, folder, shape=asdict(self.model.shape))
 
+    @override
     def scorer(self) -> nn.Module:
         """The last decoder layer's logits."""
         return LastLayer(self.model).eval()
 
+    @override
     def top_k(self) -> int | None:
         """As configured."""
         return self.config.top_k

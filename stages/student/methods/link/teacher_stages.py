@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from hoi_distill.stages.batching import BatchSize, canonical, in_parts, part_size
 from hoi_distill.stages.keys import GpuShare, PairTeacherKey, Views
@@ -97,6 +98,7 @@ class LinkStage(Stage):
         return fingerprint({"pair_teacher": who, "reads": self.inputs})
 
     @property
+    @override
     def pending(self) -> bool:
         return self.teacher.training is None
 
@@ -107,18 +109,23 @@ class LinkStage(Stage):
         stage.vision_key = stage._pass()
         return stage
 
+    @override
     def parameters(self) -> dict[str, Any]:
         return {"teacher": self.teacher.training, "dtype": "float32"}
 
+    @override
     def provenance(self) -> dict[str, Any]:
         return {"pair_teacher": self.teacher.name, "checkpoint": str(self.teacher.checkpoint)}
 
+    @override
     def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]]:
         return {self.teacher.detections: ("value",), self.teacher.features: (column,)}
 
+    @override
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("network", "device", "rows")}
 
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         from hoi_distill.stages.student.methods.link.teaching import PairTeacher
 
@@ -157,6 +164,7 @@ class LinkPairs(LinkStage):
     output = ArrowOutput(PAIRS)
     agreed = ("score_threshold", "min_instances", "max_instances", "nms_iou", "any_object")
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
@@ -176,6 +184,7 @@ class LinkMaps(LinkStage):
         super().__init__(config)
         self.output = TensorOutput((self.teacher.width, *self.teacher.grid), config.codec)
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:

@@ -6,6 +6,7 @@ from itertools import zip_longest
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.methods.link.distillation import KdConfig, Taught, kd_terms
@@ -33,6 +34,7 @@ class DenseDistillation(Term):
         pairs, maps = config.pairs if config.reads_pairs else (), config.maps if config.reads_maps else ()
         self.teachers = list(zip_longest(pairs, maps))
 
+    @override
     def targets(self, images: BatchImages) -> list[Taught]:
         """Each teacher's answers, of which an image may lack some."""
         names = [str(self.data.annotations.image_id[image]) for image in self.data.image[images.rows].tolist()]
@@ -45,6 +47,7 @@ class DenseDistillation(Term):
             for pairs, maps in self.teachers
         ]  # fmt: skip
 
+    @override
     def losses(self, predictions: Predictions, targets: list[Taught], step: int) -> list[WeightedLoss]:
         """One loss for each level that has a weight."""
         candidates = predictions.candidates

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from typing_extensions import override
 
 from hoi_distill.stages.student.method import Extras, Method, Needs
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
@@ -40,6 +41,7 @@ class PairClassifierMethod(Method):
     bookkeeping = BOOKKEEPING
     zero_shot = True
 
+    @override
     def needs(self, config: PairClassifierConfig, vocabulary: Vocabulary) -> Needs:
         train: dict[str, Columns] = {"detections": None}
         if config.encoder == "teacher":
@@ -58,28 +60,34 @@ class PairClassifierMethod(Method):
             all_annotations=config.teacher == "oracle",
         )
 
+    @override
     def epochs(self, config: PairClassifierConfig, labelled: int, unlabelled: int) -> float:
         return config.epochs(labelled, unlabelled)
 
+    @override
     def distilled(self, config: PairClassifierConfig, labelled: int, unlabelled: int) -> dict[str, int]:
         looked_at = unlabelled if config.unlabelled_per_step else 0
         on = {"labelled": labelled, "unlabelled": looked_at, "both": labelled + looked_at}
         return {f"itm_on: {config.itm_on}": on[config.itm_on]} if config.distils else {}
 
+    @override
     def train(self, config: PairClassifierConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         from hoi_distill.stages.student.methods.pair_classifier.train import train
 
         return train(config, data, run_dir, extras, report=extras.report)
 
+    @override
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
         from hoi_distill.stages.student.methods.pair_classifier.student import load
 
         return load(folder, record, vocabulary)
 
+    @override
     def trained_on(self, config: PairClassifierConfig, labelled: int, unlabelled: int) -> str:
         arm = ARMS[config.itm_on if config.itm_weight else "none"]
         words = arm.format(labelled=f"{labelled:,}", unlabelled=f"{unlabelled:,}", teacher=TEACHERS[config.teacher])
         return f"{words}. Looks through {EYES[config.encoder]}"
 
+    @override
     def facts(self, config: PairClassifierConfig) -> tuple[tuple[str, str], ...]:
         return (("Steps", f"{config.steps:,}"),)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.student.pairs.layers.looks import RegionPool, UnaryEncoder, geometry_network, pair_numbers
@@ -36,6 +37,7 @@ class PairEncoder(nn.Module):
             nn.ReLU(), nn.Dropout(dropout), nn.Linear(2 * width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
         )
 
+    @override
     def forward(self, maps: Tensor, regions: Regions, unary_ID: Tensor) -> Tensor:
         human, object_ = regions.pairs.unbind(1)
         boxes_h, boxes_o, picture = regions.boxes[human], regions.boxes[object_], regions.pair_picture
@@ -57,6 +59,7 @@ class PairDecoder(nn.Module):
             nn.Linear(2 * width, width),
         )
 
+    @override
     def forward(self, pairs_PD: Tensor, maps: Tensor, regions: Regions) -> Tensor:
         return pairs_PD + self.block(pairs_PD)
 
@@ -84,6 +87,7 @@ class TextHead(nn.Module):
         self.register_buffer("verb", verb)
         self.verb: Tensor
 
+    @override
     def forward(self, pairs_PD: Tensor) -> Tensor:
         rows = F.normalize(self.own + self.shared[self.verb], dim=1)
         return self.scale.exp() * F.normalize(self.project(pairs_PD), dim=1) @ rows.T + self.bias
@@ -124,6 +128,7 @@ class PairClassifier(nn.Module):
         self.decoder = PairDecoder(shape.width, shape.dropout)
         self.head = TextHead(shape.width, verb, text, shape.logit_scale)
 
+    @override
     def forward(self, regions: Regions) -> Tensor:
         """Interaction logits O, float ``[P, H]``, of every pair for every class; the caller masks by the prior."""
         maps = self.map_norm(regions.maps.float().movedim(1, -1)).movedim(-1, 1)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.ops.roi_align import roi_align
@@ -59,6 +60,7 @@ class RegionCNN(nn.Module):
         self.body = nn.Sequential(*layers)
         self.classify = nn.Linear(incoming, config.classes)
 
+    @override
     def forward(self, pictures: Tensor) -> Tensor:
         """uint8 ``[B, 3, size, size]`` to float32 ``[B, C, size / 16, size / 16]``."""
         return self.body((pictures.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last))

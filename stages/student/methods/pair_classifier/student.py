@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from typing_extensions import override
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.data import TestSet
@@ -47,14 +48,17 @@ class PairStudent(StudentOfPairs):
     region_cnn: RegionCNN | None = None
     origin: None = None
 
+    @override
     def tables(self) -> Mapping[str, Columns]:
         """Detections, and feature maps where it has no encoder of its own."""
         return super().tables() if self.region_cnn is None else {"detections": None}
 
+    @override
     def save_pretrained(self, folder: str | Path) -> None:
         beside = {} if self.region_cnn is None else {ENCODER: self.region_cnn.save}
         save_student(self, self.model, folder, beside, shape=asdict(self.model.shape))
 
+    @override
     def maps(self, test: TestSet, pictures: PictureTable, shared: Path) -> MapReader:
         """Those of the student's own encoder, if it has one."""
         return map_reader(test.source, pictures, self.config.views[:1], self.region_cnn, shared, test.read)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DetrConfig
 from transformers.models.detr.modeling_detr import DetrCrossAttention, DetrMLP
+from typing_extensions import override
 
 
 def layer_config(d_model: int, heads: int, ffn: int, dropout: float) -> DetrConfig:
@@ -42,6 +43,7 @@ class CrossLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
 
+    @override
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """``mask`` bool ``[B, 1, 1, S]``: keys to look at; ``positions`` ``[B, S, D]`` of the keys."""
         seen, _ = self.encoder_attn(x, memory, attention_mask=mask, encoder_position_embeddings=positions)
@@ -76,6 +78,7 @@ class MLP(nn.Module):
         widths = [inputs, *[hidden] * (layers - 1), outputs]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from hoi_distill.storage.errors import UserError
 
@@ -54,6 +55,7 @@ class Backbone(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.train()
 
+    @override
     def train(self, mode: bool = True) -> Backbone:
         """Frozen batch norms keep their running statistics in training too."""
         super().train(mode)
@@ -63,6 +65,7 @@ class Backbone(nn.Module):
                     module.eval()
         return self
 
+    @override
     def forward(self, pixel_values: Tensor) -> Tensor:
         # Convolutions and pooling are faster with the channels innermost.
         return self.model(pixel_values.contiguous(memory_format=torch.channels_last)).feature_maps[-1]

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hoi_distill.stages.checkpoints import detr_state_dict as detr_names
 from hoi_distill.stages.checkpoints import timm_state_dict as timm_backbone
@@ -44,6 +45,7 @@ class Report:
     unexpected: tuple[str, ...]
     mismatched: tuple[str, ...] = ()
 
+    @override
     def __str__(self) -> str:
         """One line: how many of which part."""
         kinds = {"found": self.found, "missing": self.missing, "unexpected": self.unexpected}

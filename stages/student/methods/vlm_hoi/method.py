@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from hoi_distill.stages.student.method import Extras, Method, Needs
 from hoi_distill.stages.student.methods.vlm_hoi.config import (
     BOOKKEEPING,
@@ -29,6 +31,7 @@ class VlmHoiMethod(Method):
     config = VlmHoiConfig
     bookkeeping = BOOKKEEPING
 
+    @override
     def needs(self, config: VlmHoiConfig, vocabulary: Vocabulary) -> Needs:
         missing = has_missing_objects(vocabulary)
         taught = [(config.on_labelled, config.itm), (config.on_unlabelled, config.f7)]
@@ -42,9 +45,11 @@ class VlmHoiMethod(Method):
             files=starting_files(config),
         )
 
+    @override
     def epochs(self, config: VlmHoiConfig, labelled: int, unlabelled: int) -> float:
         return config.epochs
 
+    @override
     def distilled(self, config: VlmHoiConfig, labelled: int, unlabelled: int) -> dict[str, int]:
         asked = (
             ("itm", config.itm.weight, labelled),
@@ -52,21 +57,25 @@ class VlmHoiMethod(Method):
         )
         return {f"{key}.weight: {weight:g}": pictures for key, weight, pictures in asked if weight > 0}
 
+    @override
     def rehearse(self, config: VlmHoiConfig, vocabulary: Vocabulary) -> None:
         from hoi_distill.stages.student.methods.vlm_hoi.train import new_network
 
         new_network(config, vocabulary)
 
+    @override
     def train(self, config: VlmHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         from hoi_distill.stages.student.methods.vlm_hoi.train import train
 
         return train(config, data, run_dir, extras, report=extras.report)
 
+    @override
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
         from hoi_distill.stages.student.methods.vlm_hoi.student import load
 
         return load(folder, record, vocabulary)
 
+    @override
     def trained_on(self, config: VlmHoiConfig, labelled: int, unlabelled: int) -> str:
         words = f"the annotated pairs of {labelled:,} pictures"
         if config.on_labelled:
@@ -75,5 +84,6 @@ class VlmHoiMethod(Method):
             words += f", and {unlabelled:,} pictures with family F7 of {TEACHERS[config.teacher]} only"
         return f"{words}. Looks at the pictures themselves"
 
+    @override
     def facts(self, config: VlmHoiConfig) -> tuple[tuple[str, str], ...]:
         return (("Epochs", f"{config.epochs:g}"),)

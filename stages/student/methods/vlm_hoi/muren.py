@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from transformers.models.detr.modeling_detr import DetrDecoderLayer, DetrEncoderLayer
+from typing_extensions import override
 
 from hoi_distill.stages.student.methods.vlm_hoi.attention import MLP, layer_config, sine_positions
 from hoi_distill.stages.student.methods.vlm_hoi.backbone import Backbone, mask_of_map
@@ -82,6 +83,7 @@ class Muren(nn.Module):
         self.verb_classifier = nn.Linear(width, config.verbs)
         self._draw()
 
+    @override
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> MurenOutput:
         """Of pictures in one frame.
 

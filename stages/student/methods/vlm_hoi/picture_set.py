@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.student.data import TrainingSet
@@ -155,9 +156,11 @@ class StepBatches(BatchSource[Batch]):
         """Of the whole training: the epochs, a begun step counts."""
         return int(np.ceil(self.config.epochs * len(self.labelled_pool) / self.config.labelled_per_step))
 
+    @override
     def __len__(self) -> int:
         return self.steps
 
+    @override
     def epochs(self, steps: int) -> float:
         """How often so many steps go through the labelled pictures."""
         return steps * self.config.labelled_per_step / len(self.labelled_pool)
@@ -178,6 +181,7 @@ class StepBatches(BatchSource[Batch]):
             raise UserError(f"{records.image_id[image]}: its size is not known; is the file readable?")
         return training_view(self.config.pictures, width, height, self.config.seed, epoch, row)
 
+    @override
     def __getitem__(self, step: int) -> Batch:
         drawn = self.drawn(step)
         views = [[(row, self.view(row, epoch)) for row, epoch in part] for part in drawn]

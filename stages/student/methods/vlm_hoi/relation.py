@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DetrConfig
 from transformers.models.detr.modeling_detr import DetrEncoderLayer
+from typing_extensions import override
 
 from hoi_distill.stages.student.methods.vlm_hoi.attention import CrossLayer
 
@@ -39,6 +40,7 @@ class MultiplexRelation(nn.Module):
         self.pairwise_cross = CrossLayer(config)
         self.context = CrossLayer(config)
 
+    @override
     def forward(self, tokens: tuple[Tensor, Tensor, Tensor], memory: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """Context ``[B, N, D]`` of h, o, r, each ``[B, N, D]``.
 
@@ -62,6 +64,7 @@ class AttentiveFusion(nn.Module):
         self.gate = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width))
         self.update = mixer(2 * width, width)
 
+    @override
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         both = torch.cat((x, context), -1)
         return x + self.gate(both).sigmoid() * self.update(both)

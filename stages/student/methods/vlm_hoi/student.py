@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.data import TestSet
 from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig
@@ -29,12 +31,15 @@ class VlmHoiStudent(Student):
     identities: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
 
+    @override
     def tables(self) -> Mapping[str, Columns]:
         return {}
 
+    @override
     def save_pretrained(self, folder: str | Path) -> None:
         save_student(self, self.model, folder, shape=self.model.config.to_json(), origin=self.origin)
 
+    @override
     def predict(
         self,
         test: TestSet,

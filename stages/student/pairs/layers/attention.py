@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 
 class Padding:
@@ -68,6 +69,7 @@ class SelfAttention(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
 
+    @override
     def forward(self, rows_ND: Tensor, padding: Padding, position: Tensor | None = None) -> Tensor:
         """``position``: ``[N, 2 * D]``, added to queries and keys."""
         width = rows_ND.shape[1]
@@ -89,5 +91,6 @@ class FeedForward(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x + self.block(x))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from hoi_distill.stages.ops.roi_align import roi_align
 from hoi_distill.stages.student.pairs.candidates import pair_geometry
@@ -22,6 +23,7 @@ class RegionPool(nn.Module):
         self.roi_size = roi_size
         self.project = nn.Linear(channels * roi_size**2, width)
 
+    @override
     def forward(self, maps: Tensor, size: Tensor, picture: Tensor, boxes: Tensor) -> Tensor:
         h, w = maps.shape[-2:]
         cells = boxes / size[picture].repeat(1, 2) * boxes.new_tensor((w, h, w, h))
@@ -38,6 +40,7 @@ class UnaryEncoder(nn.Module):
         self.label = nn.Embedding(objects, width)
         self.norm = nn.LayerNorm(width)
 
+    @override
     def forward(self, maps: Tensor, regions: Regions) -> Tensor:
         look = self.pool(maps, regions.size, regions.picture, regions.boxes)
         return F.relu(self.norm(look + self.label(regions.labels)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 
 class TextClassifier(nn.Module):
@@ -35,6 +36,7 @@ class TextClassifier(nn.Module):
         """float ``[R, T]`` of length 1."""
         return F.normalize(self.rows, dim=1)
 
+    @override
     def forward(self, pairs: Tensor) -> Tensor:
         cosine = F.normalize(self.project(pairs), dim=-1) @ self.classes().T
         return self.scale.exp() * cosine + self.bias

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hoi_distill.stages.student.pairs.instances import targets
 from hoi_distill.stages.student.pairs.regions import Candidates
@@ -43,6 +44,7 @@ class PairTerm(Term):
     def __init__(self, alpha: float, gamma: float) -> None:
         self.alpha, self.gamma = alpha, gamma
 
+    @override
     def losses(self, predictions: Predictions, targets: PairTargets, step: int) -> list[WeightedLoss]:
         """The loss of the candidates that count, averaged over decoder layers."""
         value = pair_loss(
@@ -72,6 +74,7 @@ class AnnotationTerm(PairTerm):
         super().__init__(alpha, gamma)
         self.labelled, self.interactions = labelled, interactions
 
+    @override
     def targets(self, images: BatchImages) -> PairTargets:
         """The annotations that the pairs of a batch were associated with."""
         return PairTargets(targets(images.pictures, self.interactions), torch.from_numpy(self.labelled[images.rows]))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from hoi_distill.stages.student.pairs.terms import BatchImages, Predictions, Term, WeightedLoss
 
@@ -33,10 +34,12 @@ class SoftLabelTerm(Term):
     ramp: int = 0
     of: Literal["interaction", "final"] = "interaction"
 
+    @override
     def targets(self, images: BatchImages) -> Tensor:
         """float32 ``[B, H]``."""
         return torch.from_numpy(self.soft(images.rows))
 
+    @override
     def losses(self, predictions: Predictions, targets: Tensor, step: int) -> list[WeightedLoss]:
         """The loss, divided by the expected number of interactions that the images of the global batch show, at least 1."""
         candidates = predictions.candidates

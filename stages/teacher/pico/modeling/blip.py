@@ -25,6 +25,7 @@ from transformers import (
     BlipImageProcessorPil,
     BlipProcessor,
 )
+from typing_extensions import override
 
 from hoi_distill.storage.errors import UserError
 
@@ -59,6 +60,7 @@ class ConvStem(nn.Module):
         """The first convolution's: BlipVisionEmbeddings asks its patch embedding for a dtype."""
         return self.layers[0].weight  # type: ignore[return-value]
 
+    @override
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """float ``[B, 3, 128, 128]`` to cells, float ``[B, C, 8, 8]``."""
         return self.layers(pixel_values)
@@ -67,7 +69,7 @@ class ConvStem(nn.Module):
 def _replace_stem(model: BlipForImageTextRetrieval | BlipForConditionalGeneration) -> None:
     embeddings: Any = model.vision_model.embeddings
     embeddings.patch_embedding = ConvStem(embeddings.embed_dim)
-    model.post_init()
+    model.post_init()  # type: ignore[no-untyped-call]
 
 
 class PicoBlipForImageTextRetrieval(BlipForImageTextRetrieval):

@@ -36,7 +36,7 @@ class PicoClipModel(CLIPModel):
     def __init__(self, config: PicoClipConfig) -> None:
         super().__init__(config)
         embeddings = self.vision_model.embeddings
-        embeddings.patch_embedding = ConvStem(embeddings.embed_dim)  # type: ignore[assignment]
+        embeddings.patch_embedding = ConvStem(embeddings.embed_dim)
         self.post_init()
 
 

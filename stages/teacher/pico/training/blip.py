@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BlipProcessor
+from typing_extensions import override
 
 from hoi_distill.stages.data.pico.classes import HOIS
 from hoi_distill.stages.teacher.pico.modeling.blip import (
@@ -82,6 +83,7 @@ class BlipLearner(TagLearner):
         self.contrast_bias = nn.Parameter(torch.tensor(-3.0))
 
     @property
+    @override
     def stem(self) -> nn.Module:
         """Of the vision tower that both checkpoints share."""
         return self.itm.vision_model.embeddings.patch_embedding

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertTokenizer
+from typing_extensions import override
 
 from hoi_distill.stages.data.pico.classes import HOIS
 from hoi_distill.stages.teacher.pico.modeling.blip import build_processor as build_blip_processor
@@ -74,6 +75,7 @@ class ClipLearner(TagLearner):
         self.scale, self.bias = nn.Parameter(torch.tensor(2.3)), nn.Parameter(torch.tensor(-3.0))
 
     @property
+    @override
     def stem(self) -> nn.Module:
         """Of the vision tower."""
         return self.clip.vision_model.embeddings.patch_embedding
