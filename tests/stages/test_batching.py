@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import pickle
 
 import numpy as np
@@ -177,12 +176,13 @@ def test_measuring_asks_for_one_and_four_rows(monkeypatch):
 def test_a_vision_pass_in_halves_fills_the_same_tables(family, checkpoints, processor, tmp_path, make_batch, starved):
     if family == "blip":
         found, tower = Checkpoint.find(checkpoints.itm), BlipVisionModel
-        stages = BlipFeatures, functools.partial(BlipItm, token_mode="cls")
+        stages, keys = (BlipFeatures, BlipItm), {"token_mode": "cls"}
     else:
         found = Checkpoint.find(save_blip2(tmp_path / "blip2", processor.tokenizer))
-        stages, tower = (Blip2Features, Blip2Itm), Blip2VisionModel
+        stages, tower, keys = (Blip2Features, Blip2Itm), Blip2VisionModel, {}
     shared: dict = {}
-    features, itm = stages[0](found, batch_size=8), stages[1](found, PROMPTS, batch_size=8)
+    features = made(stages[0], checkpoint=found, batch_size=8)
+    itm = made(stages[1], checkpoint=found, columns=PROMPTS, batch_size=8, **keys)
     for stage in (features, itm):
         stage.open("cpu", shared)
     batch = make_batch(5, 8)

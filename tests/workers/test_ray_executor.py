@@ -78,7 +78,7 @@ def test_an_error_that_is_no_inputs_fault_surfaces_and_keeps_what_is_committed(
     reports: list[TaskReport] = []
     with pytest.raises(MemoryError, match="no memory left") as error:
         executor.execute(tasks, report=reports.append, stop=threading.Event())
-    assert "toys.py" in "".join(error.value.__notes__)
+    assert "toy_album.py" in "".join(error.value.__notes__)
     assert len(reports) >= 7
     assert int((~made.empty(good)).sum()) == 6 * len(reports)
     assert made.empty(bad).all()

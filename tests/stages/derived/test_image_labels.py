@@ -220,7 +220,7 @@ def test_what_it_reads_and_what_names_its_table():
     assert labels.dependencies("value") == asked
     assert labels.inputs == tuple(asked)
     assert labels.decodes is False
-    assert "verification" not in stage().needs("value")
+    assert "verification" not in stage().dependencies("value")
     others = [stage(least=0.2), stage(positive=0.6), stage(negative=0.2), stage(silence=0.1)]
     assert len({str(fingerprint_record(each)) for each in (*others, stage())}) == 5
     assert fingerprint_record(stage(batch_size=2, triplets="x")) == fingerprint_record(stage())

@@ -20,6 +20,7 @@ from hoi_distill.stages.teacher.detectors.given import DETECTIONS, TOP
 from hoi_distill.stages.teacher.detectors.transformers import Detector, label_map
 from hoi_distill.stages.teacher.weights import Checkpoint, load
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.selection import CellSelection
 from tests.fixtures.stages import made
 from tests.fixtures.tiny_detectors import COCO_80, COCO_91, FAMILIES, timm_names, tiny_detector
 
@@ -271,7 +272,7 @@ def test_cached_is_live_for_every_row_of_a_shard_larger_than_a_batch(folders, pi
             replaced(pictured, index, file.read())
     stage = made(Detector, checkpoint=Checkpoint.find(folders["rt_detr"]), batch_size=4, states=True)
     run(pictured.tasks(pictured.part(stage), size=11))
-    stored = pictured.spec(stage).open().read(pictured.rows, ("value",))["value"].to_pylist()
+    stored = pictured.spec(stage).open().read(CellSelection(pictured.rows, ("value",)))["value"].to_pylist()
     live = opened(folders["rt_detr"], states=True)
     for cell, picture in zip(stored, shown, strict=True):
         alone = answers(live, [picture])[0]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoi, ClHoiShape, Scorer, union_cells
-from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig, NetworkConfig
+from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
 from hoi_distill.stages.student.methods.cl_hoi.student import build
 from hoi_distill.stages.student.methods.cl_hoi.translator import Translator
 from hoi_distill.stages.student.pairs.candidates import ordered_pairs
@@ -179,5 +180,6 @@ def test_a_frozen_translator_drops_nothing_and_learns_nothing(rate):
 
 
 def test_spatial_and_visual_cannot_both_be_off():
+    section = {"method": "cl_hoi", "labelled": 0, "network": {"spatial": False, "visual": False}}
     with pytest.raises(UserError, match="spatial and visual"):
-        NetworkConfig(spatial=False, visual=False)
+        read_section(section, "student.")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.stages.student.data import valid_classes
 from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.methods.cl_hoi import train as training
@@ -346,4 +347,4 @@ def test_configurations_survive_json():
 )
 def test_unsound_configurations_are_refused(changed, said):
     with pytest.raises(UserError, match=said):
-        replace(CONFIG, **changed)
+        read_section({"method": "cl_hoi", "labelled": 0, **changed}, "student.")

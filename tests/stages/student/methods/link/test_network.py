@@ -62,8 +62,10 @@ def test_a_picture_is_answered_alone_as_in_any_company(row, order):
 def test_pictures_without_pairs_are_finite_and_train(row, counts):
     model = network(**LADDER[row]).train()
     output = model(batch(counts))
-    sum(each.square().sum() for each in output).backward()
-    assert all(each.isfinite().all() for each in output)
+    answers = [each for each in output if each is not None]
+    sum(each.square().sum() for each in answers).backward()
+    assert len(answers) >= 4
+    assert all(each.isfinite().all() for each in answers)
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 

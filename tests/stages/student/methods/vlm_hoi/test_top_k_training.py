@@ -75,10 +75,10 @@ def test_the_student_trains_on_the_cells_that_are_wanted(config):
     assert np.isnan(soft).sum() > np.isnan(learnt).sum()
     assert not np.isfinite(soft[:, ~setup.vocabulary.actions()]).any()
     table = plan(setup.nodes, setup.sources, setup.cache)["itm"]
-    assert table.wanted is not None
-    chosen = table.wanted[:24].sum(1)
+    assert table.cells.wanted is not None
+    chosen = table.cells.wanted[:24].sum(1)
     assert KEPT <= chosen.min() <= chosen.max() < len(setup.vocabulary), "ties are kept too"
-    assert np.isfinite(learnt).sum() == table.wanted[:24][:, setup.vocabulary.actions()].sum()
+    assert np.isfinite(learnt).sum() == table.cells.wanted[:24][:, setup.vocabulary.actions()].sum()
     assert (run / "report.html").exists()
 
     filled(wide)
