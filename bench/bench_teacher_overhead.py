@@ -29,6 +29,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 from PIL import Image
+from typing_extensions import override
 
 from hoi_distill.stages.data.image import decode
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
@@ -45,12 +46,14 @@ LOADED: dict[Any, Any] = {}
 
 
 class Features(BlipFeatures):
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         """Load the models once for all rounds."""
         super().open(device, LOADED)
 
 
 class Itm(BlipItm):
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         """Load the models once for all rounds."""
         super().open(device, LOADED)

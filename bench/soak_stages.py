@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from hoi_distill.pipeline.graph import registry
 from hoi_distill.stages.keys import Columns
@@ -60,10 +61,12 @@ class _Toy(Stage):
     def __init__(self, config: Config) -> None:
         self.columns = config.columns
 
+    @override
     def parameters(self) -> dict[str, Any]:
         """What decides the values."""
         return {}
 
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         """Nothing to load."""
 
@@ -81,10 +84,12 @@ class Found(_Toy):
         super().__init__(config)
         self.weights = config.weights
 
+    @override
     def parameters(self) -> dict[str, Any]:
         """What decides the values."""
         return {"weights": self.weights}
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
@@ -99,6 +104,7 @@ class Maps(_Toy):
     name = "maps"
     output = TensorOutput(SHAPE, "fp16")
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
@@ -111,6 +117,7 @@ class _Below(_Toy):
     decodes = False
     inputs = ("found",)
 
+    @override
     def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
         """The same column of the table above."""
         return {"found": (column,)}
@@ -122,6 +129,7 @@ class Doubled(_Below):
     name = "doubled"
     output = ArrowOutput(pa.float32())
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
@@ -139,11 +147,13 @@ class Chosen(_Below):
     name = "chosen"
     output = ArrowOutput(pa.string())
 
+    @override
     def select_cells(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray:
         """The cells whose score is high, ``bool [B, C]``."""
         cells = [inputs["found"][column].to_pylist() for column in self.columns]
         return np.array([[c is not None and chosen(c) for c in column] for column in cells]).T
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
@@ -165,6 +175,7 @@ class Sums(_Toy):
     class Config(_Toy.Config):
         columns: Columns = ("value",)
 
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:

@@ -57,6 +57,7 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
     """The annotations of each split, pairs that are a class. The pico world is rendered first if it is not there.
 
     Args:
+        dataset: the ``dataset`` section of a configuration.
         limit: only the first so many pictures of each split, for a trial run.
     """
     from hoi_distill.stages.data.open_dataset import open_annotations

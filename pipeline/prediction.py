@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,10 @@ from hoi_distill.storage.files.writable import refuse_unwritable, writing
 from hoi_distill.storage.shards.codecs import Codec
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from hoi_distill.stages.data.annotations import Annotations
+    from hoi_distill.stages.data.vocabulary import Vocabulary
     from hoi_distill.stages.student.student import Student
 
 DRAWN = 12
@@ -33,17 +36,25 @@ def predict_pictures(
     checkpoint: Path,
     images: Sequence[Path],
     out: Path,
-    detections: Path | None,
+    *,
     threshold: float,
+    detections: Path | None = None,
     device: str | None = None,
 ) -> Path:
-    """Write ``detections.parquet`` and a drawn copy of every picture, ``<name>.predicted.png``, into ``out``; returns the
-    Parquet file. No other file is opened than these pictures, whatever their names end in.
+    """Write ``detections.parquet`` and a drawn copy of every picture, ``<name>.predicted.png``.
+
+    Whatever the pictures' names end in, no other file is opened than these pictures.
 
     Args:
-        detections: a COCO results JSON with boxes of these pictures (by file name) instead of the student's own source.
+        checkpoint: the folder of the student's checkpoint.
+        images: the picture files, no two of one name.
+        out: the folder that is written to.
         threshold: triplets of a lower score are not drawn; the file holds all.
+        detections: a COCO results JSON with boxes of these pictures (by file name) instead of the student's own source.
         device: where detector, encoder and student work; default: a GPU where there is one.
+
+    Returns:
+        The Parquet file.
 
     Raises:
         UserError: a missing or unreadable picture, a detector or encoder other than the student was trained with, no such
@@ -78,7 +89,7 @@ def predict_pictures(
     shared: dict[Any, Any] = {}
     for role, columns in student.tables().items():
         with working(f"computing {role}"):
-            stage = own_stage(checkpoint, student, role, student.identities.get(role), annotations, detections)
+            stage = own_stage(checkpoint, student, role, annotations, detections)
             tables[role] = computed(stage, stage.columns if columns is None else columns, whole, shared, device)
     test = TestSet(
         MemorySource(tables),
@@ -93,7 +104,7 @@ def predict_pictures(
     with writing(f"--out {out}"):
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(target, found)
-        draw(target, whole.keys, pictures, student, out, threshold)
+        draw(target, dict(zip(whole.keys, pictures, strict=True)), student.vocabulary, threshold)
     print(f"{target}; pictures: {out}")
     return target
 
@@ -127,16 +138,12 @@ def given_pictures(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], stud
 
 
 def own_stage(
-    checkpoint: Path,
-    student: Student,
-    role: str,
-    identity: Any,
-    annotations: Annotations,
-    detections: Path | None,
+    checkpoint: Path, student: Student, role: str, annotations: Annotations, detections: Path | None
 ) -> Stage:
     """The stage that gave the student its ``role`` table, built as it was then; another teacher's answers are refused."""
     from hoi_distill.storage.file_digests import DigestMemory
 
+    identity: Any = student.identities.get(role)
     if role == "detections" and detections is not None:
         made = dict(identity["parameters"])
         counted = "vocabulary" if identity["stage"] == "ground_truth_boxes" else made.get("categories") or "coco"
@@ -202,29 +209,33 @@ def computed(
     return dict(values)
 
 
-def draw(
-    path: Path, names: Sequence[str], pictures: Sequence[Any], student: Student, out: Path, threshold: float
-) -> None:
-    """A copy of every picture with its best triplets."""
+def draw(detections: Path, pictures: Mapping[str, Image.Image], vocabulary: Vocabulary, threshold: float) -> None:
+    """Write beside a detections file a copy of every picture with its best triplets.
+
+    Args:
+        detections: the Parquet file. Copies are named ``<name>.predicted.png``.
+        pictures: RGB, by name.
+        vocabulary: of the detections.
+        threshold: triplets of a lower score are not drawn.
+    """
     from hoi_distill.stages.evaluate.formats.parquet import read_detections
     from hoi_distill.stages.evaluate.pages.drawing import drawn
     from hoi_distill.stages.evaluate.pages.pictures import Pair
 
-    words = student.vocabulary
-    found = read_detections(path, np.array(names), words, object_optional=True)
-    for image, (name, picture) in enumerate(zip(names, pictures, strict=True)):
+    found = read_detections(detections, np.array(list(pictures)), vocabulary, object_optional=True)
+    for image, (name, picture) in enumerate(pictures.items()):
         rows = np.flatnonzero((found.image == image) & (found.score >= threshold))
         best = rows[np.argsort(-found.score[rows], kind="stable")][:DRAWN]
         pairs = [
             Pair(
                 found.human_box[row].tolist(),
                 (found.object_box if found.object[row] >= 0 else found.human_box)[row].tolist(),
-                words.verbs[found.verb[row]].replace("_", " "),
-                words.objects[found.object[row]].replace("_", " ") if found.object[row] >= 0 else "",
+                vocabulary.verbs[found.verb[row]].replace("_", " "),
+                vocabulary.objects[found.object[row]].replace("_", " ") if found.object[row] >= 0 else "",
                 float(found.score[row]),
             )
             for row in best
-            if words.verbs[found.verb[row]] != "no_interaction"
+            if vocabulary.verbs[found.verb[row]] != "no_interaction"
         ]
-        with atomic_write(out / f"{name}.predicted.png") as file:
+        with atomic_write(detections.with_name(f"{name}.predicted.png")) as file:
             drawn(picture, pairs).save(file, "PNG")

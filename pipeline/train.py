@@ -51,7 +51,7 @@ def train_student(setup: Setup, stop: threading.Event | None = None) -> Path:
                 from accelerate import PartialState
 
                 PartialState().wait_for_everyone()  # what is done is looked at once nobody else can be at it
-            return train_in(run_dir, setup, plans, resolved, stop, watch)
+            return train_in(run_dir, setup, plans, resolved, stop=stop, watch=watch)
 
 
 def alone_in(run_dir: Path, stop: threading.Event) -> AbstractContextManager[None]:
@@ -77,6 +77,7 @@ def train_in(
     setup: Setup,
     plans: Mapping[str, TablePlan],
     resolved: Resolved,
+    *,
     stop: threading.Event | None,
     watch: Watch,
 ) -> Path:
@@ -101,7 +102,7 @@ def train_in(
             student = fit(setup, resolved, run_dir, stop, watch)
         if not is_main_process():
             return run_dir
-        evaluate_run(setup, resolved, plans, run_dir, student, watch)
+        evaluate_run(run_dir, setup, plans, resolved, student, watch=watch)
     return reported(setup, run_dir)
 
 
@@ -118,7 +119,13 @@ def reported(setup: Setup, run_dir: Path) -> Path:
 
 
 def evaluate_run(
-    setup: Setup, resolved: Resolved, plans: Mapping[str, TablePlan], run_dir: Path, student: Student, watch: Watch
+    run_dir: Path,
+    setup: Setup,
+    plans: Mapping[str, TablePlan],
+    resolved: Resolved,
+    student: Student,
+    *,
+    watch: Watch,
 ) -> None:
     """Predict the test split, evaluate, write the report, and mark the run as evaluated."""
     from hoi_distill.pipeline.reports.run import write_run_report

@@ -145,7 +145,7 @@ class Stage(ABC):
         """What is worth recording beside the fingerprint but changes no value: paths, model names."""
         return {}
 
-    def source_digests(self, keys: Sequence[str]) -> np.ndarray | None:
+    def source_digests(self, keys: Sequence[str]) -> np.ndarray | None:  # noqa: ARG002 - a stage that overrides it reads it
         """Digests of the records outside the cache (a line of a detections file, an annotation) that each row depends on.
 
         They enter the input digests of the cells.
@@ -158,7 +158,7 @@ class Stage(ABC):
         """
         return None
 
-    def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]] | None:
+    def dependencies(self, column: str) -> Mapping[str, tuple[str, ...]] | None:  # noqa: ARG002 - a stage that overrides it reads it
         """The upstream columns that one column is computed from.
 
         Returns:
@@ -167,11 +167,11 @@ class Stage(ABC):
         """
         return None
 
-    def selection_inputs(self, column: str) -> Mapping[str, tuple[str, ...]]:
+    def selection_inputs(self, column: str) -> Mapping[str, tuple[str, ...]]:  # noqa: ARG002 - a stage that overrides it reads it
         """The upstream columns that :meth:`select_cells` reads to decide about one column, ``{table: (column, ...)}``."""
         return {}
 
-    def select_cells(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray | None:
+    def select_cells(self, inputs: Mapping[str, Mapping[str, Values]]) -> np.ndarray | None:  # noqa: ARG002 - a stage that overrides it reads it
         """Which columns each row wants.
 
         Args:

@@ -23,10 +23,15 @@ def placed(where: str) -> Iterator[None]:
         raise UserError(said if said.startswith(where) else where + said.removeprefix("student.")) from None
 
 
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name that is most like a wrong one; None where none is like it."""
+    return next(iter(difflib.get_close_matches(name, list(allowed), n=1)), None)
+
+
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """`` (did you mean X?)`` with the allowed name nearest to a wrong one; nothing where none is near."""
-    near = difflib.get_close_matches(name, list(allowed), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    """`` (did you mean X?)`` with the :func:`nearest` name; nothing where none is near."""
+    near = nearest(name, allowed)
+    return f" (did you mean {near}?)" if near else ""
 
 
 class InputFailure(Exception):

@@ -100,6 +100,7 @@ def sheet(images: list[Image.Image]) -> Image.Image:
 
 
 def main() -> None:
+    """Draw the scenes, and the predictions of a run where one is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="the folder of a run on the pico world")
     run = parser.parse_args().run

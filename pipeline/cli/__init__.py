@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
@@ -20,7 +20,7 @@ from hoi_distill.pipeline.cli import teachers as teachers_cli
 from hoi_distill.pipeline.cli.dataset import app as dataset_app
 from hoi_distill.pipeline.cli.evaluate import evaluate
 from hoi_distill.pipeline.cli.labels import labels
-from hoi_distill.pipeline.cli.options import ConfigFile, Json, Limit, Rehash, Set
+from hoi_distill.pipeline.cli.options import ConfigFile, Json, Limit, Overrides, Rehash
 from hoi_distill.pipeline.cli.triplets import triplets
 from hoi_distill.pipeline.config.whereabouts import (
     in_every_folder,
@@ -29,6 +29,9 @@ from hoi_distill.pipeline.config.whereabouts import (
     names_of_matrix,
 )
 from hoi_distill.pipeline.console.terminal import flush_output, one_line, printable_streams
+
+if TYPE_CHECKING:
+    from hoi_distill.storage.cache import Cache
 
 
 class _Commands(typer.core.TyperGroup):
@@ -74,7 +77,7 @@ def _top(
 @app.command()
 @in_every_folder("config", names_of_configuration)
 def plan(
-    config: ConfigFile, set: Set = None, limit: Limit = None, rehash: Rehash = False, as_json: Json = False
+    config: ConfigFile, overrides: Overrides = None, limit: Limit = None, rehash: Rehash = False, as_json: Json = False
 ) -> None:
     """Show, table by table, which cells are wanted, filled, empty or failed, why, and what they will cost.
 
@@ -85,7 +88,7 @@ def plan(
     from hoi_distill.pipeline.training.checks import check_student
     from hoi_distill.pipeline.workspace import prepare
 
-    setup = prepare(config, set or (), limit=limit, rehash=rehash)
+    setup = prepare(config, overrides or (), limit=limit, rehash=rehash)
     check_student(setup)
     plans = plan_all(setup)
     if as_json:
@@ -99,7 +102,7 @@ def plan(
 @in_every_folder("config", names_of_configuration)
 def run(
     config: ConfigFile,
-    set: Set = None,
+    overrides: Overrides = None,
     limit: Limit = None,
     rehash: Rehash = False,
     executor: Annotated[str | None, typer.Option(help="ray or inline; the configuration's choice by default.")] = None,
@@ -122,7 +125,7 @@ def run(
 
     if executor not in (None, "ray", "inline"):
         raise UserError(f"--executor {executor}: there are ray and inline")
-    setup = prepare(config, set or (), limit=limit, rehash=rehash)
+    setup = prepare(config, overrides or (), limit=limit, rehash=rehash)
     check_student(setup)
     plans = plan_all(setup)
     if limit is None:
@@ -153,13 +156,13 @@ def run(
 
 @app.command()
 @in_every_folder("config", names_of_configuration)
-def train(config: ConfigFile, set: Set = None, limit: Limit = None) -> None:
+def train(config: ConfigFile, overrides: Overrides = None, limit: Limit = None) -> None:
     """Train the student from the cache, evaluate it and write its report. Never loads a teacher."""
     from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
     from hoi_distill.pipeline.train import train_student
     from hoi_distill.pipeline.workspace import prepare
 
-    setup = prepare(config, set or (), limit=limit)
+    setup = prepare(config, overrides or (), limit=limit)
     with stop_on_interrupt() as stop:
         train_student(setup, stop)
 
@@ -180,14 +183,14 @@ def experiments(
 def page(
     config: ConfigFile,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("page.html"),
-    set: Set = None,
+    overrides: Overrides = None,
     limit: Limit = None,
 ) -> None:
     """Write one page with the pictures of a folder, what the teacher says of them, and their best prompts."""
     from hoi_distill.pipeline.reports.folder import write_page
     from hoi_distill.pipeline.workspace import prepare
 
-    write_page(prepare(config, set or (), limit=limit), out)
+    write_page(prepare(config, overrides or (), limit=limit), out)
 
 
 app.command()(evaluate)
@@ -206,7 +209,7 @@ def predict(
     """Find human-object interactions in pictures with a trained student."""
     from hoi_distill.pipeline.prediction import predict_pictures
 
-    predict_pictures(checkpoint, images, out, detections, threshold, device)
+    predict_pictures(checkpoint, images, out, detections=detections, threshold=threshold, device=device)
 
 
 @app.command()
@@ -216,10 +219,9 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Read every shard again and compare checksums; a bad one is set aside and its cells count as empty."""
-    from hoi_distill.storage.cache import Cache
     from hoi_distill.storage.check import check_cache
 
-    store = existing_cache(cache, Cache)
+    store = existing_cache(cache)
     bad, tables = check_cache(store, deep=not quick), len(store.folders())
     if as_json:
         rows = [{"table": one.table, "shard": one.shard, "problem": one.reason, "outcome": one.outcome} for one in bad]
@@ -239,14 +241,14 @@ def verify(
     table: Annotated[str, typer.Argument(help="A table's name in the configuration.")],
     sample: Annotated[int, typer.Option(min=1, help="How many cells to compute again.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the cells.")] = 0,
-    set: Set = None,
+    overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """Compute random filled cells again and compare: did a refactoring or a new library move the numbers?"""
     from hoi_distill.pipeline.filling.verify import verify_table
     from hoi_distill.pipeline.workspace import prepare
 
-    outcome = verify_table(prepare(config, set or ()), table, sample, seed)
+    outcome = verify_table(prepare(config, overrides or ()), table, sample, seed)
     print(json.dumps(outcome.as_json(), indent=1) if as_json else outcome.line())
     if not outcome.agrees:
         raise typer.Exit(INCOMPLETE)
@@ -267,9 +269,8 @@ def gc(
     """List tables that no registered setup wants and nobody reads; with --yes, move them to the trash."""
     from hoi_distill.pipeline.console.progress import size
     from hoi_distill.pipeline.filling.garbage import collect
-    from hoi_distill.storage.cache import Cache
 
-    outcome = collect(existing_cache(cache, Cache), yes, grace_days * 86400, forget or [])
+    outcome = collect(existing_cache(cache), yes, grace_days * 86400, forget or [])
     if as_json:
         print(json.dumps(outcome, indent=1))
         return
@@ -297,14 +298,20 @@ app.command()(triplets)
 app.command()(labels)
 
 
-def existing_cache(root: Path, kind: Any) -> Any:
+def existing_cache(root: Path) -> Cache:
+    """Open the cache in a folder that ``--cache`` names.
+
+    Raises:
+        UserError: there is no such folder, or it is no cache.
+    """
+    from hoi_distill.storage.cache import Cache
     from hoi_distill.storage.errors import UserError
 
     if not root.is_dir():
         raise UserError(f"--cache {root}: no such folder; a run makes it")
     if not (root / "tables").is_dir():
         raise UserError(f"--cache {root}: not a cache: it has no folder tables")
-    return kind.open(root)
+    return Cache.open(root)
 
 
 def main() -> None:

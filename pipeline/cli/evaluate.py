@@ -15,7 +15,9 @@ def evaluate(
         Path, typer.Option(help="Scored triplets: Parquet (docs/formats.md), or as others write them.")
     ],
     dataset: Annotated[str, typer.Option(help="The protocol: hico-det, v-coco, swig-hoi, or folder.")] = "hico-det",
-    format: Annotated[str, typer.Option(help="Of the detections: auto, parquet, qpic, pocket or v-coco.")] = "auto",
+    detections_format: Annotated[
+        str, typer.Option("--format", help="Of the detections: auto, parquet, qpic, pocket or v-coco.")
+    ] = "auto",
     split: Annotated[str | None, typer.Option(help="By default the test split.")] = None,
     convention: Annotated[
         str, typer.Option(help="HICO-DET: whose code to agree with (docs/evaluation.md lists them).")
@@ -59,7 +61,7 @@ def evaluate(
         dataset=dataset,
         annotations=annotations,
         detections=detections,
-        format=format,
+        format=detections_format,
         split=split,
         convention=convention,
         switches=tuple(switch or ()),

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from hoi_distill.pipeline.cli.options import ConfigFile, Json, Set
+from hoi_distill.pipeline.cli.options import ConfigFile, Json, Overrides
 from hoi_distill.pipeline.config.whereabouts import in_every_folder, names_of_configuration
 
 
 @in_every_folder("config", names_of_configuration)
 def labels(
     config: ConfigFile,
-    set: Set = None,
+    overrides: Overrides = None,
     sample: Annotated[
         int | None, typer.Option(min=1, help="So many random pictures of the training split; all by default.")
     ] = None,
@@ -28,7 +28,7 @@ def labels(
     from hoi_distill.stages.derived.image_labels import ImageLabels
     from hoi_distill.storage.errors import UserError
 
-    setup = prepare(config, set or ())
+    setup = prepare(config, overrides or ())
     plans = plan_all(setup)
     tables = [name for name, made in plans.items() if isinstance(made.node.stage, ImageLabels)]
     if not tables:

@@ -47,6 +47,7 @@ def shared_rows(pictures: Source) -> None:
 
 
 def nothing_to_do(plans: Mapping[str, TablePlan], cache: Path) -> str:
+    """The line that a run prints where no wanted cell is empty; it also counts the recorded failures."""
     wanted = sum(made.counts["wanted"] for made in plans.values())
     line = f"Nothing to do: all {wanted:,} wanted cells are in {cache} and match their inputs"
     failed = sum(made.counts["failed"] for made in plans.values())

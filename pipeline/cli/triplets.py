@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hoi_distill.pipeline.cli.options import ConfigFile, Json, Set
+from hoi_distill.pipeline.cli.options import ConfigFile, Json, Overrides
 from hoi_distill.pipeline.config.whereabouts import in_every_folder, names_of_configuration
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ Log = Annotated[
 
 
 @in_every_folder("config", names_of_configuration)
-def triplets(config: ConfigFile, set: Set = None, log: Log = None, as_json: Json = False) -> None:
+def triplets(config: ConfigFile, overrides: Overrides = None, log: Log = None, as_json: Json = False) -> None:
     """Count, for every caption question, the triplets taken and the phrases dropped, by reason."""
     from hoi_distill.pipeline.training.binding import plan_all
     from hoi_distill.pipeline.workspace import prepare
@@ -37,7 +37,7 @@ def triplets(config: ConfigFile, set: Set = None, log: Log = None, as_json: Json
 
     if log is not None:
         refuse_unwritable("--log", log)
-    setup = prepare(config, set or ())
+    setup = prepare(config, overrides or ())
     plans = plan_all(setup)
     tables = {name: made for name, made in plans.items() if isinstance(made.node.stage, Triplets)}
     if not tables:
@@ -76,12 +76,16 @@ def write_log(path: Path, dropped: Iterable[Mapping[str, Any]]) -> None:
 def drops(
     setup: Setup, plans: Mapping[str, TablePlan], cells: Mapping[str, Mapping[str, list[Any]]], triplets: Container[str]
 ) -> Iterator[dict[str, Any]]:
-    """``{picture, table, question, phrase, reason}`` of every phrase that was dropped, in the order of tables, questions and
-    pictures, so that equal cells give equal logs.
+    """List every dropped phrase in the order of tables, questions and pictures, so that equal cells give equal logs.
 
     Args:
-        cells: by table and column, of the table's own rows. triplets: the tables of triplets; the others, of image labels,
-            have no question.
+        setup: the setup. Its dataset names the pictures.
+        plans: the plan of each table of the setup.
+        cells: ``{table: {column: cells}}``, one cell for each row of the table.
+        triplets: the names of the tables of triplets. The other tables hold image labels and have no question.
+
+    Yields:
+        ``{picture, table, question, phrase, reason}``.
     """
     source = setup.sources["images"]
     names: dict[int, list[str]] = {}  # several pictures of equal bytes are one row

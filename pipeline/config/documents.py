@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import reprlib
 import typing
@@ -15,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import override
 
-from hoi_distill.storage.errors import UserError, did_you_mean
+from hoi_distill.storage.errors import UserError, did_you_mean, nearest
 
 LARGEST = 16 << 20
 """Bytes of a document; what is larger is something else."""
@@ -61,13 +60,15 @@ def read_yaml(text: str) -> Any:
 
 
 def read_document(path: Path, what: str, keys: str) -> dict[Any, Any]:
-    """The keys of a YAML file.
+    """Read the keys of a YAML file.
 
     Args:
-        what: what it should be, "configuration". keys: some that it has, for the message where it has none.
+        path: the file.
+        what: what the file should be, for messages: "configuration".
+        keys: some keys of such a file, for the message where it has none: "name, dataset, tables".
 
     Raises:
-        UserError: no such file, a folder, not YAML, or no mapping.
+        UserError: there is no such file, or it is a folder, not YAML or no mapping.
     """
     try:
         if path.is_dir():
@@ -80,8 +81,8 @@ def read_document(path: Path, what: str, keys: str) -> dict[Any, Any]:
             raise UserError(f"{path}: larger than {LARGEST >> 20} MB, so no {what}")
         document = read_yaml(data.decode())
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")] or [""], n=1)
-        raise UserError(f"{path}: no such {what}" + (f"; did you mean {near[0]}?" if near else "")) from None
+        near = nearest(path.name, (file.name for file in path.parent.glob("*.yaml")))
+        raise UserError(f"{path}: no such {what}" + (f"; did you mean {near}?" if near else "")) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -271,7 +272,8 @@ def _choices(problem: Any) -> list[str]:
 def hint(name: str, allowed: Iterable[str], otherwise: str = "") -> str:
     """``did you mean X?``, or, where nothing is near, all that is allowed."""
     allowed = sorted(allowed)
-    return did_you_mean(name, allowed).strip(" ()") or otherwise or f"there are {', '.join(allowed)}"
+    near = nearest(name, allowed)
+    return f"did you mean {near}?" if near else otherwise or f"there are {', '.join(allowed)}"
 
 
 def shown(value: Any) -> str:

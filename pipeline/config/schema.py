@@ -92,6 +92,7 @@ class Workers(Section):
     """Seconds in which the first Ray worker has to start; more where a cluster first fetches machines."""
 
     def limits(self) -> dict[str, float]:
+        """The time limits of Ray's workers, as keyword arguments."""
         return {"hang_after": self.hang_after, "start_within": self.start_within}
 
 

@@ -28,7 +28,8 @@ def in_every_folder(argument: str, names: Callable[..., Sequence[str]]) -> Calla
 
     Args:
         argument: the command's parameter that is the file.
-        names: the paths that the file names, given it and, if the command has them, the overrides of ``--set``.
+        names: returns the paths that the file names. It is called with the file and, where the command was given some,
+            the overrides of ``--set``.
     """
 
     def decorate(command: Command) -> Command:
@@ -36,7 +37,8 @@ def in_every_folder(argument: str, names: Callable[..., Sequence[str]]) -> Calla
         def anywhere(*given: Any, **more: Any) -> Any:
             typed = inspect.signature(command).bind(*given, **more).arguments
             file, before = typed[argument], Path.cwd()
-            found = names(file, typed.get("set") or ()) if file.is_file() or file.is_dir() else ()
+            overrides = [typed["overrides"]] if typed.get("overrides") else []
+            found = names(file, *overrides) if file.is_file() or file.is_dir() else ()
             relative = [name for name in found if name and not os.path.isabs(os.path.expanduser(name))]
             home = home_of(file, relative)
             if home != before:
@@ -92,13 +94,13 @@ def names_of_configuration(file: Path, overrides: Sequence[str] = ()) -> list[st
     return names + _with_slash([document.get(section) for section in ("tables", "student", "pair_teachers")])
 
 
-def names_of_matrix(file: Path, overrides: Sequence[str] = ()) -> list[str]:
+def names_of_matrix(file: Path) -> list[str]:
     """The setup of a matrix, as written."""
     setup = _document(file).get("setup")
     return [setup] if isinstance(setup, str) else []
 
 
-def names_of_checkpoint(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
+def names_of_checkpoint(folder: Path) -> list[str]:
     """What a trained student's tables came from, as its configuration said it; [] where that cannot be read."""
     try:
         return _with_slash(json.loads((folder / "config.json").read_text())["identities"])

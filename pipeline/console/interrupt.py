@@ -32,7 +32,7 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
     first = 0.0
     terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, _: FrameType | None) -> None:
         nonlocal first
         if number == signal.SIGHUP:
             _let_go(terminals)

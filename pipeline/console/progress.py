@@ -35,6 +35,8 @@ def working(what: str, out: IO[str] | None = None, every: float = LINE_SECONDS) 
 
     Args:
         what: ``starting Ray``, ``drawing the pico world into data/pico``.
+        out: the stream that the lines go to; default: ``sys.stderr``.
+        every: seconds between two lines.
     """
     out = out or sys.stderr
     ended = threading.Event()
@@ -150,6 +152,7 @@ class Progress:
                 self._write(self._drawn)
 
     def draw(self) -> None:
+        """Write the lines of all tables: in the place of the last ones on a terminal, else those that have changed."""
         with self._lock:
             now = time.monotonic()
             lines = [self.line(name, table, now) for name, table in self.tables.items()]

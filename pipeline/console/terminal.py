@@ -39,6 +39,7 @@ class PrintableStream:
     """A text stream that passes on what is printable and is otherwise the stream that it wraps.
 
     Args:
+        stream: the stream that is written to.
         messages: it carries progress and warnings, no results. Progress bars may move the cursor there: a write of nothing but
             moves, and a return that begins one, are theirs, since names stand inside of what is written. What cannot be
             written there (the terminal has gone, the disk under a log is full) is dropped: no run ends for it.
@@ -48,6 +49,12 @@ class PrintableStream:
         self._stream, self._messages = stream, messages
 
     def write(self, text: str) -> int:
+        """Write the printable text; returns the number of characters given.
+
+        Raises:
+            WorkStopped: a result cannot be written.
+            BrokenPipeError: the reader of the results has left.
+        """
         if text == RESET:
             return len(text)  # no colour ever reaches the stream
         kept = MOVES.fullmatch(text) or BEGUN.match(text) if self._messages else None
@@ -63,6 +70,7 @@ class PrintableStream:
         return len(text)
 
     def writelines(self, lines: Any) -> None:
+        """Write each line as :meth:`write` does."""
         for line in lines:
             self.write(line)
 

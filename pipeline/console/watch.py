@@ -32,6 +32,7 @@ class Watch:
         self.due = self.began + self.first
 
     def __call__(self, line: str) -> None:
+        """Print a line and wait anew for silence."""
         self.due = time.monotonic() + self.every
         self.report(line)
 

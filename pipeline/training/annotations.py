@@ -70,10 +70,14 @@ def labels_of(setup: Setup, pictures: Pictures, method: Method, needs: Needs, di
     """Take the labelled pictures, then what the zero-shot split leaves of them, then draw a few of that.
 
     Args:
-        distinct: int64, the first record of each row; the others are no pictures of their own.
+        setup: the setup whose training split is labelled.
+        pictures: the keys of the student's section that choose pictures.
+        method: the student's method.
+        needs: what the method reads.
+        distinct: ``int64 [P]``, the first record of each row. The other records are no pictures of their own.
 
     Raises:
-        UserError: more pictures than there are, a split, list or method that does not go with the rest.
+        UserError: there are fewer pictures, or a split, list or method does not go with the rest.
     """
     train, where = setup.dataset["train"], f"{setup.path}: student."
     there, few_section = len(train), pictures.few_shot

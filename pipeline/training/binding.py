@@ -50,7 +50,7 @@ def _bound(setup: Setup, known: dict[str, Any], node: Node, plans: Mapping[str, 
         return node
     if teacher.name not in known:
         resolved = _resolved(setup, teacher.name, plans)
-        known[teacher.name] = resolved and (resolved.fingerprint, _folder(setup, teacher.name, resolved) / "checkpoint")
+        known[teacher.name] = resolved and (resolved.fingerprint, _folder(setup, resolved) / "checkpoint")
     if known[teacher.name] is None:
         return node
     return replace(node, stage=node.stage.resolved(*known[teacher.name]))  # type: ignore[attr-defined]
@@ -82,5 +82,5 @@ def in_its_section(setup: Setup, name: str) -> Iterator[None]:
         raise UserError(f"{setup.path}: pair_teachers.{name}.{after}" if after else before) from None
 
 
-def _folder(setup: Setup, name: str, resolved: Resolved) -> Path:
+def _folder(setup: Setup, resolved: Resolved) -> Path:
     return setup.cache.root / "trained" / f"{resolved.method.name}-{resolved.fingerprint[:16]}"

@@ -74,11 +74,16 @@ def _check_section(setup: Setup, named: str) -> None:
 
 
 def doubts(method: Method, config: Any, labelled: int, unlabelled: int) -> Iterator[str]:
-    """What is allowed and hardly meant, one line each that begins with a key of the section: a teacher who is asked and
-    not heard, and a training that does not see every picture.
+    """Say what is allowed but hardly meant: a teacher whose answers are not used, and a training that skips pictures.
 
     Args:
-        labelled, unlabelled: training pictures that the student learns from.
+        method: the student's method.
+        config: the method's parameters.
+        labelled: the number of training pictures with annotations that the student learns from.
+        unlabelled: the number of those without.
+
+    Yields:
+        One line for each doubt. It begins with a key of the section.
     """
     for key, pictures in method.distilled(config, labelled, unlabelled).items():
         if not pictures:

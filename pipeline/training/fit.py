@@ -116,6 +116,7 @@ def is_main_process() -> bool:
 
 
 def training_set(setup: Setup, resolved: Resolved) -> TrainingSet:
+    """The training pictures, their annotations and the cells that a method trains on."""
     from hoi_distill.stages.student.data import TrainingSet
     from hoi_distill.stages.student.source import CacheSource
 
@@ -136,6 +137,7 @@ def training_set(setup: Setup, resolved: Resolved) -> TrainingSet:
 
 
 def test_set(setup: Setup, resolved: Resolved) -> TestSet:
+    """The test pictures that can be looked at, and the cells that a student reads to predict them."""
     from hoi_distill.stages.student.data import TestSet
     from hoi_distill.stages.student.source import CacheSource
 
@@ -156,6 +158,11 @@ class PictureReader:
     frame: Frame = "upright"
 
     def __call__(self, row: int) -> np.ndarray:
+        """The picture of a row, ``uint8 [H, W, 3]``.
+
+        Raises:
+            UserError: it cannot be read.
+        """
         from hoi_distill.stages.data.image import read_picture
 
         try:

@@ -27,11 +27,18 @@ INTERACTION_DATASETS = re.compile(r"hico|v[-_]?coco|swig|hoi-?a", re.IGNORECASE)
 
 
 def refuse_leaks(nodes: Mapping[str, Node], pictures: Pictures, method: str, needs: Needs, where: str) -> None:
-    """Raises UserError, beginning with ``where``, for labelled pictures that the method does not read or lacks, and for a
-    table below which somebody has learned from annotated interactions.
+    """Refuse manual labels that a training claims not to use.
 
     Args:
-        nodes: the setup's tables; method: its name.
+        nodes: the setup's tables.
+        pictures: the keys of the student's section that choose pictures and tables.
+        method: the name of the student's method.
+        needs: what the method reads.
+        where: how a message begins: the file and the section.
+
+    Raises:
+        UserError: the method reads no labelled pictures and there are some, or it reads some and there are none, or
+            somebody has learned from annotated interactions in a table or below it.
     """
     if pictures.labelled == 0 and needs.annotations and not needs.all_annotations:
         raise UserError(f"{where}labelled: 0; {method} learns from annotated pictures, label at least 1")

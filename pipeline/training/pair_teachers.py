@@ -37,7 +37,7 @@ def train_missing(setup: Setup, plans: Mapping[str, TablePlan], names: Iterable[
     for name in dict.fromkeys(t.name for table in names if (t := getattr(plans[table].node.stage, "teacher", None))):
         resolved = _resolved(setup, name, plans)
         assert resolved is not None
-        folder = _folder(setup, name, resolved)
+        folder = _folder(setup, resolved)
         used = sorted({planned.table.dir for planned in resolved.train.values()})
         with (
             setup.cache.lease("reader", [*used, folder]),

@@ -26,13 +26,20 @@ class Resolved:
     """A student's training with nothing left to look up.
 
     Attributes:
-        config: the method's parameters; needs: what the method reads with them.
+        method: the student's method.
+        config: the method's parameters.
+        needs: what the method reads with them.
+        pictures: the keys of the student's section that choose pictures and tables.
         labels: which annotations the student sees.
-        records: ``int64 [N]`` records of the training split, ``labelled`` (bool ``[N]``) of them with annotations.
+        records: ``int64 [N]`` records of the training split.
+        labelled: ``bool [N]``, which of them have annotations.
         tested: ``int64 [M]`` records of the test split that can be looked at; the others count as without detections.
         left_out: ``{reason: pictures}`` of the training pictures that are recorded failures.
-        train, test: the tables read, by role.
-        fingerprint: of the trained weights; ``evaluation`` of the figures.
+        train: the cells that training reads, by role.
+        test: the cells that prediction reads, by role.
+        text: the text embeddings; None where the method reads none.
+        fingerprint: of the trained weights.
+        evaluation: the fingerprint of the figures.
     """
 
     method: Method
@@ -58,11 +65,11 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
     test, source = setup.dataset["test"], setup.sources["images"]
     distinct = np.sort(np.unique(source.splits["train"], return_index=True)[1])  # one record a row
     labels = labels_of(setup, pictures, method, needs, distinct)
-    records, labelled, tested, left_out = _pictures(setup, plans, pictures, needs, labels, distinct)
+    records, labelled, tested, left_out = _pictures(setup, plans, pictures, needs, labels=labels, distinct=distinct)
 
     train_rows, test_rows = source.splits["train"][records], source.splits["test"][tested]
-    train_parts = _parts(setup, plans, pictures, needs, needs.train, train_rows)
-    test_parts = _parts(setup, plans, pictures, needs, needs.test, test_rows)
+    train_parts = _parts(setup, plans, pictures, needs, wanted=needs.train, rows=train_rows)
+    test_parts = _parts(setup, plans, pictures, needs, wanted=needs.test, rows=test_rows)
     texts, table = setup.sources["texts"], pictures.tables.text if needs.text else None
     text = planned_cells(setup, plans, table, None, np.arange(len(texts.ids))) if table else None
 
@@ -108,6 +115,7 @@ def _pictures(
     plans: Mapping[str, TablePlan],
     pictures: Pictures,
     needs: Needs,
+    *,
     labels: Labels,
     distinct: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
@@ -146,6 +154,7 @@ def _parts(
     plans: Mapping[str, TablePlan],
     pictures: Pictures,
     needs: Needs,
+    *,
     wanted: Mapping[str, Columns],
     rows: np.ndarray,
 ) -> dict[str, PlannedCells]:
@@ -153,8 +162,9 @@ def _parts(
     parts = {}
     for role, columns in wanted.items():
         name = getattr(pictures.tables, role, role)
+        asked = columns
         if role in needs.where_asked and columns is not None:
             have = set(columns_of(setup, plans, name))
-            columns = tuple(column for column in columns if column in have) or columns
-        parts[role] = planned_cells(setup, plans, name, columns, rows)
+            asked = tuple(column for column in columns if column in have) or columns
+        parts[role] = planned_cells(setup, plans, name, asked, rows)
     return parts

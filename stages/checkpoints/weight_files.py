@@ -164,7 +164,7 @@ def fetch(source: str, revision: str | None, others: Sequence[str], foreign: Seq
                 return found
             except UserError as error:  # of the other kind, or not all of it is here yet
                 reason = error
-            except Exception as error:  # the hub's client raises a dozen unrelated classes for "not to be had"
+            except Exception as error:  # noqa: BLE001 - the hub's client raises a dozen unrelated classes
                 reason = error
                 if not local:
                     break

@@ -82,9 +82,9 @@ def read_header(path: str | Path) -> Header:
                 width, height = height, width  # Pillow has turned the size already
             try:
                 return Header(width, height, _orientation(image, MAX_PIXELS))
-            except Exception:
+            except Exception:  # noqa: BLE001 - damaged EXIF raises anything
                 return Header(width, height, 0)
-    except Exception:
+    except Exception:  # noqa: BLE001 - Pillow raises anything for bytes that are no picture
         return Header(0, 0, 0)
 
 

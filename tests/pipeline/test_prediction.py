@@ -46,7 +46,7 @@ def test_pictures_that_differ_in_their_suffix_have_a_drawing_each(checkpoint, tm
         picture(tmp_path / "in/a.b.jfif", 4),
         picture(tmp_path / "in" / os.fsdecode(b"Mu\xf1oz.jpg"), 5),
     ]
-    found = predict_pictures(checkpoint, given, tmp_path / "out", None, 0.0)
+    found = predict_pictures(checkpoint, given, tmp_path / "out", threshold=0.0)
     names = {path.name for path in given[:-1]} | {"Mu\\xf1oz.jpg"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "detections.parquet",
@@ -59,7 +59,7 @@ def test_no_other_picture_of_the_folder_is_opened(checkpoint, tmp_path):
     given = picture(tmp_path / "in/a.jpg", 1)
     os.mkfifo(tmp_path / "in/b.jpg")  # to open it would wait for good
     (tmp_path / "in/c.jpg").write_bytes(b"no picture")
-    predict_pictures(checkpoint, [given], tmp_path / "out", None, 0.5)
+    predict_pictures(checkpoint, [given], tmp_path / "out", threshold=0.5)
     assert (tmp_path / "out/a.jpg.predicted.png").exists()
 
 
@@ -75,7 +75,9 @@ def test_everything_works_where_it_is_told_to(checkpoint, tmp_path, monkeypatch)
 
     for device, used in ((None, "cuda"), ("cpu", "cpu"), ("cuda:1", "cuda:1")):
         with pytest.raises(UserError, match=f"would work on {used}$"):
-            predict_pictures(checkpoint, [picture(tmp_path / "in/a.jpg", 1)], tmp_path / "out", None, 0.5, device)
+            predict_pictures(
+                checkpoint, [picture(tmp_path / "in/a.jpg", 1)], tmp_path / "out", threshold=0.5, device=device
+            )
     assert asked == [("cuda", "--device"), ("cpu", "--device"), ("cuda:1", "--device")]
 
 
@@ -92,7 +94,7 @@ def test_places_are_tried_before_the_checkpoint_is_loaded(tmp_path, monkeypatch,
     monkeypatch.setattr("hoi_distill.stages.student.pretrained.load_student", None)
     given = picture(tmp_path / "in/a.jpg", 1)
     with pytest.raises(UserError, match=said) as refusal:
-        predict_pictures(tmp_path, [given], tmp_path / out, None, 0.5, device)
+        predict_pictures(tmp_path, [given], tmp_path / out, threshold=0.5, device=device)
     assert "\n" not in str(refusal.value)
 
 
@@ -102,5 +104,5 @@ def test_a_picture_that_is_none_is_one_line_and_nothing_is_written(checkpoint, t
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(UserError, match=name):
-        predict_pictures(checkpoint, [tmp_path / name], tmp_path / "out", None, 0.5)
+        predict_pictures(checkpoint, [tmp_path / name], tmp_path / "out", threshold=0.5)
     assert not (tmp_path / "out").exists()

@@ -86,6 +86,6 @@ def _refuse_calls(file: Path) -> None:
                 Arrays(stream, encoding="latin1").load()
         else:
             torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickles raise what they like
+    except Exception as error:  # noqa: BLE001 - pickles raise what they like
         why = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         raise UserError(f"{file}: weights that run code when they are read, or none at all ({why}); {REMEDY}") from None

@@ -84,7 +84,7 @@ def test_what_was_typed_means_what_it_meant(project, tmp_path_factory, monkeypat
     seen = {}
 
     @in_every_folder("config", names_of_configuration)
-    def command(config, out=None, images=(), set=(), limit=None):
+    def command(config, out=None, images=(), overrides=(), limit=None):
         seen.update(cwd=Path.cwd(), config=config, out=out, images=images, limit=limit)
 
     command(project.path, out=Path("page.html"), images=[Path("a.jpg"), Path("/b.jpg")], limit=3)
@@ -95,7 +95,7 @@ def test_what_was_typed_means_what_it_meant(project, tmp_path_factory, monkeypat
         "images": [elsewhere / "a.jpg", Path("/b.jpg")],
         "limit": 3,
     }
-    command(project.path, set=["dataset.root=/nowhere", "cache=nothing"])
+    command(project.path, overrides=["dataset.root=/nowhere", "cache=nothing"])
     assert seen["cwd"] == elsewhere
 
 

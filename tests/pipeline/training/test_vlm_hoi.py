@@ -108,12 +108,12 @@ def test_a_line_from_pictures_to_predictions(config, tmp_path, monkeypatch):
     # Prediction needs neither cache nor teacher, and pictures of any size.
     pictures = sorted((config.parent / "world/images/test2015").iterdir())[:2]
     monkeypatch.setattr("hoi_distill.pipeline.prediction.build_stage", None)
-    found = predict_pictures(run / "checkpoint", pictures, tmp_path / "out", None, 0.1)
+    found = predict_pictures(run / "checkpoint", pictures, tmp_path / "out", threshold=0.1)
     rows = pq.read_table(found).to_pylist()
     assert {row["image_id"] for row in rows} <= {picture.name for picture in pictures}
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
     with pytest.raises(UserError, match="takes no boxes"):
-        predict_pictures(run / "checkpoint", pictures, tmp_path / "out", config, 0.1)
+        predict_pictures(run / "checkpoint", pictures, tmp_path / "out", detections=config, threshold=0.1)
 
 
 @pytest.mark.parametrize("name", ["hico_det", "v_coco", "pico"])

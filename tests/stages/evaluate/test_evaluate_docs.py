@@ -20,4 +20,4 @@ def test_every_option_is_in_the_page():
     page = PAGE.read_text()
     for name in evaluate.__annotations__:
         if name != "return":
-            assert f"`--{name.removeprefix('as_').replace('_', '-')}" in page, name
+            assert f"`--{name.removeprefix('as_').removeprefix('detections_').replace('_', '-')}" in page, name
