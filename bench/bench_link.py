@@ -119,7 +119,7 @@ class LiveBatches(LinkBatches):
             whole = (picture.width, picture.height)
             view = View(whole, (0, 0, *whole), whole, flip)
             if self.augment is not None:
-                augmented = training_view(self.augment, *whole, self.config.seed, step, row)
+                augmented = training_view(self.augment, *whole, seed=self.config.seed, epoch=step, row=row)
                 moved = self.moved(picture, row, augmented)
                 if moved is not None:
                     picture, view = moved, augmented
@@ -147,7 +147,7 @@ class LiveBatches(LinkBatches):
         (human, there), (thing, also) = seen(human), seen(thing)
         annotated = there & also
         left = Picture(*view.size, humans, boxes[kept], picture.scores[kept], picture.labels[kept], NO_POSITIVES)
-        return with_annotations(left, human[annotated], thing[annotated], hoi[annotated], self.link.association_iou)
+        return with_annotations(left, human[annotated], thing[annotated], hoi[annotated], iou=self.link.association_iou)
 
 
 class Variant:

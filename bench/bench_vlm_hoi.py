@@ -55,7 +55,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.matching import Targets
 from hoi_distill.stages.student.methods.vlm_hoi.model_config import MurenConfig
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren, MurenOutput
 from hoi_distill.stages.student.methods.vlm_hoi.picture_set import Batch, StepBatches
-from hoi_distill.stages.student.methods.vlm_hoi.predict import predicted, triplets, valid_verbs
+from hoi_distill.stages.student.methods.vlm_hoi.predict import Inference, predicted, triplets, valid_verbs
 from hoi_distill.stages.student.methods.vlm_hoi.student import VlmHoiStudent
 from hoi_distill.stages.student.methods.vlm_hoi.teacher_scores import teaching
 from hoi_distill.stages.student.methods.vlm_hoi.train import parameter_groups
@@ -200,7 +200,7 @@ def pico(folder: Path, blocks: int) -> dict[str, Any]:
         torch.manual_seed(0)
         model = Muren(network_config(which, words))
         initialise(model, Path(which.start or ""), allow_random_decoder=True)
-        batches = StepBatches(which, data, len(words.objects), targets, None)
+        batches = StepBatches(which, data, len(words.objects), labelled=targets, unlabelled=None)
         return Variant(model, which, batches.__getitem__, targets, teacher)
 
     variants = {
@@ -223,8 +223,11 @@ def pico_inference(
 
     def seconds(rows: range, batch: int) -> float:
         started = time.process_time()
-        settings = words, False, config.pictures, config.scoring, batch
-        list(predicted(student.model, len(rows), lambda row: read(rows[row]), *settings))
+        inference = Inference(config.pictures, config.scoring, batch)
+        found = predicted(
+            student.model, len(rows), lambda row: read(rows[row]), inference, vocabulary=words, missing_object=False
+        )
+        list(found)
         return time.process_time() - started
 
     seconds(range(8), 8)  # warm-up

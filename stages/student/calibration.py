@@ -17,7 +17,14 @@ from scipy.special import expit
 
 @dataclass(frozen=True)
 class Platt:
-    """``t = sigmoid(slope * m + bias)``. ``entries`` and ``positives`` say what it was fitted on."""
+    """``t = sigmoid(slope * m + bias)``.
+
+    Attributes:
+        slope: factor of the log-odds m.
+        bias: what is added to it.
+        entries: how many entries it was fitted on.
+        positives: how many of these are of a picture that shows the class.
+    """
 
     slope: float
     bias: float
@@ -25,9 +32,11 @@ class Platt:
     positives: int
 
     def __call__(self, log_odds: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        """The probability t of float log-odds of any shape."""
         return expit(self.slope * log_odds.astype(np.float64) + self.bias).astype(np.float32)
 
     def record(self) -> dict[str, float]:
+        """The fields by name, for JSON."""
         return asdict(self)
 
 
@@ -40,7 +49,8 @@ def fit_platt(log_odds: np.ndarray, present: np.ndarray) -> Platt:
     """Platt scaling by maximum likelihood, with Platt's smoothed targets so that separable scores stay finite.
 
     Args:
-        log_odds: float ``[E]`` match log-odds; present: bool ``[E]``, whether the picture shows the class.
+        log_odds: float ``[E]`` match log-odds.
+        present: bool ``[E]``, whether the picture shows the class.
 
     Raises:
         ValueError: without both kinds of entries there is nothing to calibrate on.

@@ -52,6 +52,7 @@ class TrainingSet:
 
     @property
     def vocabulary(self) -> Vocabulary:
+        """The vocabulary of the annotations."""
         assert self.annotations.vocabulary is not None
         return self.annotations.vocabulary
 

@@ -31,7 +31,9 @@ def kept(place: Path, read: Callable[[Path], T], make: Callable[[Path], None]) -
     """What ``read`` finds in ``place``, a file or a folder. Where it is not there whole, ``make`` writes it first.
 
     Args:
-        read: raises one of :data:`DAMAGE` unless everything is there; make: is given the place of a draft.
+        place: the file or folder.
+        read: raises one of :data:`DAMAGE` unless everything is there.
+        make: is given the place of a draft.
 
     Raises:
         OSError: it cannot be written; nothing of the draft is left.

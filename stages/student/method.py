@@ -133,7 +133,8 @@ class Method(ABC):
     zero_shot: ClassVar[bool] = False
 
     @abstractmethod
-    def needs(self, config: Any, vocabulary: Vocabulary) -> Needs: ...
+    def needs(self, config: Any, vocabulary: Vocabulary) -> Needs:
+        """What a training with these parameters reads."""
 
     @abstractmethod
     def epochs(self, config: Any, labelled: int, unlabelled: int) -> float:
@@ -157,6 +158,7 @@ class Method(ABC):
 
         Args:
             name: the configuration's name for it.
+            config: the method's parameters.
             detections: the table of boxes that it reads.
             features: the table of feature maps that it reads.
             maps: shape of these, ``(C, h, w)``.

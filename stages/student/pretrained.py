@@ -6,7 +6,6 @@ import copy
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from pydantic import ValidationError
@@ -16,15 +15,14 @@ from hoi_distill.stages.student.method import METHODS, method_named
 from hoi_distill.stages.student.student import Student, read_record, refuse_changed
 from hoi_distill.storage.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
 
 def load_student(source: str | Path, vocabulary: Vocabulary | None = None, revision: str | None = None) -> Student:
     """Load a directory, or a model hub's repository of that name; in evaluation mode, on the CPU.
 
     Args:
+        source: a folder, or the name of a repository.
         vocabulary: refuse a student of any other.
+        revision: branch, tag or commit of a repository; default: its newest.
 
     Raises:
         UserError: no such checkpoint, one of another method, version or vocabulary, or with other tensors, or one of which
@@ -74,6 +72,11 @@ def _reason(error: Exception) -> str:
 
 
 def checkpoint_folder(source: str | Path, revision: str | None) -> Path:
+    """The folder of a checkpoint: ``source`` itself, or where the model hub's repository of that name lies after a download.
+
+    Raises:
+        UserError: there is neither, or it is no checkpoint.
+    """
     folder = Path(os.path.expanduser(source))
     if (folder / "config.json").exists():
         return folder
@@ -87,7 +90,7 @@ def checkpoint_folder(source: str | Path, revision: str | None) -> Path:
 
     try:
         folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # the hub's client raises a dozen unrelated classes for "not to be had"
+    except Exception as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{source}: not a student's checkpoint: there is no such folder, and the model hub has it not to give: {why}"

@@ -37,7 +37,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def open(self, tables: Mapping[str, Sequence[str]]) -> Samples: ...
+    def open(self, tables: Mapping[str, Sequence[str]]) -> Samples:
+        """The rows of some tables, of each the columns that are named."""
 
     @property
     def rows_digest(self) -> str | None:
@@ -55,9 +56,11 @@ class CacheSource:
 
     @property
     def rows_digest(self) -> str:
+        """Names the source inputs by the row ids."""
         return content_name(self.spec.row_ids.tobytes(), 6)
 
     def open(self, tables: Mapping[str, Sequence[str]]) -> SampleStream:
+        """A stream of the rows of some tables, of each the columns that are named."""
         from hoi_distill.storage.stream import SampleStream
 
         return SampleStream(self.spec.select(tables))
@@ -74,6 +77,7 @@ class MemorySource:
         return len(next(iter(next(iter(self.tables.values())).values())))
 
     def open(self, tables: Mapping[str, Sequence[str]]) -> MemorySamples:
+        """The rows of some tables, of each the columns that are named."""
         chosen = {name: {column: self.tables[name][column] for column in columns} for name, columns in tables.items()}
         return MemorySamples(len(self), chosen)
 

@@ -59,12 +59,16 @@ class Student(ABC):
         """Write ``run_dir/detections.parquet`` (:data:`hoi_distill.stages.evaluate.detections.SCHEMA`) and return its path.
 
         Args:
+            test: the pictures.
+            run_dir: the run's folder.
             shared: where variants of a study keep what they share; default: the run folder's parent.
+            report: is given lines for people.
             device: where the network works; default: a GPU where there is one.
         """
 
     @abstractmethod
-    def save_pretrained(self, folder: str | Path) -> None: ...
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the checkpoint, which :func:`~hoi_distill.stages.student.pretrained.load_student` reads."""
 
 
 def save_student(
@@ -77,6 +81,9 @@ def save_student(
     """Write what every checkpoint has, ``config.json`` with the others' checksums last; each file whole or not at all.
 
     Args:
+        student: says what ``config.json`` holds.
+        model: the network.
+        folder: made where it is not there.
         beside: what writes the method's own files, by their name.
         more: the method's own keys of ``config.json``.
     """
@@ -147,6 +154,7 @@ def _settings_checksum(record: Mapping[str, Any]) -> str:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
+    """A checkpoint's ``config.json``; UserError where it is not a student's."""
     path = folder / "config.json"
     weight_files.refuse_pointer(path)
     try:

@@ -210,11 +210,12 @@ class PairBatches(PictureBatches[Batch]):
 
 
 def read_views(views: Mapping[str, Samples], rows: np.ndarray, chosen: np.ndarray) -> list[tuple[int, str, Sample]]:
-    """(place, view, sample) of the rows (int64 ``[B]``) that could be read, places in the batch rising. Of each row only the
-    view that is ``chosen`` for it (int64 ``[B]``) is read.
+    """(place, view, sample) of the rows that could be read, places in the batch rising.
 
     Args:
         views: for each view its samples, opened with that one column.
+        rows: int64 ``[B]``.
+        chosen: int64 ``[B]``, the number of the one view that is read of each row.
     """
     read: list[tuple[int, str, Sample]] = []
     for number, (view, samples) in enumerate(views.items()):
@@ -243,6 +244,7 @@ class TableMaps:
         return cls({view: source.open({"features": (view,)}) for view in views})
 
     def __call__(self, rows: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        """See :data:`MapReader`."""
         read = read_views(self.views, rows, views)
         maps = np.stack([sample["features"][view] for _, view, sample in read])
         return np.array([place for place, _, _ in read], np.int64), torch.from_numpy(maps)

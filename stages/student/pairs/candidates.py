@@ -36,7 +36,13 @@ def filter_detections(
     are more.
 
     Args:
-        boxes: float ``[N, 4]`` xyxy; scores: float ``[N]``; labels: int ``[N]``, COCO-80.
+        boxes: float ``[N, 4]`` xyxy.
+        scores: float ``[N]``.
+        labels: int ``[N]``, COCO-80.
+        score_threshold: least score, as above.
+        at_least: how many of each group are chosen whatever they score.
+        at_most: how many of each group are chosen at most.
+        nms_iou: overlap above which the lower-scoring box of a class is suppressed.
 
     Returns:
         int64 ``[K]`` positions: humans first, each group by falling score.
@@ -71,7 +77,9 @@ def pair_geometry(human: Tensor, object_: Tensor, size: Tensor) -> Tensor:
     Boxes are clamped to the picture and their sides to at least one pixel, else ratios of degenerate boxes overflow.
 
     Args:
-        human, object_: float ``[P, 4]`` xyxy pixels; size: float ``[P, 2]`` (width, height) of the pair's picture.
+        human: float ``[P, 4]`` xyxy pixels.
+        object_: float ``[P, 4]`` xyxy pixels.
+        size: float ``[P, 2]`` (width, height) of the pair's picture.
 
     Returns:
         float32 ``[P, 36]``.
@@ -109,7 +117,10 @@ def pair_prior(human_score: Tensor, object_score: Tensor, object_label: Tensor, 
     """``P = s_h * s_o`` for the classes that the pair's predicted object allows, else 0.
 
     Args:
-        human_score, object_score: float ``[P]``; object_label: int64 ``[P]``; valid: bool ``[objects, H]``.
+        human_score: float ``[P]``, s_h.
+        object_score: float ``[P]``, s_o.
+        object_label: int64 ``[P]``, COCO-80.
+        valid: bool ``[objects, H]``, the interactions that an object allows.
 
     Returns:
         float32 ``[P, H]``.
@@ -123,6 +134,7 @@ def associate(
     true_human: np.ndarray,
     true_object: np.ndarray,
     true_hoi: np.ndarray,
+    *,
     iou: float = 0.5,
 ) -> np.ndarray:
     """Which pairs show which classes: p gets c when ``min(IoU_h, IoU_o) >= iou`` with any true pair of class c.
@@ -130,7 +142,12 @@ def associate(
     Many-to-many and blind to the object's class, which the prior masks.
 
     Args:
-        human, object_: float ``[P, 4]``; true_human, true_object: float ``[G, 4]``; true_hoi: int ``[G]``.
+        human: float ``[P, 4]`` human boxes of the pairs.
+        object_: float ``[P, 4]`` object boxes of the pairs.
+        true_human: float ``[G, 4]`` human boxes of the true pairs.
+        true_object: float ``[G, 4]`` object boxes of the true pairs.
+        true_hoi: int ``[G]`` classes of the true pairs.
+        iou: least overlap.
 
     Returns:
         int64 ``[K, 2]`` distinct (pair, class), sorted.

@@ -84,6 +84,7 @@ def with_annotations(
     human: np.ndarray,
     object_: np.ndarray,
     hoi: np.ndarray,
+    *,
     iou: float,
     dropped: tuple[np.ndarray, np.ndarray, np.ndarray] = NO_ANNOTATIONS,
 ) -> Picture:
@@ -91,7 +92,7 @@ def with_annotations(
     What would be a positive by the ``dropped`` ones alone (boxes and interactions likewise) is ignored."""
     i, j = picture.pairs.T
     positives, ignored = (
-        associate(picture.boxes[i], picture.boxes[j], *annotated, iou).astype(np.int32)
+        associate(picture.boxes[i], picture.boxes[j], *annotated, iou=iou).astype(np.int32)
         for annotated in ((human, object_, hoi), dropped)
     )
     known = (ignored[:, None] == positives).all(2).any(1)

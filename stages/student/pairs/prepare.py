@@ -23,7 +23,9 @@ def picture_table(
             picture = picture_of(sample["detections"]["value"], config)
             if labelled is not None and labelled.labelled[row]:
                 dropped = labelled.dropped_pairs(row)
-                picture = with_annotations(picture, *labelled.true_pairs(row), config.association_iou, dropped)
+                picture = with_annotations(
+                    picture, *labelled.true_pairs(row), iou=config.association_iou, dropped=dropped
+                )
             yield row, picture
 
     return PictureTable.open_or_build(folder, len(source), pictures())

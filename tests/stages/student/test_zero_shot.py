@@ -72,8 +72,8 @@ def picture() -> Picture:
 def test_what_is_set_aside_is_neither_positive_nor_negative():
     human, thing, far = (picture().boxes[[i]] for i in range(3))
     taught = with_annotations(
-        picture(), human, thing, np.array([0]), 0.5,
-        (np.repeat(human, 3, 0), np.concatenate([thing, thing, far]), np.array([0, 1, 2])),
+        picture(), human, thing, np.array([0]), iou=0.5,
+        dropped=(np.repeat(human, 3, 0), np.concatenate([thing, thing, far]), np.array([0, 1, 2])),
     )  # fmt: skip
     dense = targets([taught, taught], len(VOCABULARY)).reshape(2, 2, -1)
     expected = np.zeros((2, len(VOCABULARY)))
@@ -86,8 +86,8 @@ def test_what_is_set_aside_is_neither_positive_nor_negative():
 def test_ignored_entries_survive_the_table_of_pictures(tmp_path):
     human, thing, far = (picture().boxes[[i]] for i in range(3))
     rows = [
-        with_annotations(picture(), human, thing, np.array([0]), 0.5),
-        with_annotations(picture(), human, thing, np.array([0]), 0.5, (human, far, np.array([3]))),
+        with_annotations(picture(), human, thing, np.array([0]), iou=0.5),
+        with_annotations(picture(), human, thing, np.array([0]), iou=0.5, dropped=(human, far, np.array([3]))),
         picture(),
     ]
     table = PictureTable.open_or_build(tmp_path / "pictures", 3, enumerate(rows))

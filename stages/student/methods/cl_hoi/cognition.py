@@ -205,7 +205,7 @@ class ClHoi(nn.Module):
         super().__init__()
         self.translator, self.network, self.frozen = translator, network, frozen
         if translator is not None and frozen:
-            translator.requires_grad_(False)
+            translator.requires_grad_(requires_grad=False)
 
     @override
     def train(self, mode: bool = True) -> ClHoi:

@@ -27,10 +27,12 @@ class Exponents:
     """What was chosen, and on what grounds.
 
     Attributes:
-        gamma, power: of r, and of the detection scores (lambda).
+        gamma: exponent of r.
+        power: exponent of the detection scores (lambda).
         tried: (gamma, lambda, image-level mean average precision in 0 to 1) of every candidate; NaN-free, empty where
             nothing was chosen.
-        pictures, classes: how many were looked at; classes are those with a positive and a negative.
+        pictures: how many were looked at.
+        classes: how many classes have a positive and a negative.
     """
 
     gamma: float
@@ -40,6 +42,7 @@ class Exponents:
     classes: int = 0
 
     def metrics(self) -> dict[str, float]:
+        """What is logged of the choice, by name."""
         best = max((score for _, _, score in self.tried), default=0.0)
         chosen = {"exponents/gamma": self.gamma, "exponents/lambda": self.power}
         return {**chosen, "held_out/image_mAP": best} if self.tried else chosen
@@ -60,6 +63,7 @@ def choose_exponents(
     config: ClHoiConfig,
     pictures: PictureTable,
     rows: np.ndarray,
+    *,
     maps: MapReader,
     valid: Tensor,
     labels: ImageLabels,
@@ -67,7 +71,13 @@ def choose_exponents(
     """The candidates' best by image-level mean average precision, of equally good ones the first.
 
     Args:
-        model: gives :class:`~.cognition.Cognition`; rows: int64, held-out pictures with pairs; valid: bool ``[objects, H]``.
+        model: gives :class:`~.cognition.Cognition`.
+        config: says which exponents are candidates.
+        pictures: the instances and pairs of all pictures.
+        rows: int64 ``[M]``, held-out pictures with pairs.
+        maps: reads feature maps.
+        valid: bool ``[objects, H]``, the interactions that an object allows.
+        labels: what is said of the pictures as wholes.
     """
     gammas = config.gammas if config.network.interactiveness else config.gammas[:1]
     candidates = [(gamma, power) for gamma in gammas for power in config.lambdas]
@@ -75,7 +85,8 @@ def choose_exponents(
         return Exponents(*candidates[0])
     scores: dict[tuple[float, float], list[np.ndarray]] = {candidate: [] for candidate in candidates}
     seen = []
-    for some, picture, hoi, log_z, log_r, log_s in looked_at(model, pictures, rows, maps, valid, config.predict_batch):
+    looks = looked_at(model, pictures, rows, maps, valid=valid, batch=config.predict_batch)
+    for some, picture, hoi, log_z, log_r, log_s in looks:
         seen.append(some)
         for gamma, power in candidates:
             best = torch.full((len(some), valid.shape[1]), -torch.inf)
@@ -91,7 +102,7 @@ def choose_exponents(
 
 
 def looked_at(
-    model: nn.Module, pictures: PictureTable, rows: np.ndarray, maps: MapReader, valid: Tensor, batch: int
+    model: nn.Module, pictures: PictureTable, rows: np.ndarray, maps: MapReader, *, valid: Tensor, batch: int
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """The candidates of some pictures, on the CPU: rows ``[B]``, and of each candidate place, class, log sigmoid z, log r,
     log s_h s_o."""
@@ -114,8 +125,9 @@ def image_map(score: np.ndarray, kind: np.ndarray, judged: np.ndarray) -> float:
     """Mean over classes of the area under precision and recall of whole pictures, in 0 to 1; 0 without classes.
 
     Args:
-        score: float ``[M, H]``, -inf where a picture has no such pair; kind: int8 ``[M, H]``, ignored ones are left out;
-            judged: bool ``[H]``.
+        score: float ``[M, H]``, -inf where a picture has no such pair.
+        kind: int8 ``[M, H]``; ignored ones are left out.
+        judged: bool ``[H]``, the classes that count.
     """
     if not judged.any():
         return 0.0

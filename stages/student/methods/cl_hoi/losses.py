@@ -35,8 +35,10 @@ def late_similarity(phrases: Tensor, sentences: Tensor, text: Tensor, texts: int
     """Each text's sentences find their closest token, and are averaged: float ``[B, N]`` (FILIP's text-to-image side).
 
     Args:
-        phrases: float ``[B, Q, T]``; sentences: float ``[J, T]`` of all texts, ``text`` int64 ``[J]`` whose; texts: N. Every
-            text has a sentence.
+        phrases: float ``[B, Q, T]`` tokens of the pictures.
+        sentences: float ``[J, T]`` of all texts.
+        text: int64 ``[J]``, the text of each sentence. Every text has one.
+        texts: N.
     """
     closest = (phrases @ sentences.T).amax(1)  # [B, J]
     total = closest.new_zeros(len(phrases), texts).index_add(1, text, closest)
@@ -64,7 +66,8 @@ def same_sets(positive: Tensor, others: Tensor) -> Tensor:
     """bool ``[B, N]``: whether two pictures show the same interactions, of which they show at least one.
 
     Args:
-        positive: bool ``[B, H]``; others: bool ``[N, H]``. Two pictures of which nothing is said may well differ.
+        positive: bool ``[B, H]``, what pictures show. Two of which nothing is said may well differ.
+        others: bool ``[N, H]``, what the pictures show that they are compared with.
     """
     a, b = positive.float(), others.float()
     common, sizes, other_sizes = a @ b.T, a.sum(1)[:, None], b.sum(1)[None]
@@ -72,13 +75,17 @@ def same_sets(positive: Tensor, others: Tensor) -> Tensor:
 
 
 def context_loss(
-    phrases: Tensor, whole: Tensor, sentences: Tensor, text: Tensor, same: Tensor, temperature: Tensor
+    phrases: Tensor, whole: Tensor, sentences: Tensor, text: Tensor, *, same: Tensor, temperature: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Stage 1's terms, the global and the late contrast: two scalars.
 
     Args:
-        phrases: float ``[B, Q, T]``, whole: float ``[B, T]``, of length 1; sentences: float ``[J, T]`` of length 1, ``text``
-            int64 ``[J]`` whose they are, of N texts; same: bool ``[B, N]``.
+        phrases: float ``[B, Q, T]`` of length 1, tokens of the pictures.
+        whole: float ``[B, T]`` of length 1, the pictures as wholes.
+        sentences: float ``[J, T]`` of length 1, of N texts.
+        text: int64 ``[J]``, the text of each sentence.
+        same: bool ``[B, N]``, pairs that are no negatives of each other.
+        temperature: scalar, of both contrasts.
     """
     texts = same.shape[1]
     mean = F.normalize(sentences.new_zeros(texts, sentences.shape[1]).index_add(0, text, sentences), dim=1)

@@ -59,8 +59,11 @@ def build(
     """A fresh student.
 
     Args:
-        text: float ``[H, T]`` embeddings of the interactions' prompts; translator: a trained one, else a fresh one where
-            there is to be one.
+        shape: what the tensors depend on beside vocabulary and configuration.
+        config: the method's parameters.
+        vocabulary: says how many object classes there are.
+        text: float ``[H, T]`` embeddings of the interactions' prompts.
+        translator: a trained one; default: a fresh one where there is to be one.
     """
     if translator is None and config.network.context:
         translator = Translator(shape.channels, shape.context_width, config.translator)

@@ -124,7 +124,7 @@ def train(
     learner = training.fit(learner, batches, loss, logits_of=loss.logits_of, groups=groups)
 
     # Exponents, save.
-    exponents = choose_exponents(learner.student, config, pictures, held_out, maps, valid, labels)
+    exponents = choose_exponents(learner.student, config, pictures, held_out, maps=maps, valid=valid, labels=labels)
     made = ClHoiStudent(learner.student.eval(), data.vocabulary, config, shape, exponents, extras.identities)
     if accelerator.is_main_process:
         write_atomically(run_dir / "exponents.json", json.dumps(asdict(exponents), indent=1) + "\n")
@@ -147,7 +147,8 @@ def pools(config: ClHoiConfig, usable: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """The rows that are trained on and those held out, int64, rising: a share of all rows, whatever is known of them.
 
     Args:
-        usable: bool ``[N]``.
+        config: says how many are held out.
+        usable: bool ``[N]``, rows with pairs and labels.
 
     Raises:
         UserError: nothing is left to train on, or to choose the exponents on.
@@ -224,7 +225,9 @@ def context_terms(model: nn.Module, batch: ContextBatch, _step: Step) -> tuple[T
     """Stage 1's loss: the global and the late contrast."""
     said, log_temperature = model(batch.regions)
     temperature = temperature_of(log_temperature)
-    whole, late = context_loss(said.phrases, said.whole, batch.sentences, batch.text, batch.same, temperature)
+    whole, late = context_loss(
+        said.phrases, said.whole, batch.sentences, batch.text, same=batch.same, temperature=temperature
+    )
     terms = {"loss/global": whole, "loss/late": late, "temperature": temperature}
     return whole + late, terms
 

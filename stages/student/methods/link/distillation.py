@@ -65,10 +65,12 @@ class KdConfig:
 
     @property
     def reads_pairs(self) -> bool:
+        """Whether tables of stage ``link_pairs`` are read."""
         return self.logit > 0 or self.query > 0
 
     @property
     def reads_maps(self) -> bool:
+        """Whether tables of stage ``link_maps`` are read."""
         return self.map > 0
 
     @property

@@ -162,8 +162,12 @@ class LinkingDecoder(nn.Module):
         """After each layer, ``[L, P, E]``.
 
         Args:
-            look_ID: unary queries as they came from the map; unit_I4: :func:`~.box_encoding.unit_boxes`.
-            latent, native: ``[B, D, h, w]`` and ``[B, C, h, w]``.
+            pairs_PE: float, queries of the pairs.
+            look_ID: float, unary queries as they came from the map.
+            unit_I4: float, see :func:`~.box_encoding.unit_boxes`.
+            latent: float ``[B, D, h, w]`` latent maps.
+            native: float ``[B, C, h, w]`` feature maps.
+            regions: the batch.
         """
         h, w = native.shape[-2:]
         boxes = box_encoding(unit_I4, look_ID.shape[1])

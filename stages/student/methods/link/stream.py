@@ -48,4 +48,4 @@ class LinkBatches(PairBatches):
         if not self.data.labelled[row]:
             return picture
         dropped = self.data.dropped_pairs(row)
-        return with_annotations(picture, *self.data.true_pairs(row), self.link.association_iou, dropped)
+        return with_annotations(picture, *self.data.true_pairs(row), iou=self.link.association_iou, dropped=dropped)

@@ -76,7 +76,8 @@ class PairTeacher:
 
         Args:
             detections: cells of a detections table; None is a picture without any.
-            maps: float ``[B, C, h, w]``; mirrored: whether they are of mirrored pictures.
+            maps: float ``[B, C, h, w]``.
+            mirrored: whether they are of mirrored pictures.
 
         Raises:
             FloatingPointError: an answer is not finite in float16.

@@ -73,6 +73,7 @@ class RegionCNN(nn.Module):
         return self(batch.flip(-1) if mirrored else batch).half()
 
     def save(self, path: Path) -> None:
+        """Write weights and configuration as safetensors."""
         save_tensors(path, self.state_dict(), {"config": json.dumps(asdict(self.config))})
 
     def digest(self) -> str:
@@ -84,6 +85,7 @@ class RegionCNN(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> RegionCNN:
+        """What :meth:`save` wrote, in evaluation mode."""
         weights, metadata = load_tensors(path)
         record = json.loads(metadata["config"])
         model = cls(RegionCNNConfig(**{**record, "channels": tuple(record["channels"])}))
@@ -153,6 +155,7 @@ class LiveMaps:
         self.model, self.views, self.read = model, views, read
 
     def __call__(self, rows: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        """See :data:`~hoi_distill.stages.student.pairs.batches.MapReader`."""
         maps = [
             self.model.maps([self.read(row)], mirrored=self.views[view] == "flip")
             for row, view in zip(rows.tolist(), views.tolist(), strict=True)
@@ -186,6 +189,7 @@ class StoredMaps:
         return kept_array(path, np.float16, (len(wanted), model.config.channels[-1], side, side), fill)
 
     def __call__(self, rows: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        """See :data:`~hoi_distill.stages.student.pairs.batches.MapReader`."""
         maps = [self.views[view][row] for row, view in zip(rows.tolist(), views.tolist(), strict=True)]
         return np.arange(len(rows)), torch.from_numpy(np.stack(maps))
 
@@ -194,6 +198,7 @@ def map_reader(
     source: Source,
     pictures: PictureTable,
     views: Sequence[str],
+    *,
     cnn: RegionCNN | None,
     shared: Path,
     read: ReadPicture | None,

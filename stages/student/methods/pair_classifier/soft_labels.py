@@ -125,7 +125,7 @@ def has_picture_probabilities(path: Path, data: TrainingSet) -> bool:
 
 
 def picture_probabilities(
-    path: Path, model: nn.Module, pictures: PictureTable, maps: MapReader, valid: Tensor, batch: int = 64
+    path: Path, model: nn.Module, pictures: PictureTable, maps: MapReader, *, valid: Tensor, batch: int = 64
 ) -> None:
     """Write the soft labels of a self-trained student: its own probability that each picture shows each interaction,
     noisy-or over the pairs. float32 ``[N, H]`` in ``path`` (npy), NaN for pictures without pairs."""

@@ -61,7 +61,9 @@ class PairStudent(StudentOfPairs):
     @override
     def maps(self, test: TestSet, pictures: PictureTable, shared: Path) -> MapReader:
         """Those of the student's own encoder, if it has one."""
-        return map_reader(test.source, pictures, self.config.views[:1], self.region_cnn, shared, test.read)
+        return map_reader(
+            test.source, pictures, self.config.views[:1], cnn=self.region_cnn, shared=shared, read=test.read
+        )
 
 
 def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> PairStudent:

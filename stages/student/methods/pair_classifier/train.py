@@ -56,8 +56,14 @@ def train(
     """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
 
     Args:
+        config: the method's parameters.
+        data: the training set.
+        run_dir: the run's folder.
         extras: its ``shared_dir`` is where variants of a study share the ``region_cnn`` encoder; default: the run folder's
             parent.
+        cnn: the encoder's parameters; default: those of :class:`RegionCNNConfig`.
+        loader_workers: processes that read batches ahead.
+        report: is given lines for people.
 
     Raises:
         NonFiniteLoss: training has diverged or a cached value is broken.
@@ -117,12 +123,12 @@ def open_batches(
         pictures = training_pictures(folder / "pictures", data, config)
         own = config.encoder == "region_cnn"
         encoder = own_encoder(shared, data, pictures, cnn or RegionCNNConfig(), report) if own else None
-        maps = map_reader(data.source, pictures, config.views, encoder, shared, data.read)
+        maps = map_reader(data.source, pictures, config.views, cnn=encoder, shared=shared, read=data.read)
     if config.teacher == "self" and config.distils and not has_picture_probabilities(folder / "self.npy", data):
         model = labels_only().model
         if accelerator.is_main_process:
             valid = torch.from_numpy(data.valid())
-            picture_probabilities(folder / "self.npy", model, pictures, maps, valid)
+            picture_probabilities(folder / "self.npy", model, pictures, maps, valid=valid)
         accelerator.wait_for_everyone()
     with accelerator.main_process_first():
         soft = soft_labels(folder, data, pictures, config)

@@ -56,6 +56,8 @@ def sine_positions(mask: Tensor, width: int, temperature: float = 10000) -> Tens
 
     Args:
         mask: bool ``[B, h, w]``, cells that lie in the picture; it fills a rectangle from the top left corner.
+        width: numbers of a position.
+        temperature: the longest wave is this many times ``2 pi`` cells of a normalised axis.
 
     Returns:
         float32 ``[B, h * w, width]``; a picture's positions do not depend on its padding.

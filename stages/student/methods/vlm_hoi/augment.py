@@ -70,7 +70,7 @@ def test_view(config: Pictures, width: int, height: int) -> View:
     return View((width, height), (0, 0, width, height), size)
 
 
-def training_view(config: Pictures, width: int, height: int, seed: int, epoch: int, row: int) -> View:
+def training_view(config: Pictures, width: int, height: int, *, seed: int, epoch: int, row: int) -> View:
     """The view of a picture in an epoch: DETR's choice of scales and crops, flip, colours in random order."""
     draw = np.random.default_rng([seed, epoch, row])
     window = (0.0, 0.0, float(width), float(height))

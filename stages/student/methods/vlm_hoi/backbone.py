@@ -46,10 +46,10 @@ class Backbone(nn.Module):
             if isinstance(module, nn.Conv2d):  # the library's draw of RT-DETR's would fade to nothing
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, nn.BatchNorm2d) and frozen_batch_norm:
-                module.requires_grad_(False)
+                module.requires_grad_(requires_grad=False)
         for prefix in ("embedder", *(f"encoder.stages.{stage}" for stage in range(frozen_stages - 1)))[:frozen_stages]:
             try:
-                self.model.get_submodule(prefix).requires_grad_(False)
+                self.model.get_submodule(prefix).requires_grad_(requires_grad=False)
             except AttributeError:
                 raise UserError(f"frozen_stages: {frozen_stages}: backbone '{kind}' has no part '{prefix}'") from None
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

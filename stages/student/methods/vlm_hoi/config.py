@@ -146,10 +146,12 @@ class VlmHoiConfig:
 
     @property
     def on_labelled(self) -> bool:
+        """Whether ITM scores of labelled pictures are distilled."""
         return self.itm.weight > 0
 
     @property
     def on_unlabelled(self) -> bool:
+        """Whether ITM scores of pictures without labels are distilled."""
         return self.f7.weight > 0 and self.unlabelled_per_step > 0
 
 

@@ -78,6 +78,7 @@ def initialise(
     which a single tensor has another shape stays whole.
 
     Args:
+        model: the network.
         source: a folder of transformers' DETR or RT-DETR (Hub layouts around timm's ResNet too), or a ``.pth`` of the
             original DETR, of MUREN's or of CDN's code; None: start from nothing. Pictures must then be normalised as that
             checkpoint wants.

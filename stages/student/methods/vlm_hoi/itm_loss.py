@@ -13,7 +13,7 @@ Shapes: Q matched queries, B pictures, N queries of a picture, V verbs, O object
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +88,7 @@ class ItmConfig:
         return self.weight * self.ramp_at(epoch)
 
     def ramp_at(self, epoch: float) -> float:
+        """The share of the weight after ``epoch`` epochs, 0 to 1."""
         return 1.0 if self.ramp == 0 else min(1.0, epoch / self.ramp)
 
     def taught(self, layers: int) -> range:
@@ -95,25 +96,36 @@ class ItmConfig:
         return range(0 if self.layers == "all" else layers - 1, layers)
 
 
-def itm_terms(
-    config: ItmConfig,
-    scores: ItmScores,
-    hoi_id: Tensor,
-    picture: Tensor,
-    verb_logits: Tensor,
-    verbs: Tensor,
-    objects: Tensor,
-    object_logits: Tensor | None = None,
-) -> Tensor:
+class MatchedQueries(NamedTuple):
+    """What the network answers at Q matched queries, and the annotations that they are matched with.
+
+    Annotations that a crop has removed must not be among them.
+
+    Attributes:
+        picture: int64 ``[Q]``, each query's place in the batch.
+        verb_logits: ``[Q, V]`` of any float type.
+        verbs: float ``[Q, V]`` in {0, 1}, annotated.
+        objects: int64 ``[Q]`` in 0..O (O: no visible object), annotated.
+        object_logits: ``[Q, at least O + 1]``, needed for predicted objects only.
+    """
+
+    picture: Tensor
+    verb_logits: Tensor
+    verbs: Tensor
+    objects: Tensor
+    object_logits: Tensor | None = None
+
+
+def itm_terms(config: ItmConfig, scores: ItmScores, hoi_id: Tensor, queries: MatchedQueries) -> Tensor:
     """The chosen family's loss of each matched query, ``[Q]``; zeros for F2n and F7, whose effect lies elsewhere.
 
     Args:
-        scores: fields ``[B, C]``; hoi_id: int64 ``[V, O + 1]`` of the table's columns.
-        picture: int64 ``[Q]``, each query's place in the batch; verb_logits: ``[Q, V]`` of any float type.
-        verbs: float ``[Q, V]`` in {0, 1} and objects: int64 ``[Q]`` in 0..O (O: no visible object), of the matched
-            annotations. Annotations that a crop has removed must not be among them.
-        object_logits: ``[Q, at least O + 1]``, needed for predicted objects only.
+        config: the family and its parameters.
+        scores: fields ``[B, C]``.
+        hoi_id: int64 ``[V, O + 1]`` of the table's columns.
+        queries: Q matched queries.
     """
+    picture, verb_logits, verbs, objects, object_logits = queries
     if config.family in ("F2n", "F7"):
         return verb_logits.new_zeros(len(verb_logits), dtype=torch.float32)
     here = scores.of_verbs(picture, objects, hoi_id)
@@ -131,11 +143,12 @@ def itm_terms(
     if config.family in ("F1", "F1-literal"):
         return expected_cost(verb_logits, costs(config, here.soft, verbs), wanted, config.temperature)
     if config.family == "F2":
-        return soft_targets(verb_logits, verbs, here.soft, wanted, config.mixing, config.gamma)
+        return soft_targets(verb_logits, verbs, here.soft, wanted, mixing=config.mixing, gamma=config.gamma)
     if config.family == "F3":
-        shape = (config.margin, config.margin_slope, config.margin_limit)
-        return margins(verb_logits, verbs, here.log_odds, wanted, *shape)
-    return listwise(verb_logits, verbs, here.centred, wanted, config.mixing, config.temperature, config.tau)
+        shape = {"least": config.margin, "slope": config.margin_slope, "limit": config.margin_limit}
+        return margins(verb_logits, verbs, here.log_odds, wanted, **shape)
+    shape = {"mixing": config.mixing, "temperature": config.temperature, "tau": config.tau}
+    return listwise(verb_logits, verbs, here.centred, wanted, **shape)
 
 
 def asked(values: Tensor, verbs: Tensor) -> Tensor:
@@ -174,7 +187,10 @@ def expected_cost(verb_logits: Tensor, cost: Tensor, wanted: Tensor, temperature
     is saturated; cannot tell which person acts; verbs compete (harmless if all annotated verbs cost 0).
 
     Args:
-        verb_logits, cost, wanted: ``[..., V]``, broadcasting.
+        verb_logits: float ``[..., V]``.
+        cost: float ``[..., V]``.
+        wanted: bool ``[..., V]``; the three broadcast.
+        temperature: T, of the student's softmax.
 
     Returns:
         ``[...]``, 0 where nothing is wanted.
@@ -193,7 +209,11 @@ def expected_cost_of_objects(
     ``p_v q_o`` as it comes the optimum is to predict nothing. Failure: needs every valid column.
 
     Args:
-        object_logits: ``[Q, >= O + 1]``; verb_logits: ``[Q, V]``; cost and bool wanted: ``[Q, O + 1, V]``.
+        object_logits: float ``[Q, >= O + 1]``.
+        verb_logits: float ``[Q, V]``.
+        cost: float ``[Q, O + 1, V]``.
+        wanted: bool ``[Q, O + 1, V]``.
+        temperature: T, of the student's softmax over verbs.
 
     Returns:
         ``[Q]``.
@@ -203,7 +223,7 @@ def expected_cost_of_objects(
 
 
 def soft_targets(
-    verb_logits: Tensor, verbs: Tensor, soft: Tensor, wanted: Tensor, mixing: float, gamma: float = 0.0
+    verb_logits: Tensor, verbs: Tensor, soft: Tensor, wanted: Tensor, *, mixing: float, gamma: float = 0.0
 ) -> Tensor:
     """F2 (ours): ``sum_V |s - p|^gamma BCE(p, s)`` against ``s = y + (1 - y) lambda t``, ``[Q]``.
 
@@ -225,8 +245,10 @@ def negative_weights(config: ItmConfig, soft: Tensor, verbs: Tensor, ramp: float
     gets no gradient. Failure: it only removes signal, so it helps no further than labels are incomplete.
 
     Args:
-        soft: float ``[R, V]`` of any rows, matched queries or annotated pairs (:meth:`ItmScores.of_verbs`); verbs: float
-            ``[R, V]``; ramp: :meth:`ItmConfig.ramp_at`.
+        config: the family and its parameters.
+        soft: float ``[R, V]`` of any rows, matched queries or annotated pairs (:meth:`ItmScores.of_verbs`).
+        verbs: float ``[R, V]`` in {0, 1}, annotated.
+        ramp: see :meth:`ItmConfig.ramp_at`.
 
     Returns:
         float32 ``[R, V]`` without gradient; None for other families and weight 0, whose verb loss is the baseline's.
@@ -243,6 +265,7 @@ def margins(
     verbs: Tensor,
     log_odds: Tensor,
     wanted: Tensor,
+    *,
     least: float = 0.2,
     slope: float = 0.1,
     limit: float = 2.0,
@@ -268,6 +291,7 @@ def listwise(
     verbs: Tensor,
     centred: Tensor,
     wanted: Tensor,
+    *,
     mixing: float,
     temperature: float = 1.0,
     tau: float = 1.0,
@@ -290,6 +314,7 @@ def picture_terms(
     object_logits: Tensor,
     soft: Tensor,
     hois: Tensor,
+    *,
     smoothing: float = 0.2,
     gamma: float = 2.0,
 ) -> Tensor:
@@ -301,8 +326,12 @@ def picture_terms(
     Failure: it may teach the wrong person or box of the right picture; start from a student that knows its labels.
 
     Args:
-        verb_logits: ``[B, N, V]``; object_logits: ``[B, N, >= O + 1]``, softmax over all of them; soft: float ``[B, C]``,
-            NaN left out; hois: int64 ``[C, 2]`` (verb, object).
+        verb_logits: float ``[B, N, V]``.
+        object_logits: float ``[B, N, >= O + 1]``, softmax over all of them.
+        soft: float ``[B, C]``; NaN is left out.
+        hois: int64 ``[C, 2]`` (verb, object).
+        smoothing: temperature of the smooth maximum.
+        gamma: exponent of ``|t - exp S|``.
 
     Returns:
         ``[B]``. Divide the sum by that of the known t over all processes, at least 1.
@@ -327,8 +356,9 @@ def gradient_ratio(term: Tensor, reference: Tensor, tensors: Sequence[Tensor]) -
     """How hard ``term`` pulls compared with ``reference``: the ratio of their gradients' norms, float32 ``[]``.
 
     Args:
-        term, reference: weighted scalars of one graph, which is kept for the backward pass; tensors: what they are
-            compared at, e.g. the verb logits: then nothing below the losses is run. Keep it at most 0.3.
+        term: a weighted scalar. Keep the ratio at most 0.3.
+        reference: another one of the same graph, which is kept for the backward pass.
+        tensors: where they are compared, e.g. the verb logits: then nothing below the losses is run.
 
     Returns:
         0 where the term has no gradient there, infinite where only the reference has none.

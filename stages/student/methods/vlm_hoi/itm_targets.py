@@ -115,13 +115,16 @@ class ItmScores:
     centred: Tensor
 
     def to(self, device: torch.device | str) -> ItmScores:
+        """The same on another device."""
         return ItmScores(self.log_odds.to(device), self.soft.to(device), self.centred.to(device))
 
     def of_verbs(self, picture: Tensor, objects: Tensor, hoi_id: Tensor) -> ItmScores:
         """What it says of every verb with one object: fields ``[Q, V]``.
 
         Args:
-            picture: int64 ``[Q]``; objects: int64 ``[Q]`` in 0..O; hoi_id: int64 ``[V, O + 1]`` of :class:`ItmColumns`.
+            picture: int64 ``[Q]``, places in the batch.
+            objects: int64 ``[Q]`` in 0..O.
+            hoi_id: int64 ``[V, O + 1]`` of :class:`ItmColumns`.
         """
         return self._select(picture, hoi_id.T[objects])
 
@@ -194,6 +197,7 @@ def calibrate(
         present: bool ``[N, C]``, classes that the annotations find in the picture.
         candidate: bool ``[N, C]``, entries to fit on: for t of matched queries :func:`same_object`, whose teacher is
             only asked about annotated objects; default all, as F7 asks about everything.
+        what: begins an error's message.
 
     Raises:
         UserError: the scores are oriented the wrong way (:func:`check_orientation`), or nothing is present or absent.
@@ -238,7 +242,9 @@ def grouped_auc(score: np.ndarray, positive: np.ndarray, group: np.ndarray) -> f
     """Mean over groups of the chance that a positive outscores a negative of its group (ties count half).
 
     Args:
-        score: float ``[E]``; positive: bool ``[E]``; group: int ``[E]``. Groups of one kind only do not count.
+        score: float ``[E]``.
+        positive: bool ``[E]``.
+        group: int ``[E]``. Groups of one kind only do not count.
 
     Returns:
         NaN if no group has both.

@@ -11,6 +11,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig
 from hoi_distill.stages.student.methods.vlm_hoi.criterion import TERMS, Criterion, LossWeights, flat
 from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import (
     ItmConfig,
+    MatchedQueries,
     gradient_ratio,
     itm_terms,
     negative_weights,
@@ -56,6 +57,7 @@ def batch_loss(
     config: VlmHoiConfig,
     tables: tuple[ItmTables | None, ItmTables | None],
     epoch: float,
+    *,
     processes: Processes = ALONE,
     ratios: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -65,8 +67,11 @@ def batch_loss(
 
     Args:
         output: of the batch's pictures, all layers, float32.
+        batch: the pictures.
+        config: the method's parameters.
         tables: the classes of the ITM scores on labelled and on other pictures.
         epoch: epochs done, fractions included.
+        processes: the processes that share the global batch.
         ratios: whether to compare the distilled terms' gradients with the verb loss's, at the final layer's verb logits.
     """
     first = len(batch.targets)
@@ -81,7 +86,15 @@ def batch_loss(
 
     distilled = []
     if batch.labelled is not None and tables[0] is not None:
-        value = labelled_term(config.itm, known, batch.targets, matches, batch.labelled, tables[0], processes)
+        value = labelled_term(
+            config.itm,
+            known,
+            batch.targets,
+            matches,
+            scores=batch.labelled,
+            tables=tables[0],
+            processes=processes,
+        )
         distilled.append(Distilled("itm", value, config.itm.weight_at(epoch)))
     if batch.unlabelled is not None and tables[1] is not None:
         others = MurenOutput(*(each[:, first:] for each in output))
@@ -103,6 +116,7 @@ def labelled_term(
     output: MurenOutput,
     targets: list[Targets],
     matches: list[list[Match]],
+    *,
     scores: ItmScores,
     tables: ItmTables,
     processes: Processes,
@@ -116,11 +130,10 @@ def labelled_term(
     for layer in config.taught(len(matches)):
         picture, query, own = pictures[layer], queries[layer], row[layer]
         at = (layer, picture, query)
-        found = itm_terms(
-            config, scores, tables.hoi_id, picture, output.verb_logits[at], rows.verbs[own], rows.objects[own],
-            output.object_logits[at],
-        )  # fmt: skip
-        value = value + found.sum()
+        matched = MatchedQueries(
+            picture, output.verb_logits[at], rows.verbs[own], rows.objects[own], output.object_logits[at]
+        )
+        value = value + itm_terms(config, scores, tables.hoi_id, matched).sum()
     return value / processes.share(torch.tensor(float(queries.shape[1]), device=value.device))
 
 
@@ -135,8 +148,8 @@ def pictures_term(
             output.object_logits[layer],
             scores.soft,
             tables.hois,
-            config.smoothing,
-            config.gamma,
+            smoothing=config.smoothing,
+            gamma=config.gamma,
         )
         value = value + found.sum()
     return value / processes.share(torch.nan_to_num(scores.soft).sum())

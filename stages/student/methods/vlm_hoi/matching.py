@@ -42,6 +42,7 @@ class Targets:
         return len(self.objects)
 
     def to(self, device: torch.device | str) -> Targets:
+        """The same on another device."""
         return Targets(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     @property
@@ -75,6 +76,8 @@ def matching_costs(output: MurenOutput, targets: Sequence[Targets], costs: Costs
 
     Args:
         output: of tensors ``[..., B, N, *]``.
+        targets: the pairs of the B pictures.
+        costs: what each part counts.
     """
     rows, picture = joined(targets)
     with torch.no_grad(), torch.autocast(rows.verbs.device.type, enabled=False):

@@ -70,8 +70,10 @@ class MurenConfig:
         return self.objects + self.missing_object
 
     def to_json(self) -> dict[str, Any]:
+        """The fields by name, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> MurenConfig:
+        """From what :meth:`to_json` gave."""
         return cls(**record)

@@ -98,7 +98,9 @@ def from_cdn(weights: Mapping[str, Tensor], decoders: bool, where: str) -> tuple
     QPIC, before it, has one for all.
 
     Args:
+        weights: the state dict.
         decoders: start from them: the first for humans and for objects, with its queries, the second for interactions.
+        where: names the file in messages.
     """
     layered, plain = dict(PICTURE), dict(HEADS)
     seconds = ("transformer.interaction_decoder.", "transformer.stage2_decoder.")
@@ -123,6 +125,7 @@ def from_detr(weights: Mapping[str, Tensor], decoders: bool) -> tuple[dict[str, 
     """transformers' DETR's state dict as far as this network has a place, and the other keys.
 
     Args:
+        weights: the state dict.
         decoders: start all three from its one decoder, with its queries and its box head.
     """
     places: dict[str, tuple[str, ...]] = {

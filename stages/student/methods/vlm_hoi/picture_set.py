@@ -28,9 +28,11 @@ class Batch:
 
     Attributes:
         rows: int64 ``[B]`` rows of the training set.
-        pixels: float32 ``[B, 3, H, W]``, normalised, 0 beyond each picture; mask: bool ``[B, H, W]``, True inside.
+        pixels: float32 ``[B, 3, H, W]``, normalised, 0 beyond each picture.
+        mask: bool ``[B, H, W]``, True inside.
         targets: the labelled pictures' pairs.
-        labelled, unlabelled: what the teacher says of the labelled and of the other pictures, where it is distilled.
+        labelled: what the teacher says of the labelled pictures, where it is distilled.
+        unlabelled: what it says of the other pictures, where it is distilled.
     """
 
     rows: Tensor
@@ -41,6 +43,7 @@ class Batch:
     unlabelled: ItmScores | None
 
     def to(self, device: torch.device) -> Batch:
+        """The same on another device, but for the rows."""
         scores = [None if each is None else each.to(device) for each in (self.labelled, self.unlabelled)]
         targets = [each.to(device) for each in self.targets]
         return Batch(self.rows, self.pixels.to(device), self.mask.to(device), targets, *scores)
@@ -51,8 +54,10 @@ class Pairs:
     """The annotated pairs of one picture, one row for each distinct (human box, object box).
 
     Attributes:
-        human, object_: float32 ``[T, 4]`` xyxy pixels; an object's is all 0 where it is not visible.
-        objects: int64 ``[T]``, -1 where not visible; verbs: float32 ``[T, V]``, 0 or 1.
+        human: float32 ``[T, 4]`` xyxy pixels.
+        object_: float32 ``[T, 4]`` xyxy pixels, all 0 where the object is not visible.
+        objects: int64 ``[T]``, -1 where not visible.
+        verbs: float32 ``[T, V]``, 0 or 1.
     """
 
     human: npt.NDArray[np.float32]
@@ -90,6 +95,8 @@ def targets_of(pairs: Pairs, view: View, missing: int) -> Targets:
     """The pairs that are still to be seen in a view: those of which both boxes keep some area.
 
     Args:
+        pairs: the pairs of a picture.
+        view: the view of it.
         missing: the class of an object that is not visible.
     """
     human, object_ = view.of_boxes(pairs.human), view.of_boxes(pairs.object_)
@@ -123,7 +130,13 @@ class StepBatches(BatchSource[Batch]):
     """``batches[step]`` is the whole batch of that step (of one rank): labelled pictures, then the others.
 
     Args:
-        labelled, unlabelled: the teacher's scores of such pictures, None where they are not distilled.
+        config: the method's parameters.
+        data: the training set.
+        missing: the class of an object that is not visible.
+        labelled: the teacher's scores of labelled pictures, None where they are not distilled.
+        unlabelled: the same of the other pictures.
+        rank: number of the process, from 0.
+        world: how many processes share a batch.
 
     Raises:
         UserError: no labelled picture has a pair, or the pictures themselves are not there.
@@ -134,6 +147,7 @@ class StepBatches(BatchSource[Batch]):
         config: VlmHoiConfig,
         data: TrainingSet,
         missing: int,
+        *,
         labelled: ItmTargets | None,
         unlabelled: ItmTargets | None,
         rank: int = 0,
@@ -179,16 +193,15 @@ class StepBatches(BatchSource[Batch]):
         width, height = int(records.width[image]), int(records.height[image])
         if not width or not height:
             raise UserError(f"{records.image_id[image]}: its size is not known; is the file readable?")
-        return training_view(self.config.pictures, width, height, self.config.seed, epoch, row)
+        return training_view(self.config.pictures, width, height, seed=self.config.seed, epoch=epoch, row=row)
 
     @override
     def __getitem__(self, step: int) -> Batch:
         drawn = self.drawn(step)
         views = [[(row, self.view(row, epoch)) for row, epoch in part] for part in drawn]
         sizes = np.array([view.size for part in views for _, view in part])
-        width, height = sizes.max(
-            0
-        ).tolist()  # of all ranks' pictures: what a picture is padded to has a trace in its map
+        # of all ranks' pictures: what a picture is padded to has a trace in its map
+        width, height = sizes.max(0).tolist()
         labelled, others = (part[self.rank :: self.world] for part in views)
         pixels, mask = in_frame(
             [view.of_picture(self.read(row)) for row, view in labelled + others], width, height, self.config.pictures

@@ -30,9 +30,11 @@ class Triplets:
     """Scored triplets of one picture, D of them.
 
     Attributes:
-        human, object_: float32 ``[D, 4]`` xyxy pixels of the picture, clipped to it unless scored ``as_published``; an
-            object's is all 0 where it is not there.
-        objects: int64 ``[D]``, -1 where it is not there; verbs: int64 ``[D]``; scores: float32 ``[D]``, falling.
+        human: float32 ``[D, 4]`` xyxy pixels of the picture, clipped to it unless scored ``as_published``.
+        object_: float32 ``[D, 4]`` likewise, all 0 where the object is not there.
+        objects: int64 ``[D]``, -1 where the object is not there.
+        verbs: int64 ``[D]``.
+        scores: float32 ``[D]``, falling.
     """
 
     human: npt.NDArray[np.float32]
@@ -55,7 +57,10 @@ def triplets(output: MurenOutput, size: tuple[int, int], valid: Tensor, scoring:
 
     Args:
         output: the final layer's, of one picture: ``[N, *]`` tensors on the CPU.
-        size: (width, height) of the picture; valid: see :func:`valid_verbs`; objects: O, the class of a missing object.
+        size: (width, height) of the picture.
+        valid: see :func:`valid_verbs`.
+        scoring: how triplets are scored and suppressed.
+        objects: O, the class of a missing object.
     """
     chance, label = output.object_logits.float().softmax(-1)[:, :-1].max(-1)
     allowed = valid[label]
@@ -111,28 +116,43 @@ def of_one_size(
     yield from waiting.values()
 
 
+@dataclass(frozen=True)
+class Inference:
+    """How pictures are looked at and scored.
+
+    Attributes:
+        pictures: their size and normalisation.
+        scoring: how triplets are scored and suppressed.
+        batch: how many pictures of one size the network sees at once.
+    """
+
+    pictures: Pictures
+    scoring: Scoring
+    batch: int
+
+
 @torch.inference_mode()
 def predicted(
     model: nn.Module,
     count: int,
     read: Callable[[int], np.ndarray],
+    inference: Inference,
+    *,
     vocabulary: Vocabulary,
     missing_object: bool,
-    pictures: Pictures,
-    scoring: Scoring,
-    batch: int,
 ) -> Iterator[tuple[int, Triplets]]:
     """(row, its triplets) of every picture, in no particular order; the model is left in evaluation mode."""
+    pictures = inference.pictures
     device = next(model.parameters()).device
     model.eval()
     valid, objects = valid_verbs(vocabulary, missing_object), len(vocabulary.objects)
-    for group in of_one_size(count, read, pictures, batch):
+    for group in of_one_size(count, read, pictures, inference.batch):
         height, width = group[0][2].shape[:2]
         pixels, mask = in_frame([seen for _, _, seen in group], width, height, pictures)
         output = model(pixels.to(device), mask.to(device)).layer(-1)
         output = MurenOutput(*(each.float().cpu() for each in output))
         for place, (row, whole, _) in enumerate(group):
-            yield row, triplets(output.layer(place), whole, valid, scoring, objects)
+            yield row, triplets(output.layer(place), whole, valid, inference.scoring, objects)
 
 
 def write_triplets(

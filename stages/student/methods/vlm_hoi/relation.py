@@ -45,7 +45,10 @@ class MultiplexRelation(nn.Module):
         """Context ``[B, N, D]`` of h, o, r, each ``[B, N, D]``.
 
         Args:
-            memory, mask, positions: the encoded picture ``[B, S, D]``, bool ``[B, 1, 1, S]`` and ``[B, S, D]``.
+            tokens: h, o and r.
+            memory: float ``[B, S, D]``, the encoded picture.
+            mask: bool ``[B, 1, 1, S]``, cells that lie in the picture.
+            positions: float ``[B, S, D]``, encodings of the cells.
         """
         shape = tokens[0].shape
         ternary = self.ternary(torch.cat(tokens, -1)).view(-1, 1, shape[-1])

@@ -14,7 +14,7 @@ from hoi_distill.stages.student.data import TestSet
 from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig
 from hoi_distill.stages.student.methods.vlm_hoi.model_config import MurenConfig
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
-from hoi_distill.stages.student.methods.vlm_hoi.predict import predicted, write_triplets
+from hoi_distill.stages.student.methods.vlm_hoi.predict import Inference, predicted, write_triplets
 from hoi_distill.stages.student.pretrained import best_device
 from hoi_distill.stages.student.student import Columns, Student, load_weights, refuse_other_version, save_student
 from hoi_distill.storage.errors import UserError
@@ -53,9 +53,13 @@ class VlmHoiStudent(Student):
         self.model.to(device or best_device())
         path = run_dir / "detections.parquet"
         found = predicted(
-            self.model, len(test.image_ids), test.read, self.vocabulary, self.model.config.missing_object,
-            self.config.pictures, self.config.scoring, self.config.predict_batch,
-        )  # fmt: skip
+            self.model,
+            len(test.image_ids),
+            test.read,
+            Inference(self.config.pictures, self.config.scoring, self.config.predict_batch),
+            vocabulary=self.vocabulary,
+            missing_object=self.model.config.missing_object,
+        )
         count = write_triplets(path, found, test.image_ids, self.vocabulary)
         report(f"predicted {count} triplets in {len(test.image_ids)} pictures")
         return path

@@ -48,10 +48,10 @@ def teaching(config: VlmHoiConfig, data: TrainingSet, folder: Path) -> Teaching:
     lines: list[str] = []
     labelled = None
     if config.on_labelled:
-        labelled = _targets(config, config.itm, data, folder, lines, "labelled", data.labelled)
+        labelled = _targets(config, config.itm, data, folder, lines=lines, which="labelled", taught=data.labelled)
     unlabelled = None
     if config.on_unlabelled:
-        unlabelled = _targets(config, config.f7, data, folder, lines, "unlabelled", ~data.labelled)
+        unlabelled = _targets(config, config.f7, data, folder, lines=lines, which="unlabelled", taught=~data.labelled)
     return Teaching(labelled, unlabelled, tuple(lines))
 
 
@@ -60,6 +60,7 @@ def _targets(
     term: ItmConfig,
     data: TrainingSet,
     folder: Path,
+    *,
     lines: list[str],
     which: str,
     taught: np.ndarray,

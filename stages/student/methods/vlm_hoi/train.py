@@ -60,7 +60,15 @@ def train(
     rank, world = accelerator.process_index, accelerator.num_processes
     with accelerator.main_process_first():
         taught = teaching(config, data, run_dir / "state")
-    batches = StepBatches(config, data, len(data.vocabulary.objects), taught.labelled, taught.unlabelled, rank, world)
+    batches = StepBatches(
+        config,
+        data,
+        len(data.vocabulary.objects),
+        labelled=taught.labelled,
+        unlabelled=taught.unlabelled,
+        rank=rank,
+        world=world,
+    )
 
     # The network at step 0.
     model, start = new_network(config, data.vocabulary)
@@ -148,7 +156,9 @@ class StepLoss:
         output = MurenOutput(*(each.float() for each in model(batch.pixels, batch.mask)))
         epoch = self.batches.epochs(step.number)
         try:
-            return batch_loss(output, batch, self.config, self.tables, epoch, self.processes, ratios=step.logged)
+            return batch_loss(
+                output, batch, self.config, self.tables, epoch, processes=self.processes, ratios=step.logged
+            )
         except FloatingPointError as error:  # answers that cannot be matched
             where = describe_batch(self.batches.data, model, batch)
             raise NonFiniteLoss(f"step {step.number + 1}: {error}; {where}") from None

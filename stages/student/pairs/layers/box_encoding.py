@@ -29,7 +29,8 @@ def unit_boxes(boxes: Tensor, size: Tensor) -> Tensor:
     """Boxes in units of their picture, inside it and with sides of at least one pixel.
 
     Args:
-        boxes: float ``[N, 4]`` xyxy pixels; size: float ``[N, 2]`` (width, height) of each one's picture.
+        boxes: float ``[N, 4]`` xyxy pixels.
+        size: float ``[N, 2]`` (width, height) of each one's picture.
 
     Returns:
         float32 ``[N, 4]`` (centre y, centre x, height, width).

@@ -51,7 +51,8 @@ def test_the_best_exponents_win_and_of_equal_ones_the_first(world, tmp_path):
     maps = TableMaps({"original": data.source.open({"features": ("original",)})})
     config = replace(CONFIG, gammas=(1.0, 0.0), lambdas=(1.0, 2.0))
     rows, valid = np.arange(len(pictures)), torch.from_numpy(data.valid())
-    found = choose_exponents(Says(), config, pictures, rows, maps, valid, labels)
+    read = {"maps": maps, "valid": valid, "labels": labels}
+    found = choose_exponents(Says(), config, pictures, rows, **read)
     scores = {(gamma, power): score for gamma, power, score in found.tried}
     assert len(scores) == 4
     assert found.gamma == 0  # r is noise here
@@ -60,7 +61,7 @@ def test_the_best_exponents_win_and_of_equal_ones_the_first(world, tmp_path):
     assert (found.gamma, found.power) == next(chosen for chosen, score in scores.items() if score == best)
     assert found.pictures == len(rows)
     off = replace(config, network=replace(config.network, interactiveness=False))
-    assert {gamma for gamma, _, _ in choose_exponents(Says(), off, pictures, rows, maps, valid, labels).tried} == {1.0}
+    assert {gamma for gamma, _, _ in choose_exponents(Says(), off, pictures, rows, **read).tried} == {1.0}
 
 
 def test_lambda_weighs_the_boxes_in_the_choice(world, tmp_path):
@@ -71,7 +72,7 @@ def test_lambda_weighs_the_boxes_in_the_choice(world, tmp_path):
     pictures, labels = picture_table(tmp_path / "p", data.source, CONFIG), teacher_labels(tmp_path / "l", data)
     config = replace(CONFIG, gammas=(0.0,), lambdas=(0.0, 1.0, 8.0))
     found = choose_exponents(
-        Says(), config, pictures, np.arange(len(pictures)), TableMaps.of(data.source, ("original",)),
-        torch.from_numpy(data.valid()), labels,
+        Says(), config, pictures, np.arange(len(pictures)), maps=TableMaps.of(data.source, ("original",)),
+        valid=torch.from_numpy(data.valid()), labels=labels,
     )  # fmt: skip
     assert len({round(score, 6) for _, _, score in found.tried}) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -104,8 +105,8 @@ def test_context_loss_falls_where_pictures_say_their_texts():
     same = torch.zeros(3, 3, dtype=torch.bool)
     right = sentences.view(3, 2, 8)
     whole = F.normalize(right.sum(1), dim=1)
-    args = sentences, text, same, tensor(0.1)
-    good, bad = context_loss(right, whole, *args), context_loss(right.roll(1, 0), whole.roll(1, 0), *args)
+    loss = partial(context_loss, sentences=sentences, text=text, same=same, temperature=tensor(0.1))
+    good, bad = loss(right, whole), loss(right.roll(1, 0), whole.roll(1, 0))
     assert all(g < b for g, b in zip(good, bad, strict=True))
 
 
@@ -115,7 +116,7 @@ def test_context_loss_is_finite_without_another_picture(pictures):
     whole = torch.randn(pictures, 4, requires_grad=True)
     sentences, text = torch.randn(pictures, 4), torch.arange(pictures)
     same = torch.zeros(pictures, pictures, dtype=torch.bool)
-    loss = sum(context_loss(phrases, whole, sentences, text, same, tensor(0.07)))
+    loss = sum(context_loss(phrases, whole, sentences, text, same=same, temperature=tensor(0.07)))
     assert loss == 0
     loss.backward()
     assert torch.isfinite(phrases.grad).all()

@@ -131,7 +131,7 @@ def test_jittered_boxes_get_the_annotations_that_fit_them(stream, toy):
     for place, row in enumerate(first.rows.tolist()):
         picture = batches.pictures[row]
         own = first.regions.picture == place
-        moved = with_annotations(replace(picture, boxes=boxes[own].numpy()), *batches.data.true_pairs(row), 0.5)
+        moved = with_annotations(replace(picture, boxes=boxes[own].numpy()), *batches.data.true_pairs(row), iou=0.5)
         pairs = (first.regions.pair_picture == place).nonzero().flatten()
         assert sorted(map(tuple, target_of(first)[pairs].nonzero().tolist())) == sorted(
             map(tuple, moved.positives.tolist())
@@ -147,7 +147,12 @@ def test_annotations_that_are_set_aside_are_ignored_jittered_or_not(stream, toy)
         aside = LinkBatches(whole.link, set_aside, whole.pictures, whole.terms)
         if not jitter:
             aside.pictures = [
-                with_annotations(whole.pictures[row], *aside.data.true_pairs(row), 0.5, aside.data.dropped_pairs(row))
+                with_annotations(
+                    whole.pictures[row],
+                    *aside.data.true_pairs(row),
+                    iou=0.5,
+                    dropped=aside.data.dropped_pairs(row),
+                )
                 for row in range(40)
             ]
         target = target_of(aside[0])

@@ -10,7 +10,7 @@ from transformers import BlipForImageTextRetrieval
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.calibration import Platt
-from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig, itm_terms
+from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig, MatchedQueries, itm_terms
 from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import (
     ItmColumns,
     ItmTargets,
@@ -75,7 +75,7 @@ def test_cached_scores_are_the_live_ones_within_fp16(checkpoints, processor, mak
     chair = torch.full((3,), VOCABULARY.objects.index("chair"))
     logits = torch.zeros(3, len(VOCABULARY.verbs), requires_grad=True)
     hoi_id = torch.from_numpy(columns.hoi_id)
-    itm_terms(ItmConfig(), scores, hoi_id, torch.arange(3), logits, verbs, chair).sum().backward()
+    itm_terms(ItmConfig(), scores, hoi_id, MatchedQueries(torch.arange(3), logits, verbs, chair)).sum().backward()
     assert logits.grad[:, VOCABULARY.verbs.index("hold")].abs().min() > 0
 
 

@@ -357,6 +357,6 @@ def test_a_student_can_bring_its_own_encoder_which_variants_share(tmp_path, toy,
 
 def first_maps(data, config: PairClassifierConfig, student: Student, shared: Path) -> torch.Tensor:
     pictures = picture_table(shared / "pictures", data.source, config)
-    maps = map_reader(data.source, pictures, ("original",), student.region_cnn, shared, data.read)
+    maps = map_reader(data.source, pictures, ("original",), cnn=student.region_cnn, shared=shared, read=data.read)
     assert isinstance(maps, StoredMaps)
     return maps(np.arange(3), np.zeros(3, np.int64))[1]

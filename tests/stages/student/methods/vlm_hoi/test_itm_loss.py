@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig
 from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import (
     ItmConfig,
+    MatchedQueries,
     asked,
     cost_of_argmax,
     costs,
@@ -73,7 +76,9 @@ def queries(*labels: tuple[int, ...], things: tuple[int, ...] = (BICYCLE, DOG, B
 def terms(family: str, logits: torch.Tensor | None = None, **options) -> torch.Tensor:
     picture, drawn, verbs, things, objects = queries((RIDE,), (HOLD, WALK), (HOLD,))
     logits = drawn if logits is None else logits
-    return itm_terms(ItmConfig(family, **options), batch(), HOI_ID, picture, logits, verbs, things, objects)
+    return itm_terms(
+        ItmConfig(family, **options), batch(), HOI_ID, MatchedQueries(picture, logits, verbs, things, objects)
+    )
 
 
 def test_the_literal_lookup_has_no_gradient():
@@ -110,11 +115,11 @@ def test_autograd_agrees_with_finite_differences(family):
 
     def loss(z: torch.Tensor) -> torch.Tensor:
         if family == "F2":
-            return soft_targets(z, labels, log_odds.sigmoid(), wanted, 0.3, gamma=2.0)
+            return soft_targets(z, labels, log_odds.sigmoid(), wanted, mixing=0.3, gamma=2.0)
         if family == "F3":
             return margins(z, labels, log_odds, wanted)
         if family == "F4":
-            return listwise(z, labels, log_odds, wanted, 0.3, temperature=1.5, tau=2.0)
+            return listwise(z, labels, log_odds, wanted, mixing=0.3, temperature=1.5, tau=2.0)
         return expected_cost(z, costs(config, log_odds.sigmoid(), labels), wanted, 0.7)
 
     assert torch.autograd.gradcheck(loss, (logits,))
@@ -128,7 +133,7 @@ def test_lowering_all_verbs_changes_nothing_in_f1_f3_f4(seed, shift):
     for loss in (
         lambda z: expected_cost(z, cost, wanted),
         lambda z: margins(z, labels, log_odds, wanted),
-        lambda z: listwise(z, labels, log_odds, wanted, 0.3),
+        lambda z: listwise(z, labels, log_odds, wanted, mixing=0.3),
     ):
         (before,) = torch.autograd.grad(loss(logits).sum(), logits)
         (after,) = torch.autograd.grad(loss(logits + shift).sum(), logits)
@@ -212,13 +217,14 @@ def test_soft_targets_are_the_optimum_and_p_minus_target_the_gradient():
     labels, soft = torch.tensor([[1.0, 0, 0, 0]]).double(), torch.tensor([[0.2, 0.9, 0.1, torch.nan]]).double()
     wanted = asked(soft, labels)
     logits = torch.tensor([[0.3, 1.0, -2.0, 5.0]], dtype=torch.double, requires_grad=True)
-    soft_targets(logits, labels, soft, wanted, 0.3).sum().backward()
+    soft_targets(logits, labels, soft, wanted, mixing=0.3).sum().backward()
     target = torch.tensor([[1, 0.27, 0.03]]).double()
     torch.testing.assert_close(logits.grad[:, :3], logits.detach().sigmoid()[:, :3] - target)
     assert logits.grad[0, 3] == 0
     for gamma in (0.0, 2.0):
         best = torch.zeros(1, 4, dtype=torch.double, requires_grad=True)
-        descend(lambda z=best, g=gamma: soft_targets(z, labels, soft, wanted, 0.3, g).sum(), best, rate=0.3)
+        loss = partial(soft_targets, best, labels, soft, wanted, mixing=0.3, gamma=gamma)
+        descend(lambda loss=loss: loss().sum(), best, rate=0.3)
         torch.testing.assert_close(best.detach().sigmoid()[:, :3], target, atol=0.05, rtol=0)
 
 
@@ -235,7 +241,7 @@ def test_gradients_of_margins_count_the_pairs_that_fall_short():
 def test_gradient_of_the_listwise_loss_is_choice_minus_the_mixed_distribution():
     logits, labels, log_odds = random_case(5)
     wanted = asked(log_odds, labels)
-    loss = listwise(logits, labels, log_odds, wanted, 0.4, temperature=1.7, tau=2.0)
+    loss = listwise(logits, labels, log_odds, wanted, mixing=0.4, temperature=1.7, tau=2.0)
     loss.sum().backward()
     inside = wanted.any(1)
     masked = torch.where(wanted, 0.0, -torch.inf)[inside]
@@ -267,9 +273,9 @@ def test_each_family_is_given_the_quantity_it_is_defined_on():
         "F0": cost_of_argmax(logits, costs(ItmConfig("F0"), here.soft, verbs), wanted),
         "F1": expected_cost(logits, costs(ItmConfig("F1"), here.soft, verbs), wanted),
         "F1-literal": expected_cost(logits, costs(ItmConfig("F1-literal"), here.soft, verbs), wanted),
-        "F2": soft_targets(logits, verbs, here.soft, wanted, 0.3, 2.0),
-        "F3": margins(logits, verbs, here.log_odds, wanted, 0.2, 0.1, 2.0),
-        "F4": listwise(logits, verbs, here.centred, wanted, 0.3, 1.0, 1.0),
+        "F2": soft_targets(logits, verbs, here.soft, wanted, mixing=0.3, gamma=2.0),
+        "F3": margins(logits, verbs, here.log_odds, wanted, least=0.2, slope=0.1, limit=2.0),
+        "F4": listwise(logits, verbs, here.centred, wanted, mixing=0.3, temperature=1.0, tau=1.0),
     }
     for family, loss in expected.items():
         torch.testing.assert_close(terms(family), loss)
@@ -279,7 +285,8 @@ def test_a_verb_is_annotated_with_its_own_object_only():
     """Holding a bicycle is annotated: holding a dog costs what any other verb does."""
     scores = batch()
     picture, logits, verbs, things, objects = queries((HOLD,))
-    loss = itm_terms(ItmConfig(object="predicted"), scores, HOI_ID, picture, logits, verbs, things, objects)
+    matched = MatchedQueries(picture, logits, verbs, things, objects)
+    loss = itm_terms(ItmConfig(object="predicted"), scores, HOI_ID, matched)
     t, choices = scores.soft[0], {BICYCLE: (HOLD, RIDE), DOG: (HOLD, WALK)}
     by_object = []
     for thing, (first, second) in choices.items():
@@ -295,7 +302,7 @@ def test_a_verb_is_annotated_with_its_own_object_only():
 @pytest.mark.parametrize("family", MATCHED)
 def test_a_query_of_no_interaction_only_is_left_alone(family):
     picture, logits, verbs, things, objects = queries((RIDE,), (NONE,), (HOLD, NONE))
-    loss = itm_terms(ItmConfig(family), batch(), HOI_ID, picture, logits, verbs, things, objects)
+    loss = itm_terms(ItmConfig(family), batch(), HOI_ID, MatchedQueries(picture, logits, verbs, things, objects))
     assert loss[1] == 0
     if family != "F0":
         loss.sum().backward()
@@ -314,7 +321,8 @@ def test_what_is_not_asked_takes_no_part_and_leaves_no_nan(family, which):
         field[0, HOI_ID[HOLD, BICYCLE]] = torch.nan
         field[1] = torch.nan
     picture, logits, verbs, things, objects = queries((RIDE,), (WALK,), (HOLD,))
-    loss = itm_terms(ItmConfig(family, object=which), scores, HOI_ID, picture, logits, verbs, things, objects)
+    matched = MatchedQueries(picture, logits, verbs, things, objects)
+    loss = itm_terms(ItmConfig(family, object=which), scores, HOI_ID, matched)
     assert torch.isfinite(loss).all()
     assert loss[1] == 0 == loss[2]  # nothing asked; the annotated verb not asked
     if loss.requires_grad:
@@ -329,10 +337,11 @@ def test_no_query_and_half_precision_are_no_special_cases(family):
     config = ItmConfig(family)
     empty = torch.zeros(0, dtype=torch.int64)
     none = torch.zeros(0, VERBS, requires_grad=True)
-    assert itm_terms(config, batch(), HOI_ID, empty, none, torch.zeros(0, VERBS), empty).shape == (0,)
+    matched = MatchedQueries(empty, none, torch.zeros(0, VERBS), empty)
+    assert itm_terms(config, batch(), HOI_ID, matched).shape == (0,)
     picture, logits, verbs, things, _ = queries((RIDE,), (HOLD, WALK), (HOLD,))
     half = (logits.detach() * 2e4).half().requires_grad_()
-    loss = itm_terms(config, batch(), HOI_ID, picture, half, verbs, things)
+    loss = itm_terms(config, batch(), HOI_ID, MatchedQueries(picture, half, verbs, things))
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss).all()
     if loss.requires_grad:
@@ -425,7 +434,8 @@ def few_pictures(seed: int, pictures: int = 2, count: int = 4):
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_picture_gradients_agree_with_finite_differences(gamma):
     verbs, objects, soft = few_pictures(2)
-    assert torch.autograd.gradcheck(lambda v, o: picture_terms(v, o, soft, HOIS, 0.3, gamma), (verbs, objects))
+    loss = partial(picture_terms, soft=soft, hois=HOIS, smoothing=0.3, gamma=gamma)
+    assert torch.autograd.gradcheck(loss, (verbs, objects))
 
 
 def test_a_picture_is_judged_by_its_best_query():

@@ -16,9 +16,9 @@ from tests.fixtures.toy_student import VOCABULARY
 
 
 def test_a_view_is_a_function_of_seed_epoch_and_row():
-    views = {(seed, epoch, row): training_view(Pictures(), 640, 480, seed, epoch, row)
+    views = {(seed, epoch, row): training_view(Pictures(), 640, 480, seed=seed, epoch=epoch, row=row)
              for seed in range(2) for epoch in range(3) for row in range(4)}  # fmt: skip
-    again = training_view(Pictures(), 640, 480, 1, 2, 3)
+    again = training_view(Pictures(), 640, 480, seed=1, epoch=2, row=3)
     assert again == views[1, 2, 3]
     assert len({str(view) for view in views.values()}) == len(views)
 
@@ -27,13 +27,14 @@ def test_published_sizes():
     assert resized(640, 480, 800, 1333) == (1067, 800)
     assert resized(2000, 500, 800, 1333) == (1333, 333)
     for row in range(200):
-        view = training_view(Pictures(), 640, 480, 0, 0, row)
+        view = training_view(Pictures(), 640, 480, seed=0, epoch=0, row=row)
         x1, y1, x2, y2 = view.window
         assert 0 <= x1 < x2 <= 640 + 1e-6
         assert 0 <= y1 < y2 <= 480 + 1e-6
         assert max(view.size) <= 1333
         assert min(view.size) in Pictures().short_sides or max(view.size) == 1333
-    cropped = [training_view(Pictures(), 640, 480, 0, 0, row).window != (0, 0, 640, 480) for row in range(200)]
+    windows = [training_view(Pictures(), 640, 480, seed=0, epoch=0, row=row).window for row in range(200)]
+    cropped = [window != (0, 0, 640, 480) for window in windows]
     assert 70 < sum(cropped) < 130
 
 
@@ -47,7 +48,7 @@ def test_boxes_follow_the_picture():
     box = np.array([[120, 80, 200, 160]], np.float32)
     shown = 0
     for row in range(40):
-        view = training_view(config, 320, 240, 0, 0, row)
+        view = training_view(config, 320, 240, seed=0, epoch=0, row=row)
         seen, (x1, y1, x2, y2) = view.of_picture(picture), view.of_boxes(box)[0]
         assert seen.shape == (view.size[1], view.size[0], 3)
         bright = seen[..., 0] > 127

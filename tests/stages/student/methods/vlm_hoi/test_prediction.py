@@ -24,6 +24,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.config import (
 from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren, MurenOutput
 from hoi_distill.stages.student.methods.vlm_hoi.predict import (
+    Inference,
     Triplets,
     of_one_size,
     predicted,
@@ -159,7 +160,16 @@ def test_batches_are_single_pictures(network, world):
     """Sizes are mixed, none is padded."""
     config = tiny_config()
     found = [
-        dict(predicted(network, 24, world.read, VOCABULARY, False, config.pictures, EVERYTHING, batch))
+        dict(
+            predicted(
+                network,
+                24,
+                world.read,
+                Inference(config.pictures, EVERYTHING, batch),
+                vocabulary=VOCABULARY,
+                missing_object=False,
+            )
+        )
         for batch in (1, 7)
     ]
     assert found[0].keys() == found[1].keys() == set(range(24))

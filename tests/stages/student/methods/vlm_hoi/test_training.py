@@ -125,7 +125,7 @@ def test_divergence_names_the_pictures(tmp_path, world):
 
 def test_loader_workers_do_not_change_a_batch(world):
     config = tiny_config()
-    batches = StepBatches(config, world.training_set(), 80, None, None)
+    batches = StepBatches(config, world.training_set(), 80, labelled=None, unlabelled=None)
     alone = [batches[step] for step in range(4)]
     with_workers = list(DataLoader(batches, batch_size=None, sampler=range(4), num_workers=2))
     for one, other in zip(alone, with_workers, strict=True):
@@ -139,8 +139,9 @@ def test_loader_workers_do_not_change_a_batch(world):
 
 def test_ranks_share_out_a_batch_in_one_frame(world):
     config = tiny_config(labelled_per_step=5)
-    whole = StepBatches(config, world.training_set(), 80, None, None)[2]
-    parts = [StepBatches(config, world.training_set(), 80, None, None, rank, 2)[2] for rank in range(2)]
+    untaught = {"labelled": None, "unlabelled": None}
+    whole = StepBatches(config, world.training_set(), 80, **untaught)[2]
+    parts = [StepBatches(config, world.training_set(), 80, **untaught, rank=rank, world=2)[2] for rank in range(2)]
     for rank, part in enumerate(parts):
         assert torch.equal(part.rows, whole.rows[rank::2])
         assert torch.equal(part.pixels, whole.pixels[rank::2])
