@@ -141,7 +141,7 @@ class Method(ABC):
         """How often a training goes through the pictures that it learns from first of all, the labelled ones where there are
         any. Of so many training pictures some may have no pair, so this is a little too low."""
 
-    def distilled(self, config: Any, labelled: int, unlabelled: int) -> Mapping[str, int]:
+    def distilled(self, config: Any, labelled: int, unlabelled: int) -> Mapping[str, int]:  # noqa: ARG002 - a default
         """On how many of the training pictures a teacher's answers are distilled, by the key that says so; nothing where the
         parameters ask for no distillation."""
         return {}
@@ -153,7 +153,7 @@ class Method(ABC):
             UserError: what :meth:`train` would raise.
         """
 
-    def pair_teacher(self, name: str, config: Any, detections: str, features: str, maps: tuple[int, ...]) -> Any:
+    def pair_teacher(self, name: str, config: Any, detections: str, features: str, maps: tuple[int, ...]) -> Any:  # noqa: ARG002 - a default
         """A student of this method as a teacher of pairs: what its stages take as ``teacher`` while its training is unknown.
 
         Args:

@@ -90,7 +90,7 @@ def checkpoint_folder(source: str | Path, revision: str | None) -> Path:
 
     try:
         folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the hub's client raises a dozen unrelated classes for "not to be had"
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{source}: not a student's checkpoint: there is no such folder, and the model hub has it not to give: {why}"

@@ -386,7 +386,7 @@ def check_nodes(tasks: Sequence[Task], stop: threading.Event) -> None:
             raise UserError(
                 f"node {answers[ref]} did not answer within {PROBE_SECONDS} s; is it overloaded or cut off?"
             )
-        if not sum([_take(ref, name) for ref, name in answers.items()]):
+        if not sum(_take(ref, name) for ref, name in answers.items()):
             raise UserError(
                 "the Ray cluster has no node with a CPU; start one, or unset RAY_ADDRESS to use a local Ray"
             )

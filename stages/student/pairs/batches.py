@@ -187,7 +187,7 @@ class PairBatches(PictureBatches[Batch]):
         first = next(pool[:1] for pool in self.pools if len(pool))
         return int(self.maps(first, np.zeros(1, np.int64))[1].shape[1])
 
-    def picture(self, row: int, draw: np.random.Generator) -> Picture:
+    def picture(self, row: int, draw: np.random.Generator) -> Picture:  # noqa: ARG002 - a default that draws nothing
         """A row's instances, pairs and annotations. ``draw`` gives the random numbers of the step."""
         return self.pictures[row]
 

@@ -53,7 +53,7 @@ class StudentOfPairs(Student):
         """How many detections of each picture are kept, the best; None: all."""
         return None
 
-    def maps(self, test: TestSet, pictures: PictureTable, shared: Path) -> MapReader:
+    def maps(self, test: TestSet, pictures: PictureTable, shared: Path) -> MapReader:  # noqa: ARG002 - a default
         """Reads the feature maps of a test set; ``shared`` is where variants of a study keep theirs."""
         return TableMaps.of(test.source, self.config.views[:1])
 
