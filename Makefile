@@ -49,7 +49,7 @@ pico-detr: $(READY) ## train the shipped pico DETR, which students of VLM-HOI st
 pico-clip: $(READY) ## train the second shipped pico teacher, a CLIP, again
 	$(BIN)/python -m hoi_distill.stages.teacher.pico.training.clip --out stages/teacher/pico/clip
 
-test: $(READY) ## quick tests, each within 30 seconds
+test: $(READY) ## quick tests
 	$(BIN)/python -m pytest -q --durations=25 -m 'not slow' tests
 
 test-slow: $(READY) ## the other tests: training, killed processes, Ray, pages in Chromium

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 from hoi_distill.stages.teacher.pico.training.captions import Grammar
 
 
-class TagLearner(nn.Module):
+class TagLearner(nn.Module, ABC):
     """A network whose stem also tells what is in the picture, for as long as it trains.
 
     Attributes:
@@ -18,9 +20,9 @@ class TagLearner(nn.Module):
     """
 
     @property
+    @abstractmethod
     def stem(self) -> nn.Module:
         """The convolutions: pictures to cells, float ``[B, C, h, w]``."""
-        raise NotImplementedError
 
     def add_tags(self, width: int, grammar: Grammar) -> None:
         """Initialise the tags, for a stem of ``width`` channels, and the stem itself."""
