@@ -167,11 +167,11 @@ def product_limit(device: str, dtype: torch.dtype) -> float:
 def measure(setting: Setting, prompts: Sequence[str], device: str) -> dict[str, Any]:
     """Seconds per picture of every side, their ratios, and how far the logits lie apart."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    pictures, memory_mib = (32, 16384) if device == "cuda" else (1, 256)
+    batch, memory_mib = (32, 16384) if device == "cuda" else (1, 256)
     tokenizer = tokenizer_of(prompts)
     torch.manual_seed(0)
     scorer, stock = {"blip": blip, "blip2": blip2}[setting.family](tokenizer, device, dtype, memory_mib)
-    images = torch.randn(pictures, setting.image_tokens, setting.image_width).to(device, dtype)
+    images = torch.randn(batch, setting.image_tokens, setting.image_width).to(device, dtype)
     groups = [prompts[start : start + STOCK_PROMPTS] for start in range(0, len(prompts), STOCK_PROMPTS)]
 
     def ask(copies: Callable[[int], int]) -> torch.Tensor:
@@ -191,7 +191,7 @@ def measure(setting: Setting, prompts: Sequence[str], device: str) -> dict[str, 
     expanded_s, expanded = timed(device, lambda: ask(lambda count: count))
     moved = float((expanded.amax(0) - expanded.amin(0)).max())
     lengths = [len(ids) for ids in scorer.token_ids(prompts)]
-    ours_s /= pictures
+    ours_s /= batch
     result = {
         "seconds_expanded": expanded_s,
         "seconds_batch_of_one": one_s,

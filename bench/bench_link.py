@@ -113,7 +113,7 @@ class LiveBatches(LinkBatches):
     def __getitem__(self, step: int) -> PairBatch:
         rows = self.rows(step)
         flipped = self.mirrored(self.drawn(step, len(rows))[0]).tolist()
-        pictures, images, mirrored = [], [], []
+        pictures, pixels, mirrored = [], [], []
         for row, flip in zip(rows.tolist(), flipped, strict=True):
             picture = self.pictures[row]
             whole = (picture.width, picture.height)
@@ -124,9 +124,9 @@ class LiveBatches(LinkBatches):
                 if moved is not None:
                     picture, view = moved, augmented
             pictures.append(picture)
-            images.append(Image.fromarray(view.of_picture(self.read(row))))
+            pixels.append(Image.fromarray(view.of_picture(self.read(row))))
             mirrored.append(self.augment is None and flip)
-        batch = Batch(np.zeros(len(rows), "V16"), [str(row) for row in rows], len(rows), images)
+        batch = Batch(np.zeros(len(rows), "V16"), [str(row) for row in rows], len(rows), pixels)
         maps = torch.as_tensor(self.stage.compute(batch, ("original",), {})["original"]).half()  # as they are cached
         regions = gather(pictures, maps, np.array(mirrored))
         shown = BatchImages(rows, pictures, regions, [])

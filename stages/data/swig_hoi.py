@@ -77,7 +77,7 @@ def load_swig_hoi(
     boxes: list[Any] = []
     categories: list[Any] = []
     hois: list[tuple[int, Any, Any, Any]] = []  # picture, subject and object among all boxes (-1: not there), action
-    for picture, number in enumerate(owners):
+    for position, number in enumerate(owners):
         start, count = len(boxes), len(records[number].get("box_annotations") or ())
         for box in records[number].get("box_annotations") or ():
             boxes.append(box.get("bbox"))
@@ -86,9 +86,9 @@ def load_swig_hoi(
             ends = (hoi.get("subject_id"), hoi.get("object_id"))
             there = all(isinstance(end, int) and 0 <= end < count for end in ends)
             if there:
-                hois.append((picture, start + ends[0], start + ends[1], hoi.get("action_id")))
+                hois.append((position, start + ends[0], start + ends[1], hoi.get("action_id")))
             else:
-                reject(f"entry {number} ({names[picture]}): interaction of the boxes {ends}; the picture has {count}")
+                reject(f"entry {number} ({names[position]}): interaction of the boxes {ends}; the picture has {count}")
     columns = [np.array(column, np.int64) for column in ([h[k] for h in hois] for k in range(3))]
     image, human, obj = columns
     box, good_box = number_rows(boxes, 4)

@@ -174,7 +174,7 @@ class Answers(AsksAboutSeen):
         import torch
 
         pictures = batch.once(
-            ("pictures", self.vision_key), lambda: [self.picture(image) for image in batch.images[: batch.count]]
+            ("pictures", self.vision_key), lambda: [self.image_inputs(image) for image in batch.images[: batch.count]]
         )
 
         def forward(positions: np.ndarray) -> list[tuple[Answer, ...]]:
@@ -246,7 +246,7 @@ class Answers(AsksAboutSeen):
         )
         return [*told, *parts]
 
-    def picture(self, image: Image.Image) -> ImageInputs:
+    def image_inputs(self, image: Image.Image) -> ImageInputs:
         """Preprocess one picture by the checkpoint's own image processor.
 
         Raises:

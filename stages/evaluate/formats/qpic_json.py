@@ -221,9 +221,9 @@ def _interactions(
 def _frame(gts: list[Any], annotations: Annotations, index: dict[str, int], most: int = 200) -> str:
     """The frame in which the file's copy of the annotations is nearest to them; zero-based without one."""
     equal = dict.fromkeys(FRAMES, 0)
-    for picture in gts[:most]:
-        image = index.get(str(_name(picture)), -1) if isinstance(picture, dict) else -1
-        listed = picture.get("annotations") if image >= 0 else None
+    for record in gts[:most]:
+        image = index.get(str(_name(record)), -1) if isinstance(record, dict) else -1
+        listed = record.get("annotations") if image >= 0 else None
         if not isinstance(listed, list):
             continue
         theirs, _ = number_rows([box.get("bbox") if isinstance(box, dict) else None for box in listed], 4)

@@ -266,8 +266,8 @@ class Detectron2Detector(Stage):
         pixels = np.asarray(picture.convert("RGB"))
         changed = transforms.AugInput(np.ascontiguousarray(pixels[:, :, ::-1] if self.channels == "BGR" else pixels))
         self.augment(changed)
-        image = torch.from_numpy(np.ascontiguousarray(changed.image.transpose(2, 0, 1)).astype(np.float32))
-        return {"image": image, "height": picture.height, "width": picture.width}
+        pixels_of_view = torch.from_numpy(np.ascontiguousarray(changed.image.transpose(2, 0, 1)).astype(np.float32))
+        return {"image": pixels_of_view, "height": picture.height, "width": picture.width}
 
     def _kept(self, instances: Any) -> tuple[np.ndarray, ...]:
         """Boxes ``[K, 4]``, scores ``[K]`` and COCO-80 labels ``[K]``, best first; the model has clipped the boxes."""

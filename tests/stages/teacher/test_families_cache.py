@@ -60,8 +60,8 @@ def draw_pictures(folder: Path) -> None:
     shapes = [(40, 60), (97, 31), (64, 64), (8, 120), (150, 200), (33, 47)]
     for number, (height, width) in enumerate(shapes):
         slope = np.linspace(0, 160, width)[None, :, None] + np.linspace(0, 60, height)[:, None, None]
-        picture = (slope + random.integers(0, 36, (height, width, 3))).astype(np.uint8)
-        image = Image.fromarray(picture)
+        pixels = (slope + random.integers(0, 36, (height, width, 3))).astype(np.uint8)
+        image = Image.fromarray(pixels)
         image.save(folder / f"rgb{number}.png")
         exif = Image.Exif()
         exif[0x0112] = 3 + number

@@ -35,10 +35,10 @@ class View:
     mirrored: bool = False
     colours: tuple[tuple[int, float], ...] = ()
 
-    def of_picture(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def of_picture(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """uint8 ``[height, width, 3]`` to uint8 ``[size[1], size[0], 3]``. A picture that is not of ``whole`` size (its
         annotations say another) is stretched to it."""
-        image = Image.fromarray(picture)
+        image = Image.fromarray(pixels)
         across, down = image.width / self.whole[0], image.height / self.whole[1]
         x1, y1, x2, y2 = self.window
         box = (x1 * across, y1 * down, min(x2 * across, image.width), min(y2 * down, image.height))
