@@ -121,6 +121,7 @@ def live_through_kills(album: Album, kills: int, seed: int) -> None:
     assert cells_of(album) == undisturbed(album)
 
 
+@pytest.mark.slow
 def test_driver_killed_at_random(album):
     live_through_kills(album, kills=4, seed=0)
 

@@ -34,6 +34,7 @@ def soaked(kinds: tuple[str, ...], sequences: int, seed: int = 0, planted: str =
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "sequences"), [("storage", 30), ("pipeline", 8)])
 def test_random_faults_lose_nothing_show_nothing_wrong_and_leave_nothing_to_clear_away(kind, sequences):
     found, log = soaked((kind,), sequences, seed=2)
@@ -66,6 +67,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_fault_in_the_code_is_found_and_its_sequence_named(name):
     found, log = soaked(("storage", "pipeline"), 3, planted=PLANTED[name])

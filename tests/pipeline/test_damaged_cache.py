@@ -76,6 +76,7 @@ def test_the_planner_reads_no_flipped_bit_either(album):
     assert hoi_distill("run", album.path).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_record_with_failures_of_flipped_bits_kills_neither_run_nor_check(album):
     (album.folder / "zero.png").write_bytes(b"")
     run(album.setup())
@@ -167,6 +168,7 @@ def test_a_damaged_note_is_forgotten_when_told(album):
     assert {row["trashed"] for row in json.loads(done.stdout)["unwanted"]} == {True}
 
 
+@pytest.mark.slow
 def test_a_life_with_every_note_damaged(album):
     """run, damage of all that is no cell, run, check, run: nothing is computed twice and nothing stops."""
     assert hoi_distill("run", album.path).returncode == 0

@@ -183,6 +183,7 @@ def test_limit(album, command):
     assert not list((album.root / "cache").glob("registered/*"))  # a trial run wants no tables for good
 
 
+@pytest.mark.slow
 def test_gc(album: Album):
     """A table that no registered setup wants is listed, kept while somebody uses it, and moved with --yes."""
     cache = album.root / "cache"

@@ -89,6 +89,7 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", STUDENTS)
 def test_two_processes_learn_what_one_does(tmp_path, student):
     train, terms = STUDENTS[student]

@@ -192,6 +192,7 @@ def test_groups_hold_one_size_and_every_picture_once():
         assert len({seen.shape for _, _, seen in group}) == 1
 
 
+@pytest.mark.slow
 def test_a_saved_student_predicts_the_same(tmp_path, world):
     config = tiny_config(itm=ItmConfig(weight=0.0), epochs=12.0, ema=0.5)
     student = train(config, world.training_set(), tmp_path / "run", report=lambda line: None)

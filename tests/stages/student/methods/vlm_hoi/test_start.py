@@ -43,6 +43,7 @@ def test_weights_that_are_not_there_in_full_are_refused_at_planning(tmp_path, na
         start(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "detr-r50.pth"])
 def test_a_hub_id_fetches_old_weights_too(tmp_path, name):
     served = tmp_path / "served/org/name"

@@ -34,6 +34,7 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_says_what_it_is_made_of(tmp_path, world):
     config = tiny_config(epochs=10.0, drop_epoch=8.0, f7=F7)
     student = train(config, world.training_set(), tmp_path, report=quiet)
