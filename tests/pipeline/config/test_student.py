@@ -142,7 +142,7 @@ def method_columns(words) -> tuple[str, ...]:
     return method.needs(config, words).train["itm"]
 
 
-@pytest.mark.parametrize("page", ["docs/own_data.md", "docs/recipes.md"])
+@pytest.mark.parametrize("page", ["docs/own-data.md", "docs/recipes.md"])
 def test_the_recipes_for_hico_det_train_for_epochs(page):
     blocks = [yaml.safe_load(block.split("```")[0]) for block in (ROOT / page).read_text().split("```yaml\n")[1:]]
     students = [block["student"] for block in blocks if "student" in block]
