@@ -21,6 +21,7 @@ from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import StorageError, UserError
 from hoi_distill.storage.files import stamps
 from hoi_distill.storage.layout import locate_cells
+from hoi_distill.storage.numbers import NumberReader, number_type
 from hoi_distill.storage.sampling import Epoch, RankBatches
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.shards import cells as arrow_cells
@@ -76,8 +77,10 @@ class SampleStream:
     """Samples of the N rows of a spec: ``{"row": position in spec.row_ids, table: {column: value}}``.
 
     A value is a read-only array for tensors (float16 for codec ``fp16``, else float32) and what
-    :func:`hoi_distill.storage.shards.cells.cells` gives for Arrow cells; None where the cell is not wanted. Arrays are views of
-    mapped files and stay valid as long as they are held. Rows with a recorded failure in any table are left out.
+    :func:`hoi_distill.storage.shards.cells.cells` gives for Arrow cells; None where the cell is not wanted. The cells of a
+    table of numbers (:func:`hoi_distill.storage.numbers.number_type`) are a :class:`hoi_distill.storage.numbers.NumberRow`,
+    which has them as one array too. Other arrays are views of mapped files. All stay valid as long as they are held. Rows
+    with a recorded failure in any table are left out.
 
     The stream pickles, and loader workers may be forked or spawned: each process maps the files by itself.
 
@@ -114,7 +117,11 @@ class SampleStream:
         read = [int(row) for row in rows if row not in self.skipped]
         for table in self._tables:
             table.read_ahead(read)
-        return [{"row": row, **{table.name: table.read(row) for table in self._tables}} for row in read]
+        samples: list[Sample] = [{"row": row} for row in read]
+        for table in self._tables:
+            for sample, row in zip(samples, read, strict=True):
+                sample[table.name] = table.read(row)
+        return samples
 
     def loader(
         self,
@@ -173,6 +180,8 @@ class _CellReader:
         self.failures = {row: f"{name}: {reason}" for row, reason in layout.failures.items()}
         self._wanted = None if ref.cells.wanted is None else np.packbits(ref.cells.wanted, axis=1)
         self._groups, self._paths, self._holds_tensors = layout.groups, layout.paths, table.type is None
+        kind = None if table.type is None else number_type(table.type)
+        self._numbers = None if kind is None else NumberReader(kind, self.columns, self._groups, self._paths)
         try:
             verify_once(self._paths)
         except StorageError as error:
@@ -195,8 +204,10 @@ class _CellReader:
                     for name in columns:
                         cast(LmdbShard, shard).read_ahead(name, position)
 
-    def read(self, row: int) -> dict[str, Any]:
+    def read(self, row: int) -> Mapping[str, Any]:
         """``{column: value}`` in the order of the selection; None for a cell that is not wanted."""
+        if self._numbers is not None:
+            return self._numbers.read(row, self._wanted_of(row))
         values: dict[str, Any] = dict.fromkeys(self.columns)
         for shard, known, position, columns in self._places(row):
             for name in columns:
@@ -207,14 +218,16 @@ class _CellReader:
 
     def _places(self, row: int) -> Iterator[tuple[Shard, dict[str, Callable[[int], Any]], int, list[str]]]:
         """Where the wanted cells of a row lie: for each group what :meth:`_shard` gives, the position, the columns."""
-        wanted = None
-        if self._wanted is not None:
-            bits = np.unpackbits(self._wanted[row], count=len(self.columns))
-            wanted = set(compress(self.columns, bits.tolist()))
+        bits = self._wanted_of(row)
+        wanted = None if bits is None else set(compress(self.columns, bits.tolist()))
         for group in self._groups:
             columns = group.columns if wanted is None else [name for name in group.columns if name in wanted]
             if columns:
                 yield *self._shard(int(group.shard[row])), int(group.position[row]), columns
+
+    def _wanted_of(self, row: int) -> np.ndarray | None:
+        """``bool [C]``; None where every cell is wanted."""
+        return None if self._wanted is None else np.unpackbits(self._wanted[row], count=len(self.columns)).view(bool)
 
     def _shard(self, number: int) -> tuple[Shard, dict[str, Callable[[int], Any]]]:
         """An open shard and the columns of it that were read so far. The ones used last stay open."""

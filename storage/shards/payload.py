@@ -44,9 +44,19 @@ def open_shard(path: str | os.PathLike[str]) -> Shard:
         StorageError: the file is missing or unreadable, or its bytes have changed.
     """
     name = os.fspath(path)
-    with _reading(name), damage(f"shard {name}"):
-        stamp = stamps.once(name, lambda: verify_shard(name))
+    with verified(name) as stamp:
         return _open_lmdb(name, stamp) if name.endswith(".lmdb") else _open_arrow(name, stamp)
+
+
+@contextlib.contextmanager
+def verified(name: str) -> Iterator[Stamp]:
+    """In the block a payload may be opened: its bytes are those that were written. Gives its stamp.
+
+    Raises:
+        StorageError: the file is missing or unreadable, or its bytes have changed.
+    """
+    with _reading(name), damage(f"shard {name}"):
+        yield stamps.once(name, lambda: verify_shard(name))
 
 
 @contextlib.contextmanager
