@@ -62,12 +62,15 @@ def locate_cells(table: Table, cells: CellSelection) -> Layout | None:
         if part.wanted is not None:
             _point_unwanted_at_wanted(where, part.wanted)
         number = np.array([paths.setdefault(path, len(paths)) for path in where.paths], np.int32)
-        for column, located, place in zip(part.columns, where.shard.T, where.position.T, strict=True):
-            filled = located >= 0
-            shard, position = np.where(filled, located, FAILED), np.where(filled, place, 0)
-            shard[filled] = number[shard[filled]]
-            key = digest_bytes(shard.tobytes()), digest_bytes(position.tobytes())
-            groups.setdefault(key, Group([], shard, position)).columns.append(column)
+        for index, (column, beside) in enumerate(zip(part.columns, _lie_beside_the_left(where), strict=True)):
+            if not beside:
+                filled = where.shard[:, index] >= 0
+                shard = np.where(filled, where.shard[:, index], FAILED)
+                position = np.where(filled, where.position[:, index], 0)
+                shard[filled] = number[shard[filled]]
+                key = digest_bytes(shard.tobytes()), digest_bytes(position.tobytes())
+                group = groups.setdefault(key, Group([], shard, position))
+            group.columns.append(column)
     return Layout(list(groups.values()), list(paths), failures)
 
 
@@ -77,3 +80,11 @@ def _point_unwanted_at_wanted(where: Location, wanted: np.ndarray) -> None:
     first = wanted.argmax(axis=1)[:, None]
     for place in (where.shard, where.position):
         place[:] = np.where(wanted, place, np.take_along_axis(place, first, axis=1))
+
+
+def _lie_beside_the_left(where: Location) -> np.ndarray:
+    """``bool [C]``: the columns whose cells all lie where those of the column before lie."""
+    same = np.zeros(where.shard.shape[1], bool)
+    same[1:] = (where.shard[:, 1:] == where.shard[:, :-1]).all(axis=0)
+    same[1:] &= (where.position[:, 1:] == where.position[:, :-1]).all(axis=0)
+    return same
