@@ -104,3 +104,19 @@ def in_order(samples: Samples, rows: np.ndarray | None = None) -> Iterator[Sampl
     wanted = np.arange(len(samples)) if rows is None else rows
     for start in range(0, len(wanted), CHUNK):
         yield from samples.__getitems__(wanted[start : start + CHUNK].tolist())
+
+
+def stacked(cells: Mapping[str, Any]) -> np.ndarray:
+    """One row's pairs of numbers as one array.
+
+    Args:
+        cells: two numbers for each of C columns, or None for a cell that the row does not want.
+
+    Returns:
+        float ``[C, 2]`` in the order of the columns, NaN for None.
+    """
+    from hoi_distill.storage.numbers import NumberRow
+
+    if isinstance(cells, NumberRow):
+        return cells.array
+    return np.array([(np.nan, np.nan) if cell is None else cell for cell in cells.values()]).reshape(-1, 2)

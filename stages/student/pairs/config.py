@@ -47,6 +47,8 @@ class PairsConfig:
     save_every: Count = 100
     """Steps between saves of the exact state; a killed run repeats at most this many."""
     predict_batch: Count = 64
+    loader_workers: CountOrNone = 0
+    """Processes that read batches, beside each training process; 0: a thread of it does."""
 
     def __post_init__(self) -> None:
         if self.views[0] == "flip":
@@ -62,5 +64,5 @@ class PairsConfig:
         return self.steps * self.unlabelled_per_step / max(unlabelled, 1)
 
 
-BOOKKEEPING = ("log_every", "save_every", "predict_batch")
+BOOKKEEPING = ("log_every", "save_every", "predict_batch", "loader_workers")
 """Parameters that change no weight."""

@@ -84,7 +84,6 @@ class PairTraining:
         folder: Path,
         extras: Extras,
         *,
-        loader_workers: int = 0,
         report: Report = print,
     ) -> PairTraining:
         """Make the run folder and join the launcher's processes.
@@ -94,12 +93,11 @@ class PairTraining:
             data: the training set.
             folder: the run folder.
             extras: its ``stop`` ends the training early.
-            loader_workers: processes that load batches.
             report: gets lines for people.
         """
         (folder / "state").mkdir(parents=True, exist_ok=True)
         accelerator = Accelerator(log_with="tensorboard", project_dir=folder)
-        run = Run(folder, run_name(config, BOOKKEEPING, data), report, extras.stop, loader_workers)
+        run = Run(folder, run_name(config, BOOKKEEPING, data), report, extras.stop, config.loader_workers)
         return cls(config, data, run, accelerator)
 
     @property

@@ -78,7 +78,6 @@ def train(
     run_dir: Path,
     extras: Extras = NOTHING,
     *,
-    loader_workers: int = 0,
     report: Report = print,
 ) -> ClHoiStudent:
     """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
@@ -95,7 +94,7 @@ def train(
         raise UserError(
             "student.tables.text: cl_hoi tells interactions apart by their text; name a table of text embeddings"
         )
-    training = PairTraining.open(config, data, run_dir, extras, loader_workers=loader_workers, report=report)
+    training = PairTraining.open(config, data, run_dir, extras, report=report)
     accelerator, state = training.accelerator, run_dir / "state"
     with accelerator.main_process_first():
         own = annotated(data) if config.labels == "instances" else None
@@ -178,7 +177,6 @@ def first_stage(training: PairTraining, shape: ClHoiShape, extras: Extras) -> tu
         data,
         run_dir / "context",
         extras,
-        loader_workers=training.run.loader_workers,
         report=lambda line: training.run.report(f"context: {line}"),
     )
     accelerator = context.accelerator

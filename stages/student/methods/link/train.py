@@ -34,7 +34,6 @@ def train(
     run_dir: Path,
     extras: Extras = NOTHING,
     *,
-    loader_workers: int = 0,
     report: Report = print,
 ) -> LinkStudent:
     """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
@@ -44,7 +43,7 @@ def train(
         UserError: the run folder holds another run's state, there is nothing to train on, or a teacher looked at other boxes.
     """
     # The stream.
-    training = PairTraining.open(config, data, run_dir, extras, loader_workers=loader_workers, report=report)
+    training = PairTraining.open(config, data, run_dir, extras, report=report)
     accelerator = training.accelerator
     valid = torch.from_numpy(allowed(config, data.vocabulary))
     with accelerator.main_process_first():

@@ -21,11 +21,8 @@ from hoi_distill.stages.student.methods.pair_classifier.config import PairClassi
 from hoi_distill.stages.student.pairs.batches import MapReader
 from hoi_distill.stages.student.pairs.instances import PictureTable
 from hoi_distill.stages.student.pairs.predict import scored
-from hoi_distill.stages.student.source import in_order
+from hoi_distill.stages.student.source import in_order, stacked
 from hoi_distill.storage.errors import UserError
-
-NOT_ASKED = np.full(2, np.nan, np.float16)
-"""The matching logits of a cell that its row does not want (``itc_top_k``)."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +97,7 @@ def _match_table(path: Path, data: TrainingSet) -> np.ndarray:
     def rows() -> Iterator[tuple[int, np.ndarray]]:
         for sample in in_order(data.source.open({"itm": tuple(prompt for _, prompt in asked)})):
             values = np.full(len(data.prompts), np.nan, np.float32)
-            logits = [sample["itm"][prompt] for _, prompt in asked]
-            values[hois] = match_log_odds(np.array([NOT_ASKED if pair is None else pair for pair in logits]))
+            values[hois] = match_log_odds(stacked(sample["itm"]))
             yield sample["row"], values
 
     return _stored(path, data, rows())

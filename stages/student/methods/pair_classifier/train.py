@@ -50,7 +50,6 @@ def train(
     extras: Extras = NOTHING,
     *,
     cnn: RegionCNNConfig | None = None,
-    loader_workers: int = 0,
     report: Report = print,
 ) -> PairStudent:
     """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
@@ -62,7 +61,6 @@ def train(
         extras: its ``shared_dir`` is where variants of a study share the ``region_cnn`` encoder; default: the run folder's
             parent.
         cnn: the encoder's parameters; default: those of :class:`RegionCNNConfig`.
-        loader_workers: processes that read batches ahead.
         report: is given lines for people.
 
     Raises:
@@ -70,7 +68,7 @@ def train(
         UserError: the run folder holds another run's state, or there is nothing to train on.
     """
     # The stream.
-    training = PairTraining.open(config, data, run_dir, extras, loader_workers=loader_workers, report=report)
+    training = PairTraining.open(config, data, run_dir, extras, report=report)
     accelerator = training.accelerator
     shared = extras.shared_dir or run_dir.parent
 

@@ -22,6 +22,7 @@ from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.prompts import NO_INTERACTION
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.calibration import Platt, fit_platt, match_log_odds
+from hoi_distill.stages.student.source import stacked
 from hoi_distill.storage.errors import UserError
 
 PromptForm = Literal["verb", "object", "full"]
@@ -87,9 +88,9 @@ def match_row(cells: Mapping[str, Any], prompts: Sequence[str], picture: str) ->
     """
     if absent := [prompt for prompt in prompts if prompt not in cells]:
         raise _no_score(picture, absent[0])
-    not_asked = (np.nan, np.nan)
-    pairs = [not_asked if cells[prompt] is None else cells[prompt] for prompt in prompts]
-    return match_log_odds(np.array(pairs, np.float32).reshape(-1, 2))
+    if list(cells) != list(prompts):
+        cells = {prompt: cells[prompt] for prompt in prompts}
+    return match_log_odds(stacked(cells))
 
 
 def annotated_classes(annotations: Annotations, columns: ItmColumns) -> npt.NDArray[np.bool_]:
