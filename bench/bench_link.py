@@ -55,19 +55,19 @@ from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.stages.stage import Batch, Stage
 from hoi_distill.stages.student.data import TrainingSet
+from hoi_distill.stages.student.methods.link.batches import LinkBatches
 from hoi_distill.stages.student.methods.link.config import LinkConfig
-from hoi_distill.stages.student.methods.link.distillation import KdConfig
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
-from hoi_distill.stages.student.methods.link.stream import LinkBatches
+from hoi_distill.stages.student.methods.link.pair_teacher import PairTeacher
 from hoi_distill.stages.student.methods.link.student import allowed, verbs
-from hoi_distill.stages.student.methods.link.teaching import PairTeacher
 from hoi_distill.stages.student.methods.link.train import terms_of
 from hoi_distill.stages.student.methods.vlm_hoi.augment import View, training_view
 from hoi_distill.stages.student.methods.vlm_hoi.config import Pictures
 from hoi_distill.stages.student.pairs.batches import Batch as PairBatch
 from hoi_distill.stages.student.pairs.instances import NO_POSITIVES, Picture, gather, with_annotations
 from hoi_distill.stages.student.pairs.prepare import training_pictures
+from hoi_distill.stages.student.pairs.supervision.config import KdConfig
 from hoi_distill.stages.student.pairs.terms import BatchImages
 from hoi_distill.stages.student.pairs.training import TermLoss
 from hoi_distill.stages.student.source import MemorySource

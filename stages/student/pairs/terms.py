@@ -21,16 +21,16 @@ from hoi_distill.stages.student.pairs.regions import Candidates, Regions
 from hoi_distill.stages.student.training.processes import ALONE, Processes
 
 
-class Phrases(NamedTuple):
+class TextSpace(NamedTuple):
     """Pairs and interactions in the space of a text encoder.
 
     Attributes:
-        look: float ``[P, T]`` embeddings of the pairs.
+        pairs: float ``[P, T]`` embeddings of the pairs.
         classes: float ``[H, T]`` embeddings of the interactions' prompts, of length 1.
         log_temperature: scalar, logarithm of the temperature at which they are contrasted.
     """
 
-    look: Tensor
+    pairs: Tensor
     classes: Tensor
     log_temperature: Tensor
 
@@ -44,7 +44,7 @@ class PairOutput(NamedTuple):
         pairs: float ``[Ld, P, E]``, tokens of the pairs after each decoder layer.
         latent: float ``[B, D, h, w]``, the feature map as the decoder gets it.
         log_r: float ``[P]``, logarithm of the probability that a pair interacts at all.
-        phrases: pairs in the space of a text encoder.
+        text_space: pairs and interactions in the space of a text encoder.
     """
 
     logits: Tensor
@@ -52,7 +52,7 @@ class PairOutput(NamedTuple):
     pairs: Tensor | None = None
     latent: Tensor | None = None
     log_r: Tensor | None = None
-    phrases: Phrases | None = None
+    text_space: TextSpace | None = None
 
 
 @dataclass(frozen=True)

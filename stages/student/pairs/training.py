@@ -47,7 +47,7 @@ class TermLoss:
         output = self.output_of(model(batch.regions))
         predictions = Predictions(output, batch.regions, candidates_of(batch.regions, self.valid), self.processes)
         # A text embedding has a gradient (of 0) in every step, also where no term looks at it.
-        total = output.logits.new_zeros(()) if output.phrases is None else output.phrases.look.sum() * 0
+        total = output.logits.new_zeros(()) if output.text_space is None else output.text_space.pairs.sum() * 0
         values: dict[str, Tensor] = {}
         for term in self.terms:
             for name, weight, value in term.losses(predictions, batch.targets[term.name], step.number):

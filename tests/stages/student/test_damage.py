@@ -15,7 +15,7 @@ from hoi_distill.stages.student.methods.cl_hoi.train import train as train_cl_ho
 from hoi_distill.stages.student.methods.pair_classifier.region_cnn import RegionCNNConfig
 from hoi_distill.stages.student.methods.pair_classifier.train import train as train_pairs
 from hoi_distill.stages.student.methods.vlm_hoi.train import train as train_vlm_hoi
-from tests.fixtures.toy_cl_hoi import CONFIG, TEXT, TaughtToy
+from tests.fixtures.toy_cl_hoi import CONFIG, TEXT, LabelledToy
 from tests.fixtures.toy_student import Toy, weights
 from tests.fixtures.vlm_hoi_world import World, tiny_config
 
@@ -38,7 +38,7 @@ def own_encoder(folder: Path, config) -> None:
 
 
 def cl_hoi(folder: Path) -> None:
-    train_cl_hoi(CONFIG, TaughtToy(40, 0).taught(), folder, Extras(folder / "shared", TEXT), report=quiet)
+    train_cl_hoi(CONFIG, LabelledToy(40, 0).teacher_set(), folder, Extras(folder / "shared", TEXT), report=quiet)
 
 
 def vlm_hoi(folder: Path) -> None:

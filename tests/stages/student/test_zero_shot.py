@@ -11,11 +11,11 @@ import torch
 
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
-from hoi_distill.stages.student.methods.pair_classifier.soft_labels import calibrate
 from hoi_distill.stages.student.methods.pair_classifier.train import terms_of, train
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, TableMaps
 from hoi_distill.stages.student.pairs.instances import Picture, PictureTable, targets, with_annotations
 from hoi_distill.stages.student.pairs.prepare import picture_table
+from hoi_distill.stages.student.pairs.supervision.soft_labels import calibrate
 from tests.fixtures.toy_student import OBJECTS, VOCABULARY, Toy, weights
 
 CONFIG = PairClassifierConfig(

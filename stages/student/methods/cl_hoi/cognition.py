@@ -35,13 +35,13 @@ class Cognition(NamedTuple):
 
     Attributes:
         logits: float ``[P, H]``, z of every class; the caller masks by the pair's object.
-        look: float ``[P, T]``, W e, the pairs in the text encoder's space.
+        embeddings: float ``[P, T]``, W e, the pairs in the text encoder's space.
         log_r: float ``[P]``, log of the interactiveness r; 0 with that branch off.
         classes: float ``[H, T]`` of length 1, the classifier's rows.
     """
 
     logits: Tensor
-    look: Tensor
+    embeddings: Tensor
     log_r: Tensor
     classes: Tensor
 
@@ -149,11 +149,15 @@ class CognitionNetwork(nn.Module):
     def forward(self, regions: Regions, context: Tensor | None) -> Cognition:
         """``context``: float ``[B, Q, D]`` tokens of the translator."""
         pairs = self.reason(regions, context)
-        head, look, classes = self.classifier, self.classifier.project(pairs), self.classifier.classes()
+        head, embeddings, classes = self.classifier, self.classifier.project(pairs), self.classifier.classes()
         # scaled before the product, unlike the classifier's own forward: another order moves last bits of trained students
-        logits = head.scale.exp() * F.normalize(look, dim=1) @ classes.T + head.bias
-        log_r = F.logsigmoid(self.interacts(pairs)[:, 0]) if self.interacts is not None else look.new_zeros(len(look))
-        return Cognition(logits, look, log_r, classes)
+        logits = head.scale.exp() * F.normalize(embeddings, dim=1) @ classes.T + head.bias
+        log_r = (
+            embeddings.new_zeros(len(embeddings))
+            if self.interacts is None
+            else F.logsigmoid(self.interacts(pairs)[:, 0])
+        )
+        return Cognition(logits, embeddings, log_r, classes)
 
     def reason(self, regions: Regions, context: Tensor | None) -> Tensor:
         """The pairs' embeddings e, float ``[P, D]``."""

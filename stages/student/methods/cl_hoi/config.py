@@ -19,8 +19,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from hoi_distill.stages.keys import Count, CountOrNone, Fraction, NotNegative, Positive, Rate, settings
+from hoi_distill.stages.keys import Count, CountOrNone, NotNegative, Positive, Rate, settings
 from hoi_distill.stages.student.pairs.config import PairsConfig
+from hoi_distill.stages.student.pairs.supervision.config import ImageLabelLossConfig
 from hoi_distill.storage.errors import UserError
 
 Exponents = Annotated[tuple[NotNegative, ...], Field(min_length=1)]
@@ -114,25 +115,6 @@ class ContextConfig:
 
 
 @settings
-class LossesConfig:
-    """Stage 2's weights: ``contrastive * L_nce + mil * L_mil + relatedness * L_rel``; mil and relatedness 0: the purist run.
-
-    Attributes:
-        attention_temperature: of the attention of a teacher's phrase to the pairs; temperature: where the learnt one of
-            the contrast between phrases starts.
-        mil_alpha, mil_gamma: of the multiple-instance loss's focal terms (RegFormer).
-    """
-
-    contrastive: NotNegative = 1.0
-    mil: NotNegative = 1.0
-    relatedness: NotNegative = 0.1
-    attention_temperature: Positive = 0.1
-    temperature: Positive = 0.07
-    mil_alpha: Fraction = 0.25
-    mil_gamma: NotNegative = 2.0
-
-
-@settings
 class ClHoiConfig(PairsConfig):
     """A training in the CL-HOI style. ``unlabelled_per_step`` are stage 2's pictures a step: as none is labelled,
     ``labelled_per_step`` is not read. ``focal_*`` and ``association_iou`` serve pair-level targets only (``bridge: copy``,
@@ -149,7 +131,7 @@ class ClHoiConfig(PairsConfig):
     translator: TranslatorConfig = field(default_factory=TranslatorConfig)
     context_stage: ContextConfig = field(default_factory=ContextConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    losses: LossesConfig = field(default_factory=LossesConfig)
+    losses: ImageLabelLossConfig = field(default_factory=ImageLabelLossConfig)
     translator_rate: NotNegative = 0.0
     """The translator's learning rate in stage 2, as a share of the network's; 0: frozen."""
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from hoi_distill.stages.data.label_kinds import IGNORED, POSITIVE
 from hoi_distill.stages.evaluate.metrics.average_precision import interpolated_precision
 from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
-from hoi_distill.stages.student.methods.cl_hoi.stream import ImageLabels
 from hoi_distill.stages.student.pairs.batches import MapReader
 from hoi_distill.stages.student.pairs.instances import PictureTable, gather
 from hoi_distill.stages.student.pairs.regions import candidates_of
+from hoi_distill.stages.student.pairs.supervision.image_labels import ImageLabelTable
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def choose_exponents(
     *,
     maps: MapReader,
     valid: Tensor,
-    labels: ImageLabels,
+    labels: ImageLabelTable,
 ) -> Exponents:
     """The candidates' best by image-level mean average precision, of equally good ones the first.
 

@@ -24,26 +24,25 @@ from hoi_distill.stages.student.files import intact, load_tensors, save_tensors
 from hoi_distill.stages.student.method import NOTHING, Extras, parameters_of
 from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoi, ClHoiShape
 from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
+from hoi_distill.stages.student.methods.cl_hoi.context_batches import ContextBatch, ContextBatches, Texts, annotated
 from hoi_distill.stages.student.methods.cl_hoi.exponents import choose_exponents
-from hoi_distill.stages.student.methods.cl_hoi.losses import context_loss, temperature_of
-from hoi_distill.stages.student.methods.cl_hoi.stream import (
-    ContextBatch,
-    ContextBatches,
-    ImageLabels,
-    Texts,
-    annotated,
-    annotated_labels,
-    teacher_labels,
-)
+from hoi_distill.stages.student.methods.cl_hoi.losses import context_loss
 from hoi_distill.stages.student.methods.cl_hoi.student import ClHoiStudent, build
-from hoi_distill.stages.student.methods.cl_hoi.terms import CopiedLabelTerm, ImageLabelTerm
 from hoi_distill.stages.student.methods.cl_hoi.translator import ContextLearner, Translator
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, TableMaps
 from hoi_distill.stages.student.pairs.config import BOOKKEEPING
 from hoi_distill.stages.student.pairs.prepare import picture_table
 from hoi_distill.stages.student.pairs.regions import Regions
 from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
-from hoi_distill.stages.student.pairs.terms import PairOutput, Phrases, Term
+from hoi_distill.stages.student.pairs.supervision.image_label_losses import temperature_of
+from hoi_distill.stages.student.pairs.supervision.image_labels import (
+    CopiedLabelTerm,
+    ImageLabelTable,
+    ImageLabelTerm,
+    annotated_labels,
+    teacher_labels,
+)
+from hoi_distill.stages.student.pairs.terms import PairOutput, Term, TextSpace
 from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
 from hoi_distill.stages.student.training.loop import Step, finish
 from hoi_distill.stages.student.training.optimization import parameter_groups
@@ -67,9 +66,9 @@ class InteractionLearner(nn.Module):
     @override
     def forward(self, regions: Regions) -> PairOutput:
         """The student's output, with one layer of logits."""
-        said = self.student(regions)
-        phrases = Phrases(said.look, said.classes, self.log_temperature)
-        return PairOutput(said.logits[None], log_r=said.log_r, phrases=phrases)
+        answer = self.student(regions)
+        space = TextSpace(answer.embeddings, answer.classes, self.log_temperature)
+        return PairOutput(answer.logits[None], log_r=answer.log_r, text_space=space)
 
 
 def train(
@@ -136,7 +135,7 @@ def train(
     return made
 
 
-def open_labels(config: ClHoiConfig, folder: Path, data: TrainingSet) -> ImageLabels:
+def open_labels(config: ClHoiConfig, folder: Path, data: TrainingSet) -> ImageLabelTable:
     """The image-level labels that stage 2 learns from."""
     if config.labels == "teacher":
         return teacher_labels(folder / "labels", data)
@@ -191,7 +190,7 @@ def first_stage(training: PairTraining, shape: ClHoiShape, extras: Extras) -> tu
     learner = ContextLearner(Translator(shape.channels, texts.width, config.translator), own.temperature)
     done = (extras.shared_dir or run_dir / "context") / f"translator-{stage_name(config, data)}.safetensors"
     if context.processes.any(intact(done, load_tensors) is None):  # another arm may write it meanwhile
-        pool, _ = pools(config, texts.said() & labels.known)
+        pool, _ = pools(config, texts.present() & labels.known)
         batches = ContextBatches(stage, pool, maps, texts=texts, labels=labels, queue=own.queue, share=context.share)
         learner = context.fit(learner, batches, context_terms, logits_of=lambda output: output[0].whole)
         if accelerator.is_main_process:
@@ -244,7 +243,7 @@ def groups_of(learner: InteractionLearner, config: ClHoiConfig) -> list[dict[str
     return groups
 
 
-def term_of(config: ClHoiConfig, labels: ImageLabels, data: TrainingSet) -> Term:
+def term_of(config: ClHoiConfig, labels: ImageLabelTable, data: TrainingSet) -> Term:
     """Interaction distillation from image-level labels, or the targets of single pairs of a control."""
     shape = {"alpha": config.focal_alpha, "gamma": config.focal_gamma}
     if config.labels == "instances":

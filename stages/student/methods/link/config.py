@@ -7,9 +7,9 @@ from dataclasses import field
 from typing_extensions import override
 
 from hoi_distill.stages.keys import Count, Fraction, Positive, settings
-from hoi_distill.stages.student.methods.link.distillation import KdConfig
 from hoi_distill.stages.student.methods.link.network_config import NetworkConfig
 from hoi_distill.stages.student.pairs.config import PairsConfig
+from hoi_distill.stages.student.pairs.supervision.config import KdConfig
 from hoi_distill.storage.errors import UserError
 
 

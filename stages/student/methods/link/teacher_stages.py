@@ -1,6 +1,6 @@
 """Answers of a phase-1 pair teacher: a LINK network that was trained on the annotations, asked about every picture.
 
-Two stages keep what :class:`hoi_distill.stages.student.methods.link.teaching.PairTeacher` says, for students to be
+Two stages keep what :class:`hoi_distill.stages.student.methods.link.pair_teacher.PairTeacher` says, for students to be
 distilled from: :class:`LinkPairs` the logits of its pairs and its queries, :class:`LinkMaps` its latent maps. They look
 at cached detections and feature maps, never at a picture, and one forward pass answers both. Answers are computed in
 float32; a picture's do not depend on its neighbours beyond rounding.
@@ -27,7 +27,7 @@ from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.shards.cells import cells
 
 if TYPE_CHECKING:
-    from hoi_distill.stages.student.methods.link.teaching import Answer
+    from hoi_distill.stages.student.methods.link.pair_teacher import Answer
 
 HALVES = pa.list_(pa.float16())
 PAIRS = pa.struct(
@@ -44,7 +44,7 @@ PAIRS = pa.struct(
         ("pairs_width", pa.int32()),
     ]
 )
-"""A cell of :class:`LinkPairs`; :mod:`hoi_distill.stages.student.methods.link.teaching` says what its fields hold."""
+"""A cell of :class:`LinkPairs`; :mod:`hoi_distill.stages.student.methods.link.pair_teacher` says what its fields hold."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class LinkStage(Stage):
 
     @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
-        from hoi_distill.stages.student.methods.link.teaching import PairTeacher
+        from hoi_distill.stages.student.methods.link.pair_teacher import PairTeacher
 
         if self.teacher.checkpoint is None:
             raise UserError(f"table {self.name}: its teacher {self.teacher.name} is not trained yet")

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from hoi_distill.stages.student.data import Report, TrainingSet
 from hoi_distill.stages.student.method import NOTHING, Extras
+from hoi_distill.stages.student.methods.link.batches import LinkBatches
 from hoi_distill.stages.student.methods.link.config import LinkConfig
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
-from hoi_distill.stages.student.methods.link.stream import LinkBatches
 from hoi_distill.stages.student.methods.link.student import LinkStudent, allowed, verbs
-from hoi_distill.stages.student.methods.link.term import DenseDistillation
 from hoi_distill.stages.student.pairs.prepare import training_pictures
 from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
+from hoi_distill.stages.student.pairs.supervision.dense_distillation import DenseDistillation
 from hoi_distill.stages.student.pairs.terms import Term
 from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
 from hoi_distill.stages.student.training.loop import finish

@@ -28,7 +28,6 @@ from hoi_distill.stages.student.methods.pair_classifier.region_cnn import (
     own_encoder,
 )
 from hoi_distill.stages.student.methods.pair_classifier.soft_labels import (
-    SoftLabels,
     has_picture_probabilities,
     picture_probabilities,
     soft_labels,
@@ -37,7 +36,7 @@ from hoi_distill.stages.student.methods.pair_classifier.student import PairStude
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools
 from hoi_distill.stages.student.pairs.prepare import training_pictures
 from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
-from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabelTerm
+from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabels, SoftLabelTerm
 from hoi_distill.stages.student.pairs.terms import PairOutput, Term
 from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
 from hoi_distill.stages.student.training.loop import finish
