@@ -48,8 +48,9 @@ from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
 from hoi_distill.stages.student.calibration import Platt
 from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig, network_config
 from hoi_distill.stages.student.methods.vlm_hoi.initial_weights import initialise
-from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
-from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmTargets, columns_for
+from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import columns_for
+from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmTargets
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
 from hoi_distill.stages.student.methods.vlm_hoi.losses import ItmTables, batch_loss
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Targets
 from hoi_distill.stages.student.methods.vlm_hoi.model_config import MurenConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -17,11 +16,9 @@ from hoi_distill.stages.checkpoints import weight_files
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import Count, CountOrNone, Fraction, NotNegative, Positive, Rate, settings
 from hoi_distill.stages.student.method import LATER
-from hoi_distill.stages.student.methods.vlm_hoi.criterion import LossWeights
-from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
-from hoi_distill.stages.student.methods.vlm_hoi.matching import Costs
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import Costs, ItmConfig, LossWeights
 from hoi_distill.stages.student.methods.vlm_hoi.model_config import MurenConfig
-from hoi_distill.storage.errors import UserError, placed
+from hoi_distill.storage.errors import UserError, nearest, placed
 
 FOREIGN_WEIGHTS = ("*.pth", "*.pt")
 """Weight files of the original DETR's, MUREN's and CDN's codes."""
@@ -174,8 +171,8 @@ def network_config(config: VlmHoiConfig, vocabulary: Vocabulary) -> MurenConfig:
     known = {each.name for each in fields(MurenConfig)} - set(decided)
     for key in config.model:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(sorted(known))}"
+            near = nearest(key, known)
+            hint = f"did you mean {near}?" if near else f"valid keys: {', '.join(sorted(known))}"
             raise UserError(
                 f"student.model.{key}: {'decided by the vocabulary' if key in decided else 'unknown key; ' + hint}"
             )

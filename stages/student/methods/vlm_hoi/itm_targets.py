@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,62 +19,9 @@ import torch
 from torch import Tensor
 
 from hoi_distill.stages.data.annotations import Annotations
-from hoi_distill.stages.data.prompts import NO_INTERACTION
-from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.calibration import Platt, fit_platt, match_log_odds
+from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import ItmColumns
 from hoi_distill.storage.errors import UserError
-
-PromptForm = Literal["verb", "object", "full"]
-"""VLM-HOI's table 4: "... riding something", "a photo of a bicycle", "... riding a bicycle"."""
-
-
-@dataclass(frozen=True, eq=False)
-class ItmColumns:
-    """The sentences to ask for and the class that each is about.
-
-    prompts: P sentences, each once, in order of first use: columns of the ``itm`` table.
-    column: int64 [C], the sentence of each class; -1 where none is asked.
-    hois: int64 [C, 2], (verb, object) of each class.
-    hoi_id: int64 [V, O + 1], the class of a verb and an object; -1 where there is none, and for ``no_interaction``:
-        that somebody does nothing cannot be told from how well a sentence matches the whole picture.
-    """
-
-    prompts: tuple[str, ...]
-    column: npt.NDArray[np.int64]
-    hois: npt.NDArray[np.int64]
-    hoi_id: npt.NDArray[np.int64]
-
-    def of_classes(self, values: np.ndarray) -> npt.NDArray[np.float32]:
-        """float ``[..., P]`` of the sentences to float32 ``[..., C]`` of the classes, NaN where none is asked."""
-        none = np.full((*values.shape[:-1], 1), np.nan, np.float32)
-        return np.concatenate([values.astype(np.float32), none], -1)[..., self.column]
-
-
-def columns_for(vocabulary: Vocabulary, form: PromptForm = "full", missing_object: bool = False) -> ItmColumns:
-    """The columns of the ``itm`` table that stand for the classes of ``vocabulary`` in a form of prompt.
-
-    A verb without a visible object is asked about by its verb sentence ("a photo of a person standing") in the forms
-    ``verb`` and ``full``, if ``missing_object``; else, and in the form ``object``, it is not distilled.
-    """
-    verbs, objects = len(vocabulary.verbs), len(vocabulary.objects)
-    alone = np.stack([np.arange(verbs), np.full(verbs, objects)], 1)
-    hois = np.concatenate([vocabulary.hois.astype(np.int64), alone])
-    by_verb, by_object = vocabulary.verb_prompts(), vocabulary.object_prompts()
-    sentences: list[str | None] = {
-        "verb": [by_verb[verb] for verb in vocabulary.hois[:, 0]],
-        "object": [by_object[thing] for thing in vocabulary.hois[:, 1]],
-        "full": list(vocabulary.prompts()),
-    }[form]
-    sentences += by_verb if missing_object and form != "object" else [None] * verbs
-    asked = np.array([vocabulary.verbs[verb] != NO_INTERACTION for verb in hois[:, 0]])
-    asked &= np.array([sentence is not None for sentence in sentences])
-    place: dict[str | None, int] = {}
-    column = np.full(len(hois), -1, np.int64)
-    for index in np.flatnonzero(asked).tolist():
-        column[index] = place.setdefault(sentences[index], len(place))
-    hoi_id = np.full((verbs, objects + 1), -1, np.int64)
-    hoi_id[hois[asked, 0], hois[asked, 1]] = np.flatnonzero(asked)
-    return ItmColumns(tuple(filter(None, place)), column, hois, hoi_id)
 
 
 def match_row(cells: Mapping[str, Any], prompts: Sequence[str], picture: str) -> npt.NDArray[np.float32]:

@@ -14,8 +14,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from hoi_distill.stages.keys import settings
 from hoi_distill.stages.ops import boxes as box_ops
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import Costs
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
 
 Match = tuple[Tensor, Tensor]
@@ -49,16 +49,6 @@ class Targets:
     def missing(self) -> Tensor:
         """bool ``[T]``: there is no object box."""
         return (self.object_boxes == 0).all(-1)
-
-
-@settings
-class Costs:
-    """What each part of the cost counts."""
-
-    object: float = 1.0
-    verb: float = 1.0
-    l1: float = 2.5
-    giou: float = 1.0
 
 
 def joined(targets: Sequence[Targets]) -> tuple[Targets, Tensor]:

@@ -15,7 +15,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.config import (
     has_missing_objects,
     starting_files,
 )
-from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import columns_for
+from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import columns_for
 
 if TYPE_CHECKING:
     from hoi_distill.stages.data.vocabulary import Vocabulary

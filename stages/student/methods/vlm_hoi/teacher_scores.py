@@ -11,18 +11,17 @@ from hoi_distill.stages.student.calibration import shuffled_pictures
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.files import kept_array
 from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig, has_missing_objects
-from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
+from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import ItmColumns, columns_for
 from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import (
-    ItmColumns,
     ItmTargets,
     annotated_classes,
     calibrate,
-    columns_for,
     match_row,
     same_object,
     sentence_mean,
     verb_auc,
 )
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
 from hoi_distill.stages.student.source import in_order
 
 

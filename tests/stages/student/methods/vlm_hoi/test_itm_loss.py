@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig
+from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import columns_for
 from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import (
-    ItmConfig,
     MatchedQueries,
     asked,
     cost_of_argmax,
@@ -29,7 +29,8 @@ from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import (
     picture_terms,
     soft_targets,
 )
-from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmScores, columns_for
+from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmScores
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
 from hoi_distill.stages.student.methods.vlm_hoi.losses import ItmTables, batch_loss
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Targets
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
@@ -384,8 +385,8 @@ def test_the_weight_ramps_and_layers_are_chosen():
     config = ItmConfig(weight=2, ramp=5)
     assert [config.weight_at(epoch) for epoch in (0, 2.5, 5, 50)] == [0, 1, 2, 2]
     assert ItmConfig(ramp=0).weight_at(0) == 1
-    assert list(config.taught(6)) == [5]
-    assert list(ItmConfig(layers="all").taught(6)) == [0, 1, 2, 3, 4, 5]
+    assert list(config.learning_layers(6)) == [5]
+    assert list(ItmConfig(layers="all").learning_layers(6)) == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

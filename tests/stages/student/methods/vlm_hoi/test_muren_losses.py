@@ -8,8 +8,9 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from hoi_distill.stages.student.methods.vlm_hoi.criterion import TERMS, Criterion, LossWeights, flat
-from hoi_distill.stages.student.methods.vlm_hoi.matching import Costs, Targets, match, match_layers, matching_costs
+from hoi_distill.stages.student.methods.vlm_hoi.criterion import TERMS, Criterion, flat
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import Costs, LossWeights
+from hoi_distill.stages.student.methods.vlm_hoi.matching import Targets, match, match_layers, matching_costs
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
 from hoi_distill.stages.student.training.focal import hard_focal_terms
 from tests.fixtures.tiny_muren import K, N, V, random_boxes, random_output, random_targets, tiny_muren

@@ -21,7 +21,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.config import (
     has_missing_objects,
     network_config,
 )
-from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren, MurenOutput
 from hoi_distill.stages.student.methods.vlm_hoi.predict import (
     Inference,

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
 from hoi_distill.stages.student.methods.vlm_hoi.picture_set import StepBatches
 from hoi_distill.stages.student.methods.vlm_hoi.train import train
 from hoi_distill.stages.student.training.metrics import NonFiniteLoss
