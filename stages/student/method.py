@@ -12,7 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
+
+from typing_extensions import TypeVar
 
 from hoi_distill.stages.student.student import Columns
 from hoi_distill.storage.errors import UserError
@@ -115,8 +117,14 @@ def parameters_of(config: Any, without: Collection[str] = ()) -> dict[str, Any]:
     return {name: value for name, value in pruned(asdict(config), config).items() if name not in without}
 
 
-class Method(ABC):
+ConfigT = TypeVar("ConfigT", default=Any)
+
+
+class Method(ABC, Generic[ConfigT]):
     """One way of training a student.
+
+    A method is a folder. Beside the module of this declaration stand ``train``, whose function ``train`` trains, and
+    ``student``, whose function ``load`` loads. They are imported when they are called.
 
     Attributes:
         name: its name in configurations.
@@ -128,32 +136,32 @@ class Method(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int]
-    config: ClassVar[type[Any]]
+    config: type[ConfigT]
     bookkeeping: ClassVar[tuple[str, ...]]
     zero_shot: ClassVar[bool] = False
 
     @abstractmethod
-    def needs(self, config: Any, vocabulary: Vocabulary) -> Needs:
+    def needs(self, config: ConfigT, vocabulary: Vocabulary) -> Needs:
         """What a training with these parameters reads."""
 
     @abstractmethod
-    def epochs(self, config: Any, labelled: int, unlabelled: int) -> float:
+    def epochs(self, config: ConfigT, labelled: int, unlabelled: int) -> float:
         """How often a training goes through the pictures that it learns from first of all, the labelled ones where there are
         any. Of so many training pictures some may have no pair, so this is a little too low."""
 
-    def distilled(self, config: Any, labelled: int, unlabelled: int) -> Mapping[str, int]:  # noqa: ARG002 - a default
+    def distilled(self, config: ConfigT, labelled: int, unlabelled: int) -> Mapping[str, int]:  # noqa: ARG002 - a default
         """On how many of the training pictures a teacher's answers are distilled, by the key that says so; nothing where the
         parameters ask for no distillation."""
         return {}
 
-    def rehearse(self, config: Any, vocabulary: Vocabulary) -> None:  # noqa: B027  most have nothing to try
+    def rehearse(self, config: ConfigT, vocabulary: Vocabulary) -> None:
         """Everything of a training that needs no table, so that a teacher does not work for one that is then refused.
 
         Raises:
             UserError: what :meth:`train` would raise.
         """
 
-    def pair_teacher(self, name: str, config: Any, detections: str, features: str, maps: tuple[int, ...]) -> Any:  # noqa: ARG002 - a default
+    def pair_teacher(self, name: str, config: ConfigT, detections: str, features: str, maps: tuple[int, ...]) -> Any:  # noqa: ARG002 - a default
         """A student of this method as a teacher of pairs: what its stages take as ``teacher`` while its training is unknown.
 
         Args:
@@ -168,20 +176,26 @@ class Method(ABC):
         """
         raise UserError(f"method: {self.name!r}; a pair teacher is of method link")
 
-    @abstractmethod
-    def train(self, config: Any, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
+    def train(self, config: ConfigT, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         """Train to the end, from the last save in ``run_dir`` if there is one, and save ``run_dir/checkpoint``."""
+        student: Student = self._neighbour("train").train(config, data, run_dir, extras, report=extras.report)
+        return student
 
-    @abstractmethod
     def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
         """A saved student; ``record`` is its ``config.json``."""
+        student: Student = self._neighbour("student").load(folder, record, vocabulary)
+        return student
+
+    @classmethod
+    def _neighbour(cls, name: str) -> Any:
+        return importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.{name}")
 
     @abstractmethod
-    def trained_on(self, config: Any, labelled: int, unlabelled: int) -> str:
+    def trained_on(self, config: ConfigT, labelled: int, unlabelled: int) -> str:
         """What the student learns from, as a noun phrase, for reports."""
 
     @abstractmethod
-    def facts(self, config: Any) -> tuple[tuple[str, str], ...]:
+    def facts(self, config: ConfigT) -> tuple[tuple[str, str], ...]:
         """(name, value) of what else a report's head says of the training."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hoi_distill.stages.student.data import Report, TrainingSet
 from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.pairs.batches import Batch, Share
-from hoi_distill.stages.student.pairs.config import BOOKKEEPING, PairsConfig
+from hoi_distill.stages.student.pairs.config import BOOKKEEPING, ConfigT
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.terms import PairOutput, Predictions, Term
 from hoi_distill.stages.student.training.components import FiniteCheck, named_images
@@ -61,7 +61,7 @@ class TermLoss:
 
 
 @dataclass(frozen=True)
-class PairTraining:
+class PairTraining(Generic[ConfigT]):
     """A training of pairs whose run folder and processes are ready.
 
     Attributes:
@@ -71,7 +71,7 @@ class PairTraining:
         accelerator: this process among those of a launcher.
     """
 
-    config: PairsConfig
+    config: ConfigT
     data: TrainingSet
     run: Run
     accelerator: Accelerator
@@ -79,14 +79,14 @@ class PairTraining:
     @classmethod
     def open(
         cls,
-        config: PairsConfig,
+        config: ConfigT,
         data: TrainingSet,
         folder: Path,
         extras: Extras,
         *,
         loader_workers: int = 0,
         report: Report = print,
-    ) -> PairTraining:
+    ) -> PairTraining[ConfigT]:
         """Make the run folder and join the launcher's processes.
 
         Args:

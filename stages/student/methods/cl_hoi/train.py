@@ -165,10 +165,11 @@ def pools(config: ClHoiConfig, usable: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return trained, held_out
 
 
-def first_stage(training: PairTraining, shape: ClHoiShape, extras: Extras) -> tuple[Translator, ClHoiShape]:
+def first_stage(
+    training: PairTraining[ClHoiConfig], shape: ClHoiShape, extras: Extras
+) -> tuple[Translator, ClHoiShape]:
     """The translator, trained if it is to be, and the shape with its text's width."""
     config, data, run_dir = training.config, training.data, training.run.folder
-    assert isinstance(config, ClHoiConfig)
     if not config.distil:
         return Translator(shape.channels, shape.context_width, config.translator), shape
     stage, own = config.first_stage(), config.context_stage

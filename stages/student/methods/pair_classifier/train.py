@@ -78,7 +78,7 @@ def train(
         given, say = replace(extras, shared_dir=shared, identities={}), lambda line: report(f"labels only: {line}")
         return train(own, data, run_dir / "labels_only", given, cnn=cnn, report=say)
 
-    batches, encoder = open_batches(training, config, shared, cnn, labels_only)
+    batches, encoder = open_batches(training, shared, cnn, labels_only)
     valid = torch.from_numpy(data.valid()).to(accelerator.device)
 
     # The network and its loss.
@@ -94,8 +94,7 @@ def train(
 
 
 def open_batches(
-    training: PairTraining,
-    config: PairClassifierConfig,
+    training: PairTraining[PairClassifierConfig],
     shared: Path,
     cnn: RegionCNNConfig | None,
     labels_only: Callable[[], PairStudent],
@@ -103,8 +102,7 @@ def open_batches(
     """The batches with their supervision terms, and the student's own encoder if it has one.
 
     Args:
-        training: the run folder and its processes.
-        config: the method's parameters.
+        training: the configuration, the run folder and its processes.
         shared: where variants of a study share the encoder.
         cnn: the encoder's parameters; default: those of :class:`RegionCNNConfig`.
         labels_only: trains the student whose answers a self-trained student learns from.
@@ -112,12 +110,8 @@ def open_batches(
     Raises:
         UserError: there is nothing to train on.
     """
-    data, accelerator, report, folder = (
-        training.data,
-        training.accelerator,
-        training.run.report,
-        training.run.folder / "state",
-    )
+    config, data, accelerator = training.config, training.data, training.accelerator
+    report, folder = training.run.report, training.run.folder / "state"
     with accelerator.main_process_first():
         pictures = training_pictures(folder / "pictures", data, config)
         own = config.encoder == "region_cnn"

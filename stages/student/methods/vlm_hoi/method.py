@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from hoi_distill.stages.student.method import Extras, Method, Needs
+from hoi_distill.stages.student.method import Method, Needs
 from hoi_distill.stages.student.methods.vlm_hoi.config import (
     BOOKKEEPING,
     VlmHoiConfig,
@@ -19,13 +17,11 @@ from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import columns_for
 
 if TYPE_CHECKING:
     from hoi_distill.stages.data.vocabulary import Vocabulary
-    from hoi_distill.stages.student.data import TrainingSet
-    from hoi_distill.stages.student.student import Student
 
 TEACHERS = {"itm": "cached image-text-matching scores", "shuffled": "another picture's matching scores (control)"}
 
 
-class VlmHoiMethod(Method):
+class VlmHoiMethod(Method[VlmHoiConfig]):
     name = "vlm_hoi"
     version = 1
     config = VlmHoiConfig
@@ -62,18 +58,6 @@ class VlmHoiMethod(Method):
         from hoi_distill.stages.student.methods.vlm_hoi.train import new_network
 
         new_network(config, vocabulary)
-
-    @override
-    def train(self, config: VlmHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
-        from hoi_distill.stages.student.methods.vlm_hoi.train import train
-
-        return train(config, data, run_dir, extras, report=extras.report)
-
-    @override
-    def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
-        from hoi_distill.stages.student.methods.vlm_hoi.student import load
-
-        return load(folder, record, vocabulary)
 
     @override
     def trained_on(self, config: VlmHoiConfig, labelled: int, unlabelled: int) -> str:
