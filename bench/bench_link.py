@@ -63,8 +63,8 @@ from hoi_distill.stages.student.methods.link.pair_teacher import PairTeacher
 from hoi_distill.stages.student.methods.link.student import allowed, verbs
 from hoi_distill.stages.student.methods.link.train import terms_of
 from hoi_distill.stages.student.methods.vlm_hoi.augment import View, training_view
-from hoi_distill.stages.student.methods.vlm_hoi.config import Pictures
-from hoi_distill.stages.student.pairs.batches import Batch as PairBatch
+from hoi_distill.stages.student.methods.vlm_hoi.config import TransformConfig
+from hoi_distill.stages.student.pairs.batches import PairBatch
 from hoi_distill.stages.student.pairs.instances import NO_POSITIVES, Picture, gather, with_annotations
 from hoi_distill.stages.student.pairs.prepare import training_pictures
 from hoi_distill.stages.student.pairs.supervision.config import KdConfig
@@ -104,7 +104,7 @@ class LiveBatches(LinkBatches):
     """
 
     def __init__(
-        self, config: LinkConfig, data: TrainingSet, *tables: Any, stage: Stage, augment: Pictures | None = None
+        self, config: LinkConfig, data: TrainingSet, *tables: Any, stage: Stage, augment: TransformConfig | None = None
     ) -> None:
         super().__init__(config, data, *tables)
         assert data.read is not None
@@ -207,7 +207,7 @@ def ratios(one: Sequence[float], other: Sequence[float]) -> list[float]:
 
 
 def variants_of(
-    config: LinkConfig, data: TrainingSet, text: np.ndarray, *, stage: Stage, augment: Pictures, folder: Path
+    config: LinkConfig, data: TrainingSet, text: np.ndarray, *, stage: Stage, augment: TransformConfig, folder: Path
 ) -> dict[str, Variant]:
     """``config`` is the distilled training's."""
     plain = replace(config, kd=KdConfig())
@@ -242,7 +242,7 @@ def full(folder: Path, rounds: int) -> dict[str, Any]:
     """Training on random data of full size."""
     config = LinkConfig(kd=ALL_LEVELS)
     data, text = world(config, save_pictures(folder, 32), USUAL), unit_rows(len(hico_vocabulary().hois))
-    augment = replace(Pictures(), short_sides=(224,))
+    augment = replace(TransformConfig(), short_sides=(224,))
     variants = variants_of(config, data, text, stage=clip_stage(folder / "clip"), augment=augment, folder=folder)
     return compared(variants, rounds, FULL_STEPS)
 

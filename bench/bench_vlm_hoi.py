@@ -55,7 +55,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.losses import ItmTables, batch_l
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Targets
 from hoi_distill.stages.student.methods.vlm_hoi.model_config import MurenConfig
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren, MurenOutput
-from hoi_distill.stages.student.methods.vlm_hoi.picture_set import Batch, StepBatches
+from hoi_distill.stages.student.methods.vlm_hoi.picture_set import ImageBatch, StepBatches
 from hoi_distill.stages.student.methods.vlm_hoi.predict import Inference, predicted, triplets, valid_verbs
 from hoi_distill.stages.student.methods.vlm_hoi.student import VlmHoiStudent
 from hoi_distill.stages.student.methods.vlm_hoi.teacher_scores import teaching
@@ -90,7 +90,7 @@ class LiveTeacher:
         self.asked: list[int] = []
 
     @torch.inference_mode()
-    def hinge(self, output: MurenOutput, batch: Batch) -> float:
+    def hinge(self, output: MurenOutput, batch: ImageBatch) -> float:
         """Mean over pictures of ``max(0, 1 - first) + rest``: which sentence is in the labels does not change the work."""
         pictures = [self.read(row) for row in batch.rows.tolist()]
         pixels = self.processor(pictures, return_tensors="pt")["pixel_values"]
@@ -131,7 +131,7 @@ class Variant:
         self,
         model: Muren,
         config: VlmHoiConfig,
-        batch_of: Callable[[int], Batch],
+        batch_of: Callable[[int], ImageBatch],
         targets: ItmTargets | None = None,
         live: LiveTeacher | None = None,
     ) -> None:
@@ -260,9 +260,9 @@ def full(steps: int) -> dict[str, Any]:
     pixels, mask = torch.randn(1, 3, height, width), torch.ones(1, height, width, dtype=torch.bool)
     raw = random.integers(0, 255, (480, 640, 3), np.uint8)
 
-    def batch_of(taught: ItmTargets | None, number: int) -> Batch:
+    def batch_of(taught: ItmTargets | None, number: int) -> ImageBatch:
         row = np.array([number % 4])
-        return Batch(torch.from_numpy(row), pixels, mask, [pairs], None if taught is None else taught(row), None)
+        return ImageBatch(torch.from_numpy(row), pixels, mask, [pairs], None if taught is None else taught(row), None)
 
     prompts = words.prompts()
     text = {"num_attention_heads": 12, "bos_token_id": 5}

@@ -9,7 +9,7 @@ import numpy as np
 
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.student.source import Source
+from hoi_distill.stages.student.source import SampleSource
 
 NO_ANNOTATIONS = np.empty((0, 4), np.float32), np.empty((0, 4), np.float32), np.empty(0, np.int16)
 
@@ -39,7 +39,7 @@ class TrainingSet:
             negative in training.
     """
 
-    source: Source
+    source: SampleSource
     annotations: Annotations
     image: np.ndarray
     labelled: np.ndarray
@@ -88,7 +88,7 @@ class TestSet:
     """M pictures to predict: their tables (``detections``, ``features``), names, and pictures as in a training set.
     ``identity`` names rows and values."""
 
-    source: Source
+    source: SampleSource
     image_ids: Sequence[str]
     read: ReadPicture | None = None
     identity: str = ""

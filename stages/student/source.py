@@ -32,7 +32,7 @@ class Samples(Protocol):
     def __getitems__(self, rows: list[int]) -> list[Sample]: ...
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """The tables of N rows, of which any part can be opened."""
 
     def __len__(self) -> int: ...

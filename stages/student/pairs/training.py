@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from hoi_distill.stages.student.data import Report, TrainingSet
 from hoi_distill.stages.student.method import Extras
-from hoi_distill.stages.student.pairs.batches import Batch, Share
+from hoi_distill.stages.student.pairs.batches import PairBatch, Share
 from hoi_distill.stages.student.pairs.config import BOOKKEEPING, ConfigT
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.terms import PairOutput, Predictions, Term
 from hoi_distill.stages.student.training.components import FiniteCheck, named_images
-from hoi_distill.stages.student.training.loop import BatchSource, Loss, Run, Step, Trainer
+from hoi_distill.stages.student.training.loop import BatchSource, Loss, Step, Trainer, TrainingRun
 from hoi_distill.stages.student.training.optimization import WarmupCosine, parameter_groups
 from hoi_distill.stages.student.training.processes import ALONE, Processes
 from hoi_distill.stages.student.training.resume import run_name
@@ -42,7 +42,7 @@ class TermLoss:
     processes: Processes = ALONE
     output_of: Callable[[Any], PairOutput] = lambda output: output
 
-    def __call__(self, model: nn.Module, batch: Batch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: PairBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and the unweighted losses as ``loss/<name>``."""
         output = self.output_of(model(batch.regions))
         predictions = Predictions(output, batch.regions, candidates_of(batch.regions, self.valid), self.processes)
@@ -73,7 +73,7 @@ class PairTraining(Generic[ConfigT]):
 
     config: ConfigT
     data: TrainingSet
-    run: Run
+    run: TrainingRun
     accelerator: Accelerator
 
     @classmethod
@@ -99,7 +99,7 @@ class PairTraining(Generic[ConfigT]):
         """
         (folder / "state").mkdir(parents=True, exist_ok=True)
         accelerator = Accelerator(log_with="tensorboard", project_dir=folder)
-        run = Run(folder, run_name(config, BOOKKEEPING, data), report, extras.stop, loader_workers)
+        run = TrainingRun(folder, run_name(config, BOOKKEEPING, data), report, extras.stop, loader_workers)
         return cls(config, data, run, accelerator)
 
     @property
@@ -137,7 +137,7 @@ class PairTraining(Generic[ConfigT]):
         config = self.config
         groups = groups or parameter_groups(model, config.learning_rate, config.weight_decay)
 
-        def describe(network: nn.Module, batch: Batch) -> str:
+        def describe(network: nn.Module, batch: PairBatch) -> str:
             return describe_batch(batch, logits_of(network(batch.regions)), self.data)
 
         return Trainer(
@@ -153,7 +153,7 @@ class PairTraining(Generic[ConfigT]):
         ).fit()
 
 
-def describe_batch(batch: Batch, logits: Tensor, data: TrainingSet) -> str:
+def describe_batch(batch: PairBatch, logits: Tensor, data: TrainingSet) -> str:
     """The images whose feature maps or else logits (float ``[P, H]``) are not finite; all of the batch if there are none."""
     regions = batch.regions
     broken = (~torch.isfinite(regions.maps.flatten(1)).all(1)).nonzero().flatten().tolist()

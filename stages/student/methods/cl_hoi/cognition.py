@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from hoi_distill.stages.ops import boxes as box_ops
-from hoi_distill.stages.student.methods.cl_hoi.config import NetworkConfig
-from hoi_distill.stages.student.methods.cl_hoi.translator import Attention, FeedForward, Translator
+from hoi_distill.stages.student.methods.cl_hoi.config import CognitionConfig
+from hoi_distill.stages.student.methods.cl_hoi.translator import Attention, PreNormFeedForward, Translator
 from hoi_distill.stages.student.pairs.layers.attention import Padding
 from hoi_distill.stages.student.pairs.layers.box_encoding import grid_encoding
 from hoi_distill.stages.student.pairs.layers.looks import RegionPool, UnaryEncoder, geometry_network, pair_numbers
@@ -62,7 +62,7 @@ class Spatial(nn.Module):
 class Visual(nn.Module):
     """Human, object and the box around both, as they look on the map: ``[P, D]``. The instances also tell their class."""
 
-    def __init__(self, channels: int, objects: int, config: NetworkConfig) -> None:
+    def __init__(self, channels: int, objects: int, config: CognitionConfig) -> None:
         super().__init__()
         self.unary = UnaryEncoder(channels, config.roi_size, config.width, objects)
         self.union = RegionPool(channels, config.roi_size, config.width)
@@ -80,13 +80,13 @@ class Visual(nn.Module):
 class Layer(nn.Module):
     """Pairs of a picture look at each other, at the context and at the map inside their union box."""
 
-    def __init__(self, config: NetworkConfig, context: int | None) -> None:
+    def __init__(self, config: CognitionConfig, context: int | None) -> None:
         super().__init__()
         width, heads, dropout = config.width, config.heads, config.dropout
         self.among = Attention(width, heads, dropout)
         self.read = None if context is None else Attention(width, heads, dropout)
         self.look = Attention(width, heads, dropout) if config.visual else None
-        self.feed_forward = FeedForward(width, config.ffn, dropout)
+        self.feed_forward = PreNormFeedForward(width, config.ffn, dropout)
 
     @override
     def forward(
@@ -124,7 +124,7 @@ class CognitionNetwork(nn.Module):
         text: float ``[H, T]`` embeddings of the interactions' prompts.
     """
 
-    def __init__(self, channels: int, objects: int, context: int | None, text: Tensor, config: NetworkConfig) -> None:
+    def __init__(self, channels: int, objects: int, context: int | None, text: Tensor, config: CognitionConfig) -> None:
         super().__init__()
         width = config.width
         self.map_norm, self.map_dropout = nn.LayerNorm(channels), nn.Dropout2d(config.feature_dropout)

@@ -41,7 +41,7 @@ class Attention(nn.Module):
         return x + self.dropout(self.mix(attend(self.query(normed), key, value, self.heads, mask)))
 
 
-class FeedForward(nn.Module):
+class PreNormFeedForward(nn.Module):
     """The transformer's pre-norm block of two layers, with a residual."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
@@ -62,7 +62,7 @@ class Block(nn.Module):
         super().__init__()
         self.among = Attention(config.width, config.heads, config.dropout)
         self.look = Attention(config.width, config.heads, config.dropout)
-        self.feed_forward = FeedForward(config.width, config.ffn, config.dropout)
+        self.feed_forward = PreNormFeedForward(config.width, config.ffn, config.dropout)
 
     @override
     def forward(self, tokens: Tensor, cells: Tensor) -> Tensor:

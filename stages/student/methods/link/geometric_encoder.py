@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from hoi_distill.stages.ops.roi_align import roi_align
-from hoi_distill.stages.student.methods.link.network_config import NetworkConfig
+from hoi_distill.stages.student.methods.link.network_config import LinkNetworkConfig
 from hoi_distill.stages.student.pairs.layers.attention import FeedForward, Padding, SelfAttention
 from hoi_distill.stages.student.pairs.regions import Regions
 
@@ -33,7 +33,7 @@ class UnaryQuery(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: LinkNetworkConfig) -> None:
         super().__init__()
         self.position = nn.Linear(2 * config.width, 2 * config.width) if config.geometric_encoder else None
         self.attention = SelfAttention(config.width, config.heads, config.dropout)
@@ -51,7 +51,7 @@ class GeometricEncoder(nn.Module):
     With ``geometric_encoder`` off the boxes say nothing.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: LinkNetworkConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
 

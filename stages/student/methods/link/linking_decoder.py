@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from hoi_distill.stages.student.methods.link.network_config import NetworkConfig
+from hoi_distill.stages.student.methods.link.network_config import LinkNetworkConfig
 from hoi_distill.stages.student.pairs.layers.attention import FeedForward, Padding, SelfAttention, attend, beside
 from hoi_distill.stages.student.pairs.layers.box_encoding import box_encoding, grid_encoding
 from hoi_distill.stages.student.pairs.layers.looks import pair_numbers
@@ -75,7 +75,7 @@ class PairQuery(nn.Module):
 class PlainLook(nn.Module):
     """Cross-attention to the latent map, and no more: ``[P, E]`` to ``[P, E]``."""
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: LinkNetworkConfig) -> None:
         super().__init__()
         self.heads = config.heads
         self.query = nn.Linear(config.pair_width, config.pair_width)
@@ -97,7 +97,7 @@ class LinkingLook(nn.Module):
     content alone.
     """
 
-    def __init__(self, config: NetworkConfig, channels: int) -> None:
+    def __init__(self, config: LinkNetworkConfig, channels: int) -> None:
         super().__init__()
         width, pair_width = config.width, config.pair_width
         self.heads = config.heads
@@ -120,7 +120,7 @@ class LinkingLook(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, config: NetworkConfig, channels: int) -> None:
+    def __init__(self, config: LinkNetworkConfig, channels: int) -> None:
         super().__init__()
         width = config.pair_width
         guided = config.pair_self_attention and config.linking_decoder
@@ -145,7 +145,7 @@ class LinkingDecoder(nn.Module):
     With ``linking_decoder`` off boxes guide nothing here, and the latent map is all there is to see.
     """
 
-    def __init__(self, config: NetworkConfig, channels: int) -> None:
+    def __init__(self, config: LinkNetworkConfig, channels: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(config, channels) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(config.pair_width)

@@ -26,7 +26,7 @@ from hoi_distill.stages.student.data import ReadPicture, Report, TrainingSet
 from hoi_distill.stages.student.files import kept, kept_array, load_tensors, save_tensors
 from hoi_distill.stages.student.pairs.batches import MapReader, TableMaps, take
 from hoi_distill.stages.student.pairs.instances import PictureTable
-from hoi_distill.stages.student.source import Source
+from hoi_distill.stages.student.source import SampleSource
 from hoi_distill.storage.digests import content_name
 from hoi_distill.storage.errors import UserError
 
@@ -195,7 +195,7 @@ class StoredMaps:
 
 
 def map_reader(
-    source: Source,
+    source: SampleSource,
     pictures: PictureTable,
     views: Sequence[str],
     *,

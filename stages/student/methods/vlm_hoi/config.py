@@ -31,9 +31,9 @@ Sides = Annotated[tuple[Side, ...], Field(min_length=1)]
 
 
 @settings
-class Pictures:
-    """How pictures are prepared. In training either resized whole or, first, cropped (DETR's two ways), then flipped and
-    changed in colour; at test time resized whole to ``test_short_side``."""
+class TransformConfig:
+    """How images are prepared. In training an image is resized whole or cropped first (DETR's two ways), then flipped and
+    changed in colour. At test time it is resized whole to ``test_short_side``."""
 
     short_sides: Sides = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     """Pixels of the shorter side, one at random."""
@@ -110,7 +110,7 @@ class VlmHoiConfig:
     loss: LossWeights = field(default_factory=LossWeights)
     costs: Costs = field(default_factory=Costs)
 
-    pictures: Pictures = field(default_factory=Pictures)
+    pictures: TransformConfig = field(default_factory=TransformConfig)
     scoring: Scoring = field(default_factory=Scoring)
 
     # optimisation

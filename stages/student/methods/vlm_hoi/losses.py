@@ -20,7 +20,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmScores, It
 from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig, LossWeights
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Match, Targets, joined
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
-from hoi_distill.stages.student.methods.vlm_hoi.picture_set import Batch
+from hoi_distill.stages.student.methods.vlm_hoi.picture_set import ImageBatch
 from hoi_distill.stages.student.training.focal import hard_focal_terms
 from hoi_distill.stages.student.training.processes import ALONE, Processes
 
@@ -53,7 +53,7 @@ class Distilled:
 
 def batch_loss(
     output: MurenOutput,
-    batch: Batch,
+    batch: ImageBatch,
     config: VlmHoiConfig,
     tables: tuple[ItmTables | None, ItmTables | None],
     epoch: float,

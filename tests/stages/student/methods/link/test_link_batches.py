@@ -16,7 +16,7 @@ from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
 from hoi_distill.stages.student.methods.link.student import LinkStudent, allowed, verbs
 from hoi_distill.stages.student.methods.link.train import terms_of
-from hoi_distill.stages.student.pairs.batches import Batch, Share
+from hoi_distill.stages.student.pairs.batches import PairBatch, Share
 from hoi_distill.stages.student.pairs.instances import jittered, picture_of, with_annotations
 from hoi_distill.stages.student.pairs.prepare import training_pictures
 from hoi_distill.stages.student.pairs.regions import candidates_of
@@ -39,7 +39,7 @@ def data(toy, teacher) -> TrainingSet:
     return with_teacher(toy.training_set(16), toy, teacher)
 
 
-def target_of(batch: Batch) -> torch.Tensor:
+def target_of(batch: PairBatch) -> torch.Tensor:
     """float ``[P, H]``, the annotated targets of the pairs."""
     return batch.targets["annotations"].target
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from hoi_distill.stages.student.data import valid_classes
 from hoi_distill.stages.student.methods.link.train import terms_of
-from hoi_distill.stages.student.pairs.batches import Batch
+from hoi_distill.stages.student.pairs.batches import PairBatch
 from hoi_distill.stages.student.pairs.instances import Picture, gather, picture_of, targets
 from hoi_distill.stages.student.pairs.supervision.annotations import PairTargets
 from hoi_distill.stages.student.pairs.supervision.config import KdConfig
@@ -128,7 +128,7 @@ def pair_shown(picture: Picture) -> int:
     return int(picture.labels[picture.pairs[:, 1]].argmax())
 
 
-def batch_of(toy: Toy, positives: bool) -> Batch:
+def batch_of(toy: Toy, positives: bool) -> PairBatch:
     """Nobody, a person alone, and a picture with pairs."""
     size = {"width": 64, "height": 64}
     box = [[5.0, 5, 30, 60]]
@@ -143,7 +143,7 @@ def batch_of(toy: Toy, positives: bool) -> Batch:
     maps = torch.zeros(3, CHANNELS, SIDE, SIDE)
     rows, labelled = torch.arange(3), torch.ones(3, dtype=torch.bool)
     annotated = PairTargets(targets(pictures, len(VOCABULARY)), labelled)
-    return Batch(rows, gather(pictures, maps), {"annotations": annotated})
+    return PairBatch(rows, gather(pictures, maps), {"annotations": annotated})
 
 
 def loss_of(toy: Toy, valid: torch.Tensor = VALID) -> TermLoss:
@@ -158,7 +158,7 @@ def test_batches_without_positives_or_pairs_have_a_finite_loss_and_gradient(toy,
                                  link_config())], whole.regions.maps[:1])  # fmt: skip
     annotated = whole.targets["annotations"]
     empty = {"annotations": PairTargets(annotated.target[:0], annotated.labelled[:1])}
-    batch = whole if last == 3 else Batch(whole.rows[:1], regions, empty)
+    batch = whole if last == 3 else PairBatch(whole.rows[:1], regions, empty)
     model = teacher.model.train()
     loss, _ = loss_of(toy)(model, batch, Step(0))
     model.zero_grad()

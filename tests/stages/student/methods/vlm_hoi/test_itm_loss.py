@@ -34,7 +34,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
 from hoi_distill.stages.student.methods.vlm_hoi.losses import ItmTables, batch_loss
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Targets
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
-from hoi_distill.stages.student.methods.vlm_hoi.picture_set import Batch
+from hoi_distill.stages.student.methods.vlm_hoi.picture_set import ImageBatch
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.toy_student import VOCABULARY
 
@@ -367,7 +367,7 @@ def test_lambda_0_is_the_baseline_bit_for_bit(family):
         leaves = [tensor.clone().requires_grad_() for tensor in drawn]
         output = MurenOutput(leaves[0].sigmoid(), leaves[1].sigmoid(), leaves[2], leaves[3])
         nothing = torch.zeros(0)
-        given_ = Batch(nothing, nothing, nothing, targets, scores, None)
+        given_ = ImageBatch(nothing, nothing, nothing, targets, scores, None)
         loss, _ = batch_loss(output, given_, VlmHoiConfig(itm=itm), (tables, None), epoch)
         loss.backward()
         return [loss.detach(), *(leaf.grad for leaf in leaves)]
