@@ -58,7 +58,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren, MurenOutput
 from hoi_distill.stages.student.methods.vlm_hoi.picture_set import ImageBatch, StepBatches
 from hoi_distill.stages.student.methods.vlm_hoi.predict import Inference, predicted, triplets, valid_verbs
 from hoi_distill.stages.student.methods.vlm_hoi.student import VlmHoiStudent
-from hoi_distill.stages.student.methods.vlm_hoi.teacher_scores import teaching
+from hoi_distill.stages.student.methods.vlm_hoi.teacher_scores import itm_supervision
 from hoi_distill.stages.student.methods.vlm_hoi.train import parameter_groups
 from hoi_distill.stages.student.pretrained import load_student
 
@@ -191,7 +191,7 @@ def pico(folder: Path, blocks: int) -> dict[str, Any]:
     config = replace(resolved.config, itm=ItmConfig())
     without = replace(config, itm=ItmConfig(weight=0.0))
     (folder / "state").mkdir()
-    taught = teaching(config, data, folder / "state")
+    supervision = itm_supervision(config, data, folder / "state")
     assert data.read is not None
     stage: Any = setup.nodes["itm"].stage
     stage.open("cpu", {})
@@ -206,7 +206,7 @@ def pico(folder: Path, blocks: int) -> dict[str, Any]:
 
     variants = {
         "no_teacher": variant(without, None),
-        "cached": variant(config, taught.labelled),
+        "cached": variant(config, supervision.labelled),
         "live": variant(without, None, live),
     }
     result = compared(variants, blocks, STEPS)

@@ -75,7 +75,7 @@ def save_student(
     student: Student,
     model: nn.Module,
     folder: str | Path,
-    beside: Mapping[str, Callable[[Path], None]] = MappingProxyType({}),
+    own_files: Mapping[str, Callable[[Path], None]] = MappingProxyType({}),
     **more: Any,
 ) -> None:
     """Write what every checkpoint has, ``config.json`` with the others' checksums last; each file whole or not at all.
@@ -84,7 +84,7 @@ def save_student(
         student: says what ``config.json`` holds.
         model: the network.
         folder: made where it is not there.
-        beside: what writes the method's own files, by their name.
+        own_files: what writes the method's own files, by their name.
         more: the method's own keys of ``config.json``.
     """
     folder = Path(folder)
@@ -92,7 +92,7 @@ def save_student(
     files: dict[str, Callable[[Path], None]] = {
         "model.safetensors": lambda path: save_tensors(path, model.state_dict(), {"format": "pt"}),
         "vocabulary.json": student.vocabulary.save,
-        **beside,
+        **own_files,
     }
     for name, write in files.items():
         write(folder / name)

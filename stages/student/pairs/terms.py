@@ -1,7 +1,7 @@
-"""Supervision terms: what teaches a network of pairs. A student of pairs is a network and a list of terms.
+"""Supervision terms. A student of pairs is a network and a list of terms.
 
-A term says which tables it reads, makes its targets for a batch of images, and gives its losses from the network's output.
-Any network can take any term, provided that its output has what the term looks at: all look at the logits of candidates.
+A term names the tables that it reads, makes its targets for a batch of images, and computes its losses from the network's output.
+Any network can take any term, provided that its output has what the term uses. All terms use the logits of candidates.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class TermLoss:
         """The loss, and the unweighted losses as ``loss/<name>``."""
         output = self.output_of(model(batch.regions))
         predictions = Predictions(output, batch.regions, candidates_of(batch.regions, self.valid), self.processes)
-        # A text embedding has a gradient (of 0) in every step, also where no term looks at it.
+        # Text embeddings have a gradient (of 0) in every step, also where no term uses them.
         total = output.logits.new_zeros(()) if output.text_space is None else output.text_space.pairs.sum() * 0
         values: dict[str, Tensor] = {}
         for term in self.terms:

@@ -35,7 +35,7 @@ def symmetric_nce(similarity: Tensor, same: Tensor) -> Tensor:
 
     Args:
         similarity: float ``[B, N]`` over temperature, N >= B; text i < B is picture i's own.
-        same: bool ``[B, N]``, pairs that are no negatives of each other; its diagonal is not looked at.
+        same: bool ``[B, N]``, pairs that are no negatives of each other; its diagonal is not read.
     """
     own = torch.eye(*similarity.shape, dtype=torch.bool, device=similarity.device)
     contrasted = similarity.float().masked_fill(same & ~own, -torch.inf)
@@ -45,11 +45,11 @@ def symmetric_nce(similarity: Tensor, same: Tensor) -> Tensor:
 
 
 def same_sets(positive: Tensor, others: Tensor) -> Tensor:
-    """bool ``[B, N]``: whether two pictures show the same interactions, of which they show at least one.
+    """bool ``[B, N]``: whether two images show the same interactions, of which they show at least one.
 
     Args:
-        positive: bool ``[B, H]``, what pictures show. Two of which nothing is said may well differ.
-        others: bool ``[N, H]``, what the pictures show that they are compared with.
+        positive: bool ``[B, H]``, the interactions that images show. Two images without any may well differ.
+        others: bool ``[N, H]``, the same of the images that they are compared with.
     """
     a, b = positive.float(), others.float()
     common, sizes, other_sizes = a @ b.T, a.sum(1)[:, None], b.sum(1)[None]

@@ -223,10 +223,10 @@ def stage_name(config: ClHoiConfig, data: TrainingSet) -> str:
 
 def context_terms(model: nn.Module, batch: ContextBatch, _step: Step) -> tuple[Tensor, dict[str, Tensor]]:
     """Stage 1's loss: the global and the late contrast."""
-    said, log_temperature = model(batch.regions)
+    output, log_temperature = model(batch.regions)
     temperature = temperature_of(log_temperature)
     whole, late = context_loss(
-        said.phrases, said.whole, batch.sentences, batch.text, same=batch.same, temperature=temperature
+        output.phrases, output.whole, batch.sentences, batch.text, same=batch.same, temperature=temperature
     )
     terms = {"loss/global": whole, "loss/late": late, "temperature": temperature}
     return whole + late, terms

@@ -1,6 +1,6 @@
-"""Unary queries: what each instance looks like, and how instances of a picture lie to each other.
+"""Unary queries: the appearance of each instance, and where the instances of an image lie to each other.
 
-Shape legend: B pictures, I instances of all of them, C channels of the h x w map, D width, L layers.
+Shape legend: B images, I instances of all of them, C channels of the h x w map, D width, L layers.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class EncoderLayer(nn.Module):
 
 
 class GeometricEncoder(nn.Module):
-    """Self-attention over a picture's instances; the encoding of each box steers who looks at whom (PViC's encoder).
+    """Self-attention over an image's instances; queries and keys contain the encoding of each box (PViC's encoder).
 
-    With ``geometric_encoder`` off the boxes say nothing.
+    With ``geometric_encoder`` off they do not.
     """
 
     def __init__(self, config: LinkNetworkConfig) -> None:

@@ -1,4 +1,4 @@
-"""LINK as a method: detected boxes in pairs on a VLM's cached map, taught by the pair teachers of an earlier phase."""
+"""LINK as a method: detected boxes in pairs on a VLM's cached map, distilled from the pair teachers of an earlier phase."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class LinkMethod(PairMethod[LinkConfig]):
     @override
     def needs(self, config: LinkConfig, vocabulary: Vocabulary) -> Needs:
         kd = config.kd
-        taught: dict[str, Columns] = dict.fromkeys(kd.tables, config.views)
+        teachers: dict[str, Columns] = dict.fromkeys(kd.tables, config.views)
         written = {
             **dict.fromkeys(kd.pairs if kd.reads_pairs else (), ("kd.pairs", "link_pairs")),
             **dict.fromkeys(kd.maps if kd.reads_maps else (), ("kd.maps", "link_maps")),
         }
         return Needs(
-            {"detections": None, "features": config.views, **taught},
+            {"detections": None, "features": config.views, **teachers},
             {"detections": None, "features": config.views[:1]},
             text=True,
             unlabelled=kd.on and kd.unlabelled,

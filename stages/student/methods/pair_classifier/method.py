@@ -57,8 +57,8 @@ class PairClassifierMethod(PairMethod[PairClassifierConfig]):
 
     @override
     def distilled(self, config: PairClassifierConfig, labelled: int, unlabelled: int) -> dict[str, int]:
-        looked_at = unlabelled if config.unlabelled_per_step else 0
-        on = {"labelled": labelled, "unlabelled": looked_at, "both": labelled + looked_at}
+        others = unlabelled if config.unlabelled_per_step else 0
+        on = {"labelled": labelled, "unlabelled": others, "both": labelled + others}
         return {f"itm_on: {config.itm_on}": on[config.itm_on]} if config.distils else {}
 
     @override

@@ -55,8 +55,8 @@ class PairStudent(StudentOfPairs):
 
     @override
     def save_pretrained(self, folder: str | Path) -> None:
-        beside = {} if self.region_cnn is None else {ENCODER: self.region_cnn.save}
-        save_student(self, self.model, folder, beside, shape=asdict(self.model.shape))
+        own_files = {} if self.region_cnn is None else {ENCODER: self.region_cnn.save}
+        save_student(self, self.model, folder, own_files, shape=asdict(self.model.shape))
 
     @override
     def maps(self, test: TestSet, pictures: PictureTable, shared: Path) -> MapReader:

@@ -191,8 +191,8 @@ def _of_kind(key: str, value: Any) -> Any:
     try:
         TypeAdapter(kind).validate_python(value, strict=kind is not float)
     except ValidationError as error:
-        said = "Input should be a name or a record" if key == "backbone" else error.errors()[0]["msg"]
-        raise UserError(f"student.model.{key}: {said}; got {value!r}") from None
+        problem = "Input should be a name or a record" if key == "backbone" else error.errors()[0]["msg"]
+        raise UserError(f"student.model.{key}: {problem}; got {value!r}") from None
     return value
 
 

@@ -49,10 +49,10 @@ class LoadReport:
     def __str__(self) -> str:
         """One line: how many of which part."""
         kinds = {"found": self.found, "missing": self.missing, "unexpected": self.unexpected}
-        told = [f"{kind}: {_counted(names)}" for kind, names in kinds.items()]
+        parts = [f"{kind}: {_counted(names)}" for kind, names in kinds.items()]
         if self.mismatched:
-            told.append(f"of other shape: {'; '.join(self.mismatched)}")
-        return ", ".join(told)
+            parts.append(f"of other shape: {'; '.join(self.mismatched)}")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class SourceWeights:
 
     Attributes:
         unexpected: its keys that have no place here.
-        heads: its encoder's attention heads, which shapes do not tell.
+        heads: its encoder's attention heads, which shapes do not show.
         classes: COCO-80 index of each of its object classes, and its classifier; None without one that can be used.
     """
 
@@ -90,7 +90,7 @@ def initialise(
         UserError: the source cannot be read; frozen weights or, unless allowed, decoder layers would stay random; the
             source's attention has another number of heads.
     """
-    told = str(source) if source is not None else "no start given"
+    source_name = str(source) if source is not None else "no start given"
     read = SourceWeights({}, ()) if source is None else _read(source, model, decoders_from_detr)
     own = model.state_dict()
     weights = dict(read.weights)
@@ -102,19 +102,21 @@ def initialise(
     spoilt = {_part(key) for key in odd}
     fitting = {key: each for key, each in weights.items() if key in own and _part(key) not in spoilt}
     if read.heads != model.config.heads and any("_proj." in key for key in fitting):
-        raise UserError(f"heads: {model.config.heads}, but {told} has {read.heads} a layer; set heads: {read.heads}")
+        raise UserError(
+            f"heads: {model.config.heads}, but {source_name} has {read.heads} a layer; set heads: {read.heads}"
+        )
     found = {key for key in fitting if not key.endswith(COUNTERS)}
     missing = {key for key in own if not key.endswith(COUNTERS)} - found
     frozen = [name for name, each in model.named_parameters() if not each.requires_grad and name in missing]
     if frozen:
         raise UserError(
-            f"{told}: {len(frozen)} frozen weights of the backbone would stay random; give a start that has them, or set "
+            f"{source_name}: {len(frozen)} frozen weights of the backbone would stay random; give a start that has them, or set "
             "frozen_stages: 0 and frozen_batch_norm: false"
         )
     random = [name for name in missing if name.startswith("decoders.")]
     if random and not allow_random_decoder:
         raise UserError(
-            f"{told}: {len(random)} weights of the decoders are not in it and would start random; set "
+            f"{source_name}: {len(random)} weights of the decoders are not in it and would start random; set "
             "allow_random_decoder: true if that is meant, or decoders_from_detr: true to start them from a DETR's decoder"
         )
     model.load_state_dict(fitting, strict=False)

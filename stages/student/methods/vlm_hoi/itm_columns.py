@@ -60,12 +60,12 @@ def columns_for(vocabulary: Vocabulary, form: PromptForm = "full", missing_objec
         "full": list(vocabulary.prompts()),
     }[form]
     sentences += by_verb if missing_object and form != "object" else [None] * verbs
-    asked = np.array([vocabulary.verbs[verb] != NO_INTERACTION for verb in hois[:, 0]])
-    asked &= np.array([sentence is not None for sentence in sentences])
+    scored = np.array([vocabulary.verbs[verb] != NO_INTERACTION for verb in hois[:, 0]])
+    scored &= np.array([sentence is not None for sentence in sentences])
     place: dict[str | None, int] = {}
     column = np.full(len(hois), -1, np.int64)
-    for index in np.flatnonzero(asked).tolist():
+    for index in np.flatnonzero(scored).tolist():
         column[index] = place.setdefault(sentences[index], len(place))
     hoi_id = np.full((verbs, objects + 1), -1, np.int64)
-    hoi_id[hois[asked, 0], hois[asked, 1]] = np.flatnonzero(asked)
+    hoi_id[hois[scored, 0], hois[scored, 1]] = np.flatnonzero(scored)
     return ItmColumns(tuple(filter(None, place)), column, hois, hoi_id)

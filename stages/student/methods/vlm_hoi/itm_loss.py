@@ -1,6 +1,6 @@
 """Losses that teach verb logits from image-text matching: the families F0 to F4 and F7, and the choice among them.
 
-For a matched query with object o: verbs V that the teacher was asked about with o (``no_interaction`` is none of them),
+For a matched query with object o: verbs V that the teacher has scored with o (``no_interaction`` is none of them),
 logits z, ``p = sigmoid(z)``, ``pi = softmax_V(z / T)``, annotated verbs ``y``, the teacher's match log-odds m and their
 calibration t (:mod:`hoi_distill.stages.student.methods.vlm_hoi.itm_targets`). Every loss is one number a query, float32
 or better, to be summed, divided by the number of matched queries (of all processes) and weighted with
@@ -59,7 +59,7 @@ def itm_terms(config: ItmConfig, scores: ItmScores, hoi_id: Tensor, queries: Mat
     if config.family in ("F2n", "F7"):
         return verb_logits.new_zeros(len(verb_logits), dtype=torch.float32)
     here = scores.of_verbs(picture, objects, hoi_id)
-    wanted = asked(here.soft, verbs)
+    wanted = supervised_verbs(here.soft, verbs)
     if config.object == "predicted":
         if object_logits is None:
             raise ValueError("predicted objects need object_logits")
@@ -81,9 +81,16 @@ def itm_terms(config: ItmConfig, scores: ItmScores, hoi_id: Tensor, queries: Mat
     return listwise(verb_logits, verbs, here.centred, wanted, **shape)
 
 
-def asked(values: Tensor, verbs: Tensor) -> Tensor:
-    """bool ``[Q, V]``: the verbs of V, none for a query without an annotated one among them. NaN in ``values [Q, V]``
-    is not asked."""
+def supervised_verbs(values: Tensor, verbs: Tensor) -> Tensor:
+    """The verbs of V; none for a query without an annotated verb among them.
+
+    Args:
+        values: float ``[Q, V]``, the teacher's scores; NaN where it has none.
+        verbs: float ``[Q, V]`` in {0, 1}, annotated.
+
+    Returns:
+        bool ``[Q, V]``.
+    """
     known = ~torch.isnan(values)
     return known & (known & (verbs > 0)).any(1, keepdim=True)
 
@@ -186,7 +193,7 @@ def negative_weights(config: ItmConfig, soft: Tensor, verbs: Tensor, ramp: float
     share = config.mixing * config.weight * ramp
     if config.family != "F2n" or share == 0:
         return None
-    known = asked(soft, verbs) & (verbs == 0)
+    known = supervised_verbs(soft, verbs) & (verbs == 0)
     return torch.where(known, 1 - min(share, 1.0) * soft.detach().float(), 1.0)
 
 

@@ -134,7 +134,7 @@ def labelled_term(
             picture, output.verb_logits[at], rows.verbs[own], rows.objects[own], output.object_logits[at]
         )
         value = value + itm_terms(config, scores, tables.hoi_id, matched).sum()
-    return value / processes.share(torch.tensor(float(queries.shape[1]), device=value.device))
+    return value / processes.normaliser(torch.tensor(float(queries.shape[1]), device=value.device))
 
 
 def pictures_term(
@@ -152,7 +152,7 @@ def pictures_term(
             gamma=config.gamma,
         )
         value = value + found.sum()
-    return value / processes.share(torch.nan_to_num(scores.soft).sum())
+    return value / processes.normaliser(torch.nan_to_num(scores.soft).sum())
 
 
 def final_verb_loss(

@@ -75,8 +75,8 @@ def matching_costs(output: MurenOutput, targets: Sequence[Targets], costs: Costs
         classes = rows.objects[:, None, None].expand(*object_logits.shape[:-1], 1)
         cost_object = -object_logits.softmax(-1).gather(-1, classes).squeeze(-1)
         p, y = verb_logits.sigmoid(), rows.verbs.float()
-        right = (p @ y[..., None]).squeeze(-1) / y.sum(-1).clamp(min=1)[:, None]
-        quiet = ((1 - p) @ (1 - y)[..., None]).squeeze(-1) / (1 - y).sum(-1).clamp(min=1)[:, None]
+        present = (p @ y[..., None]).squeeze(-1) / y.sum(-1).clamp(min=1)[:, None]
+        absent = ((1 - p) @ (1 - y)[..., None]).squeeze(-1) / (1 - y).sum(-1).clamp(min=1)[:, None]
         there = ~rows.missing[:, None]
         l1_human = (human - rows.human_boxes[:, None]).abs().sum(-1)
         l1_object = (object_ - rows.object_boxes[:, None]).abs().sum(-1) * there
@@ -84,7 +84,7 @@ def matching_costs(output: MurenOutput, targets: Sequence[Targets], costs: Costs
         giou_object = -_giou(object_, rows.object_boxes[:, None]) + giou_human * ~there
         return (
             costs.object * cost_object
-            - costs.verb * (right + quiet) / 2
+            - costs.verb * (present + absent) / 2
             + costs.l1 * torch.maximum(l1_human, l1_object)
             + costs.giou * torch.maximum(giou_human, giou_object)
         )

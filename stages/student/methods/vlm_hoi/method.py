@@ -1,4 +1,4 @@
-"""VLM-HOI as a method: MUREN on whole pictures, taught by cached image-text matching scores."""
+"""VLM-HOI as a method: MUREN on whole images, distilled from cached image-text matching scores."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class VlmHoiMethod(Method[VlmHoiConfig]):
     @override
     def needs(self, config: VlmHoiConfig, vocabulary: Vocabulary) -> Needs:
         missing = has_missing_objects(vocabulary)
-        taught = [(config.on_labelled, config.itm), (config.on_unlabelled, config.f7)]
-        forms = [term.prompt for active, term in taught if active]
+        terms = [(config.on_labelled, config.itm), (config.on_unlabelled, config.f7)]
+        forms = [term.prompt for active, term in terms if active]
         prompts = dict.fromkeys(prompt for form in forms for prompt in columns_for(vocabulary, form, missing).prompts)
         return Needs(
             {"itm": tuple(prompts)} if prompts else {},
@@ -47,11 +47,11 @@ class VlmHoiMethod(Method[VlmHoiConfig]):
 
     @override
     def distilled(self, config: VlmHoiConfig, labelled: int, unlabelled: int) -> dict[str, int]:
-        asked = (
+        weights = (
             ("itm", config.itm.weight, labelled),
             ("f7", config.f7.weight, unlabelled if config.unlabelled_per_step else 0),
         )
-        return {f"{key}.weight: {weight:g}": pictures for key, weight, pictures in asked if weight > 0}
+        return {f"{key}.weight: {weight:g}": pictures for key, weight, pictures in weights if weight > 0}
 
     @override
     def rehearse(self, config: VlmHoiConfig, vocabulary: Vocabulary) -> None:

@@ -92,7 +92,7 @@ def phrase_loss(
     logits = (contrast + omega.clamp(min=1e-30).log()).masked_fill(omega == 0, -torch.inf)
     importance = labels.target[image, own]
     found_log = logits.log_softmax(1).gather(1, own[:, None])[:, 0]
-    return -(importance * found_log).sum() / processes.share(importance.sum(), 1e-6)
+    return -(importance * found_log).sum() / processes.normaliser(importance.sum(), 1e-6)
 
 
 def segment_softmax(x: Tensor, group: Tensor, groups: int) -> Tensor:
@@ -144,7 +144,7 @@ def mil_loss(
     balance = t * alpha + (1 - t) * (1 - alpha)
     error = ((t - q.sigmoid()).abs() + 1e-6) ** gamma
     terms = balance * error * F.binary_cross_entropy_with_logits(q, t, reduction="none")
-    return (labels.weight.flatten()[group] * terms).sum() / processes.share(positive.sum())
+    return (labels.weight.flatten()[group] * terms).sum() / processes.normaliser(positive.sum())
 
 
 def relatedness_loss(

@@ -59,7 +59,7 @@ class SoftLabelTerm(Term):
         group, member = torch.unique(counted.image * targets.shape[1] + counted.hoi, return_inverse=True)
         soft = targets.flatten()[group]
         logit = predictions.final[-1] if self.of == "final" else predictions.logit[-1].float()
-        value = image_terms(logit[known], member, soft).sum() / predictions.processes.share(soft.sum())
+        value = image_terms(logit[known], member, soft).sum() / predictions.processes.normaliser(soft.sum())
         return [WeightedLoss(self.name, self.weight * min(1.0, (step + 1) / max(self.ramp, 1)), value)]
 
 
