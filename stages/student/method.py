@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 from typing_extensions import TypeVar
 
-from hoi_distill.stages.student.student import Columns
+from hoi_distill.stages.student.student import CheckpointRecord, Columns, Identities
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Extras:
 
     Attributes:
         text_embeddings: float32 ``[H, T]`` of the interactions' prompts, from which a classifier's rows start.
-        identities: by role, what made the tables that the student reads at test time; kept in its checkpoint.
+        identities: what made the tables that the student reads at test time; kept in its checkpoint.
         shared_dir: where variants of a study keep what they share; None: each method has a place of its own for it.
         stop: once it is set, the step under way is finished and saved and KeyboardInterrupt raised.
         report: is told, in lines, how far the training is.
@@ -83,7 +83,7 @@ class Extras:
 
     shared_dir: Path | None = None
     text_embeddings: np.ndarray | None = None
-    identities: dict[str, Any] = field(default_factory=dict)
+    identities: Identities = field(default_factory=dict)
     stop: threading.Event | None = None
     report: Callable[[str], None] = print
 
@@ -181,7 +181,7 @@ class Method(ABC, Generic[ConfigT]):
         student: Student = self._neighbour("train").train(config, data, run_dir, extras, report=extras.report)
         return student
 
-    def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
+    def load(self, folder: Path, record: CheckpointRecord, vocabulary: Vocabulary) -> Student:
         """A saved student; ``record`` is its ``config.json``."""
         student: Student = self._neighbour("student").load(folder, record, vocabulary)
         return student

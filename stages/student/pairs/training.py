@@ -19,7 +19,7 @@ from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.terms import PairOutput, Predictions, Term
 from hoi_distill.stages.student.training.components import FiniteCheck, named_images
 from hoi_distill.stages.student.training.loop import BatchSource, Loss, Step, Trainer, TrainingRun
-from hoi_distill.stages.student.training.optimization import WarmupCosine, parameter_groups
+from hoi_distill.stages.student.training.optimization import ParameterGroup, WarmupCosine, parameter_groups
 from hoi_distill.stages.student.training.processes import ALONE, Processes
 from hoi_distill.stages.student.training.resume import run_name
 
@@ -119,7 +119,7 @@ class PairTraining(Generic[ConfigT]):
         loss: Loss,
         *,
         logits_of: Callable[[Any], Tensor],
-        groups: Sequence[dict[str, Any]] | None = None,
+        groups: Sequence[ParameterGroup] | None = None,
     ) -> Network:
         """Train ``model`` to the last step, see :meth:`hoi_distill.stages.student.training.loop.Trainer.fit`.
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +44,7 @@ from hoi_distill.stages.student.pairs.supervision.image_labels import (
 from hoi_distill.stages.student.pairs.terms import PairOutput, Term, TextSpace
 from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
 from hoi_distill.stages.student.training.loop import Step, finish
-from hoi_distill.stages.student.training.optimization import parameter_groups
+from hoi_distill.stages.student.training.optimization import ParameterGroup, parameter_groups
 from hoi_distill.storage.digests import content_name
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.atomic import write_atomically
@@ -232,7 +231,7 @@ def context_terms(model: nn.Module, batch: ContextBatch, _step: Step) -> tuple[T
     return whole + late, terms
 
 
-def groups_of(learner: InteractionLearner, config: ClHoiConfig) -> list[dict[str, Any]]:
+def groups_of(learner: InteractionLearner, config: ClHoiConfig) -> list[ParameterGroup]:
     """Parameters by learning rate and decay. The translator's rate is a share of the network's."""
     translator = learner.student.translator
     slow = set() if translator is None else set(translator.parameters())

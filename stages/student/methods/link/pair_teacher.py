@@ -6,17 +6,17 @@ student's own code path. :mod:`hoi_distill.stages.student.pairs.supervision.dens
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hoi_distill.stages.student.methods.link.student import LinkStudent
-from hoi_distill.stages.student.pairs.instances import gather, picture_of
+from hoi_distill.stages.student.pairs.instances import DetectionsCell, gather, picture_of
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.supervision.dense_distillation import PairTeacherCell
 from hoi_distill.stages.student.pretrained import load_student
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hoi_distill.stages.student.methods.link.network import Link
     from hoi_distill.stages.student.pairs.config import PairsConfig
 
-NO_DETECTIONS: dict[str, Any] = {"boxes": (), "scores": (), "labels": (), "width": 1, "height": 1}
+NO_DETECTIONS = DetectionsCell(boxes=(), scores=(), labels=(), width=1, height=1)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class PairTeacher:
 
     @torch.inference_mode()
     def answer(
-        self, detections: Sequence[Mapping[str, Any] | None], maps: np.ndarray | Tensor, mirrored: bool
+        self, detections: Sequence[DetectionsCell | None], maps: np.ndarray | Tensor, mirrored: bool
     ) -> list[Answer]:
         """The outputs for B images.
 

@@ -7,7 +7,6 @@ by what they depend on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from hoi_distill.stages.student.files import kept, kept_array, load_tensors, sav
 from hoi_distill.stages.student.pairs.batches import MapReader, TableMaps, take
 from hoi_distill.stages.student.pairs.instances import PictureTable
 from hoi_distill.stages.student.source import SampleSource
-from hoi_distill.storage.digests import content_name
+from hoi_distill.storage.digests import content_name, content_name_of
 from hoi_distill.storage.errors import UserError
 
 
@@ -77,11 +76,9 @@ class RegionCNN(nn.Module):
         save_tensors(path, self.state_dict(), {"config": json.dumps(asdict(self.config))})
 
     def digest(self) -> str:
-        """Names the weights."""
-        digest = hashlib.blake2b(json.dumps(asdict(self.config)).encode(), digest_size=6)
-        for value in self.state_dict().values():
-            digest.update(value.detach().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """Names the configuration and the weights."""
+        weights = (value.detach().contiguous().numpy().tobytes() for value in self.state_dict().values())
+        return content_name_of((json.dumps(asdict(self.config)).encode(), *weights), 6)
 
     @classmethod
     def load(cls, path: Path) -> RegionCNN:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -31,6 +30,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.teacher_scores import ItmSupervi
 from hoi_distill.stages.student.training.components import Ema, FiniteCheck, named_images
 from hoi_distill.stages.student.training.loop import Step, Trainer, TrainingRun, finish
 from hoi_distill.stages.student.training.metrics import NonFiniteLoss
+from hoi_distill.stages.student.training.optimization import ParameterGroup
 from hoi_distill.stages.student.training.processes import Processes
 from hoi_distill.stages.student.training.resume import run_name
 from hoi_distill.storage.errors import placed
@@ -165,7 +165,7 @@ class StepLoss:
             raise NonFiniteLoss(f"step {step.number + 1}: {error}; {where}") from None
 
 
-def parameter_groups(model: Muren, config: VlmHoiConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: Muren, config: VlmHoiConfig) -> list[ParameterGroup]:
     """The parameters that learn, those of the backbone at a rate of their own."""
     own = {id(parameter) for parameter in model.backbone.parameters()}
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]

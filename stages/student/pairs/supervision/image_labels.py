@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +46,7 @@ class ImageLabelTable:
 
     @classmethod
     def open_or_build(
-        cls, folder: Path, count: int, classes: int, rows: Iterable[tuple[int, Mapping[str, Any]]]
+        cls, folder: Path, count: int, classes: int, rows: Iterable[tuple[int, Mapping[str, np.ndarray]]]
     ) -> ImageLabelTable:
         """Open ``folder``, or build it.
 
