@@ -1,4 +1,4 @@
-"""What a student method is: what it reads, how it is trained, how it is loaded. The pipeline knows methods by this alone.
+"""What a student method is: what it reads, how it is trained and how it is loaded. The pipeline knows methods by this alone.
 
 A method is a small declarative object that imports nothing heavy until it trains or loads; :data:`METHODS` lists them.
 A student is trained from a :class:`~hoi_distill.stages.student.data.TrainingSet` and is then a
@@ -43,17 +43,18 @@ class Needs:
     """What a training reads. Tables go by their role: ``detections``, ``features``, ``itm``.
 
     Attributes:
-        train, test: the columns read of the training and of the test pictures.
-        where_asked: roles of which only those columns are read that the table has, the others count as not asked.
+        train: the columns that are read of the training images.
+        test: the columns that are read of the test images.
+        where_asked: roles of which only the columns are read that the table has. The others count as not computed.
         text: whether the embeddings of the vocabulary's prompts are read, where there is such a table.
-        unlabelled: whether pictures without annotations are looked at.
-        annotations: whether annotations are read at all; if not, the training is handed none.
-        all_annotations: whether even the annotations of unlabelled pictures are read (a control).
+        unlabelled: whether images without annotations are used.
+        annotations: whether annotations are read at all; if not, the training gets none.
+        all_annotations: whether even the annotations of unlabelled images are read (a control).
         untuned_detector: whether a detector that has learned from a dataset of interactions is refused.
-        failures: roles whose recorded failures leave a picture out, where there is such a table: also what is not read,
-            so that variants of a study see the same pictures.
+        failures: roles whose recorded failures leave an image out, where there is such a table. They may be roles that are
+            not read, so that variants of a study use the same images.
         files: files with weights that the training starts from.
-        stages: by table's own name, the key that names it and the stage that has to have written it.
+        stages: by table's own name, the key that names it and the stage that must have written it.
     """
 
     train: Mapping[str, Columns]
@@ -71,14 +72,14 @@ class Needs:
 
 @dataclass(frozen=True)
 class Extras:
-    """What a training is handed beside pictures and parameters.
+    """What a training gets in addition to images and parameters.
 
     Attributes:
         text_embeddings: float32 ``[H, T]`` of the interactions' prompts, from which a classifier's rows start.
         identities: what made the tables that the student reads at test time; kept in its checkpoint.
         shared_dir: where variants of a study keep what they share; None: each method has a place of its own for it.
-        stop: once it is set, the step under way is finished and saved and KeyboardInterrupt raised.
-        report: is told, in lines, how far the training is.
+        stop: once it is set, the loop finishes and saves the current step and raises KeyboardInterrupt.
+        report: gets lines on the progress of the training.
     """
 
     shared_dir: Path | None = None
@@ -150,8 +151,8 @@ class Method(ABC, Generic[ConfigT]):
         any. Of so many training pictures some may have no pair, so this is a little too low."""
 
     def distilled(self, config: ConfigT, labelled: int, unlabelled: int) -> Mapping[str, int]:  # noqa: ARG002 - a default
-        """On how many of the training pictures a teacher's answers are distilled, by the key that says so; nothing where the
-        parameters ask for no distillation."""
+        """How many training images are distilled on, by the key that decides it; empty where the parameters want no
+        distillation."""
         return {}
 
     def rehearse(self, config: ConfigT, vocabulary: Vocabulary) -> None:
@@ -196,7 +197,7 @@ class Method(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def facts(self, config: ConfigT) -> tuple[tuple[str, str], ...]:
-        """(name, value) of what else a report's head says of the training."""
+        """(name, value) of further facts on the training for a report's head."""
 
 
 def method_named(name: str, where: str = "student.method") -> Method:

@@ -62,11 +62,11 @@ class Share(NamedTuple):
 
 
 class Pools(NamedTuple):
-    """The pictures that steps draw from.
+    """The images that steps draw from.
 
     Attributes:
         labelled: int64, rising, rows of labelled pictures.
-        others: int64, rising, rows of pictures without labels that are looked at.
+        others: int64, rising, rows of images without labels that are drawn from.
     """
 
     labelled: np.ndarray
@@ -79,7 +79,7 @@ class Pools(NamedTuple):
         Args:
             pictures: the pictures.
             labelled: bool ``[N]``.
-            unlabelled: whether pictures without labels are looked at as well.
+            unlabelled: whether images without labels are drawn from as well.
         """
         usable = pictures.usable()
         others = np.flatnonzero(usable & ~labelled) if unlabelled else np.empty(0, np.int64)
@@ -101,7 +101,7 @@ BatchT_co = TypeVar("BatchT_co", covariant=True)
 
 
 class PictureBatches(BatchSource[BatchT_co]):
-    """Which pictures and views each step looks at.
+    """The images and views of each step.
 
     Args:
         config: says how many steps there are, and how many pictures a step has.

@@ -59,8 +59,12 @@ class LinkStudent(StudentOfPairs):
         return torch.from_numpy(allowed(self.config, self.vocabulary))
 
     def with_vocabulary(self, vocabulary: Vocabulary, text: np.ndarray) -> LinkStudent:
-        """The same student for other interactions (open vocabulary), told apart by ``text``, float ``[H', T]`` of the encoder
-        that it was trained with."""
+        """The same student for other interactions (open vocabulary).
+
+        Args:
+            vocabulary: the H' interactions.
+            text: float ``[H', T]``, embeddings of their prompts by the encoder that the student was trained with.
+        """
         model = self.model.with_classes(verbs(vocabulary), torch.from_numpy(text.astype(np.float32)))
         return replace(self, model=model, vocabulary=vocabulary)
 

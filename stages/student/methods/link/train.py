@@ -41,7 +41,7 @@ def train(
 
     Raises:
         NonFiniteLoss: training has diverged or a cached value is broken.
-        UserError: the run folder holds another run's state, there is nothing to train on, or a teacher looked at other boxes.
+        UserError: the run folder holds another run's state, there is nothing to train on, or a teacher read other boxes.
     """
     # The stream.
     training = PairTraining.open(config, data, run_dir, extras, loader_workers=loader_workers, report=report)
@@ -67,7 +67,7 @@ def train(
 
 
 def terms_of(config: LinkConfig, data: TrainingSet, valid: Tensor) -> list[Term]:
-    """Annotated pairs of labelled pictures at every decoder layer, and what the teachers answered on all pairs.
+    """Annotated pairs of labelled images at every decoder layer, and the teachers' outputs on all pairs.
 
     Args:
         config: the method's parameters.

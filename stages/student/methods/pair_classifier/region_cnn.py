@@ -1,4 +1,4 @@
-"""The student's own picture encoder: a small CNN taught the classes of the detections' boxes, then frozen.
+"""The student's own picture encoder: a small CNN that is trained on the classes of the detections' boxes, then frozen.
 
 It is the arm that takes nothing from the teacher but soft labels. Its weights and feature maps depend on the pictures,
 the detections and :class:`RegionCNNConfig` alone, so all variants of a study share them: they are kept in folders named
@@ -146,7 +146,7 @@ def shared_encoder(
 
 
 class LiveMaps:
-    """Feature maps computed when they are asked for: a ``MapReader``."""
+    """Feature maps computed on demand: a ``MapReader``."""
 
     def __init__(self, model: RegionCNN, views: Sequence[str], read: ReadPicture) -> None:
         self.model, self.views, self.read = model, views, read
@@ -166,7 +166,7 @@ class StoredMaps:
     They lie in ``folder/<view>.npy`` as float16 ``[N, C, h, w]``; zeros for rows outside ``wanted``.
 
     Args:
-        wanted: bool ``[N]``, the rows that have pairs to look at.
+        wanted: bool ``[N]``, the rows that have pairs.
     """
 
     def __init__(

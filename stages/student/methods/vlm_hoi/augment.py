@@ -1,4 +1,4 @@
-"""What a picture looks like to the network: which part of it, at what size, mirrored, in which colours.
+"""The view of an image that the network gets: which part of it, at what size, mirrored, in which colours.
 
 A view is drawn from (seed, epoch, row) alone, so it does not depend on processes, loader workers or what was drawn before;
 and it is known before the picture is decoded, so every process can pad its pictures to the frame of the whole batch.
@@ -20,7 +20,7 @@ ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 @dataclass(frozen=True)
 class View:
-    """One look at a picture of ``whole`` (width, height) pixels.
+    """One view of an image of ``whole`` (width, height) pixels.
 
     Attributes:
         window: xyxy pixels of the picture that are seen, fractions allowed.

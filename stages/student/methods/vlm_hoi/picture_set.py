@@ -31,8 +31,8 @@ class ImageBatch:
         pixels: float32 ``[B, 3, H, W]``, normalised, 0 beyond each picture.
         mask: bool ``[B, H, W]``, True inside.
         targets: the labelled pictures' pairs.
-        labelled: what the teacher says of the labelled pictures, where it is distilled.
-        unlabelled: what it says of the other pictures, where it is distilled.
+        labelled: the teacher's scores of the labelled images, where they are distilled.
+        unlabelled: its scores of the other images, where they are distilled.
     """
 
     rows: Tensor

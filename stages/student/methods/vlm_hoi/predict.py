@@ -120,7 +120,7 @@ def of_one_size(
 
 @dataclass(frozen=True)
 class Inference:
-    """How pictures are looked at and scored.
+    """How images are prepared and scored.
 
     Attributes:
         pictures: their size and normalisation.

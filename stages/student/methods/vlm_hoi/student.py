@@ -1,4 +1,4 @@
-"""A trained VLM-HOI student: the network, its vocabulary, and how it looks at pictures. It needs no table."""
+"""A trained VLM-HOI student: the network, its vocabulary, and how it predicts. It needs no table."""
 
 from __future__ import annotations
 
