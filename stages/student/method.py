@@ -179,7 +179,7 @@ class Method(ABC, Generic[ConfigT]):
 
     def train(self, config: ConfigT, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         """Train to the end, from the last save in ``run_dir`` if there is one, and save ``run_dir/checkpoint``."""
-        student: Student = self._neighbour("train").train(config, data, run_dir, extras, report=extras.report)
+        student: Student = self._neighbour("train").train(config, data, run_dir, extras)
         return student
 
     def load(self, folder: Path, record: CheckpointRecord, vocabulary: Vocabulary) -> Student:

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hoi_distill.stages.student.data import Report, TrainingSet
+from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.pairs.batches import PairBatch, Share
 from hoi_distill.stages.student.pairs.config import BOOKKEEPING, ConfigT
@@ -83,9 +83,6 @@ class PairTraining(Generic[ConfigT]):
         data: TrainingSet,
         folder: Path,
         extras: Extras,
-        *,
-        loader_workers: int = 0,
-        report: Report = print,
     ) -> PairTraining[ConfigT]:
         """Make the run folder and join the launcher's processes.
 
@@ -93,13 +90,11 @@ class PairTraining(Generic[ConfigT]):
             config: the method's parameters.
             data: the training set.
             folder: the run folder.
-            extras: its ``stop`` ends the training early.
-            loader_workers: processes that load batches.
-            report: gets lines for people.
+            extras: its ``report`` gets lines for people; its ``stop`` ends the training early.
         """
         (folder / "state").mkdir(parents=True, exist_ok=True)
         accelerator = Accelerator(log_with="tensorboard", project_dir=folder)
-        run = TrainingRun(folder, run_name(config, BOOKKEEPING, data), report, extras.stop, loader_workers)
+        run = TrainingRun(folder, run_name(config, BOOKKEEPING, data), extras.report, extras.stop)
         return cls(config, data, run, accelerator)
 
     @property

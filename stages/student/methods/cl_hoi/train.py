@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from hoi_distill.stages.student.data import Report, TrainingSet
+from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.files import intact, load_tensors, save_tensors
 from hoi_distill.stages.student.method import NOTHING, Extras, parameters_of
 from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoi, ClHoiShape
@@ -70,15 +70,7 @@ class InteractionLearner(nn.Module):
         return PairOutput(answer.logits[None], log_r=answer.log_r, text_space=space)
 
 
-def train(
-    config: ClHoiConfig,
-    data: TrainingSet,
-    run_dir: Path,
-    extras: Extras = NOTHING,
-    *,
-    loader_workers: int = 0,
-    report: Report = print,
-) -> ClHoiStudent:
+def train(config: ClHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras = NOTHING) -> ClHoiStudent:
     """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
 
     What stage 1 has learnt goes to ``extras.shared_dir``.
@@ -93,7 +85,7 @@ def train(
         raise UserError(
             "student.tables.text: cl_hoi tells interactions apart by their text; name a table of text embeddings"
         )
-    training = PairTraining.open(config, data, run_dir, extras, loader_workers=loader_workers, report=report)
+    training = PairTraining.open(config, data, run_dir, extras)
     accelerator, state = training.accelerator, run_dir / "state"
     with accelerator.main_process_first():
         own = annotated(data) if config.labels == "instances" else None
@@ -129,7 +121,7 @@ def train(
         with open(run_dir / "metrics.jsonl", "a") as metrics:
             metrics.write(json.dumps({"step": config.steps, **exponents.metrics()}) + "\n")
         accelerator.log(exponents.metrics(), config.steps)
-        report(exponents.words())
+        extras.report(exponents.words())
     finish(made, run_dir, accelerator)
     return made
 
@@ -176,9 +168,7 @@ def first_stage(
         stage,
         data,
         run_dir / "context",
-        extras,
-        loader_workers=training.run.loader_workers,
-        report=lambda line: training.run.report(f"context: {line}"),
+        replace(extras, report=lambda line: extras.report(f"context: {line}")),
     )
     accelerator = context.accelerator
     with accelerator.main_process_first():

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hoi_distill.stages.student.data import Report, TrainingSet
+from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.method import NOTHING, Extras
 from hoi_distill.stages.student.methods.link.batches import LinkBatches
 from hoi_distill.stages.student.methods.link.config import LinkConfig
@@ -28,15 +28,7 @@ from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
 from hoi_distill.stages.student.training.loop import finish
 
 
-def train(
-    config: LinkConfig,
-    data: TrainingSet,
-    run_dir: Path,
-    extras: Extras = NOTHING,
-    *,
-    loader_workers: int = 0,
-    report: Report = print,
-) -> LinkStudent:
+def train(config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras = NOTHING) -> LinkStudent:
     """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
 
     Raises:
@@ -44,7 +36,7 @@ def train(
         UserError: the run folder holds another run's state, there is nothing to train on, or a teacher read other boxes.
     """
     # The stream.
-    training = PairTraining.open(config, data, run_dir, extras, loader_workers=loader_workers, report=report)
+    training = PairTraining.open(config, data, run_dir, extras)
     accelerator = training.accelerator
     valid = torch.from_numpy(allowed(config, data.vocabulary))
     with accelerator.main_process_first():

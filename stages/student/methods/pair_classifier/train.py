@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hoi_distill.stages.student.data import Report, TrainingSet
+from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.method import NOTHING, Extras
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
 from hoi_distill.stages.student.methods.pair_classifier.network import PairClassifier, Shape
@@ -49,8 +49,6 @@ def train(
     extras: Extras = NOTHING,
     *,
     cnn: RegionCNNConfig | None = None,
-    loader_workers: int = 0,
-    report: Report = print,
 ) -> PairStudent:
     """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
 
@@ -61,22 +59,22 @@ def train(
         extras: its ``shared_dir`` is where variants of a study share the ``region_cnn`` encoder; default: the run folder's
             parent.
         cnn: the encoder's parameters; default: those of :class:`RegionCNNConfig`.
-        loader_workers: processes that read batches ahead.
-        report: is given lines for people.
 
     Raises:
         NonFiniteLoss: training has diverged or a cached value is broken.
         UserError: the run folder holds another run's state, or there is nothing to train on.
     """
     # The stream.
-    training = PairTraining.open(config, data, run_dir, extras, loader_workers=loader_workers, report=report)
+    training = PairTraining.open(config, data, run_dir, extras)
     accelerator = training.accelerator
     shared = extras.shared_dir or run_dir.parent
 
     def labels_only() -> PairStudent:
         own = replace(config, itm_on="none", teacher="itm")
-        given, say = replace(extras, shared_dir=shared, identities={}), lambda line: report(f"labels only: {line}")
-        return train(own, data, run_dir / "labels_only", given, cnn=cnn, report=say)
+        given = replace(
+            extras, shared_dir=shared, identities={}, report=lambda line: extras.report(f"labels only: {line}")
+        )
+        return train(own, data, run_dir / "labels_only", given, cnn=cnn)
 
     batches, encoder = open_batches(training, shared, cnn, labels_only)
     valid = torch.from_numpy(data.valid()).to(accelerator.device)

@@ -41,10 +41,6 @@ class MurenOutput(NamedTuple):
         """One decoder layer's output; every tensor loses its L axis."""
         return MurenOutput(*(each[index] for each in self))
 
-    def pictures(self, index: Tensor) -> MurenOutput:
-        """Some of the pictures (bool ``[B]`` or int64 positions), all layers: those with labels, say."""
-        return MurenOutput(*(each[:, index] for each in self))
-
 
 class EncoderLayers(nn.Module):
     """Holds ``layers``, so that names are DETR's."""

@@ -18,7 +18,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.student.data import Report, TrainingSet
+from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.method import NOTHING, Extras
 from hoi_distill.stages.student.methods.vlm_hoi.config import BOOKKEEPING, VlmHoiConfig, network_config, starting_place
 from hoi_distill.stages.student.methods.vlm_hoi.initial_weights import LoadReport, initialise
@@ -44,8 +44,6 @@ def train(
     data: TrainingSet,
     run_dir: Path,
     extras: Extras = NOTHING,
-    *,
-    report: Report = print,
 ) -> VlmHoiStudent:
     """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
 
@@ -74,7 +72,7 @@ def train(
     average = Ema(model, config.ema, accelerator.device)
     if accelerator.is_main_process:
         for line in (f"start: {start}", *supervision.lines):
-            report(line)
+            extras.report(line)
 
     # Forward, loss, step, save.
     trainer = Trainer(
@@ -84,7 +82,9 @@ def train(
         loss=StepLoss(config, batches, supervision, accelerator),
         schedule=lambda step: DROP if batches.epochs(step) >= config.drop_epoch else 1.0,
         config=config,
-        run=TrainingRun(run_dir, run_name(config, BOOKKEEPING, data), report, extras.stop, config.loader_workers),
+        run=TrainingRun(
+            run_dir, run_name(config, BOOKKEEPING, data), extras.report, extras.stop, config.loader_workers
+        ),
         accelerator=accelerator,
         components=(FiniteCheck(accelerator, partial(describe_batch, data), log_norm=True), average),
         logged_group=-1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hoi_distill.stages.student.method import NOTHING
+from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
 from hoi_distill.stages.student.methods.link.student import LinkStudent, verbs
@@ -92,7 +92,7 @@ def test_any_network_trains_a_step_on_all_terms_at_once(everything, data, networ
     torch.testing.assert_close(total, expected)
     parameters = dict(network.named_parameters())
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    training = PairTraining.open(CONFIG, data, tmp_path, NOTHING, report=lambda line: None)
+    training = PairTraining.open(CONFIG, data, tmp_path, Extras(report=lambda line: None))
     trained = training.fit(network, batches, loss, logits_of=loss.logits_of)
     moved = {name for name, parameter in trained.named_parameters() if not torch.equal(parameter, before[name])}
     assert all(torch.isfinite(parameter).all() for parameter in trained.parameters())

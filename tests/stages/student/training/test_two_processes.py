@@ -45,7 +45,7 @@ def quiet(line: str) -> None: ...
 def pair_classifier(folder: Path, **changes: int) -> None:
     options = {**ODD, **changes}
     config = PairClassifierConfig(width=32, steps=6, warmup_steps=2, dropout=0.0, feature_dropout=0.0, **options)
-    train(config, TOY.training_set(16), folder, report=quiet)
+    train(config, TOY.training_set(16), folder, Extras(report=quiet))
 
 
 def link(folder: Path) -> None:
@@ -66,7 +66,7 @@ def cl_hoi(folder: Path, network: dict[str, bool] | None = None, **changes: Any)
         translator=replace(own.translator, dropout=0.0), **{**PLAIN, "unlabelled_per_step": 7, **changes},
     )  # fmt: skip
     data = toy_cl_hoi.LabelledToy(40, 0).teacher_set()
-    train_cl_hoi(config, data, folder, Extras(text_embeddings=toy_cl_hoi.TEXT), report=quiet)
+    train_cl_hoi(config, data, folder, Extras(text_embeddings=toy_cl_hoi.TEXT, report=quiet))
 
 
 LOSSES = toy_cl_hoi.CONFIG.losses

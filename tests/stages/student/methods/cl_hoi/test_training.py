@@ -45,7 +45,7 @@ def quiet(_: str) -> None: ...
 
 
 def trained(config: ClHoiConfig, data, folder: Path, **extras) -> ClHoiStudent:
-    return train(config, data, folder, Extras(text_embeddings=TEXT, **extras), report=quiet)
+    return train(config, data, folder, Extras(text_embeddings=TEXT, **extras, report=quiet))
 
 
 def with_network(config: ClHoiConfig = CONFIG, **switches) -> ClHoiConfig:
@@ -328,7 +328,7 @@ def test_it_learns_which_pair_does_what(tmp_path):
 
 def test_without_text_embeddings_it_says_what_is_missing(world, tmp_path):
     with pytest.raises(UserError, match=r"student.tables.text"):
-        train(CONFIG, world.teacher_set(), tmp_path, report=quiet)
+        train(CONFIG, world.teacher_set(), tmp_path, Extras(report=quiet))
 
 
 def test_a_single_picture_is_too_few_to_hold_any_out(world, tmp_path):

@@ -13,7 +13,7 @@ import torch
 from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.evaluate.formats.parquet import read_detections
-from hoi_distill.stages.student.method import parameters_of
+from hoi_distill.stages.student.method import Extras, parameters_of
 from hoi_distill.stages.student.methods.vlm_hoi.config import (
     Scoring,
     TransformConfig,
@@ -196,7 +196,7 @@ def test_groups_hold_one_size_and_every_picture_once():
 
 def test_a_saved_student_predicts_the_same(tmp_path, world):
     config = tiny_config(itm=ItmConfig(weight=0.0), epochs=12.0, ema=0.5)
-    student = train(config, world.training_set(), tmp_path / "run", report=lambda line: None)
+    student = train(config, world.training_set(), tmp_path / "run", Extras(report=lambda line: None))
     loaded = load_student(tmp_path / "run/checkpoint", VOCABULARY)
     assert isinstance(loaded, VlmHoiStudent)
     assert (loaded.config, loaded.tables(), loaded.origin["from"]) == (config, {}, config.start)
