@@ -1,10 +1,10 @@
-"""Where a student's samples come from: the cache, through the sample stream, or memory, for pictures just looked at.
+"""Where a student's samples come from: the cache, through the sample stream, or memory.
 
 A sample is ``{"row": int, table: {column: value}}``. A student needs two or three tables:
 
 * ``detections``, column ``value``: boxes, scores, labels, width, height;
 * ``features``, one column a view (``original``, ``flip``): float ``[C, h, w]``;
-* ``itm``, one column a prompt: (z0, z1), or None where the picture was not to be asked.
+* ``itm``, one column a prompt: (z0, z1), or None where the image does not want the prompt.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Samples(Protocol):
     def __getitems__(self, rows: list[int]) -> list[Sample]: ...
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """The tables of N rows, of which any part can be opened."""
 
     def __len__(self) -> int: ...

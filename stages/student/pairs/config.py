@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
+from typing_extensions import TypeVar
 
 from hoi_distill.stages.keys import Count, CountOrNone, Fraction, NotNegative, Positive, settings
 from hoi_distill.storage.errors import UserError
@@ -66,3 +67,5 @@ class PairsConfig:
 
 BOOKKEEPING = ("log_every", "save_every", "predict_batch", "loader_workers")
 """Parameters that change no weight."""
+
+ConfigT = TypeVar("ConfigT", bound=PairsConfig, default=PairsConfig)

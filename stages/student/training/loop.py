@@ -25,7 +25,7 @@ from hoi_distill.stages.student.data import Report
 from hoi_distill.stages.student.student import Student
 from hoi_distill.stages.student.training.components import Component, LossScale, StepResult
 from hoi_distill.stages.student.training.loading import batches_ahead
-from hoi_distill.stages.student.training.metrics import MetricsLog, Progress
+from hoi_distill.stages.student.training.metrics import MetricsLog, StepProgress
 from hoi_distill.stages.student.training.optimization import Schedule
 from hoi_distill.stages.student.training.processes import Processes
 from hoi_distill.stages.student.training.resume import load_state, save_state
@@ -88,7 +88,7 @@ class LoopConfig(Protocol):
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """Where a training is kept and whom it tells.
 
     Attributes:
@@ -124,7 +124,7 @@ class Trainer(Generic[Network]):
     loss: Loss
     schedule: Schedule
     config: LoopConfig
-    run: Run
+    run: TrainingRun
     accelerator: Accelerator
     components: Sequence[Component] = ()
     logged_group: int = 0
@@ -154,7 +154,7 @@ class Trainer(Generic[Network]):
         steps = len(self.batches)
         on_gpu = accelerator.device.type == "cuda"
         batches = batches_ahead(self.batches, range(done, steps), workers=run.loader_workers, pin=on_gpu)
-        progress = Progress(done, steps, report)
+        progress = StepProgress(done, steps, report)
         model.train()
         for number, batch in enumerate(batches, done):
             last = number + 1 == steps

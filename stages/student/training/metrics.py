@@ -44,7 +44,7 @@ class MetricsLog:
         self.accelerator.log(values, step=int(record["step"]))
 
 
-class Progress:
+class StepProgress:
     """A line now and then, and after the first step: steps, loss, speed, time left."""
 
     def __init__(self, done: int, steps: int, report: Callable[[str], None], every: float = 10.0) -> None:

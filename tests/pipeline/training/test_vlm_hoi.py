@@ -26,7 +26,7 @@ from hoi_distill.stages.data.pico.world import write_world
 from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.stages.student.methods.vlm_hoi.config import network_config
-from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import columns_for
+from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import columns_for
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.v_coco_files import official, write

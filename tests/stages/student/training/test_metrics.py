@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hoi_distill.stages.evaluate.metrics_log import read_metrics
-from hoi_distill.stages.student.training.metrics import MetricsLog, Progress, pace
+from hoi_distill.stages.student.training.metrics import MetricsLog, StepProgress, pace
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_slow_steps_are_told_in_seconds_and_long_times_in_hours(done, left, seco
 
 def test_the_first_step_is_told_as_soon_as_it_is_done():
     lines: list[str] = []
-    progress = Progress(4, 20, lines.append)
+    progress = StepProgress(4, 20, lines.append)
     for step in range(5, 21):
         progress(step, torch.tensor(1.0))
     assert [line.split()[1] for line in lines[1:]] == ["5/20", "20/20"]
