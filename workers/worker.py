@@ -135,7 +135,11 @@ class Worker:
         """Nothing computed yet, and what each table is computed from."""
         tables, upstream = [], []
         for each in task.tables:
-            above = {name: self._table(up.table) for name, up in each.upstream.items()}
+            above = {
+                name: table if up.records is None else table.only(up.records)
+                for name, up in each.upstream.items()
+                for table in [self._table(each.target.inputs[name])]
+            }
             tables.append(PartialTable(each, inherited_failures(each, above)))
             upstream.append(UpstreamCells.read(each, tables[-1].needed, above))
         return TaskResult(task, tables), upstream
@@ -185,7 +189,10 @@ class Worker:
                 **table.task.stage.provenance(),
             }
             with self._storage_turn:
-                commit = self._table(table.task.table).commit(table.block(), table.block_values(), provenance)
+                target = table.task.target
+                commit = self._table(target.table).commit(
+                    table.block(), table.block_values(), provenance, seen=target.seen
+                )
             payload_bytes += commit.bytes
         return result.report(payload_bytes)
 
@@ -203,7 +210,7 @@ class Worker:
     def _open(self, task: Task) -> list[Stage]:
         """The task's stages, opened. A worker holds one pass's models at a time: a task of another pass evicts them."""
         keys = [
-            (table.stage.vision_key or table.name, canonical_json(table.table.record), table.stage.columns)
+            (table.stage.vision_key or table.name, canonical_json(table.target.table.record), table.stage.columns)
             for table in task.tables
         ]
         if self._opened and not {key[0] for key in keys} & {key[0] for key in self._opened}:
