@@ -7,12 +7,14 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
 from hoi_distill.pipeline.console.progress import Progress, working
 from hoi_distill.pipeline.graph.nodes import levels, passes
+from hoi_distill.pipeline.inputs import Source
 from hoi_distill.pipeline.planning.plan import TablePlan, folders
 from hoi_distill.pipeline.training.binding import plan_all, trained_folders
 from hoi_distill.pipeline.training.checks import check_student, rehearse_student
@@ -74,7 +76,7 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event, note: Note | Non
         wanted = [name for name in level if todo[name]]
         setup.cache.require_writable()
         train_missing(setup, plans, wanted, stop)
-        tasks = TaskMaker(plans, setup).workload(wanted)
+        tasks = TaskMaker(plans, setup.sources, setup.cache.root).workload(wanted)
         progress = Progress(todo, stop)
 
         def report(done: TaskReport, progress: Progress = progress) -> None:
@@ -116,11 +118,12 @@ class TaskMaker:
 
     Args:
         plans: of all tables.
-        setup: the rows' sources, and the cache.
+        sources: ``{"images": ..., "texts": ...}``.
+        root: the cache's root folder.
     """
 
-    def __init__(self, plans: Mapping[str, TablePlan], setup: Setup) -> None:
-        self._plans, self._setup = plans, setup
+    def __init__(self, plans: Mapping[str, TablePlan], sources: Mapping[str, Source], root: Path) -> None:
+        self._plans, self._sources, self._root = plans, sources, str(root)
         self._targets: dict[str, Target] = {}
         self._indexes: dict[str, RecordIndex] = {}
 
@@ -158,7 +161,7 @@ class TaskMaker:
             group: the tables of the pass.
         """
         first = self._plans[group[0]]
-        source = self._setup.sources[first.node.stage.source]
+        source = self._sources[first.node.stage.source]
         size = first.node.shard_rows
         for number, start in enumerate(range(0, len(first.rows), size)):
             stop = min(start + size, len(first.rows))
@@ -202,7 +205,7 @@ class TaskMaker:
     def _table(self, name: str) -> TableSpec:
         """Where a worker finds a table."""
         stage = self._plans[name].node.stage
-        return TableSpec(str(self._setup.cache.root), stage.name, fingerprint_record(stage), stage.output)
+        return TableSpec(self._root, stage.name, fingerprint_record(stage), stage.output)
 
 
 @contextlib.contextmanager

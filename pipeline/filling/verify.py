@@ -68,7 +68,7 @@ def verify_table(setup: Setup, name: str, sample: int, seed: int) -> Verificatio
     needed[slot, chosen[:, 1]] = True
     source = setup.sources[table_plan.node.stage.source]
     rows = table_plan.rows[positions]
-    table_task = TaskMaker(plans, setup).table_task(name, positions, needed)
+    table_task = TaskMaker(plans, setup.sources, setup.cache.root).table_task(name, positions, needed)
     task = Task(
         task_id=f"verify:{name}",
         uris=[source.uris[row] for row in rows],
