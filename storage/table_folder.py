@@ -120,7 +120,8 @@ class TableFolder:
         """What lies in ``commits/``, as far as this table looks."""
         if self._only is None:
             return folders.names(self.dir / "commits")
-        return set(folders.sizes(self.dir / "commits", [*self._only, *(f"{name}.bad" for name in self._only)]))
+        names = [*self._only, *(f"{name}.bad" for name in self._only)]
+        return {name for name in names if folders.lies(f"{self.dir}/commits/{name}")}
 
     def records(self) -> list[Record]:
         """All sound commit records, in the order in which they merge. Only new ones are read."""

@@ -199,8 +199,8 @@ class TableWriter(TableFolder):
         names: list[str] = []
         for generation in count():
             name = f"{key}-{generation}.commit"
-            there = folders.sizes(self.dir / "commits", [name, f"{name}.bad"])
-            if not there and folders.size(self.dir / "bad" / name) is None:
+            record = f"{self.dir}/commits/{name}"
+            if not (folders.lies(record) or folders.lies(f"{record}.bad") or os.path.lexists(self.dir / "bad" / name)):
                 break
             names.append(name)
         return self.only(names), len(names)

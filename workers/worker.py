@@ -24,7 +24,7 @@ import numpy as np
 from hoi_distill.stages.stage import Batch, Stage
 from hoi_distill.storage.digests import canonical_json
 from hoi_distill.storage.errors import InputFailure
-from hoi_distill.workers.loading import Changed, batch_of, batches_of, load_row, padded, prefetch
+from hoi_distill.workers.loading import Changed, batch_of, batches_of, is_read, load_row, padded, prefetch
 from hoi_distill.workers.partial_table import PartialTable
 from hoi_distill.workers.pulse import COMPUTING, LOADING, READING, WRITING, WRITTEN, Pulse
 from hoi_distill.workers.task import TableSpec, Task, TaskReport
@@ -106,7 +106,9 @@ class Worker:
         needed = np.concatenate([table.needed for table in result.tables], axis=1)
         batches = batches_of(needed, task.batch_size)
         order = [row for batch in batches for row in batch.tolist()]
-        load = prefetch(self._readers, lambda row: load_row(task, row), order, depth=task.batch_size)
+        load = (None for _ in order)
+        if is_read(task):
+            load = prefetch(self._readers, lambda row: load_row(task, row), order, depth=task.batch_size)
         tried: list[int] = []
         with self._compute_turn, contextlib.closing(load):
             if self.stop.is_set():

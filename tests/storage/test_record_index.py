@@ -90,6 +90,21 @@ def test_a_planned_commit_comes_after_all_that_its_plan_saw(table, monkeypatch):
     assert len({record.header["created_ns"] for record in table.records()}) == len(table.records())
 
 
+@pytest.mark.parametrize("what", ["a link to nowhere", "a folder", "nothing of sense"])
+def test_a_block_gets_another_generation_whatever_lies_in_its_records_place(table, what):
+    block = CellBlock(ROWS[20:25], ("b",), np.ones((5, 1), bool))
+    place = table.dir / "commits" / f"{block.key([])}-0.commit"
+    if what == "a link to nowhere":
+        place.symlink_to("nowhere")
+    elif what == "a folder":
+        place.mkdir()
+    else:
+        place.write_bytes(b"?")
+    made = table.commit(block, {"b": pa.array(np.arange(5))}, seen=table.seen())
+    assert made.name.endswith("-1.commit")
+    assert table.read(CellSelection(ROWS[20:25], ("b",)))["b"].to_pylist() == [0, 1, 2, 3, 4]
+
+
 def test_a_block_whose_record_was_set_aside_gets_another_generation(table):
     block = CellBlock(ROWS[20:25], ("b",), np.ones((5, 1), bool))
     values = {"b": pa.array(np.arange(5))}
