@@ -100,7 +100,10 @@ def test_a_long_batch_is_told_of_and_every_second_says_where_tasks_are(
     colour = Colour(seconds=4.0)
     beats: list[Beat] = []
     executor.execute(
-        made.tasks(made.part(colour), size=8), report=lambda _: None, stop=threading.Event(), beat=beats.extend
+        Workload.of(made.tasks(made.part(colour), size=8)),
+        report=lambda _: None,
+        stop=threading.Event(),
+        beat=beats.extend,
     )
     told = [line for line in caplog.messages if "has been running for" in line]
     assert told[0].startswith("task task 0 has been running for 2 s on worker ")

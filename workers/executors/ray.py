@@ -215,8 +215,8 @@ class _Pool:
         self._beat, self._hang_after, self._start_within = beat, hang_after, start_within
         self._made = 0
         self._idle = 0.0
-        self._make = _actor_factory(size, tasks.targets)
         self._parcels = Parcels(tasks.targets)
+        self._make = _actor_factory(size, tasks.targets, self._parcels.packed)
 
     def run(self, stop: threading.Event) -> None:
         import ray
@@ -443,7 +443,7 @@ def _kill(actor: Any) -> None:
         LOG.debug("an actor could not be killed", exc_info=True)
 
 
-def _actor_factory(size: int, targets: Sequence[Target]) -> Callable[[], Any]:
+def _actor_factory(size: int, targets: Sequence[Target], packed: Sequence[bytes]) -> Callable[[], Any]:
     """Starts an actor that may fill any of the targets. All of them together reserve less than the cluster has, so that
     nothing that Ray itself schedules starves; a GPU is shared where there are more workers than GPUs."""
     import ray
@@ -464,7 +464,7 @@ def _actor_factory(size: int, targets: Sequence[Target]) -> Callable[[], Any]:
     }
     threads = max(1, int(total.get("CPU", 1)) // size)
     actor_class = ray.remote(Actor).options(**options)
-    return lambda: actor_class.remote(threads)
+    return lambda: actor_class.remote(threads, packed)
 
 
 def _quantity(amount: float) -> float:

@@ -1,7 +1,7 @@
 """A worker in a process of its own, and how tasks travel to it: what many tasks share goes once.
 
-A table's stage may hold much (the names of all images of a boxes file). It goes into Ray's object store once a run. A task
-holds a number in its place, and each worker fetches it with the first task that has it.
+A table's stage may hold much (the names of all images of a boxes file). An actor gets it when it starts. A task
+holds a number in its place.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from hoi_distill.workers.pulse import Beat
     from hoi_distill.workers.task import Target, Task, TaskReport
 
-Refs = Mapping[int, Sequence[Any]]
-"""Where targets are: by number a reference in a list. Ray hands such a one on as it is; one by itself it would fetch for
-every task."""
-
 
 class Actor:
-    """One worker in its own process."""
+    """One worker in its own process.
 
-    def __init__(self, threads: int) -> None:
+    Args:
+        threads: of torch.
+        packed: every target that its tasks may have, pickled, see :class:`Parcels`.
+    """
+
+    def __init__(self, threads: int, packed: Sequence[bytes]) -> None:
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)
@@ -39,6 +40,7 @@ class Actor:
 
         self._save_after = SAVE_SECONDS
         self._worker = Worker("cuda" if ray.get_gpu_ids() else "cpu", readers=max(2, threads))
+        self._packed = packed
         self._targets: dict[int, Target] = {}
 
     def ready(self) -> str:
@@ -49,19 +51,15 @@ class Actor:
         """Where its tasks are."""
         return self._worker.pulse.beats()
 
-    def run(self, parcel: bytes, refs: Refs) -> TaskReport | None:
+    def run(self, parcel: bytes, numbers: Sequence[int]) -> TaskReport | None:
         """Run a task.
 
         Args:
             parcel: the task without its targets, see :func:`pack`.
-            refs: where its targets are. They are kept until a task has others.
+            numbers: of its targets. They are kept until a task has others: an opened stage may hold a model.
         """
-        import ray
-
         have = self._targets
-        targets: dict[int, Any] = {}
-        for number, (ref,) in refs.items():
-            targets[number] = have[number] if number in have else ray.get(ref)
+        targets = {number: have.get(number) or pickle.loads(self._packed[number]) for number in numbers}
         self._targets = targets
         return self._worker.run(unpack(parcel, targets))
 
@@ -80,15 +78,16 @@ class Parcels:
     """
 
     def __init__(self, targets: Sequence[Target]) -> None:
-        import ray
+        from ray import cloudpickle
 
+        self.packed: list[bytes] = [cloudpickle.dumps(target) for target in targets]
         self._targets = dict(enumerate(targets))
-        self._refs = {id(target): (number, [ray.put(target)]) for number, target in self._targets.items()}
+        self._numbers = {id(target): number for number, target in self._targets.items()}
 
-    def pack(self, task: Task) -> tuple[bytes, Refs]:
+    def pack(self, task: Task) -> tuple[bytes, list[int]]:
         """The arguments of :meth:`Actor.run`."""
-        refs = dict(self._refs[id(table.target)] for table in task.tables)
-        return pack(task, {number: self._targets[number] for number in refs}), refs
+        numbers = [self._numbers[id(table.target)] for table in task.tables]
+        return pack(task, {number: self._targets[number] for number in numbers}), numbers
 
 
 def pack(task: Task, targets: Mapping[int, Target]) -> bytes:
