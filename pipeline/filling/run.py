@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
 from hoi_distill.pipeline.console.progress import Progress, working
 from hoi_distill.pipeline.graph.nodes import levels, passes
+from hoi_distill.pipeline.inputs import Source
 from hoi_distill.pipeline.planning.plan import TablePlan, folders
 from hoi_distill.pipeline.training.binding import plan_all, trained_folders
 from hoi_distill.pipeline.training.checks import check_student, rehearse_student
@@ -20,7 +22,9 @@ from hoi_distill.pipeline.training.pair_teachers import train_missing
 from hoi_distill.pipeline.workspace import Setup
 from hoi_distill.stages.stage import fingerprint_record
 from hoi_distill.storage.errors import UserError
-from hoi_distill.workers.task import TableSpec, TableTask, Task, TaskReport, Upstream
+from hoi_distill.storage.record_index import RecordIndex
+from hoi_distill.storage.table_folder import Seen
+from hoi_distill.workers.task import TableSpec, TableTask, Target, Task, TaskReport, Upstream, Workload
 
 
 @dataclass
@@ -72,11 +76,7 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event, note: Note | Non
         wanted = [name for name in level if todo[name]]
         setup.cache.require_writable()
         train_missing(setup, plans, wanted, stop)
-        tasks = [
-            task
-            for group in passes(wanted, {name: table_plan.node for name, table_plan in plans.items()})
-            for task in make_tasks(group, plans, setup)
-        ]
+        tasks = TaskMaker(plans, setup.sources, setup.cache.root).workload(wanted)
         progress = Progress(todo, stop)
 
         def report(done: TaskReport, progress: Progress = progress) -> None:
@@ -113,67 +113,99 @@ def fill_cache(setup: Setup) -> None:
         raise UserError(f"{setup.path}: tables.{empty[0]}: cells are still empty; see hoi-distill plan {setup.path}")
 
 
-def make_tasks(group: list[str], plans: Mapping[str, TablePlan], setup: Setup) -> Iterable[Task]:
-    """The tasks of one pass.
-
-    Blocks of rows are cut from all rows of the tables, filled or not, so that a resumed run has the same blocks as an
-    undisturbed one. A task holds those rows of a block that lack a cell of one of the pass's tables.
+class TaskMaker:
+    """Makes the tasks of one level of tables. What does not differ from task to task is looked up once.
 
     Args:
-        group: the tables of the pass.
         plans: of all tables.
-        setup: the rows' sources, and the cache.
+        sources: ``{"images": ..., "texts": ...}``.
+        root: the cache's root folder.
     """
-    first = plans[group[0]]
-    source = setup.sources[first.node.stage.source]
-    size = first.node.shard_rows
-    for number, start in enumerate(range(0, len(first.rows), size)):
-        stop = min(start + size, len(first.rows))
-        needed = {name: plans[name].needed(start, stop) for name in group}
-        lacking = np.flatnonzero(np.logical_or.reduce([mask.any(axis=1) for mask in needed.values()]))
-        if not len(lacking):
-            continue
-        tables = tuple(
-            make_table_task(plans[name], start + lacking, needed[name][lacking], plans, setup)
-            for name in group
-            if needed[name].any()
+
+    def __init__(self, plans: Mapping[str, TablePlan], sources: Mapping[str, Source], root: Path) -> None:
+        self._plans, self._sources, self._root = plans, sources, str(root)
+        self._targets: dict[str, Target] = {}
+        self._indexes: dict[str, RecordIndex] = {}
+
+    def workload(self, names: Sequence[str]) -> Workload:
+        """All tasks that fill these tables, pass after pass."""
+        groups = passes(list(names), {name: table_plan.node for name, table_plan in self._plans.items()})
+        targets = tuple(self.target(name) for name in names)
+        return Workload(targets, lambda: (task for group in groups for task in self.tasks(group)))
+
+    def target(self, name: str) -> Target:
+        """What all tasks that fill a table share."""
+        if name not in self._targets:
+            table_plan = self._plans[name]
+            stage = table_plan.node.stage
+            for up in stage.inputs:
+                table = self._plans[up].table
+                records = [] if table is None else table.records()
+                self._indexes.setdefault(up, RecordIndex(records, self._plans[up].cells))
+            self._targets[name] = Target(
+                name=name,
+                stage=stage,
+                table=self._table(name),
+                inputs={up: self._table(up) for up in stage.inputs},
+                seen=Seen() if table_plan.table is None else table_plan.table.seen(),
+            )
+        return self._targets[name]
+
+    def tasks(self, group: Sequence[str]) -> Iterator[Task]:
+        """The tasks of one pass.
+
+        Blocks of rows are cut from all rows of the tables, filled or not, so that a resumed run has the same blocks as an
+        undisturbed one. A task holds those rows of a block that lack a cell of one of the pass's tables.
+
+        Args:
+            group: the tables of the pass.
+        """
+        first = self._plans[group[0]]
+        source = self._sources[first.node.stage.source]
+        size = first.node.shard_rows
+        for number, start in enumerate(range(0, len(first.rows), size)):
+            stop = min(start + size, len(first.rows))
+            needed = {name: self._plans[name].needed(start, stop) for name in group}
+            lacking = np.flatnonzero(np.logical_or.reduce([mask.any(axis=1) for mask in needed.values()]))
+            if not len(lacking):
+                continue
+            tables = tuple(
+                self.table_task(name, start + lacking, needed[name][lacking]) for name in group if needed[name].any()
+            )
+            rows = first.rows[start:stop][lacking]
+            yield Task(
+                task_id=f"{'+'.join(group)}:{number}",
+                uris=[source.uris[row] for row in rows],
+                keys=[source.keys[row] for row in rows],
+                tables=tables,
+            )
+
+    def table_task(self, name: str, positions: np.ndarray, needed: np.ndarray) -> TableTask:
+        """One table's share of a task.
+
+        Args:
+            name: the table's.
+            positions: ``int [r]``, which of the plan's rows.
+            needed: ``bool [r, C]``, which of their cells to fill. Columns without one are left out.
+        """
+        target, table_plan = self.target(name), self._plans[name]
+        some = needed.any(axis=0)
+        columns = table_plan.columns if some.all() else [table_plan.columns[column] for column in np.flatnonzero(some)]
+        return TableTask(
+            target=target,
+            cells=replace(table_plan.cells.take(positions), wanted=needed).select(columns),
+            upstream={up: self._upstream(up, table_plan.rows[positions]) for up in target.inputs},
         )
-        rows = first.rows[start:stop][lacking]
-        yield Task(
-            task_id=f"{'+'.join(group)}:{number}",
-            uris=[source.uris[row] for row in rows],
-            keys=[source.keys[row] for row in rows],
-            tables=tables,
-        )
 
+    def _upstream(self, name: str, rows: np.ndarray) -> Upstream:
+        """The cells of an upstream table in these rows of the source."""
+        positions = self._plans[name].positions(rows)
+        return Upstream(self._plans[name].cells.take(positions), self._indexes[name].names(positions))
 
-def make_table_task(
-    table_plan: TablePlan, positions: np.ndarray, needed: np.ndarray, plans: Mapping[str, TablePlan], setup: Setup
-) -> TableTask:
-    """One table's share of a task.
-
-    Args:
-        table_plan: the table's.
-        positions: ``int [r]``, which of the plan's rows.
-        needed: ``bool [r, C]``, which of their cells to fill. Columns without one are left out.
-        plans: of all tables.
-        setup: where the cache is.
-    """
-    stage, rows = table_plan.node.stage, table_plan.rows[positions]
-    columns = [table_plan.columns[column] for column in np.flatnonzero(needed.any(axis=0))]
-    return TableTask(
-        name=table_plan.node.name,
-        stage=stage,
-        table=table_spec(table_plan, setup),
-        cells=replace(table_plan.cells.take(positions), wanted=needed).select(columns),
-        upstream={up: Upstream(table_spec(plans[up], setup), plans[up].cells_of(rows)) for up in stage.inputs},
-    )
-
-
-def table_spec(table_plan: TablePlan, setup: Setup) -> TableSpec:
-    """Where a worker finds the table."""
-    stage = table_plan.node.stage
-    return TableSpec(str(setup.cache.root), stage.name, fingerprint_record(stage), stage.output)
+    def _table(self, name: str) -> TableSpec:
+        """Where a worker finds a table."""
+        stage = self._plans[name].node.stage
+        return TableSpec(self._root, stage.name, fingerprint_record(stage), stage.output)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hoi_distill.pipeline.console.progress import working
-from hoi_distill.pipeline.filling.run import make_table_task
+from hoi_distill.pipeline.filling.run import TaskMaker
 from hoi_distill.pipeline.training.binding import plan_all
 from hoi_distill.pipeline.workspace import Setup
 from hoi_distill.stages.stage import TensorOutput
@@ -68,7 +68,7 @@ def verify_table(setup: Setup, name: str, sample: int, seed: int) -> Verificatio
     needed[slot, chosen[:, 1]] = True
     source = setup.sources[table_plan.node.stage.source]
     rows = table_plan.rows[positions]
-    table_task = make_table_task(table_plan, positions, needed, plans, setup)
+    table_task = TaskMaker(plans, setup.sources, setup.cache.root).table_task(name, positions, needed)
     task = Task(
         task_id=f"verify:{name}",
         uris=[source.uris[row] for row in rows],

@@ -38,7 +38,7 @@ from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
 from hoi_distill.workers.loading import FEW_PATTERNS
-from hoi_distill.workers.task import TableSpec, TableTask, Task, Upstream
+from hoi_distill.workers.task import TableSpec, TableTask, Target, Task, Upstream
 from hoi_distill.workers.worker import Worker
 from tests.fixtures.link_scenes import SMALL
 from tests.fixtures.stages import made
@@ -98,11 +98,15 @@ def table(world, stage) -> TableSpec:
 
 
 def fill(world, stages, needed=None) -> None:
-    above = {name: Upstream(world.specs[name], CellSelection(world.rows, UPSTREAM[name][2])) for name in UPSTREAM}
+    above = {name: Upstream(CellSelection(world.rows, UPSTREAM[name][2])) for name in UPSTREAM}
     everything = np.ones((COUNT, 2), bool)
     wanted = [everything] * len(stages) if needed is None else needed
     tables = tuple(
-        TableTask(stage.name, stage, table(world, stage), CellSelection(world.rows, VIEWS, wanted=wanted[n]), above)
+        TableTask(
+            Target(stage.name, stage, table(world, stage), {name: world.specs[name] for name in UPSTREAM}),
+            CellSelection(world.rows, VIEWS, wanted=wanted[n]),
+            above,
+        )
         for n, stage in enumerate(stages)
     )
     worker = Worker("cpu", readers=1)
