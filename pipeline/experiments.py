@@ -114,16 +114,16 @@ def run_matrix(path: Path) -> None:
     for seed in matrix.seeds:
         for arm in matrix.arms:
             print(f"== {arm}, seed {seed}")
-            setup = prepare(matrix.setup, matrix.overrides_of(arm, seed))
+            workspace = prepare(matrix.setup, matrix.overrides_of(arm, seed))
             if seed == matrix.seeds[0]:
-                fill_cache(setup)
-                register(setup, plan_all(setup))
+                fill_cache(workspace)
+                register(workspace, plan_all(workspace))
             with stop_on_interrupt() as stop:
-                folder = train_student(setup, stop)
+                folder = train_student(workspace, stop)
                 if stop.is_set():
                     raise KeyboardInterrupt
             runs[arm].append(finished(folder, seed))
-            page = setup.config.runs / matrix.name / "experiments.html"
+            page = workspace.config.runs / matrix.name / "experiments.html"
             write_tables(matrix, runs, page)
     print(f"Table: {page}" + (f" and {matrix.table}" if matrix.table else ""))
 

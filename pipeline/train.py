@@ -14,7 +14,7 @@ from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.training.binding import plan_all
 from hoi_distill.pipeline.training.checks import check_student
 from hoi_distill.pipeline.training.request import Resolved, resolve
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.atomic import link_atomically
 from hoi_distill.storage.files.lock import alone
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
 from hoi_distill.pipeline.training.fit import test_set, trained_on, write_json
 
 
-def train_student(setup: Setup, stop: threading.Event | None = None) -> Path:
+def train_student(workspace: Workspace, stop: threading.Event | None = None) -> Path:
     """Train, evaluate and report what is not done yet; returns the run's folder.
 
     Every step leaves a marker that names what it was made from: a second call with nothing changed does nothing, and one that
     comes while another trains the same student waits for it.
     """
     with Watch("looking at what the tables hold") as watch:
-        check_student(setup)
-        plans = plan_all(setup)
-        resolved = resolve(setup, plans)
-        run_dir = setup.config.runs / setup.config.name / resolved.fingerprint[:12]
+        check_student(workspace)
+        plans = plan_all(workspace)
+        resolved = resolve(workspace, plans)
+        run_dir = workspace.config.runs / workspace.config.name / resolved.fingerprint[:12]
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{setup.path}: runs: {run_dir}: cannot be made: {error.strerror}") from None
+            raise UserError(f"{workspace.path}: runs: {run_dir}: cannot be made: {error.strerror}") from None
         watch.phase("waiting for another training's end")
         with on_disk(run_dir), alone_in(run_dir, stop or threading.Event()):
             if world() > 1:
                 from accelerate import PartialState
 
                 PartialState().wait_for_everyone()  # what is done is looked at once nobody else can be at it
-            return train_in(run_dir, setup, plans, resolved, stop=stop, watch=watch)
+            return train_in(run_dir, workspace, plans, resolved, stop=stop, watch=watch)
 
 
 def alone_in(run_dir: Path, stop: threading.Event) -> AbstractContextManager[None]:
@@ -74,7 +74,7 @@ def alone_in(run_dir: Path, stop: threading.Event) -> AbstractContextManager[Non
 
 def train_in(
     run_dir: Path,
-    setup: Setup,
+    workspace: Workspace,
     plans: Mapping[str, TablePlan],
     resolved: Resolved,
     *,
@@ -90,26 +90,26 @@ def train_in(
             f"Nothing to do: {run_dir} was trained and evaluated with these parameters, rows, labels and cached values "
             f"(fingerprint {resolved.fingerprint[:12]})."
         )
-        return reported(setup, run_dir)
+        return reported(workspace, run_dir)
     read = [*resolved.train.values(), *resolved.test.values(), *([resolved.text] if resolved.text else [])]
     used = sorted({planned.table.dir for planned in read})
-    with setup.cache.lease("reader", used):
+    with workspace.cache.lease("reader", used):
         watch.phase("loading torch and the trained student")
         student = trained_student(run_dir) if trained else None
         if student is not None:
             print(f"Trained already (fingerprint {resolved.fingerprint[:12]}); evaluating.")
         else:
-            student = fit(setup, resolved, run_dir, stop, watch)
+            student = fit(workspace, resolved, run_dir, stop, watch)
         if not is_main_process():
             return run_dir
-        evaluate_run(run_dir, setup, plans, resolved, student, watch=watch)
-    return reported(setup, run_dir)
+        evaluate_run(run_dir, workspace, plans, resolved, student, watch=watch)
+    return reported(workspace, run_dir)
 
 
-def reported(setup: Setup, run_dir: Path) -> Path:
+def reported(workspace: Workspace, run_dir: Path) -> Path:
     """Say where the report is. The newest training that was asked for is ``latest``, done before or not, but for trial runs."""
     latest = run_dir.parent / "latest"
-    if is_main_process() and (setup.limit is None or not latest.exists()):
+    if is_main_process() and (workspace.limit is None or not latest.exists()):
         try:
             link_atomically(latest, run_dir.name)
         except OSError as error:  # a folder of that name, or a file system that knows no links
@@ -120,7 +120,7 @@ def reported(setup: Setup, run_dir: Path) -> Path:
 
 def evaluate_run(
     run_dir: Path,
-    setup: Setup,
+    workspace: Workspace,
     plans: Mapping[str, TablePlan],
     resolved: Resolved,
     student: Student,
@@ -134,10 +134,10 @@ def evaluate_run(
     from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det
 
     watch.phase("predicting the test pictures")
-    predictions = student.predict(test_set(setup, resolved), run_dir, run_dir.parent.parent / "shared", watch)
+    predictions = student.predict(test_set(workspace, resolved), run_dir, run_dir.parent.parent / "shared", watch)
     watch.phase("evaluating the predictions")
-    test, labels = setup.dataset["test"], resolved.labels
-    found = read_detections(predictions, test.image_id, setup.vocabulary, object_optional=True)
+    test, labels = workspace.dataset["test"], resolved.labels
+    found = read_detections(predictions, test.image_id, workspace.vocabulary, object_optional=True)
     # Which classes are rare is said by the labelled pictures, so that every split and every draw means the same classes.
     rare = labels.before < RARE_BELOW
     evaluation = evaluate_hico_det(test, found, rare, training=labels.seen(), zero_shot=labels.split)
@@ -147,10 +147,10 @@ def evaluate_run(
         print(f"mAP, {setting}: {row}")
     if evaluation.zero_shot is not None:
         print(zero_shot_line(evaluation.zero_shot))
-    evaluate_by_own_protocol(setup, predictions, run_dir)
+    evaluate_by_own_protocol(workspace, predictions, run_dir)
     watch.phase("writing the report")
     write_run_report(
-        setup, resolved, plans, run_dir, trained_on=trained_on(resolved), detections=found, evaluation=evaluation
+        workspace, resolved, plans, run_dir, trained_on=trained_on(resolved), detections=found, evaluation=evaluation
     )
     write_json(run_dir / "evaluated.json", {"fingerprint": resolved.evaluation})
 
@@ -161,9 +161,9 @@ def zero_shot_line(means: Mapping[str, Any]) -> str:
     return f"mAP, zero-shot {means['split']}: {row}"
 
 
-def evaluate_by_own_protocol(setup: Setup, predictions: Path, run_dir: Path) -> None:
+def evaluate_by_own_protocol(workspace: Workspace, predictions: Path, run_dir: Path) -> None:
     """Evaluate by the dataset's own protocol too, where it has one: print the result and write ``official.json``."""
-    dataset = setup.config.dataset
+    dataset = workspace.config.dataset
     if not isinstance(dataset, VCocoDataset | SwigHoiDataset):
         return
     from hoi_distill.stages.evaluate.protocols.evaluate_files import evaluate_files

@@ -28,7 +28,7 @@ PICTURE_BYTES = 14_000
 
 
 @dataclass(frozen=True)
-class Setup:
+class Workspace:
     """Everything that planning, running and training start from."""
 
     path: Path
@@ -48,7 +48,7 @@ class Setup:
         return " ".join(["hoi-distill run", str(self.path), *tables, *limit])
 
 
-def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = None, rehash: bool = False) -> Setup:
+def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = None, rehash: bool = False) -> Workspace:
     """Read the configuration and the dataset and build the stages. Computes nothing.
 
     Raises:
@@ -76,7 +76,7 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
         except UserError as error:
             raise UserError(f"{path}: dataset: {error}") from None
     sources = {"images": images, "texts": text_source(vocabulary.prompts())}
-    return Setup(path, config, dataset, vocabulary, cache, nodes, sources, tuple(overrides), limit)
+    return Workspace(path, config, dataset, vocabulary, cache, nodes, sources, tuple(overrides), limit)
 
 
 def announce_drawing(dataset: Dataset) -> None:
@@ -91,6 +91,6 @@ def announce_drawing(dataset: Dataset) -> None:
         print(f"Drawing the pico world into {dataset.root} first: {about}.", file=sys.stderr)
 
 
-def is_folder(setup: Setup) -> bool:
+def is_folder(workspace: Workspace) -> bool:
     """Whether there is nothing to train on: a folder without annotations."""
-    return "test" not in setup.config.splits()
+    return "test" not in workspace.config.splits()

@@ -88,14 +88,18 @@ def plan(
     from hoi_distill.pipeline.training.checks import check_student
     from hoi_distill.pipeline.workspace import prepare
 
-    setup = prepare(config, overrides or (), limit=limit, rehash=rehash)
-    check_student(setup)
-    plans = plan_all(setup)
+    workspace = prepare(config, overrides or (), limit=limit, rehash=rehash)
+    check_student(workspace)
+    plans = plan_all(workspace)
     if as_json:
-        print(json.dumps({"config": str(config), "tables": [made.as_json() for made in plans.values()]}, indent=1))
+        print(
+            json.dumps(
+                {"config": str(config), "tables": [table_plan.as_json() for table_plan in plans.values()]}, indent=1
+            )
+        )
     else:
         plan_table(plans)
-        shared_rows(setup.sources["images"])
+        shared_rows(workspace.sources["images"])
 
 
 @app.command()
@@ -125,31 +129,31 @@ def run(
 
     if executor not in (None, "ray", "inline"):
         raise UserError(f"--executor {executor}: there are ray and inline")
-    setup = prepare(config, overrides or (), limit=limit, rehash=rehash)
-    check_student(setup)
-    plans = plan_all(setup)
+    workspace = prepare(config, overrides or (), limit=limit, rehash=rehash)
+    check_student(workspace)
+    plans = plan_all(workspace)
     if limit is None:
-        register(setup, plans)
+        register(workspace, plans)
     if retry_failed:
         drop_failures(plans)
-        plans = plan_all(setup)
+        plans = plan_all(workspace)
     plan_table(plans)
-    shared_rows(setup.sources["images"])
-    if all(made.complete() for made in plans.values()):
-        print(nothing_to_do(plans, setup.config.cache))
+    shared_rows(workspace.sources["images"])
+    if all(table_plan.complete() for table_plan in plans.values()):
+        print(nothing_to_do(plans, workspace.config.cache))
         return
-    setup.cache.require_writable()
-    rehearse_student(setup)
-    chosen = setup.config.workers
+    workspace.cache.require_writable()
+    rehearse_student(workspace)
+    chosen = workspace.config.workers
     with stop_on_interrupt() as stop, \
             choose_executor(executor or chosen.executor, chosen.device, workers or chosen.count, **chosen.limits()) \
             as execute:  # fmt: skip
-        summary = fill(setup, execute, stop, functools.partial(register, setup) if limit is None else None)
+        summary = fill(workspace, execute, stop, functools.partial(register, workspace) if limit is None else None)
     run_summary(summary)
     if summary.interrupted:
         raise typer.Exit(130)
-    plans = plan_all(setup)
-    if not all(made.complete() for made in plans.values()):
+    plans = plan_all(workspace)
+    if not all(table_plan.complete() for table_plan in plans.values()):
         plan_table(plans)
         raise typer.Exit(INCOMPLETE)
 
@@ -162,9 +166,9 @@ def train(config: ConfigFile, overrides: Overrides = None, limit: Limit = None) 
     from hoi_distill.pipeline.train import train_student
     from hoi_distill.pipeline.workspace import prepare
 
-    setup = prepare(config, overrides or (), limit=limit)
+    workspace = prepare(config, overrides or (), limit=limit)
     with stop_on_interrupt() as stop:
-        train_student(setup, stop)
+        train_student(workspace, stop)
 
 
 @app.command()

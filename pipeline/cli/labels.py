@@ -28,16 +28,16 @@ def labels(
     from hoi_distill.stages.derived.image_labels import ImageLabels
     from hoi_distill.storage.errors import UserError
 
-    setup = prepare(config, overrides or ())
-    plans = plan_all(setup)
-    tables = [name for name, made in plans.items() if isinstance(made.node.stage, ImageLabels)]
+    workspace = prepare(config, overrides or ())
+    plans = plan_all(workspace)
+    tables = [name for name, table_plan in plans.items() if isinstance(table_plan.node.stage, ImageLabels)]
     if not tables:
         raise UserError(f"{config}: no table of stage image_labels; add one under tables")
-    if "train" not in setup.dataset or not len(setup.dataset["train"].hoi):
+    if "train" not in workspace.dataset or not len(workspace.dataset["train"].hoi):
         raise UserError(f"{config}: the training split has no annotations to compare with")
     if unfilled := [name for name in tables if not plans[name].complete()]:
-        raise UserError(f"tables.{unfilled[0]} has empty cells; fill it with: {setup.mending_command()}")
-    found = {name: label_report(setup, plans, name, sample) for name in tables}
+        raise UserError(f"tables.{unfilled[0]} has empty cells; fill it with: {workspace.mending_command()}")
+    found = {name: label_report(workspace, plans, name, sample) for name in tables}
     if as_json:
         print(json.dumps(found, indent=1))
         return

@@ -15,7 +15,7 @@ from hoi_distill.pipeline.config.whereabouts import in_every_folder, names_of_co
 
 if TYPE_CHECKING:
     from hoi_distill.pipeline.planning.plan import TablePlan
-    from hoi_distill.pipeline.workspace import Setup
+    from hoi_distill.pipeline.workspace import Workspace
 
 Log = Annotated[
     Path | None,
@@ -37,21 +37,23 @@ def triplets(config: ConfigFile, overrides: Overrides = None, log: Log = None, a
 
     if log is not None:
         refuse_unwritable("--log", log)
-    setup = prepare(config, overrides or ())
-    plans = plan_all(setup)
-    tables = {name: made for name, made in plans.items() if isinstance(made.node.stage, Triplets)}
+    workspace = prepare(config, overrides or ())
+    plans = plan_all(workspace)
+    tables = {name: table_plan for name, table_plan in plans.items() if isinstance(table_plan.node.stage, Triplets)}
     if not tables:
         raise UserError(f"{config}: no table of stage triplets; add one under tables")
-    later = {name: made for name, made in plans.items() if log and isinstance(made.node.stage, ImageLabels)}
-    if empty := [name for name, made in {**tables, **later}.items() if made.table is None]:
-        raise UserError(f"{config}: tables.{empty[0]} is empty; `{setup.mending_command()}` fills it")
+    later = {
+        name: table_plan for name, table_plan in plans.items() if log and isinstance(table_plan.node.stage, ImageLabels)
+    }
+    if empty := [name for name, table_plan in {**tables, **later}.items() if table_plan.table is None]:
+        raise UserError(f"{config}: tables.{empty[0]} is empty; `{workspace.mending_command()}` fills it")
     cells = {
-        name: {column: values.to_pylist() for column, values in made.read(made.rows).items()}
-        for name, made in {**tables, **later}.items()
+        name: {column: values.to_pylist() for column, values in table_plan.read(table_plan.rows).items()}
+        for name, table_plan in {**tables, **later}.items()
     }
     counts = {name: {column: drop_report(values) for column, values in cells[name].items()} for name in tables}
     if log is not None:
-        write_log(log, drops(setup, plans, cells, tables))
+        write_log(log, drops(workspace, plans, cells, tables))
     if as_json:
         print(json.dumps(counts, indent=1))
         return
@@ -74,12 +76,15 @@ def write_log(path: Path, dropped: Iterable[Mapping[str, Any]]) -> None:
 
 
 def drops(
-    setup: Setup, plans: Mapping[str, TablePlan], cells: Mapping[str, Mapping[str, list[Any]]], triplets: Container[str]
+    workspace: Workspace,
+    plans: Mapping[str, TablePlan],
+    cells: Mapping[str, Mapping[str, list[Any]]],
+    triplets: Container[str],
 ) -> Iterator[dict[str, Any]]:
     """List every dropped phrase in the order of tables, questions and pictures, so that equal cells give equal logs.
 
     Args:
-        setup: the setup. Its dataset names the pictures.
+        workspace: the setup. Its dataset names the pictures.
         plans: the plan of each table of the setup.
         cells: ``{table: {column: cells}}``, one cell for each row of the table.
         triplets: the names of the tables of triplets. The other tables hold image labels and have no question.
@@ -87,10 +92,10 @@ def drops(
     Yields:
         ``{picture, table, question, phrase, reason}``.
     """
-    source = setup.sources["images"]
+    source = workspace.sources["images"]
     names: dict[int, list[str]] = {}  # several pictures of equal bytes are one row
     for split, rows in source.splits.items():
-        for row, name in zip(rows.tolist(), setup.dataset[split].image_id, strict=True):
+        for row, name in zip(rows.tolist(), workspace.dataset[split].image_id, strict=True):
             names.setdefault(row, []).append(str(name))
     for table, columns in cells.items():
         for column, values in columns.items():

@@ -11,7 +11,7 @@ from typing import Any
 
 from hoi_distill.pipeline.planning.plan import TablePlan, folders
 from hoi_distill.pipeline.training.binding import trained_folders
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.damage import Damaged
 from hoi_distill.storage.digests import fingerprint
@@ -19,15 +19,15 @@ from hoi_distill.storage.errors import READ_ONLY, StorageError, UserError, remed
 from hoi_distill.storage.files.notes import notes_in, read_note, set_note_aside, write_note
 
 
-def register(setup: Setup, plans: Mapping[str, TablePlan]) -> None:
+def register(workspace: Workspace, plans: Mapping[str, TablePlan]) -> None:
     """Leave a note of the tables and trained networks that this setup wants. A setup is known by its name, file and
     overrides; a later run with the same replaces the note, so that a table of an older fingerprint becomes garbage. While a
     table has no fingerprint yet, the setup goes on wanting those of its stage. A cache that cannot be written is nobody's to
     collect, and gets no note."""
-    note: dict[str, Any] = {"name": setup.config.name, "config": str(setup.path.resolve())}
-    chosen = [override for override in setup.overrides if not override.startswith("student.")]
+    note: dict[str, Any] = {"name": workspace.config.name, "config": str(workspace.path.resolve())}
+    chosen = [override for override in workspace.overrides if not override.startswith("student.")]
     suffix = fingerprint({"config": note["config"], "overrides": chosen})[:6]
-    place = setup.cache.root / "registered" / f"{setup.config.name}-{suffix}.json"
+    place = workspace.cache.root / "registered" / f"{workspace.config.name}-{suffix}.json"
     before: Mapping[str, Any] = {}
     damaged = False
     try:
@@ -36,7 +36,7 @@ def register(setup: Setup, plans: Mapping[str, TablePlan]) -> None:
         damaged = os.path.lexists(place)
     later = tuple(f"{table_plan.node.stage.name}-" for table_plan in plans.values() if table_plan.node.stage.pending)
     kept = [name for name in before.get("tables", []) if later and name.startswith(later)]
-    note["tables"] = sorted({*folders(plans, setup.cache), *kept})
+    note["tables"] = sorted({*folders(plans, workspace.cache), *kept})
     note["trained"] = sorted(
         {path.name for path in trained_folders(plans)} | set(before.get("trained", []) if later else [])
     )

@@ -17,7 +17,7 @@ from hoi_distill.pipeline.planning.plan import TablePlan, folders
 from hoi_distill.pipeline.training.binding import plan_all, trained_folders
 from hoi_distill.pipeline.training.checks import check_student, rehearse_student
 from hoi_distill.pipeline.training.pair_teachers import train_missing
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.stage import fingerprint_record
 from hoi_distill.storage.errors import UserError
 from hoi_distill.workers.task import TableSpec, TableTask, Task, TaskReport, Upstream
@@ -51,31 +51,31 @@ Execute = Callable[..., None]
 Note = Callable[[Mapping[str, TablePlan]], None]
 
 
-def fill(setup: Setup, execute: Execute, stop: threading.Event, note: Note | None = None) -> RunSummary:
+def fill(workspace: Workspace, execute: Execute, stop: threading.Event, note: Note | None = None) -> RunSummary:
     """Compute every wanted cell that is empty, upstream first. What a killed run committed is not computed again.
 
     Args:
-        setup: the tables and the cache.
+        workspace: the tables and the cache.
         execute: runs tasks.
         stop: once set, no further task begins.
         note: told the plan before each level's work, when pair teachers above it have got their names.
     """
     summary = RunSummary()
-    for level in levels(setup.nodes):
+    for level in levels(workspace.nodes):
         with working("planning"):
-            plans = plan_all(setup)
+            plans = plan_all(workspace)
         if note is not None:
             note(plans)
         todo = {name: plans[name].counts["empty"] for name in level}
         if not any(todo.values()):
             continue
         wanted = [name for name in level if todo[name]]
-        setup.cache.require_writable()
-        train_missing(setup, plans, wanted, stop)
+        workspace.cache.require_writable()
+        train_missing(workspace, plans, wanted, stop)
         tasks = [
             task
             for group in passes(wanted, {name: table_plan.node for name, table_plan in plans.items()})
-            for task in make_tasks(group, plans, setup)
+            for task in make_tasks(group, plans, workspace)
         ]
         progress = Progress(todo, stop)
 
@@ -83,7 +83,7 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event, note: Note | Non
             summary.add(done)
             progress.advance(done)
 
-        with setup.cache.lease("run", [*folders(plans, setup.cache), *trained_folders(plans)]), progress:
+        with workspace.cache.lease("run", [*folders(plans, workspace.cache), *trained_folders(plans)]), progress:
             execute(tasks, report=report, stop=stop, beat=progress.under_way)
         if stop.is_set():
             summary.interrupted = True
@@ -91,29 +91,31 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event, note: Note | Non
     return summary
 
 
-def fill_cache(setup: Setup) -> None:
+def fill_cache(workspace: Workspace) -> None:
     """Compute what a setup lacks, with the executor that it names; returns at once where nothing is empty.
 
     Raises:
         UserError: cells are still empty afterwards.
         KeyboardInterrupt: the run was interrupted; what it committed is kept.
     """
-    if all(table_plan.complete() for table_plan in plan_all(setup).values()):
+    if all(table_plan.complete() for table_plan in plan_all(workspace).values()):
         return
-    check_student(setup)
-    setup.cache.require_writable()
-    rehearse_student(setup)
-    chosen = setup.config.workers
+    check_student(workspace)
+    workspace.cache.require_writable()
+    rehearse_student(workspace)
+    chosen = workspace.config.workers
     with stop_on_interrupt() as stop, \
             choose_executor(chosen.executor, chosen.device, chosen.count, **chosen.limits()) as execute:  # fmt: skip
-        if fill(setup, execute, stop).interrupted or stop.is_set():
+        if fill(workspace, execute, stop).interrupted or stop.is_set():
             raise KeyboardInterrupt
-    empty = [name for name, table_plan in plan_all(setup).items() if not table_plan.complete()]
+    empty = [name for name, table_plan in plan_all(workspace).items() if not table_plan.complete()]
     if empty:
-        raise UserError(f"{setup.path}: tables.{empty[0]}: cells are still empty; see hoi-distill plan {setup.path}")
+        raise UserError(
+            f"{workspace.path}: tables.{empty[0]}: cells are still empty; see hoi-distill plan {workspace.path}"
+        )
 
 
-def make_tasks(group: list[str], plans: Mapping[str, TablePlan], setup: Setup) -> Iterable[Task]:
+def make_tasks(group: list[str], plans: Mapping[str, TablePlan], workspace: Workspace) -> Iterable[Task]:
     """The tasks of one pass.
 
     Blocks of rows are cut from all rows of the tables, filled or not, so that a resumed run has the same blocks as an
@@ -122,10 +124,10 @@ def make_tasks(group: list[str], plans: Mapping[str, TablePlan], setup: Setup) -
     Args:
         group: the tables of the pass.
         plans: of all tables.
-        setup: the rows' sources, and the cache.
+        workspace: the rows' sources, and the cache.
     """
     first = plans[group[0]]
-    source = setup.sources[first.node.stage.source]
+    source = workspace.sources[first.node.stage.source]
     size = first.node.shard_rows
     for number, start in enumerate(range(0, len(first.rows), size)):
         stop = min(start + size, len(first.rows))
@@ -134,7 +136,7 @@ def make_tasks(group: list[str], plans: Mapping[str, TablePlan], setup: Setup) -
         if not len(lacking):
             continue
         tables = tuple(
-            make_table_task(plans[name], start + lacking, needed[name][lacking], plans, setup)
+            make_table_task(plans[name], start + lacking, needed[name][lacking], plans, workspace)
             for name in group
             if needed[name].any()
         )
@@ -148,7 +150,11 @@ def make_tasks(group: list[str], plans: Mapping[str, TablePlan], setup: Setup) -
 
 
 def make_table_task(
-    table_plan: TablePlan, positions: np.ndarray, needed: np.ndarray, plans: Mapping[str, TablePlan], setup: Setup
+    table_plan: TablePlan,
+    positions: np.ndarray,
+    needed: np.ndarray,
+    plans: Mapping[str, TablePlan],
+    workspace: Workspace,
 ) -> TableTask:
     """One table's share of a task.
 
@@ -157,23 +163,23 @@ def make_table_task(
         positions: ``int [r]``, which of the plan's rows.
         needed: ``bool [r, C]``, which of their cells to fill. Columns without one are left out.
         plans: of all tables.
-        setup: where the cache is.
+        workspace: where the cache is.
     """
     stage, rows = table_plan.node.stage, table_plan.rows[positions]
     columns = [table_plan.columns[column] for column in np.flatnonzero(needed.any(axis=0))]
     return TableTask(
         name=table_plan.node.name,
         stage=stage,
-        table=table_spec(table_plan, setup),
+        table=table_spec(table_plan, workspace),
         cells=replace(table_plan.cells.take(positions), wanted=needed).select(columns),
-        upstream={up: Upstream(table_spec(plans[up], setup), plans[up].cells_of(rows)) for up in stage.inputs},
+        upstream={up: Upstream(table_spec(plans[up], workspace), plans[up].cells_of(rows)) for up in stage.inputs},
     )
 
 
-def table_spec(table_plan: TablePlan, setup: Setup) -> TableSpec:
+def table_spec(table_plan: TablePlan, workspace: Workspace) -> TableSpec:
     """Where a worker finds the table."""
     stage = table_plan.node.stage
-    return TableSpec(str(setup.cache.root), stage.name, fingerprint_record(stage), stage.output)
+    return TableSpec(str(workspace.cache.root), stage.name, fingerprint_record(stage), stage.output)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hoi_distill.pipeline.planning.plan import TablePlan
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.stage import fingerprint_record
 from hoi_distill.storage.digests import content_name
 from hoi_distill.storage.errors import UserError
@@ -60,20 +60,20 @@ def failed_rows(table_plan: TablePlan, rows: np.ndarray) -> dict[int, str]:
     return {row: f"{table_plan.node.name}: {reason}" for (row, _), reason in found.items()}
 
 
-def columns_of(setup: Setup, plans: Mapping[str, TablePlan], name: str) -> tuple[str, ...]:
+def columns_of(workspace: Workspace, plans: Mapping[str, TablePlan], name: str) -> tuple[str, ...]:
     """The columns of a planned table. Raises UserError where there is no table of this name."""
     if name not in plans:
-        raise UserError(f"{setup.path}: student.tables: there is no table {name!r}; there are {', '.join(plans)}")
+        raise UserError(f"{workspace.path}: student.tables: there is no table {name!r}; there are {', '.join(plans)}")
     return plans[name].columns
 
 
 def planned_cells(
-    setup: Setup, plans: Mapping[str, TablePlan], name: str, columns: Sequence[str] | None, rows: np.ndarray
+    workspace: Workspace, plans: Mapping[str, TablePlan], name: str, columns: Sequence[str] | None, rows: np.ndarray
 ) -> PlannedCells:
     """Some cells of one table, each of which is filled or a recorded failure if its stage wants it.
 
     Args:
-        setup: for messages.
+        workspace: for messages.
         plans: of all tables.
         name: the table's.
         columns: which columns, None for all.
@@ -82,17 +82,17 @@ def planned_cells(
     Raises:
         UserError: a wanted cell is empty, or the table has no such column or row.
     """
-    have = columns_of(setup, plans, name)
+    have = columns_of(workspace, plans, name)
     table_plan = plans[name]
     chosen = have if columns is None else tuple(columns)
     if missing := [column for column in chosen if column not in have]:
-        raise UserError(f"{setup.path}: tables.{name}.columns: the student needs {missing[0]!r}; add it")
-    mend = f"fill it with: {setup.mending_command()}"
+        raise UserError(f"{workspace.path}: tables.{name}.columns: the student needs {missing[0]!r}; add it")
+    mend = f"fill it with: {workspace.mending_command()}"
     if table_plan.table is None or table_plan.state is None:
         raise UserError(f"table {name}: no cell is filled; {mend}")
     where = table_plan.positions(rows)
     if (where < 0).any():
-        raise UserError(f"{setup.path}: tables.{name}.splits: does not cover the pictures that the student needs")
+        raise UserError(f"{workspace.path}: tables.{name}.splits: does not cover the pictures that the student needs")
     cells = table_plan.cells.take(where).select(chosen)
     wanted = cells.wanted_mask()
     empty = table_plan.state.empty(where)[:, [have.index(column) for column in chosen]] & wanted
@@ -106,37 +106,37 @@ def planned_cells(
     return PlannedCells(table_plan, cells, values)
 
 
-def stream_spec(setup: Setup, rows: np.ndarray, planned: Mapping[str, PlannedCells]) -> StreamSpec:
+def stream_spec(workspace: Workspace, rows: np.ndarray, planned: Mapping[str, PlannedCells]) -> StreamSpec:
     """What to stream.
 
     Args:
-        setup: the images, and for messages.
+        workspace: the images, and for messages.
         rows: ``int64 [N]`` rows of the images, those of the planned cells.
         planned: the cells, by role.
     """
     from hoi_distill.storage.stream import StreamSpec, TableRef
 
     tables = {role: TableRef(str(each.table.dir), each.table.fingerprint, each.cells) for role, each in planned.items()}
-    return StreamSpec(setup.sources["images"].ids[rows], tables, setup.mending_command())
+    return StreamSpec(workspace.sources["images"].ids[rows], tables, workspace.mending_command())
 
 
-def read_text(setup: Setup, text: PlannedCells) -> np.ndarray:
+def read_text(workspace: Workspace, text: PlannedCells) -> np.ndarray:
     """``float32 [H, D]`` embeddings of the vocabulary's prompts, from a table of all texts."""
-    place = {prompt: row for row, prompt in enumerate(setup.sources["texts"].keys)}
-    rows = np.array([place[prompt] for prompt in setup.vocabulary.prompts()], np.int64)
+    place = {prompt: row for row, prompt in enumerate(workspace.sources["texts"].keys)}
+    rows = np.array([place[prompt] for prompt in workspace.vocabulary.prompts()], np.int64)
     column = text.cells.columns[0]
     values = text.table.read(CellSelection(text.cells.row_ids[rows], (column,)))[column]
     if values.null_count:
-        failed = setup.vocabulary.prompts()[values.is_null().index(True).as_py()]
+        failed = workspace.vocabulary.prompts()[values.is_null().index(True).as_py()]
         raise UserError(
             f"table {text.name}: the prompt {failed!r} is a recorded failure; see hoi-distill run --retry-failed"
         )
     return np.asarray(values.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(rows), -1)
 
 
-def identity_of(setup: Setup, planned: PlannedCells) -> dict[str, Any]:
+def identity_of(workspace: Workspace, planned: PlannedCells) -> dict[str, Any]:
     """Who gave the student this table: enough to build the stage again, and to refuse another one."""
-    table = setup.config.tables[planned.name]
+    table = workspace.config.tables[planned.name]
     return {
         "fingerprint": planned.table.fingerprint,
         "record": fingerprint_record(planned.table_plan.node.stage),

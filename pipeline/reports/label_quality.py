@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hoi_distill.pipeline.planning.plan import TablePlan
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.data.label_kinds import IGNORED, NEGATIVE, POSITIVE
 from hoi_distill.stages.data.prompts import NO_INTERACTION
 from hoi_distill.stages.derived.image_labels import ImageLabels, InteractionLabels
@@ -26,11 +26,11 @@ ENOUGH = 5
 """Positives from which a class is looked at alone."""
 
 
-def label_report(setup: Setup, plans: Mapping[str, TablePlan], name: str, sample: int | None) -> dict[str, Any]:
+def label_report(workspace: Workspace, plans: Mapping[str, TablePlan], name: str, sample: int | None) -> dict[str, Any]:
     """The report on one table of image-level labels.
 
     Args:
-        setup: with an annotated training split.
+        workspace: with an annotated training split.
         plans: of all tables; the table is filled.
         name: of the table.
         sample: number of pictures, drawn with seed 0; None: all.
@@ -39,16 +39,16 @@ def label_report(setup: Setup, plans: Mapping[str, TablePlan], name: str, sample
         ``pictures`` and ``triplets`` (numbers), ``dropped`` by reason, and the metrics of :func:`label_metrics` ``before``
         and ``after`` the verification questions; ``after`` is None without such questions.
     """
-    made, source = plans[name], setup.sources["images"]
-    stage = made.node.stage
+    table_plan, source = plans[name], workspace.sources["images"]
+    stage = table_plan.node.stage
     assert isinstance(stage, ImageLabels)
-    assert made.state is not None
+    assert table_plan.state is not None
     records = np.sort(np.unique(source.splits["train"], return_index=True)[1])
-    records = records[np.isin(source.splits["train"][records], made.rows[made.state.filled[:, 0]])]
+    records = records[np.isin(source.splits["train"][records], table_plan.rows[table_plan.state.filled[:, 0]])]
     if sample is not None:
         records = np.sort(np.random.default_rng(0).permutation(records)[:sample])
     rows = source.splits["train"][records]
-    gt = setup.dataset["train"].take(records).image_truth()
+    gt = workspace.dataset["train"].take(records).image_truth()
     inputs = {up: plans[up].read(rows) for up in stage.inputs}
     if stage.verification is not None:
         answers = inputs[stage.verification]
@@ -58,7 +58,7 @@ def label_report(setup: Setup, plans: Mapping[str, TablePlan], name: str, sample
         dropped.update(drop_report(inputs[stage.triplets][text].to_pylist()))
     taken = dropped.pop("taken")
     dropped.update(drop["reason"] for row in stage.dropped(inputs) for drop in row)
-    names = [" ".join(setup.vocabulary.hoi_name(hoi)) for hoi in range(len(setup.vocabulary))]
+    names = [" ".join(workspace.vocabulary.hoi_name(hoi)) for hoi in range(len(workspace.vocabulary))]
     return {
         "pictures": len(records),
         "triplets": taken,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hoi_distill.pipeline.planning.plan import TablePlan
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.evaluate.pages.gallery import EvaluatedSplit, Match, choose_pictures, gallery_items
 from hoi_distill.stages.evaluate.pages.report import LabelCheck, ReportData, write_report
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
@@ -27,7 +27,7 @@ CHECKED = 500
 
 
 def write_run_report(
-    setup: Setup,
+    workspace: Workspace,
     resolved: Resolved,
     plans: Mapping[str, TablePlan],
     run_dir: Path,
@@ -39,7 +39,7 @@ def write_run_report(
     """Write ``report.html`` beside ``student.json``, ``metrics.jsonl`` and ``evaluation.json`` of a run.
 
     Args:
-        setup: the configuration with its dataset.
+        workspace: the configuration with its dataset.
         resolved: the training.
         plans: of all tables.
         run_dir: the run's folder.
@@ -47,15 +47,15 @@ def write_run_report(
         detections: of the test split.
         evaluation: of these detections.
     """
-    test = setup.dataset["test"]
-    rows = setup.sources["images"].splits["test"]
+    test = workspace.dataset["test"]
+    rows = workspace.sources["images"].splits["test"]
     split = EvaluatedSplit(test, detections, evaluation.matched)
     chosen = choose_pictures(split, resolved.tested)
     shown = np.array([pick.image for pick in chosen])
     roles = resolved.pictures.tables
     captions = captions_of(plans.get(roles.captions or ""), rows[shown])
-    matches = matches_of(setup, plans.get(roles.itm), rows[shown])
-    matches = ticked(matches, test.take(shown).image_truth(), setup.vocabulary.prompts())
+    matches = matches_of(workspace, plans.get(roles.itm), rows[shown])
+    matches = ticked(matches, test.take(shown).image_truth(), workspace.vocabulary.prompts())
     gallery = gallery_items(
         split,
         chosen,
@@ -66,7 +66,7 @@ def write_run_report(
     done = json.loads((run_dir / "done.json").read_text())
     data = ReportData.from_run(
         run_dir,
-        name=setup.config.name,
+        name=workspace.config.name,
         trained_on=f"Trained on {trained_on}.",
         facts=(
             ("Run", resolved.fingerprint[:12]),
@@ -77,7 +77,7 @@ def write_run_report(
         ),
         skipped=resolved.left_out,
         gallery=gallery,
-        labels=label_check(setup, plans, roles.labels) if "labels" in resolved.train else None,
+        labels=label_check(workspace, plans, roles.labels) if "labels" in resolved.train else None,
     )
     write_report(run_dir / "report.html", data)
 
@@ -99,16 +99,16 @@ def ticked(matches: Sequence[Sequence[Match]], gt: np.ndarray, prompts: Sequence
     return marked
 
 
-def label_check(setup: Setup, plans: Mapping[str, TablePlan], name: str) -> LabelCheck | None:
+def label_check(workspace: Workspace, plans: Mapping[str, TablePlan], name: str) -> LabelCheck | None:
     """The report on a table of image-level labels, of :data:`CHECKED` random training pictures.
 
     All of them are read after the training. None where nothing is annotated.
     """
     from hoi_distill.pipeline.reports.label_quality import label_report
 
-    if not len(setup.dataset["train"].hoi):
+    if not len(workspace.dataset["train"].hoi):
         return None
-    report = label_report(setup, plans, name, CHECKED)
+    report = label_report(workspace, plans, name, CHECKED)
     rows = []
     for when, of in (("before", "of the texts alone"), ("after", "of texts and yes/no answers")):
         for part, which in ((report[when], ""), ((report[when] or {}).get("actions"), ", without no_interaction")):
@@ -117,29 +117,29 @@ def label_check(setup: Setup, plans: Mapping[str, TablePlan], name: str) -> Labe
     return LabelCheck(report["pictures"], rows, report["dropped"])
 
 
-def readable(made: TablePlan | None, rows: np.ndarray) -> np.ndarray:
+def readable(table_plan: TablePlan | None, rows: np.ndarray) -> np.ndarray:
     """``bool [r]``: which of these rows have every wanted cell of a table (values, not failures)."""
-    if made is None or made.state is None:
+    if table_plan is None or table_plan.state is None:
         return np.zeros(len(rows), bool)
-    where = made.positions(rows)
+    where = table_plan.positions(rows)
     have = where >= 0
-    without = made.state.empty(where[have]) | made.state.failed[where[have]]
-    have[have] = ~(without & made.cells.take(where[have]).wanted_mask()).any(axis=1)
+    without = table_plan.state.empty(where[have]) | table_plan.state.failed[where[have]]
+    have[have] = ~(without & table_plan.cells.take(where[have]).wanted_mask()).any(axis=1)
     return have
 
 
-def cells_of(made: TablePlan | None, rows: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+def cells_of(table_plan: TablePlan | None, rows: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     """The rows (positions among ``rows``) that a table answers completely, and their values by column."""
-    chosen = np.flatnonzero(readable(made, rows))
-    if made is None or made.table is None or not len(chosen):
+    chosen = np.flatnonzero(readable(table_plan, rows))
+    if table_plan is None or table_plan.table is None or not len(chosen):
         return np.zeros(0, np.int64), {}
-    return chosen, made.read(rows[chosen])
+    return chosen, table_plan.read(rows[chosen])
 
 
-def captions_of(made: TablePlan | None, rows: np.ndarray) -> list[list[tuple[str, str]]]:
+def captions_of(table_plan: TablePlan | None, rows: np.ndarray) -> list[list[tuple[str, str]]]:
     """(question, answer) of each row, of the questions that were asked of it; yes/no answers come with their score."""
     answers: list[list[tuple[str, str]]] = [[] for _ in rows]
-    chosen, values = cells_of(made, rows)
+    chosen, values = cells_of(table_plan, rows)
     for question, cells in values.items():
         for position, cell in zip(chosen, cells.to_pylist(), strict=True):
             if cell is None:
@@ -150,16 +150,16 @@ def captions_of(made: TablePlan | None, rows: np.ndarray) -> list[list[tuple[str
 
 
 def matches_of(
-    setup: Setup, made: TablePlan | None, rows: np.ndarray, best: int = BEST_PROMPTS
+    workspace: Workspace, table_plan: TablePlan | None, rows: np.ndarray, best: int = BEST_PROMPTS
 ) -> list[Sequence[Match]]:
     """The prompts that match each row best, with the softmax probability of a match."""
     matches: list[Sequence[Match]] = [[] for _ in rows]
-    chosen = np.flatnonzero(readable(made, rows))
-    if made is None or made.table is None or not len(chosen):
+    chosen = np.flatnonzero(readable(table_plan, rows))
+    if table_plan is None or table_plan.table is None or not len(chosen):
         return matches
-    cells = made.cells_of(rows[chosen])
-    ref = TableRef(str(made.table.dir), made.table.fingerprint, cells)
-    spec = StreamSpec(cells.row_ids, {"itm": ref}, setup.mending_command())
+    cells = table_plan.cells_of(rows[chosen])
+    ref = TableRef(str(table_plan.table.dir), table_plan.table.fingerprint, cells)
+    spec = StreamSpec(cells.row_ids, {"itm": ref}, workspace.mending_command())
     for sample in SampleStream(spec).__getitems__(range(len(chosen))):
         logits = {prompt: pair for prompt, pair in sample["itm"].items() if pair is not None}
         odds = np.diff(np.array(list(logits.values()), np.float64).reshape(-1, 2))[:, 0]

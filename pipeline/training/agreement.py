@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hoi_distill.pipeline.config.student import Pictures, read_section
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.student.method import Needs
 from hoi_distill.storage.errors import UserError
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     pass
 
 
-def refuse_better_taught(setup: Setup, pictures: Pictures, needs: Needs) -> None:
+def refuse_better_taught(workspace: Workspace, pictures: Pictures, needs: Needs) -> None:
     """Raises UserError where a pair teacher has learned in another setting than its student's: from annotations that the
     student may not see, or without classes that it is to teach. A few annotations are the same ones only if they are drawn
     among the same pictures."""
     keys = ["zero_shot", "few_shot"]
     keys += ["training_rule"] if pictures.zero_shot is not None else []
     keys += ["labelled"] if pictures.few_shot is not None else []
-    for teacher in teachers_of(setup, pictures, needs):
+    for teacher in teachers_of(workspace, pictures, needs):
         for key in keys:
             wanted, taught = getattr(pictures, key), getattr(teacher.pictures, key)
             if wanted != taught:
@@ -31,9 +31,9 @@ def refuse_better_taught(setup: Setup, pictures: Pictures, needs: Needs) -> None
                 )
 
 
-def refuse_other_boxes(setup: Setup, config: Any, pictures: Pictures, needs: Needs) -> None:
+def refuse_other_boxes(workspace: Workspace, config: Any, pictures: Pictures, needs: Needs) -> None:
     """Raises UserError where a pair teacher answers for other pairs than those that its student takes."""
-    for teacher in teachers_of(setup, pictures, needs):
+    for teacher in teachers_of(workspace, pictures, needs):
         if not teacher.agreed:
             continue
         settings = [(key, getattr(config, key), getattr(teacher.config, key)) for key in teacher.agreed]
@@ -62,12 +62,12 @@ class Teaching(NamedTuple):
     pictures: Pictures
 
 
-def teachers_of(setup: Setup, pictures: Pictures, needs: Needs) -> Iterator[Teaching]:
+def teachers_of(workspace: Workspace, pictures: Pictures, needs: Needs) -> Iterator[Teaching]:
     """One for every such table."""
     for role in needs.train:
-        node = setup.nodes.get(getattr(pictures.tables, role, role))
+        node = workspace.nodes.get(getattr(pictures.tables, role, role))
         teacher = None if node is None else getattr(node.stage, "teacher", None)
         if node is not None and teacher is not None:
-            where = f"{setup.path}: pair_teachers.{teacher.name}."
-            _, config, own = read_section(setup.config.pair_teachers[teacher.name], where)
+            where = f"{workspace.path}: pair_teachers.{teacher.name}."
+            _, config, own = read_section(workspace.config.pair_teachers[teacher.name], where)
             yield Teaching(getattr(node.stage, "agreed", ()), where, config, own)

@@ -10,7 +10,7 @@ import numpy as np
 from hoi_distill.pipeline.config.student import FewShotSection, Pictures
 from hoi_distill.pipeline.training.agreement import refuse_better_taught
 from hoi_distill.pipeline.training.section import labelled_count
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.sampling import few_shot
 from hoi_distill.stages.data.sampling.few_shot import FewShot
@@ -66,11 +66,11 @@ class Labels:
         return words
 
 
-def labels_of(setup: Setup, pictures: Pictures, method: Method, needs: Needs, distinct: np.ndarray) -> Labels:
+def labels_of(workspace: Workspace, pictures: Pictures, method: Method, needs: Needs, distinct: np.ndarray) -> Labels:
     """Take the labelled pictures, then what the zero-shot split leaves of them, then draw a few of that.
 
     Args:
-        setup: the setup whose training split is labelled.
+        workspace: the setup whose training split is labelled.
         pictures: the keys of the student's section that choose pictures.
         method: the student's method.
         needs: what the method reads.
@@ -79,9 +79,9 @@ def labels_of(setup: Setup, pictures: Pictures, method: Method, needs: Needs, di
     Raises:
         UserError: there are fewer pictures, or a split, list or method does not go with the rest.
     """
-    train, where = setup.dataset["train"], f"{setup.path}: student."
+    train, where = workspace.dataset["train"], f"{workspace.path}: student."
     there, few_section = len(train), pictures.few_shot
-    count = labelled_count(setup, pictures, where)
+    count = labelled_count(workspace, pictures, where)
     if count == 0 or not needs.annotations:
         return unlabelled(train, needs)
     labelled = np.arange(there) < count
@@ -89,11 +89,11 @@ def labels_of(setup: Setup, pictures: Pictures, method: Method, needs: Needs, di
     if pictures.zero_shot is not None:
         refuse_unable(method, f"{where}zero_shot: {pictures.zero_shot}")
         try:
-            split = split_of(setup.vocabulary, pictures.zero_shot)
+            split = split_of(workspace.vocabulary, pictures.zero_shot)
         except UserError as error:
             raise UserError(f"{where}zero_shot: {error}") from None
         labels = without_unseen(labels, split, pictures.training_rule)
-    refuse_better_taught(setup, pictures, needs)
+    refuse_better_taught(workspace, pictures, needs)
     if few_section is not None:
         if few_section.ignore_dropped:
             refuse_unable(method, f"{where}few_shot")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hoi_distill.pipeline.graph.nodes import Node
 from hoi_distill.pipeline.planning.plan import Reason, TablePlan, plan
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,50 +21,52 @@ if TYPE_CHECKING:
 DONE = "done.json"
 
 
-def plan_all(setup: Setup) -> dict[str, TablePlan]:
+def plan_all(workspace: Workspace) -> dict[str, TablePlan]:
     """Plan every table of a setup, upstream first; see :func:`hoi_distill.pipeline.planning.plan.plan`."""
-    plans = plan(setup.nodes, setup.sources, setup.cache, functools.partial(_bound, setup, {}))
-    for made in plans.values():
-        teacher = getattr(made.node.stage, "teacher", None)
-        if teacher is not None and made.counts["empty"] and not (teacher.checkpoint.parent / DONE).exists():
+    plans = plan(workspace.nodes, workspace.sources, workspace.cache, functools.partial(_bound, workspace, {}))
+    for table_plan in plans.values():
+        teacher = getattr(table_plan.node.stage, "teacher", None)
+        if teacher is not None and table_plan.counts["empty"] and not (teacher.checkpoint.parent / DONE).exists():
             first = f"pair teacher {teacher.name} is trained first"
-            made.reasons = [Reason(f"{reason.text}; {first}", reason.cells) for reason in made.reasons]
+            table_plan.reasons = [Reason(f"{reason.text}; {first}", reason.cells) for reason in table_plan.reasons]
     return plans
 
 
-def as_student(setup: Setup, name: str) -> Setup:
+def as_student(workspace: Workspace, name: str) -> Workspace:
     """The setup with the section of a pair teacher in the place of the student's."""
-    return replace(setup, config=setup.config.model_copy(update={"student": setup.config.pair_teachers[name]}))
+    return replace(
+        workspace, config=workspace.config.model_copy(update={"student": workspace.config.pair_teachers[name]})
+    )
 
 
 def trained_folders(plans: Mapping[str, TablePlan]) -> list[Path]:
     """Where the teachers of these tables are, or will be."""
-    teachers = [getattr(made.node.stage, "teacher", None) for made in plans.values()]
+    teachers = [getattr(table_plan.node.stage, "teacher", None) for table_plan in plans.values()]
     return sorted({each.checkpoint.parent for each in teachers if each is not None and each.checkpoint is not None})
 
 
-def _bound(setup: Setup, known: dict[str, Any], node: Node, plans: Mapping[str, TablePlan]) -> Node:
+def _bound(workspace: Workspace, known: dict[str, Any], node: Node, plans: Mapping[str, TablePlan]) -> Node:
     """The node with its teacher's training in its stage, as soon as what that reads is filled."""
     teacher = getattr(node.stage, "teacher", None)
     if teacher is None:
         return node
     if teacher.name not in known:
-        resolved = _resolved(setup, teacher.name, plans)
-        known[teacher.name] = resolved and (resolved.fingerprint, _folder(setup, resolved) / "checkpoint")
+        resolved = _resolved(workspace, teacher.name, plans)
+        known[teacher.name] = resolved and (resolved.fingerprint, _folder(workspace, resolved) / "checkpoint")
     if known[teacher.name] is None:
         return node
     return replace(node, stage=node.stage.resolved(*known[teacher.name]))  # type: ignore[attr-defined]
 
 
-def _resolved(setup: Setup, name: str, plans: Mapping[str, TablePlan]) -> Resolved | None:
+def _resolved(workspace: Workspace, name: str, plans: Mapping[str, TablePlan]) -> Resolved | None:
     """The training of a pair teacher, None while a table that it reads has empty cells."""
     from hoi_distill.pipeline.training.request import resolve
     from hoi_distill.pipeline.training.section import student_section
 
-    own = as_student(setup, name)
-    with in_its_section(setup, name):
+    own = as_student(workspace, name)
+    with in_its_section(workspace, name):
         method, config, pictures = student_section(own)
-        needs = method.needs(config, setup.vocabulary)
+        needs = method.needs(config, workspace.vocabulary)
         roles = [*needs.train, *needs.test, *(["text"] if needs.text and pictures.tables.text else [])]
         tables = {getattr(pictures.tables, role, role) for role in roles}
         if any(table in plans and not plans[table].complete() for table in tables):
@@ -73,14 +75,14 @@ def _resolved(setup: Setup, name: str, plans: Mapping[str, TablePlan]) -> Resolv
 
 
 @contextlib.contextmanager
-def in_its_section(setup: Setup, name: str) -> Iterator[None]:
+def in_its_section(workspace: Workspace, name: str) -> Iterator[None]:
     """What is said of :func:`as_student` calls this section the student's; here it gets its own name."""
     try:
         yield
     except UserError as error:
-        before, _, after = str(error).partition(f"{setup.path}: student.")
-        raise UserError(f"{setup.path}: pair_teachers.{name}.{after}" if after else before) from None
+        before, _, after = str(error).partition(f"{workspace.path}: student.")
+        raise UserError(f"{workspace.path}: pair_teachers.{name}.{after}" if after else before) from None
 
 
-def _folder(setup: Setup, resolved: Resolved) -> Path:
-    return setup.cache.root / "trained" / f"{resolved.method.name}-{resolved.fingerprint[:16]}"
+def _folder(workspace: Workspace, resolved: Resolved) -> Path:
+    return workspace.cache.root / "trained" / f"{resolved.method.name}-{resolved.fingerprint[:16]}"

@@ -10,61 +10,61 @@ import numpy as np
 
 from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.pipeline.training.section import labelled_count, student_section
-from hoi_distill.pipeline.workspace import Setup, is_folder
+from hoi_distill.pipeline.workspace import Workspace, is_folder
 from hoi_distill.stages.student.method import Method
 from hoi_distill.storage.errors import UserError, placed
 
 
-def check_student(setup: Setup) -> None:
+def check_student(workspace: Workspace) -> None:
     """Refuse a ``student:`` section, or a pair teacher's, with a mistake before a teacher has worked for it, and warn of what
     nobody means; a setup without one is fine."""
     from hoi_distill.pipeline.training.binding import as_student, in_its_section
 
-    for name, section in setup.config.pair_teachers.items():
-        where = f"{setup.path}: pair_teachers.{name}."
-        labelled_count(setup, read_section(section, where)[2], where)
-        if not is_folder(setup):
-            with in_its_section(setup, name):
-                _check_section(as_student(setup, name), where)
-    if setup.config.student is not None and not is_folder(setup):
-        _check_section(setup, f"{setup.path}: student.")
+    for name, section in workspace.config.pair_teachers.items():
+        where = f"{workspace.path}: pair_teachers.{name}."
+        labelled_count(workspace, read_section(section, where)[2], where)
+        if not is_folder(workspace):
+            with in_its_section(workspace, name):
+                _check_section(as_student(workspace, name), where)
+    if workspace.config.student is not None and not is_folder(workspace):
+        _check_section(workspace, f"{workspace.path}: student.")
 
 
-def rehearse_student(setup: Setup) -> None:
+def rehearse_student(workspace: Workspace) -> None:
     """:func:`check_student` of what only building the networks tells. It imports torch: for a run that has work to do."""
     from hoi_distill.pipeline.training.binding import as_student, in_its_section
 
-    if is_folder(setup):
+    if is_folder(workspace):
         return
-    for name in setup.config.pair_teachers:
-        with in_its_section(setup, name):
-            _rehearse_section(as_student(setup, name))
-    if setup.config.student is not None:
-        _rehearse_section(setup)
+    for name in workspace.config.pair_teachers:
+        with in_its_section(workspace, name):
+            _rehearse_section(as_student(workspace, name))
+    if workspace.config.student is not None:
+        _rehearse_section(workspace)
 
 
-def _rehearse_section(setup: Setup) -> None:
-    method, config, _ = student_section(setup)
-    with placed(f"{setup.path}: student."):
-        method.rehearse(config, setup.vocabulary)
+def _rehearse_section(workspace: Workspace) -> None:
+    method, config, _ = student_section(workspace)
+    with placed(f"{workspace.path}: student."):
+        method.rehearse(config, workspace.vocabulary)
 
 
-def _check_section(setup: Setup, named: str) -> None:
+def _check_section(workspace: Workspace, named: str) -> None:
     """:func:`check_student` of the section in the student's place; warnings begin with ``named``."""
     from hoi_distill.pipeline.training.agreement import refuse_other_boxes
     from hoi_distill.pipeline.training.annotations import labels_of
 
-    method, config, pictures = student_section(setup)
-    needs, where = method.needs(config, setup.vocabulary), f"{setup.path}: student."
+    method, config, pictures = student_section(workspace)
+    needs, where = method.needs(config, workspace.vocabulary), f"{workspace.path}: student."
     for role in (*needs.train, *needs.test):
-        if (name := getattr(pictures.tables, role, role)) not in setup.nodes:
+        if (name := getattr(pictures.tables, role, role)) not in workspace.nodes:
             raise UserError(
-                f"{where}tables.{role}: there is no table {name!r}; there are {', '.join(setup.nodes) or 'none'}"
+                f"{where}tables.{role}: there is no table {name!r}; there are {', '.join(workspace.nodes) or 'none'}"
             )
-    distinct = np.sort(np.unique(setup.sources["images"].splits["train"], return_index=True)[1])
-    labels = labels_of(setup, pictures, method, needs, distinct)
-    refuse_other_boxes(setup, config, pictures, needs)
-    if setup.limit is not None:  # a trial's pictures say nothing of the whole
+    distinct = np.sort(np.unique(workspace.sources["images"].splits["train"], return_index=True)[1])
+    labels = labels_of(workspace, pictures, method, needs, distinct)
+    refuse_other_boxes(workspace, config, pictures, needs)
+    if workspace.limit is not None:  # a trial's pictures say nothing of the whole
         return
     labelled = int(labels.labelled[distinct].sum())
     others = len(distinct) - labelled - int(labels.excluded[distinct].sum())

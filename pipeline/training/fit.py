@@ -19,7 +19,7 @@ from hoi_distill.pipeline.console.progress import duration
 from hoi_distill.pipeline.console.watch import Watch
 from hoi_distill.pipeline.planning.cells import identity_of, read_text, stream_spec
 from hoi_distill.pipeline.training.request import Resolved
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.student.pretrained import load_student
 from hoi_distill.stages.student.student import refuse_damaged
 from hoi_distill.storage.digests import canonical_json
@@ -63,36 +63,36 @@ def trained_student(run_dir: Path) -> Student | None:
 
 
 def fit(
-    setup: Setup, resolved: Resolved, run_dir: Path, stop: threading.Event | None, watch: Watch | None = None
+    workspace: Workspace, resolved: Resolved, run_dir: Path, stop: threading.Event | None, watch: Watch | None = None
 ) -> Student:
     """Train and mark the run as trained."""
     from hoi_distill.stages.student.method import Extras
 
     watch = watch or Watch("training")
-    write_json(run_dir / "student.json", provenance(setup, resolved))
-    setup.vocabulary.save(run_dir / "vocabulary.json")
+    write_json(run_dir / "student.json", provenance(workspace, resolved))
+    workspace.vocabulary.save(run_dir / "vocabulary.json")
     if resolved.labels.few is not None:
         resolved.labels.few.save(run_dir / "few_shot.json")
     epochs = resolved.method.epochs(resolved.config, int(resolved.labelled.sum()), int((~resolved.labelled).sum()))
     length = f"{epochs:,.1f} epochs" if epochs >= 1 else f"{epochs:.2g} of an epoch"
     print(
-        f"Training {setup.config.name} {resolved.fingerprint[:12]}, seed {resolved.config.seed}, on {trained_on(resolved)}. "
+        f"Training {workspace.config.name} {resolved.fingerprint[:12]}, seed {resolved.config.seed}, on {trained_on(resolved)}. "
         f"{length}."
     )
     wall, cpu = time.monotonic(), time.process_time()
     extras = Extras(
         shared_dir=run_dir.parent.parent / "shared",
-        text_embeddings=None if resolved.text is None else read_text(setup, resolved.text),
-        identities={role: identity_of(setup, planned) for role, planned in resolved.test.items()},
+        text_embeddings=None if resolved.text is None else read_text(workspace, resolved.text),
+        identities={role: identity_of(workspace, planned) for role, planned in resolved.test.items()},
         stop=stop,
         report=watch,
     )
     watch.phase("training: loading torch and the cells that are learnt from")
-    student = resolved.method.train(resolved.config, training_set(setup, resolved), run_dir, extras)
+    student = resolved.method.train(resolved.config, training_set(workspace, resolved), run_dir, extras)
     seconds = {"wall_seconds": round(time.monotonic() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     if is_main_process():
         if student.origin is not None:
-            write_json(run_dir / "student.json", {**provenance(setup, resolved), "start": student.origin})
+            write_json(run_dir / "student.json", {**provenance(workspace, resolved), "start": student.origin})
         write_json(run_dir / "done.json", {"fingerprint": resolved.fingerprint, **seconds})
         print(f"Trained in {duration(seconds['wall_seconds'])} ({duration(seconds['cpu_seconds'])} of CPU).")
     return student
@@ -115,20 +115,20 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def training_set(setup: Setup, resolved: Resolved) -> TrainingSet:
+def training_set(workspace: Workspace, resolved: Resolved) -> TrainingSet:
     """The training pictures, their annotations and the cells that a method trains on."""
     from hoi_distill.stages.student.data import TrainingSet
     from hoi_distill.stages.student.source import CacheSource
 
-    rows = setup.sources["images"].splits["train"][resolved.records]
+    rows = workspace.sources["images"].splits["train"][resolved.records]
     columns = resolved.train["itm"].cells.columns if "itm" in resolved.train else ()
     return TrainingSet(
-        source=CacheSource(stream_spec(setup, rows, resolved.train)),
+        source=CacheSource(stream_spec(workspace, rows, resolved.train)),
         annotations=resolved.labels.annotations,
         image=resolved.records,
         labelled=resolved.labelled,
-        prompts=[prompt if prompt in columns else None for prompt in setup.vocabulary.prompts()],
-        read=PictureReader([setup.sources["images"].uris[i] for i in rows], setup.dataset["train"].frame),
+        prompts=[prompt if prompt in columns else None for prompt in workspace.vocabulary.prompts()],
+        read=PictureReader([workspace.sources["images"].uris[i] for i in rows], workspace.dataset["train"].frame),
         identity=resolved.fingerprint,
         values={role: f"{p.table.fingerprint} {p.cells.columns} {p.values}" for role, p in resolved.train.items()},
         unseen=None if resolved.labels.split is None else resolved.labels.split.unseen,
@@ -136,16 +136,16 @@ def training_set(setup: Setup, resolved: Resolved) -> TrainingSet:
     )
 
 
-def test_set(setup: Setup, resolved: Resolved) -> TestSet:
+def test_set(workspace: Workspace, resolved: Resolved) -> TestSet:
     """The test pictures that can be looked at, and the cells that a student reads to predict them."""
     from hoi_distill.stages.student.data import TestSet
     from hoi_distill.stages.student.source import CacheSource
 
-    rows = setup.sources["images"].splits["test"][resolved.tested]
+    rows = workspace.sources["images"].splits["test"][resolved.tested]
     return TestSet(
-        source=CacheSource(stream_spec(setup, rows, resolved.test)),
-        image_ids=[str(name) for name in setup.dataset["test"].image_id[resolved.tested]],
-        read=PictureReader([setup.sources["images"].uris[i] for i in rows], setup.dataset["test"].frame),
+        source=CacheSource(stream_spec(workspace, rows, resolved.test)),
+        image_ids=[str(name) for name in workspace.dataset["test"].image_id[resolved.tested]],
+        read=PictureReader([workspace.sources["images"].uris[i] for i in rows], workspace.dataset["test"].frame),
         identity=resolved.evaluation,
     )
 
@@ -173,7 +173,7 @@ class PictureReader:
             ) from None
 
 
-def provenance(setup: Setup, resolved: Resolved) -> dict[str, Any]:
+def provenance(workspace: Workspace, resolved: Resolved) -> dict[str, Any]:
     """What the report and the checkpoint say about where this run came from."""
     tables = {}
     for role, planned in {
@@ -188,15 +188,15 @@ def provenance(setup: Setup, resolved: Resolved) -> dict[str, Any]:
             "columns": len(planned.cells.columns),
         }
     return {
-        "name": setup.config.name,
+        "name": workspace.config.name,
         "method": resolved.method.name,
         "fingerprint": resolved.fingerprint,
         "student": asdict(resolved.config),
-        "dataset": setup.config.dataset.model_dump(mode="json"),
+        "dataset": workspace.config.dataset.model_dump(mode="json"),
         "pictures": {
             "labelled": int(resolved.labelled.sum()),
             "unlabelled": int((~resolved.labelled).sum()),
-            "test": len(setup.dataset["test"].path),
+            "test": len(workspace.dataset["test"].path),
             **resolved.labels.record(),
         },
         "versions": {library: version(library) for library in LIBRARIES},

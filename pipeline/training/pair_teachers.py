@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING
 from hoi_distill.pipeline.console.watch import Watch
 from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.training.binding import _folder, _resolved, as_student
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.storage.files.lock import alone
 
 if TYPE_CHECKING:
     from hoi_distill.pipeline.training.request import Resolved
 
 
-def train_missing(setup: Setup, plans: Mapping[str, TablePlan], names: Iterable[str], stop: threading.Event) -> None:
+def train_missing(
+    workspace: Workspace, plans: Mapping[str, TablePlan], names: Iterable[str], stop: threading.Event
+) -> None:
     """Train the teachers that these tables need and that are not trained yet. A killed training goes on where it was; of
     several runs one trains, and the others wait for it.
 
@@ -35,26 +37,28 @@ def train_missing(setup: Setup, plans: Mapping[str, TablePlan], names: Iterable[
     from hoi_distill.pipeline.training.fit import is_trained, trained_student
 
     for name in dict.fromkeys(t.name for table in names if (t := getattr(plans[table].node.stage, "teacher", None))):
-        resolved = _resolved(setup, name, plans)
+        resolved = _resolved(workspace, name, plans)
         assert resolved is not None
-        folder = _folder(setup, resolved)
+        folder = _folder(workspace, resolved)
         used = sorted({planned.table.dir for planned in resolved.train.values()})
         with (
-            setup.cache.lease("reader", [*used, folder]),
-            alone(setup.cache.root / "leases" / f"{folder.name}.lock", stop, functools.partial(_wait, name, folder)),
+            workspace.cache.lease("reader", [*used, folder]),
+            alone(
+                workspace.cache.root / "leases" / f"{folder.name}.lock", stop, functools.partial(_wait, name, folder)
+            ),
         ):
             if not is_trained(folder, resolved.fingerprint) or trained_student(folder) is None:
-                _train(setup, name, resolved, folder, stop)
+                _train(workspace, name, resolved, folder, stop)
 
 
 def _wait(name: str, folder: Path) -> None:
     print(f"Another run is training pair teacher {name} ({folder.name}); waiting for it.")
 
 
-def _train(setup: Setup, name: str, resolved: Resolved, folder: Path, stop: threading.Event) -> None:
+def _train(workspace: Workspace, name: str, resolved: Resolved, folder: Path, stop: threading.Event) -> None:
     from hoi_distill.pipeline.training.fit import fit, on_disk
 
-    own = as_student(setup, name)
+    own = as_student(workspace, name)
     named = replace(own, config=own.config.model_copy(update={"name": f"pair teacher {name}"}))
     with on_disk(folder), Watch(f"pair teacher {name}") as watch:
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from hoi_distill.pipeline.planning.cells import PlannedCells, columns_of, failed
 from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.training.annotations import Labels, labels_of
 from hoi_distill.pipeline.training.section import student_section
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.student.method import Method, Needs, parameters_of
 from hoi_distill.stages.student.student import Columns
 from hoi_distill.storage.digests import content_name, fingerprint
@@ -58,20 +58,20 @@ class Resolved:
     evaluation: str
 
 
-def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
+def resolve(workspace: Workspace, plans: Mapping[str, TablePlan]) -> Resolved:
     """Find the pictures, tables and cells that this student reads, and the fingerprint that they add up to."""
-    method, config, pictures = student_section(setup)
-    needs = method.needs(config, setup.vocabulary)
-    test, source = setup.dataset["test"], setup.sources["images"]
+    method, config, pictures = student_section(workspace)
+    needs = method.needs(config, workspace.vocabulary)
+    test, source = workspace.dataset["test"], workspace.sources["images"]
     distinct = np.sort(np.unique(source.splits["train"], return_index=True)[1])  # one record a row
-    labels = labels_of(setup, pictures, method, needs, distinct)
-    records, labelled, tested, left_out = _pictures(setup, plans, pictures, needs, labels=labels, distinct=distinct)
+    labels = labels_of(workspace, pictures, method, needs, distinct)
+    records, labelled, tested, left_out = _pictures(workspace, plans, pictures, needs, labels=labels, distinct=distinct)
 
     train_rows, test_rows = source.splits["train"][records], source.splits["test"][tested]
-    train_parts = _parts(setup, plans, pictures, needs, wanted=needs.train, rows=train_rows)
-    test_parts = _parts(setup, plans, pictures, needs, wanted=needs.test, rows=test_rows)
-    texts, table = setup.sources["texts"], pictures.tables.text if needs.text else None
-    text = planned_cells(setup, plans, table, None, np.arange(len(texts.ids))) if table else None
+    train_parts = _parts(workspace, plans, pictures, needs, wanted=needs.train, rows=train_rows)
+    test_parts = _parts(workspace, plans, pictures, needs, wanted=needs.test, rows=test_rows)
+    texts, table = workspace.sources["texts"], pictures.tables.text if needs.text else None
+    text = planned_cells(workspace, plans, table, None, np.arange(len(texts.ids))) if table else None
 
     annotations = labels.annotations.digests()
     read = np.ones(len(records), bool) if needs.all_annotations else labelled
@@ -81,7 +81,7 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
         "student": parameters_of(config, method.bookkeeping),
         "rows": _digest(source.ids[train_rows].tobytes() + labelled.tobytes()),
         "annotations": _digest(annotations[records[read]].tobytes()),
-        "vocabulary": setup.vocabulary.digest(),
+        "vocabulary": workspace.vocabulary.digest(),
         "tables": {r: [p.table.fingerprint, p.cells.columns, p.values] for r, p in train_parts.items()},
         "text": None if text is None else [text.table.fingerprint, text.values],
     }
@@ -90,7 +90,7 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
     if labels.dropped is not None:
         training["dropped"] = _digest(labels.dropped.digests()[records[labelled]].tobytes())
     if needs.files:
-        training["files"] = [digest.tobytes().hex() for digest in setup.cache.memory.digests(needs.files)]
+        training["files"] = [digest.tobytes().hex() for digest in workspace.cache.memory.digests(needs.files)]
     trained = fingerprint(training)
     evaluated = {
         "training": trained,
@@ -111,7 +111,7 @@ def _digest(data: bytes) -> str:
 
 
 def _pictures(
-    setup: Setup,
+    workspace: Workspace,
     plans: Mapping[str, TablePlan],
     pictures: Pictures,
     needs: Needs,
@@ -120,7 +120,7 @@ def _pictures(
     distinct: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
     """``records``, ``labelled``, ``tested`` and ``left_out`` of :class:`Resolved`."""
-    source = setup.sources["images"]
+    source = workspace.sources["images"]
     records = distinct[~labels.excluded[distinct]]
     labelled = labels.labelled[records]
     keep = labelled.copy()
@@ -129,7 +129,7 @@ def _pictures(
         keep[others[: pictures.unlabelled]] = True
     records, labelled = records[keep], labelled[keep]
     left_out = Counter(labels.left_out)
-    tested = np.arange(len(setup.dataset["test"].path))
+    tested = np.arange(len(workspace.dataset["test"].path))
     for role in needs.failures:
         name = getattr(pictures.tables, role)
         if name not in plans:
@@ -141,16 +141,16 @@ def _pictures(
         bad = failed_rows(plans[name], source.splits["test"][tested])
         tested = tested[~np.isin(np.arange(len(tested)), list(bad))]
     if pictures.labelled != 0 and not labelled.any():
-        raise UserError(f"{setup.path}: student.labelled: every labelled picture is a recorded failure")
+        raise UserError(f"{workspace.path}: student.labelled: every labelled picture is a recorded failure")
     if not len(records):
         raise UserError(
-            f"{setup.path}: student.unlabelled: no training picture is left; every one is a recorded failure"
+            f"{workspace.path}: student.unlabelled: no training picture is left; every one is a recorded failure"
         )
     return records, labelled, tested, dict(left_out)
 
 
 def _parts(
-    setup: Setup,
+    workspace: Workspace,
     plans: Mapping[str, TablePlan],
     pictures: Pictures,
     needs: Needs,
@@ -164,7 +164,7 @@ def _parts(
         name = getattr(pictures.tables, role, role)
         asked = columns
         if role in needs.where_asked and columns is not None:
-            have = set(columns_of(setup, plans, name))
+            have = set(columns_of(workspace, plans, name))
             asked = tuple(column for column in columns if column in have) or columns
-        parts[role] = planned_cells(setup, plans, name, asked, rows)
+        parts[role] = planned_cells(workspace, plans, name, asked, rows)
     return parts
