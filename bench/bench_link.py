@@ -233,7 +233,8 @@ def pico(folder: Path, rounds: int) -> dict[str, Any]:
     stage = workspace.nodes["features"].stage
     stage.open("cpu", {})
     augment = student_section(prepare(AUGMENTED_LIKE, [*places, *SMALL_WORLD[:3]]))[1].pictures
-    data, text = training_set(workspace, resolved), read_text(workspace, resolved.text)
+    data = training_set(workspace, resolved)
+    text = read_text(resolved.text, workspace.sources["texts"], workspace.vocabulary.prompts())
     variants = variants_of(resolved.config, data, text, stage=stage, augment=augment, folder=folder)
     return compared(variants, rounds, PICO_STEPS)
 

@@ -99,7 +99,7 @@ def plan(
         )
     else:
         plan_table(plans)
-        shared_rows(workspace.sources["images"])
+        shared_rows(workspace.images)
 
 
 @app.command()
@@ -138,7 +138,7 @@ def run(
         drop_failures(plans)
         plans = plan_all(workspace)
     plan_table(plans)
-    shared_rows(workspace.sources["images"])
+    shared_rows(workspace.images)
     if all(table_plan.complete() for table_plan in plans.values()):
         print(nothing_to_do(plans, workspace.config.cache))
         return

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
@@ -15,7 +15,6 @@ from hoi_distill.pipeline.config.whereabouts import in_every_folder, names_of_co
 
 if TYPE_CHECKING:
     from hoi_distill.pipeline.planning.plan import TablePlan
-    from hoi_distill.pipeline.workspace import Workspace
 
 Log = Annotated[
     Path | None,
@@ -53,7 +52,7 @@ def triplets(config: ConfigFile, overrides: Overrides = None, log: Log = None, a
     }
     counts = {name: {column: drop_report(values) for column, values in cells[name].items()} for name in tables}
     if log is not None:
-        write_log(log, drops(workspace, plans, cells, tables))
+        write_log(log, drops(workspace.image_names(), plans, cells, tables))
     if as_json:
         print(json.dumps(counts, indent=1))
         return
@@ -64,8 +63,26 @@ def triplets(config: ConfigFile, overrides: Overrides = None, log: Log = None, a
                 print(f"{count:>12,}  {reason}")
 
 
-def write_log(path: Path, dropped: Iterable[Mapping[str, Any]]) -> None:
-    """A line of JSON for each."""
+class DroppedPhrase(TypedDict):
+    """A phrase of a teacher's sentence that became no triplet.
+
+    Attributes:
+        picture: the image's name.
+        table: the table whose stage dropped it.
+        question: the question that the sentence answers. None for a table of image labels.
+        phrase: the phrase.
+        reason: why it was dropped.
+    """
+
+    picture: str
+    table: str
+    question: str | None
+    phrase: str
+    reason: str
+
+
+def write_log(path: Path, dropped: Iterable[DroppedPhrase]) -> None:
+    """Write dropped phrases, a line of JSON each."""
     from hoi_distill.storage.files.atomic import write_atomically
     from hoi_distill.storage.files.writable import writing
 
@@ -76,30 +93,22 @@ def write_log(path: Path, dropped: Iterable[Mapping[str, Any]]) -> None:
 
 
 def drops(
-    workspace: Workspace,
+    names: Mapping[int, list[str]],
     plans: Mapping[str, TablePlan],
     cells: Mapping[str, Mapping[str, list[Any]]],
     triplets: Container[str],
-) -> Iterator[dict[str, Any]]:
-    """List every dropped phrase in the order of tables, questions and pictures, so that equal cells give equal logs.
+) -> Iterator[DroppedPhrase]:
+    """List every dropped phrase in the order of tables, questions and images, so that equal cells give equal logs.
 
     Args:
-        workspace: the setup. Its dataset names the pictures.
-        plans: the plan of each table of the setup.
+        names: the dataset's names of each row.
+        plans: of all tables.
         cells: ``{table: {column: cells}}``, one cell for each row of the table.
         triplets: the names of the tables of triplets. The other tables hold image labels and have no question.
-
-    Yields:
-        ``{picture, table, question, phrase, reason}``.
     """
-    source = workspace.sources["images"]
-    names: dict[int, list[str]] = {}  # several pictures of equal bytes are one row
-    for split, rows in source.splits.items():
-        for row, name in zip(rows.tolist(), workspace.dataset[split].image_id, strict=True):
-            names.setdefault(row, []).append(str(name))
     for table, columns in cells.items():
         for column, values in columns.items():
             question = column if table in triplets else None
             for row, cell in zip(plans[table].rows.tolist(), values, strict=True):
                 for name, drop in itertools.product(names[row], () if cell is None else cell["dropped"]):
-                    yield {"picture": name, "table": table, "question": question, **drop}
+                    yield {"picture": name, "table": table, "question": question, **drop}  # type: ignore[typeddict-item]

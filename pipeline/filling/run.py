@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,12 +13,14 @@ import numpy as np
 from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
 from hoi_distill.pipeline.console.progress import Progress, working
 from hoi_distill.pipeline.graph.nodes import levels, passes
+from hoi_distill.pipeline.inputs import Source
 from hoi_distill.pipeline.planning.plan import TablePlan, folders
 from hoi_distill.pipeline.training.binding import plan_all, trained_folders
 from hoi_distill.pipeline.training.checks import check_student, rehearse_student
 from hoi_distill.pipeline.training.pair_teachers import train_missing
 from hoi_distill.pipeline.workspace import Workspace
-from hoi_distill.stages.stage import fingerprint_record
+from hoi_distill.stages.stage import Stage, fingerprint_record
+from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.errors import UserError
 from hoi_distill.workers.task import TableSpec, TableTask, Task, TaskReport, Upstream
 
@@ -52,13 +54,13 @@ Note = Callable[[Mapping[str, TablePlan]], None]
 
 
 def fill(workspace: Workspace, execute: Execute, stop: threading.Event, note: Note | None = None) -> RunSummary:
-    """Compute every wanted cell that is empty, upstream first. What a killed run committed is not computed again.
+    """Compute every wanted cell that is empty, upstream first. Cells that a killed run committed are not computed again.
 
     Args:
         workspace: the tables and the cache.
         execute: runs tasks.
         stop: once set, no further task begins.
-        note: told the plan before each level's work, when pair teachers above it have got their names.
+        note: is called with the plans before the work of each level, when the pair teachers above have their fingerprints.
     """
     summary = RunSummary()
     for level in levels(workspace.nodes):
@@ -75,7 +77,7 @@ def fill(workspace: Workspace, execute: Execute, stop: threading.Event, note: No
         tasks = [
             task
             for group in passes(wanted, {name: table_plan.node for name, table_plan in plans.items()})
-            for task in make_tasks(group, plans, workspace)
+            for task in make_tasks(group, plans, workspace.sources, workspace.cache)
         ]
         progress = Progress(todo, stop)
 
@@ -92,7 +94,7 @@ def fill(workspace: Workspace, execute: Execute, stop: threading.Event, note: No
 
 
 def fill_cache(workspace: Workspace) -> None:
-    """Compute what a setup lacks, with the executor that it names; returns at once where nothing is empty.
+    """Compute what the cache lacks, with the executor that the configuration names. Where nothing is empty, it returns at once.
 
     Raises:
         UserError: cells are still empty afterwards.
@@ -115,7 +117,9 @@ def fill_cache(workspace: Workspace) -> None:
         )
 
 
-def make_tasks(group: list[str], plans: Mapping[str, TablePlan], workspace: Workspace) -> Iterable[Task]:
+def make_tasks(
+    group: Sequence[str], plans: Mapping[str, TablePlan], sources: Mapping[str, Source], cache: Cache
+) -> Iterable[Task]:
     """The tasks of one pass.
 
     Blocks of rows are cut from all rows of the tables, filled or not, so that a resumed run has the same blocks as an
@@ -124,10 +128,11 @@ def make_tasks(group: list[str], plans: Mapping[str, TablePlan], workspace: Work
     Args:
         group: the tables of the pass.
         plans: of all tables.
-        workspace: the rows' sources, and the cache.
+        sources: the rows.
+        cache: where the tables are.
     """
     first = plans[group[0]]
-    source = workspace.sources[first.node.stage.source]
+    source = sources[first.node.stage.source]
     size = first.node.shard_rows
     for number, start in enumerate(range(0, len(first.rows), size)):
         stop = min(start + size, len(first.rows))
@@ -136,7 +141,7 @@ def make_tasks(group: list[str], plans: Mapping[str, TablePlan], workspace: Work
         if not len(lacking):
             continue
         tables = tuple(
-            make_table_task(plans[name], start + lacking, needed[name][lacking], plans, workspace)
+            make_table_task(plans[name], start + lacking, needed[name][lacking], plans, cache)
             for name in group
             if needed[name].any()
         )
@@ -154,7 +159,7 @@ def make_table_task(
     positions: np.ndarray,
     needed: np.ndarray,
     plans: Mapping[str, TablePlan],
-    workspace: Workspace,
+    cache: Cache,
 ) -> TableTask:
     """One table's share of a task.
 
@@ -163,23 +168,24 @@ def make_table_task(
         positions: ``int [r]``, which of the plan's rows.
         needed: ``bool [r, C]``, which of their cells to fill. Columns without one are left out.
         plans: of all tables.
-        workspace: where the cache is.
+        cache: where the tables are.
     """
     stage, rows = table_plan.node.stage, table_plan.rows[positions]
     columns = [table_plan.columns[column] for column in np.flatnonzero(needed.any(axis=0))]
     return TableTask(
         name=table_plan.node.name,
         stage=stage,
-        table=table_spec(table_plan, workspace),
+        table=table_spec(stage, cache),
         cells=replace(table_plan.cells.take(positions), wanted=needed).select(columns),
-        upstream={up: Upstream(table_spec(plans[up], workspace), plans[up].cells_of(rows)) for up in stage.inputs},
+        upstream={
+            up: Upstream(table_spec(plans[up].node.stage, cache), plans[up].cells_of(rows)) for up in stage.inputs
+        },
     )
 
 
-def table_spec(table_plan: TablePlan, workspace: Workspace) -> TableSpec:
-    """Where a worker finds the table."""
-    stage = table_plan.node.stage
-    return TableSpec(str(workspace.cache.root), stage.name, fingerprint_record(stage), stage.output)
+def table_spec(stage: Stage, cache: Cache) -> TableSpec:
+    """Where a worker finds the table of a stage."""
+    return TableSpec(str(cache.root), stage.name, fingerprint_record(stage), stage.output)
 
 
 @contextlib.contextmanager

@@ -68,7 +68,7 @@ def verify_table(workspace: Workspace, name: str, sample: int, seed: int) -> Ver
     needed[slot, chosen[:, 1]] = True
     source = workspace.sources[table_plan.node.stage.source]
     rows = table_plan.rows[positions]
-    table_task = make_table_task(table_plan, positions, needed, plans, workspace)
+    table_task = make_table_task(table_plan, positions, needed, plans, workspace.cache)
     task = Task(
         task_id=f"verify:{name}",
         uris=[source.uris[row] for row in rows],

@@ -1,4 +1,4 @@
-"""The page of a folder of pictures: the teacher's answers, and the prompts that matched best."""
+"""The page of a folder of images: the teacher's answers, and the prompts that match best."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hoi_distill.pipeline.reports.run import captions_of, matches_of, readable
+from hoi_distill.pipeline.reports.run import captions_of, matches_of
 from hoi_distill.pipeline.training.binding import plan_all
 from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.evaluate.pages.gallery import GalleryItem
@@ -27,14 +27,14 @@ def agreed(answers: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def write_page(workspace: Workspace, out: Path) -> None:
-    """Write one self-contained HTML file with every picture of the setup's tables ``captions`` and ``itm``.
+    """Write one self-contained HTML file with every image of the tables ``captions`` and ``itm``.
 
     Raises:
         UserError: nothing is filled yet, or ``out`` cannot be written, which is tried first.
     """
     refuse_unwritable("--out", out)
     plans = plan_all(workspace)
-    source = workspace.sources["images"]
+    source = workspace.images
     texts = [table_plan for table_plan in plans.values() if table_plan.node.stage.name == "captions"]
     itm = next((table_plan for table_plan in plans.values() if table_plan.node.stage.name == "itm"), None)
     shown = [*texts, *([itm] if itm is not None else [])]
@@ -43,8 +43,8 @@ def write_page(workspace: Workspace, out: Path) -> None:
     for table_plan in texts:
         for shown_of_row, of_row in zip(answers, captions_of(table_plan, rows), strict=True):
             shown_of_row.extend(of_row if len(table_plan.columns) <= SHOWN else agreed(of_row))
-    matches = matches_of(workspace, itm, rows)
-    answered = np.logical_or.reduce([np.zeros(len(rows), bool), *(readable(table_plan, rows) for table_plan in shown)])
+    matches = matches_of(itm, rows, workspace.mending_command())
+    answered = np.logical_or.reduce([np.zeros(len(rows), bool), *(table_plan.readable(rows) for table_plan in shown)])
     if not answered.any():
         raise UserError(
             f"{workspace.path}: the cache holds no captions or matching scores yet; {workspace.mending_command()}"

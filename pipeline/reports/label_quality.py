@@ -39,15 +39,15 @@ def label_report(workspace: Workspace, plans: Mapping[str, TablePlan], name: str
         ``pictures`` and ``triplets`` (numbers), ``dropped`` by reason, and the metrics of :func:`label_metrics` ``before``
         and ``after`` the verification questions; ``after`` is None without such questions.
     """
-    table_plan, source = plans[name], workspace.sources["images"]
+    table_plan, images = plans[name], workspace.images
     stage = table_plan.node.stage
     assert isinstance(stage, ImageLabels)
     assert table_plan.state is not None
-    records = np.sort(np.unique(source.splits["train"], return_index=True)[1])
-    records = records[np.isin(source.splits["train"][records], table_plan.rows[table_plan.state.filled[:, 0]])]
+    records = images.distinct_records("train")
+    records = records[np.isin(images.splits["train"][records], table_plan.rows[table_plan.state.filled[:, 0]])]
     if sample is not None:
         records = np.sort(np.random.default_rng(0).permutation(records)[:sample])
-    rows = source.splits["train"][records]
+    rows = images.splits["train"][records]
     gt = workspace.dataset["train"].take(records).image_truth()
     inputs = {up: plans[up].read(rows) for up in stage.inputs}
     if stage.verification is not None:

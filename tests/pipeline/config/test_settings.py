@@ -16,11 +16,11 @@ import yaml
 from PIL import Image
 from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessorPil, BlipProcessor
 
-from hoi_distill.pipeline.config.student import FewShotSection, Pictures
+from hoi_distill.pipeline.config.student import DataSection, FewShotSection
 from hoi_distill.pipeline.experiments import ArmSection, Matrix, finished, markdown
 from hoi_distill.pipeline.filling.run import choose_executor, fill
 from hoi_distill.pipeline.train import train_student
-from hoi_distill.pipeline.training.agreement import refuse_better_taught
+from hoi_distill.pipeline.training.agreement import pair_teacher_tables
 from hoi_distill.pipeline.training.annotations import labels_of
 from hoi_distill.pipeline.training.binding import plan_all
 from hoi_distill.pipeline.training.fit import training_set
@@ -246,6 +246,11 @@ def test_the_documented_section_is_sound_and_its_sizes_are_the_splits(config):
         assert said in page
 
 
+def refuse_better_taught(workspace, data, needs):
+    for teacher in pair_teacher_tables(workspace, data, needs):
+        teacher.refuse_better_taught(data)
+
+
 def test_a_pair_teacher_that_has_seen_more_is_refused():
     node = SimpleNamespace(stage=SimpleNamespace(name="link_pairs", teacher=SimpleNamespace(name="clip")))
     teacher = {"labelled": 24, "zero_shot": "RF-UC"}
@@ -253,17 +258,17 @@ def test_a_pair_teacher_that_has_seen_more_is_refused():
         path="a.yaml", nodes={"answers": node}, config=SimpleNamespace(pair_teachers={"clip": teacher})
     )
     needs = Needs({"answers": ("original",)}, {})
-    refuse_better_taught(workspace, Pictures(labelled=24, zero_shot="RF-UC"), needs)  # type: ignore[arg-type]
+    refuse_better_taught(workspace, DataSection(labelled=24, zero_shot="RF-UC"), needs)
     for own in (
-        Pictures(labelled=24, zero_shot="UO"),
-        Pictures(labelled=24, zero_shot="RF-UC", training_rule="gen-vlkt"),
-        Pictures(labelled=24, zero_shot="RF-UC", few_shot=FewShotSection(shots=1)),
-        Pictures(labelled=24),
+        DataSection(labelled=24, zero_shot="UO"),
+        DataSection(labelled=24, zero_shot="RF-UC", training_rule="gen-vlkt"),
+        DataSection(labelled=24, zero_shot="RF-UC", few_shot=FewShotSection(shots=1)),
+        DataSection(labelled=24),
     ):
         with pytest.raises(
             UserError, match=r"a.yaml: pair_teachers.clip.(zero_shot|training_rule|few_shot): .* write the"
         ):
-            refuse_better_taught(workspace, own, needs)  # type: ignore[arg-type]
+            refuse_better_taught(workspace, own, needs)
 
 
 def test_a_pair_teacher_whose_few_annotations_were_drawn_among_other_pictures_is_refused():
@@ -273,9 +278,9 @@ def test_a_pair_teacher_whose_few_annotations_were_drawn_among_other_pictures_is
         path="a.yaml", nodes={"answers": node}, config=SimpleNamespace(pair_teachers={"clip": teacher})
     )
     needs, few = Needs({"answers": ("original",)}, {}), FewShotSection(shots=1)
-    refuse_better_taught(workspace, Pictures(labelled=24, few_shot=few), needs)  # type: ignore[arg-type]
+    refuse_better_taught(workspace, DataSection(labelled=24, few_shot=few), needs)
     with pytest.raises(UserError, match=r"a.yaml: pair_teachers.clip.labelled: 24, but its student has 12"):
-        refuse_better_taught(workspace, Pictures(labelled=12, few_shot=few), needs)  # type: ignore[arg-type]
+        refuse_better_taught(workspace, DataSection(labelled=12, few_shot=few), needs)
 
 
 def test_a_run_tells_seen_from_unseen_and_keeps_its_list(config, tmp_path, capsys):

@@ -10,12 +10,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from hoi_distill.pipeline.filling.run import choose_executor, fill
-from hoi_distill.pipeline.train import alone_in, reported, train_student
+from hoi_distill.pipeline.train import alone_in, announce, train_student
 from hoi_distill.pipeline.training.fit import on_disk
 from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.storage.errors import StorageError, UserError
@@ -203,6 +202,6 @@ def test_only_errors_of_the_disk_are_told_as_such(tmp_path):
 def test_a_folder_named_latest_ends_no_training(tmp_path, capsys):
     (tmp_path / "latest" / "kept").mkdir(parents=True)
     (tmp_path / "run").mkdir()
-    assert reported(SimpleNamespace(limit=None), tmp_path / "run") == tmp_path / "run"
+    announce(tmp_path / "run", trial=False)
     assert "latest: not made" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "run"]
