@@ -73,7 +73,7 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
 
     match dataset:
         case PicoDataset():
-            from hoi_distill.pipeline.console.progress import working
+            from hoi_distill.pipeline.console.watch import working
             from hoi_distill.stages.data.hico_det.loader import load_hico_det
             from hoi_distill.stages.data.pico.world import write_world
 

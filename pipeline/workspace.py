@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hoi_distill.pipeline.config.schema import Config, Dataset, PicoDataset, load_config
-from hoi_distill.pipeline.console.progress import size, working
+from hoi_distill.pipeline.console.watch import working
 from hoi_distill.pipeline.graph.nodes import Node, build_graph
 from hoi_distill.pipeline.inputs import Source, image_source, load_dataset, text_source
 from hoi_distill.stages.keys import StageContext
+from hoi_distill.stages.quantities import size
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.errors import UserError
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hoi_distill.pipeline.console.progress import duration, size
 from hoi_distill.pipeline.graph.nodes import levels, passes
+from hoi_distill.stages.quantities import duration, size
 
 if TYPE_CHECKING:
     from hoi_distill.pipeline.filling.run import RunSummary

@@ -12,6 +12,9 @@ import typer
 
 from hoi_distill.pipeline.cli.options import ConfigFile, Json, Overrides
 from hoi_distill.pipeline.config.whereabouts import in_every_folder, names_of_configuration
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files.atomic import write_atomically
+from hoi_distill.storage.files.writable import refuse_unwritable, writing
 
 if TYPE_CHECKING:
     from hoi_distill.pipeline.planning.plan import TablePlan
@@ -31,8 +34,6 @@ def triplets(config: ConfigFile, overrides: Overrides = None, log: Log = None, a
     from hoi_distill.pipeline.workspace import prepare
     from hoi_distill.stages.derived.image_labels import ImageLabels
     from hoi_distill.stages.derived.triplets import Triplets, drop_report
-    from hoi_distill.storage.errors import UserError
-    from hoi_distill.storage.files.writable import refuse_unwritable
 
     if log is not None:
         refuse_unwritable("--log", log)
@@ -83,9 +84,6 @@ class DroppedPhrase(TypedDict):
 
 def write_log(path: Path, dropped: Iterable[DroppedPhrase]) -> None:
     """Write dropped phrases, a line of JSON each."""
-    from hoi_distill.storage.files.atomic import write_atomically
-    from hoi_distill.storage.files.writable import writing
-
     lines = [json.dumps(drop) + "\n" for drop in dropped]
     with writing(f"--log {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,4 +109,5 @@ def drops(
             question = column if table in triplets else None
             for row, cell in zip(plans[table].rows.tolist(), values, strict=True):
                 for name, drop in itertools.product(names[row], () if cell is None else cell["dropped"]):
-                    yield {"picture": name, "table": table, "question": question, **drop}  # type: ignore[typeddict-item]
+                    phrase, reason = drop["phrase"], drop["reason"]
+                    yield {"picture": name, "table": table, "question": question, "phrase": phrase, "reason": reason}

@@ -16,7 +16,7 @@ from hoi_distill.storage.errors import UserError
 
 
 class Roles(Section):
-    """Which of the configuration's tables plays which role for the student."""
+    """Which of the configuration's tables plays which part for the student."""
 
     detections: str = "detections"
     features: str = "features"

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
-from hoi_distill.pipeline.console.progress import Progress, working
+from hoi_distill.pipeline.console.progress import Progress
+from hoi_distill.pipeline.console.watch import working
 from hoi_distill.pipeline.graph.nodes import levels, passes
 from hoi_distill.pipeline.inputs import Source
 from hoi_distill.pipeline.planning.plan import TablePlan, folders

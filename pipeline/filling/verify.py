@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi_distill.pipeline.console.progress import working
+from hoi_distill.pipeline.console.watch import working
 from hoi_distill.pipeline.filling.run import make_table_task
 from hoi_distill.pipeline.training.binding import plan_all
 from hoi_distill.pipeline.workspace import Workspace

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hoi_distill.pipeline.planning.plan import TablePlan
-from hoi_distill.pipeline.reports.label_quality import label_report
+from hoi_distill.pipeline.reports.label_quality import label_report, labelled_metrics
 from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.evaluate.pages.gallery import EvaluatedSplit, Match, choose_pictures, gallery_items
 from hoi_distill.stages.evaluate.pages.report import LabelCheck, ReportData, write_report
@@ -113,11 +113,8 @@ def label_check(workspace: Workspace, plans: Mapping[str, TablePlan], name: str)
     if not len(workspace.dataset["train"].hoi):
         return None
     report = label_report(workspace, plans, name, CHECKED)
-    rows = []
-    for when, of in (("before", "of the texts alone"), ("after", "of texts and yes/no answers")):
-        for part, which in ((report[when], ""), ((report[when] or {}).get("actions"), ", without no_interaction")):
-            if part is not None:
-                rows.append((f"{of}{which}", part["precision"], part["recall"], part["map"]))
+    found = labelled_metrics(report, "of the texts alone", "of texts and yes/no answers", ", without no_interaction")
+    rows = [(label, metrics["precision"], metrics["recall"], metrics["map"]) for label, metrics in found]
     return LabelCheck(report["pictures"], rows, report["dropped"])
 
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from hoi_distill.pipeline.config.schema import Config
-from hoi_distill.pipeline.console.progress import duration
 from hoi_distill.pipeline.console.watch import Watch
 from hoi_distill.pipeline.planning.cells import identity_of, read_text, stream_spec
 from hoi_distill.pipeline.training.request import Resolved
 from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.data.image import Frame, read_picture
+from hoi_distill.stages.quantities import duration
 from hoi_distill.stages.student.data import TestSet, TrainingSet
 from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.source import CacheSource
