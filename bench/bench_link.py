@@ -226,14 +226,15 @@ def variants_of(
 def pico(folder: Path, rounds: int) -> dict[str, Any]:
     """Training on the pico world."""
     places = (f"cache={folder / 'cache'}", f"runs={folder / 'runs'}", f"dataset.root={folder / 'world'}")
-    setup = prepare(SETUP, [*places, *SMALL_WORLD])
-    fill_cache(setup)
-    resolved = resolve(setup, plan_all(setup))
+    workspace = prepare(SETUP, [*places, *SMALL_WORLD])
+    fill_cache(workspace)
+    resolved = resolve(workspace, plan_all(workspace))
     assert resolved.text is not None
-    stage = setup.nodes["features"].stage
+    stage = workspace.nodes["features"].stage
     stage.open("cpu", {})
     augment = student_section(prepare(AUGMENTED_LIKE, [*places, *SMALL_WORLD[:3]]))[1].pictures
-    data, text = training_set(setup, resolved), read_text(setup, resolved.text)
+    data = training_set(workspace, resolved)
+    text = read_text(resolved.text, workspace.sources["texts"], workspace.vocabulary.prompts())
     variants = variants_of(resolved.config, data, text, stage=stage, augment=augment, folder=folder)
     return compared(variants, rounds, PICO_STEPS)
 

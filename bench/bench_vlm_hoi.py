@@ -184,16 +184,16 @@ def pico(folder: Path, blocks: int) -> dict[str, Any]:
     """Training on the pico world's pictures and labels, and inference with the student that comes of it."""
     overrides = (f"cache={folder / 'cache'}", f"runs={folder / 'runs'}", f"dataset.root={folder / 'world'}")
     small = ("dataset.train=96", "dataset.test=16", "student.labelled=96", "workers.executor=inline")
-    setup = prepare(SETUP, [*overrides, *small])
-    fill_cache(setup)
-    resolved = resolve(setup, plan_all(setup))
-    data, words = training_set(setup, resolved), setup.vocabulary
+    workspace = prepare(SETUP, [*overrides, *small])
+    fill_cache(workspace)
+    resolved = resolve(workspace, plan_all(workspace))
+    data, words = training_set(workspace, resolved), workspace.vocabulary
     config = replace(resolved.config, itm=ItmConfig())
     without = replace(config, itm=ItmConfig(weight=0.0))
     (folder / "state").mkdir()
     supervision = itm_supervision(config, data, folder / "state")
     assert data.read is not None
-    stage: Any = setup.nodes["itm"].stage
+    stage: Any = workspace.nodes["itm"].stage
     stage.open("cpu", {})
     live = LiveTeacher(stage.model, stage.processor, stage.tokenizer, data.read, sentences_of(words))
 

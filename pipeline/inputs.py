@@ -50,7 +50,16 @@ class Source:
         if not parts:
             return np.zeros(0, np.int64)
         both = np.concatenate(parts)
-        return both[np.sort(np.unique(both, return_index=True)[1])]
+        return both[first_of_each(both)]
+
+    def distinct_records(self, split: str) -> np.ndarray:
+        """``int64 [P]``: the first record of each row that the split has. The other records repeat an image."""
+        return first_of_each(self.splits[split])
+
+
+def first_of_each(rows: np.ndarray) -> np.ndarray:
+    """``int64 [R]``: where each of R different values stands first, in rising order."""
+    return np.sort(np.unique(rows, return_index=True)[1])
 
 
 def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annotations]:
@@ -64,7 +73,7 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
 
     match dataset:
         case PicoDataset():
-            from hoi_distill.pipeline.console.progress import working
+            from hoi_distill.pipeline.console.watch import working
             from hoi_distill.stages.data.hico_det.loader import load_hico_det
             from hoi_distill.stages.data.pico.world import write_world
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from hoi_distill.pipeline.console.progress import working
+from hoi_distill.pipeline.console.watch import working
 from hoi_distill.pipeline.filling.run import refuse_absent
 from hoi_distill.pipeline.graph.builder import build_stage
 from hoi_distill.stages.keys import StageContext

@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
-from hoi_distill.pipeline.console.progress import Progress, working
+from hoi_distill.pipeline.console.progress import Progress
+from hoi_distill.pipeline.console.watch import working
 from hoi_distill.pipeline.graph.nodes import levels, passes
 from hoi_distill.pipeline.inputs import Source
 from hoi_distill.pipeline.planning.plan import TablePlan, folders
 from hoi_distill.pipeline.training.binding import plan_all, trained_folders
 from hoi_distill.pipeline.training.checks import check_student, rehearse_student
 from hoi_distill.pipeline.training.pair_teachers import train_missing
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.stage import fingerprint_record
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.record_index import RecordIndex
@@ -55,35 +56,35 @@ Execute = Callable[..., None]
 Note = Callable[[Mapping[str, TablePlan]], None]
 
 
-def fill(setup: Setup, execute: Execute, stop: threading.Event, note: Note | None = None) -> RunSummary:
-    """Compute every wanted cell that is empty, upstream first. What a killed run committed is not computed again.
+def fill(workspace: Workspace, execute: Execute, stop: threading.Event, note: Note | None = None) -> RunSummary:
+    """Compute every wanted cell that is empty, upstream first. Cells that a killed run committed are not computed again.
 
     Args:
-        setup: the tables and the cache.
+        workspace: the tables and the cache.
         execute: runs tasks.
         stop: once set, no further task begins.
-        note: told the plan before each level's work, when pair teachers above it have got their names.
+        note: is called with the plans before the work of each level, when the pair teachers above have their fingerprints.
     """
     summary = RunSummary()
-    for level in levels(setup.nodes):
+    for level in levels(workspace.nodes):
         with working("planning"):
-            plans = plan_all(setup)
+            plans = plan_all(workspace)
         if note is not None:
             note(plans)
         todo = {name: plans[name].counts["empty"] for name in level}
         if not any(todo.values()):
             continue
         wanted = [name for name in level if todo[name]]
-        setup.cache.require_writable()
-        train_missing(setup, plans, wanted, stop)
-        tasks = TaskMaker(plans, setup.sources, setup.cache.root).workload(wanted)
+        workspace.cache.require_writable()
+        train_missing(workspace, plans, wanted, stop)
+        tasks = TaskMaker(plans, workspace.sources, workspace.cache.root).workload(wanted)
         progress = Progress(todo, stop)
 
         def report(done: TaskReport, progress: Progress = progress) -> None:
             summary.add(done)
             progress.advance(done)
 
-        with setup.cache.lease("run", [*folders(plans, setup.cache), *trained_folders(plans)]), progress:
+        with workspace.cache.lease("run", [*folders(plans, workspace.cache), *trained_folders(plans)]), progress:
             execute(tasks, report=report, stop=stop, beat=progress.under_way)
         if stop.is_set():
             summary.interrupted = True
@@ -91,26 +92,28 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event, note: Note | Non
     return summary
 
 
-def fill_cache(setup: Setup) -> None:
-    """Compute what a setup lacks, with the executor that it names; returns at once where nothing is empty.
+def fill_cache(workspace: Workspace) -> None:
+    """Compute what the cache lacks, with the executor that the configuration names. Where nothing is empty, it returns at once.
 
     Raises:
         UserError: cells are still empty afterwards.
         KeyboardInterrupt: the run was interrupted; what it committed is kept.
     """
-    if all(table_plan.complete() for table_plan in plan_all(setup).values()):
+    if all(table_plan.complete() for table_plan in plan_all(workspace).values()):
         return
-    check_student(setup)
-    setup.cache.require_writable()
-    rehearse_student(setup)
-    chosen = setup.config.workers
+    check_student(workspace)
+    workspace.cache.require_writable()
+    rehearse_student(workspace)
+    chosen = workspace.config.workers
     with stop_on_interrupt() as stop, \
             choose_executor(chosen.executor, chosen.device, chosen.count, **chosen.limits()) as execute:  # fmt: skip
-        if fill(setup, execute, stop).interrupted or stop.is_set():
+        if fill(workspace, execute, stop).interrupted or stop.is_set():
             raise KeyboardInterrupt
-    empty = [name for name, table_plan in plan_all(setup).items() if not table_plan.complete()]
+    empty = [name for name, table_plan in plan_all(workspace).items() if not table_plan.complete()]
     if empty:
-        raise UserError(f"{setup.path}: tables.{empty[0]}: cells are still empty; see hoi-distill plan {setup.path}")
+        raise UserError(
+            f"{workspace.path}: tables.{empty[0]}: cells are still empty; see hoi-distill plan {workspace.path}"
+        )
 
 
 class TaskMaker:

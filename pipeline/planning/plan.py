@@ -89,6 +89,16 @@ class TablePlan:
         assert self.table is not None
         return self.table.read(self.cells_of(rows))
 
+    def readable(self, rows: np.ndarray) -> np.ndarray:
+        """``bool [r]``: which of these rows of the source have a value in every wanted cell, no failure."""
+        if self.state is None:
+            return np.zeros(len(rows), bool)
+        where = self.positions(rows)
+        have = where >= 0
+        without = self.state.empty(where[have]) | self.state.failed[where[have]]
+        have[have] = ~(without & self.cells.take(where[have]).wanted_mask()).any(axis=1)
+        return have
+
     def needed(self, start: int, stop: int) -> np.ndarray:
         """``bool [stop - start, C]``: cells of this slice of rows that can and must be computed now."""
         return unpack(self.packed_needed(start, stop), len(self.columns))
