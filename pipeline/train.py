@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hoi_distill.pipeline.config.schema import Dataset, SwigHoiDataset, VCocoDataset
 from hoi_distill.pipeline.console.watch import Watch
@@ -29,13 +29,14 @@ from hoi_distill.pipeline.training.fit import (
 from hoi_distill.pipeline.training.request import Resolved, resolve
 from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.data.sampling.splits import RARE_BELOW
+from hoi_distill.stages.evaluate.formats.parquet import read_detections
+from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det
+from hoi_distill.stages.evaluate.protocols.evaluate_files import evaluate_files
 from hoi_distill.stages.evaluate.protocols.types import EvaluationRequest
+from hoi_distill.stages.student.student import Student
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.atomic import link_atomically
 from hoi_distill.storage.files.lock import alone
-
-if TYPE_CHECKING:
-    from hoi_distill.stages.student.student import Student
 
 
 def train_student(workspace: Workspace, stop: threading.Event | None = None) -> Path:
@@ -143,8 +144,6 @@ class StudentRun:
     def _evaluate(self, student: Student) -> None:
         """Predict the test split, evaluate, write the report, and mark the run as evaluated."""
         from hoi_distill.pipeline.reports.run import write_run_report
-        from hoi_distill.stages.evaluate.formats.parquet import read_detections
-        from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det
 
         workspace, labels, folder = self.workspace, self.resolved.labels, self.folder
         self.watch.phase("predicting the test pictures")
@@ -208,7 +207,6 @@ def evaluate_by_own_protocol(dataset: Dataset, predictions: Path, folder: Path) 
     """
     if not isinstance(dataset, VCocoDataset | SwigHoiDataset):
         return
-    from hoi_distill.stages.evaluate.protocols.evaluate_files import evaluate_files
 
     result = evaluate_files(EvaluationRequest(dataset=dataset.kind, annotations=dataset.root, detections=predictions))
     write_json(folder / "official.json", result.record)

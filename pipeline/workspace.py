@@ -8,21 +8,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hoi_distill.pipeline.config.schema import Config, Dataset, PicoDataset, load_config
 from hoi_distill.pipeline.console.watch import working
 from hoi_distill.pipeline.graph.nodes import Node, build_graph
 from hoi_distill.pipeline.inputs import Source, image_source, load_dataset, text_source
+from hoi_distill.stages.data.annotations import Annotations
+from hoi_distill.stages.data.pico.world import is_written
+from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import StageContext
 from hoi_distill.stages.quantities import size
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.errors import UserError
-
-if TYPE_CHECKING:
-    from hoi_distill.stages.data.annotations import Annotations
-    from hoi_distill.stages.data.vocabulary import Vocabulary
-
 
 PICTURE_BYTES = 14_000
 """Bytes of a drawn image and of what is written about it: du -sb of the default world, by its 5,000 images."""
@@ -119,7 +116,6 @@ def announce_drawing(dataset: Dataset) -> None:
     """Say that the pico world will be drawn. The first command that needs it draws it, even a plan."""
     if not isinstance(dataset, PicoDataset):
         return
-    from hoi_distill.stages.data.pico.world import is_written
 
     if not is_written(dataset.root, dataset.seed, dataset.train, dataset.test):
         number = dataset.train + dataset.test

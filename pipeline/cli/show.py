@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from hoi_distill.pipeline.filling.run import RunSummary
 from hoi_distill.pipeline.graph.nodes import levels, passes
+from hoi_distill.pipeline.inputs import Source
+from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.stages.quantities import duration, size
-
-if TYPE_CHECKING:
-    from hoi_distill.pipeline.filling.run import RunSummary
-    from hoi_distill.pipeline.inputs import Source
-    from hoi_distill.pipeline.planning.plan import TablePlan
 
 
 def plan_table(plans: Mapping[str, TablePlan]) -> None:

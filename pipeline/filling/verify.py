@@ -15,6 +15,7 @@ from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.stage import TensorOutput
 from hoi_distill.storage.errors import UserError
 from hoi_distill.workers.task import Task
+from hoi_distill.workers.worker import Worker
 
 TOLERANCE = {"fp16": 2e-3, "bf16": 2e-2, "int8": 3e-2, "float16": 4e-3, "float32": 1e-4}
 """Largest accepted difference, relative to the largest magnitude of the cell (at least 1), by stored type."""
@@ -52,7 +53,6 @@ class Verification:
 
 def verify_table(workspace: Workspace, name: str, sample: int, seed: int) -> Verification:
     """Compute ``sample`` random filled cells of one table again, in this process, and compare them with what is stored."""
-    from hoi_distill.workers.worker import Worker
 
     if name not in workspace.nodes:
         raise UserError(f"{workspace.path}: tables: there is no {name!r}; there are {', '.join(workspace.nodes)}")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -17,10 +17,8 @@ from hoi_distill.stages.stage import fingerprint_record
 from hoi_distill.storage.digests import content_name
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.selection import CellSelection
+from hoi_distill.storage.stream import StreamSpec, TableRef
 from hoi_distill.storage.table import Table
-
-if TYPE_CHECKING:
-    from hoi_distill.storage.stream import StreamSpec
 
 
 @dataclass(frozen=True)
@@ -129,8 +127,6 @@ def stream_spec(row_ids: np.ndarray, planned: Mapping[str, PlannedCells], mendin
         planned: the cells, by role.
         mending_command: what a user types to fill the cache, for messages.
     """
-    from hoi_distill.storage.stream import StreamSpec, TableRef
-
     tables = {role: TableRef(str(each.table.dir), each.table.fingerprint, each.cells) for role, each in planned.items()}
     return StreamSpec(row_ids, tables, mending_command)
 

@@ -49,11 +49,7 @@ def write_page(workspace: Workspace, out: Path) -> None:
         raise UserError(
             f"{workspace.path}: the cache holds no captions or matching scores yet; {workspace.mending_command()}"
         )
-    empty = {
-        table_plan.node.name: table_plan.counts["empty"] + table_plan.counts["unknown"]
-        for table_plan in shown
-        if not table_plan.complete()
-    }
+    empty = {each.node.name: each.counts["empty"] + each.counts["unknown"] for each in shown if not each.complete()}
     if empty:
         cells = ", ".join(f"{count:,} of {name}" for name, count in empty.items())
         print(

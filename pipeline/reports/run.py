@@ -6,21 +6,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.reports.label_quality import label_report, labelled_metrics
+from hoi_distill.pipeline.training.request import Resolved
 from hoi_distill.pipeline.workspace import Workspace
+from hoi_distill.stages.evaluate.detections import HoiDetections
+from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import HicoDetEvaluation
 from hoi_distill.stages.evaluate.pages.gallery import EvaluatedSplit, Match, choose_pictures, gallery_items
 from hoi_distill.stages.evaluate.pages.report import LabelCheck, ReportData, write_report
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
-
-if TYPE_CHECKING:
-    from hoi_distill.pipeline.training.request import Resolved
-    from hoi_distill.stages.evaluate.detections import HoiDetections
-    from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import HicoDetEvaluation
 
 BEST_PROMPTS = 5
 CHECKED = 500

@@ -19,7 +19,7 @@ DONE = "done.json"
 
 def plan_all(workspace: Workspace) -> dict[str, TablePlan]:
     """Plan every table of a workspace, upstream first; see :func:`hoi_distill.pipeline.planning.plan.plan`."""
-    trained: dict[str, TrainedTeacher | None] = {}
+    trained: dict[str, TeacherTraining | None] = {}
 
     def bind(node: Node, plans: Mapping[str, TablePlan]) -> Node:
         """The node whose stage knows its teacher's training, as soon as the cells that the training reads are filled."""
@@ -27,7 +27,7 @@ def plan_all(workspace: Workspace) -> dict[str, TablePlan]:
         if teacher is None:
             return node
         if teacher.name not in trained:
-            trained[teacher.name] = trained_teacher(workspace, teacher.name, plans)
+            trained[teacher.name] = teacher_training(workspace, teacher.name, plans)
         found = trained[teacher.name]
         if found is None:
             return node
@@ -50,7 +50,7 @@ def trained_folders(plans: Mapping[str, TablePlan]) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class TrainedTeacher:
+class TeacherTraining:
     """The training of a pair teacher, done or to be done.
 
     Attributes:
@@ -64,7 +64,7 @@ class TrainedTeacher:
     folder: Path
 
 
-def trained_teacher(workspace: Workspace, name: str, plans: Mapping[str, TablePlan]) -> TrainedTeacher | None:
+def teacher_training(workspace: Workspace, name: str, plans: Mapping[str, TablePlan]) -> TeacherTraining | None:
     """The training of the pair teacher of this name. None while a table that it reads has empty cells."""
     own = workspace.as_student(name)
     with in_its_section(workspace.path, name):
@@ -75,7 +75,7 @@ def trained_teacher(workspace: Workspace, name: str, plans: Mapping[str, TablePl
             return None
         request = resolve(own, plans)
     folder = workspace.cache.root / "trained" / f"{request.method.name}-{request.fingerprint[:16]}"
-    return TrainedTeacher(own, request, folder)
+    return TeacherTraining(own, request, folder)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -25,13 +25,10 @@ from hoi_distill.stages.quantities import duration
 from hoi_distill.stages.student.data import TestSet, TrainingSet
 from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.source import CacheSource
-from hoi_distill.stages.student.student import refuse_damaged
+from hoi_distill.stages.student.student import Student, refuse_damaged
 from hoi_distill.storage.digests import canonical_json
 from hoi_distill.storage.errors import REMEDIES, InputFailure, StorageError, UserError
 from hoi_distill.storage.files.atomic import write_atomically
-
-if TYPE_CHECKING:
-    from hoi_distill.stages.student.student import Student
 
 LIBRARIES = ("torch", "accelerate", "transformers", "numpy")
 
@@ -71,9 +68,7 @@ def trained_student(run_dir: Path) -> Student | None:
         return None
 
 
-def fit(
-    workspace: Workspace, resolved: Resolved, run_dir: Path, stop: threading.Event | None, watch: Watch | None = None
-) -> Student:
+def fit(workspace: Workspace, resolved: Resolved, run_dir: Path, stop: threading.Event | None, watch: Watch) -> Student:
     """Train and mark the run as trained.
 
     Args:
@@ -83,7 +78,6 @@ def fit(
         stop: once set, the training is saved and ends.
         watch: says what is going on.
     """
-    watch = watch or Watch("training")
     written = run_record(resolved, workspace.config, len(workspace.dataset["test"].path))
     write_json(run_dir / "student.json", written)
     workspace.vocabulary.save(run_dir / "vocabulary.json")

@@ -9,18 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hoi_distill.pipeline.config.schema import Dataset, SwigHoiDataset, VCocoDataset
+from hoi_distill.pipeline.config.student import DataSection
+from hoi_distill.pipeline.graph.nodes import Node
 from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.stage import Stage
+from hoi_distill.stages.student.method import Needs
 from hoi_distill.storage.errors import UserError
-
-if TYPE_CHECKING:
-    from hoi_distill.pipeline.config.student import DataSection
-    from hoi_distill.pipeline.graph.nodes import Node
-    from hoi_distill.stages.data.vocabulary import Vocabulary
-    from hoi_distill.stages.stage import Stage
-    from hoi_distill.stages.student.method import Needs
 
 INTERACTION_DATASETS = re.compile(r"hico|v[-_]?coco|swig|hoi-?a", re.IGNORECASE)
 """Datasets of interactions, in the names that checkpoints fine-tuned on them go by."""

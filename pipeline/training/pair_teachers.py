@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hoi_distill.pipeline.console.watch import Watch
 from hoi_distill.pipeline.planning.plan import TablePlan
-from hoi_distill.pipeline.training.binding import TrainedTeacher, trained_teacher
+from hoi_distill.pipeline.training.binding import TeacherTraining, teacher_training
 from hoi_distill.pipeline.training.fit import fit, is_trained, on_disk, trained_student
 from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.storage.files.lock import alone
@@ -38,7 +38,7 @@ def train_missing(
         KeyboardInterrupt: ``stop`` was set; the training's state is saved.
     """
     for name in dict.fromkeys(t.name for table in names if (t := getattr(plans[table].node.stage, "teacher", None))):
-        teacher = trained_teacher(workspace, name, plans)
+        teacher = teacher_training(workspace, name, plans)
         assert teacher is not None
         folder = teacher.folder
         used = sorted({planned.table.dir for planned in teacher.request.train.values()})
@@ -55,7 +55,7 @@ def _wait(name: str, folder: Path) -> None:
     print(f"Another run is training pair teacher {name} ({folder.name}); waiting for it.")
 
 
-def _train(teacher: TrainedTeacher, name: str, stop: threading.Event) -> None:
+def _train(teacher: TeacherTraining, name: str, stop: threading.Event) -> None:
     own, folder = teacher.workspace, teacher.folder
     named = replace(own, config=own.config.model_copy(update={"name": f"pair teacher {name}"}))
     with on_disk(folder), Watch(f"pair teacher {name}") as watch:

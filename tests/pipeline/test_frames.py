@@ -13,11 +13,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from hoi_distill.pipeline import inputs
 from hoi_distill.pipeline.graph import registry
 from hoi_distill.pipeline.inputs import image_source
 from hoi_distill.pipeline.training.fit import PictureReader
 from hoi_distill.pipeline.workspace import Workspace, prepare
-from hoi_distill.stages.data import image as reading
 from hoi_distill.stages.data.folder import load_annotated_folder
 from hoi_distill.stages.data.image import as_stored
 from hoi_distill.stages.data.open_dataset import open_annotations
@@ -223,8 +223,8 @@ def test_headers_are_remembered_by_content_and_unreadable_ones_are_not(tmp_path,
     (root / "images_512/idle_2.jpg").write_bytes(b"no picture")
     memory = DigestMemory(tmp_path / "digests.sqlite")
     opened: list[str] = []
-    real = reading.read_header
-    monkeypatch.setattr(reading, "read_header", lambda path: opened.append(Path(path).name) or real(path))
+    real = inputs.read_header
+    monkeypatch.setattr(inputs, "read_header", lambda path: opened.append(Path(path).name) or real(path))
     annotations = open_annotations("swig-hoi", root, "test")
     rows = [image_source({"test": annotations}, memory)[1].ids.tolist() for _ in range(2)]
     assert opened == ["surfing_1.jpg", "idle_2.jpg", "idle_2.jpg"]

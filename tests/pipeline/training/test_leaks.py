@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from hoi_distill.pipeline.config.schema import FolderDataset, HicoDetDataset, SwigHoiDataset, VCocoDataset
+from hoi_distill.pipeline.console.watch import Watch
 from hoi_distill.pipeline.filling.run import choose_executor, fill
 from hoi_distill.pipeline.train import train_student
 from hoi_distill.pipeline.training.annotations import unlabelled
@@ -245,7 +246,7 @@ def test_poisoned_annotations_change_no_fingerprint_and_no_bit(folder, monkeypat
     assert not handed.labelled.any()
     assert len(handed.labelled) == 24
     (folder / "poisoned").mkdir()
-    fit(other, theirs, folder / "poisoned", None)
+    fit(other, theirs, folder / "poisoned", None, Watch("training"))
     for name in ("model.safetensors", "config.json"):
         assert (folder / "poisoned/checkpoint" / name).read_bytes() == (run / "checkpoint" / name).read_bytes()
     assert "The teacher&#39;s labels" in (page := (run / "report.html").read_text()) or "The teacher's labels" in page
