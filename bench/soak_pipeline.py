@@ -1,4 +1,4 @@
-"""Sequences on planner and executor: the commands as a user gives them, on a folder of small pictures and small stages."""
+"""Sequences on planner and executor: the commands as a user gives them, on a folder of small images and small stages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench import soak_stages
 from bench.soak_children import Child, Send
 from bench.soak_house import House, command
 from bench.soak_ledger import report_commits
-from hoi_distill.stages.data.image import open_picture
+from hoi_distill.stages.data.image import open_image
 
 PROMPTS = ("ride", "hold", "eat", "wash")
 VIEWS = ("original", "flip")
@@ -31,8 +31,8 @@ class PipelineHouse(House):
 
     def __init__(self, folder: Path, generator: random.Random) -> None:
         super().__init__(folder, generator)
-        self.pictures = folder / "pictures"
-        self.pictures.mkdir()
+        self.images = folder / "pictures"
+        self.images.mkdir()
         self.words = folder / "vocabulary.json"  # few: HICO-DET's 600 take longer than the rest
         self.words.write_text('{"verbs": {"ride": "riding"}, "interactions": ["ride bicycle"]}')
         for name in range(4):
@@ -46,9 +46,9 @@ class PipelineHouse(House):
     # ---- the world ----
 
     def paint(self, name: int) -> None:
-        """Write a picture of a random shade, or a broken file."""
+        """Write an image of a random shade, or a broken file."""
         shade = self.generator.randrange(256)
-        path = self.pictures / f"{name}.bmp"
+        path = self.images / f"{name}.bmp"
         if self.generator.random() < 0.08:
             path.write_bytes(BROKEN + bytes([shade]))
         else:
@@ -70,7 +70,7 @@ class PipelineHouse(House):
                 "name": name,
                 "cache": str(self.cache),
                 "runs": str(self.folder / "runs"),
-                "dataset": {"kind": "folder", "root": str(self.pictures), "vocabulary": str(self.words)},
+                "dataset": {"kind": "folder", "root": str(self.images), "vocabulary": str(self.words)},
                 "workers": {"executor": "inline", "count": 1},
                 "tables": tables,
             }
@@ -138,14 +138,14 @@ class PipelineHouse(House):
         self.ledger.forget({entry.table for entry in self.ledger.entries.values()} - named)
 
     def change(self) -> None:
-        """Change pictures, prompts or views."""
+        """Change images, prompts or views."""
         generator = self.generator
         kind = generator.choice(("paint", "paint", "remove", "ask", "ask", "drop", "view"))
         name = generator.randrange(7)
         if kind == "paint":
             self.paint(name)
-        elif kind == "remove" and len(list(self.pictures.iterdir())) > 2:
-            (self.pictures / f"{name}.bmp").unlink(missing_ok=True)
+        elif kind == "remove" and len(list(self.images.iterdir())) > 2:
+            (self.images / f"{name}.bmp").unlink(missing_ok=True)
         elif kind == "ask":
             self.prompts = list(dict.fromkeys([*self.prompts, generator.choice(PROMPTS)]))
         elif kind == "drop" and len(self.prompts) > 1:
@@ -204,8 +204,8 @@ class PipelineHouse(House):
         return 0
 
     def means(self) -> dict[str, float]:
-        """By path, what the stages see of the pictures as they are now; -1 of one that is none."""
-        return {str(path): _mean(path) for path in self.pictures.iterdir()}
+        """By path, what the stages see of the images as they are now; -1 of one that is none."""
+        return {str(path): _mean(path) for path in self.images.iterdir()}
 
     def right(self, table: str, mean: float, column: str, values: dict[str, Any], row: int) -> bool:
         """Whether a cell holds what its stage answers."""
@@ -237,7 +237,7 @@ class PipelineHouse(House):
 
 def _mean(path: Path) -> float:
     try:
-        with open_picture(path) as image:
+        with open_image(path) as image:
             return soak_stages.mean_of(image.convert("RGB"))
     except OSError:
         return -1.0

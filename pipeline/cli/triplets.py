@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 Log = Annotated[
     Path | None,
-    typer.Option(
-        help="Write every dropped phrase to this file, a line of JSON each: picture, table, question, reason."
-    ),
+    typer.Option(help="Write every dropped phrase to this file, a line of JSON each: image, table, question, reason."),
 ]
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from hoi_distill.stages.student.pairs.instances import Picture
+from hoi_distill.stages.student.pairs.instances import ImageInstances
 from hoi_distill.stages.student.pairs.losses import final_logit
 from hoi_distill.stages.student.pairs.regions import Candidates, Regions
 from hoi_distill.stages.student.training.processes import ALONE, Processes
@@ -61,13 +61,13 @@ class BatchImages:
 
     Attributes:
         rows: int64 ``[B]`` rows of the training set.
-        pictures: their instances, pairs and annotations.
+        instances: the instances, pairs and annotations of each image.
         regions: what the network reads of them, on the CPU.
         cells: for each image the cell of every table that a term reads by view, by table.
     """
 
     rows: np.ndarray
-    pictures: Sequence[Picture]
+    instances: Sequence[ImageInstances]
     regions: Regions
     cells: Sequence[dict[str, Any]]
 
@@ -128,7 +128,7 @@ class Term(ABC):
     view_tables: tuple[str, ...] = ()
 
     @abstractmethod
-    def targets(self, images: BatchImages) -> Any:
+    def targets(self, batch: BatchImages) -> Any:
         """The targets of a batch: a tensor, something that has ``to(device)``, or a list of such."""
 
     @abstractmethod

@@ -75,9 +75,9 @@ class AnnotationTerm(PairTerm):
         self.labelled, self.interactions = labelled, interactions
 
     @override
-    def targets(self, images: BatchImages) -> PairTargets:
+    def targets(self, batch: BatchImages) -> PairTargets:
         """The annotations that the pairs of a batch were associated with."""
-        return PairTargets(targets(images.pictures, self.interactions), torch.from_numpy(self.labelled[images.rows]))
+        return PairTargets(targets(batch.instances, self.interactions), torch.from_numpy(self.labelled[batch.rows]))
 
 
 def pair_loss(

@@ -111,7 +111,7 @@ def copied(regions: Regions, kind: Tensor) -> Tensor:
         float32 ``[P, H]``; NaN where ignored.
     """
     known = kind.float().masked_fill(kind == IGNORED, torch.nan)
-    return known[regions.pair_picture]
+    return known[regions.pair_image]
 
 
 class ImageLabelTerm(Term):
@@ -131,9 +131,9 @@ class ImageLabelTerm(Term):
         self.labels, self.config = labels, config
 
     @override
-    def targets(self, images: BatchImages) -> ImageLabelBatch:
+    def targets(self, batch: BatchImages) -> ImageLabelBatch:
         """The labels of a batch."""
-        return self.labels.of(images.rows)
+        return self.labels.of(batch.rows)
 
     @override
     def losses(self, predictions: Predictions, targets: ImageLabelBatch, step: int) -> list[WeightedLoss]:
@@ -181,7 +181,7 @@ class CopiedLabelTerm(PairTerm):
         self.labels = labels
 
     @override
-    def targets(self, images: BatchImages) -> PairTargets:
+    def targets(self, batch: BatchImages) -> PairTargets:
         """The labels of a batch's images as targets of their pairs."""
-        every_image = torch.ones(len(images.rows), dtype=torch.bool)
-        return PairTargets(copied(images.regions, self.labels.of(images.rows).kind), every_image)
+        every_image = torch.ones(len(batch.rows), dtype=torch.bool)
+        return PairTargets(copied(batch.regions, self.labels.of(batch.rows).kind), every_image)
