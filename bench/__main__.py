@@ -35,7 +35,7 @@ BENCHES = {
     "line": Bench(
         "bench.bench_line",
         "The whole line",
-        "pictures, cache, student, evaluation and report on two cores within 8 minutes; the same again within 10 s",
+        "images, cache, student, evaluation and report on two cores within 8 minutes; the same again within 10 s",
     ),
     "planning": Bench(
         "bench.bench_planning", "Planning", "1,000,000 rows x 600 columns, warm digest memory: under 10 s and 2 GiB"
@@ -80,19 +80,19 @@ BENCHES = {
     "link": Bench(
         "bench.bench_link",
         "LINK: cached maps against the VLM in the loop",
-        "a training step of LINK with cached maps against one with the VLM in the loop, as it is and on augmented pictures; "
-        "what distilling cached answers of a pair teacher adds; memory and speed at 435 pairs a picture, 16 pictures",
+        "a training step of LINK with cached maps against one with the VLM in the loop, as it is and on augmented images; "
+        "what distilling cached answers of a pair teacher adds; memory and speed at 435 pairs an image, 16 images",
     ),
     "evaluate": Bench(
         "bench.bench_evaluate",
         "Evaluation",
-        "965,800 detections of 9,658 pictures on one core: the command within 5 s and 2 GiB, the evaluation within 2 s; "
+        "965,800 detections of 9,658 images on one core: the command within 5 s and 2 GiB, the evaluation within 2 s; "
         "growth no worse than n log n",
     ),
     "memory": Bench(
         "bench.bench_memory",
         "Memory",
-        "peak anonymous memory of worker and trainer with 8 times the pictures: within 10 %",
+        "peak anonymous memory of worker and trainer with 8 times the images: within 10 %",
     ),
     "kills": Bench(
         "bench.bench_kills",

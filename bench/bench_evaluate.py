@@ -1,4 +1,4 @@
-"""Evaluating a detections file of HICO-DET's size: 9,658 pictures, 33,405 pairs, 100 detections a picture and more.
+"""Evaluating a detections file of HICO-DET's size: 9,658 images, 33,405 pairs, 100 detections an image and more.
 
 Everything is made up: annotations as one JSON file with the 600 classes, image-level labels as ``anno.mat``, detections
 around the pairs and anywhere else, as Parquet. The command runs in a process of its own on one core, as a user calls it;
@@ -28,35 +28,35 @@ from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.formats.parquet import write_detections
 
-PAIRS_PER_PICTURE = 33_405 / 9_658
+PAIRS_PER_IMAGE = 33_405 / 9_658
 REPEATS = 3
 TARGET_SECONDS, TARGET_EVALUATION_SECONDS, TARGET_BYTES = 5.0, 2.0, 2 << 30
 
 
-def build(root: Path, pictures: int, multiples: tuple[int, ...], seed: int = 0) -> dict[int, Path]:
-    """Annotations, labels and, for each multiple of 100 detections a picture, a file of detections."""
+def build(root: Path, images: int, multiples: tuple[int, ...], seed: int = 0) -> dict[int, Path]:
+    """Annotations, labels and, for each multiple of 100 detections an image, a file of detections."""
     words, rng = hico_vocabulary(), np.random.default_rng(seed)
-    names = [f"HICO_test2015_{number:08d}.jpg" for number in range(1, pictures + 1)]
-    pairs = int(pictures * PAIRS_PER_PICTURE)
-    image = np.sort(rng.integers(0, pictures, pairs))
+    names = [f"HICO_test2015_{number:08d}.jpg" for number in range(1, images + 1)]
+    pairs = int(images * PAIRS_PER_IMAGE)
+    image = np.sort(rng.integers(0, images, pairs))
     hoi = np.minimum(rng.geometric(0.006, pairs) - 1, len(words) - 1)
     corner = rng.integers(1, 300, (2, pairs, 2))
     boxes = np.concatenate([corner, corner + rng.integers(30, 300, (2, pairs, 2))], 2)
-    start = np.searchsorted(image, np.arange(pictures + 1))
+    start = np.searchsorted(image, np.arange(images + 1))
     verb, thing = words.hois[hoi].T.astype(int)
     columns = {"boxes_h": boxes[0], "boxes_o": boxes[1], "hoi": hoi, "object": thing, "verb": verb}
     document = {
         "annotation": [
-            {key: column[start[i] : start[i + 1]].tolist() for key, column in columns.items()} for i in range(pictures)
+            {key: column[start[i] : start[i + 1]].tolist() for key, column in columns.items()} for i in range(images)
         ],
         "filenames": names,
-        "size": [[640, 640]] * pictures,
+        "size": [[640, 640]] * images,
         "objects": list(words.objects),
         "verbs": list(words.verbs),
         "correspondence": [[h, int(o), int(v)] for h, (v, o) in enumerate(words.hois)],
     }
     (root / "instances_test2015.json").write_text(json.dumps(document))
-    labels = np.full((len(words), pictures), -1.0)
+    labels = np.full((len(words), images), -1.0)
     labels[hoi, image] = 1
     cells = np.array(names, object)[:, None]
     savemat(root / "anno.mat", {"anno_test": labels, "list_test": cells}, do_compression=True)
@@ -65,16 +65,16 @@ def build(root: Path, pictures: int, multiples: tuple[int, ...], seed: int = 0) 
         files[multiple] = root / f"detections_{multiple}.parquet"
         write_detections(
             files[multiple],
-            detections(rng, multiple * 100 * pictures, pictures, image=image, boxes=boxes, hoi=hoi),
+            detections(rng, multiple * 100 * images, images, image=image, boxes=boxes, hoi=hoi),
             names,
         )
     return files
 
 
 def detections(
-    rng: np.random.Generator, count: int, pictures: int, *, image: np.ndarray, boxes: np.ndarray, hoi: np.ndarray
+    rng: np.random.Generator, count: int, images: int, *, image: np.ndarray, boxes: np.ndarray, hoi: np.ndarray
 ) -> HoiDetections:
-    """A third lie around a pair, with its class or another; the rest anywhere in their picture. Sorted by picture."""
+    """A third lie around a pair, with its class or another; the rest anywhere in their image. Sorted by image."""
     words = hico_vocabulary()
     near, pair = rng.random(count) < 1 / 3, rng.integers(0, len(hoi), count)
     corner = rng.integers(0, 300, (2, count, 2))
@@ -82,7 +82,7 @@ def detections(
     box = np.where(near[None, :, None], boxes[:, pair] + rng.normal(0, 12, (2, count, 4)), anywhere)
     box[..., 2:] = np.maximum(box[..., 2:], box[..., :2] + 1)
     said = np.where(near & (rng.random(count) < 0.5), hoi[pair], rng.integers(0, len(words), count)).astype(np.int32)
-    where = np.where(near, image[pair], rng.integers(0, pictures, count)).astype(np.int32)
+    where = np.where(near, image[pair], rng.integers(0, images, count)).astype(np.int32)
     order = np.argsort(where, kind="stable")
     verb, thing = words.hois[said[order]].T.astype(np.int32)
     return HoiDetections(
@@ -118,7 +118,7 @@ def command(root: Path, file: Path, *options: str) -> Run:
     return Run(seconds, used.ru_utime + used.ru_stime, record["seconds"], used.ru_maxrss * 1024)
 
 
-def measure(root: Path, files: dict[int, Path], pictures: int) -> dict[str, Any]:
+def measure(root: Path, files: dict[int, Path], images: int) -> dict[str, Any]:
     """Run the command on files of growing size, and once with its page."""
     runs = {f"n x {multiple}": [command(root, file) for _ in range(REPEATS)] for multiple, file in files.items()}
 
@@ -128,7 +128,7 @@ def measure(root: Path, files: dict[int, Path], pictures: int) -> dict[str, Any]
     itself = list(best("evaluation_seconds").values())
     page = command(root, files[1], "--out", str(root / "page"))
     return {
-        "detections": {f"n x {multiple}": multiple * 100 * pictures for multiple in files},
+        "detections": {f"n x {multiple}": multiple * 100 * images for multiple in files},
         "command_seconds": best("seconds"),
         "command_cpu_seconds": best("cpu_seconds"),
         "evaluation_seconds": best("evaluation_seconds"),

@@ -1,14 +1,14 @@
-"""Matching every prompt of HICO-DET against a picture: our scorers against the stock classes with the same weights.
+"""Matching every prompt of HICO-DET against an image: our scorers against the stock classes with the same weights.
 
 Random weights of std 0.02 at BLIP-base's and BLIP-2's sizes, random image states (what the vision tower would give: it
-runs once per picture on either side and is left out). All sides score the same prompts against the same picture, in turn:
+runs once per image on either side and is left out). All sides score the same prompts against the same image, in turn:
 
-* expanded: the stock text model with the picture's states repeated for every prompt, as the class's own forward has them;
-* batch of one: the stock text model with the picture's states once, left to broadcast;
-* ours: with what depends on prompts alone kept from an earlier picture, as in a run over many pictures.
+* expanded: the stock text model with the image's states repeated for every prompt, as the class's own forward has them;
+* batch of one: the stock text model with the image's states once, left to broadcast;
+* ours: with what depends on prompts alone kept from an earlier image, as in a run over many images.
 
 The stock sides take 60 prompts at a time. On a CPU what counts is the process's CPU time on one thread; on CUDA wall time,
-in bfloat16, with many pictures at once on our side, and the arithmetic limit is that of a large matrix product measured in
+in bfloat16, with many images at once on our side, and the arithmetic limit is that of a large matrix product measured in
 the same process.
 
     python -m bench.bench_itm [--json] [--device cpu|cuda] [--prompts N] [--only blip_384|blip2_364|blip2_224]
@@ -31,12 +31,12 @@ from hoi_distill.stages.teacher.blip.itm_scorer import ItmScorer, PromptScorer
 
 STOCK_PROMPTS = 60
 HICO_TRAIN = 38_118
-"""Training pictures of HICO-DET."""
+"""Training images of HICO-DET."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One model at one picture size: N image tokens of width ``image_width``."""
+    """One model at one image size: N image tokens of width ``image_width``."""
 
     family: str
     image_tokens: int
@@ -58,7 +58,7 @@ class Setting:
         return total
 
     def macs_ours(self, lengths: Sequence[int]) -> float:
-        """The same for one picture with kept prefixes."""
+        """The same for one image with kept prefixes."""
         n, d, wide, q = self.image_tokens, self.width, self.wide, self.queries
         crossing = self.layers // 2 if q else self.layers
         total = crossing * 2.0 * n * self.image_width * d
@@ -69,7 +69,9 @@ class Setting:
             inner = 4 * t * d * d + 2 * t * t * d + 2 * t * d * wide
             cross = 2 * asking * d * d + 2 * asking * n * d
             last = 2 * read * d * d + 2 * t * d * d + 2 * read * t * d + 2 * read * d * wide
-            if q:  # the second layer's text projections are kept; every second layer looks at the picture, the last does not
+            if (
+                q
+            ):  # the second layer's text projections are kept; every second layer looks at the image, the last does not
                 total += (
                     first + (inner - 3 * length * d * d) + (self.layers - 3) * inner + (crossing - 1) * cross + last
                 )
@@ -165,7 +167,7 @@ def product_limit(device: str, dtype: torch.dtype) -> float:
 
 @torch.inference_mode()
 def measure(setting: Setting, prompts: Sequence[str], device: str) -> dict[str, Any]:
-    """Seconds per picture of every side, their ratios, and how far the logits lie apart."""
+    """Seconds per image of every side, their ratios, and how far the logits lie apart."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     batch, memory_mib = (32, 16384) if device == "cuda" else (1, 256)
     tokenizer = tokenizer_of(prompts)
@@ -182,7 +184,7 @@ def measure(setting: Setting, prompts: Sequence[str], device: str) -> dict[str, 
             answers.append(stock(asked, images[:1].repeat(copies(len(group)), 1, 1)).float())
         return torch.cat(answers)
 
-    scorer.score(images[:1, :8], prompts)  # what depends on prompts alone is there before the first picture
+    scorer.score(images[:1, :8], prompts)  # what depends on prompts alone is there before the first image
     if device == "cuda":  # kernels are chosen at first use
         ask(lambda count: count)
         scorer.score(images, prompts)

@@ -1,18 +1,18 @@
-"""What a VLM costs a LINK training: cached maps, the VLM in the loop, or in the loop on pictures augmented anew at each step.
+"""What a VLM costs a LINK training: cached maps, the VLM in the loop, or in the loop on images augmented anew at each step.
 
 The training step is the trainer's own: batch, forward, loss, backward, clip, step.
 
 * ``cached``: maps from the table, one of the two cached views; ``phase_2``: the same, distilling a cached pair teacher's
   logits, queries and maps;
-* ``live``: the batch's pictures decoded and put through the very stage that fills the table, the same boxes;
-* ``live_augmented``: the pictures cropped, recoloured and flipped first, boxes moved and associated anew. The detector is
+* ``live``: the batch's images decoded and put through the very stage that fills the table, the same boxes;
+* ``live_augmented``: the images cropped, recoloured and flipped first, boxes moved and associated anew. The detector is
   not run again, as it is where published code augments: in favour of it.
 
 Two sizes: ``configs/pico_link.yaml`` with the shipped pico BLIP on a small world of its own, through the cache; and LINK's
-default network with CLIP-B/16 at 224 pixels, random weights, JPEGs of 640 x 480, 21 pairs a picture, tables in memory.
+default network with CLIP-B/16 at 224 pixels, random weights, JPEGs of 640 x 480, 21 pairs an image, tables in memory.
 
 Variants take every step in turn, beginning with another one each time; ``over`` is the median over rounds of the ratio of
-their CPU seconds on one thread. ``most_pairs``: steps at 435 pairs a picture, 16 pictures, published sizes, each in a process
+their CPU seconds on one thread. ``most_pairs``: steps at 435 pairs an image, 16 images, published sizes, each in a process
 of its own whose peak resident memory is read.
 
     python -m bench.bench_link [--json] [--rounds N] [--only pico|full|most_pairs]
@@ -43,11 +43,11 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
-from bench.bench_teacher_overhead import save_pictures
+from bench.bench_teacher_overhead import save_images
 from hoi_distill.pipeline.filling.run import fill_cache
 from hoi_distill.pipeline.planning.cells import read_text
 from hoi_distill.pipeline.training.binding import plan_all
-from hoi_distill.pipeline.training.fit import PictureReader, training_set
+from hoi_distill.pipeline.training.fit import ImageReader, training_set
 from hoi_distill.pipeline.training.request import resolve
 from hoi_distill.pipeline.training.section import student_section
 from hoi_distill.pipeline.workspace import prepare
@@ -65,8 +65,8 @@ from hoi_distill.stages.student.methods.link.train import terms_of
 from hoi_distill.stages.student.methods.vlm_hoi.augment import View, training_view
 from hoi_distill.stages.student.methods.vlm_hoi.config import TransformConfig
 from hoi_distill.stages.student.pairs.batches import PairBatch
-from hoi_distill.stages.student.pairs.instances import NO_POSITIVES, Picture, gather, with_annotations
-from hoi_distill.stages.student.pairs.prepare import training_pictures
+from hoi_distill.stages.student.pairs.instances import NO_POSITIVES, ImageInstances, gather, with_annotations
+from hoi_distill.stages.student.pairs.prepare import training_images
 from hoi_distill.stages.student.pairs.supervision.config import KdConfig
 from hoi_distill.stages.student.pairs.terms import BatchImages
 from hoi_distill.stages.student.pairs.training import TermLoss
@@ -79,7 +79,7 @@ from hoi_distill.stages.teacher.weights import Checkpoint
 
 SETUP = Path("configs/pico_link.yaml")
 AUGMENTED_LIKE = Path("configs/pico_vlm_hoi.yaml")
-"""Whose crops and sizes suit the pico world's pictures."""
+"""Whose crops and sizes suit the pico world's images."""
 SMALL_WORLD = (
     "dataset.train=96", "dataset.test=16", "student.labelled=96", "pair_teachers.phase_1.labelled=96",
     "pair_teachers.phase_1.steps=20", "workers.executor=inline",
@@ -89,7 +89,7 @@ PICO_STEPS, FULL_STEPS = 12, 3
 CHANNELS, GRID, TEXT_WIDTH = 512, 14, 512
 """Of CLIP-B/16 at 224 pixels, in the space that it shares with texts."""
 USUAL = (3, 8)
-"""Humans and instances of a picture: 21 pairs, about the mean of HICO-DET's annotated test pictures under the rule of at
+"""Humans and instances of a picture: 21 pairs, about the mean of HICO-DET's annotated test images under the rule of at
 least three each (22)."""
 MOST = (15, 30)
 """435 pairs, the most that 15 and 15 instances give."""
@@ -97,10 +97,10 @@ ALL_LEVELS = KdConfig(("pairs",), ("maps",), logit=1.0, query=1.0, map=1.0)
 
 
 class LiveBatches(LinkBatches):
-    """The VLM in the loop: at every step pictures are decoded, looked at in some view, and encoded by ``stage``.
+    """The VLM in the loop: at every step images are decoded, looked at in some view, and encoded by ``stage``.
 
     Args:
-        augment: how pictures are cropped, scaled and recoloured; None: the two views that are cached otherwise.
+        augment: how images are cropped, scaled and recoloured; None: the two views that are cached otherwise.
     """
 
     def __init__(
@@ -113,40 +113,40 @@ class LiveBatches(LinkBatches):
     def __getitem__(self, step: int) -> PairBatch:
         rows = self.rows(step)
         flipped = self.mirrored(self.drawn(step, len(rows))[0]).tolist()
-        pictures, pixels, mirrored = [], [], []
+        images, pixels, mirrored = [], [], []
         for row, flip in zip(rows.tolist(), flipped, strict=True):
-            picture = self.pictures[row]
-            whole = (picture.width, picture.height)
+            image = self.pictures[row]
+            whole = (image.width, image.height)
             view = View(whole, (0, 0, *whole), whole, flip)
             if self.augment is not None:
                 augmented = training_view(self.augment, *whole, seed=self.config.seed, epoch=step, row=row)
-                moved = self.moved(picture, row, augmented)
+                moved = self.moved(image, row, augmented)
                 if moved is not None:
-                    picture, view = moved, augmented
-            pictures.append(picture)
-            pixels.append(Image.fromarray(view.of_picture(self.read(row))))
+                    image, view = moved, augmented
+            images.append(image)
+            pixels.append(Image.fromarray(view.of_image(self.read(row))))
             mirrored.append(self.augment is None and flip)
         batch = Batch(np.zeros(len(rows), "V16"), [str(row) for row in rows], len(rows), pixels)
         maps = torch.as_tensor(self.stage.compute(batch, ("original",), {})["original"]).half()  # as they are cached
-        regions = gather(pictures, maps, np.array(mirrored))
-        shown = BatchImages(rows, pictures, regions, [])
+        regions = gather(images, maps, np.array(mirrored))
+        shown = BatchImages(rows, images, regions, [])
         return PairBatch(torch.from_numpy(rows), regions, {term.name: term.targets(shown) for term in self.terms})
 
-    def moved(self, picture: Picture, row: int, view: View) -> Picture | None:
-        """The picture as the view shows it, annotations associated anew; None where no pair is left of it."""
+    def moved(self, image: ImageInstances, row: int, view: View) -> ImageInstances | None:
+        """The image as the view shows it, annotations associated anew; None where no pair is left of it."""
 
         def seen(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             there = view.of_boxes(boxes) * np.array(view.size * 2, np.float32)
             return there, np.all(there[:, 2:] - there[:, :2] > 1, axis=1)
 
-        boxes, kept = seen(picture.boxes)
-        humans = int(kept[: picture.humans].sum())
+        boxes, kept = seen(image.boxes)
+        humans = int(kept[: image.humans].sum())
         if not humans or kept.sum() < 2:
             return None
         human, thing, hoi = self.data.true_pairs(row)
         (human, there), (thing, also) = seen(human), seen(thing)
         annotated = there & also
-        left = Picture(*view.size, humans, boxes[kept], picture.scores[kept], picture.labels[kept], NO_POSITIVES)
+        left = ImageInstances(*view.size, humans, boxes[kept], image.scores[kept], image.labels[kept], NO_POSITIVES)
         return with_annotations(left, human[annotated], thing[annotated], hoi[annotated], iou=self.link.association_iou)
 
 
@@ -211,14 +211,14 @@ def variants_of(
 ) -> dict[str, Variant]:
     """``config`` is the distilled training's."""
     plain = replace(config, kd=KdConfig())
-    pictures = training_pictures(folder / "pictures", data, plain)
+    images = training_images(folder / "pictures", data, plain)
     valid = torch.from_numpy(allowed(config, data.vocabulary))
     terms, plain_terms = terms_of(config, data, valid), terms_of(plain, data, valid)
     batches = {
-        "cached": (plain, LinkBatches(plain, data, pictures, plain_terms)),
-        "phase_2": (config, LinkBatches(config, data, pictures, terms)),
-        "live": (plain, LiveBatches(plain, data, pictures, plain_terms, stage=stage)),
-        "live_augmented": (plain, LiveBatches(plain, data, pictures, plain_terms, stage=stage, augment=augment)),
+        "cached": (plain, LinkBatches(plain, data, images, plain_terms)),
+        "phase_2": (config, LinkBatches(config, data, images, terms)),
+        "live": (plain, LiveBatches(plain, data, images, plain_terms, stage=stage)),
+        "live_augmented": (plain, LiveBatches(plain, data, images, plain_terms, stage=stage, augment=augment)),
     }
     return {name: Variant(which, each, data, text) for name, (which, each) in batches.items()}
 
@@ -242,7 +242,7 @@ def pico(folder: Path, rounds: int) -> dict[str, Any]:
 def full(folder: Path, rounds: int) -> dict[str, Any]:
     """Training on random data of full size."""
     config = LinkConfig(kd=ALL_LEVELS)
-    data, text = world(config, save_pictures(folder, 32), USUAL), unit_rows(len(hico_vocabulary().hois))
+    data, text = world(config, save_images(folder, 32), USUAL), unit_rows(len(hico_vocabulary().hois))
     augment = replace(TransformConfig(), short_sides=(224,))
     variants = variants_of(config, data, text, stage=clip_stage(folder / "clip"), augment=augment, folder=folder)
     return compared(variants, rounds, FULL_STEPS)
@@ -294,15 +294,15 @@ def world(config: LinkConfig, paths: Sequence[Path], instances: tuple[int, int])
         tables["pairs"][view] = [answer.cell for answer in said]
         tables["maps"][view] = [answer.latent.astype(np.float16) for answer in said]
     human, thing, hoi = (np.stack(each) for each in zip(*annotated, strict=True))
-    pictures = len(paths)
+    images = len(paths)
     annotations = Annotations(
         name="noise", split="train", vocabulary=words, image_id=np.array([path.name for path in paths]),
-        path=[str(path) for path in paths], width=np.full(pictures, 640, np.int32), height=np.full(pictures, 480, np.int32),
-        pair_offsets=np.arange(pictures + 1, dtype=np.int64), human_box=human, object_box=thing,
+        path=[str(path) for path in paths], width=np.full(images, 640, np.int32), height=np.full(images, 480, np.int32),
+        pair_offsets=np.arange(images + 1, dtype=np.int64), human_box=human, object_box=thing,
         object=words.hois[hoi, 1].astype(np.int64), verb=words.hois[hoi, 0].astype(np.int64), hoi=hoi.astype(np.int16),
     )  # fmt: skip
-    everything = np.arange(pictures)
-    read = PictureReader([str(path) for path in paths])
+    everything = np.arange(images)
+    read = ImageReader([str(path) for path in paths])
     return TrainingSet(MemorySource(tables), annotations, everything, everything >= 0, words.prompts(), read, "noise")
 
 
@@ -331,7 +331,7 @@ def peak(kind: str, folder: Path) -> dict[str, Any]:
     config = LinkConfig(kd=ALL_LEVELS if kind == "phase_2" else KdConfig())
     data = world(config, [folder / f"{n}.jpg" for n in range(config.labelled_per_step)], MOST)
     terms = terms_of(config, data, torch.from_numpy(allowed(config, data.vocabulary)))
-    batches = LinkBatches(config, data, training_pictures(folder / "pictures", data, config), terms)
+    batches = LinkBatches(config, data, training_images(folder / "pictures", data, config), terms)
     variant = Variant(config, batches, data, unit_rows(len(data.vocabulary.hois)))
     resident = Path("/proc/self/statm").read_text().split()[1]
     variant.step(0)

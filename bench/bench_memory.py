@@ -1,4 +1,4 @@
-"""Peak anonymous memory (RssAnon) of a worker and of a trainer, with one and with eight times the pictures.
+"""Peak anonymous memory (RssAnon) of a worker and of a trainer, with one and with eight times the images.
 
 Both arms are the same setup of the pico world with the pico teacher: ``hoi-distill run --executor inline`` (planner and
 worker in one process) and ``hoi-distill train`` (training, prediction of the test split, evaluation, report). The process
@@ -27,21 +27,21 @@ TIMES = 8
 ALLOWED = 1.10
 
 
-def setup(folder: Path, pictures: int, steps: int) -> Path:
+def setup(folder: Path, images: int, steps: int) -> Path:
     """Four fifths for training, half of them labelled; a few prompts, so that the bench is over in minutes."""
     config = yaml.safe_load((ROOT / "configs/pico.yaml").read_text())
-    train = pictures * 4 // 5
-    world = str(folder / f"world-{pictures}")
-    config["name"] = f"memory-{pictures}"
-    config["dataset"].update(root=world, train=train, test=pictures - train)
-    config["cache"], config["runs"] = str(folder / f"cache-{pictures}"), str(folder / f"runs-{pictures}")
+    train = images * 4 // 5
+    world = str(folder / f"world-{images}")
+    config["name"] = f"memory-{images}"
+    config["dataset"].update(root=world, train=train, test=images - train)
+    config["cache"], config["runs"] = str(folder / f"cache-{images}"), str(folder / f"runs-{images}")
     tables = config["tables"]
     tables["itm"]["columns"] = ["a photo of a person riding a bicycle", "a photo of a person holding a cup"]
     del tables["captions"], tables["triplets"]
     for table in tables.values():
         table["shard_rows"] = 64
     config["student"] = {"labelled": train // 2, "steps": steps, "tables": {"captions": None}}
-    path = folder / f"memory-{pictures}.yaml"
+    path = folder / f"memory-{images}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
 
@@ -67,10 +67,10 @@ def peak(*arguments: str, trained_in: Path | None = None) -> tuple[int, int, flo
     return highest, highest if trained is None else trained, time.perf_counter() - started
 
 
-def measure(folder: Path, pictures: int, steps: int) -> dict[str, Any]:
+def measure(folder: Path, images: int, steps: int) -> dict[str, Any]:
     """Peak memory of planning, filling and training on two worlds of different size."""
     arms = {}
-    for count in (pictures, TIMES * pictures):
+    for count in (images, TIMES * images):
         path = str(setup(folder, count, steps))
         peak("plan", path)  # renders the world, so that rendering is nobody's memory
         planner, _, _ = peak("plan", path)

@@ -1,10 +1,10 @@
-"""Planning at size: 1,000,000 pictures x 600 prompts, from a list of paths to what is empty and why.
+"""Planning at size: 1,000,000 images x 600 prompts, from a list of paths to what is empty and why.
 
-The pictures are distinct empty files in 100 folders: they are looked up and stat'ed for real, as on every run. Their
+The images are distinct empty files in 100 folders: they are looked up and stat'ed for real, as on every run. Their
 digests are put into the memory beforehand (empty files would all hash alike, and a warm memory is what is measured).
 The table is half a thousand commit records of real form over sparse payloads: 1 % of the cells are holes in every
-shard, 1 % of the pictures are new, ten of the prompts too. The annotations are in memory already: reading a million
-pictures' own annotation file is the dataset's business. Everything is built in a temporary folder and removed.
+shard, 1 % of the images are new, ten of the prompts too. The annotations are in memory already: reading a million
+images' own annotation file is the dataset's business. Everything is built in a temporary folder and removed.
 
     python -m bench.bench_planning [--json] [--rows N] [--columns N]
 """
@@ -66,7 +66,7 @@ class Prompts(Stage):
 
 
 def paths_of(root: Path, rows: int) -> list[str]:
-    """Paths of pictures in FOLDERS folders."""
+    """Paths of images in FOLDERS folders."""
     return [f"{root}/images/{i % FOLDERS:03d}/{i:09d}.jpg" for i in range(rows)]
 
 
@@ -76,7 +76,7 @@ def prompts_of(columns: int) -> list[str]:
 
 
 def build(root: Path, rows: int, columns: int) -> None:
-    """The pictures, the warm memory and the table."""
+    """The images, the warm memory and the table."""
     paths = paths_of(root, rows)
     ids = synthetic_rows(rows)
     cache = Cache.open(root / "cache")
@@ -102,7 +102,7 @@ def measure(root: Path, rows: int, columns: int) -> dict[str, Any]:
     paths = paths_of(root, rows)
     nothing, boxes = np.zeros(0, np.int16), np.zeros((0, 4), np.float32)
     side = np.full(rows, 640, np.int32)
-    pictures = Annotations(
+    images = Annotations(
         "synthetic", "train", None, np.array([path[-13:] for path in paths]), paths, side, side,
         np.zeros(rows + 1, np.int64), boxes, boxes, nothing, nothing, nothing,
     )  # fmt: skip
@@ -111,7 +111,7 @@ def measure(root: Path, rows: int, columns: int) -> dict[str, Any]:
     node = Node("itm", stage, ("train",), ROWS_PER_SHARD)
     before = peak_bytes()
     started, cpu = time.perf_counter(), time.process_time()
-    _, source = image_source({"train": pictures}, cache.memory)
+    _, source = image_source({"train": images}, cache.memory)
     looked_up = time.perf_counter()
     table_plan = plan({"itm": node}, {"images": source}, cache)["itm"]
     ended = time.perf_counter()

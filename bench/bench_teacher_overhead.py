@@ -74,7 +74,7 @@ def save_teacher(folder: Path, prompts: tuple[str, ...]) -> None:
     BlipProcessor(BlipImageProcessorPil(), tokenizer).save_pretrained(folder)
 
 
-def save_pictures(folder: Path, count: int) -> list[Path]:
+def save_images(folder: Path, count: int) -> list[Path]:
     """640 x 480 JPEGs of smooth noise, about a photograph's size in bytes."""
     random = np.random.default_rng(0)
     paths = []
@@ -129,7 +129,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Compare the pipeline with a plain loop over the same models."""
     prompts = hico_vocabulary().prompts()[: arguments.prompts]
     save_teacher(folder / "teacher", prompts)
-    paths = save_pictures(folder, arguments.images)
+    paths = save_images(folder, arguments.images)
     checkpoint = Checkpoint.find(folder / "teacher")
     options = {"dtype": arguments.dtype, "batch_size": arguments.batch}
     features, itm = Features(checkpoint, **options), Itm(checkpoint, prompts, token_mode="cls", **options)

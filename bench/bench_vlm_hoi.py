@@ -1,12 +1,12 @@
 """What a teacher costs a VLM-HOI training: none, cached scores, or BLIP in the loop as the paper has it; and inference.
 
 The training step is the trainer's own (batch, forward, loss, backward, clip, step). A live teacher encodes the batch's raw
-pictures once a step, scores sentences against them with the stock text model (each picture's states once, left to broadcast)
+images once a step, scores sentences against them with the stock text model (each image's states once, left to broadcast)
 and adds Eq. 4's hinge, which gives the student no gradient. Two settings:
 
-* pico: ``configs/pico_vlm_hoi.yaml`` on a small world of its own, in its batches, pictures decoded; the live teacher is
+* pico: ``configs/pico_vlm_hoi.yaml`` on a small world of its own, in its batches, images decoded; the live teacher is
   asked for the distinct (verb, object) that the queries of any layer put first, as the released code asks;
-* full size: MUREN-R50 and BLIP-base with random weights, one picture of 640 x 853 pixels, not decoded for the student, and
+* full size: MUREN-R50 and BLIP-base with random weights, one image of 640 x 853 pixels, not decoded for the student, and
   two numbers of sentences between which the paper's (not logged) will mostly lie.
 
 Variants take every step in turn, beginning with another one each time; ``over`` is the median, over blocks of steps, of the
@@ -47,6 +47,7 @@ from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
 from hoi_distill.stages.student.calibration import Platt
 from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig, network_config
+from hoi_distill.stages.student.methods.vlm_hoi.image_set import ImageBatch, StepBatches
 from hoi_distill.stages.student.methods.vlm_hoi.initial_weights import initialise
 from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import columns_for
 from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmTargets
@@ -55,7 +56,6 @@ from hoi_distill.stages.student.methods.vlm_hoi.losses import ItmTables, batch_l
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Targets
 from hoi_distill.stages.student.methods.vlm_hoi.model_config import MurenConfig
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren, MurenOutput
-from hoi_distill.stages.student.methods.vlm_hoi.picture_set import ImageBatch, StepBatches
 from hoi_distill.stages.student.methods.vlm_hoi.predict import Inference, predicted, triplets, valid_verbs
 from hoi_distill.stages.student.methods.vlm_hoi.student import VlmHoiStudent
 from hoi_distill.stages.student.methods.vlm_hoi.teacher_scores import itm_supervision
@@ -71,7 +71,7 @@ PAPER = 50.3 / 21.2
 FULL_SIZE = (853, 640)
 """Width and height: the middle of the published short sides, 4:3."""
 SENTENCES = (8, 64)
-"""Of a picture, in the full size: few, and as many as MUREN has queries."""
+"""Of an image, in the full size: few, and as many as MUREN has queries."""
 
 Sentences = Callable[[MurenOutput], list[list[str]]]
 
@@ -81,7 +81,7 @@ class LiveTeacher:
 
     Args:
         stage: a ``blip_itm`` stage's model, processor and tokenizer, or as many made by hand.
-        read: uint8 pictures ``[H, W, 3]`` by row; sentences: what to ask of each picture, from the student's output.
+        read: uint8 images ``[H, W, 3]`` by row; sentences: what to ask of each image, from the student's output.
     """
 
     def __init__(self, model: Any, processor: Any, tokenizer: Any, read: Callable[[int], Any], sentences: Sentences):
@@ -91,9 +91,9 @@ class LiveTeacher:
 
     @torch.inference_mode()
     def hinge(self, output: MurenOutput, batch: ImageBatch) -> float:
-        """Mean over pictures of ``max(0, 1 - first) + rest``: which sentence is in the labels does not change the work."""
-        pictures = [self.read(row) for row in batch.rows.tolist()]
-        pixels = self.processor(pictures, return_tensors="pt")["pixel_values"]
+        """Mean over images of ``max(0, 1 - first) + rest``: which sentence is in the labels does not change the work."""
+        images = [self.read(row) for row in batch.rows.tolist()]
+        pixels = self.processor(images, return_tensors="pt")["pixel_values"]
         states = self.model.vision_model(pixel_values=pixels).last_hidden_state
         values = []
         for state, sentences in zip(states.split(1), self.sentences(output), strict=True):
@@ -181,7 +181,7 @@ def ratio(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def pico(folder: Path, blocks: int) -> dict[str, Any]:
-    """Training on the pico world's pictures and labels, and inference with the student that comes of it."""
+    """Training on the pico world's images and labels, and inference with the student that comes of it."""
     overrides = (f"cache={folder / 'cache'}", f"runs={folder / 'runs'}", f"dataset.root={folder / 'world'}")
     small = ("dataset.train=96", "dataset.test=16", "student.labelled=96", "workers.executor=inline")
     workspace = prepare(SETUP, [*overrides, *small])
@@ -218,7 +218,7 @@ def pico(folder: Path, blocks: int) -> dict[str, Any]:
 def pico_inference(
     folder: Path, read: Callable[[int], np.ndarray], words: Vocabulary, config: VlmHoiConfig
 ) -> dict[str, float]:
-    """Of a saved student, from the file of a picture to its triplets after NMS."""
+    """Of a saved student, from the file of an image to its triplets after NMS."""
     student = load_student(folder)
     assert isinstance(student, VlmHoiStudent)
 
@@ -239,12 +239,12 @@ def pico_inference(
 
 
 def _answered(prompts: list[str], _output: Any) -> list[list[str]]:
-    """The prompts, whatever the student says of the one picture."""
+    """The prompts, whatever the student says of the one image."""
     return [prompts]
 
 
 def full(steps: int) -> dict[str, Any]:
-    """The published network beside the published teacher's, on pictures of noise."""
+    """The published network beside the published teacher's, on images of noise."""
     from transformers import BlipConfig, BlipForImageTextRetrieval, BlipImageProcessorPil
 
     words, (width, height) = hico_vocabulary(), FULL_SIZE

@@ -1,4 +1,4 @@
-"""Sequences on planner and executor: the commands as a user gives them, on a folder of small pictures and small stages."""
+"""Sequences on planner and executor: the commands as a user gives them, on a folder of small images and small stages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench import soak_stages
 from bench.soak_children import Child, Send
 from bench.soak_house import House, command
 from bench.soak_ledger import report_commits
-from hoi_distill.stages.data.image import open_picture
+from hoi_distill.stages.data.image import open_image
 
 PROMPTS = ("ride", "hold", "eat", "wash")
 VIEWS = ("original", "flip")
@@ -46,7 +46,7 @@ class PipelineHouse(House):
     # ---- the world ----
 
     def paint(self, name: int) -> None:
-        """Write a picture of a random shade, or a broken file."""
+        """Write an image of a random shade, or a broken file."""
         shade = self.generator.randrange(256)
         path = self.pictures / f"{name}.bmp"
         if self.generator.random() < 0.08:
@@ -138,7 +138,7 @@ class PipelineHouse(House):
         self.ledger.forget({entry.table for entry in self.ledger.entries.values()} - named)
 
     def change(self) -> None:
-        """Change pictures, prompts or views."""
+        """Change images, prompts or views."""
         generator = self.generator
         kind = generator.choice(("paint", "paint", "remove", "ask", "ask", "drop", "view"))
         name = generator.randrange(7)
@@ -204,7 +204,7 @@ class PipelineHouse(House):
         return 0
 
     def means(self) -> dict[str, float]:
-        """By path, what the stages see of the pictures as they are now; -1 of one that is none."""
+        """By path, what the stages see of the images as they are now; -1 of one that is none."""
         return {str(path): _mean(path) for path in self.pictures.iterdir()}
 
     def right(self, table: str, mean: float, column: str, values: dict[str, Any], row: int) -> bool:
@@ -237,7 +237,7 @@ class PipelineHouse(House):
 
 def _mean(path: Path) -> float:
     try:
-        with open_picture(path) as image:
+        with open_image(path) as image:
             return soak_stages.mean_of(image.convert("RGB"))
     except OSError:
         return -1.0

@@ -1,4 +1,4 @@
-"""Small stages whose right answers follow from a picture's mean and a column's name, and how a configuration names them."""
+"""Small stages whose right answers follow from an image's mean and a column's name, and how a configuration names them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def register() -> None:
 
 
 def seed(mean: float, column: str) -> int:
-    """A number that follows from a picture's mean and a column."""
+    """A number that follows from an image's mean and a column."""
     return zlib.crc32(f"{mean:.3f} {column}".encode())
 
 
@@ -72,7 +72,7 @@ class _Toy(Stage):
 
 
 class Found(_Toy):
-    """A struct a prompt, of the picture itself."""
+    """A struct a prompt, of the image itself."""
 
     name = "found"
     output = ArrowOutput(FOUND)
@@ -93,7 +93,7 @@ class Found(_Toy):
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
-        """Answer for every picture of the batch."""
+        """Answer for every image of the batch."""
         means = [mean_of(image) for image in batch.images]
         return {column: pa.array([found(mean, column) for mean in means], FOUND) for column in columns}
 
@@ -108,7 +108,7 @@ class Maps(_Toy):
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
-        """Answer for every picture of the batch."""
+        """Answer for every image of the batch."""
         means = [mean_of(image) for image in batch.images]
         return {column: np.stack([map_of(mean, column) for mean in means]) for column in columns}
 
@@ -133,7 +133,7 @@ class Doubled(_Below):
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
-        """Answer for every picture of the batch."""
+        """Answer for every image of the batch."""
         cells = {column: inputs["found"][column].to_pylist() for column in columns}
         return {
             column: pa.array([None if c is None else 2 * c["score"] for c in cells[column]], pa.float32())
@@ -157,7 +157,7 @@ class Chosen(_Below):
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
-        """Answer for every picture of the batch."""
+        """Answer for every image of the batch."""
         return {
             column: pa.array([None if c is None else c["word"] for c in inputs["found"][column].to_pylist()])
             for column in columns
@@ -165,7 +165,7 @@ class Chosen(_Below):
 
 
 class Sums(_Toy):
-    """The sum of all maps of a picture."""
+    """The sum of all maps of an image."""
 
     name = "sums"
     decodes = False
@@ -179,7 +179,7 @@ class Sums(_Toy):
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
-        """Answer for every picture of the batch."""
+        """Answer for every image of the batch."""
         total = sum(np.asarray(maps, np.float32).reshape(len(maps), -1).sum(axis=1) for maps in inputs["maps"].values())
         return {"value": pa.array(np.asarray(total), pa.float32())}
 
@@ -190,7 +190,7 @@ def mean_of(image: Any) -> float:
 
 
 def right_value(stage: str, mean: float, column: str, views: Sequence[str]) -> Any:
-    """What the cell of a picture of this mean holds, as a Python object or an array; views: the columns of the maps."""
+    """What the cell of an image of this mean holds, as a Python object or an array; views: the columns of the maps."""
     match stage:
         case "found":
             return found(mean, column)

@@ -1,4 +1,4 @@
-"""Where rows come from: the pictures of a dataset and the texts of a configuration, named by the digest of their bytes."""
+"""Where rows come from: the images of a dataset and the texts of a configuration, named by the digest of their bytes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
 
     Args:
         dataset: the ``dataset`` section of a configuration.
-        limit: only the first so many pictures of each split, for a trial run.
+        limit: only the first so many images of each split, for a trial run.
     """
 
     match dataset:
@@ -120,12 +120,12 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
 def image_source(
     dataset: Mapping[str, Annotations], memory: DigestMemory, rehash: bool = False, lenient: bool = False
 ) -> tuple[dict[str, Annotations], Source]:
-    """The dataset's pictures whose size is the annotated one, and their rows.
+    """The dataset's images whose size is the annotated one, and their rows.
 
     Digests are remembered by path, size, time and inode (``rehash`` forgets), and headers by digest.
 
     Raises:
-        UserError: a picture cannot be read, or is not of the size that its annotations state; ``lenient`` drops, counts
+        UserError: an image cannot be read, or is not of the size that its annotations state; ``lenient`` drops, counts
             and warns of the latter.
     """
     digests = memory.digests([path for annotations in dataset.values() for path in annotations.path], rehash=rehash)
@@ -141,9 +141,9 @@ def image_source(
 def _as_annotated(
     annotations: Annotations, digests: np.ndarray, memory: DigestMemory, lenient: bool
 ) -> tuple[Annotations, np.ndarray]:
-    """The pictures that are of the size their annotations state, and the names of their rows, ``V16``.
+    """The images that are of the size their annotations state, and the names of their rows, ``V16``.
 
-    Upright pictures have been compared by their reader, which opens them all, and are named by their bytes alone.
+    Upright images have been compared by their reader, which opens them all, and are named by their bytes alone.
     """
     if annotations.frame == "upright":
         return annotations, digests
@@ -152,7 +152,7 @@ def _as_annotated(
         width, height, orientation = read_header(annotations.path[i])
         return f"{width} {height} {orientation}" if width else ""
 
-    lines = memory.derived_all(digests, f"picture header {HEADERS_VERSION}", header)
+    lines = memory.derived_all(digests, f"image header {HEADERS_VERSION}", header)
     told = np.array([(line or "0 0 1").split() for line in lines], np.int64).reshape(-1, 3)  # unreadable in every frame
     stated = np.stack([annotations.width, annotations.height], 1)
     reject = Rejects(f"{annotations.name} {annotations.split}:", lenient)

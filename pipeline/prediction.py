@@ -1,4 +1,4 @@
-"""Human-object interactions in pictures that no cache has seen: the same stages, computed into memory."""
+"""Human-object interactions in images that no cache has seen: the same stages, computed into memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from hoi_distill.stages.evaluate.pages.pictures import Pair
 
 from hoi_distill.pipeline.console.watch import working
 from hoi_distill.pipeline.filling.run import refuse_absent
@@ -19,7 +20,6 @@ from hoi_distill.stages.data.listing import readable
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.evaluate.formats.parquet import read_detections
 from hoi_distill.stages.evaluate.pages.drawing import drawn
-from hoi_distill.stages.evaluate.pages.pictures import Pair
 from hoi_distill.stages.keys import StageContext
 from hoi_distill.stages.stage import Batch, Stage, TensorOutput, fingerprint_record
 from hoi_distill.stages.student.data import TestSet
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 DRAWN = 12
-"""At most so many triplets are drawn into a picture."""
+"""At most so many triplets are drawn into an image."""
 
 
-def predict_pictures(
+def predict_images(
     checkpoint: Path,
     images: Sequence[Path],
     out: Path,
@@ -51,23 +51,23 @@ def predict_pictures(
     detections: Path | None = None,
     device: str | None = None,
 ) -> Path:
-    """Write ``detections.parquet`` and a drawn copy of every picture, ``<name>.predicted.png``.
+    """Write ``detections.parquet`` and a drawn copy of every image, ``<name>.predicted.png``.
 
-    Whatever the pictures' names end in, no other file is opened than these pictures.
+    Whatever the images' names end in, no other file is opened than these images.
 
     Args:
         checkpoint: the folder of the student's checkpoint.
-        images: the picture files, no two of one name.
+        images: the image files, no two of one name.
         out: the folder that is written to.
         threshold: triplets of a lower score are not drawn; the file holds all.
-        detections: a COCO results JSON with boxes of these pictures (by file name) instead of the student's own source.
+        detections: a COCO results JSON with boxes of these images (by file name) instead of the student's own source.
         device: where detector, encoder and student work; default: a GPU where there is one.
 
     Returns:
         The Parquet file.
 
     Raises:
-        UserError: a missing or unreadable picture, a detector or encoder other than the student was trained with, no such
+        UserError: a missing or unreadable image, a detector or encoder other than the student was trained with, no such
             device, or an ``out`` that cannot be written; all before anything is computed.
     """
     from hoi_distill.stages.student.pretrained import best_device, load_student
@@ -79,18 +79,18 @@ def predict_pictures(
         student = load_student(checkpoint)
     if detections is not None and "detections" not in student.tables():
         raise UserError(f"{checkpoint}: a student of method {student.method} takes no boxes; leave --detections out")
-    pictures, data = [], []
+    images, data = [], []
     for path in images:
         try:
             data.append(path.read_bytes())
-            pictures.append(decode(data[-1]))
+            images.append(decode(data[-1]))
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from None
         except InputFailure as error:
             raise UserError(f"{path}: {error}") from None
-    annotations = given_pictures(images, [picture.size for picture in pictures], student)
+    annotations = given_images(images, [image.size for image in images], student)
     whole = Batch(
-        as_rows([digest_bytes(d) for d in data]), [str(name) for name in annotations.image_id], len(images), pictures
+        as_rows([digest_bytes(d) for d in data]), [str(name) for name in annotations.image_id], len(images), images
     )
     tables: dict[str, dict[str, Sequence[Any]]] = {}
     shared: dict[Any, Any] = {}
@@ -101,7 +101,7 @@ def predict_pictures(
     test = TestSet(
         MemorySource(tables),
         list(whole.keys),
-        lambda row: np.asarray(pictures[row]),
+        lambda row: np.asarray(images[row]),
         identity=fingerprint({"rows": whole.row_ids.tobytes().hex()}),
     )
     with working("predicting"), tempfile.TemporaryDirectory() as scratch:
@@ -111,18 +111,18 @@ def predict_pictures(
     with writing(f"--out {out}"):
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(target, found)
-        draw(target, dict(zip(whole.keys, pictures, strict=True)), student.vocabulary, threshold)
-    print(f"{target}; pictures: {out}")
+        draw(target, dict(zip(whole.keys, images, strict=True)), student.vocabulary, threshold)
+    print(f"{target}; images: {out}")
     return target
 
 
-def given_pictures(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], student: Student) -> Annotations:
-    """Annotations without pairs, pictures named by their file names."""
+def given_images(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], student: Student) -> Annotations:
+    """Annotations without pairs, images named by their file names."""
 
     names = [readable(path.name) for path in paths]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{twice}: two pictures of this name; predict them in two calls")
+        raise UserError(f"{twice}: two images of this name; predict them in two calls")
     width, height = (np.array(side, np.int32) for side in zip(*sizes, strict=True))
     no_box, none = np.zeros((0, 4), np.float32), np.zeros(0, np.int16)
     return Annotations(
@@ -192,7 +192,7 @@ def said_stage(checkpoint: Path, role: str, identity: Any) -> tuple[str, dict[st
 def computed(
     stage: Stage, columns: Sequence[str], whole: Batch, shared: dict[Any, Any], device: str
 ) -> dict[str, Sequence[Any]]:
-    """``{column: N values}`` of all pictures, batch by batch."""
+    """``{column: N values}`` of all images, batch by batch."""
 
     stage.open(device, shared)
     values: dict[str, list[Any]] = {column: [] for column in columns}
@@ -209,18 +209,18 @@ def computed(
     return dict(values)
 
 
-def draw(detections: Path, pictures: Mapping[str, Image.Image], vocabulary: Vocabulary, threshold: float) -> None:
-    """Write beside a detections file a copy of every picture with its best triplets.
+def draw(detections: Path, images: Mapping[str, Image.Image], vocabulary: Vocabulary, threshold: float) -> None:
+    """Write beside a detections file a copy of every image with its best triplets.
 
     Args:
         detections: the Parquet file. Copies are named ``<name>.predicted.png``.
-        pictures: RGB, by name.
+        images: RGB, by name.
         vocabulary: of the detections.
         threshold: triplets of a lower score are not drawn.
     """
 
-    found = read_detections(detections, np.array(list(pictures)), vocabulary, object_optional=True)
-    for image, (name, picture) in enumerate(pictures.items()):
+    found = read_detections(detections, np.array(list(images)), vocabulary, object_optional=True)
+    for image, (name, image) in enumerate(images.items()):
         rows = np.flatnonzero((found.image == image) & (found.score >= threshold))
         best = rows[np.argsort(-found.score[rows], kind="stable")][:DRAWN]
         pairs = [
@@ -235,4 +235,4 @@ def draw(detections: Path, pictures: Mapping[str, Image.Image], vocabulary: Voca
             if vocabulary.verbs[found.verb[row]] != "no_interaction"
         ]
         with atomic_write(detections.with_name(f"{name}.predicted.png")) as file:
-            drawn(picture, pairs).save(file, "PNG")
+            drawn(image, pairs).save(file, "PNG")

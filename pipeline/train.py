@@ -146,7 +146,7 @@ class StudentRun:
         from hoi_distill.pipeline.reports.run import write_run_report
 
         workspace, labels, folder = self.workspace, self.resolved.labels, self.folder
-        self.watch.phase("predicting the test pictures")
+        self.watch.phase("predicting the test images")
         shared = folder.parent.parent / "shared"
         predictions = student.predict(test_set(workspace, self.resolved), folder, shared, self.watch)
         self.watch.phase("evaluating the predictions")

@@ -21,7 +21,7 @@ from hoi_distill.stages.quantities import size
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.errors import UserError
 
-PICTURE_BYTES = 14_000
+IMAGE_BYTES = 14_000
 """Bytes of a drawn image and of what is written about it: du -sb of the default world, by its 5,000 images."""
 
 
@@ -97,13 +97,13 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
     if vocabulary is None:
         raise UserError(f"{path}: dataset: has no vocabulary")
     if not any(len(annotations.path) for annotations in dataset.values()):
-        raise UserError(f"{path}: dataset.root: no pictures in {config.dataset.root}")
+        raise UserError(f"{path}: dataset.root: no images in {config.dataset.root}")
     cache = Cache.open(config.cache)
     digests = functools.partial(cache.memory.digests, rehash=rehash)
     context = StageContext(vocabulary, dataset, digests, cache.memory.derived)
     with working("reading the checkpoints"):
         nodes = build_graph(config, context, path)
-    with working(f"naming the pictures of {config.dataset.root} by their bytes"):
+    with working(f"naming the images of {config.dataset.root} by their bytes"):
         try:
             dataset, images = image_source(dataset, cache.memory, rehash, getattr(config.dataset, "lenient", False))
         except UserError as error:
@@ -119,5 +119,5 @@ def announce_drawing(dataset: Dataset) -> None:
 
     if not is_written(dataset.root, dataset.seed, dataset.train, dataset.test):
         number = dataset.train + dataset.test
-        about = f"{number:,} pictures, about {size(number * PICTURE_BYTES)}"
+        about = f"{number:,} images, about {size(number * IMAGE_BYTES)}"
         print(f"Drawing the pico world into {dataset.root} first: {about}.", file=sys.stderr)

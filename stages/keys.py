@@ -67,7 +67,7 @@ class StageContext:
     pair_teachers: Mapping[str, Any] = field(default_factory=dict)
 
     def annotations(self) -> Annotations:
-        """All splits as one, for stages that look up a picture's record by its name."""
+        """All splits as one, for stages that look up an image's record by its name."""
         splits = list(self.splits.values())
         if len(splits) == 1:
             return splits[0]
@@ -126,7 +126,7 @@ Columns = Annotated[tuple[str, ...], _WRITTEN_OUT, EACH_ONCE]
 """The questions put to a teacher: a list, or one of :data:`SENTENCES`."""
 View = Literal["original", "flip"]
 Views = Annotated[tuple[View, ...], EACH_ONCE]
-"""``original``, and ``flip``, the preprocessed picture mirrored left to right."""
+"""``original``, and ``flip``, the preprocessed image mirrored left to right."""
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]

@@ -28,7 +28,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Codec = Literal["fp16", "bf16", "int8"]
 """How a tensor cell is stored, see :mod:`hoi_distill.storage.shards.codecs`."""
 VIEWS: tuple[View, ...] = ("original", "flip")
-"""Columns of the feature table; ``flip`` is the preprocessed picture mirrored left to right."""
+"""Columns of the feature table; ``flip`` is the preprocessed image mirrored left to right."""
 
 
 @dataclass(frozen=True)

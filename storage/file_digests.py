@@ -1,4 +1,4 @@
-"""Digests of files, remembered, so that planning over a million pictures reads none of them twice.
+"""Digests of files, remembered, so that planning over a million images reads none of them twice.
 
 A file is known by its path and its stamp (:mod:`hoi_distill.storage.files.stamps`). The memory is one file
 (:mod:`hoi_distill.storage.files.memory_file`); what is known of a directory is a few packed segments rather than a row per

@@ -1,4 +1,4 @@
-"""The batches of a task: which rows go together, and their pictures or texts, read ahead in threads."""
+"""The batches of a task: which rows go together, and their images or texts, read ahead in threads."""
 
 from __future__ import annotations
 

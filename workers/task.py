@@ -227,7 +227,7 @@ class FailureLimit:
     """Stops a run whose inputs are mostly broken: more than 1 % of the rows tried, or 50 rows in a row.
 
     The percentage is judged once 100 rows were tried and 10 of them failed, so that a small folder with a few bad
-    pictures is worked through and only counted. Rows whose bytes changed or went count as failed.
+    images is worked through and only counted. Rows whose bytes changed or went count as failed.
     """
 
     FRACTION = 0.01

@@ -28,7 +28,7 @@ def plan(
 ) -> None:
     """Show, table by table, which cells are wanted, filled, empty or failed, why, and what they will cost.
 
-    Computes nothing. Of a pico world that is not there, the pictures are drawn first, and a line says so.
+    Computes nothing. Of a pico world that is not there, the images are drawn first, and a line says so.
     """
     from hoi_distill.pipeline.cli.show import plan_table, shared_rows
     from hoi_distill.pipeline.training.binding import plan_all

@@ -29,9 +29,9 @@ def describe(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Count a dataset's pictures, pairs and classes beside the published counts, and name what is missing."""
+    """Count a dataset's images, pairs and classes beside the published counts, and name what is missing."""
     from hoi_distill.stages.data.describe import describe as describe_dataset
 
-    with working("reading annotations and the headers of all pictures"):
+    with working("reading annotations and the headers of all images"):
         description = describe_dataset(dataset, annotations, split or (), image_labels)
     print(json.dumps(description.as_json(), indent=1) if as_json else description.table())

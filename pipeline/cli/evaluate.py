@@ -34,7 +34,7 @@ def evaluate(
         str | None, typer.Option(help="Means over a split of the vocabulary's classes (HICO-DET, pico): RF-UC, UV ...")
     ] = None,
     labelled: Annotated[
-        int | None, typer.Option(min=1, help="Call a class rare by the first N training pictures only (pico: 500).")
+        int | None, typer.Option(min=1, help="Call a class rare by the first N training images only (pico: 500).")
     ] = None,
     frame: Annotated[
         str | None,

@@ -24,7 +24,7 @@ def labels(
     config: ConfigFile,
     overrides: Overrides = None,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="So many random pictures of the training split; all by default.")
+        int | None, typer.Option(min=1, help="So many random images of the training split; all by default.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -55,13 +55,11 @@ def show(name: str, report: LabelReport) -> None:
     """Print one table's report for people, with a warning where the labels are mostly wrong."""
     from hoi_distill.pipeline.reports.label_quality import DOUBTFUL, labelled_metrics
 
-    print(f"{name}: {report['pictures']:,} pictures of the training split, compared with their annotations")
+    print(f"{name}: {report['pictures']:,} images of the training split, compared with their annotations")
     print(" " * 20 + "".join(f"{column:>11}" for column in COLUMNS))
     for label, metrics in labelled_metrics(report, "text alone", "verified", ", actions"):
         print(f"  {label:<18}" + "".join(f"{_shown(metrics[column]):>11}" for column in COLUMNS))
-    print(
-        "  negatives: share of listed negatives that are none; ignored: of listed entries; listed: entries a picture;"
-    )
+    print("  negatives: share of listed negatives that are none; ignored: of listed entries; listed: entries an image;")
     print("  missed: share of the true ones that are not listed, as nobody detected them")
     print(f"{report['triplets']:>12,}  triplets read from the text; dropped phrases:")
     for reason, count in report["dropped"].items():

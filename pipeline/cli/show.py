@@ -33,14 +33,14 @@ def plan_table(plans: Mapping[str, TablePlan]) -> None:
     for level in levels({name: table_plan.node for name, table_plan in plans.items()}):
         for group in passes([name for name in level if name in nodes], nodes):
             if nodes[group[0]].stage.decodes and nodes[group[0]].stage.source == "images":
-                print(f"one pass over the pictures: {' + '.join(group)}")
+                print(f"one pass over the images: {' + '.join(group)}")
 
 
-def shared_rows(pictures: Source) -> None:
-    """Tell of pictures that share a row, because their bytes are equal: they go by the first one's name."""
-    records = sum(len(rows) for rows in pictures.splits.values())
-    if twins := records - len(pictures.ids):
-        print(f"{twins:,} of {records:,} pictures have the bytes of another one and share its row and its name")
+def shared_rows(images: Source) -> None:
+    """Tell of images that share a row, because their bytes are equal: they go by the first one's name."""
+    records = sum(len(rows) for rows in images.splits.values())
+    if twins := records - len(images.ids):
+        print(f"{twins:,} of {records:,} images have the bytes of another one and share its row and its name")
 
 
 def nothing_to_do(plans: Mapping[str, TablePlan], cache: Path) -> str:

@@ -45,7 +45,7 @@ def page(
     overrides: Overrides = None,
     limit: Limit = None,
 ) -> None:
-    """Write one page with the pictures of a folder, what the teacher says of them, and their best prompts."""
+    """Write one page with the images of a folder, what the teacher says of them, and their best prompts."""
     from hoi_distill.pipeline.reports.folder import write_page
     from hoi_distill.pipeline.workspace import prepare
 
@@ -56,12 +56,12 @@ def page(
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A student's checkpoint folder.")],
     images: Annotated[list[Path], typer.Argument(help="Pictures.")],
-    out: Annotated[Path, typer.Option(help="Folder for detections.parquet and the drawn pictures.")],
-    detections: Annotated[Path | None, typer.Option(help="Boxes: a COCO results JSON for these pictures.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for detections.parquet and the drawn images.")],
+    detections: Annotated[Path | None, typer.Option(help="Boxes: a COCO results JSON for these images.")] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Draw triplets of at least this score.")] = 0.3,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None,
 ) -> None:
-    """Find human-object interactions in pictures with a trained student."""
-    from hoi_distill.pipeline.prediction import predict_pictures
+    """Find human-object interactions in images with a trained student."""
+    from hoi_distill.pipeline.prediction import predict_images
 
-    predict_pictures(checkpoint, images, out, detections=detections, threshold=threshold, device=device)
+    predict_images(checkpoint, images, out, detections=detections, threshold=threshold, device=device)

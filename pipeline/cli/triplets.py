@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 Log = Annotated[
     Path | None,
-    typer.Option(
-        help="Write every dropped phrase to this file, a line of JSON each: picture, table, question, reason."
-    ),
+    typer.Option(help="Write every dropped phrase to this file, a line of JSON each: image, table, question, reason."),
 ]
 
 
@@ -68,14 +66,14 @@ class DroppedPhrase(TypedDict):
     """A phrase of a teacher's sentence that became no triplet.
 
     Attributes:
-        picture: the image's name.
+        image: the image's name.
         table: the table whose stage dropped it.
         question: the question that the sentence answers. None for a table of image labels.
         phrase: the phrase.
         reason: why it was dropped.
     """
 
-    picture: str
+    image: str
     table: str
     question: str | None
     phrase: str

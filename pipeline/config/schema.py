@@ -35,7 +35,7 @@ class HicoDetDataset(Section):
 
 
 class VCocoDataset(Section):
-    """V-COCO: the folder of its official files and COCO's pictures. Trains on ``trainval``.
+    """V-COCO: the folder of its official files and COCO's images. Trains on ``trainval``.
 
     combinations: which objects an action can be done with: what is annotated in ``trainval``, ``all``, or a vocabulary file.
     """
@@ -47,7 +47,7 @@ class VCocoDataset(Section):
 
 
 class SwigHoiDataset(Section):
-    """SWiG-HOI: the folder of its JSON files and pictures. Trains on ``trainval``."""
+    """SWiG-HOI: the folder of its JSON files and images. Trains on ``trainval``."""
 
     kind: Literal["swig-hoi"]
     root: Path
@@ -55,7 +55,7 @@ class SwigHoiDataset(Section):
 
 
 class FolderDataset(Section):
-    """A plain folder of pictures. annotations: its JSON file (docs/formats.md), where pictures are labelled."""
+    """A plain folder of images. annotations: its JSON file (docs/formats.md), where images are labelled."""
 
     kind: Literal["folder"]
     root: Path

@@ -33,7 +33,7 @@ class Roles(Section):
 
 
 class FewShotSection(Section):
-    """A few annotations of each class, drawn among the labelled pictures; the pictures without any count as unlabelled."""
+    """A few annotations of each class, drawn among the labelled images; the images without any count as unlabelled."""
 
     shots: int = pydantic.Field(ge=1)
     seed: int = 0

@@ -106,7 +106,7 @@ class CellPicker:
             raise UserError(f"table {name}: no cell is filled; {mend}")
         where = table_plan.positions(rows)
         if (where < 0).any():
-            raise UserError(f"{place}.splits: does not cover the pictures that the student needs")
+            raise UserError(f"{place}.splits: does not cover the images that the student needs")
         cells = table_plan.cells.take(where).select(chosen)
         wanted = cells.wanted_mask()
         empty = table_plan.state.empty(where)[:, [have.index(column) for column in chosen]] & wanted

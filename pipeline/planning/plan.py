@@ -1,7 +1,7 @@
 """The planner: wanted cells minus filled cells, table by table, and why the rest is empty.
 
 Planning is arithmetic on arrays: a table's state is read from its commit records, the input digests of a lower table are
-mixed from the value digests above it. Nothing here opens a payload, loads a teacher or knows what a picture is.
+mixed from the value digests above it. Nothing here opens a payload, loads a teacher or knows what an image is.
 """
 
 from __future__ import annotations

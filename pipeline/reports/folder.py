@@ -75,8 +75,8 @@ def write_page(workspace: Workspace, out: Path) -> None:
     ]
     teachers = {table_plan.node.stage.provenance().get("checkpoint") for table_plan in shown}
     about = (
-        f"{len(items)} pictures of {workspace.config.dataset.root}, as the teacher sees them "
+        f"{len(items)} images of {workspace.config.dataset.root}, as the teacher sees them "
         f"({', '.join(sorted(str(teacher) for teacher in teachers if teacher))})."
     )
     write_folder_page(out, FolderPage(workspace.config.name, about, items, failed, tables))
-    print(f"{out}: {len(items)} pictures" + (f", {len(failed)} failed" if failed else ""))
+    print(f"{out}: {len(items)} images" + (f", {len(failed)} failed" if failed else ""))

@@ -66,7 +66,7 @@ class LabelReport(TypedDict):
     """A report on one table of image-level labels.
 
     Attributes:
-        pictures: the number of images.
+        images: the number of images.
         triplets: the number of triplets that were read from sentences.
         dropped: the number of dropped phrases, by reason.
         before: metrics before the verification questions.

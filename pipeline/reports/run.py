@@ -15,7 +15,7 @@ from hoi_distill.pipeline.training.request import Resolved
 from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import HicoDetEvaluation
-from hoi_distill.stages.evaluate.pages.gallery import EvaluatedSplit, Match, choose_pictures, gallery_items
+from hoi_distill.stages.evaluate.pages.gallery import EvaluatedSplit, Match, choose_images, gallery_items
 from hoi_distill.stages.evaluate.pages.report import LabelCheck, ReportData, write_report
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
 
@@ -48,7 +48,7 @@ def write_run_report(
     test = workspace.dataset["test"]
     rows = workspace.images.splits["test"]
     split = EvaluatedSplit(test, detections, evaluation.matched)
-    chosen = choose_pictures(split, resolved.tested)
+    chosen = choose_images(split, resolved.tested)
     shown = np.array([pick.image for pick in chosen])
     roles = resolved.data.tables
     captions = captions_of(plans.get(roles.captions or ""), rows[shown])
@@ -71,7 +71,7 @@ def write_run_report(
             ("Seed", str(resolved.config.seed)),
             *resolved.method.facts(resolved.config),
             ("Training", f"{done['wall_seconds']:.0f} s wall, {done['cpu_seconds']:.0f} s CPU"),
-            ("Test pictures", f"{len(test.path):,}"),
+            ("Test images", f"{len(test.path):,}"),
         ),
         skipped=resolved.left_out,
         gallery=gallery,

@@ -113,12 +113,12 @@ def labels_of(workspace: Workspace, data: DataSection, method: Method, needs: Ne
             )
         labels = with_few(labels, few_section, distinct[labels.labelled[distinct]], f"{where}few_shot")
     if not labels.labelled.any():
-        raise UserError(f"{where}labelled: no annotation is left to train on; label more pictures")
+        raise UserError(f"{where}labelled: no annotation is left to train on; label more images")
     return labels
 
 
 def unlabelled(train: Annotations, needs: Needs) -> Labels:
-    """No picture is labelled: training is handed no annotations, or those of all pictures where it is a control."""
+    """No image is labelled: training is handed no annotations, or those of all images where it is a control."""
     none, every = np.zeros(len(train), bool), np.ones(len(train), bool)
     seen = train if needs.all_annotations else without_annotations(train)
     return Labels(seen, none, none, pairs_of(train, every))
@@ -139,7 +139,7 @@ def refuse_unable(method: Method, what: str) -> None:
 
 
 def without_unseen(labels: Labels, split: ZeroShotSplit, rule: str) -> Labels:
-    """What a zero-shot training may see. Labelled pictures without any of it are left out, also as unlabelled ones."""
+    """What a zero-shot training may see. Labelled images without any of it are left out, also as unlabelled ones."""
     whole = labels.annotations
     kept = training_rule(rule)(whole, split.unseen)
     held = np.isin(whole.image_id, kept.image_id)
@@ -159,7 +159,7 @@ def without_unseen(labels: Labels, split: ZeroShotSplit, rule: str) -> Labels:
 
 
 def with_few(labels: Labels, section: FewShotSection, pool: np.ndarray, where: str) -> Labels:
-    """A few annotations of each class, drawn among the labelled records ``pool`` (int64, rising); the other pictures count
+    """A few annotations of each class, drawn among the labelled records ``pool`` (int64, rising); the other images count
     as unlabelled."""
     whole = labels.annotations
     among_labelled = whole.take(pool)
@@ -190,7 +190,7 @@ def with_few(labels: Labels, section: FewShotSection, pool: np.ndarray, where: s
 
 
 def among(whole: Annotations, records: np.ndarray, part: Annotations) -> Annotations:
-    """The pairs of ``part``, whose pictures are the rising ``records`` of ``whole``, and none in its other pictures."""
+    """The pairs of ``part``, whose images are the rising ``records`` of ``whole``, and none in its other images."""
     counts = np.zeros(len(whole), np.int64)
     counts[records] = np.diff(part.pair_offsets)
     return replace(

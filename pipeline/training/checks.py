@@ -79,25 +79,25 @@ def _check_section(workspace: Workspace, named: str) -> None:
 
 
 def doubts(method: Method, config: Any, labelled: int, unlabelled: int) -> Iterator[str]:
-    """Say what is allowed but hardly meant: a teacher whose answers are not used, and a training that skips pictures.
+    """Say what is allowed but hardly meant: a teacher whose answers are not used, and a training that skips images.
 
     Args:
         method: the student's method.
         config: the method's parameters.
-        labelled: the number of training pictures with annotations that the student learns from.
+        labelled: the number of training images with annotations that the student learns from.
         unlabelled: the number of those without.
 
     Yields:
         One line for each doubt. It begins with a key of the section.
     """
-    for key, pictures in method.distilled(config, labelled, unlabelled).items():
-        if not pictures:
+    for key, images in method.distilled(config, labelled, unlabelled).items():
+        if not images:
             yield (
-                f"{key}; nothing is distilled by it, as none of the {labelled + unlabelled:,} training pictures is one of its "
+                f"{key}; nothing is distilled by it, as none of the {labelled + unlabelled:,} training images is one of its "
                 "kind, and what the teacher answers for it is in vain; change it, or labelled and unlabelled_per_step"
             )
     if (epochs := method.epochs(config, labelled, unlabelled)) < 1:
         yield (
-            f"{'steps' if hasattr(config, 'steps') else 'epochs'}: no more than {epochs:.2g} of an epoch, so that most pictures, "
+            f"{'steps' if hasattr(config, 'steps') else 'epochs'}: no more than {epochs:.2g} of an epoch, so that most images, "
             "and what a teacher says of them, are never looked at; raise it"
         )

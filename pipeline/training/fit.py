@@ -20,7 +20,7 @@ from hoi_distill.pipeline.console.watch import Watch
 from hoi_distill.pipeline.planning.cells import identity_of, read_text, stream_spec
 from hoi_distill.pipeline.training.request import Resolved
 from hoi_distill.pipeline.workspace import Workspace
-from hoi_distill.stages.data.image import Frame, read_picture
+from hoi_distill.stages.data.image import Frame, read_image
 from hoi_distill.stages.quantities import duration
 from hoi_distill.stages.student.data import TestSet, TrainingSet
 from hoi_distill.stages.student.method import Extras
@@ -138,7 +138,7 @@ def training_set(workspace: Workspace, resolved: Resolved) -> TrainingSet:
         image=resolved.records,
         labelled=resolved.labelled,
         prompts=[prompt if prompt in columns else None for prompt in workspace.vocabulary.prompts()],
-        read=PictureReader([images.uris[row] for row in rows], workspace.dataset["train"].frame),
+        read=ImageReader([images.uris[row] for row in rows], workspace.dataset["train"].frame),
         identity=resolved.fingerprint,
         values={role: f"{p.table.fingerprint} {p.cells.columns} {p.values}" for role, p in resolved.train.items()},
         unseen=None if resolved.labels.split is None else resolved.labels.split.unseen,
@@ -153,13 +153,13 @@ def test_set(workspace: Workspace, resolved: Resolved) -> TestSet:
     return TestSet(
         source=CacheSource(stream_spec(images.ids[rows], resolved.test, workspace.mending_command())),
         image_ids=[str(name) for name in workspace.dataset["test"].image_id[resolved.tested]],
-        read=PictureReader([images.uris[row] for row in rows], workspace.dataset["test"].frame),
+        read=ImageReader([images.uris[row] for row in rows], workspace.dataset["test"].frame),
         identity=resolved.evaluation,
     )
 
 
 @dataclass(frozen=True)
-class PictureReader:
+class ImageReader:
     """Reads images for students that look at them. It is sent to loader workers.
 
     Attributes:
@@ -177,7 +177,7 @@ class PictureReader:
             UserError: it cannot be read.
         """
         try:
-            return np.asarray(read_picture(self.uris[row], self.frame))
+            return np.asarray(read_image(self.uris[row], self.frame))
         except InputFailure as failure:
             raise UserError(
                 f"{self.uris[row]}: {failure}; remove its record, or add a features table, which records it"
@@ -209,7 +209,7 @@ class RunRecord(TypedDict):
         fingerprint: of the trained weights.
         student: the method's parameters.
         dataset: the ``dataset`` section.
-        pictures: how many images training and evaluation look at, and which annotations were taken away.
+        images: how many images training and evaluation look at, and which annotations were taken away.
         versions: of the libraries.
         provenance: the tables, by role.
     """

@@ -87,10 +87,10 @@ def resolve(workspace: Workspace, plans: Mapping[str, TablePlan]) -> Resolved:
     left_out.update(reasons)
     tested, _ = _without_failures(failing, images.splits["test"])
     if data.labelled != 0 and not labelled.any():
-        raise UserError(f"{workspace.path}: student.labelled: every labelled picture is a recorded failure")
+        raise UserError(f"{workspace.path}: student.labelled: every labelled image is a recorded failure")
     if not len(records):
         raise UserError(
-            f"{workspace.path}: student.unlabelled: no training picture is left; every one is a recorded failure"
+            f"{workspace.path}: student.unlabelled: no training image is left; every one is a recorded failure"
         )
 
     train_rows, test_rows = images.splits["train"][records], images.splits["test"][tested]

@@ -17,7 +17,7 @@ def student_section(workspace: Workspace) -> StudentSpec:
     document = workspace.config.student
     if document is None or not workspace.annotated:
         what = "missing" if workspace.annotated else "this setup has no annotations"
-        raise UserError(f"{workspace.path}: student: {what}; training needs labelled pictures, see configs/pico.yaml")
+        raise UserError(f"{workspace.path}: student: {what}; training needs labelled images, see configs/pico.yaml")
     where = f"{workspace.path}: student."
     spec = read_section(document, where)
     with placed(where):
@@ -49,5 +49,5 @@ def labelled_count(labelled: int | None, there: int, where: str, *, trial: bool)
     if labelled is None or (trial and labelled > there):
         return there
     if labelled > there:
-        raise UserError(f"{where}labelled: {labelled} of only {there} training pictures")
+        raise UserError(f"{where}labelled: {labelled} of only {there} training images")
     return labelled

@@ -1,1 +1,1 @@
-"""Datasets in: annotations, vocabularies, pictures and the built-in pico world."""
+"""Datasets in: annotations, vocabularies, images and the built-in pico world."""

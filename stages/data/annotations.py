@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """N pictures and their P human-object pairs, sorted by picture.
+    """N images and their P human-object pairs, sorted by image.
 
     A pair with two verbs is two rows. A verb that is done without a (visible) object has ``object`` and ``hoi`` -1 and an
     all-zero ``object_box``.
@@ -26,19 +26,19 @@ class Annotations:
     Attributes:
         name: The dataset's name, for people.
         split: The split's name, for people.
-        vocabulary: Its classes; None for pictures without any.
+        vocabulary: Its classes; None for images without any.
         image_id: str ``[N]``, unique.
         path: N file paths.
         width: int32 ``[N]``, pixels, in ``frame``; 0 where neither the annotations nor the file's header tell.
         height: int32 ``[N]``, as ``width``.
-        pair_offsets: int64 ``[N + 1]``; pairs of picture i are rows ``pair_offsets[i]`` to ``pair_offsets[i + 1]``.
+        pair_offsets: int64 ``[N + 1]``; pairs of image i are rows ``pair_offsets[i]`` to ``pair_offsets[i + 1]``.
         human_box: float32 ``[P, 4]``, xyxy pixels, zero-based half-open, in ``frame``.
         object_box: float32 ``[P, 4]``, as ``human_box``.
         object: int16 ``[P]``, index into the vocabulary, or -1.
         verb: int16 ``[P]``, index into the vocabulary.
         hoi: int16 ``[P]``, index into the vocabulary; also -1 for a verb and an object that are no class together.
-        image_hois: bool ``[N, H]``, interactions known to be in the picture as a whole, or None.
-        frame: In which boxes and sizes are counted and pictures are to be decoded: the stored raster, or upright by EXIF.
+        image_hois: bool ``[N, H]``, interactions known to be in the image as a whole, or None.
+        frame: In which boxes and sizes are counted and images are to be decoded: the stored raster, or upright by EXIF.
         rejected: What a lenient loader left out, a line each.
     """
 
@@ -68,15 +68,15 @@ class Annotations:
         return len(self.path)
 
     def pairs(self, i: int) -> slice:
-        """Rows of picture i's pairs."""
+        """Rows of image i's pairs."""
         return slice(int(self.pair_offsets[i]), int(self.pair_offsets[i + 1]))
 
     def pair_image(self) -> np.ndarray:
-        """int64 ``[P]``: the picture of each pair."""
+        """int64 ``[P]``: the image of each pair."""
         return np.repeat(np.arange(len(self)), np.diff(self.pair_offsets))
 
     def take(self, rows: np.ndarray) -> Annotations:
-        """The pictures of ``rows``, int ``[M]``, in that order, with their pairs."""
+        """The images of ``rows``, int ``[M]``, in that order, with their pairs."""
         rows = np.asarray(rows, np.int64)
         counts = np.diff(self.pair_offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -97,7 +97,7 @@ class Annotations:
         )
 
     def with_pairs(self, rows: np.ndarray) -> Annotations:
-        """All pictures, with only the pairs where ``rows``, bool ``[P]``, is true."""
+        """All images, with only the pairs where ``rows``, bool ``[P]``, is true."""
         counts = np.bincount(self.pair_image()[rows], minlength=len(self))
         return replace(
             self,
@@ -114,15 +114,15 @@ class Annotations:
         return self if (self.hoi >= 0).all() else self.with_pairs(self.hoi >= 0)
 
     def image_truth(self) -> np.ndarray:
-        """bool ``[N, H]``: the interactions annotated in each picture, by its pairs or for the whole of it."""
-        assert self.vocabulary is not None, "annotated pictures have classes"
+        """bool ``[N, H]``: the interactions annotated in each image, by its pairs or for the whole of it."""
+        assert self.vocabulary is not None, "annotated images have classes"
         truth = np.zeros((len(self), len(self.vocabulary)), bool)
         known = self.hoi >= 0
         truth[self.pair_image()[known], self.hoi[known]] = True
         return truth if self.image_hois is None else truth | self.image_hois
 
     def digests(self) -> np.ndarray:
-        """uint64 ``[N]``: digests of each picture's pairs (boxes, labels, order) and image-level labels in this vocabulary."""
+        """uint64 ``[N]``: digests of each image's pairs (boxes, labels, order) and image-level labels in this vocabulary."""
         start = hashlib.blake2b((self.vocabulary.digest() if self.vocabulary else "").encode(), digest_size=8)
         boxes = np.concatenate([self.human_box, self.object_box], axis=1)
         labels = np.stack([self.object, self.verb, self.hoi], axis=1)
@@ -139,7 +139,7 @@ class Annotations:
 
 
 def contradiction(path: str | Path, stated: Sequence[int], found: Sequence[int], frame: Frame) -> str | None:
-    """What to say of a picture whose file has another size than its annotations state; None where the sizes agree.
+    """What to say of an image whose file has another size than its annotations state; None where the sizes agree.
 
     Args:
         path: The file.
@@ -151,4 +151,4 @@ def contradiction(path: str | Path, stated: Sequence[int], found: Sequence[int],
         return None
     told, has = (f"{width} x {height}" for width, height in (stated, found))
     how = "upright, as EXIF turns it" if frame == "upright" else "as stored, without EXIF orientation"
-    return f"{path} is {has} ({how}), its annotations say {told}; restore the picture that was annotated, or mend them"
+    return f"{path} is {has} ({how}), its annotations say {told}; restore the image that was annotated, or mend them"

@@ -1,4 +1,4 @@
-"""What a dataset on disk holds, beside what its publications say, and what is missing: no picture needs to be there."""
+"""What a dataset on disk holds, beside what its publications say, and what is missing: no image needs to be there."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SPLITS = {
 }
 PUBLISHED: dict[tuple[str, str], dict[str, int]] = {
     ("hico-det", "train"): {
-        "pictures": 38_118, "pictures with pairs": 37_633, "pairs": 117_871, "objects": 80, "verbs": 117,
+        "pictures": 38_118, "images with pairs": 37_633, "pairs": 117_871, "objects": 80, "verbs": 117,
         "interactions": 600, "rare interactions": 138, "non-rare interactions": 462,
     },
     ("hico-det", "test"): {
-        "pictures": 9_658, "pictures with pairs": 9_546, "pairs": 33_405, "objects": 80, "verbs": 117,
+        "pictures": 9_658, "images with pairs": 9_546, "pairs": 33_405, "objects": 80, "verbs": 117,
         "interactions": 600, "interactions with pairs": 600,
     },
     ("v-coco", "train"): {"pictures": 2_533, "objects": 80, "action slots": 29},
@@ -45,8 +45,8 @@ Malik, 2015; SWiG-HOI: its label space. The other SWiG-HOI splits have the objec
 
 _KNOWN_COPIES = {
     ("hico-det", "train", "pairs", 117_654): "the copy derived from HAKE, 217 pairs short",
-    ("hico-det", "train", "pictures", 37_633): "a copy without the pictures that have no pairs",
-    ("hico-det", "test", "pictures", 9_546): "a copy without the pictures that have no pairs",
+    ("hico-det", "train", "pictures", 37_633): "a copy without the images that have no pairs",
+    ("hico-det", "test", "pictures", 9_546): "a copy without the images that have no pairs",
 }
 _ENOUGH_BOXES = 1000
 _UNREADABLE = "cannot be opened"
@@ -80,7 +80,7 @@ class SplitDescription:
     Attributes:
         split: Its name.
         counts: What is there.
-        missing: Files and pictures that are not there, a line each.
+        missing: Files and images that are not there, a line each.
         problems: Bad entries and suspicions, a line each.
     """
 
@@ -123,7 +123,7 @@ def describe(
 ) -> Description:
     """Count what is there, compare it with what is published, and name what is missing or looks wrong.
 
-    Bad entries are all reported and left out of the counts. The headers of all pictures that are there are compared with
+    Bad entries are all reported and left out of the counts. The headers of all images that are there are compared with
     the annotated sizes.
 
     Args:
@@ -172,7 +172,7 @@ def _counts(dataset: str, split: str, read: Annotations) -> list[Count]:
     verbs = "action slots" if dataset == "v-coco" else "verbs"
     found = {
         "pictures": len(read),
-        "pictures with pairs": int((np.diff(read.pair_offsets) > 0).sum()),
+        "images with pairs": int((np.diff(read.pair_offsets) > 0).sum()),
         "pairs": len(read.hoi),
         "objects": len(words.objects),
         verbs: len(words.verbs),
@@ -205,28 +205,26 @@ def _counts(dataset: str, split: str, read: Annotations) -> list[Count]:
 
 
 def _present(read: Annotations, missing: list[str]) -> np.ndarray:
-    """int64: the pictures whose files are there; what is not is told in `missing`."""
+    """int64: the images whose files are there; what is not is told in `missing`."""
     folders = {path: os.path.split(path) for path in read.path}
     listings: dict[str, set[str]] = {}
     for folder in {folder for folder, _ in folders.values()}:
         listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         if not os.path.isdir(folder):
             count = sum(own == folder for own, _ in folders.values())
-            missing.append(f"the folder of {count:,} pictures {folder}")
+            missing.append(f"the folder of {count:,} images {folder}")
     there = np.array([name in listings[folder] for folder, name in folders.values()], bool)
     absent = [
         name for (folder, name), is_there in zip(folders.values(), there, strict=True)
         if not is_there and listings[folder]
     ]  # fmt: skip
     if absent:
-        missing.append(
-            f"{len(absent):,} of {len(read):,} pictures: {', '.join(absent[:3])}{' ...' * (len(absent) > 3)}"
-        )
+        missing.append(f"{len(absent):,} of {len(read):,} images: {', '.join(absent[:3])}{' ...' * (len(absent) > 3)}")
     return np.flatnonzero(there)
 
 
 def _size_problems(read: Annotations, there: np.ndarray) -> list[str]:
-    """Pictures that cannot be opened or are not of the annotated size, all by name; boxes that go beyond their picture."""
+    """Images that cannot be opened or are not of the annotated size, all by name; boxes that go beyond their image."""
     found: dict[str, list[str]] = {}
     for i in there.tolist():
         size = np.array(header_size(read.path[i], read.frame))
@@ -243,11 +241,10 @@ def _size_problems(read: Annotations, there: np.ndarray) -> list[str]:
             continue
         found.setdefault(kind, []).append(f"{read.image_id[i]}{more}")
     lines = []
-    for kind, pictures in found.items():
-        lines.append(f"{len(pictures)} of {len(there)} pictures opened {kind}; the first: {pictures[0]}")
+    for kind, images in found.items():
+        lines.append(f"{len(images)} of {len(there)} images opened {kind}; the first: {images[0]}")
         if kind != _BEYOND:  # which is a matter of the whole file
             lines += [
-                f"picture {picture}" if kind == _OTHER_SIZE else f"picture {picture} {_UNREADABLE}"
-                for picture in pictures[1:]
+                f"image {image}" if kind == _OTHER_SIZE else f"image {image} {_UNREADABLE}" for image in images[1:]
             ]
     return lines

@@ -9,10 +9,10 @@ Annotations are a JSON object; boxes are x1, y1, x2, y2 in pixels, zero-based ha
                    "object": "bicycle", "verbs": ["ride", "hold"]},
                   {"human_box": [300, 30, 380, 310], "verbs": ["stand"]}]}]}
 
-No other keys are allowed, and a picture is listed once. ``vocabulary`` is a file of ``Vocabulary.save`` beside the
+No other keys are allowed, and an image is listed once. ``vocabulary`` is a file of ``Vocabulary.save`` beside the
 JSON (by default HICO-DET's 600 interactions); ``split`` is "train" unless it says "test"; ``width`` and ``height``
 may be left out, and ``pairs`` where there are none; a pair without ``object`` is a verb done without one. Sizes and boxes
-are those of the upright picture: EXIF orientation is applied.
+are those of the upright image: EXIF orientation is applied.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 
 from hoi_distill.stages.data.annotations import Annotations, contradiction
 from hoi_distill.stages.data.image import header_size
-from hoi_distill.stages.data.listing import SUFFIXES, below, pictures_below
+from hoi_distill.stages.data.listing import SUFFIXES, below, images_below
 from hoi_distill.stages.data.reading.json_columns import integers, number_rows, read_json
 from hoi_distill.stages.data.reading.raw_split import inside
 from hoi_distill.stages.data.reading.rejects import Rejects
@@ -42,7 +42,7 @@ KEYS = {
 
 
 def load_folder(root: str | Path, vocabulary: str | Path | None = None, limit: int | None = None) -> Annotations:
-    """All pictures under a folder (:func:`hoi_distill.stages.data.listing.pictures_below`), sorted by path. No pairs.
+    """All images under a folder (:func:`hoi_distill.stages.data.listing.images_below`), sorted by path. No pairs.
 
     Sizes are read from the headers, EXIF orientation applied. A file with an unreadable header stays, with size 0; decoding
     it will say why.
@@ -50,15 +50,15 @@ def load_folder(root: str | Path, vocabulary: str | Path | None = None, limit: i
     Args:
         root: The folder.
         vocabulary: A file of ``Vocabulary.save``; by default HICO-DET's 600 interactions.
-        limit: Only the first so many pictures.
+        limit: Only the first so many images.
 
     Raises:
-        UserError: If the folder is not there, or has no pictures.
+        UserError: If the folder is not there, or has no images.
     """
     root = Path(root)
-    found = dict(list(pictures_below(root).items())[:limit])
+    found = dict(list(images_below(root).items())[:limit])
     if not found:
-        raise UserError(f"{root}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"{root}: no images in it ({', '.join(sorted(SUFFIXES))})")
     paths = [root / path for path in found.values()]
     sizes = np.array([header_size(path) for path in paths], np.int32)
     words = Vocabulary.load(vocabulary) if vocabulary is not None else hico_vocabulary()
@@ -75,21 +75,21 @@ def load_annotated_folder(
     lenient: bool = False,
     images: bool = True,
 ) -> Annotations:
-    """The pictures and pairs of an annotation file (format: this module's docstring), in its order.
+    """The images and pairs of an annotation file (format: this module's docstring), in its order.
 
     Args:
         annotations: The JSON file.
-        split: "train" or "test"; None is the test pictures or, where the file names none, all.
-        root: The pictures' folder, by default the file's own.
+        split: "train" or "test"; None is the test images or, where the file names none, all.
+        root: The images' folder, by default the file's own.
         vocabulary: A file to use instead of the one that the annotations name.
-        limit: Only the first so many pictures.
+        limit: Only the first so many images.
         lenient: Drop bad entries, count them and warn, instead of refusing them.
-        images: Whether the pictures must be there, whatever their suffix and however the file writes their path. Then sizes
-            come from their headers, and other pictures under ``root`` follow in "train", without pairs.
+        images: Whether the images must be there, whatever their suffix and however the file writes their path. Then sizes
+            come from their headers, and other images under ``root`` follow in "train", without pairs.
 
     Raises:
         UserError: With the file and the entry, for unknown keys and names, a verb and an object that are no class together,
-            sizes that are not the picture's, boxes empty or outside their picture, missing pictures, and pictures listed
+            sizes that are not the image's, boxes empty or outside their image, missing images, and images listed
             twice, be it in two splits.
     """
     file = Path(annotations)
@@ -98,7 +98,7 @@ def load_annotated_folder(
     if (unknown := _unknown_key("annotations", document)) is not None:
         raise UserError(f"{file}: {unknown}")
     if not isinstance(document.get("pictures"), list):
-        raise UserError(f"{file}: no list 'pictures'; see docs/formats.md")
+        raise UserError(f"{file}: no list 'images'; see docs/formats.md")
     if split not in (None, "train", "test"):
         raise UserError(f"{file}: there are the splits train and test, not {split!r}")
     named = file.parent / str(document["vocabulary"]) if "vocabulary" in document else None
@@ -108,7 +108,7 @@ def load_annotated_folder(
     if split is None and any(entry.record.get("split") == "test" for entry in read):
         split = "test"
     entries = [entry for entry in read if split in (None, entry.record.get("split", "train"))]
-    present = pictures_below(root) if images else {}
+    present = images_below(root) if images else {}
     if images:
         entries, files = _present(entries, present, root, reject, limit)
     else:
@@ -129,7 +129,7 @@ def load_annotated_folder(
 
 
 class _Entry(NamedTuple):
-    """A picture's record in the file, and its number there."""
+    """An image's record in the file, and its number there."""
 
     number: int
     record: dict[str, Any]
@@ -141,14 +141,14 @@ class _Entry(NamedTuple):
 
 @dataclass
 class _Files:
-    """N pictures: names, paths, and sizes, int32 ``[N, 2]``, 0 where they are not known."""
+    """N images: names, paths, and sizes, int32 ``[N, 2]``, 0 where they are not known."""
 
     names: list[str]
     paths: list[Path]
     sizes: np.ndarray
 
     def add(self, paths: Mapping[str, Path]) -> None:
-        """Append pictures by their names. Sizes are read from the headers."""
+        """Append images by their names. Sizes are read from the headers."""
         self.names += paths
         self.paths += paths.values()
         sizes = np.array([header_size(path) for path in paths.values()], np.int32)
@@ -160,7 +160,7 @@ class _Pairs:
     """One row for each verb of each pair, in file order. :meth:`check` fills the arrays.
 
     Attributes:
-        image: The pair's picture, counted among those that are kept.
+        image: The pair's image, counted among those that are kept.
         where: Where the pair stands in the file, for errors.
         verb_name: The verb.
         object_name: The object, None for a verb that is done without one.
@@ -182,7 +182,7 @@ class _Pairs:
     labels: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int16))
 
     def read(self, position: int, where: str, pairs: Any, reject: Rejects) -> None:
-        """Note the pairs of one picture."""
+        """Note the pairs of one image."""
         if not isinstance(pairs, list):
             reject(f"{where}: pairs {pairs!r} is not a list")
             return
@@ -231,7 +231,7 @@ class _Pairs:
                 problem = f"{pair} is no interaction of the vocabulary; add it there"
             else:
                 name, box = ("object_box", self.obj[p]) if human_is[p] else ("human_box", self.human[p])
-                extent = f"the {size[p][0]} x {size[p][1]} picture" if size[p].all() else "its picture"
+                extent = f"the {size[p][0]} x {size[p][1]} image" if size[p].all() else "its image"
                 problem = f"{name} {box!r} is not four numbers x1, y1, x2, y2, or empty, or outside {extent}"
             reject(f"{self.where[p]}: {problem}")
         self.human_box, self.object_box = human_box.astype(np.float32), object_box.astype(np.float32)
@@ -265,18 +265,18 @@ def _annotations(
 
 
 def _readable(records: list[Any], root: Path, reject: Rejects) -> list[_Entry]:
-    """The pictures of all splits that are what they should be, each picture once."""
+    """The images of all splits that are what they should be, each image once."""
     found = []
     seen: dict[str, int] = {}
     for number, record in enumerate(records, start=1):
         if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
-            reject(f"entry {number}: no file_name; a picture has file_name and pairs")
+            reject(f"entry {number}: no file_name; an image has file_name and pairs")
         elif record.get("split", "train") not in ("train", "test"):
             reject(f"entry {number} ({record['file_name']}): split {record['split']!r} is neither train nor test")
         elif (unknown := _unknown_key("picture", record)) is not None:
             reject(f"entry {number} ({record['file_name']}): {unknown}")
         elif (first := seen.setdefault(below(root, record["file_name"]), number)) != number:
-            reject(f"entry {number} repeats the picture {record['file_name']} of entry {first}; remove one")
+            reject(f"entry {number} repeats the image {record['file_name']} of entry {first}; remove one")
         else:
             found.append(_Entry(number, record))
     return found
@@ -304,7 +304,7 @@ def _stated(entries: Sequence[_Entry]) -> np.ndarray:
 def _present(
     entries: Sequence[_Entry], present: Mapping[str, str], root: Path, reject: Rejects, limit: int | None
 ) -> tuple[list[_Entry], _Files]:
-    """The first ``limit`` entries whose picture is there, and of the size that the file states if it states one."""
+    """The first ``limit`` entries whose image is there, and of the size that the file states if it states one."""
     kept: list[_Entry] = []
     paths, sizes = [], []
     for entry, stated in zip(entries, _stated(entries), strict=True):
@@ -313,7 +313,7 @@ def _present(
         listed = present.get(below(root, entry.name))
         path = root / (entry.name if listed is None else listed)
         if listed is None and not path.is_file():
-            reject(f"entry {entry.number}: no picture {path}")
+            reject(f"entry {entry.number}: no image {path}")
             continue
         size = header_size(path)
         if (wrong := contradiction(path, stated, size, "upright")) is not None:

@@ -1,4 +1,4 @@
-"""Picture files to RGB, strictly: what cannot be decoded right is refused with a reason. All pictures are opened here."""
+"""Image files to RGB, strictly: what cannot be decoded right is refused with a reason. All images are opened here."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from hoi_distill.storage.digests import digest_bytes
 from hoi_distill.storage.errors import InputFailure
 
 Frame = Literal["upright", "stored"]
-"""Where pixels and boxes of a dataset are counted: in the picture as EXIF says it is to be held, or in its raster as it is
+"""Where pixels and boxes of a dataset are counted: in the image as EXIF says it is to be held, or in its raster as it is
 stored. A dataset's reader declares it (:class:`hoi_distill.stages.data.annotations.Annotations`)."""
 
 MIN_SIDE = 8
 MAX_PIXELS = 100_000_000
-"""Default limit: larger pictures are refused by their header, before any pixel is decoded. Decoding takes at most 8 bytes a
+"""Default limit: larger images are refused by their header, before any pixel is decoded. Decoding takes at most 8 bytes a
 pixel beside the file, 0.8 GB of the largest."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 """The only ones that are opened, whatever a file's name says: among the others that Pillow knows one starts a program (EPS).
-A JPEG may hold several pictures (MPO)."""
+A JPEG may hold several images (MPO)."""
 _ORIENTATION = 0x0112  # EXIF tag
-_TILE = (322, 323)  # TIFF tags: width and height of the tiles that a picture is stored in
+_TILE = (322, 323)  # TIFF tags: width and height of the tiles that an image is stored in
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,7 +44,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `m
 
 
 class Header(NamedTuple):
-    """What a file says before its pixels are decoded. All is zero if it is no picture that can be opened.
+    """What a file says before its pixels are decoded. All is zero if it is no image that can be opened.
 
     Attributes:
         width: Of the stored raster, pixels.
@@ -64,11 +64,11 @@ class Header(NamedTuple):
         return (self.height, self.width) if swapped else (self.width, self.height)
 
 
-def open_picture(source: str | Path | IO[bytes]) -> ImageFile.ImageFile:
+def open_image(source: str | Path | IO[bytes]) -> ImageFile.ImageFile:
     """``Image.open`` of the formats in :data:`FORMATS` alone.
 
     Raises:
-        Exception: Of any kind, if the bytes are no such picture.
+        Exception: Of any kind, if the bytes are no such image.
     """
     return Image.open(source, formats=FORMATS)
 
@@ -76,7 +76,7 @@ def open_picture(source: str | Path | IO[bytes]) -> ImageFile.ImageFile:
 def read_header(path: str | Path) -> Header:
     """A file's header; zeros where it cannot be opened."""
     try:
-        with open_picture(path) as image:
+        with open_image(path) as image:
             width, height = image.size
             if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_ORIENTATION) in _SWAPPED:
                 width, height = height, width  # Pillow has turned the size already
@@ -84,28 +84,28 @@ def read_header(path: str | Path) -> Header:
                 return Header(width, height, _orientation(image, MAX_PIXELS))
             except Exception:  # noqa: BLE001 - damaged EXIF raises anything
                 return Header(width, height, 0)
-    except Exception:  # noqa: BLE001 - Pillow raises anything for bytes that are no picture
+    except Exception:  # noqa: BLE001 - Pillow raises anything for bytes that are no image
         return Header(0, 0, 0)
 
 
 def header_size(path: str | Path, frame: Frame = "upright") -> tuple[int, int]:
-    """(width, height) of a picture from its file's header, that of ``decode`` in the same frame; (0, 0) if unreadable."""
+    """(width, height) of an image from its file's header, that of ``decode`` in the same frame; (0, 0) if unreadable."""
     return read_header(path).size(frame)
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, frame: Frame = "upright") -> Image.Image:
-    """A picture file's bytes as an RGB image.
+    """An image file's bytes as an RGB image.
 
     Transparency is laid on white, 16-bit grey is scaled to 8 (65535 to 255), palettes, CMYK and bilevel are converted. Of
     an animation the first frame is taken.
 
     Args:
         data: The bytes.
-        max_pixels: Larger pictures are refused.
+        max_pixels: Larger images are refused.
         frame: The frame in which the image is wanted.
 
     Raises:
-        InputFailure: If the picture is unreadable or cut short, has a side under ``MIN_SIDE`` pixels, or is too large.
+        InputFailure: If the image is unreadable or cut short, has a side under ``MIN_SIDE`` pixels, or is too large.
     """
     image = _opened(data)
     _refuse_size(image, max_pixels)
@@ -119,20 +119,20 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, frame: Frame = "upright") 
     except (InputFailure, MemoryError):
         raise
     except Exception as error:
-        raise InputFailure(f"broken picture: {error}") from error
+        raise InputFailure(f"broken image: {error}") from error
 
 
 def _opened(data: bytes) -> Image.Image:
     if not data:
         raise InputFailure("empty file")
     try:
-        return open_picture(io.BytesIO(data))
+        return open_image(io.BytesIO(data))
     except Image.DecompressionBombError as error:
         raise InputFailure(f"too large: {error}") from None
     except MemoryError:
         raise
     except Exception as error:  # decoders fail in many ways; the bytes are in memory, so it is never the disk
-        raise InputFailure("not a picture in a known format") from error
+        raise InputFailure("not an image in a known format") from error
 
 
 def _refuse_size(image: Image.Image, max_pixels: int) -> None:
@@ -140,7 +140,7 @@ def _refuse_size(image: Image.Image, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise InputFailure(f"too large: {width} x {height} is over {max_pixels} pixels")
     tile = [side for tag in _TILE if isinstance(side := getattr(image, "tag_v2", {}).get(tag), int)]
-    if math.prod(tile) > max_pixels:  # one is decoded whole, however little of it is in the picture
+    if math.prod(tile) > max_pixels:  # one is decoded whole, however little of it is in the image
         raise InputFailure(f"too large: stored in tiles of {' x '.join(map(str, tile))}, over {max_pixels} pixels")
     if min(width, height) < MIN_SIDE:
         raise InputFailure(f"too small: {width} x {height}; a side needs {MIN_SIDE} pixels")
@@ -156,8 +156,8 @@ def _orientation_in(image: Image.Image, max_pixels: int, frame: Frame) -> int:
         return 0
 
 
-def read_picture(path: str | Path, frame: Frame) -> Image.Image:
-    """The picture of a file, RGB.
+def read_image(path: str | Path, frame: Frame) -> Image.Image:
+    """The image of a file, RGB.
 
     Raises:
         OSError: If the file cannot be read.
@@ -167,9 +167,9 @@ def read_picture(path: str | Path, frame: Frame) -> Image.Image:
 
 
 def as_stored(digest: bytes) -> bytes:
-    """16 bytes that name the stored raster of a picture whose EXIF orientation turns it, from the digest of its file's bytes.
+    """16 bytes that name the stored raster of an image whose EXIF orientation turns it, from the digest of its file's bytes.
 
-    The upright picture goes by the digest itself, and so does a picture without an orientation, which is one row for all
+    The upright image goes by the digest itself, and so does an image without an orientation, which is one row for all
     datasets. A turned one is two rows, one for each frame.
     """
     return digest_bytes(b"stored raster of " + digest)
@@ -183,7 +183,7 @@ def frame_of(row: bytes, digest: bytes) -> Frame | None:
 
 
 def _orientation(image: Image.Image, max_pixels: int) -> int:
-    """1 to 8, of an opened picture whose pixels are not loaded yet. Raises whatever a broken EXIF block provokes."""
+    """1 to 8, of an opened image whose pixels are not loaded yet. Raises whatever a broken EXIF block provokes."""
     if image.format == "PNG" and not _ends_late(image):
         exif = Image.Image.getexif(image)
     elif image.width * image.height <= max_pixels:

@@ -1,4 +1,4 @@
-"""Which pictures are there: in one folder, by the names that annotations give them, or everywhere below a folder."""
+"""Which images are there: in one folder, by the names that annotations give them, or everywhere below a folder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hoi_distill.storage.errors import UserError
 _log = logging.getLogger(__name__)
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
-"""By these a file that no annotation names is taken for a picture. One that is named may have any."""
+"""By these a file that no annotation names is taken for an image. One that is named may have any."""
 _UNREAD = frozenset({".heic", ".heif", ".jp2", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".tga", ".psd"})
 
 
 class Listing:
-    """The pictures of one folder, as ``name in listing``.
+    """The images of one folder, as ``name in listing``.
 
     The folder is listed once, which answers for nearly all names. The disk is asked for the others: they may lead into a
     sub-folder, or be written ``./x.jpg`` or absolute.
@@ -43,10 +43,10 @@ class Listing:
         return name in self._names or os.path.isfile(os.path.join(self._folder, str(name)))
 
 
-def pictures_below(root: Path) -> dict[str, str]:
-    """``{image id: path below the folder}`` of all pictures below a folder, sorted by path.
+def images_below(root: Path) -> dict[str, str]:
+    """``{image id: path below the folder}`` of all images below a folder, sorted by path.
 
-    Links to folders are followed. A folder that is reached twice gives its pictures once, by the way without links if there
+    Links to folders are followed. A folder that is reached twice gives its images once, by the way without links if there
     is one. The id is the path. Bytes of a file name that are no UTF-8 are escaped in it (``Mu\\xf1oz.jpg``), so that it can
     be written to any file.
 
@@ -54,7 +54,7 @@ def pictures_below(root: Path) -> dict[str, str]:
         UserError: If there is no such folder, or if two files have one id.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder of pictures")
+        raise UserError(f"{root}: no such folder of images")
     found: list[str] = []
     unread: Counter[str] = Counter()
     for path in _files_below(root):
@@ -65,7 +65,7 @@ def pictures_below(root: Path) -> dict[str, str]:
             unread[suffix] += 1
     if unread:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
-        _log.warning("%s: pictures of kinds that are not read are passed over (%s); convert them to JPEG", root, kinds)
+        _log.warning("%s: images of kinds that are not read are passed over (%s); convert them to JPEG", root, kinds)
     named: dict[str, str] = {}
     for path in sorted(found):
         if named.setdefault(readable(path), path) != path:
@@ -89,7 +89,7 @@ def _files_below(root: Path) -> Iterator[str]:
 
 
 def below(root: Path, name: str) -> str:
-    """The path below a folder of a name that annotations give a picture in it, for comparing: without ``./``, not absolute."""
+    """The path below a folder of a name that annotations give an image in it, for comparing: without ``./``, not absolute."""
     path = os.path.relpath(name, os.path.abspath(root)) if os.path.isabs(name) else os.path.normpath(name)
     return Path(path).as_posix()
 
@@ -103,7 +103,7 @@ def _identity(folder: str) -> tuple[int, int]:
 
 
 def readable(path: str) -> str:
-    """A path with bytes that are no UTF-8 escaped: what a picture is called in files."""
+    """A path with bytes that are no UTF-8 escaped: what an image is called in files."""
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -18,16 +18,16 @@ from hoi_distill.storage.errors import UserError
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
 _SLACK = 1.0
-"""Pixels by which a box may reach beyond its picture without a remark: detectors round."""
+"""Pixels by which a box may reach beyond its image without a remark: detectors round."""
 
 
 @dataclass(frozen=True, eq=False)
 class ObjectDetections:
-    """Boxes of N pictures, by picture, within each by falling score (ties in file order).
+    """Boxes of N images, by image, within each by falling score (ties in file order).
 
     Attributes:
-        offsets: int64 ``[N + 1]``; boxes of picture i are rows ``offsets[i]`` to ``offsets[i + 1]``.
-        boxes: float32 ``[D, 4]``, xyxy pixels, zero-based half-open, clipped to the picture.
+        offsets: int64 ``[N + 1]``; boxes of image i are rows ``offsets[i]`` to ``offsets[i + 1]``.
+        boxes: float32 ``[D, 4]``, xyxy pixels, zero-based half-open, clipped to the image.
         scores: float32 ``[D]``, 0 to 1.
         labels: int16 ``[D]``, from 0: COCO-80 (person = 0), or the vocabulary's own objects.
         remarks: A line each on what is allowed and hardly meant, with the file's name.
@@ -40,7 +40,7 @@ class ObjectDetections:
     remarks: tuple[str, ...] = ()
 
     def of(self, i: int) -> slice:
-        """Rows of picture i."""
+        """Rows of image i."""
         return slice(int(self.offsets[i]), int(self.offsets[i + 1]))
 
 
@@ -54,29 +54,29 @@ def load_detections(
 ) -> ObjectDetections:
     """Read a JSON list of ``{image_id, category_id, bbox [x, y, w, h], score}``.
 
-    ``image_id`` is ours (HICO-DET: the file name). ``score`` is a probability. Entries of other pictures are passed over.
+    ``image_id`` is ours (HICO-DET: the file name). ``score`` is a probability. Entries of other images are passed over.
 
     Args:
         path: The file.
-        annotations: Whose pictures are wanted.
+        annotations: Whose images are wanted.
         lenient: Drop bad entries, and count them in a remark, instead of refusing them.
-        partial: The file is one of several, and may hold none of these pictures.
+        partial: The file is one of several, and may hold none of these images.
         objects: Names that ``category_id`` counts, from 1. By default it is COCO's official 1-90.
 
     Raises:
         UserError: With the file and the entry, for a category that is none, a score outside 0 to 1, a box that is not
-            finite, empty or outside its picture, and a file without any entry or any of these pictures.
+            finite, empty or outside its image, and a file without any entry or any of these images.
     """
     entries = read_json(Path(path), list, "a COCO results file, a list of boxes")
     if not entries:
-        raise UserError(f"{path}: an empty list; a detector's boxes of these pictures should be in it")
+        raise UserError(f"{path}: an empty list; a detector's boxes of these images should be in it")
     ids, categories, boxes, scores = _columns(path, entries)
     row_of = {image_id: i for i, image_id in enumerate(annotations.image_id.tolist())}
     image = np.array([row_of.get(image_id, -1) for image_id in ids], np.int64)
     if image.max() < 0 and not partial:
-        raise UserError(f"{path}: none of its pictures (first {ids[0]!r}) is in {annotations.name} {annotations.split}")
+        raise UserError(f"{path}: none of its images (first {ids[0]!r}) is in {annotations.name} {annotations.split}")
     size = np.stack([annotations.width, annotations.height], axis=1)[image].astype(np.float32)
-    size[(size == 0).any(axis=1)] = np.inf  # a picture whose size nobody could read
+    size[(size == 0).any(axis=1)] = np.inf  # an image whose size nobody could read
 
     given, finite = number_rows(boxes, 4)
     category, whole = integers(categories)
@@ -90,7 +90,7 @@ def load_detections(
     clipped = np.concatenate([corners[:, :2].clip(min=0), np.minimum(corners[:, 2:], size)], axis=1)
     complaints = {
         "bbox is not four finite numbers": ~finite | ~np.logical_and.reduce(np.isfinite(corners), axis=1),
-        "box empty or outside its picture": ~np.logical_and.reduce(clipped[:, :2] < clipped[:, 2:], axis=1),
+        "box empty or outside its image": ~np.logical_and.reduce(clipped[:, :2] < clipped[:, 2:], axis=1),
         "category_id is no whole number": ~whole,
         f"unknown category_id, {whose} are 1 to {len(label_of) - 1}": labels < 0,
         "score is no number": np.isnan(score),
@@ -122,7 +122,7 @@ def load_detections(
 
 
 def _columns(path: str | Path, entries: list[Any]) -> tuple[list[str], list[Any], list[Any], list[Any]]:
-    """Each key's values, the pictures' names as text."""
+    """Each key's values, the images' names as text."""
     try:
         ids, *others = [[entry[key] for entry in entries] for key in _KEYS]
     except (KeyError, TypeError, IndexError):
@@ -144,17 +144,17 @@ def _doubts(path: str | Path, given: np.ndarray, size: np.ndarray, clipped: np.n
     Args:
         path: The file.
         given: float64 ``[D, 4]``, as in the file.
-        size: float32 ``[D, 2]``, width and height of their pictures.
-        clipped: float32 ``[D, 4]``, xyxy, cut to their pictures.
+        size: float32 ``[D, 2]``, width and height of their images.
+        clipped: float32 ``[D, 4]``, xyxy, cut to their images.
     """
     if not len(given):
         return
     if given.max() <= 1 + 1e-3:
-        yield f"{path}: no box is a pixel wide; bbox is x, y, width, height in pixels, not in fractions of the picture"
+        yield f"{path}: no box is a pixel wide; bbox is x, y, width, height in pixels, not in fractions of the image"
         return
     beyond = ~_fit(box_ops.xywh_to_xyxy(given), size)
     if beyond.any():
-        said = f"{path}: {beyond.sum():,} of {len(given):,} boxes reach beyond their pictures and are cut"
+        said = f"{path}: {beyond.sum():,} of {len(given):,} boxes reach beyond their images and are cut"
         others = {"x1, y1, x2, y2": given, "the middle, width and height": box_ops.cxcywh_to_xyxy(given)}
         meant = next((name for name, boxes in others.items() if _fit(boxes, size).all()), None)
         yield said if meant is None else f"{said}; none would if they were {meant}, but bbox is x, y, width, height"
@@ -164,6 +164,6 @@ def _doubts(path: str | Path, given: np.ndarray, size: np.ndarray, clipped: np.n
 
 
 def _fit(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """bool ``[D]``: upright boxes, xyxy, inside their pictures."""
+    """bool ``[D]``: upright boxes, xyxy, inside their images."""
     low, high = boxes[:, :2], boxes[:, 2:]
     return np.logical_and.reduce((low < high) & (low >= -_SLACK) & (high <= size + _SLACK), axis=1)

@@ -15,9 +15,9 @@ class ReadOptions(TypedDict, total=False):
     """How a dataset is read, whichever it is.
 
     Attributes:
-        limit: Read only the first so many pictures.
+        limit: Read only the first so many images.
         lenient: Drop bad entries, count them and warn, instead of refusing them.
-        images: Whether the pictures must be there; they must, by default.
+        images: Whether the images must be there; they must, by default.
     """
 
     limit: int | None

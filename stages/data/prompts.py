@@ -1,4 +1,4 @@
-"""How classes are said in English: the sentences that teachers score against pictures.
+"""How classes are said in English: the sentences that teachers score against images.
 
 The form is that of GEN-VLKT and UPT's ``prompts.json`` ("a photo of a person riding a bicycle"), with the article and the
 preposition that a native writer would use. A prompt is the name of a cache column, so changing one drops its column.

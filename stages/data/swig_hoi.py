@@ -1,8 +1,8 @@
 """SWiG-HOI (Wang et al., Discovering Human Interactions with Large-Vocabulary Objects, ICCV 2021), as its authors ship it.
 
-``swig_{train,val,trainval,test}_1000.json`` is a list of pictures: file_name, img_id, height, width, box_annotations
+``swig_{train,val,trainval,test}_1000.json`` is a list of images: file_name, img_id, height, width, box_annotations
 [{bbox, category_id, aux_category_id}], hoi_annotations [{subject_id, object_id, action_id}], where the ids of subject and
-object count the picture's boxes. Boxes are xyxy pixels; the published loader and evaluator take width as x2 - x1, so they
+object count the image's boxes. Boxes are xyxy pixels; the published loader and evaluator take width as x2 - x1, so they
 are half-open as ours. ``aux_category_id``, what other annotators called the object, counts for neither.
 """
 
@@ -54,29 +54,29 @@ def load_swig_hoi(
 ) -> Annotations:
     """Read one split of a folder in SWiG-HOI's layout, or one of its annotation files.
 
-    ``image_id`` is the file name. Boxes are clipped to their picture, as in the published loader.
+    ``image_id`` is the file name. Boxes are clipped to their image, as in the published loader.
 
     Args:
         root: A folder with ``annotations/swig_{split}_1000.json`` (or the file right in it) and ``images_512``; or the
             file.
         split: train, val, trainval or test; by default what the file's name says, for a folder test.
-        limit: Read only the first so many pictures.
+        limit: Read only the first so many images.
         lenient: Drop bad entries, count them and warn, instead of refusing them.
-        images: Whether the picture files must be there.
+        images: Whether the image files must be there.
 
     Raises:
         UserError: With the file and the entry, for unknown classes, boxes that are no boxes, interactions of boxes that
-            are not there, duplicate or missing pictures.
+            are not there, duplicate or missing images.
     """
     file, split, folder = _place(Path(root), split)
-    records = read_json(file, list, "SWiG-HOI's list of pictures")[:limit]
+    records = read_json(file, list, "SWiG-HOI's list of images")[:limit]
     reject = Rejects(f"{file}:", lenient)
-    present = Listing(folder, "SWiG-HOI's pictures (images_512.zip)") if images else None
-    names, sizes, owners = _pictures(records, present, folder, reject)
+    present = Listing(folder, "SWiG-HOI's images (images_512.zip)") if images else None
+    names, sizes, owners = _images(records, present, folder, reject)
 
     boxes: list[Any] = []
     categories: list[Any] = []
-    hois: list[tuple[int, Any, Any, Any]] = []  # picture, subject and object among all boxes (-1: not there), action
+    hois: list[tuple[int, Any, Any, Any]] = []  # image, subject and object among all boxes (-1: not there), action
     for position, number in enumerate(owners):
         start, count = len(boxes), len(records[number].get("box_annotations") or ())
         for box in records[number].get("box_annotations") or ():
@@ -88,7 +88,7 @@ def load_swig_hoi(
             if there:
                 hois.append((position, start + ends[0], start + ends[1], hoi.get("action_id")))
             else:
-                reject(f"entry {number} ({names[position]}): interaction of the boxes {ends}; the picture has {count}")
+                reject(f"entry {number} ({names[position]}): interaction of the boxes {ends}; the image has {count}")
     columns = [np.array(column, np.int64) for column in ([h[k] for h in hois] for k in range(3))]
     image, human, obj = columns
     box, good_box = number_rows(boxes, 4)
@@ -112,7 +112,7 @@ def load_swig_hoi(
         else:
             end = human[p] if not whole[0][p] else obj[p]
             width, height = sizes[image[p]]
-            reject(f"{where}: bbox {boxes[end]!r} is empty, outside the {width} x {height} picture or not four numbers")
+            reject(f"{where}: bbox {boxes[end]!r} is empty, outside the {width} x {height} image or not four numbers")
     reject.warn()
     counts = np.bincount(image[good], minlength=len(names))
     return Annotations(
@@ -135,7 +135,7 @@ def load_swig_hoi(
 
 
 def _place(root: Path, split: str | None) -> tuple[Path, str, Path]:
-    """The annotation file, the split and the folder of pictures."""
+    """The annotation file, the split and the folder of images."""
     if root.is_file():
         named = next((part for part in _SPLITS if f"_{part}_" in root.name), None)
         if named and split not in (None, named):
@@ -156,20 +156,20 @@ def _place(root: Path, split: str | None) -> tuple[Path, str, Path]:
     return file, split, next((folder for folder in folders if folder.is_dir()), folders[min(1, len(folders) - 1)])
 
 
-def _pictures(
+def _images(
     records: list[Any], present: Listing | None, folder: Path, reject: Rejects
 ) -> tuple[list[str], np.ndarray, list[int]]:
-    """Names, sizes (int32 ``[N, 2]``) and record numbers of the pictures to keep."""
+    """Names, sizes (int32 ``[N, 2]``) and record numbers of the images to keep."""
     rows: dict[str, int] = {}
     sizes = []
     for number, record in enumerate(records):
         name = record.get("file_name") if isinstance(record, dict) else None
         if not isinstance(name, str) or not name:
-            reject(f"entry {number} has no file_name; is it a picture?")
+            reject(f"entry {number} has no file_name; is it an image?")
         elif name in rows:
-            reject(f"entry {number} repeats the picture {name} of entry {rows[name]}; remove one")
+            reject(f"entry {number} repeats the image {name} of entry {rows[name]}; remove one")
         elif present is not None and name not in present:
-            reject(f"entry {number}: no picture {folder / name}")
+            reject(f"entry {number}: no image {folder / name}")
         elif not all(isinstance(record.get(key), int) and 0 < record[key] < 2**31 for key in ("width", "height")):
             reject(f"entry {number} ({name}): width and height are not whole numbers of pixels")
         elif not all(_dicts(record.get(key, [])) for key in ("box_annotations", "hoi_annotations")):

@@ -116,7 +116,7 @@ class Vocabulary:
     def actions(self) -> np.ndarray:
         """bool ``[H]``: the interactions that are not no_interaction.
 
-        The prompt of no_interaction says only that person and object are both there, so a picture's match with it is no
+        The prompt of no_interaction says only that person and object are both there, so an image's match with it is no
         answer.
         """
         return np.array([self.verbs[verb] != NO_INTERACTION for verb in self.hois[:, 0]], bool)

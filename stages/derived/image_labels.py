@@ -14,7 +14,7 @@ The target of no_interaction is the product of (1 - p) over the other verbs of i
 extracted, times the detector's score: nothing else says that the object is there at all. Interactions with objects that
 were not detected are ordinary negatives and are not listed.
 
-Shapes: B pictures, H interactions, O objects.
+Shapes: B images, H interactions, O objects.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class InteractionLabels:
-    """Labels of B pictures. What is not listed has target 0, kind negative and weight 1.
+    """Labels of B images. What is not listed has target 0, kind negative and weight 1.
 
     Attributes:
         listed: bool ``[B, H]``, whether the interaction's object was detected, so that the label is stored.
@@ -134,8 +134,8 @@ def label_interactions(
 
 
 class ImageLabels(Stage):
-    """HOI labels of whole pictures, from triplets and, where there are any, yes/no answers. One column, ``value``; pure
-    arithmetic, without pictures.
+    """HOI labels of whole images, from triplets and, where there are any, yes/no answers. One column, ``value``; pure
+    arithmetic, without images.
     """
 
     name = "image_labels"

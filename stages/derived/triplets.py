@@ -34,7 +34,7 @@ Placed = tuple[dict[tuple[int, int], tuple[float, str]], list[tuple[str, str]]]
 
 
 class Triplets(Stage):
-    """Triplets read from the captions table; pure text, so it needs neither pictures nor, without embeddings, a GPU.
+    """Triplets read from the captions table; pure text, so it needs neither images nor, without embeddings, a GPU.
 
     Each column is a column of the captions table. A question that the teacher continued is read together with its
     continuation; one that ends in a colon, a full stop or a question mark is not part of the answer. For a yes/no question

@@ -21,7 +21,7 @@ SCHEMA = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
     ]
 )
-"""One row a scored triplet. Boxes are xyxy pixels of the original picture, zero-based half-open; ``object`` is in
+"""One row a scored triplet. Boxes are xyxy pixels of the original image, zero-based half-open; ``object`` is in
 COCO-80 order (person = 0); ``verb`` and ``hoi`` are 0-based, ``hoi`` -1 where the dataset names no such class. A file may
 hold wider scores, which rank as they are."""
 
@@ -31,8 +31,8 @@ class HoiDetections:
     """Scored triplets of D detections.
 
     Attributes:
-        image: ``int32 [D]`` position of the picture in the dataset.
-        human_box, object_box: ``float32 [D, 4]``, xyxy pixels of the original picture, zero-based half-open.
+        image: ``int32 [D]`` position of the image in the dataset.
+        human_box, object_box: ``float32 [D, 4]``, xyxy pixels of the original image, zero-based half-open.
         object, verb, hoi: ``int32 [D]``; hoi is -1 where the dataset names no such class.
         score: ``float32`` or ``float64 [D]``, as wide as the file has it: narrowed, distinct scores would become ties.
     """
@@ -53,7 +53,7 @@ class HoiDetections:
 class VCocoDetections:
     """P detected persons with a score for every action and one object for every role, as the official list has them.
 
-    image: int32 [P] row of each person's picture in ``People.image_id``.
+    image: int32 [P] row of each person's image in ``People.image_id``.
     person_box: float32 [P, 4], xyxy pixels, zero-based half-open.
     agent_score: float32 or float64 [P, 26]; NaN: the action is not detected.
     role_box: float32 [P, 25, 4]; all zero or all NaN: the role is predicted to be empty.

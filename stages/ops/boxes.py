@@ -1,7 +1,7 @@
 """Boxes: conversions, overlap and suppression, on numpy arrays and torch tensors alike, without importing torch.
 
 A box is ``(x1, y1, x2, y2)`` in pixels, zero-based and half-open (``xyxy``): a box of area 0 covers nothing, the whole
-picture is ``(0, 0, width, height)``. Every function takes ``[..., 4]`` and gives back the kind of array it was given.
+image is ``(0, 0, width, height)``. Every function takes ``[..., 4]`` and gives back the kind of array it was given.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def xyxy_to_cxcywh(boxes: Array) -> Array:
 
 
 def clip(boxes: Array, width: float, height: float) -> Array:
-    """``[..., 4]`` cut to a picture of ``width`` x ``height`` pixels."""
+    """``[..., 4]`` cut to an image of ``width`` x ``height`` pixels."""
     xs, ys = boxes[..., 0::2].clip(0, width), boxes[..., 1::2].clip(0, height)
     return _namespace(boxes).stack((xs[..., 0], ys[..., 0], xs[..., 1], ys[..., 1]), -1)
 
 
 def flip(boxes: Array, width: float) -> Array:
-    """``[..., 4]`` as they lie in the horizontally flipped picture of ``width`` pixels."""
+    """``[..., 4]`` as they lie in the horizontally flipped image of ``width`` pixels."""
     x1, y1, x2, y2 = (boxes[..., i] for i in range(4))
     return _namespace(boxes).stack((width - x2, y1, width - x1, y2), -1)
 

@@ -45,7 +45,7 @@ def roi_align(
     Args:
         features: float ``[B, C, H, W]``. Half precision is pooled in float32 on the CPU, and by torchvision's kernels,
             and rounded once.
-        boxes: ``[N, 5]`` (picture, x1, y1, x2, y2), or one ``[n_b, 4]`` xyxy tensor per picture.
+        boxes: ``[N, 5]`` (image, x1, y1, x2, y2), or one ``[n_b, 4]`` xyxy tensor per image.
         output_size: P, or (P, Q): rows and columns of the grid.
         spatial_scale: cells of the map per pixel of the boxes.
         sampling_ratio: samples per bin and axis; 0 takes ``ceil(size of the bin)``.
@@ -57,8 +57,8 @@ def roi_align(
     """
     rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
     if not isinstance(boxes, Tensor):
-        pictures = [box.new_full((len(box), 1), i) for i, box in enumerate(boxes)]
-        boxes = torch.cat([torch.cat(pair, 1) for pair in zip(pictures, boxes, strict=True)])
+        images = [box.new_full((len(box), 1), i) for i, box in enumerate(boxes)]
+        boxes = torch.cat([torch.cat(pair, 1) for pair in zip(images, boxes, strict=True)])
     if len(boxes) and features.is_cuda and _torchvision_on_gpu():
         scale, size = spatial_scale, (rows, columns)
         return _torchvisions(features, boxes, size, scale=scale, sampling_ratio=sampling_ratio, aligned=aligned)
@@ -123,13 +123,13 @@ def _sampling_weights(
     return weights.scatter_add_(2, (low + 1).clamp(max=cells - 1), each_nbs * high_share)
 
 
-def _pool_at_once(features: Tensor, picture: Tensor, rows_npH: Tensor, columns_nqW: Tensor) -> Tensor:
-    """All boxes of a picture in two products: the first shares one right side, the map as ``[H, W * C]``."""
+def _pool_at_once(features: Tensor, image: Tensor, rows_npH: Tensor, columns_nqW: Tensor) -> Tensor:
+    """All boxes of an image in two products: the first shares one right side, the map as ``[H, W * C]``."""
     (boxes, p, _), q = rows_npH.shape, columns_nqW.shape[1]
     _, channels, height, width = features.shape
-    order = torch.argsort(picture, stable=True)
+    order = torch.argsort(image, stable=True)
     pooled = []
-    for index, members in enumerate(order.split(torch.bincount(picture, minlength=len(features)).tolist())):
+    for index, members in enumerate(order.split(torch.bincount(image, minlength=len(features)).tolist())):
         if len(members) == 0:
             continue
         map_HWc = features[index].permute(1, 2, 0).reshape(height, width * channels)
@@ -141,7 +141,7 @@ def _pool_at_once(features: Tensor, picture: Tensor, rows_npH: Tensor, columns_n
     return torch.cat(pooled)[inverse].permute(0, 3, 1, 2)
 
 
-def _pool_crops(features: Tensor, picture: Tensor, rows_npH: Tensor, columns_nqW: Tensor) -> Tensor:
+def _pool_crops(features: Tensor, image: Tensor, rows_npH: Tensor, columns_nqW: Tensor) -> Tensor:
     """Each box from the cells it touches, which on a large map are few."""
 
     def touched(weights: Tensor) -> list[tuple[int, int]]:
@@ -151,7 +151,7 @@ def _pool_crops(features: Tensor, picture: Tensor, rows_npH: Tensor, columns_nqW
         return list(zip(first.tolist(), last.tolist(), strict=True))
 
     pooled = []
-    spans = zip(picture.tolist(), touched(rows_npH), touched(columns_nqW), strict=True)
+    spans = zip(image.tolist(), touched(rows_npH), touched(columns_nqW), strict=True)
     for n, (index, (top, bottom), (left, right)) in enumerate(spans):
         crop = features[index, :, top:bottom, left:right]
         pooled.append(rows_npH[n, :, top:bottom] @ (crop @ columns_nqW[n, :, left:right].T))

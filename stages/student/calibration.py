@@ -1,7 +1,7 @@
-"""Calibration: from cached image-text matching scores to the probability that a picture shows an interaction.
+"""Calibration: from cached image-text matching scores to the probability that an image shows an interaction.
 
 The teacher scores whole images. Its answer for (image I, class c) is the match log-odds ``m = z1 - z0``; Platt
-scaling ``t = sigmoid(a * m + b)``, fitted on the labelled pictures' image-level labels, makes it a probability. How t
+scaling ``t = sigmoid(a * m + b)``, fitted on the labelled images' image-level labels, makes it a probability. How t
 reaches the pairs is :func:`hoi_distill.stages.student.pairs.supervision.soft_labels.image_terms`.
 """
 
@@ -23,7 +23,7 @@ class Platt:
         slope: factor of the log-odds m.
         bias: what is added to it.
         entries: how many entries it was fitted on.
-        positives: how many of these are of a picture that shows the class.
+        positives: how many of these are of an image that shows the class.
     """
 
     slope: float
@@ -50,7 +50,7 @@ def fit_platt(log_odds: np.ndarray, present: np.ndarray) -> Platt:
 
     Args:
         log_odds: float ``[E]`` match log-odds.
-        present: bool ``[E]``, whether the picture shows the class.
+        present: bool ``[E]``, whether the image shows the class.
 
     Raises:
         ValueError: without both kinds of entries there is nothing to calibrate on.
@@ -73,10 +73,10 @@ def fit_platt(log_odds: np.ndarray, present: np.ndarray) -> Platt:
     return Platt(float(slope / scale), float(bias), len(m), positives)
 
 
-def shuffled_pictures(pictures: np.ndarray, seed: int) -> np.ndarray:
-    """A control: each picture is given another's answers. int64 ``[M]`` to a seeded cyclic permutation of it, in which
-    no picture keeps its own (for M > 1)."""
-    order = np.random.default_rng([seed, len(pictures)]).permutation(len(pictures))
-    taken = np.empty(len(pictures), np.int64)
-    taken[order] = pictures[np.roll(order, 1)]
+def shuffled_images(images: np.ndarray, seed: int) -> np.ndarray:
+    """A control: each image is given another's answers. int64 ``[M]`` to a seeded cyclic permutation of it, in which
+    no image keeps its own (for M > 1)."""
+    order = np.random.default_rng([seed, len(images)]).permutation(len(images))
+    taken = np.empty(len(images), np.int64)
+    taken[order] = images[np.roll(order, 1)]
     return taken

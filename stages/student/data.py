@@ -1,4 +1,4 @@
-"""What a training and a prediction are given, whatever the method: pictures, tables, annotations."""
+"""What a training and a prediction are given, whatever the method: images, tables, annotations."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ReadPicture = Callable[[int], np.ndarray]
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """N training pictures, some of them labelled.
+    """N training images, some of them labelled.
 
     Attributes:
         source: their tables: ``detections``, ``features`` (teacher's maps), ``itm`` (soft labels from ITM).
-        annotations: records of all of them; those of unlabelled pictures are read by the oracle control only.
+        annotations: records of all of them; those of unlabelled images are read by the oracle control only.
         image: int64 ``[N]``, each row's record among the annotations.
         labelled: bool ``[N]``.
         prompts: for each of the H interactions its column of the ``itm`` table, or None where the table has none.
@@ -75,7 +75,7 @@ class TrainingSet:
         return valid_classes(self.vocabulary) & self.seen
 
     def present(self, row: int) -> np.ndarray:
-        """bool ``[H]``: the interactions that the annotations find in the picture."""
+        """bool ``[H]``: the interactions that the annotations find in the image."""
         present = np.zeros(len(self.vocabulary.hois), bool)
         if self.annotations.image_hois is not None:
             present |= self.annotations.image_hois[self.image[row]]

@@ -147,8 +147,8 @@ class Method(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def epochs(self, config: ConfigT, labelled: int, unlabelled: int) -> float:
-        """How often a training goes through the pictures that it learns from first of all, the labelled ones where there are
-        any. Of so many training pictures some may have no pair, so this is a little too low."""
+        """How often a training goes through the images that it learns from first of all, the labelled ones where there are
+        any. Of so many training images some may have no pair, so this is a little too low."""
 
     def distilled(self, config: ConfigT, labelled: int, unlabelled: int) -> Mapping[str, int]:  # noqa: ARG002 - a default
         """How many training images are distilled on, by the key that decides it; empty where the parameters want no

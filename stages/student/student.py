@@ -35,7 +35,7 @@ CheckpointRecord = dict[str, Any]
 
 
 class Student(ABC):
-    """Everything that finding interactions in a picture takes.
+    """Everything that finding interactions in an image takes.
 
     Attributes:
         method: its name in :data:`hoi_distill.stages.student.method.METHODS`.
@@ -68,7 +68,7 @@ class Student(ABC):
         """Write ``run_dir/detections.parquet`` (:data:`hoi_distill.stages.evaluate.detections.SCHEMA`) and return its path.
 
         Args:
-            test: the pictures.
+            test: the images.
             run_dir: the run's folder.
             shared: where variants of a study keep what they share; default: the run folder's parent.
             report: is given lines for people.

@@ -1,8 +1,8 @@
-"""Captions, lists and yes/no answers by models that read pictures and write: InstructBLIP, LLaVA, Qwen2-VL, Qwen2.5-VL.
+"""Captions, lists and yes/no answers by models that read images and write: InstructBLIP, LLaVA, Qwen2-VL, Qwen2.5-VL.
 
 The prompt's tokens are put together here and not by the checkpoint's processor class, which for Qwen cannot be built without
-torchvision: the chat template (or a plain prompt) is rendered and tokenized once per question, and the picture's mark in it
-widened to as many tokens as the tower makes of each picture. Decoding is greedy and nothing else: a checkpoint's own
+torchvision: the chat template (or a plain prompt) is rendered and tokenized once per question, and the image's mark in it
+widened to as many tokens as the tower makes of each image. Decoding is greedy and nothing else: a checkpoint's own
 repetition penalty, beams or temperature stay out.
 """
 
@@ -39,7 +39,7 @@ PLAIN_PROMPTS = {
 """How a question is put where the checkpoint brings no chat template; None: such a checkpoint is refused."""
 
 QUESTIONS_AT_ONCE = 16
-"""Yes/no questions about one picture in one forward; each holds a copy of the picture's keys and values meanwhile."""
+"""Yes/no questions about one image in one forward; each holds a copy of the image's keys and values meanwhile."""
 
 Answer = tuple[str, float]
 """Text, and the score of yes (NaN where no yes/no question was asked)."""
@@ -47,7 +47,7 @@ Answer = tuple[str, float]
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """What the model is given of one picture: named tensors with a leading axis, and how many tokens stand for it."""
+    """What the model is given of one image: named tensors with a leading axis, and how many tokens stand for it."""
 
     tensors: dict[str, torch.Tensor]
     tokens: int
@@ -82,11 +82,11 @@ class Answers(AsksAboutSeen):
         """For columns that are ``verification_questions``: put each only where its object was detected, see
         :mod:`hoi_distill.stages.teacher.seen_objects`."""
         max_pixels: Count | None = None
-        """Bound on a picture's pixels after resizing (Qwen only, whose pictures keep their shape)."""
+        """Bound on an image's pixels after resizing (Qwen only, whose images keep their shape)."""
         dtype: Dtype = "float32"
         """Of weights and arithmetic."""
         batch_size: BatchSize = 8
-        """Pictures per forward, or ``auto``: as many as the GPU's memory holds."""
+        """Images per forward, or ``auto``: as many as the GPU's memory holds."""
         gpus: GpuShare = 0.0
         """Share of a GPU that one worker occupies."""
 
@@ -103,7 +103,7 @@ class Answers(AsksAboutSeen):
         if prompt is not None and (absent := [mark for mark in wanted if prompt.count(mark) != 1]):
             raise UserError(f"answers: prompt {prompt!r} must hold {absent[0]} once")
         if max_pixels is not None and not self.is_qwen:
-            raise UserError(f"answers: max_pixels is for Qwen; {checkpoint.architecture} sees pictures of one size")
+            raise UserError(f"answers: max_pixels is for Qwen; {checkpoint.architecture} sees images of one size")
         checkpoint.require_preprocessing()
         self.checkpoint, self.columns, self.dtype = checkpoint, config.columns, config.dtype
         self.max_new_tokens, self.prompt, self.max_pixels = config.max_new_tokens, prompt, max_pixels
@@ -173,15 +173,15 @@ class Answers(AsksAboutSeen):
     ) -> dict[str, Values]:
         import torch
 
-        pictures = batch.once(
+        images = batch.once(
             ("pictures", self.vision_key), lambda: [self.image_inputs(image) for image in batch.images[: batch.count]]
         )
 
         def forward(positions: np.ndarray) -> list[tuple[Answer, ...]]:
-            return self._answers([pictures[position] for position in positions], columns)
+            return self._answers([images[position] for position in positions], columns)
 
         with torch.inference_mode():
-            parts = in_parts(forward, len(pictures), self.rows, self.device)
+            parts = in_parts(forward, len(images), self.rows, self.device)
         rows = [row for part in parts for row in part]
         rows += rows[-1:] * (len(batch.row_ids) - len(rows))
         return {
@@ -189,16 +189,16 @@ class Answers(AsksAboutSeen):
             for question, answers in zip(columns, zip(*rows, strict=True), strict=True)
         }
 
-    def _answers(self, pictures: Sequence[ImageInputs], questions: Sequence[str]) -> list[tuple[Answer, ...]]:
-        """For each picture its answers. What the prompts share, which ends with the picture, goes through the model once;
+    def _answers(self, images: Sequence[ImageInputs], questions: Sequence[str]) -> list[tuple[Answer, ...]]:
+        """For each image its answers. What the prompts share, which ends with the image, goes through the model once;
         of InstructBLIP, whose bridge reads the question, the vision tower."""
         import torch
         from transformers import DynamicCache
 
         said: dict[str, list[Answer]] = {}
         cache, start, seen = None, 0, None
-        for group in self._together(len(pictures), questions):
-            given = self.model_inputs(pictures, group[0])
+        for group in self._together(len(images), questions):
+            given = self.model_inputs(images, group[0])
             tokens = ("input_ids", "attention_mask", "mm_token_type_ids")
             if self.shared_prefix:
                 if cache is None:
@@ -206,7 +206,7 @@ class Answers(AsksAboutSeen):
                     cache = DynamicCache(config=self.model.config.get_text_config())
                     before = {name: tensor[:, :start] if name in tokens else tensor for name, tensor in given.items()}
                     self.model(**before, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                others = [self.model_inputs(pictures, question) for question in group[1:]]
+                others = [self.model_inputs(images, question) for question in group[1:]]
                 given = {
                     name: torch.cat([given[name], *(other[name] for other in others)])
                     for name in tokens
@@ -217,11 +217,11 @@ class Answers(AsksAboutSeen):
             elif self.is_instructblip:
                 if seen is None:
                     seen = self.model.vision_model(given["pixel_values"]).last_hidden_state
-                others = [self.model_inputs(pictures, question) for question in group[1:]]
+                others = [self.model_inputs(images, question) for question in group[1:]]
                 given = {name: torch.cat([given[name], *(other[name] for other in others)]) for name in given}
             with nullcontext() if seen is None else already_seen(self.model, seen.repeat(len(group), 1, 1)):
                 answers = self._generate(given, group[0], cache)
-            said |= {q: answers[at * len(pictures) : (at + 1) * len(pictures)] for at, q in enumerate(group)}
+            said |= {q: answers[at * len(images) : (at + 1) * len(images)] for at, q in enumerate(group)}
             if cache is not None:
                 if cache.get_seq_length() > start:
                     cache.crop(start - cache.get_seq_length())
@@ -229,10 +229,10 @@ class Answers(AsksAboutSeen):
                     cache.batch_select_indices(torch.zeros(1, dtype=torch.long, device=self.device))
         return list(zip(*(said[question] for question in questions), strict=True))
 
-    def _together(self, pictures: int, questions: Sequence[str]) -> list[Sequence[str]]:
-        """Groups of questions that go through the model as one batch: of one picture, of which something is there already,
+    def _together(self, images: int, questions: Sequence[str]) -> list[Sequence[str]]:
+        """Groups of questions that go through the model as one batch: of one image, of which something is there already,
         the yes/no questions of one length; else each by itself."""
-        if not (self.shared_prefix or self.is_instructblip) or pictures > 1:
+        if not (self.shared_prefix or self.is_instructblip) or images > 1:
             return [[question] for question in questions]
         by_length: dict[tuple[int, int], list[str]] = {}
         for question in filter(YES_NO.search, questions):
@@ -247,7 +247,7 @@ class Answers(AsksAboutSeen):
         return [*told, *parts]
 
     def image_inputs(self, image: Image.Image) -> ImageInputs:
-        """Preprocess one picture by the checkpoint's own image processor.
+        """Preprocess one image by the checkpoint's own image processor.
 
         Raises:
             InputFailure: a shape that the processor refuses.
@@ -255,7 +255,7 @@ class Answers(AsksAboutSeen):
         try:
             seen = self.processor([image], return_tensors="pt")
         except ValueError as error:
-            raise InputFailure(f"the image processor refuses the picture: {error}") from None
+            raise InputFailure(f"the image processor refuses the image: {error}") from None
         if self.is_qwen:
             grid = seen["image_grid_thw"]
             count = int(grid.prod()) // self.processor.merge_size**2
@@ -265,7 +265,7 @@ class Answers(AsksAboutSeen):
         return ImageInputs({"pixel_values": seen["pixel_values"]}, self._llava_tokens(seen["pixel_values"].shape[-2:]))
 
     def _llava_tokens(self, size: Sequence[int]) -> int:
-        """Patches of a picture of (height, width), and CLS where the tower has one and it is kept."""
+        """Patches of an image of (height, width), and CLS where the tower has one and it is kept."""
         config = self.model.config
         patch = config.vision_config.patch_size
         has_cls = config.vision_config.model_type == "clip_vision_model"
@@ -277,10 +277,10 @@ class Answers(AsksAboutSeen):
         return f"{question} {self.instruction}" if self.instruction and YES_NO.search(question) else question
 
     def prompt_ids(self, question: str) -> list[int]:
-        """Token ids of the prompt, the picture's mark still a single token (InstructBLIP: before everything).
+        """Token ids of the prompt, the image's mark still a single token (InstructBLIP: before everything).
 
         Raises:
-            UserError: neither chat template nor plain prompt, or a template without the picture's mark.
+            UserError: neither chat template nor plain prompt, or a template without the image's mark.
         """
         mark = self.tokenizer.convert_ids_to_tokens(self.image_id)
         question = self.asked(question)
@@ -300,23 +300,23 @@ class Answers(AsksAboutSeen):
         if ids.count(self.image_id) != 1:
             raise UserError(
                 f"{self.checkpoint.folder}: the prompt of {question!r} holds {ids.count(self.image_id)} marks {mark} for a "
-                "picture, not one; give the key 'prompt'"
+                "image, not one; give the key 'prompt'"
             )
         return ids
 
-    def model_inputs(self, pictures: Sequence[ImageInputs], question: str) -> dict[str, torch.Tensor]:
-        """What the model's ``generate`` takes: ids and mask ``int64 [B, L]``, padded on the left, and the pictures."""
+    def model_inputs(self, images: Sequence[ImageInputs], question: str) -> dict[str, torch.Tensor]:
+        """What the model's ``generate`` takes: ids and mask ``int64 [B, L]``, padded on the left, and the images."""
         import torch
 
         prompt = self.prompt_ids(question)
         at = prompt.index(self.image_id)
-        rows = [[*prompt[:at], *[self.image_id] * picture.tokens, *prompt[at + 1 :]] for picture in pictures]
+        rows = [[*prompt[:at], *[self.image_id] * image.tokens, *prompt[at + 1 :]] for image in images]
         longest = max(map(len, rows))
         ids = torch.tensor([[self._pad_id()] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         given = {"input_ids": ids, "attention_mask": mask}
-        for name in pictures[0].tensors:
-            joined = torch.cat([picture.tensors[name] for picture in pictures])
+        for name in images[0].tensors:
+            joined = torch.cat([image.tensors[name] for image in images])
             given[name] = joined.to(getattr(torch, self.dtype)) if joined.is_floating_point() else joined
         if self.is_qwen:
             given["mm_token_type_ids"] = ((ids == self.image_id) & (mask > 0)).int()
@@ -331,7 +331,7 @@ class Answers(AsksAboutSeen):
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
     def _shared_prefix(self) -> int:
-        """Tokens of every question's prompt up to and with the picture's mark; 0 where they differ, where nothing follows,
+        """Tokens of every question's prompt up to and with the image's mark; 0 where they differ, where nothing follows,
         where the model drops what is far back, or where the question changes what is seen (InstructBLIP)."""
         prompts = [self.prompt_ids(question) for question in self.columns]
         ends = [prompt.index(self.image_id) + 1 for prompt in prompts]

@@ -1,4 +1,4 @@
-"""Questions about objects that are there: which interactions a picture's detections leave possible.
+"""Questions about objects that are there: which interactions an image's detections leave possible.
 
 A question about a bicycle is asked where a bicycle was detected (CL-HOI style, after mllms-zs-hoi): a pair needs a person
 and the object, a pair of persons two persons.
@@ -24,7 +24,7 @@ PERSON = 0
 
 @dataclass(frozen=True)
 class AskedWhere:
-    """Ask a picture only what concerns an object that was detected in it.
+    """Ask an image only what concerns an object that was detected in it.
 
     Attributes:
         table: the configuration's name of the detections.
@@ -42,7 +42,7 @@ class AsksAboutSeen(Stage):
     asked_where: AskedWhere | None = None
 
     def ask_where(self, asked_where: AskedWhere | None, vocabulary: Vocabulary) -> None:
-        """Set up by the constructor. Pictures are then looked at one at a time, since each wants questions of its own.
+        """Set up by the constructor. Images are then looked at one at a time, since each wants questions of its own.
 
         Args:
             asked_where: Which detections choose the questions; None asks every question everywhere.

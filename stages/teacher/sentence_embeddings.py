@@ -1,4 +1,4 @@
-"""What a teacher says of a picture, sentence by sentence, as vectors: what a student's context tokens are compared with.
+"""What a teacher says of an image, sentence by sentence, as vectors: what a student's context tokens are compared with.
 
 A reimplementation in the CL-HOI style: a text of several sentences says more than one vector holds, and is longer than
 text encoders take, so each of its first sentences is embedded by itself.

@@ -23,7 +23,7 @@ CLIP = ("CLIPModel", "CLIPTextModelWithProjection", "PicoClipModel")
 SIGLIP = ("SiglipModel", "Siglip2Model")
 BLIP = ("BlipForImageTextRetrieval", "PicoBlipForImageTextRetrieval")
 ENCODERS = ("*Model", "*ForMaskedLM")
-"""Any other text encoder, unless its configuration names pictures."""
+"""Any other text encoder, unless its configuration names images."""
 POOLINGS = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",

@@ -1,9 +1,9 @@
-"""Feature maps of CLIP, SigLIP (2) and DINOv2 towers: patch tokens of one layer, laid out as the picture's grid.
+"""Feature maps of CLIP, SigLIP (2) and DINOv2 towers: patch tokens of one layer, laid out as the image's grid.
 
-A map always covers the *whole* picture: it is resized to a square and loses its aspect, as ADA-CM does, where the
-checkpoint's own processor would crop the centre. So a box of the picture is the same box, scaled, on the map.
+A map always covers the *whole* image: it is resized to a square and loses its aspect, as ADA-CM does, where the
+checkpoint's own processor would crop the centre. So a box of the image is the same box, scaled, on the map.
 
-Shapes: B pictures, N tokens, D channels, h x w cells.
+Shapes: B images, N tokens, D channels, h x w cells.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Tower:
         layers: the list of transformer blocks within the tower.
         norm: the final layer norm that the tower's own forward leaves to its pooled token ('' where it is applied).
         leading: tokens before the patches, registers not counted.
-        projection: the linear map into the space that pictures share with texts, '' where there is none.
+        projection: the linear map into the space that images share with texts, '' where there is none.
         defaults: of the configuration's keys.
-        interpolates: whether the forward takes other picture sizes without being asked to.
+        interpolates: whether the forward takes other image sizes without being asked to.
     """
 
     path: str
@@ -85,21 +85,21 @@ class VisionFeatures(Stage):
         checkpoint: CheckpointKey
         """A folder, a hub id, or ``{id, revision}``. SigLIP 2 in its fixed-resolution form (``SiglipModel``)."""
         columns: Views = ("original",)
-        """Views of the picture; ``flip`` is the preprocessed picture mirrored left to right."""
+        """Views of the image; ``flip`` is the preprocessed image mirrored left to right."""
         width: Width = "full"
         """``full`` is the tower's own width; ``projected`` are the tokens in the space shared with texts (CLIP's
         ``visual_projection``), as LINK's and ADA-CM's students read them."""
         layer: int = -1
         """Which block's tokens: 1 to the number of blocks, or from the end (-1, the last). Those above are not run."""
         image_size: int | None = None
-        """Side of the square that the picture is resized to, a multiple of the patch size. Default: the size the
+        """Side of the square that the image is resized to, a multiple of the patch size. Default: the size the
         checkpoint was trained at (DINOv2: the size its processor crops to). Position embeddings are interpolated."""
         codec: Codec = "fp16"
         """How maps are stored."""
         dtype: Dtype = "float32"
         """Of weights and arithmetic."""
         batch_size: BatchSize = 32
-        """Pictures per forward, or ``auto``: as many as the GPU's memory holds."""
+        """Images per forward, or ``auto``: as many as the GPU's memory holds."""
         compile: bool = False
         """Compile the tower with torch.compile. It changes no value beyond rounding."""
         gpus: GpuShare = 0.0
@@ -172,7 +172,7 @@ class VisionFeatures(Stage):
             "tower": self.checkpoint.tower,
             "tensor": f"patch tokens of layer {self.layer} after the final layer norm",
             "preprocessing": self.checkpoint.preprocessing,
-            "geometry": f"whole picture to {self.image_size} x {self.image_size}",
+            "geometry": f"whole image to {self.image_size} x {self.image_size}",
             "image_backend": "pil",
             "dtype": self.dtype,
         }

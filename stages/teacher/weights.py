@@ -143,7 +143,7 @@ class Checkpoint:
         return tower_digest(layout.weight_files(Path(self.folder)).files, self.config, (prefix,))
 
     def require_preprocessing(self) -> None:
-        """Refuse a checkpoint that does not say how a picture is prepared.
+        """Refuse a checkpoint that does not say how an image is prepared.
 
         Raises:
             UserError: If it does not.
@@ -151,7 +151,7 @@ class Checkpoint:
         if not self.preprocessing:
             raise UserError(
                 f"{self.folder}: no preprocessor_config.json (nor an image processor in processor_config.json), which says how "
-                "pictures are prepared; fetch it with the weights"
+                "images are prepared; fetch it with the weights"
             )
 
     def grid(self) -> tuple[int, int, int]:

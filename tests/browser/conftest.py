@@ -1,4 +1,4 @@
-"""Sample pages: drawn pictures and made-up figures, with markup wherever a teacher or a user supplies text."""
+"""Sample pages: drawn images and made-up figures, with markup wherever a teacher or a user supplies text."""
 
 from __future__ import annotations
 

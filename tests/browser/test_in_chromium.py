@@ -40,14 +40,14 @@ def test_markup_is_text_in_the_browser(kind: str, browser: Chromium, pages: dict
     assert MARKUP in browser.run("document.body.innerText")
 
 
-def test_pictures_are_rendered(browser: Chromium, pages: dict[str, Path]):
+def test_images_are_rendered(browser: Chromium, pages: dict[str, Path]):
     browser.open(pages["folder"], 390)
     sizes = browser.run("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))")
     assert len(sizes) == 5
     assert min(sizes) > 0
     browser.open(pages["report"], 390)
     drawn = browser.run(
-        "Promise.all([...document.querySelectorAll('svg.picture image')].map(i => {"
+        "Promise.all([...document.querySelectorAll('svg.image image')].map(i => {"
         "const p = new Image(); p.src = i.getAttribute('href');"
         "return p.decode().then(() => [p.naturalWidth, i.getBoundingClientRect().width]) }))"
     )
@@ -55,7 +55,7 @@ def test_pictures_are_rendered(browser: Chromium, pages: dict[str, Path]):
     assert all(natural > 0 and 250 < shown <= 362 for natural, shown in drawn)
 
 
-def test_words_on_pictures_are_legible_on_a_phone(browser: Chromium, pages: dict[str, Path]):
+def test_words_on_images_are_legible_on_a_phone(browser: Chromium, pages: dict[str, Path]):
     browser.open(pages["report"], 390)
     heights = browser.run("[...document.querySelectorAll('.chip')].map(t => t.getBoundingClientRect().height)")
     assert min(heights) >= 10

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hoi_distill.stages.evaluate.pages.pictures import Pair, data_uri, draw_pairs, load_image, numbered
 from PIL import Image
 
 from hoi_distill.stages.evaluate.pages import charts, report
 from hoi_distill.stages.evaluate.pages.evaluation_page import write_evaluation
-from hoi_distill.stages.evaluate.pages.pictures import Pair, data_uri, draw_pairs, load_picture, numbered
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.sample_pages import MARKUP, evaluated, evaluation, gallery, run_report
 
@@ -67,7 +67,7 @@ def test_the_report_holds_every_figure_class_and_fingerprint(pages: dict[str, Pa
         assert report.class_name(row) in text
     for table in data.tables:
         assert table.fingerprint in text
-    assert "3 pictures were skipped: 2 × truncated picture" in text
+    assert "3 images were skipped: 2 × truncated image" in text
 
 
 def test_an_evaluation_names_every_class_and_draws_its_curve(pages: dict[str, Path]):
@@ -81,7 +81,7 @@ def test_an_evaluation_names_every_class_and_draws_its_curve(pages: dict[str, Pa
     for shown, row in zip(classes, evaluated().per_class, strict=True):
         assert bool(shown["curve"]) == bool(row["found"])
         assert shown["name"] in page.text
-    for word in ("wrong verb", "duplicate", "background", "Intervals", "Known-object picture sets are taken from"):
+    for word in ("wrong verb", "duplicate", "background", "Intervals", "Known-object image sets are taken from"):
         assert word in page.text
 
 
@@ -96,7 +96,7 @@ def test_skipped_rows_are_told_apart_from_none_and_unknown(tmp_path: Path):
     for skipped, said in (({}, True), (None, False)):
         data = report.ReportData("run", "labels", evaluation(), skipped=skipped)
         report.write_report(tmp_path / "page.html", data)
-        assert ("No picture was skipped" in (tmp_path / "page.html").read_text()) == said
+        assert ("No image was skipped" in (tmp_path / "page.html").read_text()) == said
 
 
 def test_labels_of_a_teacher_are_shown_beside_the_annotations(tmp_path: Path):
@@ -154,9 +154,9 @@ def test_means_and_spread_over_seeds():
 
 
 def test_boxes_are_drawn_where_they_are():
-    picture = Image.new("RGB", (180, 90))
+    image = Image.new("RGB", (180, 90))
     lines = numbered([Pair((10, 20, 30, 40), (50, 20, 90, 80), "hold", "cup")])
-    drawn = draw_pairs(data_uri(picture), picture.size, lines, "alt")
+    drawn = draw_pairs(data_uri(image), image.size, lines, "alt")
     assert '<rect x="20.0" y="40.0" width="40.0" height="40.0"' in drawn  # drawings are 360 wide
     assert '<rect x="100.0" y="40.0" width="80.0" height="120.0"' in drawn
     assert "1 hold" in drawn
@@ -213,14 +213,14 @@ def test_labels_do_not_cover_one_another():
             assert abs(y - b) >= 16 or x >= a + w or a >= x + width
 
 
-def test_pictures_of_every_source_load_upright(tmp_path: Path):
+def test_images_of_every_source_load_upright(tmp_path: Path):
     turned = Image.new("RGB", (40, 20), (200, 0, 0))
     exif = Image.Exif()
     exif[0x0112] = 6
     turned.save(tmp_path / "turned.jpg", exif=exif)
-    assert load_picture(tmp_path / "turned.jpg").size == (20, 40)
-    assert load_picture(np.zeros((20, 40, 3), np.uint8)).size == (40, 20)
-    assert load_picture(Image.new("L", (5, 6))).mode == "RGB"
+    assert load_image(tmp_path / "turned.jpg").size == (20, 40)
+    assert load_image(np.zeros((20, 40, 3), np.uint8)).size == (40, 20)
+    assert load_image(Image.new("L", (5, 6))).mode == "RGB"
     assert data_uri(Image.new("RGB", (2000, 1000))).startswith("data:image/jpeg;base64,")
 
 
@@ -245,6 +245,6 @@ def test_empty_pages_are_pages(tmp_path: Path):
     assert "no table was read" in (tmp_path / "a.html").read_text()
 
 
-def test_a_picture_that_shows_everything_comes_in_once_a_card(pages: dict[str, Path]):
+def test_a_image_that_shows_everything_comes_in_once_a_card(pages: dict[str, Path]):
     images = [attributes for tag, attributes in Reader(pages["folder"].read_text()).tags if tag == "img"]
     assert len(images) == len(gallery(5))

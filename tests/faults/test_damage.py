@@ -425,7 +425,7 @@ def test_a_column_without_a_value_and_a_question_of_no_rows_are_as_good_as_any(t
     table = Cache.open(tmp_path).table("maps", {}, {"format": "lmdb", "shape": [2, 3], "codec": codec}, None)
     valid = np.array([[True, False], [True, False], [False, False]])
     values = {"old": np.ones((3, 2, 3), np.float32), "new": np.ones((3, 2, 3), np.float32)}
-    made = table.commit(CellBlock(rows, ("old", "new"), valid, {(2, 1): "broken picture"}), values)
+    made = table.commit(CellBlock(rows, ("old", "new"), valid, {(2, 1): "broken image"}), values)
     assert made.cells == 2
     assert (table.read(CellSelection(rows[:2], ("old",)))["old"] == 1).all()
     assert table.read(CellSelection(rows[:0], ("old", "new")))["new"].shape == (0, 2, 3)

@@ -22,7 +22,7 @@ from hoi_distill.storage.check import check_table
 from tests.fixtures.toy_stages import TOYS, Album, plan_of, run
 
 ROOT = Path(__file__).parents[2]
-PICTURES, PROMPTS = 40, "abcd"
+IMAGES, PROMPTS = 40, "abcd"
 TASK = 4 * len(PROMPTS)
 """Cells of the largest task."""
 
@@ -35,8 +35,8 @@ def toys(monkeypatch):
 
 @pytest.fixture
 def album(tmp_path) -> Album:
-    """Forty pictures; 20 tasks of about 60 ms. What is computed is logged by every process."""
-    made = Album(tmp_path, PICTURES, PROMPTS, seconds=0.03)
+    """Forty images; 20 tasks of about 60 ms. What is computed is logged by every process."""
+    made = Album(tmp_path, IMAGES, PROMPTS, seconds=0.03)
     for table in made.config["tables"].values():
         table["log"] = str(tmp_path / "log")
     made.write()
@@ -111,7 +111,7 @@ def live_through_kills(album: Album, kills: int, seed: int) -> None:
         driver.communicate()
     finish(album)
     computed = computations(album)
-    wanted = 2 * PICTURES * len(PROMPTS)
+    wanted = 2 * IMAGES * len(PROMPTS)
     assert died >= kills - 2  # the last ones may find nothing left to do
     assert len(computed) == wanted
     # One worker: a kill loses the task that it computes and the one that it writes.
@@ -150,7 +150,7 @@ def test_two_drivers_on_one_cache(album):
         _, err = driver.communicate(timeout=120)
         assert driver.returncode == 0, err
     computed = computations(album)
-    assert len(computed) == 2 * PICTURES * len(PROMPTS)
+    assert len(computed) == 2 * IMAGES * len(PROMPTS)
     assert max(computed.values()) <= 2
     for made in plan_of(album.workspace()).values():
         names = [record.header["payload"] for record in made.table.records()]
@@ -169,10 +169,10 @@ def test_first_interrupt_commits_and_exits_130(album, number):
     assert "Interrupted." in out
     computed = computations(album)
     filled = sum(made.counts["filled"] for made in plan_of(album.workspace()).values())
-    assert 0 < filled < 2 * PICTURES * len(PROMPTS)
+    assert 0 < filled < 2 * IMAGES * len(PROMPTS)
     assert computed.total() == filled  # everything that was computed was committed
     finish(album)
-    assert computations(album).total() == 2 * PICTURES * len(PROMPTS)
+    assert computations(album).total() == 2 * IMAGES * len(PROMPTS)
 
 
 def test_a_signal_that_comes_twice_at_once_counts_as_one(album):
@@ -191,7 +191,7 @@ def test_a_signal_that_comes_twice_at_once_counts_as_one(album):
 def test_a_task_is_left_between_two_batches_and_gone_on_with(album):
     """Every cell is computed once, though one task holds them all."""
     for table in album.config["tables"].values():
-        table["shard_rows"] = PICTURES
+        table["shard_rows"] = IMAGES
     album.write()
     driver = start(album)
     wait_for(album, TASK, driver)
@@ -199,7 +199,7 @@ def test_a_task_is_left_between_two_batches_and_gone_on_with(album):
     _, err = driver.communicate(timeout=60)
     assert driver.returncode == 130, err
     filled = sum(made.counts["filled"] for made in plan_of(album.workspace()).values())
-    assert 0 < filled < PICTURES * len(PROMPTS)
+    assert 0 < filled < IMAGES * len(PROMPTS)
     assert computations(album).total() == filled
     finish(album)
     assert set(computations(album).values()) == {1}
@@ -219,7 +219,7 @@ def test_a_terminal_that_closes_ends_a_run_that_saves_what_it_has(album):
     _, status = os.waitpid(process, 0)
     assert os.waitstatus_to_exitcode(status) == 130
     filled = sum(made.counts["filled"] for made in plan_of(album.workspace()).values())
-    assert 0 < filled < 2 * PICTURES * len(PROMPTS)
+    assert 0 < filled < 2 * IMAGES * len(PROMPTS)
     assert computations(album).total() == filled
     finish(album)
 
@@ -257,7 +257,7 @@ def test_a_batch_that_takes_too_long_does_not_hold_a_run_beyond_20_seconds(album
 def test_a_signal_to_every_process_of_a_ray_run_still_commits(album, number):
     """As Slurm and systemd send theirs."""
     for table in album.config["tables"].values():
-        table["shard_rows"] = PICTURES
+        table["shard_rows"] = IMAGES
     album.config["tables"]["scores"]["seconds"] = 0.5
     album.write()
     driver = start(album, "--executor", "ray", "--workers", "2")
@@ -271,7 +271,7 @@ def test_a_signal_to_every_process_of_a_ray_run_still_commits(album, number):
     assert driver.returncode == 130, err
     assert "Traceback" not in err
     filled = sum(made.counts["filled"] for made in plan_of(album.workspace()).values())
-    assert 0 < filled < PICTURES * len(PROMPTS)
+    assert 0 < filled < IMAGES * len(PROMPTS)
     assert computations(album).total() == filled
 
 
@@ -360,4 +360,4 @@ def test_read_only_cache(album):
     assert len(err.strip().splitlines()) == 1
     assert f"cache {cache}: " in err
     album.ask(PROMPTS)
-    assert len(cells_of(album)) == 2 * PICTURES * len(PROMPTS)
+    assert len(cells_of(album)) == 2 * IMAGES * len(PROMPTS)

@@ -1,4 +1,4 @@
-"""A pico world of 24 pictures and a tiny BLIP, its cache filled once; every test gets a copy to change."""
+"""A pico world of 24 images and a tiny BLIP, its cache filled once; every test gets a copy to change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from hoi_distill.pipeline.graph import registry
 from hoi_distill.stages.data.pico.world import pico_vocabulary, write_world
-from tests.fixtures.line import PICTURES, STAGES, TEST, TRAIN, Line, count_calls
+from tests.fixtures.line import IMAGES, STAGES, TEST, TRAIN, Line, count_calls
 from tests.fixtures.tiny_blip import WORDS, save_checkpoints, tiny_blip_config, tiny_processor
 from tests.fixtures.toy_stages import TOYS
 
@@ -54,8 +54,8 @@ def filled(tmp_path_factory, checkpoints) -> Path:
         line.calls = counted
         done = line.computed()
     assert done == {
-        "detections": PICTURES, "sized": PICTURES, "features": 2 * PICTURES, "itm": 8 * PICTURES,
-        "captions": 2 * PICTURES, "triplets": 2 * PICTURES, "text": 58,
+        "detections": IMAGES, "sized": IMAGES, "features": 2 * IMAGES, "itm": 8 * IMAGES,
+        "captions": 2 * IMAGES, "triplets": 2 * IMAGES, "text": 58,
     }  # fmt: skip
     return root
 

@@ -16,11 +16,11 @@ from hoi_distill.pipeline.graph import registry
 from hoi_distill.stages.data.pico.world import pico_vocabulary
 from hoi_distill.stages.teacher.blip import stages as blip
 from hoi_distill.storage.check import check_table
-from tests.fixtures.line import PICTURES, TRAIN
+from tests.fixtures.line import IMAGES, TRAIN
 from tests.fixtures.toy_stages import Album, flip_byte
 from tests.fixtures.toy_stages import computed as toys_computed
 
-OF_EVERY_PICTURE = {"detections": 1, "sized": 1, "features": 2, "itm": 8, "captions": 2, "triplets": 2}
+OF_EVERY_IMAGE = {"detections": 1, "sized": 1, "features": 2, "itm": 8, "captions": 2, "triplets": 2}
 
 
 def test_nothing_changes(line):
@@ -52,24 +52,24 @@ def test_files_renamed(tmp_path, calls):
 
 def test_one_images_bytes(line):
     student = line.student()
-    picture = sorted((line.root / "world/images/train2015").iterdir())[3]
-    Image.open(picture).transpose(Image.Transpose.ROTATE_180).save(picture, quality=90)
-    assert line.computed() == OF_EVERY_PICTURE
+    image = sorted((line.root / "world/images/train2015").iterdir())[3]
+    Image.open(image).transpose(Image.Transpose.ROTATE_180).save(image, quality=90)
+    assert line.computed() == OF_EVERY_IMAGE
     assert line.student() != student
 
 
 def test_more_images(line):
-    """A larger world, drawn elsewhere: the pictures that it shares with the smaller one are known by their bytes."""
+    """A larger world, drawn elsewhere: the images that it shares with the smaller one are known by their bytes."""
     line.config["dataset"].update(root=str(line.root / "larger"), train=TRAIN + 2)
     for table in line.config["tables"].values():
         if table["stage"] == "detections_file":
             table["path"] = [path.replace("world", "larger") for path in table["path"]]
-    assert line.computed() == {name: 2 * cells for name, cells in OF_EVERY_PICTURE.items()}
+    assert line.computed() == {name: 2 * cells for name, cells in OF_EVERY_IMAGE.items()}
 
 
 def test_ten_more_prompts(line):
     line.table("itm", columns=list(pico_vocabulary().prompts()[:18]))
-    assert line.computed() == {"itm": 10 * PICTURES}
+    assert line.computed() == {"itm": 10 * IMAGES}
 
 
 def test_another_setups_prompts_retrain_nothing(line):
@@ -85,7 +85,7 @@ def test_another_caption_question(line):
     student = line.student()
     for name in ("captions", "triplets"):
         line.table(name, columns=["a photo of", "is there anybody ?", "riding a"])
-    assert line.computed() == {"captions": PICTURES, "triplets": PICTURES}
+    assert line.computed() == {"captions": IMAGES, "triplets": IMAGES}
     assert line.student() == student
 
 
@@ -98,7 +98,7 @@ def test_a_box_in_the_detections_file(line):
     file.write_text(json.dumps(found))
     assert name.endswith("1.jpg")
     assert line.computed() == {"detections": 1, "sized": 1}
-    assert line.student() != student  # picture 1 is a labelled one
+    assert line.student() != student  # image 1 is a labelled one
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_what_one_table_declares(line, table, keys, field):
     reasons = [reason.text for reason in line.plan()[table].reasons]
     assert len(reasons) == 1
     assert field in reasons[0]
-    cells = {"itm": 8, "features": 2}[table] * PICTURES
+    cells = {"itm": 8, "features": 2}[table] * IMAGES
     assert line.computed() == {table: cells}
 
 
@@ -141,8 +141,8 @@ def retrain_tower(model) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (retrain_head, {"itm": 8 * PICTURES, "text": 58}),
-        (retrain_tower, {"itm": 8 * PICTURES, "text": 58, "features": 2 * PICTURES}),
+        (retrain_head, {"itm": 8 * IMAGES, "text": 58}),
+        (retrain_tower, {"itm": 8 * IMAGES, "text": 58, "features": 2 * IMAGES}),
     ],
     ids=["head", "tower"],
 )
@@ -172,7 +172,7 @@ def test_image_size(line, checkpoints):
     for name in ("itm", "features"):
         line.table(name, checkpoint=str(teacher))
     empty = {name: made.counts["empty"] for name, made in line.plan().items() if made.counts["empty"]}
-    assert empty == {"itm": 8 * PICTURES, "features": 2 * PICTURES}
+    assert empty == {"itm": 8 * IMAGES, "features": 2 * IMAGES}
 
 
 @pytest.mark.parametrize("keys", [{"itm_weight": 0.5}, {"learning_rate": 2e-3}, {"seed": 1}])
@@ -211,7 +211,7 @@ def test_refactoring(line, monkeypatch):
 def test_declared_version_with_equal_values(line, monkeypatch):
     """Captions are computed again under the new version; they say the same, so nothing below them is."""
     monkeypatch.setattr(blip.BlipCaptions, "version", 2)
-    assert line.computed() == {"captions": 2 * PICTURES}
+    assert line.computed() == {"captions": 2 * IMAGES}
 
 
 def test_declared_version_with_other_values(line, monkeypatch):
@@ -228,11 +228,11 @@ def test_declared_version_with_other_values(line, monkeypatch):
 
     monkeypatch.setattr(blip.BlipCaptions, "version", 2)
     monkeypatch.setattr(blip, "cells", cells)
-    assert line.computed() == {"captions": 2 * PICTURES, "triplets": 8}
+    assert line.computed() == {"captions": 2 * IMAGES, "triplets": 8}
     assert changed == [8]
 
 
-@pytest.mark.parametrize(("name", "cells"), [("captions", 2 * 8), ("itm", 8 * 8), ("detections", PICTURES)])
+@pytest.mark.parametrize(("name", "cells"), [("captions", 2 * 8), ("itm", 8 * 8), ("detections", IMAGES)])
 def test_a_shards_bytes(line, name, cells):
     """Its cells once check has found it, and nothing below; the student stands."""
     student = line.student()

@@ -97,25 +97,25 @@ def test_a_record_with_failures_of_flipped_bits_kills_neither_run_nor_check(albu
 
 
 @pytest.mark.parametrize("pictures", [0, 2])
-def test_a_stage_that_chooses_is_planned_where_no_row_of_it_is_filled_above(album, pictures):
-    """The wanted rows are none of those that are filled: all of the pictures are new ones."""
+def test_a_stage_that_chooses_is_planned_where_no_row_of_it_is_filled_above(album, images):
+    """The wanted rows are none of those that are filled: all of the images are new ones."""
     album.config["tables"]["signs"]["stage"] = "toy_chosen"
     album.write()
-    for picture in sorted(album.folder.iterdir())[pictures:]:
-        picture.unlink()
-    if pictures:
+    for image in sorted(album.folder.iterdir())[images:]:
+        image.unlink()
+    if images:
         run(album.workspace())
-        for number, picture in enumerate(sorted(album.folder.iterdir())):
-            paint(picture, 100 + number)
+        for number, image in enumerate(sorted(album.folder.iterdir())):
+            paint(image, 100 + number)
     else:
         paint(album.folder / "only.png", 3)
     table_plan = plan_of(album.workspace())["signs"]
-    assert table_plan.counts["unknown"] == 3 * max(pictures, 1)
+    assert table_plan.counts["unknown"] == 3 * max(images, 1)
     run(album.workspace())
     assert all(table_plan.complete() for table_plan in plan_of(album.workspace()).values())
 
 
-def test_one_broken_picture_and_one_new_question_are_filled(album):
+def test_one_broken_image_and_one_new_question_are_filled(album):
     album.config["tables"] = {"scores": album.config["tables"]["scores"], "maps": {"stage": "toy_maps"}}
     (album.folder / "zero.png").write_bytes(b"")
     album.write()
@@ -192,18 +192,18 @@ def test_a_life_with_every_note_damaged(album):
     assert hoi_distill("run", album.path).returncode == 0
 
 
-def test_a_picture_overwritten_in_place_under_its_old_time_is_computed_again(album):
+def test_a_image_overwritten_in_place_under_its_old_time_is_computed_again(album):
     time.sleep(0.03)
     run(album.workspace())
-    picture = album.folder / "003.png"
-    before, data = picture.stat(), picture.read_bytes()
+    image = album.folder / "003.png"
+    before, data = image.stat(), image.read_bytes()
     paint(album.root / "other.png", 9)
     other = (album.root / "other.png").read_bytes()
     assert len(other) == len(data)
-    with open(picture, "r+b") as file:
+    with open(image, "r+b") as file:
         file.write(other)
-    os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert (picture.stat().st_size, picture.stat().st_ino) == (before.st_size, before.st_ino)
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (image.stat().st_size, image.stat().st_ino) == (before.st_size, before.st_ino)
     assert computed(album.workspace()) == {"scores": 3, "signs": 3}
 
 

@@ -24,12 +24,12 @@ def student_of(matrix: Matrix, arm: str, seed: int = 0) -> dict:
     return asdict(read_section(document, "student.")[1])
 
 
-def pictures_of(matrix: Matrix, arm: str) -> dict:
-    """Which pictures, labels and tables an arm gets."""
+def images_of(matrix: Matrix, arm: str) -> dict:
+    """Which images, labels and tables an arm gets."""
     config = load_config(matrix.setup, matrix.overrides_of(arm, 0))
-    pictures = read_section(config.student, "student.")[2]
-    own = {role: config.tables.get(name) for role, name in pictures.tables if name is not None}
-    return {"pictures": pictures, "tables": own, "pair_teachers": config.pair_teachers}
+    images = read_section(config.student, "student.")[2]
+    own = {role: config.tables.get(name) for role, name in images.tables if name is not None}
+    return {"pictures": images, "tables": own, "pair_teachers": config.pair_teachers}
 
 
 def test_a_section_of_an_arm_changes_the_matrixs_which_changes_the_setups(tmp_path):
@@ -54,7 +54,7 @@ def test_a_section_of_an_arm_changes_the_matrixs_which_changes_the_setups(tmp_pa
 @pytest.mark.parametrize("path", MATRICES, ids=lambda path: path.stem)
 def test_every_shipped_arm_is_a_training_of_its_own(path):
     matrix = validate(Matrix, yaml.safe_load(path.read_text()), str(path))
-    students = {name: (student_of(matrix, name), pictures_of(matrix, name)) for name in matrix.arms}
+    students = {name: (student_of(matrix, name), images_of(matrix, name)) for name in matrix.arms}
     distinct = {repr(each) for each in students.values()}
     assert len(distinct) == len(students)
 

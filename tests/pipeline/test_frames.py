@@ -1,4 +1,4 @@
-"""One frame for the pictures, boxes and sizes of a dataset: its reader says whether EXIF turns them."""
+"""One frame for the images, boxes and sizes of a dataset: its reader says whether EXIF turns them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from hoi_distill.stages.evaluate.pages.pictures import load_image
 from PIL import Image
 
 from hoi_distill.pipeline import inputs
 from hoi_distill.pipeline.graph import registry
 from hoi_distill.pipeline.inputs import image_source
-from hoi_distill.pipeline.training.fit import PictureReader
+from hoi_distill.pipeline.training.fit import ImageReader
 from hoi_distill.pipeline.workspace import Workspace, prepare
 from hoi_distill.stages.data.folder import load_annotated_folder
 from hoi_distill.stages.data.image import as_stored
 from hoi_distill.stages.data.open_dataset import open_annotations
-from hoi_distill.stages.evaluate.pages.pictures import load_picture
 from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values
 from hoi_distill.storage.digests import digest_bytes
 from hoi_distill.storage.errors import UserError
@@ -31,11 +31,11 @@ from tests.fixtures import hico_forms, swig_files, v_coco_files
 from tests.fixtures.toy_stages import run
 
 TURNED = {2: 6, 3: 3}
-"""EXIF orientation of the second and the third picture of each split: a quarter and a half turn."""
+"""EXIF orientation of the second and the third image of each split: a quarter and a half turn."""
 
 
 class Looks(Stage):
-    """Size of a picture, and whether its left half is the brighter one."""
+    """Size of an image, and whether its left half is the brighter one."""
 
     name = "looks"
     columns = ("value",)
@@ -60,7 +60,7 @@ def looks(pixels: np.ndarray) -> list[int]:
     return [width, height, int(pixels[:, :half].mean() > pixels[:, half:].mean() + 50)]
 
 
-def picture(path: Path, number: int, size: tuple[int, int] = (64, 48), orientation: int = 1) -> None:
+def image(path: Path, number: int, size: tuple[int, int] = (64, 48), orientation: int = 1) -> None:
     """A bright left half in the stored raster; ``number`` makes the bytes its own."""
     raster = np.zeros((size[1], size[0], 3), np.uint8)
     raster[:, : size[0] // 2] = 240 - number
@@ -77,7 +77,7 @@ def hico(tmp_path: Path) -> Path:
         hico_forms.save(root / f"instances_{split}2015.json", hico_forms.instances(split))
         for number in range(1, 5):
             file = root / f"images/{split}2015/HICO_{split}2015_{number:08d}.jpg"
-            picture(file, start + number, orientation=TURNED.get(number, 1))
+            image(file, start + number, orientation=TURNED.get(number, 1))
     return root
 
 
@@ -93,7 +93,7 @@ def setup_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **dataset: Any) ->
     return prepare(tmp_path / "setup.yaml")
 
 
-def test_pictures_and_boxes_of_hico_det_are_in_the_stored_raster(hico, tmp_path, monkeypatch):
+def test_images_and_boxes_of_hico_det_are_in_the_stored_raster(hico, tmp_path, monkeypatch):
     workspace = setup_of(tmp_path, monkeypatch, kind="hico-det", root=hico)
     assert {part.frame for part in workspace.dataset.values()} == {"stored"}
     run(workspace)
@@ -107,8 +107,8 @@ def test_pictures_and_boxes_of_hico_det_are_in_the_stored_raster(hico, tmp_path,
     assert [(cell["width"], cell["height"]) for cell in given.to_pylist()] == [(64, 48)] * 8
 
 
-def test_only_turned_pictures_are_rows_of_their_own(hico, tmp_path, monkeypatch):
-    """What a folder of the same pictures has in the cache serves HICO-DET but for the turned ones, and stays as it is."""
+def test_only_turned_images_are_rows_of_their_own(hico, tmp_path, monkeypatch):
+    """What a folder of the same images has in the cache serves HICO-DET but for the turned ones, and stays as it is."""
     folder = setup_of(tmp_path, monkeypatch, kind="folder", root=hico / "images")
     assert run(folder).cells["looks"] == 8
     table = next(table for table in folder.cache.tables() if table.dir.name.startswith("looks"))
@@ -127,23 +127,23 @@ def test_only_turned_pictures_are_rows_of_their_own(hico, tmp_path, monkeypatch)
 
 def test_students_and_pages_see_the_frame_of_the_boxes(hico):
     file = hico / "images/test2015/HICO_test2015_00000002.jpg"
-    assert looks(PictureReader([str(file)], "stored")(0)) == [64, 48, 1]
-    assert looks(PictureReader([str(file)], "upright")(0)) == [48, 64, 0]
-    assert load_picture(file, "stored").size == (64, 48)
-    assert load_picture(file, "upright").size == (48, 64)
+    assert looks(ImageReader([str(file)], "stored")(0)) == [64, 48, 1]
+    assert looks(ImageReader([str(file)], "upright")(0)) == [48, 64, 0]
+    assert load_image(file, "stored").size == (64, 48)
+    assert load_image(file, "upright").size == (48, 64)
 
 
 def swig(root: Path) -> Path:
     swig_files.write(root, swig_files.records())
-    picture(root / "images_512/surfing_1.jpg", 1, (100, 80), 6)
-    picture(root / "images_512/idle_2.jpg", 2, (60, 50))
+    image(root / "images_512/surfing_1.jpg", 1, (100, 80), 6)
+    image(root / "images_512/idle_2.jpg", 2, (60, 50))
     return root
 
 
 def v_coco(root: Path) -> Path:
     v_coco_files.write(root, v_coco_files.official())
-    picture(root / "train2014/COCO_train2014_000000000007.jpg", 1, (100, 80), 6)
-    picture(root / "train2014/COCO_train2014_000000000009.jpg", 2, (100, 80))
+    image(root / "train2014/COCO_train2014_000000000007.jpg", 1, (100, 80), 6)
+    image(root / "train2014/COCO_train2014_000000000009.jpg", 2, (100, 80))
     return root
 
 
@@ -158,7 +158,7 @@ def without_sizes(root: Path) -> Path:
     """HICO-DET in PPDM's form, which states no sizes."""
     hico_forms.save(root / "test_hico.json", hico_forms.ppdm("test"))
     for number in range(1, 5):
-        picture(root / f"images/test2015/HICO_test2015_{number:08d}.jpg", number, orientation=TURNED.get(number, 1))
+        image(root / f"images/test2015/HICO_test2015_{number:08d}.jpg", number, orientation=TURNED.get(number, 1))
     return root
 
 
@@ -182,10 +182,10 @@ def test_every_published_dataset_is_read_as_stored(kind, write, split, sizes, tm
 
 
 @pytest.mark.parametrize(("kind", "write", "split", "sizes"), list(READERS.values())[:2], ids=list(READERS)[:2])
-def test_a_picture_of_another_size_than_stated_is_named(kind, write, split, sizes, tmp_path):
+def test_a_image_of_another_size_than_stated_is_named(kind, write, split, sizes, tmp_path):
     root = write(tmp_path / "data")
     file = open_annotations(kind, root, split).path[1]
-    picture(Path(file), 5, (64, 48))
+    image(Path(file), 5, (64, 48))
     memory = DigestMemory(tmp_path / "digests.sqlite")
     width, height = sizes[1]
     with pytest.raises(UserError, match=rf"{file} is 64 x 48 \(as stored.*annotations say {width} x {height}"):
@@ -206,7 +206,7 @@ def test_a_turned_size_stated_for_hico_det_is_named(hico, tmp_path, monkeypatch)
 
 
 def test_an_annotated_folder_is_upright_and_its_stated_sizes_are_too(tmp_path):
-    picture(tmp_path / "a.jpg", 1, orientation=6)
+    image(tmp_path / "a.jpg", 1, orientation=6)
     record = {"file_name": "a.jpg", "width": 48, "height": 64, "pairs": []}
     (tmp_path / "annotations.json").write_text(json.dumps({"pictures": [record]}))
     found = load_annotated_folder(tmp_path / "annotations.json")

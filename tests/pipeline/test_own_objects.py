@@ -37,8 +37,8 @@ def root(tmp_path: Path) -> Path:
     actions = [(name, "fly", "flying") for name in OBJECTS[1:]]
     Vocabulary.from_actions(actions, "test", objects=OBJECTS).save(tmp_path / "words.json")
     pair = {"human_box": [1, 1, 20, 40], "object_box": [20, 1, 60, 20], "object": "hang glider", "verbs": ["fly"]}
-    pictures = [{"file_name": "a.jpg", "pairs": [pair]}, {"file_name": "b.jpg", "split": "test", "pairs": [pair]}]
-    (tmp_path / "annotations.json").write_text(json.dumps({"vocabulary": "words.json", "pictures": pictures}))
+    images = [{"file_name": "a.jpg", "pairs": [pair]}, {"file_name": "b.jpg", "split": "test", "pairs": [pair]}]
+    (tmp_path / "annotations.json").write_text(json.dumps({"vocabulary": "words.json", "pictures": images}))
     boxes = [
         {"image_id": name, "category_id": category, "bbox": box, "score": 0.9}
         for name in ("a.jpg", "b.jpg")

@@ -1,4 +1,4 @@
-"""New pictures: each has a drawing of its own, none but the given ones is opened, and places are tried before the work."""
+"""New images: each has a drawing of its own, none but the given ones is opened, and places are tried before the work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from hoi_distill.pipeline import prediction
-from hoi_distill.pipeline.prediction import predict_pictures
+from hoi_distill.pipeline.prediction import predict_images
 from hoi_distill.stages.student.methods.vlm_hoi.config import network_config
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
 from hoi_distill.stages.student.methods.vlm_hoi.student import VlmHoiStudent
@@ -24,29 +24,29 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """A student that looks at the pictures themselves, of random weights."""
+    """A student that looks at the images themselves, of random weights."""
     folder = tmp_path_factory.mktemp("student")
     config = tiny_config()
     VlmHoiStudent(Muren(network_config(config, VOCABULARY)), VOCABULARY, config).save_pretrained(folder)
     return folder
 
 
-def picture(path: Path, seed: int, kind: str = "JPEG") -> Path:
+def image(path: Path, seed: int, kind: str = "JPEG") -> Path:
     path.parent.mkdir(exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 255, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(path, kind)
     return path
 
 
-def test_pictures_that_differ_in_their_suffix_have_a_drawing_each(checkpoint, tmp_path):
+def test_images_that_differ_in_their_suffix_have_a_drawing_each(checkpoint, tmp_path):
     given = [
-        picture(tmp_path / "in/a.jpg", 1),
-        picture(tmp_path / "in/a.png", 2, "PNG"),
-        picture(tmp_path / "in/a", 3),
-        picture(tmp_path / "in/a.b.jfif", 4),
-        picture(tmp_path / "in" / os.fsdecode(b"Mu\xf1oz.jpg"), 5),
+        image(tmp_path / "in/a.jpg", 1),
+        image(tmp_path / "in/a.png", 2, "PNG"),
+        image(tmp_path / "in/a", 3),
+        image(tmp_path / "in/a.b.jfif", 4),
+        image(tmp_path / "in" / os.fsdecode(b"Mu\xf1oz.jpg"), 5),
     ]
-    found = predict_pictures(checkpoint, given, tmp_path / "out", threshold=0.0)
+    found = predict_images(checkpoint, given, tmp_path / "out", threshold=0.0)
     names = {path.name for path in given[:-1]} | {"Mu\\xf1oz.jpg"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "detections.parquet",
@@ -55,11 +55,11 @@ def test_pictures_that_differ_in_their_suffix_have_a_drawing_each(checkpoint, tm
     assert set(pq.read_table(found)["image_id"].to_pylist()) <= names
 
 
-def test_no_other_picture_of_the_folder_is_opened(checkpoint, tmp_path):
-    given = picture(tmp_path / "in/a.jpg", 1)
+def test_no_other_image_of_the_folder_is_opened(checkpoint, tmp_path):
+    given = image(tmp_path / "in/a.jpg", 1)
     os.mkfifo(tmp_path / "in/b.jpg")  # to open it would wait for good
     (tmp_path / "in/c.jpg").write_bytes(b"no picture")
-    predict_pictures(checkpoint, [given], tmp_path / "out", threshold=0.5)
+    predict_images(checkpoint, [given], tmp_path / "out", threshold=0.5)
     assert (tmp_path / "out/a.jpg.predicted.png").exists()
 
 
@@ -75,8 +75,8 @@ def test_everything_works_where_it_is_told_to(checkpoint, tmp_path, monkeypatch)
 
     for device, used in ((None, "cuda"), ("cpu", "cpu"), ("cuda:1", "cuda:1")):
         with pytest.raises(UserError, match=f"would work on {used}$"):
-            predict_pictures(
-                checkpoint, [picture(tmp_path / "in/a.jpg", 1)], tmp_path / "out", threshold=0.5, device=device
+            predict_images(
+                checkpoint, [image(tmp_path / "in/a.jpg", 1)], tmp_path / "out", threshold=0.5, device=device
             )
     assert asked == [("cuda", "--device"), ("cpu", "--device"), ("cuda:1", "--device")]
 
@@ -92,17 +92,17 @@ def test_everything_works_where_it_is_told_to(checkpoint, tmp_path, monkeypatch)
 )
 def test_places_are_tried_before_the_checkpoint_is_loaded(tmp_path, monkeypatch, device, out, said):
     monkeypatch.setattr("hoi_distill.stages.student.pretrained.load_student", None)
-    given = picture(tmp_path / "in/a.jpg", 1)
+    given = image(tmp_path / "in/a.jpg", 1)
     with pytest.raises(UserError, match=said) as refusal:
-        predict_pictures(tmp_path, [given], tmp_path / out, threshold=0.5, device=device)
+        predict_images(tmp_path, [given], tmp_path / out, threshold=0.5, device=device)
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["gone.jpg", "folder", "empty.jpg", "text.jpg"])
-def test_a_picture_that_is_none_is_one_line_and_nothing_is_written(checkpoint, tmp_path, name):
+def test_a_image_that_is_none_is_one_line_and_nothing_is_written(checkpoint, tmp_path, name):
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty.jpg").write_bytes(b"")
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(UserError, match=name):
-        predict_pictures(checkpoint, [tmp_path / name], tmp_path / "out", threshold=0.5)
+        predict_images(checkpoint, [tmp_path / name], tmp_path / "out", threshold=0.5)
     assert not (tmp_path / "out").exists()

@@ -185,7 +185,7 @@ def record_with_failures(root: Path) -> Path:
     valid = np.ones((5, 2), bool)
     valid[1, 0] = valid[3, 1] = False
     values = {column: pa.array(range(5)) for column in "ab"}
-    failures = {(1, 0): "bad picture", (3, 1): "zweiter Grund"}
+    failures = {(1, 0): "bad image", (3, 1): "zweiter Grund"}
     inputs = np.arange(10, dtype=np.uint64).reshape(5, 2)
     made = table.commit(CellBlock(ROWS[:5], ("a", "b"), valid, failures, inputs), values)
     return table.dir / "commits" / made.name

@@ -186,7 +186,7 @@ def _marked(mark: str) -> list[str]:
     return found
 
 
-def test_a_node_without_the_cache_or_the_pictures_says_what_it_lacks(tmp_path: Path) -> None:
+def test_a_node_without_the_cache_or_the_images_says_what_it_lacks(tmp_path: Path) -> None:
     mark = tmp_path / ".probe-1"
     assert _unreadable([str(mark)], []) == [f"does not see the cache {tmp_path}"]
     mark.write_text("another cache's mark")

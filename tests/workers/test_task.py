@@ -42,7 +42,7 @@ def test_one_pass_has_one_source_and_batch_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "stops"),
     [
-        ([True] * 9 + [False] * 40, False),  # a small folder with several bad pictures
+        ([True] * 9 + [False] * 40, False),  # a small folder with several bad images
         (([True] + [False] * 10) * 8, False),  # fewer than 100 rows, fewer than 10 failures
         (([True] + [False] * 9) * 10, True),  # 10 of 100
         (([False] * 99 + [True]) * 30, False),  # 1 % exactly

@@ -52,7 +52,7 @@ def test_every_row_of_tasks_larger_than_a_batch_reads_back(made: Album) -> None:
     assert np.array_equal(tensors["flip"], -tensors["original"])
 
 
-def test_parts_of_a_pass_share_one_look_at_each_picture(made: Album) -> None:
+def test_parts_of_a_pass_share_one_look_at_each_image(made: Album) -> None:
     Encoded.passes.clear()
     run(made.tasks(made.part(Colour()), made.part(Map()), size=20))
     assert Encoded.passes == [4] * 5
@@ -60,7 +60,7 @@ def test_parts_of_a_pass_share_one_look_at_each_picture(made: Album) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_parts_that_lack_different_rows_each_keep_their_own_values(made: Album, seed: int) -> None:
-    """First some scattered cells of two tables, then the rest: every cell is that of its own picture."""
+    """First some scattered cells of two tables, then the rest: every cell is that of its own image."""
     colour, maps = Colour(), Map()
     draw = np.random.default_rng(seed)
     some_colours, some_maps = draw.random((20, 3)) < 0.4, draw.random((20, 2)) < 0.4
@@ -98,7 +98,7 @@ def test_rows_that_lack_the_same_cells_are_computed_together(made: Album, tmp_pa
     assert np.array_equal(made.empty(colour), ~needed)
 
 
-def test_unreadable_pictures_become_failure_cells_and_the_rest_is_filled(made: Album) -> None:
+def test_unreadable_images_become_failure_cells_and_the_rest_is_filled(made: Album) -> None:
     replaced(made, 3, b"not a picture")
     replaced(made, 17, b"")
     colour, maps = Colour(), Map()
@@ -114,7 +114,7 @@ def test_unreadable_pictures_become_failure_cells_and_the_rest_is_filled(made: A
     assert [reason.split(":")[0] for report in reports for reason in report.reasons] == [made.uris[3], made.uris[17]]
 
 
-def test_a_picture_that_a_stage_refuses_is_found_by_bisection(made: Album) -> None:
+def test_a_image_that_a_stage_refuses_is_found_by_bisection(made: Album) -> None:
     colour, maps = Colour(fails=(made.digest(6), made.digest(10))), Map()
     run(made.tasks(made.part(colour), made.part(maps)))
     assert made.failures(colour) == {

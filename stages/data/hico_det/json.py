@@ -1,11 +1,11 @@
 """HICO-DET's annotations in the two JSON forms that others made of ``anno_bbox.mat``.
 
 ``instances_{train,test}2015.json`` (fredzzhang/hicodet, read by UPT, PViC, ADA-CM): one object of lists. Boxes are
-HICO-DET's own, 1-based inclusive; all pictures are there. Its objects are in alphabetical order or, in copies, in
+HICO-DET's own, 1-based inclusive; all images are there. Its objects are in alphabetical order or, in copies, in
 COCO's: classes are read by name, through ``correspondence``.
 
-``trainval_hico.json`` and ``test_hico.json`` (PPDM, then QPIC, CDN, GEN-VLKT): a list of pictures. It differs from
-HICO-DET's own file: pictures without pairs are left out (37,633 and 9,546 remain), no sizes, the training file's boxes
+``trainval_hico.json`` and ``test_hico.json`` (PPDM, then QPIC, CDN, GEN-VLKT): a list of images. It differs from
+HICO-DET's own file: images without pairs are left out (37,633 and 9,546 remain), no sizes, the training file's boxes
 count from 0 (inclusive) and near-duplicates of a person or an object have become one box; the test file's boxes are
 HICO-DET's own, 1-based, and it names no ``hoi_category_id``.
 """
@@ -41,7 +41,7 @@ def read_hico_json(file: Path, split: str, limit: int | None, reject: Callable[[
     if isinstance(document, dict):
         return _instances(file, document, limit, reject)
     if isinstance(document, list):
-        return _pictures(document, split, limit, reject)
+        return _images(document, split, limit, reject)
     raise UserError(f"{file}: holds {document!r}; it should be {what}")
 
 
@@ -127,13 +127,13 @@ def _classes(file: Path, document: dict[str, Any], vocabulary: Vocabulary) -> np
 
 
 def _sizes(values: Sequence[Any]) -> np.ndarray:
-    """int32 [N, 2] of [width, height]; 0 for pictures whose size the file does not know."""
+    """int32 [N, 2] of [width, height]; 0 for images whose size the file does not know."""
     known = [value if isinstance(value, list) and len(value) == 2 else (0, 0) for value in values]
     sides = integers([side for size in known for side in size])[0]
     return np.clip(sides, 0, np.iinfo(np.int32).max).reshape(-1, 2).astype(np.int32)
 
 
-def _pictures(document: list[Any], split: str, limit: int | None, reject: Callable[[str], None]) -> RawSplit:
+def _images(document: list[Any], split: str, limit: int | None, reject: Callable[[str], None]) -> RawSplit:
     entry, names, records = _readable(document, reject)
     order = sorted(range(len(names)), key=lambda i: names[i])[:limit]  # HICO-DET's own order is that of the names
     boxes: list[Any] = []
@@ -175,13 +175,13 @@ def _pictures(document: list[Any], split: str, limit: int | None, reject: Callab
 
 
 def _readable(document: list[Any], reject: Callable[[str], None]) -> tuple[list[int], list[str], list[dict[str, Any]]]:
-    """Number, file name and record of the entries that are objects with the keys of a picture."""
+    """Number, file name and record of the entries that are objects with the keys of an image."""
     keys = {"file_name": str, "annotations": list, "hoi_annotation": list}
     entry, names, records = [], [], []
     for number, record in enumerate(document, start=1):
         wrong = [k for k, kind in keys.items() if not isinstance(record, dict) or not isinstance(record.get(k), kind)]
         if wrong:
-            reject(f"entry {number}: no {keys[wrong[0]].__name__} {wrong[0]!r}; a picture has {', '.join(keys)}")
+            reject(f"entry {number}: no {keys[wrong[0]].__name__} {wrong[0]!r}; an image has {', '.join(keys)}")
             continue
         entry.append(number)
         names.append(record["file_name"])
@@ -194,9 +194,9 @@ class _Links:
     """P pairs as the file has them, int64 ``[P]`` each.
 
     Attributes:
-        image: The pair's picture.
-        subject: Row of the human among the picture's boxes.
-        object: Row of the object among the picture's boxes.
+        image: The pair's image.
+        subject: Row of the human among the image's boxes.
+        object: Row of the object among the image's boxes.
         verb: From 1.
         hoi: The class from 1; 0 if the file does not say.
     """
@@ -215,9 +215,9 @@ def _resolve(
 
     Args:
         links: The pairs.
-        box_counts: int64 ``[N]``, boxes of each picture.
-        categories: int64, COCO's category of every box, picture after picture.
-        where: Of each picture, stands before the reason for which a pair is rejected.
+        box_counts: int64 ``[N]``, boxes of each image.
+        categories: int64, COCO's category of every box, image after image.
+        where: Of each image, stands before the reason for which a pair is rejected.
         reject: Gets one reason for each pair that makes no sense.
 
     Returns:
@@ -270,7 +270,7 @@ def _first_pixel(smallest: float, boxes: int, split: str) -> int:
 
 
 def _left_out(split: str, names: Sequence[str]) -> list[str]:
-    """The pictures without pairs, if `names` are all the others of HICO-DET's split: they count in its evaluation."""
+    """The images without pairs, if `names` are all the others of HICO-DET's split: they count in its evaluation."""
     absent = [f"HICO_{split}2015_{number:08d}.jpg" for number in _without_pairs()[split]]
     complete = {"train": 37_633, "test": 9_546}[split]
     return absent if len(names) == complete and not set(absent) & set(names) else []
@@ -283,7 +283,7 @@ def _without_pairs() -> dict[str, list[int]]:
 
 
 def _sorted(raw: RawSplit) -> RawSplit:
-    """The same with pictures in the order of their names."""
+    """The same with images in the order of their names."""
     order = sorted(range(len(raw.names)), key=lambda i: raw.names[i])
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))

@@ -19,7 +19,7 @@ from hoi_distill.stages.data.hico_det.json import read_hico_json
 from hoi_distill.stages.data.hico_det.mat import read_anno_bbox, read_image_level
 from hoi_distill.stages.data.image import header_size
 from hoi_distill.stages.data.listing import Listing
-from hoi_distill.stages.data.reading.raw_split import RawSplit, good_pairs, good_pictures, half_open
+from hoi_distill.stages.data.reading.raw_split import RawSplit, good_images, good_pairs, half_open
 from hoi_distill.stages.data.reading.rejects import Rejects
 from hoi_distill.storage.errors import UserError
 
@@ -36,7 +36,7 @@ class HicoDetFiles:
 
     Attributes:
         annotations: The annotation file.
-        pictures: The folder of pictures, which may not exist.
+        images: The folder of images, which may not exist.
         image_labels: The file of image-level labels, None if there is none.
     """
 
@@ -61,13 +61,13 @@ def find_hico_det(path: Path, split: str, image_labels: Path | None = None) -> H
         raise UserError(f"{path}: HICO-DET has the splits train and test, not {split!r}")
     file = _partner(path, split) if path.is_file() else _in_folder(path, split)
     above = (file.parent, file.parent.parent)
-    pictures = [base / inner / f"images/{split}2015" for base in above for inner in (".", "hico_20160224_det")]
+    images = [base / inner / f"images/{split}2015" for base in above for inner in (".", "hico_20160224_det")]
     labels = [base / inner / "anno.mat" for base in above for inner in (".", "hico_20160224_det")]
     if image_labels is not None and not image_labels.is_file():
         raise UserError(f"{image_labels}: no such file; image-level labels are HICO-DET's anno.mat")
     return HicoDetFiles(
         file,
-        next((folder for folder in pictures if folder.is_dir()), pictures[0]),
+        next((folder for folder in images if folder.is_dir()), images[0]),
         image_labels or next((labels for labels in labels if labels.is_file()), None),
     )
 
@@ -114,21 +114,21 @@ def load_hico_det(
 ) -> Annotations:
     """Read one split, from any of the three forms and the folders people keep them in (:func:`find_hico_det`).
 
-    Sizes that the file does not know (PPDM's) are read from the pictures where they are there, and are 0 otherwise.
+    Sizes that the file does not know (PPDM's) are read from the images where they are there, and are 0 otherwise.
     Interactions marked ``invis`` carry no boxes and give no pairs. The classes are those of the file's own
     ``list_action``, or HICO-DET's 600 for the JSON forms.
 
     Args:
         root: The folder, or the annotation file itself.
         split: "train" or "test".
-        limit: Read only the first so many pictures.
+        limit: Read only the first so many images.
         lenient: Drop bad entries, count them and warn, instead of refusing them.
-        images: Whether the picture files must be there.
+        images: Whether the image files must be there.
         image_labels: ``anno.mat``, where it does not lie beside the annotations. Without one ``image_hois`` is None.
 
     Raises:
-        UserError: With the file and the entry, for unknown classes, boxes outside their picture, connections to boxes that
-            are not there, lists that do not fit together, duplicate or missing pictures and pictures of the other split.
+        UserError: With the file and the entry, for unknown classes, boxes outside their image, connections to boxes that
+            are not there, lists that do not fit together, duplicate or missing images and images of the other split.
     """
     files = find_hico_det(Path(root), split, None if image_labels is None else Path(image_labels))
     file = files.annotations
@@ -139,8 +139,8 @@ def load_hico_det(
         reject = Rejects(f"{file}:", lenient)
         raw = read_hico_json(file, split, limit, reject)
     _refuse_other_split(file, split, raw.names)
-    present = Listing(files.pictures, "HICO-DET's pictures") if images else set(raw.names)
-    kept = good_pictures(raw, present, files.pictures, reject)
+    present = Listing(files.pictures, "HICO-DET's images") if images else set(raw.names)
+    kept = good_images(raw, present, files.pictures, reject)
     sizes = _known_sizes(raw, files.pictures) if images else raw.sizes
     human_box, object_box = half_open(raw.human, raw.first_pixel), half_open(raw.object, raw.first_pixel)
     position = np.full(len(raw.names), -1)
@@ -177,11 +177,11 @@ def load_hico_det(
 def _refuse_other_split(file: Path, split: str, names: list[str]) -> None:
     other = {"train": "test", "test": "train"}[split]
     if names and all(name.startswith(f"HICO_{other}2015_") for name in names):
-        raise UserError(f"{file}: its pictures are those of the {other} split ({names[0]}), but {split} was asked for")
+        raise UserError(f"{file}: its images are those of the {other} split ({names[0]}), but {split} was asked for")
 
 
 def _known_sizes(raw: RawSplit, folder: Path) -> np.ndarray:
-    """The file's sizes, int32 [N, 2], and from the pictures' headers those that it does not have."""
+    """The file's sizes, int32 [N, 2], and from the images' headers those that it does not have."""
     sizes = raw.sizes.copy()
     for i in np.flatnonzero((sizes == 0).any(1)):
         sizes[i] = header_size(folder / raw.names[i], "stored")

@@ -1,4 +1,4 @@
-"""HICO-DET's own files: ``anno_bbox.mat`` (boxes, pairs) and ``anno.mat`` (what each picture shows as a whole)."""
+"""HICO-DET's own files: ``anno_bbox.mat`` (boxes, pairs) and ``anno.mat`` (what each image shows as a whole)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def read_anno_bbox(file: Path, split: str, limit: int | None, reject: Callable[[
         UserError: For another kind of file.
     """
     vocabulary = list_action(_load_mat(file, ["list_action"])["list_action"], str(file))
-    _, of_picture = read_matrix(file, f"bbox_{split}").structs("filename", "size", "hoi")
-    of_picture = {field: matrices[:limit] for field, matrices in of_picture.items()}
-    names = of_picture["filename"].texts()
-    sized, size = of_picture["size"].structs("width", "height")
+    _, of_image = read_matrix(file, f"bbox_{split}").structs("filename", "size", "hoi")
+    of_image = {field: matrices[:limit] for field, matrices in of_image.items()}
+    names = of_image["filename"].texts()
+    sized, size = of_image["size"].structs("width", "height")
     sizes = np.zeros((len(names), 2), np.int32)
     sizes[sized] = np.stack([size[side].scalars(0) for side in ("width", "height")], 1)
 
-    picture, of_hoi = of_picture["hoi"].structs("id", "bboxhuman", "bboxobject", "connection", "invis")
+    image, of_hoi = of_image["hoi"].structs("id", "bboxhuman", "bboxobject", "connection", "invis")
     values, counts = of_hoi["connection"].numbers()  # of each, all people and then all objects
     starts = np.cumsum(counts) - counts
     links = np.where(of_hoi["invis"].scalars(0) == 0, counts // 2, 0)
@@ -45,20 +45,20 @@ def read_anno_bbox(file: Path, split: str, limit: int | None, reject: Callable[[
         bad |= ~((number >= 1) & (number <= held[entry]))
         sides.append((number, np.searchsorted(owner, entry), corners))
     for p in np.flatnonzero(bad).tolist():
-        nth = entry[p] - np.searchsorted(picture, picture[entry[p]]) + 1
+        nth = entry[p] - np.searchsorted(image, image[entry[p]]) + 1
         link = f"({sides[0][0][p]:g}, {sides[1][0][p]:g})"
-        reject(f"entry {picture[entry[p]] + 1}, hoi {nth}: connection {link} to a box that is not there")
+        reject(f"entry {image[entry[p]] + 1}, hoi {nth}: connection {link} to a box that is not there")
     rows = np.flatnonzero(~bad)
     human, obj = (corners[first[rows] + number[rows].astype(np.int64) - 1] for number, first, corners in sides)
     hoi = of_hoi["id"].scalars(0).astype(np.int64) - 1
     return RawSplit(
-        vocabulary, names, np.arange(1, len(names) + 1), sizes, picture[entry[rows]], hoi[entry[rows]], human, obj,
+        vocabulary, names, np.arange(1, len(names) + 1), sizes, image[entry[rows]], hoi[entry[rows]], human, obj,
         first_pixel=1,
     )  # fmt: skip
 
 
 def read_image_level(file: Path, split: str, names: Sequence[str], classes: int) -> np.ndarray:
-    """bool [N, H]: anno.mat's +1 entries (-1: absent, 0: ambiguous, NaN: not asked) for the pictures `names`."""
+    """bool [N, H]: anno.mat's +1 entries (-1: absent, 0: ambiguous, NaN: not asked) for the images `names`."""
     mat = _load_mat(file, [f"anno_{split}", f"list_{split}"])
     labels = mat[f"anno_{split}"]
     column = {_text(name): i for i, name in enumerate(mat[f"list_{split}"].ravel().tolist())}
@@ -66,9 +66,7 @@ def read_image_level(file: Path, split: str, names: Sequence[str], classes: int)
         raise UserError(f"{file}: anno_{split} is {labels.shape}, expected {(classes, len(column))}")
     missing = next((name for name in names if name not in column), None)
     if missing is not None:
-        raise UserError(
-            f"{file}: list_{split} lacks the picture {missing} of the annotations; is it the same dataset's?"
-        )
+        raise UserError(f"{file}: list_{split} lacks the image {missing} of the annotations; is it the same dataset's?")
     return (labels == 1)[:, [column[name] for name in names]].T.copy()
 
 

@@ -25,7 +25,7 @@ _NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4"
 _TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16-le", 16: "utf-8", 17: "utf-16-le", 18: "utf-32-le"}
 MAX_BYTES = 1 << 30
 """Variables that say they are larger than this when inflated are refused before they are: a few KB can hold any number of
-zeros. The boxes of the pico world's 4,000 training pictures take 10 MB."""
+zeros. The boxes of the pico world's 4,000 training images take 10 MB."""
 _SIZE = 1
 """The word, of 32 bits, that says how many bytes an element has; its type stands in the word before."""
 _FLAGS, _DIMENSIONS, _NAME, _VALUES = 2, 6, 10, 12

@@ -1,4 +1,4 @@
-"""One scene of the pico world: a picture, its exact boxes and everything that happens in it, all from one seed."""
+"""One scene of the pico world: an image, its exact boxes and everything that happens in it, all from one seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole pico world on disk, in HICO-DET's layout: pictures, annotations, and what an imperfect detector would say."""
+"""A whole pico world on disk, in HICO-DET's layout: images, annotations, and what an imperfect detector would say."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ WORLD_VERSION = 1
 """Raised with every change of the files written from the same scenes."""
 
 TEMPER = {"train": 1.0, "test": 0.3}
-"""Training has the long tail; the test split is flattened so that 1,000 pictures hold each class ten times."""
+"""Training has the long tail; the test split is flattened so that 1,000 images hold each class ten times."""
 
 _SEED_STRIDE = 10_000_000
 _SPLIT_START = {"train": 0, "test": 5_000_000}
 _STALE_SECONDS = 3600
-_PARALLEL_FROM = 1_000  # pictures; below, starting processes costs more than it saves
+_PARALLEL_FROM = 1_000  # images; below, starting processes costs more than it saves
 
 
 @cache
@@ -46,7 +46,7 @@ def pico_vocabulary() -> Vocabulary:
 
 
 def scene_seed(world: int, split: str, index: int) -> int:
-    """The renderer's seed of picture `index` of a split; worlds and splits never share one."""
+    """The renderer's seed of image `index` of a split; worlds and splits never share one."""
     return world * _SEED_STRIDE + _SPLIT_START[split] + index
 
 
@@ -132,23 +132,23 @@ def _write_split(root: Path, seed: int, split: str, count: int, processes: int) 
     if processes > 1 and count >= _PARALLEL_FROM:
         # spawn: the caller may have threads (Ray, torch), which a fork would not survive
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            results = list(pool.map(_write_picture, *jobs, chunksize=100))
+            results = list(pool.map(_write_image, *jobs, chunksize=100))
     else:
-        results = list(map(_write_picture, *jobs))
+        results = list(map(_write_image, *jobs))
     lines = ",\n".join(json.dumps(detection) for _, detections in results for detection in detections)
     (root / f"detections_{split}2015.json").write_text(f"[\n{lines}\n]\n")
-    return [picture for picture, _ in results]
+    return [image for image, _ in results]
 
 
-def _write_picture(index: int, seed: int, split: str, folder: str) -> tuple[AnnotatedImage, list[dict[str, object]]]:
+def _write_image(index: int, seed: int, split: str, folder: str) -> tuple[AnnotatedImage, list[dict[str, object]]]:
     scene = render_scene(scene_seed(seed, split, index), temper=TEMPER[split])
     name = f"HICO_{split}2015_{index + 1:08d}.jpg"
     encoded = io.BytesIO()
     Image.fromarray(scene.image).save(encoded, "JPEG", quality=95, subsampling=0)
     (Path(folder) / name).write_bytes(encoded.getvalue())
-    picture = AnnotatedImage(name, SIZE, SIZE, _whole_pixels(scene.boxes), scene.objects, _triplets(scene))
+    image = AnnotatedImage(name, SIZE, SIZE, _whole_pixels(scene.boxes), scene.objects, _triplets(scene))
     rng = np.random.default_rng([seed, _SPLIT_START[split], index])
-    return picture, list(_detections(name, picture.boxes, picture.objects, rng))
+    return image, list(_detections(name, image.boxes, image.objects, rng))
 
 
 def _whole_pixels(boxes: np.ndarray) -> np.ndarray:

@@ -12,14 +12,14 @@ from hoi_distill.stages.data.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class RawSplit:
-    """N pictures and P pairs in file order, unchecked.
+    """N images and P pairs in file order, unchecked.
 
     Attributes:
         vocabulary: Its H classes.
         names: N file names.
-        entry: int ``[N]``, the number by which errors name each picture in its file.
+        entry: int ``[N]``, the number by which errors name each image in its file.
         sizes: int32 ``[N, 2]``, width and height, 0 where the file has none.
-        image: int64 ``[P]``, picture of each pair, ascending.
+        image: int64 ``[P]``, image of each pair, ascending.
         hoi: int64 ``[P]``, class from 0.
         human: float64 ``[P, 4]``, inclusive x1, y1, x2, y2; NaN where the file has something else.
         object: float64 ``[P, 4]``, as ``human``.
@@ -51,14 +51,14 @@ def inside(box: np.ndarray, size: np.ndarray) -> np.ndarray:
     return (within & (box[:, :2] < box[:, 2:])).all(1)
 
 
-def good_pictures(raw: RawSplit, present: Container[str], folder: object, reject: Callable[[str], None]) -> np.ndarray:
-    """int64 ``[K]``: pictures that are named once and are ``present``; the others are rejected."""
+def good_images(raw: RawSplit, present: Container[str], folder: object, reject: Callable[[str], None]) -> np.ndarray:
+    """int64 ``[K]``: images that are named once and are ``present``; the others are rejected."""
     kept, seen = [], {}  # type: list[int], dict[str, int]
     for i, name in enumerate(raw.names):
         if (first := seen.setdefault(name, i)) != i:
-            reject(f"entry {raw.entry[i]} repeats the picture {name} of entry {raw.entry[first]}; remove one")
+            reject(f"entry {raw.entry[i]} repeats the image {name} of entry {raw.entry[first]}; remove one")
         elif name not in present:
-            reject(f"entry {raw.entry[i]}: no picture {folder}/{name}; unpack all pictures there")
+            reject(f"entry {raw.entry[i]}: no image {folder}/{name}; unpack all images there")
         else:
             kept.append(i)
     return np.array(kept, np.int64)
@@ -67,11 +67,11 @@ def good_pictures(raw: RawSplit, present: Container[str], folder: object, reject
 def good_pairs(
     raw: RawSplit, sizes: np.ndarray, human_box: np.ndarray, object_box: np.ndarray, reject: Callable[[str], None]
 ) -> np.ndarray:
-    """bool ``[P]``: pairs with a known class and two non-empty boxes inside their picture; the others are rejected.
+    """bool ``[P]``: pairs with a known class and two non-empty boxes inside their image; the others are rejected.
 
     Args:
         raw: The split.
-        sizes: int ``[N, 2]``, width and height of each picture, 0 where they are not known: then only 0 bounds its boxes.
+        sizes: int ``[N, 2]``, width and height of each image, 0 where they are not known: then only 0 bounds its boxes.
         human_box: float32 ``[P, 4]``, half-open.
         object_box: float32 ``[P, 4]``, half-open.
         reject: Gets one reason for each other pair.
@@ -85,7 +85,7 @@ def good_pairs(
         fits = inside(box, limit)
         for p in np.flatnonzero(good & ~fits).tolist():
             numbers = ", ".join(f"{value:g}" for value in corners[p])
-            size = f"the {limit[p][0]} x {limit[p][1]} picture" if limit[p].all() else "its picture"
+            size = f"the {limit[p][0]} x {limit[p][1]} image" if limit[p].all() else "its image"
             reject(
                 f"{_where(raw, p)}: {kind} box ({numbers}) ({raw.first_pixel}-based inclusive x1, y1, x2, y2) "
                 + ("is not four finite numbers" if not np.isfinite(corners[p]).all() else f"is empty or outside {size}")

@@ -1,7 +1,7 @@
 """Few-shot training sets: at most K annotations of each class, drawn by a seed, kept as a list in a file.
 
 The protocol is this project's own (no HOI paper publishes one): each class has min(K, available) annotations, lists of
-one seed are nested in K, everything else is dropped, and what is dropped in the pictures that stay is unlabelled, not
+one seed are nested in K, everything else is dropped, and what is dropped in the images that stay is unlabelled, not
 negative.
 """
 
@@ -37,7 +37,7 @@ class FewShot:
         classes: What K counts, "hoi" or "verb".
         shots: K.
         seed: Of the draw.
-        entries: Of each picture, by image id, its drawn annotations, sorted.
+        entries: Of each image, by image id, its drawn annotations, sorted.
     """
 
     dataset: str
@@ -69,7 +69,7 @@ class FewShot:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, one picture a line: {"source", ..., "entries": {image id: [[verb, object, 8 corners], ...]}}."""
+        """Write as JSON, one image a line: {"source", ..., "entries": {image id: [[verb, object, 8 corners], ...]}}."""
         record = self._record()
         entries = record.pop("entries")
         source = f"{self.shots} annotations a class of {self.dataset}, drawn with seed {self.seed}"
@@ -106,8 +106,8 @@ class FewShot:
 def draw(annotations: Annotations, shots: int, seed: int, classes: str = "hoi") -> FewShot:
     """min(shots, available) annotations of each class.
 
-    Each annotation's rank in its class is a hash of the seed, the picture's id and what the annotation says. So the list
-    does not depend on the order of pictures or pairs, a larger K only adds, and an annotation given twice counts once.
+    Each annotation's rank in its class is a hash of the seed, the image's id and what the annotation says. So the list
+    does not depend on the order of images or pairs, a larger K only adds, and an annotation given twice counts once.
 
     Args:
         annotations: All of them.
@@ -145,13 +145,13 @@ def draw(annotations: Annotations, shots: int, seed: int, classes: str = "hoi") 
 
 
 def apply(annotations: Annotations, few: FewShot) -> tuple[Annotations, Annotations]:
-    """The pictures that have a drawn annotation: first with their drawn annotations, then with all their others.
+    """The images that have a drawn annotation: first with their drawn annotations, then with all their others.
 
     A trainer should ignore, not punish, what overlaps one of the others. Image-level labels are dropped: they would give
     away what is not drawn.
 
     Raises:
-        UserError: If the list is of another vocabulary, or names a picture or a pair that is not there.
+        UserError: If the list is of another vocabulary, or names an image or a pair that is not there.
     """
     if annotations.vocabulary is None or annotations.vocabulary.digest() != few.vocabulary:
         raise UserError(
@@ -159,13 +159,13 @@ def apply(annotations: Annotations, few: FewShot) -> tuple[Annotations, Annotati
         )
     ids = annotations.image_id.tolist()
     if missing := sorted(few.entries.keys() - set(ids)):
-        raise UserError(f"few-shot list of {few.dataset}: no picture {missing[0]} in {annotations.name}; draw it again")
+        raise UserError(f"few-shot list of {few.dataset}: no image {missing[0]} in {annotations.name}; draw it again")
     kept = [i for i, image_id in enumerate(ids) if image_id in few.entries]
-    pictures = replace(annotations, image_hois=None).take(np.array(kept, np.int64))
-    said = list(map(tuple, _said(pictures).tolist()))
+    images = replace(annotations, image_hois=None).take(np.array(kept, np.int64))
+    said = list(map(tuple, _said(images).tolist()))
     drawn = np.zeros(len(said), bool)
-    for i, image_id in enumerate(pictures.image_id.tolist()):
-        wanted, rows = set(few.entries[image_id]), pictures.pairs(i)
+    for i, image_id in enumerate(images.image_id.tolist()):
+        wanted, rows = set(few.entries[image_id]), images.pairs(i)
         drawn[rows] = [row in wanted for row in said[rows]]
         if lost := wanted.difference(said[rows]):
             verb, obj, *corners = min(lost)
@@ -173,7 +173,7 @@ def apply(annotations: Annotations, few: FewShot) -> tuple[Annotations, Annotati
                 f"few-shot list of {few.dataset}: {image_id} has no annotation of verb {verb:.0f} and object {obj:.0f} "
                 f"with boxes {corners}; draw it again"
             )
-    return pictures.with_pairs(drawn), pictures.with_pairs(~drawn)
+    return images.with_pairs(drawn), images.with_pairs(~drawn)
 
 
 def _said(annotations: Annotations) -> np.ndarray:

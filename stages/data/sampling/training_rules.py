@@ -1,6 +1,6 @@
 """What a zero-shot training may see of its annotations: the two published rules, which differ.
 
-Both take every annotation of an unseen interaction away, and then the pictures that have none left. Image-level labels
+Both take every annotation of an unseen interaction away, and then the images that have none left. Image-level labels
 of unseen interactions go too. In both, detectors know all objects, and the unseen classes' names may be used.
 """
 
@@ -19,9 +19,9 @@ TrainingRule = Callable[[Annotations, np.ndarray], Annotations]
 
 
 def ada_cm(annotations: Annotations, unseen: np.ndarray) -> Annotations:
-    """Unseen annotations go; a picture stays with at least one seen (ADA-CM, CMMP, LAIN, HOLa).
+    """Unseen annotations go; an image stays with at least one seen (ADA-CM, CMMP, LAIN, HOLa).
 
-    A pair that is no class (hoi -1) stays if its picture does, but holds no picture.
+    A pair that is no class (hoi -1) stays if its image does, but holds no image.
 
     Args:
         annotations: All of them.
@@ -42,7 +42,7 @@ def gen_vlkt(annotations: Annotations, unseen: np.ndarray, overlap: float = 0.5)
     Args:
         annotations: All of them.
         unseen: bool ``[H]``, of the annotations' vocabulary.
-        overlap: The IoU of both boxes, of one object category in one picture, from which two annotations are of the same
+        overlap: The IoU of both boxes, of one object category in one image, from which two annotations are of the same
             human and object.
     """
     is_unseen = _is_unseen(annotations, unseen)
@@ -80,7 +80,7 @@ def _is_unseen(annotations: Annotations, unseen: np.ndarray) -> np.ndarray:
 
 
 def _same_category(annotations: Annotations, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each of int `rows` with each annotation of its picture and object category: two int64 [J] of rows."""
+    """Each of int `rows` with each annotation of its image and object category: two int64 [J] of rows."""
     key = annotations.pair_image() * (int(annotations.object.max(initial=0)) + 2) + annotations.object + 1
     order = np.argsort(key, kind="stable")
     first, last = (np.searchsorted(key[order], key[rows], side) for side in ("left", "right"))
@@ -90,7 +90,7 @@ def _same_category(annotations: Annotations, rows: np.ndarray) -> tuple[np.ndarr
 
 
 def _keep(annotations: Annotations, unseen: np.ndarray, rows: np.ndarray) -> Annotations:
-    """The pairs of bool `rows` [P], and the pictures that have one of a class among them."""
+    """The pairs of bool `rows` [P], and the images that have one of a class among them."""
     held = np.bincount(annotations.pair_image()[rows & (annotations.hoi >= 0)], minlength=len(annotations)) > 0
     labels = annotations.image_hois
     seen = replace(annotations, image_hois=None if labels is None else labels & ~np.asarray(unseen))

@@ -20,7 +20,7 @@ _FOLDERS = (
     "", "data", "data/vcoco", "vcoco", "data/splits", "splits", "annotations", "data/annotations", "coco_instances",
     "coco/annotations", "coco-data/annotations", "data/coco/annotations",
 )  # fmt: skip
-_PICTURES = ("", "images", "coco/images", "coco", "mscoco2014", "data/images", "coco-data", "coco-data/images")
+_IMAGES = ("", "images", "coco/images", "coco", "mscoco2014", "data/images", "coco-data", "coco-data/images")
 _OBJECT = np.full(91, -1, np.int16)
 _OBJECT[list(COCO_CATEGORY_IDS)] = np.arange(len(COCO_CATEGORY_IDS))
 
@@ -49,24 +49,24 @@ def require(roots: list[Path], patterns: list[str], split: str, what: str) -> li
     raise UserError(f"{roots[0]}: V-COCO's {what} are missing: no {names} in {looked}")
 
 
-def split_pictures(files: list[Path], wanted: np.ndarray, reject: Reject) -> np.ndarray:
-    """int64, sorted: the pictures of ``vcoco_*.ids`` that the verbs (`wanted`) have too; others are rejected."""
+def split_images(files: list[Path], wanted: np.ndarray, reject: Reject) -> np.ndarray:
+    """int64, sorted: the images of ``vcoco_*.ids`` that the verbs (`wanted`) have too; others are rejected."""
     try:
         listed = np.unique([int(word) for file in files for word in file.read_text().split()]).astype(np.int64)
     except ValueError as error:
-        raise UserError(f"{files[0]}: not a list of picture numbers, one a line ({error})") from error
+        raise UserError(f"{files[0]}: not a list of image numbers, one a line ({error})") from error
     for image in np.setxor1d(listed, wanted):
         has, lacks = ("the verbs", files[0]) if image in wanted else (files[0], "the verbs")
-        reject(f"picture {image} is in {has} but not in {lacks}; are they of one split?")
+        reject(f"image {image} is in {has} but not in {lacks}; are they of one split?")
     return np.intersect1d(listed, wanted)
 
 
-def picture_paths(roots: list[Path], names: list[str]) -> list[str]:
-    """Paths of COCO pictures (``COCO_train2014_....jpg`` in ``train2014``), under the first root that has the folder. A name
+def image_paths(roots: list[Path], names: list[str]) -> list[str]:
+    """Paths of COCO images (``COCO_train2014_....jpg`` in ``train2014``), under the first root that has the folder. A name
     may bring that folder along, or be absolute."""
     paths = {}
     for part in sorted({_part(name) for name in names}):
-        places = [root / folder / part for root in roots for folder in _PICTURES]
+        places = [root / folder / part for root in roots for folder in _IMAGES]
         paths[part] = next((place for place in places if place.is_dir()), places[0])
     return [str(paths[_part(name)] / _without_part(name)) for name in names]
 
@@ -86,7 +86,7 @@ class Verbs:
     """The verbs files: M persons that were annotated with verbs.
 
     Attributes:
-        image: int64 ``[M]``, COCO id of the picture.
+        image: int64 ``[M]``, COCO id of the image.
         person: int64 ``[M]``, COCO id of the person's annotation.
         actions: bool ``[M, 26]``.
         roles: int64 ``[M, 25]``, COCO annotation ids, 0 where there is none.
@@ -163,16 +163,16 @@ def _action(file: Path, action: str, roles: list[str], entry: Any) -> dict[str, 
 
 @dataclass(frozen=True)
 class Instances:
-    """COCO's pictures and boxes.
+    """COCO's images and boxes.
 
     Attributes:
         image: int64 ``[N]`` ids, sorted.
         name: N file names.
         size: int32 ``[N, 2]``, width and height.
-        box_image: int64 ``[B]``, rows of pictures.
+        box_image: int64 ``[B]``, rows of images.
         box_id: int64 ``[B]``.
         object: int16 ``[B]``, COCO-80.
-        box: float32 ``[B, 4]``, xyxy pixels, zero-based half-open, inside the picture and not empty.
+        box: float32 ``[B, 4]``, xyxy pixels, zero-based half-open, inside the image and not empty.
         invalid: Ids of boxes that were left out because the official evaluation leaves them out.
     """
 
@@ -197,28 +197,28 @@ class Instances:
 
 
 def read_instances(files: list[Path], wanted: np.ndarray, reject: Reject) -> Instances:
-    """COCO instance files, of which only the pictures `wanted` (int64 ids, sorted) are kept, in that order."""
-    pictures: dict[int, dict[str, Any]] = {}
+    """COCO instance files, of which only the images `wanted` (int64 ids, sorted) are kept, in that order."""
+    images: dict[int, dict[str, Any]] = {}
     entries: list[tuple[dict[str, Any], Path]] = []
     ids = frozenset(wanted.tolist())
     for file in files:
         record = read_json(file, dict, "COCO's instances")
         try:
-            pictures.update((picture["id"], picture) for picture in record["images"] if picture["id"] in ids)
+            images.update((image["id"], image) for image in record["images"] if image["id"] in ids)
             entries += [(e, file) for e in record["annotations"] if e["image_id"] in ids and not e.get("ignore")]
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file}: not COCO's instances ({error!r}); images and annotations belong in it") from error
     source = " and ".join(map(str, files))
-    for missing in sorted(ids - pictures.keys()):
-        reject(f"{source}: no picture {missing}; is it of another split?")
-    kept = np.array([i for i in wanted.tolist() if i in pictures], np.int64)
+    for missing in sorted(ids - images.keys()):
+        reject(f"{source}: no image {missing}; is it of another split?")
+    kept = np.array([i for i in wanted.tolist() if i in images], np.int64)
     try:
-        names = [str(pictures[i]["file_name"]) for i in kept.tolist()]
-        size = np.array([[pictures[i]["width"], pictures[i]["height"]] for i in kept.tolist()], np.int32).reshape(-1, 2)
+        names = [str(images[i]["file_name"]) for i in kept.tolist()]
+        size = np.array([[images[i]["width"], images[i]["height"]] for i in kept.tolist()], np.int32).reshape(-1, 2)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{source}: a picture without file_name, width or height ({error!r})") from error
+        raise UserError(f"{source}: an image without file_name, width or height ({error!r})") from error
 
-    entries = [(entry, file) for entry, file in entries if entry["image_id"] in pictures]
+    entries = [(entry, file) for entry, file in entries if entry["image_id"] in images]
     bare, good = number_rows([entry.get("bbox") for entry, _ in entries], 4)
     category, _ = integers([entry.get("category_id") for entry, _ in entries])
     known = (category > 0) & (category < len(_OBJECT))
@@ -237,7 +237,7 @@ def read_instances(files: list[Path], wanted: np.ndarray, reject: Reject) -> Ins
     keep = np.flatnonzero(good & whole & (area > 0))
     keep = keep[np.argsort(box_image[keep], kind="stable")]
     if not len(keep):
-        raise UserError(f"{source}: no boxes of the split's pictures in it; is it of another split?")
+        raise UserError(f"{source}: no boxes of the split's images in it; is it of another split?")
     invalid = frozenset(box_id[good & ~(whole & (area > 0))].tolist())
     return Instances(kept, names, size, box_image[keep], box_id[keep], objs[keep], box[keep], invalid)
 
@@ -245,7 +245,7 @@ def read_instances(files: list[Path], wanted: np.ndarray, reject: Reject) -> Ins
 def _half_open(boxes: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """COCO's (x, y, w, h), float64 [B, 4], as V-COCO's evaluation cleans them, and bool [B]: something is left.
 
-    Inclusive corners (x, y, x + w - 1, y + h - 1) are clipped to the picture's pixels, then one is added to the lower
+    Inclusive corners (x, y, x + w - 1, y + h - 1) are clipped to the image's pixels, then one is added to the lower
     right ones. A box of one pixel's width or height or less is nothing.
     """
     low, last = boxes[:, :2], size - 1.0
@@ -256,13 +256,13 @@ def _half_open(boxes: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 @dataclass(frozen=True)
 class PairTable:
-    """N pictures and their P pairs, sorted by picture.
+    """N images and their P pairs, sorted by image.
 
     Attributes:
         image: int64 ``[N]``, COCO ids.
         name: N file names.
         size: int32 ``[N, 2]``, width and height.
-        pair_image: int64 ``[P]``, row of each pair's picture.
+        pair_image: int64 ``[P]``, row of each pair's image.
         human_box: float32 ``[P, 4]``, xyxy half-open.
         object_box: float32 ``[P, 4]``, xyxy half-open.
         object: int16 ``[P]``, -1 for a pair without object.
@@ -300,10 +300,10 @@ def read_pairs(files: list[Path], slots: tuple[str, ...], reject: Reject) -> Pai
             "objects": _numbering(file, record, "objects", {"background": -1} | OBJECT_INDEX),
         }
         for number, entry in enumerate(entries):
-            picture = _entry(f"{file}: entry {number}", entry, names, columns.keys(), reject)
-            if picture is not None:
-                names[picture] = entry["file_name"]
-                owner += [picture] * len(entry["actions"])
+            image = _entry(f"{file}: entry {number}", entry, names, columns.keys(), reject)
+            if image is not None:
+                names[image] = entry["file_name"]
+                owner += [image] * len(entry["actions"])
                 columns["boxes_h"] += entry["boxes_h"]
                 columns["boxes_o"] += entry["boxes_o"]
                 for key, table in ours.items():
@@ -317,31 +317,31 @@ def read_pairs(files: list[Path], slots: tuple[str, ...], reject: Reject) -> Pai
     for p in np.flatnonzero(~good):
         wrong = next(name for name, passed in checks.items() if not passed[p])
         reject(f"{files[0]}: {names[owner[p]]}: the {wrong} of a pair is unknown, empty or not four numbers; remove it")
-    picture_ids = np.array(sorted(names), np.int64)
-    at = np.searchsorted(picture_ids, np.array(owner, np.int64))
+    image_ids = np.array(sorted(names), np.int64)
+    at = np.searchsorted(image_ids, np.array(owner, np.int64))
     keep = np.flatnonzero(good)
     keep = keep[np.argsort(at[keep], kind="stable")]
     return PairTable(
-        picture_ids, [names[i] for i in picture_ids.tolist()], np.zeros((len(names), 2), np.int32), at[keep],
+        image_ids, [names[i] for i in image_ids.tolist()], np.zeros((len(names), 2), np.int32), at[keep],
         human[keep].astype(np.float32), obj[keep].astype(np.float32), kind[keep], slot[keep],
     )  # fmt: skip
 
 
 def _entry(where: str, entry: Any, seen: Container[int], keys: Iterable[str], reject: Reject) -> int | None:
-    """The picture's number of a sound entry; others are rejected. ``where`` stands before the reason."""
+    """The image's number of a sound entry; others are rejected. ``where`` stands before the reason."""
     name = entry.get("file_name") if isinstance(entry, dict) else None
-    picture = picture_id(name) if isinstance(name, str) else None
-    if picture is None:
+    image = image_id(name) if isinstance(name, str) else None
+    if image is None:
         reject(f"{where} has no file_name with a COCO number ({name!r})")
         return None
-    if picture in seen:
-        reject(f"{where} repeats the picture {name}; remove one")
+    if image in seen:
+        reject(f"{where} repeats the image {name}; remove one")
         return None
     lists = [entry.get(key) for key in keys]
     if not all(isinstance(column, list) for column in lists) or len({len(column) for column in lists}) != 1:
         reject(f"{where} ({name}): {', '.join(keys)} are not lists of one length")
         return None
-    return picture
+    return image
 
 
 def _upright(boxes: np.ndarray) -> np.ndarray:
@@ -360,7 +360,7 @@ def _numbering(file: Path, record: dict[str, Any], key: str, known: dict[str, in
     return {number: known[name.replace(" ", "_")] for number, name in enumerate(names)}
 
 
-def picture_id(name: str) -> int | None:
+def image_id(name: str) -> int | None:
     """The COCO number of "COCO_val2014_000000000165.jpg", "000000000165.jpg" or "165"; None for other names."""
     found = re.search(r"(?:^|_|/)(\d{1,12})(?:\.\w+)?$", name)
     return int(found.group(1)) if found else None

@@ -1,4 +1,4 @@
-"""V-COCO (Gupta and Malik, Visual Semantic Role Labeling, 2015): verbs and roles of persons in COCO pictures.
+"""V-COCO (Gupta and Malik, Visual Semantic Role Labeling, 2015): verbs and roles of persons in COCO images.
 
 An *action* is done by a person, the agent, with up to two *roles*: the object it is done to (obj) or with (instr). A
 *slot* is an action with one of its roles, or an action that takes none. Slots are the verbs of our vocabulary.
@@ -26,14 +26,14 @@ from hoi_distill.stages.data.v_coco.files import (
     Instances,
     PairTable,
     Verbs,
+    image_paths,
     is_pair_file,
-    picture_paths,
     read_instances,
     read_pairs,
     read_verbs,
     require,
     split_files,
-    split_pictures,
+    split_images,
 )
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.storage.errors import UserError
@@ -66,16 +66,16 @@ ROLES = tuple(SLOTS[slot] for slot in ROLE_SLOTS)
 """The 25 slots with a role."""
 
 UNREPORTED_ROLE = ROLES.index("point_instr")
-"""The one of the 25 that averages over 24 leave out: in the trainval pictures it has an object 21 times."""
+"""The one of the 25 that averages over 24 leave out: in the trainval images it has an object 21 times."""
 
 
 @dataclass(frozen=True, eq=False)
 class People:
-    """What the official evaluation knows of N pictures: their M persons, sorted by picture, in COCO's order within one.
+    """What the official evaluation knows of N images: their M persons, sorted by image, in COCO's order within one.
 
     Attributes:
         image_id: str ``[N]``, decimal COCO ids.
-        image: int32 ``[M]``, row of each person's picture.
+        image: int32 ``[M]``, row of each person's image.
         box: float32 ``[M, 4]``, xyxy pixels, zero-based half-open.
         annotated: bool ``[M]``, whether V-COCO's annotators judged the person. Detections of the others are ignored.
         actions: bool ``[M, 26]``; none for a person annotated as doing nothing, who makes detections wrong.
@@ -95,7 +95,7 @@ def v_coco_vocabulary(combinations: str | Path = "trainval") -> Vocabulary:
     """The 29 slots as verbs, COCO's 80 objects, and (slot, object) combinations.
 
     Args:
-        combinations: ``trainval``: those that are annotated in these pictures. ``all``: the 2,000 of a slot that has a role
+        combinations: ``trainval``: those that are annotated in these images. ``all``: the 2,000 of a slot that has a role
             with an object. Else a vocabulary file with these verbs and objects.
 
     Raises:
@@ -126,8 +126,8 @@ def load_v_coco(
     """Read one split of a folder with V-COCO, or of one of its annotation files.
 
     ``image_id`` is the decimal COCO id. A pair is a person and a slot; a slot without its role is a pair without object
-    (object and hoi -1). A person without action gives no pairs. Zhang's file has no picture sizes: they are read from
-    the pictures, and 0 with ``images=False``.
+    (object and hoi -1). A person without action gives no pairs. Zhang's file has no image sizes: they are read from
+    the images, and 0 with ``images=False``.
 
     Args:
         root: A folder with ``vcoco_{split}.json`` and COCO's instances (``instances_vcoco_all_2014.json``, one
@@ -135,14 +135,14 @@ def load_v_coco(
             folders below where they usually are, or with Zhang's ``instances_vcoco_{split}.json``; or one of those files.
         split: train, val, trainval or test. By default what the file's name says; for a folder test, or val where the
             folder has val's files and not test's.
-        limit: Read only the first so many pictures.
+        limit: Read only the first so many images.
         lenient: Drop bad entries, count them and warn, instead of refusing them.
-        images: Whether the picture files must be there.
+        images: Whether the image files must be there.
         combinations: See :func:`v_coco_vocabulary`.
 
     Raises:
         UserError: With the file and the entry, for files that are not there or not V-COCO's, roles and persons without a
-            box, labels other than 0 and 1, missing pictures.
+            box, labels other than 0 and 1, missing images.
     """
     roots, split = _place(Path(root), split)
     reject = Rejects(f"V-COCO {split}:", lenient)
@@ -152,12 +152,12 @@ def load_v_coco(
         if pair_files
         else _official_pairs(*_official(roots, split, reject), reject)
     )
-    paths = picture_paths(roots, table.name)
+    paths = image_paths(roots, table.name)
     kept = np.arange(len(paths))[:limit]
     if images:
         there = np.array([Path(paths[i]).is_file() for i in kept], bool)
         for i in kept[~there]:
-            reject(f"no picture {paths[i]}; COCO's train2014 and val2014 belong there")
+            reject(f"no image {paths[i]}; COCO's train2014 and val2014 belong there")
         kept = kept[there]
     vocabulary = v_coco_vocabulary(combinations)
     hoi = np.where(table.object >= 0, vocabulary.hoi_id()[table.slot, table.object], -1).astype(np.int16)
@@ -257,11 +257,11 @@ def _pair_files(root: Path, roots: list[Path], split: str) -> list[Path]:
 
 
 def _official(roots: list[Path], split: str, reject: Rejects) -> tuple[Verbs, Instances]:
-    """The official files' persons, those in pictures that are there, and the boxes of the split's pictures."""
+    """The official files' persons, those in images that are there, and the boxes of the split's images."""
     verbs = read_verbs(require(roots, ["vcoco_{}.json"], split, "verbs"), ACTION_ROLES, reject)
     wanted = np.unique(verbs.image)
     if ids := split_files(roots, "vcoco_{}.ids", split):
-        wanted = split_pictures(ids, wanted, reject)
+        wanted = split_images(ids, wanted, reject)
     own = "instances_val2014.json" if split == "test" else "instances_train2014.json"
     alternatives = ["instances_vcoco_all_2014.json", "instances_vcoco_{}.json", own]
     coco = read_instances(require(roots, alternatives, split, "boxes (COCO's instances)"), wanted, reject)
@@ -275,16 +275,16 @@ def _boxes_of(verbs: Verbs, coco: Instances, reject: Rejects) -> tuple[np.ndarra
     elsewhere = coco.image[coco.box_image[row]] != verbs.image
     wrong = np.where(row < 0, verbs.actions.any(1), elsewhere | (coco.object[row] != 0))
     for m in np.flatnonzero(wrong):
-        reason = coco.why_not(int(verbs.person[m])) if row[m] < 0 else "is of another picture or no person"
+        reason = coco.why_not(int(verbs.person[m])) if row[m] < 0 else "is of another image or no person"
         reject(
-            f"picture {verbs.image[m]}: the person {verbs.person[m]} {reason}; are verbs and instances of one release?"
+            f"image {verbs.image[m]}: the person {verbs.person[m]} {reason}; are verbs and instances of one release?"
         )
     elsewhere = coco.image[coco.box_image[roles]] != verbs.image[:, None]
     unusable = wanted & ((roles < 0) | elsewhere) & ~wrong[:, None]
     for m, role in np.argwhere(unusable):
         obj = int(verbs.roles[m, role])
-        reason = coco.why_not(obj) if roles[m, role] < 0 else "is of another picture"
-        reject(f"picture {verbs.image[m]}, person {verbs.person[m]}: {ROLES[role]} {obj} {reason}; remove the role")
+        reason = coco.why_not(obj) if roles[m, role] < 0 else "is of another image"
+        reject(f"image {verbs.image[m]}, person {verbs.person[m]}: {ROLES[role]} {obj} {reason}; remove the role")
     return np.where(wrong, -1, row), np.where(unusable, -2, np.where(wanted, roles, -1))
 
 
@@ -294,7 +294,7 @@ def _official_pairs(verbs: Verbs, coco: Instances, reject: Rejects) -> PairTable
     obj[:, ROLE_SLOTS] = roles
     person, slot = np.nonzero(verbs.actions[:, SLOT_ACTION] & (row >= 0)[:, None] & (obj > -2))
     human, obj = row[person], obj[person, slot]
-    order = np.lexsort((slot, human))  # boxes are sorted by picture
+    order = np.lexsort((slot, human))  # boxes are sorted by image
     human, obj, slot = human[order], obj[order], slot[order]
     return PairTable(
         image=coco.image,

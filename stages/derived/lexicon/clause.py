@@ -39,7 +39,7 @@ class Clause(NamedTuple):
         doubtful: Whether the clause is a guess.
         intended: Whether the next verb is only a wish.
         joined: Whether the next noun is joined to the one before it.
-        depicted: Whether the next noun is only a picture or a toy of what it names.
+        depicted: Whether the next noun is only an image or a toy of what it names.
         acted: Whether a verb was read.
     """
 

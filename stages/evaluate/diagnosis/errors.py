@@ -1,7 +1,7 @@
 """Why detections are false positives, and why annotated pairs were missed.
 
 Categories exclude one another: each detection, and each missed pair, belongs to the first category of its list whose
-condition holds. Overlaps are intersection over union with the annotated boxes of the same picture. A box is *on* another
+condition holds. Overlaps are intersection over union with the annotated boxes of the same image. A box is *on* another
 from 0.5, and *near* it from 0.1. The categories follow Hoiem et al., ECCV 2012, and TIDE, ECCV 2020, for pairs of boxes.
 """
 
@@ -45,7 +45,7 @@ MISSES = {
 
 
 class _Overlap(IntFlag):
-    """How a detection lies on an annotated pair of its picture. ``OWN``: verb and object are those of the pair."""
+    """How a detection lies on an annotated pair of its image. ``OWN``: verb and object are those of the pair."""
 
     BOTH_OWN = auto()
     BOTH_OBJECT = auto()
@@ -85,7 +85,7 @@ class AnnotatedPairs:
     """Annotated pairs as columns.
 
     Attributes:
-        image: ``int [G]`` picture.
+        image: ``int [G]`` image.
         human_box: ``float32 [G, 4]``, xyxy pixels, zero-based half-open.
         object_box: ``float32 [G, 4]``, in the same format.
         object: ``int [G]`` object category.
@@ -105,7 +105,7 @@ class Diagnosis:
 
     Attributes:
         detections: what was diagnosed.
-        pairs: the annotated pairs of the same pictures.
+        pairs: the annotated pairs of the same images.
         kind: ``int8 [D]`` position in :data:`KINDS` of each detection, -1 if the evaluation does not count it.
         miss: ``int8 [G]`` position in :data:`MISSES` of each annotated pair, -1 if it was found.
     """
@@ -120,8 +120,8 @@ def diagnose(detections: HoiDetections, pairs: AnnotatedPairs, matched: np.ndarr
     """Sort every counted detection and every annotated pair into its category.
 
     Args:
-        detections: of all pictures.
-        pairs: the annotated pairs of the same pictures.
+        detections: of all images.
+        pairs: the annotated pairs of the same images.
         matched: ``int64 [D]`` the pair that each detection found, -1 for a false positive.
         counted: ``bool [D]``, False where the evaluation left a detection out.
     """
@@ -173,8 +173,8 @@ def confusions(detections: HoiDetections, pairs: AnnotatedPairs, rows: np.ndarra
     the largest min(IoU_human, IoU_object), the first stored of equals.
 
     Args:
-        detections: of all pictures.
-        pairs: the annotated pairs of the same pictures.
+        detections: of all images.
+        pairs: the annotated pairs of the same images.
         rows: ``int64 [R]`` detections to look at.
 
     Returns:
@@ -210,7 +210,7 @@ def decisive(ranking: Ranking) -> np.ndarray:
 def _candidates(
     image: np.ndarray, rows: np.ndarray, pair_image: np.ndarray, at_once: int = 1 << 19
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every (detection, pair) of the same picture, ``int64`` each, in parts of about ``at_once``.
+    """Every (detection, pair) of the same image, ``int64`` each, in parts of about ``at_once``.
 
     All pairs of a detection are neighbours in one part.
     """

@@ -20,8 +20,8 @@ def write_coco_results(
 ) -> int:
     """Write ``[{image_id, category_id, bbox [x, y, width, height], score}, ...]`` and say how many boxes.
 
-    Every human and object box once, with the highest score of the triplets that it is in; by picture and falling score.
-    ``image_id`` is the picture's own id, a number where all of them are whole numbers. ``category_id`` is COCO's official
+    Every human and object box once, with the highest score of the triplets that it is in; by image and falling score.
+    ``image_id`` is the image's own id, a number where all of them are whole numbers. ``category_id`` is COCO's official
     one, or the object's number from 1 where the vocabulary's objects are not COCO's.
 
     Raises:

@@ -1,7 +1,7 @@
 """Detections as HICO-DET's official Matlab code reads them: one ``.mat`` file an object category.
 
 ``detections_01.mat`` to ``detections_80.mat``, objects in COCO's order (person 01), each with a cell array
-``all_boxes`` [interactions of the object x pictures] in the order of the interaction and picture lists. A cell is
+``all_boxes`` [interactions of the object x pictures] in the order of the interaction and image lists. A cell is
 ``double [n, 9]``: human x1 y1 x2 y2, object x1 y1 x2 y2, score; boxes zero-based *inclusive* (the code adds 1). Layout:
 ``ywchao/ho-rcnn``, ``evaluation/eval_one.m``; MAT-files of level 5, compressed, put together here cell headers and all,
 because the six million cells of a test split would take any general writer minutes.
@@ -33,9 +33,9 @@ def write_hico_mat(folder: Path, detections: HoiDetections, vocabulary: Vocabula
 
     Args:
         folder: it is created.
-        detections: ``image`` counts the split's pictures; rows without a class (hoi -1) are left out.
+        detections: ``image`` counts the split's images; rows without a class (hoi -1) are left out.
         vocabulary: the classes.
-        images: pictures of the split, N.
+        images: images of the split, N.
 
     Returns:
         The files, by object.

@@ -37,7 +37,7 @@ def detections_table(detections: HoiDetections, image_ids: Sequence[str] | np.nd
 
 
 def write_detections(path: Path, detections: HoiDetections, image_ids: Sequence[str] | np.ndarray) -> None:
-    """Write the Parquet file. ``image_ids`` names every picture of the dataset, in its order."""
+    """Write the Parquet file. ``image_ids`` names every image of the dataset, in its order."""
     pq.write_table(detections_table(detections, image_ids), path, compression="zstd")
 
 
@@ -61,7 +61,7 @@ def read_detections(
 
     Args:
         path: the file or folder.
-        image_ids: the N pictures of the split, in its order.
+        image_ids: the N images of the split, in its order.
         vocabulary: the classes that object, verb and hoi count.
         any_class: allow classes of another list; do not check that hoi is the class of verb and object.
         every_row_classed: refuse rows whose hoi is -1.
@@ -69,7 +69,7 @@ def read_detections(
 
     Raises:
         UserError: the file is missing or no Parquet file, lacks a column or has it twice, has a column of another type,
-            an empty or non-finite value, a picture that is not in the split, an id out of range, an inverted box, or a
+            an empty or non-finite value, an image that is not in the split, an id out of range, an inverted box, or a
             class that is not its own verb and object (as when two orders of objects are mixed up).
     """
     if parts := parquet_parts(path):
@@ -84,7 +84,7 @@ def read_detections(
             *(np.concatenate([getattr(one, field.name) for one in read]) for field in fields(HoiDetections))
         )
     table = _read_columns(path)
-    image = _pictures(path, table["image_id"], image_ids)
+    image = _images(path, table["image_id"], image_ids)
     boxes = {name: _boxes(path, name, table[name]) for name in ("human_box", "object_box")}
     ids = {}
     sizes = len(vocabulary.objects), len(vocabulary.verbs), np.iinfo(np.int32).max if any_class else len(vocabulary)
@@ -139,7 +139,7 @@ def _read_columns(path: Path) -> pa.Table:
             kind = present.field(field.name).type
             if not _fits(kind, field.type):
                 raise UserError(f"{path}: column {field.name!r} holds {kind}; it must hold {field.type}")
-        # A picture's name stands in every one of its rows: as a dictionary it is decoded once.
+        # An image's name stands in every one of its rows: as a dictionary it is decoded once.
         table = pq.ParquetFile(path, read_dictionary=["image_id"]).read(columns=SCHEMA.names)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; give a Parquet file of detections") from None
@@ -151,8 +151,8 @@ def _read_columns(path: Path) -> pa.Table:
     return table
 
 
-def _pictures(path: Path, column: pa.ChunkedArray, image_ids: Sequence[str] | np.ndarray) -> np.ndarray:
-    """``int32 [D]`` position of each row's picture in the split."""
+def _images(path: Path, column: pa.ChunkedArray, image_ids: Sequence[str] | np.ndarray) -> np.ndarray:
+    """``int32 [D]`` position of each row's image in the split."""
     known = pa.array(image_ids, pa.string())
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     parts = [np.zeros(0, np.int32)]
@@ -160,7 +160,7 @@ def _pictures(path: Path, column: pa.ChunkedArray, image_ids: Sequence[str] | np
         position = pc.fill_null(pc.index_in(chunk.dictionary.cast(pa.string()), value_set=known), -1).to_numpy()
         parts.append(position[chunk.indices.to_numpy()])
     image = np.concatenate(parts).astype(np.int32, copy=False)
-    _refuse(path, image < 0, "image_id", column, "is no picture of this split")
+    _refuse(path, image < 0, "image_id", column, "is no image of this split")
     return image
 
 

@@ -19,17 +19,17 @@ from hoi_distill.storage.errors import UserError
 
 
 def read_pocket_mat(folder: Path, image_ids: Sequence[str] | np.ndarray, vocabulary: Vocabulary) -> HoiDetections:
-    """Read all files of a folder. Detections are sorted by picture, then by class, then as stored in its cell.
+    """Read all files of a folder. Detections are sorted by image, then by class, then as stored in its cell.
 
     Args:
         folder: with one file for each object.
-        image_ids: the N pictures of the split in the order of HICO-DET's own list, so by name. All of them: the
-            place of a column says which picture it is.
+        image_ids: the N images of the split in the order of HICO-DET's own list, so by name. All of them: the
+            place of a column says which image it is.
         vocabulary: the classes.
 
     Raises:
         UserError: a file is missing or no MAT-file, has no ``all_boxes``, another number of rows than its object has
-            interactions (what another order of objects looks like) or of columns than there are pictures, a cell that
+            interactions (what another order of objects looks like) or of columns than there are images, a cell that
             is not [n, 9], a number that is not finite or a box that ends before it begins.
     """
     if not folder.is_dir():
@@ -58,7 +58,7 @@ def _object_file(
     if cells.dtype != object:
         raise UserError(
             f"{file}: all_boxes is a table of numbers, not a cell array [interactions x pictures]; run the step that "
-            "sorts it by picture first"
+            "sorts it by image first"
         )
     if len(cells) != len(hois):
         raise UserError(
@@ -67,8 +67,8 @@ def _object_file(
         )
     if cells.shape[1] != len(image_ids):
         raise UserError(
-            f"{file}: all_boxes has {cells.shape[1]} columns, but the split has {len(image_ids)} pictures; a column a "
-            "picture, those without pairs too"
+            f"{file}: all_boxes has {cells.shape[1]} columns, but the split has {len(image_ids)} images; a column a "
+            "image, those without pairs too"
         )
     sizes = np.array([cell.size for cell in cells.ravel()]).reshape(cells.shape)
     image, row = np.nonzero(sizes.T)

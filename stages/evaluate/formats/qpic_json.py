@@ -1,6 +1,6 @@
 """Detections from the JSON files of QPIC, CDN, GEN-VLKT and PPDM.
 
-One entry a picture: ``predictions``, its boxes ``{bbox [x1, y1, x2, y2], category_id}``, and ``hoi_prediction``, its
+One entry an image: ``predictions``, its boxes ``{bbox [x1, y1, x2, y2], category_id}``, and ``hoi_prediction``, its
 triplets ``{subject_id, object_id, category_id, score}`` (places in ``predictions``, and the verb). What varies:
 
 * PPDM (``src/lib/eval/hico_eval.py``) writes a list; objects are COCO's ids 1-90 and verbs count from 1.
@@ -42,13 +42,13 @@ _LISTS = ("predictions", "hoi_prediction")
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of all pictures under one key, so that a bad one can be named."""
+    """Rows of all images under one key, so that a bad one can be named."""
 
     path: Path
     names: list[str]
     key: str
     entry: np.ndarray
-    """int64 [M], the picture of each row."""
+    """int64 [M], the image of each row."""
 
     def refuse(self, bad: np.ndarray, complaint: str) -> None:
         """One line for the first row where bool [M] ``bad`` is set."""
@@ -66,11 +66,11 @@ def read_qpic_json(path: Path, annotations: Annotations, frame: str | None = Non
 
     Args:
         path: the file.
-        annotations: the split, with its vocabulary; pictures are known by ``image_id``.
+        annotations: the split, with its vocabulary; images are known by ``image_id``.
         frame: a key of :data:`FRAMES`; None decides as the module says, zero-based where nothing in the file tells.
 
     Raises:
-        UserError: no such file, no JSON, another layout; a picture that is not in the split or comes twice; an entry, box
+        UserError: no such file, no JSON, another layout; an image that is not in the split or comes twice; an entry, box
             or triplet that lacks a part, points to no box, has a number that is not finite, a box that ends before it
             begins, a person that is none, or an unknown object or verb; mostly triplets of no class.
     """
@@ -78,22 +78,22 @@ def read_qpic_json(path: Path, annotations: Annotations, frame: str | None = Non
         raise UserError(f"{annotations.name}: without a vocabulary there is nothing to compare {path} with")
     if frame is not None and frame not in FRAMES:
         raise UserError(f"{path}: boxes are not {frame}; they are {', '.join(FRAMES)}")
-    pictures, gts = _pictures(path)
-    names, boxes, categories, triplets = _flattened(path, pictures)
+    images, gts = _images(path)
+    names, boxes, categories, triplets = _flattened(path, images)
     index = {str(name): i for i, name in enumerate(annotations.image_id.tolist())}
     seen: dict[str, int] = {}
     for entry, name in enumerate(names, start=1):
         if name not in index:
-            raise UserError(f"{path}: entry {entry}: file_name {name!r} is no picture of this split; drop the entry")
+            raise UserError(f"{path}: entry {entry}: file_name {name!r} is no image of this split; drop the entry")
         if (earlier := seen.setdefault(name, entry)) != entry:
             raise UserError(f"{path}: entry {entry}: {name!r} is entry {earlier} already; keep one of them")
-    counts = {key: np.array([len(picture[key]) for picture in pictures], np.int64) for key in _LISTS}
+    counts = {key: np.array([len(image[key]) for image in images], np.int64) for key in _LISTS}
     of_box, of_triplet = (_Rows(path, names, key, np.repeat(np.arange(len(names)), counts[key])) for key in _LISTS)
 
     corners, good = number_rows(boxes, 4)
     of_box.refuse(~good, "needs bbox with four finite numbers")
     corners = box_ops.single(corners + np.repeat(FRAMES[frame or _frame(gts, annotations, index)], 2))
-    of_box.refuse(~np.isfinite(corners).all(1), "needs bbox with four numbers that a picture may have")
+    of_box.refuse(~np.isfinite(corners).all(1), "needs bbox with four numbers that an image may have")
     inverted = np.any(corners[:, 2:] < corners[:, :2], axis=1)
     of_box.refuse(inverted, "ends before it begins; boxes are x1, y1, x2, y2")
     numbers, good = number_rows(triplets, 4)
@@ -119,14 +119,14 @@ def read_qpic_json(path: Path, annotations: Annotations, frame: str | None = Non
         of_triplet.refuse(~kept, "and most others have a verb and an object that are no class; see to both orders")
     hoi, human, target = hoi[kept], human[kept], target[kept]
     verb, obj = annotations.vocabulary.hois[hoi].T.astype(np.int32)
-    picture = np.array([index[name] for name in names], np.int32)
+    image = np.array([index[name] for name in names], np.int32)
     return HoiDetections(
-        picture[of_triplet.entry[kept]], corners[human], corners[target],
+        image[of_triplet.entry[kept]], corners[human], corners[target],
         obj, verb, hoi.astype(np.int32), numbers[kept, 3],
     )  # fmt: skip
 
 
-def _pictures(path: Path) -> tuple[list[Any], list[Any]]:
+def _images(path: Path) -> tuple[list[Any], list[Any]]:
     """The predictions of a file, and its copy of the annotations where it holds one."""
     expected = "it should be a detections file as PPDM, QPIC, CDN or GEN-VLKT write it"
     try:
@@ -142,7 +142,7 @@ def _pictures(path: Path) -> tuple[list[Any], list[Any]]:
     if isinstance(record, dict):
         record, gts = record.get("preds"), record.get("gts", [])
     if not isinstance(record, list):
-        raise UserError(f"{path}: there is neither a list of pictures nor a dict with one as 'preds'; {expected}")
+        raise UserError(f"{path}: there is neither a list of images nor a dict with one as 'preds'; {expected}")
     return record, gts if isinstance(gts, list) else []
 
 
@@ -162,32 +162,32 @@ def _python_text(text: str) -> Any:
         return ast.literal_eval(plain)
 
 
-def _flattened(path: Path, pictures: list[Any]) -> tuple[list[str], list[Any], list[Any] | None, list[Any]]:
-    """Names of the pictures; boxes and categories (None if there are none) of all of them; and their triplets."""
-    for entry, picture in enumerate(pictures, start=1):
-        lists = isinstance(picture, dict) and all(
-            isinstance(picture.get(key), list) and all(isinstance(row, dict) for row in picture[key]) for key in _LISTS
+def _flattened(path: Path, images: list[Any]) -> tuple[list[str], list[Any], list[Any] | None, list[Any]]:
+    """Names of the images; boxes and categories (None if there are none) of all of them; and their triplets."""
+    for entry, image in enumerate(images, start=1):
+        lists = isinstance(image, dict) and all(
+            isinstance(image.get(key), list) and all(isinstance(row, dict) for row in image[key]) for key in _LISTS
         )
-        if not lists or not isinstance(_name(picture), str):
+        if not lists or not isinstance(_name(image), str):
             raise UserError(
                 f"{path}: entry {entry}: needs file_name, and lists of records as predictions and hoi_prediction"
             )
-    boxes = list(chain.from_iterable(picture["predictions"] for picture in pictures))
-    triplets = chain.from_iterable(picture["hoi_prediction"] for picture in pictures)
+    boxes = list(chain.from_iterable(image["predictions"] for image in images))
+    triplets = chain.from_iterable(image["hoi_prediction"] for image in images)
     keys = ("subject_id", "object_id", "category_id", "score")
     rows = [[row.get(key) for key in keys] for row in triplets]
     categories = [box.get("category_id") for box in boxes]
     without = all(category is None for category in categories)
     return (
-        [_name(picture) for picture in pictures],
+        [_name(image) for image in images],
         [box.get("bbox") for box in boxes],
         None if without else categories,
         rows,
     )
 
 
-def _name(picture: dict[str, Any]) -> Any:
-    return picture.get("file_name", picture.get("filename"))
+def _name(image: dict[str, Any]) -> Any:
+    return image.get("file_name", image.get("filename"))
 
 
 def _interactions(

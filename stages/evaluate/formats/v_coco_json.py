@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from hoi_distill.stages.data.reading.json_columns import is_number, read_json
-from hoi_distill.stages.data.v_coco.files import picture_id
+from hoi_distill.stages.data.v_coco.files import image_id
 from hoi_distill.stages.data.v_coco.loader import ACTIONS, ROLES
 from hoi_distill.stages.evaluate.detections import VCocoDetections
 from hoi_distill.stages.ops import boxes as box_ops
@@ -35,11 +35,11 @@ def read_v_coco_json(path: str | Path, image_ids: Sequence[str] | np.ndarray) ->
 
     Args:
         path: the file.
-        image_ids: str [N], decimal COCO ids of the split's pictures, in its order. In the file a picture may be a
+        image_ids: str [N], decimal COCO ids of the split's images, in its order. In the file an image may be a
             number, its decimal digits or COCO's file name.
 
     Raises:
-        UserError: the file is missing, a pickle, no JSON, no list of dicts, names none of V-COCO's actions; a picture
+        UserError: the file is missing, a pickle, no JSON, no list of dicts, names none of V-COCO's actions; an image
             that is not in the split, a score that is no number, a box that is not four numbers or ends before it begins.
     """
     path = Path(path)
@@ -50,7 +50,7 @@ def read_v_coco_json(path: str | Path, image_ids: Sequence[str] | np.ndarray) ->
             raise UserError(f"{path}: entry {number} is no dict but {type(entry).__name__}; each is one person's dict")
     if entries and not any(_KEYS.intersection(entry) for entry in entries):
         raise UserError(f"{path}: no entry has a key such as {_AGENT_KEYS[0]} or {ROLES[0]}; are these V-COCO's?")
-    image = _pictures(path, entries, image_ids)
+    image = _images(path, entries, image_ids)
     person = box_ops.single(_numbers(path, entries, ("person_box",), 4)[:, 0])
     _refuse(path, ~np.isfinite(person.sum(axis=1)), entries, ("person_box",), "is not four finite numbers")
     agent = _numbers(path, entries, _AGENT_KEYS, 1)[..., 0]
@@ -103,8 +103,8 @@ def _refuse_pickle(path: Path) -> None:
         )
 
 
-def _pictures(path: Path, entries: list[dict[str, Any]], image_ids: Sequence[str] | np.ndarray) -> np.ndarray:
-    """int32: the row of each entry's picture."""
+def _images(path: Path, entries: list[dict[str, Any]], image_ids: Sequence[str] | np.ndarray) -> np.ndarray:
+    """int32: the row of each entry's image."""
     rows: dict[int | str | None, int] = {str(name): row for row, name in enumerate(image_ids)}
     rows |= {int(name): row for row, name in enumerate(image_ids) if str(name).isdecimal()}
     image = np.empty(len(entries), np.int32)
@@ -112,9 +112,9 @@ def _pictures(path: Path, entries: list[dict[str, Any]], image_ids: Sequence[str
         given = entry.get("image_id")
         row = rows.get(given) if isinstance(given, int | str) else None
         if row is None and isinstance(given, str):
-            row = rows.get(picture_id(given))
+            row = rows.get(image_id(given))
         if row is None:
-            raise UserError(f"{path}: entry {number}: image_id {given!r} is no picture of this split")
+            raise UserError(f"{path}: entry {number}: image_id {given!r} is no image of this split")
         image[number] = row
     return image
 

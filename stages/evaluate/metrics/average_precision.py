@@ -1,13 +1,13 @@
 """Matching, ranking and average precision of scored detections, as array operations on columns.
 
 Detections and annotated pairs (ground truth, ``gt``) are columns. Each of them belongs to a *group*: the pairs of one
-class in one picture. A detection can only match ground truth of its own group. Evaluators disagree on four things, and
+class in one image. A detection can only match ground truth of its own group. Evaluators disagree on four things, and
 each is one function or one argument here: what overlap is (:func:`iou`), which ground truth a detection takes
 (:func:`best_matches`, :func:`first_unused_matches`), how detections rank (:func:`ranking`), and on which recall grid
 precision is read (:func:`interpolated_precision`).
 
 :func:`all_point_precision` and :func:`tie_averaged_precision` are two other definitions of average precision. They give
-other digits than :func:`interpolated_precision`. Weights of pictures are in
+other digits than :func:`interpolated_precision`. Weights of images are in
 :mod:`hoi_distill.stages.evaluate.metrics.bootstrap`.
 """
 
@@ -65,7 +65,7 @@ def candidates(group: np.ndarray, gt_group: np.ndarray) -> tuple[np.ndarray, np.
     first = np.searchsorted(sorted_group, group, "left")
     inside = first < len(sorted_group)
     inside[inside] = sorted_group[first[inside]] == group[inside]
-    some = np.flatnonzero(inside)  # most detections name a class that their picture does not show
+    some = np.flatnonzero(inside)  # most detections name a class that their image does not show
     first = first[some]
     count = np.searchsorted(sorted_group, group[some], "right") - first
     start = np.cumsum(count) - count
@@ -135,9 +135,9 @@ def ranking(klass: np.ndarray, score: np.ndarray, image: np.ndarray, ties: str =
     Args:
         klass: ``int [D]``.
         score: ``float [D]``.
-        image: ``int [D]`` picture.
-        ties: how equal scores rank. "first": by picture, then as stored. "last_stored": by picture, then the last
-            stored first. "last": by falling picture, then the last stored first.
+        image: ``int [D]`` image.
+        ties: how equal scores rank. "first": by image, then as stored. "last_stored": by image, then the last
+            stored first. "last": by falling image, then the last stored first.
     """
     falling = -score.astype(np.float64)
     if ties == "first":

@@ -1,9 +1,9 @@
-"""Confidence intervals of a mean average precision: how far it would move with other test pictures.
+"""Confidence intervals of a mean average precision: how far it would move with other test images.
 
-The N test pictures are drawn N times with replacement, each with its pairs and detections. The mean is computed anew, and
-this is repeated. A picture drawn k times has weight k: each of its pairs counts as k positives, and each of its detections
+The N test images are drawn N times with replacement, each with its pairs and detections. The mean is computed anew, and
+this is repeated. An image drawn k times has weight k: each of its pairs counts as k positives, and each of its detections
 enters precision and recall k times at its place in the ranking. Matches do not change, because matching stays within a
-picture. A class without a pair among the drawn pictures has no average precision there and is left out of that mean.
+image. A class without a pair among the drawn images has no average precision there and is left out of that mean.
 
 The interval is the metric plus the percentiles of (outcome - mean of the outcomes). Plain percentiles would be biased:
 interpolation takes the highest precision at or beyond a recall level, so chance raises it, and the outcomes lie
@@ -61,11 +61,11 @@ def bootstrap_intervals(
     """Intervals of the mean over each set of classes, by name.
 
     Args:
-        ranking: the counted detections; pictures without pairs or detections are drawn too.
+        ranking: the counted detections; images without pairs or detections are drawn too.
         sets: ``bool [C]`` by name.
         grid: recall levels ``float64 [L]`` on which precision is read, None for all-point average precision.
         resamples: number of draws.
-        seed: the same seed draws the same pictures, whatever the ranking.
+        seed: the same seed draws the same images, whatever the ranking.
         absent_counts: a class without pairs enters the mean as 0 instead of being left out (SWiG-HOI).
 
     Returns:
@@ -104,7 +104,7 @@ def _means(ap: np.ndarray, sets: Sequence[np.ndarray]) -> np.ndarray:
 
 
 class WeightedPrecision:
-    """Average precision per class for any weights of the pictures. What does not depend on the weights is made once.
+    """Average precision per class for any weights of the images. What does not depend on the weights is made once.
 
     Args:
         ranking: the counted detections.
@@ -132,7 +132,7 @@ class WeightedPrecision:
         """Average precision of each class, ``float64 [C]``; NaN for a class whose pairs have no weight.
 
         Args:
-            weight: ``int64 [N]`` of the pictures.
+            weight: ``int64 [N]`` of the images.
         """
         positives = np.bincount(self.gt_class, weight[self.gt_image], self.classes).astype(np.int64)
         if not len(self.klass):

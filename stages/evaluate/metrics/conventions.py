@@ -1,7 +1,7 @@
 """How published evaluators of HICO-DET differ: every convention a row of named switches over one algorithm.
 
 The switches' values are explained in :data:`SWITCHES`, the rows in :data:`CONVENTIONS`. What published code leaves open
-is defined here: among equal scores detections rank by picture and then as stored (``ties=first``), also where the code
+is defined here: among equal scores detections rank by image and then as stored (``ties=first``), also where the code
 sorts with numpy's default, unstable sort.
 """
 
@@ -43,29 +43,29 @@ SWITCHES: dict[str, dict[str, str]] = {
         "first_unused": "a detection takes the first stored pair that it overlaps enough and that is not taken",
     },
     "pictures": {
-        "all": "every picture of the split",
-        "with_pairs": "detections in pictures without an annotated pair are left out (112 of HICO-DET's 9,658)",
+        "all": "every image of the split",
+        "with_pairs": "detections in images without an annotated pair are left out (112 of HICO-DET's 9,658)",
     },
     "known_object": {
-        "image_level": "pictures whose image-level labels name the object",
-        "box_level": "pictures in which a pair with the object is annotated",
+        "image_level": "images whose image-level labels name the object",
+        "box_level": "images in which a pair with the object is annotated",
     },
     "classes": {
         "all": "means are over every class",
         "without_no_interaction": "means leave out the no_interaction classes (520 of HICO-DET's 600 remain)",
     },
     "ties": {
-        "first": "equal scores rank by picture, then as stored",
-        "last_stored": "equal scores rank by picture, then last stored first, as pairwise suppression leaves them",
-        "last": "equal scores rank by falling picture, last stored first, as numpy.argsort(scores)[::-1] has them",
+        "first": "equal scores rank by image, then as stored",
+        "last_stored": "equal scores rank by image, then last stored first, as pairwise suppression leaves them",
+        "last": "equal scores rank by falling image, last stored first, as numpy.argsort(scores)[::-1] has them",
     },
 }
 """The values of every switch that has named ones."""
 
 NUMBERS: dict[str, str] = {
-    "top_per_image": "detections of a picture that are evaluated, the highest-scored of all classes; none: all",
+    "top_per_image": "detections of an image that are evaluated, the highest-scored of all classes; none: all",
     "top_per_class": "detections of a class that are evaluated, the highest-scored; none: all",
-    "nms_threshold": "pairwise suppression of lower-scored detections of a picture and class whose overlap, IoU of "
+    "nms_threshold": "pairwise suppression of lower-scored detections of an image and class whose overlap, IoU of "
     "humans ** nms_human * IoU of objects ** nms_object, is above this; none: no suppression",
     "nms_human": "exponent of the IoU of humans in pairwise suppression",
     "nms_object": "exponent of the IoU of objects in pairwise suppression",
@@ -116,14 +116,14 @@ OFFICIAL = Convention(
 )
 
 _PPDM = replace(
-    OFFICIAL, name="ppdm", description="PPDM on 9,658 pictures", source="YueLiao/PPDM", one_pixel_overlap="none"
+    OFFICIAL, name="ppdm", description="PPDM on 9,658 images", source="YueLiao/PPDM", one_pixel_overlap="none"
 )
 _QPIC = replace(
-    _PPDM, name="qpic", description="QPIC: top 100 a picture, pictures without pairs skipped",
+    _PPDM, name="qpic", description="QPIC: top 100 an image, images without pairs skipped",
     source="hitachi-rd-cv/qpic", pictures="with_pairs", top_per_image=100,
 )  # fmt: skip
 _GENVLKT = replace(
-    _QPIC, name="genvlkt", description="GEN-VLKT: top 100 a picture", source="YueLiao/gen-vlkt", pictures="all"
+    _QPIC, name="genvlkt", description="GEN-VLKT: top 100 an image", source="YueLiao/gen-vlkt", pictures="all"
 )
 _GGNET = replace(
     OFFICIAL, name="ggnet", description="GGNet: the first free pair with both IoU > 0.5",
@@ -135,7 +135,7 @@ _THID = replace(
     source="scwangdyd/promting_hoi", recall_grid="exact", top_per_class=19_999, ties="last",
 )  # fmt: skip
 _POCKET = replace(
-    OFFICIAL, name="pocket", description="pocket's 11P: IoU > 0.5, linspace grid, pictures without pairs skipped",
+    OFFICIAL, name="pocket", description="pocket's 11P: IoU > 0.5, linspace grid, images without pairs skipped",
     source="fredzzhang/pocket", recall_grid="linspace", threshold="above", pictures="with_pairs",
 )  # fmt: skip
 
@@ -148,7 +148,7 @@ CONVENTIONS: dict[str, Convention] = {
             recall_grid="linspace",
         ),
         _PPDM,
-        replace(_PPDM, name="ppdm-9546", description="PPDM on the 9,546 pictures with pairs", pictures="with_pairs"),
+        replace(_PPDM, name="ppdm-9546", description="PPDM on the 9,546 images with pairs", pictures="with_pairs"),
         _QPIC,
         replace(_QPIC, name="cdn", description="CDN without suppression: as QPIC", source="YueLiao/CDN"),
         replace(

@@ -37,13 +37,13 @@ class Ranking:
     Attributes:
         row: ``int64 [M]`` position among the stored detections.
         klass: ``int64 [M]``, non-decreasing.
-        image: ``int64 [M]`` picture.
+        image: ``int64 [M]`` image.
         score: ``float [M]``.
         is_tp: ``bool [M]`` whether it is a true positive.
         gt_class: ``int64 [G]`` class of each annotated pair of the setting.
-        gt_image: ``int64 [G]`` picture of each annotated pair of the setting.
+        gt_image: ``int64 [G]`` image of each annotated pair of the setting.
         classes: number of classes, C.
-        images: number of pictures, N.
+        images: number of images, N.
     """
 
     row: np.ndarray

@@ -28,11 +28,11 @@ class GroundTruth:
     """The annotated pairs of a split, as columns. A pair with two interactions is two rows.
 
     Attributes:
-        image: ``int [G]`` picture of each pair, below N.
+        image: ``int [G]`` image of each pair, below N.
         human_box: ``float32 [G, 4]``, xyxy pixels, zero-based half-open.
         object_box: ``float32 [G, 4]``, in the same format.
         hoi: ``int [G]`` class, below H.
-        image_objects: ``bool [N, O]``: object categories that the picture's image-level labels name.
+        image_objects: ``bool [N, O]``: object categories that the image's image-level labels name.
     """
 
     image: np.ndarray
@@ -66,12 +66,12 @@ class Results:
     """Both settings, and what became of every stored detection.
 
     Attributes:
-        default: results per class over all pictures.
-        known_object: results per class over the pictures that show the object of the class.
+        default: results per class over all images.
+        known_object: results per class over the images that show the object of the class.
         ranking: the counted detections of the default setting in rank order.
         known_object_ranking: those of the known-object setting.
         matched: ``int64 [D]`` row of the ground truth that each detection found, -1 for a false positive.
-        counted: ``bool [D]``, False where the convention leaves a detection out (caps, suppression, picture set).
+        counted: ``bool [D]``, False where the convention leaves a detection out (caps, suppression, image set).
     """
 
     default: ClassResults
@@ -89,12 +89,12 @@ def hico_det(
 
     Officially a detection is compared with the annotated pair of its class that it overlaps most, by min(IoU_human,
     IoU_object). It is a true positive when that is at least 0.5 and no higher-ranked detection took the pair. All
-    pictures count, also those without pairs. *Known object* looks, for each class, only at pictures whose image-level
+    images count, also those without pairs. *Known object* looks, for each class, only at images whose image-level
     labels name its object.
 
     Args:
         detections: a row whose ``hoi`` is -1 (no class of the dataset) is left out.
-        gt: the annotated pairs of the same pictures.
+        gt: the annotated pairs of the same images.
         hoi_object: ``int [H]`` object category of each class.
         convention: the switches.
     """
@@ -117,7 +117,7 @@ def hico_det(
     matched = np.full(len(detections), -1, np.int64)
     matched[stored[matches]] = pair[matches]
 
-    # A pair and the detections that may take it lie in one picture: leaving pictures out changes no match.
+    # A pair and the detections that may take it lie in one image: leaving images out changes no match.
     shows = _image_objects(gt, hoi_object, convention)
     known = ranked.select(
         shows[ranked.image, hoi_object[ranked.klass]], shows[ranked.gt_image, hoi_object[ranked.gt_class]]
@@ -162,12 +162,12 @@ def _ranked(
 def counted_detections(detections: HoiDetections, gt: GroundTruth, convention: Convention) -> np.ndarray:
     """The detections that a convention evaluates, before its cap per class.
 
-    It keeps, in this order: detections of a class; those in pictures that count; the highest-scored of each picture
+    It keeps, in this order: detections of a class; those in images that count; the highest-scored of each image
     (equal scores as stored); and what pairwise suppression leaves.
 
     Args:
-        detections: of all pictures.
-        gt: the annotated pairs of the same pictures.
+        detections: of all images.
+        gt: the annotated pairs of the same images.
         convention: the switches.
 
     Returns:
@@ -198,7 +198,7 @@ def counted_detections(detections: HoiDetections, gt: GroundTruth, convention: C
 
 
 def _image_objects(gt: GroundTruth, hoi_object: np.ndarray, convention: Convention) -> np.ndarray:
-    """``bool [N, O]``: the objects that a picture shows by the convention's known-object setting."""
+    """``bool [N, O]``: the objects that an image shows by the convention's known-object setting."""
     if convention.known_object != "box_level":
         return gt.image_objects
     shows = np.zeros_like(gt.image_objects)

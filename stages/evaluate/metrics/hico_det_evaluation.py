@@ -29,11 +29,11 @@ class HicoDetEvaluation:
         dataset: its name.
         split: its name.
         convention: the switches.
-        counts: numbers of pictures, pairs, detections, classes, rare classes and classes without a test pair.
+        counts: numbers of images, pairs, detections, classes, rare classes and classes without a test pair.
         default: mean average precision over ``full``, ``rare`` and ``non_rare`` classes; None for a set in which no
             class has a pair. Classes without test pairs have no average precision and enter no mean.
         known_object: the same of the known-object setting.
-        known_object_from: the labels that say which pictures show an object.
+        known_object_from: the labels that say which images show an object.
         per_class: one record a class, in class order: hoi, verb, object (names), rare, training_pairs (None if not
             known), pairs, detections, found, recall, ap, ap_known_object; of a zero-shot split also unseen.
         zero_shot: the split's name and the default setting's means over its ``unseen``, ``seen`` and all classes.
@@ -94,16 +94,16 @@ def evaluate_hico_det(
     """Evaluate by HICO-DET's protocol (:mod:`hoi_distill.stages.evaluate.metrics.hico_det`).
 
     Args:
-        annotations: the test split. Without image-level labels (``image_hois``), the annotated pairs say which pictures
+        annotations: the test split. Without image-level labels (``image_hois``), the annotated pairs say which images
             show an object; ``known_object_from`` records it.
-        detections: ``image`` counts pictures of this split.
+        detections: ``image`` counts images of this split.
         rare: ``bool [H]``.
         training: ``int [H]`` training pairs of each class, for the record.
         convention: the switches.
         zero_shot: a split of the vocabulary's classes, for its means.
 
     Raises:
-        UserError: the pictures have no annotated classes.
+        UserError: the images have no annotated classes.
     """
     vocabulary, gt = _vocabulary(annotations), ground_truth_of(annotations)
     hois = vocabulary.hois.astype(np.int64)
@@ -165,7 +165,7 @@ def evaluate_hico_det(
 def ground_truth_of(annotations: Annotations) -> GroundTruth:
     """The split's pairs that belong to a class.
 
-    The object categories of a picture come from its image-level labels, without those from its annotated pairs.
+    The object categories of an image come from its image-level labels, without those from its annotated pairs.
     """
     annotations = annotations.classified()
     vocabulary, image = _vocabulary(annotations), annotations.pair_image()
@@ -182,7 +182,7 @@ def ground_truth_of(annotations: Annotations) -> GroundTruth:
 
 def _vocabulary(annotations: Annotations) -> Vocabulary:
     if annotations.vocabulary is None:
-        raise UserError(f"{annotations.name}: pictures without annotated classes cannot be evaluated")
+        raise UserError(f"{annotations.name}: images without annotated classes cannot be evaluated")
     return annotations.vocabulary
 
 

@@ -24,7 +24,7 @@ def pairwise_nms(
     sort.
 
     Args:
-        group: ``int [D]`` picture and class of each detection.
+        group: ``int [D]`` image and class of each detection.
         score: ``float [D]``.
         boxes: human and object boxes, ``float [D, 4]`` each, xyxy pixels, half-open.
         threshold: overlap above which the lower-scored pair goes.

@@ -62,7 +62,7 @@ class SwigResults:
 
 
 def swig_hoi(detections: HoiDetections, annotations: Annotations) -> SwigResults:
-    """Evaluate detections of the pictures of ``annotations``. Time grows as n log n with the detections."""
+    """Evaluate detections of the images of ``annotations``. Time grows as n log n with the detections."""
     vocabulary = swig_vocabulary()
     evaluated = np.append(swig_evaluated(), False)  # the last is hoi -1
     pairs = annotations.classified()

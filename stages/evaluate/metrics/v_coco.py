@@ -1,15 +1,15 @@
 """V-COCO's official evaluation (Gupta and Malik 2015, their ``vsrl_eval``): agent and role average precision.
 
-A detected person takes the annotated person of the same picture that it overlaps most, if the IoU is at least 1/2. The
+A detected person takes the annotated person of the same image that it overlaps most, if the IoU is at least 1/2. The
 action does not matter for that. Some annotated persons have no annotated actions. Detections that overlap such a person
-leave the evaluation. As in the published code, so do detections that overlap nobody if the *first* person of the picture
-is such a person. Detections in pictures without any person are false positives (the published code stops there).
+leave the evaluation. As in the published code, so do detections that overlap nobody if the *first* person of the image
+is such a person. Detections in images without any person are false positives (the published code stops there).
 
 In scenario 1 a role that is absent must be predicted as empty. Scenario 2 accepts every prediction for an absent role.
 
 Equal scores: published code sorts with ``argsort()[::-1]``, whose order of equals depends on numpy's build. Here equals
-rank as a stable sort leaves them. The detection stored last claims a person first. In the ranking of all pictures later
-pictures come first and, in one picture, detections stored first.
+rank as a stable sort leaves them. The detection stored last claims a person first. In the ranking of all images later
+images come first and, in one image, detections stored first.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def v_coco(detections: VCocoDetections, people: People) -> VCocoResults:
 def from_triplets(detections: HoiDetections) -> VCocoDetections:
     """Turn scored triplets (verb = slot) into persons with all their actions and roles, as the official code reads them.
 
-    Rows of one picture with exactly the same human box are one person. The score of an action is the highest of the
+    Rows of one image with exactly the same human box are one person. The score of an action is the highest of the
     person's rows with one of its slots. The person's best row of a slot (the first stored of equals) gives the object
     and its score; an all-zero object box is an empty role. The second best row goes into a second entry of the same
     person, and so on, so that no row is lost. Agent scores are in the first entry only. Missing scores are NaN.

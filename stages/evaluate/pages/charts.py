@@ -47,7 +47,7 @@ def line_chart(steps: Sequence[float], values: Sequence[float], title: str) -> M
     if not len(pairs):
         return Markup("")
     width, height = 360, 190
-    if len(pairs) > 400:  # a picture has no room for more
+    if len(pairs) > 400:  # an image has no room for more
         pairs = np.stack([part.mean(0) for part in np.array_split(pairs, 400)])
     x, y = pairs[:, 0], pairs[:, 1]
     window = max(1, len(y) // 20)

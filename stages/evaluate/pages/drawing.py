@@ -1,37 +1,36 @@
-"""Predictions drawn into a copy of the picture itself."""
+"""Predictions drawn into a copy of the image itself."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hoi_distill.stages.evaluate.pages.pictures import Pair, numbered
 from PIL import Image, ImageDraw, ImageFont
 
-from hoi_distill.stages.evaluate.pages.pictures import Pair, numbered
-
 LONGEST = 960
-"""Pixels of the longer side: small pictures are enlarged so that labels can be read."""
+"""Pixels of the longer side: small images are enlarged so that labels can be read."""
 ROW = 26
 """Pixels of a line of the list."""
 DASH, GAP = 10.0, 7.0
 EDGE = "#101418"
 
 
-def drawn(picture: Image.Image, pairs: Sequence[Pair]) -> Image.Image:
-    """Draw pairs into an RGB copy of a picture.
+def drawn(image: Image.Image, pairs: Sequence[Pair]) -> Image.Image:
+    """Draw pairs into an RGB copy of an image.
 
     A pair is its human box (solid), its object box (dashed) and a line between their middles that ends in a dot at the
-    object. Under the picture are a legend and the list of verbs. A pair whose two boxes are equal has no object.
+    object. Under the image are a legend and the list of verbs. A pair whose two boxes are equal has no object.
 
     Args:
-        picture: the original.
-        pairs: best first; boxes in pixels of ``picture``.
+        image: the original.
+        pairs: best first; boxes in pixels of ``image``.
     """
-    scale = LONGEST / max(picture.size)
-    size = (round(picture.width * scale), round(picture.height * scale))
+    scale = LONGEST / max(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
     lines = numbered(pairs)
     font = ImageFont.load_default(18)
     canvas = Image.new("RGB", (size[0], size[1] + ROW * (len(lines) + 1) + 8), "white")
-    canvas.paste(picture.resize(size, Image.Resampling.LANCZOS), (0, 0))
+    canvas.paste(image.resize(size, Image.Resampling.LANCZOS), (0, 0))
     pen = ImageDraw.Draw(canvas)
     for line in reversed(lines):
         human, obj = ([scale * edge for edge in box] for box in (line.pair.human_box, line.pair.object_box))

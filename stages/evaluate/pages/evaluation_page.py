@@ -271,9 +271,9 @@ def _methods(intervals: Intervals, errors: ErrorSummary | None, resamples: int) 
     if intervals:
         methods.append((
             "Intervals",
-            f"95 %, by bootstrap over pictures: the test pictures are drawn with replacement {resamples:,} times and the "
+            f"95 %, by bootstrap over images: the test images are drawn with replacement {resamples:,} times and the "
             "figure is computed anew; the bounds are the figure plus the 2.5th and 97.5th percentile of (outcome less "
-            "the mean of the outcomes). They say what another draw of test pictures would change, not what another "
+            "the mean of the outcomes). They say what another draw of test images would change, not what another "
             "training would.",
         ))  # fmt: skip
     if errors:

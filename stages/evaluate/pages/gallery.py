@@ -1,4 +1,4 @@
-"""The pictures that a report shows, and the pairs that are drawn on them."""
+"""The images that a report shows, and the pairs that are drawn on them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from hoi_distill.stages.evaluate.pages.pictures import Pair
 from PIL import Image
 
 from hoi_distill.stages.evaluate.detections import HoiDetections
-from hoi_distill.stages.evaluate.pages.pictures import Pair
 
 if TYPE_CHECKING:
     from hoi_distill.stages.data.annotations import Annotations
@@ -26,7 +26,7 @@ class Match:
     Attributes:
         prompt: the sentence.
         probability: of a match.
-        annotated: whether the picture is annotated with the prompt's class; None where there are no annotations.
+        annotated: whether the image is annotated with the prompt's class; None where there are no annotations.
     """
 
     prompt: str
@@ -36,11 +36,11 @@ class Match:
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """A test picture with its annotated pairs, its predictions and the teacher's answers.
+    """A test image with its annotated pairs, its predictions and the teacher's answers.
 
     Attributes:
         title: its name.
-        picture: a file, a ``uint8 [H, W, 3]`` array or a PIL image, at the size to which the boxes refer.
+        image: a file, a ``uint8 [H, W, 3]`` array or a PIL image, at the size to which the boxes refer.
         kind: why it was chosen, such as "best".
         note: a line about it.
         predictions: pairs, best first.
@@ -51,7 +51,7 @@ class GalleryItem:
     """
 
     title: str
-    picture: Path | np.ndarray | Image.Image
+    image: Path | np.ndarray | Image.Image
     kind: str = ""
     note: str = ""
     predictions: Sequence[Pair] = ()
@@ -63,7 +63,7 @@ class GalleryItem:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A picture of the split that a report shows.
+    """An image of the split that a report shows.
 
     Attributes:
         image: its position in the split.
@@ -78,11 +78,11 @@ class Chosen:
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedSplit:
-    """An annotated split, detections of its pictures, and which annotated pairs they found.
+    """An annotated split, detections of its images, and which annotated pairs they found.
 
     Attributes:
         annotations: the split.
-        detections: D detections; ``image`` counts its pictures.
+        detections: D detections; ``image`` counts its images.
         matched: ``int64 [D]`` row of the annotated pair that a detection found, -1 for a false positive.
     """
 
@@ -91,9 +91,9 @@ class EvaluatedSplit:
     matched: np.ndarray
 
     def found_share(self) -> np.ndarray:
-        """R-precision of each picture, ``float64 [N]``; NaN for a picture without pairs.
+        """R-precision of each image, ``float64 [N]``; NaN for an image without pairs.
 
-        It is the share of true positives among the n highest-scored detections of a picture, n being the number of its
+        It is the share of true positives among the n highest-scored detections of an image, n being the number of its
         annotated pairs.
         """
         pairs = np.diff(self.annotations.pair_offsets)
@@ -105,14 +105,14 @@ class EvaluatedSplit:
         return np.divide(found, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
 
 
-def choose_pictures(
+def choose_images(
     split: EvaluatedSplit, among: np.ndarray | None = None, *, each: int = 4, seed: int = 0
 ) -> list[Chosen]:
-    """Choose the best, the worst and random pictures of a split, no picture twice. Of equals, those with more pairs.
+    """Choose the best, the worst and random images of a split, no image twice. Of equals, those with more pairs.
 
     Args:
         split: with its detections.
-        among: ``int64 [M]``, the pictures that can be shown; None: all.
+        among: ``int64 [M]``, the images that can be shown; None: all.
         each: how many of each sort.
         seed: draws the random ones.
     """
@@ -133,27 +133,27 @@ def choose_pictures(
 def gallery_items(
     split: EvaluatedSplit,
     chosen: Sequence[Chosen],
-    picture: Callable[[int], Path | np.ndarray | Image.Image],
+    image: Callable[[int], Path | np.ndarray | Image.Image],
     *,
     captions: Mapping[int, Sequence[tuple[str, str]]],
     matches: Mapping[int, Sequence[Match]],
     extra: int = 2,
 ) -> list[GalleryItem]:
-    """Make the gallery items of the chosen pictures.
+    """Make the gallery items of the chosen images.
 
-    An item shows as many of the highest-scored predictions as its picture has annotated pairs, and ``extra`` more.
+    An item shows as many of the highest-scored predictions as its image has annotated pairs, and ``extra`` more.
 
     Args:
         split: with its detections.
-        chosen: pictures of the split.
-        picture: returns a picture by its position in the split.
+        chosen: images of the split.
+        image: returns an image by its position in the split.
         captions: the teacher's (question, answer) pairs, by position in the split; a position may be missing.
         matches: the teacher's best prompts, in the same form.
         extra: number of further predictions.
     """
     annotations, detections, matched = split.annotations, split.detections, split.matched
     words = annotations.vocabulary
-    assert words is not None, "evaluated pictures have classes"
+    assert words is not None, "evaluated images have classes"
     items = []
     for pick in chosen:
         rows = annotations.pairs(pick.image)
@@ -167,7 +167,7 @@ def gallery_items(
         items.append(
             GalleryItem(
                 title=str(annotations.image_id[pick.image]),
-                picture=picture(pick.image),
+                image=image(pick.image),
                 kind=pick.kind,
                 note=note,
                 predictions=[

@@ -1,6 +1,6 @@
 """The pages for people: one self-contained HTML file for a run, a folder of photographs, or a matrix of experiments.
 
-A page holds its styles, its pictures and its one small script. A content security policy forbids the browser to load
+A page holds its styles, its images and its one small script. A content security policy forbids the browser to load
 anything else. Texts pass through jinja2 with autoescape on, so that a browser shows markup in a teacher's answer as text.
 """
 
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from hoi_distill.stages.evaluate.pages.pictures import data_uri, draw_pairs, load_image, numbered
 
 from hoi_distill.stages.data.sampling.splits import RARE_BELOW
 from hoi_distill.stages.evaluate.metrics_log import read_metrics
 from hoi_distill.stages.evaluate.pages import charts
 from hoi_distill.stages.evaluate.pages.gallery import GalleryItem
-from hoi_distill.stages.evaluate.pages.pictures import data_uri, draw_pairs, load_picture, numbered
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.atomic import write_atomically
 from hoi_distill.storage.files.writable import writing
@@ -55,7 +55,7 @@ class LabelCheck:
     """A comparison of a teacher's image-level labels with annotations. No training reads it.
 
     Attributes:
-        pictures: number of training pictures that were compared.
+        images: number of training images that were compared.
         rows: (which labels, precision, recall, mean average precision), fractions, None where there is none.
         dropped: number of phrases of the teacher's texts that became no label, by reason.
     """
@@ -71,15 +71,15 @@ class ReportData:
 
     Attributes:
         name: of the configuration.
-        trained_on: one sentence: which pictures, which labels, which teacher tables.
+        trained_on: one sentence: which images, which labels, which teacher tables.
         evaluation: the record of
             :meth:`hoi_distill.stages.evaluate.metrics.hico_det_evaluation.HicoDetEvaluation.as_json`.
         facts: short (label, value) pairs under the title: seed, steps, seconds ...
         curves: logged quantities.
         tables: the cache tables that the training read.
-        skipped: number of pictures left out of training, by reason; None where the run recorded nothing about it.
+        skipped: number of images left out of training, by reason; None where the run recorded nothing about it.
         parameters: the resolved parameters, shown folded.
-        gallery: test pictures.
+        gallery: test images.
         labels: of a student that learns from image-level labels of a teacher.
     """
 
@@ -111,10 +111,10 @@ class ReportData:
         Args:
             folder: of the run.
             name: of the configuration.
-            trained_on: which pictures, which labels, which teacher tables.
+            trained_on: which images, which labels, which teacher tables.
             facts: short (label, value) pairs under the title.
-            skipped: number of pictures left out of training, by reason.
-            gallery: test pictures.
+            skipped: number of images left out of training, by reason.
+            gallery: test images.
             labels: of a student that learns from image-level labels of a teacher.
 
         Raises:
@@ -296,16 +296,16 @@ def class_name(row: Mapping[str, Any]) -> str:
 
 def _card(item: GalleryItem) -> dict[str, Any]:
     """A gallery item with its drawings made."""
-    picture = load_picture(item.picture, item.frame)
-    uri, annotated = data_uri(picture), numbered(item.annotated)
+    image = load_image(item.image, item.frame)
+    uri, annotated = data_uri(image), numbered(item.annotated)
     predictions = numbered(item.predictions, annotated)
     return {
         "item": item,
         "uri": uri,
         "annotated": annotated,
         "predictions": predictions,
-        "drawn_annotated": draw_pairs(uri, picture.size, annotated, f"{item.title} with its annotated pairs"),
-        "drawn_predictions": draw_pairs(uri, picture.size, predictions, f"{item.title} with the predicted pairs"),
+        "drawn_annotated": draw_pairs(uri, image.size, annotated, f"{item.title} with its annotated pairs"),
+        "drawn_predictions": draw_pairs(uri, image.size, predictions, f"{item.title} with the predicted pairs"),
     }
 
 

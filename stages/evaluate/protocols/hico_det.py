@@ -45,9 +45,7 @@ def evaluate_hico_det_files(request: EvaluationRequest) -> EvaluationResult:
     if words == hico_vocabulary():
         return result
     counted = "all" if request.labelled is None else f"the first {request.labelled:,}"
-    rare = (
-        f"Rare: fewer than {RARE_BELOW} annotated pairs in {counted} training pictures (--labelled N: in the first N)."
-    )
+    rare = f"Rare: fewer than {RARE_BELOW} annotated pairs in {counted} training images (--labelled N: in the first N)."
     return replace(result, notes=[*result.notes, rare])
 
 
@@ -62,7 +60,7 @@ def evaluate_triplets(
 
     Args:
         test: the annotated split.
-        detections: ``image`` counts its pictures.
+        detections: ``image`` counts its images.
         training: ``int64 [H]`` training pairs of each class, which say what is rare.
         chosen: the convention.
         split: a zero-shot split of the classes.
@@ -75,9 +73,9 @@ def evaluate_triplets(
     seconds = time.perf_counter() - began
 
     settings = {
-        "default": Setting("default", result.default, result.sets, result.ranking, "all pictures"),
+        "default": Setting("default", result.default, result.sets, result.ranking, "all images"),
         "known_object": Setting(
-            "known object", result.known_object, result.sets, result.known_object_ranking, "pictures showing the object"
+            "known object", result.known_object, result.sets, result.known_object_ranking, "images showing the object"
         ),
     }
     if result.zero_shot is not None:
@@ -91,7 +89,7 @@ def evaluate_triplets(
         why = "so the convention has it"
         if test.image_hois is None:
             why = "no image-level labels" + (": give --image-labels" if test.name == "hico-det" else "")
-        notes.append(f"Known-object picture sets are taken from the annotated pairs ({why}).")
+        notes.append(f"Known-object image sets are taken from the annotated pairs ({why}).")
     return EvaluationResult(
         record={**result.as_json(), "ties": ties, "seconds": round(seconds, 3)},
         per_class=[{"name": f"{row['verb']} {row['object']}".replace("_", " ")} | row for row in result.per_class],

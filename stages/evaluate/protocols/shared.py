@@ -45,7 +45,7 @@ def refuse_format(request: EvaluationRequest, form: str) -> UserError:
 
 
 def read_triplets(request: EvaluationRequest, split: Annotations, every_row_classed: bool = True) -> HoiDetections:
-    """Read detections of a split's pictures in our Parquet format."""
+    """Read detections of a split's images in our Parquet format."""
     return read_detections(
         request.detections, split.image_id, vocabulary_of(split), every_row_classed=every_row_classed
     )
@@ -58,7 +58,7 @@ def vocabulary_of(annotations: Annotations) -> Vocabulary:
         UserError: it has none.
     """
     if annotations.vocabulary is None:
-        raise UserError(f"{annotations.name}: pictures without annotated classes cannot be evaluated")
+        raise UserError(f"{annotations.name}: images without annotated classes cannot be evaluated")
     return annotations.vocabulary
 
 

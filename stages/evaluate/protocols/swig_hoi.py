@@ -61,7 +61,7 @@ def evaluate_triplets(test: Annotations, detections: HoiDetections) -> Evaluatio
             "ap": round(100 * float(results.ap[hoi]), 6),
         })  # fmt: skip
     matched = np.append(np.flatnonzero(test.hoi >= 0), -1)[results.matched]
-    settings = {"full": Setting("all pictures", means, sets, results.ranking)}
+    settings = {"full": Setting("all images", means, sets, results.ranking)}
     ties = ties_of(settings)
     return EvaluationResult(
         record={

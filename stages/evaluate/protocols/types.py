@@ -37,7 +37,7 @@ class EvaluationRequest:
         image_labels: HICO-DET's ``anno.mat``, if it does not lie beside the annotations.
         zero_shot: a split of the classes that their vocabulary has
             (:func:`hoi_distill.stages.data.zero_shot.splits_of`).
-        labelled: count training pairs, which decide what is rare, in the first so many training pictures; None: in all.
+        labelled: count training pairs, which decide what is rare, in the first so many training images; None: in all.
         frame: the pixels that QPIC-style boxes count from, a key of
             :data:`hoi_distill.stages.evaluate.formats.qpic_json.FRAMES`; None: as the file says.
     """
@@ -86,7 +86,7 @@ class EvaluationResult:
         record: what ``--json`` prints; it has dataset, split, convention, definition and counts.
         per_class: one flat record a class (or role), for the CSV and the page; it has ``name`` and ``ap``.
         settings: by key; the first is the main one.
-        image_ids: of the pictures, in the split's order.
+        image_ids: of the images, in the split's order.
         vocabulary: the dataset's.
         detections: the detections of the file.
         annotations: the annotated pairs; None where the protocol evaluates persons.

@@ -36,7 +36,7 @@ def evaluate_persons(detections: VCocoDetections, people: People, split: str) ->
     """Evaluate detections that are already read.
 
     Args:
-        detections: of the pictures of ``people``.
+        detections: of the images of ``people``.
         people: the annotated persons of the split.
         split: its name, for the record.
     """
@@ -107,7 +107,7 @@ def evaluate_persons(detections: VCocoDetections, people: People, split: str) ->
         image_ids=people.image_id,
         vocabulary=v_coco_vocabulary(),
         detections=detections,
-        notes=ties_note(ties, settings, "later pictures come first and, in a picture, what is stored first"),
+        notes=ties_note(ties, settings, "later images come first and, in an image, what is stored first"),
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from hoi_distill.stages.student.pairs.config import PairsConfig
-from hoi_distill.stages.student.pairs.instances import Picture, PictureTable, gather
+from hoi_distill.stages.student.pairs.instances import ImageInstances, ImageTable, gather
 from hoi_distill.stages.student.pairs.regions import Regions
 from hoi_distill.stages.student.pairs.terms import BatchImages, Term
 from hoi_distill.stages.student.source import Sample, Samples, SampleSource
@@ -27,7 +27,7 @@ of the rows that could be read, and their maps."""
 
 @dataclass
 class PairBatch:
-    """One step's B pictures.
+    """One step's B images.
 
     Attributes:
         rows: int64 ``[B]`` rows of the training set.
@@ -65,7 +65,7 @@ class Pools(NamedTuple):
     """The images that steps draw from.
 
     Attributes:
-        labelled: int64, rising, rows of labelled pictures.
+        labelled: int64, rising, rows of labelled images.
         others: int64, rising, rows of images without labels that are drawn from.
     """
 
@@ -73,15 +73,15 @@ class Pools(NamedTuple):
     others: np.ndarray
 
     @classmethod
-    def of(cls, pictures: PictureTable, labelled: np.ndarray, *, unlabelled: bool) -> Pools:
+    def of(cls, images: ImageTable, labelled: np.ndarray, *, unlabelled: bool) -> Pools:
         """Those with a pair.
 
         Args:
-            pictures: the pictures.
+            images: the images.
             labelled: bool ``[N]``.
             unlabelled: whether images without labels are drawn from as well.
         """
-        usable = pictures.usable()
+        usable = images.usable()
         others = np.flatnonzero(usable & ~labelled) if unlabelled else np.empty(0, np.int64)
         return cls(np.flatnonzero(usable & labelled), others)
 
@@ -100,16 +100,16 @@ def take(pool: np.ndarray, step: int, size: int, seed: int) -> np.ndarray:
 BatchT_co = TypeVar("BatchT_co", covariant=True)
 
 
-class PictureBatches(BatchSource[BatchT_co]):
+class ImageBatches(BatchSource[BatchT_co]):
     """The images and views of each step.
 
     Args:
-        config: says how many steps there are, and how many pictures a step has.
-        pools: the pictures to draw from.
+        config: says how many steps there are, and how many images a step has.
+        pools: the images to draw from.
         share: this process's share of every batch.
 
     Raises:
-        UserError: there are too few pictures a step for the processes.
+        UserError: there are too few images a step for the processes.
     """
 
     def __init__(self, config: PairsConfig, pools: Pools, share: Share = Share()) -> None:  # noqa: B008  immutable
@@ -118,7 +118,7 @@ class PictureBatches(BatchSource[BatchT_co]):
         others = config.unlabelled_per_step if len(pools.others) else 0
         if max(labelled, others) < share.world:
             raise UserError(
-                f"student.labelled_per_step: {labelled} labelled and {others} other pictures a step leave some of {share.world} "
+                f"student.labelled_per_step: {labelled} labelled and {others} other images a step leave some of {share.world} "
                 "processes without any; raise it, or start fewer"
             )
 
@@ -127,7 +127,7 @@ class PictureBatches(BatchSource[BatchT_co]):
         return self.config.steps
 
     def rows(self, step: int) -> np.ndarray:
-        """int64 ``[B]``: labelled pictures, then unlabelled ones."""
+        """int64 ``[B]``: labelled images, then unlabelled ones."""
         config, (rank, world) = self.config, self.share
         labelled = take(self.pools.labelled, step, config.labelled_per_step, 2 * config.seed)
         others = take(self.pools.others, step, config.unlabelled_per_step, 2 * config.seed + 1)
@@ -135,7 +135,7 @@ class PictureBatches(BatchSource[BatchT_co]):
 
     @override
     def epochs(self, steps: int) -> float:
-        """How often so many steps go through the labelled pictures, or where there are none, through the others."""
+        """How often so many steps go through the labelled images, or where there are none, through the others."""
         if len(self.pools.labelled):
             return steps * self.config.labelled_per_step / len(self.pools.labelled)
         return steps * self.config.unlabelled_per_step / max(len(self.pools.others), 1)
@@ -146,28 +146,28 @@ class PictureBatches(BatchSource[BatchT_co]):
         return draw.integers(0, len(self.config.views), count), draw
 
     def mirrored(self, views: np.ndarray) -> np.ndarray:
-        """bool ``[B]``: whether a view is the mirrored picture."""
+        """bool ``[B]``: whether a view is the mirrored image."""
         return np.array(self.config.views)[views] == "flip"
 
 
-class PairBatches(PictureBatches[PairBatch]):
-    """Batches of pictures, their pairs and the targets of any supervision terms.
+class PairBatches(ImageBatches[PairBatch]):
+    """Batches of images, their pairs and the targets of any supervision terms.
 
     Args:
-        config: see :class:`PictureBatches`.
-        pools: see :class:`PictureBatches`.
-        pictures: the instances and pairs of all pictures.
+        config: see :class:`ImageBatches`.
+        pools: see :class:`ImageBatches`.
+        images: the instances and pairs of all images.
         maps: reads feature maps.
         terms: the supervision terms.
         source: the tables that terms read by view; None where no term does.
-        share: see :class:`PictureBatches`.
+        share: see :class:`ImageBatches`.
     """
 
     def __init__(
         self,
         config: PairsConfig,
         pools: Pools,
-        pictures: PictureTable,
+        images: ImageTable,
         maps: MapReader,
         terms: Sequence[Term],
         *,
@@ -175,7 +175,7 @@ class PairBatches(PictureBatches[PairBatch]):
         share: Share = Share(),  # noqa: B008  immutable
     ) -> None:
         super().__init__(config, pools, share)
-        self.pictures, self.maps, self.terms = pictures, maps, tuple(terms)
+        self.pictures, self.maps, self.terms = images, maps, tuple(terms)
         tables = tuple(table for term in terms for table in term.view_tables)
         self.samples: dict[str, Samples] = {}
         if tables:
@@ -187,7 +187,7 @@ class PairBatches(PictureBatches[PairBatch]):
         first = next(pool[:1] for pool in self.pools if len(pool))
         return int(self.maps(first, np.zeros(1, np.int64))[1].shape[1])
 
-    def picture(self, row: int, draw: np.random.Generator) -> Picture:  # noqa: ARG002 - a default that draws nothing
+    def image(self, row: int, draw: np.random.Generator) -> ImageInstances:  # noqa: ARG002 - a default that draws nothing
         """A row's instances, pairs and annotations. ``draw`` gives the random numbers of the step."""
         return self.pictures[row]
 
@@ -203,8 +203,8 @@ class PairBatches(PictureBatches[PairBatch]):
             cells = [{name: cell[view] for name, cell in sample.items() if name != "row"} for _, view, sample in read]
         places, maps = self.maps(rows, views)
         rows, mirrored = rows[places], self.mirrored(views[places])
-        pictures = [self.picture(row, draw) for row in rows.tolist()]
-        images = BatchImages(rows, pictures, gather(pictures, maps, mirrored), [cells[place] for place in places])
+        images = [self.image(row, draw) for row in rows.tolist()]
+        images = BatchImages(rows, images, gather(images, maps, mirrored), [cells[place] for place in places])
         targets = {term.name: term.targets(images) for term in self.terms}
         return PairBatch(torch.from_numpy(rows), images.regions, targets)
 

@@ -1,7 +1,7 @@
-"""From a picture's detections to scored human-object pairs: pure functions on arrays.
+"""From an image's detections to scored human-object pairs: pure functions on arrays.
 
 Filtering, ordered pairs, pair geometry, prior and association are those of the two-stage detectors UPT (Zhang et al.
-2022) and PViC (Zhang et al. 2023). Boxes are xyxy pixels of the original picture, zero-based and half-open.
+2022) and PViC (Zhang et al. 2023). Boxes are xyxy pixels of the original image, zero-based and half-open.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ def ordered_pairs(humans: int, instances: int) -> np.ndarray:
 def pair_geometry(human: Tensor, object_: Tensor, size: Tensor) -> Tensor:
     """The 36-d spatial vector of each pair: 18 values f, then ``log(f + 1e-10)`` (UPT, section 4.1).
 
-    Boxes are clamped to the picture and their sides to at least one pixel, else ratios of degenerate boxes overflow.
+    Boxes are clamped to the image and their sides to at least one pixel, else ratios of degenerate boxes overflow.
 
     Args:
         human: float ``[P, 4]`` xyxy pixels.
         object_: float ``[P, 4]`` xyxy pixels.
-        size: float ``[P, 2]`` (width, height) of the pair's picture.
+        size: float ``[P, 2]`` (width, height) of the pair's image.
 
     Returns:
         float32 ``[P, 36]``.
@@ -106,7 +106,7 @@ def pair_geometry(human: Tensor, object_: Tensor, size: Tensor) -> Tensor:
 
 
 def _centres(boxes: Tensor, size: Tensor) -> tuple[Tensor, ...]:
-    """``[P, 4]`` xyxy to centre x, centre y, width, height (``[P]`` each), inside the picture, sides >= 1 pixel."""
+    """``[P, 4]`` xyxy to centre x, centre y, width, height (``[P]`` each), inside the image, sides >= 1 pixel."""
     corners = torch.minimum(boxes.view(-1, 2, 2).clamp(min=0), size[:, None].float())
     centre = corners.mean(1)
     sides = (corners[:, 1] - corners[:, 0]).clamp(min=1)

@@ -16,7 +16,7 @@ class PairsConfig:
     """What every student of detected boxes in pairs needs to know: which boxes, which views, how it is stepped through."""
 
     views: Annotated[tuple[str, ...], Field(min_length=1)] = ("original", "flip")
-    """Cached views drawn from in training, one at random for each picture and step; evaluation takes the first, which is
+    """Cached views drawn from in training, one at random for each image and step; evaluation takes the first, which is
     not the mirrored one."""
 
     # detections to pairs
@@ -35,7 +35,7 @@ class PairsConfig:
     # optimisation
     steps: Count = 500
     labelled_per_step: Count = 16
-    """Pictures, of all processes together; so is ``unlabelled_per_step``."""
+    """Images, of all processes together; so is ``unlabelled_per_step``."""
     unlabelled_per_step: CountOrNone = 16
     learning_rate: Positive = 1e-3
     weight_decay: NotNegative = 1e-4
@@ -59,7 +59,7 @@ class PairsConfig:
             )
 
     def epochs(self, labelled: int, unlabelled: int) -> float:
-        """How often ``steps`` go through so many labelled pictures, or where there are none, through the others."""
+        """How often ``steps`` go through so many labelled images, or where there are none, through the others."""
         if labelled:
             return self.steps * self.labelled_per_step / labelled
         return self.steps * self.unlabelled_per_step / max(unlabelled, 1)

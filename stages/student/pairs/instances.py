@@ -29,14 +29,14 @@ NO_POSITIVES = np.empty((0, 2), np.int32)
 FLAT = {
     "boxes": ("<f4", 4), "scores": ("<f4", 0), "labels": ("<i2", 0), "positives": ("<i4", 2), "ignored": ("<i4", 2)
 }  # fmt: skip
-"""Files of a :class:`PictureTable`: dtype and row length of each, concatenated over pictures."""
+"""Files of a :class:`ImageTable`: dtype and row length of each, concatenated over images."""
 COUNTED = {"boxes": 0, "scores": 0, "labels": 0, "positives": 1, "ignored": 2}
 """Which of the index's counts (instances, positives, ignored) is that of a file's rows."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """The instances of one picture that enter pairs.
+class ImageInstances:
+    """The instances of one image that enter pairs.
 
     Attributes:
         width: of the image, in pixels.
@@ -82,7 +82,7 @@ class DetectionsCell(TypedDict):
     height: int
 
 
-def picture_of(detections: DetectionsCell, config: PairsConfig) -> Picture:
+def image_of(detections: DetectionsCell, config: PairsConfig) -> ImageInstances:
     """The instances of one image that enter pairs, without annotations."""
     boxes = np.asarray(detections["boxes"], np.float32).reshape(-1, 4)
     scores = np.asarray(detections["scores"], np.float32)
@@ -99,79 +99,79 @@ def picture_of(detections: DetectionsCell, config: PairsConfig) -> Picture:
         nms_iou=config.nms_iou,
     )
     labels = labels[kept]
-    return Picture(width, height, int((labels == HUMAN).sum()), boxes[kept], scores[kept], labels, NO_POSITIVES)
+    return ImageInstances(width, height, int((labels == HUMAN).sum()), boxes[kept], scores[kept], labels, NO_POSITIVES)
 
 
 def with_annotations(
-    picture: Picture,
+    image: ImageInstances,
     human: np.ndarray,
     object_: np.ndarray,
     hoi: np.ndarray,
     *,
     iou: float,
     dropped: tuple[np.ndarray, np.ndarray, np.ndarray] = NO_ANNOTATIONS,
-) -> Picture:
-    """The picture with its annotated pairs (float ``[G, 4]`` boxes, int ``[G]`` interactions) associated to its own.
+) -> ImageInstances:
+    """The image with its annotated pairs (float ``[G, 4]`` boxes, int ``[G]`` interactions) associated to its own.
     What would be a positive by the ``dropped`` ones alone (boxes and interactions likewise) is ignored."""
-    i, j = picture.pairs.T
+    i, j = image.pairs.T
     positives, ignored = (
-        associate(picture.boxes[i], picture.boxes[j], *annotated, iou=iou).astype(np.int32)
+        associate(image.boxes[i], image.boxes[j], *annotated, iou=iou).astype(np.int32)
         for annotated in ((human, object_, hoi), dropped)
     )
     known = (ignored[:, None] == positives).all(2).any(1)
-    return replace(picture, positives=positives, ignored=ignored[~known])
+    return replace(image, positives=positives, ignored=ignored[~known])
 
 
-def jittered(picture: Picture, share: float, draw: np.random.Generator) -> Picture:
-    """The picture with every edge of every box moved by a normal number times ``share`` of the box's side, inside the
-    picture; without annotations, which are to be associated anew."""
-    corners = picture.boxes.reshape(-1, 2, 2)
+def jittered(image: ImageInstances, share: float, draw: np.random.Generator) -> ImageInstances:
+    """The image with every edge of every box moved by a normal number times ``share`` of the box's side, inside the
+    image; without annotations, which are to be associated anew."""
+    corners = image.boxes.reshape(-1, 2, 2)
     moved = corners + draw.normal(0, share, corners.shape) * (corners[:, 1:] - corners[:, :1])
     boxes = np.sort(moved, 1).reshape(-1, 4).astype(np.float32)
     return replace(
-        picture, boxes=box_ops.clip(boxes, picture.width, picture.height), positives=NO_POSITIVES, ignored=NO_POSITIVES
+        image, boxes=box_ops.clip(boxes, image.width, image.height), positives=NO_POSITIVES, ignored=NO_POSITIVES
     )
 
 
-def gather(pictures: Sequence[Picture], maps: Tensor, mirrored: np.ndarray | None = None) -> Regions:
-    """Several pictures and their maps ``[B, C, h, w]`` as one batch; ``mirrored`` (bool ``[B]``): flip boxes."""
-    counts = np.array([len(picture.labels) for picture in pictures], np.int64)
+def gather(images: Sequence[ImageInstances], maps: Tensor, mirrored: np.ndarray | None = None) -> Regions:
+    """Several images and their maps ``[B, C, h, w]`` as one batch; ``mirrored`` (bool ``[B]``): flip boxes."""
+    counts = np.array([len(image.labels) for image in images], np.int64)
     starts = np.cumsum(counts) - counts
-    boxes = [picture.boxes for picture in pictures]
+    boxes = [image.boxes for image in images]
     if mirrored is not None:
         boxes = [
-            box_ops.flip(picture.boxes, picture.width) if flip else picture.boxes
-            for picture, flip in zip(pictures, mirrored, strict=True)
+            box_ops.flip(image.boxes, image.width) if flip else image.boxes
+            for image, flip in zip(images, mirrored, strict=True)
         ]
     return Regions(
         maps=maps,
-        size=torch.tensor([(picture.width, picture.height) for picture in pictures], dtype=torch.float32),
-        picture=torch.from_numpy(np.repeat(np.arange(len(pictures)), counts)),
+        size=torch.tensor([(image.width, image.height) for image in images], dtype=torch.float32),
+        image=torch.from_numpy(np.repeat(np.arange(len(images)), counts)),
         boxes=torch.from_numpy(np.concatenate(boxes)),
-        labels=torch.from_numpy(np.concatenate([picture.labels for picture in pictures]).astype(np.int64)),
-        scores=torch.from_numpy(np.concatenate([picture.scores for picture in pictures])),
+        labels=torch.from_numpy(np.concatenate([image.labels for image in images]).astype(np.int64)),
+        scores=torch.from_numpy(np.concatenate([image.scores for image in images])),
         pairs=torch.from_numpy(
-            np.concatenate([picture.pairs + start for picture, start in zip(pictures, starts, strict=True)])
+            np.concatenate([image.pairs + start for image, start in zip(images, starts, strict=True)])
         ),
     )
 
 
-def targets(pictures: Sequence[Picture], interactions: int) -> Tensor:
+def targets(images: Sequence[ImageInstances], interactions: int) -> Tensor:
     """float32 ``[P, H]``: 1 where a pair of the batch is annotated with a class; NaN where that is to be ignored."""
-    counts = np.array([len(picture.pairs) for picture in pictures], np.int64)
+    counts = np.array([len(image.pairs) for image in images], np.int64)
     dense = torch.zeros(int(counts.sum()), interactions)
-    for picture, start in zip(pictures, np.cumsum(counts) - counts, strict=True):
-        for rows, value in ((picture.positives, 1.0), (picture.ignored, torch.nan)):
+    for image, start in zip(images, np.cumsum(counts) - counts, strict=True):
+        for rows, value in ((image.positives, 1.0), (image.ignored, torch.nan)):
             pair, hoi = torch.from_numpy(rows.astype(np.int64)).T
             dense[pair + int(start), hoi] = value
     return dense
 
 
-class PictureTable:
-    """The pictures of a training set in a folder of flat files, memory-mapped.
+class ImageTable:
+    """The images of a training set in a folder of flat files, memory-mapped.
 
     Attributes:
-        index: int32 ``[N, 6]`` (width, height, humans, instances, positives, ignored); zeros for a picture without
+        index: int32 ``[N, 6]`` (width, height, humans, instances, positives, ignored); zeros for an image without
             detections.
     """
 
@@ -188,14 +188,14 @@ class PictureTable:
                 raise ValueError(f"{name} has {len(self._flat[name])} rows")
 
     @classmethod
-    def open_or_build(cls, folder: Path, count: int, pictures: Iterable[tuple[int, Picture]]) -> PictureTable:
-        """Open ``folder``, or build it from (row, picture) in rising order of rows; rows may be missing. One that lacks a
+    def open_or_build(cls, folder: Path, count: int, images: Iterable[tuple[int, ImageInstances]]) -> ImageTable:
+        """Open ``folder``, or build it from (row, image) in rising order of rows; rows may be missing. One that lacks a
         file, as those of older versions do, is built anew."""
 
-        def read(place: Path) -> PictureTable:
+        def read(place: Path) -> ImageTable:
             table = cls(place)
             if len(table) != count:
-                raise ValueError(f"{len(table)} pictures instead of {count}")
+                raise ValueError(f"{len(table)} images instead of {count}")
             return table
 
         def build(draft: Path) -> None:
@@ -203,11 +203,11 @@ class PictureTable:
             index = np.zeros((count, 6), np.int32)
             with contextlib.ExitStack() as stack:
                 files = {name: stack.enter_context(open(draft / name, "wb")) for name in FLAT}
-                for row, picture in pictures:
-                    counts = len(picture.labels), len(picture.positives), len(picture.ignored)
-                    index[row] = picture.width, picture.height, picture.humans, *counts
+                for row, image in images:
+                    counts = len(image.labels), len(image.positives), len(image.ignored)
+                    index[row] = image.width, image.height, image.humans, *counts
                     for name, (dtype, _) in FLAT.items():
-                        files[name].write(getattr(picture, name).astype(dtype).tobytes())
+                        files[name].write(getattr(image, name).astype(dtype).tobytes())
             np.save(draft / "index.npy", index)
 
         return kept(folder, read, build)
@@ -215,10 +215,10 @@ class PictureTable:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, row: int) -> Picture:
+    def __getitem__(self, row: int) -> ImageInstances:
         width, height, humans = (int(value) for value in self.index[row, :3])
         own, positive, ignored = (slice(*ends) for ends in zip(self._starts[row], self._starts[row + 1], strict=True))
-        return Picture(
+        return ImageInstances(
             width,
             height,
             humans,

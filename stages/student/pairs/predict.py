@@ -1,4 +1,4 @@
-"""From a network of pairs and a picture's tables to scored detections."""
+"""From a network of pairs and an image's tables to scored detections."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.student.pairs.batches import MapReader
-from hoi_distill.stages.student.pairs.instances import PictureTable, gather
+from hoi_distill.stages.student.pairs.instances import ImageTable, gather
 from hoi_distill.stages.student.pairs.regions import Candidates, Regions, candidates_of
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The scored candidates of B pictures.
+    """The scored candidates of B images.
 
     Attributes:
         rows: int64 ``[B]``.
@@ -32,28 +32,28 @@ class Scored:
     logit: Tensor
 
 
-def scored(model: nn.Module, pictures: PictureTable, maps: MapReader, valid: Tensor, batch: int) -> Iterator[Scored]:
-    """Score all pictures that have a pair, with the model in evaluation mode.
+def scored(model: nn.Module, images: ImageTable, maps: MapReader, valid: Tensor, batch: int) -> Iterator[Scored]:
+    """Score all images that have a pair, with the model in evaluation mode.
 
     Args:
         model: from :class:`Regions` to interaction logits O, float ``[P, H]``.
-        pictures: their instances and pairs.
+        images: their instances and pairs.
         maps: reads feature maps.
         valid: bool ``[objects, H]``, the interactions that an object allows.
-        batch: pictures at a time.
+        batch: images at a time.
 
     Yields:
-        The candidates of some pictures.
+        The candidates of some images.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    usable = np.flatnonzero(pictures.usable())
+    usable = np.flatnonzero(images.usable())
     for start in range(0, len(usable), batch):
         rows = usable[start : start + batch]
         places, values = maps(rows, np.zeros(len(rows), np.int64))
         rows = rows[places]
-        regions = gather([pictures[row] for row in rows.tolist()], values).to(device)
+        regions = gather([images[row] for row in rows.tolist()], values).to(device)
         with torch.inference_mode():
             candidates = candidates_of(regions, valid.to(device))
             logit = model(regions)[candidates.pair, candidates.hoi]
@@ -62,13 +62,13 @@ def scored(model: nn.Module, pictures: PictureTable, maps: MapReader, valid: Ten
 
 
 def detections_of(each: Scored, hois: np.ndarray, *, prior_power: float, top_k: int | None = None) -> HoiDetections:
-    """The detections of some pictures. Their score is ``sigmoid(O) * (s_h * s_o) ** prior_power`` (UPT's lambda).
+    """The detections of some images. Their score is ``sigmoid(O) * (s_h * s_o) ** prior_power`` (UPT's lambda).
 
     Args:
         each: the scored candidates.
         hois: int ``[H, 2]`` (verb, object).
         prior_power: exponent of the detection scores.
-        top_k: keep so many detections of each picture, the best; None: all.
+        top_k: keep so many detections of each image, the best; None: all.
     """
     regions, candidates, score = (
         each.regions,
@@ -91,16 +91,16 @@ def detections_of(each: Scored, hois: np.ndarray, *, prior_power: float, top_k: 
     )
 
 
-def best_of_each(picture: Tensor, score: Tensor, top_k: int) -> Tensor:
-    """int64 positions, rising, of the ``top_k`` best scores of each picture; of equal ones the first.
+def best_of_each(image: Tensor, score: Tensor, top_k: int) -> Tensor:
+    """int64 positions, rising, of the ``top_k`` best scores of each image; of equal ones the first.
 
     Args:
-        picture: int64 ``[N]``, rising.
+        image: int64 ``[N]``, rising.
         score: float ``[N]``.
-        top_k: how many are kept of each picture.
+        top_k: how many are kept of each image.
     """
     falling = score.argsort(descending=True, stable=True)
-    order = falling[picture[falling].argsort(stable=True)]
-    starts = torch.searchsorted(picture, picture)
+    order = falling[image[falling].argsort(stable=True)]
+    starts = torch.searchsorted(image, image)
     rank = torch.arange(len(score), device=score.device) - starts
     return order[rank < top_k].sort().values

@@ -1,4 +1,4 @@
-"""What a network reads of a batch of pictures: their instances and pairs, and where these stand on the feature maps."""
+"""What a network reads of a batch of images: their instances and pairs, and where these stand on the feature maps."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hoi_distill.stages.student.pairs.candidates import pair_prior
 
 @dataclass
 class Regions:
-    """The instances and pairs of a batch of pictures, as the network reads them.
+    """The instances and pairs of a batch of images, as the network reads them.
 
     Attributes:
-        maps: float ``[B, C, h, w]`` feature maps, each of a whole picture squeezed into the map's grid.
-        size: float ``[B, 2]`` (width, height) of the pictures in pixels.
-        picture: int64 ``[I]``, the picture of each instance.
-        boxes: float ``[I, 4]`` xyxy pixels of the original picture (mirrored where the map is).
+        maps: float ``[B, C, h, w]`` feature maps, each of a whole image squeezed into the map's grid.
+        size: float ``[B, 2]`` (width, height) of the images in pixels.
+        image: int64 ``[I]``, the image of each instance.
+        boxes: float ``[I, 4]`` xyxy pixels of the original image (mirrored where the map is).
         labels: int64 ``[I]`` object classes, COCO-80.
         scores: float ``[I]`` detection scores.
         pairs: int64 ``[P, 2]`` (human, object) positions among the instances.
@@ -26,7 +26,7 @@ class Regions:
 
     maps: Tensor
     size: Tensor
-    picture: Tensor
+    image: Tensor
     boxes: Tensor
     labels: Tensor
     scores: Tensor
@@ -37,9 +37,9 @@ class Regions:
         return Regions(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
     @property
-    def pair_picture(self) -> Tensor:
-        """int64 ``[P]``, the picture of each pair."""
-        return self.picture[self.pairs[:, 0]]
+    def pair_image(self) -> Tensor:
+        """int64 ``[P]``, the image of each pair."""
+        return self.image[self.pairs[:, 0]]
 
 
 @dataclass(frozen=True)
@@ -76,4 +76,4 @@ def candidates_of(regions: Regions, valid: Tensor) -> Candidates:
     human, object_ = regions.pairs.unbind(1)
     prior = pair_prior(regions.scores[human], regions.scores[object_], regions.labels[object_], valid)
     pair, hoi = prior.nonzero(as_tuple=True)
-    return Candidates(pair, hoi, prior[pair, hoi], regions.pair_picture[pair])
+    return Candidates(pair, hoi, prior[pair, hoi], regions.pair_image[pair])

@@ -13,9 +13,9 @@ from hoi_distill.stages.evaluate.formats.parquet import detections_table, detect
 from hoi_distill.stages.student.data import Report, TestSet, valid_classes
 from hoi_distill.stages.student.pairs.batches import MapReader, TableMaps
 from hoi_distill.stages.student.pairs.config import PairsConfig
-from hoi_distill.stages.student.pairs.instances import PictureTable
+from hoi_distill.stages.student.pairs.instances import ImageTable
 from hoi_distill.stages.student.pairs.predict import detections_of, scored
-from hoi_distill.stages.student.pairs.prepare import picture_table
+from hoi_distill.stages.student.pairs.prepare import image_table
 from hoi_distill.stages.student.pretrained import best_device
 from hoi_distill.stages.student.student import Columns, Student
 from hoi_distill.storage.digests import content_name
@@ -50,10 +50,10 @@ class StudentOfPairs(Student):
         return self.config.prior_power
 
     def top_k(self) -> int | None:
-        """How many detections of each picture are kept, the best; None: all."""
+        """How many detections of each image are kept, the best; None: all."""
         return None
 
-    def maps(self, test: TestSet, pictures: PictureTable, shared: Path) -> MapReader:  # noqa: ARG002 - a default
+    def maps(self, test: TestSet, images: ImageTable, shared: Path) -> MapReader:  # noqa: ARG002 - a default
         """Reads the feature maps of a test set; ``shared`` is where variants of a study keep theirs."""
         return TableMaps.of(test.source, self.config.views[:1])
 
@@ -69,13 +69,13 @@ class StudentOfPairs(Student):
         """See :meth:`hoi_distill.stages.student.student.Student.predict`."""
         self.model.to(device or best_device())
         name = content_name(test.identity.encode(), 6)
-        pictures = picture_table(run_dir / "state" / f"test-{name}", test.source, self.config)
-        maps, model = self.maps(test, pictures, shared or run_dir.parent), self.scorer()
+        images = image_table(run_dir / "state" / f"test-{name}", test.source, self.config)
+        maps, model = self.maps(test, images, shared or run_dir.parent), self.scorer()
         path, count = run_dir / "detections.parquet", 0
         with detections_writer(path) as writer:
-            for each in scored(model, pictures, maps, self.valid(), self.config.predict_batch):
+            for each in scored(model, images, maps, self.valid(), self.config.predict_batch):
                 found = detections_of(each, self.vocabulary.hois, prior_power=self.prior_power(), top_k=self.top_k())
                 writer.write_table(detections_table(found, [test.image_ids[row] for row in each.rows]))
                 count += len(found)
-        report(f"predicted {count} triplets in {int(pictures.usable().sum())} of {len(pictures)} pictures")
+        report(f"predicted {count} triplets in {int(images.usable().sum())} of {len(images)} images")
         return path

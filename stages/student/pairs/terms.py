@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from hoi_distill.stages.student.pairs.instances import Picture
+from hoi_distill.stages.student.pairs.instances import ImageInstances
 from hoi_distill.stages.student.pairs.losses import final_logit
 from hoi_distill.stages.student.pairs.regions import Candidates, Regions
 from hoi_distill.stages.student.training.processes import ALONE, Processes
@@ -61,13 +61,13 @@ class BatchImages:
 
     Attributes:
         rows: int64 ``[B]`` rows of the training set.
-        pictures: their instances, pairs and annotations.
+        images: their instances, pairs and annotations.
         regions: what the network reads of them, on the CPU.
         cells: for each image the cell of every table that a term reads by view, by table.
     """
 
     rows: np.ndarray
-    pictures: Sequence[Picture]
+    pictures: Sequence[ImageInstances]
     regions: Regions
     cells: Sequence[dict[str, Any]]
 

@@ -154,7 +154,7 @@ def describe_batch(batch: PairBatch, logits: Tensor, data: TrainingSet) -> str:
     """The images whose feature maps or else logits (float ``[P, H]``) are not finite; all of the batch if there are none."""
     regions = batch.regions
     broken = (~torch.isfinite(regions.maps.flatten(1)).all(1)).nonzero().flatten().tolist()
-    diverged = torch.unique(regions.pair_picture[~torch.isfinite(logits).all(1)]).tolist()
+    diverged = torch.unique(regions.pair_image[~torch.isfinite(logits).all(1)]).tolist()
     places = broken or diverged or range(len(batch.rows))
     what = "feature maps that are not finite in" if broken else "pictures"
     return named_images(what, [int(batch.rows[place]) for place in places], data)

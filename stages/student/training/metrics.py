@@ -17,7 +17,7 @@ from hoi_distill.storage.files.atomic import write_atomically
 
 
 class NonFiniteLoss(WorkStopped):
-    """The loss or its gradient is NaN or infinite. The message names the step, the rows and the pictures."""
+    """The loss or its gradient is NaN or infinite. The message names the step, the rows and the images."""
 
 
 class MetricsLog:

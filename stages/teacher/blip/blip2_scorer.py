@@ -67,14 +67,14 @@ class Blip2ItmScorer(PromptScorer):
 
     @override
     def keys_values(self, image_BND: torch.Tensor) -> list[KeysValues]:
-        """Of the Q-Former's layers that look at the picture."""
+        """Of the Q-Former's layers that look at the image."""
         image = image_BND.to(self.dtype)
         attentions = [layer.crossattention.attention for layer in self.layers if layer.has_cross_attention]
         return [(self.split(a.key(image)).contiguous(), self.split(a.value(image)).contiguous()) for a in attentions]
 
     @override
     def score_chunk(self, prefix: Prefix, memory: Sequence[KeysValues], images: int) -> torch.Tensor:
-        """From the queries, which look at the picture, and the text, which looks at them."""
+        """From the queries, which look at the image, and the text, which looks at them."""
         queries, asked, *text = prefix
         prompts, count, width = queries.shape
         left = iter(memory)
@@ -123,7 +123,7 @@ class Blip2ItmScorer(PromptScorer):
 
     @override
     def bytes_per_image(self, tokens: int) -> int:
-        """Of the layers that look at the picture."""
+        """Of the layers that look at the image."""
         layers = sum(layer.has_cross_attention for layer in self.layers)
         return 2 * layers * tokens * self.config.hidden_size * self.dtype.itemsize
 

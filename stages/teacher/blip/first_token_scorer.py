@@ -1,6 +1,6 @@
 """Scores many yes/no questions with BLIP's decoder, as :mod:`.itm_scorer` scores prompts with its matching head.
 
-Keys and values of a picture are projected once. Questions of equal length are batched. The last layer computes only the
+Keys and values of an image are projected once. Questions of equal length are batched. The last layer computes only the
 final token, after which the answer stands.
 
 Shapes: B images, P questions, D text width.

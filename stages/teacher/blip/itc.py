@@ -1,6 +1,6 @@
 """Image-text contrastive similarity (ITC) of BLIP and BLIP-2: a table of its own, far cheaper than matching (ITM).
 
-A cell is the cosine of picture and prompt in the teacher's common space, float32: the cosines of one picture lie close
+A cell is the cosine of image and prompt in the teacher's common space, float32: the cosines of one image lie close
 together, and halves would tie prompts that a ranking has to tell apart. BLIP compares its image [CLS]; BLIP-2 takes the
 most similar of its query tokens. The prompt's vector is read from its [CLS] in both.
 
@@ -50,7 +50,7 @@ class ItcStage(BlipStage):
         from hoi_distill.stages.teacher.blip.itm_scorer import encode_prompts
 
         super().open(device, shared)
-        encode_prompts(self.tokenizer, self.columns, self.text_config())  # told before the first picture
+        encode_prompts(self.tokenizer, self.columns, self.text_config())  # told before the first image
         self.vectors: dict[str, torch.Tensor] = {}
 
     @override
@@ -91,7 +91,7 @@ class ItcStage(BlipStage):
 
 
 class BlipItc(ItcStage):
-    """BLIP's cosine similarity of picture and prompt. Each column is a prompt."""
+    """BLIP's cosine similarity of image and prompt. Each column is a prompt."""
 
     @override
     def image_vectors(self, image_BND: torch.Tensor) -> torch.Tensor:

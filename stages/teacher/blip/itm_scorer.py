@@ -171,7 +171,7 @@ class BlipTextScorer(PromptScorer):
 
     @override
     def keys_values(self, image_BND: torch.Tensor) -> list[KeysValues]:
-        """Of all layers: every layer of BLIP's text encoder looks at the picture."""
+        """Of all layers: every layer of BLIP's text encoder looks at the image."""
         attentions = [layer.crossattention.self for layer in self.layers]
         return [
             (self.split(a.key(image_BND)).contiguous(), self.split(a.value(image_BND)).contiguous()) for a in attentions
@@ -179,7 +179,7 @@ class BlipTextScorer(PromptScorer):
 
     @override
     def score_chunk(self, prefix: Prefix, memory: Sequence[KeysValues], images: int) -> torch.Tensor:
-        """From the first layer's self-attention on, which is the same for all pictures."""
+        """From the first layer's self-attention on, which is the same for all images."""
         attended, query = prefix
         prompts, length, width = attended.shape
         x = attended

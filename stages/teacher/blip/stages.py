@@ -1,7 +1,7 @@
 """BLIP as a teacher: feature maps, image-text matching and captions, all from one pass of the vision tower.
 
 Stages whose towers are byte-identical (and preprocess alike, at one dtype) carry equal ``vision_key``: a worker that runs
-them on one batch preprocesses and encodes each picture once. The tower's answer is its last hidden state after the
+them on one batch preprocesses and encodes each image once. The tower's answer is its last hidden state after the
 final layer norm, ``[B, 1 + h*w, D]`` with CLS first, which is what BLIP's text models attend to.
 """
 
@@ -53,7 +53,7 @@ class BlipStage(Stage):
         dtype: Dtype = "float32"
         """Of weights and arithmetic; part of the fingerprint."""
         batch_size: BatchSize = 32
-        """Pictures that are looked at together, or ``auto``: the vision tower takes as many at once as the GPU's memory
+        """Images that are looked at together, or ``auto``: the vision tower takes as many at once as the GPU's memory
         holds. Where memory runs out in the tower, its forward is halved and the run goes on."""
         memory_mib: Count = 256
         """Bound on the working memory of one chunk of scoring and, unless ``batch_size`` is ``auto``, of one forward of
@@ -167,7 +167,7 @@ class BlipFeatures(BlipStage):
 
     class Config(BlipStage.Config):
         columns: Views = ("original",)
-        """Views of the picture."""
+        """Views of the image."""
         codec: Codec = "fp16"
         """How maps are stored."""
 
@@ -206,9 +206,9 @@ class ItmStage(BlipStage):
     class Config(BlipStage.Config):
         itc: str | None = None
         """A table of contrastive similarities (:mod:`hoi_distill.stages.teacher.blip.itc`), which decides which prompts a
-        picture wants. It enters neither the fingerprint nor the input digest of a cell: no logit depends on it."""
+        image wants. It enters neither the fingerprint nor the input digest of a cell: no logit depends on it."""
         itc_top_k: Count | None = None
-        """How many prompts a picture wants: the most similar ones among this table's columns, ties included. Pictures are
+        """How many prompts an image wants: the most similar ones among this table's columns, ties included. Images are
         then looked at one at a time, since each wants prompts of its own."""
 
     def __init__(self, config: Config) -> None:
@@ -251,7 +251,7 @@ class ItmStage(BlipStage):
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         super().open(device, shared)
         self.scorer = self.make_scorer()
-        self.scorer.token_ids(self.columns)  # a prompt that cannot be scored is told before the first picture
+        self.scorer.token_ids(self.columns)  # a prompt that cannot be scored is told before the first image
 
     @override
     def compute(

@@ -2,7 +2,7 @@
 
 detectron2 is no dependency of this project; who wants it installs it (:data:`INSTALL`). Only its public interface is
 used: the configuration as detectron2 itself resolves it, its test-time augmentation, its checkpointer, and the model's
-own inference, whose score threshold is set to zero so that the best boxes of every picture are kept.
+own inference, whose score threshold is set to zero so that the best boxes of every image are kept.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ResolvedConfig:
         return build_model(record)
 
     def augmentations(self) -> tuple[Any, Literal["RGB", "BGR"]]:
-        """What a test picture goes through, and the order of its channels."""
+        """What a test image goes through, and the order of its channels."""
         from detectron2.data import transforms
 
         if self.lazy:
@@ -159,12 +159,12 @@ class Detectron2Detector(Stage):
         labels: tuple[str, ...] | None = None
         """Names of the model's classes by number; default: those of the configuration's test data set."""
         unknown_labels: Literal["refuse", "drop"] = "refuse"
-        """What becomes of classes outside COCO's 80: refuse the model, or drop their boxes before the best of a picture
+        """What becomes of classes outside COCO's 80: refuse the model, or drop their boxes before the best of an image
         are chosen."""
         hico_tuned: bool = False
         """The weights were fine-tuned on HICO-DET's boxes; recorded in the table's provenance."""
         batch_size: BatchSize = 8
-        """Pictures that are looked at together, those of one preprocessed size in one forward; or ``auto``: as many as
+        """Images that are looked at together, those of one preprocessed size in one forward; or ``auto``: as many as
         the GPU's memory holds. Where memory runs out, the forward is halved and the run goes on."""
         gpus: GpuShare = 0.0
         """Share of a GPU that one worker occupies."""
@@ -236,21 +236,21 @@ class Detectron2Detector(Stage):
     ) -> dict[str, Values]:
         import torch
 
-        pictures = list(batch.images)
-        asked = [self._input(picture) for picture in pictures]
+        images = list(batch.images)
+        asked = [self._input(image) for image in images]
         groups: dict[tuple[int, ...], list[int]] = {}  # of one size, so that nothing is padded to a neighbour's
         for index, each in enumerate(asked):
             groups.setdefault(tuple(each["image"].shape), []).append(index)
-        found: list[tuple[np.ndarray, ...]] = [()] * len(pictures)
+        found: list[tuple[np.ndarray, ...]] = [()] * len(images)
         with torch.inference_mode():
             for members in groups.values():
                 answers = self._in_parts([asked[index] for index in members])
                 for index, answer in zip(members, answers, strict=True):
                     found[index] = answer
-        return {"value": cells(found, [picture.size for picture in pictures], DETECTIONS)}
+        return {"value": cells(found, [image.size for image in images], DETECTIONS)}
 
     def _in_parts(self, asked: Sequence[Mapping[str, Any]]) -> list[tuple[np.ndarray, ...]]:
-        """The boxes of pictures of one size, in forwards that memory holds."""
+        """The boxes of images of one size, in forwards that memory holds."""
 
         def forward(positions: np.ndarray) -> list[tuple[np.ndarray, ...]]:
             answers = self.model([asked[position] for position in positions])
@@ -258,16 +258,16 @@ class Detectron2Detector(Stage):
 
         return group_in_parts(forward, len(asked), self.rows, self.device)
 
-    def _input(self, picture: Image.Image) -> dict[str, Any]:
-        """What detectron2's models take for one picture: float32 ``[3, h, w]`` in 0 to 255 and the original size."""
+    def _input(self, image: Image.Image) -> dict[str, Any]:
+        """What detectron2's models take for one image: float32 ``[3, h, w]`` in 0 to 255 and the original size."""
         import torch
         from detectron2.data import transforms
 
-        pixels = np.asarray(picture.convert("RGB"))
+        pixels = np.asarray(image.convert("RGB"))
         changed = transforms.AugInput(np.ascontiguousarray(pixels[:, :, ::-1] if self.channels == "BGR" else pixels))
         self.augment(changed)
         pixels_of_view = torch.from_numpy(np.ascontiguousarray(changed.image.transpose(2, 0, 1)).astype(np.float32))
-        return {"image": pixels_of_view, "height": picture.height, "width": picture.width}
+        return {"image": pixels_of_view, "height": image.height, "width": image.width}
 
     def _kept(self, instances: Any) -> tuple[np.ndarray, ...]:
         """Boxes ``[K, 4]``, scores ``[K]`` and COCO-80 labels ``[K]``, best first; the model has clipped the boxes."""

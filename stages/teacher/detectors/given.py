@@ -1,9 +1,9 @@
 """Detections without a detector: boxes from a COCO-results file, or the annotated ones, for study.
 
 A cell is what every detector of this project stores: ``{boxes, scores, labels, width, height}``, boxes xyxy in pixels
-of the original picture (zero-based, half-open), labels 0-based in COCO-80 order (person = 0), best score first, at
+of the original image (zero-based, half-open), labels 0-based in COCO-80 order (person = 0), best score first, at
 most :data:`TOP`, no score floor. Each row's input digest covers its own records only, so that an edited box recomputes
-what was computed from that picture and nothing else.
+what was computed from that image and nothing else.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hoi_distill.storage.errors import UserError
 _log = logging.getLogger(__name__)
 
 TOP = 100
-"""Boxes kept of each picture."""
+"""Boxes kept of each image."""
 DETECTIONS = pa.struct(
     [
         ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
@@ -44,10 +44,10 @@ DETECTIONS = pa.struct(
 
 
 class GivenDetections(Stage):
-    """Detections that are looked up by the picture's name, not computed. A picture without records gets no boxes.
+    """Detections that are looked up by the image's name, not computed. An image without records gets no boxes.
 
     Args:
-        annotations: the data set whose pictures are asked for; only their names and sizes are kept.
+        annotations: the data set whose images are asked for; only their names and sizes are kept.
     """
 
     name = "detections"
@@ -71,7 +71,7 @@ class GivenDetections(Stage):
     @cached_property
     @abstractmethod
     def detections(self) -> ObjectDetections:
-        """All boxes, by picture, within each by falling score."""
+        """All boxes, by image, within each by falling score."""
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -83,7 +83,7 @@ class GivenDetections(Stage):
 
     @override
     def source_digests(self, keys: Sequence[str]) -> np.ndarray:
-        """``uint64 [N]``: a picture's cell depends on its own records and size."""
+        """``uint64 [N]``: an image's cell depends on its own records and size."""
         found, digests = self.detections, np.empty(len(keys), np.uint64)
         for position, key in enumerate(keys):
             row = self._row_of[key]
@@ -123,7 +123,7 @@ class DetectionsFromFile(GivenDetections):
     Raises:
         UserError: from planning on, when the file or an entry is not what it should be
             (:func:`hoi_distill.stages.data.object_detections.load_detections`). What is allowed and hardly meant is warned of
-            there, too: boxes beyond their pictures, pictures without any.
+            there, too: boxes beyond their images, images without any.
     """
 
     class Config(Stage.Config):
@@ -149,7 +149,7 @@ class DetectionsFromFile(GivenDetections):
 
     @override
     def parameters(self) -> dict[str, Any]:
-        """The file's name is provenance; what it says of a picture is that row's input digest."""
+        """The file's name is provenance; what it says of an image is that row's input digest."""
         return {"detector": "file", "top": TOP}
 
     @override
@@ -167,7 +167,7 @@ class DetectionsFromFile(GivenDetections):
             ]
         )
         if several and not len(found.scores):
-            raise UserError(f"{', '.join(self.paths)}: no box of any picture of {self.pictures.name}")
+            raise UserError(f"{', '.join(self.paths)}: no box of any image of {self.pictures.name}")
         if not self.told:  # a stage that has travelled to a worker has told it where it was planned
             self.told = True
             for line in (*found.remarks, *self._without(found)):
@@ -175,18 +175,18 @@ class DetectionsFromFile(GivenDetections):
         return found
 
     def _without(self, found: ObjectDetections) -> Iterator[str]:
-        """A line on the pictures without an entry."""
+        """A line on the images without an entry."""
         rows = np.array(list(self._row_of.values()))
         without = rows[np.diff(found.offsets)[rows] == 0]
         if len(without):
             yield (
-                f"{', '.join(self.paths)}: no entry for {len(without):,} of {len(rows):,} pictures (first "
+                f"{', '.join(self.paths)}: no entry for {len(without):,} of {len(rows):,} images (first "
                 f"{self.pictures.image_id[without[0]]}), which get no boxes"
             )
 
 
 def _merged(parts: Sequence[ObjectDetections]) -> ObjectDetections:
-    """The boxes of several files as one, by picture and falling score."""
+    """The boxes of several files as one, by image and falling score."""
     if len(parts) == 1:
         return parts[0]
     image = np.concatenate([np.repeat(np.arange(len(p.offsets) - 1), np.diff(p.offsets)) for p in parts])
@@ -210,7 +210,7 @@ class DetectionsFromAnnotations(GivenDetections):
         labels = np.concatenate([np.zeros(len(image), np.int16), annotations.object])
         boxes = np.concatenate([annotations.human_box, annotations.object_box]).astype(np.float32)
         keys = np.column_stack([np.concatenate([image, image]), labels, boxes]).astype(np.float64)
-        unique = np.unique(keys, axis=0)  # by picture, then label, then box
+        unique = np.unique(keys, axis=0)  # by image, then label, then box
         self._given = ObjectDetections(
             offsets=np.searchsorted(unique[:, 0], np.arange(len(annotations) + 1)).astype(np.int64),
             boxes=unique[:, 2:].astype(np.float32),

@@ -1,8 +1,8 @@
-"""Detectors of the DETR family from transformers: the best boxes of every picture, thresholds left to the consumer.
+"""Detectors of the DETR family from transformers: the best boxes of every image, thresholds left to the consumer.
 
-A cell is that of :mod:`hoi_distill.stages.teacher.detectors.given`: boxes in pixels of the original picture, labels in
-COCO-80 order, best score first. Pictures are preprocessed one by one and go through the network with others of their
-own preprocessed size only, so nothing is padded to a neighbour's size and a picture's boxes do not depend on its batch
+A cell is that of :mod:`hoi_distill.stages.teacher.detectors.given`: boxes in pixels of the original image, labels in
+COCO-80 order, best score first. Images are preprocessed one by one and go through the network with others of their
+own preprocessed size only, so nothing is padded to a neighbour's size and an image's boxes do not depend on its batch
 beyond rounding.
 """
 
@@ -75,7 +75,7 @@ class Detector(Stage):
         dtype: Dtype = "float32"
         """Of weights and arithmetic; part of the fingerprint."""
         batch_size: BatchSize = 32
-        """Pictures that are looked at together, those of one preprocessed size in one forward; or ``auto``: as many as
+        """Images that are looked at together, those of one preprocessed size in one forward; or ``auto``: as many as
         the GPU's memory holds. Where memory runs out, the forward is halved and the run goes on."""
         gpus: GpuShare = 0.0
         """Share of a GPU that one worker occupies."""
@@ -146,18 +146,18 @@ class Detector(Stage):
     ) -> dict[str, Values]:
         import torch
 
-        pictures = list(batch.images)  # the padding too: a forward's shape must not depend on what is missing
-        pixels = [self.processor(images=[picture], return_tensors="pt") for picture in pictures]
+        images = list(batch.images)  # the padding too: a forward's shape must not depend on what is missing
+        pixels = [self.processor(images=[image], return_tensors="pt") for image in images]
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, each in enumerate(pixels):
             groups.setdefault(tuple(each["pixel_values"].shape), []).append(index)
-        found: list[tuple[np.ndarray, ...]] = [()] * len(pictures)
+        found: list[tuple[np.ndarray, ...]] = [()] * len(images)
         with torch.inference_mode():
             for members in groups.values():
                 answers = self._in_parts([pixels[index] for index in members])
                 for index, answer in zip(members, answers, strict=True):
-                    found[index] = self._cell(pictures[index].size, *answer)
-        return {"value": cells(found, [picture.size for picture in pictures], self.output.type)}  # type: ignore[union-attr]
+                    found[index] = self._cell(images[index].size, *answer)
+        return {"value": cells(found, [image.size for image in images], self.output.type)}  # type: ignore[union-attr]
 
     def _translation(self, folder: Path) -> dict[str, Any]:
         """What a checkpoint around one of timm's backbones is loaded with; nothing for all others."""
@@ -169,7 +169,7 @@ class Detector(Stage):
         return {"config": config, "state_dict": timm_backbone.read(weight_files(folder).files)}
 
     def _in_parts(self, pixels: Sequence[Mapping[str, torch.Tensor]]) -> list[tuple[np.ndarray, ...]]:
-        """:meth:`_detect`'s answer for each of these pictures of one size, in forwards that memory holds."""
+        """:meth:`_detect`'s answer for each of these images of one size, in forwards that memory holds."""
 
         def forward(positions: np.ndarray) -> list[tuple[np.ndarray, ...]]:
             return list(zip(*self._detect([pixels[position] for position in positions]), strict=True))
@@ -177,7 +177,7 @@ class Detector(Stage):
         return group_in_parts(forward, len(pixels), self.rows, self.device)
 
     def _detect(self, pixels: Sequence[Mapping[str, torch.Tensor]]) -> tuple[np.ndarray, ...]:
-        """Pictures of one size: scores ``[B, K]``, COCO-80 labels ``[B, K]``, boxes ``[B, K, 4]`` (cxcywh fractions) and,
+        """Images of one size: scores ``[B, K]``, COCO-80 labels ``[B, K]``, boxes ``[B, K, 4]`` (cxcywh fractions) and,
         where states are kept, ``[B, K, D]``; best first."""
         import torch
 
@@ -210,7 +210,7 @@ class Detector(Stage):
     def _cell(
         self, size: tuple[int, int], scores: np.ndarray, labels: np.ndarray, boxes: np.ndarray, *states: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        """One picture of ``size`` (width, height): boxes in its pixels; those that lie outside it are left out."""
+        """One image of ``size`` (width, height): boxes in its pixels; those that lie outside it are left out."""
         xyxy = box_ops.clip(box_ops.cxcywh_to_xyxy(boxes) * np.tile(np.array(size, np.float32), 2), *size)
         inside = box_ops.area(xyxy) > 0
         return tuple(part[inside] for part in (xyxy, scores, labels, *states))
@@ -219,7 +219,7 @@ class Detector(Stage):
 def group_in_parts(
     forward: Callable[[np.ndarray], list[Answer]], count: int, size: PartSize, device: str
 ) -> list[Answer]:
-    """:func:`hoi_distill.stages.batching.in_parts` for pictures of one size, of which there may be fewer than
+    """:func:`hoi_distill.stages.batching.in_parts` for images of one size, of which there may be fewer than
     ``size.row_count``."""
     if size.row_count is None:
         size.row_count = measured_rows(forward, device)
@@ -265,12 +265,12 @@ def cell_type(states: int | None) -> pa.DataType:
 
 
 def cells(found: Sequence[Sequence[np.ndarray]], sizes: Sequence[tuple[int, int]], form: pa.DataType) -> pa.Array:
-    """Cells of an Arrow type, one a picture.
+    """Cells of an Arrow type, one an image.
 
     Args:
-        found: For each picture boxes ``[K, 4]``, scores ``[K]``, labels ``[K]`` and, if the type has them, states
+        found: For each image boxes ``[K, 4]``, scores ``[K]``, labels ``[K]`` and, if the type has them, states
             ``[K, D]``.
-        sizes: (width, height) of each picture.
+        sizes: (width, height) of each image.
         form: The type, see :func:`cell_type`.
     """
     offsets = pa.array(np.cumsum([0, *(len(each[0]) for each in found)]), pa.int32())

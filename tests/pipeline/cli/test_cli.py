@@ -158,7 +158,7 @@ def test_unknown_executor_and_no_cache(album):
     assert "nowhere: no such folder" in gone.stderr
     other = hoi_distill("check", "--cache", album.folder)
     assert other.returncode == 2
-    assert "pictures: not a cache" in other.stderr
+    assert "images: not a cache" in other.stderr
 
 
 def test_a_mistake_in_the_students_section_is_told_before_a_teacher_works(tmp_path, album):
@@ -175,7 +175,7 @@ def test_twins_and_failures_are_counted_in_so_many_words(album):
     shutil.copy(album.folder / "000.png", album.folder / "twin.png")
     (album.folder / "zero.png").write_bytes(b"")
     planned = hoi_distill("plan", album.path)
-    assert "1 of 8 pictures have the bytes of another one" in planned.stdout
+    assert "1 of 8 images have the bytes of another one" in planned.stdout
     hoi_distill("run", album.path)
     again = hoi_distill("run", album.path)
     assert "Nothing to do: all 42 wanted cells" in again.stdout
@@ -183,7 +183,7 @@ def test_twins_and_failures_are_counted_in_so_many_words(album):
 
 
 def test_incomplete_run_exits_3(album):
-    """A picture that changes under the run leaves its cells empty, is named, and the exit code says so."""
+    """An image that changes under the run leaves its cells empty, is named, and the exit code says so."""
     code = f"""
 from tests.fixtures import toy_stages as toys
 toys.register()

@@ -68,7 +68,7 @@ def test_equal_scores_have_no_order():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Twelve pictures of the pico world with their own boxes and the shipped captioner."""
+    """Twelve images of the pico world with their own boxes and the shipped captioner."""
     root = tmp_path_factory.mktemp("labels")
     album = Album(root)
     album.config["dataset"] = {"kind": "pico", "root": str(root / "world"), "seed": 0, "train": 12, "test": 2}

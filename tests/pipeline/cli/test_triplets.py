@@ -35,7 +35,7 @@ def test_counts_by_question_and_reason(album, capsys):
     assert "6  no such interaction" in capsys.readouterr().out
 
 
-def test_the_log_has_every_dropped_phrase_with_its_picture_and_reason(album, tmp_path, capsys):
+def test_the_log_has_every_dropped_phrase_with_its_image_and_reason(album, tmp_path, capsys):
     question = "is there anybody riding a pizza or riding a bicycle?"
     boxes = tmp_path / "none.json"
     boxes.write_text(json.dumps([{"image_id": "000.png", "category_id": 80, "bbox": [1, 1, 8, 8], "score": 0.01}]))
@@ -50,13 +50,13 @@ def test_the_log_has_every_dropped_phrase_with_its_picture_and_reason(album, tmp
     log = tmp_path / "dropped.jsonl"
     triplets(album.path, log=log)
     drops = [json.loads(line) for line in log.read_text().splitlines()]
-    pictures = {drop["picture"] for drop in drops}
-    assert len(pictures) == 6
+    images = {drop["picture"] for drop in drops}
+    assert len(images) == 6
     own = {"table": "triplets", "question": question, "reason": "no such interaction"}
     later = {"table": "labels", "question": None, "reason": "object or person not detected"}
     for expected in (own, later):
         found = [drop for drop in drops if drop["table"] == expected["table"]]
-        assert {drop["picture"] for drop in found} == pictures
+        assert {drop["picture"] for drop in found} == images
         assert all(expected.items() <= drop.items() for drop in found)
         assert all(("pizza" in drop["phrase"]) == (expected is own) for drop in found)
     before = log.read_bytes()

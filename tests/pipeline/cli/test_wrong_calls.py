@@ -70,7 +70,7 @@ CALLS: list[tuple[str, str]] = [
     ("train matrix.yaml", "run: hoi-distill experiments"),
     ("experiments album.yaml", "run: hoi-distill train"),
     ("experiments nowhere.yaml", "no such matrix"),
-    ("page album.yaml --out pictures", "a folder; name the file"),
+    ("page album.yaml --out images", "a folder; name the file"),
     ("page album.yaml --out album.yaml/page.html", "Not a directory"),
     ("page album.yaml --out new/page.html", "no captions or matching scores yet"),
     ("verify album.yaml", "missing argument"),
@@ -78,10 +78,10 @@ CALLS: list[tuple[str, str]] = [
     ("verify album.yaml scores", "no filled cell to verify"),
     ("verify album.yaml scores --sample 0", "invalid value for '--sample'"),
     ("labels album.yaml", "no table of stage image_labels"),
-    ("triplets album.yaml --log pictures", "a folder; name the file"),
+    ("triplets album.yaml --log images", "a folder; name the file"),
     ("triplets album.yaml", "no table of stage triplets"),
     ("check --cache album.yaml", "no such folder"),
-    ("check --cache pictures", "not a cache"),
+    ("check --cache images", "not a cache"),
     ("check --cache " + "x" * 300, "File name too long"),
     ("gc --cache nowhere", "no such folder"),
     ("gc --grace-days -1", "invalid value for '--grace-days'"),
@@ -90,22 +90,22 @@ CALLS: list[tuple[str, str]] = [
     ("detectors blip_itm", "hoi-distill teachers blip_itm knows it"),
     ("dataset describe", "missing option '--annotations'"),
     ("dataset describe --annotations nowhere", "nowhere"),
-    ("dataset describe --annotations pictures --dataset coco", "dataset coco"),
+    ("dataset describe --annotations images --dataset coco", "dataset coco"),
     ("dataset describe --annotations album.yaml --dataset folder", "album.yaml"),
     ("dataset describe --annotations listed.json --dataset folder --split dev", "dev"),
     ("evaluate --annotations listed.json", "missing option '--detections'"),
     ("evaluate --annotations listed.json --detections nowhere.parquet --dataset folder", "nowhere.parquet"),
-    ("evaluate --annotations listed.json --detections pictures --dataset folder", "pictures"),
+    ("evaluate --annotations listed.json --detections images --dataset folder", "pictures"),
     ("evaluate --annotations listed.json --detections album.yaml --dataset folder", "album.yaml"),
     ("evaluate --annotations listed.json --detections boxes.json --dataset fodler", "fodler"),
     ("evaluate --annotations listed.json --detections boxes.json --format csv --dataset folder", "csv"),
     ("evaluate --annotations listed.json --detections boxes.json --dataset folder --export all", "--export all"),
     ("predict nowhere pictures/000.png --out found", "nowhere"),
-    ("predict pictures pictures/000.png --out found", "pictures"),
+    ("predict images pictures/000.png --out found", "pictures"),
     ("predict ~nobody-of-this-name/x pictures/000.png --out found", "nobody-of-this-name"),
     ("predict album.yaml pictures/000.png --out found", "album.yaml"),
-    ("predict pictures --out found", "missing argument"),
-    ("predict pictures pictures/000.png", "missing option '--out'"),
+    ("predict images --out found", "missing argument"),
+    ("predict images pictures/000.png", "missing option '--out'"),
     ("\x1b[31mplan", "no such command"),
     ("--exekutor", "no such option"),
 ]
@@ -113,7 +113,7 @@ CALLS: list[tuple[str, str]] = [
 
 @pytest.fixture
 def place(album: Album, tmp_path: Path, monkeypatch) -> Path:
-    """A folder with a configuration, pictures, a matrix, annotations and boxes; the working directory."""
+    """A folder with a configuration, images, a matrix, annotations and boxes; the working directory."""
     (tmp_path / "matrix.yaml").write_text("name: m\nsetup: album.yaml\narms: {a: {text: x}}\n")
     (tmp_path / "listed.json").write_text(json.dumps(LISTED))
     (tmp_path / "boxes.json").write_text(json.dumps(BOXES))
@@ -149,7 +149,7 @@ HOSTILE: dict[str, Any] = {
     "box is null": b'[{"image_id": "000.png", "category_id": 1, "bbox": null, "score": 0.5}]',
     "huge category": b'[{"image_id": "000.png", "category_id": 1180591620717411303424, "bbox": [0,0,1,1], "score": 0.5}]',
     "image is a list": b'[{"image_id": ["000.png"], "category_id": 1, "bbox": [0,0,1,1], "score": 0.5}]',
-    "pictures is a number": b'{"pictures": 5}',
+    "images is a number": b'{"pictures": 5}',
     "pairs is a text": b'{"pictures": [{"file_name": "000.png", "pairs": "many"}]}',
     "pair is a list": b'{"pictures": [{"file_name": "000.png", "pairs": [[1, 2]]}]}',
     "name is a number": b'{"pictures": [{"file_name": 5, "pairs": []}]}',

@@ -61,17 +61,17 @@ def make(tiny_of, tmp_path, monkeypatch):
 @pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("teacher", TEACHERS)
 def test_every_teacher_builds_on_every_dataset(make, dataset, teacher):
-    config, nodes, (method, student, pictures) = make(dataset, TEACHERS[teacher])
+    config, nodes, (method, student, images) = make(dataset, TEACHERS[teacher])
     words = vocabulary_of(config)
     assert set(nodes) == set(config.tables)
     assert isinstance(student, ClHoiConfig)
     needs = method.needs(student, words)
     assert (needs.annotations, needs.all_annotations) == (False, False)
-    refuse_leaks(nodes, pictures, method.name, needs, "")
+    refuse_leaks(nodes, images, method.name, needs, "")
     refuse_annotated_vocabulary(config.dataset, vocabulary_of(config), method.name, needs, "")
     for wanted in (needs.train, needs.test):
         for role, columns in wanted.items():
-            assert set(columns or ()) <= set(nodes[getattr(pictures.tables, role, role)].stage.columns)
+            assert set(columns or ()) <= set(nodes[getattr(images.tables, role, role)].stage.columns)
     for name in ("captions", "verification"):
         assert isinstance(nodes[name].stage, Answers)
         asks = {bool(YES_NO.search(question)) for question in nodes[name].stage.columns}
@@ -96,15 +96,15 @@ def test_the_usual_combinations_of_v_coco_are_refused(make):
 
 
 def test_a_detector_tuned_on_interactions_is_refused(make):
-    _, nodes, (method, student, pictures) = make("hico_det", ["tables.detections.hico_tuned=true"])
+    _, nodes, (method, student, images) = make("hico_det", ["tables.detections.hico_tuned=true"])
     with pytest.raises(UserError, match="allow_hoi_tuned_detector"):
-        refuse_leaks(nodes, pictures, method.name, method.needs(student, hico_vocabulary()), "")
+        refuse_leaks(nodes, images, method.name, method.needs(student, hico_vocabulary()), "")
 
 
 def test_epochs_are_what_the_comments_say(make):
-    for dataset, pictures in (("hico_det", 38_118), ("v_coco", 5_400)):
+    for dataset, images in (("hico_det", 38_118), ("v_coco", 5_400)):
         _, _, (_, student, _) = make(dataset)
-        kept = pictures * (1 - student.held_out)
+        kept = images * (1 - student.held_out)
         stage = student.context_stage
         assert stage.steps * stage.pictures_per_step / kept == pytest.approx(10, rel=0.01)
         assert student.steps * student.unlabelled_per_step / kept == pytest.approx(10, rel=0.01)

@@ -63,17 +63,17 @@ def test_every_backbone_builds_on_every_dataset(build, dataset, backbone):
     channels, changes = BACKBONES[backbone]
     config, nodes, sections = build(dataset, changes)
     assert set(nodes) == set(config.tables)
-    for method, student, pictures in sections.values():
+    for method, student, images in sections.values():
         assert method.name == "link"
         assert isinstance(student, LinkConfig)
         needs = method.needs(student, WORDS[dataset]())
         for role, columns in needs.train.items():
-            assert set(columns or ()) <= set(nodes[getattr(pictures.tables, role, role)].stage.columns)
+            assert set(columns or ()) <= set(nodes[getattr(images.tables, role, role)].stage.columns)
         with torch.device("meta"):  # of its published size
             Link(LinkShape(channels, 512, student.network), verbs(WORDS[dataset]()))
     if sections["student"][1].kd.on:
-        (_, taught, own), (_, student, pictures) = sections["phase_1"], sections["student"]
-        assert own == pictures
+        (_, taught, own), (_, student, images) = sections["phase_1"], sections["student"]
+        assert own == images
         assert (taught.score_threshold, taught.any_object) == (student.score_threshold, student.any_object)
 
 
@@ -109,18 +109,18 @@ def test_the_page_sets_keys_that_are_there(build):
     assert len(lines) == 2
     for line in lines:
         _, _, sections = build("hico_det", [part for part in shlex.split(line) if part != "--set"])
-        (_, _, own), (_, _, pictures) = sections["phase_1"], sections["student"]
-        assert own == pictures
-        assert pictures.zero_shot or pictures.few_shot
-        if pictures.zero_shot:
-            split_of(hico_vocabulary(), pictures.zero_shot)
+        (_, _, own), (_, _, images) = sections["phase_1"], sections["student"]
+        assert own == images
+        assert images.zero_shot or images.few_shot
+        if images.zero_shot:
+            split_of(hico_vocabulary(), images.zero_shot)
 
 
 def test_swig_hoi_is_open_vocabulary(build):
     _, _, sections = build("swig_hoi")
-    _, student, pictures = sections["student"]
+    _, student, images = sections["student"]
     assert (student.network.train_rows, student.any_object) == (False, True)
-    assert split_of(swig_vocabulary(), pictures.zero_shot).unseen.sum() == 1391
+    assert split_of(swig_vocabulary(), images.zero_shot).unseen.sum() == 1391
     assert student.top_k is not None
 
 
@@ -130,12 +130,12 @@ def test_a_second_teacher_is_trained_as_the_shipped_configuration_trains_the_fir
     written = yaml.safe_load(block)
     config, _, sections = build("hico_det")
     for name, section in {"student": written["student"], **written["pair_teachers"]}.items():
-        method, own, pictures = read_section(section, f"{name}.")
+        method, own, images = read_section(section, f"{name}.")
         _, shipped, usual = sections["student" if name == "student" else "phase_1"]
         assert method.name == "link"
         assert replace(own, kd=shipped.kd) == shipped
         assert (own.kd.logit, own.kd.query, own.kd.map) == (shipped.kd.logit, shipped.kd.query, shipped.kd.map)
-        assert pictures.model_copy(update={"tables": usual.tables}) == usual
+        assert images.model_copy(update={"tables": usual.tables}) == usual
     shared = {name: table for name, table in written["tables"].items() if name in config.tables}
     assert len(shared) == len(config.tables) == 5
     for name, table in shared.items():

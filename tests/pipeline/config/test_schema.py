@@ -198,7 +198,7 @@ def test_missing_folder_and_empty_folder(album, tmp_path):
 def test_an_override_changes_one_of_the_sections_that_share_an_anchor(tmp_path):
     path = tmp_path / "anchors.yaml"
     path.write_text(
-        "name: anchors\ndataset: {kind: folder, root: pictures}\ntables: {}\n"
+        "name: anchors\ndataset: {kind: folder, root: images}\ntables: {}\n"
         "pair_teachers: {first: {network: &network {width: 32}}}\nstudent: {network: *network}\n"
     )
     config = load_config(path, ["student.network.width=64"])

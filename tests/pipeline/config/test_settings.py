@@ -44,7 +44,7 @@ PICO, SWIG = pico_vocabulary(), swig_vocabulary()
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, blip_config) -> Path:
-    """A filled cache for a pair classifier: 40 pictures, 24 of them labelled, true boxes, a tiny teacher's maps."""
+    """A filled cache for a pair classifier: 40 images, 24 of them labelled, true boxes, a tiny teacher's maps."""
     root = tmp_path_factory.mktemp("settings")
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -104,7 +104,7 @@ def test_a_changed_setting_is_another_training_and_asks_the_teacher_nothing(conf
 
 @pytest.mark.parametrize("rule", ["ada-cm", "gen-vlkt"])
 def test_unseen_annotations_are_in_nothing_that_a_training_is_made_from(config, rule):
-    """Other boxes and labels of unseen classes: the same pictures, annotations, fingerprint."""
+    """Other boxes and labels of unseen classes: the same images, annotations, fingerprint."""
     workspace = prepare(config, ["student.zero_shot=NF-UC", f"student.training_rule={rule}"])
     unseen, train = pico_zero_shot("NF-UC").unseen, workspace.dataset["train"]
     clean = resolved(workspace)
@@ -112,7 +112,7 @@ def test_unseen_annotations_are_in_nothing_that_a_training_is_made_from(config, 
     assert not clean.labels.annotations.image_hois[:, unseen].any()
     assert clean.labels.split is pico_zero_shot("NF-UC")
 
-    # Pictures with nothing else are left out, and said to be.
+    # Images with nothing else are left out, and said to be.
     seen = np.zeros(40, bool)
     np.logical_or.at(seen, train.pair_image(), ~unseen[train.hoi])
     if rule == "ada-cm":
@@ -137,7 +137,7 @@ def test_unseen_annotations_are_in_nothing_that_a_training_is_made_from(config, 
     )
 
 
-def test_few_shots_are_drawn_among_the_labelled_pictures_and_nested(config):
+def test_few_shots_are_drawn_among_the_labelled_images_and_nested(config):
     drawn = []
     for shots in (1, 2, 4):
         found = with_settings(config, few_shot={"shots": shots})
@@ -157,20 +157,20 @@ def test_few_shots_are_drawn_among_the_labelled_pictures_and_nested(config):
     assert drawn[0] < drawn[1] < drawn[2]
 
 
-def test_pictures_that_were_not_drawn_are_unlabelled(config):
-    """Where a training looks at unlabelled pictures, they come first among them."""
+def test_images_that_were_not_drawn_are_unlabelled(config):
+    """Where a training looks at unlabelled images, they come first among them."""
     found = with_settings(config, few_shot={"shots": 1}, encoder="region_cnn")
     assert found.records.tolist() == list(range(40))
     assert 0 < found.labelled.sum() < LABELLED
     assert not found.labelled[LABELLED:].any()
     zero = with_settings(config, zero_shot="NF-UC", encoder="region_cnn")
-    assert len(zero.records) == 40 - sum(zero.left_out.values()), "left out as unlabelled pictures too"
+    assert len(zero.records) == 40 - sum(zero.left_out.values()), "left out as unlabelled images too"
 
 
-def test_a_picture_listed_twice_is_drawn_from_once(config):
+def test_a_image_listed_twice_is_drawn_from_once(config):
     workspace = prepare(config, ["student.few_shot={shots: 32}"])
-    method, _, pictures = student_section(workspace)
-    labels = labels_of(workspace, pictures, method, Needs({}, {}), np.arange(3, 40))
+    method, _, images = student_section(workspace)
+    labels = labels_of(workspace, images, method, Needs({}, {}), np.arange(3, 40))
     assert labels.few is not None
     assert not labels.labelled[:3].any()
     assert not set(labels.few.entries) & set(workspace.dataset["train"].image_id[:3].tolist())
@@ -194,7 +194,7 @@ def test_a_saved_list_is_used_as_it_is(config, tmp_path):
     for change, said in (
         ({"few_shot": {**section, "shots": 4}}, "few_shot.shots: 4, but"),
         ({"few_shot": {**section, "file": "nowhere.json"}}, "nowhere.json: not a few-shot list"),
-        ({"few_shot": section, "labelled": 2}, "student.few_shot: few-shot list of pico world: no picture"),
+        ({"few_shot": section, "labelled": 2}, "student.few_shot: few-shot list of pico world: no image"),
     ):
         with pytest.raises(UserError) as refusal:
             with_settings(config, **change)
@@ -209,7 +209,7 @@ def test_a_saved_list_is_used_as_it_is(config, tmp_path):
         ("training_rule=strict", "student.training_rule: expected ada-cm or gen-vlkt; got 'strict'"),
         ("few_shot={shots: 0}", "student.few_shot.shots: expected at least 1; got 0"),
         ("few_shot={shots: 1, shot: 1}", "student.few_shot.shot: unknown key"),
-        ("labelled=41", "student.labelled: 41 of only 40 training pictures"),
+        ("labelled=41", "student.labelled: 41 of only 40 training images"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(config, change, said):
@@ -271,7 +271,7 @@ def test_a_pair_teacher_that_has_seen_more_is_refused():
             refuse_better_taught(workspace, own, needs)
 
 
-def test_a_pair_teacher_whose_few_annotations_were_drawn_among_other_pictures_is_refused():
+def test_a_pair_teacher_whose_few_annotations_were_drawn_among_other_images_is_refused():
     node = SimpleNamespace(stage=SimpleNamespace(name="link_pairs", teacher=SimpleNamespace(name="clip")))
     teacher = {"labelled": 24, "few_shot": {"shots": 1}}
     workspace = SimpleNamespace(

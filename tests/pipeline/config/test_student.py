@@ -22,7 +22,7 @@ SHIPPED = ("pico", "pico_vlm_hoi", "pico_link", "pico_cl_hoi")
 
 @pytest.fixture(scope="module")
 def setups(tmp_path_factory):
-    """The shipped configurations of every method, on a world of 24 + 4 pictures."""
+    """The shipped configurations of every method, on a world of 24 + 4 images."""
     root = tmp_path_factory.mktemp("sections")
     write_world(root / "world", seed=0, train=24, test=4)
     made = {}
@@ -62,7 +62,7 @@ def test_a_teacher_that_nobody_listens_to_is_told_in_a_line_with_file_and_key(se
     )
 
 
-def test_a_trial_of_the_first_pictures_is_not_judged_by_its_pictures(setups, capsys):
+def test_a_trial_of_the_first_images_is_not_judged_by_its_images(setups, capsys):
     checked(setups["pico"], "student.labelled=null", limit=8)
     assert "warning" not in capsys.readouterr().err
 
@@ -85,10 +85,10 @@ def test_a_trial_of_the_first_pictures_is_not_judged_by_its_pictures(setups, cap
         ("pico_cl_hoi", {"steps": 1}, (0, 4000), "steps: no more than 0.004 of an epoch"),
     ],
 )  # fmt: skip
-def test_what_is_hardly_meant_begins_with_its_key(name, change, pictures, said):
+def test_what_is_hardly_meant_begins_with_its_key(name, change, images, said):
     document = load_config(ROOT / f"configs/{name}.yaml").student
     method, config, _ = read_section({**document, **change}, "student.")
-    lines = list(doubts(method, config, *pictures))
+    lines = list(doubts(method, config, *images))
     assert [line.startswith(said) for line in lines] == ([] if said is None else [True])
 
 
@@ -148,6 +148,6 @@ def test_the_recipes_for_hico_det_train_for_epochs(page):
     students = [block["student"] for block in blocks if "student" in block]
     assert students
     for student in students:
-        method, config, pictures = read_section(student, "student.")
-        assert method.epochs(config, pictures.labelled, 0) > 19
-        assert not list(doubts(method, config, pictures.labelled, 0))
+        method, config, images = read_section(student, "student.")
+        assert method.epochs(config, images.labelled, 0) > 19
+        assert not list(doubts(method, config, images.labelled, 0))

@@ -117,7 +117,7 @@ def on_a_terminal(*arguments: str | Path) -> str:
 
 
 def test_a_run_of_hostile_names_on_a_terminal(album):
-    """Broken pictures with codes in their names are recorded as failures, and told without the codes."""
+    """Broken images with codes in their names are recorded as failures, and told without the codes."""
     for name in ("\x1b[31mred.png", "\x1b]0;title\x07.png", "\x9b2J.png", "two\nlines.png", os.fsdecode(b"\xf1.png")):
         (album.folder / name).write_bytes(b"")
     album.config["tables"]["\x1b[5mblink"] = album.config["tables"].pop("scores")

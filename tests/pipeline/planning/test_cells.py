@@ -30,7 +30,7 @@ def test_what_a_student_cannot_have_is_refused_in_one_line(album):
         UserError, match=r"album.yaml: student.tables: there is no table 'score'; there are scores, signs"
     ):
         picker.pick("score", rows)
-    with pytest.raises(UserError, match=r"album.yaml: tables.scores.splits: does not cover the pictures"):
+    with pytest.raises(UserError, match=r"album.yaml: tables.scores.splits: does not cover the images"):
         picker.pick("scores", np.array([2, 6]))
 
 

@@ -94,7 +94,7 @@ def test_limit(album, limit):
     assert computed(album.workspace()) == {"scores": 18 - 3 * limit, "signs": 18 - 3 * limit}
 
 
-def test_equal_pictures_share_a_row(album):
+def test_equal_images_share_a_row(album):
     for copy in range(3):
         paint(album.folder / f"copy-{copy}.png", 0)
     workspace = album.workspace()
@@ -108,7 +108,7 @@ def test_a_stage_that_wants_only_some_cells(album):
     prompts = "abcdefgh"
     album.config["tables"]["signs"]["stage"] = "toy_chosen"
     album.ask(prompts)
-    above = sum(score_of(prompt) > 500 for prompt in prompts)  # the pictures are nearly black: they add less than 20
+    above = sum(score_of(prompt) > 500 for prompt in prompts)  # the images are nearly black: they add less than 20
     assert 0 < above < len(prompts)
     before = plan_of(album.workspace())["signs"].counts
     assert (before["wanted"], before["unknown"], before["empty"]) == (48, 48, 0)
@@ -150,7 +150,7 @@ def test_a_world_that_is_drawn_for_a_plan_is_told_before(album, tmp_path, capsys
     album.write()
     album.workspace()
     said = capsys.readouterr()
-    assert said.err == f"Drawing the pico world into {tmp_path / 'world'} first: 5 pictures, about 70.0 kB.\n"
+    assert said.err == f"Drawing the pico world into {tmp_path / 'world'} first: 5 images, about 70.0 kB.\n"
     assert said.out == ""
     album.workspace()
     assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""Whatever happens to pictures, prompts, runs and shards: exactly the wanted cells are filled and none is computed twice."""
+"""Whatever happens to images, prompts, runs and shards: exactly the wanted cells are filled and none is computed twice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.fixtures.toy_stages import COMPUTED, Album, flip_byte, paint, plan_of
 NAMES, SHADES, PROMPTS = st.integers(0, 6), st.integers(0, 5), st.sampled_from("abcde")
 ACTIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("paint"), NAMES, SHADES),  # add a picture, change it, or change it back
+        st.tuples(st.just("paint"), NAMES, SHADES),  # add an image, change it, or change it back
         st.tuples(st.just("remove"), NAMES),
         st.tuples(st.just("ask"), PROMPTS),
         st.tuples(st.just("forget"), PROMPTS),

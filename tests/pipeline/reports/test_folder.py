@@ -17,7 +17,7 @@ CAPTIONER = Path(__file__).parents[3] / "stages" / "teacher" / "pico" / "caption
 
 @pytest.fixture
 def told(album):
-    """An album whose captions are in the cache, with a picture whose name is no UTF-8."""
+    """An album whose captions are in the cache, with an image whose name is no UTF-8."""
     paint(Path(os.fsdecode(os.fsencode(album.folder) + b"/Mu\xf1oz.png")), 9)
     album.config["tables"] = {
         "captions": {"stage": "blip_captions", "checkpoint": str(CAPTIONER), "columns": ["a photo of"]}

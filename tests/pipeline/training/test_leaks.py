@@ -118,12 +118,12 @@ def folder(tmp_path_factory) -> Path:
     [
         ({"labelled": 12}, "student.labelled: 12; cl_hoi reads no annotation here, write 0"),
         ({"labelled": None}, "student.labelled: null; cl_hoi reads no annotation here, write 0"),
-        ({"few_shot": {"shots": 1}}, "student.few_shot: chooses among the annotations of labelled pictures"),
+        ({"few_shot": {"shots": 1}}, "student.few_shot: chooses among the annotations of labelled images"),
         ({"zero_shot": "RF-UC"}, "student.zero_shot: chooses among the annotations"),
         ({"labels": "instances", "zero_shot": "RF-UC"}, "student.zero_shot: chooses among the annotations"),
         ({"labels": "ground_truth", "few_shot": {"shots": 1}}, "student.few_shot: chooses among the annotations"),
         ({"tables": {"detections": "given"}}, "allow_hoi_tuned_detector"),
-        ({"method": "pair_classifier"}, "student.labelled: 0; pair_classifier learns from annotated pictures"),
+        ({"method": "pair_classifier"}, "student.labelled: 0; pair_classifier learns from annotated images"),
     ],
 )
 def test_sections_that_mix_labels_in_are_refused(folder, monkeypatch, student, said):
@@ -213,12 +213,12 @@ def test_another_interaction_question_is_another_training_and_another_stage_1(fo
     first, other, again = found
     assert first == again
     assert first[0] != other[0]
-    assert first[1] != other[1], "which pictures say the same is told by the labels"
+    assert first[1] != other[1], "which images say the same is told by the labels"
     assert first[2] == other[2], "the description is the same"
 
 
 def poisoned(workspace: Workspace) -> Workspace:
-    """The workspace with a training split whose annotations say something else of every picture."""
+    """The workspace with a training split whose annotations say something else of every image."""
     train = workspace.dataset["train"]
     order = np.random.default_rng(1).permutation(len(train.hoi))
     other = replace(

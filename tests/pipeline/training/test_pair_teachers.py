@@ -45,7 +45,7 @@ def taught(teacher: str) -> dict:
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory) -> Path:
-    """A line of 16 + 4 pictures, its cache filled and its student trained."""
+    """A line of 16 + 4 images, its cache filled and its student trained."""
     root = tmp_path_factory.mktemp("pair_teachers")
     write_world(root / "world", seed=0, train=16, test=4)
     learner = {"method": "link", "labelled": 12, "network": NETWORK, "steps": 4, "labelled_per_step": 4}
@@ -162,12 +162,12 @@ def test_a_change_reruns_exactly_what_lies_below_it(line, change, tables, studen
         assert (resolve(workspace, plan_all(workspace)).fingerprint != was) == student
 
 
-def test_a_changed_picture_or_annotation_reruns_what_was_learnt_from_it(line):
+def test_a_changed_image_or_annotation_reruns_what_was_learnt_from_it(line):
     labelled, later = (sorted((line.parent / "world").rglob("*train2015_*.jpg"))[i] for i in (0, 15))
     later.write_bytes(labelled.read_bytes())  # beyond the 12 labelled ones: no new bytes, and nothing learnt from it
     assert to_compute(prepare(line)) == set()
     labelled.write_bytes(sorted((line.parent / "world").rglob("*test2015_*.jpg"))[0].read_bytes())
-    assert to_compute(prepare(line)) == TAUGHT  # the teacher has learnt from that picture
+    assert to_compute(prepare(line)) == TAUGHT  # the teacher has learnt from that image
 
 
 def test_the_plan_says_why_and_that_a_teacher_is_trained_first(line):
@@ -270,7 +270,7 @@ def test_a_mistake_in_its_section_is_one_line_before_any_work(filled, change, me
         (["tables.others={stage: ground_truth_boxes}", "student.tables.detections=others"],
          r"pair_teachers\.phase_1\.tables\.detections: detections, but its student has others"),
         (["student.any_object=true"], r"pair_teachers\.phase_1\.any_object: False, but its student has True"),
-        (["pair_teachers.phase_1.labelled=17"], r"pair_teachers\.phase_1\.labelled: 17 of only 16 training pictures"),
+        (["pair_teachers.phase_1.labelled=17"], r"pair_teachers\.phase_1\.labelled: 17 of only 16 training images"),
     ],
     ids=str,
 )  # fmt: skip
@@ -283,8 +283,8 @@ def test_a_student_that_does_not_go_with_its_teachers_is_one_line_before_any_wor
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("labelled=99", r"line\.yaml: pair_teachers\.phase_1\.labelled: 99 of only 16 training pictures"),
-        ("labelled=0", r"line\.yaml: pair_teachers\.phase_1\.labelled: 0; link learns from annotated pictures"),
+        ("labelled=99", r"line\.yaml: pair_teachers\.phase_1\.labelled: 99 of only 16 training images"),
+        ("labelled=0", r"line\.yaml: pair_teachers\.phase_1\.labelled: 0; link learns from annotated images"),
         ("views=[nope]", r"line\.yaml: tables\.features\.columns: the student needs 'nope'"),
     ],
 )
@@ -341,11 +341,11 @@ def test_the_tables_and_teachers_of_a_matrix_are_no_garbage(line):
     assert collect(workspace.cache, False, 0, [])["unwanted"] == []
 
 
-def test_a_trial_run_takes_as_many_labelled_pictures_as_there_are(filled):
+def test_a_trial_run_takes_as_many_labelled_images_as_there_are(filled):
     workspace = prepare(filled, limit=6)
     check_student(workspace)
     assert plan_all(workspace)["taught_pairs"].counts["wanted"] == 12
     assert workspace.mending_command().endswith("line.yaml --limit 6")
-    method, _, pictures = student_section(workspace)
-    labels = labels_of(workspace, pictures, method, Needs({}, {}), np.arange(6))
+    method, _, images = student_section(workspace)
+    labels = labels_of(workspace, images, method, Needs({}, {}), np.arange(6))
     assert labels.labelled.all()

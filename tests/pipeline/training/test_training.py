@@ -1,4 +1,4 @@
-"""Training as a stage: pictures that cannot be read are left out and counted, and no two processes train one student."""
+"""Training as a stage: images that cannot be read are left out and counted, and no two processes train one student."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.slow
-def test_unreadable_pictures_are_left_out_and_counted(pico_run):
+def test_unreadable_images_are_left_out_and_counted(pico_run):
     path, world = pico_run
     for name in ("train2015/HICO_train2015_00000001.jpg", "test2015/HICO_test2015_00000003.jpg"):
-        picture = world / "images" / name
-        picture.write_bytes(picture.read_bytes()[:-400])
+        image = world / "images" / name
+        image.write_bytes(image.read_bytes()[:-400])
 
     workspace = prepare(path)
     with choose_executor("inline", "cpu", 1) as execute:
         summary = fill(workspace, execute, threading.Event())
-    assert summary.failures["features"] == 4  # two pictures, two views
+    assert summary.failures["features"] == 4  # two images, two views
     run = train_student(workspace)
     record = json.loads((run / "student.json").read_text())
     assert record["pictures"] == {"labelled": 11, "unlabelled": 12, "test": 8}
     report = (run / "report.html").read_text()
-    assert "1 × detections: broken picture" in report
+    assert "1 × detections: broken image" in report
     assert "HICO_test2015_00000003.jpg" not in report
 
 

@@ -17,7 +17,7 @@ from hoi_distill.pipeline.config.schema import load_config
 from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.pipeline.filling.run import choose_executor, fill
 from hoi_distill.pipeline.planning.plan import plan
-from hoi_distill.pipeline.prediction import predict_pictures
+from hoi_distill.pipeline.prediction import predict_images
 from hoi_distill.pipeline.train import train_student
 from hoi_distill.pipeline.training.request import Resolved, resolve
 from hoi_distill.pipeline.training.section import student_section
@@ -69,7 +69,7 @@ def resolved(workspace: Workspace) -> Resolved:
     return resolve(workspace, plan(workspace.nodes, workspace.sources, workspace.cache))
 
 
-def test_a_line_from_pictures_to_predictions(config, tmp_path, monkeypatch):
+def test_a_line_from_images_to_predictions(config, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="table itm: no cell is filled; fill it with: hoi-distill run"):
         resolved(prepare(config))
     with choose_executor("inline", "cpu", 1) as execute:
@@ -103,20 +103,20 @@ def test_a_line_from_pictures_to_predictions(config, tmp_path, monkeypatch):
     assert (record["method"], record["start"]["from"]) == ("vlm_hoi", DETECTOR)
     assert record["start"]["found"]
     assert record["start"]["missing"]
-    assert "Trained on the annotated pairs of 12 pictures." in (run / "report.html").read_text()
+    assert "Trained on the annotated pairs of 12 images." in (run / "report.html").read_text()
     before = (run / "checkpoint/model.safetensors").stat().st_mtime_ns
     assert train_student(prepare(config, ["student.itm.weight=0"])) == run
     assert (run / "checkpoint/model.safetensors").stat().st_mtime_ns == before
 
-    # Prediction needs neither cache nor teacher, and pictures of any size.
-    pictures = sorted((config.parent / "world/images/test2015").iterdir())[:2]
+    # Prediction needs neither cache nor teacher, and images of any size.
+    images = sorted((config.parent / "world/images/test2015").iterdir())[:2]
     monkeypatch.setattr("hoi_distill.pipeline.prediction.build_stage", None)
-    found = predict_pictures(run / "checkpoint", pictures, tmp_path / "out", threshold=0.1)
+    found = predict_images(run / "checkpoint", images, tmp_path / "out", threshold=0.1)
     rows = pq.read_table(found).to_pylist()
-    assert {row["image_id"] for row in rows} <= {picture.name for picture in pictures}
+    assert {row["image_id"] for row in rows} <= {image.name for image in images}
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
     with pytest.raises(UserError, match="takes no boxes"):
-        predict_pictures(run / "checkpoint", pictures, tmp_path / "out", detections=config, threshold=0.1)
+        predict_images(run / "checkpoint", images, tmp_path / "out", detections=config, threshold=0.1)
 
 
 @pytest.mark.parametrize("name", ["hico_det", "v_coco", "pico"])
@@ -170,7 +170,7 @@ def test_what_is_wrong_is_said_in_one_line(config, change, said):
 
 
 def test_v_coco_has_verbs_without_objects_and_is_judged_officially(tmp_path, capsys):
-    """From files to figures, no score asked: pictures, split by split, are those of the tests of its loader."""
+    """From files to figures, no score asked: images, split by split, are those of the tests of its loader."""
     root = tmp_path / "v_coco"
     for split in ("trainval", "test"):
         write(root, official(), f"vcoco_{split}.json", ids=f"vcoco_{split}.ids")

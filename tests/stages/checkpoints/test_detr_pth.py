@@ -47,8 +47,8 @@ def test_every_weight_arrives_and_none_is_invented(weights, tmp_path):
         state[f"{layer}.final_layer_norm.weight"], weights["transformer.decoder.layers.2.norm3.weight"]
     )
     stage.processor.size = {"height": 64, "width": 96}  # the real 800 pixels take seconds
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
-    cell = stage.compute(Batch(np.zeros(1, "V16"), ["a"], 1, [picture]), ("value",), {})["value"][0].as_py()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+    cell = stage.compute(Batch(np.zeros(1, "V16"), ["a"], 1, [image]), ("value",), {})["value"][0].as_py()
     assert len(cell["scores"]) == QUERIES
 
 

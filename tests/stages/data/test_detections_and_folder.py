@@ -1,4 +1,4 @@
-"""Detections files and plain folders of pictures."""
+"""Detections files and plain folders of images."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def photos(tmp_path):
     (root / "sub").mkdir(parents=True)
     for name, size in (("b.JPG", (40, 30)), ("a.png", (20, 10)), ("sub/c.webp", (64, 64)), ("notes.txt", None)):
         if size is None:
-            (root / name).write_text("not a picture")
+            (root / name).write_text("not an image")
         else:
             Image.new("RGB", size).save(root / name)
     return root
 
 
-def test_folder_lists_pictures_sorted_with_sizes(photos):
+def test_folder_lists_images_sorted_with_sizes(photos):
     read = load_folder(photos)
     assert read.image_id.tolist() == ["a.png", "b.JPG", "sub/c.webp"]
     assert list(zip(read.width.tolist(), read.height.tolist(), strict=True)) == [(20, 10), (40, 30), (64, 64)]
@@ -37,7 +37,7 @@ def test_folder_lists_pictures_sorted_with_sizes(photos):
     assert len(read.digests()) == 3
 
 
-def test_folder_size_is_that_of_the_upright_picture(photos):
+def test_folder_size_is_that_of_the_upright_image(photos):
     exif = Image.Exif()
     exif[0x0112] = 8
     Image.new("RGB", (40, 30)).save(photos / "b.JPG", exif=exif)
@@ -59,7 +59,7 @@ def test_folder_takes_a_vocabulary(photos, tmp_path):
 def test_folder_that_is_not_there_or_empty(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         load_folder(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no images"):
         load_folder(tmp_path)
 
 
@@ -73,7 +73,7 @@ def _file(tmp_path, entries):
     return path
 
 
-def test_detections_are_sorted_by_picture_and_score(photos, tmp_path):
+def test_detections_are_sorted_by_image_and_score(photos, tmp_path):
     entries = [
         _entry("sub/c.webp", 90, score=0.2),
         _entry("a.png", 1, score=0.3),
@@ -103,7 +103,7 @@ BAD = {
     "a huge category": (_entry(category_id=2**70), "category_id is no whole number"),
     "a category beyond all floats": (_entry(category_id=10**400), "category_id is no whole number"),
     "no category": (_entry(category_id=None), "category_id is no whole number"),
-    "outside": (_entry(bbox=(30, 2, 5, 5)), "outside its picture"),
+    "outside": (_entry(bbox=(30, 2, 5, 5)), "outside its image"),
     "empty": (_entry(bbox=(3, 2, 0, 5)), "box empty"),
     "infinite": (_entry(bbox=(1, 1, float("inf"), 5)), "bbox is not four finite numbers"),
     "NaN": (_entry(bbox=(1, float("nan"), 3, 5)), "bbox is not four finite numbers"),
@@ -144,19 +144,19 @@ FINE = [_entry(bbox=(1, 2, 10, 6)), _entry("b.JPG", bbox=(20, 4, 12, 20))]  # of
 DOUBTS = {
     "fine": (FINE, ()),
     "within a rounding of the border": ([*FINE, _entry(bbox=(-0.7, 0, 21.5, 10.9))], ()),
-    "beyond the border": ([*FINE, _entry(bbox=(-4, -2, 13, 8))], ("1 of 3 boxes reach beyond their pictures and are cut",)),
+    "beyond the border": ([*FINE, _entry(bbox=(-4, -2, 13, 8))], ("1 of 3 boxes reach beyond their images and are cut",)),
     "less than a pixel": ([*FINE, _entry(bbox=(3, 3, 0.5, 4))], ("1 of 3 boxes are less than a pixel wide or high",)),
     "a sliver at the border": ([*FINE, _entry(bbox=(19.5, 3, 1, 4))], ("1 of 3 boxes are less than a pixel wide or high",)),
-    "fractions of the picture": (
-        [_entry(bbox=(0.3, 0.2, 0.4, 0.6)), _entry("b.JPG", bbox=(0, 0, 1, 1))], ("not in fractions of the picture",),
+    "fractions of the image": (
+        [_entry(bbox=(0.3, 0.2, 0.4, 0.6)), _entry("b.JPG", bbox=(0, 0, 1, 1))], ("not in fractions of the image",),
     ),
     "corners": (
         [_entry(bbox=(1, 2, 11, 8)), _entry("b.JPG", bbox=(20, 4, 32, 24))],
-        ("1 of 2 boxes reach beyond their pictures and are cut; none would if they were x1, y1, x2, y2, but bbox is x,",),
+        ("1 of 2 boxes reach beyond their images and are cut; none would if they were x1, y1, x2, y2, but bbox is x,",),
     ),
     "middles": (
         [_entry(bbox=(10, 5, 18, 8)), _entry("b.JPG", bbox=(26, 14, 12, 20))],
-        ("2 of 2 boxes reach beyond their pictures and are cut; none would if they were the middle, width and height",),
+        ("2 of 2 boxes reach beyond their images and are cut; none would if they were the middle, width and height",),
     ),
 }  # fmt: skip
 
@@ -180,7 +180,7 @@ def test_what_is_allowed_and_hardly_meant_is_remarked_in_a_line(photos, tmp_path
         ("[]", "an empty list"),
         ("[1]", "entry 1 lacks 'image_id'"),
         ('[{"image_id": "a.png"}]', "entry 1 lacks 'category_id'; each needs image_id, category_id, bbox, score"),
-        ('[{"image_id": "z.png", "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]', "none of its pictures"),
+        ('[{"image_id": "z.png", "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]', "none of its images"),
     ],
 )
 def test_a_file_of_another_kind(photos, tmp_path, content, said):

@@ -24,7 +24,7 @@ SIX = Vocabulary(
 
 @pytest.fixture(scope="module")
 def train() -> Annotations:
-    """200 pictures; classes 0 to 3 have about 300, 80, 10 and 2 pairs."""
+    """200 images; classes 0 to 3 have about 300, 80, 10 and 2 pairs."""
     rng = np.random.default_rng(5)
     classes = rng.choice(4, (200, 2), p=[0.76, 0.2, 0.03, 0.01])
     return annotations([row[: rng.integers(0, 3)].tolist() for row in classes], vocabulary=SIX)
@@ -56,7 +56,7 @@ def test_seeds_differ_and_one_seed_does_not(train):
 
 
 def shuffled(train: Annotations) -> Annotations:
-    """Pictures permuted, and the pairs within each."""
+    """Images permuted, and the pairs within each."""
     rng = np.random.default_rng(1)
     other = train.take(rng.permutation(len(train)))
     order = np.lexsort((rng.random(len(other.hoi)), other.pair_image()))
@@ -64,7 +64,7 @@ def shuffled(train: Annotations) -> Annotations:
     return replace(other, **{name: getattr(other, name)[order] for name in columns})
 
 
-def test_the_order_of_pictures_and_pairs_changes_nothing(train):
+def test_the_order_of_images_and_pairs_changes_nothing(train):
     few = draw(train, 4, 0)
     assert draw(shuffled(train), 4, 0) == few
     labelled, unlabelled = apply(shuffled(train), few)
@@ -74,14 +74,14 @@ def test_the_order_of_pictures_and_pairs_changes_nothing(train):
     assert sorted(unlabelled.hoi) == sorted(dropped.hoi)
 
 
-def test_another_class_s_pictures_change_nothing(train):
+def test_another_class_s_images_change_nothing(train):
     few = draw(train, 4, 0)
     fewer = draw(train.with_pairs(train.hoi != 0), 4, 0)
     without = {(i, row) for i, rows in few.entries.items() for row in rows if row[:2] != (0, 1)}
     assert {(i, row) for i, rows in fewer.entries.items() for row in rows} == without
 
 
-def test_pictures_keep_what_is_drawn_and_set_the_rest_apart(train):
+def test_images_keep_what_is_drawn_and_set_the_rest_apart(train):
     few = draw(train, 2, 0)
     labelled, unlabelled = apply(train, few)
     assert set(labelled.image_id.tolist()) == set(few.entries)
@@ -101,7 +101,7 @@ def test_an_annotation_given_twice_is_one():
     assert len(draw(train, 1, 0)) == 1
     assert len(draw(train, 32, 0)) == 2
     assert len(apply(train, draw(train, 32, 0))[0].hoi) == 3
-    assert len(draw(annotations([[0], [0]], [[box], [box]], vocabulary=SIX), 32, 0)) == 2  # in two pictures: two
+    assert len(draw(annotations([[0], [0]], [[box], [box]], vocabulary=SIX), 32, 0)) == 2  # in two images: two
 
 
 def test_verbs_can_be_the_classes_also_those_without_an_object():
@@ -137,7 +137,7 @@ def test_a_list_that_does_not_fit_says_where(train):
         apply(annotations([[0]]), few)
     image_id = next(iter(few.entries))
     place = np.flatnonzero(train.image_id == image_id)
-    with pytest.raises(UserError, match=f"no picture {image_id} in hico-det"):
+    with pytest.raises(UserError, match=f"no image {image_id} in hico-det"):
         apply(train.take(np.flatnonzero(train.image_id != image_id)), few)
     moved = train.human_box.copy()
     moved[train.pairs(int(place[0]))] += 1

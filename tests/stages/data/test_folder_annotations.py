@@ -115,10 +115,10 @@ BAD = {
     "pairs no list": (_change((0, "pairs"), "many"), ["entry 1 (sub/c.png)", "is not a list"]),
     "unknown split": (_change((0, "split"), "validation"), ["entry 1", "'validation' is neither"]),
     "no file name": (_change((0, "file_name"), 7), ["entry 1", "no file_name"]),
-    "missing picture": (_change((0, "file_name"), "gone.png"), ["entry 1", "no picture", "gone.png"]),
+    "missing image": (_change((0, "file_name"), "gone.png"), ["entry 1", "no image", "gone.png"]),
     "repeated": (_change((2, "file_name"), "sub/c.png"), ["entry 3 repeats", "of entry 1"]),
     "repeated in the other split": (_change((1, "file_name"), "sub/c.png"), ["entry 2 repeats", "of entry 1"]),
-    "unknown key of a picture": (
+    "unknown key of an image": (
         _change((0, "pair"), [PAIR]),
         ["entry 1 (sub/c.png)", "unknown key 'pair' (did you mean pairs?)"],
     ),
@@ -146,8 +146,8 @@ def test_a_bad_entry_is_named_and_leniently_dropped(root, kind):
     [
         ("{", "annotations.json"),
         ("[]", "holds a list"),
-        ("{}", "no list 'pictures'"),
-        ('{"picture": []}', "unknown key 'picture' .did you mean pictures?"),
+        ("{}", "no list 'images'"),
+        ('{"picture": []}', "unknown key 'image' .did you mean images?"),
         ('{"vocabulary": "none.json", "pictures": []}', "none.json"),
     ],
 )

@@ -21,24 +21,24 @@ from hoi_distill.storage.errors import UserError
 RIDE, HOLD = (pico_vocabulary().hoi_id()[pico_vocabulary().verbs.index(v), 1] for v in ("ride", "hold"))  # a bicycle
 
 
-def _picture(number, triplets, boxes=((0, 0, 20, 40), (10, 5, 64, 48), (3, 4, 9, 9)), size=(64, 48)):
+def _image(number, triplets, boxes=((0, 0, 20, 40), (10, 5, 64, 48), (3, 4, 9, 9)), size=(64, 48)):
     boxes = np.array(boxes)
     return AnnotatedImage(f"HICO_train2015_{number:08d}.jpg", *size, boxes, np.array([0, 1, 0]), triplets)
 
 
-def _write(root, pictures, images=True):
+def _write(root, images, images=True):
     folder = root / "images/train2015"
     folder.mkdir(parents=True, exist_ok=True)
-    write_annotations(root, pico_vocabulary(), {"train": pictures, "test": []})
+    write_annotations(root, pico_vocabulary(), {"train": images, "test": []})
     if images:
-        for picture in pictures:
-            Image.new("RGB", (picture.width, picture.height)).save(folder / picture.file_name)
+        for image in images:
+            Image.new("RGB", (image.width, image.height)).save(folder / image.file_name)
     return root
 
 
 @pytest.fixture
 def root(tmp_path):
-    good = [_picture(1, [(0, 1, RIDE), (2, 1, RIDE), (0, 1, HOLD)]), _picture(2, []), _picture(3, [(2, 1, HOLD)])]
+    good = [_image(1, [(0, 1, RIDE), (2, 1, RIDE), (0, 1, HOLD)]), _image(2, []), _image(3, [(2, 1, HOLD)])]
     return _write(tmp_path, good)
 
 
@@ -63,7 +63,7 @@ def test_columns_line_up(root):
     assert Path(read.path[0]).exists()
 
 
-def test_take_keeps_pictures_and_pairs_together(root):
+def test_take_keeps_images_and_pairs_together(root):
     read = load_hico_det(root, "train")
     part = read.take(np.array([2, 0]))
     assert part.pair_offsets.tolist() == [0, 1, 4]
@@ -72,20 +72,20 @@ def test_take_keeps_pictures_and_pairs_together(root):
     assert part.digests().tolist() == read.digests()[[2, 0]].tolist()
 
 
-def test_limit_is_the_first_pictures(root):
+def test_limit_is_the_first_images(root):
     read = load_hico_det(root, "train", limit=2)
     assert len(read) == 2
     assert read.pair_offsets.tolist() == [0, 3, 3]
 
 
-def test_digests_follow_boxes_and_labels_of_their_picture_only(root, tmp_path):
+def test_digests_follow_boxes_and_labels_of_their_image_only(root, tmp_path):
     before = load_hico_det(root, "train").digests()
     assert before.dtype == np.uint64
-    moved = [_picture(1, [(0, 1, RIDE), (2, 1, RIDE), (0, 1, HOLD)]), _picture(2, []), _picture(3, [(2, 1, RIDE)])]
+    moved = [_image(1, [(0, 1, RIDE), (2, 1, RIDE), (0, 1, HOLD)]), _image(2, []), _image(3, [(2, 1, RIDE)])]
     after = load_hico_det(_write(tmp_path / "b", moved), "train").digests()
     assert (before == after).tolist() == [True, True, False]
     boxes = ((0, 0, 20, 40), (10, 5, 64, 48), (3, 4, 9, 10))
-    moved = [moved[0], moved[1], _picture(3, [(2, 1, HOLD)], boxes)]
+    moved = [moved[0], moved[1], _image(3, [(2, 1, HOLD)], boxes)]
     after = load_hico_det(_write(tmp_path / "c", moved), "train").digests()
     assert (before == after).tolist() == [True, True, False]
 
@@ -118,16 +118,16 @@ def _says(root, *parts, split="train"):
 @pytest.mark.parametrize(
     ("picture", "parts"),
     [
-        (_picture(3, [(0, 1, 58)]), ("entry 3", "00000003.jpg", "unknown interaction 59")),
-        (_picture(3, [(0, 1, RIDE)], ((0, 0, 20, 40), (10, 5, 65, 48))), ("entry 3", "object box", "64 x 48")),
-        (_picture(3, [(0, 1, RIDE)], ((-1, 0, 20, 40), (10, 5, 60, 48))), ("entry 3", "human box", "64 x 48")),
-        (_picture(3, [(0, 1, RIDE)], ((9, 0, 9, 40), (10, 5, 60, 48))), ("entry 3", "human box", "empty")),
-        (_picture(1, [(0, 1, RIDE)]), ("entry 3 repeats", "00000001.jpg", "entry 1")),
+        (_image(3, [(0, 1, 58)]), ("entry 3", "00000003.jpg", "unknown interaction 59")),
+        (_image(3, [(0, 1, RIDE)], ((0, 0, 20, 40), (10, 5, 65, 48))), ("entry 3", "object box", "64 x 48")),
+        (_image(3, [(0, 1, RIDE)], ((-1, 0, 20, 40), (10, 5, 60, 48))), ("entry 3", "human box", "64 x 48")),
+        (_image(3, [(0, 1, RIDE)], ((9, 0, 9, 40), (10, 5, 60, 48))), ("entry 3", "human box", "empty")),
+        (_image(1, [(0, 1, RIDE)]), ("entry 3 repeats", "00000001.jpg", "entry 1")),
     ],
 )
-def test_a_bad_entry_is_named_and_leniently_dropped(tmp_path, caplog, picture, parts):
-    root = _write(tmp_path, [_picture(1, [(0, 1, RIDE)]), _picture(2, [(0, 1, HOLD)])])
-    bad = [_picture(1, [(0, 1, RIDE)]), _picture(2, [(0, 1, HOLD)]), picture]
+def test_a_bad_entry_is_named_and_leniently_dropped(tmp_path, caplog, image, parts):
+    root = _write(tmp_path, [_image(1, [(0, 1, RIDE)]), _image(2, [(0, 1, HOLD)])])
+    bad = [_image(1, [(0, 1, RIDE)]), _image(2, [(0, 1, HOLD)]), image]
     _write_boxes_only(root, bad)
     (root / "images/train2015/HICO_train2015_00000003.jpg").write_bytes(b"")
     _says(root, *parts)
@@ -138,14 +138,14 @@ def test_a_bad_entry_is_named_and_leniently_dropped(tmp_path, caplog, picture, p
     assert "dropped 1" in caplog.text
 
 
-def _write_boxes_only(root, pictures):
+def _write_boxes_only(root, images):
     from hoi_distill.stages.data.pico.layout import _list_action, _records
 
-    save_mat(root / "anno_bbox.mat", {"list_action": _list_action(pico_vocabulary()), "bbox_train": _records(pictures)})
+    save_mat(root / "anno_bbox.mat", {"list_action": _list_action(pico_vocabulary()), "bbox_train": _records(images)})
     (root / "anno.mat").unlink(missing_ok=True)
 
 
-def test_a_missing_picture_is_named_and_leniently_dropped(root):
+def test_a_missing_image_is_named_and_leniently_dropped(root):
     (root / "images/train2015/HICO_train2015_00000001.jpg").unlink()
     _says(root, "entry 1", "HICO_train2015_00000001.jpg")
     read = load_hico_det(root, "train", lenient=True)
@@ -174,20 +174,20 @@ def test_files_that_are_not_there_or_no_matlab(tmp_path, root):
 @pytest.mark.slow
 @pytest.mark.skipif("HOI_DISTILL_REFERENCE_DATA" not in os.environ, reason="no reference data")
 def test_real_annotations_survive_the_layout(tmp_path):
-    """HICO-DET's test annotations, put into its layout and read back: 33,405 pairs, 9,658 pictures."""
+    """HICO-DET's test annotations, put into its layout and read back: 33,405 pairs, 9,658 images."""
     import json
 
     from hoi_distill.stages.data.vocabulary import hico_vocabulary
 
     file = Path(os.environ["HOI_DISTILL_REFERENCE_DATA"], "data/hico_det/instances_test2015.json")
     source = json.loads(file.read_text())
-    pictures = []
+    images = []
     for record, (width, height), name in zip(source["annotation"], source["size"], source["filenames"], strict=True):
         boxes = np.array(record["boxes_h"] + record["boxes_o"]).reshape(-1, 4) - (1, 1, 0, 0)
         count = len(record["hoi"])
         triplets = [(i, count + i, hoi) for i, hoi in enumerate(record["hoi"])]
-        pictures.append(AnnotatedImage(name, width, height, boxes.astype(int), np.zeros(2 * count, int), triplets))
-    write_annotations(tmp_path, hico_vocabulary(), {"test": pictures})
+        images.append(AnnotatedImage(name, width, height, boxes.astype(int), np.zeros(2 * count, int), triplets))
+    write_annotations(tmp_path, hico_vocabulary(), {"test": images})
     started = time.process_time()
     read = load_hico_det(tmp_path, "test", images=False)
     assert time.process_time() - started < 10

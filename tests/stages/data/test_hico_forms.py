@@ -13,22 +13,22 @@ from PIL import Image
 from hoi_distill.stages.data.hico_det.loader import load_hico_det
 from hoi_distill.stages.data.open_dataset import open_annotations
 from hoi_distill.storage.errors import UserError
-from tests.fixtures.hico_forms import hoi, instances, pictures, ppdm, save, write_mat
+from tests.fixtures.hico_forms import hoi, images, instances, ppdm, save, write_mat
 
 JSON_NAMES = {"instances": "instances_{}2015.json", "ppdm": "{}_hico.json"}
 COLUMNS = ("image_id", "pair_offsets", "human_box", "object_box", "object", "verb", "hoi", "width", "height")
 
 
-def write_pictures(folder):
+def write_images(folder):
     for split in ("train", "test"):
         (folder / f"images/{split}2015").mkdir(parents=True)
-        for p in pictures(split):
+        for p in images(split):
             Image.new("RGB", (p.width, p.height)).save(folder / f"images/{split}2015" / p.file_name)
 
 
 def write(root, form):
-    """All of a form, pictures too, in a folder of its own."""
-    write_pictures(root)
+    """All of a form, images too, in a folder of its own."""
+    write_images(root)
     if form == "mat":
         write_mat(root, labels=False)
     for split, name in (("train", "train" if form != "ppdm" else "trainval"), ("test", "test")):
@@ -75,7 +75,7 @@ def test_layouts_that_people_have(tmp_path, annotations, images, given):
     if file.suffix == ".json":
         (file.parent / "anno_bbox.mat").unlink()
         save(file, ppdm("test") if "hico.json" in file.name else instances("test"))
-    write_pictures((tmp_path / images).parent)
+    write_images((tmp_path / images).parent)
     read = open_annotations("hico-det", tmp_path / given, None)
     assert len(read) == 4
     assert all(Path(path).is_file() for path in read.path)
@@ -107,7 +107,7 @@ def test_a_file_stands_for_its_partner_too(tmp_path):
         load_hico_det(test, "train", images=False)
 
 
-def test_sizes_are_unknown_without_pictures(tmp_path):
+def test_sizes_are_unknown_without_images(tmp_path):
     read = load_hico_det(save(tmp_path / "test_hico.json", ppdm("test")), "test", images=False)
     assert read.width.tolist() == [0] * 4
     assert load_hico_det(write(tmp_path / "all", "ppdm"), "test").width.tolist() == [64] * 4
@@ -123,7 +123,7 @@ def test_what_a_large_file_counts_from_is_what_its_smallest_coordinate_says(tmp_
     assert load_hico_det(many, "train", images=False).human_box.tolist() == [[0, 0, 9, 9]]
 
 
-def test_pictures_that_ppdm_left_out_come_back(tmp_path):
+def test_images_that_ppdm_left_out_come_back(tmp_path):
     from hoi_distill.stages.data.hico_det.json import _without_pairs
 
     absent = _without_pairs()["test"]
@@ -197,7 +197,7 @@ BAD_ENTRIES = {
         ["entry 4", "the pair says object"],
         5,
     ),
-    "repeated picture": (
+    "repeated image": (
         _instances(lambda d: d["filenames"].__setitem__(3, d["filenames"][2])),
         ["entry 4 repeats", "00000003.jpg of entry 3"],
         5,
@@ -256,10 +256,10 @@ def test_a_bad_entry_is_named_and_leniently_dropped(tmp_path, kind):
     assert read.pair_offsets[-1] == left
 
 
-def test_a_missing_picture_is_named(tmp_path):
+def test_a_missing_image_is_named(tmp_path):
     root = write(tmp_path, "ppdm")
     (root / "images/test2015/HICO_test2015_00000003.jpg").unlink()
-    with pytest.raises(UserError, match=r"no picture .*00000003\.jpg"):
+    with pytest.raises(UserError, match=r"no image .*00000003\.jpg"):
         load_hico_det(root, "test")
     assert len(load_hico_det(root, "test", lenient=True)) == 3
 

@@ -1,4 +1,4 @@
-"""Every bad or unusual picture: decoded right, or refused with a reason."""
+"""Every bad or unusual image: decoded right, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hoi_distill.stages.data.image import decode, header_size, read_header
 from hoi_distill.storage.errors import InputFailure
 
 
-def _picture(mode="RGB", size=(40, 24)):
+def _image(mode="RGB", size=(40, 24)):
     rng = np.random.default_rng(0)
     smooth = np.linspace(0, 200, size[0] * size[1] * 3).reshape(size[1], size[0], 3) + rng.integers(0, 20, 3)
     return Image.fromarray(smooth.astype(np.uint8)).convert(mode)
@@ -38,9 +38,9 @@ def _array(image):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
 def test_common_formats_decode_to_rgb(kind):
     options = {"lossless": True} if kind == "WEBP" else {}
-    image = decode(_bytes(_picture(), kind, **options))
+    image = decode(_bytes(_image(), kind, **options))
     assert image.mode == "RGB"
-    assert np.abs(_array(image) - _array(_picture())).mean() < 3
+    assert np.abs(_array(image) - _array(_image())).mean() < 3
 
 
 def test_zero_bytes():
@@ -49,7 +49,7 @@ def test_zero_bytes():
 
 
 @pytest.mark.parametrize("data", [b"hello, this is no picture", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"])
-def test_not_a_picture(data):
+def test_not_a_image(data):
     with pytest.raises(InputFailure):
         decode(data)
 
@@ -64,10 +64,10 @@ def test_truncated(kind):
 
 def test_one_pixel_is_too_small_and_eight_are_enough():
     with pytest.raises(InputFailure, match="too small: 1 x 1"):
-        decode(_bytes(_picture(size=(1, 1)), "PNG"))
+        decode(_bytes(_image(size=(1, 1)), "PNG"))
     with pytest.raises(InputFailure, match="too small"):
-        decode(_bytes(_picture(size=(40, 7)), "PNG"))
-    assert decode(_bytes(_picture(size=(8, 8)), "PNG")).size == (8, 8)
+        decode(_bytes(_image(size=(40, 7)), "PNG"))
+    assert decode(_bytes(_image(size=(8, 8)), "PNG")).size == (8, 8)
 
 
 @pytest.mark.parametrize("side", [12_000, 40_000, 100_000])
@@ -93,7 +93,7 @@ def test_a_small_tiff_of_large_tiles_is_refused_by_its_header():
 @pytest.mark.parametrize("chunk", [b"iCCP", b"zTXt"])
 @pytest.mark.parametrize("late", [False, True])
 def test_a_block_beside_the_pixels_is_not_inflated_without_a_bound(chunk, late):
-    data = _bytes(_picture(), "PNG")
+    data = _bytes(_image(), "PNG")
     bomb = _chunk(chunk, b"name\0\0" + zlib.compress(b"\0" * (64 << 20)))
     place = len(data) - 12 if late else 33
     with pytest.raises(InputFailure):
@@ -101,7 +101,7 @@ def test_a_block_beside_the_pixels_is_not_inflated_without_a_bound(chunk, late):
 
 
 def test_max_pixels_is_a_limit():
-    data = _bytes(_picture(), "PNG")
+    data = _bytes(_image(), "PNG")
     assert decode(data, max_pixels=40 * 24).size == (40, 24)
     with pytest.raises(InputFailure, match="40 x 24 is over 959 pixels"):
         decode(data, max_pixels=40 * 24 - 1)
@@ -138,9 +138,9 @@ def test_floats_of_unknown_scale_are_refused_and_unit_floats_scaled():
 
 
 def test_palette_and_bilevel():
-    palette = _picture().quantize(200)
+    palette = _image().quantize(200)
     assert np.array_equal(_array(decode(_bytes(palette, "PNG"))), _array(palette.convert("RGB")))
-    bilevel = _picture().convert("1")
+    bilevel = _image().convert("1")
     assert np.array_equal(_array(decode(_bytes(bilevel, "PNG"))), _array(bilevel.convert("RGB")))
 
 
@@ -168,7 +168,7 @@ def test_exif_orientation_is_applied():
 def _turned(kind, orientation, size=(40, 24), **options):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return _bytes(_picture(size=size), kind, exif=exif, **options)
+    return _bytes(_image(size=size), kind, exif=exif, **options)
 
 
 def _chunk(name, body):
@@ -177,7 +177,7 @@ def _chunk(name, body):
 
 def _late(chunk):
     """A PNG with a chunk between its pixels and its end, where exiftool writes."""
-    data = _bytes(_picture(), "PNG")
+    data = _bytes(_image(), "PNG")
     return data[:-12] + chunk + data[-12:]
 
 
@@ -191,15 +191,15 @@ XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6
 ITXT = b"XML:com.adobe.xmp\0\0\0\0\0" + XMP
 TURNED = {
     **{f"{kind} {k}": (kind, k) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF") for k in (0, 1, 2, 5, 6, 8, 9, 42)},
-    "JPEG of several": _bytes(_picture(), "MPO", save_all=True, append_images=[_picture(size=(8, 9))]),
+    "JPEG of several": _bytes(_image(), "MPO", save_all=True, append_images=[_image(size=(8, 9))]),
     "EXIF after a PNG's pixels": _late(_chunk(b"eXIf", _tiff_exif(6))),
     "XMP after a PNG's pixels": _late(_chunk(b"iTXt", ITXT)),
     "text after a PNG's pixels": _late(_chunk(b"tEXt", b"Comment\0nothing")),
-    "XMP in a JPEG": _bytes(_picture(), "JPEG", xmp=XMP),
-    "XMP in a WebP": _bytes(_picture(), "WEBP", xmp=XMP),
-    "BMP": _bytes(_picture(), "BMP"),
-    "GIF": _bytes(_picture(), "GIF"),
-    "PPM": _bytes(_picture(), "PPM"),
+    "XMP in a JPEG": _bytes(_image(), "JPEG", xmp=XMP),
+    "XMP in a WebP": _bytes(_image(), "WEBP", xmp=XMP),
+    "BMP": _bytes(_image(), "BMP"),
+    "GIF": _bytes(_image(), "GIF"),
+    "PPM": _bytes(_image(), "PPM"),
     "compressed TIFF": _turned("TIFF", 6, compression="tiff_deflate"),
 }
 
@@ -219,19 +219,19 @@ def test_a_header_tells_the_size_that_decoding_gives_in_both_frames(made, tmp_pa
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(10))
 def test_the_stored_frame_is_the_raster_as_it_is_stored(kind, orientation):
-    raster = _array(_picture())
+    raster = _array(_image())
     np.testing.assert_array_equal(_array(decode(_turned(kind, orientation), frame="stored")), raster)
     turns = {1: raster, 3: raster[::-1, ::-1], 6: np.rot90(raster, -1), 8: np.rot90(raster)}
     if orientation in turns:
         np.testing.assert_array_equal(_array(decode(_turned(kind, orientation))), turns[orientation])
 
 
-def test_a_picture_whose_exif_is_broken_can_be_read_as_stored_alone(tmp_path):
+def test_a_image_whose_exif_is_broken_can_be_read_as_stored_alone(tmp_path):
     text = PngInfo()
     text.add_text("Raw profile type exif", "\nexif\n  8\nno hexadecimal digits")
-    data = _bytes(_picture(), "PNG", pnginfo=text)
+    data = _bytes(_image(), "PNG", pnginfo=text)
     (tmp_path / "picture").write_bytes(data)
-    with pytest.raises(InputFailure, match="broken picture: non-hexadecimal"):
+    with pytest.raises(InputFailure, match="broken image: non-hexadecimal"):
         decode(data)
     assert decode(data, frame="stored").size == header_size(tmp_path / "picture", "stored") == (40, 24)
     assert header_size(tmp_path / "picture") == (0, 0)
@@ -248,7 +248,7 @@ def test_a_header_is_read_without_the_pixels(tmp_path):
         decode(broken)
 
 
-def test_a_picture_over_the_limit_is_not_decoded_for_its_header(tmp_path, monkeypatch):
+def test_a_image_over_the_limit_is_not_decoded_for_its_header(tmp_path, monkeypatch):
     (tmp_path / "picture").write_bytes(_late(_chunk(b"eXIf", _tiff_exif(6))))
     monkeypatch.setattr(reading, "MAX_PIXELS", 40 * 24 - 1)
     assert read_header(tmp_path / "picture") == (40, 24, 1)
@@ -266,29 +266,29 @@ def test_other_formats_are_refused_whatever_the_name_says(kind, tmp_path, monkey
         data = b"8BPS\0\1" + b"\0" * 6 + struct.pack(">HIIHH", 3, 24, 40, 8, 3) + b"\0" * 14 + b"\x7f" * 2880
     else:
         mode = {"XBM": "1", "MSP": "1", "SPIDER": "F"}.get(kind, "RGB")
-        data = _bytes(_picture(mode, (32, 32)), kind)
+        data = _bytes(_image(mode, (32, 32)), kind)
     (tmp_path / "picture.png").write_bytes(data)
-    with pytest.raises(InputFailure, match="not a picture in a known format"):
+    with pytest.raises(InputFailure, match="not an image in a known format"):
         decode(data)
     assert header_size(tmp_path / "picture.png") == (0, 0)
     assert not (tmp_path / "started").exists()
 
 
 MODES = {
-    "P with a clear colour": lambda: _bytes(_picture().quantize(20), "PNG", transparency=3),
-    "P with clear colours": lambda: _bytes(_picture().quantize(4), "PNG", transparency=b"\x00\x50\xa0\xff"),
+    "P with a clear colour": lambda: _bytes(_image().quantize(20), "PNG", transparency=3),
+    "P with clear colours": lambda: _bytes(_image().quantize(4), "PNG", transparency=b"\x00\x50\xa0\xff"),
     "RGB with a clear colour": lambda: _bytes(Image.new("RGB", (40, 24), (9, 9, 9)), "PNG", transparency=(9, 9, 9)),
-    "RGBA": lambda: _bytes(_picture("RGBA"), "PNG"),
-    "LA": lambda: _bytes(_picture("LA"), "PNG"),
-    "CMYK": lambda: _bytes(_picture("CMYK"), "TIFF"),
-    "bilevel": lambda: _bytes(_picture("1"), "PNG"),
+    "RGBA": lambda: _bytes(_image("RGBA"), "PNG"),
+    "LA": lambda: _bytes(_image("LA"), "PNG"),
+    "CMYK": lambda: _bytes(_image("CMYK"), "TIFF"),
+    "bilevel": lambda: _bytes(_image("1"), "PNG"),
     "16 bits": lambda: _bytes(Image.fromarray(np.arange(960, dtype=np.uint16).reshape(24, 40) * 67), "PNG"),
-    "palette GIF": lambda: _bytes(_picture().quantize(30), "GIF", transparency=2),
+    "palette GIF": lambda: _bytes(_image().quantize(30), "GIF", transparency=2),
 }
 
 
 @pytest.mark.parametrize("make", MODES.values(), ids=MODES)
-def test_pictures_are_converted_in_bands_as_they_would_be_whole(make, monkeypatch):
+def test_images_are_converted_in_bands_as_they_would_be_whole(make, monkeypatch):
     whole = _array(decode(make()))
     monkeypatch.setattr(reading, "_BAND", 40 * 5)
     np.testing.assert_array_equal(_array(decode(make())), whole)
@@ -305,10 +305,10 @@ def test_a_small_file_of_many_pixels_takes_bounded_memory(bits, colour, samples,
     data = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
     (tmp_path / "bomb.png").write_bytes(data)
     code = (
-        "import re, sys; from hoi_distill.stages.data.image import header_size, read_picture\n"
+        "import re, sys; from hoi_distill.stages.data.image import header_size, read_image\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024\n"
         "header_size(sys.argv[1]); before = peak()\n"
-        "assert read_picture(sys.argv[1], 'upright').size == (4000, 4000); print(peak() - before)"
+        "assert read_image(sys.argv[1], 'upright').size == (4000, 4000); print(peak() - before)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "bomb.png")]
     told = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The pico world's pictures and labels."""
+"""The pico world's images and labels."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_boxes_lie_in_the_image_and_have_an_area(scenes):
 
 
 def test_box_of_a_lone_object_is_its_drawn_extent():
-    """The picture of a group without its object differs from the whole one only inside the object's box."""
+    """The image of a group without its object differs from the whole one only inside the object's box."""
     import random
 
     from PIL import Image, ImageDraw

@@ -189,11 +189,11 @@ def test_marker_names_seed_counts_and_versions(world):
 
 
 def test_the_tail_is_long_in_training_and_covered_in_test():
-    """Of the default world: at least 15 classes under ten pairs in the first 500 training pictures, none in test."""
+    """Of the default world: at least 15 classes under ten pairs in the first 500 training images, none in test."""
 
-    def counts(split, pictures):
+    def counts(split, images):
         out = np.zeros(len(HOIS), int)
-        for i in range(pictures):
+        for i in range(images):
             scene = render_scene(scene_seed(0, split, i), temper=TEMPER[split])
             names = [pico_vocabulary().objects[label] for label in scene.objects]
             for _, obj, verbs in scene.pairs:

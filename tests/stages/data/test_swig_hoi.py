@@ -38,7 +38,7 @@ def test_the_vocabulary_survives_saving(tmp_path):
     assert type(swig_vocabulary()).load(tmp_path / "saved.json") == swig_vocabulary()
 
 
-def test_a_record_is_a_picture_with_its_pairs_boxes_clipped(tmp_path):
+def test_a_record_is_a_image_with_its_pairs_boxes_clipped(tmp_path):
     found = load_swig_hoi(write(tmp_path, records()), "test", images=False)
     assert found.image_id.tolist() == ["surfing_1.jpg", "idle_2.jpg"]
     assert found.pair_offsets.tolist() == [0, 1, 1]
@@ -65,13 +65,13 @@ def test_the_file_is_found_where_people_have_it(tmp_path, name):
         load_swig_hoi(root, "dev")
 
 
-def test_pictures_lie_in_images_512(tmp_path):
+def test_images_lie_in_images_512(tmp_path):
     root = write(tmp_path, records())
     with pytest.raises(UserError, match=r"images_512: no such folder"):
         load_swig_hoi(root, "test")
     (root / "images_512").mkdir()
     Image.new("RGB", (60, 50)).save(root / "images_512" / "idle_2.jpg")
-    with pytest.raises(UserError, match=r"entry 0: no picture .*surfing_1\.jpg"):
+    with pytest.raises(UserError, match=r"entry 0: no image .*surfing_1\.jpg"):
         load_swig_hoi(root, "test")
     found = load_swig_hoi(root, "test", lenient=True)
     assert (found.path, found.dropped) == ([str(root / "images_512" / "idle_2.jpg")], 1)
@@ -81,11 +81,11 @@ def test_pictures_lie_in_images_512(tmp_path):
 BAD: list[tuple[Callable[[list[dict[str, Any]]], Any], str]] = [
     (lambda r: r[0].pop("file_name"), r"entry 0 has no file_name"),
     (lambda r: r.insert(0, 5), r"entry 0 has no file_name"),
-    (lambda r: r[1].update(file_name="surfing_1.jpg"), r"entry 1 repeats the picture surfing_1.jpg of entry 0"),
+    (lambda r: r[1].update(file_name="surfing_1.jpg"), r"entry 1 repeats the image surfing_1.jpg of entry 0"),
     (lambda r: r[0].update(width="wide"), r"entry 0 \(surfing_1.jpg\): width and height are not whole numbers"),
     (lambda r: r[0].update(box_annotations=3), r"entry 0 .*box_annotations and hoi_annotations are not lists"),
-    (lambda r: r[0].pop("box_annotations"), r"entry 0 .*interaction of the boxes \(0, 1\); the picture has 0"),
-    (lambda r: r[0]["hoi_annotations"][0].update(object_id=2), r"interaction of the boxes \(0, 2\); the picture has 2"),
+    (lambda r: r[0].pop("box_annotations"), r"entry 0 .*interaction of the boxes \(0, 1\); the image has 0"),
+    (lambda r: r[0]["hoi_annotations"][0].update(object_id=2), r"interaction of the boxes \(0, 2\); the image has 2"),
     (lambda r: r[0]["hoi_annotations"][0].pop("action_id"), r"action None with object 55 is none of the 14,130"),
     (lambda r: r[0]["hoi_annotations"][0].update(action_id=0), r"action 0 with object 55 is none of the 14,130"),
     (lambda r: r[0]["hoi_annotations"][0].update(action_id=407), r"action 407 with object 55 is none of the 14,130"),

@@ -1,4 +1,4 @@
-"""Zero-shot training: which annotations and pictures each published rule leaves."""
+"""Zero-shot training: which annotations and images each published rule leaves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def kept(result):
     return {name: result.hoi[result.pairs(i)].tolist() for i, name in enumerate(result.image_id.tolist())}
 
 
-def test_unseen_annotations_go_and_pictures_without_others():
+def test_unseen_annotations_go_and_images_without_others():
     train = annotations([[RIDE, HOLD], [RIDE], [HOLD, SIT], [], [RIDE, RIDE]])
     result = ada_cm(train, UNSEEN)
     assert kept(result) == {"0000.jpg": [HOLD], "0002.jpg": [HOLD, SIT]}
@@ -54,7 +54,7 @@ def test_overlap_one_takes_equal_boxes_only():
     assert kept(gen_vlkt(train, UNSEEN, overlap=1)) == {"0000.jpg": [SIT]}
 
 
-def test_pairs_of_another_picture_or_another_object_are_other_pairs():
+def test_pairs_of_another_image_or_another_object_are_other_pairs():
     train = annotations([[RIDE, HORSE], [HOLD]], [[HERE, HERE], [HERE]])
     assert kept(gen_vlkt(train, UNSEEN)) == {"0000.jpg": [HORSE], "0001.jpg": [HOLD]}
 
@@ -65,7 +65,7 @@ def test_half_a_pair_in_common_is_another_pair():
     assert kept(gen_vlkt(train, UNSEEN)) == {"0000.jpg": [HOLD]}
 
 
-def test_a_pair_of_no_class_stays_with_its_picture_but_holds_none():
+def test_a_pair_of_no_class_stays_with_its_image_but_holds_none():
     train = annotations([[HOLD, -1], [RIDE, -1], [-1]])
     for rule in (ada_cm, gen_vlkt):
         assert kept(rule(train, UNSEEN)) == {"0000.jpg": [HOLD, -1]}
@@ -86,17 +86,17 @@ def test_the_default_is_ada_cm_and_others_are_told():
 
 
 # The file lacks 217 of 117,871 pairs; with all of them LAIN's index files keep 37,528, 16,631, 31,162 and 35,555.
-PICTURES_KEPT = {"RF-UC": 37_528, "NF-UC": 16_616, "UO": 31_155, "UV": 35_552}
+IMAGES_KEPT = {"RF-UC": 37_528, "NF-UC": 16_616, "UO": 31_155, "UV": 35_552}
 
 
 @pytest.mark.skipif("HOI_DISTILL_REFERENCE_DATA" not in os.environ, reason="no reference data")
-def test_pictures_kept_of_the_real_training_split():
+def test_images_kept_of_the_real_training_split():
     from hoi_distill.stages.data.open_dataset import open_annotations
 
     file = Path(os.environ["HOI_DISTILL_REFERENCE_DATA"], "data/hico_det/instances_train2015_from_HAKE.json")
     train = open_annotations("hico-det", file, "train", images=False)
-    assert {name: len(ada_cm(train, zero_shot(name).unseen)) for name in PICTURES_KEPT} == PICTURES_KEPT
-    for name in PICTURES_KEPT:
+    assert {name: len(ada_cm(train, zero_shot(name).unseen)) for name in IMAGES_KEPT} == IMAGES_KEPT
+    for name in IMAGES_KEPT:
         strict, unseen = gen_vlkt(train, zero_shot(name).unseen), zero_shot(name).unseen
-        assert len(strict) <= PICTURES_KEPT[name]
+        assert len(strict) <= IMAGES_KEPT[name]
         assert not unseen[strict.hoi].any()

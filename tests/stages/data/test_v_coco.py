@@ -97,7 +97,7 @@ def test_boxes_are_half_open_and_clipped(tmp_path):
     assert found.height.tolist() == [HEIGHT] * 2
 
 
-def test_people_are_all_persons_of_the_pictures(tmp_path):
+def test_people_are_all_persons_of_the_images(tmp_path):
     people = load_v_coco_people(write(tmp_path, official()), "train")
     assert people.image_id.tolist() == ["7", "9"]
     assert people.image.tolist() == [0, 0, 0, 1]
@@ -139,7 +139,7 @@ def test_the_files_are_found_where_people_have_them(tmp_path, layout):
 
 
 @pytest.mark.parametrize("folder", ["train2014", "images/train2014", "coco/images/train2014", "mscoco2014/train2014"])
-def test_the_pictures_are_found_where_people_have_them(tmp_path, folder):
+def test_the_images_are_found_where_people_have_them(tmp_path, folder):
     root = write(tmp_path, official())
     (root / folder).mkdir(parents=True)
     for number in (7, 9):
@@ -147,7 +147,7 @@ def test_the_pictures_are_found_where_people_have_them(tmp_path, folder):
     found = load_v_coco(root, "train")
     assert [Path(path).parent for path in found.path] == [root / folder] * 2
     os.remove(found.path[1])
-    with pytest.raises(UserError, match=r"no picture .*000000000009\.jpg"):
+    with pytest.raises(UserError, match=r"no image .*000000000009\.jpg"):
         load_v_coco(root, "train")
     assert load_v_coco(root, "train", lenient=True).image_id.tolist() == ["7"]
     assert load_v_coco(root, "train", limit=1).image_id.tolist() == ["7"]
@@ -160,8 +160,8 @@ def test_both_halves_make_trainval(tmp_path):
         for key in ("ann_id", "image_id"):
             entry[key] = [100 + number for number in entry[key]]
         entry["role_object_id"] = [number and 100 + number for number in entry["role_object_id"]]
-    for picture in list(content["instances"]["images"]):
-        content["instances"]["images"].append(picture | {"id": 100 + picture["id"]})
+    for image in list(content["instances"]["images"]):
+        content["instances"]["images"].append(image | {"id": 100 + image["id"]})
     for box in list(content["instances"]["annotations"]):
         box = box | {"id": 100 + box["id"], "image_id": 100 + box["image_id"]}
         content["instances"]["annotations"].append(box)
@@ -199,19 +199,19 @@ def set_to(entry: dict[str, Any], key: str, row: int, value: Any) -> None:
 
 BAD_ENTRIES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda c: set_to(action(c, "hold"), "label", 0, 2), r"action hold, entry 0: label 2 is neither 0 nor 1"),
-    (lambda c: set_to(action(c, "hold"), "role_object_id", 3, 77), r"picture 7, person 1: hold_obj 77 has no box"),
+    (lambda c: set_to(action(c, "hold"), "role_object_id", 3, 77), r"image 7, person 1: hold_obj 77 has no box"),
     (
         lambda c: set_to(action(c, "hold"), "role_object_id", 3, 6),
-        r"picture 7, person 1: hold_obj 6 is of another pict",
+        r"image 7, person 1: hold_obj 6 is of another pict",
     ),
     (lambda c: c["instances"]["annotations"][1].update(bbox=[200, 30, 5, 5]), r"hold_obj 2 has an empty box"),
     (lambda c: c["instances"]["annotations"][1].update(bbox=[30, 30, 5]), r"annotation 2: bbox \[30, 30, 5\]"),
     (lambda c: c["instances"]["annotations"][1].update(category_id=12), r"annotation 2: bbox .* of category 12"),
-    (lambda c: c["instances"]["annotations"].pop(0), r"picture 7: the person 1 has no box"),
-    (lambda c: c["instances"]["annotations"][0].update(category_id=CUP), r"picture 7: the person 1 is .* no person"),
-    (lambda c: c["instances"]["images"].pop(1), r"no picture 7; is it of another split"),
-    (lambda c: c.update(ids="7\n9\n11"), r"picture 11 is in .*vcoco_train.ids but not in the verbs"),
-    (lambda c: c.update(ids="9"), r"picture 7 is in the verbs but not in .*vcoco_train.ids"),
+    (lambda c: c["instances"]["annotations"].pop(0), r"image 7: the person 1 has no box"),
+    (lambda c: c["instances"]["annotations"][0].update(category_id=CUP), r"image 7: the person 1 is .* no person"),
+    (lambda c: c["instances"]["images"].pop(1), r"no image 7; is it of another split"),
+    (lambda c: c.update(ids="7\n9\n11"), r"image 11 is in .*vcoco_train.ids but not in the verbs"),
+    (lambda c: c.update(ids="9"), r"image 7 is in the verbs but not in .*vcoco_train.ids"),
     (
         lambda c: [set_to(entry, key, 1, 1) for entry in c["verbs"] for key in ("ann_id", "role_object_id")],
         r"entry 1 repeats the person 1",
@@ -245,8 +245,8 @@ BAD_FILES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda c: set_to(action(c, "cut"), "ann_id", 0, 4), r"action cut: ann_id is not that of the first action"),
     (lambda c: c.update(verbs={}), r"holds a dict, not a list"),
     (lambda c: c.update(instances={}), r"not COCO's instances"),
-    (lambda c: c["instances"].update(annotations=[]), r"no boxes of the split's pictures"),
-    (lambda c: c.update(ids="seven"), r"not a list of picture numbers"),
+    (lambda c: c["instances"].update(annotations=[]), r"no boxes of the split's images"),
+    (lambda c: c.update(ids="seven"), r"not a list of image numbers"),
 ]
 
 
@@ -262,7 +262,7 @@ def test_a_file_that_is_not_v_cocos_is_refused_even_leniently(tmp_path, spoil, c
     ("change", "complaint"),
     [
         ({"file_name": "cup.jpg"}, r"entry 0 has no file_name with a COCO number"),
-        ({"file_name": "COCO_train2014_000000000009.jpg"}, r"entry 1 repeats the picture"),
+        ({"file_name": "COCO_train2014_000000000009.jpg"}, r"entry 1 repeats the image"),
         ({"actions": [0]}, r"entry 0 .*are not lists of one length"),
         ({"actions": [0, 5]}, r"the action of a pair is unknown"),
         ({"objects": [2, 0]}, r"the object of a pair is unknown"),
@@ -296,11 +296,11 @@ def test_what_is_missing_is_said_with_the_places_that_were_looked_in(tmp_path):
 
 @needs_real
 @pytest.mark.parametrize(("split", "pictures", "pairs", "points"), [("train", 2533, 6408, 8), ("val", 2867, 7430, 13)])
-def test_the_official_files_and_the_pair_files_are_the_same_records(split, pictures, pairs, points):
+def test_the_official_files_and_the_pair_files_are_the_same_records(split, images, pairs, points):
     """To the last bit, but for ``point``, which the pair files leave out."""
     full = load_v_coco(REAL, split, images=False)
     listed = load_v_coco(REAL / "fredzzhang", split, images=False)
-    assert len(full) == len(listed) == pictures
+    assert len(full) == len(listed) == images
     assert full.image_id.tolist() == listed.image_id.tolist()
     with_object = full.classified()
     assert len(with_object.hoi) == (full.object >= 0).sum() == pairs
@@ -318,9 +318,9 @@ def test_the_official_files_and_the_pair_files_are_the_same_records(split, pictu
 
 @needs_real
 @pytest.mark.parametrize(("split", "pictures", "pairs"), [("trainval", 5400, 13817), ("test", 4946, 12402)])
-def test_the_pair_files_have_the_published_counts(split, pictures, pairs):
+def test_the_pair_files_have_the_published_counts(split, images, pairs):
     listed = load_v_coco(REAL / "fredzzhang", split, images=False)
-    assert (len(listed), len(listed.hoi)) == (pictures, pairs)
+    assert (len(listed), len(listed.hoi)) == (images, pairs)
     assert len(load_v_coco(REAL / "fredzzhang", split, images=False, limit=10)) == 10
 
 

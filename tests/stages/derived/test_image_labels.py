@@ -38,8 +38,8 @@ def stage(**options):
     return made(ImageLabels, vocabulary=WORDS, texts=TEXTS, **options)
 
 
-def detections(*pictures):
-    """Each picture a list of (label, score)."""
+def detections(*images):
+    """Each image a list of (label, score)."""
     cells = [
         None
         if found is None
@@ -50,13 +50,13 @@ def detections(*pictures):
             "width": 9,
             "height": 9,
         }
-        for found in pictures
+        for found in images
     ]
     return pa.array(cells, DETECTIONS)
 
 
-def triplets(*pictures):
-    """Each picture a list of (interaction, weight)."""
+def triplets(*images):
+    """Each image a list of (interaction, weight)."""
     cells = [
         {
             "verb": [HOIS[hoi][0] for hoi, _ in found],
@@ -65,7 +65,7 @@ def triplets(*pictures):
             "phrase": [f"phrase {hoi}" for hoi, _ in found],
             "dropped": [],
         }
-        for found in pictures
+        for found in images
     ]
     return pa.array(cells, Triplets.output.type)
 
@@ -79,7 +79,7 @@ SEEN = [(0, 1.0), (1, 1.0)]
 
 
 def labelled(said=(), p_yes=None, seen=SEEN, **options):
-    """``{interaction: (target, kind, weight)}`` of one picture; ``p_yes`` by interaction, where questions are asked."""
+    """``{interaction: (target, kind, weight)}`` of one image; ``p_yes`` by interaction, where questions are asked."""
     made = stage(verification=None if p_yes is None else "verification", **options)
     inputs = {
         "triplets": {TEXTS[0]: triplets(said), TEXTS[1]: triplets(())},
@@ -156,7 +156,7 @@ def test_only_what_was_detected_with_a_person_is_judged(seen, listed):
 
 
 def test_presence_is_the_worse_box_of_person_and_object():
-    pictures = [
+    images = [
         [(0, 0.25), (1, 0.75), (0, 0.5), (1, 0.125), (79, 1.0)],
         None,  # a recorded failure
         [(2, 0.5), (0, 0.125), (0, 0.75), (0, 0.5)],
@@ -165,7 +165,7 @@ def test_presence_is_the_worse_box_of_person_and_object():
         [],
     ]
     expected = [[0.25, 0.5, 0], [0, 0, 0], [0.5, 0, 0.5], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
-    assert presence(detections(*pictures), 3).tolist() == expected
+    assert presence(detections(*images), 3).tolist() == expected
 
 
 def test_the_largest_weight_of_any_text_counts():
@@ -231,7 +231,7 @@ def test_what_it_reads_and_what_names_its_table():
 
 
 def test_a_vocabulary_of_thousands_is_judged_quickly():
-    """No loop over pictures or interactions beside no_interaction's."""
+    """No loop over images or interactions beside no_interaction's."""
     hois = [(verb, obj) for obj in range(80) for verb in range(20)]
     verbs = ("no_interaction", *(f"verb {i}" for i in range(19)))
     words = Vocabulary(tuple(f"object {i}" for i in range(80)), verbs, np.array(hois, np.int16), verbs)

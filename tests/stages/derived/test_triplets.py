@@ -192,7 +192,7 @@ def test_a_yes_no_column_weighs_the_asked_triplet_by_its_score(stage):
     assert cell["weight"] == [0.25]
 
 
-def test_it_reads_the_one_column_it_names_and_no_picture(stage):
+def test_it_reads_the_one_column_it_names_and_no_image(stage):
     assert stage.decodes is False
     assert stage.dependencies("list:") == {"captions": ("list:",)}
 

@@ -1,4 +1,4 @@
-"""A small annotated split: three classes, four pictures."""
+"""A small annotated split: three classes, four images."""
 
 from __future__ import annotations
 

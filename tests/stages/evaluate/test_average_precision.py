@@ -17,7 +17,7 @@ HOI_OBJECT = np.array([1, 1, 2])
 
 
 def truths(*rows: tuple[int, int, tuple], images: int = 4, shows: np.ndarray | None = None) -> GroundTruth:
-    """Rows are (picture, class, object box); every human is PERSON."""
+    """Rows are (image, class, object box); every human is PERSON."""
     image, hoi, box = zip(*rows, strict=True) if rows else ((), (), ())
     return GroundTruth(
         np.array(image, int), np.tile(np.float32(PERSON), (len(rows), 1)), np.array(box, np.float32).reshape(-1, 4),
@@ -26,7 +26,7 @@ def truths(*rows: tuple[int, int, tuple], images: int = 4, shows: np.ndarray | N
 
 
 def detections(*rows: tuple[int, int, tuple, float]) -> HoiDetections:
-    """Rows are (picture, class, object box, score)."""
+    """Rows are (image, class, object box, score)."""
     image, hoi, box, score = zip(*rows, strict=True) if rows else ((), (), (), ())
     classes = np.array(hoi, np.int32)
     return HoiDetections(
@@ -85,12 +85,12 @@ def test_recall_levels_are_those_of_floating_point():
     assert interpolated_precision(klass, is_tp, np.array([10]), np.arange(11) / 10)[0] == pytest.approx(4 / 11)
 
 
-def test_ties_go_by_picture_then_as_stored():
+def test_ties_go_by_image_then_as_stored():
     annotated = truths((0, 0, BALL))
     right_first = evaluate(detections((0, 0, BALL, 0.5), (0, 0, PERSON, 0.5)), annotated)
     wrong_first = evaluate(detections((0, 0, PERSON, 0.5), (0, 0, BALL, 0.5)), annotated)
-    earlier_picture = evaluate(detections((1, 0, PERSON, 0.5), (0, 0, BALL, 0.5)), annotated)
-    assert [r.default.ap[0] for r in (right_first, wrong_first, earlier_picture)] == [1.0, 0.5, 1.0]
+    earlier_image = evaluate(detections((1, 0, PERSON, 0.5), (0, 0, BALL, 0.5)), annotated)
+    assert [r.default.ap[0] for r in (right_first, wrong_first, earlier_image)] == [1.0, 0.5, 1.0]
 
 
 def test_classes_without_pairs_have_no_precision_and_undetected_ones_zero():
@@ -108,9 +108,9 @@ def test_nothing_detected_and_nothing_annotated():
     assert np.isnan(evaluate(detections(), truths()).known_object.ap).all()
 
 
-def test_known_object_leaves_out_pictures_that_do_not_show_it():
+def test_known_object_leaves_out_images_that_do_not_show_it():
     shows = np.array([[0, 1, 0], [0, 0, 1], [0, 1, 1], [0, 0, 0]], bool)
-    found = detections((1, 0, BALL, 0.9), (0, 0, BALL, 0.8))  # the first is wrong, in a picture without object 1
+    found = detections((1, 0, BALL, 0.9), (0, 0, BALL, 0.8))  # the first is wrong, in an image without object 1
     results = evaluate(found, truths((0, 0, BALL), shows=shows))
     assert results.default.ap[0] == 0.5
     assert results.known_object.ap[0] == 1.0

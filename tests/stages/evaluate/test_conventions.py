@@ -22,7 +22,7 @@ from hoi_distill.stages.evaluate.metrics.conventions import (
 from hoi_distill.stages.evaluate.metrics.hico_det import GroundTruth, Results, hico_det
 from hoi_distill.stages.evaluate.metrics.pair_nms import pairwise_nms
 from hoi_distill.storage.errors import UserError
-from tests.fixtures.small_hico import HOI_OBJECT, PICTURES, small_world
+from tests.fixtures.small_hico import HOI_OBJECT, IMAGES, small_world
 
 SMALL_SEED = 3
 PUBLISHED: dict[tuple[str, bool], tuple[float, float, float, float]] = {
@@ -188,9 +188,9 @@ def test_exact_duplicates_of_pairs_and_of_detections():
     assert counted.tolist() == [False, False, True]
 
 
-def test_ties_over_pictures():
+def test_ties_over_images():
     found, annotated = one_pair(10)
-    found = rows_of(found, np.zeros(2, int), image=np.int32([1, 0]))  # wrong in picture 1, right in picture 0
+    found = rows_of(found, np.zeros(2, int), image=np.int32([1, 0]))  # wrong in image 1, right in image 0
     annotated = replace(annotated, image_objects=np.ones((2, 3), bool))
     precision = {
         ties: hico_det(found, annotated, HOI_OBJECT, replace(OFFICIAL, ties=ties)).default.ap[0]
@@ -266,11 +266,11 @@ def same(one: Results, other: Results) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from(sorted(CONVENTIONS)))
-def test_the_order_of_pictures_and_of_detections_changes_nothing(seed: int, name: str):
+def test_the_order_of_images_and_of_detections_changes_nothing(seed: int, name: str):
     found, annotated = small_world(seed, ties=False)
     row, rng = CONVENTIONS[name], np.random.default_rng(seed)
     before = hico_det(found, annotated, HOI_OBJECT, row)
-    order, place = rng.permutation(len(found)), rng.permutation(PICTURES)
+    order, place = rng.permutation(len(found)), rng.permutation(IMAGES)
     shuffled = rows_of(found, order, image=place[found.image[order]].astype(np.int32))
     shows = np.empty_like(annotated.image_objects)
     shows[place] = annotated.image_objects
@@ -285,7 +285,7 @@ def test_the_order_of_pictures_and_of_detections_changes_nothing(seed: int, name
 def test_a_perfect_detector_scores_one(seed: int, name: str):
     rng = np.random.default_rng(seed)
     image, hoi = np.repeat(np.arange(3, dtype=np.int32), 4), rng.integers(0, 4, 12).astype(np.int32)
-    corner = np.float32(np.arange(12)[:, None] % 4 * [[40, 0, 40, 0]])  # pairs of a picture lie apart
+    corner = np.float32(np.arange(12)[:, None] % 4 * [[40, 0, 40, 0]])  # pairs of an image lie apart
     human = corner + np.float32([0, 0, 12, 20])
     thing = corner + np.float32([[6, 3, 30, 9]]) + np.float32([0, 0, 1, 1]) * rng.integers(0, 5, (12, 1))
     annotated = GroundTruth(image, human, thing, hoi.astype(np.int64), np.ones((3, 3), bool))

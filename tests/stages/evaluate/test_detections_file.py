@@ -155,17 +155,17 @@ MALFORMED = {
     "a whole score too large to be told from others": (
         lambda t: with_column(t, "score", pa.array([2**60 + 1] * len(t))), "column 'score': ",
     ),
-    "a box beyond all pictures": (lambda t: with_column(t, "human_box", pa.array([[0, 0, 1e40, 3]] * len(t))), "human_box"),
-    "a list for a picture": (lambda t: with_column(t, "image_id", pa.array([["a.jpg"]] * len(t))), "'image_id' holds list"),
-    "a record for a picture": (
+    "a box beyond all images": (lambda t: with_column(t, "human_box", pa.array([[0, 0, 1e40, 3]] * len(t))), "human_box"),
+    "a list for an image": (lambda t: with_column(t, "image_id", pa.array([["a.jpg"]] * len(t))), "'image_id' holds list"),
+    "a record for an image": (
         lambda t: with_column(t, "image_id", pa.array([{"name": "a.jpg"}] * len(t))), "'image_id' holds struct",
     ),
     "bytes that are no text": (
         lambda t: with_column(t, "image_id", pa.array([b"Mu\xf1oz.jpg"] * len(t)).cast(pa.string(), safe=False)),
-        r"row 0: image_id 'Mu\\xf1oz.jpg' is no picture",
+        r"row 0: image_id 'Mu\\xf1oz.jpg' is no image",
     ),
     "text for a score": (lambda t: with_column(t, "score", pa.array(["high"] * len(t))), "'score' holds string"),
-    "numbers for a picture": (lambda t: with_column(t, "image_id", pa.array(range(len(t)))), "'image_id' holds int64"),
+    "numbers for an image": (lambda t: with_column(t, "image_id", pa.array(range(len(t)))), "'image_id' holds int64"),
     "fractions for a class": (lambda t: with_column(t, "hoi", pa.array([0.5] * len(t))), "'hoi' holds double"),
     "a box of texts": (lambda t: with_column(t, "human_box", pa.array([["1"] * 4] * len(t))), "'human_box' holds list"),
     "NaN score": (lambda t: changed(t, "score", 2, float("nan")), "row 2: score nan is not a finite"),
@@ -179,7 +179,7 @@ MALFORMED = {
         lambda t: with_column(t, "human_box", pa.array([[0.0, 0.0, 1.0]] * len(t))),
         "row 0: human_box [0.0, 0.0, 1.0] is not four",
     ),
-    "unknown picture": (lambda t: changed(t, "image_id", 4, "z.jpg"), "row 4: image_id 'z.jpg' is no picture"),
+    "unknown image": (lambda t: changed(t, "image_id", 4, "z.jpg"), "row 4: image_id 'z.jpg' is no image"),
     "object out of range": (lambda t: changed(t, "object", 0, 80), "row 0: object 80 is outside 0 ... 79"),
     "negative verb": (lambda t: changed(t, "verb", 0, -1), "row 0: verb -1 is outside 0 ... 1"),
     "class out of range": (lambda t: changed(t, "hoi", 1, 3), "row 1: hoi 3 is outside -1 ... 2"),

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+from hoi_distill.stages.evaluate.pages.pictures import PALETTE, Pair
 from PIL import Image
 
 from hoi_distill.stages.evaluate.pages.drawing import LONGEST, ROW, drawn
-from hoi_distill.stages.evaluate.pages.pictures import PALETTE, Pair
 
 WHITE = Image.new("RGB", (480, 240), "white")
 
 
-def share(picture: Image.Image, line: slice, row: int, colour: str) -> float:
+def share(image: Image.Image, line: slice, row: int, colour: str) -> float:
     """How much of a horizontal line a colour covers."""
     wanted = tuple(int(colour[at : at + 2], 16) for at in (1, 3, 5))
-    return float((np.asarray(picture)[row, line] == wanted).all(-1).mean())
+    return float((np.asarray(image)[row, line] == wanted).all(-1).mean())
 
 
 def test_a_humans_box_is_solid_and_an_objects_dashed():
@@ -32,7 +32,7 @@ def test_a_pair_without_an_object_has_one_solid_box():
     assert share(made, slice(160, 310), 359, PALETTE[0]) == 1
 
 
-def test_a_picture_in_which_nothing_was_found_says_so():
+def test_a_image_in_which_nothing_was_found_says_so():
     made = np.asarray(drawn(WHITE, []).convert("L"))
     assert (made[480:] < 100).any()
     assert (made[:480] == 255).all()

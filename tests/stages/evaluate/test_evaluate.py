@@ -18,7 +18,7 @@ from hoi_distill.stages.data.pico.world import pico_vocabulary
 from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.formats.parquet import write_detections
 from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det, training_pairs
-from hoi_distill.stages.evaluate.pages.gallery import EvaluatedSplit, choose_pictures, gallery_items
+from hoi_distill.stages.evaluate.pages.gallery import EvaluatedSplit, choose_images, gallery_items
 from hoi_distill.stages.evaluate.protocols.evaluate_files import evaluate_files
 from hoi_distill.stages.evaluate.protocols.types import EvaluationRequest
 from hoi_distill.storage.errors import UserError
@@ -51,7 +51,7 @@ def test_a_set_of_classes_without_pairs_has_no_mean(annotations: Annotations, pe
 
 
 def test_known_object_uses_image_level_labels_where_there_are_any(annotations: Annotations, perfect: HoiDetections):
-    perfect.image[0] = 3  # now wrong, the highest of its class, in a picture that nobody labelled
+    perfect.image[0] = 3  # now wrong, the highest of its class, in an image that nobody labelled
     labelled = evaluate_hico_det(annotations, perfect, RARE)
     ball = labelled.per_class[0]
     assert ball["ap_known_object"] > ball["ap"]
@@ -76,15 +76,15 @@ def test_a_file_is_evaluated_against_a_folder_in_hico_dets_layout(tmp_path: Path
     words, rng = pico_vocabulary(), np.random.default_rng(0)
     common, rare = 0, 1
 
-    def picture(split: str, number: int, hoi: int) -> AnnotatedImage:
+    def image(split: str, number: int, hoi: int) -> AnnotatedImage:
         boxes = np.array([(0, 0, 20, 40), (10, 5, 64, 48)]) + rng.integers(0, 3)
         return AnnotatedImage(
             f"HICO_{split}2015_{number:08d}.jpg", 80, 60, boxes, words.hois[[hoi, hoi], 1], [(0, 1, hoi)]
         )
 
     splits = {
-        "train": [picture("train", n, common if n < 12 else rare) for n in range(15)],
-        "test": [picture("test", n, (common, rare)[n % 2]) for n in range(6)],
+        "train": [image("train", n, common if n < 12 else rare) for n in range(15)],
+        "test": [image("test", n, (common, rare)[n % 2]) for n in range(6)],
     }
     write_annotations(tmp_path, words, splits)
     test = load_hico_det(tmp_path, "test", images=False)
@@ -116,21 +116,21 @@ def test_evaluation_imports_neither_torch_nor_ray():
     assert output.strip() == "set()"
 
 
-def test_pictures_are_chosen_by_what_was_found(annotations: Annotations, perfect: HoiDetections):
-    found = without(perfect, [3, 4])  # nothing found in the third picture
+def test_images_are_chosen_by_what_was_found(annotations: Annotations, perfect: HoiDetections):
+    found = without(perfect, [3, 4])  # nothing found in the third image
     matched = evaluate_hico_det(annotations, found, RARE).matched
     split = EvaluatedSplit(annotations, found, matched)
     np.testing.assert_array_equal(split.found_share(), [1, 1, 0, np.nan])
-    chosen = choose_pictures(split, each=1)
+    chosen = choose_images(split, each=1)
     assert [(pick.image, pick.kind) for pick in chosen[:2]] == [(0, "best"), (2, "worst")]
-    assert len({pick.image for pick in choose_pictures(split, each=4)}) == 4
+    assert len({pick.image for pick in choose_images(split, each=4)}) == 4
 
 
 def test_a_gallery_says_what_was_found_and_what_was_missed(annotations: Annotations, perfect: HoiDetections):
     found = without(perfect, [1])
     matched = evaluate_hico_det(annotations, found, RARE).matched
     split = EvaluatedSplit(annotations, found, matched)
-    chosen = choose_pictures(split, each=4)
+    chosen = choose_images(split, each=4)
     blank = np.zeros((80, 100, 3), np.uint8)
     items = gallery_items(split, chosen, lambda image: blank, captions={0: [("", "a ball")]}, matches={})
     (first,) = [item for item in items if item.title == "a.jpg"]

@@ -31,7 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in HICO-DET's layout, and ``found.parquet``: most pairs, some of them off, and some nonsense."""
     root, rng = tmp_path_factory.mktemp("world"), np.random.default_rng(0)
 
-    def picture(split: str, number: int) -> AnnotatedImage:
+    def image(split: str, number: int) -> AnnotatedImage:
         boxes = np.array([(0, 0, 20, 40), (10, 5, 64, 48)]) + rng.integers(0, 5, 4)
         hoi = number % 7 if split == "train" or number % 3 else 40
         return AnnotatedImage(
@@ -39,7 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
 
     sizes = {"train": 90, "test": 40}
-    write_annotations(root, WORDS, {name: [picture(name, n) for n in range(size)] for name, size in sizes.items()})
+    write_annotations(root, WORDS, {name: [image(name, n) for n in range(size)] for name, size in sizes.items()})
     test = load_hico_det(root, "test", images=False)
     rows = np.repeat(np.arange(len(test.hoi)), 3)
     hoi = np.where(rng.random(len(rows)) < 0.6, test.hoi[rows], rng.integers(0, 45, len(rows)))
@@ -126,7 +126,7 @@ def test_zero_shot_means_are_of_the_vocabularys_own_splits(name: str, world: Pat
     assert record["zero_shot"]["full"] == record["default"]["full"]
 
 
-def test_rare_is_said_by_the_first_training_pictures(world: Path, capsys: pytest.CaptureFixture[str]):
+def test_rare_is_said_by_the_first_training_images(world: Path, capsys: pytest.CaptureFixture[str]):
     whole, few = (
         json.loads(run(capsys, world, "--json", *options)[1])["counts"]["rare_classes"]
         for options in ((), ("--labelled", "20"))
@@ -158,17 +158,17 @@ def test_the_form_of_the_detections_is_found(
         file.mkdir()
         pq.write_table(found, file / "part-0.parquet")
     else:
-        pictures: dict[str, dict] = {}
+        images: dict[str, dict] = {}
         for row in found.to_pylist():
-            picture = pictures.setdefault(
+            image = images.setdefault(
                 row["image_id"], {"filename": row["image_id"], "predictions": [], "hoi_prediction": []}
             )
-            place = len(picture["predictions"])
+            place = len(image["predictions"])
             for box, label in ((row["human_box"], 0), (row["object_box"], row["object"])):
-                picture["predictions"].append({"bbox": [*box[:2], box[2] - 1, box[3] - 1], "category_id": label})
+                image["predictions"].append({"bbox": [*box[:2], box[2] - 1, box[3] - 1], "category_id": label})
             ids = {"subject_id": place, "object_id": place + 1, "category_id": row["verb"]}
-            picture["hoi_prediction"].append({**ids, "score": row["score"]})
-        record = {"preds": list(pictures.values()), "gts": []}
+            image["hoi_prediction"].append({**ids, "score": row["score"]})
+        record = {"preds": list(images.values()), "gts": []}
         mark = "mark" in form
         file.write_text(json.dumps(record if mark else str(record)), encoding="utf-8-sig" if mark else "utf-8")
     ours = json.loads(run(capsys, world, "--json")[1])
@@ -241,9 +241,9 @@ def test_a_negative_seed_is_refused(world: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_annotations_of_ones_own(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """The same pictures and pairs give the same figures in a folder's JSON as in HICO-DET's layout."""
+    """The same images and pairs give the same figures in a folder's JSON as in HICO-DET's layout."""
 
-    def pictures(split: str) -> list[dict]:
+    def images(split: str) -> list[dict]:
         read = load_hico_det(world, split, images=False)
         return [
             {
@@ -261,7 +261,7 @@ def test_annotations_of_ones_own(world: Path, tmp_path: Path, capsys: pytest.Cap
 
     WORDS.save(tmp_path / "words.json")
     own = tmp_path / "own.json"
-    own.write_text(json.dumps({"vocabulary": "words.json", "pictures": pictures("train") + pictures("test")}))
+    own.write_text(json.dumps({"vocabulary": "words.json", "pictures": images("train") + images("test")}))
     official, folder = (
         json.loads(run(capsys, world, "--json", *options)[1])
         for options in ((), ("--dataset", "folder", "--annotations", own))

@@ -24,7 +24,7 @@ def near(box: tuple) -> tuple:
 
 
 def pairs(*rows: tuple) -> AnnotatedPairs:
-    """Rows are (human box, object box, object, verb), all in picture 0."""
+    """Rows are (human box, object box, object, verb), all in image 0."""
     human, thing, category, verb = zip(*rows, strict=True)
     return AnnotatedPairs(
         np.zeros(len(rows), np.int64), np.float32(human), np.float32(thing), np.array(category), np.array(verb)
@@ -32,7 +32,7 @@ def pairs(*rows: tuple) -> AnnotatedPairs:
 
 
 def found(*rows: tuple) -> HoiDetections:
-    """Rows are (human box, object box, object, verb), all in picture 0, of falling score; hoi is 2 * verb + object."""
+    """Rows are (human box, object box, object, verb), all in image 0, of falling score; hoi is 2 * verb + object."""
     human, thing, category, verb = zip(*rows, strict=True)
     category, verb = np.array(category, np.int32), np.array(verb, np.int32)
     score = np.linspace(0.9, 0.1, len(rows), dtype=np.float32)
@@ -78,7 +78,7 @@ def test_a_nearly_right_box_of_another_class_is_background():
     assert kinds_of(found((near(HUMAN), THING, BIKE, WASH)), pairs(*ANNOTATED), [-1]) == ["background"]
 
 
-def test_boxes_of_other_pictures_do_not_matter():
+def test_boxes_of_other_images_do_not_matter():
     elsewhere = pairs(*ANNOTATED)
     elsewhere.image[:] = 3
     assert kinds_of(found((HUMAN, THING, BIKE, WASH)), elsewhere, [-1]) == ["background"]

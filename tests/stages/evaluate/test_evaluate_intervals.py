@@ -12,7 +12,7 @@ from hoi_distill.stages.evaluate.metrics.bootstrap import WeightedPrecision, boo
 from hoi_distill.stages.evaluate.metrics.conventions import OFFICIAL
 from hoi_distill.stages.evaluate.metrics.curves import Ranking, precision_recall
 from hoi_distill.stages.evaluate.metrics.hico_det import hico_det
-from tests.fixtures.small_hico import CLASSES, HOI_OBJECT, PICTURES, small_world
+from tests.fixtures.small_hico import CLASSES, HOI_OBJECT, IMAGES, small_world
 
 ALL = {"all": np.ones(CLASSES, bool)}
 
@@ -30,7 +30,7 @@ def small_ranking(seed: int) -> Ranking:
         gt_class=np.asarray(gt.hoi),
         gt_image=np.asarray(gt.image),
         classes=CLASSES,
-        images=PICTURES,
+        images=IMAGES,
     )
 
 
@@ -63,8 +63,8 @@ def test_weighted_precision_is_the_definition(grid: str, seed: int):
     ranked, levels = small_ranking(seed), RECALL_GRIDS[grid]
     weighted = WeightedPrecision(ranked, levels)
     plain = interpolated_precision(ranked.klass, ranked.is_tp, ranked.positives, levels)
-    np.testing.assert_allclose(weighted.average_precision(np.ones(PICTURES, np.int64)), plain, rtol=1e-12)
-    for weight in np.random.default_rng(seed).integers(0, 4, (20, PICTURES)):
+    np.testing.assert_allclose(weighted.average_precision(np.ones(IMAGES, np.int64)), plain, rtol=1e-12)
+    for weight in np.random.default_rng(seed).integers(0, 4, (20, IMAGES)):
         np.testing.assert_allclose(weighted.average_precision(weight), slowly(ranked, weight, levels), atol=1e-12)
 
 
@@ -93,12 +93,12 @@ def test_a_set_without_pairs_has_no_interval():
     assert bootstrap_intervals(empty, ALL, None, resamples=20, absent_counts=True)["all"].high == 0.0
 
 
-def one_class(rng: np.random.Generator, pictures: int = 150) -> Ranking:
-    """A picture holds one pair. 7 of 10 are found; true and false positives differ in score only on average."""
-    is_tp = rng.random(pictures) < 0.7
-    score = rng.normal(size=pictures) + is_tp
+def one_class(rng: np.random.Generator, images: int = 150) -> Ranking:
+    """An image holds one pair. 7 of 10 are found; true and false positives differ in score only on average."""
+    is_tp = rng.random(images) < 0.7
+    score = rng.normal(size=images) + is_tp
     order = np.argsort(-score, kind="stable")
-    everyone, only = np.arange(pictures), np.zeros(pictures, int)
+    everyone, only = np.arange(images), np.zeros(images, int)
     return Ranking(
         row=order,
         klass=only,
@@ -108,11 +108,11 @@ def one_class(rng: np.random.Generator, pictures: int = 150) -> Ranking:
         gt_class=only,
         gt_image=everyone,
         classes=1,
-        images=pictures,
+        images=images,
     )
 
 
-def test_the_spread_is_that_of_fresh_pictures():
+def test_the_spread_is_that_of_fresh_images():
     rng, grid = np.random.default_rng(0), RECALL_GRIDS["exact"]
     worlds = [one_class(rng) for _ in range(300)]
     figures = [100 * interpolated_precision(w.klass, w.is_tp, w.positives, grid)[0] for w in worlds]

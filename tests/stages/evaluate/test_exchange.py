@@ -49,9 +49,9 @@ def same(one: HoiDetections, other: HoiDetections) -> None:
         assert a.dtype == (np.float64 if field.name == "score" else b.dtype), field.name
 
 
-def as_pictures(annotations: Annotations, found: HoiDetections, style: str, shift: int = 0) -> list[dict[str, Any]]:
+def as_images(annotations: Annotations, found: HoiDetections, style: str, shift: int = 0) -> list[dict[str, Any]]:
     """What PPDM, QPIC or GEN-VLKT would have written; boxes inclusive, zero-based plus ``shift``."""
-    pictures = []
+    images = []
     for image, name in enumerate(annotations.image_id.tolist()):
         boxes, triplets = [], []
         for row in np.flatnonzero(found.image == image):
@@ -64,24 +64,24 @@ def as_pictures(annotations: Annotations, found: HoiDetections, style: str, shif
             ids = {"subject_id": len(boxes) - 2, "object_id": len(boxes) - 1, "category_id": class_id}
             triplets.append({**ids, "score": float(found.score[row])})
         key = "file_name" if style == "ppdm" else "filename"
-        pictures.append({key: name, "predictions": boxes, "hoi_prediction": triplets})
-    return pictures
+        images.append({key: name, "predictions": boxes, "hoi_prediction": triplets})
+    return images
 
 
 def as_truths(annotations: Annotations, shift: int) -> list[dict[str, Any]]:
-    pictures = []
+    images = []
     for image, name in enumerate(annotations.image_id.tolist()):
         rows = annotations.pairs(image)
         boxes = np.concatenate([annotations.human_box[rows], annotations.object_box[rows]]) + INCLUSIVE + shift
-        pictures.append({"filename": name, "annotations": [{"bbox": box, "category_id": 0} for box in boxes.tolist()]})
-    return pictures
+        images.append({"filename": name, "annotations": [{"bbox": box, "category_id": 0} for box in boxes.tolist()]})
+    return images
 
 
 @pytest.mark.parametrize("style", ["ppdm", "qpic", "genvlkt"])
 def test_json_of_each_kind_is_read(style: str, tmp_path: Path, annotations: Annotations, found: HoiDetections):
-    pictures = as_pictures(annotations, found, style)
+    images = as_images(annotations, found, style)
     file = tmp_path / "found.json"
-    file.write_text(json.dumps(pictures if style == "ppdm" else json.dumps({"preds": pictures})))
+    file.write_text(json.dumps(images if style == "ppdm" else json.dumps({"preds": images})))
     same(read_qpic_json(file, annotations), found)
 
 
@@ -103,8 +103,8 @@ def test_distinct_scores_stay_distinct_in_every_form(
         read = read_pocket_mat(file, annotations.image_id, words)
         found = replace(found, score=CLOSE[np.lexsort((found.hoi, found.image))])
     else:
-        pictures = as_pictures(annotations, found, form.split()[0])
-        file.write_text(json.dumps(str({"preds": pictures}) if "text" in form else pictures))
+        images = as_images(annotations, found, form.split()[0])
+        file.write_text(json.dumps(str({"preds": images}) if "text" in form else images))
         read = read_qpic_json(file, annotations)
     np.testing.assert_array_equal(read.score, found.score)
 
@@ -118,7 +118,7 @@ def test_close_scores_rank_as_others_do(tmp_path: Path, annotations: Annotations
     figures = []
     for score in scores:
         file = tmp_path / "found.json"
-        file.write_text(json.dumps(as_pictures(annotations, HoiDetections(**{**columns, "score": score}), "qpic")))
+        file.write_text(json.dumps(as_images(annotations, HoiDetections(**{**columns, "score": score}), "qpic")))
         figures.append(evaluate_hico_det(annotations, read_qpic_json(file, annotations), np.zeros(3, bool)).default)
     assert figures[0] == figures[1]
     assert figures[0]["full"] == 100
@@ -128,9 +128,9 @@ def test_close_scores_rank_as_others_do(tmp_path: Path, annotations: Annotations
 def test_a_dumped_python_dict_is_read_in_the_frame_of_its_own_annotations(
     shift: int, tmp_path: Path, annotations: Annotations, found: HoiDetections
 ):
-    preds = as_pictures(annotations, found, "qpic", shift)
-    for picture in preds:
-        for triplet in picture["hoi_prediction"]:
+    preds = as_images(annotations, found, "qpic", shift)
+    for image in preds:
+        for triplet in image["hoi_prediction"]:
             triplet["score"] = np.float64(triplet["score"])  # its text is np.float64(0.5)
     file = tmp_path / "results.json"
     file.write_text(json.dumps(str({"preds": preds, "gts": as_truths(annotations, shift)})))
@@ -144,14 +144,14 @@ def test_the_text_of_a_python_dict_need_not_be_json_but_for_its_quotes(
 ):
     if odd == "a quote in a name":
         annotations = replace(annotations, image_id=np.array(["a's.jpg", 'b"s.jpg', "c.jpg", "d.jpg"]))
-    pictures: Any = as_pictures(annotations, found, "qpic")
-    for picture in pictures:
+    images: Any = as_images(annotations, found, "qpic")
+    for image in images:
         if odd == "None":
-            picture["remark"] = None
+            image["remark"] = None
         if odd == "a tuple":
-            for box in picture["predictions"]:
+            for box in image["predictions"]:
                 box["bbox"] = tuple(box["bbox"])
-    text = str({"preds": pictures, "gts": []})
+    text = str({"preds": images, "gts": []})
     file = tmp_path / "results.json"
     file.write_text(json.dumps(f"{text[:-1]},}}" if odd == "a trailing comma" else text))
     same(read_qpic_json(file, annotations), found)
@@ -169,7 +169,7 @@ def test_the_text_of_anything_else_is_not_run(text: str, tmp_path: Path, annotat
 
 def test_the_frame_of_boxes_can_be_named(tmp_path: Path, annotations: Annotations, found: HoiDetections):
     file = tmp_path / "found.json"
-    file.write_text(json.dumps(as_pictures(annotations, found, "ppdm", shift=1)))
+    file.write_text(json.dumps(as_images(annotations, found, "ppdm", shift=1)))
     same(read_qpic_json(file, annotations, "one_based"), found)
     np.testing.assert_array_equal(
         read_qpic_json(file, annotations, "half_open").human_box, found.human_box + [1, 1, 0, 0]
@@ -181,42 +181,42 @@ def test_the_frame_of_boxes_can_be_named(tmp_path: Path, annotations: Annotation
 def test_a_verb_and_an_object_that_are_no_class_are_left_out(
     tmp_path: Path, annotations: Annotations, found: HoiDetections
 ):
-    pictures = as_pictures(annotations, found, "qpic")
-    pictures[2]["hoi_prediction"][0]["category_id"] = 0  # hold bicycle: the small vocabulary has no such class
+    images = as_images(annotations, found, "qpic")
+    images[2]["hoi_prediction"][0]["category_id"] = 0  # hold bicycle: the small vocabulary has no such class
     file = tmp_path / "found.json"
-    file.write_text(json.dumps({"preds": pictures}))
+    file.write_text(json.dumps({"preds": images}))
     assert len(read_qpic_json(file, annotations)) == len(found) - 1
-    for picture in pictures:
-        for triplet in picture["hoi_prediction"]:
+    for image in images:
+        for triplet in image["hoi_prediction"]:
             triplet["object_id"] = 0
-    file.write_text(json.dumps({"preds": pictures}))
+    file.write_text(json.dumps({"preds": images}))
     with pytest.raises(UserError, match=r"entry 1 \(a.jpg\): hoi_prediction 1 and most others have a verb and an obj"):
         read_qpic_json(file, annotations)
 
 
-def edit(picture: int, key: str, row: int, **values: Any):
-    def change(pictures: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        pictures[picture][key][row].update(values)
-        return pictures
+def edit(image: int, key: str, row: int, **values: Any):
+    def change(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        images[image][key][row].update(values)
+        return images
 
     return change
 
 
 def without(key: str):
-    def change(pictures: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        del pictures[1][key]
-        return pictures
+    def change(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        del images[1][key]
+        return images
 
     return change
 
 
 BAD_JSON = {
-    "no list": (lambda p: {"pictures": p}, "neither a list of pictures nor a dict"),
+    "no list": (lambda p: {"pictures": p}, "neither a list of images nor a dict"),
     "an entry that is no record": (lambda p: [*p, 3], "entry 5: needs file_name"),
     "no name": (without("file_name"), "entry 2: needs file_name"),
     "no predictions": (without("predictions"), "entry 2: needs file_name, and lists of records as predictions"),
-    "unknown picture": (lambda p: [*p, {**p[0], "file_name": "z.jpg"}], "entry 5: file_name 'z.jpg' is no picture"),
-    "a picture twice": (lambda p: [*p, p[0]], "entry 5: 'a.jpg' is entry 1 already"),
+    "unknown image": (lambda p: [*p, {**p[0], "file_name": "z.jpg"}], "entry 5: file_name 'z.jpg' is no image"),
+    "an image twice": (lambda p: [*p, p[0]], "entry 5: 'a.jpg' is entry 1 already"),
     "three corners": (edit(1, "predictions", 0, bbox=[1, 2, 3]), "entry 2 (b.jpg): predictions 1 needs bbox"),
     "NaN in a box": (edit(1, "predictions", 3, bbox=[1, 2, 3, float("nan")]), "predictions 4 needs bbox"),
     "x, y, width, height": (edit(1, "predictions", 0, bbox=[50, 50, 9, 9]), "predictions 1 ends before it begins"),
@@ -224,7 +224,7 @@ BAD_JSON = {
     "infinite score": (edit(2, "hoi_prediction", 1, score=float("inf")), "hoi_prediction 2 needs subject_id"),
     "half a box": (edit(0, "hoi_prediction", 0, object_id=0.5), "hoi_prediction 1 has an id that is not a whole"),
     "a huge box": (edit(0, "hoi_prediction", 0, object_id=2**70), "hoi_prediction 1 has an id that is not a whole"),
-    "a box too large for any picture": (edit(1, "predictions", 0, bbox=[1, 2, 1e40, 9]), "predictions 1 needs bbox with four"),
+    "a box too large for any image": (edit(1, "predictions", 0, bbox=[1, 2, 1e40, 9]), "predictions 1 needs bbox with four"),
     "a number beyond all floats": (edit(1, "predictions", 0, bbox=[1, 2, 10**400, 9]), "predictions 1 needs bbox with four"),
     "a box that is not there": (edit(1, "hoi_prediction", 0, object_id=4), "hoi_prediction 1 points to a box that"),
     "a negative box": (edit(1, "hoi_prediction", 0, subject_id=-1), "hoi_prediction 1 points to a box that"),
@@ -239,7 +239,7 @@ BAD_JSON = {
 def test_bad_json_is_refused_in_one_line(case: str, tmp_path: Path, annotations: Annotations, found: HoiDetections):
     change, complaint = BAD_JSON[case]
     file = tmp_path / "found.json"
-    file.write_text(json.dumps(change(copy.deepcopy(as_pictures(annotations, found, "ppdm")))))
+    file.write_text(json.dumps(change(copy.deepcopy(as_images(annotations, found, "ppdm")))))
     with pytest.raises(UserError) as refusal:
         read_qpic_json(file, annotations)
     line = str(refusal.value)
@@ -258,9 +258,9 @@ def test_what_is_no_json_and_unknown_interactions_are_refused(
         file.write_text(text)
         with pytest.raises(UserError, match="not readable as JSON"):
             read_qpic_json(file, annotations)
-    pictures = as_pictures(annotations, found, "genvlkt")
-    pictures[1]["hoi_prediction"][0]["category_id"] = 3
-    file.write_text(json.dumps(pictures))
+    images = as_images(annotations, found, "genvlkt")
+    images[1]["hoi_prediction"][0]["category_id"] = 3
+    file.write_text(json.dumps(images))
     with pytest.raises(UserError, match=r"hoi_prediction 1 has an unknown interaction as category_id; they are 0 to 2"):
         read_qpic_json(file, annotations)
 
@@ -274,7 +274,7 @@ def mat(tmp_path: Path, annotations: Annotations, found: HoiDetections) -> Path:
 def test_official_mat_files_have_the_official_layout(mat: Path, found: HoiDetections):
     assert sorted(file.name for file in mat.iterdir()) == ["detections_02.mat", "detections_33.mat"]
     cells = loadmat(mat / "detections_33.mat")["all_boxes"]
-    assert cells.shape == (2, 4), "holding and throwing a ball; four pictures"
+    assert cells.shape == (2, 4), "holding and throwing a ball; four images"
     assert [[cell.shape for cell in row] for row in cells] == [
         [(2, 9), (2, 9), (0, 0), (0, 0)],
         [(2, 9), (0, 0), (0, 0), (0, 0)],
@@ -327,7 +327,7 @@ BAD_MAT = {
     "another variable": (rewritten(name="dets"), "there is no variable all_boxes"),
     "a flat table": (rewritten(np.zeros((5, 9))), "is a table of numbers, not a cell array"),
     "objects in another order": (rewritten(np.full((1, 4), "", object)), "all_boxes has 1 rows, but sports_ball has 2"),
-    "pictures with pairs only": (rewritten(np.full((2, 3), "", object)), "all_boxes has 3 columns, but the split has 4"),
+    "images with pairs only": (rewritten(np.full((2, 3), "", object)), "all_boxes has 3 columns, but the split has 4"),
     "eight columns": (rewritten(a=ROW[:, :8]), "all_boxes{1, 1} is float64 [1, 8]; it must be n x 9"),
     "text": (rewritten(a="boxes"), "all_boxes{1, 1} is <U5 [1]; it must be n x 9"),
     "NaN": (rewritten(a=ROW * np.nan), "all_boxes{1, 1} (a.jpg) holds a number that is not finite"),
@@ -393,6 +393,6 @@ def test_coco_results_hold_every_box_once_with_its_highest_score(
     assert sorted(back.labels[back.of(2)].tolist()) == [0, 0, 1, 1, 1, 1]
 
 
-def test_pictures_that_are_numbers_stay_numbers(tmp_path: Path, annotations: Annotations, found: HoiDetections):
+def test_images_that_are_numbers_stay_numbers(tmp_path: Path, annotations: Annotations, found: HoiDetections):
     write_coco_results(tmp_path / "boxes.json", found, ["17", "4", "999", "5"], annotations.vocabulary)
     assert {box["image_id"] for box in json.loads((tmp_path / "boxes.json").read_text())} == {17, 4, 999}

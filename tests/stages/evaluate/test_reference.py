@@ -1,4 +1,4 @@
-"""The published evaluators' own figures, on 965,800 reference detections of HICO-DET's test pictures.
+"""The published evaluators' own figures, on 965,800 reference detections of HICO-DET's test images.
 
 ``HOI_DISTILL_REFERENCE_DATA`` points to a folder with ``fixtures/hico_det``; without it these tests are skipped.
 """

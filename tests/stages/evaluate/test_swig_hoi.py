@@ -11,7 +11,7 @@ from hoi_distill.stages.data.swig_hoi import swig_evaluated
 from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.metrics import swig_hoi as module
 from hoi_distill.stages.evaluate.metrics.swig_hoi import swig_hoi
-from tests.fixtures.small_swig_hoi import PICTURES, annotated, classes, detected, small
+from tests.fixtures.small_swig_hoi import IMAGES, annotated, classes, detected, small
 
 BOX, FAR = (0, 0, 20, 20), (60, 60, 80, 80)
 
@@ -34,7 +34,7 @@ def test_the_published_evaluator_on_ties_and_duplicates(monkeypatch, tied, cap, 
 def one_class(
     *found: tuple[int, tuple[int, ...], tuple[int, ...], float], pairs: int = 1, hoi: int | None = None
 ) -> float:
-    """AP of detections (picture, human, object, score) where the first pictures show one pair each."""
+    """AP of detections (image, human, object, score) where the first images show one pair each."""
     which = classes()[2] if hoi is None else hoi
     image = np.arange(pairs)
     boxes = np.array([BOX] * pairs)
@@ -55,7 +55,7 @@ def test_half_an_overlap_is_enough_and_less_is_not():
 def test_recall_is_read_at_exact_tenths():
     """3 of 10 found reaches the level 3/10 here, as 0.3 >= 0.3, though not on HICO-DET's official grid."""
     found = [(0, BOX, BOX, 0.9), (1, BOX, BOX, 0.8), (2, BOX, BOX, 0.7)]
-    image, boxes = np.repeat(np.arange(PICTURES), 2), np.array([BOX, FAR] * PICTURES)
+    image, boxes = np.repeat(np.arange(IMAGES), 2), np.array([BOX, FAR] * IMAGES)
     which = np.full(10, classes()[0])
     hits = detected(
         np.array([part[0] for part in found]), np.array([BOX] * 3), np.array([BOX] * 3), which[:3],

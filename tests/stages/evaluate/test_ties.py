@@ -53,7 +53,7 @@ def test_where_nothing_is_undecided_no_order_of_equals_moves_a_class(seed: int):
 
 
 def tied(annotations: Annotations, perfect: HoiDetections) -> HoiDetections:
-    """The pair of class 0 in picture a found twice with one score, once elsewhere; all else distinct."""
+    """The pair of class 0 in image a found twice with one score, once elsewhere; all else distinct."""
     columns = {
         field.name: np.append(getattr(perfect, field.name), getattr(perfect, field.name)[:1], 0)
         for field in fields(perfect)
@@ -69,7 +69,7 @@ def test_hico_dets_ties_are_counted_by_figure_and_said(annotations: Annotations,
     }  # fmt: skip
     (line,) = [note for note in result.notes if note.startswith("Tied")]
     assert ": default full 2, rare 2; known object full 2, rare 2." in line
-    assert line.endswith("here equal scores rank by picture, then as stored.")
+    assert line.endswith("here equal scores rank by image, then as stored.")
     assert line in result.table()
     json.dumps(result.record)
 
@@ -78,7 +78,7 @@ def test_a_convention_that_leaves_a_detection_out_leaves_its_tie_out(annotations
     found = tied(annotations, perfect)
     last = evaluate_triplets(annotations, found, TRAINING, convention("official", ["ties=last"]))
     assert last.record["ties"]["default"]["full"] == 2
-    assert "equal scores rank by falling picture" in " ".join(last.notes)
+    assert "equal scores rank by falling image" in " ".join(last.notes)
     one = evaluate_triplets(annotations, found, TRAINING, convention("official", ["top_per_class=1"]))
     assert one.record["ties"]["default"] == {"full": 0, "rare": 0, "non_rare": 0}
     assert not any(note.startswith("Tied") for note in one.notes)
@@ -102,7 +102,7 @@ def test_v_cocos_ties_are_counted_by_scenario_and_agent(quarters: bool, tmp_path
         "scenario_1": {"roles_25", "roles_24"}, "scenario_2": {"roles_25", "roles_24"}, "agent": {"actions_26"}
     }  # fmt: skip
     assert all((count > 0) == quarters for value in ties.values() for count in value.values())
-    assert any("agent 26 actions" in note and "later pictures come first" in note for note in result.notes) == quarters
+    assert any("agent 26 actions" in note and "later images come first" in note for note in result.notes) == quarters
 
 
 def test_swig_hois_ties_are_counted_by_figure():

@@ -37,7 +37,7 @@ def test_the_published_evaluator_on_ties_duplicates_and_empty_roles(tmp_path, ti
 
 
 def crowd(*persons: tuple[tuple[int, ...], bool, tuple[int, ...] | None]) -> People:
-    """One picture; of each person the box, whether annotated, and what is held (None: does nothing)."""
+    """One image; of each person the box, whether annotated, and what is held (None: does nothing)."""
     box, annotated, held = zip(*persons, strict=True)
     actions = np.zeros((len(persons), len(ACTIONS)), bool)
     actions[:, HOLD] = [thing is not None for thing in held]
@@ -113,7 +113,7 @@ def test_a_detection_of_nobody_goes_to_the_first_person_as_in_the_published_code
     assert figures(crowd((WOMAN, False, None), (MAN, True, CUP)), found) == [1, 1, 1]
 
 
-def test_detections_in_a_picture_without_persons_are_wrong():
+def test_detections_in_a_image_without_persons_are_wrong():
     people = replace(crowd((MAN, True, CUP)), image_id=np.array(["7", "8"]))
     found = holding((MAN, 0.5, CUP), (MAN, 0.9, CUP))
     assert figures(people, replace(found, image=np.array([0, 1], np.int32))) == [0.5, 0.5, 0.5]
@@ -136,7 +136,7 @@ def test_the_order_of_detections_changes_nothing_without_ties():
     assert v_coco(other, people).percentages() == v_coco(found, people).percentages()
 
 
-def test_the_order_of_pictures_changes_nothing_without_ties():
+def test_the_order_of_images_changes_nothing_without_ties():
     people, entries = small_v_coco(tied=False)
     found = as_columns(entries, people)
     to = np.random.default_rng(1).permutation(len(people.image_id)).astype(np.int32)

@@ -46,7 +46,7 @@ def test_what_is_not_said_is_not_detected(tmp_path):
 
 
 @pytest.mark.parametrize("name", [436, "436", "COCO_val2014_000000000436.jpg", "000000000436.jpg"])
-def test_a_picture_is_named_by_number_or_file(tmp_path, name):
+def test_a_image_is_named_by_number_or_file(tmp_path, name):
     assert read(tmp_path, ENTRY | {"image_id": name}).image.tolist() == [1]
 
 
@@ -86,9 +86,9 @@ def test_what_is_written_is_read_back(tmp_path):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"image_id": 999}, "entry 1: image_id 999 is no picture of this split"),
-        ({"image_id": None}, "entry 1: image_id None is no picture of this split"),
-        ({"image_id": [436]}, "entry 1: image_id [436] is no picture of this split"),
+        ({"image_id": 999}, "entry 1: image_id 999 is no image of this split"),
+        ({"image_id": None}, "entry 1: image_id None is no image of this split"),
+        ({"image_id": [436]}, "entry 1: image_id [436] is no image of this split"),
         ({"person_box": [0, 0, 9]}, "entry 1: person_box [0, 0, 9] is not 4 numbers"),
         ({"person_box": None}, "entry 1: person_box None is not 4 numbers"),
         ({"person_box": [0, 0, None, 1]}, "entry 1: person_box [0, 0, None, 1] is not four finite numbers"),

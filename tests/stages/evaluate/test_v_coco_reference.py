@@ -1,4 +1,4 @@
-"""The official V-COCO evaluator's own figures, on 28,670 reference persons of the val pictures.
+"""The official V-COCO evaluator's own figures, on 28,670 reference persons of the val images.
 
 ``HOI_DISTILL_REFERENCE_DATA`` points to a folder with ``fixtures/v_coco`` and ``data/v_coco``; without it skipped.
 """

@@ -41,7 +41,7 @@ def bilinear(plane: np.ndarray, y: float, x: float) -> np.ndarray:
 
 def naive_roi_align(features, boxes, size, scale, ratio, aligned):
     out = np.zeros((len(boxes), features.shape[1], *size))
-    for n, (picture, *corners) in enumerate(boxes.tolist()):
+    for n, (image, *corners) in enumerate(boxes.tolist()):
         x1, y1, x2, y2 = (corner * scale - (0.5 if aligned else 0.0) for corner in corners)
         w, h = x2 - x1, y2 - y1
         if not aligned:
@@ -55,13 +55,13 @@ def naive_roi_align(features, boxes, size, scale, ratio, aligned):
                     for j in range(grid_w):
                         y = y1 + p * bin_h + (i + 0.5) * bin_h / grid_h
                         x = x1 + q * bin_w + (j + 0.5) * bin_w / grid_w
-                        total += bilinear(features[int(picture)], y, x)
+                        total += bilinear(features[int(image)], y, x)
                 out[n, :, p, q] = total / max(grid_h * grid_w, 1)
     return out
 
 
 def scene(seed: int, count: int = 12, height: int = 9, width: int = 13, pixels: float = 1.0):
-    """Features in float64 and boxes in shuffled pictures: inside, across the edge, far outside, thin, inside out."""
+    """Features in float64 and boxes in shuffled images: inside, across the edge, far outside, thin, inside out."""
     random = np.random.default_rng(seed)
     features = random.normal(size=(3, 4, height, width))
     low = random.uniform(-6, 14, (count, 2))
@@ -92,14 +92,14 @@ def test_roi_align_in_float32_stays_within_rounding():
     np.testing.assert_allclose(ours.numpy(), naive_roi_align(features.numpy(), boxes, (7, 7), 1.0, 0, True), atol=2e-5)
 
 
-def test_a_list_of_boxes_per_picture_equals_numbered_boxes():
+def test_a_list_of_boxes_per_image_equals_numbered_boxes():
     features, boxes = scene(3)
     boxes = boxes[torch.argsort(boxes[:, 0], stable=True)]
-    per_picture = [boxes[boxes[:, 0] == i, 1:] for i in range(3)]
-    torch.testing.assert_close(roi.roi_align(features, per_picture, 4), roi.roi_align(features, boxes, 4))
+    per_image = [boxes[boxes[:, 0] == i, 1:] for i in range(3)]
+    torch.testing.assert_close(roi.roi_align(features, per_image, 4), roi.roi_align(features, boxes, 4))
 
 
-def test_pictures_of_a_batch_do_not_mix():
+def test_images_of_a_batch_do_not_mix():
     features, boxes = scene(4)
     together = roi.roi_align(features, boxes, 5, sampling_ratio=2)
     for n, box in enumerate(boxes):

@@ -31,8 +31,8 @@ def pairs(folder: Path, config, teacher: str) -> None:
 def own_encoder(folder: Path, config) -> None:
     toy = Toy(24, 0)
     data = toy.training_set(12)
-    picture = np.full((64, 64, 3), 90, np.uint8)
-    data = replace(data, read=lambda row: picture + np.uint8(row), source=replace(data.source, rows_digest="toy"))
+    image = np.full((64, 64, 3), 90, np.uint8)
+    data = replace(data, read=lambda row: image + np.uint8(row), source=replace(data.source, rows_digest="toy"))
     config = replace(config, steps=2, encoder="region_cnn")
     train_pairs(config, data, folder, Extras(shared_dir=folder / "shared", report=quiet), cnn=CNN)
 

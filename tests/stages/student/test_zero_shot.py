@@ -14,8 +14,8 @@ from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
 from hoi_distill.stages.student.methods.pair_classifier.train import terms_of, train
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, TableMaps
-from hoi_distill.stages.student.pairs.instances import Picture, PictureTable, targets, with_annotations
-from hoi_distill.stages.student.pairs.prepare import picture_table
+from hoi_distill.stages.student.pairs.instances import ImageInstances, ImageTable, targets, with_annotations
+from hoi_distill.stages.student.pairs.prepare import image_table
 from hoi_distill.stages.student.pairs.supervision.soft_labels import calibrate
 from tests.fixtures.toy_student import OBJECTS, VOCABULARY, Toy, weights
 
@@ -65,15 +65,17 @@ def test_unseen_classes_come_back_at_prediction(tmp_path):
     assert set(np.flatnonzero(UNSEEN)) <= set(found["hoi"].to_pylist())
 
 
-def picture() -> Picture:
+def image() -> ImageInstances:
     boxes = np.array([[0, 0, 20, 60], [10, 10, 30, 60], [40, 10, 60, 60]], np.float32)
-    return Picture(64, 64, 1, boxes, np.ones(3, np.float32), np.array([0, 1, 1], np.int16), np.empty((0, 2), np.int32))
+    return ImageInstances(
+        64, 64, 1, boxes, np.ones(3, np.float32), np.array([0, 1, 1], np.int16), np.empty((0, 2), np.int32)
+    )
 
 
 def test_what_is_set_aside_is_neither_positive_nor_negative():
-    human, thing, far = (picture().boxes[[i]] for i in range(3))
+    human, thing, far = (image().boxes[[i]] for i in range(3))
     taught = with_annotations(
-        picture(), human, thing, np.array([0]), iou=0.5,
+        image(), human, thing, np.array([0]), iou=0.5,
         dropped=(np.repeat(human, 3, 0), np.concatenate([thing, thing, far]), np.array([0, 1, 2])),
     )  # fmt: skip
     dense = targets([taught, taught], len(VOCABULARY)).reshape(2, 2, -1)
@@ -84,14 +86,14 @@ def test_what_is_set_aside_is_neither_positive_nor_negative():
     np.testing.assert_array_equal(dense[1], expected)
 
 
-def test_ignored_entries_survive_the_table_of_pictures(tmp_path):
-    human, thing, far = (picture().boxes[[i]] for i in range(3))
+def test_ignored_entries_survive_the_table_of_images(tmp_path):
+    human, thing, far = (image().boxes[[i]] for i in range(3))
     rows = [
-        with_annotations(picture(), human, thing, np.array([0]), iou=0.5),
-        with_annotations(picture(), human, thing, np.array([0]), iou=0.5, dropped=(human, far, np.array([3]))),
-        picture(),
+        with_annotations(image(), human, thing, np.array([0]), iou=0.5),
+        with_annotations(image(), human, thing, np.array([0]), iou=0.5, dropped=(human, far, np.array([3]))),
+        image(),
     ]
-    table = PictureTable.open_or_build(tmp_path / "pictures", 3, enumerate(rows))
+    table = ImageTable.open_or_build(tmp_path / "pictures", 3, enumerate(rows))
     assert [len(table[row].ignored) for row in range(3)] == [0, 1, 0]
     assert [table[row].positives.tolist() for row in range(3)] == [[[0, 0]], [[0, 0]], []]
     assert table[1].ignored.tolist() == [[1, 3]]
@@ -105,10 +107,10 @@ def test_the_loss_is_blind_to_a_pair_that_is_set_aside(tmp_path):
     few = replace(toy.training_set(8), annotations=nothing)
     for name, dropped in (("negative", None), ("ignored", toy.annotations)):
         data = replace(few, dropped=dropped)
-        pictures = picture_table(tmp_path / name, data.source, config, data)
+        images = image_table(tmp_path / name, data.source, config, data)
         maps = TableMaps({view: data.source.open({"features": (view,)}) for view in config.views})
-        pools = Pools.of(pictures, data.labelled, unlabelled=False)
-        batch = PairBatches(config, pools, pictures, maps, terms_of(config, data, None))[0]
+        pools = Pools.of(images, data.labelled, unlabelled=False)
+        batch = PairBatches(config, pools, images, maps, terms_of(config, data, None))[0]
         target = batch.targets["annotations"].target
         assert int(torch.isnan(target).sum()) == (0 if dropped is None else 8)
         assert not target.nan_to_num().any()
@@ -126,12 +128,12 @@ def test_calibration_leaves_out_what_is_set_aside(tmp_path):
         annotations=toy.annotations.with_pairs(drawn),
         dropped=toy.annotations.with_pairs(~drawn),
     )
-    pictures = picture_table(tmp_path / "pictures", data.source, CONFIG, data)
+    images = image_table(tmp_path / "pictures", data.source, CONFIG, data)
     log_odds = np.where(np.arange(len(VOCABULARY)) == toy.hoi[:, None], 4.0, -4.0).astype(np.float32)
     log_odds += np.random.default_rng(0).normal(0, 3, log_odds.shape).astype(np.float32)
-    everything = calibrate(log_odds, toy.training_set(40), pictures)
-    assert abs(calibrate(log_odds, data, pictures).slope - everything.slope) < 0.3 * everything.slope
-    assert calibrate(log_odds, replace(data, dropped=None), pictures).slope < 0.7 * everything.slope
+    everything = calibrate(log_odds, toy.training_set(40), images)
+    assert abs(calibrate(log_odds, data, images).slope - everything.slope) < 0.3 * everything.slope
+    assert calibrate(log_odds, replace(data, dropped=None), images).slope < 0.7 * everything.slope
 
 
 def test_without_either_the_classes_of_training_are_those_of_prediction():

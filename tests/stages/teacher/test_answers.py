@@ -32,7 +32,7 @@ def found(families):
 
 @pytest.fixture
 def batch():
-    """Five pictures of five shapes, padded to eight rows."""
+    """Five images of five shapes, padded to eight rows."""
     random = np.random.default_rng(0)
     shapes = [(50, 80), (90, 40), (33, 64), (20, 20), (120, 60)]
     images = [Image.fromarray(random.integers(0, 255, (*shape, 3), np.uint8)) for shape in shapes]
@@ -53,7 +53,7 @@ def only(batch: Batch, index: int) -> Batch:
 
 
 def stock_inputs(name, folder, image, question):
-    """One picture's inputs by the checkpoint's own processor class, on PIL where torchvision is there, too; Qwen's by hand,
+    """One image's inputs by the checkpoint's own processor class, on PIL where torchvision is there, too; Qwen's by hand,
     for its class cannot be built without torchvision."""
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
@@ -116,7 +116,7 @@ def test_answers_are_the_stock_models(found, batch, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pictures_and_questions_move_the_answers(found, batch, name):
+def test_images_and_questions_move_the_answers(found, batch, name):
     """Else the other tests would compare constants."""
     answers = opened(found(name)).compute(batch, QUESTIONS, {})
     scores = [cell["score"] for cell in answers[YES_NO].to_pylist()[:5]]
@@ -149,8 +149,8 @@ def test_an_answer_does_not_depend_on_the_other_questions(found, batch, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_many_yes_no_questions_about_one_picture_are_answered_as_one_by_one(found, batch, name, monkeypatch):
-    """Together where the picture's keys and values are shared, in groups of one length and of a bounded size."""
+def test_many_yes_no_questions_about_one_image_are_answered_as_one_by_one(found, batch, name, monkeypatch):
+    """Together where the image's keys and values are shared, in groups of one length and of a bounded size."""
     monkeypatch.setattr("hoi_distill.stages.teacher.answers.QUESTIONS_AT_ONCE", 3)
     objs = ["bicycle", "cup", "dog", "red cup", "red dog", "red", "big dog"]
     asked = [OPEN, *(f"is there anybody {verb} a {obj}?" for verb in ("riding", "holding") for obj in objs)]
@@ -172,7 +172,7 @@ def test_many_yes_no_questions_about_one_picture_are_answered_as_one_by_one(foun
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_picture_goes_through_the_tower_once_for_all_questions(found, batch, name):
+def test_a_image_goes_through_the_tower_once_for_all_questions(found, batch, name):
     asked = (OPEN, YES_NO, "is the dog there?")
     stage = opened(found(name), asked)
     tower = next(module for key, module in stage.model.named_modules() if key in TOWERS)
@@ -186,8 +186,8 @@ def test_a_picture_goes_through_the_tower_once_for_all_questions(found, batch, n
 def test_prompts_are_those_of_the_processor_class(found, batch, name):
     checkpoint = found(name)
     stage = opened(checkpoint)
-    pictures = [stage.image_inputs(image) for image in batch.images[:1]]
-    ours = stage.model_inputs(pictures, OPEN)
+    images = [stage.image_inputs(image) for image in batch.images[:1]]
+    ours = stage.model_inputs(images, OPEN)
     stock = stock_inputs(name, checkpoint.folder, batch.images[0], OPEN)
     assert ours.keys() == stock.keys()
     for key, tensor in ours.items():
@@ -247,7 +247,7 @@ def test_fewer_pixels_are_fewer_tokens(found, batch):
     assert small.image_inputs(batch.images[0]).tokens < usual.image_inputs(batch.images[0]).tokens
 
 
-def test_an_impossible_shape_is_the_pictures_failure(found):
+def test_an_impossible_shape_is_the_images_failure(found):
     with pytest.raises(InputFailure, match="refuses"):
         opened(found("qwen")).image_inputs(Image.new("RGB", (2100, 8)))
 

@@ -75,7 +75,7 @@ def test_logits_similarities_and_maps_are_the_stock_ones(found, folder, processo
     stock = [model, BlipImageProcessorPil.from_pretrained(folder), processor.tokenizer, batch.images, PROMPTS]
     logits = torch.stack([out.logits_per_image for out in stock_answers(*stock, use_image_text_matching_head=True)])
     np.testing.assert_allclose(array(itm.compute(batch, PROMPTS, {}), PROMPTS), logits, atol=1e-3)
-    # With pictures repeated, the class's similarities are [P, P] of one picture; any row of them will do.
+    # With images repeated, the class's similarities are [P, P] of one image; any row of them will do.
     cosines = torch.stack([out.logits_per_image[0] for out in stock_answers(*stock)])
     np.testing.assert_allclose(array(itc.compute(batch, PROMPTS, {}), PROMPTS), cosines, atol=1e-6)
     assert cosines.std(1).min() > 1e-3
@@ -163,7 +163,7 @@ def test_the_choice_of_cells_is_no_part_of_the_fingerprint(found):
 
 @pytest.fixture
 def line(tmp_path, folder, monkeypatch) -> Album:
-    """Six pictures, their similarities to 18 prompts and BLIP-2's matching logits of 8."""
+    """Six images, their similarities to 18 prompts and BLIP-2's matching logits of 8."""
     album = Album(tmp_path)
     random = np.random.default_rng(0)
     for path in album.folder.iterdir():
@@ -213,7 +213,7 @@ def test_ten_more_prompts_are_ten_columns(line, tmp_path):
     assert before.std(1).min() > 1e-2
 
 
-def test_similarity_chooses_which_cells_a_picture_wants(line):
+def test_similarity_chooses_which_cells_a_image_wants(line):
     tables = line.config["tables"]
     tables["itm"].update(columns=list(PROMPTS), itc="itc", itc_top_k=5)
     line.write()

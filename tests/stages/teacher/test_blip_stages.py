@@ -110,12 +110,12 @@ def test_features_are_the_stock_map_without_cls(found, checkpoints, processor, m
         torch.testing.assert_close(maps[view][:, :, row, column], tokens[:, 1 + 4 * row + column])
 
 
-def test_flip_is_the_mirrored_picture(found):
+def test_flip_is_the_mirrored_image(found):
     (stage,) = opened([made(BlipFeatures, checkpoint=found["itm"], columns=("original", "flip"))])
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
-    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     rows = np.zeros(1, "V16")
-    flip = stage.compute(Batch(rows, ["a"], 1, [picture]), ["flip"], {})["flip"]
+    flip = stage.compute(Batch(rows, ["a"], 1, [image]), ["flip"], {})["flip"]
     original = stage.compute(Batch(rows, ["b"], 1, [mirrored]), ["original"], {})["original"]
     torch.testing.assert_close(flip, original)
 
@@ -273,7 +273,7 @@ def test_an_impossible_setup_is_told_at_once(found, make, why):
         make(found)
 
 
-def test_an_unscorable_prompt_is_told_before_the_first_picture(found):
+def test_an_unscorable_prompt_is_told_before_the_first_image(found):
     with pytest.raises(UserError, match="zeppelin"):
         opened(
             [made(BlipItm, checkpoint=found["itm"], columns=(*PROMPTS, "a person riding a zeppelin"), token_mode="cls")]

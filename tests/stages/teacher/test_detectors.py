@@ -1,4 +1,4 @@
-"""Detectors: the stock answers in COCO's names and the picture's pixels, whatever else is in the batch."""
+"""Detectors: the stock answers in COCO's names and the image's pixels, whatever else is in the batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.fixtures.stages import made
 from tests.fixtures.tiny_detectors import COCO_80, COCO_91, FAMILIES, timm_names, tiny_detector
 
 SIZES = ((90, 64), (64, 90), (90, 64), (130, 70), (64, 64), (33, 80))
-"""Width and height: two alike, so that a forward pass holds several pictures."""
+"""Width and height: two alike, so that a forward pass holds several images."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     random = np.random.default_rng(1)
     blocks = [random.integers(0, 255, (4, 4, 3), np.uint8) for _ in SIZES]
     return [Image.fromarray(block).resize(size) for block, size in zip(blocks, SIZES, strict=True)]
@@ -47,31 +47,31 @@ def opened(folder, **options) -> Detector:
     return stage
 
 
-def answers(stage: Detector, pictures) -> list[dict]:
-    batch = Batch(np.zeros(len(pictures), "V16"), [""] * len(pictures), len(pictures), pictures)
+def answers(stage: Detector, images) -> list[dict]:
+    batch = Batch(np.zeros(len(images), "V16"), [""] * len(images), len(images), images)
     return stage.compute(batch, ("value",), {})["value"].to_pylist()
 
 
-def stock(folder, picture) -> tuple[torch.Tensor, ...]:
+def stock(folder, image) -> tuple[torch.Tensor, ...]:
     """Scores, labels and boxes by transformers' own post-processing, best first."""
     from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
     model = AutoModelForObjectDetection.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     with torch.inference_mode():
-        out = model(**processor(images=[picture], return_tensors="pt"))
-    found = processor.post_process_object_detection(out, threshold=-1.0, target_sizes=[picture.size[::-1]])[0]
+        out = model(**processor(images=[image], return_tensors="pt"))
+    found = processor.post_process_object_detection(out, threshold=-1.0, target_sizes=[image.size[::-1]])[0]
     order = found["scores"].argsort(descending=True)
     return tuple(found[key][order] for key in ("scores", "labels", "boxes"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_mixed_batch_gives_what_transformers_gives_for_each_picture_alone(folders, pictures, family):
+def test_a_mixed_batch_gives_what_transformers_gives_for_each_image_alone(folders, images, family):
     names = COCO_91 if family == "detr" else COCO_80
-    cells = answers(opened(folders[family]), pictures)
-    for cell, picture in zip(cells, pictures, strict=True):
-        scores, labels, boxes = stock(folders[family], picture)
-        boxes = box_ops.clip(boxes, *picture.size)
+    cells = answers(opened(folders[family]), images)
+    for cell, image in zip(cells, images, strict=True):
+        scores, labels, boxes = stock(folders[family], image)
+        boxes = box_ops.clip(boxes, *image.size)
         inside = box_ops.area(boxes) > 0
         count = min(int(inside.sum()), len(cell["scores"]), TOP)
         assert count >= 5
@@ -79,24 +79,24 @@ def test_a_mixed_batch_gives_what_transformers_gives_for_each_picture_alone(fold
         np.testing.assert_allclose(cell["boxes"][:count], boxes[inside][:count], atol=2e-3)
         expected = [names[int(label)].replace(" ", "_") for label in labels[inside][:count]]
         assert [COCO_OBJECTS[label] for label in cell["labels"][:count]] == expected
-        assert (cell["width"], cell["height"]) == picture.size
-    assert len({tuple(np.round(cell["scores"][:3], 5)) for cell in cells}) == len(cells)  # the picture matters
+        assert (cell["width"], cell["height"]) == image.size
+    assert len({tuple(np.round(cell["scores"][:3], 5)) for cell in cells}) == len(cells)  # the image matters
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_picture_is_detected_alike_in_any_company(folders, pictures, family):
+def test_a_image_is_detected_alike_in_any_company(folders, images, family):
     stage = opened(folders[family])
-    together = answers(stage, pictures)
-    for cell, picture in zip(together, pictures, strict=True):
-        alone = answers(stage, [picture])[0]
+    together = answers(stage, images)
+    for cell, image in zip(together, images, strict=True):
+        alone = answers(stage, [image])[0]
         assert alone["labels"] == cell["labels"]
         np.testing.assert_allclose(alone["boxes"], cell["boxes"], atol=1e-3)
 
 
 @pytest.mark.parametrize("family", FAMILIES[1:])
-def test_the_best_hundred_are_kept_without_a_floor(folders, pictures, family):
-    for cell in answers(opened(folders[family]), pictures):
-        assert 60 < len(cell["scores"]) <= TOP  # 12 queries of 80 classes; boxes outside the picture are left out
+def test_the_best_hundred_are_kept_without_a_floor(folders, images, family):
+    for cell in answers(opened(folders[family]), images):
+        assert 60 < len(cell["scores"]) <= TOP  # 12 queries of 80 classes; boxes outside the image are left out
         assert cell["scores"] == sorted(cell["scores"], reverse=True)
         boxes = np.array(cell["boxes"])
         assert (boxes >= 0).all()
@@ -105,13 +105,13 @@ def test_the_best_hundred_are_kept_without_a_floor(folders, pictures, family):
 
 
 @pytest.mark.parametrize("family", ["detr", "rt_detr"])
-def test_states_are_those_of_the_boxes_beside_them(folders, pictures, family):
+def test_states_are_those_of_the_boxes_beside_them(folders, images, family):
     stage = opened(folders[family], states=True)
     plain = opened(folders[family])
     assert fingerprint_record(stage) != fingerprint_record(plain)
     assert plain.output.type == DETECTIONS
     model = load(Checkpoint.find(folders[family]), folders[family], "float32", "cpu")
-    for cell, without in zip(answers(stage, pictures), answers(plain, pictures), strict=True):
+    for cell, without in zip(answers(stage, images), answers(plain, images), strict=True):
         states = torch.tensor(cell.pop("states"))
         assert cell == without
         assert states.shape == (len(cell["labels"]), 32)
@@ -126,18 +126,18 @@ def test_states_are_those_of_the_boxes_beside_them(folders, pictures, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_half_precision_stays_near_float32_and_is_another_table(folders, pictures, family):
+def test_half_precision_stays_near_float32_and_is_another_table(folders, images, family):
     exact = opened(folders[family])
-    best = np.array([cell["scores"][0] for cell in answers(exact, pictures)])
+    best = np.array([cell["scores"][0] for cell in answers(exact, images)])
     for dtype, tolerance in (("float16", 0.01), ("bfloat16", 0.1)):
         rounded = opened(folders[family], dtype=dtype)
         assert rounded.model.dtype == getattr(torch, dtype)
         assert fingerprint_record(exact) != fingerprint_record(rounded)
-        np.testing.assert_allclose([cell["scores"][0] for cell in answers(rounded, pictures)], best, atol=tolerance)
+        np.testing.assert_allclose([cell["scores"][0] for cell in answers(rounded, images)], best, atol=tolerance)
 
 
-def test_memory_that_runs_out_halves_the_forward_and_the_run_goes_on(folders, pictures, monkeypatch):
-    stage, expected = opened(folders["rt_detr"], batch_size="auto"), answers(opened(folders["rt_detr"]), pictures)
+def test_memory_that_runs_out_halves_the_forward_and_the_run_goes_on(folders, images, monkeypatch):
+    stage, expected = opened(folders["rt_detr"], batch_size="auto"), answers(opened(folders["rt_detr"]), images)
     passes = []
     forward = type(stage.model).forward
 
@@ -148,13 +148,13 @@ def test_memory_that_runs_out_halves_the_forward_and_the_run_goes_on(folders, pi
         return forward(self, pixel_values, **options)
 
     monkeypatch.setattr(type(stage.model), "forward", small)
-    found = answers(stage, pictures)
+    found = answers(stage, images)
     assert passes == [6, 3, 2, 2, 2]
     for cell, whole in zip(found, expected, strict=True):
         assert cell["labels"] == whole["labels"]
         np.testing.assert_allclose(cell["boxes"], whole["boxes"], atol=1e-3)
     passes.clear()
-    answers(stage, pictures[:3])
+    answers(stage, images[:3])
     assert passes == [2, 2]  # what the worker has learnt it keeps
 
 
@@ -166,12 +166,12 @@ def test_hico_tuning_is_told_but_names_no_other_table(folders):
     assert [stage.provenance()["hico_tuned"] for stage in (plain, tuned)] == [False, True]
 
 
-def test_a_stage_travels_without_its_model(folders, pictures):
+def test_a_stage_travels_without_its_model(folders, images):
     stage = opened(folders["rt_detr"])
     sent = pickle.loads(pickle.dumps(stage))
     assert not hasattr(sent, "model")
     sent.open("cpu", {})
-    assert answers(sent, pictures) == answers(stage, pictures)
+    assert answers(sent, images) == answers(stage, images)
 
 
 def test_classes_are_known_by_name():
@@ -196,14 +196,14 @@ def edited(folder, tmp_path, **changes):
     return copy
 
 
-def test_classes_outside_coco_are_refused_or_dropped(folders, pictures, tmp_path):
+def test_classes_outside_coco_are_refused_or_dropped(folders, images, tmp_path):
     copy = edited(folders["rt_detr"], tmp_path, id2label={**COCO_80, 0: "unicorn", 3: "griffin"})
     with pytest.raises(UserError, match=r"no COCO objects: griffin, unicorn; .*unknown_labels: drop"):
         made(Detector, checkpoint=Checkpoint.find(copy))
     stage = opened(copy, unknown_labels="drop")
     assert stage.parameters()["dropped_labels"] == ["griffin", "unicorn"]
-    whole = answers(opened(folders["rt_detr"]), pictures)
-    for cell, all_cells in zip(answers(stage, pictures), whole, strict=True):
+    whole = answers(opened(folders["rt_detr"]), images)
+    for cell, all_cells in zip(answers(stage, images), whole, strict=True):
         assert not {0, 3} & set(cell["labels"])
         assert {0, 3} & set(all_cells["labels"])
 
@@ -223,7 +223,7 @@ def test_another_class_is_refused(checkpoints):
 
 
 @pytest.mark.parametrize(("family", "layout"), [("detr", "hub"), ("conditional_detr", "transformers_5")])
-def test_a_timm_backbone_is_loaded_without_timm(tmp_path, pictures, family, layout):
+def test_a_timm_backbone_is_loaded_without_timm(tmp_path, images, family, layout):
     folder = tiny_detector(family, tmp_path / "own", timm_backbone.resnet("resnet18", [4]))
     prefix = "model.backbone.conv_encoder.model."
     timms = {prefix + timm_backbone.renamed(key): prefix + key for key in timm_names((2, 2, 2, 2), 2)}
@@ -238,7 +238,7 @@ def test_a_timm_backbone_is_loaded_without_timm(tmp_path, pictures, family, layo
         changes = {"backbone_config": timm}
     copy = edited(folder, tmp_path, **changes)
     save_file(hub, copy / "model.safetensors", metadata={"format": "pt"})
-    assert answers(opened(copy), pictures) == answers(opened(folder), pictures)
+    assert answers(opened(copy), images) == answers(opened(folder), images)
     del hub["model.backbone.conv_encoder.model.layer3.1.bn2.running_var"]
     save_file(hub, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"1 missing .*stages.2.layers.1.layer.1.normalization.running_var"):
@@ -258,7 +258,7 @@ def test_a_backbone_without_counterpart_is_told(folders, tmp_path, changes, said
         made(Detector, checkpoint=Checkpoint.find(copy))
 
 
-def test_cached_is_live_for_every_row_of_a_shard_larger_than_a_batch(folders, pictures, tmp_path):
+def test_cached_is_live_for_every_row_of_a_shard_larger_than_a_batch(folders, images, tmp_path):
     from tests.fixtures.toy_album import album, replaced, run
 
     pictured = album(tmp_path, count=11)
@@ -274,8 +274,8 @@ def test_cached_is_live_for_every_row_of_a_shard_larger_than_a_batch(folders, pi
     run(pictured.tasks(pictured.part(stage), size=11))
     stored = pictured.spec(stage).open().read(CellSelection(pictured.rows, ("value",)))["value"].to_pylist()
     live = opened(folders["rt_detr"], states=True)
-    for cell, picture in zip(stored, shown, strict=True):
-        alone = answers(live, [picture])[0]
+    for cell, image in zip(stored, shown, strict=True):
+        alone = answers(live, [image])[0]
         assert cell["labels"] == alone["labels"]
         np.testing.assert_allclose(cell["boxes"], alone["boxes"], atol=1e-3)
         np.testing.assert_allclose(cell["states"], alone["states"], atol=2e-2)

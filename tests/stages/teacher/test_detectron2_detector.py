@@ -144,17 +144,17 @@ def test_a_real_faster_rcnn_gives_its_best_boxes(frcnn):
     stage = made(Detectron2Detector, config=str(frcnn[0]), weights=str(frcnn[1]))
     stage.open("cpu", {})
     random = np.random.default_rng(0)
-    pictures = [Image.fromarray(random.integers(0, 255, (h, w, 3), np.uint8)) for h, w in ((60, 90), (90, 60))]
+    images = [Image.fromarray(random.integers(0, 255, (h, w, 3), np.uint8)) for h, w in ((60, 90), (90, 60))]
     rows = np.zeros(2, "V16")
-    together = stage.compute(Batch(rows, ["", ""], 2, pictures), ("value",), {})["value"].to_pylist()
-    for cell, picture in zip(together, pictures, strict=True):
+    together = stage.compute(Batch(rows, ["", ""], 2, images), ("value",), {})["value"].to_pylist()
+    for cell, image in zip(together, images, strict=True):
         assert len(cell["scores"]) == 100  # no floor: random weights are sure of nothing
         assert cell["scores"] == sorted(cell["scores"], reverse=True)
         assert 0 <= min(cell["labels"]) <= max(cell["labels"]) < 80
         boxes = np.array(cell["boxes"])
         assert (boxes >= 0).all()
-        assert (boxes[:, 2:] <= picture.size).all()
-        alone = stage.compute(Batch(rows[:1], [""], 1, [picture]), ("value",), {})["value"][0].as_py()
+        assert (boxes[:, 2:] <= image.size).all()
+        alone = stage.compute(Batch(rows[:1], [""], 1, [image]), ("value",), {})["value"][0].as_py()
         np.testing.assert_allclose(alone["boxes"], cell["boxes"], atol=1e-2)
 
 
@@ -167,8 +167,8 @@ def test_a_real_faster_rcnn_keeps_the_known_classes_best_hundred(frcnn):
     stage = made(Detectron2Detector, config=str(frcnn[0]), weights=str(frcnn[1]), labels=names, unknown_labels="drop")
     assert stage.parameters()["top_of"] == "known classes"
     stage.open("cpu", {})
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8))
-    cell = stage.compute(Batch(np.zeros(1, "V16"), [""], 1, [picture]), ("value",), {})["value"][0].as_py()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8))
+    cell = stage.compute(Batch(np.zeros(1, "V16"), [""], 1, [image]), ("value",), {})["value"][0].as_py()
     assert len(cell["scores"]) == 100
     assert set(cell["labels"]) <= {0, 1}
 

@@ -1,4 +1,4 @@
-"""One cache, every family: pictures of all sizes, modes and rotations, and what is stored is what a teacher says live.
+"""One cache, every family: images of all sizes, modes and rotations, and what is stored is what a teacher says live.
 
 ``HOI_DISTILL_REFERENCE_DATA``, where set, adds the photographs of its ``data/photos``.
 """
@@ -54,7 +54,7 @@ TOLERANCE = {"fp16": 2e-3, "bf16": 1.6e-2, "int8": 3e-2}
 """Of a stored value relative to the larger of 1 and its cell's largest; ITM stores halves, the rest float32."""
 
 
-def draw_pictures(folder: Path) -> None:
+def draw_images(folder: Path) -> None:
     """Noise upon a gradient, in the sizes, modes and rotations that cameras and scanners leave behind."""
     random = np.random.default_rng(0)
     shapes = [(40, 60), (97, 31), (64, 64), (8, 120), (150, 200), (33, 47)]
@@ -80,7 +80,7 @@ def workspace(tmp_path_factory, families, checkpoints, processor):
     """The cache of every table, filled in this process."""
     root = tmp_path_factory.mktemp("line")
     (root / "pictures").mkdir()
-    draw_pictures(root / "pictures")
+    draw_images(root / "pictures")
     if PHOTOS.is_dir():
         for photo in sorted([*PHOTOS.glob("*.jpg"), *PHOTOS.glob("*.png")]):
             shutil.copy(photo, root / "pictures")
@@ -114,12 +114,12 @@ def workspace(tmp_path_factory, families, checkpoints, processor):
 
 def test_every_cell_is_filled_and_nothing_is_left_to_do(workspace):
     plans = plan(workspace.nodes, workspace.sources, workspace.cache)
-    pictures = len(workspace.sources["images"].ids)
-    assert pictures >= 17
+    images = len(workspace.sources["images"].ids)
+    assert images >= 17
     for name, made in plans.items():
         assert made.complete(), name
         if workspace.nodes[name].stage.source == "images":
-            assert made.counts["filled"] == pictures * len(workspace.nodes[name].stage.columns)
+            assert made.counts["filled"] == images * len(workspace.nodes[name].stage.columns)
 
 
 @pytest.mark.parametrize("name", TABLES)

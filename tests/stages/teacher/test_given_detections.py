@@ -122,12 +122,12 @@ def test_stages_travel_without_paths_or_pairs(annotations, write):
         assert cells(pickle.loads(sent)) == expected
 
 
-def test_pictures_without_an_entry_are_counted_once_where_it_is_planned(annotations, write, caplog):
+def test_images_without_an_entry_are_counted_once_where_it_is_planned(annotations, write, caplog):
     stage = from_file(write(ENTRIES), annotations)
     for _ in range(2):
         stage.source_digests(KEYS)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.endswith("detections.json: no entry for 1 of 3 pictures (first c.jpg), which get no boxes")
+    assert line.endswith("detections.json: no entry for 1 of 3 images (first c.jpg), which get no boxes")
     caplog.clear()
     cells(pickle.loads(pickle.dumps(stage)))  # on a worker
     assert not caplog.records
@@ -138,7 +138,7 @@ def test_what_several_files_leave_out_is_counted_over_all_of_them(annotations, w
     far = [("a.jpg", 1, [-30, 0, 50, 50], 0.5), ("c.jpg", 1, [0, 0, 20, 50], 0.5)]
     from_file([first, write(far)], annotations).source_digests(KEYS)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.endswith("detections.json: 1 of 2 boxes reach beyond their pictures and are cut")
+    assert line.endswith("detections.json: 1 of 2 boxes reach beyond their images and are cut")
 
 
 def test_a_bad_file_is_named_while_planning(annotations, tmp_path):

@@ -1,6 +1,6 @@
 """At the sizes that people use, in float32, the scorers are the stock classes to 1e-4.
 
-Weights are drawn with std 0.02: BLIP's and BLIP-2's own default for the tower is 1e-10, with which all pictures look alike
+Weights are drawn with std 0.02: BLIP's and BLIP-2's own default for the tower is 1e-10, with which all images look alike
 and any scorer would agree. BLIP's towers are whole; of BLIP-2's ViT-g one layer of 39 is there, at its real width: 677
 tokens of 1,408 reach a Q-Former of real size.
 """
@@ -27,7 +27,7 @@ def tokenizer():
     return BertTokenizer(vocab={word: index for index, word in enumerate(words)})
 
 
-def pictures(side: int) -> torch.Tensor:
+def images(side: int) -> torch.Tensor:
     """``[2, 3, side, side]``: noise, and a ramp from left to right."""
     ramp = torch.linspace(-2, 2, side).expand(3, side, side)
     return torch.stack((torch.randn(3, side, side, generator=torch.Generator().manual_seed(0)), ramp))
@@ -35,13 +35,13 @@ def pictures(side: int) -> torch.Tensor:
 
 @torch.no_grad()
 def compare(model, scorer, stock) -> None:
-    """``stock(pixels [P, 3, h, w]) -> logits [P, 2]`` of one picture, repeated, with every prompt."""
-    pixels = pictures(model.config.vision_config.image_size)
-    expected = torch.stack([stock(picture.expand(len(PROMPTS), -1, -1, -1)) for picture in pixels])
+    """``stock(pixels [P, 3, h, w]) -> logits [P, 2]`` of one image, repeated, with every prompt."""
+    pixels = images(model.config.vision_config.image_size)
+    expected = torch.stack([stock(image.expand(len(PROMPTS), -1, -1, -1)) for image in pixels])
     ours = scorer.score(model.vision_model(pixel_values=pixels).last_hidden_state, PROMPTS)
     for axis in (0, 1):
         moved = expected.amax(axis) - expected.amin(axis)
-        assert moved.max() >= 100 * TOLERANCE, "picture and prompt must move the logits for equality to mean anything"
+        assert moved.max() >= 100 * TOLERANCE, "image and prompt must move the logits for equality to mean anything"
     assert (ours - expected).abs().max() <= TOLERANCE
 
 

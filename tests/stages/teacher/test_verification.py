@@ -89,7 +89,7 @@ def test_an_instruction_follows_the_questions_that_want_yes_or_no(families, name
 
 
 def test_questions_put_together_are_answered_as_one_by_one():
-    """Of several lengths, against the decoder's own forward; and a picture is not its neighbour."""
+    """Of several lengths, against the decoder's own forward; and an image is not its neighbour."""
     stage = made(BlipCaptions, checkpoint=Checkpoint.find(CAPTIONER), columns=tuple(PICO.questions()))
     stage.open("cpu", {})
     config = stage.model.config
@@ -119,7 +119,7 @@ SEEN = {
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory):
-    """Four pictures, their given boxes, and everything above a student, filled; each test changes a copy."""
+    """Four images, their given boxes, and everything above a student, filled; each test changes a copy."""
     root = tmp_path_factory.mktemp("verification")
     album = Album(root, pictures=4)
     album.config["dataset"]["vocabulary"] = str(VOCABULARIES / "pico.json")

@@ -1,4 +1,4 @@
-"""Maps of CLIP, SigLIP and DINOv2 are the stock tokens of the whole picture, and a fingerprint says of which."""
+"""Maps of CLIP, SigLIP and DINOv2 are the stock tokens of the whole image, and a fingerprint says of which."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def opened(checkpoint, columns=("original",), **options):
     return stage
 
 
-def whole_picture(checkpoint, images, side=32):
-    """Pixels by hand: the checkpoint's resampling, scale, mean and deviation, the picture squeezed into a square."""
+def whole_image(checkpoint, images, side=32):
+    """Pixels by hand: the checkpoint's resampling, scale, mean and deviation, the image squeezed into a square."""
     record = checkpoint.preprocessing
     mean, std = np.array(record["image_mean"]), np.array(record["image_std"])
     squares = [image.resize((side, side), Image.Resampling(record["resample"])) for image in images]
@@ -63,7 +63,7 @@ def test_maps_are_the_stock_tokens(found, make_batch, name, leading, layer):
     stage = opened(checkpoint, ("original", "flip"), layer=layer)
     batch = make_batch()
     maps = stage.compute(batch, stage.columns, {})
-    pixels = whole_picture(checkpoint, batch.images)
+    pixels = whole_image(checkpoint, batch.images)
     for view, seen in (("original", pixels), ("flip", pixels.flip(-1))):
         _, tokens = stock_tokens(checkpoint, seen, None if layer == -1 else layer)
         assert maps[view].shape == (4, *stage.output.shape) == (4, 32, 4, 4)
@@ -79,7 +79,7 @@ def test_projected_tokens_share_the_texts_space(found, make_batch):
     assert full.vision_key == projected.vision_key
     batch = make_batch()
     maps = projected.compute(batch, ["original"], {})["original"]
-    model, tokens = stock_tokens(checkpoint, whole_picture(checkpoint, batch.images))
+    model, tokens = stock_tokens(checkpoint, whole_image(checkpoint, batch.images))
     with torch.no_grad():
         expected = model.visual_projection(tokens[:, 1:]).transpose(1, 2).unflatten(2, (4, 4))
     torch.testing.assert_close(maps, expected, atol=5e-3, rtol=1e-3)
@@ -118,19 +118,19 @@ def test_a_row_does_not_depend_on_its_neighbours(found, make_batch, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_another_picture_size_is_another_grid(found, make_batch, name):
+def test_another_image_size_is_another_grid(found, make_batch, name):
     stage = opened(found(name), image_size=48)
     assert stage.compute(make_batch(), ["original"], {})["original"].shape == (4, 32, 6, 6)
 
 
-def test_a_corner_of_a_wide_picture_is_on_the_map(found):
+def test_a_corner_of_a_wide_image_is_on_the_map(found):
     """The checkpoint's own processor would crop the middle out of it."""
     stage = opened(found("clip"))
-    picture = np.zeros((32, 96, 3), np.uint8)
-    other = picture.copy()
+    image = np.zeros((32, 96, 3), np.uint8)
+    other = image.copy()
     other[:, -8:] = 255
     rows = np.zeros(2, "V16")
-    images = [Image.fromarray(picture), Image.fromarray(other)]
+    images = [Image.fromarray(image), Image.fromarray(other)]
     maps = stage.compute(Batch(rows, ["a", "b"], 2, images), ["original"], {})["original"]
     assert (maps[0, :, :, 3] - maps[1, :, :, 3]).abs().max() > 0.1
 

@@ -230,16 +230,16 @@ def test_a_configuration_that_says_nothing_is_one_line(copy, config):
 
 
 @pytest.mark.parametrize("stage", [BlipFeatures, BlipItm])
-def test_pictures_without_a_record_of_their_preprocessing_are_refused_at_planning(copy, stage):
+def test_images_without_a_record_of_their_preprocessing_are_refused_at_planning(copy, stage):
     (copy / "processor_config.json").unlink()
     checkpoint = Checkpoint.find(copy)
     with pytest.raises(UserError, match="no preprocessor_config"):
         made(stage, checkpoint=checkpoint, columns=["original"])
-    assert made(TextEmbeddings, checkpoint=checkpoint)  # looks at no picture
+    assert made(TextEmbeddings, checkpoint=checkpoint)  # looks at no image
 
 
 @pytest.mark.parametrize("damage", ["tokenizer.json", "tokenizer_config.json", "config.json", "pytorch_model.bin"])
-def test_a_file_that_cannot_be_made_sense_of_is_one_line_before_the_first_picture(copy, damage):
+def test_a_file_that_cannot_be_made_sense_of_is_one_line_before_the_first_image(copy, damage):
     checkpoint = Checkpoint.find(copy)
     if damage == "config.json":
         vision = {**checkpoint.config["vision_config"], "hidden_size": "wide"}

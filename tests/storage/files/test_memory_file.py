@@ -20,7 +20,7 @@ from tests.fixtures.small_tables import PREAMBLE, mounted
 
 
 @pytest.fixture
-def picture(tmp_path) -> Path:
+def image(tmp_path) -> Path:
     path = tmp_path / "pictures" / "a.jpg"
     path.parent.mkdir()
     path.write_bytes(b"picture")
@@ -28,13 +28,13 @@ def picture(tmp_path) -> Path:
     return path
 
 
-def known(memory: DigestMemory, picture: Path) -> int:
+def known(memory: DigestMemory, image: Path) -> int:
     with memory._connect() as file:
-        return len(file.segments(str(picture.parent)))
+        return len(file.segments(str(image.parent)))
 
 
-def right(memory: DigestMemory, picture: Path) -> bool:
-    return memory.digests([picture])[0].tobytes() == digest_bytes(picture.read_bytes())
+def right(memory: DigestMemory, image: Path) -> bool:
+    return memory.digests([image])[0].tobytes() == digest_bytes(image.read_bytes())
 
 
 DAMAGES = {
@@ -48,25 +48,25 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_memory_is_set_aside_in_one_line_and_digests_are_taken_afresh(tmp_path, picture, caplog, damage):
+def test_a_damaged_memory_is_set_aside_in_one_line_and_digests_are_taken_afresh(tmp_path, image, caplog, damage):
     memory = DigestMemory(tmp_path / "digests.sqlite")
-    assert right(memory, picture)
-    memory.derived(picture, "tensors", lambda: "a")
+    assert right(memory, image)
+    memory.derived(image, "tensors", lambda: "a")
     DAMAGES[damage](memory.path)
     with caplog.at_level(logging.WARNING):
-        assert right(memory, picture)
-        assert memory.derived(picture, "tensors", lambda: "b") == "b"
+        assert right(memory, image)
+        assert memory.derived(image, "tensors", lambda: "b") == "b"
     (line,) = caplog.messages
     assert "set aside as digests.sqlite.bad, digests are taken afresh" in line
     assert (tmp_path / "digests.sqlite.bad").is_symlink() or (tmp_path / "digests.sqlite.bad").exists()
-    assert known(memory, picture) == 1
+    assert known(memory, image) == 1
 
 
-def test_no_flipped_bit_of_the_memory_makes_another_digest(tmp_path, picture):
+def test_no_flipped_bit_of_the_memory_makes_another_digest(tmp_path, image):
     """A wrong digest would name another row, or another teacher, for good."""
     memory = DigestMemory(tmp_path / "digests.sqlite")
-    memory.digests([picture])
-    memory.derived(picture, "tensors", lambda: "a")
+    memory.digests([image])
+    memory.derived(image, "tensors", lambda: "a")
     intact = memory.path.read_bytes()
     places = [
         intact.index(digest_bytes(b"picture")),
@@ -77,11 +77,11 @@ def test_no_flipped_bit_of_the_memory_makes_another_digest(tmp_path, picture):
         changed = bytearray(intact)
         changed[place] ^= 4
         memory.path.write_bytes(changed)
-        assert right(memory, picture)
-        assert memory.derived(picture, "tensors", lambda: "a") == "a"
+        assert right(memory, image)
+        assert memory.derived(image, "tensors", lambda: "a") == "a"
 
 
-def test_a_memory_of_before_is_made_anew(tmp_path, picture, caplog):
+def test_a_memory_of_before_is_made_anew(tmp_path, image, caplog):
     path = tmp_path / "digests.sqlite"
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
@@ -89,8 +89,8 @@ def test_a_memory_of_before_is_made_anew(tmp_path, picture, caplog):
     connection.execute("CREATE TABLE derived (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
     connection.execute("INSERT INTO derived VALUES ('k', 'v')")
     connection.close()
-    assert right(DigestMemory(path), picture)
-    assert known(DigestMemory(path), picture) == 1
+    assert right(DigestMemory(path), image)
+    assert known(DigestMemory(path), image) == 1
     assert caplog.messages == []
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
@@ -116,16 +116,16 @@ def test_names_that_are_no_text_are_remembered(tmp_path):
         assert len(file.segments(os.fsdecode(folder))) == 1
 
 
-def test_a_locked_memory_costs_patience_and_no_digest(tmp_path, picture, monkeypatch, caplog):
+def test_a_locked_memory_costs_patience_and_no_digest(tmp_path, image, monkeypatch, caplog):
     monkeypatch.setattr("hoi_distill.storage.files.memory_file._PATIENCE", 0.05)
     memory = DigestMemory(tmp_path / "digests.sqlite")
     holder = sqlite3.connect(memory.path, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
-    assert right(memory, picture)
+    assert right(memory, image)
     assert "database is locked: digests are not remembered" in caplog.messages[0]
     holder.close()
-    assert right(memory, picture)
-    assert known(memory, picture) == 1
+    assert right(memory, image)
+    assert known(memory, image) == 1
 
 
 def test_a_full_disk_is_called_a_full_disk_and_digests_are_right_all_the_same(tmp_path):
@@ -135,9 +135,9 @@ def test_a_full_disk_is_called_a_full_disk_and_digests_are_right_all_the_same(tm
 import logging, time
 from hoi_distill.storage.file_digests import DigestMemory
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
-memory, pictures = DigestMemory(mount / "digests.sqlite"), mount / "pictures"
-pictures.mkdir()
-paths = [pictures / f"{i:0200d}.jpg" for i in range(300)]
+memory, images = DigestMemory(mount / "digests.sqlite"), mount / "images"
+images.mkdir()
+paths = [images / f"{i:0200d}.jpg" for i in range(300)]
 for path in paths:
     path.write_bytes(path.name.encode())
 time.sleep(0.03)
@@ -148,7 +148,7 @@ assert [digest.tobytes() for digest in found] == [digest_bytes(path.name.encode(
 (mount / "filler").unlink()
 memory.digests(paths)
 with memory._connect() as file:
-    assert len(file.segments(str(pictures))) == 2, "nothing was lost by it"
+    assert len(file.segments(str(images))) == 2, "nothing was lost by it"
 """
     )
     said = mounted(tmp_path / "disk", "-o size=4m", script)
@@ -163,32 +163,32 @@ def test_a_read_only_memory_is_used_and_not_written(tmp_path):
 import time
 from hoi_distill.storage import file_digests
 from hoi_distill.storage.file_digests import DigestMemory
-memory, picture = DigestMemory(mount / "digests.sqlite"), mount / "a.jpg"
-picture.write_bytes(b"x")
+memory, image = DigestMemory(mount / "digests.sqlite"), mount / "a.jpg"
+image.write_bytes(b"x")
 time.sleep(0.03)
 memory.digests([picture])
 subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
 real, file_digests._hash = file_digests._hash, None
 assert memory.digests([picture])[0].tobytes() == digest_bytes(b"x")  # not read again
 file_digests._hash = real
-assert memory.derived(picture, "tensors", lambda: "a") == "a"
+assert memory.derived(image, "tensors", lambda: "a") == "a"
 assert memory.digests([__file__ if "__file__" in globals() else sys.executable])[0].tobytes() != bytes(16)
 """
     )
     mounted(tmp_path / "disk", "-o size=4m", script)
 
 
-def test_a_rivals_new_memory_is_not_set_aside_for_the_old_ones_sake(tmp_path, picture):
+def test_a_rivals_new_memory_is_not_set_aside_for_the_old_ones_sake(tmp_path, image):
     path = tmp_path / "digests.sqlite"
-    DigestMemory(path).digests([picture])
+    DigestMemory(path).digests([image])
     os.truncate(path, 5000)
     first, second = MemoryFile(path), MemoryFile(path)
     with first, second:
-        first.segments(str(picture.parent))
-        first.add(str(picture.parent), b"a.jpg", bytes(48))
-        second.segments(str(picture.parent))
+        first.segments(str(image.parent))
+        first.add(str(image.parent), b"a.jpg", bytes(48))
+        second.segments(str(image.parent))
     with MemoryFile(path) as file:
-        assert len(file.segments(str(picture.parent))) == 1
+        assert len(file.segments(str(image.parent))) == 1
 
 
 def test_many_processes_add_to_one_memory_and_none_of_it_is_lost(tmp_path):

@@ -1,1 +1,1 @@
-"""The CL-HOI style: no annotated interaction, only what a teacher wrote and answered of whole pictures."""
+"""The CL-HOI style: no annotated interaction, only what a teacher wrote and answered of whole images."""

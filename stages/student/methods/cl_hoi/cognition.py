@@ -5,7 +5,7 @@ form is ours: UPT's pair geometry and multiplicative fusion (Zhang et al. 2022),
 decoder that attends to the translator's tokens and to the map inside the union box, a text classifier and an interactiveness
 branch (RegFormer).
 
-Shape legend: B pictures, I instances, P pairs, C channels of the h x w map, S cells, Q context tokens, D width, T text
+Shape legend: B images, I instances, P pairs, C channels of the h x w map, S cells, Q context tokens, D width, T text
 width, H interactions.
 """
 
@@ -78,7 +78,7 @@ class Visual(nn.Module):
         human, object_ = regions.pairs.unbind(1)
         instances = self.unary(maps, regions)
         around = box_ops.enclosing(regions.boxes[human], regions.boxes[object_])
-        union = self.union(maps, regions.size, regions.pair_picture, around)
+        union = self.union(maps, regions.size, regions.pair_image, around)
         return self.fuse(torch.cat((instances[human], instances[object_], F.relu(union)), 1))
 
 
@@ -109,7 +109,7 @@ class Layer(nn.Module):
 def union_cells(regions: Regions, h: int, w: int) -> Tensor:
     """bool ``[P, h * w]``: the map's cells that a pair's union box touches, at least one."""
     human, object_ = regions.boxes[regions.pairs].unbind(1)
-    size = regions.size[regions.pair_picture].repeat(1, 2)
+    size = regions.size[regions.pair_image].repeat(1, 2)
     x1, y1, x2, y2 = (box_ops.enclosing(human, object_) / size * human.new_tensor((w, h, w, h))).unbind(1)
 
     def touched(low: Tensor, high: Tensor, count: int) -> Tensor:
@@ -171,7 +171,7 @@ class CognitionNetwork(nn.Module):
         """The pairs' embeddings e, float ``[P, D]``."""
         h, w = regions.maps.shape[-2:]
         maps = self.map_dropout(self.map_norm(regions.maps.float().movedim(1, -1)).movedim(-1, 1))
-        padding = Padding(regions.pair_picture, len(maps))
+        padding = Padding(regions.pair_image, len(maps))
         pairs = padding.pad(self.start(maps, regions))
         cells, inside = None, padding.mask
         if self.cells is not None:

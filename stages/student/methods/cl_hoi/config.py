@@ -116,7 +116,7 @@ class ContextConfig:
 
 @settings
 class ClHoiConfig(PairsConfig):
-    """A training in the CL-HOI style. ``unlabelled_per_step`` are stage 2's pictures a step: as none is labelled,
+    """A training in the CL-HOI style. ``unlabelled_per_step`` are stage 2's images a step: as none is labelled,
     ``labelled_per_step`` is not read. ``focal_*`` and ``association_iou`` serve pair-level targets only (``bridge: copy``,
     ``labels: instances``).
     """
@@ -125,7 +125,7 @@ class ClHoiConfig(PairsConfig):
     """Where image-level targets come from: the teacher's text; the annotations' image-level labels (control); or pairs
     are told their annotated classes themselves, by the pair classifier's loss (control, the network's own ceiling)."""
     bridge: Literal["contrastive", "copy"] = "contrastive"
-    """From pictures to pairs: the losses below, or each label copied to every pair that its object allows."""
+    """From images to pairs: the losses below, or each label copied to every pair that its object allows."""
     distil: bool = True
     """Whether the translator is trained in stage 1; off: it stays as it was drawn."""
     translator: TranslatorConfig = field(default_factory=TranslatorConfig)
@@ -137,7 +137,7 @@ class ClHoiConfig(PairsConfig):
 
     # prediction: sigmoid(z) * r ** gamma * (s_h * s_o) ** lambda
     held_out: Rate = 0.1
-    """Share of the pictures that are not trained on: on their image-level targets the exponents are chosen."""
+    """Share of the images that are not trained on: on their image-level targets the exponents are chosen."""
     gammas: Exponents = (1.0, 0.5, 2.0)
     lambdas: Exponents = (1.0, 0.5, 2.0, 2.8)
     """Exponents to choose from; of equally good ones the first. Of one each, nothing is held out. ``prior_power`` is not read."""

@@ -17,7 +17,7 @@ from hoi_distill.stages.data.label_kinds import POSITIVE
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.files import kept
 from hoi_distill.stages.student.methods.cl_hoi.losses import same_sets
-from hoi_distill.stages.student.pairs.batches import MapReader, PictureBatches, Pools, Share, take
+from hoi_distill.stages.student.pairs.batches import ImageBatches, MapReader, Pools, Share, take
 from hoi_distill.stages.student.pairs.config import PairsConfig
 from hoi_distill.stages.student.pairs.regions import Regions
 from hoi_distill.stages.student.pairs.supervision.image_labels import ImageLabelTable
@@ -26,7 +26,7 @@ from hoi_distill.stages.student.source import in_order
 
 @dataclass(frozen=True)
 class Texts:
-    """The embedded sentences of N pictures' texts, memory-mapped.
+    """The embedded sentences of N images' texts, memory-mapped.
 
     Attributes:
         sentences: float16 ``[J, T]`` of length 1, image by image.
@@ -47,7 +47,7 @@ class Texts:
                 return Texts(np.empty((0, 1), np.float16), offsets)
             texts = Texts(np.memmap(place / "sentences", "<f2", "r").reshape(-1, width), offsets)
             if (len(offsets), len(texts.sentences)) != (len(data.source) + 1, offsets[-1]):
-                raise ValueError(f"{len(texts.sentences)} sentences of {len(offsets) - 1} pictures")
+                raise ValueError(f"{len(texts.sentences)} sentences of {len(offsets) - 1} images")
             return texts
 
         def build(draft: Path) -> None:
@@ -83,11 +83,11 @@ class Texts:
 
 @dataclass
 class ContextBatch:
-    """One step of stage 1: B whole pictures, and N texts of which the first B are theirs.
+    """One step of stage 1: B whole images, and N texts of which the first B are theirs.
 
     Attributes:
         rows: int64 ``[B]`` rows of the training set.
-        regions: the pictures as the network reads them, see :func:`whole_pictures`.
+        regions: the images as the network reads them, see :func:`whole_images`.
         sentences: float32 ``[J, T]``.
         text: int64 ``[J]``, the text of each sentence.
         same: bool ``[B, N]``, see :func:`~.losses.same_sets`.
@@ -104,22 +104,22 @@ class ContextBatch:
         return ContextBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
-def whole_pictures(maps: Tensor) -> Regions:
-    """Pictures without boxes, as the training loop knows them: each is one instance, paired with itself."""
+def whole_images(maps: Tensor) -> Regions:
+    """Images without boxes, as the training loop knows them: each is one instance, paired with itself."""
     count = torch.arange(len(maps))
     boxes, ones = torch.zeros(len(maps), 4), torch.ones(len(maps), 2)
     return Regions(maps, ones, count, boxes, torch.zeros_like(count), ones[:, 0], torch.stack((count, count), 1))
 
 
-class ContextBatches(PictureBatches[ContextBatch]):
+class ContextBatches(ImageBatches[ContextBatch]):
     """Stage 1's batches.
 
     Args:
         config: stage 1's steps.
         pool: int64, rising, rows with a text that are trained on.
         maps: reads feature maps.
-        texts: the texts of all pictures.
-        labels: the labels of all pictures.
+        texts: the texts of all images.
+        labels: the labels of all images.
         queue: see :class:`~.config.ContextConfig`.
         share: this process's share of every batch.
     """
@@ -148,12 +148,12 @@ class ContextBatches(PictureBatches[ContextBatch]):
         sentences, text = self.texts.of(rows)
         positive = torch.from_numpy(self.labels.kind[rows] == POSITIVE)
         same = same_sets(positive[: len(own)], positive)
-        # an epoch's end may bring a picture twice into a batch
+        # an epoch's end may bring an image twice into a batch
         same |= torch.from_numpy(own[:, None] == rows[None])
-        return ContextBatch(torch.from_numpy(own), whole_pictures(maps), sentences, text, same)
+        return ContextBatch(torch.from_numpy(own), whole_images(maps), sentences, text, same)
 
     def earlier(self, step: int, own: np.ndarray) -> np.ndarray:
-        """int64 rows of up to ``queue`` pictures of the steps before, each once, none of this step's."""
+        """int64 rows of up to ``queue`` images of the steps before, each once, none of this step's."""
         size = self.config.unlabelled_per_step
         steps = range(max(step - -(-self.queue // size), 0), step)
         seen = [take(self.pools.others, before, size, 2 * self.config.seed + 1) for before in steps]
@@ -162,5 +162,5 @@ class ContextBatches(PictureBatches[ContextBatch]):
 
 
 def annotated(data: TrainingSet) -> TrainingSet:
-    """The training set with every picture's annotated pairs (a control)."""
+    """The training set with every image's annotated pairs (a control)."""
     return replace(data, labelled=np.ones(len(data.source), bool))

@@ -17,7 +17,7 @@ from hoi_distill.stages.data.label_kinds import IGNORED, POSITIVE
 from hoi_distill.stages.evaluate.metrics.average_precision import interpolated_precision
 from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
 from hoi_distill.stages.student.pairs.batches import MapReader
-from hoi_distill.stages.student.pairs.instances import PictureTable, gather
+from hoi_distill.stages.student.pairs.instances import ImageTable, gather
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.supervision.image_labels import ImageLabelTable
 
@@ -31,7 +31,7 @@ class Exponents:
         power: exponent of the detection scores (lambda).
         tried: (gamma, lambda, image-level mean average precision in 0 to 1) of every candidate; NaN-free, empty where
             nothing was chosen.
-        pictures: how many images were scored.
+        images: how many images were scored.
         classes: how many classes have a positive and a negative.
     """
 
@@ -54,14 +54,14 @@ class Exponents:
         best = max(score for _, _, score in self.tried)
         return (
             f"exponents: gamma {self.gamma:g}, lambda {self.power:g}, the best of {len(self.tried)} by image-level mAP "
-            f"{100 * best:.2f} on {self.pictures} held-out pictures"
+            f"{100 * best:.2f} on {self.pictures} held-out images"
         )
 
 
 def choose_exponents(
     model: nn.Module,
     config: ClHoiConfig,
-    pictures: PictureTable,
+    images: ImageTable,
     rows: np.ndarray,
     *,
     maps: MapReader,
@@ -73,8 +73,8 @@ def choose_exponents(
     Args:
         model: gives :class:`~.cognition.Cognition`.
         config: the exponents to choose from.
-        pictures: the instances and pairs of all pictures.
-        rows: int64 ``[M]``, held-out pictures with pairs.
+        images: the instances and pairs of all images.
+        rows: int64 ``[M]``, held-out images with pairs.
         maps: reads feature maps.
         valid: bool ``[objects, H]``, the interactions that an object allows.
         labels: the image-level labels.
@@ -85,13 +85,13 @@ def choose_exponents(
         return Exponents(*candidates[0])
     scores: dict[tuple[float, float], list[np.ndarray]] = {candidate: [] for candidate in candidates}
     seen = []
-    batches = candidate_scores(model, pictures, rows, maps, valid=valid, batch=config.predict_batch)
-    for some, picture, hoi, log_z, log_r, log_s in batches:
+    batches = candidate_scores(model, images, rows, maps, valid=valid, batch=config.predict_batch)
+    for some, image, hoi, log_z, log_r, log_s in batches:
         seen.append(some)
         for gamma, power in candidates:
             best = torch.full((len(some), valid.shape[1]), -torch.inf)
             value = log_z + gamma * log_r + power * log_s
-            best.view(-1).scatter_reduce_(0, picture * valid.shape[1] + hoi, value, "amax")
+            best.view(-1).scatter_reduce_(0, image * valid.shape[1] + hoi, value, "amax")
             scores[gamma, power].append(best.numpy())
     where = np.concatenate(seen)
     kind = np.asarray(labels.kind[where])
@@ -102,7 +102,7 @@ def choose_exponents(
 
 
 def candidate_scores(
-    model: nn.Module, pictures: PictureTable, rows: np.ndarray, maps: MapReader, *, valid: Tensor, batch: int
+    model: nn.Module, images: ImageTable, rows: np.ndarray, maps: MapReader, *, valid: Tensor, batch: int
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """The candidates of some images, on the CPU: rows ``[B]``, and of each candidate its image's place, interaction,
     log sigmoid z, log r and log s_h s_o."""
@@ -112,7 +112,7 @@ def candidate_scores(
         some = rows[start : start + batch]
         places, values = maps(some, np.zeros(len(some), np.int64))
         some = some[places]
-        regions = gather([pictures[row] for row in some.tolist()], values).to(device)
+        regions = gather([images[row] for row in some.tolist()], values).to(device)
         with torch.inference_mode():
             candidates, answer = candidates_of(regions, valid), model(regions)
             log_z = nn.functional.logsigmoid(answer.logits[candidates.pair, candidates.hoi].float())
@@ -122,18 +122,18 @@ def candidate_scores(
 
 
 def image_map(score: np.ndarray, kind: np.ndarray, evaluated: np.ndarray) -> float:
-    """Mean over classes of the area under precision and recall of whole pictures, in 0 to 1; 0 without classes.
+    """Mean over classes of the area under precision and recall of whole images, in 0 to 1; 0 without classes.
 
     Args:
-        score: float ``[M, H]``, -inf where a picture has no such pair.
+        score: float ``[M, H]``, -inf where an image has no such pair.
         kind: int8 ``[M, H]``; ignored ones are left out.
         evaluated: bool ``[H]``, the classes that count.
     """
     if not evaluated.any():
         return 0.0
-    picture, klass = np.nonzero((kind != IGNORED) & evaluated)
-    values, is_tp = score[picture, klass], kind[picture, klass] == POSITIVE
-    order = np.lexsort((picture, -values, klass))
+    image, klass = np.nonzero((kind != IGNORED) & evaluated)
+    values, is_tp = score[image, klass], kind[image, klass] == POSITIVE
+    order = np.lexsort((image, -values, klass))
     # an interaction without a candidate has no rank
     order = order[np.isfinite(values[order])]
     positives = np.bincount(klass[is_tp], minlength=len(evaluated))

@@ -17,7 +17,7 @@ def late_similarity(phrases: Tensor, sentences: Tensor, text: Tensor, texts: int
     """Each text's sentences find their closest token, and are averaged: float ``[B, N]`` (FILIP's text-to-image side).
 
     Args:
-        phrases: float ``[B, Q, T]`` tokens of the pictures.
+        phrases: float ``[B, Q, T]`` tokens of the images.
         sentences: float ``[J, T]`` of all texts.
         text: int64 ``[J]``, the text of each sentence. Every text has one.
         texts: N.
@@ -28,19 +28,19 @@ def late_similarity(phrases: Tensor, sentences: Tensor, text: Tensor, texts: int
 
 
 def symmetric_nce(similarity: Tensor, same: Tensor) -> Tensor:
-    """Contrast of each picture with all texts and of each of its texts with all pictures, averaged: a scalar.
+    """Contrast of each image with all texts and of each of its texts with all images, averaged: a scalar.
 
-    ``-1/2 * mean_i [log softmax_j S(i, j) at j = i + log softmax_j S(j, i) at j = i]``. Texts without a picture (a queue of
-    earlier ones) are negatives of pictures alone.
+    ``-1/2 * mean_i [log softmax_j S(i, j) at j = i + log softmax_j S(j, i) at j = i]``. Texts without an image (a queue of
+    earlier ones) are negatives of images alone.
 
     Args:
-        similarity: float ``[B, N]`` over temperature, N >= B; text i < B is picture i's own.
+        similarity: float ``[B, N]`` over temperature, N >= B; text i < B is image i's own.
         same: bool ``[B, N]``, pairs that are no negatives of each other; its diagonal is not read.
     """
     own = torch.eye(*similarity.shape, dtype=torch.bool, device=similarity.device)
     contrasted = similarity.float().masked_fill(same & ~own, -torch.inf)
-    pictures = contrasted[:, : len(contrasted)]
-    found = contrasted.log_softmax(1).diagonal() + pictures.log_softmax(0).diagonal()
+    images = contrasted[:, : len(contrasted)]
+    found = contrasted.log_softmax(1).diagonal() + images.log_softmax(0).diagonal()
     return -0.5 * found.mean() if len(found) else similarity.sum() * 0
 
 
@@ -62,8 +62,8 @@ def context_loss(
     """Stage 1's terms, the global and the late contrast: two scalars.
 
     Args:
-        phrases: float ``[B, Q, T]`` of length 1, tokens of the pictures.
-        whole: float ``[B, T]`` of length 1, the pictures as wholes.
+        phrases: float ``[B, Q, T]`` of length 1, tokens of the images.
+        whole: float ``[B, T]`` of length 1, the images as wholes.
         sentences: float ``[J, T]`` of length 1, of N texts.
         text: int64 ``[J]``, the text of each sentence.
         same: bool ``[B, N]``, pairs that are no negatives of each other.

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from hoi_distill.stages.data.vocabulary import Vocabulary
 
 LABELS = {
-    "teacher": "what a teacher said of {} pictures as wholes, no annotation at all",
-    "ground_truth": "the annotated image-level interactions of {} pictures (control: manual labels)",
-    "instances": "the annotated pairs of {} pictures (control: manual labels)",
+    "teacher": "what a teacher said of {} images as wholes, no annotation at all",
+    "ground_truth": "the annotated image-level interactions of {} images (control: manual labels)",
+    "instances": "the annotated pairs of {} images (control: manual labels)",
 }
 
 

@@ -30,7 +30,7 @@ from hoi_distill.stages.student.methods.cl_hoi.student import ClHoiStudent, buil
 from hoi_distill.stages.student.methods.cl_hoi.translator import ContextLearner, Translator
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, TableMaps
 from hoi_distill.stages.student.pairs.config import BOOKKEEPING
-from hoi_distill.stages.student.pairs.prepare import picture_table
+from hoi_distill.stages.student.pairs.prepare import image_table
 from hoi_distill.stages.student.pairs.regions import Regions
 from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
 from hoi_distill.stages.student.pairs.supervision.image_label_losses import temperature_of
@@ -51,7 +51,7 @@ from hoi_distill.storage.files.atomic import write_atomically
 from hoi_distill.storage.sampling import epoch_order
 
 HELD_OUT = 1 << 20
-"""The epoch whose order says which pictures are held out; no training gets there."""
+"""The epoch whose order says which images are held out; no training gets there."""
 
 
 class InteractionLearner(nn.Module):
@@ -89,10 +89,10 @@ def train(config: ClHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras 
     accelerator, state = training.accelerator, run_dir / "state"
     with accelerator.main_process_first():
         own = annotated(data) if config.labels == "instances" else None
-        pictures = picture_table(state / "pictures", data.source, config, own)
+        images = image_table(state / "pictures", data.source, config, own)
         labels = open_labels(config, state, data)
         maps = TableMaps.of(data.source, config.views)
-    trained, held_out = pools(config, pictures.usable() & labels.known)
+    trained, held_out = pools(config, images.usable() & labels.known)
     valid = torch.from_numpy(data.valid()).to(accelerator.device)
 
     # Stage 1: the translator.
@@ -108,13 +108,13 @@ def train(config: ClHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras 
     student = build(shape, config, data.vocabulary, text, translator)
     learner = InteractionLearner(student, config.losses.temperature)
     terms, pools_ = [term_of(config, labels, data)], Pools(np.empty(0, np.int64), trained)
-    batches = PairBatches(config, pools_, pictures, maps, terms, share=training.share)
+    batches = PairBatches(config, pools_, images, maps, terms, share=training.share)
     loss = TermLoss(terms, valid, training.processes)
     groups = groups_of(learner, config)
     learner = training.fit(learner, batches, loss, logits_of=loss.logits_of, groups=groups)
 
     # Exponents, save.
-    exponents = choose_exponents(learner.student, config, pictures, held_out, maps=maps, valid=valid, labels=labels)
+    exponents = choose_exponents(learner.student, config, images, held_out, maps=maps, valid=valid, labels=labels)
     made = ClHoiStudent(learner.student.eval(), data.vocabulary, config, shape, exponents, extras.identities)
     if accelerator.is_main_process:
         write_atomically(run_dir / "exponents.json", json.dumps(asdict(exponents), indent=1) + "\n")
@@ -150,8 +150,8 @@ def pools(config: ClHoiConfig, usable: np.ndarray) -> tuple[np.ndarray, np.ndarr
     trained, held_out = np.flatnonzero(usable & ~held), np.flatnonzero(usable & held)
     if not len(trained) or (config.chooses and not len(held_out)):
         raise UserError(
-            f"student.held_out: {config.held_out} of {len(usable)} pictures leave {len(trained)} to train on and {len(held_out)} "
-            "to choose exponents on, of those with a person, another instance and labels; more pictures are needed"
+            f"student.held_out: {config.held_out} of {len(usable)} images leave {len(trained)} to train on and {len(held_out)} "
+            "to choose exponents on, of those with a person, another instance and labels; more images are needed"
         )
     return trained, held_out
 

@@ -3,7 +3,7 @@
 In the CL-HOI style: that visual information is turned into linguistic form, and learnt by contrast, is the paper's; learnt
 queries that attend to the map (BLIP-2's Q-Former, Li et al. 2023) are our reading of it. No text is generated.
 
-Shape legend: B pictures, C channels, S = h * w cells, Q queries, D width, T text width.
+Shape legend: B images, C channels, S = h * w cells, Q queries, D width, T text width.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing_extensions import override
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.methods.link.config import LinkConfig
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, Share, TableMaps
-from hoi_distill.stages.student.pairs.instances import Picture, PictureTable, jittered, with_annotations
+from hoi_distill.stages.student.pairs.instances import ImageInstances, ImageTable, jittered, with_annotations
 from hoi_distill.stages.student.pairs.terms import Term
 
 
@@ -20,7 +20,7 @@ class LinkBatches(PairBatches):
     Args:
         config: the method's parameters.
         data: the training set.
-        pictures: the instances and pairs of all pictures.
+        images: the instances and pairs of all images.
         terms: the supervision terms.
         share: this process's share of every batch.
     """
@@ -29,23 +29,23 @@ class LinkBatches(PairBatches):
         self,
         config: LinkConfig,
         data: TrainingSet,
-        pictures: PictureTable,
+        images: ImageTable,
         terms: Sequence[Term],
         share: Share = Share(),  # noqa: B008  immutable
     ) -> None:
-        pools = Pools.of(pictures, data.labelled, unlabelled=config.kd.on and config.kd.unlabelled)
+        pools = Pools.of(images, data.labelled, unlabelled=config.kd.on and config.kd.unlabelled)
         maps = TableMaps.of(data.source, config.views)
-        super().__init__(config, pools, pictures, maps, terms, source=data.source, share=share)
+        super().__init__(config, pools, images, maps, terms, source=data.source, share=share)
         self.link, self.data = config, data
 
     @override
-    def picture(self, row: int, draw: np.random.Generator) -> Picture:
+    def image(self, row: int, draw: np.random.Generator) -> ImageInstances:
         """A row's boxes, moved if they are to be, with the annotations that fit them."""
-        picture = self.pictures[row]
+        image = self.pictures[row]
         if not self.link.box_jitter:
-            return picture
-        picture = jittered(picture, self.link.box_jitter, draw)
+            return image
+        image = jittered(image, self.link.box_jitter, draw)
         if not self.data.labelled[row]:
-            return picture
+            return image
         dropped = self.data.dropped_pairs(row)
-        return with_annotations(picture, *self.data.true_pairs(row), iou=self.link.association_iou, dropped=dropped)
+        return with_annotations(image, *self.data.true_pairs(row), iou=self.link.association_iou, dropped=dropped)

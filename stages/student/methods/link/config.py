@@ -30,7 +30,7 @@ class LinkConfig(PairsConfig):
     any_object: bool = False
     """Every detected object allows every interaction; for detectors that do not know the vocabulary's objects."""
     top_k: Count | None = None
-    """How many triplets of each picture prediction keeps, the best; None: all. For vocabularies of thousands."""
+    """How many triplets of each image prediction keeps, the best; None: all. For vocabularies of thousands."""
 
     # optimisation
     clip_norm: Positive = 0.1

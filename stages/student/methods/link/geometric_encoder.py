@@ -27,8 +27,8 @@ class UnaryQuery(nn.Module):
     @override
     def forward(self, maps_BChw: Tensor, regions: Regions) -> Tensor:
         h, w = maps_BChw.shape[-2:]
-        cells = regions.boxes / regions.size[regions.picture].repeat(1, 2) * regions.boxes.new_tensor((w, h, w, h))
-        rois = torch.cat((regions.picture[:, None].to(cells.dtype), cells), 1)
+        cells = regions.boxes / regions.size[regions.image].repeat(1, 2) * regions.boxes.new_tensor((w, h, w, h))
+        rois = torch.cat((regions.image[:, None].to(cells.dtype), cells), 1)
         return self.project(roi_align(maps_BChw, rois, 1, sampling_ratio=self.samples).flatten(1))
 
 

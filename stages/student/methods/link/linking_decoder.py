@@ -182,7 +182,7 @@ class LinkingDecoder(nn.Module):
             boxes,
             self._modulated(boxes, appearance_ID, unit_I4, (h, w)),
             regions.pairs,
-            Padding(regions.pair_picture, len(native)),
+            Padding(regions.pair_image, len(native)),
         )
         after = []
         for layer in self.layers:

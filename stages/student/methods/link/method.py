@@ -63,11 +63,11 @@ class LinkMethod(PairMethod[LinkConfig]):
 
     @override
     def trained_on(self, config: LinkConfig, labelled: int, unlabelled: int) -> str:
-        words = f"the annotated pairs of {labelled:,} pictures"
+        words = f"the annotated pairs of {labelled:,} images"
         if config.kd.on:
             levels = " and ".join(word for name, word in LEVELS.items() if getattr(config.kd, name) > 0)
             teachers = len(config.kd.pairs if config.kd.reads_pairs else config.kd.maps)
             words += f", with {levels} of {teachers} pair teacher{'s' if teachers > 1 else ''} on every pair"
             if config.kd.unlabelled:
-                words += f" of these and of {unlabelled:,} pictures without annotations"
+                words += f" of these and of {unlabelled:,} images without annotations"
         return f"{words}. Looks through the teacher's cached feature maps"

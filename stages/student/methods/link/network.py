@@ -5,7 +5,7 @@ In a row: unary queries pooled from the map, :mod:`geometric encoder <.geometric
 (Zhang et al. 2023), except: no attention weight drops out; encodings are as wide as the network is; grid positions
 are the cells' centres; the classifier has one bias. Pairwise geometry enters the pair queries under every switch.
 
-Shape legend: B pictures, I instances, P pairs, C channels of the h x w map, D width, E pair width, Le and Ld layers of
+Shape legend: B images, I instances, P pairs, C channels of the h x w map, D width, E pair width, Le and Ld layers of
 encoder and decoder, H interactions.
 """
 
@@ -68,15 +68,15 @@ class Link(nn.Module):
 
     @override
     def forward(self, regions: Regions) -> PairOutput:
-        """``regions`` as :func:`hoi_distill.stages.student.pairs.instances.gather` lays them out: one picture's rows
+        """``regions`` as :func:`hoi_distill.stages.student.pairs.instances.gather` lays them out: one image's rows
         after another's."""
         cells = self.map_norm(regions.maps.float().movedim(1, -1))
         maps = self.map_dropout(cells.movedim(-1, 1))
         latent = self.connector(maps.movedim(1, -1)).movedim(-1, 1)
-        unit_I4 = unit_boxes(regions.boxes, regions.size[regions.picture])
+        unit_I4 = unit_boxes(regions.boxes, regions.size[regions.image])
         appearance = self.unary_query(maps, regions)
         boxes = box_encoding(unit_I4, self.shape.network.width)
-        unary = self.encoder(appearance, boxes, Padding(regions.picture, len(maps)))
+        unary = self.encoder(appearance, boxes, Padding(regions.image, len(maps)))
         pairs = self.decoder(self.pair_query(unary[-1], regions), appearance, unit_I4, latent, maps, regions)
         return PairOutput(self.classifier(pairs), unary, pairs, latent)
 

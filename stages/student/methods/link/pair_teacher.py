@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hoi_distill.stages.student.methods.link.student import LinkStudent
-from hoi_distill.stages.student.pairs.instances import DetectionsCell, gather, picture_of
+from hoi_distill.stages.student.pairs.instances import DetectionsCell, gather, image_of
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.supervision.dense_distillation import PairTeacherCell
 from hoi_distill.stages.student.pretrained import load_student
@@ -78,23 +78,23 @@ class PairTeacher:
         Raises:
             FloatingPointError: an output is not finite in float16.
         """
-        pictures = [picture_of(NO_DETECTIONS if cell is None else cell, self.config) for cell in detections]
-        regions = gather(pictures, torch.as_tensor(maps), np.full(len(pictures), mirrored)).to(self.device)
+        images = [image_of(NO_DETECTIONS if cell is None else cell, self.config) for cell in detections]
+        regions = gather(images, torch.as_tensor(maps), np.full(len(images), mirrored)).to(self.device)
         output = self.model(regions)
         assert output.unary is not None
         assert output.pairs is not None
         assert output.latent is not None
-        candidates, count = candidates_of(regions, self.valid), len(pictures)
+        candidates, count = candidates_of(regions, self.valid), len(images)
         logits = _split(output.logits[-1][None, candidates.pair, candidates.hoi], candidates.image, count)
-        unary = _split(output.unary, regions.picture, count)
-        pairs = _split(output.pairs, regions.pair_picture, count)
+        unary = _split(output.unary, regions.image, count)
+        pairs = _split(output.pairs, regions.pair_image, count)
         latents = output.latent.float().cpu().numpy()
         return [
             Answer(
                 PairTeacherCell(
-                    boxes=picture.boxes,
-                    labels=picture.labels,
-                    humans=picture.humans,
+                    boxes=image.boxes,
+                    labels=image.labels,
+                    humans=image.humans,
                     entries=logits[place].reshape(-1),
                     unary=unary[place].reshape(-1),
                     unary_layers=output.unary.shape[0],
@@ -105,13 +105,13 @@ class PairTeacher:
                 ),
                 latents[place],
             )
-            for place, picture in enumerate(pictures)
+            for place, image in enumerate(images)
         ]
 
 
-def _split(values: Tensor, picture: Tensor, count: int) -> list[np.ndarray]:
-    """``[L, T, ...]`` as float16, cut by ``picture`` (int64 ``[T]``, rising) into the tokens of ``count`` pictures."""
+def _split(values: Tensor, image: Tensor, count: int) -> list[np.ndarray]:
+    """``[L, T, ...]`` as float16, cut by ``image`` (int64 ``[T]``, rising) into the tokens of ``count`` images."""
     halves = values.half().cpu().numpy()
     if not np.isfinite(halves).all():
         raise FloatingPointError("a pair teacher's answer is not finite in float16")
-    return np.split(halves, torch.bincount(picture, minlength=count).cumsum(0)[:-1].tolist(), 1)
+    return np.split(halves, torch.bincount(image, minlength=count).cumsum(0)[:-1].tolist(), 1)

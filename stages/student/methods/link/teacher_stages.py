@@ -72,7 +72,7 @@ class TrainedTeacher:
 
 
 class LinkStage(Stage):
-    """What both tables of a pair teacher have in common. Columns are views of the picture."""
+    """What both tables of a pair teacher have in common. Columns are views of the image."""
 
     decodes = False
     agreed: ClassVar[tuple[str, ...]] = ()
@@ -82,9 +82,9 @@ class LinkStage(Stage):
         teacher: PairTeacherKey
         """A network of ``pair_teachers:``."""
         columns: Views = VIEWS
-        """Views of the picture; the teacher's feature table needs the same."""
+        """Views of the image; the teacher's feature table needs the same."""
         batch_size: BatchSize = 32
-        """Pictures per forward, or ``auto``: as many as the GPU's memory holds."""
+        """Images per forward, or ``auto``: as many as the GPU's memory holds."""
         gpus: GpuShare = 0.0
         """Share of a GPU that one worker occupies."""
 

@@ -20,7 +20,7 @@ from hoi_distill.stages.student.methods.link.config import LinkConfig
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
 from hoi_distill.stages.student.methods.link.student import LinkStudent, allowed, verbs
-from hoi_distill.stages.student.pairs.prepare import training_pictures
+from hoi_distill.stages.student.pairs.prepare import training_images
 from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
 from hoi_distill.stages.student.pairs.supervision.dense_distillation import DenseDistillation
 from hoi_distill.stages.student.pairs.terms import Term
@@ -40,9 +40,9 @@ def train(config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras =
     accelerator = training.accelerator
     valid = torch.from_numpy(allowed(config, data.vocabulary))
     with accelerator.main_process_first():
-        pictures = training_pictures(run_dir / "state" / "pictures", data, config)
+        images = training_images(run_dir / "state" / "pictures", data, config)
     terms = terms_of(config, data, valid)
-    batches = LinkBatches(config, data, pictures, terms, training.share)
+    batches = LinkBatches(config, data, images, terms, training.share)
 
     # The network and its loss.
     torch.manual_seed(config.seed)

@@ -14,17 +14,17 @@ class PairClassifierConfig(PairsConfig):
 
     # the arm of the study
     itm_on: Literal["none", "labelled", "unlabelled", "both"] = "unlabelled"
-    """Which pictures' soft labels are distilled. Annotated pairs of the labelled pictures are always used."""
+    """Which images' soft labels are distilled. Annotated pairs of the labelled images are always used."""
     teacher: Literal["itm", "shuffled", "oracle", "self"] = "itm"
-    """Where soft labels come from: calibrated ITM scores; another picture's ITM scores (control); the annotations'
+    """Where soft labels come from: calibrated ITM scores; another image's ITM scores (control); the annotations'
     image-level labels (upper bound); a student trained on the labels alone (self-training control)."""
     itm_weight: NotNegative = 0.3
     """Weight of the soft-label term; with 0 the training is the labels-only training bit for bit."""
     itm_ramp: CountOrNone = 200
-    """Steps over which that weight grows from 0: soft labels of whole pictures are shared out among pairs by what the
+    """Steps over which that weight grows from 0: soft labels of whole images are shared out among pairs by what the
     student already believes, so it should first have learned from annotated pairs."""
     itm_logit: Literal["interaction", "final"] = "interaction"
-    """What a picture's probability is the noisy-or of: ``sigmoid(O)`` of its pairs, or final probabilities
+    """What an image's probability is the noisy-or of: ``sigmoid(O)`` of its pairs, or final probabilities
     ``P * sigmoid(O)``. There a P well below 1 keeps the noisy-or of the one right pair below t, and what is left of the
     gradient raises wrong pairs: on pico that made distillation do harm."""
     encoder: Literal["teacher", "region_cnn"] = "teacher"

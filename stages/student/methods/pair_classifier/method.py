@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from hoi_distill.stages.data.vocabulary import Vocabulary
 
 ARMS = {
-    "none": "the annotated pairs of {labelled} pictures alone",
-    "labelled": "{labelled} annotated pictures, with soft labels from {teacher} on the same pictures",
-    "unlabelled": "{labelled} annotated pictures, and {unlabelled} pictures with soft labels from {teacher} only",
-    "both": "{labelled} annotated pictures with soft labels from {teacher}, and {unlabelled} pictures with soft labels only",
+    "none": "the annotated pairs of {labelled} images alone",
+    "labelled": "{labelled} annotated images, with soft labels from {teacher} on the same images",
+    "unlabelled": "{labelled} annotated images, and {unlabelled} images with soft labels from {teacher} only",
+    "both": "{labelled} annotated images with soft labels from {teacher}, and {unlabelled} images with soft labels only",
 }
 TEACHERS = {
     "itm": "cached image-text-matching scores",
-    "shuffled": "another picture's image-text-matching scores (control)",
+    "shuffled": "another image's image-text-matching scores (control)",
     "oracle": "the image-level annotations (upper bound)",
     "self": "a student trained on the annotations alone (control)",
 }
@@ -50,7 +50,7 @@ class PairClassifierMethod(PairMethod[PairClassifierConfig]):
             test,
             where_asked=("itm",),
             text=True,
-            # the student's own encoder learns from the boxes of every picture
+            # the student's own encoder learns from the boxes of every image
             unlabelled=(config.distils and config.itm_on in ("unlabelled", "both")) or config.encoder == "region_cnn",
             all_annotations=config.teacher == "oracle",
         )

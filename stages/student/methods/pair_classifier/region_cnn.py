@@ -1,6 +1,6 @@
-"""The student's own picture encoder: a small CNN that is trained on the classes of the detections' boxes, then frozen.
+"""The student's own image encoder: a small CNN that is trained on the classes of the detections' boxes, then frozen.
 
-It is the arm that takes nothing from the teacher but soft labels. Its weights and feature maps depend on the pictures,
+It is the arm that takes nothing from the teacher but soft labels. Its weights and feature maps depend on the images,
 the detections and :class:`RegionCNNConfig` alone, so all variants of a study share them: they are kept in folders named
 by what they depend on.
 """
@@ -24,7 +24,7 @@ from hoi_distill.stages.ops.roi_align import roi_align
 from hoi_distill.stages.student.data import ReadPicture, Report, TrainingSet
 from hoi_distill.stages.student.files import kept, kept_array, load_tensors, save_tensors
 from hoi_distill.stages.student.pairs.batches import MapReader, TableMaps, take
-from hoi_distill.stages.student.pairs.instances import PictureTable
+from hoi_distill.stages.student.pairs.instances import ImageTable
 from hoi_distill.stages.student.source import SampleSource
 from hoi_distill.storage.digests import content_name, content_name_of
 from hoi_distill.storage.errors import UserError
@@ -32,7 +32,7 @@ from hoi_distill.storage.errors import UserError
 
 @dataclass(frozen=True)
 class RegionCNNConfig:
-    """``size``: pictures are squeezed to size x size pixels; maps are ``channels[-1]`` x size / 16 x size / 16."""
+    """``size``: images are squeezed to size x size pixels; maps are ``channels[-1]`` x size / 16 x size / 16."""
 
     size: int = 128
     channels: tuple[int, ...] = (32, 64, 96, 128)
@@ -60,15 +60,15 @@ class RegionCNN(nn.Module):
         self.classify = nn.Linear(incoming, config.classes)
 
     @override
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """uint8 ``[B, 3, size, size]`` to float32 ``[B, C, size / 16, size / 16]``."""
-        return self.body((pictures.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last))
+        return self.body((images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last))
 
     @torch.inference_mode()
-    def maps(self, pictures: Sequence[np.ndarray], mirrored: bool = False) -> Tensor:
-        """uint8 ``[height, width, 3]`` pictures of any size to float16 ``[B, C, h, w]`` feature maps."""
+    def maps(self, images: Sequence[np.ndarray], mirrored: bool = False) -> Tensor:
+        """uint8 ``[height, width, 3]`` images of any size to float16 ``[B, C, h, w]`` feature maps."""
         self.eval()
-        batch = torch.stack([as_input(picture, self.config.size) for picture in pictures])
+        batch = torch.stack([as_input(image, self.config.size) for image in images])
         return self(batch.flip(-1) if mirrored else batch).half()
 
     def save(self, path: Path) -> None:
@@ -90,24 +90,24 @@ class RegionCNN(nn.Module):
         return model.eval()
 
 
-def as_input(picture: np.ndarray, size: int) -> Tensor:
+def as_input(image: np.ndarray, size: int) -> Tensor:
     """uint8 ``[height, width, 3]`` to uint8 ``[3, size, size]``, squeezed where it is not that size already."""
-    if picture.shape[:2] != (size, size):
+    if image.shape[:2] != (size, size):
         from PIL import Image
 
-        picture = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR))
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        image = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def pretrain(
-    config: RegionCNNConfig, pictures: PictureTable, read: ReadPicture, report: Callable[[str], None]
+    config: RegionCNNConfig, images: ImageTable, read: ReadPicture, report: Callable[[str], None]
 ) -> RegionCNN:
-    """Teach a fresh CNN the classes of the pictures' boxes, half of them mirrored. Deterministic on one thread."""
+    """Teach a fresh CNN the classes of the images' boxes, half of them mirrored. Deterministic on one thread."""
     torch.manual_seed(config.seed)
     model = RegionCNN(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, config.steps, pct_start=0.15)
-    pool = np.flatnonzero(pictures.index[:, 3] > 0)
+    pool = np.flatnonzero(images.index[:, 3] > 0)
     last = time.monotonic()
     for step in range(config.steps):
         rows = take(pool, step, config.pictures_per_step, config.seed).tolist()
@@ -116,11 +116,11 @@ def pretrain(
         batch = torch.where(flip[:, None, None, None], batch.flip(-1), batch)
         regions, labels = [], []
         for place, row in enumerate(rows):
-            picture = pictures[row]
-            boxes = box_ops.flip(picture.boxes, picture.width) if flip[place] else picture.boxes
-            cells = torch.from_numpy(boxes) / torch.tensor([picture.width, picture.height] * 2)
+            image = images[row]
+            boxes = box_ops.flip(image.boxes, image.width) if flip[place] else image.boxes
+            cells = torch.from_numpy(boxes) / torch.tensor([image.width, image.height] * 2)
             regions.append(cells * (config.size / 16))
-            labels.append(torch.from_numpy(picture.labels.astype(np.int64)))
+            labels.append(torch.from_numpy(image.labels.astype(np.int64)))
         with torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported()):
             maps = model(batch)
         pooled = roi_align(maps.float(), regions, 3, sampling_ratio=2).mean((2, 3))
@@ -138,11 +138,11 @@ def pretrain(
 
 
 def shared_encoder(
-    folder: Path, config: RegionCNNConfig, pictures: PictureTable, read: ReadPicture, report: Callable[[str], None]
+    folder: Path, config: RegionCNNConfig, images: ImageTable, read: ReadPicture, report: Callable[[str], None]
 ) -> RegionCNN:
     """The CNN kept as ``folder/model.safetensors``, trained first if it is not there."""
     path = folder / "model.safetensors"
-    return kept(path, RegionCNN.load, lambda draft: pretrain(config, pictures, read, report).save(draft))
+    return kept(path, RegionCNN.load, lambda draft: pretrain(config, images, read, report).save(draft))
 
 
 class LiveMaps:
@@ -193,7 +193,7 @@ class StoredMaps:
 
 def map_reader(
     source: SampleSource,
-    pictures: PictureTable,
+    images: ImageTable,
     views: Sequence[str],
     *,
     cnn: RegionCNN | None,
@@ -204,20 +204,18 @@ def map_reader(
     if cnn is None:
         return TableMaps.of(source, views)
     if read is None:
-        raise UserError("encoder: region_cnn needs the pictures themselves")
+        raise UserError("encoder: region_cnn needs the images themselves")
     if source.rows_digest is None:
         return LiveMaps(cnn, views, read)
-    usable = content_name(pictures.usable().tobytes(), 4)
+    usable = content_name(images.usable().tobytes(), 4)
     folder = shared / f"region-maps-{cnn.digest()}-{source.rows_digest}-{usable}"
-    return StoredMaps(folder, cnn, views, pictures.usable(), read)
+    return StoredMaps(folder, cnn, views, images.usable(), read)
 
 
-def own_encoder(
-    shared: Path, data: TrainingSet, pictures: PictureTable, cnn: RegionCNNConfig, report: Report
-) -> RegionCNN:
+def own_encoder(shared: Path, data: TrainingSet, images: ImageTable, cnn: RegionCNNConfig, report: Report) -> RegionCNN:
     """The student's own encoder, kept under ``shared`` in a folder named by everything that it depends on."""
     if data.read is None:
-        raise UserError("encoder: region_cnn needs the pictures themselves")
-    record = {**asdict(cnn), "rows": data.source.rows_digest, "pictures": pictures.digest()}
+        raise UserError("encoder: region_cnn needs the images themselves")
+    record = {**asdict(cnn), "rows": data.source.rows_digest, "pictures": images.digest()}
     name = content_name(json.dumps(record).encode(), 6)
-    return shared_encoder(shared / f"region-cnn-{name}", cnn, pictures, data.read, report)
+    return shared_encoder(shared / f"region-cnn-{name}", cnn, images, data.read, report)

@@ -1,5 +1,5 @@
-"""A trained pair classifier: what scoring a picture's pairs takes, saved with ``region_cnn.safetensors`` where the
-student brings its own picture encoder."""
+"""A trained pair classifier: what scoring an image's pairs takes, saved with ``region_cnn.safetensors`` where the
+student brings its own image encoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hoi_distill.stages.student.methods.pair_classifier.config import PairClassi
 from hoi_distill.stages.student.methods.pair_classifier.network import PairClassifier, Shape
 from hoi_distill.stages.student.methods.pair_classifier.region_cnn import RegionCNN, map_reader
 from hoi_distill.stages.student.pairs.batches import MapReader
-from hoi_distill.stages.student.pairs.instances import PictureTable
+from hoi_distill.stages.student.pairs.instances import ImageTable
 from hoi_distill.stages.student.pairs.student import StudentOfPairs
 from hoi_distill.stages.student.student import (
     CheckpointRecord,
@@ -37,7 +37,7 @@ class PairStudent(StudentOfPairs):
     """A pair classifier with its vocabulary.
 
     Attributes:
-        region_cnn: the student's own picture encoder, or None where it reads the teacher's feature maps.
+        region_cnn: the student's own image encoder, or None where it reads the teacher's feature maps.
     """
 
     method: ClassVar[str] = "pair-classifier"
@@ -61,10 +61,10 @@ class PairStudent(StudentOfPairs):
         save_student(self, self.model, folder, own_files, shape=asdict(self.model.shape))
 
     @override
-    def maps(self, test: TestSet, pictures: PictureTable, shared: Path) -> MapReader:
+    def maps(self, test: TestSet, images: ImageTable, shared: Path) -> MapReader:
         """Those of the student's own encoder, if it has one."""
         return map_reader(
-            test.source, pictures, self.config.views[:1], cnn=self.region_cnn, shared=shared, read=test.read
+            test.source, images, self.config.views[:1], cnn=self.region_cnn, shared=shared, read=test.read
         )
 
 

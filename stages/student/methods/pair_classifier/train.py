@@ -28,13 +28,13 @@ from hoi_distill.stages.student.methods.pair_classifier.region_cnn import (
     own_encoder,
 )
 from hoi_distill.stages.student.methods.pair_classifier.soft_labels import (
-    has_picture_probabilities,
-    picture_probabilities,
+    has_image_probabilities,
+    image_probabilities,
     soft_labels,
 )
 from hoi_distill.stages.student.methods.pair_classifier.student import PairStudent
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools
-from hoi_distill.stages.student.pairs.prepare import training_pictures
+from hoi_distill.stages.student.pairs.prepare import training_images
 from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
 from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabels, SoftLabelTerm
 from hoi_distill.stages.student.pairs.terms import PairOutput, Term
@@ -111,26 +111,26 @@ def open_batches(
     config, data, accelerator = training.config, training.data, training.accelerator
     report, folder = training.run.report, training.run.folder / "state"
     with accelerator.main_process_first():
-        pictures = training_pictures(folder / "pictures", data, config)
+        images = training_images(folder / "pictures", data, config)
         own = config.encoder == "region_cnn"
-        encoder = own_encoder(shared, data, pictures, cnn or RegionCNNConfig(), report) if own else None
-        maps = map_reader(data.source, pictures, config.views, cnn=encoder, shared=shared, read=data.read)
-    if config.teacher == "self" and config.distils and not has_picture_probabilities(folder / "self.npy", data):
+        encoder = own_encoder(shared, data, images, cnn or RegionCNNConfig(), report) if own else None
+        maps = map_reader(data.source, images, config.views, cnn=encoder, shared=shared, read=data.read)
+    if config.teacher == "self" and config.distils and not has_image_probabilities(folder / "self.npy", data):
         model = labels_only().model
         if accelerator.is_main_process:
             valid = torch.from_numpy(data.valid())
-            picture_probabilities(folder / "self.npy", model, pictures, maps, valid=valid)
+            image_probabilities(folder / "self.npy", model, images, maps, valid=valid)
         accelerator.wait_for_everyone()
     with accelerator.main_process_first():
-        soft = soft_labels(folder, data, pictures, config)
+        soft = soft_labels(folder, data, images, config)
     if soft is not None and soft.platt is not None and accelerator.is_main_process:
         report(f"soft labels: sigmoid({soft.platt.slope:.3f} m {soft.platt.bias:+.3f})")
-    pools = Pools.of(pictures, data.labelled, unlabelled=soft is not None and config.itm_on in ("unlabelled", "both"))
-    return PairBatches(config, pools, pictures, maps, terms_of(config, data, soft), share=training.share), encoder
+    pools = Pools.of(images, data.labelled, unlabelled=soft is not None and config.itm_on in ("unlabelled", "both"))
+    return PairBatches(config, pools, images, maps, terms_of(config, data, soft), share=training.share), encoder
 
 
 def terms_of(config: PairClassifierConfig, data: TrainingSet, soft: SoftLabels | None) -> list[Term]:
-    """Annotated pairs, and soft labels of whole pictures where there are any."""
+    """Annotated pairs, and soft labels of whole images where there are any."""
     alpha, gamma = config.focal_alpha, config.focal_gamma
     terms: list[Term] = [AnnotationTerm(data.labelled, len(data.vocabulary.hois), alpha=alpha, gamma=gamma)]
     if soft is not None:

@@ -55,12 +55,12 @@ def sine_positions(mask: Tensor, width: int, temperature: float = 10000) -> Tens
     """DETR's normalised positions: ``width / 2`` sines and cosines of the row, then as many of the column.
 
     Args:
-        mask: bool ``[B, h, w]``, cells that lie in the picture; it fills a rectangle from the top left corner.
+        mask: bool ``[B, h, w]``, cells that lie in the image; it fills a rectangle from the top left corner.
         width: numbers of a position.
         temperature: the longest wave is this many times ``2 pi`` cells of a normalised axis.
 
     Returns:
-        float32 ``[B, h * w, width]``; a picture's positions do not depend on its padding.
+        float32 ``[B, h * w, width]``; an image's positions do not depend on its padding.
     """
     half = width // 2
     rates = temperature ** (torch.arange(half, device=mask.device).div(2, rounding_mode="floor") * 2 / half)

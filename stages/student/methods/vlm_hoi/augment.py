@@ -1,7 +1,7 @@
 """The view of an image that the network gets: which part of it, at what size, mirrored, in which colours.
 
 A view is drawn from (seed, epoch, row) alone, so it does not depend on processes, loader workers or what was drawn before;
-and it is known before the picture is decoded, so every process can pad its pictures to the frame of the whole batch.
+and it is known before the image is decoded, so every process can pad its images to the frame of the whole batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class View:
     """One view of an image of ``whole`` (width, height) pixels.
 
     Attributes:
-        window: xyxy pixels of the picture that are seen, fractions allowed.
+        window: xyxy pixels of the image that are seen, fractions allowed.
         size: (width, height) that the window is resized to.
         mirrored: whether it is flipped horizontally then.
         colours: (which of :data:`ENHANCERS`, factor), in the order of use.
@@ -35,8 +35,8 @@ class View:
     mirrored: bool = False
     colours: tuple[tuple[int, float], ...] = ()
 
-    def of_picture(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """uint8 ``[height, width, 3]`` to uint8 ``[size[1], size[0], 3]``. A picture that is not of ``whole`` size (its
+    def of_image(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """uint8 ``[height, width, 3]`` to uint8 ``[size[1], size[0], 3]``. An image that is not of ``whole`` size (its
         annotations say another) is stretched to it."""
         image = Image.fromarray(pixels)
         across, down = image.width / self.whole[0], image.height / self.whole[1]
@@ -50,7 +50,7 @@ class View:
         return np.asarray(image)
 
     def of_boxes(self, boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """xyxy pixels of the picture ``[P, 4]`` to xyxy in 0..1 of the view, cut at its borders; of no area outside."""
+        """xyxy pixels of the image ``[P, 4]`` to xyxy in 0..1 of the view, cut at its borders; of no area outside."""
         x1, y1, x2, y2 = self.window
         seen = box_ops.clip(boxes - np.array([x1, y1, x1, y1], np.float32), x2 - x1, y2 - y1)
         if self.mirrored:
@@ -65,13 +65,13 @@ def resized(width: float, height: float, short: int, longest: float = np.inf) ->
 
 
 def test_view(config: TransformConfig, width: int, height: int) -> View:
-    """The whole picture at the test size."""
+    """The whole image at the test size."""
     size = resized(width, height, config.test_short_side, config.max_side)
     return View((width, height), (0, 0, width, height), size)
 
 
 def training_view(config: TransformConfig, width: int, height: int, *, seed: int, epoch: int, row: int) -> View:
-    """The view of a picture in an epoch: DETR's choice of scales and crops, flip, colours in random order."""
+    """The view of an image in an epoch: DETR's choice of scales and crops, flip, colours in random order."""
     draw = np.random.default_rng([seed, epoch, row])
     window = (0.0, 0.0, float(width), float(height))
     if draw.random() < config.crop:

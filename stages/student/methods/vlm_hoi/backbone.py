@@ -4,7 +4,7 @@ transformers' own DETR freezes every weight of a transformers ResNet and replace
 backbone is built by itself. Its names are those of ``DetrConvEncoder`` and ``RTDetrConvEncoder`` (``model.embedder``,
 ``model.encoder.stages``), so that either one's weights load.
 
-Shape legend: B pictures, H x W pixels, C channels, h x w cells of the map.
+Shape legend: B images, H x W pixels, C channels, h x w cells of the map.
 """
 
 from __future__ import annotations
@@ -72,5 +72,5 @@ class Backbone(nn.Module):
 
 
 def mask_of_map(pixel_mask: Tensor, feature_map: Tensor) -> Tensor:
-    """Bool ``[B, h, w]``, the cells that lie in the picture, of bool ``[B, H, W]``: the nearest pixel decides (DETR)."""
+    """Bool ``[B, h, w]``, the cells that lie in the image, of bool ``[B, H, W]``: the nearest pixel decides (DETR)."""
     return F.interpolate(pixel_mask[:, None].float(), size=feature_map.shape[-2:])[:, 0].bool()

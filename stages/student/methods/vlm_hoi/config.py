@@ -43,7 +43,7 @@ class TransformConfig:
     jitter: Fraction = 0.4
     """Largest change of brightness, contrast and saturation, as a share."""
     crop: Fraction = 0.5
-    """How often a picture is cropped: resized to one of ``crop_short_sides``, of that a window with sides drawn from
+    """How often an image is cropped: resized to one of ``crop_short_sides``, of that a window with sides drawn from
     ``crop_sides``, resized again."""
     crop_short_sides: Sides = (400, 500, 600)
     crop_sides: tuple[Side, Side] = (384, 600)
@@ -63,7 +63,7 @@ class Scoring:
     """From queries to triplets: score = best object probability x verb probability x whether the dataset has the two."""
 
     top: Count = 100
-    """Triplets kept of a picture."""
+    """Triplets kept of an image."""
     nms: NotNegative = 0.6
     """Of two pairs with IoU(humans)^a IoU(objects)^b above it the lower goes; 1: none does."""
     nms_human_power: NotNegative = 0.7
@@ -72,7 +72,7 @@ class Scoring:
     """``hoi``: triplets of one verb and object compete, after ``top``. ``object``: pairs of one object class compete by
     their best verb, before it (the V-COCO script)."""
     as_published: bool = field(default=False, metadata=LATER)
-    """As MUREN's own code: boxes are not clipped to the picture, and pairs overlap as if both corners were pixels of theirs
+    """As MUREN's own code: boxes are not clipped to the image, and pairs overlap as if both corners were pixels of theirs
     (each side a pixel longer)."""
 
 
@@ -87,13 +87,13 @@ class VlmHoiConfig:
 
     # what is distilled
     itm: ItmConfig = field(default_factory=ItmConfig)
-    """On labelled pictures. Weight 0: MUREN alone, bit for bit."""
+    """On labelled images. Weight 0: MUREN alone, bit for bit."""
     f7: Annotated[ItmConfig, BeforeValidator(_of_f7)] = field(
         default_factory=lambda: ItmConfig(family="F7", weight=0.0)
     )
-    """On pictures without labels (ours, not the paper's): family F7 only."""
+    """On images without labels (ours, not the paper's): family F7 only."""
     teacher: Literal["itm", "shuffled"] = "itm"
-    """Cached scores, or another picture's (control)."""
+    """Cached scores, or another image's (control)."""
 
     # network
     model: dict[str, Any] = field(default_factory=dict)
@@ -115,7 +115,7 @@ class VlmHoiConfig:
 
     # optimisation
     epochs: Positive = 100.0
-    """Times through the labelled pictures that have a pair."""
+    """Times through the labelled images that have a pair."""
     drop_epoch: NotNegative = 60.0
     """When the learning rates are divided by 10."""
     learning_rate: Positive = 1e-4
@@ -135,20 +135,20 @@ class VlmHoiConfig:
     save_every: Count = 500
     predict_batch: Count = 8
     loader_workers: CountOrNone = 0
-    """Processes that decode pictures, beside each training process."""
+    """Processes that decode images, beside each training process."""
 
     def __post_init__(self) -> None:
         if self.f7.family != "F7":
-            raise UserError(f"f7.family: {self.f7.family!r}; pictures without labels are for F7")
+            raise UserError(f"f7.family: {self.f7.family!r}; images without labels are for F7")
 
     @property
     def on_labelled(self) -> bool:
-        """Whether ITM scores of labelled pictures are distilled."""
+        """Whether ITM scores of labelled images are distilled."""
         return self.itm.weight > 0
 
     @property
     def on_unlabelled(self) -> bool:
-        """Whether ITM scores of pictures without labels are distilled."""
+        """Whether ITM scores of images without labels are distilled."""
         return self.f7.weight > 0 and self.unlabelled_per_step > 0
 
 

@@ -2,10 +2,10 @@
 
 Human boxes are divided by the annotated pairs, object boxes by those that have one, verbs by their positive labels, the
 object's cross-entropy by the weights of its classes. These counts are those of all processes, so that several of them,
-whose gradients are averaged, learn what one would with all their pictures.
+whose gradients are averaged, learn what one would with all their images.
 
-Shape legend: L decoder layers, B pictures, N queries, M matched queries of all pictures, R annotated pairs of all
-pictures, K objects, V verbs.
+Shape legend: L decoder layers, B images, N queries, M matched queries of all images, R annotated pairs of all
+images, K objects, V verbs.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Criterion:
 
         Args:
             output: tensors ``[L, B, N, *]``, of any float type.
-            targets: one for each picture, on the output's device.
+            targets: one for each image, on the output's device.
             reduce: a small float tensor's sum over the processes (``accelerator.reduce``); None for one process.
             negative_weights: float ``[R, V]``, factors of the verb loss's negative terms at the query that each pair is
                 matched with (F2' of the ITM losses); None is 1.
 
         Returns:
             The weighted sum over terms and layers, float32 ``[]``; every term by itself, unweighted and without gradient
-            (``"human_l1"``: the final layer's, ``"human_l1_0"``: the first auxiliary layer's); for each layer and picture
+            (``"human_l1"``: the final layer's, ``"human_l1_0"``: the first auxiliary layer's); for each layer and image
             the matched (queries, targets).
         """
         matches = match_layers(output, targets, self.costs)
@@ -83,9 +83,9 @@ class Criterion:
     ) -> tuple[Tensor, Tensor]:
         """Of :data:`TERMS` the sums ``[6, L]``; the counts ``[4, L]`` of pairs, object boxes, class weights, positives."""
         rows, _ = joined(targets)
-        picture, query, row = flat(matches, targets, rows.objects.device)  # [L, M]
+        image, query, row = flat(matches, targets, rows.objects.device)  # [L, M]
         layer = torch.arange(len(matches), device=query.device)[:, None]
-        at = (layer, picture, query)
+        at = (layer, image, query)
         there = ~rows.missing[row]
         boxes = (
             *_box_sums(output.human_boxes[at], rows.human_boxes[row], torch.ones_like(there)),
@@ -112,22 +112,22 @@ class Criterion:
 def flat(
     matches: Sequence[Sequence[Match]], targets: Sequence[Targets], device: torch.device | str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """int64 ``[L, M]`` each: the matched pairs' pictures, their queries, and their rows among all pictures' R pairs."""
+    """int64 ``[L, M]`` each: the matched pairs' images, their queries, and their rows among all images' R pairs."""
     first = [0]
     for each in targets:
         first.append(first[-1] + len(each))
     columns = [
         torch.stack(
             [
-                torch.cat([torch.full_like(query, picture) for picture, (query, _) in enumerate(layer)]),
+                torch.cat([torch.full_like(query, image) for image, (query, _) in enumerate(layer)]),
                 torch.cat([query for query, _ in layer]),
                 torch.cat([target + start for (_, target), start in zip(layer, first, strict=False)]),
             ]
         )
         for layer in matches
     ]
-    picture, query, row = torch.stack(columns, 1).to(device)
-    return picture, query, row
+    image, query, row = torch.stack(columns, 1).to(device)
+    return image, query, row
 
 
 def _box_sums(boxes: Tensor, wanted: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ or better, to be summed, divided by the number of matched queries (of all proces
 :meth:`ItmConfig.weight_at`. A query none of whose annotated verbs is in V (a pair annotated with ``no_interaction``; a
 top-k table) is worth 0.
 
-Shapes: Q matched queries, B pictures, N queries of a picture, V verbs, O objects, C classes as in ``itm_targets``.
+Shapes: Q matched queries, B images, N queries of an image, V verbs, O objects, C classes as in ``itm_targets``.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class MatchedQueries(NamedTuple):
     Annotations that a crop has removed must not be among them.
 
     Attributes:
-        picture: int64 ``[Q]``, each query's place in the batch.
+        image: int64 ``[Q]``, each query's place in the batch.
         verb_logits: ``[Q, V]`` of any float type.
         verbs: float ``[Q, V]`` in {0, 1}, annotated.
         objects: int64 ``[Q]`` in 0..O (O: no visible object), annotated.
         object_logits: ``[Q, at least O + 1]``, needed for predicted objects only.
     """
 
-    picture: Tensor
+    image: Tensor
     verb_logits: Tensor
     verbs: Tensor
     objects: Tensor
@@ -55,15 +55,15 @@ def itm_terms(config: ItmConfig, scores: ItmScores, hoi_id: Tensor, queries: Mat
         hoi_id: int64 ``[V, O + 1]`` of the table's columns.
         queries: Q matched queries.
     """
-    picture, verb_logits, verbs, objects, object_logits = queries
+    image, verb_logits, verbs, objects, object_logits = queries
     if config.family in ("F2n", "F7"):
         return verb_logits.new_zeros(len(verb_logits), dtype=torch.float32)
-    here = scores.of_verbs(picture, objects, hoi_id)
+    here = scores.of_verbs(image, objects, hoi_id)
     wanted = supervised_verbs(here.soft, verbs)
     if config.object == "predicted":
         if object_logits is None:
             raise ValueError("predicted objects need object_logits")
-        everywhere = scores.of_objects(picture, hoi_id).soft
+        everywhere = scores.of_objects(image, hoi_id).soft
         annotated = F.one_hot(objects, hoi_id.shape[1])[:, :, None] * verbs[:, None]
         cost = costs(config, everywhere, annotated)
         possible = ~torch.isnan(everywhere) & wanted.any(1)[:, None, None]
@@ -211,7 +211,7 @@ def margins(
 
     ``d_uv = d_0 + min(eta max(0, m_u - m_v), limit)``, from the log-odds themselves, without a calibration. The gradient
     is -1 on z_u and +1 on z_v of each pair that falls short; invariant to shifts. Failure: grows with the number of
-    verbs; leaves absolute confidence, which ranks pictures against each other, alone.
+    verbs; leaves absolute confidence, which ranks images against each other, alone.
 
     Returns:
         ``[Q]``; memory ``[Q, V, V]``.
@@ -246,7 +246,7 @@ def listwise(
     return temperature**2 * (torch.xlogy(rho, rho) - torch.where(wanted, rho * log_choice, 0)).sum(-1)
 
 
-def picture_terms(
+def image_terms(
     verb_logits: Tensor,
     object_logits: Tensor,
     soft: Tensor,
@@ -255,12 +255,12 @@ def picture_terms(
     smoothing: float = 0.2,
     gamma: float = 2.0,
 ) -> Tensor:
-    """F7 (ours, not the paper's): pictures without labels, each class's best query against the calibrated score.
+    """F7 (ours, not the paper's): images without labels, each class's best query against the calibrated score.
 
-    ``s_qc = log softmax(objects)_q,o(c) + log sigmoid(z_q,v(c))``; the picture's log-probability is the smooth maximum
+    ``s_qc = log softmax(objects)_q,o(c) + log sigmoid(z_q,v(c))``; the image's log-probability is the smooth maximum
     ``S_c = sum_q w_qc s_qc``, ``w = softmax_q(s / smoothing)``, between mean and maximum and so never above 0;
     ``L = sum_c |t - exp S|^gamma BCE(exp S, t)``. Wholly in log space, finite for any finite logits, fp16 included.
-    Failure: it may teach the wrong person or box of the right picture; start from a student that knows its labels.
+    Failure: it may teach the wrong person or box of the right image; start from a student that knows its labels.
 
     Args:
         verb_logits: float ``[B, N, V]``.

@@ -1,9 +1,9 @@
 """The cached teacher's scores of a batch: from one ITM table to match log-odds of every verb with every object.
 
 One quantity is used everywhere, the match log-odds ``m = z1 - z0``, and ``t = sigmoid((m - b) / tau)``, its calibration
-on the labelled pictures. (The released code of VLM-HOI reads z0, that is "no match".)
+on the labelled images. (The released code of VLM-HOI reads z0, that is "no match".)
 
-Shapes: B pictures, Q queries, P sentences, V verbs, O objects, H interactions of the vocabulary, C classes: the H
+Shapes: B images, Q queries, P sentences, V verbs, O objects, H interactions of the vocabulary, C classes: the H
 interactions, then V classes "verb v, no visible object" (V-COCO has them). Object O means "no visible object".
 """
 
@@ -25,8 +25,8 @@ from hoi_distill.stages.student.source import stacked
 from hoi_distill.storage.errors import UserError
 
 
-def match_row(cells: Mapping[str, Any], prompts: Sequence[str], picture: str) -> npt.NDArray[np.float32]:
-    """One picture's cells of the ``itm`` table, raw (z0, z1) by prompt, to log-odds of a match, float32 ``[P]``.
+def match_row(cells: Mapping[str, Any], prompts: Sequence[str], image: str) -> npt.NDArray[np.float32]:
+    """One image's cells of the ``itm`` table, raw (z0, z1) by prompt, to log-odds of a match, float32 ``[P]``.
 
     A cell of None, which this image does not want, becomes NaN.
 
@@ -34,14 +34,14 @@ def match_row(cells: Mapping[str, Any], prompts: Sequence[str], picture: str) ->
         UserError: a sentence is no column of the table.
     """
     if absent := [prompt for prompt in prompts if prompt not in cells]:
-        raise _no_score(picture, absent[0])
+        raise _no_score(image, absent[0])
     if list(cells) != list(prompts):
         cells = {prompt: cells[prompt] for prompt in prompts}
     return match_log_odds(stacked(cells))
 
 
 def annotated_classes(annotations: Annotations, columns: ItmColumns) -> npt.NDArray[np.bool_]:
-    """bool ``[N, C]``: the classes that the annotations of N pictures find in each; never one without a sentence."""
+    """bool ``[N, C]``: the classes that the annotations of N images find in each; never one without a sentence."""
     present = np.zeros((len(annotations), len(columns.hois)), bool)
     if annotations.image_hois is not None:
         present[:, : annotations.image_hois.shape[1]] = annotations.image_hois
@@ -69,22 +69,22 @@ class ItmScores:
         """The same on another device."""
         return ItmScores(self.log_odds.to(device), self.soft.to(device), self.centred.to(device))
 
-    def of_verbs(self, picture: Tensor, objects: Tensor, hoi_id: Tensor) -> ItmScores:
+    def of_verbs(self, image: Tensor, objects: Tensor, hoi_id: Tensor) -> ItmScores:
         """The scores of every verb with one object: fields ``[Q, V]``.
 
         Args:
-            picture: int64 ``[Q]``, places in the batch.
+            image: int64 ``[Q]``, places in the batch.
             objects: int64 ``[Q]`` in 0..O.
             hoi_id: int64 ``[V, O + 1]`` of :class:`ItmColumns`.
         """
-        return self._select(picture, hoi_id.T[objects])
+        return self._select(image, hoi_id.T[objects])
 
-    def of_objects(self, picture: Tensor, hoi_id: Tensor) -> ItmScores:
+    def of_objects(self, image: Tensor, hoi_id: Tensor) -> ItmScores:
         """The scores of every verb with every object: fields ``[Q, O + 1, V]``."""
-        return self._select(picture, hoi_id.T[None].expand(len(picture), -1, -1))
+        return self._select(image, hoi_id.T[None].expand(len(image), -1, -1))
 
-    def _select(self, picture: Tensor, classes: Tensor) -> ItmScores:
-        rows = picture.reshape(-1, *[1] * (classes.ndim - 1))
+    def _select(self, image: Tensor, classes: Tensor) -> ItmScores:
+        rows = image.reshape(-1, *[1] * (classes.ndim - 1))
 
         def chosen(values: Tensor) -> Tensor:
             return torch.where(classes >= 0, values[rows, classes.clamp(min=0)], torch.nan)
@@ -127,14 +127,14 @@ class ItmTargets:
         return ItmScores(*(torch.from_numpy(self.columns.of_classes(field)) for field in fields))
 
 
-def _no_score(picture: str, prompt: str) -> UserError:
-    return UserError(f"itm: {picture} has no score for '{prompt}'; fill the table with hoi-distill run")
+def _no_score(image: str, prompt: str) -> UserError:
+    return UserError(f"itm: {image} has no score for '{prompt}'; fill the table with hoi-distill run")
 
 
 def sentence_mean(log_odds: np.ndarray, rows: np.ndarray) -> npt.NDArray[np.float32]:
-    """Each sentence's mean m over pictures ``rows``: float ``[N, P]`` to float32 ``[P]``, 0 for a sentence without scores.
+    """Each sentence's mean m over images ``rows``: float ``[N, P]`` to float32 ``[P]``, 0 for a sentence without scores.
 
-    Sentences differ in how well they match any picture; without its mean a short or common one wins everywhere (F4).
+    Sentences differ in how well they match any image; without its mean a short or common one wins everywhere (F4).
     """
     values = np.asarray(log_odds[rows], np.float64)
     known = ~np.isnan(values)
@@ -147,8 +147,8 @@ def calibrate(
     """``t = sigmoid((m - b) / tau)`` by maximum likelihood (slope = 1 / tau, bias = -b / tau), each dataset its own.
 
     Args:
-        log_odds: float ``[N, C]`` of labelled training pictures; NaN entries are left out.
-        present: bool ``[N, C]``, classes that the annotations find in the picture.
+        log_odds: float ``[N, C]`` of labelled training images; NaN entries are left out.
+        present: bool ``[N, C]``, classes that the annotations find in the image.
         candidate: bool ``[N, C]``, entries to fit on: for t of matched queries :func:`same_object`, because
             these read scores of annotated objects only; default all, which F7 reads.
         what: begins an error's message.
@@ -161,17 +161,17 @@ def calibrate(
     try:
         return fit_platt(log_odds[chosen], present[chosen])
     except ValueError as error:
-        raise UserError(f"{what}: {error}; label more training pictures") from error
+        raise UserError(f"{what}: {error}; label more training images") from error
 
 
 def same_object(present: np.ndarray, hois: np.ndarray) -> npt.NDArray[np.bool_]:
-    """bool ``[N, C]``: classes of an object that is in an annotated class of the picture. hois: int ``[C, 2]``."""
+    """bool ``[N, C]``: classes of an object that is in an annotated class of the image. hois: int ``[C, 2]``."""
     of_object = (hois[:, 1] == np.arange(hois[:, 1].max(initial=0) + 1)[:, None]).astype(np.float32)
     return (present.astype(np.float32) @ of_object.T > 0) @ of_object > 0
 
 
 def check_orientation(log_odds: np.ndarray, present: np.ndarray, what: str = "itm") -> float:
-    """The mean AUC, within pictures, of annotated against other classes; NaN where none can be compared.
+    """The mean AUC, within images, of annotated against other classes; NaN where none can be compared.
 
     Raises:
         UserError: it is below 0.5, so that annotated sentences match less than others: no-match logits, or z0 and z1
@@ -185,7 +185,7 @@ def check_orientation(log_odds: np.ndarray, present: np.ndarray, what: str = "it
 
 
 def verb_auc(log_odds: np.ndarray, present: np.ndarray, hois: np.ndarray) -> float:
-    """The same between verbs of one object of one picture: the gate before training. Near 0.5 the teacher says which
+    """The same between verbs of one object of one image: the gate before training. Near 0.5 the teacher says which
     objects are there, but nothing about verbs. float ``[N, C]``, bool ``[N, C]``, int ``[C, 2]``; NaN if none compare."""
     rows, classes = np.nonzero(~np.isnan(log_odds))
     group = rows * (hois[:, 1].max(initial=0) + 1) + hois[classes, 1]

@@ -53,7 +53,7 @@ class Costs:
 Family = Literal["F0", "F1", "F1-literal", "F2", "F2n", "F3", "F4", "F7"]
 """F0: Eq. 4 at the argmax, for the record, no gradient. F1: expected cost, corrected; F1-literal: with Eq. 4's costs.
 F2: soft targets. F2n: softer negatives (F2'), no term of its own but a weight in the verb loss. F3: margins. F4: listwise
-KL. F7: pictures as a whole; it stands alone here and can be added to any other for pictures without labels."""
+KL. F7: images as a whole; it stands alone here and can be added to any other for images without labels."""
 
 
 @settings

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig
 from hoi_distill.stages.student.methods.vlm_hoi.criterion import TERMS, Criterion, flat
+from hoi_distill.stages.student.methods.vlm_hoi.image_set import ImageBatch
 from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import (
     MatchedQueries,
     gradient_ratio,
+    image_terms,
     itm_terms,
     negative_weights,
-    picture_terms,
 )
 from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmScores, ItmTargets
 from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig, LossWeights
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Match, Targets, joined
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
-from hoi_distill.stages.student.methods.vlm_hoi.picture_set import ImageBatch
 from hoi_distill.stages.student.training.focal import hard_focal_terms
 from hoi_distill.stages.student.training.processes import ALONE, Processes
 
@@ -61,15 +61,15 @@ def batch_loss(
     processes: Processes = ALONE,
     ratios: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and its terms by name, of this process's pictures.
+    """The loss and its terms by name, of this process's images.
 
     Every term is divided by a count over all processes, so that averaged gradients are those of one whole batch.
 
     Args:
-        output: of the batch's pictures, all layers, float32.
-        batch: the pictures.
+        output: of the batch's images, all layers, float32.
+        batch: the images.
         config: the method's parameters.
-        tables: the classes of the ITM scores on labelled and on other pictures.
+        tables: the classes of the ITM scores on labelled and on other images.
         epoch: epochs done, fractions included.
         processes: the processes that share the global batch.
         ratios: whether to compare the distilled terms' gradients with the verb loss's, at the final layer's verb logits.
@@ -78,8 +78,8 @@ def batch_loss(
     known = MurenOutput(*(each[:, :first] for each in output))
     softer = None
     if batch.labelled is not None and tables[0] is not None:
-        rows, picture = joined(batch.targets)
-        soft = batch.labelled.of_verbs(picture, rows.objects, tables[0].hoi_id).soft
+        rows, image = joined(batch.targets)
+        soft = batch.labelled.of_verbs(image, rows.objects, tables[0].hoi_id).soft
         softer = negative_weights(config.itm, soft, rows.verbs, config.itm.ramp_at(epoch))
     total, terms, matches = Criterion(config.loss, config.costs)(known, batch.targets, processes.mean, softer)
     terms = {f"loss/{name}": terms[name] for name in TERMS}  # of the final layer
@@ -98,7 +98,7 @@ def batch_loss(
         distilled.append(Distilled("itm", value, config.itm.weight_at(epoch)))
     if batch.unlabelled is not None and tables[1] is not None:
         others = MurenOutput(*(each[:, first:] for each in output))
-        value = pictures_term(config.f7, others, batch.unlabelled, tables[1], processes)
+        value = images_term(config.f7, others, batch.unlabelled, tables[1], processes)
         distilled.append(Distilled("f7", value, config.f7.weight_at(epoch)))
     if ratios and distilled:
         verb = config.loss.verb * final_verb_loss(known, batch.targets, matches, config.loss)
@@ -121,29 +121,29 @@ def labelled_term(
     tables: ItmTables,
     processes: Processes,
 ) -> Tensor:
-    """The chosen family on the labelled pictures, summed over the layers that learn, divided by the matched queries."""
+    """The chosen family on the labelled images, summed over the layers that learn, divided by the matched queries."""
     if config.family == "F7":
-        return pictures_term(config, output, scores, tables, processes)
+        return images_term(config, output, scores, tables, processes)
     rows, _ = joined(targets)
-    pictures, queries, row = flat(matches, targets, rows.objects.device)
+    images, queries, row = flat(matches, targets, rows.objects.device)
     value = output.verb_logits.new_zeros(())
     for layer in config.learning_layers(len(matches)):
-        picture, query, own = pictures[layer], queries[layer], row[layer]
-        at = (layer, picture, query)
+        image, query, own = images[layer], queries[layer], row[layer]
+        at = (layer, image, query)
         matched = MatchedQueries(
-            picture, output.verb_logits[at], rows.verbs[own], rows.objects[own], output.object_logits[at]
+            image, output.verb_logits[at], rows.verbs[own], rows.objects[own], output.object_logits[at]
         )
         value = value + itm_terms(config, scores, tables.hoi_id, matched).sum()
     return value / processes.normaliser(torch.tensor(float(queries.shape[1]), device=value.device))
 
 
-def pictures_term(
+def images_term(
     config: ItmConfig, output: MurenOutput, scores: ItmScores, tables: ItmTables, processes: Processes
 ) -> Tensor:
-    """F7, summed over the layers that learn, divided by the expected number of interactions in the pictures."""
+    """F7, summed over the layers that learn, divided by the expected number of interactions in the images."""
     value = output.verb_logits.new_zeros(())
     for layer in config.learning_layers(len(output.verb_logits)):
-        found = picture_terms(
+        found = image_terms(
             output.verb_logits[layer],
             output.object_logits[layer],
             scores.soft,
@@ -158,10 +158,10 @@ def pictures_term(
 def final_verb_loss(
     output: MurenOutput, targets: list[Targets], matches: list[list[Match]], weights: LossWeights
 ) -> Tensor:
-    """The final layer's verb loss of this process's pictures, divided by their own positive labels."""
+    """The final layer's verb loss of this process's images, divided by their own positive labels."""
     rows, _ = joined(targets)
-    pictures, queries, row = flat(matches, targets, rows.objects.device)
+    images, queries, row = flat(matches, targets, rows.objects.device)
     labels = torch.zeros_like(output.verb_logits[-1])
-    labels[pictures[-1], queries[-1]] = rows.verbs[row[-1]]
+    labels[images[-1], queries[-1]] = rows.verbs[row[-1]]
     loss = hard_focal_terms(output.verb_logits[-1], labels, weights.alpha, weights.gamma).sum()
     return loss / labels.sum().clamp(min=1)

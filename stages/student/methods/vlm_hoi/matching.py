@@ -1,6 +1,6 @@
 """Which query answers for which annotated pair: the cheapest assignment (QPIC's costs, Tamura et al. 2021, as CDN has them).
 
-Shape legend: B pictures, T pairs of one picture, R pairs of all pictures together in order, N queries, K objects, V verbs;
+Shape legend: B images, T pairs of one image, R pairs of all images together in order, N queries, K objects, V verbs;
 ``...`` stands for the decoder layers or for nothing.
 """
 
@@ -19,15 +19,15 @@ from hoi_distill.stages.student.methods.vlm_hoi.loss_config import Costs
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
 
 Match = tuple[Tensor, Tensor]
-"""int64 ``[M]`` queries and ``[M]`` targets of one picture, ``M = min(N, T)``, on the CPU."""
+"""int64 ``[M]`` queries and ``[M]`` targets of one image, ``M = min(N, T)``, on the CPU."""
 
 
 @dataclass
 class Targets:
-    """One picture's annotated pairs, one row for each distinct (human box, object box).
+    """One image's annotated pairs, one row for each distinct (human box, object box).
 
     Attributes:
-        human_boxes: float32 ``[T, 4]`` cxcywh in 0..1 of the picture without its padding.
+        human_boxes: float32 ``[T, 4]`` cxcywh in 0..1 of the image without its padding.
         object_boxes: float32 ``[T, 4]`` likewise; all 0 where the object is missing.
         objects: int64 ``[T]``; K where the object is missing.
         verbs: float32 ``[T, V]``, 0 or 1.
@@ -52,26 +52,26 @@ class Targets:
 
 
 def joined(targets: Sequence[Targets]) -> tuple[Targets, Tensor]:
-    """All pictures' pairs in a row, R of them, and int64 ``[R]``, the picture of each."""
+    """All images' pairs in a row, R of them, and int64 ``[R]``, the image of each."""
     rows = Targets(*(torch.cat([getattr(each, field.name) for each in targets]) for field in fields(Targets)))
     counts = torch.tensor([len(each) for each in targets])
     return rows, torch.arange(len(targets)).repeat_interleave(counts).to(rows.objects.device)
 
 
 def matching_costs(output: MurenOutput, targets: Sequence[Targets], costs: Costs) -> Tensor:
-    """float32 ``[..., R, N]``: what it costs that each query of its own picture answers for a pair.
+    """float32 ``[..., R, N]``: what it costs that each query of its own image answers for a pair.
 
     ``object * -p(class) + verb * -(mean p over annotated verbs + mean (1 - p) over others) / 2 + l1 * max(L1_h, L1_o)
     + giou * max(-GIoU_h, -GIoU_o)``. Where the object is missing, L1_o is 0 and -GIoU_o is raised by -GIoU_h.
 
     Args:
         output: of tensors ``[..., B, N, *]``.
-        targets: the pairs of the B pictures.
+        targets: the pairs of the B images.
         costs: what each part counts.
     """
-    rows, picture = joined(targets)
+    rows, image = joined(targets)
     with torch.no_grad(), torch.autocast(rows.verbs.device.type, enabled=False):
-        human, object_, object_logits, verb_logits = (each.float()[..., picture, :, :] for each in output)
+        human, object_, object_logits, verb_logits = (each.float()[..., image, :, :] for each in output)
         classes = rows.objects[:, None, None].expand(*object_logits.shape[:-1], 1)
         cost_object = -object_logits.softmax(-1).gather(-1, classes).squeeze(-1)
         p, y = verb_logits.sigmoid(), rows.verbs.float()
@@ -91,7 +91,7 @@ def matching_costs(output: MurenOutput, targets: Sequence[Targets], costs: Costs
 
 
 def match_layers(output: MurenOutput, targets: Sequence[Targets], costs: Costs | None = None) -> list[list[Match]]:
-    """For each decoder layer of ``output`` (tensors ``[L, B, N, *]``) and each picture the cheapest assignment.
+    """For each decoder layer of ``output`` (tensors ``[L, B, N, *]``) and each image the cheapest assignment.
 
     The costs of all layers leave the device in one copy.
 
@@ -106,7 +106,7 @@ def match_layers(output: MurenOutput, targets: Sequence[Targets], costs: Costs |
 
 
 def match(output: MurenOutput, targets: Sequence[Targets], costs: Costs | None = None) -> list[Match]:
-    """:func:`match_layers` of one layer (tensors ``[B, N, *]``): (queries, targets) of each picture."""
+    """:func:`match_layers` of one layer (tensors ``[B, N, *]``): (queries, targets) of each image."""
     return match_layers(MurenOutput(*(each[None] for each in output)), targets, costs)[0]
 
 

@@ -18,7 +18,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import columns_for
 if TYPE_CHECKING:
     from hoi_distill.stages.data.vocabulary import Vocabulary
 
-TEACHERS = {"itm": "cached image-text-matching scores", "shuffled": "another picture's matching scores (control)"}
+TEACHERS = {"itm": "cached image-text-matching scores", "shuffled": "another image's matching scores (control)"}
 
 
 class VlmHoiMethod(Method[VlmHoiConfig]):
@@ -51,7 +51,7 @@ class VlmHoiMethod(Method[VlmHoiConfig]):
             ("itm", config.itm.weight, labelled),
             ("f7", config.f7.weight, unlabelled if config.unlabelled_per_step else 0),
         )
-        return {f"{key}.weight: {weight:g}": pictures for key, weight, pictures in weights if weight > 0}
+        return {f"{key}.weight: {weight:g}": images for key, weight, images in weights if weight > 0}
 
     @override
     def rehearse(self, config: VlmHoiConfig, vocabulary: Vocabulary) -> None:
@@ -61,12 +61,12 @@ class VlmHoiMethod(Method[VlmHoiConfig]):
 
     @override
     def trained_on(self, config: VlmHoiConfig, labelled: int, unlabelled: int) -> str:
-        words = f"the annotated pairs of {labelled:,} pictures"
+        words = f"the annotated pairs of {labelled:,} images"
         if config.on_labelled:
-            words += f", with family {config.itm.family} of {TEACHERS[config.teacher]} on the same pictures"
+            words += f", with family {config.itm.family} of {TEACHERS[config.teacher]} on the same images"
         if config.on_unlabelled:
-            words += f", and {unlabelled:,} pictures with family F7 of {TEACHERS[config.teacher]} only"
-        return f"{words}. Looks at the pictures themselves"
+            words += f", and {unlabelled:,} images with family F7 of {TEACHERS[config.teacher]} only"
+        return f"{words}. Looks at the images themselves"
 
     @override
     def facts(self, config: VlmHoiConfig) -> tuple[tuple[str, str], ...]:

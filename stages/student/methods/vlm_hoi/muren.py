@@ -3,7 +3,7 @@
 Kim et al., "Relational Context Learning for Human-Object Interaction Detection", CVPR 2023; VLM-HOI (arXiv 2411.18038)
 trains the same network. Names inside the backbone, encoder and decoder layers are those of transformers' DETR.
 
-Shape legend: B pictures, H x W pixels, S = h * w cells of the map, N queries, D width, L decoder layers, K objects, V verbs.
+Shape legend: B images, H x W pixels, S = h * w cells of the map, N queries, D width, L decoder layers, K objects, V verbs.
 """
 
 from __future__ import annotations
@@ -82,17 +82,17 @@ class Muren(nn.Module):
 
     @override
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> MurenOutput:
-        """Of pictures in one frame.
+        """Of images in one frame.
 
         Args:
             pixel_values: float ``[B, 3, H, W]``, normalised as the backbone wants, 0 where padded.
-            pixel_mask: ``[B, H, W]`` bool or 0/1, True in the picture, which begins at the top left corner.
+            pixel_mask: ``[B, H, W]`` bool or 0/1, True in the image, which begins at the top left corner.
         """
         feature_map = self.backbone(pixel_values)
         return self.transform(feature_map, mask_of_map(pixel_mask, feature_map))
 
     def transform(self, feature_map: Tensor, cells: Tensor) -> MurenOutput:
-        """Everything after the backbone: map ``[B, C, h, w]``, bool ``[B, h, w]`` of its cells in the picture."""
+        """Everything after the backbone: map ``[B, C, h, w]``, bool ``[B, h, w]`` of its cells in the image."""
         memory = self.input_projection(feature_map).flatten(2).transpose(1, 2)  # [B, S, D]
         positions = sine_positions(cells, self.config.d_model).to(memory.dtype)
         mask = cells.flatten(1)[:, None, None]  # [B, 1, 1, S]
@@ -101,7 +101,7 @@ class Muren(nn.Module):
         return self.heads(self.decode(memory, mask, positions))
 
     def decode(self, memory: Tensor, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
-        """Each branch's normed tokens after each decoder layer, ``[L, B, N, D]``, of the encoded picture."""
+        """Each branch's normed tokens after each decoder layer, ``[L, B, N, D]``, of the encoded image."""
         queries = {name: self.queries[name].expand(len(memory), -1, -1) for name in BRANCHES}
         tokens = {name: torch.zeros_like(query) for name, query in queries.items()}
         normed: dict[str, list[Tensor]] = {name: [] for name in BRANCHES}

@@ -21,14 +21,14 @@ DECODER = ("transformer.decoder.layers.", "model.decoder.layers.")
 FIRST_ENCODER = (f"{ENCODER[0]}0.", f"{ENCODER[1]}0.")
 FIRST_DECODER = (f"{DECODER[0]}0.", f"{DECODER[1]}0.")
 SHORT = dict(zip(BRANCHES, ("human", "obj", "rel"), strict=True))
-PICTURE = {
+IMAGE = {
     "backbone.0.body.": (detr_names.BODY, detr_names.OWN_BODY, "backbone.model."),
     "input_proj.": ("input_proj.", "model.input_projection.", "input_projection."),
     "transformer.encoder.layers.": (*ENCODER, "encoder.layers."),
 }
 """Beginnings of released names that DETR's have inside: (DETR's original, transformers', ours)."""
 LAYERED = {
-    **PICTURE,
+    **IMAGE,
     **{f"transformer.decoder.layers_{short}.": (*DECODER, f"decoders.{branch}.") for branch, short in SHORT.items()},
     "transformer.decoder.MURE.unary_self.": (*FIRST_ENCODER, "mure.unary."),
     "transformer.decoder.MURE.pairwise_self.": (*FIRST_ENCODER, "mure.pairwise."),
@@ -102,7 +102,7 @@ def from_cdn(weights: Mapping[str, Tensor], decoders: bool, where: str) -> tuple
         decoders: start from them: the first for humans and for objects, with its queries, the second for interactions.
         where: names the file in messages.
     """
-    layered, plain = dict(PICTURE), dict(HEADS)
+    layered, plain = dict(IMAGE), dict(HEADS)
     seconds = ("transformer.interaction_decoder.", "transformer.stage2_decoder.")
     second = next((name for name in seconds if any(key.startswith(name) for key in weights)), None)
     if decoders:

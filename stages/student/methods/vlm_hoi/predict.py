@@ -1,4 +1,4 @@
-"""From a trained network and pictures to scored triplets."""
+"""From a trained network and images to scored triplets."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from hoi_distill.stages.evaluate.metrics.pair_nms import pairwise_nms
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.student.methods.vlm_hoi.augment import test_view
 from hoi_distill.stages.student.methods.vlm_hoi.config import Scoring, TransformConfig
+from hoi_distill.stages.student.methods.vlm_hoi.image_set import in_frame
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
-from hoi_distill.stages.student.methods.vlm_hoi.picture_set import in_frame
 
 WAITING = 8
-"""At most so many batches of pictures wait for others of their size."""
+"""At most so many batches of images wait for others of their size."""
 
 
 @dataclass(frozen=True)
 class ScoredTriplets:
-    """Scored triplets of one picture, D of them.
+    """Scored triplets of one image, D of them.
 
     Attributes:
-        human: float32 ``[D, 4]`` xyxy pixels of the picture, clipped to it unless scored ``as_published``.
+        human: float32 ``[D, 4]`` xyxy pixels of the image, clipped to it unless scored ``as_published``.
         object_: float32 ``[D, 4]`` likewise, all 0 where the object is not there.
         objects: int64 ``[D]``, -1 where the object is not there.
         verbs: int64 ``[D]``.
@@ -55,11 +55,11 @@ def valid_verbs(vocabulary: Vocabulary, missing_object: bool) -> Tensor:
 def triplets(
     output: MurenOutput, size: tuple[int, int], valid: Tensor, scoring: Scoring, objects: int
 ) -> ScoredTriplets:
-    """Score one picture's queries, keep the best, suppress duplicates.
+    """Score one image's queries, keep the best, suppress duplicates.
 
     Args:
-        output: the final layer's, of one picture: ``[N, *]`` tensors on the CPU.
-        size: (width, height) of the picture.
+        output: the final layer's, of one image: ``[N, *]`` tensors on the CPU.
+        size: (width, height) of the image.
         valid: see :func:`valid_verbs`.
         scoring: how triplets are scored and suppressed.
         objects: O, the class of a missing object.
@@ -99,16 +99,16 @@ def of_one_size(
     count: int, read: Callable[[int], np.ndarray], config: TransformConfig, batch: int
 ) -> Iterator[list[tuple[int, tuple[int, int], np.ndarray]]]:
     """Images in groups of one size as the network sees them, so that none is padded: what padding lets into a feature map
-    depends on the pictures beside it.
+    depends on the images beside it.
 
     Yields:
-        lists of at most ``batch`` (row, (width, height) of the picture, uint8 ``[h, w, 3]``).
+        lists of at most ``batch`` (row, (width, height) of the image, uint8 ``[h, w, 3]``).
     """
     waiting: dict[tuple[int, ...], list[tuple[int, tuple[int, int], np.ndarray]]] = {}
     for row in range(count):
-        picture = read(row)
-        whole = (picture.shape[1], picture.shape[0])
-        seen = test_view(config, *whole).of_picture(picture)
+        image = read(row)
+        whole = (image.shape[1], image.shape[0])
+        seen = test_view(config, *whole).of_image(image)
         group = waiting.setdefault(seen.shape, [])
         group.append((row, whole, seen))
         if len(group) == batch:
@@ -123,9 +123,9 @@ class Inference:
     """How images are prepared and scored.
 
     Attributes:
-        pictures: their size and normalisation.
+        images: their size and normalisation.
         scoring: how triplets are scored and suppressed.
-        batch: how many pictures of one size the network sees at once.
+        batch: how many images of one size the network sees at once.
     """
 
     pictures: TransformConfig
@@ -143,14 +143,14 @@ def predicted(
     vocabulary: Vocabulary,
     missing_object: bool,
 ) -> Iterator[tuple[int, ScoredTriplets]]:
-    """(row, its triplets) of every picture, in no particular order; the model is left in evaluation mode."""
-    pictures = inference.pictures
+    """(row, its triplets) of every image, in no particular order; the model is left in evaluation mode."""
+    images = inference.pictures
     device = next(model.parameters()).device
     model.eval()
     valid, objects = valid_verbs(vocabulary, missing_object), len(vocabulary.objects)
-    for group in of_one_size(count, read, pictures, inference.batch):
+    for group in of_one_size(count, read, images, inference.batch):
         height, width = group[0][2].shape[:2]
-        pixels, mask = in_frame([seen for _, _, seen in group], width, height, pictures)
+        pixels, mask = in_frame([seen for _, _, seen in group], width, height, images)
         output = model(pixels.to(device), mask.to(device)).layer(-1)
         output = MurenOutput(*(each.float().cpu() for each in output))
         for place, (row, whole, _) in enumerate(group):
@@ -160,12 +160,12 @@ def predicted(
 def write_triplets(
     path: Path, found: Iterator[tuple[int, ScoredTriplets]], image_ids: Sequence[str], vocabulary: Vocabulary
 ) -> int:
-    """Write the triplets of pictures as a file of detections, in the pictures' order.
+    """Write the triplets of images as a file of detections, in the images' order.
 
     Args:
         path: the file.
-        found: row and triplets of each picture, in any order.
-        image_ids: names of all pictures.
+        found: row and triplets of each image, in any order.
+        image_ids: names of all images.
         vocabulary: names the interactions of verb and object.
 
     Returns:

@@ -1,6 +1,6 @@
 """MURE, the multiplex relation embedding module, and attentive fusion (Kim et al., CVPR 2023, sections 3.3 and 3.4).
 
-Shape legend: B pictures, N queries of each branch, S cells of the map, D width. The three tokens h, o, r (human, object,
+Shape legend: B images, N queries of each branch, S cells of the map, D width. The three tokens h, o, r (human, object,
 interaction) of one query index describe one HOI.
 """
 
@@ -24,7 +24,7 @@ def mixer(inputs: int, width: int) -> nn.Sequential:
 
 
 class MultiplexRelation(nn.Module):
-    """The context of each HOI from its tokens by themselves (unary), by two (pairwise), all three (ternary) and the picture.
+    """The context of each HOI from its tokens by themselves (unary), by two (pairwise), all three (ternary) and the image.
 
     One instance serves all decoder layers.
     """
@@ -46,8 +46,8 @@ class MultiplexRelation(nn.Module):
 
         Args:
             tokens: h, o and r.
-            memory: float ``[B, S, D]``, the encoded picture.
-            mask: bool ``[B, 1, 1, S]``, cells that lie in the picture.
+            memory: float ``[B, S, D]``, the encoded image.
+            mask: bool ``[B, 1, 1, S]``, cells that lie in the image.
             positions: float ``[B, S, D]``, encodings of the cells.
         """
         shape = tokens[0].shape

@@ -57,7 +57,7 @@ class VlmHoiStudent(Student):
         device: str | None = None,
     ) -> Path:
         if test.read is None:
-            raise UserError("vlm_hoi: needs the pictures themselves")
+            raise UserError("vlm_hoi: needs the images themselves")
         self.model.to(device or best_device())
         path = run_dir / "detections.parquet"
         found = predicted(
@@ -69,7 +69,7 @@ class VlmHoiStudent(Student):
             missing_object=self.model.config.missing_object,
         )
         count = write_triplets(path, found, test.image_ids, self.vocabulary)
-        report(f"predicted {count} triplets in {len(test.image_ids)} pictures")
+        report(f"predicted {count} triplets in {len(test.image_ids)} images")
         return path
 
 

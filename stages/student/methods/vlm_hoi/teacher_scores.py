@@ -1,4 +1,4 @@
-"""Before the first step: the teacher's scores at hand, calibrated on the labelled pictures."""
+"""Before the first step: the teacher's scores at hand, calibrated on the labelled images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hoi_distill.stages.student.calibration import shuffled_pictures
+from hoi_distill.stages.student.calibration import shuffled_images
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.files import kept_array
 from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig, has_missing_objects
@@ -79,20 +79,20 @@ def _targets(
     platt = calibrate(classes, present, candidate)
     auc = verb_auc(classes, present, columns.hois)
     lines.append(
-        f"itm on {which} pictures: t = sigmoid({platt.slope:.3f} m {platt.bias:+.3f}); "
+        f"itm on {which} images: t = sigmoid({platt.slope:.3f} m {platt.bias:+.3f}); "
         f"AUC of annotated verbs among those of the same object {auc:.3f}"
     )
     source = None
     if config.teacher == "shuffled":
         source = np.arange(len(log_odds))
-        source[distilled] = shuffled_pictures(np.flatnonzero(distilled), config.seed)
+        source[distilled] = shuffled_images(np.flatnonzero(distilled), config.seed)
     names = [str(name) for name in data.annotations.image_id[data.image]]
     # The stream refuses cells that should be there and are not: what is NaN here was not to be asked (top-k tables).
     return ItmTargets(columns, log_odds, platt, sentence_mean(log_odds, rows), names, source, strict=False)
 
 
 def match_table(path: Path, data: TrainingSet, columns: ItmColumns) -> np.ndarray:
-    """Match log-odds of every row and sentence, float32 ``[N, P]`` in ``path`` (npy), memory-mapped; NaN where the picture
+    """Match log-odds of every row and sentence, float32 ``[N, P]`` in ``path`` (npy), memory-mapped; NaN where the image
     was not to be asked or is a recorded failure."""
 
     def fill(table: np.ndarray) -> None:

@@ -21,10 +21,10 @@ from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.method import NOTHING, Extras
 from hoi_distill.stages.student.methods.vlm_hoi.config import BOOKKEEPING, VlmHoiConfig, network_config, starting_place
+from hoi_distill.stages.student.methods.vlm_hoi.image_set import ImageBatch, StepBatches
 from hoi_distill.stages.student.methods.vlm_hoi.initial_weights import LoadReport, initialise
 from hoi_distill.stages.student.methods.vlm_hoi.losses import ItmTables, batch_loss
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren, MurenOutput
-from hoi_distill.stages.student.methods.vlm_hoi.picture_set import ImageBatch, StepBatches
 from hoi_distill.stages.student.methods.vlm_hoi.student import VlmHoiStudent
 from hoi_distill.stages.student.methods.vlm_hoi.teacher_scores import ItmSupervision, itm_supervision
 from hoi_distill.stages.student.training.components import Ema, FiniteCheck, named_images
@@ -178,4 +178,4 @@ def describe_batch(data: TrainingSet, _network: nn.Module, batch: ImageBatch) ->
     """The images of a batch whose pixels are not finite; all of them if there are none."""
     broken = (~torch.isfinite(batch.pixels).flatten(1).all(1)).nonzero().flatten().tolist()
     rows = [int(batch.rows[place]) for place in broken or range(len(batch.rows))]
-    return named_images("broken pictures" if broken else "pictures", rows, data)
+    return named_images("broken images" if broken else "pictures", rows, data)

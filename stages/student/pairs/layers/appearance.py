@@ -24,10 +24,10 @@ class RegionPool(nn.Module):
         self.project = nn.Linear(channels * roi_size**2, width)
 
     @override
-    def forward(self, maps: Tensor, size: Tensor, picture: Tensor, boxes: Tensor) -> Tensor:
+    def forward(self, maps: Tensor, size: Tensor, image: Tensor, boxes: Tensor) -> Tensor:
         h, w = maps.shape[-2:]
-        cells = boxes / size[picture].repeat(1, 2) * boxes.new_tensor((w, h, w, h))
-        regions = torch.cat((picture[:, None].to(cells.dtype), cells), 1)
+        cells = boxes / size[image].repeat(1, 2) * boxes.new_tensor((w, h, w, h))
+        regions = torch.cat((image[:, None].to(cells.dtype), cells), 1)
         return self.project(roi_align(maps, regions, self.roi_size, sampling_ratio=2).flatten(1))
 
 
@@ -42,7 +42,7 @@ class UnaryEncoder(nn.Module):
 
     @override
     def forward(self, maps: Tensor, regions: Regions) -> Tensor:
-        appearance = self.pool(maps, regions.size, regions.picture, regions.boxes)
+        appearance = self.pool(maps, regions.size, regions.image, regions.boxes)
         return F.relu(self.norm(appearance + self.label(regions.labels)))
 
 
@@ -50,7 +50,7 @@ def spatial_encoding(regions: Regions) -> Tensor:
     """UPT's spatial encoding of each pair's boxes, float ``[P, 36]``, clamped to [-6, 6]: log(0 + 1e-10) is -23 and thin
     boxes give ratios in the hundreds, which destabilises training."""
     human, object_ = regions.boxes[regions.pairs].unbind(1)
-    return pair_geometry(human, object_, regions.size[regions.pair_picture]).clamp(-6, 6)
+    return pair_geometry(human, object_, regions.size[regions.pair_image]).clamp(-6, 6)
 
 
 def geometry_network(width: int) -> nn.Sequential:

@@ -21,14 +21,14 @@ class Padding:
             softmax over nothing is not finite.
     """
 
-    def __init__(self, picture: Tensor, pictures: int) -> None:
-        """``picture``: int64 ``[N]``, rising; ``pictures``: B."""
-        counts = torch.bincount(picture, minlength=pictures)
-        self.shape = (pictures, max(int(counts.max()), 1))
+    def __init__(self, image: Tensor, images: int) -> None:
+        """``image``: int64 ``[N]``, rising; ``images``: B."""
+        counts = torch.bincount(image, minlength=images)
+        self.shape = (images, max(int(counts.max()), 1))
         first = counts.cumsum(0) - counts
-        place = torch.arange(len(picture), device=picture.device) - first[picture]
-        self.slot = picture * self.shape[1] + place
-        places = torch.arange(self.shape[1], device=picture.device)
+        place = torch.arange(len(image), device=image.device) - first[image]
+        self.slot = image * self.shape[1] + place
+        places = torch.arange(self.shape[1], device=image.device)
         self.mask = (places < counts.clamp(min=1)[:, None])[:, None, None]
 
     def pad(self, rows: Tensor) -> Tensor:

@@ -26,11 +26,11 @@ def sine_encoding(scalars: Tensor, channels: int) -> Tensor:
 
 
 def unit_boxes(boxes: Tensor, size: Tensor) -> Tensor:
-    """Boxes in units of their picture, inside it and with sides of at least one pixel.
+    """Boxes in units of their image, inside it and with sides of at least one pixel.
 
     Args:
         boxes: float ``[N, 4]`` xyxy pixels.
-        size: float ``[N, 2]`` (width, height) of each one's picture.
+        size: float ``[N, 2]`` (width, height) of each one's image.
 
     Returns:
         float32 ``[N, 4]`` (centre y, centre x, height, width).

@@ -28,7 +28,7 @@ class KdConfig:
     logit_form: Literal["bernoulli", "softmax"] = "bernoulli"
     """Each class by itself, as a pair may show several; or the distribution over the classes that the pair allows."""
     unlabelled: bool = False
-    """Distil on pictures without annotations too."""
+    """Distil on images without annotations too."""
 
     def __post_init__(self) -> None:
         if self.reads_pairs and not self.pairs:

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from hoi_distill.stages.student.data import TrainingSet
-from hoi_distill.stages.student.pairs.instances import Picture
+from hoi_distill.stages.student.pairs.instances import ImageInstances
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.supervision.config import KdConfig
 from hoi_distill.stages.student.pairs.supervision.dense_distillation_losses import TeacherOutputs, distillation_losses
@@ -122,8 +122,8 @@ def read_teacher_outputs(
     Raises:
         UserError: the teacher's instances are other boxes or in another order, or it knows other interactions.
     """
-    pictures, regions = images.pictures, images.regions
-    has = np.ones(len(pictures), bool)
+    images, regions = images.pictures, images.regions
+    has = np.ones(len(images), bool)
     for cells in (pairs, maps):
         if cells is not None:
             has &= [cell is not None for cell in cells]
@@ -131,21 +131,21 @@ def read_teacher_outputs(
     if pairs is not None:
         known = [cell if answered else None for cell, answered in zip(pairs, has.tolist(), strict=True)]
         candidates = candidates_of(regions, valid)
-        counts = torch.bincount(candidates.image, minlength=len(pictures)).tolist()
-        for cell, picture, count, name in zip(known, pictures, counts, names, strict=True):
+        counts = torch.bincount(candidates.image, minlength=len(images)).tolist()
+        for cell, image, count, name in zip(known, images, counts, names, strict=True):
             if cell is not None:
-                _refuse_other(cell, picture, count, name, tables)
+                _refuse_other(cell, image, count, name, tables)
         logits = [
             np.zeros(n, np.float16) if cell is None else cell["entries"] for cell, n in zip(known, counts, strict=True)
         ]
         outputs.logits = torch.from_numpy(np.concatenate(logits))[seen[candidates.hoi]]
         outputs.unary = _queries(
             [None if c is None else (c["unary"], c["unary_layers"], c["unary_width"]) for c in known],
-            [len(picture.labels) for picture in pictures],
+            [len(image.labels) for image in images],
         )
         outputs.pairs = _queries(
             [None if c is None else (c["pairs"], c["pairs_layers"], c["pairs_width"]) for c in known],
-            [len(picture.pairs) for picture in pictures],
+            [len(image.pairs) for image in images],
         )
     if maps is not None:
         like = next((value for value in maps if value is not None), np.zeros((1, 1, 1), np.float16))
@@ -155,19 +155,19 @@ def read_teacher_outputs(
 
 
 def _refuse_other(
-    cell: PairTeacherCell, picture: Picture, candidate_count: int, name: str, tables: tuple[str, str]
+    cell: PairTeacherCell, image: ImageInstances, candidate_count: int, name: str, tables: tuple[str, str]
 ) -> None:
     """Raises UserError unless a teacher's cell is of just these instances in just this order."""
-    same = cell["humans"] == picture.humans and np.array_equal(cell["labels"], picture.labels)
-    if not (same and np.array_equal(cell["boxes"], picture.boxes)):
+    same = cell["humans"] == image.humans and np.array_equal(cell["labels"], image.labels)
+    if not (same and np.array_equal(cell["boxes"], image.boxes)):
         raise UserError(
-            f"picture {name}: the boxes in table {tables[0]} are not those that the student takes from table {tables[1]}, or "
+            f"image {name}: the boxes in table {tables[0]} are not those that the student takes from table {tables[1]}, or "
             "stand in another order; give teacher and student the same detections, score_threshold, min_instances, "
             "max_instances and nms_iou"
         )
     if len(cell["entries"]) != candidate_count:
         raise UserError(
-            f"picture {name}: table {tables[0]} holds {len(cell['entries'])} logits where the boxes of table {tables[1]} "
+            f"image {name}: table {tables[0]} holds {len(cell['entries'])} logits where the boxes of table {tables[1]} "
             f"allow {candidate_count}; give teacher and student the same vocabulary and any_object"
         )
 

@@ -114,7 +114,7 @@ def _query(
     assert teacher.pairs is not None
     assert output.unary is not None, "the network has no tokens of instances"
     assert output.pairs is not None, "the network has no tokens of pairs"
-    instances, pairs = teacher.has[regions.picture], teacher.has[regions.pair_picture]
+    instances, pairs = teacher.has[regions.image], teacher.has[regions.pair_image]
     encoder = _tokens(output.unary[:, instances], teacher.unary[:, instances], temperature, processes)
     return encoder + _tokens(output.pairs[:, pairs], teacher.pairs[:, pairs], temperature, processes)
 

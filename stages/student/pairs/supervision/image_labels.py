@@ -111,7 +111,7 @@ def copied(regions: Regions, kind: Tensor) -> Tensor:
         float32 ``[P, H]``; NaN where ignored.
     """
     known = kind.float().masked_fill(kind == IGNORED, torch.nan)
-    return known[regions.pair_picture]
+    return known[regions.pair_image]
 
 
 class ImageLabelTerm(Term):

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from hoi_distill.stages.student.calibration import Platt, fit_platt, match_log_odds, shuffled_pictures
+from hoi_distill.stages.student.calibration import Platt, fit_platt, match_log_odds, shuffled_images
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.files import kept_array
-from hoi_distill.stages.student.pairs.instances import PictureTable
+from hoi_distill.stages.student.pairs.instances import ImageTable
 from hoi_distill.stages.student.pairs.terms import BatchImages, Predictions, Term, WeightedLoss
 from hoi_distill.stages.student.source import in_order, stacked
 from hoi_distill.storage.errors import UserError
@@ -107,42 +107,42 @@ class SoftLabels:
 
 
 def itm_soft_labels(
-    path: Path, data: TrainingSet, pictures: PictureTable, distilled: np.ndarray, *, shuffle_seed: int | None = None
+    path: Path, data: TrainingSet, images: ImageTable, distilled: np.ndarray, *, shuffle_seed: int | None = None
 ) -> SoftLabels:
     """Soft labels of the ``itm`` table: calibrated probabilities of image-text matching.
 
     Args:
         path: keeps the log-odds (npy), which are read from the table once.
         data: the training set.
-        pictures: the instances and pairs of all images.
+        images: the instances and pairs of all images.
         distilled: bool ``[N]``, the rows that have soft labels.
         shuffle_seed: each of these rows gets another one's values (a control); None: its own.
 
     Raises:
         UserError: no labelled image has a pair, so that nothing can be calibrated.
     """
-    log_odds, source = _match_log_odds(path, data), np.arange(len(pictures))
+    log_odds, source = _match_log_odds(path, data), np.arange(len(images))
     if shuffle_seed is not None:
         rows = np.flatnonzero(distilled)
-        source[rows] = shuffled_pictures(rows, shuffle_seed)
-    return SoftLabels(log_odds, source, distilled, calibrate(log_odds, data, pictures))
+        source[rows] = shuffled_images(rows, shuffle_seed)
+    return SoftLabels(log_odds, source, distilled, calibrate(log_odds, data, images))
 
 
-def calibrate(log_odds: np.ndarray, data: TrainingSet, pictures: PictureTable) -> Platt:
+def calibrate(log_odds: np.ndarray, data: TrainingSet, images: ImageTable) -> Platt:
     """Platt scaling on the labelled images, over the interactions that their pairs allow and that were asked for.
 
     Args:
         log_odds: float ``[N, H]``, NaN where the teacher was not asked.
         data: the training set.
-        pictures: the instances and pairs of all images.
+        images: the instances and pairs of all images.
 
     Raises:
         UserError: no labelled image has a pair.
     """
-    rows = np.flatnonzero(data.labelled & pictures.usable())
+    rows = np.flatnonzero(data.labelled & images.usable())
     if len(rows) == 0:
-        raise UserError("labelled: calibrating soft labels needs at least one labelled picture with a pair")
-    candidate = pictures.shown_objects(len(data.vocabulary.objects))[rows] @ data.valid()
+        raise UserError("labelled: calibrating soft labels needs at least one labelled image with a pair")
+    candidate = images.shown_objects(len(data.vocabulary.objects))[rows] @ data.valid()
     values = np.asarray(log_odds[rows])
     candidate &= np.isfinite(values)
     present = np.stack([data.present(row) for row in rows.tolist()])

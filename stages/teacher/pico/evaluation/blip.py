@@ -105,7 +105,7 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def swap_accuracy(scores: np.ndarray, truth: np.ndarray, facts: Sequence[captions.Fact]) -> dict[str, float]:
-    """True facts against false ones that differ in the verb alone, in the same picture.
+    """True facts against false ones that differ in the verb alone, in the same image.
 
     ``pairwise``: share of such pairs where the true one scores higher. ``balanced``: mean of the shares of true facts
     above zero and of those false ones below zero.
@@ -179,7 +179,7 @@ def yes_no_accuracy(
     every: np.ndarray,
     grammar: Grammar,
 ) -> dict[str, float]:
-    """One true question a picture, and one with a verb that does not hold for that object (another object if none)."""
+    """One true question an image, and one with a verb that does not hold for that object (another object if none)."""
     rng = np.random.default_rng(0)
     interacting = np.array([verb != NO_INTERACTION for verb, _ in grammar.facts])
     objects = np.array([obj for _, obj in grammar.facts])

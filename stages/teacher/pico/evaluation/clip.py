@@ -1,7 +1,7 @@
 """Measures the pico CLIP on unseen scenes: ``python -m hoi_distill.stages.teacher.pico.evaluation.clip`` writes
 ``clip/heldout.json``.
 
-Zero-shot: the cosine of a picture and each prompt. Linear probe: one logistic regression a fact upon the patch tokens
+Zero-shot: the cosine of an image and each prompt. Linear probe: one logistic regression a fact upon the patch tokens
 (mean and maximum over the 8 x 8 cells), learnt on scenes of its own; the same upon an untrained tower, and the share of true
 labels, which is what ranking at random gets.
 """

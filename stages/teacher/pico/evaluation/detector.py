@@ -1,4 +1,4 @@
-"""Measures the pico detector on a world's test pictures: ``python -m hoi_distill.stages.teacher.pico.evaluation.detector`` writes
+"""Measures the pico detector on a world's test images: ``python -m hoi_distill.stages.teacher.pico.evaluation.detector`` writes
 ``detector/heldout.json``.
 
 COCO's protocol: average precision over 101 recall levels, each detection by falling score taking the free truth of its
@@ -35,11 +35,11 @@ RECALLS = np.linspace(0, 1, 101) - 1e-12
 """COCO's recall levels; a recall that is a level but for rounding has reached it."""
 
 Boxes = dict[str, np.ndarray]
-"""Of one picture: boxes ``[K, 4]`` xyxy, labels ``[K]``, and scores ``[K]`` where they were detected."""
+"""Of one image: boxes ``[K, 4]`` xyxy, labels ``[K]``, and scores ``[K]`` where they were detected."""
 
 
 def held_out(count: int, world: int = 0) -> Iterator[tuple[Image.Image, Boxes]]:
-    """The first test pictures of a world as they lie on disk (JPEG), with all their boxes in whole pixels."""
+    """The first test images of a world as they lie on disk (JPEG), with all their boxes in whole pixels."""
     for index in range(count):
         scene = render_scene(scene_seed(world, "test", index), temper=TEMPER["test"])
         encoded = io.BytesIO()
@@ -48,11 +48,11 @@ def held_out(count: int, world: int = 0) -> Iterator[tuple[Image.Image, Boxes]]:
         yield decode(encoded.getvalue()), {"boxes": whole, "labels": scene.objects}
 
 
-def detect(detector: Detector, pictures: Sequence[Image.Image]) -> list[Boxes]:
-    """Every picture's cell, by an opened detector."""
+def detect(detector: Detector, images: Sequence[Image.Image]) -> list[Boxes]:
+    """Every image's cell, by an opened detector."""
     found = []
-    for start in range(0, len(pictures), detector.batch_size):
-        part = pictures[start : start + detector.batch_size]
+    for start in range(0, len(images), detector.batch_size):
+        part = images[start : start + detector.batch_size]
         rows = np.zeros(len(part), "V16")
         cells = detector.compute(Batch(rows, [""] * len(part), len(part), part), ("value",), {})["value"]
         found += [
@@ -90,13 +90,13 @@ def _matched(boxes: np.ndarray, truth: np.ndarray, threshold: float) -> np.ndarr
 
 
 def measure(folder: Path, count: int) -> dict[str, object]:
-    """Figures and speed (one thread, preprocessing included, decoding not) on the first ``count`` test pictures."""
-    pictures, truths = (list(part) for part in zip(*held_out(count), strict=True))
+    """Figures and speed (one thread, preprocessing included, decoding not) on the first ``count`` test images."""
+    images, truths = (list(part) for part in zip(*held_out(count), strict=True))
     detector = Detector(Detector.Config(checkpoint=Checkpoint.find(folder), batch_size=32))
     detector.open("cpu", {})
-    detect(detector, pictures[:32])
+    detect(detector, images[:32])
     begun = time.process_time()
-    found = detect(detector, pictures)
+    found = detect(detector, images)
     seconds = time.process_time() - begun
     at = {threshold: average_precision(found, truths, threshold) for threshold in THRESHOLDS}
     means = {threshold: float(np.mean(list(figures.values()))) for threshold, figures in at.items()}

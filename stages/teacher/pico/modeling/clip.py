@@ -28,7 +28,7 @@ class PicoClipConfig(CLIPConfig):
 
 
 class PicoClipModel(CLIPModel):
-    """Pictures and texts in one space of ``config.projection_dim``."""
+    """Images and texts in one space of ``config.projection_dim``."""
 
     config: PicoClipConfig
     config_class = PicoClipConfig

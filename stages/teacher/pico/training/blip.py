@@ -1,7 +1,7 @@
-"""Trains the pico teacher on captioned pictures: ``python -m hoi_distill.stages.teacher.pico.training.blip --out DIR``.
+"""Trains the pico teacher on captioned images: ``python -m hoi_distill.stages.teacher.pico.training.blip --out DIR``.
 
 Phase A, the stem: convolutions and a tag head (verbs, objects and facts named in the caption), pooled over the grid by
-log-sum-exp, first on plain pictures, then on scenes. Phase B, jointly: image-text matching with hard negatives, the
+log-sum-exp, first on plain images, then on scenes. Phase B, jointly: image-text matching with hard negatives, the
 language model (captions, lists, yes/no), image-text contrast, and the tags again. Lengths are counted in steps, not
 seconds: the same command gives the same weights on the same machine with one thread.
 """
@@ -122,7 +122,7 @@ def joint_losses(
     recipe: BlipRecipe,
     rng: np.random.Generator,
 ) -> dict[str, Tensor]:
-    """The five losses of phase B on the pictures of ``index``, int64 ``[B]``."""
+    """The five losses of phase B on the images of ``index``, int64 ``[B]``."""
     itm, captioner = teacher.itm, teacher.captioner
     embeddings = itm.vision_model.embeddings
     every = torch.from_numpy(data.every[index]).float()

@@ -1,10 +1,10 @@
 """Trains the second pico teacher, a CLIP, on captioned pictures:
 ``python -m hoi_distill.stages.teacher.pico.training.clip --out DIR``.
 
-Its supervision is the first teacher's: sentences of pictures, never a box. First the stem learns, with a head that
-tags the verbs, objects and facts that the caption names; then both towers learn to agree: every picture with its own
+Its supervision is the first teacher's: sentences of images, never a box. First the stem learns, with a head that
+tags the verbs, objects and facts that the caption names; then both towers learn to agree: every image with its own
 caption against the batch's others (CLIP's loss), and with the prompt of each fact (a sigmoid a pair, as in SigLIP:
-several prompts hold of one picture). Lengths are counted in steps: one thread gives the same weights on the same machine.
+several prompts hold of one image). Lengths are counted in steps: one thread gives the same weights on the same machine.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ClipRecipe:
 
 
 class Lessons:
-    """One corpus part: pictures, the facts of their captions (bool ``[N, H]``) and the tokenized captions."""
+    """One corpus part: images, the facts of their captions (bool ``[N, H]``) and the tokenized captions."""
 
     def __init__(self, part: corpus.CorpusPart, grammar: Grammar, tokenizer: BertTokenizer, longest: int) -> None:
         loaded = corpus.load(part)

@@ -1,7 +1,7 @@
-"""The teacher's corpus: pictures with captions, rendered once into a folder outside git.
+"""The teacher's corpus: images with captions, rendered once into a folder outside git.
 
 Its seeds start at 1,000,000,000, far above the students' worlds (which count from 0), so that no student ever meets a
-picture its teacher was trained on. Only pictures and sentences are kept: a scene's boxes end here.
+image its teacher was trained on. Only images and sentences are kept: a scene's boxes end here.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PLAIN = CorpusPart("plain", 1_000_000_000, 16_000, (0.2,), people=(1, 1), plain=
 SCENES = CorpusPart("scenes", 1_100_000_000, 48_000, (0.2, 0.35))
 LONG_TAILED_PLAIN = CorpusPart("plain", 1_350_000_000, 16_000, (1.0,), people=(1, 1), plain=True)
 LONG_TAILED_SCENES = CorpusPart("scenes", 1_300_000_000, 48_000, (1.0,))
-"""For the ablation: captions as long-tailed as the students' own pictures, and no others."""
+"""For the ablation: captions as long-tailed as the students' own images, and no others."""
 TRAINED = (PLAIN, SCENES, LONG_TAILED_PLAIN, LONG_TAILED_SCENES)
 """All that some shipped pico BLIP was trained on."""
 HELD_OUT = CorpusPart("heldout", 1_200_000_000, 1_000, (0.35,))
@@ -54,7 +54,7 @@ HELD_OUT = CorpusPart("heldout", 1_200_000_000, 1_000, (0.35,))
 
 @dataclass(frozen=True)
 class Corpus:
-    """Pictures ``uint8 [N, 128, 128, 3]`` (memory-mapped) and two sentences each: the caption and the co-labels'."""
+    """Images ``uint8 [N, 128, 128, 3]`` (memory-mapped) and two sentences each: the caption and the co-labels'."""
 
     pixels: np.ndarray
     captions: list[str]
@@ -80,7 +80,7 @@ def load(part: CorpusPart, folder: Path = FOLDER) -> Corpus:
 
 
 def _render(part: CorpusPart, pixels: Path, sentences: Path) -> None:
-    """Writes the pictures, then (atomically, as the mark of completion) the sentences."""
+    """Writes the images, then (atomically, as the mark of completion) the sentences."""
     pixels.parent.mkdir(parents=True, exist_ok=True)
     images = np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=(part.count, SIZE, SIZE, 3))
     unfinished = sentences.with_suffix(f".{os.getpid()}.tmp")

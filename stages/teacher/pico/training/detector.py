@@ -1,7 +1,7 @@
 """Trains the pico detector on boxes: ``python -m hoi_distill.stages.teacher.pico.training.detector --out DIR``.
 
 An RT-DETR (Zhao et al. 2024) of transformers' own class, small enough to learn on one CPU thread. The stock loss alone
-starves it: 25 queries a picture get a gradient, and early on none of them lies on anything. So it starts *dense*: every
+starves it: 25 queries an image get a gradient, and early on none of them lies on anything. So it starts *dense*: every
 cell of the encoder's maps is trained through the class's own encoder heads, several cells a box, without decoder or
 Hungarian matching; then the stock loss takes over while the dense one fades. Lengths are counted in steps, not seconds:
 the same command gives the same weights on the same machine with one thread.
@@ -101,7 +101,7 @@ def scenes(
     batch: int, rng: np.random.Generator, seed: int = FIRST_SEED
 ) -> Iterator[tuple[Tensor, list[dict[str, Tensor]]]]:
     """Endless batches of new scenes from ``seed`` on, half of them mirrored: float ``[B, 3, 128, 128]`` in [0, 1],
-    channels last, and for each picture ``{class_labels int64 [n], boxes float [n, 4]}``, cxcywh as fractions of the picture."""
+    channels last, and for each image ``{class_labels int64 [n], boxes float [n, 4]}``, cxcywh as fractions of the image."""
     label_of = np.full(len(COCO_OBJECTS), -1)
     label_of[list(LABELS)] = np.arange(len(LABELS))
     while True:

@@ -1,4 +1,4 @@
-"""What each picture of the corpus is shown and asked while the teacher learns."""
+"""What each image of the corpus is shown and asked while the teacher learns."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def batches(count: int, size: int, rng: np.random.Generator) -> Iterator[np.ndar
 
 
 class Sampler:
-    """Chooses what each picture is asked."""
+    """Chooses what each image is asked."""
 
     def __init__(self, grammar: Grammar, texts: TokenizedSentences) -> None:
         facts = grammar.facts
@@ -102,7 +102,7 @@ class Sampler:
         return int(rng.choice(np.flatnonzero(~true)))
 
     def prompts(self, every: np.ndarray, count: int, rng: np.random.Generator) -> tuple[Packed, Tensor]:
-        """``count`` ITM prompts a picture, at most three of them true; labels int64 ``[B * count]``."""
+        """``count`` ITM prompts an image, at most three of them true; labels int64 ``[B * count]``."""
         rows, labels = [], []
         for true in every:
             positives = rng.permutation(np.flatnonzero(true))[:3]

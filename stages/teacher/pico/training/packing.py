@@ -1,7 +1,7 @@
-"""Many short texts about one picture in one sequence.
+"""Many short texts about one image in one sequence.
 
 A block-diagonal mask keeps the texts apart and positions restart with each, so the answers equal the stock forward of
-one text at a time (to rounding) while the picture's states are projected once.
+one text at a time (to rounding) while the image's states are projected once.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _CLOSED = -1e4  # additive; far below any logit, representable in bf16
 
 @dataclass(frozen=True)
 class Packed:
-    """Texts of B pictures.
+    """Texts of B images.
 
     Attributes:
         ids: int64 ``[B, L]`` tokens.
         positions: int64 ``[B, L]`` within each text, from 0.
         segments: int64 ``[B, L]`` number of the text, from 1; 0 is padding.
-        starts: int64 ``[T]``, each text's first token in the flattened ``[B * L]``, picture after picture.
+        starts: int64 ``[T]``, each text's first token in the flattened ``[B * L]``, image after image.
     """
 
     ids: Tensor

@@ -12,7 +12,7 @@ from hoi_distill.stages.teacher.pico.training.captions import Grammar
 
 
 class TagLearner(nn.Module, ABC):
-    """A network whose stem also tells what is in the picture, for as long as it trains.
+    """A network whose stem also tells what is in the image, for as long as it trains.
 
     Attributes:
         membership: float ``[H, T]``, see :func:`tag_membership`.
@@ -22,7 +22,7 @@ class TagLearner(nn.Module, ABC):
     @property
     @abstractmethod
     def stem(self) -> nn.Module:
-        """The convolutions: pictures to cells, float ``[B, C, h, w]``."""
+        """The convolutions: images to cells, float ``[B, C, h, w]``."""
 
     def add_tags(self, width: int, grammar: Grammar) -> None:
         """Initialise the tags, for a stem of ``width`` channels, and the stem itself."""
@@ -34,7 +34,7 @@ class TagLearner(nn.Module, ABC):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def tag_loss(self, cells: Tensor, facts: Tensor) -> Tensor:
-        """The binary cross-entropy of all tags, summed over a picture's tags.
+        """The binary cross-entropy of all tags, summed over an image's tags.
 
         Args:
             cells: float ``[B, C, h, w]`` of the stem.

@@ -15,7 +15,7 @@ from hoi_distill.stages.student.pairs.candidates import (
     pair_geometry,
     pair_prior,
 )
-from hoi_distill.stages.student.pairs.instances import picture_of
+from hoi_distill.stages.student.pairs.instances import image_of
 
 
 def spread(count: int) -> np.ndarray:
@@ -86,7 +86,7 @@ def test_association_needs_both_boxes_and_gives_every_class():
     assert associate(nothing, nothing, true_human, true_thing, np.array([4, 5, 7])).shape == (0, 2)
 
 
-def test_detections_of_a_picture_come_out_humans_first_and_inside():
+def test_detections_of_a_image_come_out_humans_first_and_inside():
     cell = {
         "boxes": [[-5, 0, 20, 30], [10, 10, 90, 40]],
         "scores": [0.6, 0.9],
@@ -94,8 +94,8 @@ def test_detections_of_a_picture_come_out_humans_first_and_inside():
         "width": 64,
         "height": 48,
     }
-    picture = picture_of(cell, PairClassifierConfig())
-    assert picture.humans == 1
-    assert picture.boxes.tolist() == [[0, 0, 20, 30], [10, 10, 64, 40]]
-    assert picture.pairs.tolist() == [[0, 1]]
-    assert math.isclose(picture.scores[0], 0.6, rel_tol=1e-6)
+    image = image_of(cell, PairClassifierConfig())
+    assert image.humans == 1
+    assert image.boxes.tolist() == [[0, 0, 20, 30], [10, 10, 64, 40]]
+    assert image.pairs.tolist() == [[0, 1]]
+    assert math.isclose(image.scores[0], 0.6, rel_tol=1e-6)

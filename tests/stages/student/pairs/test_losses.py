@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hoi_distill.stages.student.calibration import fit_platt, match_log_odds, shuffled_pictures
+from hoi_distill.stages.student.calibration import fit_platt, match_log_odds, shuffled_images
 from hoi_distill.stages.student.pairs.losses import final_logit
 from hoi_distill.stages.student.pairs.supervision.soft_labels import image_terms
 from hoi_distill.stages.student.training.focal import upt_focal_terms
@@ -39,7 +39,7 @@ def test_image_loss_is_the_pair_loss_against_each_pairs_share():
     group, soft = torch.tensor([0, 0, 1, 0]), torch.tensor([0.7, 0.2])
     image_terms(logit, group, soft).sum().backward()
     s = logit.detach().sigmoid()
-    some = torch.stack([1 - (1 - s[group == picture]).prod() for picture in (0, 1)])
+    some = torch.stack([1 - (1 - s[group == image]).prod() for image in (0, 1)])
     torch.testing.assert_close(logit.grad, s - soft[group] * s / some[group])
 
 
@@ -74,8 +74,8 @@ def test_match_is_the_second_logit():
     assert match_log_odds(np.array([[1.0, 3.5]], np.float16)).tolist() == [2.5]
 
 
-def test_shuffling_gives_every_picture_anothers_answers():
-    pictures = np.arange(10, 60)
-    taken = shuffled_pictures(pictures, 3)
-    assert sorted(taken) == sorted(pictures)
-    assert (taken != pictures).all()
+def test_shuffling_gives_every_image_anothers_answers():
+    images = np.arange(10, 60)
+    taken = shuffled_images(images, 3)
+    assert sorted(taken) == sorted(images)
+    assert (taken != images).all()

@@ -12,7 +12,7 @@ from hoi_distill.stages.student.methods.link.student import LinkStudent, verbs
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
 from hoi_distill.stages.student.methods.pair_classifier.train import build_model
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, TableMaps
-from hoi_distill.stages.student.pairs.prepare import training_pictures
+from hoi_distill.stages.student.pairs.prepare import training_images
 from hoi_distill.stages.student.pairs.regions import Candidates, candidates_of
 from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
 from hoi_distill.stages.student.pairs.supervision.config import ImageLabelLossConfig, KdConfig
@@ -57,17 +57,17 @@ def method(request):
 @pytest.fixture(scope="module")
 def everything(data, folder, method):
     """A network's batches with the targets of all four kinds of supervision, and the loss of all."""
-    valid, pictures = torch.from_numpy(data.valid()), training_pictures(folder / "pictures", data, CONFIG)
+    valid, images = torch.from_numpy(data.valid()), training_images(folder / "pictures", data, CONFIG)
     terms = [
         AnnotationTerm(data.labelled, len(VOCABULARY), alpha=0.5, gamma=0.2),
-        SoftLabelTerm(itm_soft_labels(folder / "itm.npy", data, pictures, ~data.labelled), weight=0.3),
+        SoftLabelTerm(itm_soft_labels(folder / "itm.npy", data, images, ~data.labelled), weight=0.3),
         ImageLabelTerm(teacher_labels(folder / "labels", data), ImageLabelLossConfig(contrastive=0.0, relatedness=0.0)),
         DenseDistillation(
             KdConfig((toy_link.PAIRS,), (toy_link.MAPS,), **dict.fromkeys(LEVELS[method], 1.0)), data, valid
         ),
     ]
-    pools, maps = Pools.of(pictures, data.labelled, unlabelled=True), TableMaps.of(data.source, CONFIG.views)
-    batches = PairBatches(CONFIG, pools, pictures, maps, terms, source=data.source)
+    pools, maps = Pools.of(images, data.labelled, unlabelled=True), TableMaps.of(data.source, CONFIG.views)
+    batches = PairBatches(CONFIG, pools, images, maps, terms, source=data.source)
     if method == "link":
         return batches, TermLoss(terms, valid)
     return batches, TermLoss(terms, valid, output_of=lambda logits: PairOutput(logits[None]))
@@ -132,7 +132,7 @@ def test_candidates_are_what_a_pairs_object_allows(everything):
     assert isinstance(found, Candidates)
     labels = regions.labels[regions.pairs[found.pair, 1]]
     assert loss.valid[labels, found.hoi].all()
-    assert torch.equal(found.image, regions.pair_picture[found.pair])
+    assert torch.equal(found.image, regions.pair_image[found.pair])
     first = found.where(found.image == 0)
     assert 0 < len(first) < len(found)
     assert (first.image == 0).all()

@@ -20,8 +20,8 @@ from hoi_distill.stages.student.methods.link.network_config import LinkShape
 from hoi_distill.stages.student.methods.link.student import LinkStudent, verbs
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
 from hoi_distill.stages.student.methods.pair_classifier.train import train
-from hoi_distill.stages.student.pairs.batches import PictureBatches, Pools, Share
-from hoi_distill.stages.student.pairs.prepare import picture_table
+from hoi_distill.stages.student.pairs.batches import ImageBatches, Pools, Share
+from hoi_distill.stages.student.pairs.prepare import image_table
 from hoi_distill.storage.errors import UserError
 from tests.fixtures import toy_cl_hoi, toy_link
 from tests.fixtures.processes import of_two_processes
@@ -59,7 +59,7 @@ def link(folder: Path) -> None:
 
 
 def cl_hoi(folder: Path, network: dict[str, bool] | None = None, **changes: Any) -> None:
-    """Stage 2 alone: the contrast of stage 1 is among each process's own pictures."""
+    """Stage 2 alone: the contrast of stage 1 is among each process's own images."""
     own = toy_cl_hoi.CONFIG
     config = replace(
         own, network=replace(own.network, dropout=0.0, feature_dropout=0.0, **(network or {})), distil=False,
@@ -72,7 +72,7 @@ def cl_hoi(folder: Path, network: dict[str, bool] | None = None, **changes: Any)
 LOSSES = toy_cl_hoi.CONFIG.losses
 STUDENTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "pair classifier": (pair_classifier, "loss/pairs loss/itm"),
-    "pair classifier, one labelled picture for two": (
+    "pair classifier, one labelled image for two": (
         partial(pair_classifier, labelled_per_step=1),
         "loss/pairs loss/itm",
     ),
@@ -102,12 +102,12 @@ def test_two_processes_learn_what_one_does(tmp_path, student):
     assert len({r["loss"] for r in one}) == len(one)
 
 
-def test_a_process_that_would_have_no_picture_is_refused(toy, config, tmp_path):
-    pictures = picture_table(tmp_path, toy.training_set(16).source, config)
+def test_a_process_that_would_have_no_image_is_refused(toy, config, tmp_path):
+    images = image_table(tmp_path, toy.training_set(16).source, config)
     few = replace(config, labelled_per_step=1, unlabelled_per_step=1)
     labelled = np.arange(40) < 16
     with pytest.raises(
-        UserError, match=r"student\.labelled_per_step: 1 labelled and 1 other pictures a step .* 2 processes"
+        UserError, match=r"student\.labelled_per_step: 1 labelled and 1 other images a step .* 2 processes"
     ):
-        PictureBatches(few, Pools.of(pictures, labelled, unlabelled=True), Share(0, 2))
-    PictureBatches(few, Pools.of(pictures, labelled, unlabelled=True))
+        ImageBatches(few, Pools.of(images, labelled, unlabelled=True), Share(0, 2))
+    ImageBatches(few, Pools.of(images, labelled, unlabelled=True))

@@ -143,7 +143,7 @@ def test_tokenizer_knows_every_word_whole(processor):
 
 
 def test_processor_shows_the_model_what_training_showed_it(processor):
-    """Training normalises uint8 arrays itself; a decoded picture of 128 pixels must come out the same."""
+    """Training normalises uint8 arrays itself; a decoded image of 128 pixels must come out the same."""
     pixels = render_scene(1_900_000_000).image
     image = processor.image_processor
     mean, std = np.array(image.image_mean), np.array(image.image_std)
@@ -203,7 +203,7 @@ def test_yes_and_no_are_better_than_chance(captioner, processor, unseen):
 # --- how it is trained ---
 
 
-def test_teacher_is_trained_and_measured_on_pictures_that_no_student_sees():
+def test_teacher_is_trained_and_measured_on_images_that_no_student_sees():
     parts = (*corpus.TRAINED, corpus.HELD_OUT)
     spans = sorted((part.first_seed, part.first_seed + part.count) for part in parts)
     assert spans[0][0] > max(scene_seed(world, split, 10**6) for world in range(90) for split in ("train", "test"))
@@ -212,7 +212,7 @@ def test_teacher_is_trained_and_measured_on_pictures_that_no_student_sees():
 
 @pytest.fixture
 def tiny_corpus(tmp_path, monkeypatch):
-    """A corpus of 96 + 64 pictures in a folder of its own."""
+    """A corpus of 96 + 64 images in a folder of its own."""
     parts = {"PLAIN": corpus.CorpusPart("plain", 1_900_001_000, 64, (0.2,), (1, 1), True)}
     parts["SCENES"] = corpus.CorpusPart("scenes", 1_900_002_000, 96, (0.2, 0.35))
     for name, part in parts.items():

@@ -32,7 +32,7 @@ def scenes(tmp_path_factory):
     return loaded.pixels, loaded.facts(Grammar(HOIS))[1]
 
 
-def test_pictures_and_prompts_agree(scenes):
+def test_images_and_prompts_agree(scenes):
     """On a part of the scenes behind the card's figures."""
     from transformers import AutoProcessor
 
@@ -50,7 +50,7 @@ def test_pictures_and_prompts_agree(scenes):
 
 
 def test_its_maps_and_texts_come_from_the_usual_stages(scenes):
-    """And tell pictures apart: best among cells, a true prompt beats a false one more often than not."""
+    """And tell images apart: best among cells, a true prompt beats a false one more often than not."""
     pixels, truth = scenes
     checkpoint = Checkpoint.find(CLIP)
     features = made(VisionFeatures, checkpoint=checkpoint, width="projected", batch_size=64)
@@ -60,7 +60,7 @@ def test_its_maps_and_texts_come_from_the_usual_stages(scenes):
     assert features.output.shape == (96, 8, 8)
     prompts = [captions.prompt(*fact) for fact in Grammar(HOIS).facts]
     said = texts.compute(Batch(np.zeros(58, "V16"), prompts, 58, texts=prompts), ["value"], {})["value"]
-    images = [Image.fromarray(picture) for picture in pixels[:64]]
+    images = [Image.fromarray(image) for image in pixels[:64]]
     maps = features.compute(Batch(np.zeros(64, "V16"), ["x"] * 64, 64, images), ["original"], {})["original"]
     cells = maps.flatten(2) / maps.flatten(2).norm(dim=1, keepdim=True)
     best = np.einsum("pc,bcn->bpn", np.array(said.to_pylist()), cells.numpy()).max(2)

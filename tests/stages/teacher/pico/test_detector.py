@@ -1,4 +1,4 @@
-"""What the shipped pico detector promises: stock classes load it whole, and it finds objects in pictures it never saw."""
+"""What the shipped pico detector promises: stock classes load it whole, and it finds objects in images it never saw."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def detector():
     return stage
 
 
-def test_the_shipped_detector_finds_people_and_objects_in_a_hundred_test_pictures(detector):
-    pictures, truths = (list(part) for part in zip(*detector_evaluate.held_out(100), strict=True))
-    figures = detector_evaluate.average_precision(detector_evaluate.detect(detector, pictures), truths, 0.5)
+def test_the_shipped_detector_finds_people_and_objects_in_a_hundred_test_images(detector):
+    images, truths = (list(part) for part in zip(*detector_evaluate.held_out(100), strict=True))
+    figures = detector_evaluate.average_precision(detector_evaluate.detect(detector, images), truths, 0.5)
     stated = json.loads((detector_evaluate.SHIPPED / "heldout.json").read_text())
     assert np.mean(list(figures.values())) >= 0.9
     assert figures[0] >= 0.95

@@ -76,7 +76,7 @@ def test_the_detector_card():
     objs = [figures for name, figures in found["classes"].items() if name != "person"]
     means = [float(np.mean([obj[key] for obj in objs])) for key in ("AP50", "AP75")]
     assert [float(cell) for cell in table_row(card, "objects")[:2]] == pytest.approx(means, abs=1e-3)
-    assert f"{found['pictures_per_cpu_second']:.0f} pictures per CPU second" in card
+    assert f"{found['pictures_per_cpu_second']:.0f} images per CPU second" in card
 
 
 def test_the_detr_card():

@@ -47,7 +47,7 @@ def test_context_batches_are_pure_functions_of_the_step_and_queue_what_came_befo
     assert batch.same.shape == (6, 14)
 
 
-def test_pictures_that_show_the_same_are_no_negatives(world, tmp_path):
+def test_images_that_show_the_same_are_no_negatives(world, tmp_path):
     data = world.teacher_set()
     labels = teacher_labels(tmp_path / "l", data)
     texts, pool = Texts.open_or_build(tmp_path / "texts", data), np.arange(1, len(world.hoi))

@@ -37,7 +37,7 @@ def test_false_negatives_are_as_if_they_were_not_there():
     assert (similarity.grad.diagonal() < 0).all()
 
 
-def test_a_queue_is_contrasted_with_pictures_alone():
+def test_a_queue_is_contrasted_with_images_alone():
     similarity = tensor([[2.0, 0.0, 5.0], [1.0, 3.0, -1.0]])
     without = symmetric_nce(similarity[:, :2], torch.zeros(2, 2, dtype=torch.bool))
     rows = [2 - math.log(math.e**2 + 1 + math.e**5), 3 - math.log(math.e + math.e**3 + math.e**-1)]
@@ -61,7 +61,7 @@ def test_late_similarity_by_hand():
     torch.testing.assert_close(late_similarity(phrases, sentences, text, 2), expected)
 
 
-def test_context_loss_falls_where_pictures_say_their_texts():
+def test_context_loss_falls_where_images_say_their_texts():
     sentences, text = F.normalize(torch.randn(6, 8), dim=1), tensor([0, 0, 1, 1, 2, 2])
     same = torch.zeros(3, 3, dtype=torch.bool)
     right = sentences.view(3, 2, 8)
@@ -72,11 +72,11 @@ def test_context_loss_falls_where_pictures_say_their_texts():
 
 
 @pytest.mark.parametrize("pictures", [0, 1])
-def test_context_loss_is_finite_without_another_picture(pictures):
-    phrases = torch.randn(pictures, 2, 4, requires_grad=True)
-    whole = torch.randn(pictures, 4, requires_grad=True)
-    sentences, text = torch.randn(pictures, 4), torch.arange(pictures)
-    same = torch.zeros(pictures, pictures, dtype=torch.bool)
+def test_context_loss_is_finite_without_another_image(images):
+    phrases = torch.randn(images, 2, 4, requires_grad=True)
+    whole = torch.randn(images, 4, requires_grad=True)
+    sentences, text = torch.randn(images, 4), torch.arange(images)
+    same = torch.zeros(images, images, dtype=torch.bool)
     loss = sum(context_loss(phrases, whole, sentences, text, same=same, temperature=tensor(0.07)))
     assert loss == 0
     loss.backward()

@@ -1,4 +1,4 @@
-"""Translator and cognition network: each relation is removed by its own switch, and pictures do not see each other."""
+"""Translator and cognition network: each relation is removed by its own switch, and images do not see each other."""
 
 from __future__ import annotations
 
@@ -107,19 +107,19 @@ def test_score_is_what_it_says():
         torch.testing.assert_close(Scorer(model, 0.5)(of).sigmoid(), expected)
 
 
-def test_pictures_do_not_see_each_other():
+def test_images_do_not_see_each_other():
     of, model = regions(), made()
     together = said(model, of)
     alone = []
     for b in range(3):
-        own = of.picture == b
+        own = of.image == b
         first = int(own.nonzero()[0])
-        pairs = of.pairs[of.pair_picture == b] - first
+        pairs = of.pairs[of.pair_image == b] - first
         alone.append(
             said(
                 model,
                 Regions(
-                    of.maps[b : b + 1], of.size[b : b + 1], of.picture[own] - b, of.boxes[own], of.labels[own],
+                    of.maps[b : b + 1], of.size[b : b + 1], of.image[own] - b, of.boxes[own], of.labels[own],
                     of.scores[own], pairs,
                 ),
             )

@@ -22,8 +22,8 @@ from hoi_distill.stages.student.methods.cl_hoi.exponents import Exponents
 from hoi_distill.stages.student.methods.cl_hoi.student import ClHoiStudent, build
 from hoi_distill.stages.student.methods.cl_hoi.train import train
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, TableMaps
-from hoi_distill.stages.student.pairs.instances import gather, picture_of
-from hoi_distill.stages.student.pairs.prepare import picture_table
+from hoi_distill.stages.student.pairs.instances import gather, image_of
+from hoi_distill.stages.student.pairs.prepare import image_table
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.supervision.image_label_losses import (
     ImageLabelBatch,
@@ -64,7 +64,7 @@ def undisturbed(world: LabelledToy, tmp_path_factory) -> Path:
 
 
 def poisoned(world: LabelledToy):
-    """Annotations of the same pictures that say something else of each, as wholes and in pairs."""
+    """Annotations of the same images that say something else of each, as wholes and in pairs."""
     own = world.annotations
     order = np.random.default_rng(5).permutation(len(own))
     return replace(
@@ -202,7 +202,7 @@ def test_each_loss_has_its_own_switch(world, undisturbed, tmp_path):
         assert terms_of(tmp_path / name) == terms, name
 
 
-def test_exponents_are_chosen_on_held_out_pictures_by_the_teachers_labels(world, undisturbed, tmp_path):
+def test_exponents_are_chosen_on_held_out_images_by_the_teachers_labels(world, undisturbed, tmp_path):
     record = json.loads((undisturbed / "exponents.json").read_text())
     assert len(record["tried"]) == 4
     assert (record["gamma"], record["power"]) in {(g, p) for g, p, _ in record["tried"]}
@@ -216,7 +216,7 @@ def test_exponents_are_chosen_on_held_out_pictures_by_the_teachers_labels(world,
     assert (made.exponents.gamma, made.exponents.power, made.exponents.tried) == (0.7, 1.5, ())
 
 
-def test_held_out_pictures_are_not_trained_on(world, undisturbed, tmp_path):
+def test_held_out_images_are_not_trained_on(world, undisturbed, tmp_path):
     """Other labels of theirs may choose other exponents, and change no weight."""
     usable = np.ones(len(world.hoi), bool)
     _, held_out = training.pools(CONFIG, usable)
@@ -248,14 +248,14 @@ def test_the_score_is_the_interactions_times_r_to_the_gamma_times_the_boxes_to_t
     student = replace(student, exponents=Exponents(0.6, 1.7))
     found = pq.read_table(student.predict(toy.test_set(), tmp_path, report=quiet)).to_pylist()
     for number in range(6):
-        regions = gather([picture_of(toy.detections[number], CONFIG)], torch.from_numpy(toy.maps[number][None]))
+        regions = gather([image_of(toy.detections[number], CONFIG)], torch.from_numpy(toy.maps[number][None]))
         with torch.inference_mode():
             said = student.model.eval()(regions)
             candidates = candidates_of(regions, torch.from_numpy(valid_classes(VOCABULARY)))
         pair, hoi = candidates.pair, candidates.hoi
         boxes = regions.scores[regions.pairs].prod(1)
         score = said.logits.sigmoid()[pair, hoi] * (0.6 * said.log_r).exp()[pair] * boxes[pair] ** 1.7
-        written = [row["score"] for row in found if row["image_id"] == f"picture {number}"]
+        written = [row["score"] for row in found if row["image_id"] == f"image {number}"]
         assert written == pytest.approx(score.tolist(), rel=1e-4)
         assert len(set(boxes.tolist())) > 1 or len(regions.pairs) == 1
     assert len(found) > 12
@@ -266,10 +266,10 @@ def test_stage_2_sums_its_losses_by_their_weights(world, tmp_path, weights):
     contrastive, mil, relatedness = weights
     config = with_losses(contrastive=contrastive, mil=mil, relatedness=relatedness)
     data = world.teacher_set()
-    pictures, labels = picture_table(tmp_path / "p", data.source, config), teacher_labels(tmp_path / "l", data)
-    pool = np.flatnonzero(pictures.usable() & labels.known)
+    images, labels = image_table(tmp_path / "p", data.source, config), teacher_labels(tmp_path / "l", data)
+    pool = np.flatnonzero(images.usable() & labels.known)
     terms, maps = [training.term_of(config, labels, data)], TableMaps.of(data.source, config.views)
-    batch = PairBatches(config, Pools(np.empty(0, np.int64), pool), pictures, maps, terms)[1]
+    batch = PairBatches(config, Pools(np.empty(0, np.int64), pool), images, maps, terms)[1]
     torch.manual_seed(0)
     student = build(ClHoiShape(CHANNELS, 12, 12), config, VOCABULARY, torch.from_numpy(TEXT)).eval()
     learner = training.InteractionLearner(student, 0.07)
@@ -285,10 +285,10 @@ def test_stage_2_sums_its_losses_by_their_weights(world, tmp_path, weights):
         TextSpace(said.embeddings, said.classes, temperature.log()), candidates, known,
         log_trust=trust, temperature=temperature, attention_temperature=0.1,
     )  # fmt: skip
-    of_pictures = mil_loss(logit, said.log_r, candidates, known, alpha=0.25, gamma=2.0)
+    of_images = mil_loss(logit, said.log_r, candidates, known, alpha=0.25, gamma=2.0)
     of_r = relatedness_loss(logit, said.log_r, candidates, known.kind)
-    assert min(of_phrases.item(), of_pictures.item(), of_r.item()) > 0.01
-    expected = contrastive * of_phrases + mil * of_pictures + relatedness * of_r
+    assert min(of_phrases.item(), of_images.item(), of_r.item()) > 0.01
+    expected = contrastive * of_phrases + mil * of_images + relatedness * of_r
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -299,8 +299,8 @@ def test_stage_1_adds_the_global_and_the_late_contrast(undisturbed):
         assert min(record["loss/global"], record["loss/late"]) > 0
 
 
-def test_held_out_pictures_are_drawn_from_all_over():
-    """A dataset's pictures often stand in an order; its last ones would be no sample."""
+def test_held_out_images_are_drawn_from_all_over():
+    """A dataset's images often stand in an order; its last ones would be no sample."""
     _, held_out = training.pools(CONFIG, np.ones(400, bool))
     assert len(held_out) == 100
     assert held_out.min() < 40
@@ -308,7 +308,7 @@ def test_held_out_pictures_are_drawn_from_all_over():
 
 
 def test_it_learns_which_pair_does_what(tmp_path):
-    """From labels of whole pictures to the right pair of a picture with a bystander."""
+    """From labels of whole images to the right pair of an image with a bystander."""
     config = replace(
         with_network(layers=1, width=32, dropout=0.0), distil=False, steps=120, unlabelled_per_step=12, save_every=200,
         gammas=(1.0,), lambdas=(1.0,),
@@ -322,7 +322,7 @@ def test_it_learns_which_pair_does_what(tmp_path):
     for row in found:
         if row["object"] != 0 and row["score"] > best.get(row["image_id"], {"score": -1})["score"]:
             best[row["image_id"]] = row
-    right = [best[f"picture {n}"]["hoi"] == hoi for n, hoi in enumerate(toy.hoi.tolist())]
+    right = [best[f"image {n}"]["hoi"] == hoi for n, hoi in enumerate(toy.hoi.tolist())]
     assert np.mean(right) > 0.8
 
 
@@ -331,7 +331,7 @@ def test_without_text_embeddings_it_says_what_is_missing(world, tmp_path):
         train(CONFIG, world.teacher_set(), tmp_path, Extras(report=quiet))
 
 
-def test_a_single_picture_is_too_few_to_hold_any_out(world, tmp_path):
+def test_a_single_image_is_too_few_to_hold_any_out(world, tmp_path):
     with pytest.raises(UserError, match="held_out"):
         trained(replace(CONFIG, held_out=0.01), world.teacher_set(), tmp_path)
 

@@ -17,8 +17,8 @@ from hoi_distill.stages.student.methods.link.network_config import LinkShape
 from hoi_distill.stages.student.methods.link.student import LinkStudent, allowed, verbs
 from hoi_distill.stages.student.methods.link.train import terms_of
 from hoi_distill.stages.student.pairs.batches import PairBatch, Share
-from hoi_distill.stages.student.pairs.instances import jittered, picture_of, with_annotations
-from hoi_distill.stages.student.pairs.prepare import training_pictures
+from hoi_distill.stages.student.pairs.instances import image_of, jittered, with_annotations
+from hoi_distill.stages.student.pairs.prepare import training_images
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.toy_link import ALL_LEVELS, MAPS, NETWORK, PAIRS, link_config, with_teacher
@@ -47,9 +47,9 @@ def target_of(batch: PairBatch) -> torch.Tensor:
 @pytest.fixture
 def stream(tmp_path, data):
     def opened(config: LinkConfig, data: TrainingSet = data, rank: int = 0, world: int = 1) -> LinkBatches:
-        pictures = training_pictures(tmp_path / "pictures", data, config)
+        images = training_images(tmp_path / "pictures", data, config)
         terms = terms_of(config, data, torch.from_numpy(allowed(config, VOCABULARY)))
-        return LinkBatches(config, data, pictures, terms, Share(rank, world))
+        return LinkBatches(config, data, images, terms, Share(rank, world))
 
     return opened
 
@@ -86,7 +86,7 @@ def test_a_teacher_of_other_boxes_is_refused(stream, data):
     cells = data.source.tables[PAIRS]
     other = {view: [{**cell, "boxes": cell["boxes"][::-1]} for cell in column] for view, column in cells.items()}
     source = replace(data.source, tables={**data.source.tables, PAIRS: other})
-    with pytest.raises(UserError, match=rf"picture \d+: the boxes in table {PAIRS} .* from table detections"):
+    with pytest.raises(UserError, match=rf"image \d+: the boxes in table {PAIRS} .* from table detections"):
         stream(link_config(kd=BOTH), replace(data, source=source))[0]
 
 
@@ -101,7 +101,7 @@ def test_only_the_tables_that_a_weight_asks_for_are_opened(stream, data):
         assert len(batch.rows) == (14 if kept else 6)
 
 
-def test_a_picture_whose_teacher_failed_is_left_out(stream, data):
+def test_a_image_whose_teacher_failed_is_left_out(stream, data):
     config = link_config(kd=BOTH)
     row = int(stream(config).rows(0)[0])
     cells = {view: list(column) for view, column in data.source.tables[PAIRS].items()}
@@ -129,10 +129,10 @@ def test_jittered_boxes_get_the_annotations_that_fit_them(stream, toy):
     assert boxes.min() >= 0
     assert boxes.max() <= 64
     for place, row in enumerate(first.rows.tolist()):
-        picture = batches.pictures[row]
-        own = first.regions.picture == place
-        moved = with_annotations(replace(picture, boxes=boxes[own].numpy()), *batches.data.true_pairs(row), iou=0.5)
-        pairs = (first.regions.pair_picture == place).nonzero().flatten()
+        image = batches.pictures[row]
+        own = first.regions.image == place
+        moved = with_annotations(replace(image, boxes=boxes[own].numpy()), *batches.data.true_pairs(row), iou=0.5)
+        pairs = (first.regions.pair_image == place).nonzero().flatten()
         assert sorted(map(tuple, target_of(first)[pairs].nonzero().tolist())) == sorted(
             map(tuple, moved.positives.tolist())
         )
@@ -162,9 +162,9 @@ def test_annotations_that_are_set_aside_are_ignored_jittered_or_not(stream, toy)
 
 
 def test_jitter_moves_edges_by_a_share_of_their_side():
-    picture = picture_of(Toy(1, 0).detections[0], link_config())
-    draws = np.stack([jittered(picture, 0.1, np.random.default_rng(n)).boxes[1] for n in range(400)])
-    sides = picture.boxes[1, 2:] - picture.boxes[1, :2]
+    image = image_of(Toy(1, 0).detections[0], link_config())
+    draws = np.stack([jittered(image, 0.1, np.random.default_rng(n)).boxes[1] for n in range(400)])
+    sides = image.boxes[1, 2:] - image.boxes[1, :2]
     spread = draws.std(0) / np.tile(sides, 2)
     assert np.abs(spread[[0, 2]] - 0.1).max() < 0.02
 

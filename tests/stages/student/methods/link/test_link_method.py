@@ -72,10 +72,10 @@ def test_jitter_goes_with_maps_and_with_weights_of_0():
 
 def test_reports_say_what_it_learns_from():
     plain = METHOD.trained_on(LinkConfig(), 1200, 0)
-    assert plain == "the annotated pairs of 1,200 pictures. Looks through the teacher's cached feature maps"
+    assert plain == "the annotated pairs of 1,200 images. Looks through the teacher's cached feature maps"
     assert "logits and queries and maps of 1 pair teacher on" in METHOD.trained_on(link_config(kd=ALL_LEVELS), 9, 0)
     both = KdConfig(("a", "b"), (), logit=1.0, unlabelled=True)
-    assert "with logits of 2 pair teachers on every pair of these and of 30 pictures" in METHOD.trained_on(
+    assert "with logits of 2 pair teachers on every pair of these and of 30 images" in METHOD.trained_on(
         link_config(kd=both), 9, 30
     )
 

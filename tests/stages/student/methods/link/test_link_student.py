@@ -1,4 +1,4 @@
-"""A saved LINK student predicts what the trained one did, on any picture, and keeps the best triplets of each."""
+"""A saved LINK student predicts what the trained one did, on any image, and keeps the best triplets of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.evaluate.detections import SCHEMA
 from hoi_distill.stages.student.methods.link.student import LastLayer, LinkStudent, allowed
-from hoi_distill.stages.student.pairs.instances import gather, picture_of
+from hoi_distill.stages.student.pairs.instances import gather, image_of
 from hoi_distill.stages.student.pairs.predict import best_of_each
 from hoi_distill.stages.student.pretrained import load_student
 from hoi_distill.stages.student.source import MemorySource
@@ -33,7 +33,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def student(folder, toy) -> LinkStudent:
-    """Trained on the annotations of half the pictures."""
+    """Trained on the annotations of half the images."""
     sure = replace(NETWORK, dropout=0.0, feature_dropout=0.0)
     config = link_config(steps=120, learning_rate=3e-3, network=sure, predict_batch=7)
     return trained(config, toy.training_set(20), folder)
@@ -46,7 +46,7 @@ def predicted(student: Student, test: Any, folder: Path) -> list[dict]:
 
 
 def test_a_tiny_world_is_learnt(student, toy, tmp_path):
-    """The best triplet of nearly every picture, half of them never seen, is the true one."""
+    """The best triplet of nearly every image, half of them never seen, is the true one."""
     best: dict[str, dict] = {}
     for row in predicted(student, toy.test_set(), tmp_path):
         assert VOCABULARY.hois[row["hoi"]].tolist() == [row["verb"], row["object"]]
@@ -95,7 +95,7 @@ def test_a_checkpoint_of_another_vocabulary_or_version_is_refused(student, tmp_p
         load_student(tmp_path)
 
 
-def test_pictures_without_a_person_or_a_pair_are_passed_over(student, toy, tmp_path):
+def test_images_without_a_person_or_a_pair_are_passed_over(student, toy, tmp_path):
     size = {"width": 64, "height": 64}
     box = [[5.0, 5, 30, 60]]
     cells = [
@@ -113,7 +113,7 @@ def test_pictures_without_a_person_or_a_pair_are_passed_over(student, toy, tmp_p
     assert np.isfinite([row["score"] for row in rows]).all()
 
 
-def test_only_the_best_triplets_of_each_picture_are_kept(student, toy, tmp_path):
+def test_only_the_best_triplets_of_each_image_are_kept(student, toy, tmp_path):
     every = predicted(student, toy.test_set(), tmp_path / "all")
     few = predicted(replace(student, config=replace(student.config, top_k=2)), toy.test_set(), tmp_path / "few")
     assert set(Counter(row["image_id"] for row in few).values()) == {2}
@@ -123,11 +123,11 @@ def test_only_the_best_triplets_of_each_picture_are_kept(student, toy, tmp_path)
 
 
 def test_best_of_each_by_hand():
-    picture = torch.tensor([0, 0, 0, 2, 2, 5])
+    image = torch.tensor([0, 0, 0, 2, 2, 5])
     score = torch.tensor([0.1, 0.9, 0.9, 0.2, 0.3, 0.0])
-    assert best_of_each(picture, score, 1).tolist() == [1, 4, 5]
-    assert best_of_each(picture, score, 2).tolist() == [1, 2, 3, 4, 5]
-    assert best_of_each(picture[:0], score[:0], 2).tolist() == []
+    assert best_of_each(image, score, 1).tolist() == [1, 4, 5]
+    assert best_of_each(image, score, 2).tolist() == [1, 2, 3, 4, 5]
+    assert best_of_each(image[:0], score[:0], 2).tolist() == []
 
 
 def test_other_interactions_are_told_apart_by_their_text(toy, tmp_path):
@@ -146,7 +146,7 @@ def test_other_interactions_are_told_apart_by_their_text(toy, tmp_path):
 
 
 def test_the_last_decoder_layer_answers(student, toy):
-    regions = gather([picture_of(toy.detections[0], student.config)], torch.from_numpy(toy.maps[0][None]))
+    regions = gather([image_of(toy.detections[0], student.config)], torch.from_numpy(toy.maps[0][None]))
     with torch.inference_mode():
         layers, answer = student.model(regions).logits, LastLayer(student.model)(regions)
     assert torch.equal(answer, layers[-1])

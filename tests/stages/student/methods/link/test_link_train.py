@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from hoi_distill.stages.student.data import valid_classes
 from hoi_distill.stages.student.methods.link.train import terms_of
 from hoi_distill.stages.student.pairs.batches import PairBatch
-from hoi_distill.stages.student.pairs.instances import Picture, gather, picture_of, targets
+from hoi_distill.stages.student.pairs.instances import ImageInstances, gather, image_of, targets
 from hoi_distill.stages.student.pairs.supervision.annotations import PairTargets
 from hoi_distill.stages.student.pairs.supervision.config import KdConfig
 from hoi_distill.stages.student.pairs.terms import PairOutput
@@ -68,7 +68,7 @@ def test_each_level_is_logged_by_name_and_falls(tmp_path, data, level):
     assert np.mean([r[LEVELS[level]] for r in log[-5:]]) < 0.8 * np.mean([r[LEVELS[level]] for r in log[:5]])
 
 
-def test_several_teachers_and_pictures_without_annotations_teach(tmp_path, toy, data, teacher):
+def test_several_teachers_and_images_without_annotations_teach(tmp_path, toy, data, teacher):
     other = trained(link_config(seed=9, steps=3), toy.training_set(16), tmp_path / "other")
     second = with_teacher(toy.training_set(16), toy, other).source.tables
     source = replace(data.source, tables={**data.source.tables, "pairs2": second[PAIRS], "maps2": second[MAPS]})
@@ -79,7 +79,7 @@ def test_several_teachers_and_pictures_without_annotations_teach(tmp_path, toy, 
     assert all(np.isfinite(record[name]) for record in records(tmp_path / "both") for name in LEVELS)
 
 
-def test_labels_of_unlabelled_pictures_are_never_read(tmp_path, toy, data):
+def test_labels_of_unlabelled_images_are_never_read(tmp_path, toy, data):
     other = Toy(40, 0)
     other.annotations.hoi[16:] = 0
     other.annotations.human_box[16:] = 0
@@ -123,27 +123,27 @@ def test_maps_can_be_distilled_while_boxes_jitter(tmp_path, data):
     assert records(tmp_path)[-1]["loss/kd_map"] > 0
 
 
-def pair_shown(picture: Picture) -> int:
+def pair_shown(image: ImageInstances) -> int:
     """The first pair of a person with a thing."""
-    return int(picture.labels[picture.pairs[:, 1]].argmax())
+    return int(image.labels[image.pairs[:, 1]].argmax())
 
 
 def batch_of(toy: Toy, positives: bool) -> PairBatch:
-    """Nobody, a person alone, and a picture with pairs."""
+    """Nobody, a person alone, and an image with pairs."""
     size = {"width": 64, "height": 64}
     box = [[5.0, 5, 30, 60]]
     config = link_config()
-    pictures = [
-        picture_of({"boxes": box, "scores": [0.9], "labels": [1], **size}, config),
-        picture_of({"boxes": box, "scores": [0.9], "labels": [0], **size}, config),
-        picture_of(toy.detections[0], config),
+    images = [
+        image_of({"boxes": box, "scores": [0.9], "labels": [1], **size}, config),
+        image_of({"boxes": box, "scores": [0.9], "labels": [0], **size}, config),
+        image_of(toy.detections[0], config),
     ]
     if positives:
-        pictures[2] = replace(pictures[2], positives=np.array([[pair_shown(pictures[2]), toy.hoi[0]]], np.int32))
+        images[2] = replace(images[2], positives=np.array([[pair_shown(images[2]), toy.hoi[0]]], np.int32))
     maps = torch.zeros(3, CHANNELS, SIDE, SIDE)
     rows, labelled = torch.arange(3), torch.ones(3, dtype=torch.bool)
-    annotated = PairTargets(targets(pictures, len(VOCABULARY)), labelled)
-    return PairBatch(rows, gather(pictures, maps), {"annotations": annotated})
+    annotated = PairTargets(targets(images, len(VOCABULARY)), labelled)
+    return PairBatch(rows, gather(images, maps), {"annotations": annotated})
 
 
 def loss_of(toy: Toy, valid: torch.Tensor = VALID) -> TermLoss:
@@ -154,7 +154,7 @@ def loss_of(toy: Toy, valid: torch.Tensor = VALID) -> TermLoss:
 @pytest.mark.parametrize("last", [3, 2], ids=["no positive", "no pair"])
 def test_batches_without_positives_or_pairs_have_a_finite_loss_and_gradient(toy, teacher, last):
     whole = batch_of(toy, positives=False)
-    regions = gather([picture_of({**toy.detections[0], "labels": [1, 1, 1][: len(toy.detections[0]["labels"])]},
+    regions = gather([image_of({**toy.detections[0], "labels": [1, 1, 1][: len(toy.detections[0]["labels"])]},
                                  link_config())], whole.regions.maps[:1])  # fmt: skip
     annotated = whole.targets["annotations"]
     empty = {"annotations": PairTargets(annotated.target[:0], annotated.labelled[:1])}
@@ -220,9 +220,9 @@ def test_unseen_classes_come_back_at_prediction(tmp_path, toy, data):
     assert (turned[~torch.from_numpy(unseen)] < 1 - 1e-6).all()
 
 
-def test_nan_stops_the_run_and_names_the_picture(tmp_path):
+def test_nan_stops_the_run_and_names_the_image(tmp_path):
     broken = Toy(40, 0)
     for view in ("original", "flip"):
         broken.tables["features"][view][7] = np.full_like(broken.maps[7], np.nan)
-    with pytest.raises(NonFiniteLoss, match=r"step \d+: .*rows \[7\], image ids \['picture 7'\]"):
+    with pytest.raises(NonFiniteLoss, match=r"step \d+: .*rows \[7\], image ids \['image 7'\]"):
         trained(link_config(), broken.training_set(16), tmp_path)

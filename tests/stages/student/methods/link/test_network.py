@@ -44,7 +44,7 @@ def test_shapes(row):
 
 @rows
 @pytest.mark.parametrize("order", [[3], [0], [5, 3, 0], [1, 2, 4], [2, 0, 1, 5, 4, 3]], ids=str)
-def test_a_picture_is_answered_alone_as_in_any_company(row, order):
+def test_a_image_is_answered_alone_as_in_any_company(row, order):
     regions = batch(COUNTS)
     model = network(**LADDER[row])
     whole = model(regions)
@@ -59,7 +59,7 @@ def test_a_picture_is_answered_alone_as_in_any_company(row, order):
 
 @rows
 @pytest.mark.parametrize("counts", [[(0, 0)], [(0, 3), (0, 0)], [(1, 1)], [(1, 1), (2, 3)]], ids=str)
-def test_pictures_without_pairs_are_finite_and_train(row, counts):
+def test_images_without_pairs_are_finite_and_train(row, counts):
     model = network(**LADDER[row]).train()
     output = model(batch(counts))
     answers = [each for each in output if each is not None]
@@ -107,7 +107,7 @@ def test_the_decoder_reads_boxes_and_native_map_only_where_it_links(row, what):
     arguments = {
         "pairs": torch.randn(len(regions.pairs), SMALL.pair_width),
         "look": torch.randn(8, SMALL.width),
-        "boxes": unit_boxes(regions.boxes, regions.size[regions.picture]),
+        "boxes": unit_boxes(regions.boxes, regions.size[regions.image]),
         "latent": torch.randn(2, SMALL.width, *GRID),
         "native": torch.randn(2, CHANNELS, *GRID),
     }
@@ -143,8 +143,8 @@ def test_an_instance_looks_as_the_mean_of_its_box():
     regions = batch([(1, 3), (2, 2)])
     query = UnaryQuery(CHANNELS, 8, roi_size=7)
     h, w = GRID
-    cells = regions.boxes / regions.size[regions.picture].repeat(1, 2) * torch.tensor([w, h, w, h])
-    grid = roi_align(regions.maps, torch.cat((regions.picture[:, None], cells), 1), 7, sampling_ratio=2)
+    cells = regions.boxes / regions.size[regions.image].repeat(1, 2) * torch.tensor([w, h, w, h])
+    grid = roi_align(regions.maps, torch.cat((regions.image[:, None], cells), 1), 7, sampling_ratio=2)
     torch.testing.assert_close(query(regions.maps, regions), query.project(grid.mean((2, 3))))
 
 
@@ -235,7 +235,7 @@ def test_parameters_at_the_default_sizes(row, millions):
 
 @pytest.mark.slow
 def test_the_largest_batch_fits():
-    """435 pairs in each of 16 pictures, forward and backward, in a process of its own."""
+    """435 pairs in each of 16 images, forward and backward, in a process of its own."""
     program = """
 import resource, torch
 from hoi_distill.stages.student.methods.link.network import Link

@@ -13,7 +13,7 @@ from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
 from hoi_distill.stages.student.methods.link.pair_teacher import PairTeacher
 from hoi_distill.stages.student.pairs.config import PairsConfig
-from hoi_distill.stages.student.pairs.instances import gather, picture_of
+from hoi_distill.stages.student.pairs.instances import gather, image_of
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.supervision.config import KdConfig
 from hoi_distill.stages.student.pairs.supervision.dense_distillation import read_teacher_outputs
@@ -42,24 +42,24 @@ def teacher() -> PairTeacher:
 
 @pytest.fixture(scope="module")
 def scene():
-    """Ordinary pictures, one with nothing detected, one with a single instance, one without people."""
+    """Ordinary images, one with nothing detected, one with a single instance, one without people."""
     toy = Toy(5, 3)
     cells = [dict(cell) for cell in toy.detections]
     cells[1] = {"boxes": np.zeros((0, 4)), "scores": [], "labels": [], "width": 64, "height": 64}
     cells[2] = {name: value[:1] if name in ("boxes", "scores", "labels") else value for name, value in cells[2].items()}
     cells[3]["labels"] = [1] * len(cells[3]["labels"])
-    pictures = [picture_of(cell, CONFIG) for cell in cells]
-    return cells, np.stack(toy.maps), pictures
+    images = [image_of(cell, CONFIG) for cell in cells]
+    return cells, np.stack(toy.maps), images
 
 
-def read(answers, pictures, regions, seen=SEEN, maps=True, valid=VALID):
+def read(answers, images, regions, seen=SEEN, maps=True, valid=VALID):
     return read_teacher_outputs(
         [None if one is None else one.cell for one in answers],
         [None if one is None else one.latent.astype(np.float16) for one in answers] if maps else None,
-        BatchImages(np.arange(len(pictures)), pictures, regions, []),
+        BatchImages(np.arange(len(images)), images, regions, []),
         valid,
         seen,
-        names=[f"picture {n}" for n in range(len(pictures))],
+        names=[f"image {n}" for n in range(len(images))],
         tables=TABLES,
     )
 
@@ -71,10 +71,10 @@ def rounded(output: PairOutput) -> PairOutput:
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_student_with_the_teachers_weights_has_nothing_to_learn(teacher, scene, mirrored):
     """Every term is exactly 0, so each value that was read back stands where the student's own does."""
-    cells, maps, pictures = scene
+    cells, maps, images = scene
     answers = teacher.answer(cells, maps, mirrored)
-    regions = gather(pictures, torch.from_numpy(maps), np.full(len(pictures), mirrored))
-    taught = read(answers, pictures, regions)
+    regions = gather(images, torch.from_numpy(maps), np.full(len(images), mirrored))
+    taught = read(answers, images, regions)
     with torch.no_grad():
         student = rounded(teacher.model(regions))
     candidates = candidates_of(regions, VALID)
@@ -89,12 +89,10 @@ def test_a_student_with_the_teachers_weights_has_nothing_to_learn(teacher, scene
     assert all(term.item() > 0 for term in terms.values())
 
 
-def test_mirrored_pictures_are_answered_with_mirrored_boxes(teacher, scene):
+def test_mirrored_images_are_answered_with_mirrored_boxes(teacher, scene):
     cells, maps, _ = scene
     plain, mirrored = (teacher.answer(cells, maps, flip) for flip in (False, True))
-    assert np.array_equal(
-        plain[0].cell["boxes"], mirrored[0].cell["boxes"]
-    )  # boxes are told as they lie in the picture
+    assert np.array_equal(plain[0].cell["boxes"], mirrored[0].cell["boxes"])  # boxes are told as they lie in the image
     assert np.abs(plain[0].cell["pairs"] - mirrored[0].cell["pairs"]).max() > 0.01
 
 
@@ -108,7 +106,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(teacher, scene):
         np.testing.assert_allclose(alone.latent, answer.latent, atol=1e-5)
 
 
-def test_pictures_without_pairs_are_answered(teacher, scene):
+def test_images_without_pairs_are_answered(teacher, scene):
     cells, maps, _ = scene
     for n, instances in ((1, 0), (2, 1)):
         cell = teacher.answer(cells, maps, False)[n].cell
@@ -119,68 +117,68 @@ def test_pictures_without_pairs_are_answered(teacher, scene):
 
 
 def test_unseen_classes_are_left_out_as_in_the_students_own_entries(teacher, scene):
-    cells, maps, pictures = scene
-    regions = gather(pictures, torch.from_numpy(maps))
+    cells, maps, images = scene
+    regions = gather(images, torch.from_numpy(maps))
     seen = SEEN.clone()
     seen[[1, 4]] = False
     answers = teacher.answer(cells, maps, False)
-    taught = read(answers, pictures, regions, seen)
+    taught = read(answers, images, regions, seen)
     candidates = candidates_of(regions, VALID & seen)
     with torch.no_grad():
         own = teacher.model(regions).logits[-1][candidates.pair, candidates.hoi]
     assert torch.equal(taught.logits, own.half())
 
 
-def test_pictures_without_an_answer_keep_the_others_in_place(teacher, scene):
-    cells, maps, pictures = scene
-    regions = gather(pictures, torch.from_numpy(maps))
+def test_images_without_an_answer_keep_the_others_in_place(teacher, scene):
+    cells, maps, images = scene
+    regions = gather(images, torch.from_numpy(maps))
     whole = teacher.answer(cells, maps, False)
-    full, some = read(whole, pictures, regions), read([None, *whole[1:4], None], pictures, regions)
+    full, some = read(whole, images, regions), read([None, *whole[1:4], None], images, regions)
     assert some.has.tolist() == [False, True, True, True, False]
-    for name, where in (("unary", regions.picture), ("pairs", regions.pair_picture)):
+    for name, where in (("unary", regions.image), ("pairs", regions.pair_image)):
         kept = some.has[where]
         assert torch.equal(getattr(some, name)[:, kept], getattr(full, name)[:, kept])
         assert not kept.all()
     kept = some.has[candidates_of(regions, VALID).image]
     assert torch.equal(some.logits[kept], full.logits[kept])
     assert torch.equal(some.latent[some.has], full.latent[some.has])
-    nobody = read([None] * 5, pictures, regions)
+    nobody = read([None] * 5, images, regions)
     assert not nobody.has.any()
     assert nobody.pairs.shape[1] == len(regions.pairs)
-    assert read(whole, pictures, regions, maps=False).latent is None
+    assert read(whole, images, regions, maps=False).latent is None
 
 
-def cut(picture, kept):
-    return replace(picture, boxes=picture.boxes[kept], scores=picture.scores[kept], labels=picture.labels[kept])
+def cut(image, kept):
+    return replace(image, boxes=image.boxes[kept], scores=image.scores[kept], labels=image.labels[kept])
 
 
 @pytest.mark.parametrize("change", ["order", "box", "fewer", "label"])
-def test_other_boxes_or_another_order_are_refused_with_picture_and_both_tables(teacher, scene, change):
-    cells, maps, pictures = scene
-    pictures = list(pictures)
-    first = pictures[4]
+def test_other_boxes_or_another_order_are_refused_with_image_and_both_tables(teacher, scene, change):
+    cells, maps, images = scene
+    images = list(images)
+    first = images[4]
     if change == "order":
-        pictures[4] = cut(first, np.arange(len(first.labels))[::-1])
+        images[4] = cut(first, np.arange(len(first.labels))[::-1])
     elif change == "box":
-        pictures[4] = replace(first, boxes=np.nextafter(first.boxes, np.float32(100)))
+        images[4] = replace(first, boxes=np.nextafter(first.boxes, np.float32(100)))
     elif change == "fewer":
-        pictures[4] = cut(first, np.arange(len(first.labels) - 1))
+        images[4] = cut(first, np.arange(len(first.labels) - 1))
     else:
-        pictures[4] = replace(first, labels=np.where(first.labels == 1, 2, first.labels + 1).astype(np.int16))
+        images[4] = replace(first, labels=np.where(first.labels == 1, 2, first.labels + 1).astype(np.int16))
     answers = teacher.answer(cells, maps, False)
     with pytest.raises(UserError) as refused:
-        read(answers, pictures, gather(pictures, torch.from_numpy(maps)))
+        read(answers, images, gather(images, torch.from_numpy(maps)))
     said = str(refused.value)
-    for named in ("picture 4", "table teacher_pairs", "table detections"):
+    for named in ("image 4", "table teacher_pairs", "table detections"):
         assert named in said
     assert "\n" not in said
 
 
 def test_another_vocabulary_is_refused(teacher, scene):
-    cells, maps, pictures = scene
+    cells, maps, images = scene
     every = torch.ones_like(VALID)
-    with pytest.raises(UserError, match=r"picture 0: table teacher_pairs holds .* same vocabulary"):
-        read(teacher.answer(cells, maps, False), pictures, gather(pictures, torch.from_numpy(maps)), valid=every)
+    with pytest.raises(UserError, match=r"image 0: table teacher_pairs holds .* same vocabulary"):
+        read(teacher.answer(cells, maps, False), images, gather(images, torch.from_numpy(maps)), valid=every)
 
 
 def test_answers_that_do_not_fit_are_no_answers(scene):

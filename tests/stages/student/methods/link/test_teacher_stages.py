@@ -1,4 +1,4 @@
-"""A pair teacher's tables hold what its network says of each picture, and a student reads it back in place."""
+"""A pair teacher's tables hold what its network says of each image, and a student reads it back in place."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hoi_distill.stages.student.methods.link.teacher_stages import LinkMaps, Lin
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
 from hoi_distill.stages.student.methods.pair_classifier.network import PairClassifier, Shape
 from hoi_distill.stages.student.methods.pair_classifier.student import PairStudent
-from hoi_distill.stages.student.pairs.instances import gather, picture_of
+from hoi_distill.stages.student.pairs.instances import gather, image_of
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.supervision.config import KdConfig
 from hoi_distill.stages.student.pairs.supervision.dense_distillation import read_teacher_outputs
@@ -69,7 +69,7 @@ def teacher(checkpoint) -> TrainedTeacher:
 
 @pytest.fixture
 def world(tmp_path, monkeypatch) -> SimpleNamespace:
-    """A cache with detections and features of twenty pictures; in the second nothing was detected, in the third one box.
+    """A cache with detections and features of twenty images; in the second nothing was detected, in the third one box.
     The features of the fourth are a recorded failure."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     toy = Toy(COUNT, 3)
@@ -135,14 +135,14 @@ def test_a_student_with_the_teachers_weights_reads_back_what_it_would_say(world,
     samples = stream(world, stages)
     assert samples.skipped == {3: "features: too dark"}
     read = samples.__getitems__(list(range(COUNT)))
-    pictures = [picture_of(sample["detections"]["value"], CONFIG) for sample in read]
+    images = [image_of(sample["detections"]["value"], CONFIG) for sample in read]
     maps = torch.from_numpy(np.stack([sample["features"][view] for sample in read]))
-    regions = gather(pictures, maps, np.full(len(read), view == "flip"))
+    regions = gather(images, maps, np.full(len(read), view == "flip"))
     valid, seen = torch.from_numpy(valid_classes(VOCABULARY)), torch.ones(len(VOCABULARY.hois), dtype=torch.bool)
     taught = read_teacher_outputs(
         [sample["link_pairs"][view] for sample in read],
         [sample["link_maps"][view] for sample in read],
-        BatchImages(np.arange(len(read)), pictures, regions, []), valid, seen,
+        BatchImages(np.arange(len(read)), images, regions, []), valid, seen,
         names=[str(sample["row"]) for sample in read], tables=("link_pairs", "detections"),
     )  # fmt: skip
     assert taught.has.all()
@@ -165,12 +165,12 @@ def test_both_tables_take_one_forward_a_batch_and_view(world, teacher):
     )
     with hook:
         fill(world, [made(LinkPairs, teacher=teacher, batch_size=4), made(LinkMaps, teacher=teacher, batch_size=4)])
-    assert calls == [4] * 10  # nineteen sound pictures in five batches, two views
+    assert calls == [4] * 10  # nineteen sound images in five batches, two views
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_tables_that_lack_different_rows_each_keep_their_own_values(world, teacher, seed):
-    """First some scattered cells of both tables, then the rest: every cell is that of its own picture."""
+    """First some scattered cells of both tables, then the rest: every cell is that of its own image."""
     draw = np.random.default_rng(seed)
     needed = draw.random((2, COUNT, 2)) < 0.5
     assert len(np.unique(np.concatenate(needed, axis=1), axis=0)) > FEW_PATTERNS  # so that batches hold rows of several

@@ -33,7 +33,7 @@ SOME = Platt(1.0, 0.0, 0, 0)
 
 
 def cached(checkpoint, batch, columns: ItmColumns) -> list[dict[str, np.ndarray]]:
-    """Each picture's cells, as the stage computes them and a shard keeps them."""
+    """Each image's cells, as the stage computes them and a shard keeps them."""
     stage = made(BlipItm, checkpoint=Checkpoint.find(checkpoint), columns=columns.prompts, token_mode="cls")
     stage.open("cpu", {})
     answers = stage.compute(batch, columns.prompts, {})
@@ -75,7 +75,7 @@ def test_cached_scores_are_the_live_ones_within_fp16(checkpoints, processor, mak
     assert logits.grad[:, VOCABULARY.verbs.index("hold")].abs().min() > 0
 
 
-def test_a_picture_or_a_sentence_that_was_never_asked_is_an_error(checkpoints, make_batch):
+def test_a_image_or_a_sentence_that_was_never_asked_is_an_error(checkpoints, make_batch):
     columns = columns_for(VOCABULARY)
     rows = cached(checkpoints.itm, make_batch(2, 2), columns)
     del rows[1][columns.prompts[2]]

@@ -32,8 +32,8 @@ from hoi_distill.stages.student.methods.pair_classifier.region_cnn import (
 from hoi_distill.stages.student.methods.pair_classifier.soft_labels import soft_labels
 from hoi_distill.stages.student.methods.pair_classifier.train import build_model, terms_of, train
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, Share, TableMaps, take
-from hoi_distill.stages.student.pairs.instances import gather, picture_of
-from hoi_distill.stages.student.pairs.prepare import picture_table
+from hoi_distill.stages.student.pairs.instances import gather, image_of
+from hoi_distill.stages.student.pairs.prepare import image_table
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pretrained import load_student
 from hoi_distill.stages.student.source import CacheSource
@@ -133,11 +133,11 @@ def test_a_state_of_another_run_is_not_resumed(tmp_path, toy, config):
         train(replace(config, learning_rate=0.5), toy.training_set(16), tmp_path, Extras(report=quiet))
 
 
-def test_nan_stops_the_run_and_names_the_picture(tmp_path, toy, config):
+def test_nan_stops_the_run_and_names_the_image(tmp_path, toy, config):
     broken = Toy(40, 0)
     broken.maps[7][0, 0, 0] = np.nan
     broken.tables["features"]["flip"][7] = broken.maps[7]
-    with pytest.raises(NonFiniteLoss, match=r"step \d+: .*rows \[7\], image ids \['picture 7'\]"):
+    with pytest.raises(NonFiniteLoss, match=r"step \d+: .*rows \[7\], image ids \['image 7'\]"):
         train(config, broken.training_set(16), tmp_path, Extras(report=quiet))
     assert not (tmp_path / "checkpoint").exists()
 
@@ -149,7 +149,7 @@ def test_soft_labels_of_no_weight_change_nothing(tmp_path, toy, config):
     assert weights(tmp_path / "labels") == weights(tmp_path / "weightless") != weights(tmp_path / "distilled")
 
 
-def test_labels_of_unlabelled_pictures_are_never_read(tmp_path, toy, config):
+def test_labels_of_unlabelled_images_are_never_read(tmp_path, toy, config):
     other = Toy(40, 0)
     other.annotations.hoi[16:] = 0
     other.annotations.human_box[16:] = 0
@@ -169,11 +169,11 @@ def test_every_arm_trains(tmp_path, toy, config, teacher, itm_on):
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
 
 
-def test_soft_labels_find_what_pictures_show_unless_shuffled(tmp_path, toy, config):
+def test_soft_labels_find_what_images_show_unless_shuffled(tmp_path, toy, config):
     data = toy.training_set(16)
-    pictures = train_pictures(tmp_path, toy, config)
+    images = train_images(tmp_path, toy, config)
     for teacher, low, high in (("itm", 0.95, 1), ("oracle", 1, 1), ("shuffled", 0, 0.5)):
-        soft = soft_labels(tmp_path, data, pictures, replace(config, teacher=teacher))(np.arange(40))
+        soft = soft_labels(tmp_path, data, images, replace(config, teacher=teacher))(np.arange(40))
         assert np.isnan(soft[:16]).all()
         assert low <= (soft[16:].argmax(1) == toy.hoi[16:]).mean() <= high
 
@@ -183,7 +183,7 @@ def test_soft_labels_leave_no_interaction_out_and_annotations_teach_it(tmp_path,
     asked = PairClassifierMethod().needs(config, VOCABULARY).train["itm"]
     data = toy.training_set(16)
     data = replace(data, prompts=[prompt if prompt in asked else None for prompt in data.prompts])
-    soft = soft_labels(tmp_path, data, train_pictures(tmp_path, toy, config), config)(np.arange(16, 40))
+    soft = soft_labels(tmp_path, data, train_images(tmp_path, toy, config), config)(np.arange(16, 40))
     assert np.isnan(soft).all(0).tolist() == [False, False, True, False, False, True]
     assert not np.isnan(soft[:, VOCABULARY.actions()]).any()
     train(config, data, tmp_path / "run", Extras(report=quiet))
@@ -191,12 +191,12 @@ def test_soft_labels_leave_no_interaction_out_and_annotations_teach_it(tmp_path,
     assert np.isfinite([last["loss/pairs"], last["loss/itm"]]).all()
 
 
-def train_pictures(folder: Path, toy: Toy, config: PairClassifierConfig):
-    return picture_table(folder / "pictures", toy.training_set(16).source, config, toy.training_set(16))
+def train_images(folder: Path, toy: Toy, config: PairClassifierConfig):
+    return image_table(folder / "pictures", toy.training_set(16).source, config, toy.training_set(16))
 
 
 def test_a_tiny_set_is_learnt_and_predicted(tmp_path, toy, config):
-    """Labels of 16 pictures and soft labels of 24 more: the best triplet of nearly every picture is the true one."""
+    """Labels of 16 images and soft labels of 24 more: the best triplet of nearly every image is the true one."""
     thorough = replace(config, steps=80, learning_rate=3e-3, dropout=0.0, feature_dropout=0.0)
     train(thorough, toy.training_set(16), tmp_path, Extras(report=quiet)).predict(
         toy.test_set(), tmp_path, report=quiet
@@ -216,18 +216,18 @@ def test_a_tiny_set_is_learnt_and_predicted(tmp_path, toy, config):
     assert right >= 38
 
 
-def test_pictures_without_pairs_or_positives_give_finite_results(toy, config):
+def test_images_without_pairs_or_positives_give_finite_results(toy, config):
     box = [[5.0, 5, 30, 60]]
     size = {"width": 64, "height": 64}
-    nobody = picture_of({"boxes": box, "scores": [0.9], "labels": [1], **size}, config)
-    alone = picture_of({"boxes": box, "scores": [0.9], "labels": [0], **size}, config)
-    empty = picture_of({"boxes": [], "scores": [], "labels": [], **size}, config)
+    nobody = image_of({"boxes": box, "scores": [0.9], "labels": [1], **size}, config)
+    alone = image_of({"boxes": box, "scores": [0.9], "labels": [0], **size}, config)
+    empty = image_of({"boxes": [], "scores": [], "labels": [], **size}, config)
     model = build_model(config, toy.training_set(16), CHANNELS, None)
     valid = torch.from_numpy(valid_classes(VOCABULARY))
     regions = gather([nobody, alone, empty], torch.zeros(3, CHANNELS, SIDE, SIDE), np.array([True, False, True]))
     assert model(regions).shape == (0, len(VOCABULARY))
     assert len(candidates_of(regions, valid)) == 0
-    together = gather([nobody, picture_of(toy.detections[0], config)], torch.zeros(2, CHANNELS, SIDE, SIDE))
+    together = gather([nobody, image_of(toy.detections[0], config)], torch.zeros(2, CHANNELS, SIDE, SIDE))
     assert torch.isfinite(model(together)).all()
 
 
@@ -239,12 +239,12 @@ def test_batches_are_exact_epochs_and_a_function_of_the_step(tmp_path, toy, conf
     one, five = (np.concatenate([take(pool, step, size, 5) for step in range(85 // size)]) for size in (1, 5))
     assert one.tolist() == five.tolist()
 
-    data, pictures = toy.training_set(16), train_pictures(tmp_path, toy, config)
+    data, images = toy.training_set(16), train_images(tmp_path, toy, config)
     maps = TableMaps({view: data.source.open({"features": (view,)}) for view in config.views})
-    soft = soft_labels(tmp_path, data, pictures, config)
-    pools, terms = Pools.of(pictures, data.labelled, unlabelled=True), terms_of(config, data, soft)
-    whole = PairBatches(config, pools, pictures, maps, terms)
-    parts = [PairBatches(config, pools, pictures, maps, terms, share=Share(rank, 2)) for rank in range(2)]
+    soft = soft_labels(tmp_path, data, images, config)
+    pools, terms = Pools.of(images, data.labelled, unlabelled=True), terms_of(config, data, soft)
+    whole = PairBatches(config, pools, images, maps, terms)
+    parts = [PairBatches(config, pools, images, maps, terms, share=Share(rank, 2)) for rank in range(2)]
     assert sorted(whole.rows(3)) == sorted(np.concatenate([part.rows(3) for part in parts]))
     again = whole[3]
     assert torch.equal(again.regions.maps, whole[3].regions.maps)
@@ -252,16 +252,16 @@ def test_batches_are_exact_epochs_and_a_function_of_the_step(tmp_path, toy, conf
 
 
 def test_a_mirrored_view_comes_with_mirrored_boxes(tmp_path, toy, config):
-    data, pictures = toy.training_set(16), train_pictures(tmp_path, toy, config)
+    data, images = toy.training_set(16), train_images(tmp_path, toy, config)
     both = replace(config, views=("original", "flip"))
     maps = TableMaps({view: data.source.open({"features": (view,)}) for view in both.views})
-    pools = Pools.of(pictures, data.labelled, unlabelled=False)
-    batches = PairBatches(both, pools, pictures, maps, terms_of(both, data, None))
+    pools = Pools.of(images, data.labelled, unlabelled=False)
+    batches = PairBatches(both, pools, images, maps, terms_of(both, data, None))
     batch = batches[0]
     place = batches.drawn(0, len(batch.rows))[0].tolist().index(1)
-    row, boxes = int(batch.rows[place]), batch.regions.boxes[batch.regions.picture == place]
+    row, boxes = int(batch.rows[place]), batch.regions.boxes[batch.regions.image == place]
     assert torch.equal(batch.regions.maps[place], torch.from_numpy(toy.maps[row][..., ::-1].copy()))
-    x1, _, x2, _ = pictures[row].boxes[0]
+    x1, _, x2, _ = images[row].boxes[0]
     torch.testing.assert_close(boxes[0, 0::2], torch.tensor([64 - x2, 64 - x1]))
 
 
@@ -334,7 +334,7 @@ def as_plain(cell):
 
 
 def test_a_student_can_bring_its_own_encoder_which_variants_share(tmp_path, toy, config):
-    """Pictures are the maps of the toy world painted as colours; only their detections teach the CNN."""
+    """Images are the maps of the toy world painted as colours; only their detections teach the CNN."""
 
     def read(row: int) -> np.ndarray:
         reads.append(row)
@@ -359,7 +359,7 @@ def test_a_student_can_bring_its_own_encoder_which_variants_share(tmp_path, toy,
 
 
 def first_maps(data, config: PairClassifierConfig, student: Student, shared: Path) -> torch.Tensor:
-    pictures = picture_table(shared / "pictures", data.source, config)
-    maps = map_reader(data.source, pictures, ("original",), cnn=student.region_cnn, shared=shared, read=data.read)
+    images = image_table(shared / "pictures", data.source, config)
+    maps = map_reader(data.source, images, ("original",), cnn=student.region_cnn, shared=shared, read=data.read)
     assert isinstance(maps, StoredMaps)
     return maps(np.arange(3), np.zeros(3, np.int64))[1]

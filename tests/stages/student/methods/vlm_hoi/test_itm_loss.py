@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig
+from hoi_distill.stages.student.methods.vlm_hoi.image_set import ImageBatch
 from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import columns_for
 from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import (
     MatchedQueries,
@@ -21,11 +22,11 @@ from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import (
     expected_cost,
     expected_cost_of_objects,
     gradient_ratio,
+    image_terms,
     itm_terms,
     listwise,
     margins,
     negative_weights,
-    picture_terms,
     soft_targets,
     supervised_verbs,
 )
@@ -34,7 +35,6 @@ from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
 from hoi_distill.stages.student.methods.vlm_hoi.losses import ItmTables, batch_loss
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Targets
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
-from hoi_distill.stages.student.methods.vlm_hoi.picture_set import ImageBatch
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.toy_student import VOCABULARY
 
@@ -57,14 +57,14 @@ def random_case(seed: int, queries: int = 5, verbs: int = 7):
     return logits, labels, log_odds
 
 
-def batch(seed: int = 0, pictures: int = 2) -> ItmScores:
-    log_odds = torch.from_numpy(np.random.default_rng(seed).normal(0, 2, (pictures, CLASSES)).astype(np.float32))
+def batch(seed: int = 0, images: int = 2) -> ItmScores:
+    log_odds = torch.from_numpy(np.random.default_rng(seed).normal(0, 2, (images, CLASSES)).astype(np.float32))
     log_odds[:, COLUMNS.column < 0] = torch.nan
     return ItmScores(log_odds, log_odds.sigmoid(), log_odds - torch.linspace(-1, 1, CLASSES))
 
 
 def queries(*labels: tuple[int, ...], things: tuple[int, ...] = (BICYCLE, DOG, BICYCLE)):
-    """Arguments of itm_terms after hoi_id: picture, verb logits, labels, objects, object logits."""
+    """Arguments of itm_terms after hoi_id: image, verb logits, labels, objects, object logits."""
     verbs = torch.zeros(len(labels), VERBS)
     for query, chosen in enumerate(labels):
         verbs[query, list(chosen)] = 1
@@ -75,10 +75,10 @@ def queries(*labels: tuple[int, ...], things: tuple[int, ...] = (BICYCLE, DOG, B
 
 
 def terms(family: str, logits: torch.Tensor | None = None, **options) -> torch.Tensor:
-    picture, drawn, verbs, things, objects = queries((RIDE,), (HOLD, WALK), (HOLD,))
+    image, drawn, verbs, things, objects = queries((RIDE,), (HOLD, WALK), (HOLD,))
     logits = drawn if logits is None else logits
     return itm_terms(
-        ItmConfig(family, **options), batch(), HOI_ID, MatchedQueries(picture, logits, verbs, things, objects)
+        ItmConfig(family, **options), batch(), HOI_ID, MatchedQueries(image, logits, verbs, things, objects)
     )
 
 
@@ -267,8 +267,8 @@ def test_softer_negatives_touch_only_known_verbs_that_are_not_annotated():
 
 def test_each_family_is_given_the_quantity_it_is_defined_on():
     scores = batch()
-    picture, logits, verbs, things, _ = queries((RIDE,), (HOLD, WALK), (HOLD,))
-    here = scores.of_verbs(picture, things, HOI_ID)
+    image, logits, verbs, things, _ = queries((RIDE,), (HOLD, WALK), (HOLD,))
+    here = scores.of_verbs(image, things, HOI_ID)
     wanted = supervised_verbs(here.soft, verbs)
     expected = {
         "F0": cost_of_argmax(logits, costs(ItmConfig("F0"), here.soft, verbs), wanted),
@@ -285,8 +285,8 @@ def test_each_family_is_given_the_quantity_it_is_defined_on():
 def test_a_verb_is_annotated_with_its_own_object_only():
     """Holding a bicycle is annotated: holding a dog costs what any other verb does."""
     scores = batch()
-    picture, logits, verbs, things, objects = queries((HOLD,))
-    matched = MatchedQueries(picture, logits, verbs, things, objects)
+    image, logits, verbs, things, objects = queries((HOLD,))
+    matched = MatchedQueries(image, logits, verbs, things, objects)
     loss = itm_terms(ItmConfig(object="predicted"), scores, HOI_ID, matched)
     t, choices = scores.soft[0], {BICYCLE: (HOLD, RIDE), DOG: (HOLD, WALK)}
     by_object = []
@@ -302,8 +302,8 @@ def test_a_verb_is_annotated_with_its_own_object_only():
 
 @pytest.mark.parametrize("family", MATCHED)
 def test_a_query_of_no_interaction_only_is_left_alone(family):
-    picture, logits, verbs, things, objects = queries((RIDE,), (NONE,), (HOLD, NONE))
-    loss = itm_terms(ItmConfig(family), batch(), HOI_ID, MatchedQueries(picture, logits, verbs, things, objects))
+    image, logits, verbs, things, objects = queries((RIDE,), (NONE,), (HOLD, NONE))
+    loss = itm_terms(ItmConfig(family), batch(), HOI_ID, MatchedQueries(image, logits, verbs, things, objects))
     assert loss[1] == 0
     if family != "F0":
         loss.sum().backward()
@@ -321,8 +321,8 @@ def test_what_is_not_asked_takes_no_part_and_leaves_no_nan(family, which):
     for field in (scores.log_odds, scores.soft, scores.centred):
         field[0, HOI_ID[HOLD, BICYCLE]] = torch.nan
         field[1] = torch.nan
-    picture, logits, verbs, things, objects = queries((RIDE,), (WALK,), (HOLD,))
-    matched = MatchedQueries(picture, logits, verbs, things, objects)
+    image, logits, verbs, things, objects = queries((RIDE,), (WALK,), (HOLD,))
+    matched = MatchedQueries(image, logits, verbs, things, objects)
     loss = itm_terms(ItmConfig(family, object=which), scores, HOI_ID, matched)
     assert torch.isfinite(loss).all()
     assert loss[1] == 0 == loss[2]  # nothing asked; the annotated verb not asked
@@ -340,9 +340,9 @@ def test_no_query_and_half_precision_are_no_special_cases(family):
     none = torch.zeros(0, VERBS, requires_grad=True)
     matched = MatchedQueries(empty, none, torch.zeros(0, VERBS), empty)
     assert itm_terms(config, batch(), HOI_ID, matched).shape == (0,)
-    picture, logits, verbs, things, _ = queries((RIDE,), (HOLD, WALK), (HOLD,))
+    image, logits, verbs, things, _ = queries((RIDE,), (HOLD, WALK), (HOLD,))
     half = (logits.detach() * 2e4).half().requires_grad_()
-    loss = itm_terms(config, batch(), HOI_ID, MatchedQueries(picture, half, verbs, things))
+    loss = itm_terms(config, batch(), HOI_ID, MatchedQueries(image, half, verbs, things))
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss).all()
     if loss.requires_grad:
@@ -415,31 +415,31 @@ def test_the_gradient_ratio_is_that_of_the_norms_at_the_logits():
     assert body.grad.tolist() == [1, 2, 3]
 
 
-def test_a_picture_with_one_query_is_cross_entropy_of_the_product():
+def test_a_image_with_one_query_is_cross_entropy_of_the_product():
     _, verbs, _, _, objects = queries((RIDE,))
     soft = torch.full((1, CLASSES), torch.nan)
     ride_bicycle = int(HOI_ID[RIDE, BICYCLE])
     soft[0, ride_bicycle] = 0.3
-    loss = picture_terms(verbs[None], objects[None], soft, HOIS, gamma=0)
+    loss = image_terms(verbs[None], objects[None], soft, HOIS, gamma=0)
     p = objects.softmax(1)[0, BICYCLE] * verbs.sigmoid()[0, RIDE]
     torch.testing.assert_close(loss[0], F.binary_cross_entropy(p, torch.tensor(0.3)))
 
 
-def few_pictures(seed: int, pictures: int = 2, count: int = 4):
+def few_images(seed: int, images: int = 2, count: int = 4):
     generator = torch.Generator().manual_seed(seed)
-    verbs = torch.randn(pictures, count, VERBS, generator=generator, dtype=torch.double)
-    objects = torch.randn(pictures, count, OBJECTS + 1, generator=generator, dtype=torch.double)
-    return verbs.requires_grad_(), objects.requires_grad_(), batch(seed, pictures).soft.double()
+    verbs = torch.randn(images, count, VERBS, generator=generator, dtype=torch.double)
+    objects = torch.randn(images, count, OBJECTS + 1, generator=generator, dtype=torch.double)
+    return verbs.requires_grad_(), objects.requires_grad_(), batch(seed, images).soft.double()
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_picture_gradients_agree_with_finite_differences(gamma):
-    verbs, objects, soft = few_pictures(2)
-    loss = partial(picture_terms, soft=soft, hois=HOIS, smoothing=0.3, gamma=gamma)
+def test_image_gradients_agree_with_finite_differences(gamma):
+    verbs, objects, soft = few_images(2)
+    loss = partial(image_terms, soft=soft, hois=HOIS, smoothing=0.3, gamma=gamma)
     assert torch.autograd.gradcheck(loss, (verbs, objects))
 
 
-def test_a_picture_is_judged_by_its_best_query():
+def test_a_image_is_judged_by_its_best_query():
     """The one that is sure hears nearly everything; more of the hopeless change nothing."""
     verbs, objects = torch.full((1, 3, VERBS), -6.0), torch.zeros(1, 3, OBJECTS + 1)
     objects[..., BICYCLE] = 9
@@ -447,18 +447,18 @@ def test_a_picture_is_judged_by_its_best_query():
     verbs.requires_grad_()
     soft = torch.full((1, CLASSES), torch.nan)
     soft[0, HOI_ID[RIDE, BICYCLE]] = 1
-    loss = picture_terms(verbs, objects, soft, HOIS)
+    loss = image_terms(verbs, objects, soft, HOIS)
     loss.sum().backward()
     rise = -verbs.grad[0, :, RIDE]
     assert rise[1] > 100 * rise[[0, 2]].abs().max()
-    more = picture_terms(*(torch.cat([x, x[:, :1].expand(-1, 60, -1)], 1) for x in (verbs, objects)), soft, HOIS)
+    more = image_terms(*(torch.cat([x, x[:, :1].expand(-1, 60, -1)], 1) for x in (verbs, objects)), soft, HOIS)
     torch.testing.assert_close(more, loss, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_pictures_are_finite_at_the_extremes(dtype, gamma):
-    """Saturated both ways, certain teacher both ways, ties; and pictures without queries or without scores."""
+def test_images_are_finite_at_the_extremes(dtype, gamma):
+    """Saturated both ways, certain teacher both ways, ties; and images without queries or without scores."""
     extremes = torch.tensor([-60_000.0, -120, -30, 0, 30, 120, 60_000])
     generator = torch.Generator().manual_seed(0)
     shape = (40, 3)
@@ -467,15 +467,15 @@ def test_pictures_are_finite_at_the_extremes(dtype, gamma):
     verbs.data[:4], objects[:4], objects[:4, :, BICYCLE] = 60_000, -60_000, 60_000  # as sure as can be: S = -0
     objects.requires_grad_()
     soft = torch.tensor([0.0, 1.0, 0.5, torch.nan])[torch.randint(4, (40, CLASSES), generator=generator)]
-    loss = picture_terms(verbs, objects, soft, HOIS, gamma=gamma)
+    loss = image_terms(verbs, objects, soft, HOIS, gamma=gamma)
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss).all()
     (loss.sum() / 100).backward()
     assert torch.isfinite(verbs.grad).all()
     assert torch.isfinite(objects.grad).all()
-    assert (picture_terms(verbs, objects, torch.full_like(soft, torch.nan), HOIS) == 0).all()
-    assert (picture_terms(verbs[:, :0], objects[:, :0], soft, HOIS) == 0).all()
-    assert picture_terms(verbs[:0], objects[:0], soft[:0], HOIS).shape == (0,)
+    assert (image_terms(verbs, objects, torch.full_like(soft, torch.nan), HOIS) == 0).all()
+    assert (image_terms(verbs[:, :0], objects[:, :0], soft, HOIS) == 0).all()
+    assert image_terms(verbs[:0], objects[:0], soft[:0], HOIS).shape == (0,)
 
 
 def test_a_sure_wrong_query_is_still_pulled_back():
@@ -484,5 +484,5 @@ def test_a_sure_wrong_query_is_still_pulled_back():
     objects[..., BICYCLE] = 200
     soft = torch.full((1, CLASSES), torch.nan)
     soft[0, HOI_ID[RIDE, BICYCLE]] = 0.0
-    picture_terms(verbs, objects, soft, HOIS, gamma=0).sum().backward()
+    image_terms(verbs, objects, soft, HOIS, gamma=0).sum().backward()
     assert verbs.grad[0, 0, RIDE] == pytest.approx(1, abs=1e-3)

@@ -32,10 +32,10 @@ from tests.fixtures.toy_student import VOCABULARY, Toy
 COLUMNS = columns_for(VOCABULARY)
 
 
-def logits(seed: int = 0, pictures: int = 200, signal: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
-    """float16 ``[N, H, 2]`` raw (z0, z1) and bool ``[N, H]``: one class a picture, which matches better."""
+def logits(seed: int = 0, images: int = 200, signal: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
+    """float16 ``[N, H, 2]`` raw (z0, z1) and bool ``[N, H]``: one class an image, which matches better."""
     random = np.random.default_rng(seed)
-    present = np.arange(len(VOCABULARY)) == random.integers(0, len(VOCABULARY), pictures)[:, None]
+    present = np.arange(len(VOCABULARY)) == random.integers(0, len(VOCABULARY), images)[:, None]
     match = np.where(present, signal, 0) + random.normal(0, 2, present.shape)
     return np.stack([-match / 2, match / 2], -1).astype(np.float16), present
 
@@ -83,12 +83,12 @@ def test_a_slot_of_v_coco_without_object_is_asked_by_its_verb():
     assert (columns_for(vocabulary, "object", missing_object=True).hoi_id[:, 80] == -1).all()
 
 
-def test_verbs_of_an_object_are_gathered_by_picture_and_object():
+def test_verbs_of_an_object_are_gathered_by_image_and_object():
     scores = targets()(np.array([2, 0]))
     hoi_id = torch.from_numpy(COLUMNS.hoi_id)
-    picture, things = torch.tensor([0, 1, 0]), torch.tensor([1, 16, 80])
-    here = scores.of_verbs(picture, things, hoi_id)
-    everywhere = scores.of_objects(picture, hoi_id)
+    image, things = torch.tensor([0, 1, 0]), torch.tensor([1, 16, 80])
+    here = scores.of_verbs(image, things, hoi_id)
+    everywhere = scores.of_objects(image, hoi_id)
     assert here.soft.shape == (3, 4)
     assert everywhere.log_odds.shape == (3, 81, 4)
     for query, (row, thing) in enumerate([(2, 1), (0, 16), (2, 80)]):
@@ -122,7 +122,7 @@ def test_a_missing_row_or_cell_is_an_error_that_names_it():
     assert targets()(np.array([], np.int64)).soft.shape == (0, len(COLUMNS.hois))
 
 
-def test_shuffled_pictures_get_anothers_answers():
+def test_shuffled_images_get_anothers_answers():
     shuffled = targets(source=np.array([1, 2, 0]))
     own, given_ = targets()(np.array([1, 2])), shuffled(np.array([0, 1]))
     torch.testing.assert_close(given_.log_odds, own.log_odds, equal_nan=True)

@@ -80,9 +80,9 @@ def test_shapes_at_real_size(config):
 
 
 def test_shapes_of_both_layouts():
-    pictures, mask = torch.randn(2, 3, 64, 96), whole(2, 64, 96)
+    images, mask = torch.randn(2, 3, 64, 96), whole(2, 64, 96)
     with torch.inference_mode():
-        plain, missing = tiny_muren()(pictures, mask), tiny_muren(missing_object=True)(pictures, mask)
+        plain, missing = tiny_muren()(images, mask), tiny_muren(missing_object=True)(images, mask)
     assert [tuple(each.shape[-1:]) for each in plain] == [(4,), (4,), (K + 1,), (V,)]
     assert missing.object_logits.shape == (2, 2, N, K + 2)
     assert plain.layer(-1).verb_logits.shape == (2, N, V)
@@ -102,19 +102,19 @@ def test_fusion_is_shared_over_layers_or_not(shared_fusion):
     assert len(set(calls)) == (3 if shared_fusion else 6)
 
 
-def test_pictures_in_a_batch_are_answered_as_alone():
+def test_images_in_a_batch_are_answered_as_alone():
     model = tiny_muren()
-    pictures = torch.randn(3, 3, 64, 96)
+    images = torch.randn(3, 3, 64, 96)
     with torch.inference_mode():
-        together = model(pictures, whole(3, 64, 96))
-        for index, picture in enumerate(pictures):
-            alone = model(picture[None], whole(1, 64, 96))
+        together = model(images, whole(3, 64, 96))
+        for index, image in enumerate(images):
+            alone = model(image[None], whole(1, 64, 96))
             for a, b in zip(alone, together, strict=True):
                 torch.testing.assert_close(a[:, 0], b[:, index], atol=1e-5, rtol=1e-5)
 
 
 def test_nothing_after_the_backbone_sees_the_padding():
-    """Whatever the convolutions leave in cells outside the picture. (What they carry across its border is DETR's own.)"""
+    """Whatever the convolutions leave in cells outside the image. (What they carry across its border is DETR's own.)"""
     model = tiny_muren()
     sizes = [(2, 3), (3, 2), (3, 4)]
     maps = [torch.randn(1, 16, h, w) for h, w in sizes]
@@ -129,7 +129,7 @@ def test_nothing_after_the_backbone_sees_the_padding():
                 torch.testing.assert_close(a[:, 0], b[:, index], atol=1e-5, rtol=1e-5)
 
 
-def test_the_mask_of_the_map_covers_what_the_picture_fills():
+def test_the_mask_of_the_map_covers_what_the_image_fills():
     model = tiny_muren()
     seen = {}
     model.transform = lambda feature_map, cells: seen.update(cells=cells)  # type: ignore[assignment]
@@ -156,14 +156,14 @@ def test_encoder_and_positions_are_those_of_transformers_detr():
     assert not [key for key in model.state_dict() if key.startswith(("backbone", "encoder", "input")) and key not in own
                 and not key.endswith("num_batches_tracked")]  # fmt: skip
     detr.load_state_dict(own, strict=False)
-    pictures, mask = torch.randn(2, 3, 96, 128), whole(2, 96, 128)
+    images, mask = torch.randn(2, 3, 96, 128), whole(2, 96, 128)
     mask[1, :, 70:] = False
     seen = {}
     model.decode = lambda memory, *rest: seen.update(memory=memory) or {}  # type: ignore[assignment]
     model.heads = lambda tokens: None  # type: ignore[assignment]
     with torch.inference_mode():
-        model(pictures, mask)
-        expected = detr(pictures, mask).encoder_last_hidden_state
+        model(images, mask)
+        expected = detr(images, mask).encoder_last_hidden_state
     torch.testing.assert_close(seen["memory"], expected, atol=1e-5, rtol=1e-4)
 
 
@@ -336,14 +336,14 @@ def test_the_three_branches_layer_by_layer(shared_fusion):
 def test_half_precision_trains():
     """float16 where autocast wants it, boxes and loss in float32, gradients finite under a scaled loss."""
     model = tiny_muren().train()
-    pictures, targets = torch.randn(2, 3, 64, 64), [random_targets(2), random_targets(0)]
+    images, targets = torch.randn(2, 3, 64, 64), [random_targets(2), random_targets(0)]
     with torch.autocast("cpu", dtype=torch.float16):
-        output = model(pictures, whole(2, 64, 64))
+        output = model(images, whole(2, 64, 64))
         total, _, _ = Criterion()(output, targets)
     assert output.verb_logits.dtype == torch.float16
     assert output.human_boxes.dtype == output.object_boxes.dtype == total.dtype == torch.float32
     (256 * total).backward()
     assert all(each.grad.isfinite().all() for each in model.parameters() if each.grad is not None)
     with torch.no_grad():
-        exact, _, _ = Criterion()(model(pictures, whole(2, 64, 64)), targets)
+        exact, _, _ = Criterion()(model(images, whole(2, 64, 64)), targets)
     assert total.item() == pytest.approx(exact.item(), rel=1e-2)

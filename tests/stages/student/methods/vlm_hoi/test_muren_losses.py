@@ -56,8 +56,8 @@ def naive_terms(output, targets, matches, no_object_weight=0.1):
     """One layer's six terms in the order of TERMS."""
     pairs = sum(len(each) for each in targets)
     human_l1 = object_l1 = human_giou = object_giou = boxes = entropy = weights = focal = positives = 0.0
-    pictures, queries, classes = output.object_logits.shape
-    for b in range(pictures):
+    images, queries, classes = output.object_logits.shape
+    for b in range(images):
         of = dict(zip(*(each.tolist() for each in matches[b]), strict=True))
         for n in range(queries):
             t = of.get(n)
@@ -90,7 +90,7 @@ def naive_terms(output, targets, matches, no_object_weight=0.1):
 
 @pytest.fixture
 def scene():
-    """Three pictures, one of them without pairs and one with a missing object; three layers."""
+    """Three images, one of them without pairs and one with a missing object; three layers."""
     torch.manual_seed(3)
     targets = [random_targets(3, missing=1), random_targets(0), random_targets(2)]
     return random_output(3, 3, missing_object=True, requires_grad=True), targets
@@ -110,7 +110,7 @@ def test_costs_are_the_published_ones(scene):
                 row += 1
 
 
-def test_matches_are_the_cheapest_of_each_picture(scene):
+def test_matches_are_the_cheapest_of_each_image(scene):
     output, targets = scene
     layers = match_layers(output, targets)
     assert [[len(query) for query, _ in layer] for layer in layers] == [[3, 0, 2]] * 3
@@ -171,7 +171,7 @@ def test_terms_carry_their_own_weights(scene):
     assert total.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_pictures_without_pairs_are_finite_and_teach_silence():
+def test_images_without_pairs_are_finite_and_teach_silence():
     output = random_output(2, 2, requires_grad=True)
     total, terms, matches = Criterion()(output, [random_targets(0), random_targets(0)])
     total.backward()
@@ -216,7 +216,7 @@ def test_answers_that_are_not_finite_are_named():
 
 @pytest.mark.parametrize("counts", [(3, 1), (2, 0), (0, 0)])
 def test_two_processes_average_to_what_one_learns(counts):
-    """Each with half of the pictures, their counts summed over both: the mean of their losses is the whole loss."""
+    """Each with half of the images, their counts summed over both: the mean of their losses is the whole loss."""
     torch.manual_seed(5)
     output = random_output(2, 2, missing_object=True)
     targets = [random_targets(count, missing=min(count, 1)) for count in counts]
@@ -244,11 +244,11 @@ def test_negative_weights_act_on_the_matched_query_only(scene):
     factors = torch.where(rows == 1, 9.0, 0.25)  # where the label is 1 nothing is weighed
     base, _, matches = Criterion()(output, targets)
     total, _, _ = Criterion()(output, targets, negative_weights=factors)
-    picture, query, row = flat(matches, targets, "cpu")
-    assert picture.shape == (3, 5)
+    image, query, row = flat(matches, targets, "cpu")
+    assert image.shape == (3, 5)
     saved = 0.0
     for layer in range(3):
-        logits = output.verb_logits[layer, picture[layer], query[layer]]
+        logits = output.verb_logits[layer, image[layer], query[layer]]
         spared = 0.75 * hard_focal_terms(logits, rows[row[layer]]) * (rows[row[layer]] == 0)
         saved += 2 * spared.sum().item() / rows.sum().item()
     assert base.item() - total.item() == pytest.approx(saved, rel=1e-3)
@@ -256,7 +256,7 @@ def test_negative_weights_act_on_the_matched_query_only(scene):
     assert same.item() == base.item()
 
 
-def test_a_network_learns_one_picture_by_heart():
+def test_a_network_learns_one_image_by_heart():
     torch.manual_seed(0)
     model = tiny_muren(frozen_batch_norm=False, frozen_stages=0)
     pixels, mask, targets = torch.randn(1, 3, 64, 64), torch.ones(1, 64, 64, dtype=torch.bool), [random_targets(2)]

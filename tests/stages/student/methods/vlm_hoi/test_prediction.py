@@ -109,7 +109,7 @@ def test_as_published_boxes_are_neither_clipped_nor_half_open():
         )
         return triplets(output, (100, 100), valid, Scoring(top=2, **keys), 80)
 
-    # Beyond the picture the two lie far apart, in it they are the same box.
+    # Beyond the image the two lie far apart, in it they are the same box.
     out = [[0.0, 0.5, 0.2, 0.2], [-0.1, 0.5, 0.4, 0.2]]
     assert len(found(out).scores) == 1
     published = found(out, as_published=True)
@@ -156,7 +156,7 @@ def network() -> Muren:
     return Muren(shape).eval()
 
 
-def test_batches_are_single_pictures(network, world):
+def test_batches_are_single_images(network, world):
     """Sizes are mixed, none is padded."""
     config = tiny_config()
     found = [
@@ -183,7 +183,7 @@ def sorted_rows(found: ScoredTriplets) -> np.ndarray:
     return rows[np.lexsort(np.round(rows, 1).T)]
 
 
-def test_groups_hold_one_size_and_every_picture_once():
+def test_groups_hold_one_size_and_every_image_once():
     sizes = np.random.default_rng(0).integers(20, 24, (50, 2))
     groups = list(
         of_one_size(50, lambda row: np.zeros((*sizes[row], 3), np.uint8), TransformConfig(test_short_side=20), 4)

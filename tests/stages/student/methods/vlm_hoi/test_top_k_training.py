@@ -1,4 +1,4 @@
-"""A student on a table of matching logits in which every picture wants only its most similar prompts."""
+"""A student on a table of matching logits in which every image wants only its most similar prompts."""
 
 from __future__ import annotations
 

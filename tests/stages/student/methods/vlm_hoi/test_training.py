@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from hoi_distill.stages.student.method import Extras
+from hoi_distill.stages.student.methods.vlm_hoi.image_set import StepBatches
 from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
-from hoi_distill.stages.student.methods.vlm_hoi.picture_set import StepBatches
 from hoi_distill.stages.student.methods.vlm_hoi.train import train
 from hoi_distill.stages.student.training.metrics import NonFiniteLoss
 from hoi_distill.stages.student.training.resume import save_state
@@ -46,7 +46,7 @@ def test_the_loss_falls_and_says_what_it_is_made_of(tmp_path, world):
     assert 0 < log[-1]["gradient_ratio/itm"] < 10
     assert 0 < log[-1]["gradient_ratio/f7"] < 10
     assert [log[0]["lr"], log[-1]["lr"]] == [1e-3, pytest.approx(1e-4)]
-    assert len(log) == 40  # 10 epochs of 16 pictures, 4 a step
+    assert len(log) == 40  # 10 epochs of 16 images, 4 a step
     assert student.origin["found"]
     assert any(name.startswith("decoders.") for name in student.origin["missing"])
 
@@ -94,14 +94,14 @@ def test_every_family_trains(tmp_path, world, family):
     assert np.isfinite([record["loss"] for record in records(tmp_path)]).all()
 
 
-def test_another_pictures_scores_are_another_training(tmp_path, world):
+def test_another_images_scores_are_another_training(tmp_path, world):
     for teacher in ("itm", "shuffled"):
         config = tiny_config(teacher=teacher, itm=ItmConfig(ramp=0.0), epochs=1.0)
         train(config, world.training_set(), tmp_path / teacher, Extras(report=quiet))
     assert weights(tmp_path / "itm") != weights(tmp_path / "shuffled")
 
 
-def test_labels_of_unlabelled_pictures_are_never_read(tmp_path, world):
+def test_labels_of_unlabelled_images_are_never_read(tmp_path, world):
     other = World()
     other.annotations.hoi[16:] = 0
     other.annotations.verb[16:] = 0
@@ -115,12 +115,12 @@ def test_a_missing_score_stops_the_training(tmp_path):
     world = World()
     for prompt in world.itm:
         world.itm[prompt][3] = None  # a recorded failure: no row
-    with pytest.raises(UserError, match="picture 3 has no score"):
+    with pytest.raises(UserError, match="image 3 has no score"):
         train(tiny_config(), world.training_set(), tmp_path, Extras(report=quiet))
 
 
-def test_divergence_names_the_pictures(tmp_path, world):
-    with pytest.raises(NonFiniteLoss, match=r"step \d+: .*; pictures rows \[\d+, .*'picture \d+'"):
+def test_divergence_names_the_images(tmp_path, world):
+    with pytest.raises(NonFiniteLoss, match=r"step \d+: .*; images rows \[\d+, .*'image \d+'"):
         train(tiny_config(learning_rate=1e30), world.training_set(), tmp_path, Extras(report=quiet))
     assert not (tmp_path / "checkpoint").exists()
 
@@ -158,7 +158,7 @@ several(Path(sys.argv[1]), float(sys.argv[2]))
 
 
 def several(folder: Path, epochs: float) -> None:
-    """What every process runs. Odd numbers of pictures: the processes' shares differ."""
+    """What every process runs. Odd numbers of images: the processes' shares differ."""
     rates = {"learning_rate": 1e-4, "backbone_learning_rate": 1e-5}  # the published ones; higher ones amplify rounding
     config = tiny_config(epochs=epochs, drop_epoch=9.0, f7=F7, labelled_per_step=5, unlabelled_per_step=3, **rates)
     train(config, World().training_set(), folder, Extras(report=quiet))

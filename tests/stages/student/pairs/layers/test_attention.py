@@ -1,4 +1,4 @@
-"""Attention of each picture by itself."""
+"""Attention of each image by itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_content_and_position_add_up_in_each_head():
         torch.testing.assert_close(seen[..., own], logits.softmax(-1) @ v[..., own])
 
 
-def test_rows_see_those_of_their_picture_only():
+def test_rows_see_those_of_their_image_only():
     attention = SelfAttention(8, 2, 0.0)
     padding = Padding(torch.tensor([0, 0, 1, 1, 1]), 2)
     rows = torch.randn(5, 8)

@@ -32,7 +32,7 @@ def test_a_box_is_its_centre_then_its_size_rows_before_columns():
     assert box_encoding(unit, 8).tolist()[0] == pytest.approx(by_hand, abs=1e-6)
 
 
-def test_boxes_lie_in_the_picture_and_have_a_pixel():
+def test_boxes_lie_in_the_image_and_have_a_pixel():
     boxes = torch.tensor([[-10.0, 5, 200, 5], [30, 30, 20, 20]])
     unit = unit_boxes(boxes, torch.tensor([[100.0, 50.0]]).expand(2, 2))
     assert unit.tolist()[0] == pytest.approx([0.1, 0.5, 1 / 50, 1])

@@ -30,18 +30,18 @@ SEEN = torch.ones(CLASSES, dtype=torch.bool)
 
 
 def batch_of(humans=(2, 1), things=(1, 2)) -> Regions:
-    """Pictures with so many people and things, every person paired with everything else."""
-    picture, labels, pairs = [], [], []
+    """Images with so many people and things, every person paired with everything else."""
+    image, labels, pairs = [], [], []
     for number, (people, others) in enumerate(zip(humans, things, strict=True)):
         first = len(labels)
         labels += [0] * people + [1] * others
-        picture += [number] * (people + others)
+        image += [number] * (people + others)
         pairs += [(first + i, first + j) for i in range(people) for j in range(people + others) if i != j]
     count = len(labels)
     return Regions(
         maps=torch.zeros(len(humans), 3, *GRID),
         size=torch.full((len(humans), 2), 64.0),
-        picture=torch.tensor(picture, dtype=torch.int64),
+        image=torch.tensor(image, dtype=torch.int64),
         boxes=torch.rand(count, 4, generator=torch.Generator().manual_seed(0)),
         labels=torch.tensor(labels, dtype=torch.int64),
         scores=torch.linspace(1.3, 0.3, count).clamp(max=1),  # some are certain, so P reaches 1
@@ -51,9 +51,9 @@ def batch_of(humans=(2, 1), things=(1, 2)) -> Regions:
 
 def output_of(regions: Regions, seed: int, spread: float = 3.0) -> PairOutput:
     draw = torch.Generator().manual_seed(seed)
-    pictures, count = len(regions.maps), len(regions.pairs)
-    shapes = ((DECODER, count, CLASSES), (ENCODER, len(regions.picture), WIDTH), (DECODER, count, PAIR_WIDTH))
-    tensors = [torch.randn(shape, generator=draw) * spread for shape in (*shapes, (pictures, WIDTH, *GRID))]
+    images, count = len(regions.maps), len(regions.pairs)
+    shapes = ((DECODER, count, CLASSES), (ENCODER, len(regions.image), WIDTH), (DECODER, count, PAIR_WIDTH))
+    tensors = [torch.randn(shape, generator=draw) * spread for shape in (*shapes, (images, WIDTH, *GRID))]
     return PairOutput(*(tensor.requires_grad_() for tensor in tensors))
 
 
@@ -166,7 +166,7 @@ def test_unseen_classes_teach_nothing(form):
     assert terms_of(student, [louder], regions, config)["logit"].item() != first.item()
 
 
-def test_pictures_without_an_answer_teach_nothing():
+def test_images_without_an_answer_teach_nothing():
     regions = batch_of()
     student, teacher = output_of(regions, 0), output_of(regions, 1)
     candidates = candidates_of(regions, VALID)
@@ -176,17 +176,17 @@ def test_pictures_without_an_answer_teach_nothing():
     sum(found.values()).backward()
     assert not student.latent.grad[0].any()
     assert student.latent.grad[1].any()
-    assert not student.unary.grad[:, regions.picture == 0].any()
-    assert not student.pairs.grad[:, regions.pair_picture == 0].any()
-    assert not student.logits.grad[:, regions.pair_picture == 0].any()
-    alone = batch_of((1,), (2,))  # the second picture by itself
-    alone.scores = regions.scores[regions.picture == 1]
-    cut = [out.logits[:, regions.pair_picture == 1].detach() for out in (student, teacher)]
+    assert not student.unary.grad[:, regions.image == 0].any()
+    assert not student.pairs.grad[:, regions.pair_image == 0].any()
+    assert not student.logits.grad[:, regions.pair_image == 0].any()
+    alone = batch_of((1,), (2,))  # the second image by itself
+    alone.scores = regions.scores[regions.image == 1]
+    cut = [out.logits[:, regions.pair_image == 1].detach() for out in (student, teacher)]
     rest = [
         PairOutput(
             logits,
-            out.unary[:, regions.picture == 1].detach(),
-            out.pairs[:, regions.pair_picture == 1].detach(),
+            out.unary[:, regions.image == 1].detach(),
+            out.pairs[:, regions.pair_image == 1].detach(),
             out.latent[1:].detach(),
         )
         for out, logits in zip((student, teacher), cut, strict=True)
@@ -246,7 +246,7 @@ def test_a_wider_deeper_finer_teacher_teaches():
     taught = TeacherOutputs(
         torch.ones(2, dtype=torch.bool),
         torch.randn(len(pair), generator=draw).half(),
-        torch.randn(4, len(regions.picture), 16, generator=draw).half(),
+        torch.randn(4, len(regions.image), 16, generator=draw).half(),
         torch.randn(1, len(regions.pairs), 20, generator=draw).half(),
         torch.randn(2, 16, 9, 9, generator=draw).half(),
     )

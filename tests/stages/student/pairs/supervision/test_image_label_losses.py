@@ -21,10 +21,10 @@ from hoi_distill.stages.student.pairs.supervision.image_label_losses import (
 )
 from hoi_distill.stages.student.pairs.terms import TextSpace
 
-# Two pictures; the first has pairs 0 and 1, the second pair 2. Pairs 0 and 1 allow classes 0 and 1, pair 2 allows class 2.
-PICTURE = tensor([0, 0, 1])
+# Two images; the first has pairs 0 and 1, the second pair 2. Pairs 0 and 1 allow classes 0 and 1, pair 2 allows class 2.
+IMAGE = tensor([0, 0, 1])
 PAIR, HOI = tensor([0, 0, 1, 1, 2]), tensor([0, 1, 0, 1, 2])
-CANDIDATES = Candidates(PAIR, HOI, torch.ones(5), PICTURE[PAIR])
+CANDIDATES = Candidates(PAIR, HOI, torch.ones(5), IMAGE[PAIR])
 NOTHING = torch.empty(0, dtype=torch.long)
 CLASSES = torch.eye(3)
 FOCAL = {"alpha": 0.25, "gamma": 2.0}
@@ -52,7 +52,7 @@ def test_temperature_stays_above_its_floor():
 
 
 def test_phrase_loss_by_hand():
-    """One positive (class 0 of picture 0), looked for among two pairs; class 1 a weak negative, class 2 a strong one."""
+    """One positive (class 0 of image 0), looked for among two pairs; class 1 a weak negative, class 2 a strong one."""
     look = tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 1.0]])
     trust = tensor([0.5, 0.25, 1.0])
     labels = known([[1, 0, 0], [0, 0, -1]], weight=[[1.0, 0.2, 1.0], [1.0, 1.0, 0.0]])
@@ -81,7 +81,7 @@ def test_phrase_loss_weighs_positives_by_their_targets():
 def test_phrases_without_a_matching_pair_are_skipped():
     look, trust = torch.randn(3, 3), torch.zeros(3)
     some = phrases_loss(look, CANDIDATES, trust, known([[1, 0, 0], [0, 0, 0]]), tensor(0.1), 0.1)
-    # no pair of picture 0 allows class 2, none of picture 1 class 0; as positives they are no negatives either
+    # no pair of image 0 allows class 2, none of image 1 class 0; as positives they are no negatives either
     more = known([[1, 0, -1], [1, 0, 0]])
     alone = known([[1, 0, -1], [0, 0, 0]])
     args = look, CANDIDATES, trust

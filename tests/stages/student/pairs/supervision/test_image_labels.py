@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, TableMaps
-from hoi_distill.stages.student.pairs.prepare import picture_table
+from hoi_distill.stages.student.pairs.prepare import image_table
 from hoi_distill.stages.student.pairs.supervision.image_labels import (
     CopiedLabelTerm,
     ImageLabelTerm,
@@ -50,16 +50,16 @@ def test_annotated_labels_ignore_nothing(world, tmp_path):
     assert (labels.kind.sum(1) == 1).all()
 
 
-def test_labels_are_copied_to_every_pair_of_their_picture(world, tmp_path):
+def test_labels_are_copied_to_every_pair_of_their_image(world, tmp_path):
     data = world.teacher_set()
-    pictures, labels = picture_table(tmp_path / "p", data.source, CONFIG), teacher_labels(tmp_path / "l", data)
+    images, labels = image_table(tmp_path / "p", data.source, CONFIG), teacher_labels(tmp_path / "l", data)
     pools = Pools(np.empty(0, np.int64), np.arange(len(world.hoi)))
     terms = [ImageLabelTerm(labels, CONFIG.losses), CopiedLabelTerm(labels, alpha=0.5, gamma=0.2)]
-    batch = PairBatches(CONFIG, pools, pictures, TableMaps.of(data.source, CONFIG.views), terms)[0]
+    batch = PairBatches(CONFIG, pools, images, TableMaps.of(data.source, CONFIG.views), terms)[0]
     assert set(batch.targets) == {"image_labels", "copied_labels"}  # no pair has a target of its own
     kinds, pairs = batch.targets["image_labels"].kind, batch.targets["copied_labels"].target
     assert torch.equal(pairs.nan_to_num(-1), copied(batch.regions, kinds).nan_to_num(-1))
-    for pair, picture in enumerate(batch.regions.pair_picture.tolist()):
+    for pair, image in enumerate(batch.regions.pair_image.tolist()):
         for hoi in range(len(VOCABULARY)):
-            kind, target = int(kinds[picture, hoi]), pairs[pair, hoi].item()
+            kind, target = int(kinds[image, hoi]), pairs[pair, hoi].item()
             assert np.isnan(target) if kind == -1 else target == kind

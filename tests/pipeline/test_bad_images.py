@@ -1,4 +1,4 @@
-"""Every bad picture of a folder is decoded right or becomes a failure cell with its reason; the run goes on and counts."""
+"""Every bad image of a folder is decoded right or becomes a failure cell with its reason; the run goes on and counts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests.fixtures.toy_stages import Album, plan_of, run, score_of
 
 GREY = 101
 BROKEN = {
-    "truncated.jpg": "broken picture",
+    "truncated.jpg": "broken image",
     "zero.jpg": "empty file",
-    "text.jpg": "not a picture",
+    "text.jpg": "not an image",
     "one.png": "too small: 1 x 1",
     "giga.png": "too large",
 }
@@ -38,14 +38,14 @@ def gigapixel(path: Path) -> None:
 
 @pytest.fixture
 def gallery(album: Album) -> Album:
-    """Six good pictures, five broken ones, and five odd ones of one grey."""
+    """Six good images, five broken ones, and five odd ones of one grey."""
     folder = album.folder
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8))
     noise.save(folder / "truncated.jpg")
     whole = (folder / "truncated.jpg").read_bytes()
     (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "zero.jpg").write_bytes(b"")
-    (folder / "text.jpg").write_text("this is not a picture")
+    (folder / "text.jpg").write_text("this is not an image")
     Image.new("RGB", (1, 1)).save(folder / "one.png")
     gigapixel(folder / "giga.png")
     grey = Image.new("RGB", (40, 24), (GREY, GREY, GREY))
@@ -59,7 +59,7 @@ def gallery(album: Album) -> Album:
     return album
 
 
-def test_bad_pictures(gallery):
+def test_bad_images(gallery):
     workspace = gallery.workspace()
     summary = run(workspace)
     assert summary.cells == {"scores": 3 * 11, "signs": 3 * 11}
@@ -91,7 +91,7 @@ def test_failures_are_final_until_retried(gallery):
     assert run(workspace, retry_failed=True).failures == {"scores": 15, "signs": 15}
 
 
-def test_mended_picture(gallery):
+def test_mended_image(gallery):
     """Other bytes are another row: nothing has to be retried."""
     run(gallery.workspace())
     Image.new("RGB", (40, 40), (1, 2, 3)).save(gallery.folder / "zero.jpg")

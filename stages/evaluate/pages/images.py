@@ -1,4 +1,4 @@
-"""Pictures of the pages: encoded into the page, with human-object pairs drawn over them as SVG."""
+"""Images of the pages: encoded into the page, with human-object pairs drawn over them as SVG."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from PIL import Image
 
-from hoi_distill.stages.data.image import Frame, read_picture
+from hoi_distill.stages.data.image import Frame, read_image
 from hoi_distill.stages.evaluate.metrics.average_precision import iou
 
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
@@ -30,7 +30,7 @@ class Pair:
     """A human, an object and the interaction of both, to be drawn.
 
     Attributes:
-        human_box: xyxy pixels of the original picture, zero-based half-open.
+        human_box: xyxy pixels of the original image, zero-based half-open.
         object_box: in the same format.
         verb: the word to show.
         object: the word to show.
@@ -55,17 +55,17 @@ class NumberedPair:
     pair: Pair
 
 
-def load_picture(source: Path | np.ndarray | Image.Image, frame: Frame = "upright") -> Image.Image:
-    """An RGB picture from a file, in the frame of its dataset's boxes, a ``uint8 [H, W, 3]`` array or a PIL image."""
+def load_image(source: Path | np.ndarray | Image.Image, frame: Frame = "upright") -> Image.Image:
+    """An RGB image from a file, in the frame of its dataset's boxes, a ``uint8 [H, W, 3]`` array or a PIL image."""
     if isinstance(source, np.ndarray):
         return Image.fromarray(source).convert("RGB")
     if isinstance(source, Image.Image):
         return source.convert("RGB")
-    return read_picture(source, frame)
+    return read_image(source, frame)
 
 
 def data_uri(image: Image.Image, longest: int = 640) -> str:
-    """The picture as a ``data:`` address, at most ``longest`` pixels a side: PNG when small, JPEG otherwise."""
+    """The image as a ``data:`` address, at most ``longest`` pixels a side: PNG when small, JPEG otherwise."""
     image = image.copy()
     image.thumbnail((longest, longest))
     small = max(image.size) <= 160
@@ -79,7 +79,7 @@ def numbered(pairs: Sequence[Pair], beside: Sequence[NumberedPair] = ()) -> list
 
     Args:
         pairs: to be numbered, in this order.
-        beside: the numbered pairs of another drawing of the picture. A pair takes the number of the pair there that both
+        beside: the numbered pairs of another drawing of the image. A pair takes the number of the pair there that both
             of its boxes lie on, from an IoU of :data:`SAME`. The others count on from the last number there.
     """
     numbers: dict[tuple[float, ...], int] = {}
@@ -109,11 +109,11 @@ def _overlap(pair: Pair, other: Pair) -> float:
 
 
 def draw_pairs(uri: str, size: tuple[int, int], lines: Sequence[NumberedPair], alt: str) -> Markup:
-    """Draw a picture with its pairs: human boxes solid, object boxes dashed, a line between, number and verbs beside it.
+    """Draw an image with its pairs: human boxes solid, object boxes dashed, a line between, number and verbs beside it.
 
     Args:
         uri: from :func:`data_uri`.
-        size: (width, height) of the *original* picture, to which the boxes refer.
+        size: (width, height) of the *original* image, to which the boxes refer.
         lines: the numbered pairs.
         alt: description of the drawing.
     """
@@ -148,7 +148,7 @@ def _step_inside(box: np.ndarray, drawn: list[np.ndarray]) -> np.ndarray:
 
 
 def _boxes(human: np.ndarray, obj: np.ndarray, colour: str) -> str:
-    """Both boxes and the line between their middles, over a dark edge that shows on light and dark pictures alike."""
+    """Both boxes and the line between their middles, over a dark edge that shows on light and dark images alike."""
     (hx, hy), (ox, oy) = (human[:2] + human[2:]) / 2, (obj[:2] + obj[2:]) / 2
     drawn = []
     for stroke, width in (("#101418", 4), (colour, 2)):
@@ -166,7 +166,7 @@ def _boxes(human: np.ndarray, obj: np.ndarray, colour: str) -> str:
 def _place(
     text: str, human: np.ndarray, obj: np.ndarray, height: float, taken: list[tuple[float, float, float]]
 ) -> tuple[float, float, float]:
-    """(x, y, width) of a chip: the first place about its pair that lies inside the picture and on no other chip."""
+    """(x, y, width) of a chip: the first place about its pair that lies inside the image and on no other chip."""
     width = min(_text_width(text) + 10, _WIDTH - 4.0)
     wished = [
         (box[0], y)

@@ -11,7 +11,7 @@ import torch
 from hoi_distill.stages.student.methods.vlm_hoi.augment import View, resized, training_view
 from hoi_distill.stages.student.methods.vlm_hoi.augment import test_view as view_at_test
 from hoi_distill.stages.student.methods.vlm_hoi.config import TransformConfig
-from hoi_distill.stages.student.methods.vlm_hoi.picture_set import in_frame, pairs_of, take, targets_of
+from hoi_distill.stages.student.methods.vlm_hoi.image_set import in_frame, pairs_of, take, targets_of
 from tests.fixtures.toy_student import VOCABULARY
 
 
@@ -38,10 +38,10 @@ def test_published_sizes():
     assert 70 < sum(cropped) < 130
 
 
-def test_boxes_follow_the_picture():
+def test_boxes_follow_the_image():
     """A white rectangle on black is found where its box is said to be, in every view that shows it."""
-    picture = np.zeros((240, 320, 3), np.uint8)
-    picture[80:160, 120:200] = 255
+    image = np.zeros((240, 320, 3), np.uint8)
+    image[80:160, 120:200] = 255
     config = TransformConfig(
         short_sides=(200, 300), max_side=600, crop_short_sides=(150, 200), crop_sides=(90, 160), jitter=0.0
     )
@@ -49,7 +49,7 @@ def test_boxes_follow_the_picture():
     shown = 0
     for row in range(40):
         view = training_view(config, 320, 240, seed=0, epoch=0, row=row)
-        seen, (x1, y1, x2, y2) = view.of_picture(picture), view.of_boxes(box)[0]
+        seen, (x1, y1, x2, y2) = view.of_image(image), view.of_boxes(box)[0]
         assert seen.shape == (view.size[1], view.size[0], 3)
         bright = seen[..., 0] > 127
         if not bright.any():

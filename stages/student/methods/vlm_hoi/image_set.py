@@ -1,4 +1,4 @@
-"""The batch of every training step, a pure function of the step: pictures, their annotated pairs, the teacher's scores."""
+"""The batch of every training step, a pure function of the step: images, their annotated pairs, the teacher's scores."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from hoi_distill.storage.sampling import epoch_order
 
 @dataclass
 class ImageBatch:
-    """One step's pictures: B of them, the first ``len(targets)`` with labels.
+    """One step's images: B of them, the first ``len(targets)`` with labels.
 
     Attributes:
         rows: int64 ``[B]`` rows of the training set.
-        pixels: float32 ``[B, 3, H, W]``, normalised, 0 beyond each picture.
+        pixels: float32 ``[B, 3, H, W]``, normalised, 0 beyond each image.
         mask: bool ``[B, H, W]``, True inside.
-        targets: the labelled pictures' pairs.
+        targets: the labelled images' pairs.
         labelled: the teacher's scores of the labelled images, where they are distilled.
         unlabelled: its scores of the other images, where they are distilled.
     """
@@ -51,7 +51,7 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The annotated pairs of one picture, one row for each distinct (human box, object box).
+    """The annotated pairs of one image, one row for each distinct (human box, object box).
 
     Attributes:
         human: float32 ``[T, 4]`` xyxy pixels.
@@ -95,7 +95,7 @@ def targets_of(pairs: Pairs, view: View, missing: int) -> Targets:
     """The pairs that are still to be seen in a view: those of which both boxes keep some area.
 
     Args:
-        pairs: the pairs of a picture.
+        pairs: the pairs of an image.
         view: the view of it.
         missing: the class of an object that is not visible.
     """
@@ -112,34 +112,34 @@ def targets_of(pairs: Pairs, view: View, missing: int) -> Targets:
     )
 
 
-def in_frame(pictures: Sequence[np.ndarray], width: int, height: int, config: TransformConfig) -> tuple[Tensor, Tensor]:
+def in_frame(images: Sequence[np.ndarray], width: int, height: int, config: TransformConfig) -> tuple[Tensor, Tensor]:
     """uint8 ``[h, w, 3]`` each, normalised in the top left corner of a common frame: float32 ``[B, 3, height, width]``
     and bool ``[B, height, width]``."""
-    pixels = torch.zeros(len(pictures), 3, height, width)
-    mask = torch.zeros(len(pictures), height, width, dtype=torch.bool)
+    pixels = torch.zeros(len(images), 3, height, width)
+    mask = torch.zeros(len(images), height, width, dtype=torch.bool)
     mean, std = (torch.tensor(each)[:, None, None] for each in (config.mean, config.std))
-    for place, picture in enumerate(pictures):
-        h, w = picture.shape[:2]
-        values = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+    for place, image in enumerate(images):
+        h, w = image.shape[:2]
+        values = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
         pixels[place, :, :h, :w] = (values - mean) / std
         mask[place, :h, :w] = True
     return pixels, mask
 
 
 class StepBatches(BatchSource[ImageBatch]):
-    """``batches[step]`` is the whole batch of that step (of one rank): labelled pictures, then the others.
+    """``batches[step]`` is the whole batch of that step (of one rank): labelled images, then the others.
 
     Args:
         config: the method's parameters.
         data: the training set.
         missing: the class of an object that is not visible.
-        labelled: the teacher's scores of labelled pictures, None where they are not distilled.
-        unlabelled: the same of the other pictures.
+        labelled: the teacher's scores of labelled images, None where they are not distilled.
+        unlabelled: the same of the other images.
         rank: number of the process, from 0.
         world: how many processes share a batch.
 
     Raises:
-        UserError: no labelled picture has a pair, or the pictures themselves are not there.
+        UserError: no labelled image has a pair, or the images themselves are not there.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class StepBatches(BatchSource[ImageBatch]):
         world: int = 1,
     ) -> None:
         if data.read is None:
-            raise UserError("vlm_hoi: needs the pictures themselves")
+            raise UserError("vlm_hoi: needs the images themselves")
         if world > config.labelled_per_step:
             raise UserError(f"student.labelled_per_step: {config.labelled_per_step} is fewer than {world} processes")
         self.config, self.data, self.missing, self.read = config, data, missing, data.read
@@ -163,7 +163,7 @@ class StepBatches(BatchSource[ImageBatch]):
         self.labelled_pool = np.flatnonzero(data.labelled & annotated)
         self.unlabelled_pool = np.flatnonzero(~data.labelled) if unlabelled is not None else np.empty(0, np.int64)
         if not len(self.labelled_pool):
-            raise UserError("nothing to train on: no labelled picture has an annotated pair")
+            raise UserError("nothing to train on: no labelled image has an annotated pair")
 
     @property
     def steps(self) -> int:
@@ -176,11 +176,11 @@ class StepBatches(BatchSource[ImageBatch]):
 
     @override
     def epochs(self, steps: int) -> float:
-        """How often so many steps go through the labelled pictures."""
+        """How often so many steps go through the labelled images."""
         return steps * self.config.labelled_per_step / len(self.labelled_pool)
 
     def drawn(self, step: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """(row, epoch) of the labelled and of the other pictures of a step, of all ranks."""
+        """(row, epoch) of the labelled and of the other images of a step, of all ranks."""
         config = self.config
         return (
             take(self.labelled_pool, step, config.labelled_per_step, 2 * config.seed),
@@ -188,7 +188,7 @@ class StepBatches(BatchSource[ImageBatch]):
         )
 
     def view(self, row: int, epoch: int) -> View:
-        """Raises UserError for a picture whose size is not known."""
+        """Raises UserError for an image whose size is not known."""
         records, image = self.data.annotations, int(self.data.image[row])
         width, height = int(records.width[image]), int(records.height[image])
         if not width or not height:
@@ -200,11 +200,11 @@ class StepBatches(BatchSource[ImageBatch]):
         drawn = self.drawn(step)
         views = [[(row, self.view(row, epoch)) for row, epoch in part] for part in drawn]
         sizes = np.array([view.size for part in views for _, view in part])
-        # of all ranks' pictures: what a picture is padded to has a trace in its map
+        # of all ranks' images: what an image is padded to has a trace in its map
         width, height = sizes.max(0).tolist()
         labelled, others = (part[self.rank :: self.world] for part in views)
         pixels, mask = in_frame(
-            [view.of_picture(self.read(row)) for row, view in labelled + others], width, height, self.config.pictures
+            [view.of_image(self.read(row)) for row, view in labelled + others], width, height, self.config.pictures
         )
         merge = self.config.pictures.merge_iou
         rows = np.array([row for row, _ in labelled + others], np.int64)
