@@ -96,7 +96,7 @@ def test_a_record_with_failures_of_flipped_bits_kills_neither_run_nor_check(albu
             break
 
 
-@pytest.mark.parametrize("pictures", [0, 2])
+@pytest.mark.parametrize("images", [0, 2])
 def test_a_stage_that_chooses_is_planned_where_no_row_of_it_is_filled_above(album, images):
     """The wanted rows are none of those that are filled: all of the images are new ones."""
     album.config["tables"]["signs"]["stage"] = "toy_chosen"

@@ -68,7 +68,7 @@ def test_a_trial_of_the_first_images_is_not_judged_by_its_images(setups, capsys)
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "pictures", "said"),
+    ("name", "change", "images", "said"),
     [
         ("pico", {}, (24, 0), "itm_on: unlabelled"),
         ("pico", {"itm_on": "labelled"}, (24, 0), None),

@@ -116,7 +116,7 @@ def _says(root, *parts, split="train"):
 
 
 @pytest.mark.parametrize(
-    ("picture", "parts"),
+    ("image", "parts"),
     [
         (_image(3, [(0, 1, 58)]), ("entry 3", "00000003.jpg", "unknown interaction 59")),
         (_image(3, [(0, 1, RIDE)], ((0, 0, 20, 40), (10, 5, 65, 48))), ("entry 3", "object box", "64 x 48")),

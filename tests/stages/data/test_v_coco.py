@@ -295,7 +295,7 @@ def test_what_is_missing_is_said_with_the_places_that_were_looked_in(tmp_path):
 
 
 @needs_real
-@pytest.mark.parametrize(("split", "pictures", "pairs", "points"), [("train", 2533, 6408, 8), ("val", 2867, 7430, 13)])
+@pytest.mark.parametrize(("split", "images", "pairs", "points"), [("train", 2533, 6408, 8), ("val", 2867, 7430, 13)])
 def test_the_official_files_and_the_pair_files_are_the_same_records(split, images, pairs, points):
     """To the last bit, but for ``point``, which the pair files leave out."""
     full = load_v_coco(REAL, split, images=False)
@@ -317,7 +317,7 @@ def test_the_official_files_and_the_pair_files_are_the_same_records(split, image
 
 
 @needs_real
-@pytest.mark.parametrize(("split", "pictures", "pairs"), [("trainval", 5400, 13817), ("test", 4946, 12402)])
+@pytest.mark.parametrize(("split", "images", "pairs"), [("trainval", 5400, 13817), ("test", 4946, 12402)])
 def test_the_pair_files_have_the_published_counts(split, images, pairs):
     listed = load_v_coco(REAL / "fredzzhang", split, images=False)
     assert (len(listed), len(listed.hoi)) == (images, pairs)
