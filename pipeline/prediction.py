@@ -192,7 +192,7 @@ def computed(
 ) -> dict[str, Sequence[Any]]:
     """``{column: N values}`` of all pictures, batch by batch."""
     from hoi_distill.storage.shards.cells import cells
-    from hoi_distill.workers.loading import to_numpy
+    from hoi_distill.workers.host_copies import to_numpy
 
     stage.open(device, shared)
     values: dict[str, list[Any]] = {column: [] for column in columns}

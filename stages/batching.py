@@ -129,6 +129,12 @@ def repeated(rows: Any, length: int) -> Any:
     return rows if len(rows) == length else rows[np.minimum(np.arange(length), len(rows) - 1)]
 
 
+def taken(rows: Any, positions: np.ndarray) -> Any:
+    """``rows[positions]`` of a tensor, for the positions that :func:`in_parts` asks: neighbours, of which the last may be
+    repeated. A view where none is."""
+    return repeated(rows[positions[0] : positions[-1] + 1], len(positions))
+
+
 def _release(device: str) -> None:
     import torch
 

@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 from typing_extensions import override
 
-from hoi_distill.stages.batching import BatchSize, PartSize, canonical, in_parts
+from hoi_distill.stages.batching import BatchSize, PartSize, canonical, in_parts, taken
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import Columns, Count, GpuShare, Views
 from hoi_distill.stages.stage import ArrowOutput, Batch, Codec, Dtype, Resources, Stage, TensorOutput, Values
 from hoi_distill.stages.teacher.blip.first_token import CELL, YES_NO, answer_ids, cells
+from hoi_distill.stages.teacher.preprocessing import ImageTensors, joined, preprocess
 from hoi_distill.stages.teacher.seen_objects import AskedWhere, AsksAboutSeen
 from hoi_distill.stages.teacher.weights import CheckpointKey, image_processor, load, tokenizer
 from hoi_distill.storage.digests import fingerprint
@@ -27,6 +28,7 @@ from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
     from hoi_distill.stages.teacher.blip.itm_scorer import PromptScorer
 
@@ -128,22 +130,25 @@ class BlipStage(Stage):
         return batch.once(("tower", self.vision_key, view), lambda: self._encode(self._pixels(batch, view)))
 
     def _pixels(self, batch: Batch, view: str) -> torch.Tensor:
-        """``float32 [B, 3, H, W]`` on the CPU, by the checkpoint's own image processor."""
+        """``[B, 3, H, W]`` on the device in the tower's dtype, sent once for all views and stages."""
         pixels: torch.Tensor = batch.once(
             ("pixels", self.vision_key),
-            lambda: self.processor(list(batch.images), return_tensors="pt")["pixel_values"],
+            lambda: joined(self.prepared(batch), self.device, self.model.vision_model.dtype)["pixel_values"],
         )
         return pixels.flip(-1) if view == "flip" else pixels
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
         import torch
+    @override
+    def prepare(self, image: Image.Image) -> ImageTensors:
+        return preprocess(self.processor, image, self.device)
 
-        dtype = self.model.vision_model.dtype
+
         if self.rows.row_count is None and self.chosen_batch != "auto":
             self.rows.row_count = min(self._images_at_once(), len(pixels))  # batches come padded, to one size
 
         def forward(positions: np.ndarray) -> torch.Tensor:
-            states: torch.Tensor = self.tower(pixel_values=pixels[positions].to(self.device, dtype)).last_hidden_state
+            states: torch.Tensor = self.tower(pixel_values=taken(pixels, positions)).last_hidden_state
             return states
 
         with torch.inference_mode():
@@ -192,7 +197,7 @@ class BlipFeatures(BlipStage):
         maps = {}
         for view in columns:
             tokens = self.encode(batch, view)[:, 1:].transpose(1, 2)
-            maps[view] = tokens.reshape(-1, *self.output.shape).cpu()
+            maps[view] = tokens.reshape(-1, *self.output.shape)
         return maps
 
 

@@ -236,8 +236,7 @@ class Detectron2Detector(Stage):
     ) -> dict[str, Values]:
         import torch
 
-        pictures = list(batch.images)
-        asked = [self._input(picture) for picture in pictures]
+        pictures, asked = batch.images, self.prepared(batch)
         groups: dict[tuple[int, ...], list[int]] = {}  # of one size, so that nothing is padded to a neighbour's
         for index, each in enumerate(asked):
             groups.setdefault(tuple(each["image"].shape), []).append(index)
@@ -258,16 +257,17 @@ class Detectron2Detector(Stage):
 
         return group_in_parts(forward, len(asked), self.rows, self.device)
 
-    def _input(self, picture: Image.Image) -> dict[str, Any]:
-        """What detectron2's models take for one picture: float32 ``[3, h, w]`` in 0 to 255 and the original size."""
+    @override
+    def prepare(self, image: Image.Image) -> dict[str, Any]:
+        """What detectron2's models take for one image: float32 ``[3, h, w]`` in 0 to 255 and the original size."""
         import torch
         from detectron2.data import transforms
 
-        pixels = np.asarray(picture.convert("RGB"))
+        pixels = np.asarray(image.convert("RGB"))
         changed = transforms.AugInput(np.ascontiguousarray(pixels[:, :, ::-1] if self.channels == "BGR" else pixels))
         self.augment(changed)
         pixels_of_view = torch.from_numpy(np.ascontiguousarray(changed.image.transpose(2, 0, 1)).astype(np.float32))
-        return {"image": pixels_of_view, "height": picture.height, "width": picture.width}
+        return {"image": pixels_of_view, "height": image.height, "width": image.width}
 
     def _kept(self, instances: Any) -> tuple[np.ndarray, ...]:
         """Boxes ``[K, 4]``, scores ``[K]`` and COCO-80 labels ``[K]``, best first; the model has clipped the boxes."""

@@ -14,6 +14,7 @@ from PIL import Image
 from hoi_distill.stages.stage import Batch, fingerprint_record
 from hoi_distill.stages.teacher.answers import Answers
 from hoi_distill.stages.teacher.blip.stages import BlipCaptions
+from hoi_distill.stages.teacher.preprocessing import joined
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import InputFailure, UserError
 from tests.fixtures.stages import made
@@ -186,8 +187,8 @@ def test_a_picture_goes_through_the_tower_once_for_all_questions(found, batch, n
 def test_prompts_are_those_of_the_processor_class(found, batch, name):
     checkpoint = found(name)
     stage = opened(checkpoint)
-    pictures = [stage.image_inputs(image) for image in batch.images[:1]]
-    ours = stage.model_inputs(pictures, OPEN)
+    image = stage.prepare(batch.images[0])
+    ours = {**stage.prompt_inputs([image], [OPEN]), **joined([image.tensors], "cpu", torch.float32)}
     stock = stock_inputs(name, checkpoint.folder, batch.images[0], OPEN)
     assert ours.keys() == stock.keys()
     for key, tensor in ours.items():
@@ -244,12 +245,12 @@ def test_the_second_tokenizer_is_in_the_digest(found, tmp_path):
 
 def test_fewer_pixels_are_fewer_tokens(found, batch):
     usual, small = opened(found("qwen")), opened(found("qwen"), max_pixels=512)
-    assert small.image_inputs(batch.images[0]).tokens < usual.image_inputs(batch.images[0]).tokens
+    assert small.prepare(batch.images[0]).tokens < usual.prepare(batch.images[0]).tokens
 
 
 def test_an_impossible_shape_is_the_pictures_failure(found):
     with pytest.raises(InputFailure, match="refuses"):
-        opened(found("qwen")).image_inputs(Image.new("RGB", (2100, 8)))
+        opened(found("qwen")).prepare(Image.new("RGB", (2100, 8)))
 
 
 @pytest.mark.parametrize(
