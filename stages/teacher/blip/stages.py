@@ -62,6 +62,9 @@ class BlipStage(Stage):
         the vision tower. It changes no value beyond rounding."""
         compile: bool = False
         """Compile the vision tower with torch.compile. It changes no value beyond rounding."""
+        fused_attention: bool = False
+        """Compute the attention of BLIP's vision tower in one fused kernel: faster, and with less memory. It moves the last
+        bits, so it is part of the fingerprint. BLIP-2's tower does so without being asked."""
         gpus: GpuShare = 0.0
         """Share of a GPU that one worker occupies."""
 
@@ -73,16 +76,19 @@ class BlipStage(Stage):
                 f"{checkpoint.folder}: {checkpoint.architecture} cannot fill the {self.name} table; "
                 f"it takes {' or '.join(usable)}"
             )
+        if config.fused_attention and self.families == ("Blip2",):
+            raise UserError(f"{checkpoint.folder}: BLIP-2's attention is fused already; leave fused_attention out")
         checkpoint.require_preprocessing()
         self.checkpoint, self.columns, self.dtype = checkpoint, config.columns, config.dtype
         self.batch_size, self.chosen_batch = canonical(config.batch_size), config.batch_size
-        self.memory_mib, self.compiled = config.memory_mib, config.compile
+        self.memory_mib, self.compiled, self.fused = config.memory_mib, config.compile, config.fused_attention
         self.resources = Resources(gpus=config.gpus)
         self.vision_key = fingerprint({"tower": checkpoint.tower, **self._vision_parameters()})
         self.computed_cells = 0
 
     def _vision_parameters(self) -> dict[str, Any]:
-        return {"preprocessing": self.checkpoint.preprocessing, "image_backend": "pil", "dtype": self.dtype}
+        numerics = {"dtype": self.dtype, **({"attention": "fused"} if self.fused else {})}
+        return {"preprocessing": self.checkpoint.preprocessing, "image_backend": "pil", **numerics}
 
     @override
     def parameters(self) -> dict[str, Any]:
@@ -102,12 +108,16 @@ class BlipStage(Stage):
         import torch
 
         self.computed_cells = 0
-        key = ("blip", self.checkpoint.digest, self.dtype, device)
+        key = ("blip", self.checkpoint.digest, self.dtype, self.fused, device)
         if key not in shared:
             folder = self.checkpoint.here()
             model = load(self.checkpoint, folder, self.dtype, device)
             # A twin's tower is dropped for the one that is there already: the same bytes, once in memory.
             model.vision_model = shared.setdefault(("tower", self.vision_key, device), model.vision_model)
+            if self.fused:
+                from hoi_distill.stages.teacher.blip.fused_attention import fuse
+
+                fuse(model.vision_model)
             shared[key] = model, image_processor(folder), tokenizer(folder)
         self.model, self.processor, self.tokenizer = shared[key]
         self.tower = self.model.vision_model
@@ -129,6 +139,10 @@ class BlipStage(Stage):
         """The tower's last hidden state ``[B, 1 + h*w, D]`` of one view, computed once per batch and tower."""
         return batch.once(("tower", self.vision_key, view), lambda: self._encode(self._pixels(batch, view)))
 
+    @override
+    def prepare(self, image: Image.Image) -> ImageTensors:
+        return preprocess(self.processor, image, self.device)
+
     def _pixels(self, batch: Batch, view: str) -> torch.Tensor:
         """``[B, 3, H, W]`` on the device in the tower's dtype, sent once for all views and stages."""
         pixels: torch.Tensor = batch.once(
@@ -139,10 +153,6 @@ class BlipStage(Stage):
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
         import torch
-    @override
-    def prepare(self, image: Image.Image) -> ImageTensors:
-        return preprocess(self.processor, image, self.device)
-
 
         if self.rows.row_count is None and self.chosen_batch != "auto":
             self.rows.row_count = min(self._images_at_once(), len(pixels))  # batches come padded, to one size
@@ -155,10 +165,11 @@ class BlipStage(Stage):
             return torch.cat(in_parts(forward, len(pixels), self.rows, self.device))
 
     def _images_at_once(self) -> int:
-        """BLIP's eager attention holds two ``H x N x N`` maps an image, its feed-forward two ``N x I``."""
+        """BLIP's attention holds two ``H x N x N`` maps an image where it is not fused, its feed-forward two ``N x I``."""
         vision = self.model.config.vision_config
         tokens = 1 + (vision.image_size // vision.patch_size) ** 2
-        floats = tokens * (2 * vision.num_attention_heads * tokens + 2 * vision.intermediate_size)
+        maps = 0 if self.fused else 2 * vision.num_attention_heads * tokens
+        floats = tokens * (maps + 2 * vision.intermediate_size)
         return max(1, (self.memory_mib << 20) // (floats * self.model.vision_model.dtype.itemsize))
 
 
