@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from typing_extensions import override
 
-from hoi_distill.stages.batching import BatchSize, canonical, in_parts, part_size, repeated, taken
+from hoi_distill.stages.batching import BatchSize, canonical, in_parts, one_tensor, part_size, repeated, taken
 from hoi_distill.stages.keys import GpuShare, Views
 from hoi_distill.stages.stage import Batch, Codec, Dtype, Resources, Stage, TensorOutput, Values
 from hoi_distill.stages.teacher.preprocessing import ImageTensors, joined, preprocess
@@ -274,4 +274,4 @@ class VisionFeatures(Stage):
             return tokens if self.norm is None else self.norm(tokens)
 
         with torch.inference_mode():
-            return torch.cat(in_parts(forward, len(pixels), self.rows, self.device))
+            return one_tensor(in_parts(forward, len(pixels), self.rows, self.device))

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from typing_extensions import override
 
-from hoi_distill.stages.batching import BatchSize, PartSize, canonical, in_parts, taken
+from hoi_distill.stages.batching import BatchSize, PartSize, canonical, in_parts, one_tensor, taken
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import Columns, Count, GpuShare, Views
 from hoi_distill.stages.stage import ArrowOutput, Batch, Codec, Dtype, Resources, Stage, TensorOutput, Values
@@ -162,7 +162,7 @@ class BlipStage(Stage):
             return states
 
         with torch.inference_mode():
-            return torch.cat(in_parts(forward, len(pixels), self.rows, self.device))
+            return one_tensor(in_parts(forward, len(pixels), self.rows, self.device))
 
     def _images_at_once(self) -> int:
         """BLIP's attention holds two ``H x N x N`` maps an image where it is not fused, its feed-forward two ``N x I``."""
@@ -207,8 +207,7 @@ class BlipFeatures(BlipStage):
         self.computed_cells += batch.count * len(columns)
         maps = {}
         for view in columns:
-            tokens = self.encode(batch, view)[:, 1:].transpose(1, 2)
-            maps[view] = tokens.reshape(-1, *self.output.shape)
+            maps[view] = self.encode(batch, view)[:, 1:].transpose(1, 2).unflatten(2, self.output.shape[1:])
         return maps
 
 
