@@ -189,13 +189,19 @@ class Answers(AsksAboutSeen):
         import torch
 
         images = self.prepared(batch)[: batch.count]
+        order = list(range(len(images)))
+        if (
+            self.chosen_batch == "auto"
+        ):  # parts of like lengths need little padding; the longest tells what memory holds
+            order.sort(key=lambda index: -images[index].tokens)
 
         def forward(positions: np.ndarray) -> list[tuple[Answer, ...]]:
-            return self._answers([images[position] for position in positions], columns)
+            return self._answers([images[order[position]] for position in positions], columns)
 
         with torch.inference_mode():
             parts = in_parts(forward, len(images), self.rows, self.device)
-        rows = [row for part in parts for row in part]
+        told = [row for part in parts for row in part]
+        rows = [told[place] for place in np.argsort(order).tolist()]
         rows += rows[-1:] * (len(batch.row_ids) - len(rows))
         return {
             question: cells([text for text, _ in answers], np.array([score for _, score in answers]))

@@ -202,6 +202,28 @@ def test_a_batch_has_the_declared_type_and_length(found, batch):
         assert values[7] == values[4]
 
 
+def test_parts_that_find_their_own_size_hold_images_of_like_lengths(found, batch):
+    """The longest first, by which memory is measured; the answers stand where their images do."""
+    stage, plain = opened(found("qwen"), batch_size="auto"), opened(found("qwen"), batch_size=1)
+    stage.rows.row_count = 2
+    answer, lengths = stage._answers, []
+    stage._answers = lambda images, questions: (
+        lengths.append([image.tokens for image in images]),
+        answer(images, questions),
+    )[1]
+    ours = stage.compute(batch, QUESTIONS, {})
+    flat = [length for part in lengths for length in part]
+    assert flat == sorted(flat, reverse=True)
+    assert len(set(flat)) > 2
+    for question in QUESTIONS:
+        for index in range(5):
+            theirs = plain.compute(only(batch, index), [question], {})[question].to_pylist()[0]
+            assert ours[question].to_pylist()[index]["text"] == theirs["text"]
+            assert ours[question].to_pylist()[index]["score"] == (
+                theirs["score"] and pytest.approx(theirs["score"], 1e-4)
+            )
+
+
 def test_decoding_is_greedy_whatever_the_checkpoint_prefers(found, batch, tmp_path):
     plain = opened(found("qwen")).compute(batch, [OPEN], {})[OPEN]
     folder = shutil.copytree(found("qwen").folder, tmp_path / "sampler")
