@@ -112,20 +112,29 @@ def padded(rows: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([rows, np.repeat(rows[-1:], length - len(rows))])
 
 
+def is_read(task: Task) -> bool:
+    """Whether the task's stages look at the images or texts."""
+    stage = task.tables[0].stage
+    return stage.source == "texts" or stage.decodes
+
+
 def load_row(task: Task, row: int, opened: Stage | None = None) -> Loaded | Changed | InputFailure:
     """Read and decode one row's image or text, and prepare the image.
 
     Args:
-        task: whose row.
+        task: whose row. Its stages look at what is read (:func:`is_read`).
         row: its position.
         opened: a stage of the task that is open; None leaves the image to be prepared by ``compute``.
+
+
+    Args:
+        task: whose row. Its stages look at what is read (:func:`is_read`).
+        row: its position in the task.
 
     Returns:
         ``Changed`` or ``InputFailure`` where the input is at fault: everything else raises.
     """
     stage, uri = task.tables[0].stage, task.uris[row]
-    if stage.source == "images" and not stage.decodes:
-        return Loaded(None)
     try:
         data = uri[len(TEXT_PREFIX) :].encode() if stage.source == "texts" else Path(uri).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):

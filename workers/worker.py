@@ -13,7 +13,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,7 +24,7 @@ import numpy as np
 from hoi_distill.stages.stage import Batch, Stage
 from hoi_distill.storage.digests import canonical_json
 from hoi_distill.storage.errors import InputFailure
-from hoi_distill.workers.loading import Changed, Loaded, batch_of, batches_of, load_row, padded, prefetch
+from hoi_distill.workers.loading import Changed, Loaded, batch_of, batches_of, is_read, load_row, padded, prefetch
 from hoi_distill.workers.partial_table import PartialTable
 from hoi_distill.workers.pulse import COMPUTING, LOADING, READING, WRITING, WRITTEN, Pulse
 from hoi_distill.workers.task import TableSpec, Task, TaskReport
@@ -107,13 +107,15 @@ class Worker:
         batches = batches_of(needed, task.batch_size)
         order = [row for batch in batches for row in batch.tolist()]
         keys = _pass_keys(task)
-        # Of a pass that is not open yet, the first images are prepared by the stage's ``compute``.
-        load = prefetch(
-            self._readers,
-            lambda row: load_row(task, row, self._opened.get(keys[0])),
-            order,
-            depth=task.batch_size,
-        )
+        load: Generator[Loaded | Changed | InputFailure, None, None] = (Loaded(None) for _ in order)
+        if is_read(task):
+            # Of a pass that is not open yet, the first images are prepared by the stage's ``compute``.
+            load = prefetch(
+                self._readers,
+                lambda row: load_row(task, row, self._opened.get(keys[0])),
+                order,
+                depth=task.batch_size,
+            )
         tried: list[int] = []
         with self._compute_turn, contextlib.closing(load):
             if self.stop.is_set():
@@ -144,7 +146,11 @@ class Worker:
         """Nothing computed yet, and what each table is computed from."""
         tables, upstream = [], []
         for each in task.tables:
-            above = {name: self._table(up.table) for name, up in each.upstream.items()}
+            above = {
+                name: table if up.records is None else table.only(up.records)
+                for name, up in each.upstream.items()
+                for table in [self._table(each.target.inputs[name])]
+            }
             tables.append(PartialTable(each, inherited_failures(each, above)))
             upstream.append(UpstreamCells.read(each, tables[-1].needed, above))
         return TaskResult(task, tables), upstream
@@ -194,7 +200,10 @@ class Worker:
                 **table.task.stage.provenance(),
             }
             with self._storage_turn:
-                commit = self._table(table.task.table).commit(table.block(), table.block_values(), provenance)
+                target = table.task.target
+                commit = self._table(target.table).commit(
+                    table.block(), table.block_values(), provenance, seen=target.seen
+                )
             payload_bytes += commit.bytes
         return result.report(payload_bytes)
 
@@ -352,7 +361,7 @@ def _fill(task: Task, work: _TableWork, batch: Batch, rows: np.ndarray, loaded: 
 def _pass_keys(task: Task) -> list[tuple[Any, ...]]:
     """Under which a worker keeps each of the task's stages once it is open."""
     return [
-        (table.stage.vision_key or table.name, canonical_json(table.table.record), table.stage.columns)
+        (table.stage.vision_key or table.name, canonical_json(table.target.table.record), table.stage.columns)
         for table in task.tables
     ]
 
