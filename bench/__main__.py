@@ -57,6 +57,12 @@ BENCHES = {
         "Filling the cache",
         "CPU time over a bare loop of decoding and teacher forward (BLIP-base size, random weights): at most 1.10",
     ),
+    "turn": Bench(
+        "bench.bench_teacher_turn",
+        "What a teacher's device waits for",
+        "CPU time of the thread that computes, less the forward: under 1 ms an image for CLIP-L's and BLIP-L's maps; what the "
+        "readers do for an image stands beside it",
+    ),
     "tasks": Bench(
         "bench.bench_tasks",
         "What a task costs beside its values",

@@ -102,8 +102,8 @@ def bare_loop(paths: list[Path], prompts: tuple[str, ...], features: Features, i
     return kept
 
 
-def fill_cache(paths: list[Path], stages: list[Stage], root: Path) -> int:
-    """The same through the executor, into the cache at ``root``; cells filled."""
+def task_of(paths: list[Path], stages: list[Stage], root: Path) -> Task:
+    """The task that fills tables of all stages in the cache at ``root``."""
     rows = as_rows([digest_bytes(path.read_bytes()) for path in paths])  # the planner's part, remembered between runs
     tables = tuple(
         TableTask(
@@ -112,8 +112,13 @@ def fill_cache(paths: list[Path], stages: list[Stage], root: Path) -> int:
         )
         for stage in stages
     )
-    task = Task("bench", [str(path) for path in paths], [path.name for path in paths], tables)
+    return Task("bench", [str(path) for path in paths], [path.name for path in paths], tables)
+
+
+def fill_cache(paths: list[Path], stages: list[Stage], root: Path) -> int:
+    """The same through the executor, into the cache at ``root``; cells filled."""
     cells: list[int] = []
+    task = task_of(paths, stages, root)
     execute([task], report=lambda done: cells.append(sum(done.cells.values())), stop=threading.Event())
     return sum(cells)
 
@@ -131,8 +136,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     save_teacher(folder / "teacher", prompts)
     paths = save_images(folder, arguments.images)
     checkpoint = Checkpoint.find(folder / "teacher")
-    options = {"dtype": arguments.dtype, "batch_size": arguments.batch}
-    features, itm = Features(checkpoint, **options), Itm(checkpoint, prompts, token_mode="cls", **options)
+    options = {"checkpoint": checkpoint, "dtype": arguments.dtype, "batch_size": arguments.batch}
+    features = Features(Features.Config(**options))
+    itm = Itm(Itm.Config(columns=prompts, token_mode="cls", **options))
     for stage in (features, itm):
         stage.open("cpu", LOADED)
     bare_loop(paths[:1], prompts, features, itm, arguments.batch)  # warm-up

@@ -33,7 +33,7 @@ from hoi_distill.storage.files.atomic import atomic_write, write_atomically
 from hoi_distill.storage.files.writable import refuse_unwritable, writing
 from hoi_distill.storage.shards.cells import cells
 from hoi_distill.storage.shards.codecs import Codec
-from hoi_distill.workers.loading import to_numpy
+from hoi_distill.workers.host_copies import to_numpy
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,7 +8,7 @@ row meets the same shapes whoever its neighbours are. What a worker has learnt i
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -127,6 +127,19 @@ def fitting_rows(one: int, four: int, free: int) -> int:
 def repeated(rows: Any, length: int) -> Any:
     """A tensor's last row repeated up to ``length``, as a batch is padded."""
     return rows if len(rows) == length else rows[np.minimum(np.arange(length), len(rows) - 1)]
+
+
+def one_tensor(parts: Sequence[Any]) -> Any:
+    """What :func:`in_parts` gave as one tensor; not copied where it is one already."""
+    import torch
+
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def taken(rows: Any, positions: np.ndarray) -> Any:
+    """``rows[positions]`` of a tensor, for the positions that :func:`in_parts` asks: neighbours, of which the last may be
+    repeated. A view where none is."""
+    return repeated(rows[positions[0] : positions[-1] + 1], len(positions))
 
 
 def _release(device: str) -> None:

@@ -81,6 +81,8 @@ class Batch:
         keys: the dataset's names of the B rows (image ids). They find the records that come with a row.
         count: how many rows are real; the others are padding.
         images: decoded RGB images where ``source == "images"`` and ``decodes``, else empty.
+        ahead: what :meth:`Stage.prepare` made of each image before the batch was put together; None where it was not asked.
+            Empty where it was asked of no image.
         texts: the texts where ``source == "texts"``, else empty.
         memo: what the stages of one pass share, see :meth:`once`.
     """
@@ -89,6 +91,7 @@ class Batch:
     keys: Sequence[str]
     count: int
     images: Sequence[Image.Image] = ()
+    ahead: Sequence[Any] = ()
     texts: Sequence[str] = ()
     memo: dict[Any, Any] = field(default_factory=dict)
 
@@ -191,6 +194,32 @@ class Stage(ABC):
             shared: belongs to the worker. Stages keep loaded models here under their digest, so that stages of one tower
                 load it once.
         """
+
+    def prepare(self, image: Image.Image) -> Any:
+        """What ``compute`` needs of one image and no model gives: an image processor's tensors. By default the image.
+
+        A worker calls it ahead of ``compute``, in several threads at once, on the opened stage. Stages of equal
+        ``vision_key`` prepare alike.
+
+        Args:
+            image: decoded, RGB.
+
+        Returns:
+            Anything but None, on the host.
+
+        Raises:
+            InputFailure: the image cannot be processed.
+        """
+        return image
+
+    def prepared(self, batch: Batch) -> list[Any]:
+        """What :meth:`prepare` makes of the B images of a batch; what was not made ahead is made now."""
+        ahead = batch.ahead or [None] * batch.count
+        made = [
+            self.prepare(image) if each is None else each
+            for image, each in zip(batch.images[: batch.count], ahead, strict=False)
+        ]
+        return made + made[-1:] * (len(batch.images) - len(made))
 
     @abstractmethod
     def compute(

@@ -1,4 +1,4 @@
-"""The batches of a task: which rows go together, and their images or texts, read ahead in threads."""
+"""The batches of a task: which rows go together, and their images or texts, read and prepared ahead in threads."""
 
 from __future__ import annotations
 
@@ -7,32 +7,44 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from hoi_distill.stages.data.image import decode, frame_of
-from hoi_distill.stages.stage import Batch, TensorOutput, Values
+from hoi_distill.stages.stage import Batch, Stage
 from hoi_distill.storage.digests import digest_bytes
 from hoi_distill.storage.errors import InputFailure
 from hoi_distill.workers.task import TEXT_PREFIX, Task
 
 Item = TypeVar("Item")
-Loaded = TypeVar("Loaded")
+Made = TypeVar("Made")
 
 
 class Changed(Exception):
     """A source's bytes are not those that were planned, or it has gone. Its cells stay empty."""
 
 
+class Loaded(NamedTuple):
+    """A row's input.
+
+    Attributes:
+        source: the image or text; None where no stage looks at it.
+        prepared: what :meth:`Stage.prepare` made of the image; None where the stage was not open yet.
+    """
+
+    source: Any
+    prepared: Any = None
+
+
 def prefetch(
-    readers: ThreadPoolExecutor, load: Callable[[Item], Loaded], items: Iterable[Item], depth: int
-) -> Generator[Loaded, None, None]:
+    readers: ThreadPoolExecutor, load: Callable[[Item], Made], items: Iterable[Item], depth: int
+) -> Generator[Made, None, None]:
     """``load(item)`` in order, at most ``depth`` of them begun and not yet taken. Loading starts at once."""
     waiting = iter(items)
-    begun: deque[Future[Loaded]] = deque(readers.submit(load, item) for item in islice(waiting, depth))
+    begun: deque[Future[Made]] = deque(readers.submit(load, item) for item in islice(waiting, depth))
 
-    def drain() -> Generator[Loaded, None, None]:
+    def drain() -> Generator[Made, None, None]:
         try:
             while begun:
                 loaded = begun.popleft().result()
@@ -73,22 +85,24 @@ def batches_of(needed: np.ndarray, batch_size: int) -> list[np.ndarray]:
     ]
 
 
-def batch_of(task: Task, rows: np.ndarray, sources: Sequence[Any]) -> Batch:
+def batch_of(task: Task, rows: np.ndarray, loaded: Sequence[Loaded]) -> Batch:
     """The batch of some rows, padded to the stages' batch size.
 
     Args:
         task: whose rows.
         rows: ``int [b]`` positions.
-        sources: what :func:`load_row` gave for each.
+        loaded: what :func:`load_row` gave for each.
     """
     repeated = padded(rows, task.batch_size)
     stage = task.tables[0].stage
-    sources = [*sources, *[sources[-1]] * (len(repeated) - len(sources))]
+    sources = [each.source for each in loaded]
+    sources += sources[-1:] * (len(repeated) - len(sources))
     return Batch(
         row_ids=task.row_ids[repeated],
         keys=[task.keys[row] for row in repeated],
         count=len(rows),
         images=sources if stage.source == "images" and stage.decodes else (),
+        ahead=[each.prepared for each in loaded],
         texts=sources if stage.source == "texts" else (),
     )
 
@@ -104,16 +118,21 @@ def is_read(task: Task) -> bool:
     return stage.source == "texts" or stage.decodes
 
 
-def load_row(task: Task, row: int) -> Any:
-    """Read and decode one row's image or text.
+def load_row(task: Task, row: int, opened: Stage | None = None) -> Loaded | Changed | InputFailure:
+    """Read and decode one row's image or text, and prepare the image.
+
+    Args:
+        task: whose row. Its stages look at what is read (:func:`is_read`).
+        row: its position.
+        opened: a stage of the task that is open; None leaves the image to be prepared by ``compute``.
+
 
     Args:
         task: whose row. Its stages look at what is read (:func:`is_read`).
         row: its position in the task.
 
     Returns:
-        The image or text. :class:`Changed` or ``InputFailure`` where the input is at fault:
-        everything else raises.
+        ``Changed`` or ``InputFailure`` where the input is at fault: everything else raises.
     """
     stage, uri = task.tables[0].stage, task.uris[row]
     try:
@@ -124,16 +143,9 @@ def load_row(task: Task, row: int) -> Any:
     if frame is None:
         return Changed()
     if stage.source == "texts":
-        return uri[len(TEXT_PREFIX) :]
+        return Loaded(uri[len(TEXT_PREFIX) :])
     try:
-        return decode(data, frame=frame)
+        image = decode(data, frame=frame)
+        return Loaded(image, None if opened is None else opened.prepare(image))
     except InputFailure as failure:
         return failure
-
-
-def to_numpy(values: Values, output: TensorOutput) -> np.ndarray:
-    """Values as an array on the host. Torch values become float16 on the device where the codec is fp16, else float32."""
-    if isinstance(values, np.ndarray):
-        return values
-    values = values.detach()
-    return (values.half() if output.codec == "fp16" else values.float()).cpu().numpy()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from hoi_distill.stages.stage import ArrowOutput, Values
 from hoi_distill.storage.cell_block import CellBlock
-from hoi_distill.workers.loading import to_numpy
+from hoi_distill.workers.host_copies import begin_copy
 from hoi_distill.workers.task import TableTask
+
+NOTHING: tuple[np.ndarray, dict[str, tuple[Values, Any]]] = (np.zeros(0, np.int64), {})
+"""What is on its way where nothing is: rows, and of each column what :func:`begin_copy` gave."""
 
 
 class PartialTable:
@@ -47,6 +51,7 @@ class PartialTable:
         self._slot[self._rows] = np.arange(len(self._rows))
         self._tensors: dict[str, np.ndarray] = {}
         self._pieces: dict[str, list[tuple[np.ndarray, pa.Array]]] = {}
+        self._arriving = NOTHING
 
     @property
     def unsaved(self) -> np.ndarray:
@@ -63,13 +68,25 @@ class PartialTable:
         return [self.task.cells.columns[index] for index in np.flatnonzero(self.needed[rows].any(axis=0))]
 
     def put(self, rows: np.ndarray, answers: Mapping[str, Values]) -> None:
-        """Keep what a batch answers. The needed cells of its rows become valid once all columns are kept.
+        """Keep what a batch answers. The needed cells of its rows become valid once all columns are kept: at once, or for
+        tensors on a GPU at the next ``put`` or :meth:`settle`, so that they are copied while the next batch is computed.
 
         Args:
             rows: ``int [b]``, the batch's real rows.
             answers: ``{column: values}``, of which the first b are those of ``rows``.
         """
-        for column, values in answers.items():
+        copies = {column: begin_copy(values[: len(rows)], self.task.stage.output) for column, values in answers.items()}
+        self.settle()
+        self._arriving = rows, copies
+        if all(copied is None for _, copied in copies.values()):
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for the values of the last ``put``, and keep them."""
+        (rows, copies), self._arriving = self._arriving, NOTHING
+        for column, (values, copied) in copies.items():
+            if copied is not None:
+                copied.synchronize()
             self._keep(column, rows, values)
         self.valid[rows] |= self.needed[rows]
 
@@ -123,7 +140,7 @@ class PartialTable:
         if column not in self._tensors:
             dtype = np.float16 if output.codec == "fp16" else np.float32
             self._tensors[column] = np.zeros((len(self._rows), *output.shape), dtype=dtype)
-        self._tensors[column][slots[own]] = to_numpy(values[: len(rows)], output)[own]
+        self._tensors[column][slots[own]] = values if len(own) == len(rows) else values[own]
 
     def _values(self, column: str) -> pa.Array | np.ndarray:
         if column in self._tensors:

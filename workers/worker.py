@@ -1,8 +1,8 @@
-"""What one worker does with one task: read and decode, compute, commit.
+"""What one worker does with one task: read, decode and prepare, compute, commit.
 
-The three overlap. Reader threads decode the next batch while a batch is computed, and :meth:`Worker.run` may be called
-from several threads at once: they take turns to compute, so one task's cells are committed while the next task computes.
-A report is made only after the commit, so a task that was reported is on disk. A stop comes between two batches, or two
+The three overlap. Reader threads decode and prepare the next batch while a batch is computed. :meth:`Worker.run` may be
+called from several threads at once: they take turns to compute, so one task's cells are committed while the next task
+computes. A report is made only after the commit, so a task that was reported is on disk. A stop comes between two batches, or two
 tables of one batch: what is computed until then is committed.
 """
 
@@ -13,7 +13,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,7 +24,7 @@ import numpy as np
 from hoi_distill.stages.stage import Batch, Stage
 from hoi_distill.storage.digests import canonical_json
 from hoi_distill.storage.errors import InputFailure
-from hoi_distill.workers.loading import Changed, batch_of, batches_of, is_read, load_row, padded, prefetch
+from hoi_distill.workers.loading import Changed, Loaded, batch_of, batches_of, is_read, load_row, padded, prefetch
 from hoi_distill.workers.partial_table import PartialTable
 from hoi_distill.workers.pulse import COMPUTING, LOADING, READING, WRITING, WRITTEN, Pulse
 from hoi_distill.workers.task import TableSpec, Task, TaskReport
@@ -45,7 +45,7 @@ class Worker:
 
     Args:
         device: where stages compute, ``cpu`` or ``cuda``.
-        readers: threads that read and decode.
+        readers: threads that read, decode and prepare.
         stop: once set, tasks that have not begun to compute return None; the one that computes ends with the table of
             the batch that it is at, and its computed cells are committed.
         pulse: told of every step.
@@ -106,9 +106,16 @@ class Worker:
         needed = np.concatenate([table.needed for table in result.tables], axis=1)
         batches = batches_of(needed, task.batch_size)
         order = [row for batch in batches for row in batch.tolist()]
-        load = (None for _ in order)
+        keys = _pass_keys(task)
+        load: Generator[Loaded | Changed | InputFailure, None, None] = (Loaded(None) for _ in order)
         if is_read(task):
-            load = prefetch(self._readers, lambda row: load_row(task, row), order, depth=task.batch_size)
+            # Of a pass that is not open yet, the first images are prepared by the stage's ``compute``.
+            load = prefetch(
+                self._readers,
+                lambda row: load_row(task, row, self._opened.get(keys[0])),
+                order,
+                depth=task.batch_size,
+            )
         tried: list[int] = []
         with self._compute_turn, contextlib.closing(load):
             if self.stop.is_set():
@@ -116,17 +123,19 @@ class Worker:
             started = time.perf_counter()
             with self._may_be_saved(result):
                 self.pulse.step(task.task_id, LOADING, len(batches))
-                works = list(map(_TableWork, self._open(task), result.tables, upstream))
+                works = list(map(_TableWork, self._open(task, keys), result.tables, upstream))
                 self.pulse.step(task.task_id, COMPUTING)
                 for rows in batches:
                     if self.stop.is_set():
                         break
-                    sound, sources = result.sort_out(rows, islice(load, len(rows)))
+                    sound, loaded = result.sort_out(rows, islice(load, len(rows)))
                     if len(sound):
-                        self._compute_batch(result, works, sound, sources)
+                        self._compute_batch(result, works, sound, loaded)
                     tried += rows.tolist()
                     self.pulse.batch(task.task_id, _done(result.tables))
             result.seconds = time.perf_counter() - started
+        for table in result.tables:
+            table.settle()
         if batches and not tried:
             return None
         # A task without a batch has failures to hand on: those of its rows' upstream cells.
@@ -199,22 +208,23 @@ class Worker:
         return result.report(payload_bytes)
 
     def _compute_batch(
-        self, result: TaskResult, works: Sequence[_TableWork], rows: np.ndarray, sources: list[Any]
+        self, result: TaskResult, works: Sequence[_TableWork], rows: np.ndarray, loaded: list[Loaded]
     ) -> None:
         """Run every stage on one batch. They share its memo. A stage that meets a bad row splits the batch on its own."""
-        batch = batch_of(result.task, rows, sources)
+        batch = batch_of(result.task, rows, loaded)
         for work in works:
             if self.stop.is_set():
                 break
-            _fill(result.task, work, batch, rows, sources)
+            _fill(result.task, work, batch, rows, loaded)
             self.pulse.batch(result.task.task_id, _done(result.tables), whole=False)
 
-    def _open(self, task: Task) -> list[Stage]:
-        """The task's stages, opened. A worker holds one pass's models at a time: a task of another pass evicts them."""
-        keys = [
-            (table.stage.vision_key or table.name, canonical_json(table.target.table.record), table.stage.columns)
-            for table in task.tables
-        ]
+    def _open(self, task: Task, keys: Sequence[tuple[Any, ...]]) -> list[Stage]:
+        """The task's stages, opened. A worker holds one pass's models at a time: a task of another pass evicts them.
+
+        Args:
+            task: whose stages.
+            keys: what :func:`_pass_keys` gives for it.
+        """
         if self._opened and not {key[0] for key in keys} & {key[0] for key in self._opened}:
             self._opened, self._shared = {}, {}
             gc.collect()
@@ -251,8 +261,10 @@ class TaskResult:
     changed: list[int] = field(default_factory=list)
     seconds: float = 0.0
 
-    def sort_out(self, rows: np.ndarray, loaded: Iterable[Any]) -> tuple[np.ndarray, list[Any]]:
-        """Note the rows that have changed or cannot be read.
+    def sort_out(
+        self, rows: np.ndarray, loaded: Iterable[Loaded | Changed | InputFailure]
+    ) -> tuple[np.ndarray, list[Loaded]]:
+        """Note the rows that have changed, or cannot be read or prepared.
 
         Args:
             rows: ``int [b]``.
@@ -262,17 +274,17 @@ class TaskResult:
             The other rows and what was loaded of them.
         """
         sound: list[int] = []
-        sources: list[Any] = []
-        for row, source in zip(rows.tolist(), loaded, strict=True):
-            if isinstance(source, Changed):
+        kept: list[Loaded] = []
+        for row, each in zip(rows.tolist(), loaded, strict=True):
+            if isinstance(each, Changed):
                 self.changed.append(row)
-            elif isinstance(source, InputFailure):
+            elif isinstance(each, InputFailure):
                 for table in self.tables:
-                    table.fail(row, str(source))
+                    table.fail(row, str(each))
             else:
                 sound.append(row)
-                sources.append(source)
-        return np.array(sound, np.int64), sources
+                kept.append(each)
+        return np.array(sound, np.int64), kept
 
     def report(self, payload_bytes: int) -> TaskReport:
         """What became of the task, once it is committed."""
@@ -333,7 +345,7 @@ class _TableWork(NamedTuple):
     upstream: UpstreamCells
 
 
-def _fill(task: Task, work: _TableWork, batch: Batch, rows: np.ndarray, sources: list[Any]) -> None:
+def _fill(task: Task, work: _TableWork, batch: Batch, rows: np.ndarray, loaded: list[Loaded]) -> None:
     """Compute a batch. Where a row cannot be processed, halve it until that row is found and fails."""
     try:
         compute_cells(*work, batch, rows)
@@ -343,7 +355,15 @@ def _fill(task: Task, work: _TableWork, batch: Batch, rows: np.ndarray, sources:
             return
         middle = len(rows) // 2
         for half in (slice(0, middle), slice(middle, None)):
-            _fill(task, work, batch_of(task, rows[half], sources[half]), rows[half], sources[half])
+            _fill(task, work, batch_of(task, rows[half], loaded[half]), rows[half], loaded[half])
+
+
+def _pass_keys(task: Task) -> list[tuple[Any, ...]]:
+    """Under which a worker keeps each of the task's stages once it is open."""
+    return [
+        (table.stage.vision_key or table.name, canonical_json(table.target.table.record), table.stage.columns)
+        for table in task.tables
+    ]
 
 
 def record_failure(task: Task, reason: str) -> TaskReport:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from typing_extensions import override
@@ -21,6 +21,7 @@ from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import Columns, Count, GpuShare
 from hoi_distill.stages.stage import ArrowOutput, Batch, Dtype, Resources, Values
 from hoi_distill.stages.teacher.blip.first_token import CELL, YES_NO, answer_ids, cells, yes_score
+from hoi_distill.stages.teacher.preprocessing import ImageTensors, joined, preprocess
 from hoi_distill.stages.teacher.seen_objects import AskedWhere, AsksAboutSeen
 from hoi_distill.stages.teacher.weights import CheckpointKey, image_processor, load, tokenizer
 from hoi_distill.storage.digests import fingerprint
@@ -47,10 +48,22 @@ Answer = tuple[str, float]
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """What the model is given of one image: named tensors with a leading axis, and how many tokens stand for it."""
+    """What the model is given of one image: its tensors, and how many tokens stand for it."""
 
-    tensors: dict[str, torch.Tensor]
+    tensors: ImageTensors
     tokens: int
+
+
+class Prompt(NamedTuple):
+    """Token ids of a question as it is put.
+
+    Attributes:
+        ids: the image's mark is a single token among them.
+        bridge: what InstructBLIP's bridge reads; else empty.
+    """
+
+    ids: list[int]
+    bridge: list[int]
 
 
 class Answers(AsksAboutSeen):
@@ -142,7 +155,8 @@ class Answers(AsksAboutSeen):
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        opened = {"model", "processor", "tokenizer", "second_tokenizer", "device", "rows", "image_id", "shared_prefix"}
+        opened = {"model", "processor", "tokenizer", "second_tokenizer", "device", "rows"}
+        opened |= {"image_id", "prompts", "shared_prefix"}
         return {key: value for key, value in self.__dict__.items() if key not in opened}
 
     @override
@@ -163,6 +177,7 @@ class Answers(AsksAboutSeen):
         self.rows = part_size(shared, (self.vision_key, self.max_new_tokens), self.chosen_batch)
         config = self.model.config
         self.image_id = int(config.image_token_id if hasattr(config, "image_token_id") else config.image_token_index)
+        self.prompts = {question: self._prompt(question) for question in self.columns}
         self.shared_prefix = self._shared_prefix()
         if any(YES_NO.search(question) for question in self.columns):
             answer_ids(self.tokenizer, self.checkpoint.folder)
@@ -173,16 +188,20 @@ class Answers(AsksAboutSeen):
     ) -> dict[str, Values]:
         import torch
 
-        images = batch.once(
-            ("images", self.vision_key), lambda: [self.image_inputs(image) for image in batch.images[: batch.count]]
-        )
+        images = self.prepared(batch)[: batch.count]
+        order = list(range(len(images)))
+        if (
+            self.chosen_batch == "auto"
+        ):  # parts of like lengths need little padding; the longest tells what memory holds
+            order.sort(key=lambda index: -images[index].tokens)
 
         def forward(positions: np.ndarray) -> list[tuple[Answer, ...]]:
-            return self._answers([images[position] for position in positions], columns)
+            return self._answers([images[order[position]] for position in positions], columns)
 
         with torch.inference_mode():
             parts = in_parts(forward, len(images), self.rows, self.device)
-        rows = [row for part in parts for row in part]
+        told = [row for part in parts for row in part]
+        rows = [told[place] for place in np.argsort(order).tolist()]
         rows += rows[-1:] * (len(batch.row_ids) - len(rows))
         return {
             question: cells([text for text, _ in answers], np.array([score for _, score in answers]))
@@ -190,35 +209,26 @@ class Answers(AsksAboutSeen):
         }
 
     def _answers(self, images: Sequence[ImageInputs], questions: Sequence[str]) -> list[tuple[Answer, ...]]:
-        """For each image its answers. What the prompts share, which ends with the image, goes through the model once;
-        of InstructBLIP, whose bridge reads the question, the vision tower."""
+        """The answers of each image. Its tensors are sent once. What the prompts share, which ends with the image, goes through
+        the model once; of InstructBLIP, whose bridge reads the question, the vision tower."""
         import torch
         from transformers import DynamicCache
 
         said: dict[str, list[Answer]] = {}
-        cache, start, seen = None, 0, None
+        cache, start = None, 0
+        pixels = joined([image.tensors for image in images], self.device, getattr(torch, self.dtype))
+        seen = self.model.vision_model(pixels["pixel_values"]).last_hidden_state if self.is_instructblip else None
         for group in self._together(len(images), questions):
-            given = self.model_inputs(images, group[0])
-            tokens = ("input_ids", "attention_mask", "mm_token_type_ids")
-            if self.shared_prefix:
-                if cache is None:
-                    start = given["input_ids"].shape[1] - (len(self.prompt_ids(group[0])) - self.shared_prefix)
-                    cache = DynamicCache(config=self.model.config.get_text_config())
-                    before = {name: tensor[:, :start] if name in tokens else tensor for name, tensor in given.items()}
-                    self.model(**before, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                others = [self.model_inputs(images, question) for question in group[1:]]
-                given = {
-                    name: torch.cat([given[name], *(other[name] for other in others)])
-                    for name in tokens
-                    if name in given
-                }
-                if others:
-                    cache.batch_repeat_interleave(len(group))
-            elif self.is_instructblip:
-                if seen is None:
-                    seen = self.model.vision_model(given["pixel_values"]).last_hidden_state
-                others = [self.model_inputs(images, question) for question in group[1:]]
-                given = {name: torch.cat([given[name], *(other[name] for other in others)]) for name in given}
+            given = self.prompt_inputs(images, group)
+            if not self.shared_prefix:  # several questions at once are about one image
+                given |= {name: each.expand(len(group) * len(each), *each.shape[1:]) for name, each in pixels.items()}
+            elif cache is None:
+                start = given["input_ids"].shape[1] - (len(self.prompts[group[0]].ids) - self.shared_prefix)
+                cache = DynamicCache(config=self.model.config.get_text_config())
+                before = {name: tensor[: len(images), :start] for name, tensor in given.items()}
+                self.model(**before, **pixels, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            if cache is not None and len(group) > 1:
+                cache.batch_repeat_interleave(len(group))
             with nullcontext() if seen is None else already_seen(self.model, seen.repeat(len(group), 1, 1)):
                 answers = self._generate(given, group[0], cache)
             said |= {q: answers[at * len(images) : (at + 1) * len(images)] for at, q in enumerate(group)}
@@ -230,14 +240,14 @@ class Answers(AsksAboutSeen):
         return list(zip(*(said[question] for question in questions), strict=True))
 
     def _together(self, images: int, questions: Sequence[str]) -> list[Sequence[str]]:
-        """Groups of questions that go through the model as one batch: of one image, of which something is there already,
-        the yes/no questions of one length; else each by itself."""
+        """Groups of questions that go through the model as one batch: of one image, of which something is there already, the
+        yes/no questions of one length; else each by itself."""
         if not (self.shared_prefix or self.is_instructblip) or images > 1:
             return [[question] for question in questions]
         by_length: dict[tuple[int, int], list[str]] = {}
         for question in filter(YES_NO.search, questions):
-            bridge = [] if self.second_tokenizer is None else self.second_tokenizer(self.asked(question))["input_ids"]
-            by_length.setdefault((len(self.prompt_ids(question)), len(bridge)), []).append(question)
+            prompt = self.prompts[question]
+            by_length.setdefault((len(prompt.ids), len(prompt.bridge)), []).append(question)
         told: list[Sequence[str]] = [[question] for question in questions if not YES_NO.search(question)]
         parts = (
             group[at : at + QUESTIONS_AT_ONCE]
@@ -246,23 +256,24 @@ class Answers(AsksAboutSeen):
         )
         return [*told, *parts]
 
-    def image_inputs(self, image: Image.Image) -> ImageInputs:
+    @override
+    def prepare(self, image: Image.Image) -> ImageInputs:
         """Preprocess one image by the checkpoint's own image processor.
 
         Raises:
             InputFailure: a shape that the processor refuses.
         """
         try:
-            seen = self.processor([image], return_tensors="pt")
+            seen = preprocess(self.processor, image, self.device)
         except ValueError as error:
             raise InputFailure(f"the image processor refuses the image: {error}") from None
+        pixels = {"pixel_values": seen["pixel_values"]}
         if self.is_qwen:
             grid = seen["image_grid_thw"]
-            count = int(grid.prod()) // self.processor.merge_size**2
-            return ImageInputs({"pixel_values": seen["pixel_values"], "image_grid_thw": grid}, count)
+            return ImageInputs({**pixels, "image_grid_thw": grid}, int(grid.prod()) // self.processor.merge_size**2)
         if self.is_instructblip:
-            return ImageInputs({"pixel_values": seen["pixel_values"]}, int(self.model.config.num_query_tokens))
-        return ImageInputs({"pixel_values": seen["pixel_values"]}, self._llava_tokens(seen["pixel_values"].shape[-2:]))
+            return ImageInputs(pixels, int(self.model.config.num_query_tokens))
+        return ImageInputs(pixels, self._llava_tokens(pixels["pixel_values"].shape[-2:]))
 
     def _llava_tokens(self, size: Sequence[int]) -> int:
         """Patches of an image of (height, width), and CLS where the tower has one and it is kept."""
@@ -275,6 +286,10 @@ class Answers(AsksAboutSeen):
     def asked(self, question: str) -> str:
         """A question as it is put, with the instruction behind it if it is one to be answered with yes or no."""
         return f"{question} {self.instruction}" if self.instruction and YES_NO.search(question) else question
+
+    def _prompt(self, question: str) -> Prompt:
+        bridge = [] if self.second_tokenizer is None else self.second_tokenizer(self.asked(question))["input_ids"]
+        return Prompt(self.prompt_ids(question), bridge)
 
     def prompt_ids(self, question: str) -> list[int]:
         """Token ids of the prompt, the image's mark still a single token (InstructBLIP: before everything).
@@ -304,26 +319,25 @@ class Answers(AsksAboutSeen):
             )
         return ids
 
-    def model_inputs(self, images: Sequence[ImageInputs], question: str) -> dict[str, torch.Tensor]:
-        """What the model's ``generate`` takes: ids and mask ``int64 [B, L]``, padded on the left, and the images."""
+    def prompt_inputs(self, images: Sequence[ImageInputs], questions: Sequence[str]) -> dict[str, torch.Tensor]:
+        """What the model's ``generate`` takes beside the images: ids and mask ``int64 [questions * images, L]``, padded on the
+        left. All images of the first question come first."""
         import torch
 
-        prompt = self.prompt_ids(question)
-        at = prompt.index(self.image_id)
-        rows = [[*prompt[:at], *[self.image_id] * image.tokens, *prompt[at + 1 :]] for image in images]
+        rows: list[list[int]] = []
+        for question in questions:
+            prompt = self.prompts[question].ids
+            at = prompt.index(self.image_id)
+            rows += [[*prompt[:at], *[self.image_id] * image.tokens, *prompt[at + 1 :]] for image in images]
         longest = max(map(len, rows))
         ids = torch.tensor([[self._pad_id()] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         given = {"input_ids": ids, "attention_mask": mask}
-        for name in images[0].tensors:
-            joined = torch.cat([image.tensors[name] for image in images])
-            given[name] = joined.to(getattr(torch, self.dtype)) if joined.is_floating_point() else joined
         if self.is_qwen:
             given["mm_token_type_ids"] = ((ids == self.image_id) & (mask > 0)).int()
-        if self.second_tokenizer is not None:
-            second = self.second_tokenizer([self.asked(question)] * len(rows), return_tensors="pt")
-            given["qformer_input_ids"] = second["input_ids"]
-            given["qformer_attention_mask"] = second["attention_mask"]
+        if self.is_instructblip:
+            bridge = torch.tensor([self.prompts[question].bridge for question in questions for _ in images])
+            given["qformer_input_ids"], given["qformer_attention_mask"] = bridge, torch.ones_like(bridge)
         return {name: tensor.to(self.device) for name, tensor in given.items()}
 
     def _pad_id(self) -> int:
@@ -333,7 +347,7 @@ class Answers(AsksAboutSeen):
     def _shared_prefix(self) -> int:
         """Tokens of every question's prompt up to and with the image's mark; 0 where they differ, where nothing follows,
         where the model drops what is far back, or where the question changes what is seen (InstructBLIP)."""
-        prompts = [self.prompt_ids(question) for question in self.columns]
+        prompts = [prompt.ids for prompt in self.prompts.values()]
         ends = [prompt.index(self.image_id) + 1 for prompt in prompts]
         alike = {tuple(prompt[:end]) for prompt, end in zip(prompts, ends, strict=True)}
         followed = all(len(prompt) > end for prompt, end in zip(prompts, ends, strict=True))

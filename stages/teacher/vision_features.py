@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from typing_extensions import override
 
-from hoi_distill.stages.batching import BatchSize, canonical, in_parts, part_size, repeated
+from hoi_distill.stages.batching import BatchSize, canonical, in_parts, one_tensor, part_size, repeated, taken
 from hoi_distill.stages.keys import GpuShare, Views
 from hoi_distill.stages.stage import Batch, Codec, Dtype, Resources, Stage, TensorOutput, Values
+from hoi_distill.stages.teacher.preprocessing import ImageTensors, joined, preprocess
 from hoi_distill.stages.teacher.weights import CheckpointKey, image_processor, load
 from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 Width = Literal["full", "projected"]
 
@@ -233,41 +235,43 @@ class VisionFeatures(Stage):
                 tokens = self.encode(batch, view)
                 if self.width == "projected":
                     tokens = self.project(tokens)
-                maps[view] = repeated(
-                    tokens.transpose(1, 2).unflatten(2, self.output.shape[1:]), len(batch.row_ids)
-                ).cpu()
+                maps[view] = repeated(tokens.transpose(1, 2).unflatten(2, self.output.shape[1:]), len(batch.row_ids))
         return maps
 
     def encode(self, batch: Batch, view: str) -> torch.Tensor:
         """Normed patch tokens ``[count, h*w, D]`` of the batch's real rows, once per batch and view."""
-        return batch.once(
-            ("tokens", self.vision_key, view), lambda: self._encode(self._pixels(batch, view), batch.count)
-        )
+        return batch.once(("tokens", self.vision_key, view), lambda: self._encode(self._pixels(batch, view)))
+
+    @override
+    def prepare(self, image: Image.Image) -> ImageTensors:
+        """``pixel_values`` float32 ``[1, 3, S, S]``, by the checkpoint's own image processor told to keep the whole image."""
+        side = {"height": self.image_size, "width": self.image_size}
+        return preprocess(self.processor, image, self.device, do_resize=True, size=side, do_center_crop=False)
 
     def _pixels(self, batch: Batch, view: str) -> torch.Tensor:
-        """``float32 [count, 3, S, S]`` on the CPU, by the checkpoint's own image processor told to keep it all."""
-        side = {"height": self.image_size, "width": self.image_size}
+        """``[count, 3, S, S]`` on the device in the tower's dtype, sent once for all views and stages."""
+        import torch
+
         pixels: torch.Tensor = batch.once(
             ("pixels", self.vision_key),
-            lambda: self.processor(
-                list(batch.images[: batch.count]), do_resize=True, size=side, do_center_crop=False, return_tensors="pt"
-            )["pixel_values"],
+            lambda: joined(self.prepared(batch)[: batch.count], self.device, getattr(torch, self.dtype))[
+                "pixel_values"
+            ],
         )
         return pixels.flip(-1) if view == "flip" else pixels
 
-    def _encode(self, pixels: torch.Tensor, count: int) -> torch.Tensor:
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normed patch tokens ``[count, h*w, D]`` of ``pixels``."""
         import torch
 
         registers = REGISTERS.get(self.checkpoint.architecture, 0)
         leading = self.tower.leading + int(self.checkpoint.config.get("num_register_tokens", registers))
         other_size = not self.tower.interpolates and self.image_size != self._config("image_size")
         options = {"interpolate_pos_encoding": True} if other_size else {}
-        dtype = getattr(torch, self.dtype)
 
         def forward(positions: Any) -> torch.Tensor:
-            part = pixels[positions].to(self.device, dtype)
-            tokens = self.model(pixel_values=part, **options).last_hidden_state[:, leading:]
+            tokens = self.model(pixel_values=taken(pixels, positions), **options).last_hidden_state[:, leading:]
             return tokens if self.norm is None else self.norm(tokens)
 
         with torch.inference_mode():
-            return torch.cat(in_parts(forward, count, self.rows, self.device))
+            return one_tensor(in_parts(forward, len(pixels), self.rows, self.device))

@@ -107,6 +107,7 @@ def test_a_box_in_the_detections_file(line):
         ("itm", {"token_mode": "enc"}, "token_mode: cls -> enc"),
         ("itm", {"dtype": "bfloat16"}, "dtype: float32 -> bfloat16"),
         ("features", {"dtype": "bfloat16"}, "dtype: float32 -> bfloat16"),
+        ("features", {"fused_attention": True}, "attention: None -> fused"),
         ("features", {"codec": "int8"}, "codec"),
     ],
 )

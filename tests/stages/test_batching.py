@@ -10,7 +10,16 @@ import torch
 from transformers import Blip2VisionModel, BlipVisionModel
 
 from hoi_distill.stages import batching as forwards
-from hoi_distill.stages.batching import AUTO_BATCH, AUTO_ROWS_ON_CPU, PartSize, fitting_rows, in_parts, part_size
+from hoi_distill.stages.batching import (
+    AUTO_BATCH,
+    AUTO_ROWS_ON_CPU,
+    PartSize,
+    fitting_rows,
+    in_parts,
+    one_tensor,
+    part_size,
+    taken,
+)
 from hoi_distill.stages.stage import Batch, fingerprint_record
 from hoi_distill.stages.teacher.answers import Answers
 from hoi_distill.stages.teacher.blip.blip2 import Blip2Features, Blip2Itm
@@ -229,3 +238,16 @@ def test_a_compiled_blip_tower_agrees(checkpoints, make_batch):
         stage.open("cpu", {})
         maps.append(stage.compute(make_batch(), ["original"], {})["original"])
     torch.testing.assert_close(maps[1], maps[0], atol=1e-4, rtol=1e-4)
+
+
+def test_neighbouring_rows_are_taken_without_a_copy_unless_one_is_repeated():
+    rows = torch.arange(12.0).reshape(6, 2)
+    for positions in (np.array([1, 2, 3]), np.array([4, 5, 5]), np.zeros(3, np.int64)):
+        assert torch.equal(taken(rows, positions), rows[positions])
+    assert taken(rows, np.array([1, 2, 3])).data_ptr() == rows[1].data_ptr()
+
+
+def test_parts_become_one_tensor_and_a_single_part_is_one():
+    parts = [torch.ones(2, 3), torch.zeros(1, 3)]
+    assert torch.equal(one_tensor(parts), torch.cat(parts))
+    assert one_tensor(parts[:1]) is parts[0]

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
-from hoi_distill.storage.errors import StorageError, UserError
+from hoi_distill.stages.stage import Batch
+from hoi_distill.storage.errors import InputFailure, StorageError, UserError
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.workers.executors import inline
 from hoi_distill.workers.loading import prefetch
@@ -397,6 +399,52 @@ def test_a_stage_opens_once_for_many_tasks_and_another_pass_evicts_it(made: Albu
     worker.run(made.tasks(made.part(first))[0])
     assert first.opened == 2
     worker.close()
+
+
+class Preparing(Colour):
+    """Says which thread prepared each image, and refuses images that are redder than ``most``."""
+
+    def __init__(self, most: float = 256, **options: Any) -> None:
+        super().__init__(**options)
+        self.most = most
+        self.threads: list[str] = []
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        self.threads.append(threading.current_thread().name)
+        mean = np.asarray(image, np.float32).mean(axis=(0, 1))
+        if mean[0] > self.most:
+            raise InputFailure("too red")
+        return mean
+
+    def compute(self, batch: Batch, columns: Sequence[str], inputs: Any) -> dict[str, Any]:
+        means = np.stack(self.prepared(batch))
+        return {column: pa.array(means[:, self.columns.index(column)], pa.float32()) for column in columns}
+
+
+def test_images_of_an_open_pass_are_prepared_by_the_readers(made: Album) -> None:
+    worker, stage = Worker(readers=2), Preparing()
+    first, *others = made.tasks(made.part(stage))
+    worker.run(first)
+    stage.threads.clear()
+    for task in others:
+        worker.run(task)
+    worker.close()
+    assert len(stage.threads) == 12
+    assert all(name.startswith("read") for name in stage.threads)
+    read = made.read(stage)
+    assert np.array_equal(np.stack([read[c] for c in ("red", "green", "blue")], axis=1), made.colours)
+
+
+def test_an_image_that_cannot_be_prepared_fails_alone_whoever_prepares_it(made: Album) -> None:
+    stage = Preparing(most=sorted(made.colours[:, 0])[-5])
+    worker = Worker(readers=2)
+    for task in made.tasks(made.part(stage)):
+        worker.run(task)
+    worker.close()
+    refused = np.flatnonzero(made.colours[:, 0] > stage.most)
+    assert {index // 8 for index in refused.tolist()} > {0}
+    assert made.failures(stage) == {(row, column): "too red" for row in refused.tolist() for column in range(3)}
+    assert not made.empty(stage).any()
 
 
 def test_prefetch_keeps_order_and_never_runs_ahead_of_its_depth() -> None:

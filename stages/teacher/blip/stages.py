@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 from typing_extensions import override
 
-from hoi_distill.stages.batching import BatchSize, PartSize, canonical, in_parts
+from hoi_distill.stages.batching import BatchSize, PartSize, canonical, in_parts, one_tensor, taken
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import Columns, Count, GpuShare, Views
 from hoi_distill.stages.stage import ArrowOutput, Batch, Codec, Dtype, Resources, Stage, TensorOutput, Values
 from hoi_distill.stages.teacher.blip.first_token import CELL, YES_NO, answer_ids, cells
+from hoi_distill.stages.teacher.preprocessing import ImageTensors, joined, preprocess
 from hoi_distill.stages.teacher.seen_objects import AskedWhere, AsksAboutSeen
 from hoi_distill.stages.teacher.weights import CheckpointKey, image_processor, load, tokenizer
 from hoi_distill.storage.digests import fingerprint
@@ -27,6 +28,7 @@ from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
     from hoi_distill.stages.teacher.blip.itm_scorer import PromptScorer
 
@@ -60,6 +62,9 @@ class BlipStage(Stage):
         the vision tower. It changes no value beyond rounding."""
         compile: bool = False
         """Compile the vision tower with torch.compile. It changes no value beyond rounding."""
+        fused_attention: bool = False
+        """Compute the attention of BLIP's vision tower in one fused kernel: faster, and with less memory. It moves the last
+        bits, so it is part of the fingerprint. BLIP-2's tower does so without being asked."""
         gpus: GpuShare = 0.0
         """Share of a GPU that one worker occupies."""
 
@@ -71,16 +76,19 @@ class BlipStage(Stage):
                 f"{checkpoint.folder}: {checkpoint.architecture} cannot fill the {self.name} table; "
                 f"it takes {' or '.join(usable)}"
             )
+        if config.fused_attention and self.families == ("Blip2",):
+            raise UserError(f"{checkpoint.folder}: BLIP-2's attention is fused already; leave fused_attention out")
         checkpoint.require_preprocessing()
         self.checkpoint, self.columns, self.dtype = checkpoint, config.columns, config.dtype
         self.batch_size, self.chosen_batch = canonical(config.batch_size), config.batch_size
-        self.memory_mib, self.compiled = config.memory_mib, config.compile
+        self.memory_mib, self.compiled, self.fused = config.memory_mib, config.compile, config.fused_attention
         self.resources = Resources(gpus=config.gpus)
         self.vision_key = fingerprint({"tower": checkpoint.tower, **self._vision_parameters()})
         self.computed_cells = 0
 
     def _vision_parameters(self) -> dict[str, Any]:
-        return {"preprocessing": self.checkpoint.preprocessing, "image_backend": "pil", "dtype": self.dtype}
+        numerics = {"dtype": self.dtype, **({"attention": "fused"} if self.fused else {})}
+        return {"preprocessing": self.checkpoint.preprocessing, "image_backend": "pil", **numerics}
 
     @override
     def parameters(self) -> dict[str, Any]:
@@ -100,12 +108,16 @@ class BlipStage(Stage):
         import torch
 
         self.computed_cells = 0
-        key = ("blip", self.checkpoint.digest, self.dtype, device)
+        key = ("blip", self.checkpoint.digest, self.dtype, self.fused, device)
         if key not in shared:
             folder = self.checkpoint.here()
             model = load(self.checkpoint, folder, self.dtype, device)
             # A twin's tower is dropped for the one that is there already: the same bytes, once in memory.
             model.vision_model = shared.setdefault(("tower", self.vision_key, device), model.vision_model)
+            if self.fused:
+                from hoi_distill.stages.teacher.blip.fused_attention import fuse
+
+                fuse(model.vision_model)
             shared[key] = model, image_processor(folder), tokenizer(folder)
         self.model, self.processor, self.tokenizer = shared[key]
         self.tower = self.model.vision_model
@@ -127,33 +139,37 @@ class BlipStage(Stage):
         """The tower's last hidden state ``[B, 1 + h*w, D]`` of one view, computed once per batch and tower."""
         return batch.once(("tower", self.vision_key, view), lambda: self._encode(self._pixels(batch, view)))
 
+    @override
+    def prepare(self, image: Image.Image) -> ImageTensors:
+        return preprocess(self.processor, image, self.device)
+
     def _pixels(self, batch: Batch, view: str) -> torch.Tensor:
-        """``float32 [B, 3, H, W]`` on the CPU, by the checkpoint's own image processor."""
+        """``[B, 3, H, W]`` on the device in the tower's dtype, sent once for all views and stages."""
         pixels: torch.Tensor = batch.once(
             ("pixels", self.vision_key),
-            lambda: self.processor(list(batch.images), return_tensors="pt")["pixel_values"],
+            lambda: joined(self.prepared(batch), self.device, self.model.vision_model.dtype)["pixel_values"],
         )
         return pixels.flip(-1) if view == "flip" else pixels
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
         import torch
 
-        dtype = self.model.vision_model.dtype
         if self.rows.row_count is None and self.chosen_batch != "auto":
             self.rows.row_count = min(self._images_at_once(), len(pixels))  # batches come padded, to one size
 
         def forward(positions: np.ndarray) -> torch.Tensor:
-            states: torch.Tensor = self.tower(pixel_values=pixels[positions].to(self.device, dtype)).last_hidden_state
+            states: torch.Tensor = self.tower(pixel_values=taken(pixels, positions)).last_hidden_state
             return states
 
         with torch.inference_mode():
-            return torch.cat(in_parts(forward, len(pixels), self.rows, self.device))
+            return one_tensor(in_parts(forward, len(pixels), self.rows, self.device))
 
     def _images_at_once(self) -> int:
-        """BLIP's eager attention holds two ``H x N x N`` maps an image, its feed-forward two ``N x I``."""
+        """BLIP's attention holds two ``H x N x N`` maps an image where it is not fused, its feed-forward two ``N x I``."""
         vision = self.model.config.vision_config
         tokens = 1 + (vision.image_size // vision.patch_size) ** 2
-        floats = tokens * (2 * vision.num_attention_heads * tokens + 2 * vision.intermediate_size)
+        maps = 0 if self.fused else 2 * vision.num_attention_heads * tokens
+        floats = tokens * (maps + 2 * vision.intermediate_size)
         return max(1, (self.memory_mib << 20) // (floats * self.model.vision_model.dtype.itemsize))
 
 
@@ -191,8 +207,7 @@ class BlipFeatures(BlipStage):
         self.computed_cells += batch.count * len(columns)
         maps = {}
         for view in columns:
-            tokens = self.encode(batch, view)[:, 1:].transpose(1, 2)
-            maps[view] = tokens.reshape(-1, *self.output.shape).cpu()
+            maps[view] = self.encode(batch, view)[:, 1:].transpose(1, 2).unflatten(2, self.output.shape[1:])
         return maps
 
 

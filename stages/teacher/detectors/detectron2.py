@@ -236,8 +236,7 @@ class Detectron2Detector(Stage):
     ) -> dict[str, Values]:
         import torch
 
-        images = list(batch.images)
-        asked = [self._input(image) for image in images]
+        images, asked = batch.images, self.prepared(batch)
         groups: dict[tuple[int, ...], list[int]] = {}  # of one size, so that nothing is padded to a neighbour's
         for index, each in enumerate(asked):
             groups.setdefault(tuple(each["image"].shape), []).append(index)
@@ -258,7 +257,8 @@ class Detectron2Detector(Stage):
 
         return group_in_parts(forward, len(asked), self.rows, self.device)
 
-    def _input(self, image: Image.Image) -> dict[str, Any]:
+    @override
+    def prepare(self, image: Image.Image) -> dict[str, Any]:
         """What detectron2's models take for one image: float32 ``[3, h, w]`` in 0 to 255 and the original size."""
         import torch
         from detectron2.data import transforms

@@ -25,13 +25,14 @@ from hoi_distill.stages.keys import GpuShare
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.stage import ArrowOutput, Batch, Dtype, Resources, Stage, Values
 from hoi_distill.stages.teacher.detectors.given import DETECTIONS, TOP
+from hoi_distill.stages.teacher.preprocessing import ImageTensors, joined, preprocess
 from hoi_distill.stages.teacher.weights import CheckpointKey, image_processor, load
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import torch
+    from PIL import Image
 
 Answer = TypeVar("Answer")
 
@@ -141,13 +142,17 @@ class Detector(Stage):
         }
 
     @override
+    def prepare(self, image: Image.Image) -> ImageTensors:
+        return preprocess(self.processor, image, self.device)
+
+    @override
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
         import torch
 
-        images = list(batch.images)  # the padding too: a forward's shape must not depend on what is missing
-        pixels = [self.processor(images=[image], return_tensors="pt") for image in images]
+        images = batch.images
+        pixels = self.prepared(batch)  # the padding too: a forward's shape must not depend on what is missing
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, each in enumerate(pixels):
             groups.setdefault(tuple(each["pixel_values"].shape), []).append(index)
@@ -168,7 +173,7 @@ class Detector(Stage):
         config = CONFIG_MAPPING[self.translated["model_type"]].from_dict(self.translated)
         return {"config": config, "state_dict": timm_backbone.read(weight_files(folder).files)}
 
-    def _in_parts(self, pixels: Sequence[Mapping[str, torch.Tensor]]) -> list[tuple[np.ndarray, ...]]:
+    def _in_parts(self, pixels: Sequence[ImageTensors]) -> list[tuple[np.ndarray, ...]]:
         """:meth:`_detect`'s answer for each of these images of one size, in forwards that memory holds."""
 
         def forward(positions: np.ndarray) -> list[tuple[np.ndarray, ...]]:
@@ -176,14 +181,12 @@ class Detector(Stage):
 
         return group_in_parts(forward, len(pixels), self.rows, self.device)
 
-    def _detect(self, pixels: Sequence[Mapping[str, torch.Tensor]]) -> tuple[np.ndarray, ...]:
+    def _detect(self, pixels: Sequence[ImageTensors]) -> tuple[np.ndarray, ...]:
         """Images of one size: scores ``[B, K]``, COCO-80 labels ``[B, K]``, boxes ``[B, K, 4]`` (cxcywh fractions) and,
         where states are kept, ``[B, K, D]``; best first."""
         import torch
 
-        stacked = {key: torch.cat([each[key] for each in pixels]).to(self.device) for key in pixels[0]}
-        stacked["pixel_values"] = stacked["pixel_values"].to(self.model.dtype)
-        out = self.model(**stacked)
+        out = self.model(**joined(pixels, self.device, self.model.dtype))
         known = torch.tensor(list(self.labels), device=self.device)
         names = torch.tensor(list(self.labels.values()), device=self.device)
         logits = out.logits.float()

@@ -14,6 +14,7 @@ from PIL import Image
 from hoi_distill.stages.stage import Batch, fingerprint_record
 from hoi_distill.stages.teacher.answers import Answers
 from hoi_distill.stages.teacher.blip.stages import BlipCaptions
+from hoi_distill.stages.teacher.preprocessing import joined
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import InputFailure, UserError
 from tests.fixtures.stages import made
@@ -186,8 +187,8 @@ def test_a_image_goes_through_the_tower_once_for_all_questions(found, batch, nam
 def test_prompts_are_those_of_the_processor_class(found, batch, name):
     checkpoint = found(name)
     stage = opened(checkpoint)
-    images = [stage.image_inputs(image) for image in batch.images[:1]]
-    ours = stage.model_inputs(images, OPEN)
+    image = stage.prepare(batch.images[0])
+    ours = {**stage.prompt_inputs([image], [OPEN]), **joined([image.tensors], "cpu", torch.float32)}
     stock = stock_inputs(name, checkpoint.folder, batch.images[0], OPEN)
     assert ours.keys() == stock.keys()
     for key, tensor in ours.items():
@@ -199,6 +200,28 @@ def test_a_batch_has_the_declared_type_and_length(found, batch):
         assert values.type == Answers.output.type == BlipCaptions.output.type
         assert len(values) == 8
         assert values[7] == values[4]
+
+
+def test_parts_that_find_their_own_size_hold_images_of_like_lengths(found, batch):
+    """The longest first, by which memory is measured; the answers stand where their images do."""
+    stage, plain = opened(found("qwen"), batch_size="auto"), opened(found("qwen"), batch_size=1)
+    stage.rows.row_count = 2
+    answer, lengths = stage._answers, []
+    stage._answers = lambda images, questions: (
+        lengths.append([image.tokens for image in images]),
+        answer(images, questions),
+    )[1]
+    ours = stage.compute(batch, QUESTIONS, {})
+    flat = [length for part in lengths for length in part]
+    assert flat == sorted(flat, reverse=True)
+    assert len(set(flat)) > 2
+    for question in QUESTIONS:
+        for index in range(5):
+            theirs = plain.compute(only(batch, index), [question], {})[question].to_pylist()[0]
+            assert ours[question].to_pylist()[index]["text"] == theirs["text"]
+            assert ours[question].to_pylist()[index]["score"] == (
+                theirs["score"] and pytest.approx(theirs["score"], 1e-4)
+            )
 
 
 def test_decoding_is_greedy_whatever_the_checkpoint_prefers(found, batch, tmp_path):
@@ -244,12 +267,12 @@ def test_the_second_tokenizer_is_in_the_digest(found, tmp_path):
 
 def test_fewer_pixels_are_fewer_tokens(found, batch):
     usual, small = opened(found("qwen")), opened(found("qwen"), max_pixels=512)
-    assert small.image_inputs(batch.images[0]).tokens < usual.image_inputs(batch.images[0]).tokens
+    assert small.prepare(batch.images[0]).tokens < usual.prepare(batch.images[0]).tokens
 
 
 def test_an_impossible_shape_is_the_images_failure(found):
     with pytest.raises(InputFailure, match="refuses"):
-        opened(found("qwen")).image_inputs(Image.new("RGB", (2100, 8)))
+        opened(found("qwen")).prepare(Image.new("RGB", (2100, 8)))
 
 
 @pytest.mark.parametrize(

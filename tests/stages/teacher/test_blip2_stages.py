@@ -243,3 +243,8 @@ def test_a_prompt_without_similarity_is_named(line):
     line.write()
     with pytest.raises(UserError, match=f"'{PROMPTS[4]}' is chosen by column '{PROMPTS[4]}' of itc; add it"):
         line.workspace()
+
+
+def test_attention_that_is_fused_already_is_not_asked_to_be(found):
+    with pytest.raises(UserError, match="fused already"):
+        made(Blip2Features, checkpoint=found, fused_attention=True)

@@ -110,6 +110,19 @@ def test_features_are_the_stock_map_without_cls(found, checkpoints, processor, m
         torch.testing.assert_close(maps[view][:, :, row, column], tokens[:, 1 + 4 * row + column])
 
 
+@pytest.mark.parametrize("name", ["itm", "caption"])
+def test_fused_attention_gives_the_same_maps_up_to_rounding_under_a_name_of_its_own(found, make_batch, name):
+    shared: dict = {}
+    plain = made(BlipFeatures, checkpoint=found[name])
+    fused = made(BlipFeatures, checkpoint=found[name], fused_attention=True)
+    assert plain.vision_key != fused.vision_key
+    assert fingerprint_record(fused) == {**fingerprint_record(plain), "parameters.attention": "fused"}
+    opened([plain, fused], shared)
+    maps = [stage.compute(make_batch(), ["original"], {})["original"] for stage in (plain, fused)]
+    torch.testing.assert_close(*maps, rtol=0, atol=1e-5)
+    assert not torch.equal(*maps)
+
+
 def test_flip_is_the_mirrored_image(found):
     (stage,) = opened([made(BlipFeatures, checkpoint=found["itm"], columns=("original", "flip"))])
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
