@@ -29,7 +29,8 @@ _STAMP = np.dtype([("size", "<i8"), ("mtime_ns", "<i8"), ("ctime_ns", "<i8"), ("
 _ENTRY = np.dtype([*_STAMP.descr, ("digest", "V16")])
 _ABSENT = (-1, 0, 0, 0)
 _BATCH = 8192  # files hashed between two writes: what a kill costs
-_THREADS = 8  # stats and hashing wait for the disk more than for the processor
+_THREADS = 8  # hashing waits for the disk more than for the processor
+_AHEAD = 2  # threads that look files up: more of them wait for each other where the disk is quick
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,14 @@ class DigestMemory:
         found = np.zeros(len(paths), "V16")
         reasons: dict[int, OSError] = {}
         folders = _folders(paths)
-        with self._connect() as file, ThreadPoolExecutor(_THREADS) as pool:
+        with self._connect() as file, ThreadPoolExecutor(_THREADS) as pool, ThreadPoolExecutor(_AHEAD) as ahead:
             try:
-                stamps = pool.map(_stamps, [] if rehash else folders)
+                stamps = ahead.map(_stamps, [] if rehash else folders)
                 for folder in folders:
                     found[folder.positions], unread = _digests_in(file, pool, folder, next(stamps, None))
                     reasons.update({folder.positions[i]: error for i, error in unread.items()})
             finally:
-                pool.shutdown(cancel_futures=True)  # after an interrupt nobody waits for the other folders
+                ahead.shutdown(cancel_futures=True)  # after an interrupt nobody waits for the other folders
         if reasons and missing == "raise":
             first = min(reasons)
             others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
@@ -88,8 +89,13 @@ class DigestMemory:
         return self.derived_all(self.digests([path]), name, lambda _: make())[0]
 
     def derived_all(self, digests: np.ndarray, name: str, make: Callable[[int], str]) -> list[str]:
-        """:meth:`derived` of N files at once, by ``V16 [N]`` digests of their bytes: ``make(i)`` of those not remembered. An
-        empty answer is not remembered."""
+        """What follows from bytes alone, remembered under their digests.
+
+        Args:
+            digests: ``V16 [N]``, of the bytes of N files, say.
+            name: what is derived from them.
+            make: works it out for the bytes at a position. Its answer is remembered unless it is empty.
+        """
         keys = [f"{digest.tobytes().hex()} {name}" for digest in digests]
         with self._connect() as file:
             known = file.values(keys)
