@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from hoi_distill.stages.evaluate.pages.pictures import NumberedPair, Pair, numbered
 from PIL import Image, ImageDraw, ImageFont
 
 from hoi_distill.stages.data.coco import COCO_OBJECTS
 from hoi_distill.stages.data.pico.render import SIZE, Scene, render_scene
 from hoi_distill.stages.data.pico.world import TEMPER, pico_vocabulary, scene_seed
 from hoi_distill.stages.data.prompts import NO_INTERACTION
+from hoi_distill.stages.evaluate.pages.pictures import NumberedPair, Pair, numbered
 
 COLUMNS, ROWS = 4, 2
 SCALE = 3
