@@ -51,11 +51,14 @@ class Source:
 
     def rows(self, splits: Sequence[str]) -> np.ndarray:
         """``int64 [R]``: the rows that occur in any of the splits, in order of first appearance."""
-        parts = [self.splits[s] for s in splits if s in self.splits]
+        parts = [self.splits[split] for split in splits if split in self.splits]
         if not parts:
             return np.zeros(0, np.int64)
-        both = np.concatenate(parts)
-        return both[first_of_each(both)]
+        rows = np.concatenate(parts)
+        places = np.arange(len(rows))
+        first = np.empty(len(self.ids), np.int64)
+        first[rows[::-1]] = places[::-1]  # of a row that occurs twice the last assignment stands
+        return rows[first[rows] == places]
 
     def distinct_records(self, split: str) -> np.ndarray:
         """``int64 [P]``: the first record of each row that the split has. The other records repeat an image."""
@@ -170,18 +173,36 @@ def _as_annotated(
 
 
 def _source(dataset: Mapping[str, Annotations], digests: np.ndarray) -> Source:
-    """Rows of every record, ``V16`` names in dataset order; records of one name share a row."""
+    """The rows of a dataset's images.
+
+    Args:
+        dataset: the annotations of each split.
+        digests: ``V16 [N]`` names of the images in this order. Images of one name share a row.
+    """
     paths = [path for annotations in dataset.values() for path in annotations.path]
-    keys = [str(key) for annotations in dataset.values() for key in annotations.image_id]
+    keys = [str(key) for annotations in dataset.values() for key in annotations.image_id.tolist()]
+    ends = np.cumsum([0] + [len(annotations.path) for annotations in dataset.values()])
+    first, row_of_record = _first_of_each(digests)
+    if len(first) < len(digests):
+        digests, paths, keys = digests[first], [paths[i] for i in first], [keys[i] for i in first]
+    splits = {name: row_of_record[start:end] for name, start, end in zip(dataset, ends[:-1], ends[1:], strict=True)}
+    return Source(digests, paths, keys, splits)
+
+
+def _first_of_each(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of N names ``V16`` are distinct.
+
+    Returns:
+        ``int64 [R]``, where each distinct name stands first, in this order; and ``int64 [N]``, which of the R each name is.
+    """
+    halves = np.sort(np.ascontiguousarray(digests).view("<u8")[::2])
+    if (halves[1:] != halves[:-1]).all():  # the usual case: no two are equal, their first halves tell
+        return np.arange(len(digests)), np.arange(len(digests))
     _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
-    row_of_record = rank[inverse.reshape(-1)]
-    ends = np.cumsum([0] + [len(annotations.path) for annotations in dataset.values()])
-    splits = {name: row_of_record[start:end] for name, start, end in zip(dataset, ends[:-1], ends[1:], strict=True)}
-    chosen = first[order]
-    return Source(digests[chosen], [paths[i] for i in chosen], [keys[i] for i in chosen], splits)
+    return first[order], rank[inverse.reshape(-1)]
 
 
 def text_source(texts: Sequence[str]) -> Source:

@@ -1,36 +1,51 @@
 """Digests of files, remembered, so that planning over a million images reads none of them twice.
 
 A file is known by its path and its stamp (:mod:`hoi_distill.storage.files.stamps`). The memory is one file
-(:mod:`hoi_distill.storage.files.memory_file`); what is known of a directory is a few packed segments rather than a row per
-file, which makes a warm look-up of a million paths quick.
+(:mod:`hoi_distill.storage.files.memory_file`). It holds a folder as a few packed segments, not as a row for each file. A
+look-up compares a folder's names as one string and its stamps as one array. So little is done for each file beside the stat.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import os
 import stat
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.memory_file import MemoryFile
-from hoi_distill.storage.files.stamps import is_settled, stamp_of
+from hoi_distill.storage.files.stamps import Stamp, is_settled, stamp_of
 
-_STAMP = ("size", "mtime_ns", "ctime_ns", "inode")
-_ENTRY = np.dtype([("size", "<i8"), ("mtime_ns", "<i8"), ("ctime_ns", "<i8"), ("inode", "<u8"), ("digest", "V16")])
+_STAMP = np.dtype([("size", "<i8"), ("mtime_ns", "<i8"), ("ctime_ns", "<i8"), ("inode", "<u8")])
+_ENTRY = np.dtype([*_STAMP.descr, ("digest", "V16")])
+_ABSENT = (-1, 0, 0, 0)
 _BATCH = 8192  # files hashed between two writes: what a kill costs
 _THREADS = 8  # hashing waits for the disk more than for the processor
+_AHEAD = 2  # threads that look files up: more of them wait for each other where the disk is quick
 
 
-class _Known(NamedTuple):
-    places: dict[str, int]  # file name -> position in entries
-    entries: np.ndarray  # _ENTRY [n]
+@dataclass(frozen=True)
+class _Folder:
+    """Those of the paths that lie in one folder.
+
+    Attributes:
+        path: the folder's, absolute.
+        positions: of its n files among all paths.
+        names: of its n files.
+    """
+
+    path: str
+    positions: list[int]
+    names: list[str]
 
 
 class DigestMemory:
@@ -52,18 +67,15 @@ class DigestMemory:
         """
         found = np.zeros(len(paths), "V16")
         reasons: dict[int, OSError] = {}
-        folders: dict[str, list[int]] = {}
-        names: list[str] = []
-        for position, path in enumerate(paths):
-            folder, _, name = os.fspath(path).rpartition("/")
-            names.append(name)
-            folders.setdefault(folder, []).append(position)
-        with self._connect() as file, ThreadPoolExecutor(_THREADS) as pool:
-            for folder, positions in folders.items():
-                base = os.path.abspath(folder or ("/" if os.fspath(paths[positions[0]]).startswith("/") else "."))
-                own = [names[position] for position in positions]
-                found[positions], unread = _digests_in(file, pool, base, own, rehash=rehash)
-                reasons.update({positions[i]: error for i, error in unread.items()})
+        folders = _folders(paths)
+        with self._connect() as file, ThreadPoolExecutor(_THREADS) as pool, ThreadPoolExecutor(_AHEAD) as ahead:
+            try:
+                stamps = ahead.map(_stamps, [] if rehash else folders)
+                for folder in folders:
+                    found[folder.positions], unread = _digests_in(file, pool, folder, next(stamps, None))
+                    reasons.update({folder.positions[i]: error for i, error in unread.items()})
+            finally:
+                ahead.shutdown(cancel_futures=True)  # after an interrupt nobody waits for the other folders
         if reasons and missing == "raise":
             first = min(reasons)
             others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
@@ -77,8 +89,13 @@ class DigestMemory:
         return self.derived_all(self.digests([path]), name, lambda _: make())[0]
 
     def derived_all(self, digests: np.ndarray, name: str, make: Callable[[int], str]) -> list[str]:
-        """:meth:`derived` of N files at once, by ``V16 [N]`` digests of their bytes: ``make(i)`` of those not remembered. An
-        empty answer is not remembered."""
+        """What follows from bytes alone, remembered under their digests.
+
+        Args:
+            digests: ``V16 [N]``, of the bytes of N files, say.
+            name: what is derived from them.
+            make: works it out for the bytes at a position. Its answer is remembered unless it is empty.
+        """
         keys = [f"{digest.tobytes().hex()} {name}" for digest in digests]
         with self._connect() as file:
             known = file.values(keys)
@@ -94,37 +111,53 @@ class DigestMemory:
         return MemoryFile(self.path)
 
 
+def _folders(paths: Sequence[str | os.PathLike[str]]) -> list[_Folder]:
+    """The paths by folder."""
+    files: defaultdict[str, tuple[list[int], list[str]]] = defaultdict(lambda: ([], []))
+    for position, path in enumerate(paths):
+        folder, slash, name = os.fspath(path).rpartition("/")
+        positions, names = files[folder or slash or "."]
+        positions.append(position)
+        names.append(name)
+    return [_Folder(os.path.abspath(folder), *own) for folder, own in files.items()]
+
+
 def _digests_in(
-    file: MemoryFile, pool: ThreadPoolExecutor, folder: str, names: list[str], *, rehash: bool
+    file: MemoryFile, pool: ThreadPoolExecutor, folder: _Folder, now: np.ndarray | None
 ) -> tuple[np.ndarray, dict[int, OSError]]:
-    """The digests of n files of one folder, ``V16 [n]``, and by position why one could not be read (its digest is zero)."""
-    found = np.zeros(len(names), "V16")
+    """The digests of n files of one folder. Those of other stamps than remembered are read and remembered.
+
+    Args:
+        file: the memory.
+        pool: reads files.
+        folder: the n files.
+        now: their stamps, ``int64 [n, 4]``. None: read all of them, whatever is remembered.
+
+    Returns:
+        ``V16 [n]`` digests, and by position why a file could not be read (its digest is zero).
+    """
+    found = np.zeros(len(folder.names), "V16")
     errors: dict[int, OSError] = {}
-    known = _Known({}, np.zeros(0, _ENTRY)) if rehash else _read(file, folder)
-    unknown = np.arange(len(names))
-    if known.places:
-        now = _stat(folder, names)
-        where = np.fromiter((known.places.get(name, -1) for name in names), np.int64, len(names))
-        entry = known.entries[where]
-        same = (where >= 0) & (now["size"] >= 0)
-        for field in _STAMP:
-            same &= entry[field] == now[field]
-        found[same] = entry["digest"][same]
+    unknown = np.arange(len(folder.names))
+    if now is not None:
+        where, entries = _remembered(file, folder)
+        same = (where >= 0) & (entries.view("<i8").reshape(-1, 6)[where, :4] == now).all(axis=1)
+        found[same] = entries["digest"][where[same]]
         unknown = np.flatnonzero(~same)
     for start in range(0, len(unknown), _BATCH):
         part = unknown[start : start + _BATCH].tolist()
         fresh: dict[str, np.void] = {}
-        hashed = pool.map(lambda i: _hash(os.path.join(folder, names[i])), part, chunksize=16)
+        hashed = pool.map(lambda i: _hash(os.path.join(folder.path, folder.names[i])), part, chunksize=16)
         for i, result in zip(part, hashed, strict=True):
             if isinstance(result, OSError):
                 errors[i] = result
                 continue
-            stamped, settled = result
-            found[i] = stamped["digest"]
+            entry, settled = result
+            found[i] = entry["digest"]
             if settled:
-                fresh[names[i]] = stamped
+                fresh[folder.names[i]] = entry
         if fresh:
-            _append(file, folder, fresh)
+            _remember(file, folder.path, list(fresh), np.array(list(fresh.values()), _ENTRY))
     return found, errors
 
 
@@ -142,49 +175,49 @@ def _hash(path: str) -> tuple[np.void, bool] | OSError:
             after = os.fstat(file.fileno())
     except OSError as error:
         return error
-    entry = np.zeros(1, _ENTRY)[0]
-    for field, value in zip(_STAMP, stamp_of(after), strict=True):
-        entry[field] = value
-    entry["digest"] = np.void(state.digest())
+    entry = np.array([(*stamp_of(after), np.void(state.digest()))], _ENTRY)[0]
     return entry, stamp_of(before) == stamp_of(after) and is_settled(after.st_ctime_ns, started)
 
 
-def _stat(folder: str, names: Sequence[str]) -> np.ndarray:
-    """``_ENTRY [N]`` of the files as they are now, digests left zero; size -1 where there is none."""
-    absent = (-1, 0, 0, 0)
+def _stamps(folder: _Folder) -> np.ndarray:
+    """``int64 [n, 4]``: the stamps of n files of one folder as they are now; size -1 where there is none."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
-        stamps = [absent] * len(names)
-    else:
-        stamps = []
-        lookup = os.stat
-        try:
-            for name in names:
-                try:
-                    entry = lookup(name, dir_fd=descriptor)
-                except OSError:
-                    stamps.append(absent)
-                else:
-                    stamps.append(stamp_of(entry))
-        finally:
-            os.close(descriptor)
-    packed = np.zeros(len(names), _ENTRY)
-    if stamps:
-        for field, values in zip(_STAMP, zip(*stamps, strict=True), strict=True):
-            packed[field] = values
-    return packed
+        return np.full((len(folder.names), 4), _ABSENT)
+    look_up = functools.partial(os.stat, dir_fd=descriptor)
+    count = len(folder.names)
+    try:
+        stamps = itertools.chain.from_iterable(map(stamp_of, map(look_up, folder.names)))
+        return np.fromiter(stamps, np.int64, 4 * count).reshape(count, 4)
+    except (OSError, OverflowError):  # a file is absent, or an inode has all 64 bits: slower
+        each = np.fromiter((_stamp_or_absent(look_up, name) for name in folder.names), _STAMP, count)
+        return each.view(np.int64).reshape(count, 4)
+    finally:
+        os.close(descriptor)
 
 
-def _read(file: MemoryFile, folder: str) -> _Known:
-    """All that is known of a folder; later segments win."""
-    segments = file.segments(folder)
-    names: list[str] = []
-    for blob, _ in segments:
-        names += os.fsdecode(blob).split("\0")
-    entries = np.concatenate([np.frombuffer(blob, _ENTRY) for _, blob in segments] or [np.zeros(0, _ENTRY)])
-    return _Known(dict(zip(names, range(len(names)), strict=True)), entries)
+def _stamp_or_absent(look_up: Callable[[str], os.stat_result], name: str) -> Stamp:
+    try:
+        return stamp_of(look_up(name))
+    except OSError:
+        return _ABSENT
 
 
-def _append(file: MemoryFile, folder: str, fresh: dict[str, np.void]) -> None:
-    file.add(folder, os.fsencode("\0".join(fresh)), np.array(list(fresh.values()), _ENTRY).tobytes())
+def _remembered(file: MemoryFile, folder: _Folder) -> tuple[np.ndarray, np.ndarray]:
+    """Where n files of one folder stand among what is remembered of it.
+
+    Returns:
+        ``int64 [n]`` places, -1 of a file that is not remembered; and the entries, ``_ENTRY`` of at least one.
+    """
+    segments = file.segments(folder.path)
+    names = b"\0".join(names for names, _ in segments)
+    entries = np.frombuffer(b"".join(packed for _, packed in segments) or bytes(_ENTRY.itemsize), _ENTRY)
+    if names == os.fsencode("\0".join(folder.names)):  # the usual case, and much quicker
+        return np.arange(len(folder.names)), entries
+    places = {name: place for place, name in enumerate(os.fsdecode(names).split("\0"))} if segments else {}
+    return np.fromiter((places.get(name, -1) for name in folder.names), np.int64, len(folder.names)), entries
+
+
+def _remember(file: MemoryFile, folder: str, names: Sequence[str], entries: np.ndarray) -> None:
+    file.add(folder, os.fsencode("\0".join(names)), entries.tobytes())

@@ -24,7 +24,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from hoi_distill.storage.damage import Damaged, damage
-from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.digests import canonical_json, digest_bytes, fingerprint
 from hoi_distill.storage.errors import StorageError, remedy
 from hoi_distill.storage.files import folders
 from hoi_distill.storage.records import Record, load_record
@@ -156,6 +156,13 @@ class TableFolder:
         with self._lock:
             for name in self.broken_records():
                 del self._records[name]
+
+    def held(self) -> bytes:
+        """16 bytes that name the records and payloads in the folder, by names and stamps. While they stay the same, so does
+        what the table holds."""
+        with self.errors("commits"):
+            held = [sorted(folders.stamps(self.dir / part).items()) for part in ("commits", "shards")]
+        return digest_bytes(canonical_json(held))
 
     def is_set_aside(self, record: Record) -> bool:
         """Whether check found its payload bad."""

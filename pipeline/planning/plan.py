@@ -1,26 +1,29 @@
 """The planner: wanted cells minus filled cells, table by table, and why the rest is empty.
 
-Planning is arithmetic on arrays: a table's state is read from its commit records, the input digests of a lower table are
-mixed from the value digests above it. Nothing here opens a payload, loads a teacher or knows what an image is.
+Planning is arithmetic on arrays. A table's state is merged from its commit records. The input digests of a lower table are
+mixed from the value digests above it. Counts of a large table are remembered: the next plan of equal cells over equal records
+merges nothing. Nothing here opens a payload, loads a teacher or knows what an image is.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from hoi_distill.pipeline.graph.nodes import Node
 from hoi_distill.pipeline.inputs import Source
+from hoi_distill.pipeline.planning.history import bytes_of, new_table, per_cell, seconds_of
 from hoi_distill.stages.stage import Stage, fingerprint_record
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.cell_state import State
-from hoi_distill.storage.digests import combine64, fingerprint
-from hoi_distill.storage.errors import StorageError
+from hoi_distill.storage.digests import as_rows, canonical_json, combine64, fingerprint
+from hoi_distill.storage.file_digests import DigestMemory
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.table import Table
 
@@ -31,6 +34,29 @@ class Reason:
 
     text: str
     cells: int
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a table's commit records say of the planned cells, counted.
+
+    Attributes:
+        filled: cells with a value.
+        failed: recorded failures.
+        stale: cells that were computed from other inputs.
+        empty: cells that can and must be computed now.
+        reasons: why these are empty, ``{reason: cells}``. Each belongs to one reason.
+        bytes_per_cell: the mean over all cells that the table has recorded, None where it has none.
+        seconds_per_cell: the same.
+    """
+
+    filled: int
+    failed: int
+    stale: int
+    empty: int
+    reasons: dict[str, int]
+    bytes_per_cell: float | None
+    seconds_per_cell: float | None
 
 
 @dataclass
@@ -44,7 +70,7 @@ class TablePlan:
             ``wanted`` is what the stage selects.
         table: None while the cache holds no table of this fingerprint.
         known: ``bool [R]`` or ``[R, C]``: cells whose upstream cells are all recorded; None means all.
-        state: None exactly when ``table`` is.
+        tally: of ``table``; None exactly when it is.
         counts: how many cells are wanted, filled, failed, stale, empty (computable now) and unknown (waiting).
         waits_for: the upstream tables that are not complete, where a cell is unknown.
         reasons: why cells are empty.
@@ -57,7 +83,7 @@ class TablePlan:
     cells: CellSelection
     table: Table | None = None
     known: np.ndarray | None = None
-    state: State | None = None
+    tally: Tally | None = None
     counts: dict[str, int] = field(default_factory=dict)
     waits_for: tuple[str, ...] = ()
     reasons: list[Reason] = field(default_factory=list)
@@ -68,6 +94,11 @@ class TablePlan:
     def columns(self) -> tuple[str, ...]:
         """C names."""
         return self.cells.columns
+
+    @functools.cached_property
+    def state(self) -> State | None:
+        """What ``table`` holds of the cells, None exactly when there is no table. It is merged when somebody asks first."""
+        return None if self.table is None else self.table.state(self.cells)
 
     def positions(self, rows: np.ndarray) -> np.ndarray:
         """``int64 [r]``: where these rows of the source stand among :attr:`rows`; -1 for a row that is not covered."""
@@ -186,10 +217,12 @@ def plan_table(node: Node, source: Source, cache: Cache, plans: Mapping[str, Tab
     cells = replace(cells, inputs=inputs)
     kind = getattr(stage.output, "type", None)
     table = cache.find(stage.name, fingerprint_record(stage), stage.output.describe(), kind)
-    state = None if table is None else table.state(cells)
     cells = replace(cells, wanted=wanted_cells(node, rows, plans, known))
     waits_for = tuple(up for up in stage.inputs if not plans[up].complete()) if known is not None else ()
-    return TablePlan(node, rows, cells, table, known, state, waits_for=waits_for)
+    table_plan = TablePlan(node, rows, cells, table, known, waits_for=waits_for)
+    if table is not None:
+        table_plan.tally = remembered_tally(table_plan, table, cache.memory)
+    return table_plan
 
 
 def input_digests(
@@ -211,7 +244,8 @@ def input_digests(
         where there is nothing; and where all upstream cells have been recorded (same shapes), or None for everywhere.
     """
     stage = node.stage
-    outside = stage.source_digests([source.keys[i] for i in rows])
+    reads_records = type(stage).source_digests is not Stage.source_digests
+    outside = stage.source_digests([source.keys[row] for row in rows.tolist()]) if reads_records else None
     if not stage.inputs:
         return outside, None
     above = {up: upstream_digests(plans[up], rows) for up in stage.inputs}
@@ -285,10 +319,12 @@ def count(table_plan: TablePlan) -> None:
     if table_plan.known is not None:
         width = len(table_plan.columns) if table_plan.known.ndim == 1 else 1
         unknown = int((~table_plan.known).sum()) * width
-    state = {"filled": 0, "failed": 0, "stale": 0} if table_plan.state is None else table_plan.state.counts()
-    empty = sum(ones(table_plan.packed_needed(start, stop)) for start, stop in blocks(len(table_plan.rows)))
-    done = {"filled": state["filled"], "failed": state["failed"]}
-    table_plan.counts = {"wanted": wanted, **done, "empty": empty, "unknown": unknown, "stale": state["stale"]}
+    tally = table_plan.tally
+    if tally is None:
+        empty = sum(ones(table_plan.packed_needed(start, stop)) for start, stop in blocks(len(table_plan.rows)))
+        tally = Tally(0, 0, 0, empty, {}, None, None)
+    done = {"filled": tally.filled, "failed": tally.failed}
+    table_plan.counts = {"wanted": wanted, **done, "empty": tally.empty, "unknown": unknown, "stale": tally.stale}
 
 
 BLOCK = 1 << 16
@@ -305,13 +341,49 @@ def explain(table_plan: TablePlan, present: Sequence[Table]) -> None:
     empty, unknown = table_plan.counts["empty"], table_plan.counts["unknown"]
     if unknown:
         table_plan.reasons.append(Reason(f"unknown until {', '.join(table_plan.waits_for)}", unknown))
-    if not empty:
-        return
-    if table_plan.state is None:
+    if table_plan.tally is not None:
+        table_plan.reasons += [Reason(text, cells) for text, cells in table_plan.tally.reasons.items()]
+    elif empty:
         table_plan.reasons.append(Reason(new_table(table_plan.node.stage, present), empty))
-        return
+
+
+MANY = 1 << 22
+"""Cells from which it is quicker to look counts up than to count."""
+
+
+def remembered_tally(table_plan: TablePlan, table: Table, memory: DigestMemory) -> Tally:
+    """:func:`count_cells`, remembered under the cells and under what the table's folder holds.
+
+    Args:
+        table_plan: the cells.
+        table: their table.
+        memory: remembers the counts of :data:`MANY` cells or more.
+    """
+    if len(table_plan.rows) * len(table_plan.columns) < MANY:
+        return count_cells(table_plan, table)
+    held = table.held()
+    fresh: list[Tally] = []
+
+    def make(_: int) -> str:
+        fresh.append(count_cells(table_plan, table))
+        # What was committed or lost meanwhile, and records that cannot be read, are looked at again.
+        sound = table.held() == held and not table.broken_records()
+        return json.dumps(asdict(fresh[0])) if sound else ""
+
+    named = hashlib.blake2b(held, digest_size=16)
+    named.update(canonical_json([table.fingerprint, *table_plan.columns]))
+    for array in (table_plan.cells.row_ids, table_plan.cells.inputs, table_plan.cells.wanted, table_plan.known):
+        named.update(canonical_json(None if array is None else [array.dtype.str, *array.shape]))
+        named.update(b"" if array is None else array.ravel().view(np.uint8).data)
+    (text,) = memory.derived_all(as_rows([named.digest()]), "counts 1", make)
+    return fresh[0] if fresh else Tally(**json.loads(text))
+
+
+def count_cells(table_plan: TablePlan, table: Table) -> Tally:
+    """Count what a table holds of the planned cells, and what it lacks by reason."""
     state = table_plan.state
-    tally = {"new rows": 0, "new columns": 0, "inputs changed": 0, "shard lost": 0, "not computed yet": 0}
+    assert state is not None
+    reasons = {"new rows": 0, "new columns": 0, "inputs changed": 0, "shard lost": 0, "not computed yet": 0}
     recorded = state.packed_filled | state.packed_failed | state.packed_stale | state.packed_lost
     new_row = ~recorded.any(axis=1)
     new_column = ~np.bitwise_or.reduce(recorded, axis=0)
@@ -321,12 +393,21 @@ def explain(table_plan: TablePlan, present: Sequence[Table]) -> None:
         stale = needed & state.packed_stale[start:stop]
         rest = needed & ~stale & ~lost
         later = rest[~new_row[start:stop]]
-        tally["shard lost"] += ones(lost)
-        tally["inputs changed"] += ones(stale)
-        tally["new rows"] += ones(rest) - ones(later)
-        tally["new columns"] += ones(later & new_column)
-        tally["not computed yet"] += ones(later & ~new_column)
-    table_plan.reasons += [Reason(text, cells) for text, cells in tally.items() if cells]
+        reasons["shard lost"] += ones(lost)
+        reasons["inputs changed"] += ones(stale)
+        reasons["new rows"] += ones(rest) - ones(later)
+        reasons["new columns"] += ones(later & new_column)
+        reasons["not computed yet"] += ones(later & ~new_column)
+    counts = state.counts()
+    return Tally(
+        filled=counts["filled"],
+        failed=counts["failed"],
+        stale=counts["stale"],
+        empty=sum(reasons.values()),
+        reasons={text: cells for text, cells in reasons.items() if cells},
+        bytes_per_cell=per_cell([table], bytes_of),
+        seconds_per_cell=per_cell([table], seconds_of),
+    )
 
 
 def unpack(packed: np.ndarray, columns: int) -> np.ndarray:
@@ -342,31 +423,6 @@ def pack(mask: np.ndarray) -> np.ndarray:
 def ones(packed: np.ndarray) -> int:
     """Bits that are set."""
     return int(np.bitwise_count(packed).sum(dtype=np.int64))
-
-
-def new_table(stage: Stage, present: Sequence[Table]) -> str:
-    """Why there is no table of this fingerprint: the fields in which the nearest existing one differs."""
-    record = fingerprint_record(stage)
-    kin = [table for table in present if table.record.get("stage") == stage.name]
-    if not kin:
-        return "no such table yet"
-
-    def differences(table: Table) -> list[str]:
-        keys = sorted({*record, *table.record})
-        return [key for key in keys if record.get(key) != table.record.get(key)]
-
-    nearest = min(kin, key=lambda table: len(differences(table)))
-    fields = [
-        f"{key.removeprefix('parameters.')}: {short(nearest.record.get(key))} -> {short(record.get(key))}"
-        for key in differences(nearest)
-    ]
-    return f"fingerprint differs from {nearest.dir.name} in {'; '.join(fields)}"
-
-
-def short(value: Any) -> str:
-    """A value as text, its middle left out where it is long."""
-    text = str(value)
-    return text if len(text) <= 40 else text[:18] + "…" + text[-18:]
 
 
 TEACHERS = ("parameters.teacher", "parameters.tower", "parameters.detector")
@@ -391,19 +447,9 @@ def estimate(table_plan: TablePlan, present: Sequence[Table]) -> None:
         for table in kin
         if table.record.keys() == record.keys() and all(table.record.get(key) == record.get(key) for key in TEACHERS)
     ]
-    bytes_per_cell = per_cell([table_plan.table] if table_plan.table else alike, lambda header: header["bytes"])
-    seconds_per_cell = per_cell(
-        [table_plan.table] if table_plan.table else same, lambda header: header["provenance"].get("seconds", 0.0)
-    )
+    if table_plan.table is not None and table_plan.tally is not None:
+        bytes_per_cell, seconds_per_cell = table_plan.tally.bytes_per_cell, table_plan.tally.seconds_per_cell
+    else:
+        bytes_per_cell, seconds_per_cell = per_cell(alike, bytes_of), per_cell(same, seconds_of)
     table_plan.bytes_to_come = None if bytes_per_cell is None else int(cells * bytes_per_cell)
     table_plan.seconds_to_come = None if seconds_per_cell is None else cells * seconds_per_cell
-
-
-def per_cell(tables: Sequence[Table], quantity: Callable[[Mapping[str, Any]], float]) -> float | None:
-    """The mean over the cells that these tables have recorded, None without any. A table that cannot be read has none."""
-    headers: list[Mapping[str, Any]] = []
-    for table in tables:
-        with contextlib.suppress(StorageError):
-            headers += [record.header for record in table.records() if not record.is_drop]
-    cells = sum(header["cells"] for header in headers)
-    return sum(quantity(header) for header in headers) / cells if cells else None

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from hoi_distill.storage.files.stamps import Stamp, stamp_of
+
 FOLDERS = ("bad", "tmp", "shards", "commits")
 
 
@@ -34,11 +36,23 @@ def sizes(folder: Path, wanted: Iterable[str]) -> dict[str, int]:
     return {name: count for name, count in found.items() if count is not None}
 
 
+def stamps(folder: Path) -> dict[str, Stamp | None]:
+    """The stamp of each file in a folder, None of one that has vanished. Raises ``OSError`` as :func:`names` does."""
+    found = {name: stat(f"{folder}/{name}") for name in names(folder)}
+    return {name: None if entry is None else stamp_of(entry) for name, entry in found.items()}
+
+
 def size(path: str | Path) -> int | None:
-    """Bytes of a file. One that has vanished, as the payload of a writer that came second does, is none; neither is a link
-    that leads nowhere or in a circle."""
+    """Bytes of a file, None as :func:`stat`."""
+    found = stat(path)
+    return None if found is None else found.st_size
+
+
+def stat(path: str | Path) -> os.stat_result | None:
+    """What the system says of a file. One that has vanished, as the payload of a writer that came second does, is none; neither
+    is a link that leads nowhere or in a circle."""
     try:
-        return os.stat(path).st_size
+        return os.stat(path)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ELOOP):
             raise

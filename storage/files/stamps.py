@@ -6,6 +6,7 @@ cannot be set. A bit that turns over after a file was compared, without a write,
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Iterable, Mapping
 
@@ -15,9 +16,8 @@ Stamp = tuple[int, int, int, int]
 _sound: dict[str, Stamp] = {}
 
 
-def stamp_of(found: os.stat_result) -> Stamp:
-    """The stamp of a file that was looked up."""
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+stamp_of: Callable[[os.stat_result], Stamp] = operator.attrgetter("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino")
+"""The stamp of a file that was looked up. No Python function: planning calls it a million times."""
 
 
 def is_settled(change_ns: int, now_ns: int) -> bool:

@@ -22,6 +22,7 @@ from hoi_distill.storage.digests import (
 )
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.file_digests import DigestMemory
+from hoi_distill.storage.files.stamps import stamp_of
 
 
 def test_a_fingerprint_does_not_depend_on_the_order_of_keys():
@@ -130,6 +131,29 @@ def test_a_missing_file_is_named_or_given_the_zero_digest(tmp_path, files):
     digests = memory.digests(paths, missing="zero")
     assert digests[0].tobytes() != bytes(16)
     assert all(digest.tobytes() == bytes(16) for digest in digests[1:])
+
+
+@pytest.mark.parametrize("some", [slice(None, None, -1), slice(3, None, 2), slice(None)])
+def test_remembered_files_are_found_in_any_order_and_beside_absent_ones(tmp_path, files, monkeypatch, some):
+    memory = DigestMemory(tmp_path / "digests.sqlite")
+    first = memory.digests(files)
+    monkeypatch.setattr("hoi_distill.storage.file_digests._hash", lambda path: OSError(2, path))
+    assert (memory.digests(files[some]) == first[some]).all()
+    absent = [f"{os.path.dirname(path)}/absent {os.path.basename(path)}" for path in files[some]]
+    both = memory.digests([*absent, *files[some]], missing="zero")
+    assert (both[len(absent) :] == first[some]).all()
+    assert all(digest.tobytes() == bytes(16) for digest in both[: len(absent)])
+
+
+def test_files_are_remembered_where_inodes_have_all_64_bits(tmp_path, files, monkeypatch):
+    def far(stamp: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+        return *stamp[:3], stamp[3] + 2**63
+
+    memory = DigestMemory(tmp_path / "digests.sqlite")
+    monkeypatch.setattr("hoi_distill.storage.file_digests.stamp_of", lambda found: far(stamp_of(found)))
+    first = memory.digests(files)
+    monkeypatch.setattr("hoi_distill.storage.file_digests._hash", None)
+    assert (memory.digests(files) == first).all()
 
 
 def test_many_small_runs_keep_a_folders_memory_packed(tmp_path, files):

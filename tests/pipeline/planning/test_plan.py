@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hoi_distill.pipeline.planning import plan as planning
 from hoi_distill.pipeline.planning.plan import estimate, ones, pack, unpack
 from hoi_distill.storage.check import check_table
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.table import Table
 from tests.fixtures.toy_stages import Album, computed, flip_byte, paint, plan_of, run, score_of
 
 
@@ -86,6 +89,66 @@ def test_packed_masks():
         assert ones(pack(mask)) == mask.sum()
         every = np.packbits(np.ones((5, columns), bool), axis=1) & pack(mask[:, 0])
         assert np.array_equal(unpack(every, columns), np.repeat(mask[:, :1], columns, axis=1))
+
+
+def test_counts_are_remembered_until_something_changes(album, monkeypatch):
+    """A plan by remembered counts says what one says that merges, and merges nothing."""
+    monkeypatch.setattr(planning, "MANY", 1 << 62)
+    merges: list[Path] = []
+    merge = Table.state
+    monkeypatch.setattr(Table, "state", lambda table, cells: merges.append(table.dir) or merge(table, cells))
+
+    def says(many: int) -> list[dict]:
+        with monkeypatch.context() as patch:
+            patch.setattr(planning, "MANY", many)
+            return [made.as_json() for made in plan_of(album.setup()).values()]
+
+    def check(*changed: str) -> None:
+        truth = says(1 << 62)
+        merges.clear()
+        assert says(0) == truth
+        assert sorted(table.name.partition("-")[0] for table in merges) == sorted(changed)
+        merges.clear()
+        assert says(0) == truth
+        assert merges == []
+
+    run(album.setup())
+    check("scores", "signs")
+    paint(album.folder / "new.png", 99)
+    check("scores", "signs")
+    run(album.setup())
+    check("scores", "signs")
+    album.ask("abcd")
+    check("scores", "signs")
+    scores = plan_of(album.setup())["scores"].table
+    flip_byte(min((scores.dir / "shards").iterdir()))
+    check("scores")
+    check_table(scores)
+    check("scores")
+    run(album.setup())
+    check("scores", "signs")
+    min((scores.dir / "shards").iterdir()).unlink()
+    check("scores")
+
+
+def test_counts_are_remembered_of_a_stage_that_wants_only_some_cells(album, monkeypatch):
+    album.config["tables"]["signs"]["stage"] = "toy_chosen"
+    album.ask("abcdefgh")
+    run(album.setup())
+    truth = plan_of(album.setup())["signs"].as_json()
+    monkeypatch.setattr(planning, "MANY", 0)
+    assert 0 < truth["wanted"] < 6 * 8
+    assert [plan_of(album.setup())["signs"].as_json() for _ in range(2)] == [truth, truth]
+
+
+def test_counts_are_not_remembered_beside_a_record_that_cannot_be_read(album, monkeypatch, caplog):
+    run(album.setup())
+    flip_byte(min((plan_of(album.setup())["scores"].table.dir / "commits").iterdir()))
+    monkeypatch.setattr(planning, "MANY", 0)
+    for _ in range(2):
+        caplog.clear()
+        plan_of(album.setup())
+        assert "until then it counts as none" in caplog.text
 
 
 @pytest.mark.parametrize("limit", [1, 4])
