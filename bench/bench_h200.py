@@ -278,11 +278,11 @@ def teachers() -> list[Teacher]:
     return [
         Teacher("DETR-R50, 800 x 1,066", "float32", detector_work, detr_processor, ArrowOutput(DETECTIONS), boxes),
         Teacher(
-            "CLIP-B/16, 224, two views", "bfloat16", lambda: clip_work(224, 16, 2), clip_processor(224),
+            "CLIP ViT-B-16, 224, two views", "bfloat16", lambda: clip_work(224, 16, 2), clip_processor(224),
             TensorOutput(base), maps(views, base),
         ),
         Teacher(
-            "CLIP-L/14, 336, one view", "bfloat16", lambda: clip_work(336, 14, 1, **wide), clip_processor(336),
+            "CLIP ViT-L-14, 336, one view", "bfloat16", lambda: clip_work(336, 14, 1, **wide), clip_processor(336),
             TensorOutput(large), maps(views[:1], large),
         ),
         Teacher(
