@@ -26,7 +26,7 @@ import numpy as np
 import yaml
 
 from hoi_distill.pipeline.training.binding import plan_all
-from hoi_distill.pipeline.workspace import Setup, prepare
+from hoi_distill.pipeline.workspace import Workspace, prepare
 
 ROOT = Path(__file__).parents[1]
 WORKERS = 2
@@ -74,7 +74,7 @@ class Runs:
             cells[table] += int(number)
         return cells
 
-    def setup(self) -> Setup:
+    def workspace(self) -> Workspace:
         """The configuration as it is prepared now."""
         return prepare(self.path)
 
@@ -93,19 +93,19 @@ def kill_at(runs: Runs, cells: int, generator: random.Random) -> bool:
     return alive
 
 
-def cells_of(setup: Setup) -> dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray]]:
+def cells_of(workspace: Workspace) -> dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray]]:
     """By table: row ids, values by column, value digests; every wanted cell has to be there."""
     found = {}
-    for name, made in plan_all(setup).items():
-        if not made.complete() or made.table is None:
-            raise RuntimeError(f"{name}: {made.counts}")
-        ids = setup.sources[made.node.stage.source].ids[made.rows]
-        values = made.table.read(made.cells)
-        found[name] = ids, values, made.table.value_digests(made.cells)
+    for name, table_plan in plan_all(workspace).items():
+        if not table_plan.complete() or table_plan.table is None:
+            raise RuntimeError(f"{name}: {table_plan.counts}")
+        ids = workspace.sources[table_plan.node.stage.source].ids[table_plan.rows]
+        values = table_plan.table.read(table_plan.cells)
+        found[name] = ids, values, table_plan.table.value_digests(table_plan.cells)
     return found
 
 
-def differing(first: Setup, second: Setup) -> dict[str, int]:
+def differing(first: Workspace, second: Workspace) -> dict[str, int]:
     """Cells whose stored values differ, by table."""
     one, other = cells_of(first), cells_of(second)
     count = {}
@@ -123,13 +123,13 @@ def differing(first: Setup, second: Setup) -> dict[str, int]:
     return count
 
 
-def superseded(setup: Setup) -> int:
+def superseded(workspace: Workspace) -> int:
     """Cells that commit records hold twice."""
     held = wanted = 0
-    for made in plan_all(setup).values():
-        assert made.table is not None
-        held += sum(record.header["cells"] for record in made.table.records())
-        wanted += made.counts["filled"]
+    for table_plan in plan_all(workspace).values():
+        assert table_plan.table is not None
+        held += sum(record.header["cells"] for record in table_plan.table.records())
+        wanted += table_plan.counts["filled"]
     return held - wanted
 
 
@@ -137,15 +137,17 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Compare a run that is killed again and again with an undisturbed one."""
     generator = random.Random(options.seed)
     quiet, killed = Runs(folder, "quiet", options), Runs(folder, "killed", options)
-    killed.setup()  # renders the world
+    killed.workspace()  # renders the world
     seconds = quiet.finish()
     wanted = quiet.computed()
     moments = sorted(generator.randrange(wanted.total()) for _ in range(options.kills))
     died = sum(kill_at(killed, moment, generator) for moment in moments)
     last = killed.finish()
     computed = killed.computed()
-    setup = killed.setup()
-    columns = {made.stage.name: len(made.stage.columns) for made in setup.nodes.values() if made.stage.name in AUDITED}
+    workspace = killed.workspace()
+    columns = {
+        node.stage.name: len(node.stage.columns) for node in workspace.nodes.values() if node.stage.name in AUDITED
+    }
     task = options.shard_rows * sum(columns.values())
     return {
         "pictures": options.pictures,
@@ -161,8 +163,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "cells_of_the_largest_task": task,
         "bound": task * WORKERS * died,
         "within_bound": computed.total() - wanted.total() <= task * WORKERS * died,
-        "cells_committed_twice": superseded(setup),
-        "cells_that_differ": differing(setup, quiet.setup()),
+        "cells_committed_twice": superseded(workspace),
+        "cells_that_differ": differing(workspace, quiet.workspace()),
     }
 
 

@@ -55,19 +55,19 @@ from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.stages.stage import Batch, Stage
 from hoi_distill.stages.student.data import TrainingSet
+from hoi_distill.stages.student.methods.link.batches import LinkBatches
 from hoi_distill.stages.student.methods.link.config import LinkConfig
-from hoi_distill.stages.student.methods.link.distillation import KdConfig
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
-from hoi_distill.stages.student.methods.link.stream import LinkBatches
+from hoi_distill.stages.student.methods.link.pair_teacher import PairTeacher
 from hoi_distill.stages.student.methods.link.student import allowed, verbs
-from hoi_distill.stages.student.methods.link.teaching import PairTeacher
 from hoi_distill.stages.student.methods.link.train import terms_of
 from hoi_distill.stages.student.methods.vlm_hoi.augment import View, training_view
-from hoi_distill.stages.student.methods.vlm_hoi.config import Pictures
-from hoi_distill.stages.student.pairs.batches import Batch as PairBatch
+from hoi_distill.stages.student.methods.vlm_hoi.config import TransformConfig
+from hoi_distill.stages.student.pairs.batches import PairBatch
 from hoi_distill.stages.student.pairs.instances import NO_POSITIVES, Picture, gather, with_annotations
 from hoi_distill.stages.student.pairs.prepare import training_pictures
+from hoi_distill.stages.student.pairs.supervision.config import KdConfig
 from hoi_distill.stages.student.pairs.terms import BatchImages
 from hoi_distill.stages.student.pairs.training import TermLoss
 from hoi_distill.stages.student.source import MemorySource
@@ -104,7 +104,7 @@ class LiveBatches(LinkBatches):
     """
 
     def __init__(
-        self, config: LinkConfig, data: TrainingSet, *tables: Any, stage: Stage, augment: Pictures | None = None
+        self, config: LinkConfig, data: TrainingSet, *tables: Any, stage: Stage, augment: TransformConfig | None = None
     ) -> None:
         super().__init__(config, data, *tables)
         assert data.read is not None
@@ -207,7 +207,7 @@ def ratios(one: Sequence[float], other: Sequence[float]) -> list[float]:
 
 
 def variants_of(
-    config: LinkConfig, data: TrainingSet, text: np.ndarray, *, stage: Stage, augment: Pictures, folder: Path
+    config: LinkConfig, data: TrainingSet, text: np.ndarray, *, stage: Stage, augment: TransformConfig, folder: Path
 ) -> dict[str, Variant]:
     """``config`` is the distilled training's."""
     plain = replace(config, kd=KdConfig())
@@ -226,14 +226,15 @@ def variants_of(
 def pico(folder: Path, rounds: int) -> dict[str, Any]:
     """Training on the pico world."""
     places = (f"cache={folder / 'cache'}", f"runs={folder / 'runs'}", f"dataset.root={folder / 'world'}")
-    setup = prepare(SETUP, [*places, *SMALL_WORLD])
-    fill_cache(setup)
-    resolved = resolve(setup, plan_all(setup))
+    workspace = prepare(SETUP, [*places, *SMALL_WORLD])
+    fill_cache(workspace)
+    resolved = resolve(workspace, plan_all(workspace))
     assert resolved.text is not None
-    stage = setup.nodes["features"].stage
+    stage = workspace.nodes["features"].stage
     stage.open("cpu", {})
     augment = student_section(prepare(AUGMENTED_LIKE, [*places, *SMALL_WORLD[:3]]))[1].pictures
-    data, text = training_set(setup, resolved), read_text(setup, resolved.text)
+    data = training_set(workspace, resolved)
+    text = read_text(resolved.text, workspace.sources["texts"], workspace.vocabulary.prompts())
     variants = variants_of(resolved.config, data, text, stage=stage, augment=augment, folder=folder)
     return compared(variants, rounds, PICO_STEPS)
 
@@ -242,7 +243,7 @@ def full(folder: Path, rounds: int) -> dict[str, Any]:
     """Training on random data of full size."""
     config = LinkConfig(kd=ALL_LEVELS)
     data, text = world(config, save_pictures(folder, 32), USUAL), unit_rows(len(hico_vocabulary().hois))
-    augment = replace(Pictures(), short_sides=(224,))
+    augment = replace(TransformConfig(), short_sides=(224,))
     variants = variants_of(config, data, text, stage=clip_stage(folder / "clip"), augment=augment, folder=folder)
     return compared(variants, rounds, FULL_STEPS)
 

@@ -113,7 +113,7 @@ def measure(root: Path, rows: int, columns: int) -> dict[str, Any]:
     started, cpu = time.perf_counter(), time.process_time()
     _, source = image_source({"train": pictures}, cache.memory)
     looked_up = time.perf_counter()
-    made = plan({"itm": node}, {"images": source}, cache)["itm"]
+    table_plan = plan({"itm": node}, {"images": source}, cache)["itm"]
     ended = time.perf_counter()
     return {
         "rows": rows,
@@ -125,8 +125,8 @@ def measure(root: Path, rows: int, columns: int) -> dict[str, Any]:
         "cpu_seconds": round(time.process_time() - cpu, 2),
         "peak_rss_bytes": peak_bytes(),
         "peak_rss_bytes_before_planning": before,
-        "counts": made.counts,
-        "reasons": {reason.text: reason.cells for reason in made.reasons},
+        "counts": table_plan.counts,
+        "reasons": {reason.text: reason.cells for reason in table_plan.reasons},
         "target_seconds": TARGET_SECONDS,
         "target_bytes": TARGET_BYTES,
     }

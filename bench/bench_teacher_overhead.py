@@ -39,7 +39,7 @@ from hoi_distill.stages.teacher.blip.stages import BlipFeatures, BlipItm
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.workers.executors.inline import execute
-from hoi_distill.workers.task import TableSpec, TableTask, Task
+from hoi_distill.workers.task import TableSpec, TableTask, Target, Task
 
 LOADED: dict[Any, Any] = {}
 """Models stay loaded between rounds: loading is not what is compared."""
@@ -107,10 +107,8 @@ def fill_cache(paths: list[Path], stages: list[Stage], root: Path) -> int:
     rows = as_rows([digest_bytes(path.read_bytes()) for path in paths])  # the planner's part, remembered between runs
     tables = tuple(
         TableTask(
-            name=stage.name,
-            stage=stage,
-            table=TableSpec(str(root), stage.name, fingerprint_record(stage), stage.output),
-            cells=CellSelection(rows, stage.columns),
+            Target(stage.name, stage, TableSpec(str(root), stage.name, fingerprint_record(stage), stage.output)),
+            CellSelection(rows, stage.columns),
         )
         for stage in stages
     )

@@ -48,16 +48,17 @@ from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
 from hoi_distill.stages.student.calibration import Platt
 from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig, network_config
 from hoi_distill.stages.student.methods.vlm_hoi.initial_weights import initialise
-from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
-from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmTargets, columns_for
+from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import columns_for
+from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmTargets
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
 from hoi_distill.stages.student.methods.vlm_hoi.losses import ItmTables, batch_loss
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Targets
 from hoi_distill.stages.student.methods.vlm_hoi.model_config import MurenConfig
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren, MurenOutput
-from hoi_distill.stages.student.methods.vlm_hoi.picture_set import Batch, StepBatches
+from hoi_distill.stages.student.methods.vlm_hoi.picture_set import ImageBatch, StepBatches
 from hoi_distill.stages.student.methods.vlm_hoi.predict import Inference, predicted, triplets, valid_verbs
 from hoi_distill.stages.student.methods.vlm_hoi.student import VlmHoiStudent
-from hoi_distill.stages.student.methods.vlm_hoi.teacher_scores import teaching
+from hoi_distill.stages.student.methods.vlm_hoi.teacher_scores import itm_supervision
 from hoi_distill.stages.student.methods.vlm_hoi.train import parameter_groups
 from hoi_distill.stages.student.pretrained import load_student
 
@@ -89,7 +90,7 @@ class LiveTeacher:
         self.asked: list[int] = []
 
     @torch.inference_mode()
-    def hinge(self, output: MurenOutput, batch: Batch) -> float:
+    def hinge(self, output: MurenOutput, batch: ImageBatch) -> float:
         """Mean over pictures of ``max(0, 1 - first) + rest``: which sentence is in the labels does not change the work."""
         pictures = [self.read(row) for row in batch.rows.tolist()]
         pixels = self.processor(pictures, return_tensors="pt")["pixel_values"]
@@ -130,7 +131,7 @@ class Variant:
         self,
         model: Muren,
         config: VlmHoiConfig,
-        batch_of: Callable[[int], Batch],
+        batch_of: Callable[[int], ImageBatch],
         targets: ItmTargets | None = None,
         live: LiveTeacher | None = None,
     ) -> None:
@@ -183,16 +184,16 @@ def pico(folder: Path, blocks: int) -> dict[str, Any]:
     """Training on the pico world's pictures and labels, and inference with the student that comes of it."""
     overrides = (f"cache={folder / 'cache'}", f"runs={folder / 'runs'}", f"dataset.root={folder / 'world'}")
     small = ("dataset.train=96", "dataset.test=16", "student.labelled=96", "workers.executor=inline")
-    setup = prepare(SETUP, [*overrides, *small])
-    fill_cache(setup)
-    resolved = resolve(setup, plan_all(setup))
-    data, words = training_set(setup, resolved), setup.vocabulary
+    workspace = prepare(SETUP, [*overrides, *small])
+    fill_cache(workspace)
+    resolved = resolve(workspace, plan_all(workspace))
+    data, words = training_set(workspace, resolved), workspace.vocabulary
     config = replace(resolved.config, itm=ItmConfig())
     without = replace(config, itm=ItmConfig(weight=0.0))
     (folder / "state").mkdir()
-    taught = teaching(config, data, folder / "state")
+    supervision = itm_supervision(config, data, folder / "state")
     assert data.read is not None
-    stage: Any = setup.nodes["itm"].stage
+    stage: Any = workspace.nodes["itm"].stage
     stage.open("cpu", {})
     live = LiveTeacher(stage.model, stage.processor, stage.tokenizer, data.read, sentences_of(words))
 
@@ -205,7 +206,7 @@ def pico(folder: Path, blocks: int) -> dict[str, Any]:
 
     variants = {
         "no_teacher": variant(without, None),
-        "cached": variant(config, taught.labelled),
+        "cached": variant(config, supervision.labelled),
         "live": variant(without, None, live),
     }
     result = compared(variants, blocks, STEPS)
@@ -259,9 +260,9 @@ def full(steps: int) -> dict[str, Any]:
     pixels, mask = torch.randn(1, 3, height, width), torch.ones(1, height, width, dtype=torch.bool)
     raw = random.integers(0, 255, (480, 640, 3), np.uint8)
 
-    def batch_of(taught: ItmTargets | None, number: int) -> Batch:
+    def batch_of(taught: ItmTargets | None, number: int) -> ImageBatch:
         row = np.array([number % 4])
-        return Batch(torch.from_numpy(row), pixels, mask, [pairs], None if taught is None else taught(row), None)
+        return ImageBatch(torch.from_numpy(row), pixels, mask, [pairs], None if taught is None else taught(row), None)
 
     prompts = words.prompts()
     text = {"num_attention_heads": 12, "bos_token_id": 5}

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import pyarrow as pa
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT, errno.EACCES)
@@ -169,7 +168,6 @@ def inject(fault: Fault, root: str) -> None:
     _wrap_os_open(injector)
     _wrap_fsync(injector)
     _wrap_open(injector)
-    _wrap_lmdb(injector)
     _wrap_sqlite(injector)
 
 
@@ -254,23 +252,6 @@ def _wrap_open(injector: _Injector) -> None:
         return result
 
     builtins.open = io.open = opened
-
-
-def _wrap_lmdb(injector: _Injector) -> None:
-    real = lmdb.open
-
-    def wrapped(path: Any, *args: Any, **options: Any) -> Any:
-        if not injector.concerns(path):
-            return real(path, *args, **options)
-        try:
-            number = injector.before(path, writes=not options.get("readonly"))
-        except OSError as error:
-            raise lmdb.Error(f"{path}: {error.strerror}") from None
-        result = real(path, *args, **options)
-        injector.done(number)
-        return result
-
-    lmdb.open = wrapped  # type: ignore[assignment]
 
 
 def _wrap_sqlite(injector: _Injector) -> None:

@@ -183,19 +183,21 @@ class PipelineHouse(House):
         from hoi_distill.pipeline.training.binding import plan_all
         from hoi_distill.pipeline.workspace import prepare
 
-        setup = prepare(self.path(name))
-        source = setup.sources["images"]
-        for table, made in plan_all(setup).items():
-            if whole and not made.complete():
-                send(("incomplete", f"{name}, {table}: {made.counts}"))
-            if made.table is None or made.state is None:
+        workspace = prepare(self.path(name))
+        source = workspace.sources["images"]
+        for table, table_plan in plan_all(workspace).items():
+            if whole and not table_plan.complete():
+                send(("incomplete", f"{name}, {table}: {table_plan.counts}"))
+            if table_plan.table is None or table_plan.state is None:
                 continue
-            filled = made.state.filled if made.cells.wanted is None else made.state.filled & made.cells.wanted
-            values = made.table.read(replace(made.cells, wanted=filled))
+            filled = table_plan.state.filled & table_plan.cells.wanted_mask()
+            values = table_plan.table.read(replace(table_plan.cells, wanted=filled))
             wrong = [
-                f"{name}, {table}: row {row}, column {made.columns[column]!r}"
+                f"{name}, {table}: row {row}, column {table_plan.columns[column]!r}"
                 for row, column in np.argwhere(filled).tolist()
-                if not self.right(table, means[source.uris[made.rows[row]]], made.columns[column], values, row)
+                if not self.right(
+                    table, means[source.uris[table_plan.rows[row]]], table_plan.columns[column], values, row
+                )
             ]
             if wrong:
                 send(("wrong", wrong))

@@ -11,6 +11,15 @@ from typing import Any
 from pydantic import Field
 
 from hoi_distill.pipeline.config.documents import Section, read_document, validate
+from hoi_distill.pipeline.config.schema import load_config
+from hoi_distill.pipeline.config.student import read_section
+from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
+from hoi_distill.pipeline.filling.garbage import register
+from hoi_distill.pipeline.filling.run import fill_cache
+from hoi_distill.pipeline.graph.builder import refuse_unknown_keys
+from hoi_distill.pipeline.train import train_student
+from hoi_distill.pipeline.training.binding import plan_all
+from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.stages.evaluate.pages.report import ZERO_SHOT_SETS, Arm, ExperimentsPage, Run, write_experiments_page
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.atomic import write_atomically
@@ -18,8 +27,11 @@ from hoi_distill.storage.files.writable import refuse_unwritable, writing
 
 
 class Changes(Section):
-    """Keys of the student and tables instead of the setup's. Sections among the student's and the pair teachers' keys
-    (``itm: {family: F3}``) change the setup's: what they do not name stays."""
+    """Keys that stand in the place of the setup's.
+
+    A section among the keys of the student or a pair teacher (``itm: {family: F3}``) changes the setup's section: keys that
+    it does not name stay. A table is replaced as a whole.
+    """
 
     student: dict[str, Any] = Field(default_factory=dict)
     tables: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -49,8 +61,7 @@ def leaves(prefix: str, section: Mapping[str, Any]) -> Iterator[tuple[str, Any]]
 
 
 class Matrix(Changes):
-    """A file of experiments. What it changes itself, it changes in every arm. ``table`` is the Markdown file that the figures
-    are written to."""
+    """A file of experiments. Its own changes hold in every arm. ``table`` is the Markdown file for the figures."""
 
     name: str = Field(pattern=r"^[^./][^/]*$")
     setup: Path
@@ -61,7 +72,7 @@ class Matrix(Changes):
     table: Path | None = None
 
     def overrides_of(self, arm: str, seed: int) -> list[str]:
-        """What ``--set`` would be given for one run; of two words on one key the last counts."""
+        """What ``--set`` would be given for one run. The last value of a key counts."""
         return [*self.overrides(), *self.arms[arm].overrides(), f"student.seed={seed}"]
 
 
@@ -79,33 +90,33 @@ def load_matrix(path: Path) -> Matrix:
 
 
 def check_arms(matrix: Matrix) -> None:
-    """Read the sections of every arm, so that a wrong key is found before the first arm trains.
+    """Check the sections and tables of every arm, so that a wrong key is found before the first arm trains.
 
     Raises:
-        UserError: an unknown or wrong key of a student or pair teacher.
+        UserError: an unknown or wrong key of a student or pair teacher, or an unknown stage or key of a table.
     """
-    from hoi_distill.pipeline.config.schema import load_config
-    from hoi_distill.pipeline.config.student import read_section
-
     for arm in matrix.arms:
         config = load_config(matrix.setup, matrix.overrides_of(arm, matrix.seeds[0]))
         sections = {f"pair_teachers.{name}": section for name, section in config.pair_teachers.items()}
         for name, section in {**sections, "student": config.student or {"labelled": None}}.items():
             read_section(section, f"{matrix.setup}: {name}.")
+        for name, table in config.tables.items():
+            refuse_unknown_keys(table.stage, table.parameters(), f"{matrix.setup}: tables.{name}")
 
 
 def run_matrix(path: Path) -> None:
     """Train what is not trained yet, seed by seed, and write the page after every run. A killed matrix goes on.
 
-    Cells that an arm wants and the cache lacks are computed before its first training; its tables are then no garbage.
-    """
-    from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
-    from hoi_distill.pipeline.filling.garbage import register
-    from hoi_distill.pipeline.filling.run import fill_cache
-    from hoi_distill.pipeline.train import train_student
-    from hoi_distill.pipeline.training.binding import plan_all
-    from hoi_distill.pipeline.workspace import prepare
+    Cells that an arm wants and the cache lacks are computed before its first training. From then on its tables are no
+    garbage.
 
+    Args:
+        path: the matrix.
+
+    Raises:
+        UserError: a mistake in the matrix or an arm, or cells of an arm stay empty.
+        KeyboardInterrupt: the matrix was interrupted. What was trained is kept.
+    """
     matrix = load_matrix(path)
     if matrix.table is not None:
         refuse_unwritable(f"{path}: table:", matrix.table)
@@ -114,22 +125,22 @@ def run_matrix(path: Path) -> None:
     for seed in matrix.seeds:
         for arm in matrix.arms:
             print(f"== {arm}, seed {seed}")
-            setup = prepare(matrix.setup, matrix.overrides_of(arm, seed))
+            workspace = prepare(matrix.setup, matrix.overrides_of(arm, seed))
             if seed == matrix.seeds[0]:
-                fill_cache(setup)
-                register(setup, plan_all(setup))
+                fill_cache(workspace)
+                register(workspace, plan_all(workspace))
             with stop_on_interrupt() as stop:
-                folder = train_student(setup, stop)
+                folder = train_student(workspace, stop)
                 if stop.is_set():
                     raise KeyboardInterrupt
             runs[arm].append(finished(folder, seed))
-            page = setup.config.runs / matrix.name / "experiments.html"
+            page = workspace.config.runs / matrix.name / "experiments.html"
             write_tables(matrix, runs, page)
     print(f"Table: {page}" + (f" and {matrix.table}" if matrix.table else ""))
 
 
 def finished(folder: Path, seed: int) -> Run:
-    """The figures of a trained and evaluated run."""
+    """The metrics of a trained and evaluated run."""
     evaluation = json.loads((folder / "evaluation.json").read_text())
     done = json.loads((folder / "done.json").read_text())
     zero_shot = {key: evaluation["zero_shot"][key] for key, _ in ZERO_SHOT_SETS if "zero_shot" in evaluation}
@@ -137,17 +148,17 @@ def finished(folder: Path, seed: int) -> Run:
 
 
 def write_tables(matrix: Matrix, runs: dict[str, list[Run]], page: Path) -> None:
-    """The HTML page, and the same figures in Markdown once every arm has every seed."""
-    arms = [Arm(name, matrix.arms[name].text, made) for name, made in runs.items() if made]
+    """Write the HTML page, and the same figures in Markdown once every arm has every seed."""
+    arms = [Arm(name, matrix.arms[name].text, done) for name, done in runs.items() if done]
     write_experiments_page(page, ExperimentsPage(matrix.name, matrix.about, arms, matrix.conclusion))
-    if matrix.table is not None and all(len(made) == len(matrix.seeds) for made in runs.values()):
+    if matrix.table is not None and all(len(done) == len(matrix.seeds) for done in runs.values()):
         with writing(f"table: {matrix.table}"):
             write_atomically(matrix.table, markdown(matrix, runs))
 
 
 def markdown(matrix: Matrix, runs: dict[str, list[Run]]) -> str:
     """A table of mean ± sample standard deviation over the seeds, default setting, in percent."""
-    unseen = [key for key, _ in ZERO_SHOT_SETS if any(run.zero_shot for made in runs.values() for run in made)]
+    unseen = [key for key, _ in ZERO_SHOT_SETS if any(run.zero_shot for done in runs.values() for run in done)]
     heads = ["arm", "full", "rare", "non-rare", *unseen, "known object, full", "CPU s"]
     lines = [
         f"<!-- written by: hoi-distill experiments; seeds {', '.join(map(str, matrix.seeds))} -->",
@@ -161,11 +172,11 @@ def markdown(matrix: Matrix, runs: dict[str, list[Run]]) -> str:
         f"| {' | '.join(heads)} |",
         "|---" * len(heads) + "|",
     ]
-    for name, made in runs.items():
-        cells = [spread([run.default[key] for run in made]) for key in ("full", "rare", "non_rare")]
-        cells += [spread([run.zero_shot.get(key) for run in made]) for key in unseen]
-        known = spread([run.known_object["full"] for run in made])
-        cpu = statistics.mean(run.seconds or 0.0 for run in made)
+    for name, done in runs.items():
+        cells = [spread([run.default[key] for run in done]) for key in ("full", "rare", "non_rare")]
+        cells += [spread([run.zero_shot.get(key) for run in done]) for key in unseen]
+        known = spread([run.known_object["full"] for run in done])
+        cpu = statistics.mean(run.seconds or 0.0 for run in done)
         lines.append(f"| {name} | {' | '.join(cells)} | {known} | {cpu:.0f} |")
     lines += ["", *(f"* **{name}**: {section.text.strip()}" for name, section in matrix.arms.items()), ""]
     if matrix.conclusion:

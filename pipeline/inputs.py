@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +16,17 @@ from hoi_distill.pipeline.config.schema import (
     SwigHoiDataset,
     VCocoDataset,
 )
+from hoi_distill.pipeline.console.watch import working
+from hoi_distill.stages.data.annotations import Annotations, contradiction
+from hoi_distill.stages.data.folder import load_annotated_folder, load_folder
+from hoi_distill.stages.data.hico_det.loader import load_hico_det
+from hoi_distill.stages.data.image import as_stored, read_header
+from hoi_distill.stages.data.open_dataset import open_annotations
+from hoi_distill.stages.data.pico.world import write_world
+from hoi_distill.stages.data.reading.rejects import Rejects
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.file_digests import DigestMemory
-
-if TYPE_CHECKING:
-    from hoi_distill.stages.data.annotations import Annotations
 
 HEADERS_VERSION = 1
 """Raised when :func:`hoi_distill.stages.data.image.read_header` says something else of the same bytes."""
@@ -50,7 +55,16 @@ class Source:
         if not parts:
             return np.zeros(0, np.int64)
         both = np.concatenate(parts)
-        return both[np.sort(np.unique(both, return_index=True)[1])]
+        return both[first_of_each(both)]
+
+    def distinct_records(self, split: str) -> np.ndarray:
+        """``int64 [P]``: the first record of each row that the split has. The other records repeat an image."""
+        return first_of_each(self.splits[split])
+
+
+def first_of_each(rows: np.ndarray) -> np.ndarray:
+    """``int64 [R]``: where each of R different values stands first, in rising order."""
+    return np.sort(np.unique(rows, return_index=True)[1])
 
 
 def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annotations]:
@@ -60,14 +74,9 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
         dataset: the ``dataset`` section of a configuration.
         limit: only the first so many pictures of each split, for a trial run.
     """
-    from hoi_distill.stages.data.open_dataset import open_annotations
 
     match dataset:
         case PicoDataset():
-            from hoi_distill.pipeline.console.progress import working
-            from hoi_distill.stages.data.hico_det.loader import load_hico_det
-            from hoi_distill.stages.data.pico.world import write_world
-
             try:
                 with working(f"drawing the pico world into {dataset.root}"):
                     write_world(dataset.root, seed=dataset.seed, train=dataset.train, test=dataset.test)
@@ -78,12 +87,8 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
                 for split in ("train", "test")
             }
         case FolderDataset(annotations=None):
-            from hoi_distill.stages.data.folder import load_folder
-
             return {"train": load_folder(dataset.root, vocabulary=dataset.vocabulary, limit=limit)}
         case FolderDataset(annotations=file) if file is not None:
-            from hoi_distill.stages.data.folder import load_annotated_folder
-
             return {
                 split: load_annotated_folder(
                     file,
@@ -142,9 +147,6 @@ def _as_annotated(
     """
     if annotations.frame == "upright":
         return annotations, digests
-    from hoi_distill.stages.data.annotations import contradiction
-    from hoi_distill.stages.data.image import as_stored, read_header
-    from hoi_distill.stages.data.reading.rejects import Rejects
 
     def header(i: int) -> str:
         width, height, orientation = read_header(annotations.path[i])

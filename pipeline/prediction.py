@@ -10,23 +10,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from hoi_distill.pipeline.console.progress import working
+from hoi_distill.pipeline.console.watch import working
 from hoi_distill.pipeline.filling.run import refuse_absent
 from hoi_distill.pipeline.graph.builder import build_stage
+from hoi_distill.stages.data.annotations import Annotations
+from hoi_distill.stages.data.image import decode
+from hoi_distill.stages.data.listing import readable
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.evaluate.formats.parquet import read_detections
+from hoi_distill.stages.evaluate.pages.drawing import drawn
+from hoi_distill.stages.evaluate.pages.pictures import Pair
 from hoi_distill.stages.keys import StageContext
 from hoi_distill.stages.stage import Batch, Stage, TensorOutput, fingerprint_record
+from hoi_distill.stages.student.data import TestSet
+from hoi_distill.stages.student.source import MemorySource
+from hoi_distill.stages.student.student import Student
+from hoi_distill.stages.teacher.detectors.detectron2_code import refuse_code
 from hoi_distill.storage.digests import as_rows, digest_bytes, fingerprint
 from hoi_distill.storage.errors import InputFailure, UserError
+from hoi_distill.storage.file_digests import DigestMemory
 from hoi_distill.storage.files.atomic import atomic_write, write_atomically
 from hoi_distill.storage.files.writable import refuse_unwritable, writing
+from hoi_distill.storage.shards.cells import cells
 from hoi_distill.storage.shards.codecs import Codec
+from hoi_distill.workers.loading import to_numpy
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from hoi_distill.stages.data.annotations import Annotations
-    from hoi_distill.stages.data.vocabulary import Vocabulary
-    from hoi_distill.stages.student.student import Student
 
 DRAWN = 12
 """At most so many triplets are drawn into a picture."""
@@ -60,10 +70,7 @@ def predict_pictures(
         UserError: a missing or unreadable picture, a detector or encoder other than the student was trained with, no such
             device, or an ``out`` that cannot be written; all before anything is computed.
     """
-    from hoi_distill.stages.data.image import decode
-    from hoi_distill.stages.student.data import TestSet
     from hoi_distill.stages.student.pretrained import best_device, load_student
-    from hoi_distill.stages.student.source import MemorySource
 
     device = device or best_device()
     refuse_absent(device, "--device")
@@ -111,8 +118,6 @@ def predict_pictures(
 
 def given_pictures(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], student: Student) -> Annotations:
     """Annotations without pairs, pictures named by their file names."""
-    from hoi_distill.stages.data.annotations import Annotations
-    from hoi_distill.stages.data.listing import readable
 
     names = [readable(path.name) for path in paths]
     if len(set(names)) != len(names):
@@ -141,7 +146,6 @@ def own_stage(
     checkpoint: Path, student: Student, role: str, annotations: Annotations, detections: Path | None
 ) -> Stage:
     """The stage that gave the student its ``role`` table, built as it was then; another teacher's answers are refused."""
-    from hoi_distill.storage.file_digests import DigestMemory
 
     identity: Any = student.identities.get(role)
     if role == "detections" and detections is not None:
@@ -178,8 +182,6 @@ def said_stage(checkpoint: Path, role: str, identity: Any) -> tuple[str, dict[st
             f"{checkpoint}/config.json: identities.{role} does not say what made that table; use a checkpoint that training wrote"
         ) from None
     if kind == "detectron2":
-        from hoi_distill.stages.teacher.detectors.detectron2_code import refuse_code
-
         try:
             refuse_code(str(parameters.get("config")), str(parameters.get("weights")))
         except UserError as error:
@@ -191,8 +193,6 @@ def computed(
     stage: Stage, columns: Sequence[str], whole: Batch, shared: dict[Any, Any], device: str
 ) -> dict[str, Sequence[Any]]:
     """``{column: N values}`` of all pictures, batch by batch."""
-    from hoi_distill.storage.shards.cells import cells
-    from hoi_distill.workers.loading import to_numpy
 
     stage.open(device, shared)
     values: dict[str, list[Any]] = {column: [] for column in columns}
@@ -218,9 +218,6 @@ def draw(detections: Path, pictures: Mapping[str, Image.Image], vocabulary: Voca
         vocabulary: of the detections.
         threshold: triplets of a lower score are not drawn.
     """
-    from hoi_distill.stages.evaluate.formats.parquet import read_detections
-    from hoi_distill.stages.evaluate.pages.drawing import drawn
-    from hoi_distill.stages.evaluate.pages.pictures import Pair
 
     found = read_detections(detections, np.array(list(pictures)), vocabulary, object_optional=True)
     for image, (name, picture) in enumerate(pictures.items()):

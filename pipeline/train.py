@@ -1,62 +1,85 @@
-"""Training as a stage: named by everything that it depends on, run once, evaluated, reported."""
+"""Training as a stage: named by all that it depends on, run once, evaluated, reported."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hoi_distill.pipeline.config.schema import SwigHoiDataset, VCocoDataset
+from hoi_distill.pipeline.config.schema import Dataset, SwigHoiDataset, VCocoDataset
 from hoi_distill.pipeline.console.watch import Watch
 from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.training.binding import plan_all
 from hoi_distill.pipeline.training.checks import check_student
+from hoi_distill.pipeline.training.fit import (
+    fit,
+    is_main_process,
+    is_trained,
+    on_disk,
+    record,
+    test_set,
+    trained_on,
+    trained_student,
+    world,
+    write_json,
+)
 from hoi_distill.pipeline.training.request import Resolved, resolve
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
+from hoi_distill.stages.data.sampling.splits import RARE_BELOW
+from hoi_distill.stages.evaluate.formats.parquet import read_detections
+from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det
+from hoi_distill.stages.evaluate.protocols.evaluate_files import evaluate_files
+from hoi_distill.stages.evaluate.protocols.types import EvaluationRequest
+from hoi_distill.stages.student.student import Student
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.atomic import link_atomically
 from hoi_distill.storage.files.lock import alone
 
-if TYPE_CHECKING:
-    from hoi_distill.stages.student.student import Student
-from typing import TYPE_CHECKING
 
-from hoi_distill.pipeline.training.fit import fit, is_main_process, is_trained, on_disk, record, trained_student, world
+def train_student(workspace: Workspace, stop: threading.Event | None = None) -> Path:
+    """Train, evaluate and report what is not done yet.
 
-if TYPE_CHECKING:
-    from hoi_distill.stages.student.student import Student
-from hoi_distill.pipeline.training.fit import test_set, trained_on, write_json
+    Every step leaves a marker that names what it depends on. A second call with nothing changed does nothing. A call that
+    comes while another process trains the same student waits for it.
 
+    Args:
+        workspace: the student's section, and the tables that it reads.
+        stop: once set, the training is saved and ends.
 
-def train_student(setup: Setup, stop: threading.Event | None = None) -> Path:
-    """Train, evaluate and report what is not done yet; returns the run's folder.
+    Returns:
+        The run's folder.
 
-    Every step leaves a marker that names what it was made from: a second call with nothing changed does nothing, and one that
-    comes while another trains the same student waits for it.
+    Raises:
+        UserError: the section has a mistake, a cell that the student needs is empty, or the folder cannot be made.
     """
     with Watch("looking at what the tables hold") as watch:
-        check_student(setup)
-        plans = plan_all(setup)
-        resolved = resolve(setup, plans)
-        run_dir = setup.config.runs / setup.config.name / resolved.fingerprint[:12]
+        check_student(workspace)
+        plans = plan_all(workspace)
+        resolved = resolve(workspace, plans)
+        folder = workspace.config.runs / workspace.config.name / resolved.fingerprint[:12]
         try:
-            run_dir.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{setup.path}: runs: {run_dir}: cannot be made: {error.strerror}") from None
+            raise UserError(f"{workspace.path}: runs: {folder}: cannot be made: {error.strerror}") from None
         watch.phase("waiting for another training's end")
-        with on_disk(run_dir), alone_in(run_dir, stop or threading.Event()):
+        with on_disk(folder), alone_in(folder, stop or threading.Event()):
             if world() > 1:
                 from accelerate import PartialState
 
-                PartialState().wait_for_everyone()  # what is done is looked at once nobody else can be at it
-            return train_in(run_dir, setup, plans, resolved, stop=stop, watch=watch)
+                # Look at the markers only after rank 0 has the lock: then no other process changes them.
+                PartialState().wait_for_everyone()
+            StudentRun(folder, workspace, plans, resolved, watch).go(stop)
+    return folder
 
 
-def alone_in(run_dir: Path, stop: threading.Event) -> AbstractContextManager[None]:
-    """Of the processes of a launcher the first one holds the run's lock for all of them. They do not wait, as the others would
-    wait for the first.
+def alone_in(folder: Path, stop: threading.Event) -> AbstractContextManager[None]:
+    """Hold the lock of a run.
+
+    Only rank 0 takes it. Under a launcher it fails at once instead of waiting, because the other ranks would then hang at
+    the first barrier.
 
     Raises:
         UserError: under a launcher, another training holds it.
@@ -66,93 +89,106 @@ def alone_in(run_dir: Path, stop: threading.Event) -> AbstractContextManager[Non
 
     def waiting() -> None:
         if world() > 1:
-            raise UserError(f"{run_dir}: another process trains this student; wait for its end and start again")
-        print(f"Another process trains this student in {run_dir}; waiting for it.")
+            raise UserError(f"{folder}: another process trains this student; wait for its end and start again")
+        print(f"Another process trains this student in {folder}; waiting for it.")
 
-    return alone(run_dir / "lock", stop, waiting)
+    return alone(folder / "lock", stop, waiting)
 
 
-def train_in(
-    run_dir: Path,
-    setup: Setup,
-    plans: Mapping[str, TablePlan],
-    resolved: Resolved,
-    *,
-    stop: threading.Event | None,
-    watch: Watch,
-) -> Path:
-    """:func:`train_student` where nobody else trains."""
-    trained = is_trained(run_dir, resolved.fingerprint)
-    evaluated = (record(run_dir / "evaluated.json") or {}).get("fingerprint") == resolved.evaluation
-    evaluated &= record(run_dir / "evaluation.json") is not None and (run_dir / "report.html").exists()
-    if trained and evaluated:
-        print(
-            f"Nothing to do: {run_dir} was trained and evaluated with these parameters, rows, labels and cached values "
-            f"(fingerprint {resolved.fingerprint[:12]})."
+@dataclass(frozen=True)
+class StudentRun:
+    """One training of a student, with its evaluation and its report. No other process is at it.
+
+    Attributes:
+        folder: the run's folder.
+        workspace: the dataset and the configuration.
+        plans: of all tables.
+        resolved: the training.
+        watch: says what is going on.
+    """
+
+    folder: Path
+    workspace: Workspace
+    plans: Mapping[str, TablePlan]
+    resolved: Resolved
+    watch: Watch
+
+    def go(self, stop: threading.Event | None) -> None:
+        """Do what is not done yet. Once ``stop`` is set, the training is saved and ends."""
+        trial = self.workspace.limit is not None
+        short, trained = self.resolved.fingerprint[:12], is_trained(self.folder, self.resolved.fingerprint)
+        if trained and self._is_evaluated():
+            print(
+                f"Nothing to do: {self.folder} was trained and evaluated with these parameters, rows, labels and cached "
+                f"values (fingerprint {short})."
+            )
+            announce(self.folder, trial=trial)
+            return
+        with self.workspace.cache.lease("reader", self.resolved.folders()):
+            self.watch.phase("loading torch and the trained student")
+            student = trained_student(self.folder) if trained else None
+            if student is not None:
+                print(f"Trained already (fingerprint {short}); evaluating.")
+            else:
+                student = fit(self.workspace, self.resolved, self.folder, stop, self.watch)
+            if not is_main_process():
+                return
+            self._evaluate(student)
+        announce(self.folder, trial=trial)
+
+    def _is_evaluated(self) -> bool:
+        marker = record(self.folder / "evaluated.json") or {}
+        written = record(self.folder / "evaluation.json") is not None and (self.folder / "report.html").exists()
+        return written and marker.get("fingerprint") == self.resolved.evaluation
+
+    def _evaluate(self, student: Student) -> None:
+        """Predict the test split, evaluate, write the report, and mark the run as evaluated."""
+        from hoi_distill.pipeline.reports.run import write_run_report
+
+        workspace, labels, folder = self.workspace, self.resolved.labels, self.folder
+        self.watch.phase("predicting the test pictures")
+        shared = folder.parent.parent / "shared"
+        predictions = student.predict(test_set(workspace, self.resolved), folder, shared, self.watch)
+        self.watch.phase("evaluating the predictions")
+        test = workspace.dataset["test"]
+        found = read_detections(predictions, test.image_id, workspace.vocabulary, object_optional=True)
+        # A class is rare by all annotations of the labelled images: the same classes for every split and every draw.
+        rare = labels.before < RARE_BELOW
+        evaluation = evaluate_hico_det(test, found, rare, training=labels.seen(), zero_shot=labels.split)
+        write_json(folder / "evaluation.json", evaluation.as_json())
+        for setting, means in (("default", evaluation.default), ("known object", evaluation.known_object)):
+            row = "  ".join(f"{name} {value:.2f}" for name, value in means.items() if value is not None)
+            print(f"mAP, {setting}: {row}")
+        if evaluation.zero_shot is not None:
+            print(zero_shot_line(evaluation.zero_shot))
+        evaluate_by_own_protocol(workspace.config.dataset, predictions, folder)
+        self.watch.phase("writing the report")
+        write_run_report(
+            workspace,
+            self.resolved,
+            self.plans,
+            folder,
+            trained_on=trained_on(self.resolved),
+            detections=found,
+            evaluation=evaluation,
         )
-        return reported(setup, run_dir)
-    read = [*resolved.train.values(), *resolved.test.values(), *([resolved.text] if resolved.text else [])]
-    used = sorted({planned.table.dir for planned in read})
-    with setup.cache.lease("reader", used):
-        watch.phase("loading torch and the trained student")
-        student = trained_student(run_dir) if trained else None
-        if student is not None:
-            print(f"Trained already (fingerprint {resolved.fingerprint[:12]}); evaluating.")
-        else:
-            student = fit(setup, resolved, run_dir, stop, watch)
-        if not is_main_process():
-            return run_dir
-        evaluate_run(run_dir, setup, plans, resolved, student, watch=watch)
-    return reported(setup, run_dir)
+        write_json(folder / "evaluated.json", {"fingerprint": self.resolved.evaluation})
 
 
-def reported(setup: Setup, run_dir: Path) -> Path:
-    """Say where the report is. The newest training that was asked for is ``latest``, done before or not, but for trial runs."""
-    latest = run_dir.parent / "latest"
-    if is_main_process() and (setup.limit is None or not latest.exists()):
+def announce(folder: Path, *, trial: bool) -> None:
+    """Link ``latest`` to a run, also if nothing was to be done, and say where its report is.
+
+    Args:
+        folder: the run's.
+        trial: whether it is a trial run (``--limit``), to which ``latest`` is linked only if there is no other.
+    """
+    latest = folder.parent / "latest"
+    if is_main_process() and (not trial or not latest.exists()):
         try:
-            link_atomically(latest, run_dir.name)
-        except OSError as error:  # a folder of that name, or a file system that knows no links
-            print(f"{latest}: not made ({error.strerror}); the run is in {run_dir}")
-    print(f"Report: {run_dir / 'report.html'}")
-    return run_dir
-
-
-def evaluate_run(
-    run_dir: Path,
-    setup: Setup,
-    plans: Mapping[str, TablePlan],
-    resolved: Resolved,
-    student: Student,
-    *,
-    watch: Watch,
-) -> None:
-    """Predict the test split, evaluate, write the report, and mark the run as evaluated."""
-    from hoi_distill.pipeline.reports.run import write_run_report
-    from hoi_distill.stages.data.sampling.splits import RARE_BELOW
-    from hoi_distill.stages.evaluate.formats.parquet import read_detections
-    from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det
-
-    watch.phase("predicting the test pictures")
-    predictions = student.predict(test_set(setup, resolved), run_dir, run_dir.parent.parent / "shared", watch)
-    watch.phase("evaluating the predictions")
-    test, labels = setup.dataset["test"], resolved.labels
-    found = read_detections(predictions, test.image_id, setup.vocabulary, object_optional=True)
-    # Which classes are rare is said by the labelled pictures, so that every split and every draw means the same classes.
-    rare = labels.before < RARE_BELOW
-    evaluation = evaluate_hico_det(test, found, rare, training=labels.seen(), zero_shot=labels.split)
-    write_json(run_dir / "evaluation.json", evaluation.as_json())
-    for setting, means in (("default", evaluation.default), ("known object", evaluation.known_object)):
-        row = "  ".join(f"{name} {value:.2f}" for name, value in means.items() if value is not None)
-        print(f"mAP, {setting}: {row}")
-    if evaluation.zero_shot is not None:
-        print(zero_shot_line(evaluation.zero_shot))
-    evaluate_by_own_protocol(setup, predictions, run_dir)
-    watch.phase("writing the report")
-    write_run_report(
-        setup, resolved, plans, run_dir, trained_on=trained_on(resolved), detections=found, evaluation=evaluation
-    )
-    write_json(run_dir / "evaluated.json", {"fingerprint": resolved.evaluation})
+            link_atomically(latest, folder.name)
+        except OSError as error:  # a folder of that name, or a file system without links
+            print(f"{latest}: not made ({error.strerror}); the run is in {folder}")
+    print(f"Report: {folder / 'report.html'}")
 
 
 def zero_shot_line(means: Mapping[str, Any]) -> str:
@@ -161,14 +197,17 @@ def zero_shot_line(means: Mapping[str, Any]) -> str:
     return f"mAP, zero-shot {means['split']}: {row}"
 
 
-def evaluate_by_own_protocol(setup: Setup, predictions: Path, run_dir: Path) -> None:
-    """Evaluate by the dataset's own protocol too, where it has one: print the result and write ``official.json``."""
-    dataset = setup.config.dataset
+def evaluate_by_own_protocol(dataset: Dataset, predictions: Path, folder: Path) -> None:
+    """Evaluate by the dataset's own protocol too, where it has one: print the result and write ``official.json``.
+
+    Args:
+        dataset: of the configuration.
+        predictions: the detections file.
+        folder: the run's.
+    """
     if not isinstance(dataset, VCocoDataset | SwigHoiDataset):
         return
-    from hoi_distill.stages.evaluate.protocols.evaluate_files import evaluate_files
-    from hoi_distill.stages.evaluate.protocols.types import EvaluationRequest
 
     result = evaluate_files(EvaluationRequest(dataset=dataset.kind, annotations=dataset.root, detections=predictions))
-    write_json(run_dir / "official.json", result.record)
+    write_json(folder / "official.json", result.record)
     print(result.table())

@@ -1,4 +1,4 @@
-"""A configuration made ready: its dataset read, its stages built, its cache open."""
+"""The workspace of a configuration: its dataset is read, its stages are built, its cache is open."""
 
 from __future__ import annotations
 
@@ -6,30 +6,40 @@ import functools
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hoi_distill.pipeline.config.schema import Config, Dataset, PicoDataset, load_config
-from hoi_distill.pipeline.console.progress import size, working
+from hoi_distill.pipeline.console.watch import working
 from hoi_distill.pipeline.graph.nodes import Node, build_graph
 from hoi_distill.pipeline.inputs import Source, image_source, load_dataset, text_source
+from hoi_distill.stages.data.annotations import Annotations
+from hoi_distill.stages.data.pico.world import is_written
+from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import StageContext
+from hoi_distill.stages.quantities import size
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.errors import UserError
 
-if TYPE_CHECKING:
-    from hoi_distill.stages.data.annotations import Annotations
-    from hoi_distill.stages.data.vocabulary import Vocabulary
-
-
 PICTURE_BYTES = 14_000
-"""Of a drawn picture and what is written of it: du -sb of the default world, by 5,000."""
+"""Bytes of a drawn image and of what is written about it: du -sb of the default world, by its 5,000 images."""
 
 
 @dataclass(frozen=True)
-class Setup:
-    """Everything that planning, running and training start from."""
+class Workspace:
+    """Everything that planning, running and training start from.
+
+    Attributes:
+        path: the configuration's file.
+        config: what the file says, with the overrides.
+        dataset: the annotations of each split.
+        vocabulary: the dataset's.
+        cache: the cache, opened.
+        nodes: the tables and their stages, upstream first.
+        sources: the rows: ``{"images": ..., "texts": ...}``.
+        overrides: what ``--set`` was given.
+        limit: how many images of each split a trial run takes. None: all.
+    """
 
     path: Path
     config: Config
@@ -41,14 +51,37 @@ class Setup:
     overrides: tuple[str, ...] = ()
     limit: int | None = None
 
+    @property
+    def images(self) -> Source:
+        """The rows of the dataset's images."""
+        return self.sources["images"]
+
+    @property
+    def annotated(self) -> bool:
+        """Whether a student can be trained and tested here. A folder without annotations has nothing to train on."""
+        return "test" in self.config.splits()
+
+    def as_student(self, pair_teacher: str) -> Workspace:
+        """The workspace in which the section of a pair teacher stands in the place of the student's."""
+        section = self.config.pair_teachers[pair_teacher]
+        return replace(self, config=self.config.model_copy(update={"student": section}))
+
+    def image_names(self) -> dict[int, list[str]]:
+        """The dataset's names of each row of the images. Images of equal bytes are one row."""
+        names: dict[int, list[str]] = {}
+        for split, rows in self.images.splits.items():
+            for row, name in zip(rows.tolist(), self.dataset[split].image_id, strict=True):
+                names.setdefault(row, []).append(str(name))
+        return names
+
     def mending_command(self) -> str:
-        """What a user types to fill the cache of this setup."""
+        """What a user types to fill the cache."""
         tables = [f"--set {shlex.quote(o)}" for o in self.overrides if not o.startswith("student.")]
         limit = [] if self.limit is None else [f"--limit {self.limit}"]
         return " ".join(["hoi-distill run", str(self.path), *tables, *limit])
 
 
-def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = None, rehash: bool = False) -> Setup:
+def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = None, rehash: bool = False) -> Workspace:
     """Read the configuration and the dataset and build the stages. Computes nothing.
 
     Raises:
@@ -76,21 +109,15 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
         except UserError as error:
             raise UserError(f"{path}: dataset: {error}") from None
     sources = {"images": images, "texts": text_source(vocabulary.prompts())}
-    return Setup(path, config, dataset, vocabulary, cache, nodes, sources, tuple(overrides), limit)
+    return Workspace(path, config, dataset, vocabulary, cache, nodes, sources, tuple(overrides), limit)
 
 
 def announce_drawing(dataset: Dataset) -> None:
-    """Say that the pico world will be drawn, before it is: whatever asks for it first, a plan too, writes it."""
+    """Say that the pico world will be drawn. The first command that needs it draws it, even a plan."""
     if not isinstance(dataset, PicoDataset):
         return
-    from hoi_distill.stages.data.pico.world import is_written
 
     if not is_written(dataset.root, dataset.seed, dataset.train, dataset.test):
         number = dataset.train + dataset.test
         about = f"{number:,} pictures, about {size(number * PICTURE_BYTES)}"
         print(f"Drawing the pico world into {dataset.root} first: {about}.", file=sys.stderr)
-
-
-def is_folder(setup: Setup) -> bool:
-    """Whether there is nothing to train on: a folder without annotations."""
-    return "test" not in setup.config.splits()

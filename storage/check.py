@@ -19,7 +19,7 @@ from hoi_distill.storage.errors import StorageError
 from hoi_distill.storage.files import folders, owner
 from hoi_distill.storage.files.notes import notes_in, read_note, set_note_aside
 from hoi_distill.storage.records import Record, publish_record
-from hoi_distill.storage.shards.payload import forget_shard, verify_shard
+from hoi_distill.storage.shards.payload import forget_shards, verify_shard
 from hoi_distill.storage.table import Table
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _set_aside(table: Table, record: str, payload: str, reason: str) -> None:
     publish_record(table.dir / "tmp", table.dir / "commits" / f"{record}.bad", note)
     path = table.dir / "shards" / payload
     folders.set_aside(path, table.dir / "bad")
-    forget_shard(path)
+    forget_shards()
 
 
 def _sweep(table: Table, found: bool) -> None:

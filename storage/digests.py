@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,15 @@ def content_name(data: bytes, size: int = 16) -> str:
         data: what is named.
         size: bytes of the digest; the name has twice as many digits.
     """
-    return hashlib.blake2b(data, digest_size=size).hexdigest()
+    return content_name_of((data,), size)
+
+
+def content_name_of(parts: Iterable[bytes | memoryview], size: int = 16) -> str:
+    """:func:`content_name` of parts one after another, which are never joined in memory."""
+    digest = hashlib.blake2b(digest_size=size)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def fingerprint(record: Mapping[str, Any]) -> str:

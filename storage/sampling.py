@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -67,16 +68,23 @@ class RankBatches:
             yield rank_batch(self.order, batch, global_batch, epoch.rank, epoch.world).tolist()
 
 
+@lru_cache(maxsize=4)  # a step at the end of an epoch reads two orders, of labelled and of other rows
 def epoch_order(seed: int, epoch: int, n: int, shuffle: bool = True) -> np.ndarray:
-    """``int64 [n]``: a permutation of ``range(n)``, the same on every machine and under every numpy.
+    """A permutation of ``range(n)``, the same on every machine and under every numpy.
 
     It sorts the raw output of a bit generator: numpy promises that these bits never change, which it does not promise
-    of ``Generator.permutation``.
+    of ``Generator.permutation``. The orders asked for last are kept, so every step of an epoch may ask.
+
+    Returns:
+        ``int64 [n]``, read-only.
     """
-    if not shuffle:
-        return np.arange(n)
-    bits = np.random.PCG64(np.random.SeedSequence((seed, epoch))).random_raw(n)
-    return np.argsort(bits, kind="stable")
+    if shuffle:
+        bits = np.random.PCG64(np.random.SeedSequence((seed, epoch))).random_raw(n)
+        order = np.argsort(bits, kind="stable")
+    else:
+        order = np.arange(n)
+    order.flags.writeable = False
+    return order
 
 
 def batch_count(n: int, global_batch: int, rank: int = 0, drop_last: bool = False) -> int:

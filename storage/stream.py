@@ -9,31 +9,31 @@ a few integers per row.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from typing_extensions import override
 
-from hoi_distill.storage.digests import digest_bytes, fingerprint
+from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import StorageError, UserError
 from hoi_distill.storage.files import stamps
+from hoi_distill.storage.layout import locate_cells
+from hoi_distill.storage.numbers import NumberReader, number_type
 from hoi_distill.storage.sampling import Epoch, RankBatches
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.shards import cells as arrow_cells
-from hoi_distill.storage.shards.lmdb import LmdbShard
+from hoi_distill.storage.shards.lmdb_reader import LmdbShard
 from hoi_distill.storage.shards.payload import Shard, open_shard, verify_once
 from hoi_distill.storage.table import Table
-from hoi_distill.storage.table_reader import EMPTY, FAILED, Location
 
 if TYPE_CHECKING:
     import torch
     from torch.utils.data import DataLoader
 
 Sample = dict[str, Any]
-_CELLS_AT_ONCE = 1 << 24  # of a table's matrix of locations; they are packed before the next are looked up
 _SHARDS_OPEN = 128
 
 
@@ -77,8 +77,10 @@ class SampleStream:
     """Samples of the N rows of a spec: ``{"row": position in spec.row_ids, table: {column: value}}``.
 
     A value is a read-only array for tensors (float16 for codec ``fp16``, else float32) and what
-    :func:`hoi_distill.storage.shards.cells.cells` gives for Arrow cells; None where the cell is not wanted. Arrays are views of
-    mapped files and stay valid as long as they are held. Rows with a recorded failure in any table are left out.
+    :func:`hoi_distill.storage.shards.cells.cells` gives for Arrow cells; None where the cell is not wanted. The cells of a
+    table of numbers (:func:`hoi_distill.storage.numbers.number_type`) are a :class:`hoi_distill.storage.numbers.NumberRow`,
+    which has them as one array too. Other arrays are views of mapped files. All stay valid as long as they are held. Rows
+    with a recorded failure in any table are left out.
 
     The stream pickles, and loader workers may be forked or spawned: each process maps the files by itself.
 
@@ -108,11 +110,18 @@ class SampleStream:
         """One sample. Raises ``KeyError`` for a row that is left out."""
         if row in self.skipped:
             raise KeyError(f"row {row} is left out: {self.skipped[row]}")
-        return {"row": int(row), **{table.name: table.read(row) for table in self._tables}}
+        return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: Sequence[int]) -> list[Sample]:
-        """The samples of ``rows``, in that order, less those that are left out."""
-        return [self[row] for row in rows if row not in self.skipped]
+        """The samples of ``rows``, in that order, less those that are left out. The disk reads all of them at once."""
+        read = [int(row) for row in rows if row not in self.skipped]
+        for table in self._tables:
+            table.read_ahead(read)
+        samples: list[Sample] = [{"row": row} for row in read]
+        for table in self._tables:
+            for sample, row in zip(samples, read, strict=True):
+                sample[table.name] = table.read(row)
+        return samples
 
     def loader(
         self,
@@ -155,63 +164,6 @@ def stack(arrays: Sequence[np.ndarray]) -> torch.Tensor:
     return stacked
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Columns whose cells lie side by side.
-
-    Attributes:
-        columns: their names.
-        shard: ``int32 [R]``, for each row the index of a payload.
-        position: ``int32 [R]``, the place in it.
-    """
-
-    columns: list[str]
-    shard: np.ndarray
-    position: np.ndarray
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the wanted cells of a selection lie.
-
-    Attributes:
-        groups: all of its columns.
-        paths: payload files.
-        failures: ``{row: reason}`` of the rows in which a wanted cell is a recorded failure.
-    """
-
-    groups: list[_Group]
-    paths: list[str]
-    failures: dict[int, str]
-
-
-def locate_cells(table: Table, cells: CellSelection) -> Layout | None:
-    """Look up every wanted cell, some columns at a time. None where one of them is empty."""
-    paths: dict[str, int] = {}
-    groups: dict[tuple[bytes, bytes], _Group] = {}
-    failures: dict[int, str] = {}
-    step = max(_CELLS_AT_ONCE // max(len(cells.row_ids), 1), 1)
-    for start in range(0, len(cells.columns), step):
-        part = cells.select(cells.columns[start : start + step])
-        where, wanted = table.locate(part), part.wanted_mask()
-        if ((where.shard == EMPTY) & wanted).any():
-            return None
-        failed = np.flatnonzero(((where.shard == FAILED) & wanted).any(axis=1))
-        for (row, index), reason in table.failures(part.take(failed)).items() if len(failed) else ():
-            if wanted[failed[row], index]:
-                failures.setdefault(int(failed[row]), reason)
-        if part.wanted is not None:
-            _point_unwanted_at_wanted(where, part.wanted)
-        number = np.array([paths.setdefault(path, len(paths)) for path in where.paths], np.int32)
-        for column, located, place in zip(part.columns, where.shard.T, where.position.T, strict=True):
-            filled = located >= 0
-            shard, position = np.where(filled, located, FAILED), np.where(filled, place, 0)
-            shard[filled] = number[shard[filled]]
-            key = digest_bytes(shard.tobytes()), digest_bytes(position.tobytes())
-            groups.setdefault(key, _Group([], shard, position)).columns.append(column)
-    return Layout(list(groups.values()), list(paths), failures)
-
-
 class _CellReader:
     """One table's wanted cells, row by row.
 
@@ -227,7 +179,9 @@ class _CellReader:
             raise _refusal(name, table, ref.cells, command)
         self.failures = {row: f"{name}: {reason}" for row, reason in layout.failures.items()}
         self._wanted = None if ref.cells.wanted is None else np.packbits(ref.cells.wanted, axis=1)
-        self._groups, self._paths = layout.groups, layout.paths
+        self._groups, self._paths, self._holds_tensors = layout.groups, layout.paths, table.type is None
+        kind = None if table.type is None else number_type(table.type)
+        self._numbers = None if kind is None else NumberReader(kind, self.columns, self._groups, self._paths)
         try:
             verify_once(self._paths)
         except StorageError as error:
@@ -242,24 +196,38 @@ class _CellReader:
         stamps.vouch(state.pop("_stamps"))  # a loader's process need not read again what the trainer's has read
         self.__dict__.update(state)
 
-    def read(self, row: int) -> dict[str, Any]:
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        """Let the disk begin to read the tensors of these rows."""
+        if self._holds_tensors:
+            for row in rows:
+                for shard, _, position, columns in self._places(row):
+                    for name in columns:
+                        cast(LmdbShard, shard).read_ahead(name, position)
+
+    def read(self, row: int) -> Mapping[str, Any]:
         """``{column: value}`` in the order of the selection; None for a cell that is not wanted."""
+        if self._numbers is not None:
+            return self._numbers.read(row, self._wanted_of(row))
         values: dict[str, Any] = dict.fromkeys(self.columns)
-        wanted = None
-        if self._wanted is not None:
-            bits = np.unpackbits(self._wanted[row], count=len(self.columns))
-            wanted = set(compress(self.columns, bits.tolist()))
-        for group in self._groups:
-            columns = group.columns if wanted is None else [name for name in group.columns if name in wanted]
-            if not columns:
-                continue
-            position = int(group.position[row])
-            shard, known = self._shard(int(group.shard[row]))
+        for shard, known, position, columns in self._places(row):
             for name in columns:
                 if name not in known:
                     known[name] = _values(shard, name)
                 values[name] = known[name](position)
         return values
+
+    def _places(self, row: int) -> Iterator[tuple[Shard, dict[str, Callable[[int], Any]], int, list[str]]]:
+        """Where the wanted cells of a row lie: for each group what :meth:`_shard` gives, the position, the columns."""
+        bits = self._wanted_of(row)
+        wanted = None if bits is None else set(compress(self.columns, bits.tolist()))
+        for group in self._groups:
+            columns = group.columns if wanted is None else [name for name in group.columns if name in wanted]
+            if columns:
+                yield *self._shard(int(group.shard[row])), int(group.position[row]), columns
+
+    def _wanted_of(self, row: int) -> np.ndarray | None:
+        """``bool [C]``; None where every cell is wanted."""
+        return None if self._wanted is None else np.unpackbits(self._wanted[row], count=len(self.columns)).view(bool)
 
     def _shard(self, number: int) -> tuple[Shard, dict[str, Callable[[int], Any]]]:
         """An open shard and the columns of it that were read so far. The ones used last stay open."""
@@ -269,14 +237,6 @@ class _CellReader:
                 self._shards.popitem(last=False)
         self._shards.move_to_end(number)
         return self._shards[number]
-
-
-def _point_unwanted_at_wanted(where: Location, wanted: np.ndarray) -> None:
-    """Point unwanted cells, which are never read, at the row's first wanted cell. So columns that were written together stay
-    in one group."""
-    first = wanted.argmax(axis=1)[:, None]
-    for place in (where.shard, where.position):
-        place[:] = np.where(wanted, place, np.take_along_axis(place, first, axis=1))
 
 
 def _values(shard: Shard, name: str) -> Callable[[int], Any]:

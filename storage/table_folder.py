@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import json
 import logging
 import os
@@ -16,8 +17,9 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -30,6 +32,19 @@ from hoi_distill.storage.shards.codecs import Codec
 
 _RECORD = re.compile(r"[0-9a-f]{32}-\d+\.(commit|drop)")
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a commit has to know of the records that a table had when the commit was planned.
+
+    Attributes:
+        newest_ns: when the newest record was made. The commit's record is made later, whatever the clock says.
+        drops: names of the ``.drop`` records.
+    """
+
+    newest_ns: int = 0
+    drops: tuple[str, ...] = ()
 
 
 class TableFolder:
@@ -68,6 +83,7 @@ class TableFolder:
         self._lock = threading.Lock()
         self._records: dict[str, Record | Damaged] = {}
         self._bad: set[str] = set()
+        self._only: tuple[str, ...] | None = None
 
     def _describe(self, description: Mapping[str, Any]) -> None:
         self.name: str = description["name"]
@@ -83,10 +99,34 @@ class TableFolder:
         """How tensor cells are encoded; None for a table of Arrow cells."""
         return Codec(self.output["codec"], tuple(self.output["shape"])) if self.type is None else None
 
+    def only(self, names: Sequence[str]) -> Self:
+        """The table as far as some of its commit records tell. What a task reads or writes is in a few of them, and costs what
+        these cost, however many there are.
+
+        Args:
+            names: the records' names. One that is not there counts as none.
+        """
+        view = copy.copy(self)
+        view._lock, view._records, view._bad, view._only = threading.Lock(), {}, set(), tuple(names)
+        return view
+
+    def seen(self) -> Seen:
+        """What a commit that is planned now has to know."""
+        records = self.records()
+        drops = tuple(sorted(record.name for record in records if record.is_drop))
+        return Seen(max((record.header["created_ns"] for record in records), default=0), drops)
+
+    def _names(self) -> set[str]:
+        """What lies in ``commits/``, as far as this table looks."""
+        if self._only is None:
+            return folders.names(self.dir / "commits")
+        names = [*self._only, *(f"{name}.bad" for name in self._only)]
+        return {name for name in names if folders.lies(f"{self.dir}/commits/{name}")}
+
     def records(self) -> list[Record]:
         """All sound commit records, in the order in which they merge. Only new ones are read."""
         with self._lock, self.errors("commits"):
-            names = folders.names(self.dir / "commits")
+            names = self._names()
             self._bad = {name for name in names if name.endswith(".bad")}
             names = {name for name in names - self._bad if _RECORD.fullmatch(name)}
             for gone in self._records.keys() - names:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from itertools import count
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from hoi_distill.storage.records import CommitHeader, Record, encode_record, pub
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.shards import arrow as arrow_shard
 from hoi_distill.storage.shards import lmdb as lmdb_shard
-from hoi_distill.storage.table_folder import TableFolder
+from hoi_distill.storage.table_folder import Seen, TableFolder
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,25 @@ class TableWriter(TableFolder):
     """The writing half of a table."""
 
     _swept = False
+    _newest_ns = 0
 
     def commit(
-        self, block: CellBlock, values: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
+        self,
+        block: CellBlock,
+        values: Mapping[str, Any],
+        provenance: Mapping[str, Any] | None = None,
+        seen: Seen | None = None,
     ) -> Commit:
         """Make a block's cells durable, or nothing at all. Of equal blocks the first one committed stands.
+
+        With ``seen`` a commit looks at the records of its own block alone, and costs the same in a table of any size.
 
         Args:
             block: which cells.
             values: ``{column: cells}`` for each column with a valid cell, of length R: ``pa.Array`` of the table's type,
                 or ``[R, *shape]`` floats for tensors. Cells that are not valid may hold anything.
             provenance: JSON, kept with the record (seconds, device, teacher, versions).
+            seen: what the plan saw of the table's records. None: they are looked at now.
 
         Raises:
             ValueError: the arguments do not fit each other or the table.
@@ -77,7 +85,8 @@ class TableWriter(TableFolder):
             block.validate()
         except ValueError as error:
             raise ValueError(f"table {self.dir.name}: {error}") from error
-        key = block.key([record.name for record in self.records() if record.is_drop] if block.failures else [])
+        seen = self.seen() if seen is None else seen
+        key = block.key(seen.drops if block.failures else [])
         with self.errors(key):
             if not self._swept:
                 owner.sweep(self.dir / "tmp")
@@ -85,6 +94,7 @@ class TableWriter(TableFolder):
             standing, _ = self._standing(key)
             if standing is not None:
                 return self._commit_of(standing, block)
+            self._newest_ns = max(self._newest_ns, seen.newest_ns)
             return self._publish(key, block, values, provenance)
 
     def drop_failures(self, cells: CellSelection) -> int:
@@ -98,6 +108,7 @@ class TableWriter(TableFolder):
             return 0
         dropped = np.unpackbits(state.packed_failed[some], axis=1, count=len(cells.columns)).view(bool)
         with self.errors("drop"):
+            self._newest_ns = max(self._newest_ns, self.seen().newest_ns)
             nothing = CellBlock(cells.row_ids[some], tuple(cells.columns), np.zeros_like(dropped))
             data = encode_record(self._header(_Payload(None, 0, None), nothing, None), nothing, dropped=dropped)
             publish_record(self.dir / "tmp", self.dir / "commits" / f"{digest_bytes(data).hex()}-0.drop", data)
@@ -177,21 +188,34 @@ class TableWriter(TableFolder):
 
     def _standing(self, key: str) -> tuple[Record | None, int]:
         """The live record of a block if there is one, and the number of the next generation."""
-        mine = [record for record in self.records() if record.name.startswith(f"{key}-")]
-        names = [name for name in self._records if name.startswith(f"{key}-")]
-        live = self.live_names(mine) if mine else set()
-        standing = next((record for record in mine if record.name in live), None)
-        return standing, 1 + max((int(Path(name).stem.rpartition("-")[2]) for name in names), default=-1)
+        block, generation = self._block(key)
+        records = block.records()
+        live = block.live_names(records)
+        return next((record for record in records if record.name in live), None), generation
+
+    def _block(self, key: str) -> tuple[Self, int]:
+        """The table as far as the records of a block tell, and the number of the block's next generation. A generation has
+        been where its record stands, is marked as bad, or was set aside."""
+        names: list[str] = []
+        for generation in count():
+            name = f"{key}-{generation}.commit"
+            record = f"{self.dir}/commits/{name}"
+            if not (folders.lies(record) or folders.lies(f"{record}.bad") or os.path.lexists(self.dir / "bad" / name)):
+                break
+            names.append(name)
+        return self.only(names), len(names)
 
     def _next_instant(self) -> int:
         """Now, but later than every record seen, so that a slow clock cannot take the first place afterwards."""
-        return max(time.time_ns(), 1 + max((record.header["created_ns"] for record in self.records()), default=0))
+        self._newest_ns = max(time.time_ns(), 1 + self._newest_ns)
+        return self._newest_ns
 
     def _discard(self, payload: str | None, key: str) -> None:
         """Remove a loser's payload, unless it is the winner's too."""
-        named = {record.header["payload"] for record in self.records() if record.name.startswith(key)}
-        kept = folders.block_keys(self.broken_records()) | folders.block_keys(folders.names(self.dir / "bad"))
-        if payload is not None and payload not in named and key not in kept:
+        block, _ = self._block(key)
+        named = {record.header["payload"] for record in block.records()}
+        kept = block.broken_records() or key in folders.block_keys(folders.names(self.dir / "bad"))
+        if payload is not None and payload not in named and not kept:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.dir / "shards" / payload)
 

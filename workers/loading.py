@@ -98,16 +98,24 @@ def padded(rows: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([rows, np.repeat(rows[-1:], length - len(rows))])
 
 
+def is_read(task: Task) -> bool:
+    """Whether the task's stages look at the images or texts."""
+    stage = task.tables[0].stage
+    return stage.source == "texts" or stage.decodes
+
+
 def load_row(task: Task, row: int) -> Any:
     """Read and decode one row's image or text.
 
+    Args:
+        task: whose row. Its stages look at what is read (:func:`is_read`).
+        row: its position in the task.
+
     Returns:
-        The image or text; None where no stage looks at it. :class:`Changed` or ``InputFailure`` where the input is at fault:
+        The image or text. :class:`Changed` or ``InputFailure`` where the input is at fault:
         everything else raises.
     """
     stage, uri = task.tables[0].stage, task.uris[row]
-    if stage.source == "images" and not stage.decodes:
-        return None
     try:
         data = uri[len(TEXT_PREFIX) :].encode() if stage.source == "texts" else Path(uri).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):

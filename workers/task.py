@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.selection import CellSelection
+from hoi_distill.storage.table_folder import Seen
 
 if TYPE_CHECKING:
     from hoi_distill.stages.stage import ArrowOutput, Stage, TensorOutput
@@ -43,17 +44,36 @@ class TableSpec:
         return Cache.open(self.root).table(self.name, self.record, self.output.describe(), value_type)
 
 
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A table that is filled. All tasks that fill it share one, and a worker gets it once.
+
+    Attributes:
+        name: the table's name in the configuration, used in reports and messages.
+        stage: what computes it, unopened.
+        table: where to write.
+        inputs: where each input table is, by the name that ``stage.inputs`` uses.
+        seen: what the plan saw of the table's commit records. None: each commit looks at them itself.
+    """
+
+    name: str
+    stage: Stage
+    table: TableSpec
+    inputs: Mapping[str, TableSpec] = field(default_factory=dict)
+    seen: Seen | None = None
+
+
 @dataclass(frozen=True)
 class Upstream:
     """The cells of one table above that a task may read.
 
     Attributes:
-        table: where they are.
         cells: of the task's R rows. Cells that their own stage does not want read as null.
+        records: names of the commit records that hold them. None: all of the table's are looked through.
     """
 
-    table: TableSpec
     cells: CellSelection
+    records: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,18 +81,24 @@ class TableTask:
     """The cells of one table that a task is to fill.
 
     Attributes:
-        name: the table's name in the configuration, used in reports and messages.
-        stage: what computes it, unopened.
-        table: where to write.
+        target: the table.
         cells: R rows x C columns of ``stage.columns``. ``wanted`` says which of them to fill.
-        upstream: where to read each input table, by the name that ``stage.inputs`` uses.
+        upstream: the cells of each input table, by the name that ``stage.inputs`` uses.
     """
 
-    name: str
-    stage: Stage
-    table: TableSpec
+    target: Target
     cells: CellSelection
     upstream: dict[str, Upstream] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The table's name in the configuration."""
+        return self.target.name
+
+    @property
+    def stage(self) -> Stage:
+        """What computes the table, unopened."""
+        return self.target.stage
 
     @property
     def needed(self) -> np.ndarray:
@@ -143,6 +169,29 @@ class Task:
                 replace(self, task_id=f"{self.task_id}.{table.name}", tables=(table,)) for table in self.tables
             )
         return ()
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The tasks of one call of an executor. Each is made when its turn comes.
+
+    Attributes:
+        targets: every table that one of the tasks fills.
+        make: makes the tasks, from the first one, whenever it is called.
+    """
+
+    targets: tuple[Target, ...]
+    make: Callable[[], Iterable[Task]]
+
+    @classmethod
+    def of(cls, tasks: Sequence[Task]) -> Workload:
+        """Tasks that are made already."""
+        return cls(
+            tuple({id(table.target): table.target for task in tasks for table in task.tables}.values()), lambda: tasks
+        )
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.make())
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import numpy as np
 from hoi_distill.stages.stage import Batch, Stage
 from hoi_distill.storage.digests import canonical_json
 from hoi_distill.storage.errors import InputFailure
-from hoi_distill.workers.loading import Changed, batch_of, batches_of, load_row, padded, prefetch
+from hoi_distill.workers.loading import Changed, batch_of, batches_of, is_read, load_row, padded, prefetch
 from hoi_distill.workers.partial_table import PartialTable
 from hoi_distill.workers.pulse import COMPUTING, LOADING, READING, WRITING, WRITTEN, Pulse
 from hoi_distill.workers.task import TableSpec, Task, TaskReport
@@ -106,7 +106,9 @@ class Worker:
         needed = np.concatenate([table.needed for table in result.tables], axis=1)
         batches = batches_of(needed, task.batch_size)
         order = [row for batch in batches for row in batch.tolist()]
-        load = prefetch(self._readers, lambda row: load_row(task, row), order, depth=task.batch_size)
+        load = (None for _ in order)
+        if is_read(task):
+            load = prefetch(self._readers, lambda row: load_row(task, row), order, depth=task.batch_size)
         tried: list[int] = []
         with self._compute_turn, contextlib.closing(load):
             if self.stop.is_set():
@@ -135,7 +137,11 @@ class Worker:
         """Nothing computed yet, and what each table is computed from."""
         tables, upstream = [], []
         for each in task.tables:
-            above = {name: self._table(up.table) for name, up in each.upstream.items()}
+            above = {
+                name: table if up.records is None else table.only(up.records)
+                for name, up in each.upstream.items()
+                for table in [self._table(each.target.inputs[name])]
+            }
             tables.append(PartialTable(each, inherited_failures(each, above)))
             upstream.append(UpstreamCells.read(each, tables[-1].needed, above))
         return TaskResult(task, tables), upstream
@@ -185,7 +191,10 @@ class Worker:
                 **table.task.stage.provenance(),
             }
             with self._storage_turn:
-                commit = self._table(table.task.table).commit(table.block(), table.block_values(), provenance)
+                target = table.task.target
+                commit = self._table(target.table).commit(
+                    table.block(), table.block_values(), provenance, seen=target.seen
+                )
             payload_bytes += commit.bytes
         return result.report(payload_bytes)
 
@@ -203,7 +212,7 @@ class Worker:
     def _open(self, task: Task) -> list[Stage]:
         """The task's stages, opened. A worker holds one pass's models at a time: a task of another pass evicts them."""
         keys = [
-            (table.stage.vision_key or table.name, canonical_json(table.table.record), table.stage.columns)
+            (table.stage.vision_key or table.name, canonical_json(table.target.table.record), table.stage.columns)
             for table in task.tables
         ]
         if self._opened and not {key[0] for key in keys} & {key[0] for key in self._opened}:

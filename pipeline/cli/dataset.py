@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hoi_distill.pipeline.cli.options import Json
+from hoi_distill.pipeline.console.watch import working
 
 app = typer.Typer(help="Look at a dataset on disk.", rich_markup_mode=None)
 
@@ -29,7 +30,6 @@ def describe(
     as_json: Json = False,
 ) -> None:
     """Count a dataset's pictures, pairs and classes beside the published counts, and name what is missing."""
-    from hoi_distill.pipeline.console.progress import working
     from hoi_distill.stages.data.describe import describe as describe_dataset
 
     with working("reading annotations and the headers of all pictures"):

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from hoi_distill.storage.files.writable import refuse_unwritable
+
 
 def evaluate(
     annotations: Annotated[Path, typer.Option(help="The dataset's folder, or its annotation file.")],
@@ -54,7 +56,6 @@ def evaluate(
     from hoi_distill.stages.evaluate.protocols.evaluate_files import default_folder, evaluate_files
     from hoi_distill.stages.evaluate.protocols.exports import export_detections, parse_exports, refuse_exports
     from hoi_distill.stages.evaluate.protocols.types import EvaluationRequest
-    from hoi_distill.storage.files.writable import refuse_unwritable
 
     exports = parse_exports(export or (), dataset)
     request = EvaluationRequest(

@@ -1,15 +1,22 @@
-"""``hoi-distill labels``: how good the labels are that a teacher gave to whole pictures, and what was dropped, and why."""
+"""``hoi-distill labels``: the quality of a teacher's image-level labels; what was dropped, and why."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
 from hoi_distill.pipeline.cli.options import ConfigFile, Json, Overrides
 from hoi_distill.pipeline.config.whereabouts import in_every_folder, names_of_configuration
+from hoi_distill.storage.errors import UserError
+
+if TYPE_CHECKING:
+    from hoi_distill.pipeline.reports.label_quality import LabelReport
+
+
+Column = Literal["positives", "precision", "recall", "map", "negatives", "ignored", "listed", "missed"]
+COLUMNS: tuple[Column, ...] = get_args(Column)
 
 
 @in_every_folder("config", names_of_configuration)
@@ -26,18 +33,17 @@ def labels(
     from hoi_distill.pipeline.training.binding import plan_all
     from hoi_distill.pipeline.workspace import prepare
     from hoi_distill.stages.derived.image_labels import ImageLabels
-    from hoi_distill.storage.errors import UserError
 
-    setup = prepare(config, overrides or ())
-    plans = plan_all(setup)
-    tables = [name for name, made in plans.items() if isinstance(made.node.stage, ImageLabels)]
+    workspace = prepare(config, overrides or ())
+    plans = plan_all(workspace)
+    tables = [name for name, table_plan in plans.items() if isinstance(table_plan.node.stage, ImageLabels)]
     if not tables:
         raise UserError(f"{config}: no table of stage image_labels; add one under tables")
-    if "train" not in setup.dataset or not len(setup.dataset["train"].hoi):
+    if "train" not in workspace.dataset or not len(workspace.dataset["train"].hoi):
         raise UserError(f"{config}: the training split has no annotations to compare with")
     if unfilled := [name for name in tables if not plans[name].complete()]:
-        raise UserError(f"tables.{unfilled[0]} has empty cells; fill it with: {setup.mending_command()}")
-    found = {name: label_report(setup, plans, name, sample) for name in tables}
+        raise UserError(f"tables.{unfilled[0]} has empty cells; fill it with: {workspace.mending_command()}")
+    found = {name: label_report(workspace, plans, name, sample) for name in tables}
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -45,17 +51,14 @@ def labels(
         show(name, report)
 
 
-def show(name: str, report: Mapping[str, Any]) -> None:
-    """Print one table's figures for people, with a warning where the labels are mostly wrong."""
-    from hoi_distill.pipeline.reports.label_quality import DOUBTFUL
+def show(name: str, report: LabelReport) -> None:
+    """Print one table's report for people, with a warning where the labels are mostly wrong."""
+    from hoi_distill.pipeline.reports.label_quality import DOUBTFUL, labelled_metrics
 
     print(f"{name}: {report['pictures']:,} pictures of the training split, compared with their annotations")
-    columns = ("positives", "precision", "recall", "map", "negatives", "ignored", "listed", "missed")
-    print(" " * 20 + "".join(f"{column:>11}" for column in columns))
-    for when, label in (("before", "text alone"), ("after", "verified")):
-        for part, of in ((report[when], ""), ((report[when] or {}).get("actions"), ", actions")):
-            if part is not None:
-                print(f"  {label + of:<18}" + "".join(f"{_shown(part[column]):>11}" for column in columns))
+    print(" " * 20 + "".join(f"{column:>11}" for column in COLUMNS))
+    for label, metrics in labelled_metrics(report, "text alone", "verified", ", actions"):
+        print(f"  {label:<18}" + "".join(f"{_shown(metrics[column]):>11}" for column in COLUMNS))
     print(
         "  negatives: share of listed negatives that are none; ignored: of listed entries; listed: entries a picture;"
     )

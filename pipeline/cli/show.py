@@ -5,35 +5,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hoi_distill.pipeline.console.progress import duration, size
+from hoi_distill.pipeline.filling.run import RunSummary
 from hoi_distill.pipeline.graph.nodes import levels, passes
-
-if TYPE_CHECKING:
-    from hoi_distill.pipeline.filling.run import RunSummary
-    from hoi_distill.pipeline.inputs import Source
-    from hoi_distill.pipeline.planning.plan import TablePlan
+from hoi_distill.pipeline.inputs import Source
+from hoi_distill.pipeline.planning.plan import TablePlan
+from hoi_distill.stages.quantities import duration, size
 
 
 def plan_table(plans: Mapping[str, TablePlan]) -> None:
     """One line per table; under it, one line per reason why cells are empty."""
     print(f"{'table':16s} {'rows':>9s} {'wanted':>11s} {'filled':>11s} {'empty':>10s} {'failed':>7s}   to come")
-    for name, made in plans.items():
-        counts = made.counts
+    for name, table_plan in plans.items():
+        counts = table_plan.counts
         to_come = []
         if counts["empty"] + counts["unknown"]:
-            to_come.append("size unknown" if made.bytes_to_come is None else size(made.bytes_to_come))
-            time = made.seconds_to_come
+            to_come.append("size unknown" if table_plan.bytes_to_come is None else size(table_plan.bytes_to_come))
+            time = table_plan.seconds_to_come
             to_come.append("time unknown" if time is None else f"{duration(time)} on one worker")
         print(
-            f"{name:16s} {len(made.rows):>9,} {counts['wanted']:>11,} {counts['filled']:>11,} "
+            f"{name:16s} {len(table_plan.rows):>9,} {counts['wanted']:>11,} {counts['filled']:>11,} "
             f"{counts['empty'] + counts['unknown']:>10,} {counts['failed']:>7,}   {', '.join(to_come)}".rstrip()
         )
-        for reason in made.reasons:
+        for reason in table_plan.reasons:
             print(f"    {reason.cells:,} cells: {reason.text}")
-    nodes = {name: made.node for name, made in plans.items() if not made.complete()}
-    for level in levels({name: made.node for name, made in plans.items()}):
+    nodes = {name: table_plan.node for name, table_plan in plans.items() if not table_plan.complete()}
+    for level in levels({name: table_plan.node for name, table_plan in plans.items()}):
         for group in passes([name for name in level if name in nodes], nodes):
             if nodes[group[0]].stage.decodes and nodes[group[0]].stage.source == "images":
                 print(f"one pass over the pictures: {' + '.join(group)}")
@@ -48,9 +45,9 @@ def shared_rows(pictures: Source) -> None:
 
 def nothing_to_do(plans: Mapping[str, TablePlan], cache: Path) -> str:
     """The line that a run prints where no wanted cell is empty; it also counts the recorded failures."""
-    wanted = sum(made.counts["wanted"] for made in plans.values())
+    wanted = sum(table_plan.counts["wanted"] for table_plan in plans.values())
     line = f"Nothing to do: all {wanted:,} wanted cells are in {cache} and match their inputs"
-    failed = sum(made.counts["failed"] for made in plans.values())
+    failed = sum(table_plan.counts["failed"] for table_plan in plans.values())
     return (
         f"{line}; {failed:,} of them are recorded failures (--retry-failed tries them again)." if failed else f"{line}."
     )

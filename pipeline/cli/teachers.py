@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import textwrap
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from hoi_distill.storage.errors import UserError
+
+if TYPE_CHECKING:
+    from hoi_distill.pipeline.graph.catalogue import StageEntry
 
 Name = Annotated[str | None, typer.Argument(help="One stage: everything about it, with a snippet of configuration.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a list.")]
@@ -24,7 +29,6 @@ def detectors(stage: Name = None, as_json: Json = False) -> None:
 
 def _tell(stage: str | None, as_json: bool, detectors: bool) -> None:
     from hoi_distill.pipeline.graph.catalogue import catalogue
-    from hoi_distill.storage.errors import UserError
 
     found = [entry for entry in catalogue() if (entry["table"] == "detections") == detectors]
     if stage is not None:
@@ -42,7 +46,7 @@ def _tell(stage: str | None, as_json: bool, detectors: bool) -> None:
         print(_short(entry) if stage is None else _long(entry))
 
 
-def _short(entry: dict[str, Any]) -> str:
+def _short(entry: StageEntry) -> str:
     lines = [
         f"{entry['stage']}  (table {entry['table']}, a row a{'n image' if entry['rows'] == 'images' else ' text'})"
     ]
@@ -54,7 +58,7 @@ def _short(entry: dict[str, Any]) -> str:
     return "\n    ".join(lines)
 
 
-def _long(entry: dict[str, Any]) -> str:
+def _long(entry: StageEntry) -> str:
     keys = []
     for key in entry["keys"]:
         keys.append(

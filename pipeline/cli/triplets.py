@@ -6,16 +6,18 @@ import itertools
 import json
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
 from hoi_distill.pipeline.cli.options import ConfigFile, Json, Overrides
 from hoi_distill.pipeline.config.whereabouts import in_every_folder, names_of_configuration
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files.atomic import write_atomically
+from hoi_distill.storage.files.writable import refuse_unwritable, writing
 
 if TYPE_CHECKING:
     from hoi_distill.pipeline.planning.plan import TablePlan
-    from hoi_distill.pipeline.workspace import Setup
 
 Log = Annotated[
     Path | None,
@@ -32,26 +34,26 @@ def triplets(config: ConfigFile, overrides: Overrides = None, log: Log = None, a
     from hoi_distill.pipeline.workspace import prepare
     from hoi_distill.stages.derived.image_labels import ImageLabels
     from hoi_distill.stages.derived.triplets import Triplets, drop_report
-    from hoi_distill.storage.errors import UserError
-    from hoi_distill.storage.files.writable import refuse_unwritable
 
     if log is not None:
         refuse_unwritable("--log", log)
-    setup = prepare(config, overrides or ())
-    plans = plan_all(setup)
-    tables = {name: made for name, made in plans.items() if isinstance(made.node.stage, Triplets)}
+    workspace = prepare(config, overrides or ())
+    plans = plan_all(workspace)
+    tables = {name: table_plan for name, table_plan in plans.items() if isinstance(table_plan.node.stage, Triplets)}
     if not tables:
         raise UserError(f"{config}: no table of stage triplets; add one under tables")
-    later = {name: made for name, made in plans.items() if log and isinstance(made.node.stage, ImageLabels)}
-    if empty := [name for name, made in {**tables, **later}.items() if made.table is None]:
-        raise UserError(f"{config}: tables.{empty[0]} is empty; `{setup.mending_command()}` fills it")
+    later = {
+        name: table_plan for name, table_plan in plans.items() if log and isinstance(table_plan.node.stage, ImageLabels)
+    }
+    if empty := [name for name, table_plan in {**tables, **later}.items() if table_plan.table is None]:
+        raise UserError(f"{config}: tables.{empty[0]} is empty; `{workspace.mending_command()}` fills it")
     cells = {
-        name: {column: values.to_pylist() for column, values in made.read(made.rows).items()}
-        for name, made in {**tables, **later}.items()
+        name: {column: values.to_pylist() for column, values in table_plan.read(table_plan.rows).items()}
+        for name, table_plan in {**tables, **later}.items()
     }
     counts = {name: {column: drop_report(values) for column, values in cells[name].items()} for name in tables}
     if log is not None:
-        write_log(log, drops(setup, plans, cells, tables))
+        write_log(log, drops(workspace.image_names(), plans, cells, tables))
     if as_json:
         print(json.dumps(counts, indent=1))
         return
@@ -62,11 +64,26 @@ def triplets(config: ConfigFile, overrides: Overrides = None, log: Log = None, a
                 print(f"{count:>12,}  {reason}")
 
 
-def write_log(path: Path, dropped: Iterable[Mapping[str, Any]]) -> None:
-    """A line of JSON for each."""
-    from hoi_distill.storage.files.atomic import write_atomically
-    from hoi_distill.storage.files.writable import writing
+class DroppedPhrase(TypedDict):
+    """A phrase of a teacher's sentence that became no triplet.
 
+    Attributes:
+        picture: the image's name.
+        table: the table whose stage dropped it.
+        question: the question that the sentence answers. None for a table of image labels.
+        phrase: the phrase.
+        reason: why it was dropped.
+    """
+
+    picture: str
+    table: str
+    question: str | None
+    phrase: str
+    reason: str
+
+
+def write_log(path: Path, dropped: Iterable[DroppedPhrase]) -> None:
+    """Write dropped phrases, a line of JSON each."""
     lines = [json.dumps(drop) + "\n" for drop in dropped]
     with writing(f"--log {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,27 +91,23 @@ def write_log(path: Path, dropped: Iterable[Mapping[str, Any]]) -> None:
 
 
 def drops(
-    setup: Setup, plans: Mapping[str, TablePlan], cells: Mapping[str, Mapping[str, list[Any]]], triplets: Container[str]
-) -> Iterator[dict[str, Any]]:
-    """List every dropped phrase in the order of tables, questions and pictures, so that equal cells give equal logs.
+    names: Mapping[int, list[str]],
+    plans: Mapping[str, TablePlan],
+    cells: Mapping[str, Mapping[str, list[Any]]],
+    triplets: Container[str],
+) -> Iterator[DroppedPhrase]:
+    """List every dropped phrase in the order of tables, questions and images, so that equal cells give equal logs.
 
     Args:
-        setup: the setup. Its dataset names the pictures.
-        plans: the plan of each table of the setup.
+        names: the dataset's names of each row.
+        plans: of all tables.
         cells: ``{table: {column: cells}}``, one cell for each row of the table.
         triplets: the names of the tables of triplets. The other tables hold image labels and have no question.
-
-    Yields:
-        ``{picture, table, question, phrase, reason}``.
     """
-    source = setup.sources["images"]
-    names: dict[int, list[str]] = {}  # several pictures of equal bytes are one row
-    for split, rows in source.splits.items():
-        for row, name in zip(rows.tolist(), setup.dataset[split].image_id, strict=True):
-            names.setdefault(row, []).append(str(name))
     for table, columns in cells.items():
         for column, values in columns.items():
             question = column if table in triplets else None
             for row, cell in zip(plans[table].rows.tolist(), values, strict=True):
                 for name, drop in itertools.product(names[row], () if cell is None else cell["dropped"]):
-                    yield {"picture": name, "table": table, "question": question, **drop}
+                    phrase, reason = drop["phrase"], drop["reason"]
+                    yield {"picture": name, "table": table, "question": question, "phrase": phrase, "reason": reason}

@@ -67,7 +67,7 @@ class FolderDataset(Section):
 Dataset = PicoDataset | HicoDetDataset | VCocoDataset | SwigHoiDataset | FolderDataset
 
 
-class Table(Section):
+class TableSection(Section):
     """One table of the cache. Keys other than these are the stage's own parameters."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -105,7 +105,7 @@ class Config(Section):
     runs: Path = Path("runs")
     dataset: Dataset = Field(discriminator="kind")
     workers: Workers = Field(default_factory=lambda: Workers(count=2))
-    tables: dict[str, Table]
+    tables: dict[str, TableSection]
     pair_teachers: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Networks trained on annotations while the cache is filled, each a section like ``student``."""
     student: dict[str, Any] | None = None

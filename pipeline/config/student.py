@@ -1,10 +1,11 @@
-"""The ``student:`` section: a method, its parameters, and which pictures it gets."""
+"""The ``student:`` section: a method, its parameters, and the images, annotations and tables that it gets."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pydantic
 from pydantic import create_model
@@ -25,6 +26,11 @@ class Roles(Section):
     labels: str = "image_labels"
     context: str = "context"
 
+    def name_of(self, role: str) -> str:
+        """The table that plays a role. What is no role is a table's own name."""
+        name: str = getattr(self, role, role)
+        return name
+
 
 class FewShotSection(Section):
     """A few annotations of each class, drawn among the labelled pictures; the pictures without any count as unlabelled."""
@@ -38,10 +44,13 @@ class FewShotSection(Section):
     """What was not drawn is neither positive nor negative in training. False: negative."""
 
 
-class Pictures(Section):
-    """Which training pictures the student gets: the first ``labelled`` (null: all; 0: none, for methods that read no
-    annotations or those of all pictures) with their annotations, the rest without.
-    ``zero_shot`` and ``few_shot`` take annotations of the labelled ones away, in that order."""
+class DataSection(Section):
+    """Which training images, annotations and tables the student gets.
+
+    The first ``labelled`` images come with their annotations, the others without. null means all. 0 means none: for
+    methods that read no annotations, or those of all images. ``zero_shot``, then ``few_shot`` take annotations of the
+    labelled images away.
+    """
 
     labelled: int | None = pydantic.Field(ge=0)
     unlabelled: int | None = pydantic.Field(None, ge=0)
@@ -54,12 +63,26 @@ class Pictures(Section):
     tables: Roles = Roles()
 
 
-class StudentSection(Pictures):
+class StudentSection(DataSection):
     method: str = next(iter(METHODS))
 
 
-def read_section(document: dict[str, Any], where: str) -> tuple[Method, Any, Pictures]:
-    """The method of a section, its parameters, and which pictures it gets.
+class StudentSpec(NamedTuple):
+    """A section that is read: of the student or of a pair teacher.
+
+    Attributes:
+        method: how it is trained.
+        config: the method's parameters, an instance of its ``config`` class.
+        data: the images, annotations and tables that it gets.
+    """
+
+    method: Method
+    config: Any
+    data: DataSection
+
+
+def read_section(document: Mapping[str, Any], where: str) -> StudentSpec:
+    """Read and check the section of a student or a pair teacher.
 
     Args:
         document: the keys of the section.
@@ -71,12 +94,12 @@ def read_section(document: dict[str, Any], where: str) -> tuple[Method, Any, Pic
     method = method_named(str(document.get("method", next(iter(METHODS)))), f"{where}method")
     model = section_model(method)
     checked = validate(model, document, where)
-    pictures = Pictures(**{name: getattr(checked, name) for name in Pictures.model_fields})
+    data = DataSection(**{name: getattr(checked, name) for name in DataSection.model_fields})
     try:
         config = method.config(**{field.name: getattr(checked, field.name) for field in fields(method.config)})
     except pydantic.ValidationError as error:  # keys that do not go together
         raise UserError(where + explain(error, document, model)) from None
-    return method, config, pictures
+    return StudentSpec(method, config, data)
 
 
 def section_model(method: Method) -> type[StudentSection]:

@@ -1,4 +1,4 @@
-"""What a run says while it works: a line per table with its pace and the time left, and no long silence.
+"""What a run says while it fills the cache: a line per table with its pace and the time left.
 
 A terminal gets lines that renew themselves. Anything else gets the lines that have changed, every five seconds for the
 first ten minutes and every thirty from then on.
@@ -12,12 +12,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
 from typing_extensions import override
 
+from hoi_distill.stages.quantities import duration, pace
 from hoi_distill.workers.pulse import COMPUTING, LOADING, READING, WRITTEN, Beat
 from hoi_distill.workers.task import TaskReport
 
@@ -29,37 +30,17 @@ LONG_SECONDS = 5.0
 """A step that has taken this long is shown with its time."""
 
 
-@contextlib.contextmanager
-def working(what: str, out: IO[str] | None = None, every: float = LINE_SECONDS) -> Iterator[None]:
-    """Say what is done and for how long, every five seconds while it lasts; what is quick passes without a word.
-
-    Args:
-        what: ``starting Ray``, ``drawing the pico world into data/pico``.
-        out: the stream that the lines go to; default: ``sys.stderr``.
-        every: seconds between two lines.
-    """
-    out = out or sys.stderr
-    ended = threading.Event()
-    began = time.monotonic()
-
-    def tell() -> None:
-        while not ended.wait(every):
-            with contextlib.suppress(OSError, ValueError):
-                out.write(f"  {what} ({duration(time.monotonic() - began)})\n")
-                out.flush()
-
-    teller = threading.Thread(target=tell, name="working", daemon=True)
-    teller.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        teller.join()
-
-
 @dataclass
 class TableProgress:
-    """Cells of one table: to do, done, recorded as failures; seconds (of the monotonic clock) of its first and last."""
+    """How far one table is.
+
+    Attributes:
+        todo: its empty cells at the start.
+        done: cells that were computed.
+        failed: cells that were recorded as failures.
+        started: when its first batch began, in seconds of the monotonic clock.
+        ended: when its last cell was done, likewise.
+    """
 
     todo: int
     done: int = 0
@@ -70,14 +51,15 @@ class TableProgress:
 
 @dataclass
 class Progress:
-    """What a run does, drawn by a thread of its own from ``with`` to the end of the block.
+    """What a run does. A thread of its own draws it within a ``with`` block.
+
+    Log lines of warnings and worse stand above the lines that renew themselves.
 
     Args:
         todo: empty cells by table.
-        stop: once set, a line says what is waited for.
+        stop: once set, a line says what the run waits for.
+        out: the stream that the lines go to; default: ``sys.stderr``.
         every: seconds between two drawings; by default as the module says.
-
-    Log lines, of warnings and worse, stand above the renewing ones meanwhile.
     """
 
     todo: Mapping[str, int]
@@ -230,30 +212,3 @@ class _Above(logging.Handler):
     @override
     def emit(self, record: logging.LogRecord) -> None:
         self._progress.say(self.format(record))
-
-
-def pace(per_second: float, unit: str) -> str:
-    """``577/s``, ``3.4/s``; below one, the time of a unit: ``2.5 s/cell``, ``3 min 20 s/cell``."""
-    if per_second >= 1:
-        return f"{per_second:,.0f}/s" if per_second >= 10 else f"{per_second:.1f}/s"
-    seconds = 1 / per_second
-    return (f"{seconds:.1f} s" if seconds < 100 else duration(seconds)) + f"/{unit}"
-
-
-def duration(seconds: float) -> str:
-    """``4 s``, ``3 min 20 s``, ``2 h 5 min``."""
-    whole = round(seconds)
-    if whole < 100:
-        return f"{whole} s"
-    if whole < 6000:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def size(number: float) -> str:
-    """``812 B``, ``3.4 MB``: decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"

@@ -1,4 +1,4 @@
-"""Garbage: which setups want which tables, and moving those that nobody wants to the trash."""
+"""Garbage: which configurations want which tables, and moving tables that nobody wants to the trash."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, cast
 
 from hoi_distill.pipeline.planning.plan import TablePlan, folders
 from hoi_distill.pipeline.training.binding import trained_folders
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.damage import Damaged
 from hoi_distill.storage.digests import fingerprint
@@ -19,15 +19,86 @@ from hoi_distill.storage.errors import READ_ONLY, StorageError, UserError, remed
 from hoi_distill.storage.files.notes import notes_in, read_note, set_note_aside, write_note
 
 
-def register(setup: Setup, plans: Mapping[str, TablePlan]) -> None:
-    """Leave a note of the tables and trained networks that this setup wants. A setup is known by its name, file and
-    overrides; a later run with the same replaces the note, so that a table of an older fingerprint becomes garbage. While a
-    table has no fingerprint yet, the setup goes on wanting those of its stage. A cache that cannot be written is nobody's to
-    collect, and gets no note."""
-    note: dict[str, Any] = {"name": setup.config.name, "config": str(setup.path.resolve())}
-    chosen = [override for override in setup.overrides if not override.startswith("student.")]
-    suffix = fingerprint({"config": note["config"], "overrides": chosen})[:6]
-    place = setup.cache.root / "registered" / f"{setup.config.name}-{suffix}.json"
+class WantedNote(TypedDict, total=False):
+    """A note in ``registered/``: what a setup wants.
+
+    Attributes:
+        name: the configuration's.
+        config: the configuration's file.
+        overrides: what ``--set`` was given, without keys of the student.
+        tables: the folders of its tables.
+        trained: the folders of its trained networks.
+    """
+
+    name: str
+    config: str
+    overrides: list[str]
+    tables: Required[list[str]]
+    trained: list[str]
+
+
+class UnwantedFolder(TypedDict):
+    """A table or a trained network that no setup wants.
+
+    Attributes:
+        table: its folder.
+        bytes: its size.
+        trashed: whether it was moved to the trash.
+    """
+
+    table: str
+    bytes: int
+    trashed: bool
+
+
+class UsedFolder(TypedDict):
+    """A folder that no setup wants, but somebody uses.
+
+    Attributes:
+        table: the folder.
+        by: who uses it.
+    """
+
+    table: str
+    by: str
+
+
+class Garbage(TypedDict):
+    """What ``hoi-distill gc`` found and did.
+
+    Attributes:
+        registered: the setups.
+        unreadable: the setups whose note is damaged.
+        unwanted: what no setup wants.
+        in_use: what no setup wants, but somebody uses.
+        emptied: what was deleted from the trash.
+    """
+
+    registered: list[str]
+    unreadable: list[str]
+    unwanted: list[UnwantedFolder]
+    in_use: list[UsedFolder]
+    emptied: list[str]
+
+
+def register(workspace: Workspace, plans: Mapping[str, TablePlan]) -> None:
+    """Leave a note of the tables and trained networks that this setup wants.
+
+    A setup is known by its name, file and overrides. A later run of the same setup replaces the note, so that a table of an
+    older fingerprint becomes garbage. While a table has no fingerprint yet, the setup still wants those of its stage. A
+    cache that cannot be written gets no note: nobody can collect it.
+
+    Args:
+        workspace: the setup.
+        plans: of all tables.
+
+    Raises:
+        StorageError: the note cannot be written for another reason.
+    """
+    name, config = workspace.config.name, str(workspace.path.resolve())
+    chosen = [override for override in workspace.overrides if not override.startswith("student.")]
+    suffix = fingerprint({"config": config, "overrides": chosen})[:6]
+    place = workspace.cache.root / "registered" / f"{name}-{suffix}.json"
     before: Mapping[str, Any] = {}
     damaged = False
     try:
@@ -35,25 +106,36 @@ def register(setup: Setup, plans: Mapping[str, TablePlan]) -> None:
     except Damaged:
         damaged = os.path.lexists(place)
     later = tuple(f"{table_plan.node.stage.name}-" for table_plan in plans.values() if table_plan.node.stage.pending)
-    kept = [name for name in before.get("tables", []) if later and name.startswith(later)]
-    note["tables"] = sorted({*folders(plans, setup.cache), *kept})
-    note["trained"] = sorted(
-        {path.name for path in trained_folders(plans)} | set(before.get("trained", []) if later else [])
-    )
+    kept = [folder for folder in before.get("tables", []) if later and folder.startswith(later)]
+    note: WantedNote = {
+        "name": name,
+        "config": config,
+        "tables": sorted({*folders(plans, workspace.cache), *kept}),
+        "trained": sorted(
+            {path.name for path in trained_folders(plans)} | set(before.get("trained", []) if later else [])
+        ),
+        "overrides": chosen,
+    }
     try:
         place.parent.mkdir(exist_ok=True)
         if damaged:
             set_note_aside(place)
-        write_note(place, {**note, "overrides": chosen})
+        write_note(place, note)
     except OSError as error:
         if error.errno not in READ_ONLY:
             raise StorageError(f"{place}: {error.strerror}; {remedy(error)} and run again") from error
 
 
-def registered(cache: Cache) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """``{setup: {"name": ..., "config": file, "tables": [folder names], ...}}``, and the setups whose note says nothing,
-    because it is damaged or ``check`` set it aside."""
-    sound: dict[str, dict[str, Any]] = {}
+def registered(cache: Cache) -> tuple[dict[str, WantedNote], list[str]]:
+    """The notes of all setups.
+
+    Returns:
+        ``{setup: note}``, and the setups whose note cannot be read: it is damaged, or ``check`` set it aside.
+
+    Raises:
+        StorageError: the notes cannot be listed.
+    """
+    sound: dict[str, WantedNote] = {}
     folder = cache.root / "registered"
     try:
         notes, aside = notes_in(folder), notes_in(folder, ".json.bad")
@@ -62,17 +144,17 @@ def registered(cache: Cache) -> tuple[dict[str, dict[str, Any]], list[str]]:
     mute = [note.name.removesuffix(".json.bad") for note in aside]
     for note in notes:
         try:
-            sound[note.stem] = read_note(note, "tables")
+            sound[note.stem] = cast(WantedNote, read_note(note, "tables"))
         except (Damaged, OSError):
             mute.append(note.stem)
     return sound, sorted({*mute} - {*sound})
 
 
-def collect(cache: Cache, move: bool, grace_seconds: float, forget: Sequence[str]) -> dict[str, Any]:
-    """Find unwanted tables and trained networks and, with ``move``, put them into the trash; empty old trash.
+def collect(cache: Cache, move: bool, grace_seconds: float, forget: Sequence[str]) -> Garbage:
+    """Find unwanted tables and trained networks. With ``move``, put them into the trash, and empty old trash.
 
-    Runs and readers leave expiring notes; a table with one is kept. While a setup's note says nothing, what it wants is not
-    known: nothing is moved.
+    A table that a run or a reader has leased is kept. While the note of a setup cannot be read, nobody knows what it wants:
+    nothing is moved.
 
     Args:
         cache: where to look.
@@ -88,7 +170,7 @@ def collect(cache: Cache, move: bool, grace_seconds: float, forget: Sequence[str
     setups, mute = registered(cache)
     move = move and not mute
     used = cache.leased()
-    outcome: dict[str, Any] = {
+    outcome: Garbage = {
         "registered": sorted(setups),
         "unreadable": mute,
         "unwanted": [],

@@ -5,22 +5,27 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
-from hoi_distill.pipeline.console.progress import Progress, working
+from hoi_distill.pipeline.console.progress import Progress
+from hoi_distill.pipeline.console.watch import working
 from hoi_distill.pipeline.graph.nodes import levels, passes
+from hoi_distill.pipeline.inputs import Source
 from hoi_distill.pipeline.planning.plan import TablePlan, folders
 from hoi_distill.pipeline.training.binding import plan_all, trained_folders
 from hoi_distill.pipeline.training.checks import check_student, rehearse_student
 from hoi_distill.pipeline.training.pair_teachers import train_missing
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.stage import fingerprint_record
 from hoi_distill.storage.errors import UserError
-from hoi_distill.workers.task import TableSpec, TableTask, Task, TaskReport, Upstream
+from hoi_distill.storage.record_index import RecordIndex
+from hoi_distill.storage.table_folder import Seen
+from hoi_distill.workers.task import TableSpec, TableTask, Target, Task, TaskReport, Upstream, Workload
 
 
 @dataclass
@@ -51,39 +56,35 @@ Execute = Callable[..., None]
 Note = Callable[[Mapping[str, TablePlan]], None]
 
 
-def fill(setup: Setup, execute: Execute, stop: threading.Event, note: Note | None = None) -> RunSummary:
-    """Compute every wanted cell that is empty, upstream first. What a killed run committed is not computed again.
+def fill(workspace: Workspace, execute: Execute, stop: threading.Event, note: Note | None = None) -> RunSummary:
+    """Compute every wanted cell that is empty, upstream first. Cells that a killed run committed are not computed again.
 
     Args:
-        setup: the tables and the cache.
+        workspace: the tables and the cache.
         execute: runs tasks.
         stop: once set, no further task begins.
-        note: told the plan before each level's work, when pair teachers above it have got their names.
+        note: is called with the plans before the work of each level, when the pair teachers above have their fingerprints.
     """
     summary = RunSummary()
-    for level in levels(setup.nodes):
+    for level in levels(workspace.nodes):
         with working("planning"):
-            plans = plan_all(setup)
+            plans = plan_all(workspace)
         if note is not None:
             note(plans)
         todo = {name: plans[name].counts["empty"] for name in level}
         if not any(todo.values()):
             continue
         wanted = [name for name in level if todo[name]]
-        setup.cache.require_writable()
-        train_missing(setup, plans, wanted, stop)
-        tasks = [
-            task
-            for group in passes(wanted, {name: table_plan.node for name, table_plan in plans.items()})
-            for task in make_tasks(group, plans, setup)
-        ]
+        workspace.cache.require_writable()
+        train_missing(workspace, plans, wanted, stop)
+        tasks = TaskMaker(plans, workspace.sources, workspace.cache.root).workload(wanted)
         progress = Progress(todo, stop)
 
         def report(done: TaskReport, progress: Progress = progress) -> None:
             summary.add(done)
             progress.advance(done)
 
-        with setup.cache.lease("run", [*folders(plans, setup.cache), *trained_folders(plans)]), progress:
+        with workspace.cache.lease("run", [*folders(plans, workspace.cache), *trained_folders(plans)]), progress:
             execute(tasks, report=report, stop=stop, beat=progress.under_way)
         if stop.is_set():
             summary.interrupted = True
@@ -91,89 +92,123 @@ def fill(setup: Setup, execute: Execute, stop: threading.Event, note: Note | Non
     return summary
 
 
-def fill_cache(setup: Setup) -> None:
-    """Compute what a setup lacks, with the executor that it names; returns at once where nothing is empty.
+def fill_cache(workspace: Workspace) -> None:
+    """Compute what the cache lacks, with the executor that the configuration names. Where nothing is empty, it returns at once.
 
     Raises:
         UserError: cells are still empty afterwards.
         KeyboardInterrupt: the run was interrupted; what it committed is kept.
     """
-    if all(table_plan.complete() for table_plan in plan_all(setup).values()):
+    if all(table_plan.complete() for table_plan in plan_all(workspace).values()):
         return
-    check_student(setup)
-    setup.cache.require_writable()
-    rehearse_student(setup)
-    chosen = setup.config.workers
+    check_student(workspace)
+    workspace.cache.require_writable()
+    rehearse_student(workspace)
+    chosen = workspace.config.workers
     with stop_on_interrupt() as stop, \
             choose_executor(chosen.executor, chosen.device, chosen.count, **chosen.limits()) as execute:  # fmt: skip
-        if fill(setup, execute, stop).interrupted or stop.is_set():
+        if fill(workspace, execute, stop).interrupted or stop.is_set():
             raise KeyboardInterrupt
-    empty = [name for name, table_plan in plan_all(setup).items() if not table_plan.complete()]
+    empty = [name for name, table_plan in plan_all(workspace).items() if not table_plan.complete()]
     if empty:
-        raise UserError(f"{setup.path}: tables.{empty[0]}: cells are still empty; see hoi-distill plan {setup.path}")
-
-
-def make_tasks(group: list[str], plans: Mapping[str, TablePlan], setup: Setup) -> Iterable[Task]:
-    """The tasks of one pass.
-
-    Blocks of rows are cut from all rows of the tables, filled or not, so that a resumed run has the same blocks as an
-    undisturbed one. A task holds those rows of a block that lack a cell of one of the pass's tables.
-
-    Args:
-        group: the tables of the pass.
-        plans: of all tables.
-        setup: the rows' sources, and the cache.
-    """
-    first = plans[group[0]]
-    source = setup.sources[first.node.stage.source]
-    size = first.node.shard_rows
-    for number, start in enumerate(range(0, len(first.rows), size)):
-        stop = min(start + size, len(first.rows))
-        needed = {name: plans[name].needed(start, stop) for name in group}
-        lacking = np.flatnonzero(np.logical_or.reduce([mask.any(axis=1) for mask in needed.values()]))
-        if not len(lacking):
-            continue
-        tables = tuple(
-            make_table_task(plans[name], start + lacking, needed[name][lacking], plans, setup)
-            for name in group
-            if needed[name].any()
-        )
-        rows = first.rows[start:stop][lacking]
-        yield Task(
-            task_id=f"{'+'.join(group)}:{number}",
-            uris=[source.uris[row] for row in rows],
-            keys=[source.keys[row] for row in rows],
-            tables=tables,
+        raise UserError(
+            f"{workspace.path}: tables.{empty[0]}: cells are still empty; see hoi-distill plan {workspace.path}"
         )
 
 
-def make_table_task(
-    table_plan: TablePlan, positions: np.ndarray, needed: np.ndarray, plans: Mapping[str, TablePlan], setup: Setup
-) -> TableTask:
-    """One table's share of a task.
+class TaskMaker:
+    """Makes the tasks of one level of tables. What does not differ from task to task is looked up once.
 
     Args:
-        table_plan: the table's.
-        positions: ``int [r]``, which of the plan's rows.
-        needed: ``bool [r, C]``, which of their cells to fill. Columns without one are left out.
         plans: of all tables.
-        setup: where the cache is.
+        sources: ``{"images": ..., "texts": ...}``.
+        root: the cache's root folder.
     """
-    stage, rows = table_plan.node.stage, table_plan.rows[positions]
-    columns = [table_plan.columns[column] for column in np.flatnonzero(needed.any(axis=0))]
-    return TableTask(
-        name=table_plan.node.name,
-        stage=stage,
-        table=table_spec(table_plan, setup),
-        cells=replace(table_plan.cells.take(positions), wanted=needed).select(columns),
-        upstream={up: Upstream(table_spec(plans[up], setup), plans[up].cells_of(rows)) for up in stage.inputs},
-    )
 
+    def __init__(self, plans: Mapping[str, TablePlan], sources: Mapping[str, Source], root: Path) -> None:
+        self._plans, self._sources, self._root = plans, sources, str(root)
+        self._targets: dict[str, Target] = {}
+        self._indexes: dict[str, RecordIndex] = {}
 
-def table_spec(table_plan: TablePlan, setup: Setup) -> TableSpec:
-    """Where a worker finds the table."""
-    stage = table_plan.node.stage
-    return TableSpec(str(setup.cache.root), stage.name, fingerprint_record(stage), stage.output)
+    def workload(self, names: Sequence[str]) -> Workload:
+        """All tasks that fill these tables, pass after pass."""
+        groups = passes(list(names), {name: table_plan.node for name, table_plan in self._plans.items()})
+        targets = tuple(self.target(name) for name in names)
+        return Workload(targets, lambda: (task for group in groups for task in self.tasks(group)))
+
+    def target(self, name: str) -> Target:
+        """What all tasks that fill a table share."""
+        if name not in self._targets:
+            table_plan = self._plans[name]
+            stage = table_plan.node.stage
+            for up in stage.inputs:
+                table = self._plans[up].table
+                records = [] if table is None else table.records()
+                self._indexes.setdefault(up, RecordIndex(records, self._plans[up].cells))
+            self._targets[name] = Target(
+                name=name,
+                stage=stage,
+                table=self._table(name),
+                inputs={up: self._table(up) for up in stage.inputs},
+                seen=Seen() if table_plan.table is None else table_plan.table.seen(),
+            )
+        return self._targets[name]
+
+    def tasks(self, group: Sequence[str]) -> Iterator[Task]:
+        """The tasks of one pass.
+
+        Blocks of rows are cut from all rows of the tables, filled or not, so that a resumed run has the same blocks as an
+        undisturbed one. A task holds those rows of a block that lack a cell of one of the pass's tables.
+
+        Args:
+            group: the tables of the pass.
+        """
+        first = self._plans[group[0]]
+        source = self._sources[first.node.stage.source]
+        size = first.node.shard_rows
+        for number, start in enumerate(range(0, len(first.rows), size)):
+            stop = min(start + size, len(first.rows))
+            needed = {name: self._plans[name].needed(start, stop) for name in group}
+            lacking = np.flatnonzero(np.logical_or.reduce([mask.any(axis=1) for mask in needed.values()]))
+            if not len(lacking):
+                continue
+            tables = tuple(
+                self.table_task(name, start + lacking, needed[name][lacking]) for name in group if needed[name].any()
+            )
+            rows = first.rows[start:stop][lacking]
+            yield Task(
+                task_id=f"{'+'.join(group)}:{number}",
+                uris=[source.uris[row] for row in rows],
+                keys=[source.keys[row] for row in rows],
+                tables=tables,
+            )
+
+    def table_task(self, name: str, positions: np.ndarray, needed: np.ndarray) -> TableTask:
+        """One table's share of a task.
+
+        Args:
+            name: the table's.
+            positions: ``int [r]``, which of the plan's rows.
+            needed: ``bool [r, C]``, which of their cells to fill. Columns without one are left out.
+        """
+        target, table_plan = self.target(name), self._plans[name]
+        some = needed.any(axis=0)
+        columns = table_plan.columns if some.all() else [table_plan.columns[column] for column in np.flatnonzero(some)]
+        return TableTask(
+            target=target,
+            cells=replace(table_plan.cells.take(positions), wanted=needed).select(columns),
+            upstream={up: self._upstream(up, table_plan.rows[positions]) for up in target.inputs},
+        )
+
+    def _upstream(self, name: str, rows: np.ndarray) -> Upstream:
+        """The cells of an upstream table in these rows of the source."""
+        positions = self._plans[name].positions(rows)
+        return Upstream(self._plans[name].cells.take(positions), self._indexes[name].names(positions))
+
+    def _table(self, name: str) -> TableSpec:
+        """Where a worker finds a table."""
+        stage = self._plans[name].node.stage
+        return TableSpec(self._root, stage.name, fingerprint_record(stage), stage.output)
 
 
 @contextlib.contextmanager

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from hoi_distill.pipeline.console.progress import working
-from hoi_distill.pipeline.filling.run import make_table_task
+from hoi_distill.pipeline.console.watch import working
+from hoi_distill.pipeline.filling.run import TaskMaker
 from hoi_distill.pipeline.training.binding import plan_all
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.stage import TensorOutput
 from hoi_distill.storage.errors import UserError
 from hoi_distill.workers.task import Task
+from hoi_distill.workers.worker import Worker
 
 TOLERANCE = {"fp16": 2e-3, "bf16": 2e-2, "int8": 3e-2, "float16": 4e-3, "float32": 1e-4}
 """Largest accepted difference, relative to the largest magnitude of the cell (at least 1), by stored type."""
@@ -50,32 +51,31 @@ class Verification:
         return {**asdict(self), "worst": worst, "agrees": self.agrees}
 
 
-def verify_table(setup: Setup, name: str, sample: int, seed: int) -> Verification:
+def verify_table(workspace: Workspace, name: str, sample: int, seed: int) -> Verification:
     """Compute ``sample`` random filled cells of one table again, in this process, and compare them with what is stored."""
-    from hoi_distill.workers.worker import Worker
 
-    if name not in setup.nodes:
-        raise UserError(f"{setup.path}: tables: there is no {name!r}; there are {', '.join(setup.nodes)}")
-    plans = plan_all(setup)
+    if name not in workspace.nodes:
+        raise UserError(f"{workspace.path}: tables: there is no {name!r}; there are {', '.join(workspace.nodes)}")
+    plans = plan_all(workspace)
     table_plan = plans[name]
     table, state = table_plan.table, table_plan.state
     if table is None or state is None or not table_plan.counts["filled"]:
-        raise UserError(f"{name}: no filled cell to verify; fill it with: {setup.mending_command()}")
+        raise UserError(f"{name}: no filled cell to verify; fill it with: {workspace.mending_command()}")
     filled = np.argwhere(state.filled)
     chosen = filled[np.random.default_rng(seed).permutation(len(filled))[:sample]]
     positions, slot = np.unique(chosen[:, 0], return_inverse=True)
     needed = np.zeros((len(positions), len(table_plan.columns)), bool)
     needed[slot, chosen[:, 1]] = True
-    source = setup.sources[table_plan.node.stage.source]
+    source = workspace.sources[table_plan.node.stage.source]
     rows = table_plan.rows[positions]
-    table_task = make_table_task(table_plan, positions, needed, plans, setup)
+    table_task = TaskMaker(plans, workspace.sources, workspace.cache.root).table_task(name, positions, needed)
     task = Task(
         task_id=f"verify:{name}",
         uris=[source.uris[row] for row in rows],
         keys=[source.keys[row] for row in rows],
         tables=(table_task,),
     )
-    device = setup.config.workers.device
+    device = workspace.config.workers.device
     what = f"computing {len(chosen):,} cells of {len(positions):,} rows of {name} again on {device}"
     print(f"{what[0].upper()}{what[1:]}; the model is loaded first.", file=sys.stderr)
     worker = Worker(device)

@@ -1,4 +1,4 @@
-"""What may stand under ``stage:``, read off the stage classes."""
+"""The catalogue of stages that a configuration can name, read from the stage classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypedDict, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -19,28 +19,68 @@ from hoi_distill.stages.stage import Stage
 from hoi_distill.stages.teacher.weights import CHECKPOINT
 
 
-def catalogue() -> list[dict[str, Any]]:
-    """One record a stage: ``stage, table, rows, says, description, architectures, needs, keys, snippet``.
+class KeyEntry(TypedDict):
+    """A key of a stage.
 
-    ``keys`` lists ``{name, type, default, required}``; ``needs`` is how to install what is no dependency, or null.
+    Attributes:
+        name: the key.
+        type: what it takes, in words.
+        default: its default; null too where it is required.
+        required: whether it has no default.
+        says: what it means.
     """
 
+    name: str
+    type: str
+    default: Any
+    required: bool
+    says: str
+
+
+class StageEntry(TypedDict):
+    """A stage in the catalogue.
+
+    Attributes:
+        stage: its name in a configuration.
+        table: the name of its tables in the cache.
+        rows: what a row is: ``images`` or ``texts``.
+        says: the first sentence of its description.
+        description: its docstring.
+        architectures: the model classes that it takes. A name with a star is a pattern.
+        needs: how to install what is no dependency. null: nothing.
+        keys: its keys.
+        snippet: an example, in YAML.
+    """
+
+    stage: str
+    table: str
+    rows: str
+    says: str
+    description: str
+    architectures: list[str]
+    needs: str | None
+    keys: list[KeyEntry]
+    snippet: str
+
+
+def catalogue() -> list[StageEntry]:
+    """Every stage that a configuration can name."""
     return [_describe(name, stage_class(name)) for name in STAGES]
 
 
 def first_words(lines: Sequence[str]) -> str:
-    """The first line of a docstring, to the end of its last sentence, which may go on over several."""
+    """The sentences that begin in the first line of a docstring, the last one to its end."""
     paragraph = " ".join(itertools.takewhile(str.strip, lines))
     end = re.compile(r"[.;](?= |$)").search(paragraph, len(lines[0]) - 1) if lines else None
     return paragraph[: end.start()] + "." if end else paragraph
 
 
 def plain(docstring: str) -> str:
-    """Without reStructuredText's roles and double backticks: ":class:`Stage`" reads "Stage"."""
+    """A docstring without reStructuredText's roles and double backticks: ":class:`Stage`" reads "Stage"."""
     return re.sub(r":[a-z]+:`~?(?:[\w.]+\.)?(\w+)`|``(.+?)``", lambda found: found[1] or found[2], docstring)
 
 
-def _describe(name: str, stage: type[Stage]) -> dict[str, Any]:
+def _describe(name: str, stage: type[Stage]) -> StageEntry:
     lines = (inspect.getdoc(stage) or "").splitlines()
     return {
         "stage": name,
@@ -55,7 +95,7 @@ def _describe(name: str, stage: type[Stage]) -> dict[str, Any]:
     }
 
 
-def _key(name: str, field: FieldInfo) -> dict[str, Any]:
+def _key(name: str, field: FieldInfo) -> KeyEntry:
     return {
         "name": name,
         "type": type_name(Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation),
@@ -66,7 +106,7 @@ def _key(name: str, field: FieldInfo) -> dict[str, Any]:
 
 
 def type_name(kind: Any) -> str:
-    """How a type is called in a list of keys: without bounds, ``folder, hub id, or {id, revision}`` for a checkpoint."""
+    """A type in the words of the catalogue: without bounds; a checkpoint is ``folder, hub id, or {id, revision}``."""
     if get_origin(kind) is Annotated:
         return "folder, hub id, or {id, revision}" if CHECKPOINT in kind.__metadata__ else type_name(kind.__origin__)
     if get_origin(kind) in (Union, UnionType):
@@ -79,7 +119,7 @@ def type_name(kind: Any) -> str:
 
 
 def accepted(stage: type[Stage]) -> list[str]:
-    """Names of the model classes a stage takes; a name with a star is a pattern. [] where it takes no checkpoint."""
+    """The model classes that a stage takes. A name with a star is a pattern. [] where it takes no checkpoint."""
     endings: Sequence[str] = getattr(stage, "architectures", ())
     return [beginning + ending for beginning in getattr(stage, "families", ("",)) for ending in endings]
 

@@ -18,7 +18,7 @@ def configuration_schema() -> dict[str, Any]:
     """The schema of :class:`Config`, with the keys of a table by its ``stage`` and those of a student by its ``method``."""
     schema = TypeAdapter(Config).json_schema()
     definitions = schema.setdefault("$defs", {})
-    table = definitions.pop("Table")
+    table = definitions.pop("TableSection")
     common = {key: value for key, value in table["properties"].items() if key != "stage"}
     tables = {stage: _definition(f"stage:{stage}", stage_class(stage).Config, definitions) for stage in STAGES}
     for stage, own in tables.items():

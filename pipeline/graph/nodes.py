@@ -94,8 +94,8 @@ def pair_teachers(config: Config, nodes: Mapping[str, Node], where: Path) -> dic
     found = {}
     for name, section in config.pair_teachers.items():
         place = f"{where}: pair_teachers.{name}."
-        method, student, pictures = read_section(section, place)
-        tables = pictures.tables
+        method, student, data = read_section(section, place)
+        tables = data.tables
         for role in ("detections", "features"):
             if getattr(tables, role) not in nodes:
                 raise UserError(f"{place}tables.{role}: there is no table {getattr(tables, role)!r}")

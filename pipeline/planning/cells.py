@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 
+from hoi_distill.pipeline.config.schema import TableSection
+from hoi_distill.pipeline.inputs import Source
 from hoi_distill.pipeline.planning.plan import TablePlan
-from hoi_distill.pipeline.workspace import Setup
 from hoi_distill.stages.stage import fingerprint_record
 from hoi_distill.storage.digests import content_name
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.selection import CellSelection
+from hoi_distill.storage.stream import StreamSpec, TableRef
 from hoi_distill.storage.table import Table
-
-if TYPE_CHECKING:
-    from hoi_distill.storage.stream import StreamSpec
 
 
 @dataclass(frozen=True)
@@ -60,83 +60,118 @@ def failed_rows(table_plan: TablePlan, rows: np.ndarray) -> dict[int, str]:
     return {row: f"{table_plan.node.name}: {reason}" for (row, _), reason in found.items()}
 
 
-def columns_of(setup: Setup, plans: Mapping[str, TablePlan], name: str) -> tuple[str, ...]:
-    """The columns of a planned table. Raises UserError where there is no table of this name."""
-    if name not in plans:
-        raise UserError(f"{setup.path}: student.tables: there is no table {name!r}; there are {', '.join(plans)}")
-    return plans[name].columns
+@dataclass(frozen=True)
+class CellPicker:
+    """Picks the cells of planned tables that a student reads.
 
-
-def planned_cells(
-    setup: Setup, plans: Mapping[str, TablePlan], name: str, columns: Sequence[str] | None, rows: np.ndarray
-) -> PlannedCells:
-    """Some cells of one table, each of which is filled or a recorded failure if its stage wants it.
-
-    Args:
-        setup: for messages.
+    Attributes:
+        path: the configuration's file, for messages.
         plans: of all tables.
-        name: the table's.
-        columns: which columns, None for all.
-        rows: ``int64 [r]`` rows of the table's source.
-
-    Raises:
-        UserError: a wanted cell is empty, or the table has no such column or row.
+        mending_command: what a user types to fill the cache.
     """
-    have = columns_of(setup, plans, name)
-    table_plan = plans[name]
-    chosen = have if columns is None else tuple(columns)
-    if missing := [column for column in chosen if column not in have]:
-        raise UserError(f"{setup.path}: tables.{name}.columns: the student needs {missing[0]!r}; add it")
-    mend = f"fill it with: {setup.mending_command()}"
-    if table_plan.table is None or table_plan.state is None:
-        raise UserError(f"table {name}: no cell is filled; {mend}")
-    where = table_plan.positions(rows)
-    if (where < 0).any():
-        raise UserError(f"{setup.path}: tables.{name}.splits: does not cover the pictures that the student needs")
-    cells = table_plan.cells.take(where).select(chosen)
-    wanted = cells.wanted_mask()
-    empty = table_plan.state.empty(where)[:, [have.index(column) for column in chosen]] & wanted
-    if empty.any():
-        raise UserError(
-            f"table {name}: {int(empty.sum()):,} of {int(wanted.sum()):,} cells that the student needs are empty; {mend}"
-        )
-    digests = table_plan.table.value_digests(cells)
-    digests[~wanted] = 0  # what happens to be filled there is not read either
-    values = content_name(np.ascontiguousarray(digests).tobytes(), 64)[:32]
-    return PlannedCells(table_plan, cells, values)
+
+    path: Path
+    plans: Mapping[str, TablePlan]
+    mending_command: str
+
+    def columns(self, name: str) -> tuple[str, ...]:
+        """The columns of a planned table.
+
+        Raises:
+            UserError: there is no table of this name.
+        """
+        if name not in self.plans:
+            there = ", ".join(self.plans)
+            raise UserError(f"{self.path}: student.tables: there is no table {name!r}; there are {there}")
+        return self.plans[name].columns
+
+    def pick(self, name: str, rows: np.ndarray, columns: Sequence[str] | None = None) -> PlannedCells:
+        """Some cells of one table. Each of them that its stage wants is filled or a recorded failure.
+
+        Args:
+            name: the table's.
+            rows: ``int64 [r]`` rows of the table's source.
+            columns: which columns. None: all.
+
+        Raises:
+            UserError: a wanted cell is empty, or the table has no such column or row.
+        """
+        have, place = self.columns(name), f"{self.path}: tables.{name}"
+        table_plan = self.plans[name]
+        chosen = have if columns is None else tuple(columns)
+        if missing := [column for column in chosen if column not in have]:
+            raise UserError(f"{place}.columns: the student needs {missing[0]!r}; add it")
+        mend = f"fill it with: {self.mending_command}"
+        if table_plan.table is None or table_plan.state is None:
+            raise UserError(f"table {name}: no cell is filled; {mend}")
+        where = table_plan.positions(rows)
+        if (where < 0).any():
+            raise UserError(f"{place}.splits: does not cover the pictures that the student needs")
+        cells = table_plan.cells.take(where).select(chosen)
+        wanted = cells.wanted_mask()
+        empty = table_plan.state.empty(where)[:, [have.index(column) for column in chosen]] & wanted
+        if empty.any():
+            count = f"{int(empty.sum()):,} of {int(wanted.sum()):,}"
+            raise UserError(f"table {name}: {count} cells that the student needs are empty; {mend}")
+        digests = table_plan.table.value_digests(cells)
+        digests[~wanted] = 0  # what happens to be filled there is not read either
+        values = content_name(np.ascontiguousarray(digests).tobytes(), 64)[:32]
+        return PlannedCells(table_plan, cells, values)
 
 
-def stream_spec(setup: Setup, rows: np.ndarray, planned: Mapping[str, PlannedCells]) -> StreamSpec:
+def stream_spec(row_ids: np.ndarray, planned: Mapping[str, PlannedCells], mending_command: str) -> StreamSpec:
     """What to stream.
 
     Args:
-        setup: the images, and for messages.
-        rows: ``int64 [N]`` rows of the images, those of the planned cells.
+        row_ids: ``V16 [N]``, the images of the planned cells.
         planned: the cells, by role.
+        mending_command: what a user types to fill the cache, for messages.
     """
-    from hoi_distill.storage.stream import StreamSpec, TableRef
-
     tables = {role: TableRef(str(each.table.dir), each.table.fingerprint, each.cells) for role, each in planned.items()}
-    return StreamSpec(setup.sources["images"].ids[rows], tables, setup.mending_command())
+    return StreamSpec(row_ids, tables, mending_command)
 
 
-def read_text(setup: Setup, text: PlannedCells) -> np.ndarray:
-    """``float32 [H, D]`` embeddings of the vocabulary's prompts, from a table of all texts."""
-    place = {prompt: row for row, prompt in enumerate(setup.sources["texts"].keys)}
-    rows = np.array([place[prompt] for prompt in setup.vocabulary.prompts()], np.int64)
+def read_text(text: PlannedCells, texts: Source, prompts: Sequence[str]) -> np.ndarray:
+    """``float32 [H, D]`` embeddings of H prompts.
+
+    Args:
+        text: one column of a table of texts, for all rows of its source.
+        texts: that source.
+        prompts: the H texts.
+
+    Raises:
+        UserError: the embedding of a prompt is a recorded failure.
+    """
+    place = {key: row for row, key in enumerate(texts.keys)}
+    rows = np.array([place[prompt] for prompt in prompts], np.int64)
     column = text.cells.columns[0]
     values = text.table.read(CellSelection(text.cells.row_ids[rows], (column,)))[column]
     if values.null_count:
-        failed = setup.vocabulary.prompts()[values.is_null().index(True).as_py()]
+        failed = prompts[values.is_null().index(True).as_py()]
         raise UserError(
             f"table {text.name}: the prompt {failed!r} is a recorded failure; see hoi-distill run --retry-failed"
         )
     return np.asarray(values.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(rows), -1)
 
 
-def identity_of(setup: Setup, planned: PlannedCells) -> dict[str, Any]:
-    """Who gave the student this table: enough to build the stage again, and to refuse another one."""
-    table = setup.config.tables[planned.name]
+class TableIdentity(TypedDict):
+    """Who gave a student one of its tables: enough to build the stage again, and to refuse another one.
+
+    Attributes:
+        fingerprint: the table's.
+        record: what the fingerprint is made of.
+        stage: the stage's name in the configuration.
+        parameters: the stage's keys, as written.
+    """
+
+    fingerprint: str
+    record: Mapping[str, Any]
+    stage: str
+    parameters: Mapping[str, Any]
+
+
+def identity_of(planned: PlannedCells, table: TableSection) -> TableIdentity:
+    """The identity of the table that some cells belong to, and whose keys ``table`` are."""
     return {
         "fingerprint": planned.table.fingerprint,
         "record": fingerprint_record(planned.table_plan.node.stage),

@@ -7,6 +7,7 @@ mixed from the value digests above it. Nothing here opens a payload, loads a tea
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -70,9 +71,14 @@ class TablePlan:
 
     def positions(self, rows: np.ndarray) -> np.ndarray:
         """``int64 [r]``: where these rows of the source stand among :attr:`rows`; -1 for a row that is not covered."""
-        where = np.full(1 + max(self.rows.max(initial=-1), rows.max(initial=-1)), -1, np.int64)
+        return self._position[np.minimum(rows, len(self._position) - 1)]
+
+    @functools.cached_property
+    def _position(self) -> np.ndarray:
+        """``int64``: where each row of the source stands among :attr:`rows`, up to one after the last that is covered."""
+        where = np.full(2 + self.rows.max(initial=-1), -1, np.int64)
         where[self.rows] = np.arange(len(self.rows))
-        return where[rows]
+        return where
 
     def cells_of(self, rows: np.ndarray) -> CellSelection:
         """The cells of some rows of the source, each of which is covered."""
@@ -82,6 +88,16 @@ class TablePlan:
         """``{column: values}`` of some rows of the source, null where the stage does not want a cell."""
         assert self.table is not None
         return self.table.read(self.cells_of(rows))
+
+    def readable(self, rows: np.ndarray) -> np.ndarray:
+        """``bool [r]``: which of these rows of the source have a value in every wanted cell, no failure."""
+        if self.state is None:
+            return np.zeros(len(rows), bool)
+        where = self.positions(rows)
+        have = where >= 0
+        without = self.state.empty(where[have]) | self.state.failed[where[have]]
+        have[have] = ~(without & self.cells.take(where[have]).wanted_mask()).any(axis=1)
+        return have
 
     def needed(self, start: int, stop: int) -> np.ndarray:
         """``bool [stop - start, C]``: cells of this slice of rows that can and must be computed now."""

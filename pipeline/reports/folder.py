@@ -1,4 +1,4 @@
-"""The page of a folder of pictures: the teacher's answers, and the prompts that matched best."""
+"""The page of a folder of images: the teacher's answers, and the prompts that match best."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hoi_distill.pipeline.reports.run import captions_of, matches_of, readable
+from hoi_distill.pipeline.reports.run import captions_of, matches_of
 from hoi_distill.pipeline.training.binding import plan_all
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.evaluate.pages.gallery import GalleryItem
 from hoi_distill.stages.evaluate.pages.report import FolderPage, TableRead, write_folder_page
 from hoi_distill.storage.errors import UserError
@@ -26,54 +26,57 @@ def agreed(answers: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return [*yes, *([("answered no", f"{denied} more questions")] if denied else [])]
 
 
-def write_page(setup: Setup, out: Path) -> None:
-    """Write one self-contained HTML file with every picture of the setup's tables ``captions`` and ``itm``.
+def write_page(workspace: Workspace, out: Path) -> None:
+    """Write one self-contained HTML file with every image of the tables ``captions`` and ``itm``.
 
     Raises:
         UserError: nothing is filled yet, or ``out`` cannot be written, which is tried first.
     """
     refuse_unwritable("--out", out)
-    plans = plan_all(setup)
-    source = setup.sources["images"]
-    texts = [made for made in plans.values() if made.node.stage.name == "captions"]
-    itm = next((made for made in plans.values() if made.node.stage.name == "itm"), None)
+    plans = plan_all(workspace)
+    source = workspace.images
+    texts = [table_plan for table_plan in plans.values() if table_plan.node.stage.name == "captions"]
+    itm = next((table_plan for table_plan in plans.values() if table_plan.node.stage.name == "itm"), None)
     shown = [*texts, *([itm] if itm is not None else [])]
-    rows = source.rows(setup.config.splits())
+    rows = source.rows(workspace.config.splits())
     answers: list[list[tuple[str, str]]] = [[] for _ in rows]
-    for made in texts:
-        for shown_of_row, of_row in zip(answers, captions_of(made, rows), strict=True):
-            shown_of_row.extend(of_row if len(made.columns) <= SHOWN else agreed(of_row))
-    matches = matches_of(setup, itm, rows)
-    answered = np.logical_or.reduce([np.zeros(len(rows), bool), *(readable(made, rows) for made in shown)])
+    for table_plan in texts:
+        for shown_of_row, of_row in zip(answers, captions_of(table_plan, rows), strict=True):
+            shown_of_row.extend(of_row if len(table_plan.columns) <= SHOWN else agreed(of_row))
+    matches = matches_of(itm, rows, workspace.mending_command())
+    answered = np.logical_or.reduce([np.zeros(len(rows), bool), *(table_plan.readable(rows) for table_plan in shown)])
     if not answered.any():
-        raise UserError(f"{setup.path}: the cache holds no captions or matching scores yet; {setup.mending_command()}")
-    empty = {made.node.name: made.counts["empty"] + made.counts["unknown"] for made in shown if not made.complete()}
+        raise UserError(
+            f"{workspace.path}: the cache holds no captions or matching scores yet; {workspace.mending_command()}"
+        )
+    empty = {each.node.name: each.counts["empty"] + each.counts["unknown"] for each in shown if not each.complete()}
     if empty:
         cells = ", ".join(f"{count:,} of {name}" for name, count in empty.items())
         print(
-            f"hoi-distill: warning: empty cells ({cells}) are left out of the page; `{setup.mending_command()}` fills them",
+            f"hoi-distill: warning: empty cells ({cells}) are left out of the page; "
+            f"`{workspace.mending_command()}` fills them",
             file=sys.stderr,
         )
     failed: dict[str, str] = {}
-    for made in shown:
-        if made.table is not None:
-            for (row, _), reason in made.table.failures(made.cells).items():
-                failed.setdefault(source.keys[made.rows[row]], reason)
-    frame = next(iter(setup.dataset.values())).frame
+    for table_plan in shown:
+        if table_plan.table is not None:
+            for (row, _), reason in table_plan.table.failures(table_plan.cells).items():
+                failed.setdefault(source.keys[table_plan.rows[row]], reason)
+    frame = next(iter(workspace.dataset.values())).frame
     items = [
         GalleryItem(source.keys[row], Path(source.uris[row]), captions=answers[i], matches=matches[i], frame=frame)
         for i, row in enumerate(rows)
         if answered[i]
     ]
     tables = [
-        TableRead(name, made.table.fingerprint, made.table.record, len(made.columns))
-        for name, made in plans.items()
-        if made.table is not None
+        TableRead(name, table_plan.table.fingerprint, table_plan.table.record, len(table_plan.columns))
+        for name, table_plan in plans.items()
+        if table_plan.table is not None
     ]
-    teachers = {made.node.stage.provenance().get("checkpoint") for made in shown}
+    teachers = {table_plan.node.stage.provenance().get("checkpoint") for table_plan in shown}
     about = (
-        f"{len(items)} pictures of {setup.config.dataset.root}, as the teacher sees them "
+        f"{len(items)} pictures of {workspace.config.dataset.root}, as the teacher sees them "
         f"({', '.join(sorted(str(teacher) for teacher in teachers if teacher))})."
     )
-    write_folder_page(out, FolderPage(setup.config.name, about, items, failed, tables))
+    write_folder_page(out, FolderPage(workspace.config.name, about, items, failed, tables))
     print(f"{out}: {len(items)} pictures" + (f", {len(failed)} failed" if failed else ""))

@@ -1,4 +1,4 @@
-"""The report of a run: its metrics, and the teacher's answers about the pictures that it shows."""
+"""The report of a run: its metrics, and the teacher's answers about the images that it shows."""
 
 from __future__ import annotations
 
@@ -6,28 +6,26 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hoi_distill.pipeline.planning.plan import TablePlan
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.reports.label_quality import label_report, labelled_metrics
+from hoi_distill.pipeline.training.request import Resolved
+from hoi_distill.pipeline.workspace import Workspace
+from hoi_distill.stages.evaluate.detections import HoiDetections
+from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import HicoDetEvaluation
 from hoi_distill.stages.evaluate.pages.gallery import EvaluatedSplit, Match, choose_pictures, gallery_items
 from hoi_distill.stages.evaluate.pages.report import LabelCheck, ReportData, write_report
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
 
-if TYPE_CHECKING:
-    from hoi_distill.pipeline.training.request import Resolved
-    from hoi_distill.stages.evaluate.detections import HoiDetections
-    from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import HicoDetEvaluation
-
 BEST_PROMPTS = 5
 CHECKED = 500
-"""Training pictures whose image-level labels are compared with annotations."""
+"""Training images whose image-level labels are compared with annotations."""
 
 
 def write_run_report(
-    setup: Setup,
+    workspace: Workspace,
     resolved: Resolved,
     plans: Mapping[str, TablePlan],
     run_dir: Path,
@@ -39,23 +37,23 @@ def write_run_report(
     """Write ``report.html`` beside ``student.json``, ``metrics.jsonl`` and ``evaluation.json`` of a run.
 
     Args:
-        setup: the configuration with its dataset.
+        workspace: the dataset and the configuration.
         resolved: the training.
         plans: of all tables.
         run_dir: the run's folder.
-        trained_on: what the student learned from, a noun phrase.
+        trained_on: which images and labels the student learned from, a noun phrase.
         detections: of the test split.
         evaluation: of these detections.
     """
-    test = setup.dataset["test"]
-    rows = setup.sources["images"].splits["test"]
+    test = workspace.dataset["test"]
+    rows = workspace.images.splits["test"]
     split = EvaluatedSplit(test, detections, evaluation.matched)
     chosen = choose_pictures(split, resolved.tested)
     shown = np.array([pick.image for pick in chosen])
-    roles = resolved.pictures.tables
+    roles = resolved.data.tables
     captions = captions_of(plans.get(roles.captions or ""), rows[shown])
-    matches = matches_of(setup, plans.get(roles.itm), rows[shown])
-    matches = ticked(matches, test.take(shown).image_truth(), setup.vocabulary.prompts())
+    matches = matches_of(plans.get(roles.itm), rows[shown], workspace.mending_command())
+    matches = ticked(matches, test.take(shown).image_truth(), workspace.vocabulary.prompts())
     gallery = gallery_items(
         split,
         chosen,
@@ -66,7 +64,7 @@ def write_run_report(
     done = json.loads((run_dir / "done.json").read_text())
     data = ReportData.from_run(
         run_dir,
-        name=setup.config.name,
+        name=workspace.config.name,
         trained_on=f"Trained on {trained_on}.",
         facts=(
             ("Run", resolved.fingerprint[:12]),
@@ -77,7 +75,7 @@ def write_run_report(
         ),
         skipped=resolved.left_out,
         gallery=gallery,
-        labels=label_check(setup, plans, roles.labels) if "labels" in resolved.train else None,
+        labels=label_check(workspace, plans, roles.labels) if "labels" in resolved.train else None,
     )
     write_report(run_dir / "report.html", data)
 
@@ -86,7 +84,7 @@ def ticked(matches: Sequence[Sequence[Match]], gt: np.ndarray, prompts: Sequence
     """Mark the matches of annotated classes. A sentence of no class keeps ``annotated=None``.
 
     Args:
-        matches: of N pictures.
+        matches: of N images.
         gt: ``bool [N, H]``: the interactions annotated in each.
         prompts: the sentence of each class.
     """
@@ -99,70 +97,63 @@ def ticked(matches: Sequence[Sequence[Match]], gt: np.ndarray, prompts: Sequence
     return marked
 
 
-def label_check(setup: Setup, plans: Mapping[str, TablePlan], name: str) -> LabelCheck | None:
-    """The report on a table of image-level labels, of :data:`CHECKED` random training pictures.
+def label_check(workspace: Workspace, plans: Mapping[str, TablePlan], name: str) -> LabelCheck | None:
+    """The report on a table of image-level labels, of :data:`CHECKED` random training images. None without annotations.
 
-    All of them are read after the training. None where nothing is annotated.
+    It is made after the training, and reads all annotations.
+
+    Args:
+        workspace: the dataset.
+        plans: of all tables.
+        name: the table's.
     """
-    from hoi_distill.pipeline.reports.label_quality import label_report
-
-    if not len(setup.dataset["train"].hoi):
+    if not len(workspace.dataset["train"].hoi):
         return None
-    report = label_report(setup, plans, name, CHECKED)
-    rows = []
-    for when, of in (("before", "of the texts alone"), ("after", "of texts and yes/no answers")):
-        for part, which in ((report[when], ""), ((report[when] or {}).get("actions"), ", without no_interaction")):
-            if part is not None:
-                rows.append((f"{of}{which}", part["precision"], part["recall"], part["map"]))
+    report = label_report(workspace, plans, name, CHECKED)
+    found = labelled_metrics(report, "of the texts alone", "of texts and yes/no answers", ", without no_interaction")
+    rows = [(label, metrics["precision"], metrics["recall"], metrics["map"]) for label, metrics in found]
     return LabelCheck(report["pictures"], rows, report["dropped"])
 
 
-def readable(made: TablePlan | None, rows: np.ndarray) -> np.ndarray:
-    """``bool [r]``: which of these rows have every wanted cell of a table (values, not failures)."""
-    if made is None or made.state is None:
-        return np.zeros(len(rows), bool)
-    where = made.positions(rows)
-    have = where >= 0
-    without = made.state.empty(where[have]) | made.state.failed[where[have]]
-    have[have] = ~(without & made.cells.take(where[have]).wanted_mask()).any(axis=1)
-    return have
+def captions_of(table_plan: TablePlan | None, rows: np.ndarray) -> list[list[tuple[str, str]]]:
+    """The answers of each row: ``(question, answer)``, a yes/no answer with its score.
 
-
-def cells_of(made: TablePlan | None, rows: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """The rows (positions among ``rows``) that a table answers completely, and their values by column."""
-    chosen = np.flatnonzero(readable(made, rows))
-    if made is None or made.table is None or not len(chosen):
-        return np.zeros(0, np.int64), {}
-    return chosen, made.read(rows[chosen])
-
-
-def captions_of(made: TablePlan | None, rows: np.ndarray) -> list[list[tuple[str, str]]]:
-    """(question, answer) of each row, of the questions that were asked of it; yes/no answers come with their score."""
+    Args:
+        table_plan: a table of captions. None: there is none.
+        rows: ``int64 [r]`` rows of the images. A row with an empty or failed cell gets no answers.
+    """
     answers: list[list[tuple[str, str]]] = [[] for _ in rows]
-    chosen, values = cells_of(made, rows)
+    if table_plan is None:
+        return answers
+    chosen = np.flatnonzero(table_plan.readable(rows))
+    values = table_plan.read(rows[chosen]) if len(chosen) else {}
     for question, cells in values.items():
         for position, cell in zip(chosen, cells.to_pylist(), strict=True):
-            if cell is None:
+            if cell is None:  # this question was not asked about this row
                 continue
             score = "" if cell["score"] is None else f" ({cell['score']:.2f})"
             answers[position].append((question, f"{cell['text']}{score}"))
     return answers
 
 
-def matches_of(
-    setup: Setup, made: TablePlan | None, rows: np.ndarray, best: int = BEST_PROMPTS
-) -> list[Sequence[Match]]:
-    """The prompts that match each row best, with the softmax probability of a match."""
+def matches_of(table_plan: TablePlan | None, rows: np.ndarray, mending_command: str) -> list[Sequence[Match]]:
+    """The :data:`BEST_PROMPTS` prompts that match each row best, with the softmax probability of a match.
+
+    Args:
+        table_plan: a table of matching scores. None: there is none.
+        rows: ``int64 [r]`` rows of the images. A row with an empty or failed cell gets no matches.
+        mending_command: what a user types to fill the cache, for messages.
+    """
     matches: list[Sequence[Match]] = [[] for _ in rows]
-    chosen = np.flatnonzero(readable(made, rows))
-    if made is None or made.table is None or not len(chosen):
+    chosen = np.flatnonzero(table_plan.readable(rows)) if table_plan is not None else ()
+    if table_plan is None or table_plan.table is None or not len(chosen):
         return matches
-    cells = made.cells_of(rows[chosen])
-    ref = TableRef(str(made.table.dir), made.table.fingerprint, cells)
-    spec = StreamSpec(cells.row_ids, {"itm": ref}, setup.mending_command())
+    cells = table_plan.cells_of(rows[chosen])
+    ref = TableRef(str(table_plan.table.dir), table_plan.table.fingerprint, cells)
+    spec = StreamSpec(cells.row_ids, {"itm": ref}, mending_command)
     for sample in SampleStream(spec).__getitems__(range(len(chosen))):
         logits = {prompt: pair for prompt, pair in sample["itm"].items() if pair is not None}
         odds = np.diff(np.array(list(logits.values()), np.float64).reshape(-1, 2))[:, 0]
-        top, prompts = np.argsort(-odds, kind="stable")[:best], list(logits)
+        top, prompts = np.argsort(-odds, kind="stable")[:BEST_PROMPTS], list(logits)
         matches[chosen[sample["row"]]] = [Match(prompts[i], float(1 / (1 + np.exp(-odds[i])))) for i in top]
     return matches

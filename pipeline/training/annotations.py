@@ -1,16 +1,16 @@
-"""Which annotations a training sees: those of the first pictures, without a zero-shot split's classes, or a few of each."""
+"""Which annotations a training sees: those of the first images, without a zero-shot split's classes, or a few of each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
-from hoi_distill.pipeline.config.student import FewShotSection, Pictures
-from hoi_distill.pipeline.training.agreement import refuse_better_taught
+from hoi_distill.pipeline.config.student import DataSection, FewShotSection
+from hoi_distill.pipeline.training.agreement import pair_teacher_tables
 from hoi_distill.pipeline.training.section import labelled_count
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.sampling import few_shot
 from hoi_distill.stages.data.sampling.few_shot import FewShot
@@ -21,18 +21,27 @@ from hoi_distill.stages.student.method import METHODS, Method, Needs, method_nam
 from hoi_distill.storage.errors import UserError
 
 
+class LabelsRecord(TypedDict, total=False):
+    """How annotations were taken away, as ``student.json`` says it."""
+
+    zero_shot: dict[str, str | int]
+    few_shot: dict[str, str | int]
+
+
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """The training split's N records as a training sees them.
+    """The N records of the training split, as a training sees them.
 
     Attributes:
-        annotations: all records, with the annotations that training may see; of every record the method may look at, and
-            none for a method that reads none.
-        labelled: bool ``[N]`` records with annotations for the student. excluded: bool ``[N]`` those that training may
-            not see at all, because nothing seen is annotated in them; ``left_out`` says so, ``{reason: pictures}``.
-        split: the zero-shot split; few: the drawn list; dropped: all records with what was not drawn.
-        before: int64 ``[H]`` annotated pairs of each class in the labelled pictures before anything was taken out; in all
-            pictures where none is labelled. For evaluation.
+        annotations: all records, with the annotations that training may see. A method that reads no annotations gets none.
+        labelled: ``bool [N]``, the records with annotations for the student.
+        excluded: ``bool [N]``, the records that training may not see at all, as no seen class is annotated in them.
+        before: ``int64 [H]``, annotated pairs of each class in the labelled images before anything was taken out. Where no
+            image is labelled, those in all images. For evaluation.
+        split: the zero-shot split.
+        few: the list of drawn annotations.
+        dropped: all records, with the annotations that were not drawn.
+        left_out: ``{reason: images}`` of the excluded records.
     """
 
     annotations: Annotations
@@ -48,15 +57,15 @@ class Labels:
         """int64 ``[H]``: annotated pairs of each class that training sees."""
         return pairs_of(self.annotations, self.labelled)
 
-    def record(self) -> dict[str, Any]:
-        """What a run's record says of them; nothing where all annotations of the labelled pictures are used."""
-        said: dict[str, Any] = {}
+    def record(self) -> LabelsRecord:
+        """What ``student.json`` says about them: nothing where all annotations of the labelled images are used."""
+        record: LabelsRecord = {}
         if self.split is not None:
-            said["zero_shot"] = {"split": self.split.name, "unseen_classes": int(self.split.unseen.sum())}
+            record["zero_shot"] = {"split": self.split.name, "unseen_classes": int(self.split.unseen.sum())}
         if self.few is not None:
             named = {key: getattr(self.few, key) for key in ("shots", "seed", "classes")}
-            said["few_shot"] = {**named, "annotations": len(self.few), "digest": self.few.digest()}
-        return said
+            record["few_shot"] = {**named, "annotations": len(self.few), "digest": self.few.digest()}
+        return record
 
     def words(self) -> str:
         """The same as the end of a sentence."""
@@ -66,34 +75,35 @@ class Labels:
         return words
 
 
-def labels_of(setup: Setup, pictures: Pictures, method: Method, needs: Needs, distinct: np.ndarray) -> Labels:
-    """Take the labelled pictures, then what the zero-shot split leaves of them, then draw a few of that.
+def labels_of(workspace: Workspace, data: DataSection, method: Method, needs: Needs, distinct: np.ndarray) -> Labels:
+    """Take the labelled images, then what the zero-shot split leaves of them, then draw a few of that.
 
     Args:
-        setup: the setup whose training split is labelled.
-        pictures: the keys of the student's section that choose pictures.
+        workspace: where the training split is.
+        data: which images and annotations the student gets.
         method: the student's method.
         needs: what the method reads.
-        distinct: ``int64 [P]``, the first record of each row. The other records are no pictures of their own.
+        distinct: ``int64 [P]``, the first record of each row. The other records are no images of their own.
 
     Raises:
-        UserError: there are fewer pictures, or a split, list or method does not go with the rest.
+        UserError: there are fewer images, or a split, list or method does not go with the rest.
     """
-    train, where = setup.dataset["train"], f"{setup.path}: student."
-    there, few_section = len(train), pictures.few_shot
-    count = labelled_count(setup, pictures, where)
+    train, where = workspace.dataset["train"], f"{workspace.path}: student."
+    there, few_section = len(train), data.few_shot
+    count = labelled_count(data.labelled, there, where, trial=workspace.limit is not None)
     if count == 0 or not needs.annotations:
         return unlabelled(train, needs)
     labelled = np.arange(there) < count
     labels = Labels(train, labelled, np.zeros(there, bool), pairs_of(train, labelled))
-    if pictures.zero_shot is not None:
-        refuse_unable(method, f"{where}zero_shot: {pictures.zero_shot}")
+    if data.zero_shot is not None:
+        refuse_unable(method, f"{where}zero_shot: {data.zero_shot}")
         try:
-            split = split_of(setup.vocabulary, pictures.zero_shot)
+            split = split_of(workspace.vocabulary, data.zero_shot)
         except UserError as error:
             raise UserError(f"{where}zero_shot: {error}") from None
-        labels = without_unseen(labels, split, pictures.training_rule)
-    refuse_better_taught(setup, pictures, needs)
+        labels = without_unseen(labels, split, data.training_rule)
+    for teacher in pair_teacher_tables(workspace, data, needs):
+        teacher.refuse_better_taught(data)
     if few_section is not None:
         if few_section.ignore_dropped:
             refuse_unable(method, f"{where}few_shot")

@@ -1,4 +1,4 @@
-"""What is refused of a student's section, and warned of, before a teacher works for it."""
+"""Checks of the student's and the pair teachers' sections before a teacher works for them."""
 
 from __future__ import annotations
 
@@ -6,69 +6,74 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from hoi_distill.pipeline.config.student import read_section
+from hoi_distill.pipeline.training.agreement import pair_teacher_tables
+from hoi_distill.pipeline.training.annotations import labels_of
+from hoi_distill.pipeline.training.binding import in_its_section
 from hoi_distill.pipeline.training.section import labelled_count, student_section
-from hoi_distill.pipeline.workspace import Setup, is_folder
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.student.method import Method
 from hoi_distill.storage.errors import UserError, placed
 
 
-def check_student(setup: Setup) -> None:
-    """Refuse a ``student:`` section, or a pair teacher's, with a mistake before a teacher has worked for it, and warn of what
-    nobody means; a setup without one is fine."""
-    from hoi_distill.pipeline.training.binding import as_student, in_its_section
+def check_student(workspace: Workspace) -> None:
+    """Check the ``student:`` section and those of pair teachers. A workspace without a student is fine.
 
-    for name, section in setup.config.pair_teachers.items():
-        where = f"{setup.path}: pair_teachers.{name}."
-        labelled_count(setup, read_section(section, where)[2], where)
-        if not is_folder(setup):
-            with in_its_section(setup, name):
-                _check_section(as_student(setup, name), where)
-    if setup.config.student is not None and not is_folder(setup):
-        _check_section(setup, f"{setup.path}: student.")
+    A warning names what is allowed but hardly meant.
+
+    Raises:
+        UserError: a section has a mistake.
+    """
+    for name, section in workspace.config.pair_teachers.items():
+        where = f"{workspace.path}: pair_teachers.{name}."
+        labelled, there = read_section(section, where).data.labelled, len(workspace.dataset["train"])
+        labelled_count(labelled, there, where, trial=workspace.limit is not None)
+        if workspace.annotated:
+            with in_its_section(workspace.path, name):
+                _check_section(workspace.as_student(name), where)
+    if workspace.config.student is not None and workspace.annotated:
+        _check_section(workspace, f"{workspace.path}: student.")
 
 
-def rehearse_student(setup: Setup) -> None:
-    """:func:`check_student` of what only building the networks tells. It imports torch: for a run that has work to do."""
-    from hoi_distill.pipeline.training.binding import as_student, in_its_section
+def rehearse_student(workspace: Workspace) -> None:
+    """Check what only building the networks tells. It imports torch, so a run does it only if it has work to do.
 
-    if is_folder(setup):
+    Raises:
+        UserError: a network cannot be built as its section says.
+    """
+    if not workspace.annotated:
         return
-    for name in setup.config.pair_teachers:
-        with in_its_section(setup, name):
-            _rehearse_section(as_student(setup, name))
-    if setup.config.student is not None:
-        _rehearse_section(setup)
+    for name in workspace.config.pair_teachers:
+        with in_its_section(workspace.path, name):
+            _rehearse_section(workspace.as_student(name))
+    if workspace.config.student is not None:
+        _rehearse_section(workspace)
 
 
-def _rehearse_section(setup: Setup) -> None:
-    method, config, _ = student_section(setup)
-    with placed(f"{setup.path}: student."):
-        method.rehearse(config, setup.vocabulary)
+def _rehearse_section(workspace: Workspace) -> None:
+    spec = student_section(workspace)
+    with placed(f"{workspace.path}: student."):
+        spec.method.rehearse(spec.config, workspace.vocabulary)
 
 
-def _check_section(setup: Setup, named: str) -> None:
-    """:func:`check_student` of the section in the student's place; warnings begin with ``named``."""
-    from hoi_distill.pipeline.training.agreement import refuse_other_boxes
-    from hoi_distill.pipeline.training.annotations import labels_of
-
-    method, config, pictures = student_section(setup)
-    needs, where = method.needs(config, setup.vocabulary), f"{setup.path}: student."
+def _check_section(workspace: Workspace, named: str) -> None:
+    """Check the section in the student's place. Warnings begin with ``named``."""
+    method, config, data = student_section(workspace)
+    needs, where = method.needs(config, workspace.vocabulary), f"{workspace.path}: student."
     for role in (*needs.train, *needs.test):
-        if (name := getattr(pictures.tables, role, role)) not in setup.nodes:
+        if (name := data.tables.name_of(role)) not in workspace.nodes:
             raise UserError(
-                f"{where}tables.{role}: there is no table {name!r}; there are {', '.join(setup.nodes) or 'none'}"
+                f"{where}tables.{role}: there is no table {name!r}; there are {', '.join(workspace.nodes) or 'none'}"
             )
-    distinct = np.sort(np.unique(setup.sources["images"].splits["train"], return_index=True)[1])
-    labels = labels_of(setup, pictures, method, needs, distinct)
-    refuse_other_boxes(setup, config, pictures, needs)
-    if setup.limit is not None:  # a trial's pictures say nothing of the whole
+    distinct = workspace.images.distinct_records("train")
+    labels = labels_of(workspace, data, method, needs, distinct)
+    for teacher in pair_teacher_tables(workspace, data, needs):
+        teacher.refuse_other_boxes(config, data)
+    if workspace.limit is not None:  # the images of a trial say nothing about the whole
         return
     labelled = int(labels.labelled[distinct].sum())
     others = len(distinct) - labelled - int(labels.excluded[distinct].sum())
-    unlabelled = min(others, others if pictures.unlabelled is None else pictures.unlabelled) if needs.unlabelled else 0
+    unlabelled = min(others, others if data.unlabelled is None else data.unlabelled) if needs.unlabelled else 0
     for line in doubts(method, config, labelled, unlabelled):
         print(f"hoi-distill: warning: {named}{line}", file=sys.stderr)
 

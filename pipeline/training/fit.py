@@ -1,4 +1,4 @@
-"""Training as a stage: named by everything that it depends on, run once, evaluated, reported."""
+"""One training: its data, its record, and the markers that it leaves."""
 
 from __future__ import annotations
 
@@ -7,36 +7,41 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from hoi_distill.pipeline.console.progress import duration
+from hoi_distill.pipeline.config.schema import Config
 from hoi_distill.pipeline.console.watch import Watch
 from hoi_distill.pipeline.planning.cells import identity_of, read_text, stream_spec
 from hoi_distill.pipeline.training.request import Resolved
-from hoi_distill.pipeline.workspace import Setup
-from hoi_distill.stages.student.pretrained import load_student
-from hoi_distill.stages.student.student import refuse_damaged
+from hoi_distill.pipeline.workspace import Workspace
+from hoi_distill.stages.data.image import Frame, read_picture
+from hoi_distill.stages.quantities import duration
+from hoi_distill.stages.student.data import TestSet, TrainingSet
+from hoi_distill.stages.student.method import Extras
+from hoi_distill.stages.student.source import CacheSource
+from hoi_distill.stages.student.student import Student, refuse_damaged
 from hoi_distill.storage.digests import canonical_json
 from hoi_distill.storage.errors import REMEDIES, InputFailure, StorageError, UserError
 from hoi_distill.storage.files.atomic import write_atomically
-
-if TYPE_CHECKING:
-    from hoi_distill.stages.data.image import Frame
-    from hoi_distill.stages.student.data import TestSet, TrainingSet
-    from hoi_distill.stages.student.student import Student
 
 LIBRARIES = ("torch", "accelerate", "transformers", "numpy")
 
 
 def is_trained(run_dir: Path, fingerprint: str) -> bool:
-    """Whether a run has ended as this training, and what it vouches for is there: a damaged record or a checkpoint that has
-    gone means the last step again, which the training's state still holds."""
+    """Whether a run has ended as this training, and its record and checkpoint are there and sound.
+
+    Where they are not, the training does its last step again, as its saved state still allows.
+
+    Args:
+        run_dir: the run's folder.
+        fingerprint: the training's.
+    """
     done = record(run_dir / "done.json") or {}
     if done.get("fingerprint") != fingerprint or not {"wall_seconds", "cpu_seconds"} <= done.keys():
         return False
@@ -53,7 +58,8 @@ def is_trained(run_dir: Path, fingerprint: str) -> bool:
 
 
 def trained_student(run_dir: Path) -> Student | None:
-    """The student of a training that has ended, ready to predict; None where its checkpoint is damaged, which is said."""
+    """The student of a training that has ended, ready to predict. None, and a line, where its checkpoint is damaged."""
+    from hoi_distill.stages.student.pretrained import load_student
 
     try:
         return load_student(run_dir / "checkpoint")
@@ -62,73 +68,77 @@ def trained_student(run_dir: Path) -> Student | None:
         return None
 
 
-def fit(
-    setup: Setup, resolved: Resolved, run_dir: Path, stop: threading.Event | None, watch: Watch | None = None
-) -> Student:
-    """Train and mark the run as trained."""
-    from hoi_distill.stages.student.method import Extras
+def fit(workspace: Workspace, resolved: Resolved, run_dir: Path, stop: threading.Event | None, watch: Watch) -> Student:
+    """Train and mark the run as trained.
 
-    watch = watch or Watch("training")
-    write_json(run_dir / "student.json", provenance(setup, resolved))
-    setup.vocabulary.save(run_dir / "vocabulary.json")
+    Args:
+        workspace: the dataset and the configuration.
+        resolved: the training.
+        run_dir: the run's folder.
+        stop: once set, the training is saved and ends.
+        watch: says what is going on.
+    """
+    written = run_record(resolved, workspace.config, len(workspace.dataset["test"].path))
+    write_json(run_dir / "student.json", written)
+    workspace.vocabulary.save(run_dir / "vocabulary.json")
     if resolved.labels.few is not None:
         resolved.labels.few.save(run_dir / "few_shot.json")
     epochs = resolved.method.epochs(resolved.config, int(resolved.labelled.sum()), int((~resolved.labelled).sum()))
     length = f"{epochs:,.1f} epochs" if epochs >= 1 else f"{epochs:.2g} of an epoch"
     print(
-        f"Training {setup.config.name} {resolved.fingerprint[:12]}, seed {resolved.config.seed}, on {trained_on(resolved)}. "
-        f"{length}."
+        f"Training {workspace.config.name} {resolved.fingerprint[:12]}, seed {resolved.config.seed}, "
+        f"on {trained_on(resolved)}. {length}."
     )
     wall, cpu = time.monotonic(), time.process_time()
+    text = resolved.text
+    prompts, tables = workspace.vocabulary.prompts(), workspace.config.tables
     extras = Extras(
         shared_dir=run_dir.parent.parent / "shared",
-        text_embeddings=None if resolved.text is None else read_text(setup, resolved.text),
-        identities={role: identity_of(setup, planned) for role, planned in resolved.test.items()},
+        text_embeddings=None if text is None else read_text(text, workspace.sources["texts"], prompts),
+        identities={role: identity_of(planned, tables[planned.name]) for role, planned in resolved.test.items()},
         stop=stop,
         report=watch,
     )
     watch.phase("training: loading torch and the cells that are learnt from")
-    student = resolved.method.train(resolved.config, training_set(setup, resolved), run_dir, extras)
+    student = resolved.method.train(resolved.config, training_set(workspace, resolved), run_dir, extras)
     seconds = {"wall_seconds": round(time.monotonic() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     if is_main_process():
         if student.origin is not None:
-            write_json(run_dir / "student.json", {**provenance(setup, resolved), "start": student.origin})
+            write_json(run_dir / "student.json", {**written, "start": student.origin})
         write_json(run_dir / "done.json", {"fingerprint": resolved.fingerprint, **seconds})
         print(f"Trained in {duration(seconds['wall_seconds'])} ({duration(seconds['cpu_seconds'])} of CPU).")
     return student
 
 
 def trained_on(resolved: Resolved) -> str:
-    """Which pictures, which labels, which soft labels: a noun phrase."""
+    """Which images, labels and soft labels a student learned from: a noun phrase."""
     labelled = int(resolved.labelled.sum())
     unlabelled = len(resolved.labelled) - labelled
     return resolved.method.trained_on(resolved.config, labelled, unlabelled) + resolved.labels.words()
 
 
 def world() -> int:
-    """How many processes a launcher such as ``accelerate launch`` has started, each of which runs this program."""
+    """How many processes a launcher such as ``accelerate launch`` has started. Each of them runs this program."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
-    """Of those of :func:`world` the one that writes and reports."""
+    """Whether this is the process that writes and reports, of those of :func:`world`."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def training_set(setup: Setup, resolved: Resolved) -> TrainingSet:
-    """The training pictures, their annotations and the cells that a method trains on."""
-    from hoi_distill.stages.student.data import TrainingSet
-    from hoi_distill.stages.student.source import CacheSource
-
-    rows = setup.sources["images"].splits["train"][resolved.records]
+def training_set(workspace: Workspace, resolved: Resolved) -> TrainingSet:
+    """The training images, their annotations and the cells that a method trains on."""
+    images = workspace.images
+    rows = images.splits["train"][resolved.records]
     columns = resolved.train["itm"].cells.columns if "itm" in resolved.train else ()
     return TrainingSet(
-        source=CacheSource(stream_spec(setup, rows, resolved.train)),
+        source=CacheSource(stream_spec(images.ids[rows], resolved.train, workspace.mending_command())),
         annotations=resolved.labels.annotations,
         image=resolved.records,
         labelled=resolved.labelled,
-        prompts=[prompt if prompt in columns else None for prompt in setup.vocabulary.prompts()],
-        read=PictureReader([setup.sources["images"].uris[i] for i in rows], setup.dataset["train"].frame),
+        prompts=[prompt if prompt in columns else None for prompt in workspace.vocabulary.prompts()],
+        read=PictureReader([images.uris[row] for row in rows], workspace.dataset["train"].frame),
         identity=resolved.fingerprint,
         values={role: f"{p.table.fingerprint} {p.cells.columns} {p.values}" for role, p in resolved.train.items()},
         unseen=None if resolved.labels.split is None else resolved.labels.split.unseen,
@@ -136,35 +146,36 @@ def training_set(setup: Setup, resolved: Resolved) -> TrainingSet:
     )
 
 
-def test_set(setup: Setup, resolved: Resolved) -> TestSet:
-    """The test pictures that can be looked at, and the cells that a student reads to predict them."""
-    from hoi_distill.stages.student.data import TestSet
-    from hoi_distill.stages.student.source import CacheSource
-
-    rows = setup.sources["images"].splits["test"][resolved.tested]
+def test_set(workspace: Workspace, resolved: Resolved) -> TestSet:
+    """The test images that can be read, and the cells that a student reads to predict them."""
+    images = workspace.images
+    rows = images.splits["test"][resolved.tested]
     return TestSet(
-        source=CacheSource(stream_spec(setup, rows, resolved.test)),
-        image_ids=[str(name) for name in setup.dataset["test"].image_id[resolved.tested]],
-        read=PictureReader([setup.sources["images"].uris[i] for i in rows], setup.dataset["test"].frame),
+        source=CacheSource(stream_spec(images.ids[rows], resolved.test, workspace.mending_command())),
+        image_ids=[str(name) for name in workspace.dataset["test"].image_id[resolved.tested]],
+        read=PictureReader([images.uris[row] for row in rows], workspace.dataset["test"].frame),
         identity=resolved.evaluation,
     )
 
 
 @dataclass(frozen=True)
 class PictureReader:
-    """``read(row) -> uint8 [H, W, 3]``, for students that look at the pictures themselves; goes to loader workers."""
+    """Reads images for students that look at them. It is sent to loader workers.
+
+    Attributes:
+        uris: the files, by row.
+        frame: whether annotations are of the image as it is stored, or as it stands upright.
+    """
 
     uris: Sequence[str]
     frame: Frame = "upright"
 
     def __call__(self, row: int) -> np.ndarray:
-        """The picture of a row, ``uint8 [H, W, 3]``.
+        """The image of a row, ``uint8 [H, W, 3]``.
 
         Raises:
             UserError: it cannot be read.
         """
-        from hoi_distill.stages.data.image import read_picture
-
         try:
             return np.asarray(read_picture(self.uris[row], self.frame))
         except InputFailure as failure:
@@ -173,30 +184,73 @@ class PictureReader:
             ) from None
 
 
-def provenance(setup: Setup, resolved: Resolved) -> dict[str, Any]:
-    """What the report and the checkpoint say about where this run came from."""
-    tables = {}
-    for role, planned in {
-        **resolved.test,
-        **resolved.train,
-        **({"text": resolved.text} if resolved.text else {}),
-    }.items():
-        tables[role] = {
+class TableRecord(TypedDict):
+    """A table that a run read, as ``student.json`` says it.
+
+    Attributes:
+        dir: its folder.
+        fingerprint: its fingerprint.
+        record: what the fingerprint is made of.
+        columns: how many of its columns were read.
+    """
+
+    dir: str
+    fingerprint: str
+    record: Mapping[str, Any]
+    columns: int
+
+
+class RunRecord(TypedDict):
+    """Where a run comes from: ``student.json``, which the report and the checkpoint repeat.
+
+    Attributes:
+        name: the configuration's.
+        method: the method's name.
+        fingerprint: of the trained weights.
+        student: the method's parameters.
+        dataset: the ``dataset`` section.
+        pictures: how many images training and evaluation look at, and which annotations were taken away.
+        versions: of the libraries.
+        provenance: the tables, by role.
+    """
+
+    name: str
+    method: str
+    fingerprint: str
+    student: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    pictures: Mapping[str, Any]
+    versions: Mapping[str, str]
+    provenance: Mapping[str, TableRecord]
+
+
+def run_record(resolved: Resolved, config: Config, tested: int) -> RunRecord:
+    """What ``student.json`` says about a run.
+
+    Args:
+        resolved: the training.
+        config: the configuration.
+        tested: the number of test images.
+    """
+    tables: dict[str, TableRecord] = {
+        role: {
             "dir": str(planned.table.dir),
             "fingerprint": planned.table.fingerprint,
             "record": planned.table.record,
             "columns": len(planned.cells.columns),
         }
+        for role, planned in resolved.tables().items()
+    }
     return {
-        "name": setup.config.name,
+        "name": config.name,
         "method": resolved.method.name,
         "fingerprint": resolved.fingerprint,
         "student": asdict(resolved.config),
-        "dataset": setup.config.dataset.model_dump(mode="json"),
+        "dataset": config.dataset.model_dump(mode="json"),
         "pictures": {
             "labelled": int(resolved.labelled.sum()),
             "unlabelled": int((~resolved.labelled).sum()),
-            "test": len(setup.dataset["test"].path),
+            "test": tested,
             **resolved.labels.record(),
         },
         "versions": {library: version(library) for library in LIBRARIES},
@@ -205,7 +259,7 @@ def provenance(setup: Setup, resolved: Resolved) -> dict[str, Any]:
 
 
 def record(path: Path) -> dict[str, Any] | None:
-    """What a step has left, a JSON object; None where it has not finished, or the file is damaged."""
+    """The JSON object that a step has written. None where the step has not finished, or the file is damaged."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -214,14 +268,14 @@ def record(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write whole and durably or not at all."""
+    """Write a JSON file whole and durably, or not at all."""
     canonical_json(value)  # NaN has no place in a record
     write_atomically(path, json.dumps(value, indent=1) + "\n")
 
 
 @contextlib.contextmanager
 def on_disk(run_dir: Path) -> Iterator[None]:
-    """A full or broken disk under a run in one line.
+    """Say in one line that the disk under a run is full or broken.
 
     Raises:
         StorageError: instead of an OSError of writing.

@@ -9,29 +9,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hoi_distill.pipeline.config.schema import Dataset, SwigHoiDataset, VCocoDataset
+from hoi_distill.pipeline.config.student import DataSection
+from hoi_distill.pipeline.graph.nodes import Node
 from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.stage import Stage
+from hoi_distill.stages.student.method import Needs
 from hoi_distill.storage.errors import UserError
-
-if TYPE_CHECKING:
-    from hoi_distill.pipeline.config.student import Pictures
-    from hoi_distill.pipeline.graph.nodes import Node
-    from hoi_distill.stages.data.vocabulary import Vocabulary
-    from hoi_distill.stages.stage import Stage
-    from hoi_distill.stages.student.method import Needs
 
 INTERACTION_DATASETS = re.compile(r"hico|v[-_]?coco|swig|hoi-?a", re.IGNORECASE)
 """Datasets of interactions, in the names that checkpoints fine-tuned on them go by."""
 
 
-def refuse_leaks(nodes: Mapping[str, Node], pictures: Pictures, method: str, needs: Needs, where: str) -> None:
+def refuse_leaks(nodes: Mapping[str, Node], data: DataSection, method: str, needs: Needs, where: str) -> None:
     """Refuse manual labels that a training claims not to use.
 
     Args:
-        nodes: the setup's tables.
-        pictures: the keys of the student's section that choose pictures and tables.
+        nodes: the tables.
+        data: which images, annotations and tables the student gets.
         method: the name of the student's method.
         needs: what the method reads.
         where: how a message begins: the file and the section.
@@ -40,20 +38,20 @@ def refuse_leaks(nodes: Mapping[str, Node], pictures: Pictures, method: str, nee
         UserError: the method reads no labelled pictures and there are some, or it reads some and there are none, or
             somebody has learned from annotated interactions in a table or below it.
     """
-    if pictures.labelled == 0 and needs.annotations and not needs.all_annotations:
+    if data.labelled == 0 and needs.annotations and not needs.all_annotations:
         raise UserError(f"{where}labelled: 0; {method} learns from annotated pictures, label at least 1")
     for key in ("zero_shot", "few_shot"):
-        if pictures.labelled == 0 and getattr(pictures, key) is not None:
+        if data.labelled == 0 and getattr(data, key) is not None:
             raise UserError(
                 f"{where}{key}: chooses among the annotations of labelled pictures, and labelled is 0; remove it"
             )
     if needs.annotations:
         return
-    if pictures.labelled != 0:
-        said = "null" if pictures.labelled is None else pictures.labelled
+    if data.labelled != 0:
+        said = "null" if data.labelled is None else data.labelled
         raise UserError(f"{where}labelled: {said}; {method} reads no annotation here, write 0")
     roles = [*needs.train, *needs.test]
-    for name in dict.fromkeys(upstream(nodes, (getattr(pictures.tables, role, role) for role in roles))):
+    for name in dict.fromkeys(upstream(nodes, map(data.tables.name_of, roles))):
         stage = nodes[name].stage
         if getattr(stage, "teacher", None) is not None:
             raise UserError(f"{where}tables: {name} is answered by a pair teacher, which learned from annotations")

@@ -1,9 +1,8 @@
-"""Phase-1 teachers: networks that are trained on annotations as part of filling the cache, so that tables below can hold
-what they answer (LINK, section 3).
+"""Pair teachers: networks that are trained while the cache is filled. Tables below store their outputs (LINK, section 3).
 
 A configuration names them under ``pair_teachers:``, each a section like ``student:``. A table whose stage has a
-``teacher`` belongs to one of them. What such a teacher is depends on its training, and that on the cells it reads, so its
-tables have a fingerprint only once those are filled: until then they are planned as unknown.
+``teacher`` belongs to one of them. The fingerprint of such a table contains the teacher's training, and with it the cells
+that the training reads. Until those cells are filled, the table is planned as unknown.
 """
 
 from __future__ import annotations
@@ -13,49 +12,52 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hoi_distill.pipeline.console.watch import Watch
 from hoi_distill.pipeline.planning.plan import TablePlan
-from hoi_distill.pipeline.training.binding import _folder, _resolved, as_student
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.training.binding import TeacherTraining, teacher_training
+from hoi_distill.pipeline.training.fit import fit, is_trained, on_disk, trained_student
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.storage.files.lock import alone
 
-if TYPE_CHECKING:
-    from hoi_distill.pipeline.training.request import Resolved
 
+def train_missing(
+    workspace: Workspace, plans: Mapping[str, TablePlan], names: Iterable[str], stop: threading.Event
+) -> None:
+    """Train the teachers that these tables need and that are not trained yet.
 
-def train_missing(setup: Setup, plans: Mapping[str, TablePlan], names: Iterable[str], stop: threading.Event) -> None:
-    """Train the teachers that these tables need and that are not trained yet. A killed training goes on where it was; of
-    several runs one trains, and the others wait for it.
+    A training that was killed goes on where it was. Of several runs one trains, and the others wait for it.
+
+    Args:
+        workspace: the teachers' sections, and the cache.
+        plans: of all tables.
+        names: of the tables.
+        stop: once set, training ends.
 
     Raises:
         KeyboardInterrupt: ``stop`` was set; the training's state is saved.
     """
-    from hoi_distill.pipeline.training.fit import is_trained, trained_student
-
     for name in dict.fromkeys(t.name for table in names if (t := getattr(plans[table].node.stage, "teacher", None))):
-        resolved = _resolved(setup, name, plans)
-        assert resolved is not None
-        folder = _folder(setup, resolved)
-        used = sorted({planned.table.dir for planned in resolved.train.values()})
+        teacher = teacher_training(workspace, name, plans)
+        assert teacher is not None
+        folder = teacher.folder
+        used = sorted({planned.table.dir for planned in teacher.request.train.values()})
+        lock = workspace.cache.root / "leases" / f"{folder.name}.lock"
         with (
-            setup.cache.lease("reader", [*used, folder]),
-            alone(setup.cache.root / "leases" / f"{folder.name}.lock", stop, functools.partial(_wait, name, folder)),
+            workspace.cache.lease("reader", [*used, folder]),
+            alone(lock, stop, functools.partial(_wait, name, folder)),
         ):
-            if not is_trained(folder, resolved.fingerprint) or trained_student(folder) is None:
-                _train(setup, name, resolved, folder, stop)
+            if not is_trained(folder, teacher.request.fingerprint) or trained_student(folder) is None:
+                _train(teacher, name, stop)
 
 
 def _wait(name: str, folder: Path) -> None:
     print(f"Another run is training pair teacher {name} ({folder.name}); waiting for it.")
 
 
-def _train(setup: Setup, name: str, resolved: Resolved, folder: Path, stop: threading.Event) -> None:
-    from hoi_distill.pipeline.training.fit import fit, on_disk
-
-    own = as_student(setup, name)
+def _train(teacher: TeacherTraining, name: str, stop: threading.Event) -> None:
+    own, folder = teacher.workspace, teacher.folder
     named = replace(own, config=own.config.model_copy(update={"name": f"pair teacher {name}"}))
     with on_disk(folder), Watch(f"pair teacher {name}") as watch:
         folder.mkdir(parents=True, exist_ok=True)
-        fit(named, resolved, folder, stop, watch)
+        fit(named, teacher.request, folder, stop, watch)

@@ -1,20 +1,21 @@
-"""A student's training with nothing left to look up, and the fingerprints that its pictures, labels and cells add up to."""
+"""The request of a training: all that it reads is found, and its fingerprint is known."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hoi_distill.pipeline.config.student import Pictures
-from hoi_distill.pipeline.planning.cells import PlannedCells, columns_of, failed_rows, planned_cells
+from hoi_distill.pipeline.config.student import DataSection, Roles
+from hoi_distill.pipeline.planning.cells import CellPicker, PlannedCells, failed_rows
 from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.training.annotations import Labels, labels_of
 from hoi_distill.pipeline.training.section import student_section
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.student.method import Method, Needs, parameters_of
 from hoi_distill.stages.student.student import Columns
 from hoi_distill.storage.digests import content_name, fingerprint
@@ -23,29 +24,29 @@ from hoi_distill.storage.errors import UserError
 
 @dataclass(frozen=True)
 class Resolved:
-    """A student's training with nothing left to look up.
+    """A student's training, with all that it reads.
 
     Attributes:
         method: the student's method.
         config: the method's parameters.
         needs: what the method reads with them.
-        pictures: the keys of the student's section that choose pictures and tables.
+        data: which images, annotations and tables the student gets.
         labels: which annotations the student sees.
         records: ``int64 [N]`` records of the training split.
         labelled: ``bool [N]``, which of them have annotations.
         tested: ``int64 [M]`` records of the test split that can be looked at; the others count as without detections.
-        left_out: ``{reason: pictures}`` of the training pictures that are recorded failures.
+        left_out: ``{reason: images}`` of the training images that the student does not get.
         train: the cells that training reads, by role.
         test: the cells that prediction reads, by role.
         text: the text embeddings; None where the method reads none.
         fingerprint: of the trained weights.
-        evaluation: the fingerprint of the figures.
+        evaluation: the fingerprint of the evaluation.
     """
 
     method: Method
     config: Any
     needs: Needs
-    pictures: Pictures
+    data: DataSection
     labels: Labels
     records: np.ndarray
     labelled: np.ndarray
@@ -57,21 +58,47 @@ class Resolved:
     fingerprint: str
     evaluation: str
 
+    def tables(self) -> dict[str, PlannedCells]:
+        """The cells that training or prediction reads, by role."""
+        return {**self.test, **self.train, **({"text": self.text} if self.text else {})}
 
-def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
-    """Find the pictures, tables and cells that this student reads, and the fingerprint that they add up to."""
-    method, config, pictures = student_section(setup)
-    needs = method.needs(config, setup.vocabulary)
-    test, source = setup.dataset["test"], setup.sources["images"]
-    distinct = np.sort(np.unique(source.splits["train"], return_index=True)[1])  # one record a row
-    labels = labels_of(setup, pictures, method, needs, distinct)
-    records, labelled, tested, left_out = _pictures(setup, plans, pictures, needs, labels=labels, distinct=distinct)
+    def folders(self) -> list[Path]:
+        """The folders of the tables that training or prediction reads."""
+        read = [*self.train.values(), *self.test.values(), *([self.text] if self.text else [])]
+        return sorted({planned.table.dir for planned in read})
 
-    train_rows, test_rows = source.splits["train"][records], source.splits["test"][tested]
-    train_parts = _parts(setup, plans, pictures, needs, wanted=needs.train, rows=train_rows)
-    test_parts = _parts(setup, plans, pictures, needs, wanted=needs.test, rows=test_rows)
-    texts, table = setup.sources["texts"], pictures.tables.text if needs.text else None
-    text = planned_cells(setup, plans, table, None, np.arange(len(texts.ids))) if table else None
+
+def resolve(workspace: Workspace, plans: Mapping[str, TablePlan]) -> Resolved:
+    """Find the images, tables and cells that this student reads, and the fingerprint that they add up to.
+
+    Raises:
+        UserError: the section has a mistake, a cell that the student needs is empty, or no training image is left.
+    """
+    method, config, data = student_section(workspace)
+    needs = method.needs(config, workspace.vocabulary)
+    images = workspace.images
+    distinct = images.distinct_records("train")
+    labels = labels_of(workspace, data, method, needs, distinct)
+    records, labelled = _records(labels, distinct, data.unlabelled if needs.unlabelled else 0)
+    failing = [plans[name] for role in needs.failures if (name := data.tables.name_of(role)) in plans]
+    sound, reasons = _without_failures(failing, images.splits["train"][records])
+    records, labelled = records[sound], labelled[sound]
+    left_out = Counter(labels.left_out)
+    left_out.update(reasons)
+    tested, _ = _without_failures(failing, images.splits["test"])
+    if data.labelled != 0 and not labelled.any():
+        raise UserError(f"{workspace.path}: student.labelled: every labelled picture is a recorded failure")
+    if not len(records):
+        raise UserError(
+            f"{workspace.path}: student.unlabelled: no training picture is left; every one is a recorded failure"
+        )
+
+    train_rows, test_rows = images.splits["train"][records], images.splits["test"][tested]
+    picker = CellPicker(workspace.path, plans, workspace.mending_command())
+    train = _cells(picker, data.tables, needs, roles=needs.train, rows=train_rows)
+    test = _cells(picker, data.tables, needs, roles=needs.test, rows=test_rows)
+    table = data.tables.text if needs.text else None
+    text = picker.pick(table, np.arange(len(workspace.sources["texts"].ids))) if table else None
 
     annotations = labels.annotations.digests()
     read = np.ones(len(records), bool) if needs.all_annotations else labelled
@@ -79,10 +106,10 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
         "method": method.name,
         "version": method.version,
         "student": parameters_of(config, method.bookkeeping),
-        "rows": _digest(source.ids[train_rows].tobytes() + labelled.tobytes()),
+        "rows": _digest(images.ids[train_rows].tobytes() + labelled.tobytes()),
         "annotations": _digest(annotations[records[read]].tobytes()),
-        "vocabulary": setup.vocabulary.digest(),
-        "tables": {r: [p.table.fingerprint, p.cells.columns, p.values] for r, p in train_parts.items()},
+        "vocabulary": workspace.vocabulary.digest(),
+        "tables": {r: [p.table.fingerprint, p.cells.columns, p.values] for r, p in train.items()},
         "text": None if text is None else [text.table.fingerprint, text.values],
     }
     if labels.split is not None:
@@ -90,19 +117,19 @@ def resolve(setup: Setup, plans: Mapping[str, TablePlan]) -> Resolved:
     if labels.dropped is not None:
         training["dropped"] = _digest(labels.dropped.digests()[records[labelled]].tobytes())
     if needs.files:
-        training["files"] = [digest.tobytes().hex() for digest in setup.cache.memory.digests(needs.files)]
+        training["files"] = [digest.tobytes().hex() for digest in workspace.cache.memory.digests(needs.files)]
     trained = fingerprint(training)
     evaluated = {
         "training": trained,
-        "rows": _digest(source.ids[test_rows].tobytes()),
-        "annotations": _digest(test.digests().tobytes()),
-        "tables": {role: [p.table.fingerprint, p.values] for role, p in test_parts.items()},
+        "rows": _digest(images.ids[test_rows].tobytes()),
+        "annotations": _digest(workspace.dataset["test"].digests().tobytes()),
+        "tables": {role: [p.table.fingerprint, p.values] for role, p in test.items()},
     }
-    if pictures.labelled == 0 or labels.split is not None or labels.few is not None:
+    if data.labelled == 0 or labels.split is not None or labels.few is not None:
         evaluated["rare"] = _digest(labels.before.tobytes())  # said by annotations that training does not see
     return Resolved(
-        method, config, needs, pictures, labels, records, labelled, tested, left_out, train_parts, test_parts, text,
-        trained, fingerprint(evaluated),
+        method, config, needs, data, labels, records, labelled, tested, dict(left_out), train, test, text, trained,
+        fingerprint(evaluated),
     )  # fmt: skip
 
 
@@ -110,61 +137,59 @@ def _digest(data: bytes) -> str:
     return content_name(data, 64)[:32]
 
 
-def _pictures(
-    setup: Setup,
-    plans: Mapping[str, TablePlan],
-    pictures: Pictures,
-    needs: Needs,
-    *,
-    labels: Labels,
-    distinct: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
-    """``records``, ``labelled``, ``tested`` and ``left_out`` of :class:`Resolved`."""
-    source = setup.sources["images"]
+def _records(labels: Labels, distinct: np.ndarray, unlabelled: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The records that a training looks at.
+
+    Args:
+        labels: which annotations it sees.
+        distinct: ``int64 [P]``, the first record of each row.
+        unlabelled: how many records without annotations it takes at most. None: all.
+
+    Returns:
+        ``(records, labelled)`` as in :class:`Resolved`.
+    """
     records = distinct[~labels.excluded[distinct]]
     labelled = labels.labelled[records]
     keep = labelled.copy()
-    if needs.unlabelled:
-        others = np.flatnonzero(~labelled)
-        keep[others[: pictures.unlabelled]] = True
-    records, labelled = records[keep], labelled[keep]
-    left_out = Counter(labels.left_out)
-    tested = np.arange(len(setup.dataset["test"].path))
-    for role in needs.failures:
-        name = getattr(pictures.tables, role)
-        if name not in plans:
-            continue
-        bad = failed_rows(plans[name], source.splits["train"][records])
-        left_out.update(bad.values())
-        sound = ~np.isin(np.arange(len(records)), list(bad))
-        records, labelled = records[sound], labelled[sound]
-        bad = failed_rows(plans[name], source.splits["test"][tested])
-        tested = tested[~np.isin(np.arange(len(tested)), list(bad))]
-    if pictures.labelled != 0 and not labelled.any():
-        raise UserError(f"{setup.path}: student.labelled: every labelled picture is a recorded failure")
-    if not len(records):
-        raise UserError(
-            f"{setup.path}: student.unlabelled: no training picture is left; every one is a recorded failure"
-        )
-    return records, labelled, tested, dict(left_out)
+    keep[np.flatnonzero(~labelled)[:unlabelled]] = True
+    return records[keep], labelled[keep]
 
 
-def _parts(
-    setup: Setup,
-    plans: Mapping[str, TablePlan],
-    pictures: Pictures,
-    needs: Needs,
-    *,
-    wanted: Mapping[str, Columns],
-    rows: np.ndarray,
+def _without_failures(table_plans: Iterable[TablePlan], rows: np.ndarray) -> tuple[np.ndarray, Counter[str]]:
+    """Leave out the rows that are recorded failures in one of some tables.
+
+    Args:
+        table_plans: the tables.
+        rows: ``int64 [r]`` rows of their source.
+
+    Returns:
+        ``int64 [s]``, where the other rows stand in ``rows``, and how many rows each reason leaves out.
+    """
+    kept, reasons = np.arange(len(rows)), Counter[str]()
+    for table_plan in table_plans:
+        failed = failed_rows(table_plan, rows[kept])
+        reasons.update(failed.values())
+        kept = kept[~np.isin(np.arange(len(kept)), list(failed))]
+    return kept, reasons
+
+
+def _cells(
+    picker: CellPicker, tables: Roles, needs: Needs, *, roles: Mapping[str, Columns], rows: np.ndarray
 ) -> dict[str, PlannedCells]:
-    """The cells of some roles' tables. What is no role is a table's own name."""
-    parts = {}
-    for role, columns in wanted.items():
-        name = getattr(pictures.tables, role, role)
-        asked = columns
-        if role in needs.where_asked and columns is not None:
-            have = set(columns_of(setup, plans, name))
-            asked = tuple(column for column in columns if column in have) or columns
-        parts[role] = planned_cells(setup, plans, name, asked, rows)
-    return parts
+    """The cells of each role's table.
+
+    Args:
+        picker: picks them.
+        tables: which table plays which role.
+        needs: what the method reads.
+        roles: the columns that are read of each role's table. None: all.
+        rows: ``int64 [r]`` rows of the images.
+    """
+    cells = {}
+    for role, wanted in roles.items():
+        name, columns = tables.name_of(role), wanted
+        if role in needs.where_asked and wanted is not None:
+            have = set(picker.columns(name))
+            columns = tuple(column for column in wanted if column in have) or wanted
+        cells[role] = picker.pick(name, rows, columns)
+    return cells

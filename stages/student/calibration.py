@@ -1,6 +1,6 @@
 """Calibration: from cached image-text matching scores to the probability that a picture shows an interaction.
 
-The teacher looks at whole pictures. Its answer for (picture I, class c) is the match log-odds ``m = z1 - z0``; Platt
+The teacher scores whole images. Its answer for (image I, class c) is the match log-odds ``m = z1 - z0``; Platt
 scaling ``t = sigmoid(a * m + b)``, fitted on the labelled pictures' image-level labels, makes it a probability. How t
 reaches the pairs is :func:`hoi_distill.stages.student.pairs.supervision.soft_labels.image_terms`.
 """

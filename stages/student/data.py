@@ -9,7 +9,7 @@ import numpy as np
 
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.student.source import Source
+from hoi_distill.stages.student.source import SampleSource
 
 NO_ANNOTATIONS = np.empty((0, 4), np.float32), np.empty((0, 4), np.float32), np.empty(0, np.int16)
 
@@ -30,7 +30,7 @@ class TrainingSet:
         annotations: records of all of them; those of unlabelled pictures are read by the oracle control only.
         image: int64 ``[N]``, each row's record among the annotations.
         labelled: bool ``[N]``.
-        prompts: for each of the H interactions its column of the ``itm`` table, or None where it was not asked for.
+        prompts: for each of the H interactions its column of the ``itm`` table, or None where the table has none.
         read: uint8 ``[height, width, 3]`` of a row; needed by the ``region_cnn`` encoder only.
         identity: names the rows, labels and values, so that a state saved for others is not resumed.
         values: by table, names the cells read of it: what depends on some tables alone can be shared by that name.
@@ -39,7 +39,7 @@ class TrainingSet:
             negative in training.
     """
 
-    source: Source
+    source: SampleSource
     annotations: Annotations
     image: np.ndarray
     labelled: np.ndarray
@@ -85,10 +85,16 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class TestSet:
-    """M pictures to predict: their tables (``detections``, ``features``), names, and pictures as in a training set.
-    ``identity`` names rows and values."""
+    """M images to predict.
 
-    source: Source
+    Attributes:
+        source: their tables: ``detections``, ``features``.
+        image_ids: their names.
+        read: uint8 ``[height, width, 3]`` of a row; needed by methods that read images themselves.
+        identity: names the rows and values.
+    """
+
+    source: SampleSource
     image_ids: Sequence[str]
     read: ReadPicture | None = None
     identity: str = ""

@@ -1,4 +1,4 @@
-"""What a student method is: what it reads, how it is trained, how it is loaded. The pipeline knows methods by this alone.
+"""What a student method is: what it reads, how it is trained and how it is loaded. The pipeline knows methods by this alone.
 
 A method is a small declarative object that imports nothing heavy until it trains or loads; :data:`METHODS` lists them.
 A student is trained from a :class:`~hoi_distill.stages.student.data.TrainingSet` and is then a
@@ -12,9 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
-from hoi_distill.stages.student.student import Columns
+from typing_extensions import TypeVar
+
+from hoi_distill.stages.student.student import CheckpointRecord, Columns, Identities
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,17 +43,18 @@ class Needs:
     """What a training reads. Tables go by their role: ``detections``, ``features``, ``itm``.
 
     Attributes:
-        train, test: the columns read of the training and of the test pictures.
-        where_asked: roles of which only those columns are read that the table has, the others count as not asked.
+        train: the columns that are read of the training images.
+        test: the columns that are read of the test images.
+        where_asked: roles of which only the columns are read that the table has. The others count as not computed.
         text: whether the embeddings of the vocabulary's prompts are read, where there is such a table.
-        unlabelled: whether pictures without annotations are looked at.
-        annotations: whether annotations are read at all; if not, the training is handed none.
-        all_annotations: whether even the annotations of unlabelled pictures are read (a control).
+        unlabelled: whether images without annotations are used.
+        annotations: whether annotations are read at all; if not, the training gets none.
+        all_annotations: whether even the annotations of unlabelled images are read (a control).
         untuned_detector: whether a detector that has learned from a dataset of interactions is refused.
-        failures: roles whose recorded failures leave a picture out, where there is such a table: also what is not read,
-            so that variants of a study see the same pictures.
+        failures: roles whose recorded failures leave an image out, where there is such a table. They may be roles that are
+            not read, so that variants of a study use the same images.
         files: files with weights that the training starts from.
-        stages: by table's own name, the key that names it and the stage that has to have written it.
+        stages: by table's own name, the key that names it and the stage that must have written it.
     """
 
     train: Mapping[str, Columns]
@@ -69,19 +72,19 @@ class Needs:
 
 @dataclass(frozen=True)
 class Extras:
-    """What a training is handed beside pictures and parameters.
+    """What a training gets in addition to images and parameters.
 
     Attributes:
         text_embeddings: float32 ``[H, T]`` of the interactions' prompts, from which a classifier's rows start.
-        identities: by role, what made the tables that the student reads at test time; kept in its checkpoint.
+        identities: what made the tables that the student reads at test time; kept in its checkpoint.
         shared_dir: where variants of a study keep what they share; None: each method has a place of its own for it.
-        stop: once it is set, the step under way is finished and saved and KeyboardInterrupt raised.
-        report: is told, in lines, how far the training is.
+        stop: once it is set, the loop finishes and saves the current step and raises KeyboardInterrupt.
+        report: gets lines on the progress of the training.
     """
 
     shared_dir: Path | None = None
     text_embeddings: np.ndarray | None = None
-    identities: dict[str, Any] = field(default_factory=dict)
+    identities: Identities = field(default_factory=dict)
     stop: threading.Event | None = None
     report: Callable[[str], None] = print
 
@@ -115,8 +118,14 @@ def parameters_of(config: Any, without: Collection[str] = ()) -> dict[str, Any]:
     return {name: value for name, value in pruned(asdict(config), config).items() if name not in without}
 
 
-class Method(ABC):
+ConfigT = TypeVar("ConfigT", default=Any)
+
+
+class Method(ABC, Generic[ConfigT]):
     """One way of training a student.
+
+    A method is a folder. Beside the module of this declaration stand ``train``, whose function ``train`` trains, and
+    ``student``, whose function ``load`` loads. They are imported when they are called.
 
     Attributes:
         name: its name in configurations.
@@ -128,32 +137,32 @@ class Method(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int]
-    config: ClassVar[type[Any]]
+    config: type[ConfigT]
     bookkeeping: ClassVar[tuple[str, ...]]
     zero_shot: ClassVar[bool] = False
 
     @abstractmethod
-    def needs(self, config: Any, vocabulary: Vocabulary) -> Needs:
+    def needs(self, config: ConfigT, vocabulary: Vocabulary) -> Needs:
         """What a training with these parameters reads."""
 
     @abstractmethod
-    def epochs(self, config: Any, labelled: int, unlabelled: int) -> float:
+    def epochs(self, config: ConfigT, labelled: int, unlabelled: int) -> float:
         """How often a training goes through the pictures that it learns from first of all, the labelled ones where there are
         any. Of so many training pictures some may have no pair, so this is a little too low."""
 
-    def distilled(self, config: Any, labelled: int, unlabelled: int) -> Mapping[str, int]:  # noqa: ARG002 - a default
-        """On how many of the training pictures a teacher's answers are distilled, by the key that says so; nothing where the
-        parameters ask for no distillation."""
+    def distilled(self, config: ConfigT, labelled: int, unlabelled: int) -> Mapping[str, int]:  # noqa: ARG002 - a default
+        """How many training images are distilled on, by the key that decides it; empty where the parameters want no
+        distillation."""
         return {}
 
-    def rehearse(self, config: Any, vocabulary: Vocabulary) -> None:  # noqa: B027  most have nothing to try
+    def rehearse(self, config: ConfigT, vocabulary: Vocabulary) -> None:
         """Everything of a training that needs no table, so that a teacher does not work for one that is then refused.
 
         Raises:
             UserError: what :meth:`train` would raise.
         """
 
-    def pair_teacher(self, name: str, config: Any, detections: str, features: str, maps: tuple[int, ...]) -> Any:  # noqa: ARG002 - a default
+    def pair_teacher(self, name: str, config: ConfigT, detections: str, features: str, maps: tuple[int, ...]) -> Any:  # noqa: ARG002 - a default
         """A student of this method as a teacher of pairs: what its stages take as ``teacher`` while its training is unknown.
 
         Args:
@@ -168,21 +177,27 @@ class Method(ABC):
         """
         raise UserError(f"method: {self.name!r}; a pair teacher is of method link")
 
-    @abstractmethod
-    def train(self, config: Any, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
+    def train(self, config: ConfigT, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
         """Train to the end, from the last save in ``run_dir`` if there is one, and save ``run_dir/checkpoint``."""
+        student: Student = self._neighbour("train").train(config, data, run_dir, extras)
+        return student
 
-    @abstractmethod
-    def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
+    def load(self, folder: Path, record: CheckpointRecord, vocabulary: Vocabulary) -> Student:
         """A saved student; ``record`` is its ``config.json``."""
+        student: Student = self._neighbour("student").load(folder, record, vocabulary)
+        return student
+
+    @classmethod
+    def _neighbour(cls, name: str) -> Any:
+        return importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.{name}")
 
     @abstractmethod
-    def trained_on(self, config: Any, labelled: int, unlabelled: int) -> str:
+    def trained_on(self, config: ConfigT, labelled: int, unlabelled: int) -> str:
         """What the student learns from, as a noun phrase, for reports."""
 
     @abstractmethod
-    def facts(self, config: Any) -> tuple[tuple[str, str], ...]:
-        """(name, value) of what else a report's head says of the training."""
+    def facts(self, config: ConfigT) -> tuple[tuple[str, str], ...]:
+        """(name, value) of further facts on the training for a report's head."""
 
 
 def method_named(name: str, where: str = "student.method") -> Method:

@@ -59,16 +59,16 @@ def load_student(source: str | Path, vocabulary: Vocabulary | None = None, revis
 
 
 def _reason(error: Exception) -> str:
-    """Of what a constructor raises of a key that it lacks or does not know, the key."""
-    said = " ".join(str(error).split())
+    """The key in the error of a constructor that lacks a key or does not know one."""
+    reason = " ".join(str(error).split())
     if isinstance(error, KeyError):
-        return f"no key {said}"
+        return f"no key {reason}"
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         return f"unknown key {key!r}" if first["type"] == "unexpected_keyword_argument" else f"{key}: {first['msg']}"
-    found = re.search(r"unexpected keyword argument ('\w+')", said)
-    return f"unknown key {found[1]}" if found else said
+    found = re.search(r"unexpected keyword argument ('\w+')", reason)
+    return f"unknown key {found[1]}" if found else reason
 
 
 def checkpoint_folder(source: str | Path, revision: str | None) -> Path:

@@ -1,10 +1,10 @@
-"""Where a student's samples come from: the cache, through the sample stream, or memory, for pictures just looked at.
+"""Where a student's samples come from: the cache, through the sample stream, or memory.
 
 A sample is ``{"row": int, table: {column: value}}``. A student needs two or three tables:
 
 * ``detections``, column ``value``: boxes, scores, labels, width, height;
 * ``features``, one column a view (``original``, ``flip``): float ``[C, h, w]``;
-* ``itm``, one column a prompt: (z0, z1), or None where the picture was not to be asked.
+* ``itm``, one column a prompt: (z0, z1), or None where the image does not want the prompt.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Samples(Protocol):
     def __getitems__(self, rows: list[int]) -> list[Sample]: ...
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """The tables of N rows, of which any part can be opened."""
 
     def __len__(self) -> int: ...
@@ -104,3 +104,19 @@ def in_order(samples: Samples, rows: np.ndarray | None = None) -> Iterator[Sampl
     wanted = np.arange(len(samples)) if rows is None else rows
     for start in range(0, len(wanted), CHUNK):
         yield from samples.__getitems__(wanted[start : start + CHUNK].tolist())
+
+
+def stacked(cells: Mapping[str, Any]) -> np.ndarray:
+    """One row's pairs of numbers as one array.
+
+    Args:
+        cells: two numbers for each of C columns, or None for a cell that the row does not want.
+
+    Returns:
+        float ``[C, 2]`` in the order of the columns, NaN for None.
+    """
+    from hoi_distill.storage.numbers import NumberRow
+
+    if isinstance(cells, NumberRow):
+        return cells.array
+    return np.array([(np.nan, np.nan) if cell is None else cell for cell in cells.values()]).reshape(-1, 2)

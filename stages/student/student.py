@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from hoi_distill.stages.student.data import TestSet
 
 
+Columns = tuple[str, ...] | None
+"""Columns of a table; None: all that it has."""
+Identities = dict[str, Any]
+"""By role, what made a table that a student reads; compared with the table that is offered at prediction."""
+CheckpointRecord = dict[str, Any]
+"""A checkpoint's ``config.json``: ``method``, ``version``, ``vocabulary``, ``student`` (the parameters), ``identities``,
+``checksums``, and the method's own keys."""
+
+
 class Student(ABC):
     """Everything that finding interactions in a picture takes.
 
@@ -33,14 +42,14 @@ class Student(ABC):
         version: raised when the network's tensors change meaning.
         config: the parameters it was trained with, a dataclass.
         origin: what its weights started from, where that is worth recording.
-        identities: by role, what the tables came from that it reads, to be compared with what is offered at prediction.
+        identities: what made the tables that it reads.
     """
 
     method: ClassVar[str]
     version: ClassVar[int]
     vocabulary: Vocabulary
     config: Any
-    identities: dict[str, Any]
+    identities: Identities
     origin: dict[str, Any] | None
 
     @abstractmethod
@@ -75,7 +84,7 @@ def save_student(
     student: Student,
     model: nn.Module,
     folder: str | Path,
-    beside: Mapping[str, Callable[[Path], None]] = MappingProxyType({}),
+    own_files: Mapping[str, Callable[[Path], None]] = MappingProxyType({}),
     **more: Any,
 ) -> None:
     """Write what every checkpoint has, ``config.json`` with the others' checksums last; each file whole or not at all.
@@ -84,7 +93,7 @@ def save_student(
         student: says what ``config.json`` holds.
         model: the network.
         folder: made where it is not there.
-        beside: what writes the method's own files, by their name.
+        own_files: what writes the method's own files, by their name.
         more: the method's own keys of ``config.json``.
     """
     folder = Path(folder)
@@ -92,7 +101,7 @@ def save_student(
     files: dict[str, Callable[[Path], None]] = {
         "model.safetensors": lambda path: save_tensors(path, model.state_dict(), {"format": "pt"}),
         "vocabulary.json": student.vocabulary.save,
-        **beside,
+        **own_files,
     }
     for name, write in files.items():
         write(folder / name)
@@ -111,7 +120,7 @@ def save_student(
     write_atomically(folder / "config.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
 
 
-def refuse_changed(folder: Path, record: Mapping[str, Any]) -> None:
+def refuse_changed(folder: Path, record: CheckpointRecord) -> None:
     """Raises UserError where a file of the checkpoint is not the one that was saved, as ``record``, its ``config.json``, knows.
     One that was saved before there were checksums has none to break."""
     for name, checksum in (record.get("checksums") or {}).items():
@@ -147,13 +156,13 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def _settings_checksum(record: Mapping[str, Any]) -> str:
+def _settings_checksum(record: CheckpointRecord) -> str:
     """Of ``config.json``: of all that it says but the checksums."""
     settings = {key: value for key, value in record.items() if key != "checksums"}
     return content_name(json.dumps(settings, sort_keys=True).encode())
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> CheckpointRecord:
     """A checkpoint's ``config.json``; UserError where it is not a student's."""
     path = folder / "config.json"
     weight_files.refuse_pointer(path)
@@ -168,7 +177,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def refuse_other_version(folder: Path, record: Mapping[str, Any], expected: int) -> None:
+def refuse_other_version(folder: Path, record: CheckpointRecord, expected: int) -> None:
     """Raises UserError for a checkpoint whose tensors mean something else."""
     if record.get("version") != expected:
         raise UserError(f"{folder}: version is {record.get('version')!r}, this program reads {expected!r}")
@@ -184,7 +193,3 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not the tensors of its config.json: {reason}") from error
-
-
-Columns = tuple[str, ...] | None
-"""Columns of a table; None: all that it has."""

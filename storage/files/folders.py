@@ -45,6 +45,15 @@ def size(path: str | Path) -> int | None:
         return None
 
 
+def lies(path: str | Path) -> bool:
+    """Whether anything lies at ``path``, a link that leads nowhere too. Raises ``OSError`` where that cannot be known."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def set_aside(path: Path, keep: Path) -> None:
     """Move what lies at ``path``, whatever it is, into the folder ``keep``; what was set aside under its name stays there.
     Nothing happens where another check has done it."""

@@ -64,21 +64,20 @@ def clock_of(folder: Path) -> float:
             probe.unlink(missing_ok=True)
 
 
-def leftovers(folder: Path, prefix: str = "", tagged: re.Pattern[str] = TAG) -> list[Path]:
+def leftovers(folder: Path, tagged: re.Pattern[str] = TAG) -> list[Path]:
     """What dead processes left in a folder. Nothing where that cannot be known.
 
     Args:
         folder: where to look.
-        prefix: how the names of leftovers begin, before the tag.
-        tagged: what they match after the prefix; it begins with the tag.
+        tagged: what their names match; it begins with the tag.
     """
     found = []
     with contextlib.suppress(OSError):
-        names = [name for name in os.listdir(folder) if name.startswith(prefix) and tagged.match(name, len(prefix))]
+        names = [name for name in os.listdir(folder) if tagged.match(name)]
         now = clock_of(folder) if names else 0.0
         for name in names:
             with contextlib.suppress(OSError):
-                if is_dead(name.removeprefix(prefix), now - os.stat(folder / name).st_mtime):
+                if is_dead(name, now - os.stat(folder / name).st_mtime):
                     found.append(folder / name)
     return found
 

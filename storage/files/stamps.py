@@ -41,15 +41,14 @@ def unproven(paths: Iterable[str]) -> dict[str, Stamp | None]:
     return found
 
 
-def once(path: str, verify: Callable[[], None]) -> bool:
+def once(path: str, verify: Callable[[], None]) -> Stamp:
     """Call ``verify``, which raises where a file's bytes have changed, unless it passed in this process for the file as it
-    is now; returns whether it was called."""
+    is now. Returns the file's stamp."""
     now = stamp_of(os.stat(path))
-    if _sound.get(path) == now:
-        return False
-    verify()
-    _sound[path] = now
-    return True
+    if _sound.get(path) != now:
+        verify()
+        _sound[path] = now
+    return now
 
 
 def vouch(stamps: Mapping[str, Stamp]) -> None:

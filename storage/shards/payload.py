@@ -18,9 +18,9 @@ from hoi_distill.storage.damage import Damaged, damage
 from hoi_distill.storage.errors import StorageError
 from hoi_distill.storage.file_digests import DigestMemory
 from hoi_distill.storage.files import stamps
-from hoi_distill.storage.shards import lmdb as lmdb_shard
+from hoi_distill.storage.files.stamps import Stamp
 from hoi_distill.storage.shards.arrow import ArrowShard
-from hoi_distill.storage.shards.lmdb import LmdbShard, open_lmdb
+from hoi_distill.storage.shards.lmdb_reader import LmdbShard
 
 Shard = ArrowShard | LmdbShard
 UNREAD = bytes(16)
@@ -28,8 +28,13 @@ UNREAD = bytes(16)
 
 
 @functools.lru_cache(maxsize=128)
-def _open_arrow(path: str, _inode: int) -> ArrowShard:
+def _open_arrow(path: str, _stamp: Stamp) -> ArrowShard:
     return ArrowShard(path)
+
+
+@functools.lru_cache(maxsize=512)
+def _open_lmdb(path: str, _stamp: Stamp) -> LmdbShard:
+    return LmdbShard(path)
 
 
 def open_shard(path: str | os.PathLike[str]) -> Shard:
@@ -39,10 +44,19 @@ def open_shard(path: str | os.PathLike[str]) -> Shard:
         StorageError: the file is missing or unreadable, or its bytes have changed.
     """
     name = os.fspath(path)
+    with verified(name) as stamp:
+        return _open_lmdb(name, stamp) if name.endswith(".lmdb") else _open_arrow(name, stamp)
+
+
+@contextlib.contextmanager
+def verified(name: str) -> Iterator[Stamp]:
+    """In the block a payload may be opened: its bytes are those that were written. Gives its stamp.
+
+    Raises:
+        StorageError: the file is missing or unreadable, or its bytes have changed.
+    """
     with _reading(name), damage(f"shard {name}"):
-        if stamps.once(name, lambda: verify_shard(name)):
-            lmdb_shard.forget(name)  # what is open under this name may be another file's
-        return open_lmdb(name) if name.endswith(".lmdb") else _open_arrow(name, os.stat(name).st_ino)
+        yield stamps.once(name, lambda: verify_shard(name))
 
 
 @contextlib.contextmanager
@@ -54,9 +68,9 @@ def _reading(name: str) -> Iterator[None]:
         raise StorageError(f"shard {name}: {error.strerror}; make it readable and run again") from error
 
 
-def forget_shard(path: str | os.PathLike[str]) -> None:
-    """Drop the process's reader of a payload that was set aside."""
-    lmdb_shard.forget(path)
+def forget_shards() -> None:
+    """Drop the process's readers, after a payload was set aside."""
+    _open_lmdb.cache_clear()
     _open_arrow.cache_clear()
 
 

@@ -72,10 +72,10 @@ def wait_for(album: Album, cells: int, driver: subprocess.Popen[str]) -> None:
 def cells_of(album: Album) -> dict[tuple[str, bytes, str], tuple[object, int]]:
     """Value and value digest of every filled cell."""
     found = {}
-    setup = album.setup()
-    for name, made in plan_of(setup).items():
+    workspace = album.workspace()
+    for name, made in plan_of(workspace).items():
         assert made.complete(), name
-        ids = setup.sources["images"].ids[made.rows]
+        ids = workspace.sources["images"].ids[made.rows]
         values = made.table.read(made.cells)
         digests = made.table.value_digests(made.cells)
         for c, column in enumerate(made.columns):
@@ -91,7 +91,7 @@ def undisturbed(album: Album) -> dict[tuple[str, bytes, str], tuple[object, int]
     for table in album.config["tables"].values():
         table.update(log="", **({"seconds": 0.0} if "seconds" in table else {}))
     album.write()
-    run(album.setup())
+    run(album.workspace())
     cells = cells_of(album)
     album.config["cache"] = str(album.root / "cache")
     album.write()
@@ -152,7 +152,7 @@ def test_two_drivers_on_one_cache(album):
     computed = computations(album)
     assert len(computed) == 2 * PICTURES * len(PROMPTS)
     assert max(computed.values()) <= 2
-    for made in plan_of(album.setup()).values():
+    for made in plan_of(album.workspace()).values():
         names = [record.header["payload"] for record in made.table.records()]
         assert sorted(names) == sorted(entry.name for entry in (made.table.dir / "shards").iterdir())
     assert cells_of(album) == undisturbed(album)
@@ -168,7 +168,7 @@ def test_first_interrupt_commits_and_exits_130(album, number):
     assert "Stopping: finishing and saving what is under way" in err
     assert "Interrupted." in out
     computed = computations(album)
-    filled = sum(made.counts["filled"] for made in plan_of(album.setup()).values())
+    filled = sum(made.counts["filled"] for made in plan_of(album.workspace()).values())
     assert 0 < filled < 2 * PICTURES * len(PROMPTS)
     assert computed.total() == filled  # everything that was computed was committed
     finish(album)
@@ -184,7 +184,7 @@ def test_a_signal_that_comes_twice_at_once_counts_as_one(album):
         time.sleep(0.02)
     _, err = driver.communicate(timeout=60)
     assert driver.returncode == 130, err
-    filled = sum(made.counts["filled"] for made in plan_of(album.setup()).values())
+    filled = sum(made.counts["filled"] for made in plan_of(album.workspace()).values())
     assert computations(album).total() == filled
 
 
@@ -198,7 +198,7 @@ def test_a_task_is_left_between_two_batches_and_gone_on_with(album):
     driver.send_signal(signal.SIGTERM)
     _, err = driver.communicate(timeout=60)
     assert driver.returncode == 130, err
-    filled = sum(made.counts["filled"] for made in plan_of(album.setup()).values())
+    filled = sum(made.counts["filled"] for made in plan_of(album.workspace()).values())
     assert 0 < filled < PICTURES * len(PROMPTS)
     assert computations(album).total() == filled
     finish(album)
@@ -218,7 +218,7 @@ def test_a_terminal_that_closes_ends_a_run_that_saves_what_it_has(album):
     os.close(terminal)
     _, status = os.waitpid(process, 0)
     assert os.waitstatus_to_exitcode(status) == 130
-    filled = sum(made.counts["filled"] for made in plan_of(album.setup()).values())
+    filled = sum(made.counts["filled"] for made in plan_of(album.workspace()).values())
     assert 0 < filled < 2 * PICTURES * len(PROMPTS)
     assert computations(album).total() == filled
     finish(album)
@@ -270,7 +270,7 @@ def test_a_signal_to_every_process_of_a_ray_run_still_commits(album, number):
     assert time.monotonic() - sent < 20
     assert driver.returncode == 130, err
     assert "Traceback" not in err
-    filled = sum(made.counts["filled"] for made in plan_of(album.setup()).values())
+    filled = sum(made.counts["filled"] for made in plan_of(album.workspace()).values())
     assert 0 < filled < PICTURES * len(PROMPTS)
     assert computations(album).total() == filled
 
@@ -296,11 +296,11 @@ def test_leftovers_of_the_dead_are_swept(album):
     driver.kill()
     driver.communicate()
     finish(album)
-    setup = album.setup()
-    for table in setup.cache.tables():
+    workspace = album.workspace()
+    for table in workspace.cache.tables():
         check_table(table)
         assert list((table.dir / "tmp").iterdir()) == []
-    assert setup.cache.leased() == {}
+    assert workspace.cache.leased() == {}
 
 
 @pytest.fixture
@@ -328,13 +328,13 @@ def test_full_disk(album, small_disk):
     assert "table " in line
     assert "shard " in line
     assert "Traceback" not in err
-    before = {name: made.counts["filled"] for name, made in plan_of(album.setup()).items()}
+    before = {name: made.counts["filled"] for name, made in plan_of(album.workspace()).items()}
     assert sum(before.values()) > 0
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
-    after = {name: made.counts["filled"] for name, made in plan_of(album.setup()).items()}
+    after = {name: made.counts["filled"] for name, made in plan_of(album.workspace()).items()}
     assert after == before
     finish(album)
-    assert all(made.complete() for made in plan_of(album.setup()).values())
+    assert all(made.complete() for made in plan_of(album.workspace()).values())
 
 
 def test_read_only_cache(album):

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from hoi_distill.workers.executors.ray import RayExecutor
-from hoi_distill.workers.task import TaskReport
+from hoi_distill.workers.task import TaskReport, Workload
 from tests.fixtures.toy_album import Album, Colour, Map, album, lines
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def test_a_killed_worker_is_replaced_and_its_tasks_are_run_again(
     made = album(tmp_path, 40)
     colour = Colour(kills_once=str(tmp_path / "killed"), log=str(tmp_path / "log"))
     reports: list[TaskReport] = []
-    executor.execute(made.tasks(made.part(colour)), report=reports.append, stop=threading.Event())
+    executor.execute(Workload.of(made.tasks(made.part(colour))), report=reports.append, stop=threading.Event())
     assert (tmp_path / "killed").exists()
     batches = [tuple(line["rows"]) for line in lines(tmp_path / "log")]
     assert len(batches) > len(set(batches))  # the batch that was lost was computed again
@@ -60,7 +60,7 @@ def test_a_row_that_always_kills_its_worker_fails_alone_after_three_tries(
     colour, maps = Colour(), Map(kills=(made.digest(culprit),), log=str(log))
     reports: list[TaskReport] = []
     tasks = made.tasks(made.part(colour), made.part(maps))
-    executor.execute(tasks, report=reports.append, stop=threading.Event())
+    executor.execute(Workload.of(tasks), report=reports.append, stop=threading.Event())
     assert made.failures(maps) == {(culprit, column): "killed its worker 3 times alone" for column in range(2)}
     assert not made.empty(maps).any()
     assert filled(made, colour)  # the pass was split by table too: only the table that kills has the failure
@@ -75,12 +75,13 @@ import sys, threading
 from pathlib import Path
 from tests.fixtures.toy_album import Colour, album
 from hoi_distill.workers.executors.ray import execute
+from hoi_distill.workers.task import Workload
 
 folder = Path(sys.argv[1])
 made = album(folder / "album", 60)
 stage = Colour(seconds=0.2, log=str(folder / "log"))
 report = lambda answer: print("reported", flush=True)
-execute(made.tasks(made.part(stage), size=4), workers=2, report=report, stop=threading.Event())
+execute(Workload.of(made.tasks(made.part(stage), size=4)), workers=2, report=report, stop=threading.Event())
 print("empty", int(made.empty(stage).sum()), "failed", len(made.failures(stage)))
 """
 
@@ -135,6 +136,7 @@ from pathlib import Path
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.toy_album import Colour, Double, album
 from hoi_distill.workers.executors.ray import RayExecutor
+from hoi_distill.workers.task import Workload
 
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 folder = Path(sys.argv[1])
@@ -143,11 +145,11 @@ colour, double = Colour(), Double()
 try:
     with RayExecutor(2) as executor:
         def fill(*parts):
-            executor.execute(made.tasks(*parts, size=4), report=lambda answer: None, stop=threading.Event())
+            executor.execute(Workload.of(made.tasks(*parts, size=4)), report=lambda answer: None, stop=threading.Event())
         fill(made.part(colour))
         print("level", flush=True)
         sys.stdin.readline()
-        fill(made.part(double, upstream=made.upstream(colour)))
+        fill(made.part(double, above=colour))
     print("empty", int(made.empty(double).sum()), "failed", len(made.failures(double)))
 except UserError as error:
     print(error)

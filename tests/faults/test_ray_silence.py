@@ -19,7 +19,7 @@ from hoi_distill.storage.errors import UserError, WorkStopped
 from hoi_distill.workers.executors import ray as ray_executor
 from hoi_distill.workers.executors.ray import RayExecutor
 from hoi_distill.workers.pulse import Beat
-from hoi_distill.workers.task import TaskReport
+from hoi_distill.workers.task import TaskReport, Workload
 from tests.fixtures.toy_album import Album, Colour, album, lines
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def test_a_worker_that_hangs_once_is_replaced_and_the_run_is_whole(
     executor.hang_after = 2.0
     made = album(tmp_path)
     colour = Colour(hangs_once=str(tmp_path / "hung"))
-    executor.execute(made.tasks(made.part(colour)), report=lambda _: None, stop=threading.Event())
+    executor.execute(Workload.of(made.tasks(made.part(colour))), report=lambda _: None, stop=threading.Event())
     assert filled(made, colour)
     assert made.failures(colour) == {}
     (told,) = [line for line in caplog.messages if "has made no step in task" in line]
@@ -65,7 +65,9 @@ def test_a_task_that_hangs_three_times_alone_stops_the_run_and_blames_no_row(
     made = album(tmp_path, 8)
     colour = Colour(hangs=(made.digest(5),))
     with pytest.raises(WorkStopped, match=r"task task 1 made no step in .*, 3 times alone") as error:
-        executor.execute(made.tasks(made.part(colour), size=4), report=lambda _: None, stop=threading.Event())
+        executor.execute(
+            Workload.of(made.tasks(made.part(colour), size=4)), report=lambda _: None, stop=threading.Event()
+        )
     assert made.uris[4] in str(error.value)
     assert "workers.hang_after" in str(error.value)
     assert np.array_equal(made.empty(colour).any(axis=1), np.arange(8) >= 4)
@@ -85,7 +87,7 @@ def test_a_stopped_worker_is_replaced_though_it_never_answers(
             stopped.append(lines(tmp_path / "log")[-1]["pid"])
             os.kill(stopped[0], signal.SIGSTOP)
 
-    executor.execute(made.tasks(made.part(colour)), report=report, stop=threading.Event())
+    executor.execute(Workload.of(made.tasks(made.part(colour))), report=report, stop=threading.Event())
     assert filled(made, colour)
     assert made.failures(colour) == {}
 
@@ -98,7 +100,10 @@ def test_a_long_batch_is_told_of_and_every_second_says_where_tasks_are(
     colour = Colour(seconds=4.0)
     beats: list[Beat] = []
     executor.execute(
-        made.tasks(made.part(colour), size=8), report=lambda _: None, stop=threading.Event(), beat=beats.extend
+        Workload.of(made.tasks(made.part(colour), size=8)),
+        report=lambda _: None,
+        stop=threading.Event(),
+        beat=beats.extend,
     )
     told = [line for line in caplog.messages if "has been running for" in line]
     assert told[0].startswith("task task 0 has been running for 2 s on worker ")
@@ -120,11 +125,11 @@ def test_a_cluster_without_free_cpus_is_one_line(executor: RayExecutor, tmp_path
     ray.get(occupant.there.remote())
     try:
         with pytest.raises(UserError, match=r"no Ray worker started within 3 s: 0 of \d+ CPUs are free; .* --workers"):
-            executor.execute(made.tasks(made.part(colour)), report=lambda _: None, stop=threading.Event())
+            executor.execute(Workload.of(made.tasks(made.part(colour))), report=lambda _: None, stop=threading.Event())
     finally:
         ray.kill(occupant)
     executor.start_within = 100.0
-    executor.execute(made.tasks(made.part(colour)), report=lambda _: None, stop=threading.Event())
+    executor.execute(Workload.of(made.tasks(made.part(colour))), report=lambda _: None, stop=threading.Event())
     assert filled(made, colour)
 
 
@@ -143,7 +148,7 @@ def test_time_that_the_machine_sleeps_is_nobodys_silence(
             slept.append(done)
             time.sleep(8)
 
-    executor.execute(made.tasks(made.part(colour), size=4), report=report, stop=threading.Event())
+    executor.execute(Workload.of(made.tasks(made.part(colour), size=4)), report=report, stop=threading.Event())
     assert "has made no step" not in caplog.text
     assert filled(made, colour)
 
@@ -154,6 +159,7 @@ from pathlib import Path
 from hoi_distill.storage.errors import UserError, WorkStopped
 from tests.fixtures.toy_album import Colour, album
 from hoi_distill.workers.executors.ray import RayExecutor
+from hoi_distill.workers.task import Workload
 
 made = album(Path(sys.argv[1]), 400)
 stage = Colour(seconds=4.0)  # minutes of work: workers outlive their raylet for some seconds
@@ -161,7 +167,7 @@ def report(answer):
     print("reported", flush=True)
 try:
     with RayExecutor(2) as executor:
-        executor.execute(made.tasks(made.part(stage), size=4), report=report, stop=threading.Event())
+        executor.execute(Workload.of(made.tasks(made.part(stage), size=4)), report=report, stop=threading.Event())
 except (UserError, WorkStopped) as error:
     print(error)
 print("filled", int((~made.empty(stage)).sum()))

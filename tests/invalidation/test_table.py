@@ -44,10 +44,10 @@ def test_dataset_moved_and_touched(line):
 
 def test_files_renamed(tmp_path, calls):
     album = Album(tmp_path)
-    assert toys_computed(album.setup()) == {"scores": 18, "signs": 18}
+    assert toys_computed(album.workspace()) == {"scores": 18, "signs": 18}
     for number, file in enumerate(sorted(album.folder.iterdir(), reverse=True)):
         file.rename(album.folder / f"renamed-{number}.png")
-    assert toys_computed(album.setup()) == {}
+    assert toys_computed(album.workspace()) == {}
 
 
 def test_one_images_bytes(line):

@@ -60,23 +60,23 @@ def gallery(album: Album) -> Album:
 
 
 def test_bad_pictures(gallery):
-    setup = gallery.setup()
-    summary = run(setup)
+    workspace = gallery.workspace()
+    summary = run(workspace)
     assert summary.cells == {"scores": 3 * 11, "signs": 3 * 11}
     assert summary.failures == {"scores": 3 * 5, "signs": 3 * 5}
     said = {Path(line.partition(": ")[0]).name: line.partition(": ")[2] for line in summary.reasons}
     assert said.keys() == BROKEN.keys()
     assert all(said[name].startswith(reason) for name, reason in BROKEN.items()), said
 
-    made = plan_of(setup)
-    assert all(one.complete() for one in made.values())
-    assert [one.counts["failed"] for one in made.values()] == [15, 15]
-    source, table = setup.sources["images"], made["signs"].table
-    reasons = table.failures(CellSelection(source.ids, ["a"], made["signs"].cells.inputs[:, :1]))
+    plans = plan_of(workspace)
+    assert all(one.complete() for one in plans.values())
+    assert [one.counts["failed"] for one in plans.values()] == [15, 15]
+    source, table = workspace.sources["images"], plans["signs"].table
+    reasons = table.failures(CellSelection(source.ids, ["a"], plans["signs"].cells.inputs[:, :1]))
     assert {source.keys[row] for row, _ in reasons} == set(BROKEN)
     assert all(reason.startswith("upstream scores: ") for reason in reasons.values())
 
-    scores = made["scores"].table.read(CellSelection(source.ids, ["a"]))["a"].to_pylist()
+    scores = plans["scores"].table.read(CellSelection(source.ids, ["a"]))["a"].to_pylist()
     seen = dict(zip(source.keys, scores, strict=True))
     for name in SOUND:
         shade = 255 if name == "clear.png" else GREY
@@ -85,17 +85,17 @@ def test_bad_pictures(gallery):
 
 
 def test_failures_are_final_until_retried(gallery):
-    setup = gallery.setup()
-    run(setup)
-    assert run(setup).failures == {}
-    assert run(setup, retry_failed=True).failures == {"scores": 15, "signs": 15}
+    workspace = gallery.workspace()
+    run(workspace)
+    assert run(workspace).failures == {}
+    assert run(workspace, retry_failed=True).failures == {"scores": 15, "signs": 15}
 
 
 def test_mended_picture(gallery):
     """Other bytes are another row: nothing has to be retried."""
-    run(gallery.setup())
+    run(gallery.workspace())
     Image.new("RGB", (40, 40), (1, 2, 3)).save(gallery.folder / "zero.jpg")
-    summary = run(gallery.setup())
+    summary = run(gallery.workspace())
     assert (summary.cells, summary.failures) == ({"scores": 3, "signs": 3}, {"scores": 0, "signs": 0})
 
 

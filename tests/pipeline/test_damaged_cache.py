@@ -36,14 +36,14 @@ def folder(album: Album, table: str) -> Path:
 
 
 def cells(album: Album, table: str) -> dict[str, list]:
-    setup = album.setup()
-    made = plan_of(setup)[table]
-    values = made.table.read(made.cells)
+    workspace = album.workspace()
+    table_plan = plan_of(workspace)[table]
+    values = table_plan.table.read(table_plan.cells)
     return {column: array.to_pylist() for column, array in values.items()}
 
 
 def test_a_flipped_bit_above_reaches_nothing_below(album, monkeypatch):
-    run(album.setup())
+    run(album.workspace())
     right = cells(album, "signs")
     for seed in range(6):
         shutil.rmtree(folder(album, "signs"))
@@ -51,20 +51,20 @@ def test_a_flipped_bit_above_reaches_nothing_below(album, monkeypatch):
         flip_byte(shard, int(np.random.default_rng(seed).integers(shard.stat().st_size)))
         monkeypatch.setattr(stamps, "_sound", {})
         with pytest.raises(StorageError, match=rf"{shard.name}: its bytes differ .*`hoi-distill check`"):
-            run(album.setup())
-        (found,) = check_cache(album.setup().cache)
+            run(album.workspace())
+        (found,) = check_cache(album.workspace().cache)
         assert found.shard == shard.name
-        assert set(computed(album.setup())) == {"scores", "signs"}
+        assert set(computed(album.workspace())) == {"scores", "signs"}
         assert cells(album, "signs") == right
-        assert check_cache(album.setup().cache) == []
-        assert computed(album.setup()) == {}
+        assert check_cache(album.workspace().cache) == []
+        assert computed(album.workspace()) == {}
 
 
 def test_the_planner_reads_no_flipped_bit_either(album):
     """A stage that chooses its cells by the values above is planned from them."""
     album.config["tables"]["signs"]["stage"] = "toy_chosen"
     album.write()
-    run(album.setup())
+    run(album.workspace())
     flip_byte(next((folder(album, "scores") / "shards").iterdir()))
     for command in ("plan", "run"):
         done = hoi_distill(command, album.path)
@@ -79,7 +79,7 @@ def test_the_planner_reads_no_flipped_bit_either(album):
 @pytest.mark.slow
 def test_a_record_with_failures_of_flipped_bits_kills_neither_run_nor_check(album):
     (album.folder / "zero.png").write_bytes(b"")
-    run(album.setup())
+    run(album.workspace())
     record = max((folder(album, "scores") / "commits").iterdir(), key=lambda file: file.stat().st_size)
     intact = record.read_bytes()
     for place in np.random.default_rng(1).integers(0, len(intact), 4).tolist():
@@ -104,26 +104,26 @@ def test_a_stage_that_chooses_is_planned_where_no_row_of_it_is_filled_above(albu
     for picture in sorted(album.folder.iterdir())[pictures:]:
         picture.unlink()
     if pictures:
-        run(album.setup())
+        run(album.workspace())
         for number, picture in enumerate(sorted(album.folder.iterdir())):
             paint(picture, 100 + number)
     else:
         paint(album.folder / "only.png", 3)
-    made = plan_of(album.setup())["signs"]
-    assert made.counts["unknown"] == 3 * max(pictures, 1)
-    run(album.setup())
-    assert all(made.complete() for made in plan_of(album.setup()).values())
+    table_plan = plan_of(album.workspace())["signs"]
+    assert table_plan.counts["unknown"] == 3 * max(pictures, 1)
+    run(album.workspace())
+    assert all(table_plan.complete() for table_plan in plan_of(album.workspace()).values())
 
 
 def test_one_broken_picture_and_one_new_question_are_filled(album):
     album.config["tables"] = {"scores": album.config["tables"]["scores"], "maps": {"stage": "toy_maps"}}
     (album.folder / "zero.png").write_bytes(b"")
     album.write()
-    run(album.setup())
+    run(album.workspace())
     album.config["tables"]["scores"]["columns"] = ["a", "b", "c", "new"]
     album.write()
-    run(album.setup())
-    assert all(made.complete() for made in plan_of(album.setup()).values())
+    run(album.workspace())
+    assert all(table_plan.complete() for table_plan in plan_of(album.workspace()).values())
 
 
 NOTES = {
@@ -137,28 +137,28 @@ NOTES = {
 
 @pytest.mark.parametrize("damage", NOTES)
 def test_a_damaged_note_of_what_a_setup_wants_throws_nothing_away(album, damage):
-    run(album.setup())
-    register(album.setup(), plan_of(album.setup()))
-    setup = album.setup()
+    run(album.workspace())
+    register(album.workspace(), plan_of(album.workspace()))
+    workspace = album.workspace()
     (note,) = (album.root / "cache" / "registered").glob("*.json")
     NOTES[damage](note)
-    outcome = collect(setup.cache, True, 0, [])
+    outcome = collect(workspace.cache, True, 0, [])
     assert outcome["unreadable"] == [note.stem]
     assert {row["trashed"] for row in outcome["unwanted"]} == {False}
-    (found,) = check_cache(setup.cache)
+    (found,) = check_cache(workspace.cache)
     assert found.line().startswith(f"registered/{note.name}: ")
     assert "gc moves nothing until its configuration has run again" in found.line()
-    assert check_cache(setup.cache) == []
-    assert collect(setup.cache, True, 0, [])["unreadable"] == [note.stem], "set aside, it still guards"
-    register(setup, plan_of(setup))
-    outcome = collect(setup.cache, True, 0, [])
+    assert check_cache(workspace.cache) == []
+    assert collect(workspace.cache, True, 0, [])["unreadable"] == [note.stem], "set aside, it still guards"
+    register(workspace, plan_of(workspace))
+    outcome = collect(workspace.cache, True, 0, [])
     assert (outcome["unreadable"], outcome["unwanted"]) == ([], [])
-    assert list(registered(setup.cache)[0]) == [note.stem]
+    assert list(registered(workspace.cache)[0]) == [note.stem]
 
 
 def test_a_damaged_note_is_forgotten_when_told(album):
-    run(album.setup())
-    register(album.setup(), plan_of(album.setup()))
+    run(album.workspace())
+    register(album.workspace(), plan_of(album.workspace()))
     (note,) = (album.root / "cache" / "registered").glob("*.json")
     note.write_bytes(b"{")
     listed = hoi_distill("gc", "--cache", album.root / "cache")
@@ -194,7 +194,7 @@ def test_a_life_with_every_note_damaged(album):
 
 def test_a_picture_overwritten_in_place_under_its_old_time_is_computed_again(album):
     time.sleep(0.03)
-    run(album.setup())
+    run(album.workspace())
     picture = album.folder / "003.png"
     before, data = picture.stat(), picture.read_bytes()
     paint(album.root / "other.png", 9)
@@ -204,7 +204,7 @@ def test_a_picture_overwritten_in_place_under_its_old_time_is_computed_again(alb
         file.write(other)
     os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (picture.stat().st_size, picture.stat().st_ino) == (before.st_size, before.st_ino)
-    assert computed(album.setup()) == {"scores": 3, "signs": 3}
+    assert computed(album.workspace()) == {"scores": 3, "signs": 3}
 
 
 def test_a_read_only_cache_is_planned_verified_checked_and_refused_before_work(tmp_path):
@@ -221,23 +221,23 @@ from hoi_distill.storage.errors import StorageError
 toys.register()
 mount = Path(os.environ["MOUNT"])
 album = toys.Album(mount)
-toys.run(album.setup())
+toys.run(album.workspace())
 subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
-setup = album.setup()
-plans = toys.plan_of(setup)
-assert all(made.complete() for made in plans.values())
-register(setup, plans)
+workspace = album.workspace()
+plans = toys.plan_of(workspace)
+assert all(table_plan.complete() for table_plan in plans.values())
+register(workspace, plans)
 for table in ("scores", "signs"):
-    assert verify_table(setup, table, 5, 0).agrees
-assert check_cache(setup.cache) == []
-assert collect(setup.cache, False, 0, [])["unwanted"]
-assert toys.computed(setup) == {{}}
+    assert verify_table(workspace, table, 5, 0).agrees
+assert check_cache(workspace.cache) == []
+assert collect(workspace.cache, False, 0, [])["unwanted"]
+assert toys.computed(workspace) == {{}}
 album.config["tables"]["scores"]["columns"].append("new")
 album.path = Path({str(tmp_path / "album.yaml")!r})
 album.write()
 before = len(toys.COMPUTED)
 try:
-    toys.run(album.setup())
+    toys.run(album.workspace())
 except StorageError as error:
     assert "Read-only file system; make it writable or give another root" in str(error), error
 else:
@@ -248,7 +248,7 @@ assert len(toys.COMPUTED) == before
 
 
 def test_check_names_what_it_cannot_open(album):
-    run(album.setup())
+    run(album.workspace())
     records = folder(album, "scores") / "commits"
     shutil.rmtree(records)
     records.symlink_to("unmounted")

@@ -75,6 +75,16 @@ def test_a_wrong_key_of_a_late_arm_is_found_before_the_first_trains(tmp_path):
     path.write_text(json.dumps({"name": "m", "setup": "configs/pico.yaml", "arms": arms}))
     with pytest.raises(UserError, match=r"configs/pico\.yaml: student\.itm_onn: unknown key; did you mean itm_on"):
         check_arms(load_matrix(path))
+    arms["bad"] = {"text": "y", "tables": {"itm": {"stage": "blip_itm", "chekpoint": "x", "columns": "prompts"}}}
+    path.write_text(json.dumps({"name": "m", "setup": "configs/pico.yaml", "arms": arms}))
+    with pytest.raises(UserError, match=r"pico\.yaml: tables\.itm\.chekpoint: unknown key; did you mean checkpoint\?$"):
+        check_arms(load_matrix(path))
+    arms["bad"] = {"text": "y", "tables": {"itm": {"stage": "blip_itn"}}}
+    path.write_text(json.dumps({"name": "m", "setup": "configs/pico.yaml", "arms": arms}))
+    with pytest.raises(
+        UserError, match=r"pico\.yaml: tables\.itm\.stage: unknown stage 'blip_itn'; did you mean blip_itm"
+    ):
+        check_arms(load_matrix(path))
     assert MATRICES
     for shipped in MATRICES:
         check_arms(load_matrix(shipped))

@@ -13,11 +13,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from hoi_distill.pipeline import inputs
 from hoi_distill.pipeline.graph import registry
 from hoi_distill.pipeline.inputs import image_source
 from hoi_distill.pipeline.training.fit import PictureReader
-from hoi_distill.pipeline.workspace import Setup, prepare
-from hoi_distill.stages.data import image as reading
+from hoi_distill.pipeline.workspace import Workspace, prepare
 from hoi_distill.stages.data.folder import load_annotated_folder
 from hoi_distill.stages.data.image import as_stored
 from hoi_distill.stages.data.open_dataset import open_annotations
@@ -81,7 +81,7 @@ def hico(tmp_path: Path) -> Path:
     return root
 
 
-def setup_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **dataset: Any) -> Setup:
+def setup_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **dataset: Any) -> Workspace:
     monkeypatch.setitem(registry.STAGES, "looks", "tests.pipeline.test_frames:Looks")
     config = {
         "name": "frames", "cache": str(tmp_path / "cache"), "runs": str(tmp_path / "runs"),
@@ -94,13 +94,15 @@ def setup_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **dataset: Any) ->
 
 
 def test_pictures_and_boxes_of_hico_det_are_in_the_stored_raster(hico, tmp_path, monkeypatch):
-    setup = setup_of(tmp_path, monkeypatch, kind="hico-det", root=hico)
-    assert {part.frame for part in setup.dataset.values()} == {"stored"}
-    run(setup)
-    table = next(table for table in setup.cache.tables() if table.dir.name.startswith("looks"))
-    assert table.read(CellSelection(setup.sources["images"].ids, ("value",)))["value"].to_pylist() == [[64, 48, 1]] * 8
-    given = setup.nodes["given"].stage.compute(
-        Batch(setup.sources["images"].ids, setup.sources["images"].keys, 8), ("value",), {}
+    workspace = setup_of(tmp_path, monkeypatch, kind="hico-det", root=hico)
+    assert {part.frame for part in workspace.dataset.values()} == {"stored"}
+    run(workspace)
+    table = next(table for table in workspace.cache.tables() if table.dir.name.startswith("looks"))
+    assert (
+        table.read(CellSelection(workspace.sources["images"].ids, ("value",)))["value"].to_pylist() == [[64, 48, 1]] * 8
+    )
+    given = workspace.nodes["given"].stage.compute(
+        Batch(workspace.sources["images"].ids, workspace.sources["images"].keys, 8), ("value",), {}
     )["value"]
     assert [(cell["width"], cell["height"]) for cell in given.to_pylist()] == [(64, 48)] * 8
 
@@ -198,9 +200,9 @@ def test_a_turned_size_stated_for_hico_det_is_named(hico, tmp_path, monkeypatch)
     hico_forms.save(hico / "instances_test2015.json", document)
     with pytest.raises(UserError, match=r"setup.yaml: dataset: hico-det test: .*_00000002.jpg is 64 x 48"):
         setup_of(tmp_path, monkeypatch, kind="hico-det", root=hico)
-    setup = setup_of(tmp_path, monkeypatch, kind="hico-det", root=hico, lenient=True)
-    assert [len(setup.dataset[split]) for split in ("train", "test")] == [4, 3]
-    assert [len(setup.sources["images"].splits[split]) for split in ("train", "test")] == [4, 3]
+    workspace = setup_of(tmp_path, monkeypatch, kind="hico-det", root=hico, lenient=True)
+    assert [len(workspace.dataset[split]) for split in ("train", "test")] == [4, 3]
+    assert [len(workspace.sources["images"].splits[split]) for split in ("train", "test")] == [4, 3]
 
 
 def test_an_annotated_folder_is_upright_and_its_stated_sizes_are_too(tmp_path):
@@ -221,8 +223,8 @@ def test_headers_are_remembered_by_content_and_unreadable_ones_are_not(tmp_path,
     (root / "images_512/idle_2.jpg").write_bytes(b"no picture")
     memory = DigestMemory(tmp_path / "digests.sqlite")
     opened: list[str] = []
-    real = reading.read_header
-    monkeypatch.setattr(reading, "read_header", lambda path: opened.append(Path(path).name) or real(path))
+    real = inputs.read_header
+    monkeypatch.setattr(inputs, "read_header", lambda path: opened.append(Path(path).name) or real(path))
     annotations = open_annotations("swig-hoi", root, "test")
     rows = [image_source({"test": annotations}, memory)[1].ids.tolist() for _ in range(2)]
     assert opened == ["surfing_1.jpg", "idle_2.jpg", "idle_2.jpg"]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from hoi_distill.pipeline.workspace import Setup, prepare
+from hoi_distill.pipeline.workspace import Workspace, prepare
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.selection import CellSelection
@@ -19,7 +19,7 @@ from tests.fixtures.toy_stages import run
 OBJECTS = ("person", "kite", "hang_glider")
 
 
-def setup_of(root: Path, **detections: Any) -> Setup:
+def setup_of(root: Path, **detections: Any) -> Workspace:
     config = {
         "name": "own", "cache": str(root / "cache"), "runs": str(root / "runs"),
         "dataset": {"kind": "folder", "root": str(root), "annotations": str(root / "annotations.json")},
@@ -49,12 +49,12 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_a_boxes_file_and_the_annotations_mean_the_same_object(root):
-    setup = setup_of(root, categories="vocabulary")
-    assert run(setup).cells == {"detections": 2}
-    (table,) = setup.cache.tables()
-    cells = table.read(CellSelection(setup.sources["images"].ids, ("value",)))["value"].to_pylist()
+    workspace = setup_of(root, categories="vocabulary")
+    assert run(workspace).cells == {"detections": 2}
+    (table,) = workspace.cache.tables()
+    cells = table.read(CellSelection(workspace.sources["images"].ids, ("value",)))["value"].to_pylist()
     assert [cell["labels"] for cell in cells] == [[0, OBJECTS.index("hang_glider")]] * 2
-    assert setup.dataset["train"].object.tolist() == [OBJECTS.index("hang_glider")]
+    assert workspace.dataset["train"].object.tolist() == [OBJECTS.index("hang_glider")]
 
 
 def test_planning_asks_what_the_categories_are(root):

@@ -16,6 +16,7 @@ from hoi_distill.storage.digests import (
     canonical_json,
     combine64,
     content_name,
+    content_name_of,
     digest_bytes,
     fingerprint,
 )
@@ -163,3 +164,11 @@ def test_a_content_name_is_the_one_that_is_stored():
     assert content_name(b"x") == digest_bytes(b"x").hex()
     assert content_name(b"x", 4) == "b1ba07e5"
     assert len(content_name(b"x", 64)) == 128
+
+
+def test_parts_have_the_content_name_of_the_whole():
+    numbers = np.arange(6, dtype=np.int32).reshape(2, 3)
+    whole = b"ab" + numbers.tobytes()
+    assert content_name_of((b"a", b"b", numbers.data), 6) == content_name(whole, 6)
+    assert content_name_of(iter([whole])) == content_name(whole)
+    assert content_name_of(()) == content_name(b"")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +37,13 @@ def test_the_order_never_changes_between_machines_and_numpy_versions():
     assert epoch_order(7, 3, 8).tolist() == [2, 4, 7, 3, 5, 1, 0, 6]
     digest = hashlib.sha256(epoch_order(0, 0, 100_000).astype("<i8").tobytes()).hexdigest()
     assert digest[:16] == "18eb6f74d3a8277d"
+
+
+def test_an_order_is_made_once_an_epoch_and_cannot_be_changed():
+    order = epoch_order(7, 3, 8)
+    assert epoch_order(7, 3, 8) is order
+    with pytest.raises(ValueError, match="read-only"):
+        order[0] = 1
 
 
 def test_unshuffled_rows_come_in_their_own_order():

@@ -172,7 +172,7 @@ def test_a_set_aside_payload_that_was_computed_again_is_read_from_the_new_file(t
     time.sleep(0.02)
     with open(path, "r+b") as file:
         file.seek(len(intact) - 200)
-        file.write(bytes(100))
+        file.write(b"\xff" * 100)
     assert len(check_table(Table(table.dir))) == 1
     again = table.commit(CellBlock(ROWS, ("value",), np.ones((40, 1), bool)), {"value": kept})
     assert again.created

@@ -20,7 +20,7 @@ from hoi_distill.storage.errors import UserError
 from hoi_distill.workers.executors import inline
 from hoi_distill.workers.executors.ray import RayExecutor, _quantity
 from hoi_distill.workers.executors.ray_session import _unreadable
-from hoi_distill.workers.task import Task, TaskReport
+from hoi_distill.workers.task import Task, TaskReport, Workload
 from tests.fixtures.toy_album import Colour, Double, Map, album, lines, replaced
 
 
@@ -32,7 +32,7 @@ def executor() -> Iterator[RayExecutor]:
 
 def run(executor: RayExecutor, tasks: list[Task]) -> list[TaskReport]:
     reports: list[TaskReport] = []
-    executor.execute(tasks, report=reports.append, stop=threading.Event())
+    executor.execute(Workload.of(tasks), report=reports.append, stop=threading.Event())
     return reports
 
 
@@ -45,7 +45,7 @@ def test_ray_and_inline_fill_identical_tables(executor: RayExecutor, tmp_path: P
         colour, maps, double = Colour(fails=(made.digest(11),)), Map(), Double()
         waves = [
             made.tasks(made.part(colour), made.part(maps), size=6),
-            made.tasks(made.part(double, upstream=made.upstream(colour)), size=6),
+            made.tasks(made.part(double, above=colour), size=6),
         ]
         for wave in waves:
             if name == "ray":
@@ -77,7 +77,7 @@ def test_an_error_that_is_no_inputs_fault_surfaces_and_keeps_what_is_committed(
     tasks = [*made.tasks(made.part(good), size=2), *made.tasks(made.part(bad), size=10)]
     reports: list[TaskReport] = []
     with pytest.raises(MemoryError, match="no memory left") as error:
-        executor.execute(tasks, report=reports.append, stop=threading.Event())
+        executor.execute(Workload.of(tasks), report=reports.append, stop=threading.Event())
     assert "toy_album.py" in "".join(error.value.__notes__)
     assert len(reports) >= 7
     assert int((~made.empty(good)).sum()) == 6 * len(reports)
@@ -100,7 +100,7 @@ def test_a_stop_commits_what_computes_and_starts_nothing_new(executor: RayExecut
         reports.append(done)
         stop.set()
 
-    executor.execute(made.tasks(made.part(colour), size=4), report=report, stop=stop)
+    executor.execute(Workload.of(made.tasks(made.part(colour), size=4)), report=report, stop=stop)
     assert 1 <= len(reports) <= 4  # what two workers computed and wrote
     assert int((~made.empty(colour)).sum()) == 3 * sum(done.row_count for done in reports)
 
@@ -132,6 +132,7 @@ import signal, sys, threading
 from pathlib import Path
 from tests.fixtures.toy_album import Colour, album
 from hoi_distill.workers.executors.ray import execute
+from hoi_distill.workers.task import Workload
 
 stop = threading.Event()
 signal.signal(signal.SIGINT, lambda *_: stop.set())
@@ -141,7 +142,7 @@ done = []
 def report(answer):
     done.append(answer.row_count)
     print("reported", flush=True)
-execute(made.tasks(made.part(stage), size=4), workers=2, report=report, stop=stop)
+execute(Workload.of(made.tasks(made.part(stage), size=4)), workers=2, report=report, stop=stop)
 filled = int((~made.empty(stage)).sum())
 print("filled", filled, sum(done) * 3, flush=True)
 sys.exit(130)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hoi_distill.workers.task import FailureLimit, TaskReport
+from hoi_distill.workers.executors.ray_actor import pack, unpack
+from hoi_distill.workers.task import FailureLimit, Task, TaskReport, Workload
 from tests.fixtures.toy_album import Colour, Double, Map, album
 
 
@@ -65,3 +67,35 @@ def test_importing_the_task_module_is_light() -> None:
         "print([name for name in ('torch', 'ray', 'PIL') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_a_workload_makes_a_task_when_its_turn_comes(tmp_path: Path) -> None:
+    made = album(tmp_path, 6)
+    tasks = made.tasks(made.part(Colour()), size=2)
+    begun = []
+
+    def make() -> Iterator[Task]:
+        for task in tasks:
+            begun.append(task.task_id)
+            yield task
+
+    workload = Workload(Workload.of(tasks).targets, make)
+    assert [target.name for target in workload.targets] == ["colour"]
+    first = next(iter(workload))
+    assert (first, begun) == (tasks[0], ["task 0"])
+    assert [task.task_id for task in workload] == [task.task_id for task in Workload.of(tasks)]
+
+
+def test_a_parcel_holds_neither_stage_nor_column_names(tmp_path: Path) -> None:
+    made = album(tmp_path, 2)
+    stage = Colour()
+    stage.names = [f"image {index}" for index in range(100_000)]  # type: ignore[attr-defined]
+    (task,) = made.tasks(made.part(stage), made.part(Map()))
+    targets = dict(enumerate(Workload.of([task]).targets))
+    parcel = pack(task, targets)
+    assert len(parcel) < 5_000
+    again = unpack(parcel, targets)
+    assert [table.target for table in again.tables] == list(targets.values())
+    assert again.tables[0].cells.columns is stage.columns
+    assert np.array_equal(again.row_ids, task.row_ids)
+    assert (again.uris, again.keys, again.task_id) == (task.uris, task.keys, task.task_id)

@@ -142,7 +142,7 @@ def test_a_stage_downstream_reads_the_cells_it_needs_and_inherits_their_failures
     run(made.tasks(made.part(colour, needed)))
     below = np.ones((20, 2), dtype=bool)
     below[12:, 1] = False
-    part = made.part(double, below, upstream=made.upstream(colour))
+    part = made.part(double, below, above=colour)
     reports = run(made.tasks(part))
     assert made.failures(double) == {(5, c): "upstream colour: the toy cannot look at this" for c in range(2)}
     assert not any(report.bad.any() for report in reports)
@@ -159,7 +159,7 @@ def test_a_stage_downstream_reads_the_cells_it_needs_and_inherits_their_failures
 def test_a_task_of_nothing_but_failed_rows_hands_their_failures_on(made: Album) -> None:
     colour, double = Colour(fails=tuple(made.digest(index) for index in range(20))), Double()
     run(made.tasks(made.part(colour)))
-    reports = run(made.tasks(made.part(double, upstream=made.upstream(colour))))
+    reports = run(made.tasks(made.part(double, above=colour)))
     assert not made.empty(double).any()
     assert len(made.failures(double)) == 40
     assert len(reports) == 3
@@ -169,7 +169,7 @@ def test_texts_are_rows_like_any_other(tmp_path: Path) -> None:
     texts = ["a", "a person", "", "ähm", "no interaction"]
     task = text_task(Length(), tmp_path, texts)
     run([task])
-    values = task.tables[0].table.open().read(CellSelection(task.row_ids, ("value",)))["value"]
+    values = task.tables[0].target.table.open().read(CellSelection(task.row_ids, ("value",)))["value"]
     assert values.to_pylist() == [len(text) for text in texts]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -17,7 +17,7 @@ LOG = logging.getLogger(__name__)
 
 
 def execute(
-    tasks: Sequence[Task],
+    tasks: Iterable[Task],
     *,
     report: Callable[[TaskReport], None],
     stop: threading.Event,

@@ -25,20 +25,19 @@ Rules of the driver:
 from __future__ import annotations
 
 import logging
-import os
-import socket
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from typing_extensions import override
 
 from hoi_distill.storage.errors import UserError, WorkStopped
+from hoi_distill.workers.executors.ray_actor import Actor, Parcels
 from hoi_distill.workers.executors.ray_session import (
     attached_ray,
     check_nodes,
@@ -48,7 +47,7 @@ from hoi_distill.workers.executors.ray_session import (
     unbroken,
 )
 from hoi_distill.workers.pulse import READING, Beat
-from hoi_distill.workers.task import FailureLimit, Task, TaskReport
+from hoi_distill.workers.task import FailureLimit, Target, Task, TaskReport, Workload
 
 LOG = logging.getLogger(__name__)
 
@@ -72,9 +71,7 @@ AWAKE_SECONDS = 1.0
 Watcher = Callable[[Sequence[Beat]], None]
 
 
-def execute(
-    tasks: Sequence[Task], *, workers: int, report: Callable[[TaskReport], None], stop: threading.Event
-) -> None:
+def execute(tasks: Workload, *, workers: int, report: Callable[[TaskReport], None], stop: threading.Event) -> None:
     """Run the tasks on ``workers`` Ray actors; see :meth:`RayExecutor.execute`."""
     with RayExecutor(workers) as executor:
         executor.execute(tasks, report=report, stop=stop)
@@ -114,7 +111,7 @@ class RayExecutor:
 
     def execute(
         self,
-        tasks: Sequence[Task],
+        tasks: Workload,
         *,
         report: Callable[[TaskReport], None],
         stop: threading.Event,
@@ -134,7 +131,7 @@ class RayExecutor:
             WorkStopped: a task hangs, or Ray's last node is gone.
             Exception: what a stage or the storage raised on a worker. Committed tasks stay committed.
         """
-        if not tasks or stop.is_set():
+        if not tasks.targets or stop.is_set():
             return
         if self._attached:
             check_nodes(tasks, stop)
@@ -143,36 +140,6 @@ class RayExecutor:
             pool.run(stop)
         finally:
             pool.kill()
-
-
-class _Actor:
-    """One worker in its own process."""
-
-    def __init__(self, threads: int) -> None:
-        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(threads)
-        import ray
-
-        from hoi_distill.workers.worker import SAVE_SECONDS, Worker
-
-        self._save_after = SAVE_SECONDS
-        self._worker = Worker("cuda" if ray.get_gpu_ids() else "cpu", readers=max(2, threads))
-
-    def ready(self) -> str:
-        """Answers once the actor runs: where."""
-        return f"{socket.gethostname()}, process {os.getpid()}"
-
-    def beats(self) -> tuple[Beat, ...]:
-        return self._worker.pulse.beats()
-
-    def run(self, task: Task) -> TaskReport | None:
-        return self._worker.run(task)
-
-    def stop(self) -> None:
-        self._worker.stop.set()
-        time.sleep(self._save_after)
-        self._worker.save()
 
 
 @dataclass
@@ -229,14 +196,15 @@ class _Pool:
     def __init__(
         self,
         size: int,
-        tasks: Sequence[Task],
+        tasks: Workload,
         report: Callable[[TaskReport], None],
         *,
         beat: Watcher | None = None,
         hang_after: float = HANG_SECONDS,
         start_within: float = START_SECONDS,
     ) -> None:
-        self._queue = deque(_Job(task) for task in tasks)
+        self._tasks = iter(tasks)
+        self._queue: deque[_Job] = deque()
         self._suspects: deque[_Job] = deque()
         self._members: list[_Member] = []
         self._report = report
@@ -247,7 +215,8 @@ class _Pool:
         self._beat, self._hang_after, self._start_within = beat, hang_after, start_within
         self._made = 0
         self._idle = 0.0
-        self._make = _actor_factory(size, tasks)
+        self._parcels = Parcels(tasks.targets)
+        self._make = _actor_factory(size, tasks.targets, self._parcels.packed)
 
     def run(self, stop: threading.Event) -> None:
         import ray
@@ -257,6 +226,9 @@ class _Pool:
         while True:
             halted = stop.is_set() or self._error is not None
             if not halted:
+                self._queue.extend(
+                    _Job(task) for task in islice(self._tasks, IN_FLIGHT * self._size - len(self._queue))
+                )
                 self._staff()
                 self._dispatch()
             elif not told:
@@ -308,7 +280,7 @@ class _Pool:
                     job = source.popleft()
                     if not member.jobs:
                         member.quiet = member.unheard = 0.0
-                    member.jobs[member.actor.run.remote(job.task)] = job
+                    member.jobs[member.actor.run.remote(*self._parcels.pack(job.task))] = job
 
     def _ask(self) -> None:
         """Ask the workers that have begun where their tasks are."""
@@ -471,13 +443,13 @@ def _kill(actor: Any) -> None:
         LOG.debug("an actor could not be killed", exc_info=True)
 
 
-def _actor_factory(size: int, tasks: Sequence[Task]) -> Callable[[], Any]:
-    """Starts an actor that may hold any of the tasks. All of them together reserve less than the cluster has, so that
+def _actor_factory(size: int, targets: Sequence[Target], packed: Sequence[bytes]) -> Callable[[], Any]:
+    """Starts an actor that may fill any of the targets. All of them together reserve less than the cluster has, so that
     nothing that Ray itself schedules starves; a GPU is shared where there are more workers than GPUs."""
     import ray
 
     total = ray.cluster_resources()
-    resources = [table.stage.resources for task in tasks for table in task.tables]
+    resources = [target.stage.resources for target in targets]
     cpus = min(max(r.cpus for r in resources), 0.9 * total.get("CPU", 1.0) / size)
     gpus = min(max(r.gpus for r in resources), total.get("GPU", 0.0) / size)
     if any(r.gpus for r in resources) and not gpus:
@@ -491,8 +463,8 @@ def _actor_factory(size: int, tasks: Sequence[Task]) -> Callable[[], Any]:
         "scheduling_strategy": "SPREAD",
     }
     threads = max(1, int(total.get("CPU", 1)) // size)
-    actor_class = ray.remote(_Actor).options(**options)
-    return lambda: actor_class.remote(threads)
+    actor_class = ray.remote(Actor).options(**options)
+    return lambda: actor_class.remote(threads, packed)
 
 
 def _quantity(amount: float) -> float:

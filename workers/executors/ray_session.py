@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import hoi_distill
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files import owner
-from hoi_distill.workers.task import Task
+from hoi_distill.workers.task import Workload
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -350,7 +350,7 @@ def _silence() -> None:
     setattr(printer, "print_to_stdstream", lambda data, **_: LOG.debug("%s", data.get("lines")))  # noqa: B010
 
 
-def check_nodes(tasks: Sequence[Task], stop: threading.Event) -> None:
+def check_nodes(tasks: Workload, stop: threading.Event) -> None:
     """Every node must see the same cache folder and be able to read a source. A node that has left is left out.
 
     Args:
@@ -363,8 +363,9 @@ def check_nodes(tasks: Sequence[Task], stop: threading.Event) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    roots = sorted({table.table.root for task in tasks for table in task.tables})
-    sources = (uri for task in tasks if task.tables[0].stage.decodes for uri in task.uris)
+    roots = sorted({target.table.root for target in tasks.targets})
+    decodes = any(target.stage.decodes for target in tasks.targets)
+    sources = (uri for task in tasks if task.tables[0].stage.decodes for uri in task.uris) if decodes else iter(())
     samples = list(islice((uri for uri in sources if os.access(uri, os.R_OK)), 1))
     marks = [Path(root, f".probe-{uuid.uuid4().hex}") for root in roots]
     probe = ray.remote(_unreadable)

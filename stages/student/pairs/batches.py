@@ -15,7 +15,7 @@ from hoi_distill.stages.student.pairs.config import PairsConfig
 from hoi_distill.stages.student.pairs.instances import Picture, PictureTable, gather
 from hoi_distill.stages.student.pairs.regions import Regions
 from hoi_distill.stages.student.pairs.terms import BatchImages, Term
-from hoi_distill.stages.student.source import Sample, Samples, Source
+from hoi_distill.stages.student.source import Sample, Samples, SampleSource
 from hoi_distill.stages.student.training.loop import BatchSource
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.sampling import epoch_order
@@ -26,7 +26,7 @@ of the rows that could be read, and their maps."""
 
 
 @dataclass
-class Batch:
+class PairBatch:
     """One step's B pictures.
 
     Attributes:
@@ -62,11 +62,11 @@ class Share(NamedTuple):
 
 
 class Pools(NamedTuple):
-    """The pictures that steps draw from.
+    """The images that steps draw from.
 
     Attributes:
         labelled: int64, rising, rows of labelled pictures.
-        others: int64, rising, rows of pictures without labels that are looked at.
+        others: int64, rising, rows of images without labels that are drawn from.
     """
 
     labelled: np.ndarray
@@ -79,7 +79,7 @@ class Pools(NamedTuple):
         Args:
             pictures: the pictures.
             labelled: bool ``[N]``.
-            unlabelled: whether pictures without labels are looked at as well.
+            unlabelled: whether images without labels are drawn from as well.
         """
         usable = pictures.usable()
         others = np.flatnonzero(usable & ~labelled) if unlabelled else np.empty(0, np.int64)
@@ -101,7 +101,7 @@ BatchT_co = TypeVar("BatchT_co", covariant=True)
 
 
 class PictureBatches(BatchSource[BatchT_co]):
-    """Which pictures and views each step looks at.
+    """The images and views of each step.
 
     Args:
         config: says how many steps there are, and how many pictures a step has.
@@ -150,7 +150,7 @@ class PictureBatches(BatchSource[BatchT_co]):
         return np.array(self.config.views)[views] == "flip"
 
 
-class PairBatches(PictureBatches[Batch]):
+class PairBatches(PictureBatches[PairBatch]):
     """Batches of pictures, their pairs and the targets of any supervision terms.
 
     Args:
@@ -171,7 +171,7 @@ class PairBatches(PictureBatches[Batch]):
         maps: MapReader,
         terms: Sequence[Term],
         *,
-        source: Source | None = None,
+        source: SampleSource | None = None,
         share: Share = Share(),  # noqa: B008  immutable
     ) -> None:
         super().__init__(config, pools, share)
@@ -192,7 +192,7 @@ class PairBatches(PictureBatches[Batch]):
         return self.pictures[row]
 
     @override
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> PairBatch:
         rows = self.rows(step)
         views, draw = self.drawn(step, len(rows))
         cells: list[dict[str, Any]] = [{} for _ in rows]
@@ -206,7 +206,7 @@ class PairBatches(PictureBatches[Batch]):
         pictures = [self.picture(row, draw) for row in rows.tolist()]
         images = BatchImages(rows, pictures, gather(pictures, maps, mirrored), [cells[place] for place in places])
         targets = {term.name: term.targets(images) for term in self.terms}
-        return Batch(torch.from_numpy(rows), images.regions, targets)
+        return PairBatch(torch.from_numpy(rows), images.regions, targets)
 
 
 def read_views(views: Mapping[str, Samples], rows: np.ndarray, chosen: np.ndarray) -> list[tuple[int, str, Sample]]:
@@ -239,7 +239,7 @@ class TableMaps:
         self.views = views
 
     @classmethod
-    def of(cls, source: Source, views: Sequence[str]) -> TableMaps:
+    def of(cls, source: SampleSource, views: Sequence[str]) -> TableMaps:
         """Those of a student's ``features``."""
         return cls({view: source.open({"features": (view,)}) for view in views})
 

@@ -153,5 +153,5 @@ def associate(
         int64 ``[K, 2]`` distinct (pair, class), sorted.
     """
     overlap = np.minimum(box_ops.iou_matrix(human, true_human), box_ops.iou_matrix(object_, true_object))
-    pair, truth = np.nonzero(overlap >= iou)
-    return np.unique(np.stack((pair, true_hoi[truth].astype(np.int64)), 1), axis=0).reshape(-1, 2)
+    pair, annotated = np.nonzero(overlap >= iou)
+    return np.unique(np.stack((pair, true_hoi[annotated].astype(np.int64)), 1), axis=0).reshape(-1, 2)

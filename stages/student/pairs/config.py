@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
+from typing_extensions import TypeVar
 
 from hoi_distill.stages.keys import Count, CountOrNone, Fraction, NotNegative, Positive, settings
 from hoi_distill.storage.errors import UserError
@@ -47,6 +48,8 @@ class PairsConfig:
     save_every: Count = 100
     """Steps between saves of the exact state; a killed run repeats at most this many."""
     predict_batch: Count = 64
+    loader_workers: CountOrNone = 0
+    """Processes that read batches, beside each training process; 0: a thread of it does."""
 
     def __post_init__(self) -> None:
         if self.views[0] == "flip":
@@ -62,5 +65,7 @@ class PairsConfig:
         return self.steps * self.unlabelled_per_step / max(unlabelled, 1)
 
 
-BOOKKEEPING = ("log_every", "save_every", "predict_batch")
+BOOKKEEPING = ("log_every", "save_every", "predict_batch", "loader_workers")
 """Parameters that change no weight."""
+
+ConfigT = TypeVar("ConfigT", bound=PairsConfig, default=PairsConfig)

@@ -1,19 +1,19 @@
-"""What a student knows of each picture before looking at its feature map: instances, pairs and annotated interactions.
+"""The instances, pairs and annotated interactions of each image.
 
-Worked out once per picture and kept in flat memory-mapped files, so that a training step only slices them and memory
-does not grow with the dataset.
+They are computed once for each image and kept in flat memory-mapped files. A training step only slices them, and memory does
+not grow with the dataset.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from hoi_distill.stages.student.files import kept
 from hoi_distill.stages.student.pairs.candidates import HUMAN, associate, filter_detections, ordered_pairs
 from hoi_distill.stages.student.pairs.config import PairsConfig
 from hoi_distill.stages.student.pairs.regions import Regions
+from hoi_distill.storage.digests import content_name_of
 
 NO_POSITIVES = np.empty((0, 2), np.int32)
 FLAT = {
@@ -38,10 +39,14 @@ class Picture:
     """The instances of one picture that enter pairs.
 
     Attributes:
-        width, height: pixels; humans: how many instances, the first ones, are people.
-        boxes: float32 ``[K, 4]`` xyxy pixels; scores: float32 ``[K]``; labels: int16 ``[K]``, COCO-80.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        humans: how many instances, the first ones, are people.
+        boxes: float32 ``[K, 4]`` xyxy pixels.
+        scores: float32 ``[K]``.
+        labels: int16 ``[K]`` object classes, COCO-80.
         positives: int32 ``[Q, 2]`` (pair, interaction), pairs counted as in :func:`ordered_pairs`.
-        ignored: int32 ``[R, 2]`` of those that are neither positive nor negative.
+        ignored: int32 ``[R, 2]`` (pair, interaction) that are neither positive nor negative.
     """
 
     width: int
@@ -59,8 +64,26 @@ class Picture:
         return ordered_pairs(self.humans, len(self.labels))
 
 
-def picture_of(detections: Mapping[str, Any], config: PairsConfig) -> Picture:
-    """One cell of a detections table (boxes, scores, labels, width, height), filtered; without annotations."""
+class DetectionsCell(TypedDict):
+    """A cell of a detections table: D boxes of an image.
+
+    Attributes:
+        boxes: float ``[D, 4]`` xyxy pixels.
+        scores: float ``[D]``.
+        labels: int ``[D]`` object classes, COCO-80.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+    """
+
+    boxes: npt.ArrayLike
+    scores: npt.ArrayLike
+    labels: npt.ArrayLike
+    width: int
+    height: int
+
+
+def picture_of(detections: DetectionsCell, config: PairsConfig) -> Picture:
+    """The instances of one image that enter pairs, without annotations."""
     boxes = np.asarray(detections["boxes"], np.float32).reshape(-1, 4)
     scores = np.asarray(detections["scores"], np.float32)
     labels = np.asarray(detections["labels"], np.int16)
@@ -207,14 +230,12 @@ class PictureTable:
         )
 
     def digest(self) -> str:
-        """Names the instances of all pictures."""
-        digest = hashlib.blake2b(np.ascontiguousarray(self.index[:, :4]).tobytes(), digest_size=6)
-        for name in ("boxes", "labels"):
-            digest.update(self._flat[name].tobytes())
-        return digest.hexdigest()
+        """Names the boxes and labels of all images."""
+        arrays = (np.ascontiguousarray(self.index[:, :4]), self._flat["boxes"], self._flat["labels"])
+        return content_name_of((array.tobytes() for array in arrays), 6)
 
     def usable(self) -> np.ndarray:
-        """bool ``[N]``: whether the picture has a pair to look at."""
+        """bool ``[N]``: whether the image has a pair."""
         return (self.index[:, 2] >= 1) & (self.index[:, 3] >= 2)
 
     def shown_objects(self, objects: int) -> np.ndarray:

@@ -8,12 +8,12 @@ from pathlib import Path
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.pairs.config import PairsConfig
 from hoi_distill.stages.student.pairs.instances import Picture, PictureTable, picture_of, with_annotations
-from hoi_distill.stages.student.source import Source, in_order
+from hoi_distill.stages.student.source import SampleSource, in_order
 from hoi_distill.storage.errors import UserError
 
 
 def picture_table(
-    folder: Path, source: Source, config: PairsConfig, labelled: TrainingSet | None = None
+    folder: Path, source: SampleSource, config: PairsConfig, labelled: TrainingSet | None = None
 ) -> PictureTable:
     """Filter every picture's detections and, in the labelled ones, associate the annotated pairs; once."""
 

@@ -34,7 +34,7 @@ class Regions:
 
     def to(self, device: torch.device) -> Regions:
         """The same on another device."""
-        return Regions(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return Regions(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
     @property
     def pair_picture(self) -> Tensor:

@@ -1,7 +1,7 @@
-"""Supervision terms: what teaches a network of pairs. A student of pairs is a network and a list of terms.
+"""Supervision terms. A student of pairs is a network and a list of terms.
 
-A term says which tables it reads, makes its targets for a batch of images, and gives its losses from the network's output.
-Any network can take any term, provided that its output has what the term looks at: all look at the logits of candidates.
+A term names the tables that it reads, makes its targets for a batch of images, and computes its losses from the network's output.
+Any network can take any term, provided that its output has what the term uses. All terms use the logits of candidates.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from hoi_distill.stages.student.pairs.regions import Candidates, Regions
 from hoi_distill.stages.student.training.processes import ALONE, Processes
 
 
-class Phrases(NamedTuple):
+class TextSpace(NamedTuple):
     """Pairs and interactions in the space of a text encoder.
 
     Attributes:
-        look: float ``[P, T]`` embeddings of the pairs.
+        pairs: float ``[P, T]`` embeddings of the pairs.
         classes: float ``[H, T]`` embeddings of the interactions' prompts, of length 1.
         log_temperature: scalar, logarithm of the temperature at which they are contrasted.
     """
 
-    look: Tensor
+    pairs: Tensor
     classes: Tensor
     log_temperature: Tensor
 
@@ -44,7 +44,7 @@ class PairOutput(NamedTuple):
         pairs: float ``[Ld, P, E]``, tokens of the pairs after each decoder layer.
         latent: float ``[B, D, h, w]``, the feature map as the decoder gets it.
         log_r: float ``[P]``, logarithm of the probability that a pair interacts at all.
-        phrases: pairs in the space of a text encoder.
+        text_space: pairs and interactions in the space of a text encoder.
     """
 
     logits: Tensor
@@ -52,7 +52,7 @@ class PairOutput(NamedTuple):
     pairs: Tensor | None = None
     latent: Tensor | None = None
     log_r: Tensor | None = None
-    phrases: Phrases | None = None
+    text_space: TextSpace | None = None
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hoi_distill.stages.student.data import Report, TrainingSet
+from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.method import Extras
-from hoi_distill.stages.student.pairs.batches import Batch, Share
-from hoi_distill.stages.student.pairs.config import BOOKKEEPING, PairsConfig
+from hoi_distill.stages.student.pairs.batches import PairBatch, Share
+from hoi_distill.stages.student.pairs.config import BOOKKEEPING, ConfigT
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.terms import PairOutput, Predictions, Term
 from hoi_distill.stages.student.training.components import FiniteCheck, named_images
-from hoi_distill.stages.student.training.loop import BatchSource, Loss, Run, Step, Trainer
-from hoi_distill.stages.student.training.optimization import WarmupCosine, parameter_groups
+from hoi_distill.stages.student.training.loop import BatchSource, Loss, Step, Trainer, TrainingRun
+from hoi_distill.stages.student.training.optimization import ParameterGroup, WarmupCosine, parameter_groups
 from hoi_distill.stages.student.training.processes import ALONE, Processes
 from hoi_distill.stages.student.training.resume import run_name
 
@@ -42,12 +42,12 @@ class TermLoss:
     processes: Processes = ALONE
     output_of: Callable[[Any], PairOutput] = lambda output: output
 
-    def __call__(self, model: nn.Module, batch: Batch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: PairBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and the unweighted losses as ``loss/<name>``."""
         output = self.output_of(model(batch.regions))
         predictions = Predictions(output, batch.regions, candidates_of(batch.regions, self.valid), self.processes)
-        # A text embedding has a gradient (of 0) in every step, also where no term looks at it.
-        total = output.logits.new_zeros(()) if output.phrases is None else output.phrases.look.sum() * 0
+        # Text embeddings have a gradient (of 0) in every step, also where no term uses them.
+        total = output.logits.new_zeros(()) if output.text_space is None else output.text_space.pairs.sum() * 0
         values: dict[str, Tensor] = {}
         for term in self.terms:
             for name, weight, value in term.losses(predictions, batch.targets[term.name], step.number):
@@ -61,7 +61,7 @@ class TermLoss:
 
 
 @dataclass(frozen=True)
-class PairTraining:
+class PairTraining(Generic[ConfigT]):
     """A training of pairs whose run folder and processes are ready.
 
     Attributes:
@@ -71,35 +71,32 @@ class PairTraining:
         accelerator: this process among those of a launcher.
     """
 
-    config: PairsConfig
+    config: ConfigT
     data: TrainingSet
-    run: Run
+    run: TrainingRun
     accelerator: Accelerator
 
     @classmethod
     def open(
         cls,
-        config: PairsConfig,
+        config: ConfigT,
         data: TrainingSet,
         folder: Path,
         extras: Extras,
-        *,
-        loader_workers: int = 0,
-        report: Report = print,
-    ) -> PairTraining:
+    ) -> PairTraining[ConfigT]:
         """Make the run folder and join the launcher's processes.
 
         Args:
             config: the method's parameters.
             data: the training set.
             folder: the run folder.
-            extras: its ``stop`` ends the training early.
-            loader_workers: processes that load batches.
-            report: gets lines for people.
+            extras: its ``report`` gets lines for people; its ``stop`` ends the training early.
         """
         (folder / "state").mkdir(parents=True, exist_ok=True)
         accelerator = Accelerator(log_with="tensorboard", project_dir=folder)
-        run = Run(folder, run_name(config, BOOKKEEPING, data), report, extras.stop, loader_workers)
+        run = TrainingRun(
+            folder, run_name(config, BOOKKEEPING, data), extras.report, extras.stop, config.loader_workers
+        )
         return cls(config, data, run, accelerator)
 
     @property
@@ -119,7 +116,7 @@ class PairTraining:
         loss: Loss,
         *,
         logits_of: Callable[[Any], Tensor],
-        groups: Sequence[dict[str, Any]] | None = None,
+        groups: Sequence[ParameterGroup] | None = None,
     ) -> Network:
         """Train ``model`` to the last step, see :meth:`hoi_distill.stages.student.training.loop.Trainer.fit`.
 
@@ -137,7 +134,7 @@ class PairTraining:
         config = self.config
         groups = groups or parameter_groups(model, config.learning_rate, config.weight_decay)
 
-        def describe(network: nn.Module, batch: Batch) -> str:
+        def describe(network: nn.Module, batch: PairBatch) -> str:
             return describe_batch(batch, logits_of(network(batch.regions)), self.data)
 
         return Trainer(
@@ -153,7 +150,7 @@ class PairTraining:
         ).fit()
 
 
-def describe_batch(batch: Batch, logits: Tensor, data: TrainingSet) -> str:
+def describe_batch(batch: PairBatch, logits: Tensor, data: TrainingSet) -> str:
     """The images whose feature maps or else logits (float ``[P, H]``) are not finite; all of the batch if there are none."""
     regions = batch.regions
     broken = (~torch.isfinite(regions.maps.flatten(1)).all(1)).nonzero().flatten().tolist()

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from typing_extensions import override
 
 from hoi_distill.stages.student.data import Report
 from hoi_distill.stages.student.student import Student
 from hoi_distill.stages.student.training.components import Component, LossScale, StepResult
-from hoi_distill.stages.student.training.metrics import MetricsLog, Progress
+from hoi_distill.stages.student.training.loading import batches_ahead
+from hoi_distill.stages.student.training.metrics import MetricsLog, StepProgress
 from hoi_distill.stages.student.training.optimization import Schedule
 from hoi_distill.stages.student.training.processes import Processes
 from hoi_distill.stages.student.training.resume import load_state, save_state
@@ -87,7 +88,7 @@ class LoopConfig(Protocol):
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """Where a training is kept and whom it tells.
 
     Attributes:
@@ -95,7 +96,7 @@ class Run:
         name: digest of what decides the weights, see :func:`hoi_distill.stages.student.training.resume.run_name`.
         report: gets lines for people.
         stop: once it is set, the loop finishes and saves the current step and raises KeyboardInterrupt.
-        loader_workers: processes that load batches; 0: this process does.
+        loader_workers: processes that load batches; 0: a thread of this process does.
     """
 
     folder: Path
@@ -123,7 +124,7 @@ class Trainer(Generic[Network]):
     loss: Loss
     schedule: Schedule
     config: LoopConfig
-    run: Run
+    run: TrainingRun
     accelerator: Accelerator
     components: Sequence[Component] = ()
     logged_group: int = 0
@@ -151,12 +152,11 @@ class Trainer(Generic[Network]):
             component.load_state_dict(_without_prefix(saved, f"{component.name}."))
         log = MetricsLog(run.folder / "metrics.jsonl", done, accelerator, report)
         steps = len(self.batches)
-        loader: DataLoader[Any] = DataLoader(
-            self.batches, batch_size=None, sampler=range(done, steps), num_workers=run.loader_workers
-        )
-        progress = Progress(done, steps, report)
+        on_gpu = accelerator.device.type == "cuda"
+        batches = batches_ahead(self.batches, range(done, steps), workers=run.loader_workers, pin=on_gpu)
+        progress = StepProgress(done, steps, report)
         model.train()
-        for number, batch in enumerate(loader, done):
+        for number, batch in enumerate(batches, done):
             last = number + 1 == steps
             step = Step(number, logged=(number + 1) % config.log_every == 0 or last)
             torch.manual_seed(random_seed(config.seed, number, accelerator.process_index))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
 from torch import Tensor
 
 from hoi_distill.stages.evaluate.metrics_log import read_metrics
+from hoi_distill.stages.quantities import duration, pace
 from hoi_distill.storage.errors import WorkStopped
 from hoi_distill.storage.files.atomic import write_atomically
 
@@ -44,7 +44,7 @@ class MetricsLog:
         self.accelerator.log(values, step=int(record["step"]))
 
 
-class Progress:
+class StepProgress:
     """A line now and then, and after the first step: steps, loss, speed, time left."""
 
     def __init__(self, done: int, steps: int, report: Callable[[str], None], every: float = 10.0) -> None:
@@ -60,12 +60,11 @@ class Progress:
             return
         self.last = now
         self.report(
-            f"step {done}/{self.steps}  loss {loss.item():.3f}  {pace(done - self.first, self.steps - done, now - self.start)}"
+            f"step {done}/{self.steps}  loss {loss.item():.3f}  {speed(done - self.first, self.steps - done, now - self.start)}"
         )
 
 
-def pace(done: int, left: int, seconds: float) -> str:
-    """``2.5 steps/s  0:03:20 left``, or of slow steps ``4.0 s/step  1 day, 2:05:00 left``."""
+def speed(done: int, left: int, seconds: float) -> str:
+    """``2.5/s  3 min 20 s left``, or of slow steps ``4.0 s/step  26 h 5 min left``."""
     each = max(seconds, 1e-9) / done
-    speed = f"{1 / each:.1f} steps/s" if each <= 1 else f"{each:.1f} s/step"
-    return f"{speed}  {timedelta(seconds=round(left * each))} left"
+    return f"{pace(1 / each, 'step')}  {duration(left * each)} left"

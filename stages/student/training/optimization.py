@@ -32,7 +32,11 @@ class WarmupCosine:
         return 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(self.steps - self.warmup, 1)))
 
 
-def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+ParameterGroup = dict[str, Any]
+"""Parameters of an optimizer with options of their own: ``params``, ``lr``, ``weight_decay``."""
+
+
+def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> list[ParameterGroup]:
     """Two groups for an optimizer: matrices decay; biases, norms and scales do not."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]

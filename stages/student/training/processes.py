@@ -30,7 +30,7 @@ class Processes:
         """The processes of an accelerator."""
         return cls(lambda tensor: accelerator.reduce(tensor.to(accelerator.device), "mean"), accelerator.num_processes)
 
-    def share(self, count: Tensor, least: float = 1.0) -> Tensor:
+    def normaliser(self, count: Tensor, least: float = 1.0) -> Tensor:
         """What a sum over this process's images is divided by, so that the mean over processes is the global batch's.
 
         Args:
@@ -56,4 +56,4 @@ ALONE = Processes()
 
 def mean_of(values: Tensor, processes: Processes) -> Tensor:
     """The mean over the global batch, a scalar; 0 with a gradient of 0 where there are no values."""
-    return values.sum() / processes.share(values.new_tensor(float(values.numel())))
+    return values.sum() / processes.normaliser(values.new_tensor(float(values.numel())))

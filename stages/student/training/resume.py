@@ -6,9 +6,8 @@ than the weights, the optimizer's moments, what components keep, and the number 
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.files import DAMAGE, load_tensors, save_tensors
 from hoi_distill.stages.student.method import parameters_of
-from hoi_distill.storage.digests import content_name
+from hoi_distill.storage.digests import content_name, content_name_of
 from hoi_distill.storage.errors import UserError
 
 MODEL, OPTIMIZER, MORE = "model.", "optimizer.", "more."
@@ -72,11 +71,14 @@ def save_state(
 
 def checksum(tensors: Mapping[str, Tensor], *words: str) -> str:
     """Hexadecimal digest of words, names and values, which are on the CPU."""
-    digest = hashlib.blake2b(" ".join(words).encode(), digest_size=16)
-    for name, value in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+
+    def parts() -> Iterator[bytes | memoryview]:
+        yield " ".join(words).encode()
+        for name, value in sorted(tensors.items()):
+            yield name.encode()
+            yield value.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+    return content_name_of(parts())
 
 
 def load_state(

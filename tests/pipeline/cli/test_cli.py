@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hoi_distill.pipeline.cli import main
+from hoi_distill.stages.data.pico.world import write_world
 from tests.fixtures.command import ROOT, hoi_distill
 from tests.fixtures.toy_stages import Album, flip_byte
 
@@ -28,6 +29,32 @@ def test_help_imports_nothing_heavy():
     for command in ("plan", "run", "train", "evaluate", "predict", "check", "verify", "gc"):
         assert command in done.stdout
     assert "Exit codes: 0 done" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["schema"],
+        ["plan", "configs/pico_link.yaml", "--set", "pair_teachers.phase_1.labelled=8"],
+        ["plan", "configs/pico_vlm_hoi.yaml"],
+    ],
+    ids=["schema", "plan of LINK", "plan of VLM-HOI"],
+)
+def test_planning_and_the_schema_import_no_torch(command, tmp_path):
+    if command[0] == "plan":
+        write_world(tmp_path / "world", seed=0, train=16, test=4)
+        folders = {"dataset.root": tmp_path / "world", "cache": tmp_path / "cache", "runs": tmp_path / "runs"}
+        keys = {**folders, "dataset.train": 16, "dataset.test": 4, "student.labelled": 8}
+        command = [*command, *(word for key, value in keys.items() for word in ("--set", f"{key}={value}"))]
+    code = (
+        "import sys; from hoi_distill.pipeline.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'transformers', 'accelerate', 'ray'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "itm" in done.stdout or "taught" in done.stdout
 
 
 def test_version_names_torch_and_the_device():
@@ -167,6 +194,7 @@ toys.Scores.open = change
 import sys
 sys.argv = ["hoi-distill", "run", {str(album.path)!r}]
 from hoi_distill.pipeline.cli import main
+from hoi_distill.stages.data.pico.world import write_world
 main()
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -235,6 +263,7 @@ toys.score_of = lambda column: real(column) + (10 if column == "b" else 0)
 import sys
 sys.argv = ["hoi-distill", "verify", {str(album.path)!r}, "scores", "--sample", "18", "--json"]
 from hoi_distill.pipeline.cli import main
+from hoi_distill.stages.data.pico.world import write_world
 main()
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)

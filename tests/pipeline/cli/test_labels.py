@@ -84,7 +84,7 @@ def world(tmp_path_factory):
     album.write()
     with pytest.raises(UserError, match=r"tables\.labels has empty cells; fill it with: hoi-distill run"):
         labels(album.path)
-    run(album.setup())
+    run(album.workspace())
     return album
 
 
@@ -135,7 +135,7 @@ def test_what_was_dropped_is_counted_by_reason(world, capsys):
     blind = Album.__new__(Album)
     blind.path, blind.config = world.root / "blind.yaml", {**world.config, "tables": chosen}
     blind.write()
-    run(blind.setup())
+    run(blind.workspace())
     labels(blind.path, as_json=True)
     report = json.loads(capsys.readouterr().out)["labels"]
     assert report["dropped"].get("object or person not detected", 0) > before.get("object or person not detected", 0)

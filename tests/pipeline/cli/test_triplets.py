@@ -26,7 +26,7 @@ def test_counts_by_question_and_reason(album, capsys):
     album.write()
     with pytest.raises(UserError, match="hoi-distill run"):
         triplets(album.path)
-    run(album.setup())
+    run(album.workspace())
     triplets(album.path, as_json=True)
     assert json.loads(capsys.readouterr().out) == {
         "triplets": {question: {"taken": 6, "no such interaction": 6}},
@@ -46,7 +46,7 @@ def test_the_log_has_every_dropped_phrase_with_its_picture_and_reason(album, tmp
         "labels": {"stage": "image_labels", "texts": [question]},
     }
     album.write()
-    run(album.setup())
+    run(album.workspace())
     log = tmp_path / "dropped.jsonl"
     triplets(album.path, log=log)
     drops = [json.loads(line) for line in log.read_text().splitlines()]

@@ -226,16 +226,16 @@ def refused_override(album, override: str) -> str:
 
 def test_order_of_tables_in_the_file_does_not_matter(album):
     album.config["tables"] = dict(reversed(album.config["tables"].items()))
-    setup = prepare(album.write())
-    assert list(setup.nodes) == ["scores", "signs"]
-    assert levels(setup.nodes) == [["scores"], ["signs"]]
+    workspace = prepare(album.write())
+    assert list(workspace.nodes) == ["scores", "signs"]
+    assert levels(workspace.nodes) == [["scores"], ["signs"]]
 
 
 def test_a_folder_trains_no_student(album):
     album.config["student"] = {"labelled": 2}
-    setup = prepare(album.write())
+    workspace = prepare(album.write())
     with pytest.raises(UserError, match="no annotations"):
-        resolve(setup, plan_of(setup))
+        resolve(workspace, plan_of(workspace))
 
 
 def test_student_section(tmp_path, album):

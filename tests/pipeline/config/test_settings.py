@@ -16,17 +16,17 @@ import yaml
 from PIL import Image
 from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessorPil, BlipProcessor
 
-from hoi_distill.pipeline.config.student import FewShotSection, Pictures
+from hoi_distill.pipeline.config.student import DataSection, FewShotSection
 from hoi_distill.pipeline.experiments import ArmSection, Matrix, finished, markdown
 from hoi_distill.pipeline.filling.run import choose_executor, fill
 from hoi_distill.pipeline.train import train_student
-from hoi_distill.pipeline.training.agreement import refuse_better_taught
+from hoi_distill.pipeline.training.agreement import pair_teacher_tables
 from hoi_distill.pipeline.training.annotations import labels_of
 from hoi_distill.pipeline.training.binding import plan_all
 from hoi_distill.pipeline.training.fit import training_set
 from hoi_distill.pipeline.training.request import Resolved, resolve
 from hoi_distill.pipeline.training.section import student_section
-from hoi_distill.pipeline.workspace import Setup, prepare
+from hoi_distill.pipeline.workspace import Workspace, prepare
 from hoi_distill.stages.data.pico.splits import pico_zero_shot
 from hoi_distill.stages.data.pico.world import pico_vocabulary, write_world
 from hoi_distill.stages.data.sampling.few_shot import FewShot
@@ -74,8 +74,8 @@ def config(tmp_path_factory, blip_config) -> Path:
     return path
 
 
-def resolved(setup: Setup) -> Resolved:
-    return resolve(setup, plan_all(setup))
+def resolved(workspace: Workspace) -> Resolved:
+    return resolve(workspace, plan_all(workspace))
 
 
 def with_settings(config: Path, **settings) -> Resolved:
@@ -99,15 +99,15 @@ def test_a_changed_setting_is_another_training_and_asks_the_teacher_nothing(conf
     assert with_settings(config, zero_shot="rf-uc").fingerprint == found["RF-UC"].fingerprint
     assert with_settings(config, training_rule="gen-vlkt").fingerprint == plain.fingerprint, "nothing is unseen"
     for overrides in (["student.zero_shot=UV"], ["student.few_shot={shots: 1}"]):
-        assert all(made.counts["empty"] == 0 for made in plan_all(prepare(config, overrides)).values())
+        assert all(table_plan.counts["empty"] == 0 for table_plan in plan_all(prepare(config, overrides)).values())
 
 
 @pytest.mark.parametrize("rule", ["ada-cm", "gen-vlkt"])
 def test_unseen_annotations_are_in_nothing_that_a_training_is_made_from(config, rule):
     """Other boxes and labels of unseen classes: the same pictures, annotations, fingerprint."""
-    setup = prepare(config, ["student.zero_shot=NF-UC", f"student.training_rule={rule}"])
-    unseen, train = pico_zero_shot("NF-UC").unseen, setup.dataset["train"]
-    clean = resolved(setup)
+    workspace = prepare(config, ["student.zero_shot=NF-UC", f"student.training_rule={rule}"])
+    unseen, train = pico_zero_shot("NF-UC").unseen, workspace.dataset["train"]
+    clean = resolved(workspace)
     assert not unseen[clean.labels.annotations.hoi].any()
     assert not clean.labels.annotations.image_hois[:, unseen].any()
     assert clean.labels.split is pico_zero_shot("NF-UC")
@@ -128,11 +128,11 @@ def test_unseen_annotations_are_in_nothing_that_a_training_is_made_from(config, 
         human_box=np.where(hidden[:, None] & (rule == "ada-cm"), [0, 0, 9, 9], train.human_box).astype(np.float32),
         image_hois=train.image_hois ^ unseen,
     )
-    again = resolved(replace(setup, dataset={**setup.dataset, "train": poisoned}))
+    again = resolved(replace(workspace, dataset={**workspace.dataset, "train": poisoned}))
     assert again.fingerprint == clean.fingerprint
     assert np.array_equal(again.records, clean.records)
     assert again.evaluation != clean.evaluation, "which classes are rare is counted in all annotations"
-    assert resolved(replace(prepare(config), dataset={**setup.dataset, "train": poisoned})).fingerprint != (
+    assert resolved(replace(prepare(config), dataset={**workspace.dataset, "train": poisoned})).fingerprint != (
         resolved(prepare(config)).fingerprint
     )
 
@@ -168,12 +168,12 @@ def test_pictures_that_were_not_drawn_are_unlabelled(config):
 
 
 def test_a_picture_listed_twice_is_drawn_from_once(config):
-    setup = prepare(config, ["student.few_shot={shots: 32}"])
-    method, _, pictures = student_section(setup)
-    labels = labels_of(setup, pictures, method, Needs({}, {}), np.arange(3, 40))
+    workspace = prepare(config, ["student.few_shot={shots: 32}"])
+    method, _, pictures = student_section(workspace)
+    labels = labels_of(workspace, pictures, method, Needs({}, {}), np.arange(3, 40))
     assert labels.few is not None
     assert not labels.labelled[:3].any()
-    assert not set(labels.few.entries) & set(setup.dataset["train"].image_id[:3].tolist())
+    assert not set(labels.few.entries) & set(workspace.dataset["train"].image_id[:3].tolist())
 
 
 def test_few_shots_of_a_zero_shot_training_are_of_seen_classes(config):
@@ -246,47 +246,52 @@ def test_the_documented_section_is_sound_and_its_sizes_are_the_splits(config):
         assert said in page
 
 
+def refuse_better_taught(workspace, data, needs):
+    for teacher in pair_teacher_tables(workspace, data, needs):
+        teacher.refuse_better_taught(data)
+
+
 def test_a_pair_teacher_that_has_seen_more_is_refused():
     node = SimpleNamespace(stage=SimpleNamespace(name="link_pairs", teacher=SimpleNamespace(name="clip")))
     teacher = {"labelled": 24, "zero_shot": "RF-UC"}
-    setup = SimpleNamespace(
+    workspace = SimpleNamespace(
         path="a.yaml", nodes={"answers": node}, config=SimpleNamespace(pair_teachers={"clip": teacher})
     )
     needs = Needs({"answers": ("original",)}, {})
-    refuse_better_taught(setup, Pictures(labelled=24, zero_shot="RF-UC"), needs)  # type: ignore[arg-type]
+    refuse_better_taught(workspace, DataSection(labelled=24, zero_shot="RF-UC"), needs)
     for own in (
-        Pictures(labelled=24, zero_shot="UO"),
-        Pictures(labelled=24, zero_shot="RF-UC", training_rule="gen-vlkt"),
-        Pictures(labelled=24, zero_shot="RF-UC", few_shot=FewShotSection(shots=1)),
-        Pictures(labelled=24),
+        DataSection(labelled=24, zero_shot="UO"),
+        DataSection(labelled=24, zero_shot="RF-UC", training_rule="gen-vlkt"),
+        DataSection(labelled=24, zero_shot="RF-UC", few_shot=FewShotSection(shots=1)),
+        DataSection(labelled=24),
     ):
         with pytest.raises(
             UserError, match=r"a.yaml: pair_teachers.clip.(zero_shot|training_rule|few_shot): .* write the"
         ):
-            refuse_better_taught(setup, own, needs)  # type: ignore[arg-type]
+            refuse_better_taught(workspace, own, needs)
 
 
 def test_a_pair_teacher_whose_few_annotations_were_drawn_among_other_pictures_is_refused():
     node = SimpleNamespace(stage=SimpleNamespace(name="link_pairs", teacher=SimpleNamespace(name="clip")))
     teacher = {"labelled": 24, "few_shot": {"shots": 1}}
-    setup = SimpleNamespace(
+    workspace = SimpleNamespace(
         path="a.yaml", nodes={"answers": node}, config=SimpleNamespace(pair_teachers={"clip": teacher})
     )
     needs, few = Needs({"answers": ("original",)}, {}), FewShotSection(shots=1)
-    refuse_better_taught(setup, Pictures(labelled=24, few_shot=few), needs)  # type: ignore[arg-type]
+    refuse_better_taught(workspace, DataSection(labelled=24, few_shot=few), needs)
     with pytest.raises(UserError, match=r"a.yaml: pair_teachers.clip.labelled: 24, but its student has 12"):
-        refuse_better_taught(setup, Pictures(labelled=12, few_shot=few), needs)  # type: ignore[arg-type]
+        refuse_better_taught(workspace, DataSection(labelled=12, few_shot=few), needs)
 
 
 def test_a_run_tells_seen_from_unseen_and_keeps_its_list(config, tmp_path, capsys):
-    setup = prepare(config, ["student.zero_shot=UV", "student.few_shot={shots: 4, seed: 2}"])
-    run = train_student(setup)
+    workspace = prepare(config, ["student.zero_shot=UV", "student.few_shot={shots: 4, seed: 2}"])
+    run = train_student(workspace)
     said = capsys.readouterr().out
     assert "mAP, zero-shot UV: unseen" in said
     assert "The 6 classes of UV are unseen. At most 4 annotations a class" in said
 
     few = FewShot.load(run / "few_shot.json")
-    assert few == resolved(setup).labels.few
+    assert few == resolved(workspace).labels.few
     record = json.loads((run / "student.json").read_text())["pictures"]
     assert record["zero_shot"] == {"split": "UV", "unseen_classes": 6}
     assert (record["few_shot"]["shots"], record["few_shot"]["digest"]) == (4, few.digest())
@@ -308,7 +313,7 @@ def test_a_run_tells_seen_from_unseen_and_keeps_its_list(config, tmp_path, capsy
     report = (run / "report.html").read_text()
     assert '<span class="tag">unseen</span>' in report
     assert "Zero-shot" in report
-    again = train_student(setup)
+    again = train_student(workspace)
     assert again == run
     assert "Nothing to do" in capsys.readouterr().out
 
@@ -361,13 +366,13 @@ def test_swig_hois_unseen_classes_go_by_the_same_key(config, tmp_path):
     document["student"] |= {"labelled": None, "zero_shot": "swig"}
     path = tmp_path / "swig.yaml"
     path.write_text(yaml.safe_dump(document))
-    setup = prepare(path)
+    workspace = prepare(path)
     with choose_executor("inline", "cpu", 1) as execute:
-        fill(setup, execute, threading.Event())
-    found = resolved(setup)
+        fill(workspace, execute, threading.Event())
+    found = resolved(workspace)
     assert found.fingerprint != resolved(prepare(path, ["student.zero_shot=null"])).fingerprint
-    assert not training_set(setup, found).valid()[:, unseen].any()
-    run = train_student(setup)
+    assert not training_set(workspace, found).valid()[:, unseen].any()
+    run = train_student(workspace)
     predicted = set(pq.read_table(run / "detections.parquet")["hoi"].to_pylist())
     assert hidden in predicted
     means = json.loads((run / "evaluation.json").read_text())["zero_shot"]

@@ -40,9 +40,9 @@ def setups(tmp_path_factory):
 def checked(path: Path, *changes: str, **how) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)  # the shipped teachers are named from there
-        setup = prepare(path, changes, **how)
-        check_student(setup)
-        rehearse_student(setup)
+        workspace = prepare(path, changes, **how)
+        check_student(workspace)
+        rehearse_student(workspace)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

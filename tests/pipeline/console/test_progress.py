@@ -14,9 +14,8 @@ import threading
 import time
 
 import numpy as np
-import pytest
 
-from hoi_distill.pipeline.console.progress import Progress, duration, pace, working
+from hoi_distill.pipeline.console.progress import Progress
 from hoi_distill.workers.pulse import Beat
 from hoi_distill.workers.task import TaskReport
 
@@ -40,22 +39,6 @@ class Out(io.StringIO):
 def drawn(progress: Progress, out: Out) -> list[str]:
     progress.draw()
     return out.take()
-
-
-@pytest.mark.parametrize(
-    ("rate", "shown"),
-    [
-        (577.4, "577/s"),
-        (12345, "12,345/s"),
-        (3.42, "3.4/s"),
-        (1, "1.0/s"),
-        (0.4, "2.5 s/cell"),
-        (0.005, "3 min 20 s/cell"),
-    ]
-    + [(1 / 9000, "2 h 30 min/cell")],
-)
-def test_a_pace_below_one_a_second_is_the_time_of_one(rate: float, shown: str) -> None:
-    assert pace(rate, "cell") == shown
 
 
 def test_batches_advance_a_table_before_its_task_is_done_and_no_cell_counts_twice() -> None:
@@ -176,19 +159,3 @@ def test_a_terminal_that_has_gone_ends_no_run() -> None:
         progress.say("to nobody")
     with contextlib.suppress(OSError):
         terminal.close()
-
-
-def test_what_takes_long_is_said_again_and_again_and_what_is_quick_is_not() -> None:
-    out = Out()
-    with working("starting Ray", out, every=0.05):
-        time.sleep(0.4)
-    said = out.take()
-    assert len(said) >= 3
-    assert said[0].startswith("  starting Ray (0 s)")
-    with working("starting Ray", out):
-        pass
-    assert out.take() == []
-
-
-def test_durations_are_in_the_unit_that_fits() -> None:
-    assert [duration(seconds) for seconds in (4, 200, 7500)] == ["4 s", "3 min 20 s", "2 h 5 min"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import time
 
-from hoi_distill.pipeline.console.watch import Watch
+from hoi_distill.pipeline.console.watch import Watch, working
 
 
 def until(said, within=30.0):
@@ -49,3 +50,16 @@ def test_a_quick_one_says_nothing_and_ends_at_once():
         pass
     assert lines == []
     assert time.monotonic() - began < 30
+
+
+def test_what_takes_long_is_said_again_and_again_and_what_is_quick_is_not() -> None:
+    out = io.StringIO()
+    with working("starting Ray", out, every=0.05):
+        time.sleep(0.4)
+    said = out.getvalue().splitlines()
+    assert len(said) >= 3
+    assert said[0].startswith("  starting Ray (0 s)")
+    quick = io.StringIO()
+    with working("starting Ray", quick):
+        pass
+    assert quick.getvalue() == ""

@@ -14,15 +14,15 @@ from tests.fixtures.toy_stages import Album, computed, flip_byte, paint, plan_of
 
 
 def reasons(album: Album, table: str) -> dict[str, int]:
-    return {reason.text: reason.cells for reason in plan_of(album.setup())[table].reasons}
+    return {reason.text: reason.cells for reason in plan_of(album.workspace())[table].reasons}
 
 
 def test_before_anything_ran(album):
-    made = plan_of(album.setup())
-    assert made["scores"].as_json() == {
+    plans = plan_of(album.workspace())
+    assert plans["scores"].as_json() == {
         "table": "scores",
         "stage": "scores",
-        "fingerprint": made["scores"].as_json()["fingerprint"],
+        "fingerprint": plans["scores"].as_json()["fingerprint"],
         "rows": 6,
         "columns": 3,
         "wanted": 18,
@@ -36,25 +36,25 @@ def test_before_anything_ran(album):
         "bytes_to_come": None,
         "seconds_to_come": None,
     }
-    below = made["signs"].as_json()
+    below = plans["signs"].as_json()
     assert (below["empty"], below["unknown"], below["unknown_until"]) == (0, 18, ["scores"])
     assert below["reasons"] == [{"reason": "unknown until scores", "cells": 18}]
 
 
 def test_new_rows_and_new_columns_are_told_apart(album):
-    run(album.setup())
+    run(album.workspace())
     paint(album.folder / "new.png", 99)
     album.ask("abcd")
     assert reasons(album, "scores") == {"new rows": 4, "new columns": 6}
-    made = plan_of(album.setup())["scores"]
-    assert made.bytes_to_come > 0
-    assert made.seconds_to_come is not None
+    table_plan = plan_of(album.workspace())["scores"]
+    assert table_plan.bytes_to_come > 0
+    assert table_plan.seconds_to_come is not None
     # Below: what the upstream lacks is unknown, the rest is there.
     assert reasons(album, "signs") == {"unknown until scores": 10}
 
 
 def test_fingerprint_names_field_and_values(album):
-    run(album.setup())
+    run(album.workspace())
     album.config["tables"]["scores"]["weights"] = "b"
     album.write()
     (text,) = reasons(album, "scores")
@@ -63,15 +63,15 @@ def test_fingerprint_names_field_and_values(album):
 
 
 def test_new_weights_that_say_the_same_rerun_nothing_below(album):
-    run(album.setup())
+    run(album.workspace())
     album.config["tables"]["scores"]["weights"] = "b"
     album.write()
-    assert computed(album.setup()) == {"scores": 18}
+    assert computed(album.workspace()) == {"scores": 18}
 
 
 def test_lost_shard(album):
-    run(album.setup())
-    table = plan_of(album.setup())["scores"].table
+    run(album.workspace())
+    table = plan_of(album.workspace())["scores"].table
     flip_byte(min((table.dir / "shards").iterdir()))
     (bad,) = check_table(table)
     assert reasons(album, "scores") == {"shard lost": bad.cells}
@@ -90,17 +90,17 @@ def test_packed_masks():
 
 @pytest.mark.parametrize("limit", [1, 4])
 def test_limit(album, limit):
-    assert computed(album.setup(limit=limit)) == {"scores": 3 * limit, "signs": 3 * limit}
-    assert computed(album.setup()) == {"scores": 18 - 3 * limit, "signs": 18 - 3 * limit}
+    assert computed(album.workspace(limit=limit)) == {"scores": 3 * limit, "signs": 3 * limit}
+    assert computed(album.workspace()) == {"scores": 18 - 3 * limit, "signs": 18 - 3 * limit}
 
 
 def test_equal_pictures_share_a_row(album):
     for copy in range(3):
         paint(album.folder / f"copy-{copy}.png", 0)
-    setup = album.setup()
-    assert len(setup.sources["images"].ids) == 6
-    assert len(setup.sources["images"].splits["train"]) == 9
-    assert computed(setup) == {"scores": 18, "signs": 18}
+    workspace = album.workspace()
+    assert len(workspace.sources["images"].ids) == 6
+    assert len(workspace.sources["images"].splits["train"]) == 9
+    assert computed(workspace) == {"scores": 18, "signs": 18}
 
 
 def test_a_stage_that_wants_only_some_cells(album):
@@ -110,52 +110,52 @@ def test_a_stage_that_wants_only_some_cells(album):
     album.ask(prompts)
     above = sum(score_of(prompt) > 500 for prompt in prompts)  # the pictures are nearly black: they add less than 20
     assert 0 < above < len(prompts)
-    before = plan_of(album.setup())["signs"].counts
+    before = plan_of(album.workspace())["signs"].counts
     assert (before["wanted"], before["unknown"], before["empty"]) == (48, 48, 0)
-    done = computed(album.setup())
-    made = plan_of(album.setup())["signs"]
-    assert made.complete()
-    assert made.counts["wanted"] == made.counts["filled"] == done["signs"] == 6 * above
-    assert computed(album.setup()) == {}
+    done = computed(album.workspace())
+    table_plan = plan_of(album.workspace())["signs"]
+    assert table_plan.complete()
+    assert table_plan.counts["wanted"] == table_plan.counts["filled"] == done["signs"] == 6 * above
+    assert computed(album.workspace()) == {}
     paint(album.folder / "new.png", 40)
     assert reasons(album, "signs") == {"unknown until scores": 8}
-    assert computed(album.setup()) == {"scores": 8, "signs": above}
+    assert computed(album.workspace()) == {"scores": 8, "signs": above}
 
 
 def test_speed_is_told_only_of_the_same_teacher(album):
     """Another teacher's cells say how large such cells are, and nothing of how long they take."""
-    run(album.setup())
-    made = plan_of(album.setup())["scores"]
-    assert (made.bytes_to_come, made.seconds_to_come) == (0, 0.0)
-    other = {**made.table.record, "parameters.teacher": "another", "parameters.weights": "b"}
+    run(album.workspace())
+    table_plan = plan_of(album.workspace())["scores"]
+    assert (table_plan.bytes_to_come, table_plan.seconds_to_come) == (0, 0.0)
+    other = {**table_plan.table.record, "parameters.teacher": "another", "parameters.weights": "b"}
 
     class Stranger:
-        record, records = other, staticmethod(made.table.records)
+        record, records = other, staticmethod(table_plan.table.records)
 
     def to_come(*tables):
-        empty = replace(made, table=None, counts={"empty": 18, "unknown": 0})
+        empty = replace(table_plan, table=None, counts={"empty": 18, "unknown": 0})
         estimate(empty, tables)
         return empty.bytes_to_come, empty.seconds_to_come
 
-    size, seconds = to_come(made.table)
+    size, seconds = to_come(table_plan.table)
     assert size > 0
     assert seconds is not None
     assert to_come(Stranger) == (size, None)
-    assert to_come(Stranger, made.table)[1] == seconds
+    assert to_come(Stranger, table_plan.table)[1] == seconds
     assert to_come() == (None, None)
 
 
 def test_a_world_that_is_drawn_for_a_plan_is_told_before(album, tmp_path, capsys):
     album.config["dataset"] = {"kind": "pico", "root": str(tmp_path / "world"), "train": 3, "test": 2}
     album.write()
-    album.setup()
+    album.workspace()
     said = capsys.readouterr()
     assert said.err == f"Drawing the pico world into {tmp_path / 'world'} first: 5 pictures, about 70.0 kB.\n"
     assert said.out == ""
-    album.setup()
+    album.workspace()
     assert capsys.readouterr().err == ""
     album.config["dataset"]["train"] = 4
     album.write()
     with pytest.raises(UserError, match="holds another pico world"):
-        album.setup()
+        album.workspace()
     assert capsys.readouterr().err == ""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from hoi_distill.pipeline.workspace import Setup
+from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.storage.check import check_table
 from hoi_distill.storage.digests import digest_bytes
 from hoi_distill.storage.records import Record
@@ -63,7 +63,7 @@ class House:
 
     def corrupt(self, which: int, position: int) -> None:
         """Flip a byte of some shard; check finds it."""
-        tables = self.album.setup().cache.tables()
+        tables = self.album.workspace().cache.tables()
         shards = sorted(shard for table in tables for shard in (table.dir / "shards").iterdir())
         if not shards:
             return
@@ -89,17 +89,17 @@ class House:
 
     def run(self) -> None:
         """Compute what the model says is empty, no more, no cell twice; a kill loses one task at most."""
-        setup, before = self.album.setup(), len(COMPUTED)
+        workspace, before = self.album.workspace(), len(COMPUTED)
         empty = self.wanted() - self.stored
         try:
-            run(setup)
+            run(workspace)
             killed = False
         except KeyboardInterrupt:
             killed = True
         fresh = COMPUTED[before:]
         assert len(set(fresh)) == len(fresh)
         assert set(fresh) <= empty
-        filled = filled_cells(setup)
+        filled = filled_cells(workspace)
         assert filled == (self.stored & self.wanted()) | (set(fresh) & filled)
         lost = set(fresh) - filled
         assert len(lost) <= (SHARD_ROWS * len(self.prompts) if killed else 0)
@@ -108,11 +108,11 @@ class House:
             assert filled == self.wanted()
 
     def check_values(self) -> None:
-        setup = self.album.setup()
-        for name, made in plan_of(setup).items():
-            assert made.table is not None
-            for column, values in made.table.read(made.cells).items():
-                means = [means_of(Path(setup.sources["images"].uris[i])) for i in made.rows]
+        workspace = self.album.workspace()
+        for name, table_plan in plan_of(workspace).items():
+            assert table_plan.table is not None
+            for column, values in table_plan.table.read(table_plan.cells).items():
+                means = [means_of(Path(workspace.sources["images"].uris[i])) for i in table_plan.rows]
                 scores = np.array(means, np.float32) + score_of(column)
                 expected = scores if name == "scores" else (scores > 500).astype(np.int8)
                 assert values.to_pylist() == expected.tolist()
@@ -132,12 +132,12 @@ def means_of(path: Path) -> np.float32:
     return np.asarray(Image.open(path), np.float32).mean()
 
 
-def filled_cells(setup: Setup) -> set[tuple[str, bytes, str]]:
+def filled_cells(workspace: Workspace) -> set[tuple[str, bytes, str]]:
     cells = set()
-    for name, made in plan_of(setup).items():
-        if made.state is not None:
-            ids = setup.sources["images"].ids[made.rows]
-            cells |= {(name, ids[r].tobytes(), made.columns[c]) for r, c in np.argwhere(made.state.filled)}
+    for name, table_plan in plan_of(workspace).items():
+        if table_plan.state is not None:
+            ids = workspace.sources["images"].ids[table_plan.rows]
+            cells |= {(name, ids[r].tobytes(), table_plan.columns[c]) for r, c in np.argwhere(table_plan.state.filled)}
     return cells
 
 

@@ -23,43 +23,43 @@ def told(album):
         "captions": {"stage": "blip_captions", "checkpoint": str(CAPTIONER), "columns": ["a photo of"]}
     }
     album.write()
-    run(album.setup())
+    run(album.workspace())
     return album
 
 
 def test_a_name_that_is_no_utf8_is_shown_with_its_byte(told, tmp_path):
-    write_page(told.setup(), tmp_path / "page.html")
+    write_page(told.workspace(), tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Mu\\xf1oz.png" in text
     assert "000.png" in text
 
 
 def test_a_page_of_an_incomplete_cache_says_what_is_missing_and_what_fills_it(told, tmp_path, capsys):
-    write_page(told.setup(), tmp_path / "page.html")
+    write_page(told.workspace(), tmp_path / "page.html")
     assert "warning" not in capsys.readouterr().err
     paint(told.folder / "new.png", 11)
-    write_page(told.setup(), tmp_path / "page.html")
+    write_page(told.workspace(), tmp_path / "page.html")
     assert "warning: empty cells (1 of captions) are left out of the page; `hoi-distill run " in capsys.readouterr().err
 
 
 def test_the_last_good_page_outlives_a_failure(told, tmp_path):
     page = tmp_path / "page.html"
     page.write_text("the last good page")
-    setup = told.setup()
+    workspace = told.workspace()
     (told.folder / "000.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"000\.png"):
-        write_page(setup, page)
+        write_page(workspace, page)
     assert page.read_text() == "the last good page"
 
 
 @pytest.mark.parametrize("out", ["taken/page.html", "."])
 def test_a_place_that_cannot_be_written_is_told_before_the_work(album, tmp_path, monkeypatch, out):
     (tmp_path / "taken").write_text("a file")
-    monkeypatch.setattr(page_module, "plan_all", lambda setup: pytest.fail("it has begun to work"))
+    monkeypatch.setattr(page_module, "plan_all", lambda workspace: pytest.fail("it has begun to work"))
     with pytest.raises(UserError, match=r"^--out "):
-        write_page(album.setup(), tmp_path / out)
+        write_page(album.workspace(), tmp_path / out)
 
 
 def test_a_disk_that_is_full_is_called_full(told):
     with pytest.raises(UserError, match=r"/dev/full: cannot be written: the disk is full"):
-        write_page(told.setup(), Path("/dev/full"))
+        write_page(told.workspace(), Path("/dev/full"))

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from hoi_distill.pipeline.config.schema import FolderDataset, HicoDetDataset, SwigHoiDataset, VCocoDataset
+from hoi_distill.pipeline.console.watch import Watch
 from hoi_distill.pipeline.filling.run import choose_executor, fill
 from hoi_distill.pipeline.train import train_student
 from hoi_distill.pipeline.training.annotations import unlabelled
@@ -20,7 +21,7 @@ from hoi_distill.pipeline.training.fit import fit, training_set
 from hoi_distill.pipeline.training.leaks import refuse_annotated_vocabulary, tuned
 from hoi_distill.pipeline.training.request import resolve
 from hoi_distill.pipeline.training.section import student_section
-from hoi_distill.pipeline.workspace import Setup, prepare
+from hoi_distill.pipeline.workspace import Workspace, prepare
 from hoi_distill.stages.data.pico.world import write_world
 from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
@@ -186,8 +187,8 @@ def test_controls_may_read_what_they_are_named_for(folder, monkeypatch, labels):
 
 def test_a_training_without_labels_is_handed_none_and_a_control_all(folder, monkeypatch):
     monkeypatch.chdir(ROOT)
-    setup = prepare(configuration(folder))
-    train = setup.dataset["train"]
+    workspace = prepare(configuration(folder))
+    train = workspace.dataset["train"]
     assert len(train.hoi)
     for labels in ("teacher", "instances"):
         handed = unlabelled(train, method_named("cl_hoi").needs(ClHoiConfig(labels=labels), None))
@@ -203,11 +204,11 @@ def test_another_interaction_question_is_another_training_and_another_stage_1(fo
     change = [f"tables.{name}.columns={json.dumps(asked)}" for name in ("captions", "triplets")]
     found = []
     for overrides in ([], [*change, f"tables.image_labels.texts={json.dumps(asked)}"], []):
-        setup = prepare(path, overrides)
+        workspace = prepare(path, overrides)
         with choose_executor("inline", "cpu", 1) as execute:
-            fill(setup, execute, threading.Event())
-        resolved = resolve(setup, plan_all(setup))
-        data = training_set(setup, resolved)
+            fill(workspace, execute, threading.Event())
+        resolved = resolve(workspace, plan_all(workspace))
+        data = training_set(workspace, resolved)
         found.append((resolved.fingerprint, stage_name(resolved.config, data), data.values["context"]))
     first, other, again = found
     assert first == again
@@ -216,28 +217,28 @@ def test_another_interaction_question_is_another_training_and_another_stage_1(fo
     assert first[2] == other[2], "the description is the same"
 
 
-def poisoned(setup: Setup) -> Setup:
-    """The setup with a training split whose annotations say something else of every picture."""
-    train = setup.dataset["train"]
+def poisoned(workspace: Workspace) -> Workspace:
+    """The workspace with a training split whose annotations say something else of every picture."""
+    train = workspace.dataset["train"]
     order = np.random.default_rng(1).permutation(len(train.hoi))
     other = replace(
         train,
         hoi=train.hoi[order], verb=train.verb[order], object=train.object[order],
         human_box=train.object_box, object_box=train.human_box[order],
-        image_hois=np.random.default_rng(2).random((len(train), len(setup.vocabulary))) < 0.5,
+        image_hois=np.random.default_rng(2).random((len(train), len(workspace.vocabulary))) < 0.5,
     )  # fmt: skip
-    return replace(setup, dataset={**setup.dataset, "train": other})
+    return replace(workspace, dataset={**workspace.dataset, "train": other})
 
 
 @pytest.mark.slow
 def test_poisoned_annotations_change_no_fingerprint_and_no_bit(folder, monkeypatch):
     monkeypatch.chdir(ROOT)
-    setup = prepare(configuration(folder))
+    workspace = prepare(configuration(folder))
     with choose_executor("inline", "cpu", 1) as execute:
-        fill(setup, execute, threading.Event())
-    run = train_student(setup)
-    other = poisoned(setup)
-    own, theirs = (resolve(each, plan_all(each)) for each in (setup, other))
+        fill(workspace, execute, threading.Event())
+    run = train_student(workspace)
+    other = poisoned(workspace)
+    own, theirs = (resolve(each, plan_all(each)) for each in (workspace, other))
     assert own.fingerprint == theirs.fingerprint
     handed = training_set(other, theirs)
     assert len(handed.annotations.hoi) == 0
@@ -245,18 +246,18 @@ def test_poisoned_annotations_change_no_fingerprint_and_no_bit(folder, monkeypat
     assert not handed.labelled.any()
     assert len(handed.labelled) == 24
     (folder / "poisoned").mkdir()
-    fit(other, theirs, folder / "poisoned", None)
+    fit(other, theirs, folder / "poisoned", None, Watch("training"))
     for name in ("model.safetensors", "config.json"):
         assert (folder / "poisoned/checkpoint" / name).read_bytes() == (run / "checkpoint" / name).read_bytes()
     assert "The teacher&#39;s labels" in (page := (run / "report.html").read_text()) or "The teacher's labels" in page
     record = json.loads((run / "student.json").read_text())
     assert record["pictures"] == {"labelled": 0, "unlabelled": 24, "test": 4}
     # the control does notice
-    controls = (replace_student(each, labels="instances") for each in (setup, other))
+    controls = (replace_student(each, labels="instances") for each in (workspace, other))
     assert len({resolve(each, plan_all(each)).fingerprint for each in controls}) == 2
 
 
-def replace_student(setup: Setup, **keys) -> Setup:
-    assert setup.config.student is not None
-    student = {**setup.config.student, **keys}
-    return replace(setup, config=setup.config.model_copy(update={"student": student}))
+def replace_student(workspace: Workspace, **keys) -> Workspace:
+    assert workspace.config.student is not None
+    student = {**workspace.config.student, **keys}
+    return replace(workspace, config=workspace.config.model_copy(update={"student": student}))

@@ -22,7 +22,7 @@ from hoi_distill.pipeline.training.binding import plan_all, trained_folders
 from hoi_distill.pipeline.training.checks import check_student
 from hoi_distill.pipeline.training.request import resolve
 from hoi_distill.pipeline.training.section import student_section
-from hoi_distill.pipeline.workspace import Setup, prepare
+from hoi_distill.pipeline.workspace import Workspace, prepare
 from hoi_distill.stages.data.pico.world import write_world
 from hoi_distill.stages.student.method import Needs
 from hoi_distill.storage.errors import UserError
@@ -92,36 +92,36 @@ def line(filled, tmp_path) -> Path:
     return path
 
 
-def run(setup: Setup, stop: threading.Event | None = None):
+def run(workspace: Workspace, stop: threading.Event | None = None):
     with choose_executor("inline", "cpu", 1) as execute:
-        return fill(setup, execute, stop or threading.Event())
+        return fill(workspace, execute, stop or threading.Event())
 
 
-def to_compute(setup: Setup) -> set[str]:
+def to_compute(workspace: Workspace) -> set[str]:
     """Tables with cells that are, or may be, still to come."""
-    return {name for name, made in plan_all(setup).items() if not made.complete()}
+    return {name for name, table_plan in plan_all(workspace).items() if not table_plan.complete()}
 
 
-def trained(setup: Setup) -> list[Path]:
-    return sorted((setup.cache.root / "trained").glob("link-*"))
+def trained(workspace: Workspace) -> list[Path]:
+    return sorted((workspace.cache.root / "trained").glob("link-*"))
 
 
 def test_until_its_tables_are_filled_a_teacher_is_unknown_then_one_run_trains_it_and_fills_all(line):
-    setup = prepare(line, [f"cache={line.parent / 'other'}"])
-    plans = plan_all(setup)
+    workspace = prepare(line, [f"cache={line.parent / 'other'}"])
+    plans = plan_all(workspace)
     for name in TAUGHT:
         made = plans[name].as_json()
         assert (made["unknown"], made["empty"], made["fingerprint"]) == (32, 0, None)
         assert made["reasons"][0]["reason"] == "unknown until detections, features"
     with pytest.raises(UserError, match="table detections: no cell is filled; fill it with: hoi-distill run"):
-        resolve(setup, plans)
-    summary = run(setup)
+        resolve(workspace, plans)
+    summary = run(workspace)
     assert {name: summary.cells[name] for name in TAUGHT} == dict.fromkeys(TAUGHT, 32)
-    (teacher,) = trained(setup)
+    (teacher,) = trained(workspace)
     assert json.loads((teacher / "done.json").read_text())["fingerprint"].startswith(teacher.name.removeprefix("link-"))
     assert (teacher / "checkpoint/model.safetensors").exists()
-    assert to_compute(setup) == set()
-    assert run(setup).cells == {}
+    assert to_compute(workspace) == set()
+    assert run(workspace).cells == {}
 
 
 @pytest.mark.parametrize(
@@ -156,10 +156,10 @@ def test_until_its_tables_are_filled_a_teacher_is_unknown_then_one_run_trains_it
 def test_a_change_reruns_exactly_what_lies_below_it(line, change, tables, student):
     before = prepare(line)
     was = resolve(before, plan_all(before)).fingerprint
-    setup = prepare(line, change)
-    assert to_compute(setup) == tables
+    workspace = prepare(line, change)
+    assert to_compute(workspace) == tables
     if not tables:
-        assert (resolve(setup, plan_all(setup)).fingerprint != was) == student
+        assert (resolve(workspace, plan_all(workspace)).fingerprint != was) == student
 
 
 def test_a_changed_picture_or_annotation_reruns_what_was_learnt_from_it(line):
@@ -179,52 +179,52 @@ def test_the_plan_says_why_and_that_a_teacher_is_trained_first(line):
 
 
 def test_an_interrupted_teacher_goes_on_where_it_was(line):
-    setup = prepare(line, ["pair_teachers.phase_1.seed=1"])
+    workspace = prepare(line, ["pair_teachers.phase_1.seed=1"])
     stop = threading.Event()
     stop.set()
     with pytest.raises(KeyboardInterrupt):
-        run(setup, stop)
-    new = max(trained(setup), key=lambda folder: folder.stat().st_mtime)
+        run(workspace, stop)
+    new = max(trained(workspace), key=lambda folder: folder.stat().st_mtime)
     assert not (new / "done.json").exists()
     assert (new / "state/latest.safetensors").exists()
-    assert to_compute(setup) == TAUGHT
-    run(setup)
+    assert to_compute(workspace) == TAUGHT
+    run(workspace)
     assert (new / "done.json").exists()
     assert [json.loads(each)["step"] for each in (new / "metrics.jsonl").read_text().splitlines()] == [4]
-    assert to_compute(setup) == set()
+    assert to_compute(workspace) == set()
 
 
 def test_of_two_runs_at_once_one_trains_and_both_end_with_everything(line, capsys):
-    setup = prepare(line, ["pair_teachers.phase_1.seed=1", "pair_teachers.phase_1.log_every=1"])
+    workspace = prepare(line, ["pair_teachers.phase_1.seed=1", "pair_teachers.phase_1.log_every=1"])
     with ThreadPoolExecutor(2) as pool:
-        both = [pool.submit(run, setup) for _ in range(2)]
+        both = [pool.submit(run, workspace) for _ in range(2)]
         assert [set(each.result().cells) for each in both] == [TAUGHT, TAUGHT]
-    new = max(trained(setup), key=lambda folder: folder.stat().st_mtime)
+    new = max(trained(workspace), key=lambda folder: folder.stat().st_mtime)
     assert [json.loads(each)["step"] for each in (new / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
     said = capsys.readouterr().out
     assert said.count("Training pair teacher phase_1") == 1
     assert said.count("Another run is training pair teacher phase_1") == 1
-    assert to_compute(setup) == set()
+    assert to_compute(workspace) == set()
 
 
 def test_a_run_that_waits_for_anothers_training_can_be_interrupted(line):
-    setup = prepare(line, ["pair_teachers.phase_1.seed=1"])
+    workspace = prepare(line, ["pair_teachers.phase_1.seed=1"])
     stop, waiting = threading.Event(), threading.Event()
-    (made, *_) = (plan for plan in plan_all(setup).values() if plan.node.name in TAUGHT)
-    lock = setup.cache.root / "leases" / f"{made.node.stage.teacher.checkpoint.parent.name}.lock"
+    (table_plan, *_) = (plan for plan in plan_all(workspace).values() if plan.node.name in TAUGHT)
+    lock = workspace.cache.root / "leases" / f"{table_plan.node.stage.teacher.checkpoint.parent.name}.lock"
     with alone(lock, stop, waiting.set), ThreadPoolExecutor(1) as pool:
-        other = pool.submit(run, setup, stop)
+        other = pool.submit(run, workspace, stop)
         time.sleep(0.1)
         stop.set()
         with pytest.raises(KeyboardInterrupt):
             other.result()
-    assert len(trained(setup)) == 1
+    assert len(trained(workspace)) == 1
 
 
 def test_a_teacher_that_is_gone_is_not_missed_where_all_it_said_is_there(line):
-    setup = prepare(line)
-    shutil.rmtree(setup.cache.root / "trained")
-    assert to_compute(setup) == set()
+    workspace = prepare(line)
+    shutil.rmtree(workspace.cache.root / "trained")
+    assert to_compute(workspace) == set()
 
 
 @pytest.mark.parametrize(
@@ -294,39 +294,39 @@ def test_what_only_filled_tables_tell_of_a_teachers_section_names_that_section(l
 
 
 def test_a_teacher_in_training_or_interrupted_is_wanted_from_its_first_run_on(line):
-    setup = prepare(line, ["pair_teachers.phase_1.seed=1", "pair_teachers.phase_1.steps=2"])
+    workspace = prepare(line, ["pair_teachers.phase_1.seed=1", "pair_teachers.phase_1.steps=2"])
     stop, noted = threading.Event(), []
 
     def note(plans):
-        register(setup, plans)
+        register(workspace, plans)
         noted.extend(trained_folders(plans))
 
     stop.set()
     with choose_executor("inline", "cpu", 1) as execute, pytest.raises(KeyboardInterrupt):
-        fill(setup, execute, stop, note)
+        fill(workspace, execute, stop, note)
     (new,) = set(noted)
     assert (new / "state/latest.safetensors").exists()
-    wanted = {each["table"] for each in collect(setup.cache, False, 0, [])["unwanted"]}
+    wanted = {each["table"] for each in collect(workspace.cache, False, 0, [])["unwanted"]}
     assert new.name not in wanted
-    (setup.cache.root / "registered" / next(iter(registered(setup.cache)[0]))).with_suffix(".json").unlink()
-    with setup.cache.lease("reader", [new]):
-        outcome = collect(setup.cache, True, 0, [])
+    (workspace.cache.root / "registered" / next(iter(registered(workspace.cache)[0]))).with_suffix(".json").unlink()
+    with workspace.cache.lease("reader", [new]):
+        outcome = collect(workspace.cache, True, 0, [])
     assert new.name in {each["table"] for each in outcome["in_use"]}
     assert new.exists()
 
 
 def test_collecting_garbage_keeps_the_teachers_that_a_setup_wants(line):
-    setup = prepare(line)
-    register(setup, plan_all(setup))
+    workspace = prepare(line)
+    register(workspace, plan_all(workspace))
     other = prepare(line, ["pair_teachers.phase_1.seed=1"])
     run(other)
-    wanted, unwanted = sorted(trained(setup), key=lambda folder: folder.stat().st_mtime)
-    found = {each["table"] for each in collect(setup.cache, False, 0, [])["unwanted"]}
+    wanted, unwanted = sorted(trained(workspace), key=lambda folder: folder.stat().st_mtime)
+    found = {each["table"] for each in collect(workspace.cache, False, 0, [])["unwanted"]}
     assert unwanted.name in found
     assert wanted.name not in found
     assert {name.split("-")[0] for name in found - {unwanted.name}} == {"link_pairs", "link_maps"}
-    collect(setup.cache, True, 0, [])
-    assert trained(setup) == [wanted]
+    collect(workspace.cache, True, 0, [])
+    assert trained(workspace) == [wanted]
     fresh = prepare(line, ["pair_teachers.phase_1.seed=1"])
     assert to_compute(fresh) == TAUGHT
 
@@ -336,16 +336,16 @@ def test_the_tables_and_teachers_of_a_matrix_are_no_garbage(line):
     matrix = line.parent / "matrix.yaml"
     matrix.write_text(yaml.safe_dump({"name": "two", "setup": str(line), "seeds": [0], "arms": arms}))
     run_matrix(matrix)
-    setup = prepare(line)
-    assert len(trained(setup)) == 2
-    assert collect(setup.cache, False, 0, [])["unwanted"] == []
+    workspace = prepare(line)
+    assert len(trained(workspace)) == 2
+    assert collect(workspace.cache, False, 0, [])["unwanted"] == []
 
 
 def test_a_trial_run_takes_as_many_labelled_pictures_as_there_are(filled):
-    setup = prepare(filled, limit=6)
-    check_student(setup)
-    assert plan_all(setup)["taught_pairs"].counts["wanted"] == 12
-    assert setup.mending_command().endswith("line.yaml --limit 6")
-    method, _, pictures = student_section(setup)
-    labels = labels_of(setup, pictures, method, Needs({}, {}), np.arange(6))
+    workspace = prepare(filled, limit=6)
+    check_student(workspace)
+    assert plan_all(workspace)["taught_pairs"].counts["wanted"] == 12
+    assert workspace.mending_command().endswith("line.yaml --limit 6")
+    method, _, pictures = student_section(workspace)
+    labels = labels_of(workspace, pictures, method, Needs({}, {}), np.arange(6))
     assert labels.labelled.all()

@@ -10,12 +10,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from hoi_distill.pipeline.filling.run import choose_executor, fill
-from hoi_distill.pipeline.train import alone_in, reported, train_student
+from hoi_distill.pipeline.train import alone_in, announce, train_student
 from hoi_distill.pipeline.training.fit import on_disk
 from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.storage.errors import StorageError, UserError
@@ -31,11 +30,11 @@ def test_unreadable_pictures_are_left_out_and_counted(pico_run):
         picture = world / "images" / name
         picture.write_bytes(picture.read_bytes()[:-400])
 
-    setup = prepare(path)
+    workspace = prepare(path)
     with choose_executor("inline", "cpu", 1) as execute:
-        summary = fill(setup, execute, threading.Event())
+        summary = fill(workspace, execute, threading.Event())
     assert summary.failures["features"] == 4  # two pictures, two views
-    run = train_student(setup)
+    run = train_student(workspace)
     record = json.loads((run / "student.json").read_text())
     assert record["pictures"] == {"labelled": 11, "unlabelled": 12, "test": 8}
     report = (run / "report.html").read_text()
@@ -45,11 +44,11 @@ def test_unreadable_pictures_are_left_out_and_counted(pico_run):
 
 @pytest.mark.slow
 def test_a_second_training_waits_for_the_first_and_finds_it_done(pico_run, capsys):
-    setup = prepare(pico_run[0])
+    workspace = prepare(pico_run[0])
     with choose_executor("inline", "cpu", 1) as execute:
-        fill(setup, execute, threading.Event())
+        fill(workspace, execute, threading.Event())
     runs = []
-    both = [threading.Thread(target=lambda: runs.append(train_student(setup))) for _ in range(2)]
+    both = [threading.Thread(target=lambda: runs.append(train_student(workspace))) for _ in range(2)]
     for one in both:
         one.start()
     for one in both:
@@ -203,6 +202,6 @@ def test_only_errors_of_the_disk_are_told_as_such(tmp_path):
 def test_a_folder_named_latest_ends_no_training(tmp_path, capsys):
     (tmp_path / "latest" / "kept").mkdir(parents=True)
     (tmp_path / "run").mkdir()
-    assert reported(SimpleNamespace(limit=None), tmp_path / "run") == tmp_path / "run"
+    announce(tmp_path / "run", trial=False)
     assert "latest: not made" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "run"]

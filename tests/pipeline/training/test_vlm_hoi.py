@@ -21,12 +21,12 @@ from hoi_distill.pipeline.prediction import predict_pictures
 from hoi_distill.pipeline.train import train_student
 from hoi_distill.pipeline.training.request import Resolved, resolve
 from hoi_distill.pipeline.training.section import student_section
-from hoi_distill.pipeline.workspace import Setup, prepare
+from hoi_distill.pipeline.workspace import Workspace, prepare
 from hoi_distill.stages.data.pico.world import write_world
 from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.stages.student.methods.vlm_hoi.config import network_config
-from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import columns_for
+from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import columns_for
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.v_coco_files import official, write
@@ -65,8 +65,8 @@ def config(tmp_path_factory, blip_config) -> Path:
     return path
 
 
-def resolved(setup: Setup) -> Resolved:
-    return resolve(setup, plan(setup.nodes, setup.sources, setup.cache))
+def resolved(workspace: Workspace) -> Resolved:
+    return resolve(workspace, plan(workspace.nodes, workspace.sources, workspace.cache))
 
 
 def test_a_line_from_pictures_to_predictions(config, tmp_path, monkeypatch):
@@ -75,17 +75,20 @@ def test_a_line_from_pictures_to_predictions(config, tmp_path, monkeypatch):
     with choose_executor("inline", "cpu", 1) as execute:
         fill(prepare(config), execute, threading.Event())
 
-    def empty(setup: Setup) -> int:
-        return sum(made.counts["empty"] for made in plan(setup.nodes, setup.sources, setup.cache).values())
+    def empty(workspace: Workspace) -> int:
+        return sum(
+            table_plan.counts["empty"]
+            for table_plan in plan(workspace.nodes, workspace.sources, workspace.cache).values()
+        )
 
     # What is distilled retrains the student and asks the teacher nothing.
     first = resolved(prepare(config))
     assert (len(first.records), first.test, first.text) == (12, {}, None)
     names = {first.fingerprint}
     for change in ("itm.weight=0", "itm.weight=0.5", "itm.family=F4", "itm.prompt=verb", "f7.weight=1", "loss.verb=1"):
-        setup = prepare(config, [f"student.{change}"])
-        names.add(resolved(setup).fingerprint)
-        assert empty(setup) == 0
+        workspace = prepare(config, [f"student.{change}"])
+        names.add(resolved(workspace).fingerprint)
+        assert empty(workspace) == 0
     assert len(names) == 7
     assert resolved(prepare(config, ["student.loader_workers=2"])).fingerprint == first.fingerprint
     assert resolved(prepare(config, ["student.itm.weight=0"])).train == {}
@@ -94,8 +97,8 @@ def test_a_line_from_pictures_to_predictions(config, tmp_path, monkeypatch):
         resolved(prepare(config, ["student.itm.prompt=object"]))
 
     # Random teachers may well be worse than chance, which is refused: here none is asked.
-    setup = prepare(config, ["student.itm.weight=0"])
-    run = train_student(setup)
+    workspace = prepare(config, ["student.itm.weight=0"])
+    run = train_student(workspace)
     record = json.loads((run / "student.json").read_text())
     assert (record["method"], record["start"]["from"]) == ("vlm_hoi", DETECTOR)
     assert record["start"]["found"]
@@ -156,9 +159,9 @@ def test_published_configurations_are_sound(name):
 )
 def test_what_is_wrong_is_said_in_one_line(config, change, said):
     def looked_at() -> None:
-        setup = prepare(config, [change])
-        network_config(student_section(setup)[1], setup.vocabulary)
-        resolved(setup)
+        workspace = prepare(config, [change])
+        network_config(student_section(workspace)[1], workspace.vocabulary)
+        resolved(workspace)
 
     with pytest.raises(UserError) as refusal:
         looked_at()

@@ -15,7 +15,7 @@ from hoi_distill.stages.student.methods.cl_hoi.train import train as train_cl_ho
 from hoi_distill.stages.student.methods.pair_classifier.region_cnn import RegionCNNConfig
 from hoi_distill.stages.student.methods.pair_classifier.train import train as train_pairs
 from hoi_distill.stages.student.methods.vlm_hoi.train import train as train_vlm_hoi
-from tests.fixtures.toy_cl_hoi import CONFIG, TEXT, TaughtToy
+from tests.fixtures.toy_cl_hoi import CONFIG, TEXT, LabelledToy
 from tests.fixtures.toy_student import Toy, weights
 from tests.fixtures.vlm_hoi_world import World, tiny_config
 
@@ -25,7 +25,7 @@ CNN = RegionCNNConfig(size=64, channels=(8, 8, 8, 8), steps=2, pictures_per_step
 
 def pairs(folder: Path, config, teacher: str) -> None:
     toy = Toy(40, 0)
-    train_pairs(replace(config, steps=4, teacher=teacher), toy.training_set(16), folder, report=quiet)
+    train_pairs(replace(config, steps=4, teacher=teacher), toy.training_set(16), folder, Extras(report=quiet))
 
 
 def own_encoder(folder: Path, config) -> None:
@@ -34,15 +34,15 @@ def own_encoder(folder: Path, config) -> None:
     picture = np.full((64, 64, 3), 90, np.uint8)
     data = replace(data, read=lambda row: picture + np.uint8(row), source=replace(data.source, rows_digest="toy"))
     config = replace(config, steps=2, encoder="region_cnn")
-    train_pairs(config, data, folder, Extras(shared_dir=folder / "shared"), cnn=CNN, report=quiet)
+    train_pairs(config, data, folder, Extras(shared_dir=folder / "shared", report=quiet), cnn=CNN)
 
 
 def cl_hoi(folder: Path) -> None:
-    train_cl_hoi(CONFIG, TaughtToy(40, 0).taught(), folder, Extras(folder / "shared", TEXT), report=quiet)
+    train_cl_hoi(CONFIG, LabelledToy(40, 0).teacher_set(), folder, Extras(folder / "shared", TEXT, report=quiet))
 
 
 def vlm_hoi(folder: Path) -> None:
-    train_vlm_hoi(tiny_config(epochs=1.0), World().training_set(), folder, report=quiet)
+    train_vlm_hoi(tiny_config(epochs=1.0), World().training_set(), folder, Extras(report=quiet))
 
 
 def quiet(line: str) -> None: ...

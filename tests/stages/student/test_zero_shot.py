@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from hoi_distill.stages.student.data import TrainingSet
+from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
-from hoi_distill.stages.student.methods.pair_classifier.soft_labels import calibrate
 from hoi_distill.stages.student.methods.pair_classifier.train import terms_of, train
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, TableMaps
 from hoi_distill.stages.student.pairs.instances import Picture, PictureTable, targets, with_annotations
 from hoi_distill.stages.student.pairs.prepare import picture_table
+from hoi_distill.stages.student.pairs.supervision.soft_labels import calibrate
 from tests.fixtures.toy_student import OBJECTS, VOCABULARY, Toy, weights
 
 CONFIG = PairClassifierConfig(
@@ -38,7 +39,7 @@ def zero_shot(toy: Toy, **changes) -> TrainingSet:
 def test_unseen_annotations_and_scores_cannot_reach_the_weights(tmp_path, change):
     """Even those that a rule has forgotten to take out: boxes, classes, image-level labels, the teacher's scores."""
     config, clean, poisoned = replace(CONFIG, **change), Toy(30, seed=0), Toy(30, seed=0)
-    train(config, zero_shot(clean), tmp_path / "clean", report=lambda _: None)
+    train(config, zero_shot(clean), tmp_path / "clean", Extras(report=lambda _: None))
     unseen = UNSEEN[poisoned.annotations.hoi]
     assert unseen.sum() > 3
     truth = poisoned.annotations
@@ -51,15 +52,15 @@ def test_unseen_annotations_and_scores_cannot_reach_the_weights(tmp_path, change
     prompts = VOCABULARY.prompts()
     for hoi in np.flatnonzero(UNSEEN):
         poisoned.tables["itm"][prompts[hoi]] = [np.array([-9, 9], np.float16)] * 30
-    train(config, zero_shot(poisoned, annotations=poison), tmp_path / "poisoned", report=lambda _: None)
+    train(config, zero_shot(poisoned, annotations=poison), tmp_path / "poisoned", Extras(report=lambda _: None))
     assert weights(tmp_path / "poisoned") == weights(tmp_path / "clean")
-    train(config, replace(zero_shot(poisoned), unseen=None), tmp_path / "seen", report=lambda _: None)
+    train(config, replace(zero_shot(poisoned), unseen=None), tmp_path / "seen", Extras(report=lambda _: None))
     assert weights(tmp_path / "seen") != weights(tmp_path / "clean")
 
 
 def test_unseen_classes_come_back_at_prediction(tmp_path):
     toy = Toy(30, seed=0)
-    student = train(CONFIG, zero_shot(toy), tmp_path, report=lambda _: None)
+    student = train(CONFIG, zero_shot(toy), tmp_path, Extras(report=lambda _: None))
     found = pq.read_table(student.predict(toy.test_set(), tmp_path, report=lambda _: None))
     assert set(np.flatnonzero(UNSEEN)) <= set(found["hoi"].to_pylist())
 
@@ -111,7 +112,7 @@ def test_the_loss_is_blind_to_a_pair_that_is_set_aside(tmp_path):
         target = batch.targets["annotations"].target
         assert int(torch.isnan(target).sum()) == (0 if dropped is None else 8)
         assert not target.nan_to_num().any()
-        run = train(config, data, tmp_path / f"{name} run", report=lambda _: None)
+        run = train(config, data, tmp_path / f"{name} run", Extras(report=lambda _: None))
         assert all(torch.isfinite(value).all() for value in run.model.state_dict().values())
     assert weights(tmp_path / "negative run") != weights(tmp_path / "ignored run")
 

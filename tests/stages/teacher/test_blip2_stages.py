@@ -187,26 +187,26 @@ def line(tmp_path, folder, monkeypatch) -> Album:
 
 
 def stored(album: Album, name: str, columns) -> np.ndarray:
-    setup = album.setup()
-    made = plan_of(setup)[name]
-    values = made.table.read(CellSelection(setup.sources["images"].ids[made.rows], tuple(columns)))
+    workspace = album.workspace()
+    made = plan_of(workspace)[name]
+    values = made.table.read(CellSelection(workspace.sources["images"].ids[made.rows], tuple(columns)))
     return np.stack([np.array(values[column].to_pylist(), np.float32) for column in columns], axis=1)
 
 
 def test_ten_more_prompts_are_ten_columns(line, tmp_path):
     """And the old columns, computed again among the new ones, are what they were."""
-    run(line.setup())
+    run(line.workspace())
     assert sum(line.calls) == 6 * 8
     before = stored(line, "itm", PROMPTS[:8])
     line.config["tables"]["itm"]["columns"] = list(PROMPTS)
     line.write()
     line.calls.clear()
-    assert run(line.setup()).cells == {"itm": 60}
+    assert run(line.workspace()).cells == {"itm": 60}
     assert sum(line.calls) == 60
     assert np.array_equal(stored(line, "itm", PROMPTS[:8]), before)
     line.config["cache"] = str(tmp_path / "another")
     line.write()
-    run(line.setup())
+    run(line.workspace())
     again = stored(line, "itm", PROMPTS)[:, :8]
     np.testing.assert_allclose(again, before, atol=1e-3)
     assert before.std(0).min() > 0
@@ -217,24 +217,24 @@ def test_similarity_chooses_which_cells_a_picture_wants(line):
     tables = line.config["tables"]
     tables["itm"].update(columns=list(PROMPTS), itc="itc", itc_top_k=5)
     line.write()
-    assert plan_of(line.setup())["itm"].counts["unknown"] == 6 * 18
-    assert run(line.setup()).cells == {"itc": 6 * 18, "itm": 6 * 5}
+    assert plan_of(line.workspace())["itm"].counts["unknown"] == 6 * 18
+    assert run(line.workspace()).cells == {"itc": 6 * 18, "itm": 6 * 5}
     assert sum(line.calls) == 6 * 5, "only what is wanted is computed"
-    made = plan_of(line.setup())["itm"]
+    made = plan_of(line.workspace())["itm"]
     assert made.complete()
     assert made.counts["wanted"] == 30
     rank = np.argsort(np.argsort(-stored(line, "itc", PROMPTS), axis=1), axis=1)
     assert np.array_equal(made.cells.wanted, rank < 5)
     (line.folder / "bad.png").write_bytes(b"no picture")
-    assert run(line.setup()).failures == {"itc": 18, "itm": 18}
+    assert run(line.workspace()).failures == {"itc": 18, "itm": 18}
     (line.folder / "bad.png").unlink()
     del tables["itm"]["itc"], tables["itm"]["itc_top_k"]
     line.write()
     line.calls.clear()
-    assert run(line.setup()).cells == {"itm": 6 * 13}, "cells filled under a choice stay filled without it"
+    assert run(line.workspace()).cells == {"itm": 6 * 13}, "cells filled under a choice stay filled without it"
     tables["itm"].update(itc="itc", itc_top_k=7)
     line.write()
-    assert run(line.setup()).cells == {}
+    assert run(line.workspace()).cells == {}
 
 
 def test_a_prompt_without_similarity_is_named(line):
@@ -242,4 +242,4 @@ def test_a_prompt_without_similarity_is_named(line):
     line.config["tables"]["itm"].update(itc="itc", itc_top_k=2)
     line.write()
     with pytest.raises(UserError, match=f"'{PROMPTS[4]}' is chosen by column '{PROMPTS[4]}' of itc; add it"):
-        line.setup()
+        line.workspace()

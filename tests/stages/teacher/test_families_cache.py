@@ -76,7 +76,7 @@ def draw_pictures(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def setup(tmp_path_factory, families, checkpoints, processor):
+def workspace(tmp_path_factory, families, checkpoints, processor):
     """The cache of every table, filled in this process."""
     root = tmp_path_factory.mktemp("line")
     (root / "pictures").mkdir()
@@ -112,21 +112,21 @@ def setup(tmp_path_factory, families, checkpoints, processor):
     return prepare(path)
 
 
-def test_every_cell_is_filled_and_nothing_is_left_to_do(setup):
-    plans = plan(setup.nodes, setup.sources, setup.cache)
-    pictures = len(setup.sources["images"].ids)
+def test_every_cell_is_filled_and_nothing_is_left_to_do(workspace):
+    plans = plan(workspace.nodes, workspace.sources, workspace.cache)
+    pictures = len(workspace.sources["images"].ids)
     assert pictures >= 17
     for name, made in plans.items():
         assert made.complete(), name
-        if setup.nodes[name].stage.source == "images":
-            assert made.counts["filled"] == pictures * len(setup.nodes[name].stage.columns)
+        if workspace.nodes[name].stage.source == "images":
+            assert made.counts["filled"] == pictures * len(workspace.nodes[name].stage.columns)
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_stored_is_live_for_every_row(setup, name):
+def test_stored_is_live_for_every_row(workspace, name):
     """Each row alone in its batch, in a freshly opened teacher, against the cell that it left among others."""
-    made = plan(setup.nodes, setup.sources, setup.cache)[name]
-    stage, source = made.node.stage, setup.sources[made.node.stage.source]
+    made = plan(workspace.nodes, workspace.sources, workspace.cache)[name]
+    stage, source = made.node.stage, workspace.sources[made.node.stage.source]
     stage.open("cpu", {})
     rows = source.ids[made.rows]
     tolerance = TOLERANCE[stage.output.codec] if isinstance(stage.output, TensorOutput) else 2e-3
@@ -144,10 +144,10 @@ def test_stored_is_live_for_every_row(setup, name):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_rows_differ(setup, name):
+def test_rows_differ(workspace, name):
     """Else anything stored would equal anything live."""
-    made = plan(setup.nodes, setup.sources, setup.cache)[name]
+    made = plan(workspace.nodes, workspace.sources, workspace.cache)[name]
     column = made.node.stage.columns[-1]
-    source = setup.sources[made.node.stage.source]
+    source = workspace.sources[made.node.stage.source]
     stored = made.table.read(CellSelection(source.ids[made.rows], [column], made.cells.inputs))[column]
     assert max(difference(stored[0], cell) for cell in stored) > 1e-4

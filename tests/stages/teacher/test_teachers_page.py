@@ -60,10 +60,10 @@ def test_the_example_fills_a_table(tmp_path, classifier, monkeypatch):
     path.write_text(yaml.safe_dump(config))
     with choose_executor("inline", "cpu", 1) as execute:
         fill(prepare(path), execute, threading.Event())
-    setup = prepare(path)
-    made = plan(setup.nodes, setup.sources, setup.cache)["tags"]
+    workspace = prepare(path)
+    made = plan(workspace.nodes, workspace.sources, workspace.cache)["tags"]
     assert made.complete()
-    images = setup.sources["images"]
+    images = workspace.sources["images"]
     stored = np.array(made.table.read(CellSelection(images.ids[made.rows], ("value",)))["value"].to_pylist())
     model, processor = ViTForImageClassification.from_pretrained(classifier), ViTImageProcessorPil()
     processor.size = {"height": 32, "width": 32}

@@ -144,7 +144,7 @@ def filled(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FirstTokenScorer, "score", counted)
-        summary = run(album.setup())
+        summary = run(album.workspace())
     return album, asked, summary
 
 
@@ -176,19 +176,19 @@ def about(*objects):
 def test_only_what_concerns_a_detected_object_is_asked(filled):
     album, asked, summary = filled
     assert Counter(asked) == Counter({(1, about("bicycle")): 1, (1, about("cup")): 1})
-    made = plan_of(album.setup())
+    made = plan_of(album.workspace())
     assert made["verification"].complete()
     assert made["verification"].counts["wanted"] == summary.cells["verification"] == len(about("bicycle", "cup"))
     assert summary.cells["labels"] == 4, "labels wait for no answer that nobody wants"
 
 
 def labels_of(album):
-    setup = album.setup()
-    made = plan_of(setup)["labels"]
-    cells = made.table.read(CellSelection(setup.sources["images"].ids[made.rows], ("value",), made.cells.inputs))[
+    workspace = album.workspace()
+    made = plan_of(workspace)["labels"]
+    cells = made.table.read(CellSelection(workspace.sources["images"].ids[made.rows], ("value",), made.cells.inputs))[
         "value"
     ]
-    return dict(zip(setup.sources["images"].keys, cells.to_pylist(), strict=True))
+    return dict(zip(workspace.sources["images"].keys, cells.to_pylist(), strict=True))
 
 
 def test_labels_list_what_was_asked_and_what_remains(filled):
@@ -201,7 +201,7 @@ def test_labels_list_what_was_asked_and_what_remains(filled):
 
 
 def ran(album):
-    return {name: cells for name, cells in run(album.setup()).cells.items() if cells}
+    return {name: cells for name, cells in run(album.workspace()).cells.items() if cells}
 
 
 def test_nothing_changed_nothing_runs(album):
@@ -213,7 +213,7 @@ def test_another_interaction_question_reruns_its_column_its_triplets_and_the_lab
     for table, key in (("captions", "columns"), ("triplets", "columns"), ("labels", "texts")):
         tables[table][key][tables[table][key].index(old)] = new
     album.write()
-    made = plan_of(album.setup())
+    made = plan_of(album.workspace())
     assert {
         name: each.counts["empty"] + each.counts["unknown"] for name, each in made.items() if not each.complete()
     } == {
@@ -251,10 +251,10 @@ def test_a_box_more_asks_about_its_object_and_a_box_less_asks_nothing(album):
 
 
 def test_a_page_shows_what_was_asked_and_counts_what_was_denied(album, tmp_path):
-    write_page(album.setup(), tmp_path / "page.html")
+    write_page(album.workspace(), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "list the interactions:" in page
     assert "answered no" in page
     assert "more questions" in page
     with pytest.raises(UserError, match=r"--out .*: a folder; name the file to write"):
-        write_page(album.setup(), tmp_path)
+        write_page(album.workspace(), tmp_path)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from hoi_distill.storage.files import owner
-from hoi_distill.storage.shards.lmdb import _sweep_scratch
 
 OLD = 10 * owner.STALE_SECONDS
 
@@ -21,8 +19,7 @@ def test_names_without_a_tag_are_never_dead():
     assert owner.is_dead("0123456789ab-1-x", OLD)
 
 
-def test_sweeping_scratch_leaves_the_folders_of_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_sweeping_leaves_the_files_of_others(tmp_path):
     dead = subprocess.run(
         [sys.executable, "-c", "from hoi_distill.storage.files import owner; print(owner.tag())"],
         cwd=Path(__file__).parents[3],
@@ -30,9 +27,9 @@ def test_sweeping_scratch_leaves_the_folders_of_others(tmp_path, monkeypatch):
         text=True,
         check=True,
     ).stdout.strip()
-    mine, theirs, left = (tmp_path / f"hoi-distill-{name}" for name in (f"{owner.tag()}-a", "main", f"{dead}-b"))
-    for folder in (mine, theirs, left):
-        folder.mkdir()
-        os.utime(folder, (0, 0))
-    _sweep_scratch()
+    mine, theirs, left = (tmp_path / name for name in (f"{owner.tag()}-a", "main", f"{dead}-b"))
+    for file in (mine, theirs, left):
+        file.touch()
+        os.utime(file, (0, 0))
+    assert owner.sweep(tmp_path) == 1
     assert sorted(tmp_path.iterdir()) == sorted([mine, theirs])

@@ -1,8 +1,8 @@
-"""The Interaction Cognition Network: pairs reason over where they stand, what they look like and what the picture says.
+"""The Interaction Cognition Network: pairs with their geometry, their appearance and the context of the image.
 
 In the CL-HOI style: the three relations (spatial, visual, context) are the paper's, each removable by its own switch; their
 form is ours: UPT's pair geometry and multiplicative fusion (Zhang et al. 2022), RoIAlign of human, object and union, a
-decoder that looks at the translator's tokens and at the map inside the union box, a text classifier and an interactiveness
+decoder that attends to the translator's tokens and to the map inside the union box, a text classifier and an interactiveness
 branch (RegFormer).
 
 Shape legend: B pictures, I instances, P pairs, C channels of the h x w map, S cells, Q context tokens, D width, T text
@@ -20,28 +20,33 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from hoi_distill.stages.ops import boxes as box_ops
-from hoi_distill.stages.student.methods.cl_hoi.config import NetworkConfig
-from hoi_distill.stages.student.methods.cl_hoi.translator import Attention, FeedForward, Translator
+from hoi_distill.stages.student.methods.cl_hoi.config import CognitionConfig
+from hoi_distill.stages.student.methods.cl_hoi.translator import Attention, PreNormFeedForward, Translator
+from hoi_distill.stages.student.pairs.layers.appearance import (
+    RegionPool,
+    UnaryEncoder,
+    geometry_network,
+    spatial_encoding,
+)
 from hoi_distill.stages.student.pairs.layers.attention import Padding
 from hoi_distill.stages.student.pairs.layers.box_encoding import grid_encoding
-from hoi_distill.stages.student.pairs.layers.looks import RegionPool, UnaryEncoder, geometry_network, pair_numbers
 from hoi_distill.stages.student.pairs.layers.text_classifier import TextClassifier
 from hoi_distill.stages.student.pairs.losses import final_logit
 from hoi_distill.stages.student.pairs.regions import Regions
 
 
 class Cognition(NamedTuple):
-    """What the network says of P pairs.
+    """The network's output for P pairs.
 
     Attributes:
         logits: float ``[P, H]``, z of every class; the caller masks by the pair's object.
-        look: float ``[P, T]``, W e, the pairs in the text encoder's space.
+        embeddings: float ``[P, T]``, W e, the pairs in the text encoder's space.
         log_r: float ``[P]``, log of the interactiveness r; 0 with that branch off.
         classes: float ``[H, T]`` of length 1, the classifier's rows.
     """
 
     logits: Tensor
-    look: Tensor
+    embeddings: Tensor
     log_r: Tensor
     classes: Tensor
 
@@ -55,14 +60,14 @@ class Spatial(nn.Module):
 
     @override
     def forward(self, regions: Regions) -> Tensor:
-        pairs: Tensor = self.block(pair_numbers(regions))
+        pairs: Tensor = self.block(spatial_encoding(regions))
         return pairs
 
 
 class Visual(nn.Module):
-    """Human, object and the box around both, as they look on the map: ``[P, D]``. The instances also tell their class."""
+    """The appearance of human, object and the box around both, with the classes of both instances: ``[P, D]``."""
 
-    def __init__(self, channels: int, objects: int, config: NetworkConfig) -> None:
+    def __init__(self, channels: int, objects: int, config: CognitionConfig) -> None:
         super().__init__()
         self.unary = UnaryEncoder(channels, config.roi_size, config.width, objects)
         self.union = RegionPool(channels, config.roi_size, config.width)
@@ -78,15 +83,15 @@ class Visual(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pairs of a picture look at each other, at the context and at the map inside their union box."""
+    """Pairs of an image attend to each other, to the context and to the map inside their union box."""
 
-    def __init__(self, config: NetworkConfig, context: int | None) -> None:
+    def __init__(self, config: CognitionConfig, context: int | None) -> None:
         super().__init__()
         width, heads, dropout = config.width, config.heads, config.dropout
         self.among = Attention(width, heads, dropout)
         self.read = None if context is None else Attention(width, heads, dropout)
         self.look = Attention(width, heads, dropout) if config.visual else None
-        self.feed_forward = FeedForward(width, config.ffn, dropout)
+        self.feed_forward = PreNormFeedForward(width, config.ffn, dropout)
 
     @override
     def forward(
@@ -120,11 +125,14 @@ class CognitionNetwork(nn.Module):
     """See the module's docstring.
 
     Args:
-        channels: C; objects: detected classes; context: D of the translator's tokens, None without it.
+        channels: C of the maps.
+        objects: number of object classes.
+        context: D of the translator's tokens; None without it.
         text: float ``[H, T]`` embeddings of the interactions' prompts.
+        config: shape and switches.
     """
 
-    def __init__(self, channels: int, objects: int, context: int | None, text: Tensor, config: NetworkConfig) -> None:
+    def __init__(self, channels: int, objects: int, context: int | None, text: Tensor, config: CognitionConfig) -> None:
         super().__init__()
         width = config.width
         self.map_norm, self.map_dropout = nn.LayerNorm(channels), nn.Dropout2d(config.feature_dropout)
@@ -149,11 +157,15 @@ class CognitionNetwork(nn.Module):
     def forward(self, regions: Regions, context: Tensor | None) -> Cognition:
         """``context``: float ``[B, Q, D]`` tokens of the translator."""
         pairs = self.reason(regions, context)
-        head, look, classes = self.classifier, self.classifier.project(pairs), self.classifier.classes()
+        head, embeddings, classes = self.classifier, self.classifier.project(pairs), self.classifier.classes()
         # scaled before the product, unlike the classifier's own forward: another order moves last bits of trained students
-        logits = head.scale.exp() * F.normalize(look, dim=1) @ classes.T + head.bias
-        log_r = F.logsigmoid(self.interacts(pairs)[:, 0]) if self.interacts is not None else look.new_zeros(len(look))
-        return Cognition(logits, look, log_r, classes)
+        logits = head.scale.exp() * F.normalize(embeddings, dim=1) @ classes.T + head.bias
+        log_r = (
+            embeddings.new_zeros(len(embeddings))
+            if self.interacts is None
+            else F.logsigmoid(self.interacts(pairs)[:, 0])
+        )
+        return Cognition(logits, embeddings, log_r, classes)
 
     def reason(self, regions: Regions, context: Tensor | None) -> Tensor:
         """The pairs' embeddings e, float ``[P, D]``."""
@@ -166,12 +178,12 @@ class CognitionNetwork(nn.Module):
             cells = self.cells(maps.flatten(2).transpose(1, 2))
             cells = cells + grid_encoding(h, w, cells.shape[-1], cells.device)
             rows = union_cells(regions, h, w).to(cells.dtype)
-            # gaps look everywhere, as a softmax over nothing is not finite
-            seen = padding.pad(rows) > 0
-            inside = (seen | ~seen.any(-1, keepdim=True))[:, None]
-        told = None if self.context is None or context is None else self.context(context)
+            # gaps attend to everything, as a softmax over nothing is not finite
+            touched = padding.pad(rows) > 0
+            inside = (touched | ~touched.any(-1, keepdim=True))[:, None]
+        tokens = None if self.context is None or context is None else self.context(context)
         for layer in self.layers:
-            pairs = layer(pairs, told, cells, padding.mask, inside)
+            pairs = layer(pairs, tokens, cells, padding.mask, inside)
         return self.norm(padding.rows(pairs))
 
     def start(self, maps: Tensor, regions: Regions) -> Tensor:
@@ -190,7 +202,9 @@ class ClHoiShape:
     """What the tensors depend on beside vocabulary and configuration; written into a checkpoint's ``config.json``.
 
     Attributes:
-        channels: C of the maps; text_width: T of the classes; context_width: of the texts that the translator speaks.
+        channels: C of the maps.
+        text_width: T of the classes' embeddings.
+        context_width: width of the texts that the translator learns.
     """
 
     channels: int
@@ -229,5 +243,5 @@ class Scorer(nn.Module):
 
     @override
     def forward(self, regions: Regions) -> Tensor:
-        said = self.model(regions)
-        return final_logit(said.logits, (self.gamma * said.log_r).exp().clamp(min=1e-12)[:, None])
+        answer = self.model(regions)
+        return final_logit(answer.logits, (self.gamma * answer.log_r).exp().clamp(min=1e-12)[:, None])

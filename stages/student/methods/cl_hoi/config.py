@@ -19,8 +19,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from hoi_distill.stages.keys import Count, CountOrNone, Fraction, NotNegative, Positive, Rate, settings
+from hoi_distill.stages.keys import Count, CountOrNone, NotNegative, Positive, Rate, settings
 from hoi_distill.stages.student.pairs.config import PairsConfig
+from hoi_distill.stages.student.pairs.supervision.config import ImageLabelLossConfig
 from hoi_distill.storage.errors import UserError
 
 Exponents = Annotated[tuple[NotNegative, ...], Field(min_length=1)]
@@ -34,18 +35,18 @@ def refuse_uneven_heads(width: int, heads: int) -> None:
 
 @settings
 class TranslatorConfig:
-    """The Visual Linguistic Translator's shape. 32 queries are the Q-Former's; the rest is our default for ViT-L features.
-
-    Attributes:
-        queries: Q context tokens of a picture; blocks: of self-attention, cross-attention to the map, feed-forward.
-        width: D of the tokens; heads: of every attention; ffn: hidden width.
-    """
+    """The Visual Linguistic Translator's shape. 32 queries are the Q-Former's; the rest is our default for ViT-L features."""
 
     queries: Count = 32
+    """Q, context tokens of an image."""
     blocks: Count = 6
+    """Blocks of self-attention, cross-attention to the map and feed-forward."""
     width: Count = 768
+    """D, of the tokens."""
     heads: Count = 12
+    """Heads of every attention."""
     ffn: Count = 3072
+    """Hidden width of the feed-forward blocks."""
     dropout: Rate = 0.1
 
     def __post_init__(self) -> None:
@@ -55,37 +56,39 @@ class TranslatorConfig:
 
 
 @settings
-class NetworkConfig:
-    """The Interaction Cognition Network's shape and switches.
-
-    Attributes:
-        width: of the pairs; heads: of every attention; layers: of the decoder; ffn: hidden width.
-        roi_size: rows and columns of the grid that RoIAlign pools each box to.
-        spatial, visual, context: the three relations. Without spatial, pairs are given no geometry, though what they look
-            through is their union box; without visual, they see neither their boxes nor the map; without context, they are not
-            shown the translator's tokens, and there is no translator.
-        interactiveness: r, the probability that a pair interacts at all; off: 1.
-        classes: rows of the classifier stay the text embeddings (``text``), or are trained from there (``trained``).
-        centred: text embeddings lose their mean, which all prompts share, before they are compared.
-        logit_scale, logit_bias: s and b where training starts (RegFormer).
-        dropout: in the decoder's outputs; feature_dropout: of whole channels of the map.
-    """
+class CognitionConfig:
+    """The Interaction Cognition Network's shape and switches."""
 
     width: Count = 512
+    """Width of the pairs."""
     heads: Count = 8
+    """Heads of every attention."""
     layers: Count = 2
+    """Layers of the decoder."""
     ffn: Count = 2048
+    """Hidden width of the feed-forward blocks."""
     roi_size: Count = 7
+    """Rows and columns of the grid that RoIAlign pools each box to."""
     spatial: bool = True
+    """Off: pairs get no geometry; they still attend to the map inside their union box."""
     visual: bool = True
+    """Off: pairs get neither the features of their boxes nor the map."""
     context: bool = True
+    """Off: pairs do not attend to the translator's tokens, and there is no translator."""
     interactiveness: bool = True
+    """r, the probability that a pair interacts at all; off: 1."""
     classes: Literal["text", "trained"] = "text"
+    """Rows of the classifier stay the text embeddings, or are trained from there."""
     centred: bool = True
+    """Text embeddings lose their mean, which all prompts share, before they are compared."""
     logit_scale: Positive = 20.0
+    """Where the scale s starts (RegFormer)."""
     logit_bias: float = -10.0
+    """Where the bias b starts (RegFormer)."""
     dropout: Rate = 0.1
+    """Dropout of the decoder's outputs."""
     feature_dropout: Rate = 0.0
+    """Dropout of whole channels of the map."""
 
     def __post_init__(self) -> None:
         refuse_uneven_heads(self.width, self.heads)
@@ -95,41 +98,20 @@ class NetworkConfig:
 
 @settings
 class ContextConfig:
-    """Stage 1, context distillation: the translator learns to say what the teacher wrote.
-
-    Attributes:
-        steps: of stage 1; pictures_per_step: B.
-        queue: texts of earlier steps' pictures that are negatives of every picture beside the batch's own.
-        temperature: where the learnt one starts; it stays at or above 0.01.
-    """
+    """Stage 1, context distillation: the translator learns the teacher's texts."""
 
     steps: Count = 1500
+    """Steps of stage 1."""
     pictures_per_step: Count = 256
+    """B, images a step."""
     queue: CountOrNone = 0
+    """Texts of earlier steps' images that are negatives of every image, beside the batch's own."""
     learning_rate: Positive = 1e-4
     weight_decay: NotNegative = 1e-4
     warmup_steps: CountOrNone = 150
     clip_norm: Positive = 0.1
     temperature: Positive = 0.07
-
-
-@settings
-class LossesConfig:
-    """Stage 2's weights: ``contrastive * L_nce + mil * L_mil + relatedness * L_rel``; mil and relatedness 0: the purist run.
-
-    Attributes:
-        attention_temperature: of the attention of a teacher's phrase to the pairs; temperature: where the learnt one of
-            the contrast between phrases starts.
-        mil_alpha, mil_gamma: of the multiple-instance loss's focal terms (RegFormer).
-    """
-
-    contrastive: NotNegative = 1.0
-    mil: NotNegative = 1.0
-    relatedness: NotNegative = 0.1
-    attention_temperature: Positive = 0.1
-    temperature: Positive = 0.07
-    mil_alpha: Fraction = 0.25
-    mil_gamma: NotNegative = 2.0
+    """Where the learnt temperature starts; it stays at or above 0.01."""
 
 
 @settings
@@ -148,8 +130,8 @@ class ClHoiConfig(PairsConfig):
     """Whether the translator is trained in stage 1; off: it stays as it was drawn."""
     translator: TranslatorConfig = field(default_factory=TranslatorConfig)
     context_stage: ContextConfig = field(default_factory=ContextConfig)
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    losses: LossesConfig = field(default_factory=LossesConfig)
+    network: CognitionConfig = field(default_factory=CognitionConfig)
+    losses: ImageLabelLossConfig = field(default_factory=ImageLabelLossConfig)
     translator_rate: NotNegative = 0.0
     """The translator's learning rate in stage 2, as a share of the network's; 0: frozen."""
 

@@ -1,7 +1,7 @@
-"""The exponents of the inference score, chosen on held-out training pictures by what the teacher says of these as wholes.
+"""The exponents of the inference score, chosen on the image-level labels of held-out training images.
 
-``score = sigmoid(z) * r ** gamma * (s_h * s_o) ** lambda``. No annotation is looked at unless the labels are annotations (a
-control). Whole pictures cannot tell one pair from another: that is the price of having no boxes.
+``score = sigmoid(z) * r ** gamma * (s_h * s_o) ** lambda``. No annotation is read unless the labels are annotations (a
+control). Image-level labels cannot distinguish the pairs of an image: that is the price of having no boxes.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from hoi_distill.stages.data.label_kinds import IGNORED, POSITIVE
 from hoi_distill.stages.evaluate.metrics.average_precision import interpolated_precision
 from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
-from hoi_distill.stages.student.methods.cl_hoi.stream import ImageLabels
 from hoi_distill.stages.student.pairs.batches import MapReader
 from hoi_distill.stages.student.pairs.instances import PictureTable, gather
 from hoi_distill.stages.student.pairs.regions import candidates_of
+from hoi_distill.stages.student.pairs.supervision.image_labels import ImageLabelTable
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Exponents:
         power: exponent of the detection scores (lambda).
         tried: (gamma, lambda, image-level mean average precision in 0 to 1) of every candidate; NaN-free, empty where
             nothing was chosen.
-        pictures: how many were looked at.
+        pictures: how many images were scored.
         classes: how many classes have a positive and a negative.
     """
 
@@ -66,18 +66,18 @@ def choose_exponents(
     *,
     maps: MapReader,
     valid: Tensor,
-    labels: ImageLabels,
+    labels: ImageLabelTable,
 ) -> Exponents:
     """The candidates' best by image-level mean average precision, of equally good ones the first.
 
     Args:
         model: gives :class:`~.cognition.Cognition`.
-        config: says which exponents are candidates.
+        config: the exponents to choose from.
         pictures: the instances and pairs of all pictures.
         rows: int64 ``[M]``, held-out pictures with pairs.
         maps: reads feature maps.
         valid: bool ``[objects, H]``, the interactions that an object allows.
-        labels: what is said of the pictures as wholes.
+        labels: the image-level labels.
     """
     gammas = config.gammas if config.network.interactiveness else config.gammas[:1]
     candidates = [(gamma, power) for gamma in gammas for power in config.lambdas]
@@ -85,8 +85,8 @@ def choose_exponents(
         return Exponents(*candidates[0])
     scores: dict[tuple[float, float], list[np.ndarray]] = {candidate: [] for candidate in candidates}
     seen = []
-    looks = looked_at(model, pictures, rows, maps, valid=valid, batch=config.predict_batch)
-    for some, picture, hoi, log_z, log_r, log_s in looks:
+    batches = candidate_scores(model, pictures, rows, maps, valid=valid, batch=config.predict_batch)
+    for some, picture, hoi, log_z, log_r, log_s in batches:
         seen.append(some)
         for gamma, power in candidates:
             best = torch.full((len(some), valid.shape[1]), -torch.inf)
@@ -95,17 +95,17 @@ def choose_exponents(
             scores[gamma, power].append(best.numpy())
     where = np.concatenate(seen)
     kind = np.asarray(labels.kind[where])
-    judged = (kind == POSITIVE).any(0) & (kind != POSITIVE).any(0)
-    tried = tuple((*c, image_map(np.concatenate(found), kind, judged)) for c, found in scores.items())
+    evaluated = (kind == POSITIVE).any(0) & (kind != POSITIVE).any(0)
+    tried = tuple((*c, image_map(np.concatenate(found), kind, evaluated)) for c, found in scores.items())
     gamma, power, _ = max(tried, key=lambda each: each[2])
-    return Exponents(gamma, power, tried, len(where), int(judged.sum()))
+    return Exponents(gamma, power, tried, len(where), int(evaluated.sum()))
 
 
-def looked_at(
+def candidate_scores(
     model: nn.Module, pictures: PictureTable, rows: np.ndarray, maps: MapReader, *, valid: Tensor, batch: int
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """The candidates of some pictures, on the CPU: rows ``[B]``, and of each candidate place, class, log sigmoid z, log r,
-    log s_h s_o."""
+    """The candidates of some images, on the CPU: rows ``[B]``, and of each candidate its image's place, interaction,
+    log sigmoid z, log r and log s_h s_o."""
     device = next(model.parameters()).device
     model.eval()
     for start in range(0, len(rows), batch):
@@ -114,28 +114,28 @@ def looked_at(
         some = some[places]
         regions = gather([pictures[row] for row in some.tolist()], values).to(device)
         with torch.inference_mode():
-            candidates, said = candidates_of(regions, valid), model(regions)
-            log_z = nn.functional.logsigmoid(said.logits[candidates.pair, candidates.hoi].float())
-            found = candidates.image, candidates.hoi, log_z, said.log_r[candidates.pair], candidates.prior.log()
+            candidates, answer = candidates_of(regions, valid), model(regions)
+            log_z = nn.functional.logsigmoid(answer.logits[candidates.pair, candidates.hoi].float())
+            found = candidates.image, candidates.hoi, log_z, answer.log_r[candidates.pair], candidates.prior.log()
         place, hoi, *logs = (each.cpu() for each in found)
         yield some, place, hoi, logs[0], logs[1], logs[2]
 
 
-def image_map(score: np.ndarray, kind: np.ndarray, judged: np.ndarray) -> float:
+def image_map(score: np.ndarray, kind: np.ndarray, evaluated: np.ndarray) -> float:
     """Mean over classes of the area under precision and recall of whole pictures, in 0 to 1; 0 without classes.
 
     Args:
         score: float ``[M, H]``, -inf where a picture has no such pair.
         kind: int8 ``[M, H]``; ignored ones are left out.
-        judged: bool ``[H]``, the classes that count.
+        evaluated: bool ``[H]``, the classes that count.
     """
-    if not judged.any():
+    if not evaluated.any():
         return 0.0
-    picture, klass = np.nonzero((kind != IGNORED) & judged)
-    values, right = score[picture, klass], kind[picture, klass] == POSITIVE
+    picture, klass = np.nonzero((kind != IGNORED) & evaluated)
+    values, is_tp = score[picture, klass], kind[picture, klass] == POSITIVE
     order = np.lexsort((picture, -values, klass))
-    # what was not found at all has no rank
+    # an interaction without a candidate has no rank
     order = order[np.isfinite(values[order])]
-    positives = np.bincount(klass[right], minlength=len(judged))
-    precision = interpolated_precision(klass[order], right[order], positives, None)
-    return float(np.nanmean(precision[judged]))
+    positives = np.bincount(klass[is_tp], minlength=len(evaluated))
+    precision = interpolated_precision(klass[order], is_tp[order], positives, None)
+    return float(np.nanmean(precision[evaluated]))

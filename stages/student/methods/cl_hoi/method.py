@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from hoi_distill.stages.student.method import Extras, Method, Needs
+from hoi_distill.stages.student.method import Needs
 from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
-from hoi_distill.stages.student.pairs.config import BOOKKEEPING
+from hoi_distill.stages.student.pairs.method import PairMethod
 from hoi_distill.stages.student.student import Columns
 
 if TYPE_CHECKING:
     from hoi_distill.stages.data.vocabulary import Vocabulary
-    from hoi_distill.stages.student.data import TrainingSet
-    from hoi_distill.stages.student.student import Student
 
 LABELS = {
     "teacher": "what a teacher said of {} pictures as wholes, no annotation at all",
@@ -25,11 +21,10 @@ LABELS = {
 }
 
 
-class ClHoiMethod(Method):
+class ClHoiMethod(PairMethod[ClHoiConfig]):
     name = "cl_hoi"
     version = 1
     config = ClHoiConfig
-    bookkeeping = BOOKKEEPING
 
     @override
     def needs(self, config: ClHoiConfig, vocabulary: Vocabulary) -> Needs:
@@ -52,18 +47,6 @@ class ClHoiMethod(Method):
     @override
     def epochs(self, config: ClHoiConfig, labelled: int, unlabelled: int) -> float:
         return config.epochs(0, labelled + unlabelled)
-
-    @override
-    def train(self, config: ClHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
-        from hoi_distill.stages.student.methods.cl_hoi.train import train
-
-        return train(config, data, run_dir, extras, report=extras.report)
-
-    @override
-    def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
-        from hoi_distill.stages.student.methods.cl_hoi.student import load
-
-        return load(folder, record, vocabulary)
 
     @override
     def trained_on(self, config: ClHoiConfig, labelled: int, unlabelled: int) -> str:

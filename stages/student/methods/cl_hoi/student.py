@@ -5,10 +5,9 @@ No teacher is asked at test time: a detector and a vision encoder are enough.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,13 @@ from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
 from hoi_distill.stages.student.methods.cl_hoi.exponents import Exponents
 from hoi_distill.stages.student.methods.cl_hoi.translator import Translator
 from hoi_distill.stages.student.pairs.student import StudentOfPairs
-from hoi_distill.stages.student.student import load_weights, refuse_other_version, save_student
+from hoi_distill.stages.student.student import (
+    CheckpointRecord,
+    Identities,
+    load_weights,
+    refuse_other_version,
+    save_student,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class ClHoiStudent(StudentOfPairs):
     config: ClHoiConfig
     shape: ClHoiShape
     exponents: Exponents
-    identities: dict[str, Any] = field(default_factory=dict)
+    identities: Identities = field(default_factory=dict)
     origin: None = None
 
     @override
@@ -72,8 +77,8 @@ def build(
     return ClHoi(translator, network, frozen=not config.translator_rate)
 
 
-def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> ClHoiStudent:
-    """A saved student, see :meth:`hoi_distill.stages.student.student.Student.from_pretrained`."""
+def load(folder: Path, record: CheckpointRecord, vocabulary: Vocabulary) -> ClHoiStudent:
+    """A saved student, see :func:`hoi_distill.stages.student.pretrained.load_student`."""
     refuse_other_version(folder, record, ClHoiStudent.version)
     config, shape = ClHoiConfig(**record["student"]), ClHoiShape(**record["shape"])
     model = build(shape, config, vocabulary, torch.zeros(len(vocabulary.hois), shape.text_width))

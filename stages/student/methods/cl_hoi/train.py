@@ -12,41 +12,39 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from hoi_distill.stages.student.data import Report, TrainingSet
+from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.files import intact, load_tensors, save_tensors
 from hoi_distill.stages.student.method import NOTHING, Extras, parameters_of
 from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoi, ClHoiShape
 from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
+from hoi_distill.stages.student.methods.cl_hoi.context_batches import ContextBatch, ContextBatches, Texts, annotated
 from hoi_distill.stages.student.methods.cl_hoi.exponents import choose_exponents
-from hoi_distill.stages.student.methods.cl_hoi.losses import context_loss, temperature_of
-from hoi_distill.stages.student.methods.cl_hoi.stream import (
-    ContextBatch,
-    ContextBatches,
-    ImageLabels,
-    Texts,
-    annotated,
-    annotated_labels,
-    teacher_labels,
-)
+from hoi_distill.stages.student.methods.cl_hoi.losses import context_loss
 from hoi_distill.stages.student.methods.cl_hoi.student import ClHoiStudent, build
-from hoi_distill.stages.student.methods.cl_hoi.terms import CopiedLabelTerm, ImageLabelTerm
 from hoi_distill.stages.student.methods.cl_hoi.translator import ContextLearner, Translator
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, TableMaps
 from hoi_distill.stages.student.pairs.config import BOOKKEEPING
 from hoi_distill.stages.student.pairs.prepare import picture_table
 from hoi_distill.stages.student.pairs.regions import Regions
 from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
-from hoi_distill.stages.student.pairs.terms import PairOutput, Phrases, Term
+from hoi_distill.stages.student.pairs.supervision.image_label_losses import temperature_of
+from hoi_distill.stages.student.pairs.supervision.image_labels import (
+    CopiedLabelTerm,
+    ImageLabelTable,
+    ImageLabelTerm,
+    annotated_labels,
+    teacher_labels,
+)
+from hoi_distill.stages.student.pairs.terms import PairOutput, Term, TextSpace
 from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
 from hoi_distill.stages.student.training.loop import Step, finish
-from hoi_distill.stages.student.training.optimization import parameter_groups
+from hoi_distill.stages.student.training.optimization import ParameterGroup, parameter_groups
 from hoi_distill.storage.digests import content_name
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.atomic import write_atomically
@@ -67,20 +65,12 @@ class InteractionLearner(nn.Module):
     @override
     def forward(self, regions: Regions) -> PairOutput:
         """The student's output, with one layer of logits."""
-        said = self.student(regions)
-        phrases = Phrases(said.look, said.classes, self.log_temperature)
-        return PairOutput(said.logits[None], log_r=said.log_r, phrases=phrases)
+        answer = self.student(regions)
+        space = TextSpace(answer.embeddings, answer.classes, self.log_temperature)
+        return PairOutput(answer.logits[None], log_r=answer.log_r, text_space=space)
 
 
-def train(
-    config: ClHoiConfig,
-    data: TrainingSet,
-    run_dir: Path,
-    extras: Extras = NOTHING,
-    *,
-    loader_workers: int = 0,
-    report: Report = print,
-) -> ClHoiStudent:
+def train(config: ClHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras = NOTHING) -> ClHoiStudent:
     """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
 
     What stage 1 has learnt goes to ``extras.shared_dir``.
@@ -95,7 +85,7 @@ def train(
         raise UserError(
             "student.tables.text: cl_hoi tells interactions apart by their text; name a table of text embeddings"
         )
-    training = PairTraining.open(config, data, run_dir, extras, loader_workers=loader_workers, report=report)
+    training = PairTraining.open(config, data, run_dir, extras)
     accelerator, state = training.accelerator, run_dir / "state"
     with accelerator.main_process_first():
         own = annotated(data) if config.labels == "instances" else None
@@ -131,12 +121,12 @@ def train(
         with open(run_dir / "metrics.jsonl", "a") as metrics:
             metrics.write(json.dumps({"step": config.steps, **exponents.metrics()}) + "\n")
         accelerator.log(exponents.metrics(), config.steps)
-        report(exponents.words())
+        extras.report(exponents.words())
     finish(made, run_dir, accelerator)
     return made
 
 
-def open_labels(config: ClHoiConfig, folder: Path, data: TrainingSet) -> ImageLabels:
+def open_labels(config: ClHoiConfig, folder: Path, data: TrainingSet) -> ImageLabelTable:
     """The image-level labels that stage 2 learns from."""
     if config.labels == "teacher":
         return teacher_labels(folder / "labels", data)
@@ -166,10 +156,11 @@ def pools(config: ClHoiConfig, usable: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return trained, held_out
 
 
-def first_stage(training: PairTraining, shape: ClHoiShape, extras: Extras) -> tuple[Translator, ClHoiShape]:
+def first_stage(
+    training: PairTraining[ClHoiConfig], shape: ClHoiShape, extras: Extras
+) -> tuple[Translator, ClHoiShape]:
     """The translator, trained if it is to be, and the shape with its text's width."""
     config, data, run_dir = training.config, training.data, training.run.folder
-    assert isinstance(config, ClHoiConfig)
     if not config.distil:
         return Translator(shape.channels, shape.context_width, config.translator), shape
     stage, own = config.first_stage(), config.context_stage
@@ -177,9 +168,7 @@ def first_stage(training: PairTraining, shape: ClHoiShape, extras: Extras) -> tu
         stage,
         data,
         run_dir / "context",
-        extras,
-        loader_workers=training.run.loader_workers,
-        report=lambda line: training.run.report(f"context: {line}"),
+        replace(extras, report=lambda line: extras.report(f"context: {line}")),
     )
     accelerator = context.accelerator
     with accelerator.main_process_first():
@@ -191,7 +180,7 @@ def first_stage(training: PairTraining, shape: ClHoiShape, extras: Extras) -> tu
     learner = ContextLearner(Translator(shape.channels, texts.width, config.translator), own.temperature)
     done = (extras.shared_dir or run_dir / "context") / f"translator-{stage_name(config, data)}.safetensors"
     if context.processes.any(intact(done, load_tensors) is None):  # another arm may write it meanwhile
-        pool, _ = pools(config, texts.said() & labels.known)
+        pool, _ = pools(config, texts.present() & labels.known)
         batches = ContextBatches(stage, pool, maps, texts=texts, labels=labels, queue=own.queue, share=context.share)
         learner = context.fit(learner, batches, context_terms, logits_of=lambda output: output[0].whole)
         if accelerator.is_main_process:
@@ -223,16 +212,16 @@ def stage_name(config: ClHoiConfig, data: TrainingSet) -> str:
 
 def context_terms(model: nn.Module, batch: ContextBatch, _step: Step) -> tuple[Tensor, dict[str, Tensor]]:
     """Stage 1's loss: the global and the late contrast."""
-    said, log_temperature = model(batch.regions)
+    output, log_temperature = model(batch.regions)
     temperature = temperature_of(log_temperature)
     whole, late = context_loss(
-        said.phrases, said.whole, batch.sentences, batch.text, same=batch.same, temperature=temperature
+        output.phrases, output.whole, batch.sentences, batch.text, same=batch.same, temperature=temperature
     )
     terms = {"loss/global": whole, "loss/late": late, "temperature": temperature}
     return whole + late, terms
 
 
-def groups_of(learner: InteractionLearner, config: ClHoiConfig) -> list[dict[str, Any]]:
+def groups_of(learner: InteractionLearner, config: ClHoiConfig) -> list[ParameterGroup]:
     """Parameters by learning rate and decay. The translator's rate is a share of the network's."""
     translator = learner.student.translator
     slow = set() if translator is None else set(translator.parameters())
@@ -244,7 +233,7 @@ def groups_of(learner: InteractionLearner, config: ClHoiConfig) -> list[dict[str
     return groups
 
 
-def term_of(config: ClHoiConfig, labels: ImageLabels, data: TrainingSet) -> Term:
+def term_of(config: ClHoiConfig, labels: ImageLabelTable, data: TrainingSet) -> Term:
     """Interaction distillation from image-level labels, or the targets of single pairs of a control."""
     shape = {"alpha": config.focal_alpha, "gamma": config.focal_gamma}
     if config.labels == "instances":

@@ -1,7 +1,7 @@
-"""The Visual Linguistic Translator: a picture's feature map in, tokens that speak the text encoder's language out.
+"""The Visual Linguistic Translator: from an image's feature map to tokens in the space of the text encoder.
 
 In the CL-HOI style: that visual information is turned into linguistic form, and learnt by contrast, is the paper's; learnt
-queries that look at the map (BLIP-2's Q-Former, Li et al. 2023) are our reading of it. No text is generated.
+queries that attend to the map (BLIP-2's Q-Former, Li et al. 2023) are our reading of it. No text is generated.
 
 Shape legend: B pictures, C channels, S = h * w cells, Q queries, D width, T text width.
 """
@@ -35,13 +35,13 @@ class Attention(nn.Module):
 
     @override
     def forward(self, x: Tensor, to: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """``mask``: bool, true where a query may look, broadcast to ``[B, heads, Q, S]``."""
+        """``mask``: bool, true where a query may attend, broadcast to ``[B, heads, Q, S]``."""
         normed = self.norm(x)
         key, value = self.key_value(normed if to is None else to).chunk(2, -1)
         return x + self.dropout(self.mix(attend(self.query(normed), key, value, self.heads, mask)))
 
 
-class FeedForward(nn.Module):
+class PreNormFeedForward(nn.Module):
     """The transformer's pre-norm block of two layers, with a residual."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
@@ -56,13 +56,13 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Tokens look at each other, then at the map."""
+    """Tokens attend to each other, then to the map."""
 
     def __init__(self, config: TranslatorConfig) -> None:
         super().__init__()
         self.among = Attention(config.width, config.heads, config.dropout)
         self.look = Attention(config.width, config.heads, config.dropout)
-        self.feed_forward = FeedForward(config.width, config.ffn, config.dropout)
+        self.feed_forward = PreNormFeedForward(config.width, config.ffn, config.dropout)
 
     @override
     def forward(self, tokens: Tensor, cells: Tensor) -> Tensor:
@@ -70,11 +70,11 @@ class Block(nn.Module):
 
 
 class Translated(NamedTuple):
-    """What the translator says of B pictures.
+    """The translator's output for B images.
 
     Attributes:
         phrases: float ``[B, Q, T]``, each token in the text encoder's space, of length 1.
-        whole: float ``[B, T]`` of length 1, the picture as one text.
+        whole: float ``[B, T]`` of length 1, the image as one text.
     """
 
     phrases: Tensor
@@ -85,7 +85,9 @@ class Translator(nn.Module):
     """See the module's docstring.
 
     Args:
-        channels: C of the maps; text_width: T of the texts' embeddings.
+        channels: C of the maps.
+        text_width: T of the texts' embeddings.
+        config: the shape.
     """
 
     def __init__(self, channels: int, text_width: int, config: TranslatorConfig) -> None:
@@ -126,5 +128,5 @@ class ContextLearner(nn.Module):
 
     @override
     def forward(self, regions: Regions) -> tuple[Translated, Tensor]:
-        """What ``regions.maps`` say, and the log of the temperature."""
+        """The translation of ``regions.maps``, and the log of the temperature."""
         return self.translator.translate(regions.maps), self.log_temperature

@@ -1,1 +1,1 @@
-"""LINK: detected boxes in pairs that ask a VLM's cached map, taught by pair teachers."""
+"""LINK: detected boxes in pairs that attend to a VLM's cached map, distilled from pair teachers."""

@@ -7,9 +7,9 @@ from dataclasses import field
 from typing_extensions import override
 
 from hoi_distill.stages.keys import Count, Fraction, Positive, settings
-from hoi_distill.stages.student.methods.link.distillation import KdConfig
-from hoi_distill.stages.student.methods.link.network_config import NetworkConfig
+from hoi_distill.stages.student.methods.link.network_config import LinkNetworkConfig
 from hoi_distill.stages.student.pairs.config import PairsConfig
+from hoi_distill.stages.student.pairs.supervision.config import KdConfig
 from hoi_distill.storage.errors import UserError
 
 
@@ -21,7 +21,7 @@ class LinkConfig(PairsConfig):
     their relatives; the other defaults are ours.
     """
 
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    network: LinkNetworkConfig = field(default_factory=LinkNetworkConfig)
     kd: KdConfig = field(default_factory=KdConfig)
     box_jitter: Fraction = 0.0
     """Standard deviation by which each edge of a box moves at each step, as a share of the box's side; annotated pairs

@@ -1,6 +1,6 @@
-"""Unary queries: what each instance looks like, and how instances of a picture lie to each other.
+"""Unary queries: the appearance of each instance, and where the instances of an image lie to each other.
 
-Shape legend: B pictures, I instances of all of them, C channels of the h x w map, D width, L layers.
+Shape legend: B images, I instances of all of them, C channels of the h x w map, D width, L layers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from hoi_distill.stages.ops.roi_align import roi_align
-from hoi_distill.stages.student.methods.link.network_config import NetworkConfig
+from hoi_distill.stages.student.methods.link.network_config import LinkNetworkConfig
 from hoi_distill.stages.student.pairs.layers.attention import FeedForward, Padding, SelfAttention
 from hoi_distill.stages.student.pairs.regions import Regions
 
@@ -33,7 +33,7 @@ class UnaryQuery(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: LinkNetworkConfig) -> None:
         super().__init__()
         self.position = nn.Linear(2 * config.width, 2 * config.width) if config.geometric_encoder else None
         self.attention = SelfAttention(config.width, config.heads, config.dropout)
@@ -46,12 +46,12 @@ class EncoderLayer(nn.Module):
 
 
 class GeometricEncoder(nn.Module):
-    """Self-attention over a picture's instances; the encoding of each box steers who looks at whom (PViC's encoder).
+    """Self-attention over an image's instances; queries and keys contain the encoding of each box (PViC's encoder).
 
-    With ``geometric_encoder`` off the boxes say nothing.
+    With ``geometric_encoder`` off they do not.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: LinkNetworkConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
 

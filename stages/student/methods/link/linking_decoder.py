@@ -1,6 +1,6 @@
 """Pair queries, and the decoder that links them with the VLM's map (LINK, "VLM linking decoder").
 
-Shape legend: B pictures, I instances and P pairs of all of them, S cells of the map, C its channels, D width of unary queries
+Shape legend: B images, I instances and P pairs of all of them, S cells of the map, C its channels, D width of unary queries
 and latent map, E width of pair queries, L layers.
 """
 
@@ -12,20 +12,24 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from hoi_distill.stages.student.methods.link.network_config import NetworkConfig
-from hoi_distill.stages.student.pairs.layers.attention import FeedForward, Padding, SelfAttention, attend, beside
+from hoi_distill.stages.student.methods.link.network_config import LinkNetworkConfig
+from hoi_distill.stages.student.pairs.layers.appearance import spatial_encoding
+from hoi_distill.stages.student.pairs.layers.attention import FeedForward, Padding, SelfAttention, attend, concat_heads
 from hoi_distill.stages.student.pairs.layers.box_encoding import box_encoding, grid_encoding
-from hoi_distill.stages.student.pairs.layers.looks import pair_numbers
 from hoi_distill.stages.student.pairs.regions import Regions
 
 
-class Sight(NamedTuple):
-    """What the pairs of a batch look at and are told.
+class DecoderContext(NamedTuple):
+    """What the decoder's layers attend to.
 
     Attributes:
-        latent: ``[B, S, D]``, native: ``[B, S, C]`` the map; grid: ``[S, D]`` encodings of its cells.
-        boxes: ``[I, 2 * D]`` encodings of the instances' boxes; centres: ``[I, D]`` those of their centres, modulated.
-        pairs: int64 ``[P, 2]``; padding: where pairs lie.
+        latent: float ``[B, S, D]``, cells of the latent map.
+        native: float ``[B, S, C]``, cells of the feature map.
+        grid: float ``[S, D]``, encodings of the cells' positions.
+        boxes: float ``[I, 2 * D]``, encodings of the instances' boxes.
+        centres: float ``[I, D]``, encodings of their centres, modulated.
+        pairs: int64 ``[P, 2]`` (human, object) positions among the instances.
+        padding: the layout of the pairs.
     """
 
     latent: Tensor
@@ -38,7 +42,7 @@ class Sight(NamedTuple):
 
 
 class PairLinear(nn.Module):
-    """A linear layer on (human; object) side by side, computed on instances, of which there are fewer than pairs."""
+    """A linear layer on (human; object) concatenated, computed on instances, of which there are fewer than pairs."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -68,14 +72,14 @@ class PairQuery(nn.Module):
 
     @override
     def forward(self, unary_ID: Tensor, regions: Regions) -> Tensor:
-        look = self.look_norm(self.look(unary_ID, regions.pairs))
-        return self.fuse(torch.cat((look, self.geometry(pair_numbers(regions))), 1))
+        appearance = self.look_norm(self.look(unary_ID, regions.pairs))
+        return self.fuse(torch.cat((appearance, self.geometry(spatial_encoding(regions))), 1))
 
 
-class PlainLook(nn.Module):
+class CrossAttention(nn.Module):
     """Cross-attention to the latent map, and no more: ``[P, E]`` to ``[P, E]``."""
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: LinkNetworkConfig) -> None:
         super().__init__()
         self.heads = config.heads
         self.query = nn.Linear(config.pair_width, config.pair_width)
@@ -83,21 +87,21 @@ class PlainLook(nn.Module):
         self.mix = nn.Linear(config.pair_width, config.pair_width)
 
     @override
-    def forward(self, pairs_PE: Tensor, sight: Sight) -> Tensor:
-        key, value = self.key_value(sight.latent).chunk(2, -1)
-        seen = attend(sight.padding.pad(self.query(pairs_PE)), key, value, self.heads)
-        return self.mix(sight.padding.rows(seen))
+    def forward(self, pairs_PE: Tensor, context: DecoderContext) -> Tensor:
+        key, value = self.key_value(context.latent).chunk(2, -1)
+        attended = attend(context.padding.pad(self.query(pairs_PE)), key, value, self.heads)
+        return self.mix(context.padding.rows(attended))
 
 
-class LinkingLook(nn.Module):
-    """``MLP(spatial beside semantic)``: ``[P, E]`` to ``[P, E]``.
+class LinkingAttention(nn.Module):
+    """``MLP(concat(spatial, semantic))``: ``[P, E]`` to ``[P, E]``.
 
-    The spatial branch looks at the latent map where the boxes of human and object say (PViC's box-guided attention);
-    per head, content and position lie side by side. The semantic branch looks at the map in its native channels, by
-    content alone.
+    The spatial branch attends to the latent map, guided by the boxes of human and object (PViC's box-guided attention).
+    Content and position are concatenated within each head. The semantic branch attends to the map in its native channels,
+    by content alone.
     """
 
-    def __init__(self, config: NetworkConfig, channels: int) -> None:
+    def __init__(self, config: LinkNetworkConfig, channels: int) -> None:
         super().__init__()
         width, pair_width = config.width, config.pair_width
         self.heads = config.heads
@@ -109,43 +113,43 @@ class LinkingLook(nn.Module):
         )
 
     @override
-    def forward(self, pairs_PE: Tensor, sight: Sight) -> Tensor:
-        pad, heads = sight.padding.pad, self.heads
-        key, value = self.key_value(sight.latent).chunk(2, -1)
-        query = beside(self.query(pairs_PE), self.query_position(sight.centres, sight.pairs), heads)
-        spatial = attend(pad(query), beside(key, self.key_position(sight.grid), heads), value, heads)
-        key, value = self.native_key_value(sight.native).chunk(2, -1)
+    def forward(self, pairs_PE: Tensor, context: DecoderContext) -> Tensor:
+        pad, heads = context.padding.pad, self.heads
+        key, value = self.key_value(context.latent).chunk(2, -1)
+        query = concat_heads(self.query(pairs_PE), self.query_position(context.centres, context.pairs), heads)
+        spatial = attend(pad(query), concat_heads(key, self.key_position(context.grid), heads), value, heads)
+        key, value = self.native_key_value(context.native).chunk(2, -1)
         native = attend(pad(self.native_query(pairs_PE)), key, value, heads)
-        return self.mix(sight.padding.rows(torch.cat((spatial, native), -1)))
+        return self.mix(context.padding.rows(torch.cat((spatial, native), -1)))
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, config: NetworkConfig, channels: int) -> None:
+    def __init__(self, config: LinkNetworkConfig, channels: int) -> None:
         super().__init__()
         width = config.pair_width
         guided = config.pair_self_attention and config.linking_decoder
         self.position = PairLinear(2 * config.width, 2 * width) if guided else None
         self.attention = SelfAttention(width, config.heads, config.dropout) if config.pair_self_attention else None
-        self.look = LinkingLook(config, channels) if config.linking_decoder else PlainLook(config)
+        self.look = LinkingAttention(config, channels) if config.linking_decoder else CrossAttention(config)
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, config.pair_ffn, config.dropout)
 
     @override
-    def forward(self, pairs_PE: Tensor, sight: Sight) -> Tensor:
+    def forward(self, pairs_PE: Tensor, context: DecoderContext) -> Tensor:
         if self.attention is not None:
-            position = None if self.position is None else self.position(sight.boxes, sight.pairs)
-            pairs_PE = self.attention(pairs_PE, sight.padding, position)
-        return self.feed_forward(self.norm(pairs_PE + self.dropout(self.look(pairs_PE, sight))))
+            position = None if self.position is None else self.position(context.boxes, context.pairs)
+            pairs_PE = self.attention(pairs_PE, context.padding, position)
+        return self.feed_forward(self.norm(pairs_PE + self.dropout(self.look(pairs_PE, context))))
 
 
 class LinkingDecoder(nn.Module):
-    """Pairs look at each other and at the map, layer by layer; one norm for what comes out of all layers.
+    """Pairs attend to each other and to the map, layer by layer. All layers share one output norm.
 
-    With ``linking_decoder`` off boxes guide nothing here, and the latent map is all there is to see.
+    With ``linking_decoder`` off no box guides the attention, which is to the latent map alone.
     """
 
-    def __init__(self, config: NetworkConfig, channels: int) -> None:
+    def __init__(self, config: LinkNetworkConfig, channels: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(config, channels) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(config.pair_width)
@@ -157,41 +161,41 @@ class LinkingDecoder(nn.Module):
 
     @override
     def forward(
-        self, pairs_PE: Tensor, look_ID: Tensor, unit_I4: Tensor, latent: Tensor, native: Tensor, regions: Regions
+        self, pairs_PE: Tensor, appearance_ID: Tensor, unit_I4: Tensor, latent: Tensor, native: Tensor, regions: Regions
     ) -> Tensor:
         """After each layer, ``[L, P, E]``.
 
         Args:
             pairs_PE: float, queries of the pairs.
-            look_ID: float, unary queries as they came from the map.
+            appearance_ID: float, unary queries as they came from the map.
             unit_I4: float, see :func:`~.box_encoding.unit_boxes`.
             latent: float ``[B, D, h, w]`` latent maps.
             native: float ``[B, C, h, w]`` feature maps.
             regions: the batch.
         """
         h, w = native.shape[-2:]
-        boxes = box_encoding(unit_I4, look_ID.shape[1])
-        sight = Sight(
+        boxes = box_encoding(unit_I4, appearance_ID.shape[1])
+        context = DecoderContext(
             latent.flatten(2).transpose(1, 2),
             native.flatten(2).transpose(1, 2),
-            grid_encoding(h, w, look_ID.shape[1], native.device),
+            grid_encoding(h, w, appearance_ID.shape[1], native.device),
             boxes,
-            self._modulated(boxes, look_ID, unit_I4, (h, w)),
+            self._modulated(boxes, appearance_ID, unit_I4, (h, w)),
             regions.pairs,
             Padding(regions.pair_picture, len(native)),
         )
         after = []
         for layer in self.layers:
-            pairs_PE = layer(pairs_PE, sight)
+            pairs_PE = layer(pairs_PE, context)
             after.append(self.norm(pairs_PE))
         return torch.stack(after)
 
-    def _modulated(self, boxes: Tensor, look_ID: Tensor, unit_I4: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Encodings of centres ``[I, D]``, each axis scaled by the extent that the look asks for, over the box's own
-        (DAB-DETR, Liu et al. 2022): a narrow box is looked at narrowly, yet never more so than a cell is wide."""
-        centre = boxes[:, : look_ID.shape[1]]
+    def _modulated(self, boxes: Tensor, appearance_ID: Tensor, unit_I4: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Encodings of centres ``[I, D]``. Each axis is scaled by the extent that the appearance predicts, over the box's own
+        (DAB-DETR, Liu et al. 2022): attention to a narrow box is narrow, yet no narrower than a cell."""
+        centre = boxes[:, : appearance_ID.shape[1]]
         if self.extent is None:
             return centre
         extent = torch.maximum(unit_I4[:, 2:], 1 / unit_I4.new_tensor(grid))
-        share = self.extent(look_ID).sigmoid() / extent
+        share = self.extent(appearance_ID).sigmoid() / extent
         return (centre.unflatten(1, (2, -1)) * share[..., None]).flatten(1)

@@ -1,54 +1,45 @@
-"""LINK as a method: detected boxes in pairs on a VLM's cached map, taught by the pair teachers of an earlier phase."""
+"""LINK as a method: detected boxes in pairs on a VLM's cached map, distilled from the pair teachers of an earlier phase."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from hoi_distill.stages.student.method import Extras, Method, Needs
+from hoi_distill.stages.student.method import Needs
 from hoi_distill.stages.student.methods.link.config import LinkConfig
-from hoi_distill.stages.student.pairs.config import BOOKKEEPING
+from hoi_distill.stages.student.pairs.method import PairMethod
 from hoi_distill.stages.student.student import Columns
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     from hoi_distill.stages.data.vocabulary import Vocabulary
-    from hoi_distill.stages.student.data import TrainingSet
     from hoi_distill.stages.student.methods.link.teacher_stages import TrainedTeacher
-    from hoi_distill.stages.student.student import Student
 
 LEVELS = {"logit": "logits", "query": "queries", "map": "maps"}
 
 
-class LinkMethod(Method):
+class LinkMethod(PairMethod[LinkConfig]):
     name = "link"
     version = 1
     config = LinkConfig
-    bookkeeping = BOOKKEEPING
     zero_shot = True
 
     @override
     def needs(self, config: LinkConfig, vocabulary: Vocabulary) -> Needs:
         kd = config.kd
-        taught: dict[str, Columns] = dict.fromkeys(kd.tables, config.views)
+        teachers: dict[str, Columns] = dict.fromkeys(kd.tables, config.views)
         written = {
             **dict.fromkeys(kd.pairs if kd.reads_pairs else (), ("kd.pairs", "link_pairs")),
             **dict.fromkeys(kd.maps if kd.reads_maps else (), ("kd.maps", "link_maps")),
         }
         return Needs(
-            {"detections": None, "features": config.views, **taught},
+            {"detections": None, "features": config.views, **teachers},
             {"detections": None, "features": config.views[:1]},
             text=True,
             unlabelled=kd.on and kd.unlabelled,
             stages=written,
         )
-
-    @override
-    def epochs(self, config: LinkConfig, labelled: int, unlabelled: int) -> float:
-        return config.epochs(labelled, unlabelled)
 
     @override
     def distilled(self, config: LinkConfig, labelled: int, unlabelled: int) -> dict[str, int]:
@@ -71,18 +62,6 @@ class LinkMethod(Method):
         return TrainedTeacher(name, detections, features, config.network.width, (grid[0], grid[1]))
 
     @override
-    def train(self, config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
-        from hoi_distill.stages.student.methods.link.train import train
-
-        return train(config, data, run_dir, extras, report=extras.report)
-
-    @override
-    def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
-        from hoi_distill.stages.student.methods.link.student import load
-
-        return load(folder, record, vocabulary)
-
-    @override
     def trained_on(self, config: LinkConfig, labelled: int, unlabelled: int) -> str:
         words = f"the annotated pairs of {labelled:,} pictures"
         if config.kd.on:
@@ -92,7 +71,3 @@ class LinkMethod(Method):
             if config.kd.unlabelled:
                 words += f" of these and of {unlabelled:,} pictures without annotations"
         return f"{words}. Looks through the teacher's cached feature maps"
-
-    @override
-    def facts(self, config: LinkConfig) -> tuple[tuple[str, str], ...]:
-        return (("Steps", f"{config.steps:,}"),)

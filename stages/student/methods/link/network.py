@@ -1,4 +1,4 @@
-"""The LINK network (ICLR 2026): instances and pairs of a picture ask a frozen VLM's map what goes on between them.
+"""The LINK network (ICLR 2026): instances and pairs of an image attend to a frozen VLM's map.
 
 In a row: unary queries pooled from the map, :mod:`geometric encoder <.geometric_encoder>`, pair queries and
 :mod:`linking decoder <.linking_decoder>`, :mod:`text classifier <.classifier>`. What the paper leaves open follows PViC
@@ -74,16 +74,16 @@ class Link(nn.Module):
         maps = self.map_dropout(cells.movedim(-1, 1))
         latent = self.connector(maps.movedim(1, -1)).movedim(-1, 1)
         unit_I4 = unit_boxes(regions.boxes, regions.size[regions.picture])
-        look = self.unary_query(maps, regions)
+        appearance = self.unary_query(maps, regions)
         boxes = box_encoding(unit_I4, self.shape.network.width)
-        unary = self.encoder(look, boxes, Padding(regions.picture, len(maps)))
-        pairs = self.decoder(self.pair_query(unary[-1], regions), look, unit_I4, latent, maps, regions)
+        unary = self.encoder(appearance, boxes, Padding(regions.picture, len(maps)))
+        pairs = self.decoder(self.pair_query(unary[-1], regions), appearance, unit_I4, latent, maps, regions)
         return PairOutput(self.classifier(pairs), unary, pairs, latent)
 
     def with_classes(self, verb: Tensor, text: Tensor) -> Link:
-        """A copy that tells other interactions apart (open vocabulary): int64 ``[H']`` verbs, float ``[H', T]`` text.
+        """A copy for other interactions (open vocabulary): int64 ``[H']`` verbs, float ``[H', T]`` text.
 
-        Rows that were trained are gone in it; ``train_rows: false`` keeps pairs where the text is.
+        It loses trained rows; with ``train_rows: false`` pairs were trained towards the text itself.
         """
         other = Link(self.shape, verb, text)
         kept = {name: value for name, value in self.state_dict().items() if name != "classifier.rows"}

@@ -11,43 +11,46 @@ from hoi_distill.storage.errors import UserError
 
 
 @settings
-class NetworkConfig:
+class LinkNetworkConfig:
     """The network's shape and switches. Sizes are those of PViC (Zhang et al. 2023), which LINK builds on; the paper's own
     are not published.
 
     The rows of its ablation: A1 ``geometric_encoder`` and ``linking_decoder`` off, A2 the first off, A3 the second off,
     A4 both on.
-
-    Attributes:
-        width: D, of unary queries and of the latent map; pair_width: E, of pair queries.
-        heads: of every attention; ffn, pair_ffn: hidden widths of the feed-forward blocks of encoder and decoder.
-        roi_size: each box is sampled at the points of a grid of so many rows and columns of bins, and averaged.
-        geometric_encoder: off: plain self-attention over the instances, no box encoding.
-        linking_decoder: off: plain cross-attention over the latent map, no box guidance and no semantic branch.
-        pair_self_attention: pairs of a picture look at each other before they look at the map.
-        classes: rows of the text classifier: one an interaction, or one a verb whose logit serves all its interactions.
-        train_rows: off: rows stay the text embeddings, as zero-shot and open-vocabulary prediction want.
-        logit_scale: of the cosines between pairs and rows; learn_scale: it is where training starts.
-        dropout: in attention's and feed-forward's outputs; feature_dropout: of whole channels of the map.
     """
 
     width: Count = 256
+    """D, of unary queries and of the latent map."""
     pair_width: Count = 384
+    """E, of pair queries."""
     heads: Count = 8
+    """Heads of every attention."""
     ffn: Count = 1024
+    """Hidden width of the encoder's feed-forward blocks."""
     pair_ffn: Count = 1536
+    """Hidden width of the decoder's feed-forward blocks."""
     encoder_layers: Count = 2
     decoder_layers: Count = 2
     roi_size: Count = 7
+    """Rows and columns of bins of the grid at whose points each box is sampled; the samples are averaged."""
     geometric_encoder: bool = True
+    """Off: plain self-attention over the instances, no box encoding."""
     linking_decoder: bool = True
+    """Off: plain cross-attention over the latent map, no box guidance and no semantic branch."""
     pair_self_attention: bool = True
+    """Pairs of an image attend to each other before they attend to the map."""
     classes: Literal["hoi", "verb"] = "hoi"
+    """Rows of the text classifier: one for each interaction, or one for each verb, whose logit serves all its interactions."""
     train_rows: bool = True
+    """Off: rows stay the text embeddings, as zero-shot and open-vocabulary prediction need."""
     logit_scale: Positive = 14.3
+    """Factor of the cosines between pairs and rows."""
     learn_scale: bool = True
+    """``logit_scale`` is where training starts."""
     dropout: Rate = 0.1
+    """Dropout of the outputs of attention and feed-forward blocks."""
     feature_dropout: Rate = 0.2
+    """Dropout of whole channels of the map."""
 
     def __post_init__(self) -> None:
         if self.width % 4:
@@ -64,11 +67,12 @@ class LinkShape:
     Attributes:
         channels: C of the feature map.
         text_width: T of the text embeddings; None: random rows as wide as the pair queries.
+        network: shape and switches.
     """
 
     channels: int
     text_width: int | None
-    network: NetworkConfig
+    network: LinkNetworkConfig
 
     def __post_init__(self) -> None:
         if self.network.linking_decoder and self.channels % self.network.heads:
@@ -80,4 +84,4 @@ class LinkShape:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> LinkShape:
         """From what :func:`dataclasses.asdict` made of one."""
-        return cls(record["channels"], record["text_width"], NetworkConfig(**record["network"]))
+        return cls(record["channels"], record["text_width"], LinkNetworkConfig(**record["network"]))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +18,13 @@ from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
 from hoi_distill.stages.student.pairs.regions import Regions
 from hoi_distill.stages.student.pairs.student import StudentOfPairs
-from hoi_distill.stages.student.student import load_weights, refuse_other_version, save_student
+from hoi_distill.stages.student.student import (
+    CheckpointRecord,
+    Identities,
+    load_weights,
+    refuse_other_version,
+    save_student,
+)
 
 
 class LastLayer(nn.Module):
@@ -45,7 +50,7 @@ class LinkStudent(StudentOfPairs):
     model: Link
     vocabulary: Vocabulary
     config: LinkConfig
-    identities: dict[str, Any] = field(default_factory=dict)
+    identities: Identities = field(default_factory=dict)
     origin: None = None
 
     @override
@@ -54,8 +59,12 @@ class LinkStudent(StudentOfPairs):
         return torch.from_numpy(allowed(self.config, self.vocabulary))
 
     def with_vocabulary(self, vocabulary: Vocabulary, text: np.ndarray) -> LinkStudent:
-        """The same student for other interactions (open vocabulary), told apart by ``text``, float ``[H', T]`` of the encoder
-        that it was trained with."""
+        """The same student for other interactions (open vocabulary).
+
+        Args:
+            vocabulary: the H' interactions.
+            text: float ``[H', T]``, embeddings of their prompts by the encoder that the student was trained with.
+        """
         model = self.model.with_classes(verbs(vocabulary), torch.from_numpy(text.astype(np.float32)))
         return replace(self, model=model, vocabulary=vocabulary)
 
@@ -85,8 +94,8 @@ def verbs(vocabulary: Vocabulary) -> Tensor:
     return torch.from_numpy(vocabulary.hois[:, 0].astype(np.int64))
 
 
-def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> LinkStudent:
-    """A saved student, see :meth:`hoi_distill.stages.student.student.Student.from_pretrained`."""
+def load(folder: Path, record: CheckpointRecord, vocabulary: Vocabulary) -> LinkStudent:
+    """A saved student, see :func:`hoi_distill.stages.student.pretrained.load_student`."""
     refuse_other_version(folder, record, LinkStudent.version)
     model = Link(LinkShape.from_json(record["shape"]), verbs(vocabulary))
     load_weights(model, folder)

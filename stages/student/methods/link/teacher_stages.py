@@ -1,9 +1,9 @@
-"""Answers of a phase-1 pair teacher: a LINK network that was trained on the annotations, asked about every picture.
+"""Outputs of a phase-1 pair teacher, a LINK network that was trained on the annotations.
 
-Two stages keep what :class:`hoi_distill.stages.student.methods.link.teaching.PairTeacher` says, for students to be
-distilled from: :class:`LinkPairs` the logits of its pairs and its queries, :class:`LinkMaps` its latent maps. They look
-at cached detections and feature maps, never at a picture, and one forward pass answers both. Answers are computed in
-float32; a picture's do not depend on its neighbours beyond rounding.
+Two stages keep the outputs of :class:`hoi_distill.stages.student.methods.link.pair_teacher.PairTeacher`, from which students are
+distilled: :class:`LinkPairs` the logits of its pairs and its queries, :class:`LinkMaps` its latent maps. They read cached
+detections and feature maps, never an image, and share one forward pass. It is computed in float32; an image's outputs do not
+depend on its neighbours beyond rounding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.shards.cells import cells
 
 if TYPE_CHECKING:
-    from hoi_distill.stages.student.methods.link.teaching import Answer
+    from hoi_distill.stages.student.methods.link.pair_teacher import Answer
 
 HALVES = pa.list_(pa.float16())
 PAIRS = pa.struct(
@@ -44,7 +44,8 @@ PAIRS = pa.struct(
         ("pairs_width", pa.int32()),
     ]
 )
-"""A cell of :class:`LinkPairs`; :mod:`hoi_distill.stages.student.methods.link.teaching` says what its fields hold."""
+"""A cell of :class:`LinkPairs`: a
+:class:`~hoi_distill.stages.student.pairs.supervision.dense_distillation.PairTeacherCell`."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,10 @@ class TrainedTeacher:
 
     Attributes:
         name: the configuration's name for it.
-        detections, features: the tables that it looks at.
-        width: channels of its latent map; grid: (h, w) of the feature maps.
+        detections: the table of boxes that it reads.
+        features: the table of feature maps that it reads.
+        width: channels of its latent map.
+        grid: (h, w) of the feature maps.
         training: the fingerprint of its training; None while that is not known.
         checkpoint: the folder of the trained student; None until it is.
     """
@@ -127,7 +130,7 @@ class LinkStage(Stage):
 
     @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
-        from hoi_distill.stages.student.methods.link.teaching import PairTeacher
+        from hoi_distill.stages.student.methods.link.pair_teacher import PairTeacher
 
         if self.teacher.checkpoint is None:
             raise UserError(f"table {self.name}: its teacher {self.teacher.name} is not trained yet")
@@ -144,21 +147,21 @@ class LinkStage(Stage):
         found = cells(detections)
 
         def forward(positions: np.ndarray) -> list[Answer]:
-            seen = [found(position) for position in positions.tolist()]
-            return self.network.answer(seen, maps[positions], view == "flip")
+            boxes = [found(position) for position in positions.tolist()]
+            return self.network.answer(boxes, maps[positions], view == "flip")
 
         def ask() -> list[Answer]:
-            told = list(chain.from_iterable(in_parts(forward, batch.count, self.rows, self.device)))
-            return told + told[-1:] * (len(batch.row_ids) - len(told))
+            answers = list(chain.from_iterable(in_parts(forward, batch.count, self.rows, self.device)))
+            return answers + answers[-1:] * (len(batch.row_ids) - len(answers))
 
-        # A row that only the other table wants comes without its cells here, so it is part of the question who is there.
-        there = detections.is_valid().to_numpy(zero_copy_only=False), maps.reshape(len(maps), -1).any(1)
-        asked = b"".join(np.packbits(part).tobytes() for part in there)
-        return batch.once(("pair teacher", self.vision_key, view, asked), ask)
+        # A row that only the other table wants has no cells here, so the rows with cells are part of the key.
+        masks = detections.is_valid().to_numpy(zero_copy_only=False), maps.reshape(len(maps), -1).any(1)
+        present = b"".join(np.packbits(part).tobytes() for part in masks)
+        return batch.once(("pair teacher", self.vision_key, view, present), ask)
 
 
 class LinkPairs(LinkStage):
-    """What a pair teacher says of every candidate pair: interaction logits, and the queries of instances and pairs."""
+    """A pair teacher's outputs on every candidate: interaction logits, and the queries of instances and pairs."""
 
     name = "link_pairs"
     output = ArrowOutput(PAIRS)
@@ -168,7 +171,7 @@ class LinkPairs(LinkStage):
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
-        return {view: arrow([said.cell for said in self.answers(batch, view, inputs)]) for view in columns}
+        return {view: arrow([answer.cell for answer in self.answers(batch, view, inputs)]) for view in columns}
 
 
 class LinkMaps(LinkStage):
@@ -188,14 +191,14 @@ class LinkMaps(LinkStage):
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
-        return {view: np.stack([said.latent for said in self.answers(batch, view, inputs)]) for view in columns}
+        return {view: np.stack([answer.latent for answer in self.answers(batch, view, inputs)]) for view in columns}
 
 
-def arrow(said: Sequence[Mapping[str, Any]]) -> pa.Array:
+def arrow(answers: Sequence[Mapping[str, Any]]) -> pa.Array:
     """Cells of :data:`PAIRS`."""
     columns = []
     for field in PAIRS:
-        values = [cell[field.name] for cell in said]
+        values = [cell[field.name] for cell in answers]
         if not pa.types.is_list(field.type):
             columns.append(pa.array(values, field.type))
             continue

@@ -13,38 +13,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hoi_distill.stages.student.data import Report, TrainingSet
+from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.method import NOTHING, Extras
+from hoi_distill.stages.student.methods.link.batches import LinkBatches
 from hoi_distill.stages.student.methods.link.config import LinkConfig
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
-from hoi_distill.stages.student.methods.link.stream import LinkBatches
 from hoi_distill.stages.student.methods.link.student import LinkStudent, allowed, verbs
-from hoi_distill.stages.student.methods.link.term import DenseDistillation
 from hoi_distill.stages.student.pairs.prepare import training_pictures
 from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
+from hoi_distill.stages.student.pairs.supervision.dense_distillation import DenseDistillation
 from hoi_distill.stages.student.pairs.terms import Term
 from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
 from hoi_distill.stages.student.training.loop import finish
 
 
-def train(
-    config: LinkConfig,
-    data: TrainingSet,
-    run_dir: Path,
-    extras: Extras = NOTHING,
-    *,
-    loader_workers: int = 0,
-    report: Report = print,
-) -> LinkStudent:
+def train(config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras = NOTHING) -> LinkStudent:
     """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
 
     Raises:
         NonFiniteLoss: training has diverged or a cached value is broken.
-        UserError: the run folder holds another run's state, there is nothing to train on, or a teacher looked at other boxes.
+        UserError: the run folder holds another run's state, there is nothing to train on, or a teacher read other boxes.
     """
     # The stream.
-    training = PairTraining.open(config, data, run_dir, extras, loader_workers=loader_workers, report=report)
+    training = PairTraining.open(config, data, run_dir, extras)
     accelerator = training.accelerator
     valid = torch.from_numpy(allowed(config, data.vocabulary))
     with accelerator.main_process_first():
@@ -67,7 +59,7 @@ def train(
 
 
 def terms_of(config: LinkConfig, data: TrainingSet, valid: Tensor) -> list[Term]:
-    """Annotated pairs of labelled pictures at every decoder layer, and what the teachers answered on all pairs.
+    """Annotated pairs of labelled images at every decoder layer, and the teachers' outputs on all pairs.
 
     Args:
         config: the method's parameters.

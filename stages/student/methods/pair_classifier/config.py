@@ -44,5 +44,5 @@ class PairClassifierConfig(PairsConfig):
 
     @property
     def distils(self) -> bool:
-        """Whether soft labels enter the training at all. With weight 0 no unlabelled picture is looked at either."""
+        """Whether soft labels enter the training at all. With weight 0 no unlabelled image is used either."""
         return self.itm_on != "none" and self.itm_weight > 0

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from typing_extensions import override
 
-from hoi_distill.stages.student.method import Extras, Method, Needs
+from hoi_distill.stages.student.method import Needs
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
-from hoi_distill.stages.student.pairs.config import BOOKKEEPING
+from hoi_distill.stages.student.pairs.method import PairMethod
 from hoi_distill.stages.student.student import Columns
 
 if TYPE_CHECKING:
     from hoi_distill.stages.data.vocabulary import Vocabulary
-    from hoi_distill.stages.student.data import TrainingSet
-    from hoi_distill.stages.student.student import Student
 
 ARMS = {
     "none": "the annotated pairs of {labelled} pictures alone",
@@ -34,11 +30,10 @@ TEACHERS = {
 EYES = {"teacher": "the teacher's cached feature maps", "region_cnn": "a small frozen CNN of the student's own"}
 
 
-class PairClassifierMethod(Method):
+class PairClassifierMethod(PairMethod[PairClassifierConfig]):
     name = "pair_classifier"
     version = 1
     config = PairClassifierConfig
-    bookkeeping = BOOKKEEPING
     zero_shot = True
 
     @override
@@ -61,33 +56,13 @@ class PairClassifierMethod(Method):
         )
 
     @override
-    def epochs(self, config: PairClassifierConfig, labelled: int, unlabelled: int) -> float:
-        return config.epochs(labelled, unlabelled)
-
-    @override
     def distilled(self, config: PairClassifierConfig, labelled: int, unlabelled: int) -> dict[str, int]:
-        looked_at = unlabelled if config.unlabelled_per_step else 0
-        on = {"labelled": labelled, "unlabelled": looked_at, "both": labelled + looked_at}
+        others = unlabelled if config.unlabelled_per_step else 0
+        on = {"labelled": labelled, "unlabelled": others, "both": labelled + others}
         return {f"itm_on: {config.itm_on}": on[config.itm_on]} if config.distils else {}
-
-    @override
-    def train(self, config: PairClassifierConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
-        from hoi_distill.stages.student.methods.pair_classifier.train import train
-
-        return train(config, data, run_dir, extras, report=extras.report)
-
-    @override
-    def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
-        from hoi_distill.stages.student.methods.pair_classifier.student import load
-
-        return load(folder, record, vocabulary)
 
     @override
     def trained_on(self, config: PairClassifierConfig, labelled: int, unlabelled: int) -> str:
         arm = ARMS[config.itm_on if config.itm_weight else "none"]
         words = arm.format(labelled=f"{labelled:,}", unlabelled=f"{unlabelled:,}", teacher=TEACHERS[config.teacher])
         return f"{words}. Looks through {EYES[config.encoder]}"
-
-    @override
-    def facts(self, config: PairClassifierConfig) -> tuple[tuple[str, str], ...]:
-        return (("Steps", f"{config.steps:,}"),)

@@ -1,10 +1,10 @@
 """The pair classifier: regions of a cached feature map and pair geometry in, one logit per pair and interaction out.
 
-Four modules in a row, each replaceable by itself: :class:`~hoi_distill.stages.student.pairs.layers.looks.UnaryEncoder` (what
-each instance looks like), :class:`PairEncoder` (what each pair looks like), :class:`PairDecoder` (a second look with
-the picture at hand) and :class:`TextHead` (the interactions).
+Four modules in a row, each replaceable by itself: :class:`~hoi_distill.stages.student.pairs.layers.appearance.UnaryEncoder` (the
+appearance of each instance), :class:`PairEncoder` (appearance and geometry of each pair), :class:`PairDecoder` (refines the
+pairs) and :class:`TextHead` (the interactions).
 
-Shape suffixes: B pictures, I instances and P pairs of all pictures together, C channels of the map, D width,
+Shape suffixes: B images, I instances and P pairs of all images together, C channels of the map, D width,
 H interactions.
 """
 
@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from hoi_distill.stages.ops import boxes as box_ops
-from hoi_distill.stages.student.pairs.layers.looks import RegionPool, UnaryEncoder, geometry_network, pair_numbers
+from hoi_distill.stages.student.pairs.layers.appearance import (
+    RegionPool,
+    UnaryEncoder,
+    geometry_network,
+    spatial_encoding,
+)
 from hoi_distill.stages.student.pairs.regions import Regions
 
 
@@ -42,8 +47,8 @@ class PairEncoder(nn.Module):
         human, object_ = regions.pairs.unbind(1)
         boxes_h, boxes_o, picture = regions.boxes[human], regions.boxes[object_], regions.pair_picture
         union = self.union(maps, regions.size, picture, box_ops.enclosing(boxes_h, boxes_o))
-        look = self.look(torch.cat((unary_ID[human], unary_ID[object_], F.relu(union)), 1))
-        return self.fuse(torch.cat((look, self.geometry(pair_numbers(regions))), 1))
+        appearance = self.look(torch.cat((unary_ID[human], unary_ID[object_], F.relu(union)), 1))
+        return self.fuse(torch.cat((appearance, self.geometry(spatial_encoding(regions))), 1))
 
 
 class PairDecoder(nn.Module):

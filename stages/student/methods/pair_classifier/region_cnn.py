@@ -1,4 +1,4 @@
-"""The student's own picture encoder: a small CNN taught the classes of the detections' boxes, then frozen.
+"""The student's own picture encoder: a small CNN that is trained on the classes of the detections' boxes, then frozen.
 
 It is the arm that takes nothing from the teacher but soft labels. Its weights and feature maps depend on the pictures,
 the detections and :class:`RegionCNNConfig` alone, so all variants of a study share them: they are kept in folders named
@@ -7,7 +7,6 @@ by what they depend on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -26,8 +25,8 @@ from hoi_distill.stages.student.data import ReadPicture, Report, TrainingSet
 from hoi_distill.stages.student.files import kept, kept_array, load_tensors, save_tensors
 from hoi_distill.stages.student.pairs.batches import MapReader, TableMaps, take
 from hoi_distill.stages.student.pairs.instances import PictureTable
-from hoi_distill.stages.student.source import Source
-from hoi_distill.storage.digests import content_name
+from hoi_distill.stages.student.source import SampleSource
+from hoi_distill.storage.digests import content_name, content_name_of
 from hoi_distill.storage.errors import UserError
 
 
@@ -77,11 +76,9 @@ class RegionCNN(nn.Module):
         save_tensors(path, self.state_dict(), {"config": json.dumps(asdict(self.config))})
 
     def digest(self) -> str:
-        """Names the weights."""
-        digest = hashlib.blake2b(json.dumps(asdict(self.config)).encode(), digest_size=6)
-        for value in self.state_dict().values():
-            digest.update(value.detach().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """Names the configuration and the weights."""
+        weights = (value.detach().contiguous().numpy().tobytes() for value in self.state_dict().values())
+        return content_name_of((json.dumps(asdict(self.config)).encode(), *weights), 6)
 
     @classmethod
     def load(cls, path: Path) -> RegionCNN:
@@ -149,7 +146,7 @@ def shared_encoder(
 
 
 class LiveMaps:
-    """Feature maps computed when they are asked for: a ``MapReader``."""
+    """Feature maps computed on demand: a ``MapReader``."""
 
     def __init__(self, model: RegionCNN, views: Sequence[str], read: ReadPicture) -> None:
         self.model, self.views, self.read = model, views, read
@@ -169,7 +166,7 @@ class StoredMaps:
     They lie in ``folder/<view>.npy`` as float16 ``[N, C, h, w]``; zeros for rows outside ``wanted``.
 
     Args:
-        wanted: bool ``[N]``, the rows that have pairs to look at.
+        wanted: bool ``[N]``, the rows that have pairs.
     """
 
     def __init__(
@@ -195,7 +192,7 @@ class StoredMaps:
 
 
 def map_reader(
-    source: Source,
+    source: SampleSource,
     pictures: PictureTable,
     views: Sequence[str],
     *,

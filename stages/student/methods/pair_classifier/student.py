@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from typing_extensions import override
@@ -20,7 +20,9 @@ from hoi_distill.stages.student.pairs.batches import MapReader
 from hoi_distill.stages.student.pairs.instances import PictureTable
 from hoi_distill.stages.student.pairs.student import StudentOfPairs
 from hoi_distill.stages.student.student import (
+    CheckpointRecord,
     Columns,
+    Identities,
     load_weights,
     refuse_other_version,
     save_student,
@@ -44,7 +46,7 @@ class PairStudent(StudentOfPairs):
     model: PairClassifier
     vocabulary: Vocabulary
     config: PairClassifierConfig
-    identities: dict[str, Any] = field(default_factory=dict)
+    identities: Identities = field(default_factory=dict)
     region_cnn: RegionCNN | None = None
     origin: None = None
 
@@ -55,8 +57,8 @@ class PairStudent(StudentOfPairs):
 
     @override
     def save_pretrained(self, folder: str | Path) -> None:
-        beside = {} if self.region_cnn is None else {ENCODER: self.region_cnn.save}
-        save_student(self, self.model, folder, beside, shape=asdict(self.model.shape))
+        own_files = {} if self.region_cnn is None else {ENCODER: self.region_cnn.save}
+        save_student(self, self.model, folder, own_files, shape=asdict(self.model.shape))
 
     @override
     def maps(self, test: TestSet, pictures: PictureTable, shared: Path) -> MapReader:
@@ -66,8 +68,8 @@ class PairStudent(StudentOfPairs):
         )
 
 
-def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> PairStudent:
-    """A saved pair classifier, see :meth:`hoi_distill.stages.student.student.Student.from_pretrained`."""
+def load(folder: Path, record: CheckpointRecord, vocabulary: Vocabulary) -> PairStudent:
+    """A saved pair classifier, see :func:`hoi_distill.stages.student.pretrained.load_student`."""
     refuse_other_version(folder, record, PairStudent.version)
     config = PairClassifierConfig(**{**record["student"], "views": tuple(record["student"]["views"])})
     model = PairClassifier(Shape(**record["shape"]), torch.from_numpy(vocabulary.hois[:, 0].astype("int64")))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hoi_distill.stages.student.data import Report, TrainingSet
+from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.method import NOTHING, Extras
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
 from hoi_distill.stages.student.methods.pair_classifier.network import PairClassifier, Shape
@@ -28,7 +28,6 @@ from hoi_distill.stages.student.methods.pair_classifier.region_cnn import (
     own_encoder,
 )
 from hoi_distill.stages.student.methods.pair_classifier.soft_labels import (
-    SoftLabels,
     has_picture_probabilities,
     picture_probabilities,
     soft_labels,
@@ -37,7 +36,7 @@ from hoi_distill.stages.student.methods.pair_classifier.student import PairStude
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools
 from hoi_distill.stages.student.pairs.prepare import training_pictures
 from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
-from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabelTerm
+from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabels, SoftLabelTerm
 from hoi_distill.stages.student.pairs.terms import PairOutput, Term
 from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
 from hoi_distill.stages.student.training.loop import finish
@@ -50,8 +49,6 @@ def train(
     extras: Extras = NOTHING,
     *,
     cnn: RegionCNNConfig | None = None,
-    loader_workers: int = 0,
-    report: Report = print,
 ) -> PairStudent:
     """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
 
@@ -62,24 +59,24 @@ def train(
         extras: its ``shared_dir`` is where variants of a study share the ``region_cnn`` encoder; default: the run folder's
             parent.
         cnn: the encoder's parameters; default: those of :class:`RegionCNNConfig`.
-        loader_workers: processes that read batches ahead.
-        report: is given lines for people.
 
     Raises:
         NonFiniteLoss: training has diverged or a cached value is broken.
         UserError: the run folder holds another run's state, or there is nothing to train on.
     """
     # The stream.
-    training = PairTraining.open(config, data, run_dir, extras, loader_workers=loader_workers, report=report)
+    training = PairTraining.open(config, data, run_dir, extras)
     accelerator = training.accelerator
     shared = extras.shared_dir or run_dir.parent
 
     def labels_only() -> PairStudent:
         own = replace(config, itm_on="none", teacher="itm")
-        given, say = replace(extras, shared_dir=shared, identities={}), lambda line: report(f"labels only: {line}")
-        return train(own, data, run_dir / "labels_only", given, cnn=cnn, report=say)
+        given = replace(
+            extras, shared_dir=shared, identities={}, report=lambda line: extras.report(f"labels only: {line}")
+        )
+        return train(own, data, run_dir / "labels_only", given, cnn=cnn)
 
-    batches, encoder = open_batches(training, config, shared, cnn, labels_only)
+    batches, encoder = open_batches(training, shared, cnn, labels_only)
     valid = torch.from_numpy(data.valid()).to(accelerator.device)
 
     # The network and its loss.
@@ -95,8 +92,7 @@ def train(
 
 
 def open_batches(
-    training: PairTraining,
-    config: PairClassifierConfig,
+    training: PairTraining[PairClassifierConfig],
     shared: Path,
     cnn: RegionCNNConfig | None,
     labels_only: Callable[[], PairStudent],
@@ -104,8 +100,7 @@ def open_batches(
     """The batches with their supervision terms, and the student's own encoder if it has one.
 
     Args:
-        training: the run folder and its processes.
-        config: the method's parameters.
+        training: the configuration, the run folder and its processes.
         shared: where variants of a study share the encoder.
         cnn: the encoder's parameters; default: those of :class:`RegionCNNConfig`.
         labels_only: trains the student whose answers a self-trained student learns from.
@@ -113,12 +108,8 @@ def open_batches(
     Raises:
         UserError: there is nothing to train on.
     """
-    data, accelerator, report, folder = (
-        training.data,
-        training.accelerator,
-        training.run.report,
-        training.run.folder / "state",
-    )
+    config, data, accelerator = training.config, training.data, training.accelerator
+    report, folder = training.run.report, training.run.folder / "state"
     with accelerator.main_process_first():
         pictures = training_pictures(folder / "pictures", data, config)
         own = config.encoder == "region_cnn"

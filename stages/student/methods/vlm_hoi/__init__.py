@@ -1,1 +1,1 @@
-"""VLM-HOI: MUREN on whole pictures, taught by cached image-text matching scores."""
+"""VLM-HOI: MUREN on whole images, distilled from cached image-text matching scores."""

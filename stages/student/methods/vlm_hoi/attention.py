@@ -32,7 +32,7 @@ def layer_config(d_model: int, heads: int, ffn: int, dropout: float) -> DetrConf
 
 
 class CrossLayer(nn.Module):
-    """A decoder layer without self-attention: float ``[B, Q, D]`` looks at memory ``[B, S, D]``."""
+    """A decoder layer without self-attention: float ``[B, Q, D]`` attends to memory ``[B, S, D]``."""
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class CrossLayer(nn.Module):
 
     @override
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """``mask`` bool ``[B, 1, 1, S]``: keys to look at; ``positions`` ``[B, S, D]`` of the keys."""
+        """``mask`` bool ``[B, 1, 1, S]``: keys that are attended to; ``positions`` ``[B, S, D]`` of the keys."""
         seen, _ = self.encoder_attn(x, memory, attention_mask=mask, encoder_position_embeddings=positions)
         x = self.encoder_attn_layer_norm(x + self.dropout(seen))
         return self.final_layer_norm(x + self.mlp(x))

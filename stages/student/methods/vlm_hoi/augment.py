@@ -1,4 +1,4 @@
-"""What a picture looks like to the network: which part of it, at what size, mirrored, in which colours.
+"""The view of an image that the network gets: which part of it, at what size, mirrored, in which colours.
 
 A view is drawn from (seed, epoch, row) alone, so it does not depend on processes, loader workers or what was drawn before;
 and it is known before the picture is decoded, so every process can pad its pictures to the frame of the whole batch.
@@ -13,14 +13,14 @@ import numpy.typing as npt
 from PIL import Image, ImageEnhance
 
 from hoi_distill.stages.ops import boxes as box_ops
-from hoi_distill.stages.student.methods.vlm_hoi.config import Pictures
+from hoi_distill.stages.student.methods.vlm_hoi.config import TransformConfig
 
 ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 @dataclass(frozen=True)
 class View:
-    """One look at a picture of ``whole`` (width, height) pixels.
+    """One view of an image of ``whole`` (width, height) pixels.
 
     Attributes:
         window: xyxy pixels of the picture that are seen, fractions allowed.
@@ -64,13 +64,13 @@ def resized(width: float, height: float, short: int, longest: float = np.inf) ->
     return max(round(width * scale), 1), max(round(height * scale), 1)
 
 
-def test_view(config: Pictures, width: int, height: int) -> View:
+def test_view(config: TransformConfig, width: int, height: int) -> View:
     """The whole picture at the test size."""
     size = resized(width, height, config.test_short_side, config.max_side)
     return View((width, height), (0, 0, width, height), size)
 
 
-def training_view(config: Pictures, width: int, height: int, *, seed: int, epoch: int, row: int) -> View:
+def training_view(config: TransformConfig, width: int, height: int, *, seed: int, epoch: int, row: int) -> View:
     """The view of a picture in an epoch: DETR's choice of scales and crops, flip, colours in random order."""
     draw = np.random.default_rng([seed, epoch, row])
     window = (0.0, 0.0, float(width), float(height))

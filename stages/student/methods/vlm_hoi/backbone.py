@@ -21,7 +21,7 @@ from hoi_distill.storage.errors import UserError
 
 
 class Backbone(nn.Module):
-    """Pictures ``[B, 3, H, W]`` to their feature map ``[B, C, h, w]``.
+    """Images ``[B, 3, H, W]`` to their feature map ``[B, C, h, w]``.
 
     Args:
         config: see :class:`~hoi_distill.stages.student.methods.vlm_hoi.model_config.MurenConfig`, as ``frozen_batch_norm`` and

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -17,11 +16,9 @@ from hoi_distill.stages.checkpoints import weight_files
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import Count, CountOrNone, Fraction, NotNegative, Positive, Rate, settings
 from hoi_distill.stages.student.method import LATER
-from hoi_distill.stages.student.methods.vlm_hoi.criterion import LossWeights
-from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
-from hoi_distill.stages.student.methods.vlm_hoi.matching import Costs
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import Costs, ItmConfig, LossWeights
 from hoi_distill.stages.student.methods.vlm_hoi.model_config import MurenConfig
-from hoi_distill.storage.errors import UserError, placed
+from hoi_distill.storage.errors import UserError, nearest, placed
 
 FOREIGN_WEIGHTS = ("*.pth", "*.pt")
 """Weight files of the original DETR's, MUREN's and CDN's codes."""
@@ -34,9 +31,9 @@ Sides = Annotated[tuple[Side, ...], Field(min_length=1)]
 
 
 @settings
-class Pictures:
-    """How pictures are prepared. In training either resized whole or, first, cropped (DETR's two ways), then flipped and
-    changed in colour; at test time resized whole to ``test_short_side``."""
+class TransformConfig:
+    """How images are prepared. In training an image is resized whole or cropped first (DETR's two ways), then flipped and
+    changed in colour. At test time it is resized whole to ``test_short_side``."""
 
     short_sides: Sides = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     """Pixels of the shorter side, one at random."""
@@ -113,7 +110,7 @@ class VlmHoiConfig:
     loss: LossWeights = field(default_factory=LossWeights)
     costs: Costs = field(default_factory=Costs)
 
-    pictures: Pictures = field(default_factory=Pictures)
+    pictures: TransformConfig = field(default_factory=TransformConfig)
     scoring: Scoring = field(default_factory=Scoring)
 
     # optimisation
@@ -174,8 +171,8 @@ def network_config(config: VlmHoiConfig, vocabulary: Vocabulary) -> MurenConfig:
     known = {each.name for each in fields(MurenConfig)} - set(decided)
     for key in config.model:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(sorted(known))}"
+            near = nearest(key, known)
+            hint = f"did you mean {near}?" if near else f"valid keys: {', '.join(sorted(known))}"
             raise UserError(
                 f"student.model.{key}: {'decided by the vocabulary' if key in decided else 'unknown key; ' + hint}"
             )
@@ -194,8 +191,8 @@ def _of_kind(key: str, value: Any) -> Any:
     try:
         TypeAdapter(kind).validate_python(value, strict=kind is not float)
     except ValidationError as error:
-        said = "Input should be a name or a record" if key == "backbone" else error.errors()[0]["msg"]
-        raise UserError(f"student.model.{key}: {said}; got {value!r}") from None
+        problem = "Input should be a name or a record" if key == "backbone" else error.errors()[0]["msg"]
+        raise UserError(f"student.model.{key}: {problem}; got {value!r}") from None
     return value
 
 

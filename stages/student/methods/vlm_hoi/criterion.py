@@ -16,38 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hoi_distill.stages.keys import settings
 from hoi_distill.stages.ops import boxes as box_ops
-from hoi_distill.stages.student.methods.vlm_hoi.matching import Costs, Match, Targets, joined, match_layers
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import Costs, LossWeights
+from hoi_distill.stages.student.methods.vlm_hoi.matching import Match, Targets, joined, match_layers
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
 from hoi_distill.stages.student.training.focal import hard_focal_terms
 
 TERMS = ("human_l1", "object_l1", "human_giou", "object_giou", "object", "verb")
-
-
-@settings
-class LossWeights:
-    """The published weights: of each term, and inside two of them.
-
-    Attributes:
-        no_object: what "no object" counts in the cross-entropy.
-        alpha, gamma: of the focal verb loss.
-        local_counts: divide by this process's counts, the annotated pairs excepted, as MUREN's code does; the curve then
-            depends on how many processes there are.
-    """
-
-    l1: float = 2.5
-    giou: float = 1.0
-    object: float = 1.0
-    verb: float = 2.0
-    no_object: float = 0.1
-    alpha: float = 0.5
-    gamma: float = 2.0
-    local_counts: bool = False
-
-    def of_terms(self) -> tuple[float, ...]:
-        """In the order of :data:`TERMS`."""
-        return self.l1, self.l1, self.giou, self.giou, self.object, self.verb
 
 
 class Criterion:

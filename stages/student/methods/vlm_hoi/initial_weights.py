@@ -30,7 +30,7 @@ DEPTH = {"encoder": 3, "decoders": 3, "fusions": 3, "norms": 2, "queries": 2}
 
 
 @dataclass(frozen=True)
-class Report:
+class LoadReport:
     """Which weights came from where; names of this network, but for ``unexpected``, which are the source's.
 
     Attributes:
@@ -49,19 +49,19 @@ class Report:
     def __str__(self) -> str:
         """One line: how many of which part."""
         kinds = {"found": self.found, "missing": self.missing, "unexpected": self.unexpected}
-        told = [f"{kind}: {_counted(names)}" for kind, names in kinds.items()]
+        parts = [f"{kind}: {_counted(names)}" for kind, names in kinds.items()]
         if self.mismatched:
-            told.append(f"of other shape: {'; '.join(self.mismatched)}")
-        return ", ".join(told)
+            parts.append(f"of other shape: {'; '.join(self.mismatched)}")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceWeights:
     """A checkpoint under this network's names.
 
     Attributes:
         unexpected: its keys that have no place here.
-        heads: its encoder's attention heads, which shapes do not tell.
+        heads: its encoder's attention heads, which shapes do not show.
         classes: COCO-80 index of each of its object classes, and its classifier; None without one that can be used.
     """
 
@@ -73,14 +73,14 @@ class Source:
 
 def initialise(
     model: Muren, source: Path | None, *, allow_random_decoder: bool = False, decoders_from_detr: bool = False
-) -> Report:
+) -> LoadReport:
     """Load what fits of ``source`` into ``model``. What does not fit stays as it is and is reported; a layer or head of
     which a single tensor has another shape stays whole.
 
     Args:
         model: the network.
         source: a folder of transformers' DETR or RT-DETR (Hub layouts around timm's ResNet too), or a ``.pth`` of the
-            original DETR, of MUREN's or of CDN's code; None: start from nothing. Pictures must then be normalised as that
+            original DETR, of MUREN's or of CDN's code; None: start from nothing. Images must then be normalised as that
             checkpoint wants.
         allow_random_decoder: decoder layers that the source lacks may start random.
         decoders_from_detr: start the three decoders from the one of DETR (CDN: the two), with its queries (the first N)
@@ -90,8 +90,8 @@ def initialise(
         UserError: the source cannot be read; frozen weights or, unless allowed, decoder layers would stay random; the
             source's attention has another number of heads.
     """
-    told = str(source) if source is not None else "no start given"
-    read = Source({}, ()) if source is None else _read(source, model, decoders_from_detr)
+    source_name = str(source) if source is not None else "no start given"
+    read = SourceWeights({}, ()) if source is None else _read(source, model, decoders_from_detr)
     own = model.state_dict()
     weights = dict(read.weights)
     for name in [key for key in weights if key.startswith("queries.")]:
@@ -102,23 +102,25 @@ def initialise(
     spoilt = {_part(key) for key in odd}
     fitting = {key: each for key, each in weights.items() if key in own and _part(key) not in spoilt}
     if read.heads != model.config.heads and any("_proj." in key for key in fitting):
-        raise UserError(f"heads: {model.config.heads}, but {told} has {read.heads} a layer; set heads: {read.heads}")
+        raise UserError(
+            f"heads: {model.config.heads}, but {source_name} has {read.heads} a layer; set heads: {read.heads}"
+        )
     found = {key for key in fitting if not key.endswith(COUNTERS)}
     missing = {key for key in own if not key.endswith(COUNTERS)} - found
     frozen = [name for name, each in model.named_parameters() if not each.requires_grad and name in missing]
     if frozen:
         raise UserError(
-            f"{told}: {len(frozen)} frozen weights of the backbone would stay random; give a start that has them, or set "
+            f"{source_name}: {len(frozen)} frozen weights of the backbone would stay random; give a start that has them, or set "
             "frozen_stages: 0 and frozen_batch_norm: false"
         )
     random = [name for name in missing if name.startswith("decoders.")]
     if random and not allow_random_decoder:
         raise UserError(
-            f"{told}: {len(random)} weights of the decoders are not in it and would start random; set "
+            f"{source_name}: {len(random)} weights of the decoders are not in it and would start random; set "
             "allow_random_decoder: true if that is meant, or decoders_from_detr: true to start them from a DETR's decoder"
         )
     model.load_state_dict(fitting, strict=False)
-    return Report(
+    return LoadReport(
         tuple(sorted(found)),
         tuple(sorted(missing)),
         (*read.unexpected, *sorted(key for key in weights if key not in own and not key.endswith(COUNTERS))),
@@ -131,25 +133,25 @@ def _part(name: str) -> str:
     return ".".join(words[: DEPTH.get(words[0], 1)])
 
 
-def _read(source: Path, model: Muren, decoders: bool) -> Source:
+def _read(source: Path, model: Muren, decoders: bool) -> SourceWeights:
     if not source.exists():
         raise UserError(f"{source}: no such checkpoint; give a folder with config.json or a .pth file")
     return _folder(source, model, decoders) if source.is_dir() else _file(source, model, decoders)
 
 
-def _folder(folder: Path, model: Muren, decoders: bool) -> Source:
+def _folder(folder: Path, model: Muren, decoders: bool) -> SourceWeights:
     detector = _detector(folder)
     state = {key: each for key, each in detector.state_dict().items() if not key.endswith(COUNTERS)}
     heads = detector.config.encoder_attention_heads
     if not type(detector).__name__.startswith("Detr"):
         eps = detector.config.batch_norm_eps
-        return Source(*muren_names.from_rt_detr(state, model.backbone.channels, eps), heads=heads)
+        return SourceWeights(*muren_names.from_rt_detr(state, model.backbone.channels, eps), heads=heads)
     names = {str(name).lower().replace(" ", "_"): int(key) for key, name in detector.config.id2label.items()}
     labels = {number: OBJECT_INDEX[name] for name, number in names.items() if name in OBJECT_INDEX}
     return _of_detr(state, labels, decoders, heads)
 
 
-def _file(path: Path, model: Muren, decoders: bool) -> Source:
+def _file(path: Path, model: Muren, decoders: bool) -> SourceWeights:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the training arguments beside the weights
             record = torch.load(path, map_location="cpu", weights_only=True)
@@ -160,18 +162,18 @@ def _file(path: Path, model: Muren, decoders: bool) -> Source:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: no checkpoint that can be read safely ({why}); give a .pth of weights") from error
     if "query_embed_human.weight" in weights:
-        return Source(*muren_names.from_muren(weights, model.config, str(path)))
+        return SourceWeights(*muren_names.from_muren(weights, model.config, str(path)))
     if "sub_bbox_embed.layers.0.weight" in weights:
-        return Source(*muren_names.from_cdn(weights, decoders, str(path)))
+        return SourceWeights(*muren_names.from_cdn(weights, decoders, str(path)))
     labels = dict(zip(COCO_CATEGORY_IDS, range(len(COCO_OBJECTS)), strict=True))
     return _of_detr(detr_names.translated(weights, str(path)), labels, decoders, 8)
 
 
-def _of_detr(state: Mapping[str, Tensor], labels: dict[int, int], decoders: bool, heads: int) -> Source:
+def _of_detr(state: Mapping[str, Tensor], labels: dict[int, int], decoders: bool, heads: int) -> SourceWeights:
     found, left = muren_names.from_detr(state, decoders)
     weight, bias = state["class_labels_classifier.weight"], state["class_labels_classifier.bias"]
     usable = labels and max(labels) < len(weight) - 1  # the last row is "no object"
-    return Source(found, left, heads, (labels, weight, bias) if usable else None)
+    return SourceWeights(found, left, heads, (labels, weight, bias) if usable else None)
 
 
 def _object_classifier(

@@ -1,6 +1,6 @@
 """Losses that teach verb logits from image-text matching: the families F0 to F4 and F7, and the choice among them.
 
-For a matched query with object o: verbs V that the teacher was asked about with o (``no_interaction`` is none of them),
+For a matched query with object o: verbs V that the teacher has scored with o (``no_interaction`` is none of them),
 logits z, ``p = sigmoid(z)``, ``pi = softmax_V(z / T)``, annotated verbs ``y``, the teacher's match log-odds m and their
 calibration t (:mod:`hoi_distill.stages.student.methods.vlm_hoi.itm_targets`). Every loss is one number a query, float32
 or better, to be summed, divided by the number of matched queries (of all processes) and weighted with
@@ -13,87 +13,17 @@ Shapes: Q matched queries, B pictures, N queries of a picture, V verbs, O object
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hoi_distill.stages.keys import Fraction, NotNegative, Positive, settings
-from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmScores, PromptForm
-from hoi_distill.storage.errors import UserError
+from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmScores
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
 
 TINY = 1e-6
 """Added to the base of a power: below an exponent of 1 its slope at 0 is infinite."""
-
-Family = Literal["F0", "F1", "F1-literal", "F2", "F2n", "F3", "F4", "F7"]
-"""F0: Eq. 4 at the argmax, for the record, no gradient. F1: expected cost, corrected; F1-literal: with Eq. 4's costs.
-F2: soft targets. F2n: softer negatives (F2'), no term of its own but a weight in the verb loss. F3: margins. F4: listwise
-KL. F7: pictures as a whole; it stands alone here and can be added to any other for pictures without labels."""
-
-
-@settings
-class ItmConfig:
-    """The ITM term. Papers' symbols in brackets."""
-
-    family: Family = "F1"
-    weight: NotNegative = 1.0
-    """[lambda_ITM] With 0 the training is the baseline bit for bit."""
-    ramp: NotNegative = 5.0
-    """Epochs over which that weight grows linearly from 0."""
-    layers: Literal["final", "all"] = "final"
-    """Which decoder layers are taught; the paper does not say, its code teaches all."""
-    prompt: PromptForm = "full"
-    object: Literal["gt", "predicted"] = "gt"
-    """F1 only: costs of the annotated object, or averaged over the predicted distribution of objects."""
-    alpha: Fraction = 0.5
-    """[alpha] F1: the calibrated score above which an annotated verb costs nothing. Eq. 4 has 1."""
-    beta: Fraction = 0.5
-    """[beta] F1: by how much of its score t a verb that is not annotated gets cheaper."""
-    mixing: Fraction = 0.3
-    """[lambda] The teacher's share: of F2's targets, of F2n's forgiveness, of F4's distribution."""
-    temperature: Positive = 1.0
-    """[T] Of the student's softmax in F1 and F4."""
-    tau: Positive = 1.0
-    """[tau] Of the teacher's softmax in F4, in units of log-odds."""
-    margin: NotNegative = 0.2
-    """[delta_0] F3: the least margin between an annotated verb and another."""
-    margin_slope: NotNegative = 0.1
-    """[eta] F3: how much of the teacher's difference of log-odds is added to it."""
-    margin_limit: NotNegative = 2.0
-    """F3: and at most how much."""
-    gamma: NotNegative = 2.0
-    """Exponent of ``|target - p|`` in F2 and F7: 0 is plain cross-entropy; above, F2 quarrels less with the focal verb
-    loss on the same logits."""
-    smoothing: Positive = 0.2
-    """F7: temperature, in log-probability, of the smooth maximum over queries."""
-
-    def __post_init__(self) -> None:
-        if self.family == "F1" and self.alpha > 1 - self.beta:
-            raise UserError(
-                f"alpha: {self.alpha} is above 1 - beta = {1 - self.beta:g}, so an annotated verb could cost more "
-                "than another; lower alpha or beta, or choose family F1-literal"
-            )
-        if self.family == "F2" and self.mixing > 0.3:
-            raise UserError(f"mixing: {self.mixing}; above 0.3 F2 rewards plausible verbs as if annotated")
-        if self.family == "F7" and self.prompt != "full":
-            raise UserError(
-                f"prompt: F7 judges a verb together with its object, which '{self.prompt}' does not name; full"
-            )
-        if self.object == "predicted" and self.family not in ("F1", "F1-literal"):
-            raise UserError(f"object: predicted objects are for family F1, not {self.family}; choose gt")
-
-    def weight_at(self, epoch: float) -> float:
-        """The term's weight after ``epoch`` epochs, fractions included."""
-        return self.weight * self.ramp_at(epoch)
-
-    def ramp_at(self, epoch: float) -> float:
-        """The share of the weight after ``epoch`` epochs, 0 to 1."""
-        return 1.0 if self.ramp == 0 else min(1.0, epoch / self.ramp)
-
-    def taught(self, layers: int) -> range:
-        """Which of a decoder's ``layers`` are taught."""
-        return range(0 if self.layers == "all" else layers - 1, layers)
 
 
 class MatchedQueries(NamedTuple):
@@ -129,7 +59,7 @@ def itm_terms(config: ItmConfig, scores: ItmScores, hoi_id: Tensor, queries: Mat
     if config.family in ("F2n", "F7"):
         return verb_logits.new_zeros(len(verb_logits), dtype=torch.float32)
     here = scores.of_verbs(picture, objects, hoi_id)
-    wanted = asked(here.soft, verbs)
+    wanted = supervised_verbs(here.soft, verbs)
     if config.object == "predicted":
         if object_logits is None:
             raise ValueError("predicted objects need object_logits")
@@ -151,9 +81,16 @@ def itm_terms(config: ItmConfig, scores: ItmScores, hoi_id: Tensor, queries: Mat
     return listwise(verb_logits, verbs, here.centred, wanted, **shape)
 
 
-def asked(values: Tensor, verbs: Tensor) -> Tensor:
-    """bool ``[Q, V]``: the verbs of V, none for a query without an annotated one among them. NaN in ``values [Q, V]``
-    is not asked."""
+def supervised_verbs(values: Tensor, verbs: Tensor) -> Tensor:
+    """The verbs of V; none for a query without an annotated verb among them.
+
+    Args:
+        values: float ``[Q, V]``, the teacher's scores; NaN where it has none.
+        verbs: float ``[Q, V]`` in {0, 1}, annotated.
+
+    Returns:
+        bool ``[Q, V]``.
+    """
     known = ~torch.isnan(values)
     return known & (known & (verbs > 0)).any(1, keepdim=True)
 
@@ -256,7 +193,7 @@ def negative_weights(config: ItmConfig, soft: Tensor, verbs: Tensor, ramp: float
     share = config.mixing * config.weight * ramp
     if config.family != "F2n" or share == 0:
         return None
-    known = asked(soft, verbs) & (verbs == 0)
+    known = supervised_verbs(soft, verbs) & (verbs == 0)
     return torch.where(known, 1 - min(share, 1.0) * soft.detach().float(), 1.0)
 
 

@@ -1,4 +1,4 @@
-"""What the cached teacher says about a batch: one ITM table to match log-odds of every verb with every object.
+"""The cached teacher's scores of a batch: from one ITM table to match log-odds of every verb with every object.
 
 One quantity is used everywhere, the match log-odds ``m = z1 - z0``, and ``t = sigmoid((m - b) / tau)``, its calibration
 on the labelled pictures. (The released code of VLM-HOI reads z0, that is "no match".)
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,77 +19,25 @@ import torch
 from torch import Tensor
 
 from hoi_distill.stages.data.annotations import Annotations
-from hoi_distill.stages.data.prompts import NO_INTERACTION
-from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.calibration import Platt, fit_platt, match_log_odds
+from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import ItmColumns
+from hoi_distill.stages.student.source import stacked
 from hoi_distill.storage.errors import UserError
-
-PromptForm = Literal["verb", "object", "full"]
-"""VLM-HOI's table 4: "... riding something", "a photo of a bicycle", "... riding a bicycle"."""
-
-
-@dataclass(frozen=True, eq=False)
-class ItmColumns:
-    """The sentences to ask for and the class that each is about.
-
-    prompts: P sentences, each once, in order of first use: columns of the ``itm`` table.
-    column: int64 [C], the sentence of each class; -1 where none is asked.
-    hois: int64 [C, 2], (verb, object) of each class.
-    hoi_id: int64 [V, O + 1], the class of a verb and an object; -1 where there is none, and for ``no_interaction``:
-        that somebody does nothing cannot be told from how well a sentence matches the whole picture.
-    """
-
-    prompts: tuple[str, ...]
-    column: npt.NDArray[np.int64]
-    hois: npt.NDArray[np.int64]
-    hoi_id: npt.NDArray[np.int64]
-
-    def of_classes(self, values: np.ndarray) -> npt.NDArray[np.float32]:
-        """float ``[..., P]`` of the sentences to float32 ``[..., C]`` of the classes, NaN where none is asked."""
-        none = np.full((*values.shape[:-1], 1), np.nan, np.float32)
-        return np.concatenate([values.astype(np.float32), none], -1)[..., self.column]
-
-
-def columns_for(vocabulary: Vocabulary, form: PromptForm = "full", missing_object: bool = False) -> ItmColumns:
-    """The columns of the ``itm`` table that stand for the classes of ``vocabulary`` in a form of prompt.
-
-    A verb without a visible object is asked about by its verb sentence ("a photo of a person standing") in the forms
-    ``verb`` and ``full``, if ``missing_object``; else, and in the form ``object``, it is not distilled.
-    """
-    verbs, objects = len(vocabulary.verbs), len(vocabulary.objects)
-    alone = np.stack([np.arange(verbs), np.full(verbs, objects)], 1)
-    hois = np.concatenate([vocabulary.hois.astype(np.int64), alone])
-    by_verb, by_object = vocabulary.verb_prompts(), vocabulary.object_prompts()
-    sentences: list[str | None] = {
-        "verb": [by_verb[verb] for verb in vocabulary.hois[:, 0]],
-        "object": [by_object[thing] for thing in vocabulary.hois[:, 1]],
-        "full": list(vocabulary.prompts()),
-    }[form]
-    sentences += by_verb if missing_object and form != "object" else [None] * verbs
-    asked = np.array([vocabulary.verbs[verb] != NO_INTERACTION for verb in hois[:, 0]])
-    asked &= np.array([sentence is not None for sentence in sentences])
-    place: dict[str | None, int] = {}
-    column = np.full(len(hois), -1, np.int64)
-    for index in np.flatnonzero(asked).tolist():
-        column[index] = place.setdefault(sentences[index], len(place))
-    hoi_id = np.full((verbs, objects + 1), -1, np.int64)
-    hoi_id[hois[asked, 0], hois[asked, 1]] = np.flatnonzero(asked)
-    return ItmColumns(tuple(filter(None, place)), column, hois, hoi_id)
 
 
 def match_row(cells: Mapping[str, Any], prompts: Sequence[str], picture: str) -> npt.NDArray[np.float32]:
     """One picture's cells of the ``itm`` table, raw (z0, z1) by prompt, to log-odds of a match, float32 ``[P]``.
 
-    A cell of None, one that this picture was not to be asked for, becomes NaN.
+    A cell of None, which this image does not want, becomes NaN.
 
     Raises:
         UserError: a sentence is no column of the table.
     """
     if absent := [prompt for prompt in prompts if prompt not in cells]:
         raise _no_score(picture, absent[0])
-    not_asked = (np.nan, np.nan)
-    pairs = [not_asked if cells[prompt] is None else cells[prompt] for prompt in prompts]
-    return match_log_odds(np.array(pairs, np.float32).reshape(-1, 2))
+    if list(cells) != list(prompts):
+        cells = {prompt: cells[prompt] for prompt in prompts}
+    return match_log_odds(stacked(cells))
 
 
 def annotated_classes(annotations: Annotations, columns: ItmColumns) -> npt.NDArray[np.bool_]:
@@ -105,9 +53,12 @@ def annotated_classes(annotations: Annotations, columns: ItmColumns) -> npt.NDAr
 
 @dataclass(frozen=True)
 class ItmScores:
-    """What the teacher says: float32 ``[B, C]``, or any selection of it. NaN: not asked, not wanted, or no class.
+    """The teacher's scores of B images and C classes, or any selection of them. NaN: not computed, not wanted, or no class.
 
-    log_odds: m. soft: t, calibrated probability. centred: m minus its sentence's mean over the training pictures.
+    Attributes:
+        log_odds: float32 ``[B, C]``, m.
+        soft: float32 ``[B, C]``, calibrated probability t.
+        centred: float32 ``[B, C]``, m minus its sentence's mean over the training images.
     """
 
     log_odds: Tensor
@@ -119,7 +70,7 @@ class ItmScores:
         return ItmScores(self.log_odds.to(device), self.soft.to(device), self.centred.to(device))
 
     def of_verbs(self, picture: Tensor, objects: Tensor, hoi_id: Tensor) -> ItmScores:
-        """What it says of every verb with one object: fields ``[Q, V]``.
+        """The scores of every verb with one object: fields ``[Q, V]``.
 
         Args:
             picture: int64 ``[Q]``, places in the batch.
@@ -129,7 +80,7 @@ class ItmScores:
         return self._select(picture, hoi_id.T[objects])
 
     def of_objects(self, picture: Tensor, hoi_id: Tensor) -> ItmScores:
-        """What it says of every verb with every object: fields ``[Q, O + 1, V]``."""
+        """The scores of every verb with every object: fields ``[Q, O + 1, V]``."""
         return self._select(picture, hoi_id.T[None].expand(len(picture), -1, -1))
 
     def _select(self, picture: Tensor, classes: Tensor) -> ItmScores:
@@ -143,14 +94,17 @@ class ItmScores:
 
 @dataclass(frozen=True, eq=False)
 class ItmTargets:
-    """The teacher's scores of N training pictures, ready to be taken for any batch of rows.
+    """The teacher's scores of N training images, for any batch of rows.
 
-    log_odds: float ``[N, P]``, may be memory-mapped; NaN where not asked.
-    names: of the N pictures, for messages.
-    mean: float32 ``[P]``, see :func:`sentence_mean`.
-    source: int64 ``[N]``, whose answers each row is given; None: its own (another's in the shuffled control).
-    strict: every sentence must have been asked for every picture. Without it NaN entries are not wanted and are left
-        out of the losses (a table of each picture's top-k sentences); a row with nothing in it is an error all the same.
+    Attributes:
+        columns: the P sentences and the classes that they stand for.
+        log_odds: float ``[N, P]``, may be memory-mapped; NaN where the teacher has no score.
+        platt: the calibration of log-odds.
+        mean: float32 ``[P]``, see :func:`sentence_mean`.
+        names: names of the N images, for messages.
+        source: int64 ``[N]``, the row whose scores each row gets; None: its own (another's in the shuffled control).
+        strict: every image must have a score of every sentence. Without it NaN scores are not wanted and are left out of
+            the losses (a table of each image's top-k sentences), but a row without any score is an error all the same.
     """
 
     columns: ItmColumns
@@ -178,13 +132,13 @@ def _no_score(picture: str, prompt: str) -> UserError:
 
 
 def sentence_mean(log_odds: np.ndarray, rows: np.ndarray) -> npt.NDArray[np.float32]:
-    """Each sentence's mean m over pictures ``rows``: float ``[N, P]`` to float32 ``[P]``, 0 for one never asked.
+    """Each sentence's mean m over pictures ``rows``: float ``[N, P]`` to float32 ``[P]``, 0 for a sentence without scores.
 
     Sentences differ in how well they match any picture; without its mean a short or common one wins everywhere (F4).
     """
     values = np.asarray(log_odds[rows], np.float64)
-    asked = ~np.isnan(values)
-    return (np.where(asked, values, 0).sum(0) / np.maximum(asked.sum(0), 1)).astype(np.float32)
+    known = ~np.isnan(values)
+    return (np.where(known, values, 0).sum(0) / np.maximum(known.sum(0), 1)).astype(np.float32)
 
 
 def calibrate(
@@ -195,8 +149,8 @@ def calibrate(
     Args:
         log_odds: float ``[N, C]`` of labelled training pictures; NaN entries are left out.
         present: bool ``[N, C]``, classes that the annotations find in the picture.
-        candidate: bool ``[N, C]``, entries to fit on: for t of matched queries :func:`same_object`, whose teacher is
-            only asked about annotated objects; default all, as F7 asks about everything.
+        candidate: bool ``[N, C]``, entries to fit on: for t of matched queries :func:`same_object`, because
+            these read scores of annotated objects only; default all, which F7 reads.
         what: begins an error's message.
 
     Raises:

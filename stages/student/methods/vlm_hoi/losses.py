@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig
-from hoi_distill.stages.student.methods.vlm_hoi.criterion import TERMS, Criterion, LossWeights, flat
+from hoi_distill.stages.student.methods.vlm_hoi.criterion import TERMS, Criterion, flat
 from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import (
-    ItmConfig,
     MatchedQueries,
     gradient_ratio,
     itm_terms,
@@ -18,16 +17,17 @@ from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import (
     picture_terms,
 )
 from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmScores, ItmTargets
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig, LossWeights
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Match, Targets, joined
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
-from hoi_distill.stages.student.methods.vlm_hoi.picture_set import Batch
+from hoi_distill.stages.student.methods.vlm_hoi.picture_set import ImageBatch
 from hoi_distill.stages.student.training.focal import hard_focal_terms
 from hoi_distill.stages.student.training.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
 class ItmTables:
-    """:class:`~hoi_distill.stages.student.methods.vlm_hoi.itm_targets.ItmColumns` on a device: int64 ``hoi_id [V, O + 1]``,
+    """:class:`~hoi_distill.stages.student.methods.vlm_hoi.itm_columns.ItmColumns` on a device: int64 ``hoi_id [V, O + 1]``,
     ``hois [C, 2]``."""
 
     hoi_id: Tensor
@@ -53,7 +53,7 @@ class Distilled:
 
 def batch_loss(
     output: MurenOutput,
-    batch: Batch,
+    batch: ImageBatch,
     config: VlmHoiConfig,
     tables: tuple[ItmTables | None, ItmTables | None],
     epoch: float,
@@ -121,28 +121,28 @@ def labelled_term(
     tables: ItmTables,
     processes: Processes,
 ) -> Tensor:
-    """The chosen family on the labelled pictures, summed over the taught layers, divided by the matched queries."""
+    """The chosen family on the labelled pictures, summed over the layers that learn, divided by the matched queries."""
     if config.family == "F7":
         return pictures_term(config, output, scores, tables, processes)
     rows, _ = joined(targets)
     pictures, queries, row = flat(matches, targets, rows.objects.device)
     value = output.verb_logits.new_zeros(())
-    for layer in config.taught(len(matches)):
+    for layer in config.learning_layers(len(matches)):
         picture, query, own = pictures[layer], queries[layer], row[layer]
         at = (layer, picture, query)
         matched = MatchedQueries(
             picture, output.verb_logits[at], rows.verbs[own], rows.objects[own], output.object_logits[at]
         )
         value = value + itm_terms(config, scores, tables.hoi_id, matched).sum()
-    return value / processes.share(torch.tensor(float(queries.shape[1]), device=value.device))
+    return value / processes.normaliser(torch.tensor(float(queries.shape[1]), device=value.device))
 
 
 def pictures_term(
     config: ItmConfig, output: MurenOutput, scores: ItmScores, tables: ItmTables, processes: Processes
 ) -> Tensor:
-    """F7, summed over the taught layers, divided by the expected number of interactions in the pictures."""
+    """F7, summed over the layers that learn, divided by the expected number of interactions in the pictures."""
     value = output.verb_logits.new_zeros(())
-    for layer in config.taught(len(output.verb_logits)):
+    for layer in config.learning_layers(len(output.verb_logits)):
         found = picture_terms(
             output.verb_logits[layer],
             output.object_logits[layer],
@@ -152,7 +152,7 @@ def pictures_term(
             gamma=config.gamma,
         )
         value = value + found.sum()
-    return value / processes.share(torch.nan_to_num(scores.soft).sum())
+    return value / processes.normaliser(torch.nan_to_num(scores.soft).sum())
 
 
 def final_verb_loss(

@@ -14,8 +14,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from hoi_distill.stages.keys import settings
 from hoi_distill.stages.ops import boxes as box_ops
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import Costs
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
 
 Match = tuple[Tensor, Tensor]
@@ -51,16 +51,6 @@ class Targets:
         return (self.object_boxes == 0).all(-1)
 
 
-@settings
-class Costs:
-    """What each part of the cost counts."""
-
-    object: float = 1.0
-    verb: float = 1.0
-    l1: float = 2.5
-    giou: float = 1.0
-
-
 def joined(targets: Sequence[Targets]) -> tuple[Targets, Tensor]:
     """All pictures' pairs in a row, R of them, and int64 ``[R]``, the picture of each."""
     rows = Targets(*(torch.cat([getattr(each, field.name) for each in targets]) for field in fields(Targets)))
@@ -85,8 +75,8 @@ def matching_costs(output: MurenOutput, targets: Sequence[Targets], costs: Costs
         classes = rows.objects[:, None, None].expand(*object_logits.shape[:-1], 1)
         cost_object = -object_logits.softmax(-1).gather(-1, classes).squeeze(-1)
         p, y = verb_logits.sigmoid(), rows.verbs.float()
-        right = (p @ y[..., None]).squeeze(-1) / y.sum(-1).clamp(min=1)[:, None]
-        quiet = ((1 - p) @ (1 - y)[..., None]).squeeze(-1) / (1 - y).sum(-1).clamp(min=1)[:, None]
+        present = (p @ y[..., None]).squeeze(-1) / y.sum(-1).clamp(min=1)[:, None]
+        absent = ((1 - p) @ (1 - y)[..., None]).squeeze(-1) / (1 - y).sum(-1).clamp(min=1)[:, None]
         there = ~rows.missing[:, None]
         l1_human = (human - rows.human_boxes[:, None]).abs().sum(-1)
         l1_object = (object_ - rows.object_boxes[:, None]).abs().sum(-1) * there
@@ -94,7 +84,7 @@ def matching_costs(output: MurenOutput, targets: Sequence[Targets], costs: Costs
         giou_object = -_giou(object_, rows.object_boxes[:, None]) + giou_human * ~there
         return (
             costs.object * cost_object
-            - costs.verb * (right + quiet) / 2
+            - costs.verb * (present + absent) / 2
             + costs.l1 * torch.maximum(l1_human, l1_object)
             + costs.giou * torch.maximum(giou_human, giou_object)
         )

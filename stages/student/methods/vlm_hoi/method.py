@@ -1,31 +1,27 @@
-"""VLM-HOI as a method: MUREN on whole pictures, taught by cached image-text matching scores."""
+"""VLM-HOI as a method: MUREN on whole images, distilled from cached image-text matching scores."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from hoi_distill.stages.student.method import Extras, Method, Needs
+from hoi_distill.stages.student.method import Method, Needs
 from hoi_distill.stages.student.methods.vlm_hoi.config import (
     BOOKKEEPING,
     VlmHoiConfig,
     has_missing_objects,
     starting_files,
 )
-from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import columns_for
+from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import columns_for
 
 if TYPE_CHECKING:
     from hoi_distill.stages.data.vocabulary import Vocabulary
-    from hoi_distill.stages.student.data import TrainingSet
-    from hoi_distill.stages.student.student import Student
 
 TEACHERS = {"itm": "cached image-text-matching scores", "shuffled": "another picture's matching scores (control)"}
 
 
-class VlmHoiMethod(Method):
+class VlmHoiMethod(Method[VlmHoiConfig]):
     name = "vlm_hoi"
     version = 1
     config = VlmHoiConfig
@@ -34,8 +30,8 @@ class VlmHoiMethod(Method):
     @override
     def needs(self, config: VlmHoiConfig, vocabulary: Vocabulary) -> Needs:
         missing = has_missing_objects(vocabulary)
-        taught = [(config.on_labelled, config.itm), (config.on_unlabelled, config.f7)]
-        forms = [term.prompt for active, term in taught if active]
+        terms = [(config.on_labelled, config.itm), (config.on_unlabelled, config.f7)]
+        forms = [term.prompt for active, term in terms if active]
         prompts = dict.fromkeys(prompt for form in forms for prompt in columns_for(vocabulary, form, missing).prompts)
         return Needs(
             {"itm": tuple(prompts)} if prompts else {},
@@ -51,29 +47,17 @@ class VlmHoiMethod(Method):
 
     @override
     def distilled(self, config: VlmHoiConfig, labelled: int, unlabelled: int) -> dict[str, int]:
-        asked = (
+        weights = (
             ("itm", config.itm.weight, labelled),
             ("f7", config.f7.weight, unlabelled if config.unlabelled_per_step else 0),
         )
-        return {f"{key}.weight: {weight:g}": pictures for key, weight, pictures in asked if weight > 0}
+        return {f"{key}.weight: {weight:g}": pictures for key, weight, pictures in weights if weight > 0}
 
     @override
     def rehearse(self, config: VlmHoiConfig, vocabulary: Vocabulary) -> None:
         from hoi_distill.stages.student.methods.vlm_hoi.train import new_network
 
         new_network(config, vocabulary)
-
-    @override
-    def train(self, config: VlmHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras) -> Student:
-        from hoi_distill.stages.student.methods.vlm_hoi.train import train
-
-        return train(config, data, run_dir, extras, report=extras.report)
-
-    @override
-    def load(self, folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Student:
-        from hoi_distill.stages.student.methods.vlm_hoi.student import load
-
-        return load(folder, record, vocabulary)
 
     @override
     def trained_on(self, config: VlmHoiConfig, labelled: int, unlabelled: int) -> str:

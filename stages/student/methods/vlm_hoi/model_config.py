@@ -1,4 +1,4 @@
-"""What MUREN's tensors depend on, and nothing else: written into a checkpoint's ``config.json``."""
+"""What MUREN's tensors depend on, and nothing else; a checkpoint's ``config.json`` holds it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ class MurenConfig:
         objects: K, object classes.
         verbs: V.
         queries: N, queries of each branch.
-        missing_object: one class more, number K, for verbs whose object is not there (V-COCO).
-        shared_fusion: one attentive fusion a branch for all decoder layers, rather than one for each (V-COCO).
-        d_model, heads, ffn: width, attention heads and hidden width of every transformer layer.
-        dropout: also on attention weights and inside the feed-forward blocks, as in the original DETR.
+        missing_object: one more class, number K, for verbs whose object is not there (V-COCO).
+        shared_fusion: one attentive fusion of a branch for all decoder layers, not one for each layer (V-COCO).
+        d_model: width of every transformer layer.
+        heads: attention heads of every transformer layer.
+        ffn: hidden width of every transformer layer.
+        encoder_layers: layers of the encoder.
+        decoder_layers: layers of each branch's decoder.
+        dropout: of every transformer layer, also of attention weights and inside the feed-forward blocks, as in the original
+            DETR.
         frozen_batch_norm: the backbone's batch norms keep their statistics and scales. Only sensible with trained ones.
-        frozen_stages: so many leading parts of the backbone do not learn: 1 the stem, 2 the stem and stage 1, ...
+        frozen_stages: how many leading parts of the backbone do not learn: 1 the stem, 2 the stem and stage 1, ...
     """
 
     backbone: Mapping[str, Any]

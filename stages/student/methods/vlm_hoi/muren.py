@@ -22,10 +22,11 @@ from hoi_distill.stages.student.methods.vlm_hoi.relation import BRANCHES, Attent
 
 
 class MurenOutput(NamedTuple):
-    """What the network says of B pictures after each of L decoder layers; the last is the answer.
+    """The network's output for B images after each of L decoder layers; the last one is the answer.
 
     Attributes:
-        human_boxes, object_boxes: float32 ``[L, B, N, 4]`` cxcywh in 0..1 of the picture without its padding.
+        human_boxes: float32 ``[L, B, N, 4]`` cxcywh in 0..1 of the image without its padding.
+        object_boxes: float32 ``[L, B, N, 4]`` likewise.
         object_logits: ``[L, B, N, K + 1]`` for a softmax; the last class is "no object". With ``missing_object`` there is
             one more before it, K.
         verb_logits: ``[L, B, N, V]`` for sigmoids.
@@ -39,10 +40,6 @@ class MurenOutput(NamedTuple):
     def layer(self, index: int) -> MurenOutput:
         """One decoder layer's output; every tensor loses its L axis."""
         return MurenOutput(*(each[index] for each in self))
-
-    def pictures(self, index: Tensor) -> MurenOutput:
-        """Some of the pictures (bool ``[B]`` or int64 positions), all layers: those with labels, say."""
-        return MurenOutput(*(each[:, index] for each in self))
 
 
 class EncoderLayers(nn.Module):

@@ -14,7 +14,7 @@ from typing_extensions import override
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.methods.vlm_hoi.augment import View, training_view
-from hoi_distill.stages.student.methods.vlm_hoi.config import Pictures, VlmHoiConfig
+from hoi_distill.stages.student.methods.vlm_hoi.config import TransformConfig, VlmHoiConfig
 from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmScores, ItmTargets
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Targets
 from hoi_distill.stages.student.training.loop import BatchSource
@@ -23,7 +23,7 @@ from hoi_distill.storage.sampling import epoch_order
 
 
 @dataclass
-class Batch:
+class ImageBatch:
     """One step's pictures: B of them, the first ``len(targets)`` with labels.
 
     Attributes:
@@ -31,8 +31,8 @@ class Batch:
         pixels: float32 ``[B, 3, H, W]``, normalised, 0 beyond each picture.
         mask: bool ``[B, H, W]``, True inside.
         targets: the labelled pictures' pairs.
-        labelled: what the teacher says of the labelled pictures, where it is distilled.
-        unlabelled: what it says of the other pictures, where it is distilled.
+        labelled: the teacher's scores of the labelled images, where they are distilled.
+        unlabelled: its scores of the other images, where they are distilled.
     """
 
     rows: Tensor
@@ -42,11 +42,11 @@ class Batch:
     labelled: ItmScores | None
     unlabelled: ItmScores | None
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> ImageBatch:
         """The same on another device, but for the rows."""
         scores = [None if each is None else each.to(device) for each in (self.labelled, self.unlabelled)]
         targets = [each.to(device) for each in self.targets]
-        return Batch(self.rows, self.pixels.to(device), self.mask.to(device), targets, *scores)
+        return ImageBatch(self.rows, self.pixels.to(device), self.mask.to(device), targets, *scores)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def targets_of(pairs: Pairs, view: View, missing: int) -> Targets:
     )
 
 
-def in_frame(pictures: Sequence[np.ndarray], width: int, height: int, config: Pictures) -> tuple[Tensor, Tensor]:
+def in_frame(pictures: Sequence[np.ndarray], width: int, height: int, config: TransformConfig) -> tuple[Tensor, Tensor]:
     """uint8 ``[h, w, 3]`` each, normalised in the top left corner of a common frame: float32 ``[B, 3, height, width]``
     and bool ``[B, height, width]``."""
     pixels = torch.zeros(len(pictures), 3, height, width)
@@ -126,7 +126,7 @@ def in_frame(pictures: Sequence[np.ndarray], width: int, height: int, config: Pi
     return pixels, mask
 
 
-class StepBatches(BatchSource[Batch]):
+class StepBatches(BatchSource[ImageBatch]):
     """``batches[step]`` is the whole batch of that step (of one rank): labelled pictures, then the others.
 
     Args:
@@ -196,7 +196,7 @@ class StepBatches(BatchSource[Batch]):
         return training_view(self.config.pictures, width, height, seed=self.config.seed, epoch=epoch, row=row)
 
     @override
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> ImageBatch:
         drawn = self.drawn(step)
         views = [[(row, self.view(row, epoch)) for row, epoch in part] for part in drawn]
         sizes = np.array([view.size for part in views for _, view in part])
@@ -209,7 +209,7 @@ class StepBatches(BatchSource[Batch]):
         merge = self.config.pictures.merge_iou
         rows = np.array([row for row, _ in labelled + others], np.int64)
         first = len(labelled)
-        return Batch(
+        return ImageBatch(
             torch.from_numpy(rows),
             pixels,
             mask,

@@ -17,7 +17,7 @@ from hoi_distill.stages.evaluate.formats.parquet import detections_table, detect
 from hoi_distill.stages.evaluate.metrics.pair_nms import pairwise_nms
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.student.methods.vlm_hoi.augment import test_view
-from hoi_distill.stages.student.methods.vlm_hoi.config import Pictures, Scoring
+from hoi_distill.stages.student.methods.vlm_hoi.config import Scoring, TransformConfig
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
 from hoi_distill.stages.student.methods.vlm_hoi.picture_set import in_frame
 
@@ -26,7 +26,7 @@ WAITING = 8
 
 
 @dataclass(frozen=True)
-class Triplets:
+class ScoredTriplets:
     """Scored triplets of one picture, D of them.
 
     Attributes:
@@ -52,7 +52,9 @@ def valid_verbs(vocabulary: Vocabulary, missing_object: bool) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(valid))
 
 
-def triplets(output: MurenOutput, size: tuple[int, int], valid: Tensor, scoring: Scoring, objects: int) -> Triplets:
+def triplets(
+    output: MurenOutput, size: tuple[int, int], valid: Tensor, scoring: Scoring, objects: int
+) -> ScoredTriplets:
     """Score one picture's queries, keep the best, suppress duplicates.
 
     Args:
@@ -88,15 +90,15 @@ def triplets(output: MurenOutput, size: tuple[int, int], valid: Tensor, scoring:
         group = verb * (objects + 1) + label_[query]
         kept = pairwise_nms(group, score[query, verb], (human[query], thing[query]), **suppression)
         query, verb = query[kept], verb[kept]
-    return Triplets(
+    return ScoredTriplets(
         human[query], thing[query], np.where(label_[query] == objects, -1, label_[query]), verb, score[query, verb]
     )
 
 
 def of_one_size(
-    count: int, read: Callable[[int], np.ndarray], config: Pictures, batch: int
+    count: int, read: Callable[[int], np.ndarray], config: TransformConfig, batch: int
 ) -> Iterator[list[tuple[int, tuple[int, int], np.ndarray]]]:
-    """Pictures in groups of one size as the network sees them, so that none is padded: what padding lets into a feature map
+    """Images in groups of one size as the network sees them, so that none is padded: what padding lets into a feature map
     depends on the pictures beside it.
 
     Yields:
@@ -118,7 +120,7 @@ def of_one_size(
 
 @dataclass(frozen=True)
 class Inference:
-    """How pictures are looked at and scored.
+    """How images are prepared and scored.
 
     Attributes:
         pictures: their size and normalisation.
@@ -126,7 +128,7 @@ class Inference:
         batch: how many pictures of one size the network sees at once.
     """
 
-    pictures: Pictures
+    pictures: TransformConfig
     scoring: Scoring
     batch: int
 
@@ -140,7 +142,7 @@ def predicted(
     *,
     vocabulary: Vocabulary,
     missing_object: bool,
-) -> Iterator[tuple[int, Triplets]]:
+) -> Iterator[tuple[int, ScoredTriplets]]:
     """(row, its triplets) of every picture, in no particular order; the model is left in evaluation mode."""
     pictures = inference.pictures
     device = next(model.parameters()).device
@@ -156,7 +158,7 @@ def predicted(
 
 
 def write_triplets(
-    path: Path, found: Iterator[tuple[int, Triplets]], image_ids: Sequence[str], vocabulary: Vocabulary
+    path: Path, found: Iterator[tuple[int, ScoredTriplets]], image_ids: Sequence[str], vocabulary: Vocabulary
 ) -> int:
     """Write the triplets of pictures as a file of detections, in the pictures' order.
 

@@ -1,4 +1,4 @@
-"""A trained VLM-HOI student: the network, its vocabulary, and how it looks at pictures. It needs no table."""
+"""A trained VLM-HOI student: the network, its vocabulary, and how it predicts. It needs no table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ from hoi_distill.stages.student.methods.vlm_hoi.model_config import MurenConfig
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
 from hoi_distill.stages.student.methods.vlm_hoi.predict import Inference, predicted, write_triplets
 from hoi_distill.stages.student.pretrained import best_device
-from hoi_distill.stages.student.student import Columns, Student, load_weights, refuse_other_version, save_student
+from hoi_distill.stages.student.student import (
+    CheckpointRecord,
+    Columns,
+    Identities,
+    Student,
+    load_weights,
+    refuse_other_version,
+    save_student,
+)
 from hoi_distill.storage.errors import UserError
 
 
@@ -28,7 +36,7 @@ class VlmHoiStudent(Student):
     model: Muren
     vocabulary: Vocabulary
     config: VlmHoiConfig
-    identities: dict[str, Any] = field(default_factory=dict)
+    identities: Identities = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
 
     @override
@@ -65,8 +73,8 @@ class VlmHoiStudent(Student):
         return path
 
 
-def load(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> VlmHoiStudent:
-    """A saved student, see :meth:`hoi_distill.stages.student.student.Student.from_pretrained`."""
+def load(folder: Path, record: CheckpointRecord, vocabulary: Vocabulary) -> VlmHoiStudent:
+    """A saved student, see :func:`hoi_distill.stages.student.pretrained.load_student`."""
     refuse_other_version(folder, record, VlmHoiStudent.version)
     model = Muren(MurenConfig.from_json(record["shape"]))
     load_weights(model, folder)

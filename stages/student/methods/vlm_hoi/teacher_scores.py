@@ -11,35 +11,36 @@ from hoi_distill.stages.student.calibration import shuffled_pictures
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.files import kept_array
 from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig, has_missing_objects
-from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
+from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import ItmColumns, columns_for
 from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import (
-    ItmColumns,
     ItmTargets,
     annotated_classes,
     calibrate,
-    columns_for,
     match_row,
     same_object,
     sentence_mean,
     verb_auc,
 )
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
 from hoi_distill.stages.student.source import in_order
 
 
 @dataclass(frozen=True)
-class Teaching:
-    """What is distilled: on labelled pictures, on the others; None where nothing is.
+class ItmSupervision:
+    """The ITM scores that are distilled; None where nothing is.
 
     Attributes:
-        said: lines about the teacher, for people.
+        labelled: scores of the labelled images.
+        unlabelled: scores of the other images.
+        lines: lines about the teacher, for people.
     """
 
     labelled: ItmTargets | None = None
     unlabelled: ItmTargets | None = None
-    said: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
 
 
-def teaching(config: VlmHoiConfig, data: TrainingSet, folder: Path) -> Teaching:
+def itm_supervision(config: VlmHoiConfig, data: TrainingSet, folder: Path) -> ItmSupervision:
     """Read and calibrate what the configuration distils. ``folder`` keeps the scores, read from the cache once.
 
     Raises:
@@ -48,11 +49,13 @@ def teaching(config: VlmHoiConfig, data: TrainingSet, folder: Path) -> Teaching:
     lines: list[str] = []
     labelled = None
     if config.on_labelled:
-        labelled = _targets(config, config.itm, data, folder, lines=lines, which="labelled", taught=data.labelled)
+        labelled = _targets(config, config.itm, data, folder, lines=lines, which="labelled", distilled=data.labelled)
     unlabelled = None
     if config.on_unlabelled:
-        unlabelled = _targets(config, config.f7, data, folder, lines=lines, which="unlabelled", taught=~data.labelled)
-    return Teaching(labelled, unlabelled, tuple(lines))
+        unlabelled = _targets(
+            config, config.f7, data, folder, lines=lines, which="unlabelled", distilled=~data.labelled
+        )
+    return ItmSupervision(labelled, unlabelled, tuple(lines))
 
 
 def _targets(
@@ -63,9 +66,9 @@ def _targets(
     *,
     lines: list[str],
     which: str,
-    taught: np.ndarray,
+    distilled: np.ndarray,
 ) -> ItmTargets:
-    """The scores for pictures ``taught`` (bool ``[N]``)."""
+    """The scores for the rows ``distilled`` (bool ``[N]``)."""
     columns = columns_for(data.vocabulary, term.prompt, has_missing_objects(data.vocabulary))
     log_odds = match_table(folder / f"itm-{term.prompt}.npy", data, columns)
     rows = np.flatnonzero(data.labelled)
@@ -82,7 +85,7 @@ def _targets(
     source = None
     if config.teacher == "shuffled":
         source = np.arange(len(log_odds))
-        source[taught] = shuffled_pictures(np.flatnonzero(taught), config.seed)
+        source[distilled] = shuffled_pictures(np.flatnonzero(distilled), config.seed)
     names = [str(name) for name in data.annotations.image_id[data.image]]
     # The stream refuses cells that should be there and are not: what is NaN here was not to be asked (top-k tables).
     return ItmTargets(columns, log_odds, platt, sentence_mean(log_odds, rows), names, source, strict=False)

@@ -12,26 +12,25 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.student.data import Report, TrainingSet
+from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.method import NOTHING, Extras
 from hoi_distill.stages.student.methods.vlm_hoi.config import BOOKKEEPING, VlmHoiConfig, network_config, starting_place
-from hoi_distill.stages.student.methods.vlm_hoi.initial_weights import Report as StartReport
-from hoi_distill.stages.student.methods.vlm_hoi.initial_weights import initialise
+from hoi_distill.stages.student.methods.vlm_hoi.initial_weights import LoadReport, initialise
 from hoi_distill.stages.student.methods.vlm_hoi.losses import ItmTables, batch_loss
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren, MurenOutput
-from hoi_distill.stages.student.methods.vlm_hoi.picture_set import Batch, StepBatches
+from hoi_distill.stages.student.methods.vlm_hoi.picture_set import ImageBatch, StepBatches
 from hoi_distill.stages.student.methods.vlm_hoi.student import VlmHoiStudent
-from hoi_distill.stages.student.methods.vlm_hoi.teacher_scores import Teaching, teaching
+from hoi_distill.stages.student.methods.vlm_hoi.teacher_scores import ItmSupervision, itm_supervision
 from hoi_distill.stages.student.training.components import Ema, FiniteCheck, named_images
-from hoi_distill.stages.student.training.loop import Run, Step, Trainer, finish
+from hoi_distill.stages.student.training.loop import Step, Trainer, TrainingRun, finish
 from hoi_distill.stages.student.training.metrics import NonFiniteLoss
+from hoi_distill.stages.student.training.optimization import ParameterGroup
 from hoi_distill.stages.student.training.processes import Processes
 from hoi_distill.stages.student.training.resume import run_name
 from hoi_distill.storage.errors import placed
@@ -45,8 +44,6 @@ def train(
     data: TrainingSet,
     run_dir: Path,
     extras: Extras = NOTHING,
-    *,
-    report: Report = print,
 ) -> VlmHoiStudent:
     """Train to the end, from the last save if there is one, and save the student in ``run_dir/checkpoint``.
 
@@ -59,13 +56,13 @@ def train(
     accelerator = new_accelerator(config, run_dir)
     rank, world = accelerator.process_index, accelerator.num_processes
     with accelerator.main_process_first():
-        taught = teaching(config, data, run_dir / "state")
+        supervision = itm_supervision(config, data, run_dir / "state")
     batches = StepBatches(
         config,
         data,
         len(data.vocabulary.objects),
-        labelled=taught.labelled,
-        unlabelled=taught.unlabelled,
+        labelled=supervision.labelled,
+        unlabelled=supervision.unlabelled,
         rank=rank,
         world=world,
     )
@@ -74,18 +71,20 @@ def train(
     model, start = new_network(config, data.vocabulary)
     average = Ema(model, config.ema, accelerator.device)
     if accelerator.is_main_process:
-        for line in (f"start: {start}", *taught.said):
-            report(line)
+        for line in (f"start: {start}", *supervision.lines):
+            extras.report(line)
 
     # Forward, loss, step, save.
     trainer = Trainer(
         model,
         optimizer=torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.weight_decay, foreach=True),
         batches=batches,
-        loss=StepLoss(config, batches, taught, accelerator),
+        loss=StepLoss(config, batches, supervision, accelerator),
         schedule=lambda step: DROP if batches.epochs(step) >= config.drop_epoch else 1.0,
         config=config,
-        run=Run(run_dir, run_name(config, BOOKKEEPING, data), report, extras.stop, config.loader_workers),
+        run=TrainingRun(
+            run_dir, run_name(config, BOOKKEEPING, data), extras.report, extras.stop, config.loader_workers
+        ),
         accelerator=accelerator,
         components=(FiniteCheck(accelerator, partial(describe_batch, data), log_norm=True), average),
         logged_group=-1,
@@ -112,7 +111,7 @@ def new_accelerator(config: VlmHoiConfig, run_dir: Path) -> Accelerator:
     )
 
 
-def new_network(config: VlmHoiConfig, vocabulary: Vocabulary) -> tuple[Muren, StartReport]:
+def new_network(config: VlmHoiConfig, vocabulary: Vocabulary) -> tuple[Muren, LoadReport]:
     """The network at step 0, and which of its weights come from the configured start.
 
     Raises:
@@ -138,16 +137,18 @@ class StepLoss:
     Args:
         config: the method's parameters.
         batches: know how many epochs a step comes after.
-        taught: what is distilled.
+        supervision: what is distilled.
         accelerator: the processes that share a batch.
     """
 
-    def __init__(self, config: VlmHoiConfig, batches: StepBatches, taught: Teaching, accelerator: Accelerator) -> None:
+    def __init__(
+        self, config: VlmHoiConfig, batches: StepBatches, supervision: ItmSupervision, accelerator: Accelerator
+    ) -> None:
         self.config, self.batches, self.processes = config, batches, Processes.of(accelerator)
         device = accelerator.device
-        self.tables = ItmTables.of(taught.labelled, device), ItmTables.of(taught.unlabelled, device)
+        self.tables = ItmTables.of(supervision.labelled, device), ItmTables.of(supervision.unlabelled, device)
 
-    def __call__(self, model: nn.Module, batch: Batch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: ImageBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms by name. At a logged step the terms include the ratios of gradients.
 
         Raises:
@@ -164,7 +165,7 @@ class StepLoss:
             raise NonFiniteLoss(f"step {step.number + 1}: {error}; {where}") from None
 
 
-def parameter_groups(model: Muren, config: VlmHoiConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: Muren, config: VlmHoiConfig) -> list[ParameterGroup]:
     """The parameters that learn, those of the backbone at a rate of their own."""
     own = {id(parameter) for parameter in model.backbone.parameters()}
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -173,7 +174,7 @@ def parameter_groups(model: Muren, config: VlmHoiConfig) -> list[dict[str, Any]]
     return [group for group in (rest, backbone) if group["params"]]
 
 
-def describe_batch(data: TrainingSet, _network: nn.Module, batch: Batch) -> str:
+def describe_batch(data: TrainingSet, _network: nn.Module, batch: ImageBatch) -> str:
     """The images of a batch whose pixels are not finite; all of them if there are none."""
     broken = (~torch.isfinite(batch.pixels).flatten(1).all(1)).nonzero().flatten().tolist()
     rows = [int(batch.rows[place]) for place in broken or range(len(batch.rows))]

@@ -1,8 +1,8 @@
-"""Attention of each picture's rows by themselves, without a loop over pictures.
+"""Attention within each image, without a loop over images.
 
-Rows (instances or pairs) of all pictures lie one after another, ``[N, D]``, so that linear layers see no gaps; only queries,
-keys and values are laid out by picture. No attention weight drops out: so fused kernels run on every device and memory
-does not grow with the square of the pairs. Heads come out side by side; who asked mixes them.
+Rows (instances or pairs) of all images are concatenated, ``[N, D]``, so that linear layers see no gaps. Only queries, keys
+and values are padded, image by image. There is no dropout of attention weights: fused kernels run on every device, and memory
+does not grow with the square of the pairs. The heads come back concatenated; the caller applies the output projection.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing_extensions import override
 
 
 class Padding:
-    """Where N rows of B pictures, one picture after another, lie in ``[B, most]``.
+    """The layout of N rows of B images, one image after another, in ``[B, most]``.
 
     Attributes:
-        mask: bool ``[B, 1, 1, most]``, keys to look at. A picture without rows keeps one row of zeros, as a softmax over
-            nothing is not finite.
+        mask: bool ``[B, 1, 1, most]``, keys that are attended to. An image without rows keeps one row of zeros, because a
+            softmax over nothing is not finite.
     """
 
     def __init__(self, picture: Tensor, pictures: int) -> None:
@@ -45,13 +45,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
     """Multi-head attention of projected queries ``[B, Q, K]`` to keys ``[B, S, K]`` and values ``[B, S, V]``.
 
     Returns:
-        ``[B, Q, V]``, the heads side by side.
+        ``[B, Q, V]``, the heads concatenated.
     """
     query, key, value = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
-def beside(content: Tensor, position: Tensor, heads: int) -> Tensor:
+def concat_heads(content: Tensor, position: Tensor, heads: int) -> Tensor:
     """Content and position, both ``[..., E]``, concatenated within each head (Conditional DETR, Meng et al. 2021):
     ``[..., 2 * E]``. The product of two such is the sum of the products of contents and of positions."""
     content, position = (each.unflatten(-1, (heads, -1)) for each in torch.broadcast_tensors(content, position))
@@ -59,7 +59,7 @@ def beside(content: Tensor, position: Tensor, heads: int) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Rows ``[N, D]`` look at those of the same picture; add and norm. Positions go to queries and keys, not to values."""
+    """Rows ``[N, D]`` attend to those of the same image; add and norm. Positions go to queries and keys, not to values."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -77,8 +77,8 @@ class SelfAttention(nn.Module):
         if position is not None:
             query_key = query_key + position
         query, key, value = padding.pad(torch.cat((query_key, value), 1)).chunk(3, -1)
-        seen = padding.rows(attend(query, key, value, self.heads, padding.mask))
-        return self.norm(rows_ND + self.dropout(self.mix(seen)))
+        attended = padding.rows(attend(query, key, value, self.heads, padding.mask))
+        return self.norm(rows_ND + self.dropout(self.mix(attended)))
 
 
 class FeedForward(nn.Module):

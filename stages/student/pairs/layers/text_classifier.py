@@ -1,4 +1,4 @@
-"""A classifier whose rows are texts."""
+"""A classifier whose rows are text embeddings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ class TextClassifier(nn.Module):
     """``[..., D]`` to logits ``[..., R]``: scale times cosine, and one bias that all classes share.
 
     Args:
+        width: D.
         rows: float ``[R, T]``, where the classes' rows start: embeddings of their texts.
-        train_rows: whether they move. logit_scale, logit_bias: where scale and bias start. learn_scale: whether the scale moves.
+        train_rows: whether the rows learn.
+        logit_scale: where the scale starts.
+        logit_bias: where the bias starts.
+        learn_scale: whether the scale learns.
     """
 
     def __init__(

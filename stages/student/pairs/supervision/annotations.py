@@ -101,4 +101,4 @@ def pair_loss(
     counted = targets.labelled[candidates.image] & ~torch.isnan(target)
     final, target = final[:, counted], target[counted]
     terms = upt_focal_terms(final, target.expand_as(final), alpha, gamma)
-    return terms.sum() / (processes.share(target.sum()) * len(final))
+    return terms.sum() / (processes.normaliser(target.sum()) * len(final))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
+from hoi_distill.stages.student.calibration import Platt, fit_platt, match_log_odds, shuffled_pictures
+from hoi_distill.stages.student.data import TrainingSet
+from hoi_distill.stages.student.files import kept_array
+from hoi_distill.stages.student.pairs.instances import PictureTable
 from hoi_distill.stages.student.pairs.terms import BatchImages, Predictions, Term, WeightedLoss
+from hoi_distill.stages.student.source import in_order, stacked
+from hoi_distill.storage.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,27 +51,27 @@ class SoftLabelTerm(Term):
     def losses(self, predictions: Predictions, targets: Tensor, step: int) -> list[WeightedLoss]:
         """The loss, divided by the expected number of interactions that the images of the global batch show, at least 1."""
         candidates = predictions.candidates
-        asked = ~torch.isnan(targets[candidates.image, candidates.hoi])
-        asked_for = candidates.where(asked)
-        group, member = torch.unique(asked_for.image * targets.shape[1] + asked_for.hoi, return_inverse=True)
+        known = ~torch.isnan(targets[candidates.image, candidates.hoi])
+        counted = candidates.where(known)
+        group, member = torch.unique(counted.image * targets.shape[1] + counted.hoi, return_inverse=True)
         soft = targets.flatten()[group]
         logit = predictions.final[-1] if self.of == "final" else predictions.logit[-1].float()
-        value = image_terms(logit[asked], member, soft).sum() / predictions.processes.share(soft.sum())
+        value = image_terms(logit[known], member, soft).sum() / predictions.processes.normaliser(soft.sum())
         return [WeightedLoss(self.name, self.weight * min(1.0, (step + 1) / max(self.ramp, 1)), value)]
 
 
 def image_terms(logit: Tensor, group: Tensor, soft_label: Tensor) -> Tensor:
-    """Cross-entropy between "some pair of the picture shows the class" and the teacher's probability of it.
+    """Cross-entropy between "some pair of the image shows the class" and the teacher's probability of it.
 
-    The picture's probability is the noisy-or ``S = 1 - prod(1 - s_p)`` of its pairs ``s_p = sigmoid(logit_p)``
+    The image's probability is the noisy-or ``S = 1 - prod(1 - s_p)`` of its pairs ``s_p = sigmoid(logit_p)``
     (multiple-instance learning, Zhang et al. 2005). Its gradient on ``logit_p`` is ``s_p - t * s_p / S``: just that of a
     pair-level cross-entropy against ``t * s_p / S``, the pair's posterior share of the teacher's probability. So the
     image-level loss *is* the consistent pair-level assignment, without a second term.
 
     Args:
         logit: float ``[N]`` interaction (or final) logits of candidates.
-        group: int64 ``[N]``, the (picture, class) that each candidate belongs to. Every group has a candidate.
-        soft_label: float ``[G]`` in [0, 1], t of each (picture, class).
+        group: int64 ``[N]``, the (image, class) that each candidate belongs to. Every group has a candidate.
+        soft_label: float ``[G]`` in [0, 1], t of each (image, class).
 
     Returns:
         float32 ``[G]``.
@@ -72,3 +80,106 @@ def image_terms(logit: Tensor, group: Tensor, soft_label: Tensor) -> Tensor:
     # log(1 - exp(x)), exact for any x < 0; x = 0 is met only where every sigmoid has underflowed.
     log_present = torch.log(-torch.expm1(log_absent.clamp(max=-torch.finfo(torch.float32).tiny)))
     return -(soft_label * log_present + (1 - soft_label) * log_absent)
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """The teacher's probability that an image shows an interaction, for any rows of the training set.
+
+    Attributes:
+        values: float ``[N, H]``, memory-mapped: match log-odds if there is a ``platt``, else probabilities. NaN where
+            the teacher was not asked.
+        source: int64 ``[N]``, the row whose values each row gets: its own, unless shuffled.
+        distilled: bool ``[N]``, which rows have soft labels at all.
+        platt: the calibration of match log-odds.
+    """
+
+    values: np.ndarray
+    source: np.ndarray
+    distilled: np.ndarray
+    platt: Platt | None = None
+
+    def __call__(self, rows: np.ndarray) -> npt.NDArray[np.float32]:
+        """float32 ``[B, H]``; NaN where nothing is to be distilled."""
+        values = np.asarray(self.values[self.source[rows]], np.float32)
+        soft = values if self.platt is None else self.platt(values)
+        return np.where(self.distilled[rows, None], soft, np.float32(np.nan))
+
+
+def itm_soft_labels(
+    path: Path, data: TrainingSet, pictures: PictureTable, distilled: np.ndarray, *, shuffle_seed: int | None = None
+) -> SoftLabels:
+    """Soft labels of the ``itm`` table: calibrated probabilities of image-text matching.
+
+    Args:
+        path: keeps the log-odds (npy), which are read from the table once.
+        data: the training set.
+        pictures: the instances and pairs of all images.
+        distilled: bool ``[N]``, the rows that have soft labels.
+        shuffle_seed: each of these rows gets another one's values (a control); None: its own.
+
+    Raises:
+        UserError: no labelled image has a pair, so that nothing can be calibrated.
+    """
+    log_odds, source = _match_log_odds(path, data), np.arange(len(pictures))
+    if shuffle_seed is not None:
+        rows = np.flatnonzero(distilled)
+        source[rows] = shuffled_pictures(rows, shuffle_seed)
+    return SoftLabels(log_odds, source, distilled, calibrate(log_odds, data, pictures))
+
+
+def calibrate(log_odds: np.ndarray, data: TrainingSet, pictures: PictureTable) -> Platt:
+    """Platt scaling on the labelled images, over the interactions that their pairs allow and that were asked for.
+
+    Args:
+        log_odds: float ``[N, H]``, NaN where the teacher was not asked.
+        data: the training set.
+        pictures: the instances and pairs of all images.
+
+    Raises:
+        UserError: no labelled image has a pair.
+    """
+    rows = np.flatnonzero(data.labelled & pictures.usable())
+    if len(rows) == 0:
+        raise UserError("labelled: calibrating soft labels needs at least one labelled picture with a pair")
+    candidate = pictures.shown_objects(len(data.vocabulary.objects))[rows] @ data.valid()
+    values = np.asarray(log_odds[rows])
+    candidate &= np.isfinite(values)
+    present = np.stack([data.present(row) for row in rows.tolist()])
+    for place, row in enumerate(rows.tolist() if data.dropped is not None else []):
+        dropped = data.dropped_pairs(row)[2]
+        candidate[place, dropped] &= present[place, dropped]
+    return fit_platt(values[candidate], present[candidate])
+
+
+def _match_log_odds(path: Path, data: TrainingSet) -> np.ndarray:
+    columns = [(hoi, prompt) for hoi, prompt in enumerate(data.prompts) if prompt is not None]
+    hois = [hoi for hoi, _ in columns]
+
+    def rows() -> Iterator[tuple[int, np.ndarray]]:
+        for sample in in_order(data.source.open({"itm": tuple(prompt for _, prompt in columns)})):
+            values = np.full(len(data.prompts), np.nan, np.float32)
+            values[hois] = match_log_odds(stacked(sample["itm"]))
+            yield sample["row"], values
+
+    return kept_rows(path, data, rows())
+
+
+def kept_rows(path: Path, data: TrainingSet, rows: Iterable[tuple[int, np.ndarray]]) -> np.ndarray:
+    """One value for each image and interaction, kept in ``path`` (npy) and memory-mapped.
+
+    Args:
+        path: the file. ``rows`` are read only where it is not there whole.
+        data: the training set.
+        rows: (row, float ``[H]``).
+
+    Returns:
+        float32 ``[N, H]``; NaN for rows that are not given.
+    """
+
+    def fill(table: np.ndarray) -> None:
+        table[:] = np.nan
+        for row, values in rows:
+            table[row] = values
+
+    return kept_array(path, np.float32, (len(data.source), len(data.prompts)), fill)

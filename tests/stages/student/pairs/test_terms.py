@@ -1,75 +1,120 @@
-"""Supervision terms: a network of pairs takes any list of them, and needs no more than logits for most."""
+"""Supervision terms: any network of pairs takes any list of them, and needs no more than logits for most."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-from hoi_distill.stages.student.methods.cl_hoi.config import LossesConfig
-from hoi_distill.stages.student.methods.cl_hoi.stream import teacher_labels
-from hoi_distill.stages.student.methods.cl_hoi.terms import ImageLabelTerm
-from hoi_distill.stages.student.methods.link.distillation import KdConfig
+from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
 from hoi_distill.stages.student.methods.link.student import LinkStudent, verbs
-from hoi_distill.stages.student.methods.link.term import DenseDistillation
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
 from hoi_distill.stages.student.methods.pair_classifier.train import build_model
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, TableMaps
 from hoi_distill.stages.student.pairs.prepare import training_pictures
 from hoi_distill.stages.student.pairs.regions import Candidates, candidates_of
 from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
-from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabelTerm
+from hoi_distill.stages.student.pairs.supervision.config import ImageLabelLossConfig, KdConfig
+from hoi_distill.stages.student.pairs.supervision.dense_distillation import DenseDistillation
+from hoi_distill.stages.student.pairs.supervision.image_labels import ImageLabelTerm, teacher_labels
+from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabelTerm, itm_soft_labels
 from hoi_distill.stages.student.pairs.terms import PairOutput
-from hoi_distill.stages.student.pairs.training import TermLoss
+from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
 from hoi_distill.stages.student.training.loop import Step
 from tests.fixtures import toy_link
-from tests.fixtures.toy_cl_hoi import TaughtToy
+from tests.fixtures.toy_cl_hoi import LabelledToy
 from tests.fixtures.toy_student import CHANNELS, VOCABULARY
 
-CONFIG = PairClassifierConfig(width=16, steps=4, labelled_per_step=6, unlabelled_per_step=6)
+CONFIG = PairClassifierConfig(width=16, steps=1, labelled_per_step=6, unlabelled_per_step=6, warmup_steps=0)
+LEVELS = {"pair_classifier": ("logit",), "link": ("logit", "query", "map")}
+"""What each network has to distil: the pair classifier has neither tokens nor a latent map."""
+
+
+def link_network() -> Link:
+    torch.manual_seed(0)
+    return Link(LinkShape(CHANNELS, None, toy_link.NETWORK), verbs(VOCABULARY))
 
 
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory):
-    """Batches with the targets of all four kinds of supervision, and the loss of all."""
-    folder, world = tmp_path_factory.mktemp("everything"), TaughtToy(24, 0)
-    torch.manual_seed(0)
-    teacher = Link(LinkShape(CHANNELS, None, toy_link.NETWORK), verbs(VOCABULARY)).eval()
-    data = toy_link.taught(world.training_set(12), world, LinkStudent(teacher, VOCABULARY, toy_link.link_config()))
+def data():
+    """Toy images with the tables of every kind of teacher."""
+    world = LabelledToy(24, 0)
+    student = LinkStudent(link_network().eval(), VOCABULARY, toy_link.link_config())
+    return toy_link.with_teacher(world.training_set(12), world, student)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("everything")
+
+
+@pytest.fixture(scope="module", params=list(LEVELS))
+def method(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def everything(data, folder, method):
+    """A network's batches with the targets of all four kinds of supervision, and the loss of all."""
     valid, pictures = torch.from_numpy(data.valid()), training_pictures(folder / "pictures", data, CONFIG)
     terms = [
         AnnotationTerm(data.labelled, len(VOCABULARY), alpha=0.5, gamma=0.2),
-        SoftLabelTerm(lambda rows: np.full((len(rows), len(VOCABULARY)), 0.5, np.float32), weight=0.3),
-        ImageLabelTerm(teacher_labels(folder / "labels", data), LossesConfig(contrastive=0.0, relatedness=0.0)),
-        DenseDistillation(KdConfig((toy_link.PAIRS,), logit=1.0), data, valid),
+        SoftLabelTerm(itm_soft_labels(folder / "itm.npy", data, pictures, ~data.labelled), weight=0.3),
+        ImageLabelTerm(teacher_labels(folder / "labels", data), ImageLabelLossConfig(contrastive=0.0, relatedness=0.0)),
+        DenseDistillation(
+            KdConfig((toy_link.PAIRS,), (toy_link.MAPS,), **dict.fromkeys(LEVELS[method], 1.0)), data, valid
+        ),
     ]
     pools, maps = Pools.of(pictures, data.labelled, unlabelled=True), TableMaps.of(data.source, CONFIG.views)
     batches = PairBatches(CONFIG, pools, pictures, maps, terms, source=data.source)
-    return data, batches, TermLoss(terms, valid, output_of=lambda logits: PairOutput(logits[None]))
+    if method == "link":
+        return batches, TermLoss(terms, valid)
+    return batches, TermLoss(terms, valid, output_of=lambda logits: PairOutput(logits[None]))
 
 
-def test_one_network_learns_from_all_terms_at_once(everything):
-    data, batches, loss = everything
-    torch.manual_seed(0)
-    model = build_model(CONFIG, data, batches.channels(), None)
-    total, values = loss(model, batches[0], Step(0))
-    assert list(values) == ["loss/pairs", "loss/itm", "loss/mil", "loss/kd_logit"]
-    expected = values["loss/pairs"] + 0.3 * values["loss/itm"] + values["loss/mil"] + values["loss/kd_logit"]
+@pytest.fixture
+def network(data, method):
+    """A new network of the method; LINK's is another one than its teacher."""
+    torch.manual_seed(1)
+    if method == "link":
+        return Link(LinkShape(CHANNELS, None, toy_link.NETWORK), verbs(VOCABULARY))
+    return build_model(CONFIG, data, CHANNELS, None)
+
+
+def test_any_network_trains_a_step_on_all_terms_at_once(everything, data, network, method, tmp_path):
+    batches, loss = everything
+    total, values = loss(network, batches[0], Step(0))
+    distilled = [f"loss/kd_{level}" for level in LEVELS[method]]
+    assert list(values) == ["loss/pairs", "loss/itm", "loss/mil", *distilled]
+    assert all(torch.isfinite(value) and value > 0 for value in values.values())
+    expected = sum(value * (0.3 if name == "loss/itm" else 1.0) for name, value in values.items())
     torch.testing.assert_close(total, expected)
-    total.backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    parameters = dict(network.named_parameters())
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    training = PairTraining.open(CONFIG, data, tmp_path, Extras(report=lambda line: None))
+    trained = training.fit(network, batches, loss, logits_of=loss.logits_of)
+    moved = {name for name, parameter in trained.named_parameters() if not torch.equal(parameter, before[name])}
+    assert all(torch.isfinite(parameter).all() for parameter in trained.parameters())
+    assert len(moved) > 0.9 * len(before)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_every_term_alone_pulls_at_every_network(everything, network, place):
+    batches, loss = everything
+    alone = TermLoss([loss.terms[place]], loss.valid, output_of=loss.output_of)
+    alone(network, batches[0], Step(0))[0].backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
 def test_a_batch_has_the_targets_of_every_term_by_name(everything):
-    _, batches, _ = everything
+    batches, _ = everything
     assert list(batches[0].targets) == ["annotations", "itm", "image_labels", "kd"]
     assert batches.channels() == CHANNELS
 
 
 def test_the_weight_of_soft_labels_grows_over_the_ramp(everything):
-    _, batches, loss = everything
+    batches, loss = everything
     logits = torch.zeros(1, len(batches[0].regions.pairs), len(VOCABULARY))
     term = SoftLabelTerm(loss.terms[1].soft, weight=0.3, ramp=4)
     parts = TermLoss([term], loss.valid, output_of=lambda output: output)
@@ -81,7 +126,7 @@ def test_the_weight_of_soft_labels_grows_over_the_ramp(everything):
 
 
 def test_candidates_are_what_a_pairs_object_allows(everything):
-    _, batches, loss = everything
+    batches, loss = everything
     regions = batches[0].regions
     found = candidates_of(regions, loss.valid)
     assert isinstance(found, Candidates)

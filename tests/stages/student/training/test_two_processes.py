@@ -45,7 +45,7 @@ def quiet(line: str) -> None: ...
 def pair_classifier(folder: Path, **changes: int) -> None:
     options = {**ODD, **changes}
     config = PairClassifierConfig(width=32, steps=6, warmup_steps=2, dropout=0.0, feature_dropout=0.0, **options)
-    train(config, TOY.training_set(16), folder, report=quiet)
+    train(config, TOY.training_set(16), folder, Extras(report=quiet))
 
 
 def link(folder: Path) -> None:
@@ -54,7 +54,7 @@ def link(folder: Path) -> None:
     torch.manual_seed(5)
     text = torch.from_numpy(toy_link.TEXT)
     teacher = Link(LinkShape(CHANNELS, text.shape[1], network), verbs(VOCABULARY), text)
-    taught = toy_link.taught(data, TOY, LinkStudent(teacher.eval(), VOCABULARY, config))
+    taught = toy_link.with_teacher(data, TOY, LinkStudent(teacher.eval(), VOCABULARY, config))
     toy_link.trained(replace(config, steps=6, kd=replace(toy_link.ALL_LEVELS, unlabelled=True)), taught, folder)
 
 
@@ -65,8 +65,8 @@ def cl_hoi(folder: Path, network: dict[str, bool] | None = None, **changes: Any)
         own, network=replace(own.network, dropout=0.0, feature_dropout=0.0, **(network or {})), distil=False,
         translator=replace(own.translator, dropout=0.0), **{**PLAIN, "unlabelled_per_step": 7, **changes},
     )  # fmt: skip
-    data = toy_cl_hoi.TaughtToy(40, 0).taught()
-    train_cl_hoi(config, data, folder, Extras(text_embeddings=toy_cl_hoi.TEXT), report=quiet)
+    data = toy_cl_hoi.LabelledToy(40, 0).teacher_set()
+    train_cl_hoi(config, data, folder, Extras(text_embeddings=toy_cl_hoi.TEXT, report=quiet))
 
 
 LOSSES = toy_cl_hoi.CONFIG.losses

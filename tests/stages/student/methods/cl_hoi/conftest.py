@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fixtures.toy_cl_hoi import TaughtToy
+from tests.fixtures.toy_cl_hoi import LabelledToy
 
 
 @pytest.fixture(scope="session")
-def world() -> TaughtToy:
-    return TaughtToy(24, 0)
+def world() -> LabelledToy:
+    return LabelledToy(24, 0)

@@ -11,9 +11,9 @@ from torch import nn
 
 from hoi_distill.stages.student.methods.cl_hoi.cognition import Cognition
 from hoi_distill.stages.student.methods.cl_hoi.exponents import choose_exponents, image_map
-from hoi_distill.stages.student.methods.cl_hoi.stream import teacher_labels
 from hoi_distill.stages.student.pairs.batches import TableMaps
 from hoi_distill.stages.student.pairs.prepare import picture_table
+from hoi_distill.stages.student.pairs.supervision.image_labels import teacher_labels
 from tests.fixtures.toy_cl_hoi import CONFIG
 from tests.fixtures.toy_student import VOCABULARY
 
@@ -46,7 +46,7 @@ class Says(nn.Module):
 
 
 def test_the_best_exponents_win_and_of_equal_ones_the_first(world, tmp_path):
-    data = world.taught()
+    data = world.teacher_set()
     pictures, labels = picture_table(tmp_path / "p", data.source, CONFIG), teacher_labels(tmp_path / "l", data)
     maps = TableMaps({"original": data.source.open({"features": ("original",)})})
     config = replace(CONFIG, gammas=(1.0, 0.0), lambdas=(1.0, 2.0))
@@ -68,7 +68,7 @@ def test_lambda_weighs_the_boxes_in_the_choice(world, tmp_path):
     """Boxes of random scores: what a larger exponent does to the ranking shows in its score."""
     draw = np.random.default_rng(0)
     boxes = [{**cell, "scores": list(0.3 + 0.7 * draw.random(len(cell["scores"])))} for cell in world.detections]
-    data = world.taught(detections={"value": boxes})
+    data = world.teacher_set(detections={"value": boxes})
     pictures, labels = picture_table(tmp_path / "p", data.source, CONFIG), teacher_labels(tmp_path / "l", data)
     config = replace(CONFIG, gammas=(0.0,), lambdas=(0.0, 1.0, 8.0))
     found = choose_exponents(

@@ -153,7 +153,7 @@ def test_classifier_starts_from_text():
 def test_logits_start_at_scale_times_cosine_plus_bias():
     with torch.inference_mode():
         answer = made(logit_scale=5.0, logit_bias=-2.0)(regions())
-    cosine = torch.nn.functional.normalize(answer.look, dim=1) @ answer.classes.T
+    cosine = torch.nn.functional.normalize(answer.embeddings, dim=1) @ answer.classes.T
     torch.testing.assert_close(answer.logits, 5 * cosine - 2)
 
 

@@ -19,21 +19,25 @@ from hoi_distill.stages.student.methods.cl_hoi import train as training
 from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoiShape
 from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
 from hoi_distill.stages.student.methods.cl_hoi.exponents import Exponents
-from hoi_distill.stages.student.methods.cl_hoi.losses import LabelBatch, mil_loss, phrase_loss, relatedness_loss
-from hoi_distill.stages.student.methods.cl_hoi.stream import teacher_labels
 from hoi_distill.stages.student.methods.cl_hoi.student import ClHoiStudent, build
-from hoi_distill.stages.student.methods.cl_hoi.terms import ImageLabelTerm
 from hoi_distill.stages.student.methods.cl_hoi.train import train
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, TableMaps
 from hoi_distill.stages.student.pairs.instances import gather, picture_of
 from hoi_distill.stages.student.pairs.prepare import picture_table
 from hoi_distill.stages.student.pairs.regions import candidates_of
-from hoi_distill.stages.student.pairs.terms import Phrases
+from hoi_distill.stages.student.pairs.supervision.image_label_losses import (
+    ImageLabelBatch,
+    mil_loss,
+    phrase_loss,
+    relatedness_loss,
+)
+from hoi_distill.stages.student.pairs.supervision.image_labels import ImageLabelTerm, teacher_labels
+from hoi_distill.stages.student.pairs.terms import TextSpace
 from hoi_distill.stages.student.pairs.training import TermLoss
 from hoi_distill.stages.student.pretrained import load_student
 from hoi_distill.stages.student.training.loop import Step
 from hoi_distill.storage.errors import UserError
-from tests.fixtures.toy_cl_hoi import CONFIG, TEXT, TaughtToy
+from tests.fixtures.toy_cl_hoi import CONFIG, TEXT, LabelledToy
 from tests.fixtures.toy_student import CHANNELS, VOCABULARY, Toy, weights
 
 
@@ -41,7 +45,7 @@ def quiet(_: str) -> None: ...
 
 
 def trained(config: ClHoiConfig, data, folder: Path, **extras) -> ClHoiStudent:
-    return train(config, data, folder, Extras(text_embeddings=TEXT, **extras), report=quiet)
+    return train(config, data, folder, Extras(text_embeddings=TEXT, **extras, report=quiet))
 
 
 def with_network(config: ClHoiConfig = CONFIG, **switches) -> ClHoiConfig:
@@ -53,13 +57,13 @@ def with_losses(config: ClHoiConfig = CONFIG, **weights) -> ClHoiConfig:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(world: TaughtToy, tmp_path_factory) -> Path:
+def undisturbed(world: LabelledToy, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    trained(CONFIG, world.taught(), folder)
+    trained(CONFIG, world.teacher_set(), folder)
     return folder
 
 
-def poisoned(world: TaughtToy):
+def poisoned(world: LabelledToy):
     """Annotations of the same pictures that say something else of each, as wholes and in pairs."""
     own = world.annotations
     order = np.random.default_rng(5).permutation(len(own))
@@ -72,7 +76,7 @@ def poisoned(world: TaughtToy):
 
 
 def test_poisoned_annotations_change_no_bit(world, undisturbed, tmp_path):
-    trained(CONFIG, world.taught(poisoned(world)), tmp_path)
+    trained(CONFIG, world.teacher_set(poisoned(world)), tmp_path)
     assert weights(tmp_path) == weights(undisturbed)
     assert (tmp_path / "exponents.json").read_bytes() == (undisturbed / "exponents.json").read_bytes()
 
@@ -81,8 +85,8 @@ def test_poisoned_annotations_change_no_bit(world, undisturbed, tmp_path):
 def test_controls_do_read_annotations(world, tmp_path, labels):
     """The poison test would find out: it is poison to those who take it."""
     config = replace(CONFIG, labels=labels)
-    trained(config, world.taught(), tmp_path / "own")
-    trained(config, world.taught(poisoned(world)), tmp_path / "poisoned")
+    trained(config, world.teacher_set(), tmp_path / "own")
+    trained(config, world.teacher_set(poisoned(world)), tmp_path / "poisoned")
     assert weights(tmp_path / "own") != weights(tmp_path / "poisoned")
 
 
@@ -101,8 +105,8 @@ class Interrupt(threading.Event):
 def test_a_run_killed_in_either_stage_ends_as_an_undisturbed_one(world, undisturbed, tmp_path):
     for after in (3, 1, 2, 2):  # stage 1 has 6 steps, stage 2 has 8
         with pytest.raises(KeyboardInterrupt):
-            trained(CONFIG, world.taught(), tmp_path, stop=Interrupt(after))
-    trained(CONFIG, world.taught(), tmp_path)
+            trained(CONFIG, world.teacher_set(), tmp_path, stop=Interrupt(after))
+    trained(CONFIG, world.teacher_set(), tmp_path)
     assert weights(tmp_path) == weights(undisturbed)
     for log in ("metrics.jsonl", "context/metrics.jsonl"):
         ours, theirs = (
@@ -124,15 +128,15 @@ def test_a_run_killed_without_warning_repeats_what_was_not_saved(world, undistur
 
     monkeypatch.setattr(ImageLabelTerm, "losses", dies)
     with pytest.raises(MemoryError):
-        trained(CONFIG, world.taught(), tmp_path)
+        trained(CONFIG, world.teacher_set(), tmp_path)
     monkeypatch.undo()
-    trained(CONFIG, world.taught(), tmp_path)
+    trained(CONFIG, world.teacher_set(), tmp_path)
     assert weights(tmp_path) == weights(undisturbed)
 
 
 def test_the_translator_is_shared_by_arms_that_differ_in_stage_2_alone(world, undisturbed, tmp_path):
     shared = tmp_path / "shared"
-    data = replace(world.taught(), values={"features": "f", "context": "c", "labels": "l"})
+    data = replace(world.teacher_set(), values={"features": "f", "context": "c", "labels": "l"})
     trained(CONFIG, data, tmp_path / "first", shared_dir=shared)
     (translator,) = shared.glob("translator-*.safetensors")
     arms = (with_losses(mil=0.0), with_network(interactiveness=False), replace(CONFIG, steps=4, bridge="copy"))
@@ -161,20 +165,20 @@ def test_stage_2_leaves_a_frozen_translator_as_stage_1_left_it(undisturbed):
 
 
 def test_a_translator_with_a_rate_goes_on_learning(world, undisturbed, tmp_path):
-    trained(replace(CONFIG, translator_rate=0.1), world.taught(), tmp_path)
+    trained(replace(CONFIG, translator_rate=0.1), world.teacher_set(), tmp_path)
     ours, frozen = tensors(tmp_path), tensors(undisturbed)
     assert not torch.equal(ours["translator.queries"], frozen["translator.queries"])
 
 
 def test_distil_off_there_is_no_stage_1_and_no_text_is_read(world, tmp_path):
-    data = world.taught(context={"value": [None] * len(world.hoi)})
+    data = world.teacher_set(context={"value": [None] * len(world.hoi)})
     trained(replace(CONFIG, distil=False), data, tmp_path)
     assert not (tmp_path / "context").exists()
     assert "translator.queries" in tensors(tmp_path)
 
 
 def test_context_off_there_is_no_translator(world, tmp_path):
-    trained(with_network(context=False), world.taught(), tmp_path)
+    trained(with_network(context=False), world.teacher_set(), tmp_path)
     assert not (tmp_path / "context").exists()
     assert not any(name.startswith("translator") for name in tensors(tmp_path))
 
@@ -194,7 +198,7 @@ def test_each_loss_has_its_own_switch(world, undisturbed, tmp_path):
         "instances": (replace(CONFIG, labels="instances"), {"loss/pairs"}),
     }
     for name, (config, terms) in arms.items():
-        trained(replace(config, distil=False, steps=2), world.taught(), tmp_path / name)
+        trained(replace(config, distil=False, steps=2), world.teacher_set(), tmp_path / name)
         assert terms_of(tmp_path / name) == terms, name
 
 
@@ -208,7 +212,7 @@ def test_exponents_are_chosen_on_held_out_pictures_by_the_teachers_labels(world,
     logged = json.loads((undisturbed / "metrics.jsonl").read_text().splitlines()[-1])
     assert (logged["exponents/gamma"], logged["exponents/lambda"]) == (record["gamma"], record["power"])
     given = replace(CONFIG, gammas=(0.7,), lambdas=(1.5,), distil=False, steps=2)
-    made = trained(given, world.taught(), tmp_path)
+    made = trained(given, world.teacher_set(), tmp_path)
     assert (made.exponents.gamma, made.exponents.power, made.exponents.tried) == (0.7, 1.5, ())
 
 
@@ -219,7 +223,7 @@ def test_held_out_pictures_are_not_trained_on(world, undisturbed, tmp_path):
     cells = list(world.tables["labels"]["value"])
     for row in held_out.tolist():
         cells[row] = {**cells[row], "kind": -np.ones_like(cells[row]["kind"])}
-    trained(CONFIG, world.taught(labels={"value": cells}), tmp_path)
+    trained(CONFIG, world.teacher_set(labels={"value": cells}), tmp_path)
     assert weights(tmp_path) == weights(undisturbed)
 
 
@@ -230,7 +234,7 @@ def test_a_saved_student_predicts_as_the_trained_one(world, undisturbed, tmp_pat
     assert isinstance(student, ClHoiStudent)
     assert student.config == CONFIG
     test = Toy(6, 9).test_set()
-    once = trained(CONFIG, world.taught(), tmp_path / "again").predict(test, tmp_path / "a", report=quiet)
+    once = trained(CONFIG, world.teacher_set(), tmp_path / "again").predict(test, tmp_path / "a", report=quiet)
     twice = student.predict(test, tmp_path / "b", report=quiet)
     assert pq.read_table(once) == pq.read_table(twice)
     assert len(pq.read_table(once))
@@ -261,7 +265,7 @@ def test_the_score_is_the_interactions_times_r_to_the_gamma_times_the_boxes_to_t
 def test_stage_2_sums_its_losses_by_their_weights(world, tmp_path, weights):
     contrastive, mil, relatedness = weights
     config = with_losses(contrastive=contrastive, mil=mil, relatedness=relatedness)
-    data = world.taught()
+    data = world.teacher_set()
     pictures, labels = picture_table(tmp_path / "p", data.source, config), teacher_labels(tmp_path / "l", data)
     pool = np.flatnonzero(pictures.usable() & labels.known)
     terms, maps = [training.term_of(config, labels, data)], TableMaps.of(data.source, config.views)
@@ -275,10 +279,10 @@ def test_stage_2_sums_its_losses_by_their_weights(world, tmp_path, weights):
     candidates = candidates_of(regions, valid)
     logit = said.logits[candidates.pair, candidates.hoi]
     trust = said.log_r + regions.scores[regions.pairs].prod(1).log()
-    known: LabelBatch = batch.targets["image_labels"]
+    known: ImageLabelBatch = batch.targets["image_labels"]
     temperature = torch.tensor(0.07)
     of_phrases = phrase_loss(
-        Phrases(said.look, said.classes, temperature.log()), candidates, known,
+        TextSpace(said.embeddings, said.classes, temperature.log()), candidates, known,
         log_trust=trust, temperature=temperature, attention_temperature=0.1,
     )  # fmt: skip
     of_pictures = mil_loss(logit, said.log_r, candidates, known, alpha=0.25, gamma=2.0)
@@ -309,7 +313,7 @@ def test_it_learns_which_pair_does_what(tmp_path):
         with_network(layers=1, width=32, dropout=0.0), distil=False, steps=120, unlabelled_per_step=12, save_every=200,
         gammas=(1.0,), lambdas=(1.0,),
     )  # fmt: skip
-    student = trained(config, TaughtToy(80, 1).taught(), tmp_path)
+    student = trained(config, LabelledToy(80, 1).teacher_set(), tmp_path)
     import pyarrow.parquet as pq
 
     toy = Toy(40, 2)
@@ -324,12 +328,12 @@ def test_it_learns_which_pair_does_what(tmp_path):
 
 def test_without_text_embeddings_it_says_what_is_missing(world, tmp_path):
     with pytest.raises(UserError, match=r"student.tables.text"):
-        train(CONFIG, world.taught(), tmp_path, report=quiet)
+        train(CONFIG, world.teacher_set(), tmp_path, Extras(report=quiet))
 
 
 def test_a_single_picture_is_too_few_to_hold_any_out(world, tmp_path):
     with pytest.raises(UserError, match="held_out"):
-        trained(replace(CONFIG, held_out=0.01), world.taught(), tmp_path)
+        trained(replace(CONFIG, held_out=0.01), world.teacher_set(), tmp_path)
 
 
 def test_configurations_survive_json():

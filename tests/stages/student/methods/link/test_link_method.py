@@ -10,7 +10,7 @@ import pytest
 from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.stages.student.method import Extras, method_named
 from hoi_distill.stages.student.methods.link.config import LinkConfig
-from hoi_distill.stages.student.methods.link.distillation import KdConfig
+from hoi_distill.stages.student.pairs.supervision.config import KdConfig
 from hoi_distill.stages.student.pretrained import load_student
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.toy_link import ALL_LEVELS, MAPS, PAIRS, TEXT, link_config

@@ -13,17 +13,17 @@ import torch
 from safetensors.torch import load_file
 
 from hoi_distill.stages.student.data import valid_classes
-from hoi_distill.stages.student.methods.link.distillation import KdConfig
 from hoi_distill.stages.student.methods.link.train import terms_of
-from hoi_distill.stages.student.pairs.batches import Batch
+from hoi_distill.stages.student.pairs.batches import PairBatch
 from hoi_distill.stages.student.pairs.instances import Picture, gather, picture_of, targets
 from hoi_distill.stages.student.pairs.supervision.annotations import PairTargets
+from hoi_distill.stages.student.pairs.supervision.config import KdConfig
 from hoi_distill.stages.student.pairs.terms import PairOutput
 from hoi_distill.stages.student.pairs.training import TermLoss
 from hoi_distill.stages.student.training.loop import Step
 from hoi_distill.stages.student.training.metrics import NonFiniteLoss
 from hoi_distill.stages.student.training.resume import save_state
-from tests.fixtures.toy_link import ALL_LEVELS, MAPS, NETWORK, PAIRS, TEXT, link_config, taught, trained
+from tests.fixtures.toy_link import ALL_LEVELS, MAPS, NETWORK, PAIRS, TEXT, link_config, trained, with_teacher
 from tests.fixtures.toy_student import CHANNELS, SIDE, VOCABULARY, Toy, weights
 
 VALID = torch.from_numpy(valid_classes(VOCABULARY))
@@ -43,7 +43,7 @@ def teacher(tmp_path_factory, toy):
 
 @pytest.fixture(scope="session")
 def data(toy, teacher):
-    return taught(toy.training_set(16), toy, teacher)
+    return with_teacher(toy.training_set(16), toy, teacher)
 
 
 def test_without_weights_it_is_the_plain_training_bit_for_bit(tmp_path, toy, data):
@@ -70,7 +70,7 @@ def test_each_level_is_logged_by_name_and_falls(tmp_path, data, level):
 
 def test_several_teachers_and_pictures_without_annotations_teach(tmp_path, toy, data, teacher):
     other = trained(link_config(seed=9, steps=3), toy.training_set(16), tmp_path / "other")
-    second = taught(toy.training_set(16), toy, other).source.tables
+    second = with_teacher(toy.training_set(16), toy, other).source.tables
     source = replace(data.source, tables={**data.source.tables, "pairs2": second[PAIRS], "maps2": second[MAPS]})
     both = KdConfig((PAIRS, "pairs2"), (MAPS, "maps2"), 1.0, 1.0, 1.0, unlabelled=True)
     trained(link_config(kd=both), replace(data, source=source), tmp_path / "both")
@@ -128,7 +128,7 @@ def pair_shown(picture: Picture) -> int:
     return int(picture.labels[picture.pairs[:, 1]].argmax())
 
 
-def batch_of(toy: Toy, positives: bool) -> Batch:
+def batch_of(toy: Toy, positives: bool) -> PairBatch:
     """Nobody, a person alone, and a picture with pairs."""
     size = {"width": 64, "height": 64}
     box = [[5.0, 5, 30, 60]]
@@ -143,7 +143,7 @@ def batch_of(toy: Toy, positives: bool) -> Batch:
     maps = torch.zeros(3, CHANNELS, SIDE, SIDE)
     rows, labelled = torch.arange(3), torch.ones(3, dtype=torch.bool)
     annotated = PairTargets(targets(pictures, len(VOCABULARY)), labelled)
-    return Batch(rows, gather(pictures, maps), {"annotations": annotated})
+    return PairBatch(rows, gather(pictures, maps), {"annotations": annotated})
 
 
 def loss_of(toy: Toy, valid: torch.Tensor = VALID) -> TermLoss:
@@ -158,7 +158,7 @@ def test_batches_without_positives_or_pairs_have_a_finite_loss_and_gradient(toy,
                                  link_config())], whole.regions.maps[:1])  # fmt: skip
     annotated = whole.targets["annotations"]
     empty = {"annotations": PairTargets(annotated.target[:0], annotated.labelled[:1])}
-    batch = whole if last == 3 else Batch(whole.rows[:1], regions, empty)
+    batch = whole if last == 3 else PairBatch(whole.rows[:1], regions, empty)
     model = teacher.model.train()
     loss, _ = loss_of(toy)(model, batch, Step(0))
     model.zero_grad()

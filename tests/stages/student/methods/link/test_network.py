@@ -16,7 +16,7 @@ from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.stages.ops.roi_align import roi_align
 from hoi_distill.stages.student.methods.link.geometric_encoder import UnaryQuery
 from hoi_distill.stages.student.methods.link.network import Link
-from hoi_distill.stages.student.methods.link.network_config import LinkShape, NetworkConfig
+from hoi_distill.stages.student.methods.link.network_config import LinkNetworkConfig, LinkShape
 from hoi_distill.stages.student.pairs.layers.box_encoding import box_encoding, unit_boxes
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.link_scenes import CHANNELS, GRID, SMALL, TEXT_WIDTH, VERB, batch, network, subset
@@ -219,7 +219,7 @@ def test_what_cannot_be_built_is_said():
         with pytest.raises(UserError, match=re.escape(said)):
             read_section({"method": "link", "labelled": None, "network": keys}, "student.")
     with pytest.raises(UserError, match=r"heads: 8; the semantic branch .* 50 channels"):
-        LinkShape(50, None, NetworkConfig())
+        LinkShape(50, None, LinkNetworkConfig())
     with pytest.raises(UserError, match=r"text embeddings are \[5, 7\], the network wants \[5, 20\]"):
         Link(LinkShape(CHANNELS, TEXT_WIDTH, SMALL), VERB, torch.randn(5, 7))
 
@@ -228,7 +228,7 @@ def test_what_cannot_be_built_is_said():
     ("row", "millions"), [("A1", 8.10), ("A2", 12.46), ("A3", 8.62), ("A4", 12.99)]
 )  # CLIP-B/16's projected map and HICO-DET's 600 interactions
 def test_parameters_at_the_default_sizes(row, millions):
-    shape = LinkShape(512, 512, NetworkConfig(**LADDER[row]))
+    shape = LinkShape(512, 512, LinkNetworkConfig(**LADDER[row]))
     model = Link(shape, torch.arange(600) % 117)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
 
@@ -239,12 +239,12 @@ def test_the_largest_batch_fits():
     program = """
 import resource, torch
 from hoi_distill.stages.student.methods.link.network import Link
-from hoi_distill.stages.student.methods.link.network_config import LinkShape, NetworkConfig
+from hoi_distill.stages.student.methods.link.network_config import LinkShape, LinkNetworkConfig
 from tests.fixtures.link_scenes import batch
 torch.set_num_threads(1)
 regions = batch([(15, 30)] * 16, channels=512, grid=(14, 14))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-output = Link(LinkShape(512, 512, NetworkConfig()), torch.arange(600) % 117)(regions)
+output = Link(LinkShape(512, 512, LinkNetworkConfig()), torch.arange(600) % 117)(regions)
 assert output.logits.shape == (2, 16 * 435, 600)
 output.logits.sigmoid().mean().backward()
 print(before / 2**20, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)

@@ -16,17 +16,19 @@ from safetensors.torch import load_file, save_file
 from hoi_distill.stages.stage import ArrowOutput, TensorOutput, fingerprint_record
 from hoi_distill.stages.student.data import valid_classes
 from hoi_distill.stages.student.methods.link.config import LinkConfig
-from hoi_distill.stages.student.methods.link.distillation import KdConfig, kd_terms
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
+from hoi_distill.stages.student.methods.link.pair_teacher import PairTeacher
 from hoi_distill.stages.student.methods.link.student import LinkStudent
 from hoi_distill.stages.student.methods.link.teacher_stages import LinkMaps, LinkPairs, TrainedTeacher
-from hoi_distill.stages.student.methods.link.teaching import PairTeacher, read_taught
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
 from hoi_distill.stages.student.methods.pair_classifier.network import PairClassifier, Shape
 from hoi_distill.stages.student.methods.pair_classifier.student import PairStudent
 from hoi_distill.stages.student.pairs.instances import gather, picture_of
 from hoi_distill.stages.student.pairs.regions import candidates_of
+from hoi_distill.stages.student.pairs.supervision.config import KdConfig
+from hoi_distill.stages.student.pairs.supervision.dense_distillation import read_teacher_outputs
+from hoi_distill.stages.student.pairs.supervision.dense_distillation_losses import distillation_losses
 from hoi_distill.stages.student.pairs.terms import BatchImages
 from hoi_distill.stages.teacher.detectors.given import DETECTIONS
 from hoi_distill.stages.teacher.detectors.transformers import cells as detection_cells
@@ -36,7 +38,7 @@ from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
 from hoi_distill.workers.loading import FEW_PATTERNS
-from hoi_distill.workers.task import TableSpec, TableTask, Task, Upstream
+from hoi_distill.workers.task import TableSpec, TableTask, Target, Task, Upstream
 from hoi_distill.workers.worker import Worker
 from tests.fixtures.link_scenes import SMALL
 from tests.fixtures.stages import made
@@ -96,11 +98,15 @@ def table(world, stage) -> TableSpec:
 
 
 def fill(world, stages, needed=None) -> None:
-    above = {name: Upstream(world.specs[name], CellSelection(world.rows, UPSTREAM[name][2])) for name in UPSTREAM}
+    above = {name: Upstream(CellSelection(world.rows, UPSTREAM[name][2])) for name in UPSTREAM}
     everything = np.ones((COUNT, 2), bool)
     wanted = [everything] * len(stages) if needed is None else needed
     tables = tuple(
-        TableTask(stage.name, stage, table(world, stage), CellSelection(world.rows, VIEWS, wanted=wanted[n]), above)
+        TableTask(
+            Target(stage.name, stage, table(world, stage), {name: world.specs[name] for name in UPSTREAM}),
+            CellSelection(world.rows, VIEWS, wanted=wanted[n]),
+            above,
+        )
         for n, stage in enumerate(stages)
     )
     worker = Worker("cpu", readers=1)
@@ -133,21 +139,21 @@ def test_a_student_with_the_teachers_weights_reads_back_what_it_would_say(world,
     maps = torch.from_numpy(np.stack([sample["features"][view] for sample in read]))
     regions = gather(pictures, maps, np.full(len(read), view == "flip"))
     valid, seen = torch.from_numpy(valid_classes(VOCABULARY)), torch.ones(len(VOCABULARY.hois), dtype=torch.bool)
-    taught = read_taught(
+    taught = read_teacher_outputs(
         [sample["link_pairs"][view] for sample in read],
         [sample["link_maps"][view] for sample in read],
         BatchImages(np.arange(len(read)), pictures, regions, []), valid, seen,
         names=[str(sample["row"]) for sample in read], tables=("link_pairs", "detections"),
     )  # fmt: skip
     assert taught.has.all()
-    assert len(taught.entry_logits) > 10
+    assert len(taught.logits) > 10
     model = PairTeacher.load(checkpoint).model
     candidates = candidates_of(regions, valid)
     config = KdConfig(("link_pairs",), ("link_maps",), logit=1, query=1, map=1)
     with torch.no_grad():
-        same = kd_terms(model(regions), [taught], regions, candidates, seen=seen, config=config)
+        same = distillation_losses(model(regions), [taught], regions, candidates, seen=seen, config=config)
         model.map_norm.weight.mul_(-1)
-        other = kd_terms(model(regions), [taught], regions, candidates, seen=seen, config=config)
+        other = distillation_losses(model(regions), [taught], regions, candidates, seen=seen, config=config)
     assert all(term.item() < 1e-6 for term in same.values()), same  # half precision, and neighbours' padding
     assert all(other[name] > 1000 * same[name].abs() for name in same), (same, other)
 

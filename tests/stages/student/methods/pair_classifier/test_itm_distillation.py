@@ -10,14 +10,10 @@ from transformers import BlipForImageTextRetrieval
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.calibration import Platt
-from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig, MatchedQueries, itm_terms
-from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import (
-    ItmColumns,
-    ItmTargets,
-    columns_for,
-    match_row,
-    sentence_mean,
-)
+from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import ItmColumns, columns_for
+from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import MatchedQueries, itm_terms
+from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmTargets, match_row, sentence_mean
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
 from hoi_distill.stages.teacher.blip.stages import BlipItm
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError

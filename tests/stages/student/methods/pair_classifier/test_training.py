@@ -57,6 +57,7 @@ TO_BE_KILLED = """
 import sys, time
 from pathlib import Path
 import hoi_distill.stages.student.training.loop as story
+from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
 from hoi_distill.stages.student.methods.pair_classifier.train import train
 from tests.fixtures.toy_student import Toy
@@ -69,7 +70,7 @@ def save_and_say(path, model, optimizer, done, run, more):
 
 story.save_state = save_and_say
 config = PairClassifierConfig(**eval(sys.argv[2]))
-train(config, Toy(40, 0).training_set(16), Path(sys.argv[1]), report=lambda line: None)
+train(config, Toy(40, 0).training_set(16), Path(sys.argv[1]), Extras(report=lambda line: None))
 """
 
 
@@ -121,15 +122,15 @@ def stopped_after(steps: int, config: PairClassifierConfig, toy: Toy, folder: Pa
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("hoi_distill.stages.student.training.loop.save_state", save_and_stop)
             with pytest.raises(KeyboardInterrupt):
-                train(config, toy.training_set(16), folder, report=report)
+                train(config, toy.training_set(16), folder, Extras(report=report))
     finally:
         torch.set_num_threads(threads)
 
 
 def test_a_state_of_another_run_is_not_resumed(tmp_path, toy, config):
-    train(config, toy.training_set(16), tmp_path, report=quiet)
+    train(config, toy.training_set(16), tmp_path, Extras(report=quiet))
     with pytest.raises(UserError, match=r"latest\.safetensors: the state of another run"):
-        train(replace(config, learning_rate=0.5), toy.training_set(16), tmp_path, report=quiet)
+        train(replace(config, learning_rate=0.5), toy.training_set(16), tmp_path, Extras(report=quiet))
 
 
 def test_nan_stops_the_run_and_names_the_picture(tmp_path, toy, config):
@@ -137,14 +138,14 @@ def test_nan_stops_the_run_and_names_the_picture(tmp_path, toy, config):
     broken.maps[7][0, 0, 0] = np.nan
     broken.tables["features"]["flip"][7] = broken.maps[7]
     with pytest.raises(NonFiniteLoss, match=r"step \d+: .*rows \[7\], image ids \['picture 7'\]"):
-        train(config, broken.training_set(16), tmp_path, report=quiet)
+        train(config, broken.training_set(16), tmp_path, Extras(report=quiet))
     assert not (tmp_path / "checkpoint").exists()
 
 
 def test_soft_labels_of_no_weight_change_nothing(tmp_path, toy, config):
-    train(replace(config, itm_on="none"), toy.training_set(16), tmp_path / "labels", report=quiet)
-    train(replace(config, itm_weight=0.0), toy.training_set(16), tmp_path / "weightless", report=quiet)
-    train(config, toy.training_set(16), tmp_path / "distilled", report=quiet)
+    train(replace(config, itm_on="none"), toy.training_set(16), tmp_path / "labels", Extras(report=quiet))
+    train(replace(config, itm_weight=0.0), toy.training_set(16), tmp_path / "weightless", Extras(report=quiet))
+    train(config, toy.training_set(16), tmp_path / "distilled", Extras(report=quiet))
     assert weights(tmp_path / "labels") == weights(tmp_path / "weightless") != weights(tmp_path / "distilled")
 
 
@@ -152,8 +153,8 @@ def test_labels_of_unlabelled_pictures_are_never_read(tmp_path, toy, config):
     other = Toy(40, 0)
     other.annotations.hoi[16:] = 0
     other.annotations.human_box[16:] = 0
-    train(config, toy.training_set(16), tmp_path / "true", report=quiet)
-    train(config, other.training_set(16), tmp_path / "changed", report=quiet)
+    train(config, toy.training_set(16), tmp_path / "true", Extras(report=quiet))
+    train(config, other.training_set(16), tmp_path / "changed", Extras(report=quiet))
     assert weights(tmp_path / "true") == weights(tmp_path / "changed")
 
 
@@ -161,7 +162,7 @@ def test_labels_of_unlabelled_pictures_are_never_read(tmp_path, toy, config):
 @pytest.mark.parametrize("itm_on", ["labelled", "unlabelled"])
 def test_every_arm_trains(tmp_path, toy, config, teacher, itm_on):
     arm = replace(config, teacher=teacher, itm_on=itm_on, steps=4)
-    train(arm, toy.training_set(16), tmp_path / "run", report=quiet)
+    train(arm, toy.training_set(16), tmp_path / "run", Extras(report=quiet))
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 4
     assert np.isfinite([last["loss"], last["loss/pairs"], last["loss/itm"]]).all()
@@ -185,7 +186,7 @@ def test_soft_labels_leave_no_interaction_out_and_annotations_teach_it(tmp_path,
     soft = soft_labels(tmp_path, data, train_pictures(tmp_path, toy, config), config)(np.arange(16, 40))
     assert np.isnan(soft).all(0).tolist() == [False, False, True, False, False, True]
     assert not np.isnan(soft[:, VOCABULARY.actions()]).any()
-    train(config, data, tmp_path / "run", report=quiet)
+    train(config, data, tmp_path / "run", Extras(report=quiet))
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert np.isfinite([last["loss/pairs"], last["loss/itm"]]).all()
 
@@ -197,7 +198,9 @@ def train_pictures(folder: Path, toy: Toy, config: PairClassifierConfig):
 def test_a_tiny_set_is_learnt_and_predicted(tmp_path, toy, config):
     """Labels of 16 pictures and soft labels of 24 more: the best triplet of nearly every picture is the true one."""
     thorough = replace(config, steps=80, learning_rate=3e-3, dropout=0.0, feature_dropout=0.0)
-    train(thorough, toy.training_set(16), tmp_path, report=quiet).predict(toy.test_set(), tmp_path, report=quiet)
+    train(thorough, toy.training_set(16), tmp_path, Extras(report=quiet)).predict(
+        toy.test_set(), tmp_path, report=quiet
+    )
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["loss/pairs"] < 0.5 * records[0]["loss/pairs"]
     table = pq.read_table(tmp_path / "detections.parquet")
@@ -264,7 +267,7 @@ def test_a_mirrored_view_comes_with_mirrored_boxes(tmp_path, toy, config):
 
 def test_a_checkpoint_loads_what_was_saved(tmp_path, toy, config):
     text = np.random.default_rng(0).normal(size=(6, 10)).astype(np.float32)
-    saved = train(config, toy.training_set(16), tmp_path, Extras(None, text, {"encoder": "x"}), report=quiet)
+    saved = train(config, toy.training_set(16), tmp_path, Extras(None, text, {"encoder": "x"}, report=quiet))
     loaded = load_student(tmp_path / "checkpoint", VOCABULARY)
     assert (loaded.config, loaded.identities) == (config, {"encoder": "x"})
     for name, value in saved.model.state_dict().items():
@@ -272,7 +275,7 @@ def test_a_checkpoint_loads_what_was_saved(tmp_path, toy, config):
 
 
 def test_a_checkpoint_of_another_vocabulary_method_or_version_is_refused(tmp_path, toy, config):
-    train(replace(config, steps=1), toy.training_set(16), tmp_path, report=quiet)
+    train(replace(config, steps=1), toy.training_set(16), tmp_path, Extras(report=quiet))
     folder = tmp_path / "checkpoint"
     other = Vocabulary.from_actions([("dog", "walk", "walking")], "another")
     with pytest.raises(UserError) as refusal:
@@ -295,8 +298,8 @@ def test_the_cache_trains_the_student_that_memory_trains(tmp_path, toy, config, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     config = replace(config, steps=3)
     cached = toy.training_set(16, CacheSource(cached_tables(tmp_path / "cache", toy)))
-    train(config, cached, tmp_path / "cached", report=quiet)
-    train(config, toy.training_set(16), tmp_path / "memory", report=quiet)
+    train(config, cached, tmp_path / "cached", Extras(report=quiet))
+    train(config, toy.training_set(16), tmp_path / "memory", Extras(report=quiet))
     assert weights(tmp_path / "cached") == weights(tmp_path / "memory")
 
 
@@ -343,9 +346,9 @@ def test_a_student_can_bring_its_own_encoder_which_variants_share(tmp_path, toy,
     own = replace(config, encoder="region_cnn", steps=2)
     data = toy.training_set(16)
     data = replace(data, read=read, source=replace(data.source, rows_digest="toy"))
-    first = train(own, data, tmp_path / "a", cnn=cnn, report=quiet)
+    first = train(own, data, tmp_path / "a", Extras(report=quiet), cnn=cnn)
     trained_on = len(reads)
-    train(replace(own, itm_on="none"), data, tmp_path / "b", cnn=cnn, report=quiet)
+    train(replace(own, itm_on="none"), data, tmp_path / "b", Extras(report=quiet), cnn=cnn)
     assert len(reads) == trained_on
     loaded = load_student(tmp_path / "a" / "checkpoint")
     assert loaded.region_cnn is not None

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig
+from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import columns_for
 from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import (
-    ItmConfig,
     MatchedQueries,
-    asked,
     cost_of_argmax,
     costs,
     expected_cost,
@@ -28,12 +27,14 @@ from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import (
     negative_weights,
     picture_terms,
     soft_targets,
+    supervised_verbs,
 )
-from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmScores, columns_for
+from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmScores
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
 from hoi_distill.stages.student.methods.vlm_hoi.losses import ItmTables, batch_loss
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Targets
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
-from hoi_distill.stages.student.methods.vlm_hoi.picture_set import Batch
+from hoi_distill.stages.student.methods.vlm_hoi.picture_set import ImageBatch
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.toy_student import VOCABULARY
 
@@ -83,7 +84,7 @@ def terms(family: str, logits: torch.Tensor | None = None, **options) -> torch.T
 
 def test_the_literal_lookup_has_no_gradient():
     logits, labels, log_odds = random_case(0)
-    wanted = asked(log_odds, labels)
+    wanted = supervised_verbs(log_odds, labels)
     cost = costs(ItmConfig("F0"), log_odds.sigmoid(), labels)
     loss = cost_of_argmax(logits, cost, wanted)
     best = torch.where(wanted, logits, -torch.inf).argmax(1)
@@ -97,7 +98,7 @@ def test_the_literal_lookup_has_no_gradient():
 @given(st.integers(0, 10_000), st.sampled_from(["F1", "F1-literal"]), st.floats(0.3, 3))
 def test_gradient_of_the_expected_cost_is_the_formula_and_sums_to_zero(seed, family, temperature):
     logits, labels, log_odds = random_case(seed)
-    wanted, cost = asked(log_odds, labels), costs(ItmConfig(family), log_odds.sigmoid(), labels)
+    wanted, cost = supervised_verbs(log_odds, labels), costs(ItmConfig(family), log_odds.sigmoid(), labels)
     loss = expected_cost(logits, cost, wanted, temperature)
     loss.sum().backward()
     choice = torch.softmax(torch.where(wanted, logits.detach() / temperature, -torch.inf), 1).nan_to_num(0)
@@ -111,7 +112,7 @@ def test_gradient_of_the_expected_cost_is_the_formula_and_sums_to_zero(seed, fam
 @pytest.mark.parametrize("family", ["F1", "F1-literal", "F2", "F3", "F4"])
 def test_autograd_agrees_with_finite_differences(family):
     logits, labels, log_odds = random_case(3)
-    wanted, config = asked(log_odds, labels), ItmConfig(family)
+    wanted, config = supervised_verbs(log_odds, labels), ItmConfig(family)
 
     def loss(z: torch.Tensor) -> torch.Tensor:
         if family == "F2":
@@ -129,7 +130,7 @@ def test_autograd_agrees_with_finite_differences(family):
 @given(st.integers(0, 10_000), st.floats(-100, 100))
 def test_lowering_all_verbs_changes_nothing_in_f1_f3_f4(seed, shift):
     logits, labels, log_odds = random_case(seed)
-    wanted, cost = asked(log_odds, labels), costs(ItmConfig(), log_odds.sigmoid(), labels)
+    wanted, cost = supervised_verbs(log_odds, labels), costs(ItmConfig(), log_odds.sigmoid(), labels)
     for loss in (
         lambda z: expected_cost(z, cost, wanted),
         lambda z: margins(z, labels, log_odds, wanted),
@@ -215,7 +216,7 @@ def test_gradient_on_predicted_objects_is_the_formula_and_nothing_for_no_object(
 
 def test_soft_targets_are_the_optimum_and_p_minus_target_the_gradient():
     labels, soft = torch.tensor([[1.0, 0, 0, 0]]).double(), torch.tensor([[0.2, 0.9, 0.1, torch.nan]]).double()
-    wanted = asked(soft, labels)
+    wanted = supervised_verbs(soft, labels)
     logits = torch.tensor([[0.3, 1.0, -2.0, 5.0]], dtype=torch.double, requires_grad=True)
     soft_targets(logits, labels, soft, wanted, mixing=0.3).sum().backward()
     target = torch.tensor([[1, 0.27, 0.03]]).double()
@@ -240,7 +241,7 @@ def test_gradients_of_margins_count_the_pairs_that_fall_short():
 
 def test_gradient_of_the_listwise_loss_is_choice_minus_the_mixed_distribution():
     logits, labels, log_odds = random_case(5)
-    wanted = asked(log_odds, labels)
+    wanted = supervised_verbs(log_odds, labels)
     loss = listwise(logits, labels, log_odds, wanted, mixing=0.4, temperature=1.7, tau=2.0)
     loss.sum().backward()
     inside = wanted.any(1)
@@ -268,7 +269,7 @@ def test_each_family_is_given_the_quantity_it_is_defined_on():
     scores = batch()
     picture, logits, verbs, things, _ = queries((RIDE,), (HOLD, WALK), (HOLD,))
     here = scores.of_verbs(picture, things, HOI_ID)
-    wanted = asked(here.soft, verbs)
+    wanted = supervised_verbs(here.soft, verbs)
     expected = {
         "F0": cost_of_argmax(logits, costs(ItmConfig("F0"), here.soft, verbs), wanted),
         "F1": expected_cost(logits, costs(ItmConfig("F1"), here.soft, verbs), wanted),
@@ -366,7 +367,7 @@ def test_lambda_0_is_the_baseline_bit_for_bit(family):
         leaves = [tensor.clone().requires_grad_() for tensor in drawn]
         output = MurenOutput(leaves[0].sigmoid(), leaves[1].sigmoid(), leaves[2], leaves[3])
         nothing = torch.zeros(0)
-        given_ = Batch(nothing, nothing, nothing, targets, scores, None)
+        given_ = ImageBatch(nothing, nothing, nothing, targets, scores, None)
         loss, _ = batch_loss(output, given_, VlmHoiConfig(itm=itm), (tables, None), epoch)
         loss.backward()
         return [loss.detach(), *(leaf.grad for leaf in leaves)]
@@ -384,8 +385,8 @@ def test_the_weight_ramps_and_layers_are_chosen():
     config = ItmConfig(weight=2, ramp=5)
     assert [config.weight_at(epoch) for epoch in (0, 2.5, 5, 50)] == [0, 1, 2, 2]
     assert ItmConfig(ramp=0).weight_at(0) == 1
-    assert list(config.taught(6)) == [5]
-    assert list(ItmConfig(layers="all").taught(6)) == [0, 1, 2, 3, 4, 5]
+    assert list(config.learning_layers(6)) == [5]
+    assert list(ItmConfig(layers="all").learning_layers(6)) == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.stages.student.calibration import Platt, match_log_odds
+from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import columns_for
 from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import (
     ItmScores,
     ItmTargets,
     annotated_classes,
     calibrate,
     check_orientation,
-    columns_for,
     grouped_auc,
     match_row,
     same_object,

@@ -86,7 +86,6 @@ def test_shapes_of_both_layouts():
     assert [tuple(each.shape[-1:]) for each in plain] == [(4,), (4,), (K + 1,), (V,)]
     assert missing.object_logits.shape == (2, 2, N, K + 2)
     assert plain.layer(-1).verb_logits.shape == (2, N, V)
-    assert plain.pictures(torch.tensor([False, True])).human_boxes.shape == (2, 1, N, 4)
     assert ((plain.human_boxes > 0) & (plain.human_boxes < 1)).all()
 
 

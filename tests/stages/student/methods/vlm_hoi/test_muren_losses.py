@@ -8,8 +8,9 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from hoi_distill.stages.student.methods.vlm_hoi.criterion import TERMS, Criterion, LossWeights, flat
-from hoi_distill.stages.student.methods.vlm_hoi.matching import Costs, Targets, match, match_layers, matching_costs
+from hoi_distill.stages.student.methods.vlm_hoi.criterion import TERMS, Criterion, flat
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import Costs, LossWeights
+from hoi_distill.stages.student.methods.vlm_hoi.matching import Targets, match, match_layers, matching_costs
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
 from hoi_distill.stages.student.training.focal import hard_focal_terms
 from tests.fixtures.tiny_muren import K, N, V, random_boxes, random_output, random_targets, tiny_muren
@@ -220,7 +221,7 @@ def test_two_processes_average_to_what_one_learns(counts):
     output = random_output(2, 2, missing_object=True)
     targets = [random_targets(count, missing=min(count, 1)) for count in counts]
     whole, _, _ = Criterion()(output, targets)
-    halves = [output.pictures(torch.tensor([b])) for b in range(2)]
+    halves = [MurenOutput(*(each[:, [b]] for each in output)) for b in range(2)]
     seen: list[torch.Tensor] = []
     for half, target in zip(halves, targets, strict=True):
         Criterion()(half, [target], reduce=lambda each: seen.append(each) or each.clone())

@@ -10,15 +10,15 @@ import torch
 
 from hoi_distill.stages.student.methods.vlm_hoi.augment import View, resized, training_view
 from hoi_distill.stages.student.methods.vlm_hoi.augment import test_view as view_at_test
-from hoi_distill.stages.student.methods.vlm_hoi.config import Pictures
+from hoi_distill.stages.student.methods.vlm_hoi.config import TransformConfig
 from hoi_distill.stages.student.methods.vlm_hoi.picture_set import in_frame, pairs_of, take, targets_of
 from tests.fixtures.toy_student import VOCABULARY
 
 
 def test_a_view_is_a_function_of_seed_epoch_and_row():
-    views = {(seed, epoch, row): training_view(Pictures(), 640, 480, seed=seed, epoch=epoch, row=row)
+    views = {(seed, epoch, row): training_view(TransformConfig(), 640, 480, seed=seed, epoch=epoch, row=row)
              for seed in range(2) for epoch in range(3) for row in range(4)}  # fmt: skip
-    again = training_view(Pictures(), 640, 480, seed=1, epoch=2, row=3)
+    again = training_view(TransformConfig(), 640, 480, seed=1, epoch=2, row=3)
     assert again == views[1, 2, 3]
     assert len({str(view) for view in views.values()}) == len(views)
 
@@ -27,13 +27,13 @@ def test_published_sizes():
     assert resized(640, 480, 800, 1333) == (1067, 800)
     assert resized(2000, 500, 800, 1333) == (1333, 333)
     for row in range(200):
-        view = training_view(Pictures(), 640, 480, seed=0, epoch=0, row=row)
+        view = training_view(TransformConfig(), 640, 480, seed=0, epoch=0, row=row)
         x1, y1, x2, y2 = view.window
         assert 0 <= x1 < x2 <= 640 + 1e-6
         assert 0 <= y1 < y2 <= 480 + 1e-6
         assert max(view.size) <= 1333
-        assert min(view.size) in Pictures().short_sides or max(view.size) == 1333
-    windows = [training_view(Pictures(), 640, 480, seed=0, epoch=0, row=row).window for row in range(200)]
+        assert min(view.size) in TransformConfig().short_sides or max(view.size) == 1333
+    windows = [training_view(TransformConfig(), 640, 480, seed=0, epoch=0, row=row).window for row in range(200)]
     cropped = [window != (0, 0, 640, 480) for window in windows]
     assert 70 < sum(cropped) < 130
 
@@ -42,7 +42,7 @@ def test_boxes_follow_the_picture():
     """A white rectangle on black is found where its box is said to be, in every view that shows it."""
     picture = np.zeros((240, 320, 3), np.uint8)
     picture[80:160, 120:200] = 255
-    config = Pictures(
+    config = TransformConfig(
         short_sides=(200, 300), max_side=600, crop_short_sides=(150, 200), crop_sides=(90, 160), jitter=0.0
     )
     box = np.array([[120, 80, 200, 160]], np.float32)
@@ -69,7 +69,7 @@ def test_boxes_follow_the_picture():
 def test_only_pairs_that_survive_a_crop_are_targets(world):
     pairs = pairs_of(world.training_set(), 0)
     missing = len(VOCABULARY.objects)
-    whole = targets_of(pairs, view_at_test(Pictures(test_short_side=64), int(world.width[0]), 64), missing)
+    whole = targets_of(pairs, view_at_test(TransformConfig(test_short_side=64), int(world.width[0]), 64), missing)
     assert len(whole) == 1
     x2 = float(world.person[0, 2])
     left = View((96, 64), (0, 0, x2, 64), (64, 64))  # shows the person alone
@@ -98,7 +98,7 @@ def test_verbs_of_one_pair_are_one_target(world):
 
 
 def test_padding_is_zero_and_masked():
-    config = Pictures()
+    config = TransformConfig()
     pixels, mask = in_frame([np.full((4, 6, 3), 255, np.uint8), np.zeros((5, 3, 3), np.uint8)], 8, 5, config)
     assert pixels.shape == (2, 3, 5, 8)
     assert mask.sum((1, 2)).tolist() == [24, 15]

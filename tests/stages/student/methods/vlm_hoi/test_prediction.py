@@ -13,19 +13,19 @@ import torch
 from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.evaluate.formats.parquet import read_detections
-from hoi_distill.stages.student.method import parameters_of
+from hoi_distill.stages.student.method import Extras, parameters_of
 from hoi_distill.stages.student.methods.vlm_hoi.config import (
-    Pictures,
     Scoring,
+    TransformConfig,
     VlmHoiConfig,
     has_missing_objects,
     network_config,
 )
-from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren, MurenOutput
 from hoi_distill.stages.student.methods.vlm_hoi.predict import (
     Inference,
-    Triplets,
+    ScoredTriplets,
     of_one_size,
     predicted,
     triplets,
@@ -103,7 +103,7 @@ def test_suppression_is_within_a_class_or_within_an_object():
 def test_as_published_boxes_are_neither_clipped_nor_half_open():
     dog, valid = VOCABULARY.objects.index("dog"), valid_verbs(VOCABULARY, False)
 
-    def found(boxes, **keys) -> Triplets:
+    def found(boxes, **keys) -> ScoredTriplets:
         output = answer(
             [(box, box) for box in boxes], [{dog: 0.9}, {dog: 0.8}], [[0.9, 0.1, 0.1, 0.1], [0.8, 0.1, 0.1, 0.1]]
         )
@@ -178,14 +178,16 @@ def test_batches_are_single_pictures(network, world):
         np.testing.assert_allclose(one, many, rtol=0, atol=1e-4 * 96)
 
 
-def sorted_rows(found: Triplets) -> np.ndarray:
+def sorted_rows(found: ScoredTriplets) -> np.ndarray:
     rows = np.column_stack([found.objects, found.verbs, found.human, found.object_, found.scores])
     return rows[np.lexsort(np.round(rows, 1).T)]
 
 
 def test_groups_hold_one_size_and_every_picture_once():
     sizes = np.random.default_rng(0).integers(20, 24, (50, 2))
-    groups = list(of_one_size(50, lambda row: np.zeros((*sizes[row], 3), np.uint8), Pictures(test_short_side=20), 4))
+    groups = list(
+        of_one_size(50, lambda row: np.zeros((*sizes[row], 3), np.uint8), TransformConfig(test_short_side=20), 4)
+    )
     assert sorted(row for group in groups for row, _, _ in group) == list(range(50))
     for group in groups:
         assert len(group) <= 4
@@ -195,7 +197,7 @@ def test_groups_hold_one_size_and_every_picture_once():
 @pytest.mark.slow
 def test_a_saved_student_predicts_the_same(tmp_path, world):
     config = tiny_config(itm=ItmConfig(weight=0.0), epochs=12.0, ema=0.5)
-    student = train(config, world.training_set(), tmp_path / "run", report=lambda line: None)
+    student = train(config, world.training_set(), tmp_path / "run", Extras(report=lambda line: None))
     loaded = load_student(tmp_path / "run/checkpoint", VOCABULARY)
     assert isinstance(loaded, VlmHoiStudent)
     assert (loaded.config, loaded.tables(), loaded.origin["from"]) == (config, {}, config.start)

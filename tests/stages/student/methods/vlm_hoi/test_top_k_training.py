@@ -15,7 +15,7 @@ from hoi_distill.pipeline.filling.run import choose_executor, fill
 from hoi_distill.pipeline.planning.plan import plan
 from hoi_distill.pipeline.train import train_student
 from hoi_distill.pipeline.training.request import resolve
-from hoi_distill.pipeline.workspace import Setup, prepare
+from hoi_distill.pipeline.workspace import Workspace, prepare
 from hoi_distill.stages.data.pico.world import write_world
 from hoi_distill.storage.errors import UserError
 
@@ -55,34 +55,34 @@ def config(tmp_path_factory, blip_config) -> Path:
     return path
 
 
-def filled(setup: Setup) -> None:
+def filled(workspace: Workspace) -> None:
     with choose_executor("inline", "cpu", 1) as execute:
-        fill(setup, execute, threading.Event())
+        fill(workspace, execute, threading.Event())
 
 
 def test_the_student_trains_on_the_cells_that_are_wanted(config):
-    setup = prepare(config)
+    workspace = prepare(config)
     with pytest.raises(UserError, match="no cell is filled; fill it with"):
-        resolve(setup, plan(setup.nodes, setup.sources, setup.cache))
-    filled(setup)
+        resolve(workspace, plan(workspace.nodes, workspace.sources, workspace.cache))
+    filled(workspace)
     wide = prepare(config, [f"tables.itm.itc_top_k={KEPT + 20}"])
     with pytest.raises(UserError, match=r"table itm: \d+ of \d+ cells that the student needs are empty; fill it with:"):
         train_student(wide)
-    run = train_student(setup)
+    run = train_student(workspace)
     soft = np.load(run / "state/itm.npy")
-    assert soft.shape == (24, len(setup.vocabulary))
-    learnt = soft[:, setup.vocabulary.actions()]  # the others' answers are no soft labels
+    assert soft.shape == (24, len(workspace.vocabulary))
+    learnt = soft[:, workspace.vocabulary.actions()]  # the others' answers are no soft labels
     assert np.isnan(soft).sum() > np.isnan(learnt).sum()
-    assert not np.isfinite(soft[:, ~setup.vocabulary.actions()]).any()
-    table = plan(setup.nodes, setup.sources, setup.cache)["itm"]
+    assert not np.isfinite(soft[:, ~workspace.vocabulary.actions()]).any()
+    table = plan(workspace.nodes, workspace.sources, workspace.cache)["itm"]
     assert table.cells.wanted is not None
     chosen = table.cells.wanted[:24].sum(1)
-    assert KEPT <= chosen.min() <= chosen.max() < len(setup.vocabulary), "ties are kept too"
-    assert np.isfinite(learnt).sum() == table.cells.wanted[:24][:, setup.vocabulary.actions()].sum()
+    assert KEPT <= chosen.min() <= chosen.max() < len(workspace.vocabulary), "ties are kept too"
+    assert np.isfinite(learnt).sum() == table.cells.wanted[:24][:, workspace.vocabulary.actions()].sum()
     assert (run / "report.html").exists()
 
     filled(wide)
-    before = resolve(setup, plan(setup.nodes, setup.sources, setup.cache))
+    before = resolve(workspace, plan(workspace.nodes, workspace.sources, workspace.cache))
     assert before.fingerprint[:12] == run.name, "what others have asked for does not move this student"
     assert resolve(wide, plan(wide.nodes, wide.sources, wide.cache)).fingerprint != before.fingerprint
 

@@ -13,7 +13,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import ItmConfig
+from hoi_distill.stages.student.method import Extras
+from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
 from hoi_distill.stages.student.methods.vlm_hoi.picture_set import StepBatches
 from hoi_distill.stages.student.methods.vlm_hoi.train import train
 from hoi_distill.stages.student.training.metrics import NonFiniteLoss
@@ -37,7 +38,7 @@ def records(folder: Path) -> list[dict]:
 @pytest.mark.slow
 def test_the_loss_falls_and_says_what_it_is_made_of(tmp_path, world):
     config = tiny_config(epochs=10.0, drop_epoch=8.0, f7=F7)
-    student = train(config, world.training_set(), tmp_path, report=quiet)
+    student = train(config, world.training_set(), tmp_path, Extras(report=quiet))
     log = records(tmp_path)
     losses = [record["loss"] for record in log]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
@@ -53,7 +54,7 @@ def test_the_loss_falls_and_says_what_it_is_made_of(tmp_path, world):
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, world, monkeypatch, ema):
     config = tiny_config(ema=ema, f7=F7, epochs=2.0, model={**tiny_config().model, "dropout": 0.1})
-    train(config, world.training_set(), tmp_path / "whole", report=quiet)
+    train(config, world.training_set(), tmp_path / "whole", Extras(report=quiet))
 
     def save_and_stop(path, model, optimizer, done, run, more):
         save_state(path, model, optimizer, done, run, more=more)
@@ -62,9 +63,9 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, wor
     with monkeypatch.context() as patch:
         patch.setattr("hoi_distill.stages.student.training.loop.save_state", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
-            train(config, world.training_set(), tmp_path / "stopped", report=quiet)
+            train(config, world.training_set(), tmp_path / "stopped", Extras(report=quiet))
     assert len(records(tmp_path / "stopped")) == 4
-    train(config, world.training_set(), tmp_path / "stopped", report=quiet)
+    train(config, world.training_set(), tmp_path / "stopped", Extras(report=quiet))
     assert weights(tmp_path / "whole") == weights(tmp_path / "stopped")
     whole, stopped = (load_file(tmp_path / name / "state/latest.safetensors") for name in ("whole", "stopped"))
     assert whole.keys() == stopped.keys()
@@ -75,28 +76,28 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, wor
 
 def test_without_weight_it_is_the_baseline_bit_for_bit(tmp_path, world):
     without = replace(world.training_set(), source=None)  # no table is opened
-    train(tiny_config(itm=NO_ITM, epochs=1.5), without, tmp_path / "baseline", report=quiet)
+    train(tiny_config(itm=NO_ITM, epochs=1.5), without, tmp_path / "baseline", Extras(report=quiet))
     for name, itm in {
         "F1": ItmConfig(weight=0.0, alpha=0.1),
         "F0": ItmConfig(family="F0"),  # weighted, but without a gradient
     }.items():
-        train(tiny_config(itm=itm, epochs=1.5), world.training_set(), tmp_path / name, report=quiet)
+        train(tiny_config(itm=itm, epochs=1.5), world.training_set(), tmp_path / name, Extras(report=quiet))
         assert weights(tmp_path / name) == weights(tmp_path / "baseline"), name
-    train(tiny_config(epochs=1.5), world.training_set(), tmp_path / "on", report=quiet)
+    train(tiny_config(epochs=1.5), world.training_set(), tmp_path / "on", Extras(report=quiet))
     assert weights(tmp_path / "on") != weights(tmp_path / "baseline")
 
 
 @pytest.mark.parametrize("family", ["F0", "F1", "F1-literal", "F2", "F2n", "F3", "F4", "F7"])
 def test_every_family_trains(tmp_path, world, family):
     itm = ItmConfig(family=family, ramp=0.0, layers="all" if family == "F3" else "final")
-    train(tiny_config(itm=itm, epochs=0.5), world.training_set(), tmp_path, report=quiet)
+    train(tiny_config(itm=itm, epochs=0.5), world.training_set(), tmp_path, Extras(report=quiet))
     assert np.isfinite([record["loss"] for record in records(tmp_path)]).all()
 
 
 def test_another_pictures_scores_are_another_training(tmp_path, world):
     for teacher in ("itm", "shuffled"):
         config = tiny_config(teacher=teacher, itm=ItmConfig(ramp=0.0), epochs=1.0)
-        train(config, world.training_set(), tmp_path / teacher, report=quiet)
+        train(config, world.training_set(), tmp_path / teacher, Extras(report=quiet))
     assert weights(tmp_path / "itm") != weights(tmp_path / "shuffled")
 
 
@@ -106,7 +107,7 @@ def test_labels_of_unlabelled_pictures_are_never_read(tmp_path, world):
     other.annotations.verb[16:] = 0
     other.annotations.object_box[16:] = 0
     for name, data in {"true": world, "changed": other}.items():
-        train(tiny_config(f7=F7, epochs=1.0), data.training_set(), tmp_path / name, report=quiet)
+        train(tiny_config(f7=F7, epochs=1.0), data.training_set(), tmp_path / name, Extras(report=quiet))
     assert weights(tmp_path / "true") == weights(tmp_path / "changed")
 
 
@@ -115,12 +116,12 @@ def test_a_missing_score_stops_the_training(tmp_path):
     for prompt in world.itm:
         world.itm[prompt][3] = None  # a recorded failure: no row
     with pytest.raises(UserError, match="picture 3 has no score"):
-        train(tiny_config(), world.training_set(), tmp_path, report=quiet)
+        train(tiny_config(), world.training_set(), tmp_path, Extras(report=quiet))
 
 
 def test_divergence_names_the_pictures(tmp_path, world):
     with pytest.raises(NonFiniteLoss, match=r"step \d+: .*; pictures rows \[\d+, .*'picture \d+'"):
-        train(tiny_config(learning_rate=1e30), world.training_set(), tmp_path, report=quiet)
+        train(tiny_config(learning_rate=1e30), world.training_set(), tmp_path, Extras(report=quiet))
     assert not (tmp_path / "checkpoint").exists()
 
 
@@ -160,7 +161,7 @@ def several(folder: Path, epochs: float) -> None:
     """What every process runs. Odd numbers of pictures: the processes' shares differ."""
     rates = {"learning_rate": 1e-4, "backbone_learning_rate": 1e-5}  # the published ones; higher ones amplify rounding
     config = tiny_config(epochs=epochs, drop_epoch=9.0, f7=F7, labelled_per_step=5, unlabelled_per_step=3, **rates)
-    train(config, World().training_set(), folder, report=quiet)
+    train(config, World().training_set(), folder, Extras(report=quiet))
 
 
 @pytest.mark.parametrize("epochs", [1.5, pytest.param(16.0, marks=pytest.mark.slow)])
@@ -182,7 +183,7 @@ def another_precision():
 
 
 def test_half_precision_trains(tmp_path, world, another_precision):
-    train(tiny_config(precision="bf16", epochs=2.0), world.training_set(), tmp_path, report=quiet)
+    train(tiny_config(precision="bf16", epochs=2.0), world.training_set(), tmp_path, Extras(report=quiet))
     log = records(tmp_path)
     assert log[-1]["loss"] < log[0]["loss"]
     assert np.isfinite([record["loss"] for record in log]).all()

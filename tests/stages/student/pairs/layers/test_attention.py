@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hoi_distill.stages.student.pairs.layers.attention import Padding, SelfAttention, attend, beside
+from hoi_distill.stages.student.pairs.layers.attention import Padding, SelfAttention, attend, concat_heads
 
 
 def test_rows_return_from_where_they_were_laid():
@@ -23,7 +23,7 @@ def test_rows_return_from_where_they_were_laid():
 def test_content_and_position_add_up_in_each_head():
     q, k, qp, kp, v = (torch.randn(2, n, 8) for n in (3, 4, 3, 4, 4))
     heads = 2
-    seen = attend(beside(q, qp, heads), beside(k, kp, heads), v, heads)
+    seen = attend(concat_heads(q, qp, heads), concat_heads(k, kp, heads), v, heads)
     for head in range(heads):
         own = slice(4 * head, 4 * head + 4)
         logits = (q[..., own] @ k[..., own].mT + qp[..., own] @ kp[..., own].mT) / 8**0.5

@@ -10,18 +10,18 @@ import torch
 from torch.utils.data import DataLoader
 
 from hoi_distill.stages.student.data import TrainingSet
+from hoi_distill.stages.student.methods.link.batches import LinkBatches
 from hoi_distill.stages.student.methods.link.config import LinkConfig
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
-from hoi_distill.stages.student.methods.link.stream import LinkBatches
 from hoi_distill.stages.student.methods.link.student import LinkStudent, allowed, verbs
 from hoi_distill.stages.student.methods.link.train import terms_of
-from hoi_distill.stages.student.pairs.batches import Batch, Share
+from hoi_distill.stages.student.pairs.batches import PairBatch, Share
 from hoi_distill.stages.student.pairs.instances import jittered, picture_of, with_annotations
 from hoi_distill.stages.student.pairs.prepare import training_pictures
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.storage.errors import UserError
-from tests.fixtures.toy_link import ALL_LEVELS, MAPS, NETWORK, PAIRS, link_config, taught
+from tests.fixtures.toy_link import ALL_LEVELS, MAPS, NETWORK, PAIRS, link_config, with_teacher
 from tests.fixtures.toy_student import CHANNELS, VOCABULARY, Toy
 
 BOTH = replace(ALL_LEVELS, unlabelled=True)
@@ -36,10 +36,10 @@ def teacher() -> LinkStudent:
 
 @pytest.fixture(scope="module")
 def data(toy, teacher) -> TrainingSet:
-    return taught(toy.training_set(16), toy, teacher)
+    return with_teacher(toy.training_set(16), toy, teacher)
 
 
-def target_of(batch: Batch) -> torch.Tensor:
+def target_of(batch: PairBatch) -> torch.Tensor:
     """float ``[P, H]``, the annotated targets of the pairs."""
     return batch.targets["annotations"].target
 
@@ -64,7 +64,7 @@ def test_what_a_teacher_said_lies_beside_the_entries_it_was_said_of(stream, teac
         output = teacher.model(batch.regions)
     candidates = candidates_of(batch.regions, teacher.valid())
     for said, own in (
-        (one.entry_logits, output.logits[-1][candidates.pair, candidates.hoi]),
+        (one.logits, output.logits[-1][candidates.pair, candidates.hoi]),
         (one.unary, output.unary),
         (one.pairs, output.pairs),
         (one.latent, output.latent),
@@ -78,7 +78,7 @@ def test_unseen_classes_are_no_entries_of_a_teacher(stream, data, teacher):
     whole = stream(link_config(kd=BOTH))[0]
     (one,) = stream(link_config(kd=BOTH), replace(data, unseen=unseen))[0].targets["kd"]
     hoi = candidates_of(whole.regions, teacher.valid()).hoi
-    assert torch.equal(one.entry_logits, whole.targets["kd"][0].entry_logits[hoi != 1])
+    assert torch.equal(one.logits, whole.targets["kd"][0].logits[hoi != 1])
     assert (hoi == 1).any()
 
 

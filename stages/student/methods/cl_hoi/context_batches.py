@@ -1,94 +1,27 @@
-"""What a training in the CL-HOI style reads: image-level labels, embedded texts, and the batches of its two stages.
+"""What stage 1 reads: embedded texts and its batches, pure functions of the step.
 
-Both are pure functions of the step. Text embeddings do not change, so that a queue of earlier steps' texts is read anew
-instead of being kept: nothing of it is state.
+Text embeddings do not change. A queue of earlier steps' texts is therefore read anew and is no state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from hoi_distill.stages.data.label_kinds import IGNORED, POSITIVE
+from hoi_distill.stages.data.label_kinds import POSITIVE
 from hoi_distill.stages.student.data import TrainingSet
-from hoi_distill.stages.student.files import kept, mapped, new_array
-from hoi_distill.stages.student.methods.cl_hoi.losses import LabelBatch, same_sets
+from hoi_distill.stages.student.files import kept
+from hoi_distill.stages.student.methods.cl_hoi.losses import same_sets
 from hoi_distill.stages.student.pairs.batches import MapReader, PictureBatches, Pools, Share, take
 from hoi_distill.stages.student.pairs.config import PairsConfig
 from hoi_distill.stages.student.pairs.regions import Regions
+from hoi_distill.stages.student.pairs.supervision.image_labels import ImageLabelTable
 from hoi_distill.stages.student.source import in_order
-
-
-@dataclass(frozen=True)
-class ImageLabels:
-    """What is known of N pictures as wholes, memory-mapped.
-
-    Attributes:
-        target: float32 ``[N, H]`` in 0 to 1.
-        kind: int8 ``[N, H]``, see :mod:`hoi_distill.stages.data.label_kinds`.
-        weight: float32 ``[N, H]``.
-        known: bool ``[N]``, rows of which anything is known; the others are all zeros.
-    """
-
-    target: np.ndarray
-    kind: np.ndarray
-    weight: np.ndarray
-    known: np.ndarray
-
-    @classmethod
-    def open_or_build(
-        cls, folder: Path, count: int, classes: int, rows: Iterable[tuple[int, Mapping[str, Any]]]
-    ) -> ImageLabels:
-        """Open ``folder``, or build it from (row, cell). A cell lists ``hoi`` (int ``[K]``) with ``target``, ``kind`` and
-        ``weight`` (``[K]`` each); a class that it does not list is an ordinary negative."""
-        dtypes = {"target": np.float32, "kind": np.int8, "weight": np.float32}
-
-        def read(place: Path) -> ImageLabels:
-            made = {name: mapped(place / f"{name}.npy", dtype, (count, classes)) for name, dtype in dtypes.items()}
-            return ImageLabels(**made, known=mapped(place / "known.npy", bool, (count,)))
-
-        def build(draft: Path) -> None:
-            draft.mkdir()
-            made = {name: new_array(draft / f"{name}.npy", dtype, (count, classes)) for name, dtype in dtypes.items()}
-            known = np.zeros(count, bool)
-            for row, cell in rows:
-                known[row], made["weight"][row] = True, 1
-                for name, table in made.items():
-                    table[row, np.asarray(cell["hoi"], np.int64)] = cell[name]
-            np.save(draft / "known.npy", known)
-            for table in made.values():
-                table.flush()
-
-        return kept(folder, read, build)
-
-    def of(self, rows: np.ndarray) -> LabelBatch:
-        """The labels of some rows, int64 ``[B]``."""
-        return LabelBatch(*(torch.from_numpy(each[rows]) for each in (self.target, self.kind, self.weight)))
-
-
-def teacher_labels(folder: Path, data: TrainingSet) -> ImageLabels:
-    """The teacher's labels, from the table of that role."""
-    samples = in_order(data.source.open({"labels": ("value",)}))
-    rows = ((sample["row"], sample["labels"]["value"]) for sample in samples)
-    return ImageLabels.open_or_build(folder, len(data.source), len(data.vocabulary.hois), rows)
-
-
-def annotated_labels(folder: Path, data: TrainingSet) -> ImageLabels:
-    """What the annotations say of each picture as a whole (a control): nothing is ignored, and all weigh the same."""
-
-    def cell(row: int) -> dict[str, np.ndarray]:
-        present = data.present(row)
-        return {"hoi": np.arange(len(present)), "target": present, "kind": present, "weight": np.ones(len(present))}
-
-    rows = ((row, cell(row)) for row in range(len(data.source)))
-    return ImageLabels.open_or_build(folder, len(data.source), len(data.vocabulary.hois), rows)
 
 
 @dataclass(frozen=True)
@@ -96,7 +29,8 @@ class Texts:
     """The embedded sentences of N pictures' texts, memory-mapped.
 
     Attributes:
-        sentences: float16 ``[J, T]`` of length 1, picture by picture; offsets: int64 ``[N + 1]``.
+        sentences: float16 ``[J, T]`` of length 1, image by image.
+        offsets: int64 ``[N + 1]``; the sentences of row n are those from ``offsets[n]`` to ``offsets[n + 1]``.
     """
 
     sentences: np.ndarray
@@ -121,10 +55,10 @@ class Texts:
             counts, width = np.zeros(len(data.source) + 1, np.int64), 0
             with open(draft / "sentences", "wb") as file:
                 for sample in in_order(data.source.open({"context": ("value",)})):
-                    said = np.asarray(sample["context"]["value"], "<f2")
-                    if len(said):
-                        counts[sample["row"] + 1], width = said.shape
-                        file.write(said.tobytes())
+                    sentences = np.asarray(sample["context"]["value"], "<f2")
+                    if len(sentences):
+                        counts[sample["row"] + 1], width = sentences.shape
+                        file.write(sentences.tobytes())
             np.savez(draft / "index.npz", offsets=np.cumsum(counts), width=width)
 
         return kept(folder, read, build)
@@ -134,7 +68,7 @@ class Texts:
         """T."""
         return int(self.sentences.shape[1])
 
-    def said(self) -> np.ndarray:
+    def present(self) -> np.ndarray:
         """bool ``[N]``: whether there is a text."""
         return np.diff(self.offsets) > 0
 
@@ -197,7 +131,7 @@ class ContextBatches(PictureBatches[ContextBatch]):
         maps: MapReader,
         *,
         texts: Texts,
-        labels: ImageLabels,
+        labels: ImageLabelTable,
         queue: int,
         share: Share = Share(),  # noqa: B008  immutable
     ) -> None:
@@ -225,13 +159,6 @@ class ContextBatches(PictureBatches[ContextBatch]):
         seen = [take(self.pools.others, before, size, 2 * self.config.seed + 1) for before in steps]
         rows = np.unique(np.concatenate([np.empty(0, np.int64), *seen]))
         return rows[~np.isin(rows, own)][: self.queue]
-
-
-def copied(regions: Regions, kind: Tensor) -> Tensor:
-    """float32 ``[P, H]``: each picture's labels as those of all its pairs; NaN where ignored. The caller reads only the
-    classes that a pair's object allows."""
-    known = kind.float().masked_fill(kind == IGNORED, torch.nan)
-    return known[regions.pair_picture]
 
 
 def annotated(data: TrainingSet) -> TrainingSet:

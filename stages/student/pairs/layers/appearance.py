@@ -1,6 +1,6 @@
-"""What instances and pairs look like: regions of a feature map and the geometry of boxes, as vectors.
+"""Appearance and geometry of instances and pairs: regions of a feature map and boxes, as vectors.
 
-Shape suffixes: I instances and P pairs of all pictures together, C channels of the map, D width.
+Shape suffixes: I instances and P pairs of all images together, C channels of the map, D width.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RegionPool(nn.Module):
 
 
 class UnaryEncoder(nn.Module):
-    """Each instance by itself: its region and its class. ``[I, D]``."""
+    """Each instance by itself, from its region and its class: ``[I, D]``."""
 
     def __init__(self, channels: int, roi_size: int, width: int, objects: int) -> None:
         super().__init__()
@@ -42,19 +42,19 @@ class UnaryEncoder(nn.Module):
 
     @override
     def forward(self, maps: Tensor, regions: Regions) -> Tensor:
-        look = self.pool(maps, regions.size, regions.picture, regions.boxes)
-        return F.relu(self.norm(look + self.label(regions.labels)))
+        appearance = self.pool(maps, regions.size, regions.picture, regions.boxes)
+        return F.relu(self.norm(appearance + self.label(regions.labels)))
 
 
-def pair_numbers(regions: Regions) -> Tensor:
-    """UPT's 36 numbers of each pair's boxes, float ``[P, 36]``. Logarithms reach -23 where a value is 0, and ratios of thin
-    boxes hundreds; within +-6 they say no less and disturb less."""
+def spatial_encoding(regions: Regions) -> Tensor:
+    """UPT's spatial encoding of each pair's boxes, float ``[P, 36]``, clamped to [-6, 6]: log(0 + 1e-10) is -23 and thin
+    boxes give ratios in the hundreds, which destabilises training."""
     human, object_ = regions.boxes[regions.pairs].unbind(1)
     return pair_geometry(human, object_, regions.size[regions.pair_picture]).clamp(-6, 6)
 
 
 def geometry_network(width: int) -> nn.Sequential:
-    """UPT's network of these numbers, 36-128-256-D, and a norm."""
+    """UPT's network of the spatial encoding, 36-128-256-D, and a norm."""
     return nn.Sequential(
         nn.Linear(36, 128), nn.ReLU(), nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, width), nn.LayerNorm(width)
     )

@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 
 from hoi_distill.pipeline.config.student import read_section
-from hoi_distill.stages.student.methods.link.distillation import (
-    KdConfig,
-    Taught,
-    bernoulli_divergence,
-    divergence,
-    kd_terms,
-    matched,
-)
 from hoi_distill.stages.student.pairs.losses import final_logit
 from hoi_distill.stages.student.pairs.regions import Regions, candidates_of
+from hoi_distill.stages.student.pairs.supervision.config import KdConfig
+from hoi_distill.stages.student.pairs.supervision.dense_distillation_losses import (
+    TeacherOutputs,
+    bernoulli_divergence,
+    distillation_losses,
+    divergence,
+    matched,
+)
 from hoi_distill.stages.student.pairs.terms import PairOutput
 from hoi_distill.storage.errors import UserError
 
@@ -57,15 +57,17 @@ def output_of(regions: Regions, seed: int, spread: float = 3.0) -> PairOutput:
     return PairOutput(*(tensor.requires_grad_() for tensor in tensors))
 
 
-def taught_by(output: PairOutput, pair, hoi) -> Taught:
+def taught_by(output: PairOutput, pair, hoi) -> TeacherOutputs:
     has = torch.ones(len(output.latent), dtype=torch.bool)
-    return Taught(has, output.logits[-1][pair, hoi], output.unary, output.pairs, output.latent)
+    return TeacherOutputs(has, output.logits[-1][pair, hoi], output.unary, output.pairs, output.latent)
 
 
 def terms_of(student, teachers, regions, config=ALL, seen=SEEN):
     candidates = candidates_of(regions, VALID)
-    taught = [one if isinstance(one, Taught) else taught_by(one, candidates.pair, candidates.hoi) for one in teachers]
-    return kd_terms(student, taught, regions, candidates, seen=seen, config=config)
+    taught = [
+        one if isinstance(one, TeacherOutputs) else taught_by(one, candidates.pair, candidates.hoi) for one in teachers
+    ]
+    return distillation_losses(student, taught, regions, candidates, seen=seen, config=config)
 
 
 @pytest.mark.parametrize("form", ["bernoulli", "softmax"])
@@ -159,7 +161,7 @@ def test_unseen_classes_teach_nothing(form):
     first = terms_of(student, [taught], regions, config, seen)["logit"]
     first.backward()
     assert not student.logits.grad[..., unseen].any()
-    louder = replace(taught, entry_logits=taught.entry_logits.detach() + 5 * torch.isin(hoi, unseen))
+    louder = replace(taught, logits=taught.logits.detach() + 5 * torch.isin(hoi, unseen))
     assert terms_of(student, [louder], regions, config, seen)["logit"].item() == first.item()
     assert terms_of(student, [louder], regions, config)["logit"].item() != first.item()
 
@@ -219,7 +221,7 @@ def test_teachers_are_averaged():
 def test_only_terms_with_a_weight_are_worked_out():
     regions = batch_of()
     student, teacher = output_of(regions, 0), output_of(regions, 1)
-    maps_only = Taught(torch.ones(2, dtype=torch.bool), latent=teacher.latent)
+    maps_only = TeacherOutputs(torch.ones(2, dtype=torch.bool), latent=teacher.latent)
     assert set(terms_of(student, [maps_only], regions, replace(ALL, logit=0, query=0))) == {"map"}
     assert terms_of(student, [], regions, KdConfig()) == {}
 
@@ -241,7 +243,7 @@ def test_a_wider_deeper_finer_teacher_teaches():
     student = output_of(regions, 0)
     pair = candidates_of(regions, VALID).pair
     draw = torch.Generator().manual_seed(1)
-    taught = Taught(
+    taught = TeacherOutputs(
         torch.ones(2, dtype=torch.bool),
         torch.randn(len(pair), generator=draw).half(),
         torch.randn(4, len(regions.picture), 16, generator=draw).half(),

@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from hoi_distill.stages.student.data import valid_classes
-from hoi_distill.stages.student.methods.link.distillation import KdConfig, kd_terms
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
-from hoi_distill.stages.student.methods.link.teaching import PairTeacher, read_taught
+from hoi_distill.stages.student.methods.link.pair_teacher import PairTeacher
 from hoi_distill.stages.student.pairs.config import PairsConfig
 from hoi_distill.stages.student.pairs.instances import gather, picture_of
 from hoi_distill.stages.student.pairs.regions import candidates_of
+from hoi_distill.stages.student.pairs.supervision.config import KdConfig
+from hoi_distill.stages.student.pairs.supervision.dense_distillation import read_teacher_outputs
+from hoi_distill.stages.student.pairs.supervision.dense_distillation_losses import distillation_losses
 from hoi_distill.stages.student.pairs.terms import BatchImages, PairOutput
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.link_scenes import SMALL
@@ -51,7 +53,7 @@ def scene():
 
 
 def read(answers, pictures, regions, seen=SEEN, maps=True, valid=VALID):
-    return read_taught(
+    return read_teacher_outputs(
         [None if one is None else one.cell for one in answers],
         [None if one is None else one.latent.astype(np.float16) for one in answers] if maps else None,
         BatchImages(np.arange(len(pictures)), pictures, regions, []),
@@ -79,11 +81,11 @@ def test_a_student_with_the_teachers_weights_has_nothing_to_learn(teacher, scene
     assert len(candidates) > 5
     assert taught.has.all()
     config = KdConfig(("a",), ("b",), logit=1, query=1, map=1)
-    terms = kd_terms(student, [taught], regions, candidates, seen=SEEN, config=config)
+    terms = distillation_losses(student, [taught], regions, candidates, seen=SEEN, config=config)
     assert all(term.item() == 0.0 for term in terms.values())
     with torch.no_grad():
         other = network(1)(regions)
-    terms = kd_terms(other, [taught], regions, candidates, seen=SEEN, config=config)
+    terms = distillation_losses(other, [taught], regions, candidates, seen=SEEN, config=config)
     assert all(term.item() > 0 for term in terms.values())
 
 
@@ -126,7 +128,7 @@ def test_unseen_classes_are_left_out_as_in_the_students_own_entries(teacher, sce
     candidates = candidates_of(regions, VALID & seen)
     with torch.no_grad():
         own = teacher.model(regions).logits[-1][candidates.pair, candidates.hoi]
-    assert torch.equal(taught.entry_logits, own.half())
+    assert torch.equal(taught.logits, own.half())
 
 
 def test_pictures_without_an_answer_keep_the_others_in_place(teacher, scene):
@@ -140,7 +142,7 @@ def test_pictures_without_an_answer_keep_the_others_in_place(teacher, scene):
         assert torch.equal(getattr(some, name)[:, kept], getattr(full, name)[:, kept])
         assert not kept.all()
     kept = some.has[candidates_of(regions, VALID).image]
-    assert torch.equal(some.entry_logits[kept], full.entry_logits[kept])
+    assert torch.equal(some.logits[kept], full.logits[kept])
     assert torch.equal(some.latent[some.has], full.latent[some.has])
     nobody = read([None] * 5, pictures, regions)
     assert not nobody.has.any()

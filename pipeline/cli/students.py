@@ -1,0 +1,67 @@
+"""The commands that train students and show results: ``train``, ``experiments``, ``page`` and ``predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hoi_distill.pipeline.cli.options import ConfigFile, Limit, Overrides
+from hoi_distill.pipeline.config.whereabouts import (
+    in_every_folder,
+    names_of_checkpoint,
+    names_of_configuration,
+    names_of_matrix,
+)
+from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
+
+
+@in_every_folder("config", names_of_configuration)
+def train(config: ConfigFile, overrides: Overrides = None, limit: Limit = None) -> None:
+    """Train the student from the cache, evaluate it and write its report. Never loads a teacher."""
+    from hoi_distill.pipeline.train import train_student
+    from hoi_distill.pipeline.workspace import prepare
+
+    workspace = prepare(config, overrides or (), limit=limit)
+    with stop_on_interrupt() as stop:
+        train_student(workspace, stop)
+
+
+@in_every_folder("matrix", names_of_matrix)
+def experiments(
+    matrix: Annotated[Path, typer.Argument(help="The matrix, for example configs/experiments.yaml.")],
+) -> None:
+    """Train every arm and seed of a matrix that is not trained yet, then write the table of all."""
+    from hoi_distill.pipeline.experiments import run_matrix
+
+    run_matrix(matrix)
+
+
+@in_every_folder("config", names_of_configuration)
+def page(
+    config: ConfigFile,
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("page.html"),
+    overrides: Overrides = None,
+    limit: Limit = None,
+) -> None:
+    """Write one page with the pictures of a folder, what the teacher says of them, and their best prompts."""
+    from hoi_distill.pipeline.reports.folder import write_page
+    from hoi_distill.pipeline.workspace import prepare
+
+    write_page(prepare(config, overrides or (), limit=limit), out)
+
+
+@in_every_folder("checkpoint", names_of_checkpoint)
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="A student's checkpoint folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    out: Annotated[Path, typer.Option(help="Folder for detections.parquet and the drawn pictures.")],
+    detections: Annotated[Path | None, typer.Option(help="Boxes: a COCO results JSON for these pictures.")] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Draw triplets of at least this score.")] = 0.3,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None,
+) -> None:
+    """Find human-object interactions in pictures with a trained student."""
+    from hoi_distill.pipeline.prediction import predict_pictures
+
+    predict_pictures(checkpoint, images, out, detections=detections, threshold=threshold, device=device)

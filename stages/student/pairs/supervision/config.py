@@ -1,0 +1,83 @@
+"""Keys of supervision terms, as frozen records of plain values. Reading a configuration imports this, and no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from hoi_distill.stages.keys import Fraction, NotNegative, Positive, settings
+from hoi_distill.storage.errors import UserError
+
+
+@settings
+class KdConfig:
+    """What is distilled and how strongly. With all weights 0 no teacher is read and the training is the plain one."""
+
+    pairs: tuple[str, ...] = ()
+    """The configuration's names of the tables written by stage ``link_pairs``, one a teacher."""
+    maps: tuple[str, ...] = ()
+    """The same for stage ``link_maps``, in the same order; may be empty where ``map`` is 0."""
+    logit: NotNegative = 0.0
+    """Weight of the logit term: mean over entries (``softmax``: over pairs) of the last decoder layer."""
+    query: NotNegative = 0.0
+    """Weight of the query term: mean over tokens and encoder layers, plus mean over tokens and decoder layers."""
+    map: NotNegative = 0.0
+    """Weight of the map term: mean over the cells of the latent map."""
+    temperature: Positive = 1.0
+    tau_squared: bool = True
+    """Multiply the terms by the temperature's square, which keeps their gradients' size (Hinton et al. 2015)."""
+    logit_form: Literal["bernoulli", "softmax"] = "bernoulli"
+    """Each class by itself, as a pair may show several; or the distribution over the classes that the pair allows."""
+    unlabelled: bool = False
+    """Distil on pictures without annotations too."""
+
+    def __post_init__(self) -> None:
+        if self.reads_pairs and not self.pairs:
+            raise UserError("pairs: names no table; list those of stage link_pairs, or set logit and query to 0")
+        if self.reads_maps and not self.maps:
+            raise UserError("maps: names no table; list those of stage link_maps, or set map to 0")
+        if self.reads_pairs and self.reads_maps and len(self.pairs) != len(self.maps):
+            raise UserError(
+                f"maps: {len(self.maps)} tables for {len(self.pairs)} in student.kd.pairs; name one of each a teacher"
+            )
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether tables of stage ``link_pairs`` are read."""
+        return self.logit > 0 or self.query > 0
+
+    @property
+    def reads_maps(self) -> bool:
+        """Whether tables of stage ``link_maps`` are read."""
+        return self.map > 0
+
+    @property
+    def on(self) -> bool:
+        """Whether a teacher is read at all."""
+        return self.reads_pairs or self.reads_maps
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables that are read."""
+        return (*(self.pairs if self.reads_pairs else ()), *(self.maps if self.reads_maps else ()))
+
+
+@settings
+class ImageLabelLossConfig:
+    """Weights and shapes of the losses on image-level labels:
+    ``contrastive * L_nce + mil * L_mil + relatedness * L_rel``. With ``mil`` and ``relatedness`` 0 only the contrast is left.
+    """
+
+    contrastive: NotNegative = 1.0
+    """Weight of the contrast between phrases and pairs."""
+    mil: NotNegative = 1.0
+    """Weight of the multiple-instance loss."""
+    relatedness: NotNegative = 0.1
+    """Weight of the relatedness loss."""
+    attention_temperature: Positive = 0.1
+    """Temperature of a phrase's attention to the pairs."""
+    temperature: Positive = 0.07
+    """Where the learnt temperature of the contrast starts."""
+    mil_alpha: Fraction = 0.25
+    """Balance of positives and negatives in the multiple-instance loss (RegFormer)."""
+    mil_gamma: NotNegative = 2.0
+    """Exponent of the focal factor in the multiple-instance loss (RegFormer)."""

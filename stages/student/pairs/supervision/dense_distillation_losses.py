@@ -1,0 +1,172 @@
+"""Losses of dense distillation: every candidate at the levels of logits, queries and maps (LINK, section 3).
+
+``KD(f_s, f_t) = KL(softmax(f_t / tau) || softmax(f_s / tau))`` over the channels of a query or of a map's cell. On the final
+probability's logit Psi it is a Bernoulli divergence of each candidate, or a softmax over the pair's classes. All in float32.
+
+Where the shapes differ, the teacher's values are resized: layers and channels linearly, the grid bilinearly, all with
+half-pixel centres and without anti-aliasing. Two teacher layers average into one; equal sizes stay as they are.
+
+Shapes: B images, I instances, P pairs, N candidates (pair, class) with prior P > 0, Le encoder and Ld decoder layers,
+D unary and latent width, E pair width (of the teacher: Dt, Et), H interactions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hoi_distill.stages.student.pairs.losses import final_logit
+from hoi_distill.stages.student.pairs.regions import Candidates, Regions
+from hoi_distill.stages.student.pairs.supervision.config import KdConfig
+from hoi_distill.stages.student.pairs.terms import PairOutput
+from hoi_distill.stages.student.training.processes import ALONE, Processes, mean_of
+
+
+@dataclass
+class TeacherOutputs:
+    """One teacher's outputs on a batch, in the order of its regions; None for a level that is not distilled.
+
+    Attributes:
+        has: bool ``[B]``, the images that the teacher has answered. Values of the other images mean nothing.
+        logits: float ``[N]`` interaction logits O of the batch's candidates.
+        unary: float ``[Le, I, Dt]`` unary queries after each encoder layer.
+        pairs: float ``[Ld, P, Et]`` pair queries after each decoder layer.
+        latent: float ``[B, Dt, ht, wt]`` latent maps.
+    """
+
+    has: Tensor
+    logits: Tensor | None = None
+    unary: Tensor | None = None
+    pairs: Tensor | None = None
+    latent: Tensor | None = None
+
+    def to(self, device: torch.device) -> TeacherOutputs:
+        """The same on another device."""
+        levels = (self.logits, self.unary, self.pairs, self.latent)
+        return TeacherOutputs(self.has.to(device), *(None if value is None else value.to(device) for value in levels))
+
+
+def distillation_losses(
+    output: PairOutput,
+    teachers: Sequence[TeacherOutputs],
+    regions: Regions,
+    candidates: Candidates,
+    *,
+    seen: Tensor,
+    config: KdConfig,
+    processes: Processes = ALONE,
+) -> dict[str, Tensor]:
+    """The losses of positive weight by name (``logit``, ``query``, ``map``), unweighted, averaged over the teachers.
+
+    A loss is exactly 0 where the student's output equals its teachers', and where there is nothing to distil. Gradients
+    reach the student only.
+
+    Args:
+        output: the student's output.
+        teachers: each teacher's outputs.
+        regions: the batch.
+        candidates: N candidates.
+        seen: bool ``[H]``; candidates of unseen interactions do not count.
+        config: what is distilled.
+        processes: the processes that share the global batch, over which losses are averaged.
+
+    Returns:
+        float32 scalars.
+    """
+    losses: dict[str, Tensor] = {}
+    if not teachers:
+        return losses
+    if config.logit > 0:
+        student, each = output.logits[-1][candidates.pair, candidates.hoi], []
+        for teacher in teachers:
+            assert teacher.logits is not None
+            kept = seen[candidates.hoi] & teacher.has[candidates.image]
+            each.append(_logit(student[kept], teacher.logits[kept], candidates.where(kept), config, processes))
+        losses["logit"] = _mean(each)
+    if config.query > 0:
+        losses["query"] = _mean([_query(output, each, regions, config.temperature, processes) for each in teachers])
+    if config.map > 0:
+        losses["map"] = _mean([_map(output, each, config.temperature, processes) for each in teachers])
+    factor = config.temperature**2 if config.tau_squared else 1.0
+    return {name: factor * loss for name, loss in losses.items()}
+
+
+def _logit(student: Tensor, teacher: Tensor, candidates: Candidates, config: KdConfig, processes: Processes) -> Tensor:
+    """Of the candidates that count: interaction logits ``[N]`` of both."""
+    pair = candidates.pair
+    student, teacher = (
+        final_logit(logits, candidates.prior) / config.temperature for logits in (student, teacher.detach())
+    )
+    if config.logit_form == "bernoulli":
+        return mean_of(bernoulli_divergence(teacher, student), processes)
+    return mean_of(divergence(by_pair(teacher, pair), by_pair(student, pair)), processes)
+
+
+def _query(
+    output: PairOutput, teacher: TeacherOutputs, regions: Regions, temperature: float, processes: Processes
+) -> Tensor:
+    assert teacher.unary is not None
+    assert teacher.pairs is not None
+    assert output.unary is not None, "the network has no tokens of instances"
+    assert output.pairs is not None, "the network has no tokens of pairs"
+    instances, pairs = teacher.has[regions.picture], teacher.has[regions.pair_picture]
+    encoder = _tokens(output.unary[:, instances], teacher.unary[:, instances], temperature, processes)
+    return encoder + _tokens(output.pairs[:, pairs], teacher.pairs[:, pairs], temperature, processes)
+
+
+def _tokens(student_LND: Tensor, teacher_LND: Tensor, temperature: float, processes: Processes) -> Tensor:
+    resized = matched(teacher_LND[None], student_LND.shape)[0]
+    return mean_of(divergence(resized, student_LND.float(), temperature), processes)
+
+
+def _map(output: PairOutput, teacher: TeacherOutputs, temperature: float, processes: Processes) -> Tensor:
+    assert teacher.latent is not None
+    assert output.latent is not None, "the network has no latent map"
+    student_BDhw = output.latent[teacher.has]
+    resized = matched(teacher.latent[teacher.has], student_BDhw.shape[1:])
+    return mean_of(divergence(resized.movedim(1, -1), student_BDhw.movedim(1, -1).float(), temperature), processes)
+
+
+def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+    """``KL(softmax(teacher / tau) || softmax(student / tau))`` over the last axis: float ``[..., K]`` to ``[...]``.
+
+    Logits of -inf are classes that neither has.
+    """
+    teacher, student = ((logits / temperature).log_softmax(-1) for logits in (teacher, student))
+    absent = teacher.isneginf()
+    return F.kl_div(
+        student.masked_fill(absent, 0), teacher.masked_fill(absent, 0), reduction="none", log_target=True
+    ).sum(-1)
+
+
+def bernoulli_divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """``KL(Bernoulli(sigmoid(teacher)) || Bernoulli(sigmoid(student)))``, elementwise on logits."""
+    present = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    absent = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    return present + absent
+
+
+def by_pair(values: Tensor, pair: Tensor) -> Tensor:
+    """Values ``[N]`` of candidates, one row a pair: ``[pairs, K]``, padded with -inf. ``pair``: int64 ``[N]``, rising."""
+    _, row, counts = torch.unique_consecutive(pair, return_inverse=True, return_counts=True)
+    column = torch.arange(len(pair), device=pair.device) - (counts.cumsum(0) - counts)[row]
+    table = values.new_full((len(counts), int(counts.max()) if len(counts) else 1), -math.inf)
+    return table.index_put((row, column), values)
+
+
+@torch.no_grad()
+def matched(teacher: Tensor, size: Sequence[int]) -> Tensor:
+    """The teacher's values ``[B, *any three]`` at the student's three sizes, by trilinear interpolation. float32."""
+    size = tuple(size)
+    if teacher.shape[1:] == size or teacher.numel() == 0:
+        return teacher.detach().float().reshape(len(teacher), *size)
+    return F.interpolate(teacher.detach().float()[:, None], size, mode="trilinear", align_corners=False)[:, 0]
+
+
+def _mean(terms: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(terms)).mean()

@@ -1,0 +1,176 @@
+"""Tables of numbers: a row's cells of many columns as one array.
+
+A table of 600 scores has 600 Arrow columns. To parse their schema, or to ask each of them for its cell, takes far longer than
+to read the cells. All cells have one width. So what is kept of a shard is where each column's cells begin in the file, and
+shards of equal metadata share it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from typing_extensions import override
+
+from hoi_distill.storage.damage import Damaged
+from hoi_distill.storage.digests import digest_bytes
+from hoi_distill.storage.layout import Group
+from hoi_distill.storage.shards.cells import dense
+from hoi_distill.storage.shards.payload import verified
+
+_SHARDS_OPEN = 1024  # maps; they hold no file descriptor
+
+
+@dataclass(eq=False, slots=True)
+class NumberRow(Mapping[str, Any]):
+    """One row's cells of C columns of numbers: one array, and by column an array or a number, None where it is not wanted.
+
+    Attributes:
+        places: the place of each column, ``{column: place}``.
+        array: ``[C, ...]`` of the stored float type, read-only. NaN where the cell is not wanted.
+        wanted: ``bool [C]``. None means all.
+    """
+
+    places: Mapping[str, int]
+    array: np.ndarray
+    wanted: np.ndarray | None = None
+
+    @override
+    def __getitem__(self, column: str) -> Any:
+        place = self.places[column]
+        if self.wanted is not None and not self.wanted[place]:
+            return None
+        return self.array[place] if self.array.ndim > 1 else self.array[place].item()
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    @override
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def number_type(cell: pa.DataType) -> np.dtype | None:
+    """A float, or a (nested) list of a fixed number of floats, of 2, 4 or 8 bytes together, as a numpy type with the
+    list's shape. None for another type."""
+    shape: tuple[int, ...] = ()
+    while pa.types.is_fixed_size_list(cell):
+        shape, cell = (*shape, cell.list_size), cell.value_type
+    if not pa.types.is_floating(cell):
+        return None
+    kind = np.dtype((cell.to_pandas_dtype(), shape))
+    return kind if kind.itemsize in (2, 4, 8) else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Starts:
+    """Where the cells of a shard's columns begin, ``{column: number of cells from the beginning of the file}``."""
+
+    of: dict[str, int]
+
+
+class NumberReader:
+    """Reads rows of a table of numbers.
+
+    Args:
+        kind: see :func:`number_type`.
+        columns: C names.
+        groups: where the cells of all columns lie.
+        paths: payload files.
+    """
+
+    def __init__(self, kind: np.dtype, columns: Sequence[str], groups: Sequence[Group], paths: Sequence[str]) -> None:
+        self.kind, self.groups, self.paths = kind, groups, paths
+        self.places = {column: place for place, column in enumerate(columns)}
+        self._group_places = [np.array([self.places[column] for column in group.columns]) for group in groups]
+        self._known: dict[bytes, _Starts] = {}
+        self._of_shard: dict[int, _Starts] = {}
+        self._starts: dict[tuple[int, _Starts], tuple[np.ndarray, np.ndarray | None]] = {}
+        self._open: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NumberReader, (self.kind, tuple(self.places), self.groups, self.paths)
+
+    def read(self, row: int, wanted: np.ndarray | None) -> NumberRow:
+        """The cells of a row.
+
+        Args:
+            row: its position in the groups' arrays.
+            wanted: ``bool [C]``, the cells that are meant. None means all.
+
+        Raises:
+            KeyError: a shard does not hold a wanted cell.
+            StorageError: a shard cannot be read, or holds other bytes than were written.
+        """
+        if len(self.groups) == 1 and wanted is None:
+            array = self._read_group(0, row, None)
+        else:
+            array = np.full((len(self.places), *self.kind.shape), np.nan, self.kind.base)
+            for number, places in enumerate(self._group_places):
+                if wanted is None or wanted[places].any():
+                    array[places] = self._read_group(number, row, wanted)
+            if wanted is not None:
+                array[~wanted] = np.nan
+        array.flags.writeable = False
+        return NumberRow(self.places, array, wanted)
+
+    def _read_group(self, number: int, row: int, wanted: np.ndarray | None) -> np.ndarray:
+        """``[k, ...]``, the cells of a group's k columns. What a shard does not hold and is not wanted reads as anything."""
+        group = self.groups[number]
+        shard = group.shard.item(row)
+        cells = self._open.get(shard)
+        if cells is None:
+            cells = self._map(shard)
+        known = self._of_shard[shard]
+        starts, absent = self._starts.get((number, known)) or self._starts_of(number, known)
+        if absent is not None and (wanted is None or wanted[absent].any()):
+            raise KeyError(f"{self.paths[shard]}: not all of the wanted columns are there")
+        taken: np.ndarray = cells.take(starts + group.position.item(row))
+        return taken.view(self.kind.base).reshape(len(starts), *self.kind.shape)
+
+    def _starts_of(self, number: int, known: _Starts) -> tuple[np.ndarray, np.ndarray | None]:
+        """Where a group's columns begin in shards of one kind, and the places of those that are not there, if any."""
+        starts = np.array([known.of.get(column, -1) for column in self.groups[number].columns])
+        absent = self._group_places[number][starts < 0] if (starts < 0).any() else None
+        self._starts[number, known] = np.maximum(starts, 0), absent
+        return self._starts[number, known]
+
+    def _map(self, shard: int) -> np.ndarray:
+        """A shard's file as an array of cells, as they lie on the disk. The shards mapped last stay mapped."""
+        path, size = self.paths[shard], self.kind.itemsize
+        with verified(path), pa.memory_map(path) as file:
+            whole = file.read_buffer()
+            if shard not in self._of_shard:
+                self._of_shard[shard] = self._parsed(whole, path)
+        cells = self._open[shard] = np.frombuffer(whole, f"<u{size}", count=whole.size // size)
+        if len(self._open) > _SHARDS_OPEN:
+            self._open.popitem(last=False)
+        return cells
+
+    def _parsed(self, whole: pa.Buffer, path: str) -> _Starts:
+        """Where the columns of a file begin. Files of equal metadata are parsed once."""
+        key = digest_bytes(bytes(_metadata(whole)))
+        if key not in self._known:
+            batch, starts = pa.ipc.open_file(pa.BufferReader(whole)).get_batch(0), {}
+            for column, cells in zip(batch.schema.names[1:], batch.columns[1:], strict=True):
+                if dense(cells.drop_null() if cells.null_count else cells) is None:
+                    raise Damaged(f"shard {path}", f"a cell of column {column!r} holds a null")
+                starts[column] = (cells.buffers()[-1].address - whole.address) // self.kind.itemsize
+            self._known[key] = _Starts(starts)
+        return self._known[key]
+
+
+def _metadata(whole: pa.Buffer) -> memoryview:
+    """The beginning of an Arrow IPC file of one record batch, up to the cells: it says where each column lies."""
+    data = memoryview(whole)
+    end = 8
+    for _ in ("schema", "record batch"):
+        end += 8 + struct.unpack_from("<I", data, end + 4)[0]
+    return data[:end]
