@@ -63,8 +63,8 @@ lint: $(READY) ## ruff, mypy, and who may import whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) ## side-by-side measurements; writes docs/benchmarks.md
+bench: $(READY) ## side-by-side measurements; writes docs/benchmarks.md and docs/benchmarks/
 	$(BIN)/python -m bench
 
-clean: ## remove the virtual environment; caches and runs stay
-	rm -rf $(VENV)
+clean: ## remove the virtual environments; caches and runs stay
+	rm -rf $(VENV) .peers

@@ -1,0 +1,406 @@
+"""What of each measurement the page shows, in which unit. Everything else is in the JSON file beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A row or a column of a table.
+
+    Attributes:
+        label: as a reader sees it.
+        key: where its values are in the result, names joined by slashes. A row's key may hold ``{}``, which stands for the
+            column's.
+        unit: of its values, see :func:`cell`.
+    """
+
+    label: str
+    key: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A part of a result.
+
+    Attributes:
+        rows: of the table.
+        columns: of the table; the default is one column without a name.
+        corner: what the rows are.
+    """
+
+    rows: tuple[Heading, ...]
+    columns: tuple[Heading, ...] = (Heading("", ""),)
+    corner: str = ""
+
+    def markdown(self, result: Result) -> list[str]:
+        """The lines of the table."""
+        lines = [f"| {self.corner} | {' | '.join(column.label for column in self.columns)} |"]
+        lines.append("|---|" + "---:|" * len(self.columns))
+        for row in self.rows:
+            values = (found(result, row.key.format(column.key)) for column in self.columns)
+            units = (row.unit or column.unit for column in self.columns)
+            cells = (cell(value, unit) for value, unit in zip(values, units, strict=True))
+            lines.append(f"| {row.label} | {' | '.join(cells)} |")
+        return lines
+
+
+def found(result: Result, key: str) -> Any:
+    """What a result has at ``names/joined/by/slashes``. None where it has nothing."""
+    value: Any = result
+    for name in key.split("/"):
+        if isinstance(value, list):
+            value = value[int(name)]
+        else:
+            value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def cell(value: Any, unit: str) -> str:
+    """A value with its unit. Of a list, the smallest and the largest. Bytes become ``MB`` or ``GiB``, a fraction ``%``."""
+    if isinstance(value, list):
+        return " to ".join(dict.fromkeys((cell(min(value), unit), cell(max(value), unit))))
+    if value is None or isinstance(value, str | bool):
+        return {None: "", True: "yes", False: "no"}.get(value, str(value))
+    scaled = value / {"MB": 1e6, "GiB": 2**30, "%": 0.01}.get(unit, 1)
+    return f"{number(scaled)} {unit}".strip()
+
+
+def number(value: float) -> str:
+    """Three digits, or all digits of a whole number, in groups of three."""
+    if isinstance(value, int) or value.is_integer() or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+LINE = [
+    Table(
+        (
+            Heading("wall time", "{}/wall_seconds", "s"),
+            Heading("CPU time", "{}/cpu_seconds", "s"),
+            Heading("mAP", "{}/map"),
+        ),
+        (Heading("first run", "first"), Heading("the same again", "again")),
+    )
+]
+PLANNING = [
+    Table(
+        (
+            Heading("rows", "rows"),
+            Heading("columns", "columns"),
+            Heading("wall time", "seconds", "s"),
+            Heading("of it stats and digests", "seconds_digests_and_stats", "s"),
+            Heading("CPU time", "cpu_seconds", "s"),
+            Heading("peak resident memory", "peak_rss_bytes", "GiB"),
+            Heading("empty cells found", "counts/empty"),
+        )
+    )
+]
+STREAM = [
+    Table(
+        (
+            Heading("memmap", "{}/memmap_samples_per_second", "maps/s"),
+            Heading("stream", "{}/stream_samples_per_second", "maps/s"),
+            Heading("stream over memmap, median of rounds", "{}/ratio"),
+            Heading("stream over memmap, all rounds", "{}/ratios"),
+        ),
+        (Heading("no loader worker", "results/0"), Heading("two loader workers", "results/1")),
+    ),
+    Table(
+        (
+            Heading("first opening, with all checksums", "seconds_to_open/first", "s"),
+            Heading("next opening", "seconds_to_open/again", "s"),
+        )
+    ),
+]
+READING_FORMS = (
+    Heading("memmap", "memmap"),
+    Heading("stream", "stream"),
+    Heading("a .npy per image", "npy_per_image"),
+    Heading("LMDB + pickle", "lmdb_pickle"),
+    Heading("torch.save per image", "torch_save"),
+)
+READING_TURNS = [
+    Table(
+        (
+            Heading("cold map, CPU time", "maps/cold/{}/cpu_ms", "ms"),
+            Heading("cold, over memmap", "maps/cold/{}/over_memmap"),
+            Heading("cold, bytes read over values", "maps/cold/{}/bytes_over_values"),
+            Heading("warm map, CPU time", "maps/warm/{}/cpu_ms", "ms"),
+            Heading("warm, over memmap", "maps/warm/{}/over_memmap"),
+            Heading("600 scores in 12 shards, over memmap", "scores_12_shards/{}/over_memmap"),
+            Heading("600 scores in 700 shards, over memmap", "scores_700_shards/{}/over_memmap"),
+        ),
+        READING_FORMS,
+    ),
+    Table(
+        (
+            Heading("first step of an epoch", "epoch_order/{}/first_step_ms", "ms"),
+            Heading("other steps", "epoch_order/{}/other_steps_ms", "ms"),
+        ),
+        tuple(Heading(f"{rows:,} images", str(rows)) for rows in (37_633, 1_000_000, 10_000_000)),
+        "order of an epoch, CPU time",
+    ),
+]
+TASKS = [
+    Table(
+        (
+            Heading("CPU time to make a task", "task/made_ms/{}", "ms"),
+            Heading("CPU time to compute it", "task/computed_ms/{}", "ms"),
+            Heading("CPU time to commit it", "task/committed_ms/{}", "ms"),
+        ),
+        (Heading("50 shards", "0"), Heading("5,000 shards", "1"), Heading("40,000 shards", "2")),
+    ),
+    Table(
+        (Heading("driver's CPU time a task", "driver/task_ms/{}", "ms"),),
+        (Heading("1 M rows", "0"), Heading("10 M rows", "1")),
+    ),
+    Table(
+        (
+            Heading("commit of a 1.18 MB map, CPU time", "map/commit_ms", "ms"),
+            Heading("a task's parcel", "driver/parcel_bytes", "MB"),
+        )
+    ),
+]
+TEACHER = [
+    Table(
+        (
+            Heading("images", "images"),
+            Heading("prompts", "prompts"),
+            Heading("CPU time of the bare loop", "bare_cpu_s", "s"),
+            Heading("CPU time into the cache", "cached_cpu_s", "s"),
+            Heading("cache over bare loop, median of rounds", "ratio"),
+        )
+    )
+]
+ITM = [
+    Table(
+        (
+            Heading("CPU time, expanded states", "{}/seconds_expanded", "s"),
+            Heading("CPU time, states of batch one", "{}/seconds_batch_of_one", "s"),
+            Heading("CPU time, ours", "{}/seconds_ours", "s"),
+            Heading("times faster than expanded", "{}/times_faster_than_expanded"),
+            Heading("by arithmetic", "{}/arithmetic_ratio_to_expanded"),
+            Heading("times faster than batch of one", "{}/times_faster_than_batch_of_one"),
+            Heading("of the speed of a matrix product", "{}/fraction_of_matrix_product", "%"),
+            Heading("largest difference of a logit", "{}/largest_difference"),
+        ),
+        (
+            Heading("BLIP-base, 384 pixels", "blip_384"),
+            Heading("BLIP-2, 364 pixels", "blip2_364"),
+            Heading("BLIP-2, 224 pixels", "blip2_224"),
+        ),
+        "one image, 600 prompts",
+    )
+]
+VLM_HOI = [
+    Table(
+        (
+            Heading("CPU time a step", "pico/cpu_s_per_step/{}", "s"),
+            Heading("over no teacher", "pico/over_no_teacher/{}"),
+            Heading("over cached", "pico/over_cached/{}"),
+        ),
+        (Heading("no teacher", "no_teacher"), Heading("cached", "cached"), Heading("live", "live")),
+        "pico",
+    ),
+    Table(
+        (
+            Heading("CPU time a step", "full_size/cpu_s_per_step/{}", "s"),
+            Heading("over no teacher", "full_size/over_no_teacher/{}"),
+            Heading("over cached", "full_size/over_cached/{}"),
+        ),
+        (
+            Heading("no teacher", "no_teacher"),
+            Heading("cached", "cached"),
+            Heading("live, 8 sentences", "live_8_sentences"),
+            Heading("live, 64 sentences", "live_64_sentences"),
+        ),
+        "published sizes",
+    ),
+    Table(
+        (
+            Heading("latency of the pico student", "pico/inference/latency_ms", "ms"),
+            Heading("latency at published sizes", "full_size/inference/latency_s", "s"),
+        )
+    ),
+]
+LINK_VARIANTS = (
+    Heading("cached", "cached"),
+    Heading("cached, distilled", "phase_2"),
+    Heading("live", "live"),
+    Heading("live, augmented", "live_augmented"),
+)
+LINK = [
+    *(
+        Table(
+            (
+                Heading("CPU time a step", f"{size}/cpu_s_per_step/{{}}", "s"),
+                Heading("pairs a CPU second", f"{size}/pairs_per_cpu_s/{{}}"),
+                Heading("over cached", f"{size}/over_cached/{{}}"),
+            ),
+            LINK_VARIANTS,
+            name,
+        )
+        for size, name in (("pico", "pico"), ("full_size", "CLIP-B/16, published sizes"))
+    ),
+    Table(
+        (
+            Heading("CPU time a step", "most_pairs/{}/cpu_s_per_step", "s"),
+            Heading("pairs of a step", "most_pairs/{}/pairs_of_a_step"),
+            Heading("pairs a CPU second", "most_pairs/{}/pairs_per_cpu_s"),
+            Heading("peak resident memory", "most_pairs/{}/peak_rss_bytes", "GiB"),
+        ),
+        LINK_VARIANTS[:2],
+        "435 pairs an image",
+    ),
+]
+EVALUATE = [
+    Table(
+        (
+            Heading("detections", "detections/{}"),
+            Heading("wall time of the command", "command_seconds/{}", "s"),
+            Heading("CPU time of the command", "command_cpu_seconds/{}", "s"),
+            Heading("wall time of the evaluation", "evaluation_seconds/{}", "s"),
+            Heading("peak resident memory", "peak_bytes/{}", "GiB"),
+        ),
+        tuple(Heading(f"n x {times}", f"n x {times}") for times in (1, 2, 4)),
+    ),
+    Table(
+        (
+            Heading("growth per doubling", "evaluation_growth_per_doubling"),
+            Heading("command with the page of errors", "with_page/seconds", "s"),
+        )
+    ),
+]
+MEMORY = [
+    Table(
+        (
+            Heading("planner", "{}/planner_bytes", "MB"),
+            Heading("worker", "{}/worker_bytes", "MB"),
+            Heading("trainer", "{}/trainer_bytes", "MB"),
+        ),
+        (Heading("300 images", "arms/0"), Heading("2,400 images", "arms/1")),
+        "peak anonymous memory",
+    ),
+    Table(
+        (Heading("worker, 8 times the images", "worker_ratio"), Heading("trainer, 8 times the images", "trainer_ratio"))
+    ),
+]
+KILLS = [
+    Table(
+        (
+            Heading("kills", "kills"),
+            Heading("cells computed more than once", "cells_computed_more_than_once"),
+            Heading("bound: a task for each worker and kill", "bound"),
+            Heading("cells committed twice", "cells_committed_twice"),
+            Heading("wall time of an undisturbed run", "seconds_undisturbed", "s"),
+            Heading("wall time of the last run", "seconds_last_run", "s"),
+        )
+    )
+]
+SOAK = [
+    Table(
+        (
+            Heading("sequences", "{}/sequences"),
+            Heading("disturbances", "{}/disturbances"),
+            Heading("committed cells lost", "{}/lost"),
+            Heading("wrong values at the end", "{}/wrong_after_the_end"),
+            Heading("wrong values before the check", "{}/wrong_before_check"),
+            Heading("tracebacks", "{}/tracebacks"),
+            Heading("need a human", "{}/need_a_human"),
+            Heading("CPU time a sequence", "{}/cpu_seconds_a_sequence", "s"),
+        ),
+        (Heading("storage", "storage"), Heading("pipeline", "pipeline")),
+    )
+]
+NAMES = {
+    "ours": "**hoi-distill**",
+    "memmap": "numpy.memmap",
+    "npy": "a .npy per image",
+    "torch_save": "torch.save per image",
+    "lmdb_pickle": "LMDB + pickle",
+    "mds": "MDS (mosaicml-streaming)",
+    "litdata": "LitData",
+    "webdataset": "WebDataset",
+    "lance": "Lance",
+    "hf_datasets": "HF datasets",
+}
+"""Of the formats that ``bench peers`` compares."""
+KINDS = {"maps": "maps of 1.18 MB", "scores": "rows of 600 scores"}
+READING = (
+    Heading("warm, CPU ms a row", "warm/cpu_ms_a_row"),
+    Heading("over memmap", "warm/over_memmap"),
+    Heading("cold, CPU ms a row", "cold/cpu_ms_a_row"),
+    Heading("over memmap", "cold/over_memmap"),
+    Heading("cold, wall ms a row", "cold/wall_ms_a_row"),
+    Heading("cold, bytes read over values", "cold/bytes_read_over_values"),
+    Heading("to open, CPU ms", "open_cpu_ms"),
+    Heading("to open, bytes read over values", "open_bytes_read_over_values"),
+)
+H200 = (
+    Heading("dtype", "dtype"),
+    Heading("TFLOP", "tflop"),
+    Heading("device at peak, ms", "device_ms_at_peak"),
+    Heading("decode, CPU ms", "cpu_ms/decode"),
+    Heading("preprocess, CPU ms", "cpu_ms/preprocess"),
+    Heading("commit, CPU ms", "cpu_ms/commit"),
+    Heading("to the device", "bytes_to_device", "MB"),
+    Heading("stored", "bytes_stored", "MB"),
+    Heading("one card: images/s", "one/images_a_second"),
+    Heading("bound by", "one/bound"),
+    Heading("cores that keep it busy", "one/cores_that_keep_the_cards_busy"),
+    Heading("eight cards: images/s", "eight/images_a_second"),
+    Heading("bound by", "eight/bound"),
+    Heading("stored, GB/s", "eight/gb_stored_a_second"),
+)
+
+
+def by_warm_time(formats: Result) -> list[str]:
+    """The names of formats, the cheapest first."""
+    return sorted(formats, key=lambda name: formats[name]["warm"]["cpu_ms_a_row"])
+
+
+def peers(result: Result) -> list[Table]:
+    """A table for each kind of rows."""
+    return [
+        Table(
+            tuple(
+                Heading(NAMES[name], f"{kind}/formats/{name}/{{}}") for name in by_warm_time(result[kind]["formats"])
+            ),
+            READING,
+            KINDS[kind],
+        )
+        for kind in KINDS
+    ]
+
+
+def h200(result: Result) -> list[Table]:
+    """One row for each teacher."""
+    rows = tuple(Heading(name, f"teachers/{name}/{{}}") for name in result["teachers"])
+    return [Table(rows, H200, "an image")]
+
+
+TABLES: dict[str, Callable[[Result], list[Table]]] = {
+    "peers": peers,
+    "h200": h200,
+    "line": lambda _: LINE,
+    "planning": lambda _: PLANNING,
+    "stream": lambda _: STREAM,
+    "reading": lambda _: READING_TURNS,
+    "tasks": lambda _: TASKS,
+    "teacher": lambda _: TEACHER,
+    "itm": lambda _: ITM,
+    "vlm_hoi": lambda _: VLM_HOI,
+    "link": lambda _: LINK,
+    "evaluate": lambda _: EVALUATE,
+    "memory": lambda _: MEMORY,
+    "kills": lambda _: KILLS,
+    "soak": lambda _: SOAK,
+}
+"""Of each measurement."""
