@@ -50,7 +50,7 @@ class Ours(Format):
             for start in range(0, len(order), BATCH):
                 samples = stream.__getitems__(order[start : start + BATCH].tolist())
                 if source.ndim == 3:
-                    yield np.array([list(sample["values"].values()) for sample in samples])
+                    yield np.stack([sample["values"].array for sample in samples])
                 else:
                     yield np.stack([sample["values"]["original"] for sample in samples])
 
