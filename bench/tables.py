@@ -179,6 +179,18 @@ TEACHER = [
         )
     )
 ]
+TURN = [
+    Table(
+        (
+            Heading("forward", "{}/forward_ms", "ms"),
+            Heading("the rest of the turn", "{}/turn_less_forward_ms", "ms"),
+            Heading("readers: decode", "{}/decode_ms", "ms"),
+            Heading("readers: prepare", "{}/prepare_ms", "ms"),
+        ),
+        (Heading("CLIP-L, 336 px", "clip_l_336"), Heading("BLIP-L, 384 px", "blip_l_384")),
+        "CPU time an image",
+    )
+]
 ITM = [
     Table(
         (
@@ -395,6 +407,7 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "reading": lambda _: READING_TURNS,
     "tasks": lambda _: TASKS,
     "teacher": lambda _: TEACHER,
+    "turn": lambda _: TURN,
     "itm": lambda _: ITM,
     "vlm_hoi": lambda _: VLM_HOI,
     "link": lambda _: LINK,

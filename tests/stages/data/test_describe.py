@@ -23,7 +23,7 @@ def _counts(split):
 def test_counts_stand_beside_the_published_ones(tmp_path):
     write_mat(tmp_path)
     train, test = describe("hico-det", tmp_path).splits
-    assert _counts(train)["pictures"] == (4, 38_118, False)
+    assert _counts(train)["images"] == (4, 38_118, False)
     assert _counts(train)["images with pairs"] == (3, 37_633, False)
     assert _counts(train)["pairs"] == (6, 117_871, False)
     assert _counts(test)["interactions"] == (600, 600, True)

@@ -146,8 +146,8 @@ def test_a_bad_entry_is_named_and_leniently_dropped(root, kind):
     [
         ("{", "annotations.json"),
         ("[]", "holds a list"),
-        ("{}", "no list 'images'"),
-        ('{"picture": []}', "unknown key 'image' .did you mean images?"),
+        ("{}", "no list 'pictures'"),
+        ('{"picture": []}', "unknown key 'picture' .did you mean pictures?"),
         ('{"vocabulary": "none.json", "pictures": []}', "none.json"),
     ],
 )

@@ -202,7 +202,7 @@ BAD_ENTRIES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda c: set_to(action(c, "hold"), "role_object_id", 3, 77), r"image 7, person 1: hold_obj 77 has no box"),
     (
         lambda c: set_to(action(c, "hold"), "role_object_id", 3, 6),
-        r"image 7, person 1: hold_obj 6 is of another pict",
+        r"image 7, person 1: hold_obj 6 is of another imag",
     ),
     (lambda c: c["instances"]["annotations"][1].update(bbox=[200, 30, 5, 5]), r"hold_obj 2 has an empty box"),
     (lambda c: c["instances"]["annotations"][1].update(bbox=[30, 30, 5]), r"annotation 2: bbox \[30, 30, 5\]"),
