@@ -158,7 +158,7 @@ def test_unknown_executor_and_no_cache(album):
     assert "nowhere: no such folder" in gone.stderr
     other = hoi_distill("check", "--cache", album.folder)
     assert other.returncode == 2
-    assert "images: not a cache" in other.stderr
+    assert "pictures: not a cache" in other.stderr
 
 
 def test_a_mistake_in_the_students_section_is_told_before_a_teacher_works(tmp_path, album):

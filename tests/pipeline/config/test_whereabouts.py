@@ -103,9 +103,9 @@ def test_a_path_that_is_nowhere_is_told_with_the_folder(project, tmp_path_factor
     monkeypatch.chdir(elsewhere := tmp_path_factory.mktemp("elsewhere"))
     project.config["dataset"]["root"] = "pictured"
     project.write()
-    with pytest.raises(UserError, match=rf"imaged: no such folder.*; relative paths are read in {elsewhere}$"):
+    with pytest.raises(UserError, match=rf"pictured: no such folder.*; relative paths are read in {elsewhere}$"):
         cli.plan(project.path)
-    with pytest.raises(UserError, match=rf"imaged: .*; relative paths are read in {elsewhere}$"):
+    with pytest.raises(UserError, match=rf"pictured: .*; relative paths are read in {elsewhere}$"):
         triplets(project.path)
     project.config["wrokers"] = {}
     project.write()

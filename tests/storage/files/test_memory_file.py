@@ -166,10 +166,10 @@ from hoi_distill.storage.file_digests import DigestMemory
 memory, image = DigestMemory(mount / "digests.sqlite"), mount / "a.jpg"
 image.write_bytes(b"x")
 time.sleep(0.03)
-memory.digests([picture])
+memory.digests([image])
 subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
 real, file_digests._hash = file_digests._hash, None
-assert memory.digests([picture])[0].tobytes() == digest_bytes(b"x")  # not read again
+assert memory.digests([image])[0].tobytes() == digest_bytes(b"x")  # not read again
 file_digests._hash = real
 assert memory.derived(image, "tensors", lambda: "a") == "a"
 assert memory.digests([__file__ if "__file__" in globals() else sys.executable])[0].tobytes() != bytes(16)
