@@ -121,7 +121,7 @@ SEEN = {
 def filled(tmp_path_factory):
     """Four images, their given boxes, and everything above a student, filled; each test changes a copy."""
     root = tmp_path_factory.mktemp("verification")
-    album = Album(root, pictures=4)
+    album = Album(root, images=4)
     album.config["dataset"]["vocabulary"] = str(VOCABULARIES / "pico.json")
     write_boxes(root, SEEN)
     teller = {"stage": "blip_captions", "checkpoint": CAPTIONER, "max_new_tokens": 12, "batch_size": 4}

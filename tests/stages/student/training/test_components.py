@@ -80,5 +80,5 @@ def test_an_overflow_of_half_precision_is_left_to_the_loss_scale():
 
 def test_an_error_names_eight_images_at_most():
     data = Toy(12, 0).training_set(4)
-    assert named_images("pictures", [3], data) == "images rows [3], image ids ['image 3']"
-    assert named_images("pictures", range(10), data).endswith("'image 7'] and 2 more")
+    assert named_images("images", [3], data) == "images rows [3], image ids ['image 3']"
+    assert named_images("images", range(10), data).endswith("'image 7'] and 2 more")

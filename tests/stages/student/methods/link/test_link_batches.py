@@ -129,7 +129,7 @@ def test_jittered_boxes_get_the_annotations_that_fit_them(stream, toy):
     assert boxes.min() >= 0
     assert boxes.max() <= 64
     for place, row in enumerate(first.rows.tolist()):
-        image = batches.pictures[row]
+        image = batches.images[row]
         own = first.regions.image == place
         moved = with_annotations(replace(image, boxes=boxes[own].numpy()), *batches.data.true_pairs(row), iou=0.5)
         pairs = (first.regions.pair_image == place).nonzero().flatten()
@@ -144,11 +144,11 @@ def test_annotations_that_are_set_aside_are_ignored_jittered_or_not(stream, toy)
     for jitter in (0.0, 0.01):
         whole = stream(link_config(box_jitter=jitter), data)
         set_aside = replace(data, annotations=nothing, dropped=data.annotations)
-        aside = LinkBatches(whole.link, set_aside, whole.pictures, whole.terms)
+        aside = LinkBatches(whole.link, set_aside, whole.images, whole.terms)
         if not jitter:
-            aside.pictures = [
+            aside.images = [
                 with_annotations(
-                    whole.pictures[row],
+                    whole.images[row],
                     *aside.data.true_pairs(row),
                     iou=0.5,
                     dropped=aside.data.dropped_pairs(row),
