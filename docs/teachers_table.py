@@ -19,7 +19,9 @@ def tables() -> dict[str, str]:
     rows: dict[str, list[tuple[str, ...]]] = {"teachers": [], "detectors": []}
     for entry in catalogue():
         takes = ", ".join(f"`{name}`" for name in entry["architectures"] if not name.startswith("Pico"))
-        needs = " Needs detectron2, `hoi-distill detectors detectron2` says how to install it." if entry["needs"] else ""
+        needs = (
+            " Needs detectron2, `hoi-distill detectors detectron2` says how to install it." if entry["needs"] else ""
+        )
         said = entry["says"].replace("|", "\\|")
         row = (f"`{entry['stage']}`", f"`{entry['table']}`", said + needs, takes or "no checkpoint")
         rows["detectors" if entry["table"] == "detections" else "teachers"].append(row)

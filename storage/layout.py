@@ -15,7 +15,7 @@ _CELLS_AT_ONCE = 1 << 24  # of a table's matrix of locations; they are packed be
 
 
 @dataclass(frozen=True)
-class Group:
+class ColumnGroup:
     """Columns whose cells lie side by side.
 
     Attributes:
@@ -39,7 +39,7 @@ class Layout:
         failures: ``{row: reason}`` of the rows in which a wanted cell is a recorded failure.
     """
 
-    groups: list[Group]
+    groups: list[ColumnGroup]
     paths: list[str]
     failures: dict[int, str]
 
@@ -47,7 +47,7 @@ class Layout:
 def locate_cells(table: Table, cells: CellSelection) -> Layout | None:
     """Look up every wanted cell, some columns at a time. None where one of them is empty."""
     paths: dict[str, int] = {}
-    groups: dict[tuple[bytes, bytes], Group] = {}
+    groups: dict[tuple[bytes, bytes], ColumnGroup] = {}
     failures: dict[int, str] = {}
     step = max(_CELLS_AT_ONCE // max(len(cells.row_ids), 1), 1)
     for start in range(0, len(cells.columns), step):
@@ -69,7 +69,7 @@ def locate_cells(table: Table, cells: CellSelection) -> Layout | None:
                 position = np.where(filled, where.position[:, index], 0)
                 shard[filled] = number[shard[filled]]
                 key = digest_bytes(shard.tobytes()), digest_bytes(position.tobytes())
-                group = groups.setdefault(key, Group([], shard, position))
+                group = groups.setdefault(key, ColumnGroup([], shard, position))
             group.columns.append(column)
     return Layout(list(groups.values()), list(paths), failures)
 

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from hoi_distill.storage.damage import Damaged
 from hoi_distill.storage.digests import digest_bytes
-from hoi_distill.storage.layout import Group
+from hoi_distill.storage.layout import ColumnGroup
 from hoi_distill.storage.shards.cells import dense
 from hoi_distill.storage.shards.payload import verified
 
@@ -85,7 +85,9 @@ class NumberReader:
         paths: payload files.
     """
 
-    def __init__(self, kind: np.dtype, columns: Sequence[str], groups: Sequence[Group], paths: Sequence[str]) -> None:
+    def __init__(
+        self, kind: np.dtype, columns: Sequence[str], groups: Sequence[ColumnGroup], paths: Sequence[str]
+    ) -> None:
         self.kind, self.groups, self.paths = kind, groups, paths
         self.places = {column: place for place, column in enumerate(columns)}
         self._group_places = [np.array([self.places[column] for column in group.columns]) for group in groups]

@@ -116,7 +116,7 @@ def levels(nodes: Mapping[str, Node]) -> list[list[str]]:
 
 
 def passes(names: Sequence[str], nodes: Mapping[str, Node]) -> list[list[str]]:
-    """Group the tables of one level that share a pass: equal ``shares``, source, decoding, batch and shard size."""
+    """Group the tables of one level that share a pass: equal ``vision_key``, source, decoding, batch and shard size."""
     groups: dict[Any, list[str]] = {}
     for name in names:
         node = nodes[name]
