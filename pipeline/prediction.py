@@ -1,45 +1,30 @@
-"""Human-object interactions in images that no cache has seen: the same stages, computed into memory."""
+"""``hoi-distill predict``: files and folders of images in, detections and drawings out."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from hoi_distill.pipeline.console.watch import working
+from hoi_distill.pipeline.detector import HOIDetector, load_image, result_of
 from hoi_distill.pipeline.filling.run import refuse_absent
-from hoi_distill.pipeline.graph.builder import build_stage
-from hoi_distill.stages.data.annotations import Annotations
-from hoi_distill.stages.data.image import decode
-from hoi_distill.stages.data.listing import readable
-from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.evaluate.formats.parquet import read_detections
-from hoi_distill.stages.evaluate.pages.drawing import drawn
-from hoi_distill.stages.evaluate.pages.images import Pair
-from hoi_distill.stages.keys import StageContext
-from hoi_distill.stages.stage import Batch, Stage, TensorOutput, fingerprint_record
-from hoi_distill.stages.student.data import TestSet
-from hoi_distill.stages.student.source import MemorySource
-from hoi_distill.stages.student.student import Student
-from hoi_distill.stages.teacher.detectors.detectron2_code import refuse_code
-from hoi_distill.storage.digests import as_rows, digest_bytes, fingerprint
-from hoi_distill.storage.errors import InputFailure, UserError
-from hoi_distill.storage.file_digests import DigestMemory
-from hoi_distill.storage.files.atomic import atomic_write, write_atomically
+from hoi_distill.stages.data.listing import images_below, readable
+from hoi_distill.stages.evaluate.formats.parquet import detections_writer, read_detections
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files.atomic import atomic_write
 from hoi_distill.storage.files.writable import refuse_unwritable, writing
-from hoi_distill.storage.shards.cells import cells
-from hoi_distill.storage.shards.codecs import Codec
-from hoi_distill.workers.host_copies import to_numpy
 
 if TYPE_CHECKING:
     from PIL import Image
 
-DRAWN = 12
-"""At most so many triplets are drawn into an image."""
+TOGETHER = 64
+"""Images in memory at a time."""
 
 
 def predict_images(
@@ -50,25 +35,26 @@ def predict_images(
     threshold: float,
     detections: Path | None = None,
     device: str | None = None,
-) -> Path:
+) -> dict[str, str]:
     """Write ``detections.parquet`` and a drawn copy of every image, ``<name>.predicted.png``.
 
-    Whatever the images' names end in, no other file is opened than these images.
+    An image that cannot be read is named and left out. Of given files, whatever their names end in, no other file of
+    their folder is opened.
 
     Args:
         checkpoint: the folder of the student's checkpoint.
-        images: the image files, no two of one name.
+        images: image files, and folders of images. An image of a folder has the path below it as its name.
         out: the folder that is written to.
         threshold: triplets of a lower score are not drawn; the file holds all.
-        detections: a COCO results JSON with boxes of these images (by file name) instead of the student's own source.
+        detections: a COCO results JSON with boxes of these images by name, instead of the student's own detector.
         device: where detector, encoder and student work; default: a GPU where there is one.
 
     Returns:
-        The Parquet file.
+        Why an image was left out, by its name.
 
     Raises:
-        UserError: a missing or unreadable image, a detector or encoder other than the student was trained with, no such
-            device, or an ``out`` that cannot be written; all before anything is computed.
+        UserError: a missing file, two images of one name, a detector or encoder other than the student was trained with, no
+            such device, or an ``out`` that cannot be written, all before anything is computed; or no image can be read.
     """
     from hoi_distill.stages.student.pretrained import best_device, load_student
 
@@ -77,162 +63,80 @@ def predict_images(
     refuse_unwritable("--out", out, folder=True)
     with working("loading the student"):
         student = load_student(checkpoint)
-    if detections is not None and "detections" not in student.tables():
-        raise UserError(f"{checkpoint}: a student of method {student.method} takes no boxes; leave --detections out")
-    decoded, data = [], []
-    for path in images:
-        try:
-            data.append(path.read_bytes())
-            decoded.append(decode(data[-1]))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-        except InputFailure as error:
-            raise UserError(f"{path}: {error}") from None
-    annotations = given_images(images, [image.size for image in decoded], student)
-    whole = Batch(
-        as_rows([digest_bytes(d) for d in data]), [str(name) for name in annotations.image_id], len(images), decoded
-    )
-    tables: dict[str, dict[str, Sequence[Any]]] = {}
-    shared: dict[Any, Any] = {}
-    for role, columns in student.tables().items():
-        with working(f"computing {role}"):
-            stage = own_stage(checkpoint, student, role, annotations, detections)
-            tables[role] = computed(stage, stage.columns if columns is None else columns, whole, shared, device)
-    test = TestSet(
-        MemorySource(tables),
-        list(whole.keys),
-        lambda row: np.asarray(decoded[row]),
-        identity=fingerprint({"rows": whole.row_ids.tobytes().hex()}),
-    )
-    with working("predicting"), tempfile.TemporaryDirectory() as scratch:
-        made = student.predict(test, Path(scratch), Path(scratch), device=device)
-        found = made.read_bytes()
+    detector = HOIDetector(student, checkpoint, device=device, detections=detections)
+    left_out: dict[str, str] = {}
+    chunks = loaded_chunks(named_files(images), left_out)
+    first = next(chunks, None)
+    if first is None:
+        raise UserError(next(iter(left_out.values()), f"{', '.join(map(str, images))}: no images"))
     target = out / "detections.parquet"
-    with writing(f"--out {out}"):
+    with writing(f"--out {out}"), working("predicting") as watch:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, found)
-        draw(target, dict(zip(whole.keys, decoded, strict=True)), student.vocabulary, threshold)
+        with detections_writer(target) as writer:
+            count = 0
+            for chunk in chain([first], chunks):
+                writer.write_table(predict_chunk(detector, chunk, out, threshold))
+                count += len(chunk)
+                watch.phase(f"predicting, {count:,} images so far")
+    for reason in left_out.values():
+        print(f"hoi-distill: {reason}; left out", file=sys.stderr)
     print(f"{target}; images: {out}")
-    return target
+    return left_out
 
 
-def given_images(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], student: Student) -> Annotations:
-    """Annotations without pairs, images named by their file names."""
-
-    names = [readable(path.name) for path in paths]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{twice}: two images of this name; predict them in two calls")
-    width, height = (np.array(side, np.int32) for side in zip(*sizes, strict=True))
-    no_box, none = np.zeros((0, 4), np.float32), np.zeros(0, np.int16)
-    return Annotations(
-        name="images",
-        split="test",
-        vocabulary=student.vocabulary,
-        image_id=np.array(names),
-        path=[str(path) for path in paths],
-        width=width,
-        height=height,
-        pair_offsets=np.zeros(len(paths) + 1, np.int64),
-        human_box=no_box,
-        object_box=no_box,
-        object=none,
-        verb=none,
-        hoi=none,
-    )
-
-
-def own_stage(
-    checkpoint: Path, student: Student, role: str, annotations: Annotations, detections: Path | None
-) -> Stage:
-    """The stage that gave the student its ``role`` table, built as it was then; another teacher's answers are refused."""
-
-    identity: Any = student.identities.get(role)
-    if role == "detections" and detections is not None:
-        made = dict(identity["parameters"])
-        counted = "vocabulary" if identity["stage"] == "ground_truth_boxes" else made.get("categories") or "coco"
-        kind, parameters = "detections_file", {"path": str(detections), "categories": counted}
-    else:
-        kind, parameters = said_stage(checkpoint, role, identity)
-    with tempfile.TemporaryDirectory() as scratch:
-        memory = DigestMemory(Path(scratch) / "digests.sqlite")
-        context = StageContext(student.vocabulary, {"test": annotations}, memory.digests)
-        stage = build_stage(kind, parameters, context, f"{checkpoint}: identities.{role}")
-    record = fingerprint_record(stage)
-    if (role != "detections" or detections is None) and fingerprint(record) != identity["fingerprint"]:
-        changed = [key for key in record if record[key] != identity["record"].get(key)]
-        raise UserError(
-            f"{checkpoint}: trained on {role} {identity['fingerprint'][:12]}, offered {fingerprint(record)[:12]}: "
-            f"they differ in {', '.join(changed)}; restore {parameters.get('checkpoint', kind)}"
-        )
-    return stage
-
-
-def said_stage(checkpoint: Path, role: str, identity: Any) -> tuple[str, dict[str, Any]]:
-    """The stage that a checkpoint names and its parameters, of which no file runs code of its own when it is read: a checkpoint
-    may be anybody's.
+def named_files(given: Sequence[Path]) -> dict[str, Path]:
+    """The image files by their names: a file's own, an image's path below a folder that was given.
 
     Raises:
-        UserError: it names none, or such a file.
+        UserError: a file that is missing, or two images of one name.
     """
-    try:
-        kind, parameters, _ = str(identity["stage"]), dict(identity["parameters"]), identity["fingerprint"]
-    except (LookupError, TypeError, ValueError):
-        raise UserError(
-            f"{checkpoint}/config.json: identities.{role} does not say what made that table; use a checkpoint that training wrote"
-        ) from None
-    if kind == "detectron2":
-        try:
-            refuse_code(str(parameters.get("config")), str(parameters.get("weights")))
-        except UserError as error:
-            raise UserError(f"{checkpoint}: identities.{role}: {error}") from None
-    return kind, parameters
+    found: dict[str, Path] = {}
+    for path in given:
+        below = {name: path / file for name, file in images_below(path).items()} if path.is_dir() else {}
+        if not below and not path.exists():
+            raise UserError(f"{path}: cannot be read: No such file or directory")
+        for name, file in (below or {readable(path.name): path}).items():
+            if name in found:
+                raise UserError(f"{name}: two images of this name; predict them in two calls")
+            found[name] = file
+    return found
 
 
-def computed(
-    stage: Stage, columns: Sequence[str], whole: Batch, shared: dict[Any, Any], device: str
-) -> dict[str, Sequence[Any]]:
-    """``{column: N values}`` of all images, batch by batch."""
-
-    stage.open(device, shared)
-    values: dict[str, list[Any]] = {column: [] for column in columns}
-    for start in range(0, whole.count, stage.batch_size):
-        stop = min(start + stage.batch_size, whole.count)
-        batch = Batch(whole.row_ids[start:stop], whole.keys[start:stop], stop - start, whole.images[start:stop])
-        for column, answers in stage.compute(batch, columns, {}).items():
-            if isinstance(answers, pa.Array):
-                values[column] += map(cells(answers), range(len(answers)))
-            else:
-                assert isinstance(stage.output, TensorOutput)
-                codec = Codec(stage.output.codec, stage.output.shape)
-                values[column] += list(codec.decode(codec.encode(to_numpy(answers, stage.output))))
-    return dict(values)
-
-
-def draw(detections: Path, images: Mapping[str, Image.Image], vocabulary: Vocabulary, threshold: float) -> None:
-    """Write beside a detections file a copy of every image with its best triplets.
+def loaded_chunks(files: Mapping[str, Path], left_out: dict[str, str]) -> Iterator[dict[str, Image.Image]]:
+    """The images by their names, :data:`TOGETHER` of them at a time.
 
     Args:
-        detections: the Parquet file. Copies are named ``<name>.predicted.png``.
-        images: RGB, by name.
-        vocabulary: of the detections.
+        files: by name.
+        left_out: is told why an image is left out, by name.
+    """
+    waiting = iter(files.items())
+    while files_of_chunk := list(islice(waiting, TOGETHER)):
+        chunk = {}
+        for name, path in files_of_chunk:
+            try:
+                chunk[name] = load_image(path)
+            except UserError as error:
+                left_out[name] = str(error)
+        if chunk:
+            yield chunk
+
+
+def predict_chunk(detector: HOIDetector, chunk: Mapping[str, Image.Image], out: Path, threshold: float) -> pa.Table:
+    """The detections in some images, which are drawn into copies.
+
+    Args:
+        detector: finds them.
+        chunk: RGB images by name.
+        out: the folder of the copies, ``<name>.predicted.png``.
         threshold: triplets of a lower score are not drawn.
     """
-
-    found = read_detections(detections, np.array(list(images)), vocabulary, object_optional=True)
-    for position, (name, image) in enumerate(images.items()):
-        rows = np.flatnonzero((found.image == position) & (found.score >= threshold))
-        best = rows[np.argsort(-found.score[rows], kind="stable")][:DRAWN]
-        pairs = [
-            Pair(
-                found.human_box[row].tolist(),
-                (found.object_box if found.object[row] >= 0 else found.human_box)[row].tolist(),
-                vocabulary.verbs[found.verb[row]].replace("_", " "),
-                vocabulary.objects[found.object[row]].replace("_", " ") if found.object[row] >= 0 else "",
-                float(found.score[row]),
-            )
-            for row in best
-            if vocabulary.verbs[found.verb[row]] != "no_interaction"
-        ]
-        with atomic_write(detections.with_name(f"{name}.predicted.png")) as file:
-            drawn(image, pairs).save(file, "PNG")
+    names = list(chunk)
+    with detector.predicted(list(chunk.values()), names=names, ids=names) as file:
+        table = pq.read_table(file)
+        found = read_detections(file, names, detector.student.vocabulary, object_optional=True)
+    for position, (name, image) in enumerate(chunk.items()):
+        target = out / f"{name}.predicted.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(target) as drawing:
+            result_of(found, position, image, detector.student.vocabulary).plot(threshold).save(drawing, "PNG")
+    return table

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hoi_distill.pipeline.cli.options import ConfigFile, Json, Limit, Overrides, Rehash
+from hoi_distill.pipeline.cli.options import INCOMPLETE, ConfigFile, Json, Limit, Overrides, Rehash
 from hoi_distill.pipeline.config.whereabouts import in_every_folder, names_of_configuration
 from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
 from hoi_distill.stages.quantities import size
@@ -17,9 +17,6 @@ from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     from hoi_distill.storage.cache import Cache
-
-INCOMPLETE = 3
-"""The exit code where cells are empty or differ."""
 
 
 @in_every_folder("config", names_of_configuration)

@@ -12,3 +12,5 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines inst
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: student.seed=1 (repeatable).")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N images of each split: a trial run.")]
 Rehash = Annotated[bool, typer.Option(help="Read every input file again, whatever its size and time say.")]
+INCOMPLETE = 3
+"""The exit code where cells are empty or differ."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hoi_distill.pipeline.cli.options import ConfigFile, Limit, Overrides
+from hoi_distill.pipeline.cli.options import INCOMPLETE, ConfigFile, Limit, Overrides
 from hoi_distill.pipeline.config.whereabouts import (
     in_every_folder,
     names_of_checkpoint,
@@ -55,7 +55,7 @@ def page(
 @in_every_folder("checkpoint", names_of_checkpoint)
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A student's checkpoint folder.")],
-    images: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for detections.parquet and the drawn images.")],
     detections: Annotated[Path | None, typer.Option(help="Boxes: a COCO results JSON for these images.")] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Draw triplets of at least this score.")] = 0.3,
@@ -64,4 +64,5 @@ def predict(
     """Find human-object interactions in images with a trained student."""
     from hoi_distill.pipeline.prediction import predict_images
 
-    predict_images(checkpoint, images, out, detections=detections, threshold=threshold, device=device)
+    if predict_images(checkpoint, images, out, detections=detections, threshold=threshold, device=device):
+        raise typer.Exit(INCOMPLETE)

@@ -17,7 +17,7 @@ NO_ANNOTATIONS = np.empty((0, 4), np.float32), np.empty((0, 4), np.float32), np.
 Report = Callable[[str], None]
 
 
-ReadPicture = Callable[[int], np.ndarray]
+ReadImage = Callable[[int], np.ndarray]
 """uint8 ``[height, width, 3]`` of a row."""
 
 
@@ -44,7 +44,7 @@ class TrainingSet:
     image: np.ndarray
     labelled: np.ndarray
     prompts: Sequence[str | None]
-    read: ReadPicture | None = None
+    read: ReadImage | None = None
     identity: str = ""
     values: Mapping[str, str] = field(default_factory=dict)
     unseen: np.ndarray | None = None
@@ -96,7 +96,7 @@ class TestSet:
 
     source: SampleSource
     image_ids: Sequence[str]
-    read: ReadPicture | None = None
+    read: ReadImage | None = None
     identity: str = ""
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hoi_distill.pipeline.prediction import said_stage
+from hoi_distill.pipeline.detector import said_stage
 from hoi_distill.storage.errors import UserError
 
 

@@ -46,7 +46,8 @@ def test_images_that_differ_in_their_suffix_have_a_drawing_each(checkpoint, tmp_
         image(tmp_path / "in/a.b.jfif", 4),
         image(tmp_path / "in" / os.fsdecode(b"Mu\xf1oz.jpg"), 5),
     ]
-    found = predict_images(checkpoint, given, tmp_path / "out", threshold=0.0)
+    predict_images(checkpoint, given, tmp_path / "out", threshold=0.0)
+    found = tmp_path / "out" / "detections.parquet"
     names = {path.name for path in given[:-1]} | {"Mu\\xf1oz.jpg"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "detections.parquet",
@@ -98,11 +99,39 @@ def test_places_are_tried_before_the_checkpoint_is_loaded(tmp_path, monkeypatch,
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["gone.jpg", "folder", "empty.jpg", "text.jpg"])
-def test_a_image_that_is_none_is_one_line_and_nothing_is_written(checkpoint, tmp_path, name):
-    (tmp_path / "folder").mkdir()
+@pytest.mark.parametrize("name", ["gone.jpg", "empty.jpg", "text.jpg"])
+def test_an_image_that_is_none_is_one_line_and_nothing_is_written(checkpoint, tmp_path, name):
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("no image")
-    with pytest.raises(UserError, match=name):
+    with pytest.raises(UserError, match=name) as refusal:
         predict_images(checkpoint, [tmp_path / name], tmp_path / "out", threshold=0.5)
+    assert "\n" not in str(refusal.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_image_is_named_and_left_out_and_the_others_are_predicted(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prediction, "TOGETHER", 2)
+    given = [image(tmp_path / f"in/{number}.jpg", number) for number in range(5)]
+    given[2].write_bytes(b"no picture")
+    left_out = predict_images(checkpoint, given, tmp_path / "out", threshold=0.0)
+    assert list(left_out) == ["2.jpg"]
+    assert capsys.readouterr().err.strip().splitlines()[-1].endswith("2.jpg: not an image in a known format; left out")
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {f"{n}.jpg.predicted.png" for n in (0, 1, 3, 4)}
+    assert set(pq.read_table(tmp_path / "out/detections.parquet")["image_id"].to_pylist()) <= {
+        f"{n}.jpg" for n in range(5)
+    }
+
+
+def test_images_of_a_folder_are_named_by_their_path_below_it(checkpoint, tmp_path):
+    (tmp_path / "in").mkdir()
+    image(tmp_path / "in/day/a.jpg", 1)
+    image(tmp_path / "in/night/a.jpg", 2)
+    assert predict_images(checkpoint, [tmp_path / "in"], tmp_path / "out", threshold=0.0) == {}
+    assert (tmp_path / "out/day/a.jpg.predicted.png").exists()
+    assert (tmp_path / "out/night/a.jpg.predicted.png").exists()
+
+
+def test_two_images_of_one_name_are_refused(checkpoint, tmp_path):
+    given = [image(tmp_path / "one/a.jpg", 1), image(tmp_path / "other/a.jpg", 2)]
+    with pytest.raises(UserError, match=r"^a.jpg: two images of this name"):
+        predict_images(checkpoint, given, tmp_path / "out", threshold=0.5)

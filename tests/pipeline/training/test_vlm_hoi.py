@@ -110,9 +110,9 @@ def test_a_line_from_images_to_predictions(config, tmp_path, monkeypatch):
 
     # Prediction needs neither cache nor teacher, and images of any size.
     images = sorted((config.parent / "world/images/test2015").iterdir())[:2]
-    monkeypatch.setattr("hoi_distill.pipeline.prediction.build_stage", None)
-    found = predict_images(run / "checkpoint", images, tmp_path / "out", threshold=0.1)
-    rows = pq.read_table(found).to_pylist()
+    monkeypatch.setattr("hoi_distill.pipeline.detector.build_stage", None)
+    assert predict_images(run / "checkpoint", images, tmp_path / "out", threshold=0.1) == {}
+    rows = pq.read_table(tmp_path / "out/detections.parquet").to_pylist()
     assert {row["image_id"] for row in rows} <= {image.name for image in images}
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
     with pytest.raises(UserError, match="takes no boxes"):

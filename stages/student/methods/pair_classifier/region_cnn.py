@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.ops.roi_align import roi_align
-from hoi_distill.stages.student.data import ReadPicture, Report, TrainingSet
+from hoi_distill.stages.student.data import ReadImage, Report, TrainingSet
 from hoi_distill.stages.student.files import kept, kept_array, load_tensors, save_tensors
 from hoi_distill.stages.student.pairs.batches import MapReader, TableMaps, take
 from hoi_distill.stages.student.pairs.instances import ImageTable
@@ -99,9 +99,7 @@ def as_input(image: np.ndarray, size: int) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def pretrain(
-    config: RegionCNNConfig, images: ImageTable, read: ReadPicture, report: Callable[[str], None]
-) -> RegionCNN:
+def pretrain(config: RegionCNNConfig, images: ImageTable, read: ReadImage, report: Callable[[str], None]) -> RegionCNN:
     """Teach a fresh CNN the classes of the images' boxes, half of them mirrored. Deterministic on one thread."""
     torch.manual_seed(config.seed)
     model = RegionCNN(config).train()
@@ -138,7 +136,7 @@ def pretrain(
 
 
 def shared_encoder(
-    folder: Path, config: RegionCNNConfig, images: ImageTable, read: ReadPicture, report: Callable[[str], None]
+    folder: Path, config: RegionCNNConfig, images: ImageTable, read: ReadImage, report: Callable[[str], None]
 ) -> RegionCNN:
     """The CNN kept as ``folder/model.safetensors``, trained first if it is not there."""
     path = folder / "model.safetensors"
@@ -148,7 +146,7 @@ def shared_encoder(
 class LiveMaps:
     """Feature maps computed on demand: a ``MapReader``."""
 
-    def __init__(self, model: RegionCNN, views: Sequence[str], read: ReadPicture) -> None:
+    def __init__(self, model: RegionCNN, views: Sequence[str], read: ReadImage) -> None:
         self.model, self.views, self.read = model, views, read
 
     def __call__(self, rows: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, Tensor]:
@@ -170,12 +168,12 @@ class StoredMaps:
     """
 
     def __init__(
-        self, folder: Path, model: RegionCNN, views: Sequence[str], wanted: np.ndarray, read: ReadPicture
+        self, folder: Path, model: RegionCNN, views: Sequence[str], wanted: np.ndarray, read: ReadImage
     ) -> None:
         self.views = [self._view(folder / f"{view}.npy", model, view == "flip", wanted, read) for view in views]
 
     @staticmethod
-    def _view(path: Path, model: RegionCNN, mirrored: bool, wanted: np.ndarray, read: ReadPicture) -> np.ndarray:
+    def _view(path: Path, model: RegionCNN, mirrored: bool, wanted: np.ndarray, read: ReadImage) -> np.ndarray:
         def fill(maps: np.ndarray) -> None:
             rows = np.flatnonzero(wanted)
             for start in range(0, len(rows), 64):
@@ -198,7 +196,7 @@ def map_reader(
     *,
     cnn: RegionCNN | None,
     shared: Path,
-    read: ReadPicture | None,
+    read: ReadImage | None,
 ) -> MapReader:
     """The teacher's cached maps, or with ``cnn`` that network's, kept under ``shared`` where rows have a name."""
     if cnn is None:
