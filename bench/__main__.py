@@ -106,6 +106,11 @@ BENCHES = {
         "a training step of LINK with cached maps against one with the VLM in the loop, as it is and on augmented images; "
         "what distilling cached answers of a pair teacher adds; memory and speed at 435 pairs an image, 16 images",
     ),
+    "pair_heads": Bench(
+        "bench.bench_pair_heads",
+        "LINK's network beside the heads of UPT and PViC",
+        "forward and backward, 4 images of 60 and of 435 pairs: theirs at least 2 times LINK's",
+    ),
     "evaluate": Bench(
         "bench.bench_evaluate",
         "Evaluation",

@@ -272,6 +272,21 @@ LINK = [
         "435 pairs an image",
     ),
 ]
+PAIR_HEADS = [
+    Table(
+        (
+            Heading("LINK", "{}/cpu_s_per_step/link", "s"),
+            Heading("UPT", "{}/cpu_s_per_step/upt", "s"),
+            Heading("PViC", "{}/cpu_s_per_step/pvic", "s"),
+            Heading("pair classifier", "{}/cpu_s_per_step/pair_classifier", "s"),
+            Heading("UPT over LINK", "{}/over_link/upt"),
+            Heading("PViC over LINK", "{}/over_link/pvic"),
+            Heading("LINK's products at the speed of one large product", "{}/limit_cpu_s", "s"),
+        ),
+        (Heading("60 pairs an image", "60_pairs_an_image"), Heading("435 pairs an image", "435_pairs_an_image")),
+        "CPU time of a step",
+    )
+]
 EVALUATE = [
     Table(
         (
@@ -411,6 +426,7 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "itm": lambda _: ITM,
     "vlm_hoi": lambda _: VLM_HOI,
     "link": lambda _: LINK,
+    "pair_heads": lambda _: PAIR_HEADS,
     "evaluate": lambda _: EVALUATE,
     "memory": lambda _: MEMORY,
     "kills": lambda _: KILLS,

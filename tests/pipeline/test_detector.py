@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from hoi_distill import HOIDetector
+from hoi_distill import HOIDetector, HOIResult
 from hoi_distill.pipeline.prediction import predict_images
 from hoi_distill.stages.student.methods.vlm_hoi.config import network_config
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
@@ -46,6 +46,15 @@ def photo(tmp_path) -> Path:
     return tmp_path / "photo.png"
 
 
+def alike(one: HOIResult, other: HOIResult) -> bool:
+    """Whether two results are the same but for rounding, which the size of a batch moves."""
+    names = (one.verb, one.object) == (other.verb, other.object)
+    return names and all(
+        np.allclose(getattr(one, field), getattr(other, field), atol=1e-3, equal_nan=True)
+        for field in ("human_box", "object_box", "score")
+    )
+
+
 def test_every_form_of_an_image_gives_the_pairs_that_predict_writes(checkpoint, photo, tmp_path):
     detector = HOIDetector.from_pretrained(checkpoint, device="cpu")
     result = detector(str(photo))
@@ -61,7 +70,7 @@ def test_every_form_of_an_image_gives_the_pairs_that_predict_writes(checkpoint, 
         address = f"http://127.0.0.1:{server.server_address[1]}/photo.png"
         forms = [photo, Image.open(photo), np.asarray(result.image), address]
         for one in (*detector(forms), *(detector(form) for form in forms)):
-            assert one.to_dict() == result.to_dict()
+            assert alike(one, result)
         server.shutdown()
 
 
@@ -77,7 +86,9 @@ def test_a_stream_of_any_length_is_read_a_batch_at_a_time(checkpoint, photo):
     found = detector.stream(images(), batch_size=3)
     first = next(found)
     assert taken == [0, 1, 2]
-    assert [one.to_dict() for one in found] == 6 * [first.to_dict()]
+    others = list(found)
+    assert len(others) == 6
+    assert all(alike(one, first) for one in others)
     assert (first.score >= 0.2).all()
 
 

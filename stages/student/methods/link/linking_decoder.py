@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from hoi_distill.stages.student.methods.link.network_config import LinkNetworkConfig
 from hoi_distill.stages.student.pairs.layers.appearance import spatial_encoding
-from hoi_distill.stages.student.pairs.layers.attention import FeedForward, Padding, SelfAttention, attend, concat_heads
+from hoi_distill.stages.student.pairs.layers.attention import FeedForward, Padding, SelfAttention, concat_heads
 from hoi_distill.stages.student.pairs.layers.box_encoding import box_encoding, grid_encoding
 from hoi_distill.stages.student.pairs.regions import Regions
 
@@ -89,8 +89,7 @@ class CrossAttention(nn.Module):
     @override
     def forward(self, pairs_PE: Tensor, context: DecoderContext) -> Tensor:
         key, value = self.key_value(context.latent).chunk(2, -1)
-        attended = attend(context.padding.pad(self.query(pairs_PE)), key, value, self.heads)
-        return self.mix(context.padding.rows(attended))
+        return self.mix(context.padding.attend(self.query(pairs_PE), key, value, self.heads))
 
 
 class LinkingAttention(nn.Module):
@@ -114,13 +113,13 @@ class LinkingAttention(nn.Module):
 
     @override
     def forward(self, pairs_PE: Tensor, context: DecoderContext) -> Tensor:
-        pad, heads = context.padding.pad, self.heads
+        attend, heads = context.padding.attend, self.heads
         key, value = self.key_value(context.latent).chunk(2, -1)
         query = concat_heads(self.query(pairs_PE), self.query_position(context.centres, context.pairs), heads)
-        spatial = attend(pad(query), concat_heads(key, self.key_position(context.grid), heads), value, heads)
+        spatial = attend(query, concat_heads(key, self.key_position(context.grid), heads), value, heads)
         key, value = self.native_key_value(context.native).chunk(2, -1)
-        native = attend(pad(self.native_query(pairs_PE)), key, value, heads)
-        return self.mix(context.padding.rows(torch.cat((spatial, native), -1)))
+        native = attend(self.native_query(pairs_PE), key, value, heads)
+        return self.mix(torch.cat((spatial, native), 1))
 
 
 class DecoderLayer(nn.Module):

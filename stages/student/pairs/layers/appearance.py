@@ -28,7 +28,13 @@ class RegionPool(nn.Module):
         h, w = maps.shape[-2:]
         cells = boxes / size[image].repeat(1, 2) * boxes.new_tensor((w, h, w, h))
         regions = torch.cat((image[:, None].to(cells.dtype), cells), 1)
-        return self.project(roi_align(maps, regions, self.roi_size, sampling_ratio=2).flatten(1))
+        return self.projected(roi_align(maps, regions, self.roi_size, sampling_ratio=2))
+
+    def projected(self, pooled_NCpq: Tensor) -> Tensor:
+        """The linear layer over channels and bins. Weights are turned to the order that the bins lie in memory: there are
+        fewer of them."""
+        bins_first = self.project.weight.unflatten(1, (-1, self.roi_size**2)).mT.flatten(1)
+        return F.linear(pooled_NCpq.permute(0, 2, 3, 1).flatten(1), bins_first, self.project.bias)
 
 
 class UnaryEncoder(nn.Module):

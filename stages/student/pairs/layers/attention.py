@@ -1,8 +1,9 @@
-"""Attention within each image, without a loop over images.
+"""Attention within each image.
 
-Rows (instances or pairs) of all images are concatenated, ``[N, D]``, so that linear layers see no gaps. Only queries, keys
-and values are padded, image by image. There is no dropout of attention weights: fused kernels run on every device, and memory
-does not grow with the square of the pairs. The heads come back concatenated; the caller applies the output projection.
+Rows (instances or pairs) of all images are concatenated, ``[N, D]``, so that linear layers see no gaps. Queries, keys and values
+alone are taken image by image: on a CPU in a loop, which copies nothing and computes no gap; on a GPU padded, in one call.
+There is no dropout of attention weights: fused kernels run on every device, and memory does not grow with the square of the
+pairs. The heads come back concatenated; the caller applies the output projection.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ class Padding:
     """The layout of N rows of B images, one image after another, in ``[B, most]``.
 
     Attributes:
+        counts: how many rows each image has.
         mask: bool ``[B, 1, 1, most]``, keys that are attended to. An image without rows keeps one row of zeros, because a
             softmax over nothing is not finite.
     """
@@ -24,7 +26,8 @@ class Padding:
     def __init__(self, image: Tensor, images: int) -> None:
         """``image``: int64 ``[N]``, rising; ``images``: B."""
         counts = torch.bincount(image, minlength=images)
-        self.shape = (images, max(int(counts.max()), 1))
+        self.counts = counts.tolist()
+        self.shape = (images, max(1, *self.counts))
         first = counts.cumsum(0) - counts
         place = torch.arange(len(image), device=image.device) - first[image]
         self.slot = image * self.shape[1] + place
@@ -40,14 +43,45 @@ class Padding:
         """``[B, most, D]`` to ``[N, D]``."""
         return padded.flatten(0, 1).index_select(0, self.slot)
 
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """Multi-head attention of the rows to those of the same image, or to its map.
+
+        Args:
+            query: float ``[N, K]``, projected.
+            key: float ``[N, K]``, or ``[B, S, K]`` of the S cells of each map.
+            value: float ``[N, V]`` or ``[B, S, V]``.
+            heads: how many; they divide K and V.
+
+        Returns:
+            ``[N, V]``, the heads concatenated.
+        """
+        among = key.dim() == 2
+        if query.is_cuda:
+            if among:
+                key, value = self.pad(key), self.pad(value)
+            return self.rows(attend(self.pad(query), key, value, heads, self.mask if among else None))
+        keys, values = (each.split(self.counts) if among else each.unbind() for each in (key, value))
+        images = zip(query.split(self.counts), keys, values, strict=True)
+        return torch.cat([attend(q[None], k[None], v[None], heads)[0] for q, k, v in images])
+
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Multi-head attention of projected queries ``[B, Q, K]`` to keys ``[B, S, K]`` and values ``[B, S, V]``.
+
+    Args:
+        query: float.
+        key: float.
+        value: float.
+        heads: how many; they divide K and V.
+        mask: bool, keys that are attended to; None: all.
 
     Returns:
         ``[B, Q, V]``, the heads concatenated.
     """
     query, key, value = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (query, key, value))
+    if not query.is_cuda and mask is None and key.shape[-1] != value.shape[-1]:  # the CPU has no fused kernel for it
+        weights = (query / query.shape[-1] ** 0.5 @ key.mT).softmax(-1)
+        return (weights @ value).transpose(1, 2).flatten(2)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
@@ -76,8 +110,8 @@ class SelfAttention(nn.Module):
         query_key, value = self.project(rows_ND).split((2 * width, width), 1)
         if position is not None:
             query_key = query_key + position
-        query, key, value = padding.pad(torch.cat((query_key, value), 1)).chunk(3, -1)
-        attended = padding.rows(attend(query, key, value, self.heads, padding.mask))
+        query, key = query_key.chunk(2, 1)
+        attended = padding.attend(query, key, value, self.heads)
         return self.norm(rows_ND + self.dropout(self.mix(attended)))
 
 

@@ -42,5 +42,5 @@ class TextClassifier(nn.Module):
 
     @override
     def forward(self, pairs: Tensor) -> Tensor:
-        cosine = F.normalize(self.project(pairs), dim=-1) @ self.classes().T
-        return self.scale.exp() * cosine + self.bias
+        rows = self.scale.exp() * self.classes()  # scaled here: there are fewer rows than logits
+        return F.linear(F.normalize(self.project(pairs), dim=-1), rows, self.bias.expand(len(rows)))

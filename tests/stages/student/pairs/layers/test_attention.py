@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from hoi_distill.stages.student.pairs.layers.attention import Padding, SelfAttention, attend, concat_heads
@@ -18,6 +19,30 @@ def test_rows_return_from_where_they_were_laid():
     assert padding.mask[:, 0, 0].tolist() == [
         [True, True, False], [True, False, False], [True, True, True], [True, False, False], [True, False, False],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("image", [[0, 0, 2, 2, 2, 4], []], ids=["some", "none"])
+@pytest.mark.parametrize("among", [True, False])
+def test_images_in_turn_attend_as_padded_ones_do(image, among):
+    """The loop of the CPU against the one padded call of a GPU, values and gradients."""
+    padding = Padding(torch.tensor(image, dtype=torch.int64), 5)
+    assert padding.counts == [image.count(each) for each in range(5)]
+    rows, heads = len(image), 2
+    sizes = [(rows, 8), (rows, 8), (rows, 4)] if among else [(rows, 8), (5, 7, 8), (5, 7, 4)]
+    given = [torch.randn(size, requires_grad=True) for size in sizes]
+
+    def padded(query, key, value):
+        if among:
+            key, value = padding.pad(key), padding.pad(value)
+        return padding.rows(attend(padding.pad(query), key, value, heads, padding.mask if among else None))
+
+    weight = torch.randn(rows, 4)
+    values, gradients = [], []
+    for way in (lambda *each: padding.attend(*each, heads), padded):
+        values.append(way(*given))
+        gradients.append(torch.autograd.grad((values[-1] * weight).sum(), given))
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
 
 
 def test_content_and_position_add_up_in_each_head():
