@@ -329,6 +329,8 @@ def compute_cells(stage: Stage, table: PartialTable, upstream: UpstreamCells, ba
     began = time.perf_counter()
     answers = stage.compute(batch, columns, upstream.take(rows, padded(rows, len(batch.row_ids))))
     for column in columns:
+        if column not in answers:
+            raise RuntimeError(f"{table.task.name}, column {column!r}: compute returned only {', '.join(answers)}")
         if len(answers[column]) != len(batch.row_ids):
             raise RuntimeError(
                 f"{table.task.name}, column {column!r}: {len(answers[column])} values for {len(batch.row_ids)} rows"

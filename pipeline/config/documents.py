@@ -201,9 +201,11 @@ def _said(problems: Sequence[Any], model: type[Any] | None) -> str:
     problem = problems[0]
     kind, given, context = problem["type"], problem["input"], problem.get("ctx", {})
     if kind in UNKNOWN:
-        valid = sorted({name for each in _models(model, problem["loc"][:-1]) for name in each.__pydantic_fields__})
+        *section, name = problem["loc"]
+        valid = _keys(model, section)
+        deeper = [f"{key}.{name}" for key in valid if name in _keys(model, [*section, key])]
         listed = f"valid keys: {', '.join(valid)}" if valid else "remove it"
-        return f"unknown key; {hint(str(problem['loc'][-1]), valid, listed)}"
+        return f"unknown key; {f'did you mean {deeper[0]}?' if deeper else hint(str(name), valid, listed)}"
     if kind == "missing":
         return "missing; it has no default"
     if kind == "value_error":  # of a validator of ours, which has said it
@@ -299,6 +301,11 @@ def _models(annotation: Any, location: Sequence[int | str] = ()) -> list[Any]:
         named = [each for each in found if part == each.__name__ or part in _tags(each, "kind")]
         found = [model for kind in own for model in _models(kind)] if own else named or found
     return found
+
+
+def _keys(model: type[Any] | None, location: Sequence[int | str]) -> list[str]:
+    """The keys of the models at ``location``, sorted."""
+    return sorted({key for each in _models(model, location) for key in each.__pydantic_fields__})
 
 
 def _tags(model: Any, key: str) -> list[str]:

@@ -99,12 +99,22 @@ NOTHING = Extras()
 
 
 LATER = {"later": True}
-"""Metadata of a field that a configuration's dataclass did not always have, whose default is what was done before."""
+"""Marks a key that a method got later: ``key: Rate = field(default=0.0, metadata=LATER)``.
+
+The default is what the method did before it had the key. It is a plain value, no factory. A training with the default keeps
+its fingerprint. Without the mark a new key gives every training of the method another fingerprint.
+"""
 
 
 def parameters_of(config: Any, without: Collection[str] = ()) -> dict[str, Any]:
-    """A configuration as plain values for a fingerprint: not the fields named ``without``, nor one that came :data:`LATER`
-    where it has its default, so that trainings of before keep their names."""
+    """The keys of a configuration that enter a fingerprint, as plain values.
+
+    A key that is marked :data:`LATER` does not enter if it has its default.
+
+    Args:
+        config: the method's parameters, a dataclass.
+        without: keys that do not enter.
+    """
 
     def pruned(record: dict[str, Any], part: Any) -> dict[str, Any]:
         for field_ in fields(part):

@@ -185,6 +185,12 @@ def test_errors_that_are_not_an_inputs_fault_leave_cells_empty(made: Album) -> N
     assert not made.failures(good)
 
 
+def test_a_stage_that_leaves_a_column_out_is_told_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Length, "compute", lambda *_: {"length": pa.array([1] * 4, pa.int32())})
+    with pytest.raises(RuntimeError, match="length, column 'value': compute returned only length"):
+        run([text_task(Length(), tmp_path, ["a"])])
+
+
 def test_too_many_failures_stop_the_run_with_one_line(tmp_path: Path) -> None:
     made = album(tmp_path, 60)
     for index in range(55):

@@ -120,7 +120,7 @@ class Term(ABC):
     """One source of supervision.
 
     Attributes:
-        name: key of its targets in a batch.
+        name: key of its targets in a batch. Each term of a training has another one.
         view_tables: tables of which each image's cell of the drawn view is read with the batch.
     """
 
@@ -129,7 +129,12 @@ class Term(ABC):
 
     @abstractmethod
     def targets(self, batch: BatchImages) -> Any:
-        """The targets of a batch: a tensor, something that has ``to(device)``, or a list of such."""
+        """The targets of a batch.
+
+        Returns:
+            A tensor, something that has ``to(device)``, or a list of such. The list is empty if the term compares with
+            nothing.
+        """
 
     @abstractmethod
     def losses(self, predictions: Predictions, targets: Any, step: int) -> list[WeightedLoss]:

@@ -110,6 +110,7 @@ def test_what_is_hardly_meant_begins_with_its_key(name, change, images, said):
         ("pico_vlm_hoi", ["student.decoders_from_detr=false"], "student.start: stages/teacher/pico/detr: "),
         ("pico_vlm_hoi", ["student.start=nowhere"], "student.start: nowhere: no weights there"),
         ("pico_link", ["pair_teachers.phase_1.tables.features=nowhere"], "pair_teachers.phase_1.tables.features: there is no"),
+        ("pico_link", ["student.pair_width=128"], "student.pair_width: unknown key; did you mean network.pair_width?"),
         ("pico_link", ["student.tables.features=nowhere"], "student.tables.features: there is no table 'nowhere'"),
     ],
 )  # fmt: skip

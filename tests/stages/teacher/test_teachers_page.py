@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +24,8 @@ from hoi_distill.stages.data.image import decode
 from hoi_distill.storage.selection import CellSelection
 from tests.fixtures.toy_stages import paint
 
+ROOT = Path(__file__).parents[3]
+
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
@@ -28,6 +33,23 @@ def blocks(language: str) -> list[str]:
 
 def test_the_tables_are_current():
     assert filled(PAGE.read_text()) == PAGE.read_text(), "run: python docs/teachers_table.py"
+
+
+def test_the_example_keeps_the_house_rules():
+    (source,) = blocks("python")
+    for check in (["check", "--output-format", "concise"], ["format", "--check"]):
+        command = [
+            sys.executable,
+            "-m",
+            "ruff",
+            *check,
+            "--no-cache",
+            "--stdin-filename",
+            "stages/teacher/tags.py",
+            "-",
+        ]
+        done = subprocess.run(command, input=source, text=True, capture_output=True, cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture
