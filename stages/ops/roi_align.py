@@ -39,6 +39,7 @@ def roi_align(
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
     aligned: bool = True,
+    counts: Sequence[int] | None = None,
 ) -> Tensor:
     """Pool each box to a fixed grid by bilinear sampling; differentiable in ``features``, not in ``boxes``.
 
@@ -51,6 +52,8 @@ def roi_align(
         sampling_ratio: samples per bin and axis; 0 takes ``ceil(size of the bin)``.
         aligned: shift by half a cell, so that cell centres lie at half-integers (Detectron2's correction). The
             original, ``False``, also widens boxes to at least one cell.
+        counts: how many boxes each image has, where a tensor of boxes has one image's after another's. Nobody then has
+            to wait for the device to count them.
 
     Returns:
         ``[N, C, P, Q]`` in the dtype of ``features``. Samples more than one cell outside the map count as 0.
@@ -58,6 +61,7 @@ def roi_align(
     rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
     if not isinstance(boxes, Tensor):
         images = [box.new_full((len(box), 1), i) for i, box in enumerate(boxes)]
+        counts = [len(box) for box in boxes]
         boxes = torch.cat([torch.cat(pair, 1) for pair in zip(images, boxes, strict=True)])
     if len(boxes) and features.is_cuda and _torchvision_on_gpu():
         scale, size = spatial_scale, (rows, columns)
@@ -74,8 +78,13 @@ def roi_align(
         rows_npH = _sampling_weights(y1, y2, rows, cells=height, samples=sampling_ratio, least=least)
         columns_nqW = _sampling_weights(x1, x2, columns, cells=width, samples=sampling_ratio, least=least)
         rows_npH, columns_nqW = rows_npH.to(features.dtype), columns_nqW.to(features.dtype)
-    pool = _pool_at_once if height * width <= SMALL_MAP or features.requires_grad else _pool_crops
-    return pool(features, boxes[:, 0].long(), rows_npH, columns_nqW).to(dtype)
+    if not (height * width <= SMALL_MAP or features.requires_grad):
+        return _pool_crops(features, boxes[:, 0].long(), rows_npH, columns_nqW).to(dtype)
+    if counts is not None:
+        return _pool_at_once(features, rows_npH, columns_nqW, counts).to(dtype)
+    image = boxes[:, 0].long()
+    order, counts = torch.argsort(image, stable=True), torch.bincount(image, minlength=len(features)).tolist()
+    return _pool_at_once(features, rows_npH[order], columns_nqW[order], counts)[torch.argsort(order)].to(dtype)
 
 
 def _torchvisions(
@@ -107,7 +116,7 @@ def _sampling_weights(
         extent = extent.clamp(min=least)
     bin_size = extent / bins
     samples_n = torch.full_like(bin_size, samples) if samples > 0 else bin_size.ceil().clamp(min=0)
-    most = max(int(samples_n.max()), 1) if len(samples_n) else 1
+    most = samples if samples > 0 else max(int(samples_n.max()), 1) if len(samples_n) else 1
     index_s = torch.arange(most, device=start.device, dtype=start.dtype)
     index_b = torch.arange(bins, device=start.device, dtype=start.dtype)
     fraction_ns = (index_s + 0.5) / samples_n.clamp(min=1)[:, None]
@@ -123,22 +132,22 @@ def _sampling_weights(
     return weights.scatter_add_(2, (low + 1).clamp(max=cells - 1), each_nbs * high_share)
 
 
-def _pool_at_once(features: Tensor, image: Tensor, rows_npH: Tensor, columns_nqW: Tensor) -> Tensor:
-    """All boxes of an image in two products: the first shares one right side, the map as ``[H, W * C]``."""
-    (boxes, p, _), q = rows_npH.shape, columns_nqW.shape[1]
+def _pool_at_once(features: Tensor, rows_npH: Tensor, columns_nqW: Tensor, counts: Sequence[int]) -> Tensor:
+    """All boxes of an image in two products: the first shares one right side, the map as ``[H, W * C]``.
+
+    ``counts`` says how many boxes each image has; they come image by image. The maps are unbound once: the gradient of
+    each single index would be a whole batch of zeros.
+    """
+    (_, p, _), q = rows_npH.shape, columns_nqW.shape[1]
     _, channels, height, width = features.shape
-    order = torch.argsort(image, stable=True)
-    pooled = []
-    for index, members in enumerate(order.split(torch.bincount(image, minlength=len(features)).tolist())):
-        if len(members) == 0:
-            continue
-        map_HWc = features[index].permute(1, 2, 0).reshape(height, width * channels)
-        slices = (rows_npH[members].flatten(0, 1) @ map_HWc).view(len(members), p, width, channels)
-        pooled.append(columns_nqW[members][:, None] @ slices)
-    if not pooled:
-        return features.new_zeros(0, channels, p, q)
-    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(boxes, device=order.device))
-    return torch.cat(pooled)[inverse].permute(0, 3, 1, 2)
+    pooled = [features.new_zeros(0, p, q, channels)]
+    split = features.unbind(), rows_npH.split(list(counts)), columns_nqW.split(list(counts))
+    for map_CHW, rows, columns in zip(*split, strict=True):
+        if len(rows):
+            map_HWc = map_CHW.permute(1, 2, 0).reshape(height, width * channels)
+            slices = (rows.flatten(0, 1) @ map_HWc).view(len(rows), p, width, channels)
+            pooled.append(columns[:, None] @ slices)
+    return torch.cat(pooled).permute(0, 3, 1, 2)
 
 
 def _pool_crops(features: Tensor, image: Tensor, rows_npH: Tensor, columns_nqW: Tensor) -> Tensor:
