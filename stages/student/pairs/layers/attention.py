@@ -7,6 +7,8 @@ does not grow with the square of the pairs. The heads come back concatenated; th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,10 +23,10 @@ class Padding:
             softmax over nothing is not finite.
     """
 
-    def __init__(self, image: Tensor, images: int) -> None:
-        """``image``: int64 ``[N]``, rising; ``images``: B."""
-        counts = torch.bincount(image, minlength=images)
-        self.shape = (images, max(int(counts.max()), 1))
+    def __init__(self, image: Tensor, counts_B: Sequence[int]) -> None:
+        """``image``: int64 ``[N]``, rising; ``counts_B``: how many rows each image has."""
+        self.shape = (len(counts_B), max(1, *counts_B))
+        counts = image.new_zeros(len(counts_B)).index_add(0, image, torch.ones_like(image))
         first = counts.cumsum(0) - counts
         place = torch.arange(len(image), device=image.device) - first[image]
         self.slot = image * self.shape[1] + place

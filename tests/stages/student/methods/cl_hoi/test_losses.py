@@ -71,7 +71,7 @@ def test_context_loss_falls_where_images_say_their_texts():
     assert all(g < b for g, b in zip(good, bad, strict=True))
 
 
-@pytest.mark.parametrize("pictures", [0, 1])
+@pytest.mark.parametrize("images", [0, 1])
 def test_context_loss_is_finite_without_another_image(images):
     phrases = torch.randn(images, 2, 4, requires_grad=True)
     whole = torch.randn(images, 4, requires_grad=True)
