@@ -67,8 +67,9 @@ from hoi_distill.stages.student.methods.vlm_hoi.config import TransformConfig
 from hoi_distill.stages.student.pairs.batches import PairBatch
 from hoi_distill.stages.student.pairs.instances import NO_POSITIVES, ImageInstances, gather, with_annotations
 from hoi_distill.stages.student.pairs.prepare import training_images
+from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.supervision.config import KdConfig
-from hoi_distill.stages.student.pairs.terms import BatchImages
+from hoi_distill.stages.student.pairs.terms import BatchImages, Supervision
 from hoi_distill.stages.student.pairs.training import TermLoss
 from hoi_distill.stages.student.source import MemorySource
 from hoi_distill.stages.student.training.loop import Step
@@ -129,8 +130,10 @@ class LiveBatches(LinkBatches):
         batch = Batch(np.zeros(len(rows), "V16"), [str(row) for row in rows], len(rows), pixels)
         maps = torch.as_tensor(self.stage.compute(batch, ("original",), {})["original"]).half()  # as they are cached
         regions = gather(images, maps, np.array(mirrored))
-        shown = BatchImages(rows, images, regions, [])
-        return PairBatch(torch.from_numpy(rows), regions, {term.name: term.targets(shown) for term in self.terms})
+        candidates = candidates_of(regions, self.valid)
+        shown = BatchImages(rows, images, regions, candidates, [])
+        targets = {term.name: term.targets(shown) for term in self.terms}
+        return PairBatch(torch.from_numpy(rows), regions, candidates, targets)
 
     def moved(self, image: ImageInstances, row: int, view: View) -> ImageInstances | None:
         """The image as the view shows it, annotations associated anew; None where no pair is left of it."""
@@ -158,8 +161,7 @@ class Variant:
         shape = LinkShape(batches.channels(), text.shape[1], config.network)
         self.model = Link(shape, verbs(data.vocabulary), torch.from_numpy(text.astype(np.float32))).train()
         self.config, self.batches = config, batches
-        valid = torch.from_numpy(allowed(config, data.vocabulary) & data.seen)
-        self.loss = TermLoss(batches.terms, valid, Processes.of(Accelerator(cpu=True)))
+        self.loss = TermLoss(batches.terms, Processes.of(Accelerator(cpu=True)))
         groups = parameter_groups(self.model, config.learning_rate, config.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, foreach=True)
 
@@ -213,12 +215,12 @@ def variants_of(
     plain = replace(config, kd=KdConfig())
     images = training_images(folder / "pictures", data, plain)
     valid = torch.from_numpy(allowed(config, data.vocabulary))
-    terms, plain_terms = terms_of(config, data, valid), terms_of(plain, data, valid)
+    taught, alone = (Supervision(terms_of(each, data, valid), valid) for each in (config, plain))
     batches = {
-        "cached": (plain, LinkBatches(plain, data, images, plain_terms)),
-        "phase_2": (config, LinkBatches(config, data, images, terms)),
-        "live": (plain, LiveBatches(plain, data, images, plain_terms, stage=stage)),
-        "live_augmented": (plain, LiveBatches(plain, data, images, plain_terms, stage=stage, augment=augment)),
+        "cached": (plain, LinkBatches(plain, data, images, alone)),
+        "phase_2": (config, LinkBatches(config, data, images, taught)),
+        "live": (plain, LiveBatches(plain, data, images, alone, stage=stage)),
+        "live_augmented": (plain, LiveBatches(plain, data, images, alone, stage=stage, augment=augment)),
     }
     return {name: Variant(which, each, data, text) for name, (which, each) in batches.items()}
 
@@ -330,8 +332,9 @@ def peak(kind: str, folder: Path) -> dict[str, Any]:
     """Two steps of one training in this process."""
     config = LinkConfig(kd=ALL_LEVELS if kind == "phase_2" else KdConfig())
     data = world(config, [folder / f"{n}.jpg" for n in range(config.labelled_per_step)], MOST)
-    terms = terms_of(config, data, torch.from_numpy(allowed(config, data.vocabulary)))
-    batches = LinkBatches(config, data, training_images(folder / "pictures", data, config), terms)
+    valid = torch.from_numpy(allowed(config, data.vocabulary))
+    supervision = Supervision(terms_of(config, data, valid), valid)
+    batches = LinkBatches(config, data, training_images(folder / "pictures", data, config), supervision)
     variant = Variant(config, batches, data, unit_rows(len(data.vocabulary.hois)))
     resident = Path("/proc/self/statm").read_text().split()[1]
     variant.step(0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from hoi_distill.stages.student.pairs.config import PairsConfig
 from hoi_distill.stages.student.pairs.instances import ImageInstances, ImageTable, gather
-from hoi_distill.stages.student.pairs.regions import Regions
-from hoi_distill.stages.student.pairs.terms import BatchImages, Term
+from hoi_distill.stages.student.pairs.regions import Candidates, Regions, candidates_of
+from hoi_distill.stages.student.pairs.terms import BatchImages, Supervision
 from hoi_distill.stages.student.source import Sample, Samples, SampleSource
 from hoi_distill.stages.student.training.loop import BatchSource
 from hoi_distill.storage.errors import UserError
@@ -32,21 +32,14 @@ class PairBatch:
     Attributes:
         rows: int64 ``[B]`` rows of the training set.
         regions: what the network reads.
+        candidates: what is learnt on.
         targets: the targets of each supervision term, by its name.
     """
 
     rows: Tensor
     regions: Regions
+    candidates: Candidates
     targets: dict[str, Any]
-
-    def to(self, device: torch.device) -> Self:
-        """The same on another device."""
-        targets = {name: _moved(value, device) for name, value in self.targets.items()}
-        return replace(self, rows=self.rows.to(device), regions=self.regions.to(device), targets=targets)
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    return [each.to(device) for each in value] if isinstance(value, list) else value.to(device)
 
 
 class Share(NamedTuple):
@@ -158,7 +151,7 @@ class PairBatches(ImageBatches[PairBatch]):
         pools: see :class:`ImageBatches`.
         images: the instances and pairs of all images.
         maps: reads feature maps.
-        terms: the supervision terms.
+        supervision: what is learnt from.
         source: the tables that terms read by view; None where no term does.
         share: see :class:`ImageBatches`.
     """
@@ -169,14 +162,14 @@ class PairBatches(ImageBatches[PairBatch]):
         pools: Pools,
         images: ImageTable,
         maps: MapReader,
-        terms: Sequence[Term],
+        supervision: Supervision,
         *,
         source: SampleSource | None = None,
         share: Share = Share(),  # noqa: B008  immutable
     ) -> None:
         super().__init__(config, pools, share)
-        self.images, self.maps, self.terms = images, maps, tuple(terms)
-        tables = tuple(table for term in terms for table in term.view_tables)
+        self.images, self.maps, (self.terms, self.valid) = images, maps, supervision
+        tables = tuple(table for term in self.terms for table in term.view_tables)
         self.samples: dict[str, Samples] = {}
         if tables:
             assert source is not None
@@ -205,9 +198,10 @@ class PairBatches(ImageBatches[PairBatch]):
         rows, mirrored = rows[places], self.mirrored(views[places])
         instances = [self.image(row, draw) for row in rows.tolist()]
         regions = gather(instances, maps, mirrored)
-        batch = BatchImages(rows, instances, regions, [cells[place] for place in places])
+        candidates = candidates_of(regions, self.valid)
+        batch = BatchImages(rows, instances, regions, candidates, [cells[place] for place in places])
         targets = {term.name: term.targets(batch) for term in self.terms}
-        return PairBatch(torch.from_numpy(rows), regions, targets)
+        return PairBatch(torch.from_numpy(rows), regions, candidates, targets)
 
 
 def read_views(views: Mapping[str, Samples], rows: np.ndarray, chosen: np.ndarray) -> list[tuple[int, str, Sample]]:

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hoi_distill.stages.student.pairs.candidates import pair_prior
+from hoi_distill.stages.student.training.loading import moved
+
+
+class Counts(NamedTuple):
+    """How many there are in each of B images.
+
+    Attributes:
+        instances: of the instances.
+        pairs: of the pairs.
+    """
+
+    instances: Sequence[int]
+    pairs: Sequence[int]
+
+
+NOT_COUNTED = Counts((), ())
 
 
 @dataclass
@@ -22,6 +40,8 @@ class Regions:
         labels: int64 ``[I]`` object classes, COCO-80.
         scores: float ``[I]`` detection scores.
         pairs: int64 ``[P, 2]`` (human, object) positions among the instances.
+        counts: how many instances each image has, and how many pairs. They are counted where the batch is made, on the
+            host, and go with it to any device: a network that counted them there would wait for it.
     """
 
     maps: Tensor
@@ -31,10 +51,16 @@ class Regions:
     labels: Tensor
     scores: Tensor
     pairs: Tensor
+    counts: Counts = NOT_COUNTED
+
+    def __post_init__(self) -> None:
+        if self.counts is NOT_COUNTED:
+            whose = (self.image, self.pair_image)
+            self.counts = Counts(*(torch.bincount(image, minlength=len(self.maps)).tolist() for image in whose))
 
     def to(self, device: torch.device) -> Regions:
         """The same on another device."""
-        return Regions(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+        return moved(self, device)
 
     @property
     def pair_image(self) -> Tensor:
@@ -62,7 +88,7 @@ class Candidates:
         return len(self.pair)
 
     def where(self, mask: Tensor) -> Candidates:
-        """The candidates of a bool ``[N]`` mask or of int64 positions."""
+        """The candidates of int64 positions, or of a bool ``[N]`` mask, for which the host waits."""
         return Candidates(*(getattr(self, field.name)[mask] for field in fields(self)))
 
 
@@ -77,3 +103,41 @@ def candidates_of(regions: Regions, valid: Tensor) -> Candidates:
     prior = pair_prior(regions.scores[human], regions.scores[object_], regions.labels[object_], valid)
     pair, hoi = prior.nonzero(as_tuple=True)
     return Candidates(pair, hoi, prior[pair, hoi], regions.pair_image[pair])
+
+
+@dataclass(frozen=True)
+class Groups:
+    """M of the candidates of a batch, gathered by image and interaction into G groups.
+
+    Attributes:
+        positions: int64 ``[M]`` among the candidates, rising.
+        member: int64 ``[M]``, the group of each.
+        image: int64 ``[G]``, the place of each group's image in the batch.
+        hoi: int64 ``[G]``, each group's interaction.
+    """
+
+    positions: Tensor
+    member: Tensor
+    image: Tensor
+    hoi: Tensor
+
+    def __len__(self) -> int:
+        return len(self.hoi)
+
+    @classmethod
+    def of(cls, candidates: Candidates, mask: Tensor, interactions: int) -> Groups:
+        """Made on the host, with the batch: how many there are depends on values.
+
+        Args:
+            candidates: N candidates.
+            mask: bool ``[N]``, those that are gathered.
+            interactions: H.
+        """
+        chosen = candidates.where(mask)
+        group, member = torch.unique(chosen.image * interactions + chosen.hoi, return_inverse=True)
+        return cls(positions_of(mask), member, group // interactions, group % interactions)
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """int64 positions, rising, where a bool ``[N]`` mask is set."""
+    return mask.nonzero().flatten()

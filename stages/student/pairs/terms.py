@@ -63,12 +63,14 @@ class BatchImages:
         rows: int64 ``[B]`` rows of the training set.
         instances: the instances, pairs and annotations of each image.
         regions: what the network reads of them, on the CPU.
+        candidates: their candidates, on the CPU.
         cells: for each image the cell of every table that a term reads by view, by table.
     """
 
     rows: np.ndarray
     instances: Sequence[ImageInstances]
     regions: Regions
+    candidates: Candidates
     cells: Sequence[dict[str, Any]]
 
 
@@ -102,6 +104,18 @@ class Predictions:
         return final_logit(self.logit, prior)
 
 
+class Supervision(NamedTuple):
+    """What a network of pairs learns from.
+
+    Attributes:
+        terms: the supervision terms.
+        valid: bool ``[objects, H]`` on the CPU, the interactions that an object allows in training.
+    """
+
+    terms: Sequence[Term]
+    valid: Tensor
+
+
 class WeightedLoss(NamedTuple):
     """One loss of a term.
 
@@ -129,11 +143,13 @@ class Term(ABC):
 
     @abstractmethod
     def targets(self, batch: BatchImages) -> Any:
-        """The targets of a batch.
+        """The targets of a batch on the CPU.
+
+        Which candidates count belongs to the targets, as positions. A mask on the device would make the host wait.
 
         Returns:
-            A tensor, something that has ``to(device)``, or a list of such. The list is empty if the term compares with
-            nothing.
+            A tensor, something that has ``to(device)``, or a dataclass, tuple, dict or list of such. The list is empty if
+            the term compares with nothing.
         """
 
     @abstractmethod

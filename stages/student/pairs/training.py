@@ -15,9 +15,9 @@ from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.pairs.batches import PairBatch, Share
 from hoi_distill.stages.student.pairs.config import BOOKKEEPING, ConfigT
-from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.terms import PairOutput, Predictions, Term
 from hoi_distill.stages.student.training.components import FiniteCheck, named_images
+from hoi_distill.stages.student.training.loading import moved
 from hoi_distill.stages.student.training.loop import BatchSource, Loss, Step, Trainer, TrainingRun
 from hoi_distill.stages.student.training.optimization import ParameterGroup, WarmupCosine, parameter_groups
 from hoi_distill.stages.student.training.processes import ALONE, Processes
@@ -32,20 +32,18 @@ class TermLoss:
 
     Attributes:
         terms: the supervision terms.
-        valid: bool ``[objects, H]`` on the network's device, the interactions that an object allows.
         processes: the processes that share a batch.
         output_of: from what the network returns to its :class:`~hoi_distill.stages.student.pairs.terms.PairOutput`.
     """
 
     terms: Sequence[Term]
-    valid: Tensor
     processes: Processes = ALONE
     output_of: Callable[[Any], PairOutput] = lambda output: output
 
     def __call__(self, model: nn.Module, batch: PairBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and the unweighted losses as ``loss/<name>``."""
         output = self.output_of(model(batch.regions))
-        predictions = Predictions(output, batch.regions, candidates_of(batch.regions, self.valid), self.processes)
+        predictions = Predictions(output, batch.regions, batch.candidates, self.processes)
         # Text embeddings have a gradient (of 0) in every step, also where no term uses them.
         total = output.logits.new_zeros(()) if output.text_space is None else output.text_space.pairs.sum() * 0
         values: dict[str, Tensor] = {}
@@ -134,8 +132,10 @@ class PairTraining(Generic[ConfigT]):
         config = self.config
         groups = groups or parameter_groups(model, config.learning_rate, config.weight_decay)
 
-        def describe(network: nn.Module, batch: PairBatch) -> str:
-            return describe_batch(batch, logits_of(network(batch.regions)), self.data)
+        def describe(network: nn.Module, number: int) -> str:
+            batch = moved(batches[number], self.accelerator.device)
+            with torch.no_grad():
+                return describe_batch(batch, logits_of(network(batch.regions)), self.data)
 
         return Trainer(
             model,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +26,12 @@ class StepResult:
 
     Attributes:
         number: the step's number, from 0.
-        batch: this process's batch, on the device.
         loss: scalar, without gradient.
         terms: log values by name, scalars without gradient.
         norm: scalar, norm of the gradient before it was clipped.
     """
 
     number: int
-    batch: Any
     loss: Tensor
     terms: dict[str, Tensor]
     norm: Tensor
@@ -57,12 +56,59 @@ class Component:
         """Scalars to log beside the loss terms."""
         return {}
 
+    def settle(self, network: nn.Module) -> None:
+        """Look at what the last steps have left on the device. The loop calls it where it reads the device anyway: at
+        steps that are logged or saved."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """What the resume state keeps, by name."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`state_dict` returned. ``state`` is empty where a training starts."""
+
+
+class Components(Component):
+    """Several components as one, called in their order. Each one's tensors begin with its name in the resume state.
+
+    Args:
+        parts: the components.
+    """
+
+    name = "components"
+
+    def __init__(self, *parts: Component) -> None:
+        self.parts = parts
+
+    @override
+    def before_step(self, network: nn.Module, result: StepResult) -> None:
+        for part in self.parts:
+            part.before_step(network, result)
+
+    @override
+    def after_step(self, network: nn.Module) -> None:
+        for part in self.parts:
+            part.after_step(network)
+
+    @override
+    def settle(self, network: nn.Module) -> None:
+        for part in self.parts:
+            part.settle(network)
+
+    @override
+    def log_values(self) -> dict[str, Tensor]:
+        return {name: value for part in self.parts for name, value in part.log_values().items()}
+
+    @override
+    def state_dict(self) -> dict[str, Tensor]:
+        return {f"{part.name}.{name}": value for part in self.parts for name, value in part.state_dict().items()}
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for part in self.parts:
+            prefix = f"{part.name}."
+            own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            part.load_state_dict(own)
 
 
 class Ema(Component):
@@ -134,39 +180,58 @@ class LossScale(Component):
             values = {"scale": state["scale"].item(), "_growth_tracker": int(state["steps"].item())}
             self.scaler.load_state_dict({**self.scaler.state_dict(), **values})
 
-    def may_overflow(self) -> bool:
-        """Whether the scaler answers a gradient that is not finite by skipping the step and lowering its scale."""
-        return self.scaler is not None and self.scaler.get_scale() > LEAST_SCALE
+    def now(self, like: Tensor) -> Tensor:
+        """The scale as a scalar on the device of ``like``, of this step also later; 0 where there is none."""
+        one = like.new_ones((), dtype=torch.float32)
+        return one * 0 if self.scaler is None else self.scaler.scale(one)
 
 
 class FiniteCheck(Component):
     """Stops a training whose loss or gradient is not finite.
 
+    Each step's scalars stay on the device until the loop reads it anyway. By then the weights may be broken too. The
+    error names the first step that was, and its images.
+
     Args:
         accelerator: knows the loss scale.
-        describe: ``(network, batch) -> text`` that names the images in question.
+        describe: ``(network, number of the step) -> text`` that names the images in question.
         log_norm: whether the norm of the gradient is logged, as ``gradient_norm``.
     """
 
     name = "finite_check"
 
     def __init__(
-        self, accelerator: HasScaler, describe: Callable[[nn.Module, Any], str], *, log_norm: bool = False
+        self, accelerator: HasScaler, describe: Callable[[nn.Module, int], str], *, log_norm: bool = False
     ) -> None:
         self.scale, self.describe, self.log_norm = LossScale(accelerator), describe, log_norm
+        self.unread: list[tuple[StepResult, Tensor]] = []
         self.norm: Tensor | None = None
 
     @override
     def before_step(self, network: nn.Module, result: StepResult) -> None:
-        """Raises NonFiniteLoss, which names the step, the terms and the images."""
+        """Keep the step's scalars and the loss scale."""
         self.norm = result.norm
-        if torch.isfinite(result.loss + result.norm):
-            return
-        if torch.isfinite(result.loss) and self.scale.may_overflow():
-            return
+        self.unread.append((result, self.scale.now(result.loss)))
+
+    @override
+    def settle(self, network: nn.Module) -> None:
+        """Raises NonFiniteLoss, which names the step, the terms and the images.
+
+        A gradient that overflowed above the least loss scale of fp16 is none: the scaler has skipped the step.
+        """
+        scalars = [each.float() for result, scale in self.unread for each in (result.loss, result.norm, scale)]
+        table = torch.stack(scalars).view(-1, 3).tolist() if scalars else []
+        for (result, _), (loss, norm, scale) in zip(self.unread, table, strict=True):
+            if not math.isfinite(loss + norm) and not (math.isfinite(loss) and scale > LEAST_SCALE):
+                raise NonFiniteLoss(self._words(network, result))
+        self.unread.clear()
+
+    def _words(self, network: nn.Module, result: StepResult) -> str:
         values = {"loss": result.loss, **result.terms, "gradient norm": result.norm}
         words = ", ".join(f"{name} {value.item():.4g}" for name, value in values.items())
-        raise NonFiniteLoss(f"step {result.number + 1}: {words}; {self.describe(network, result.batch)}")
+        for parameter in network.parameters():  # 0 times what is not finite is not finite: broken images still show
+            parameter.detach().nan_to_num_(0, 0, 0)
+        return f"step {result.number + 1}: {words}; {self.describe(network, result.number)}"
 
     @override
     def log_values(self) -> dict[str, Tensor]:

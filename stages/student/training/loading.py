@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+T = TypeVar("T")
 _AHEAD = 2
 _END = object()
 
@@ -45,17 +46,26 @@ def batches_ahead(batches: Dataset[Any], steps: range, *, workers: int, pin: boo
         reader.shutdown(cancel_futures=True)
 
 
-def pinned(value: Any) -> Any:
-    """A copy of a batch whose tensors lie in pinned memory: those in dataclasses, dicts, lists and tuples."""
+def pinned(batch: T) -> T:
+    """A copy of a batch whose tensors lie in pinned memory."""
+    return with_tensors(batch, Tensor.pin_memory)
+
+
+def moved(batch: T, device: torch.device | str) -> T:
+    """A batch on a device. The host does not wait for the copies: they come before whatever is computed there next."""
+    return with_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A batch with other tensors: of those in dataclasses, dicts, lists and tuples what ``change`` makes of them."""
     if isinstance(value, Tensor):
-        return value.pin_memory()
+        return change(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(
-            value, **{field.name: pinned(getattr(value, field.name)) for field in fields(value) if field.init}
-        )
+        held = {field.name: with_tensors(getattr(value, field.name), change) for field in fields(value) if field.init}
+        return replace(value, **held)
     if isinstance(value, dict):
-        return {key: pinned(each) for key, each in value.items()}
+        return {key: with_tensors(each, change) for key, each in value.items()}
     if isinstance(value, tuple):
-        held = [pinned(each) for each in value]
-        return type(value)(*held) if hasattr(value, "_fields") else tuple(held)
-    return [pinned(each) for each in value] if isinstance(value, list) else value
+        parts = [with_tensors(each, change) for each in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return [with_tensors(each, change) for each in value] if isinstance(value, list) else value

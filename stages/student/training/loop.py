@@ -23,9 +23,9 @@ from typing_extensions import override
 
 from hoi_distill.stages.student.data import Report
 from hoi_distill.stages.student.student import Student
-from hoi_distill.stages.student.training.components import Component, LossScale, StepResult
-from hoi_distill.stages.student.training.loading import batches_ahead
-from hoi_distill.stages.student.training.metrics import MetricsLog, StepProgress
+from hoi_distill.stages.student.training.components import Component, Components, LossScale, StepResult
+from hoi_distill.stages.student.training.loading import batches_ahead, moved
+from hoi_distill.stages.student.training.metrics import MetricsLog, NonFiniteLoss, StepProgress
 from hoi_distill.stages.student.training.optimization import Schedule
 from hoi_distill.stages.student.training.processes import Processes
 from hoi_distill.stages.student.training.resume import load_state, save_state
@@ -51,7 +51,7 @@ Loss = Callable[[nn.Module, Any, Step], tuple[Tensor, dict[str, Tensor]]]
 
 
 class BatchSource(Dataset[BatchT_co]):
-    """Batches by step. A batch has a method ``to(device)``."""
+    """Batches by step, on the CPU: tensors, also in dataclasses, tuples, dicts and lists."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -142,14 +142,12 @@ class Trainer(Generic[Network]):
         accelerator, run, config = self.accelerator, self.run, self.config
         processes = Processes.of(accelerator)
         report = run.report if accelerator.is_main_process else _silent
-        components = (LossScale(accelerator), *self.components)
+        components = Components(LossScale(accelerator), *self.components)
         state = run.folder / "state" / "latest.safetensors"
         rates = [group["lr"] for group in self.optimizer.param_groups]
-        done, saved = load_state(state, self.model, self.optimizer, run.name, report=report)
+        done, kept = load_state(state, self.model, self.optimizer, run.name, report=report)
         model, optimizer = accelerator.prepare(self.model, self.optimizer)
-        network: Network = accelerator.unwrap_model(model)
-        for component in components:
-            component.load_state_dict(_without_prefix(saved, f"{component.name}."))
+        components.load_state_dict(kept)
         log = MetricsLog(run.folder / "metrics.jsonl", done, accelerator, report)
         steps = len(self.batches)
         on_gpu = accelerator.device.type == "cuda"
@@ -159,30 +157,50 @@ class Trainer(Generic[Network]):
         for number, batch in enumerate(batches, done):
             last = number + 1 == steps
             step = Step(number, logged=(number + 1) % config.log_every == 0 or last)
-            torch.manual_seed(random_seed(config.seed, number, accelerator.process_index))
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * self.schedule(number)
-            result = self._backward(model, optimizer, batch.to(accelerator.device), step)
-            for component in components:
-                component.before_step(network, result)
-            optimizer.step()
-            for component in components:
-                component.after_step(network)
-            stopped = processes.any(run.stop is not None and run.stop.is_set())
+            try:
+                result = self.step(model, optimizer, components, batch, step)
+            except NonFiniteLoss:
+                components.settle(self.model)  # an earlier step may have broken the weights
+                raise
+            stopped = self._stopped(step)
+            saved = (number + 1) % config.save_every == 0 or last or stopped
+            if step.logged or saved:
+                components.settle(self.model)
             if step.logged:
-                values = {"loss": result.loss, **result.terms}
-                for component in components:
-                    values |= component.log_values()
+                values = {"loss": result.loss, **result.terms, **components.log_values()}
                 epoch, lr = round(self.batches.epochs(number + 1), 3), optimizer.param_groups[self.logged_group]["lr"]
                 log.write({"step": number + 1, "epoch": epoch, **processes.average(values), "lr": lr})
-            if ((number + 1) % config.save_every == 0 or last or stopped) and accelerator.is_main_process:
-                more = {f"{part.name}.{key}": value for part in components for key, value in part.state_dict().items()}
-                save_state(state, network, optimizer.optimizer, number + 1, run.name, more=more)
+            if saved and accelerator.is_main_process:
+                save_state(state, self.model, optimizer.optimizer, number + 1, run.name, more=components.state_dict())
             progress(number + 1, result.loss)
             if stopped and not last:
                 accelerator.wait_for_everyone()  # the main process saves; a launcher ends all once one has ended
                 raise KeyboardInterrupt
-        return network.eval()
+        return self.model.eval()
+
+    def step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, components: Component, batch: Any, step: Step
+    ) -> StepResult:
+        """One step. The host does not wait for the device.
+
+        Args:
+            model: the network as this process trains it.
+            optimizer: of its parameters, with this step's learning rates.
+            components: all components.
+            batch: this process's share of the batch, on the CPU.
+            step: which step it is.
+
+        Raises:
+            NonFiniteLoss: the network's answers cannot be matched with annotations.
+        """
+        torch.manual_seed(random_seed(self.config.seed, step.number, self.accelerator.process_index))
+        result = self._backward(model, optimizer, moved(batch, self.accelerator.device), step)
+        components.before_step(self.model, result)
+        optimizer.step()
+        components.after_step(self.model)
+        return result
 
     def _backward(self, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, step: Step) -> StepResult:
         """The loss of a batch and its gradients, clipped."""
@@ -195,7 +213,12 @@ class Trainer(Generic[Network]):
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(model.parameters(), self.config.clip_norm)
         detached = {name: value.detach() for name, value in terms.items()}
-        return StepResult(step.number, batch, loss.detach(), detached, norm.detach())
+        return StepResult(step.number, loss.detach(), detached, norm.detach())
+
+    def _stopped(self, step: Step) -> bool:
+        """Whether this step is the last one for now. Several processes agree at logged steps: they have to wait for it."""
+        asked, processes = self.run.stop is not None and self.run.stop.is_set(), Processes.of(self.accelerator)
+        return processes.any(asked) if processes.number == 1 or step.logged else False
 
 
 def finish(student: Student, run_dir: Path, accelerator: Accelerator) -> None:
@@ -214,7 +237,3 @@ def random_seed(*numbers: int) -> int:
 
 def _silent(line: str) -> None:
     pass
-
-
-def _without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

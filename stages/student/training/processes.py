@@ -56,4 +56,4 @@ ALONE = Processes()
 
 def mean_of(values: Tensor, processes: Processes) -> Tensor:
     """The mean over the global batch, a scalar; 0 with a gradient of 0 where there are no values."""
-    return values.sum() / processes.normaliser(values.new_tensor(float(values.numel())))
+    return values.sum() / processes.normaliser(values.new_full((), values.numel(), dtype=torch.float32))

@@ -17,6 +17,7 @@ from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, TableMa
 from hoi_distill.stages.student.pairs.instances import ImageInstances, ImageTable, targets, with_annotations
 from hoi_distill.stages.student.pairs.prepare import image_table
 from hoi_distill.stages.student.pairs.supervision.soft_labels import calibrate
+from hoi_distill.stages.student.pairs.terms import Supervision
 from tests.fixtures.toy_student import OBJECTS, VOCABULARY, Toy, weights
 
 CONFIG = PairClassifierConfig(
@@ -109,8 +110,8 @@ def test_the_loss_is_blind_to_a_pair_that_is_set_aside(tmp_path):
         data = replace(few, dropped=dropped)
         images = image_table(tmp_path / name, data.source, config, data)
         maps = TableMaps({view: data.source.open({"features": (view,)}) for view in config.views})
-        pools = Pools.of(images, data.labelled, unlabelled=False)
-        batch = PairBatches(config, pools, images, maps, terms_of(config, data, None))[0]
+        pools, valid = Pools.of(images, data.labelled, unlabelled=False), torch.from_numpy(data.valid())
+        batch = PairBatches(config, pools, images, maps, Supervision(terms_of(config, data, None), valid))[0]
         target = batch.targets["annotations"].target
         assert int(torch.isnan(target).sum()) == (0 if dropped is None else 8)
         assert not target.nan_to_num().any()

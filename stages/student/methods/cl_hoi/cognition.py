@@ -29,7 +29,7 @@ from hoi_distill.stages.student.pairs.layers.appearance import (
     spatial_encoding,
 )
 from hoi_distill.stages.student.pairs.layers.attention import Padding
-from hoi_distill.stages.student.pairs.layers.box_encoding import grid_encoding
+from hoi_distill.stages.student.pairs.layers.box_encoding import grid_encoding, in_cells
 from hoi_distill.stages.student.pairs.layers.text_classifier import TextClassifier
 from hoi_distill.stages.student.pairs.losses import final_logit
 from hoi_distill.stages.student.pairs.regions import Regions
@@ -78,7 +78,7 @@ class Visual(nn.Module):
         human, object_ = regions.pairs.unbind(1)
         instances = self.unary(maps, regions)
         around = box_ops.enclosing(regions.boxes[human], regions.boxes[object_])
-        union = self.union(maps, regions.size, regions.pair_image, around)
+        union = self.union(maps, regions.size, regions.pair_image, around, regions.counts.pairs)
         return self.fuse(torch.cat((instances[human], instances[object_], F.relu(union)), 1))
 
 
@@ -109,8 +109,8 @@ class Layer(nn.Module):
 def union_cells(regions: Regions, h: int, w: int) -> Tensor:
     """bool ``[P, h * w]``: the map's cells that a pair's union box touches, at least one."""
     human, object_ = regions.boxes[regions.pairs].unbind(1)
-    size = regions.size[regions.pair_image].repeat(1, 2)
-    x1, y1, x2, y2 = (box_ops.enclosing(human, object_) / size * human.new_tensor((w, h, w, h))).unbind(1)
+    around = box_ops.enclosing(human, object_)
+    x1, y1, x2, y2 = in_cells(around, regions.size[regions.pair_image], (h, w)).unbind(1)
 
     def touched(low: Tensor, high: Tensor, count: int) -> Tensor:
         first = low.floor().clamp(0, count - 1)
@@ -171,7 +171,7 @@ class CognitionNetwork(nn.Module):
         """The pairs' embeddings e, float ``[P, D]``."""
         h, w = regions.maps.shape[-2:]
         maps = self.map_dropout(self.map_norm(regions.maps.float().movedim(1, -1)).movedim(-1, 1))
-        padding = Padding(regions.pair_image, len(maps))
+        padding = Padding(regions.pair_image, regions.counts.pairs)
         pairs = padding.pad(self.start(maps, regions))
         cells, inside = None, padding.mask
         if self.cells is not None:

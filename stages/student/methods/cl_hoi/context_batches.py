@@ -5,7 +5,7 @@ Text embeddings do not change. A queue of earlier steps' texts is therefore read
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -98,10 +98,6 @@ class ContextBatch:
     sentences: Tensor
     text: Tensor
     same: Tensor
-
-    def to(self, device: torch.device) -> ContextBatch:
-        """The same on another device."""
-        return ContextBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def whole_images(maps: Tensor) -> Regions:

@@ -24,7 +24,8 @@ def late_similarity(phrases: Tensor, sentences: Tensor, text: Tensor, texts: int
     """
     closest = (phrases @ sentences.T).amax(1)  # [B, J]
     total = closest.new_zeros(len(phrases), texts).index_add(1, text, closest)
-    return total / torch.bincount(text, minlength=texts).clamp(min=1)
+    count = closest.new_zeros(texts).index_add(0, text, closest.new_ones(len(text)))
+    return total / count.clamp(min=1)
 
 
 def symmetric_nce(similarity: Tensor, same: Tensor) -> Tensor:

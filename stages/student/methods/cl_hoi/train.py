@@ -41,7 +41,7 @@ from hoi_distill.stages.student.pairs.supervision.image_labels import (
     annotated_labels,
     teacher_labels,
 )
-from hoi_distill.stages.student.pairs.terms import PairOutput, Term, TextSpace
+from hoi_distill.stages.student.pairs.terms import PairOutput, Supervision, Term, TextSpace
 from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
 from hoi_distill.stages.student.training.loop import Step, finish
 from hoi_distill.stages.student.training.optimization import ParameterGroup, parameter_groups
@@ -93,7 +93,7 @@ def train(config: ClHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras 
         labels = open_labels(config, state, data)
         maps = TableMaps.of(data.source, config.views)
     trained, held_out = pools(config, images.usable() & labels.known)
-    valid = torch.from_numpy(data.valid()).to(accelerator.device)
+    valid = torch.from_numpy(data.valid())
 
     # Stage 1: the translator.
     torch.manual_seed(config.seed)
@@ -108,13 +108,15 @@ def train(config: ClHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras 
     student = build(shape, config, data.vocabulary, text, translator)
     learner = InteractionLearner(student, config.losses.temperature)
     terms, pools_ = [term_of(config, labels, data)], Pools(np.empty(0, np.int64), trained)
-    batches = PairBatches(config, pools_, images, maps, terms, share=training.share)
-    loss = TermLoss(terms, valid, training.processes)
+    batches = PairBatches(config, pools_, images, maps, Supervision(terms, valid), share=training.share)
+    loss = TermLoss(terms, training.processes)
     groups = groups_of(learner, config)
     learner = training.fit(learner, batches, loss, logits_of=loss.logits_of, groups=groups)
 
     # Exponents, save.
-    exponents = choose_exponents(learner.student, config, images, held_out, maps=maps, valid=valid, labels=labels)
+    exponents = choose_exponents(
+        learner.student, config, images, held_out, maps=maps, valid=valid.to(accelerator.device), labels=labels
+    )
     made = ClHoiStudent(learner.student.eval(), data.vocabulary, config, shape, exponents, extras.identities)
     if accelerator.is_main_process:
         write_atomically(run_dir / "exponents.json", json.dumps(asdict(exponents), indent=1) + "\n")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from typing_extensions import override
 
@@ -11,7 +9,7 @@ from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.methods.link.config import LinkConfig
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, Share, TableMaps
 from hoi_distill.stages.student.pairs.instances import ImageInstances, ImageTable, jittered, with_annotations
-from hoi_distill.stages.student.pairs.terms import Term
+from hoi_distill.stages.student.pairs.terms import Supervision
 
 
 class LinkBatches(PairBatches):
@@ -21,7 +19,7 @@ class LinkBatches(PairBatches):
         config: the method's parameters.
         data: the training set.
         images: the instances and pairs of all images.
-        terms: the supervision terms.
+        supervision: what is learnt from.
         share: this process's share of every batch.
     """
 
@@ -30,12 +28,12 @@ class LinkBatches(PairBatches):
         config: LinkConfig,
         data: TrainingSet,
         images: ImageTable,
-        terms: Sequence[Term],
+        supervision: Supervision,
         share: Share = Share(),  # noqa: B008  immutable
     ) -> None:
         pools = Pools.of(images, data.labelled, unlabelled=config.kd.on and config.kd.unlabelled)
         maps = TableMaps.of(data.source, config.views)
-        super().__init__(config, pools, images, maps, terms, source=data.source, share=share)
+        super().__init__(config, pools, images, maps, supervision, source=data.source, share=share)
         self.link, self.data = config, data
 
     @override

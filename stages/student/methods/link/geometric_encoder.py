@@ -12,6 +12,7 @@ from typing_extensions import override
 from hoi_distill.stages.ops.roi_align import roi_align
 from hoi_distill.stages.student.methods.link.network_config import LinkNetworkConfig
 from hoi_distill.stages.student.pairs.layers.attention import FeedForward, Padding, SelfAttention
+from hoi_distill.stages.student.pairs.layers.box_encoding import in_cells
 from hoi_distill.stages.student.pairs.regions import Regions
 
 
@@ -26,10 +27,11 @@ class UnaryQuery(nn.Module):
 
     @override
     def forward(self, maps_BChw: Tensor, regions: Regions) -> Tensor:
-        h, w = maps_BChw.shape[-2:]
-        cells = regions.boxes / regions.size[regions.image].repeat(1, 2) * regions.boxes.new_tensor((w, h, w, h))
+        grid = maps_BChw.shape[-2], maps_BChw.shape[-1]
+        cells = in_cells(regions.boxes, regions.size[regions.image], grid)
         rois = torch.cat((regions.image[:, None].to(cells.dtype), cells), 1)
-        return self.project(roi_align(maps_BChw, rois, 1, sampling_ratio=self.samples).flatten(1))
+        pooled = roi_align(maps_BChw, rois, 1, sampling_ratio=self.samples, counts=regions.counts.instances)
+        return self.project(pooled.flatten(1))
 
 
 class EncoderLayer(nn.Module):

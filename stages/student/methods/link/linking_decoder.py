@@ -15,7 +15,7 @@ from typing_extensions import override
 from hoi_distill.stages.student.methods.link.network_config import LinkNetworkConfig
 from hoi_distill.stages.student.pairs.layers.appearance import spatial_encoding
 from hoi_distill.stages.student.pairs.layers.attention import FeedForward, Padding, SelfAttention, concat_heads
-from hoi_distill.stages.student.pairs.layers.box_encoding import box_encoding, grid_encoding
+from hoi_distill.stages.student.pairs.layers.box_encoding import box_encoding, grid_encoding, grid_size
 from hoi_distill.stages.student.pairs.regions import Regions
 
 
@@ -181,7 +181,7 @@ class LinkingDecoder(nn.Module):
             boxes,
             self._modulated(boxes, appearance_ID, unit_I4, (h, w)),
             regions.pairs,
-            Padding(regions.pair_image, len(native)),
+            Padding(regions.pair_image, regions.counts.pairs),
         )
         after = []
         for layer in self.layers:
@@ -195,6 +195,6 @@ class LinkingDecoder(nn.Module):
         centre = boxes[:, : appearance_ID.shape[1]]
         if self.extent is None:
             return centre
-        extent = torch.maximum(unit_I4[:, 2:], 1 / unit_I4.new_tensor(grid))
+        extent = torch.maximum(unit_I4[:, 2:], 1 / grid_size(grid, unit_I4).flip(0))
         share = self.extent(appearance_ID).sigmoid() / extent
         return (centre.unflatten(1, (2, -1)) * share[..., None]).flatten(1)

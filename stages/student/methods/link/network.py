@@ -76,7 +76,7 @@ class Link(nn.Module):
         unit_I4 = unit_boxes(regions.boxes, regions.size[regions.image])
         appearance = self.unary_query(maps, regions)
         boxes = box_encoding(unit_I4, self.shape.network.width)
-        unary = self.encoder(appearance, boxes, Padding(regions.image, len(maps)))
+        unary = self.encoder(appearance, boxes, Padding(regions.image, regions.counts.instances))
         pairs = self.decoder(self.pair_query(unary[-1], regions), appearance, unit_I4, latent, maps, regions)
         return PairOutput(self.classifier(pairs), unary, pairs, latent)
 

@@ -23,7 +23,7 @@ from hoi_distill.stages.student.methods.link.student import LinkStudent, allowed
 from hoi_distill.stages.student.pairs.prepare import training_images
 from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
 from hoi_distill.stages.student.pairs.supervision.dense_distillation import DenseDistillation
-from hoi_distill.stages.student.pairs.terms import Term
+from hoi_distill.stages.student.pairs.terms import Supervision, Term
 from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
 from hoi_distill.stages.student.training.loop import finish
 
@@ -42,14 +42,14 @@ def train(config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras =
     with accelerator.main_process_first():
         images = training_images(run_dir / "state" / "pictures", data, config)
     terms = terms_of(config, data, valid)
-    batches = LinkBatches(config, data, images, terms, training.share)
+    supervision = Supervision(terms, valid & torch.from_numpy(data.seen))
+    batches = LinkBatches(config, data, images, supervision, training.share)
 
     # The network and its loss.
     torch.manual_seed(config.seed)
     text = extras.text()
     shape = LinkShape(batches.channels(), None if text is None else text.shape[1], config.network)
-    allowed_and_seen = (valid & torch.from_numpy(data.seen)).to(accelerator.device)
-    loss = TermLoss(terms, allowed_and_seen, training.processes)
+    loss = TermLoss(terms, training.processes)
 
     # Forward, loss, step, save.
     model = training.fit(Link(shape, verbs(data.vocabulary), text), batches, loss, logits_of=loss.logits_of)

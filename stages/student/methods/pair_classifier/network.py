@@ -46,7 +46,7 @@ class PairEncoder(nn.Module):
     def forward(self, maps: Tensor, regions: Regions, unary_ID: Tensor) -> Tensor:
         human, object_ = regions.pairs.unbind(1)
         boxes_h, boxes_o, image = regions.boxes[human], regions.boxes[object_], regions.pair_image
-        union = self.union(maps, regions.size, image, box_ops.enclosing(boxes_h, boxes_o))
+        union = self.union(maps, regions.size, image, box_ops.enclosing(boxes_h, boxes_o), regions.counts.pairs)
         appearance = self.look(torch.cat((unary_ID[human], unary_ID[object_], F.relu(union)), 1))
         return self.fuse(torch.cat((appearance, self.geometry(spatial_encoding(regions))), 1))
 

@@ -37,7 +37,7 @@ from hoi_distill.stages.student.pairs.batches import PairBatches, Pools
 from hoi_distill.stages.student.pairs.prepare import training_images
 from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
 from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabels, SoftLabelTerm
-from hoi_distill.stages.student.pairs.terms import PairOutput, Term
+from hoi_distill.stages.student.pairs.terms import PairOutput, Supervision, Term
 from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
 from hoi_distill.stages.student.training.loop import finish
 
@@ -77,12 +77,11 @@ def train(
         return train(own, data, run_dir / "labels_only", given, cnn=cnn)
 
     batches, encoder = open_batches(training, shared, cnn, labels_only)
-    valid = torch.from_numpy(data.valid()).to(accelerator.device)
 
     # The network and its loss.
     torch.manual_seed(config.seed)
     model = build_model(config, data, batches.channels(), extras.text())
-    loss = TermLoss(batches.terms, valid, training.processes, lambda logits: PairOutput(logits[None]))
+    loss = TermLoss(batches.terms, training.processes, lambda logits: PairOutput(logits[None]))
 
     # Forward, loss, step, save.
     network = training.fit(model, batches, loss, logits_of=loss.logits_of)
@@ -126,7 +125,8 @@ def open_batches(
     if soft is not None and soft.platt is not None and accelerator.is_main_process:
         report(f"soft labels: sigmoid({soft.platt.slope:.3f} m {soft.platt.bias:+.3f})")
     pools = Pools.of(images, data.labelled, unlabelled=soft is not None and config.itm_on in ("unlabelled", "both"))
-    return PairBatches(config, pools, images, maps, terms_of(config, data, soft), share=training.share), encoder
+    supervision = Supervision(terms_of(config, data, soft), torch.from_numpy(data.valid()))
+    return PairBatches(config, pools, images, maps, supervision, share=training.share), encoder
 
 
 def terms_of(config: PairClassifierConfig, data: TrainingSet, soft: SoftLabels | None) -> list[Term]:

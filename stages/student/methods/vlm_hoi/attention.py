@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DetrConfig
-from transformers.models.detr.modeling_detr import DetrCrossAttention, DetrMLP
+from transformers.models.detr.modeling_detr import DetrCrossAttention, DetrEncoderLayer, DetrMLP
 from typing_extensions import override
 
 
@@ -29,6 +29,31 @@ def layer_config(d_model: int, heads: int, ffn: int, dropout: float) -> DetrConf
         "dropout": dropout, "attention_dropout": dropout, "activation_dropout": dropout,
     }  # fmt: skip
     return DetrConfig(**settings)
+
+
+class EncoderLayer(DetrEncoderLayer):
+    """transformers' layer, but it does not ask after each forward whether all values are finite: the host would wait."""
+
+    @override
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        spatial_position_embeddings: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Sequences attend to themselves.
+
+        Args:
+            hidden_states: float ``[B, S, D]``.
+            attention_mask: bool ``[B, 1, 1, S]``, keys that are attended to; None: all.
+            spatial_position_embeddings: float ``[B, S, D]``, positions.
+            kwargs: what the attention takes beside these.
+        """
+        positions = spatial_position_embeddings
+        seen, _ = self.self_attn(hidden_states, attention_mask=attention_mask, position_embeddings=positions, **kwargs)
+        x = self.self_attn_layer_norm(hidden_states + F.dropout(seen, self.dropout, self.training))
+        return self.final_layer_norm(x + self.mlp(x))
 
 
 class CrossLayer(nn.Module):

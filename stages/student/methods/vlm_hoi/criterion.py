@@ -64,8 +64,10 @@ class Criterion:
                 if self.weights.local_counts:
                     everywhere[1:] = processes * counts[1:]
                 counts = everywhere
-            each = sums * processes / torch.where(counts > 0, counts, 1)[[0, 1, 0, 1, 2, 3]]  # [6, L]
-            total = (each.sum(1) * each.new_tensor(self.weights.of_terms())).sum()
+            divisors = torch.where(counts > 0, counts, 1)
+            each = sums * processes / torch.cat((divisors[:2], divisors))  # [6, L]
+            weights = torch.tensor(self.weights.of_terms(), dtype=each.dtype).to(each.device, non_blocking=True)
+            total = (each.sum(1) * weights).sum()
         last = each.shape[1] - 1
         terms = {
             name if layer == last else f"{name}_{layer}": value
@@ -126,7 +128,7 @@ def flat(
         )
         for layer in matches
     ]
-    image, query, row = torch.stack(columns, 1).to(device)
+    image, query, row = torch.stack(columns, 1).to(device, non_blocking=True)
     return image, query, row
 
 

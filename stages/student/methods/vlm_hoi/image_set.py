@@ -42,12 +42,6 @@ class ImageBatch:
     labelled: ItmScores | None
     unlabelled: ItmScores | None
 
-    def to(self, device: torch.device) -> ImageBatch:
-        """The same on another device, but for the rows."""
-        scores = [None if each is None else each.to(device) for each in (self.labelled, self.unlabelled)]
-        targets = [each.to(device) for each in self.targets]
-        return ImageBatch(self.rows, self.pixels.to(device), self.mask.to(device), targets, *scores)
-
 
 @dataclass(frozen=True)
 class Pairs:

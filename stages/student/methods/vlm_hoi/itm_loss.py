@@ -64,7 +64,8 @@ def itm_terms(config: ItmConfig, scores: ItmScores, hoi_id: Tensor, queries: Mat
         if object_logits is None:
             raise ValueError("predicted objects need object_logits")
         everywhere = scores.of_objects(image, hoi_id).soft
-        annotated = F.one_hot(objects, hoi_id.shape[1])[:, :, None] * verbs[:, None]
+        own = objects[:, None] == torch.arange(hoi_id.shape[1], device=objects.device)
+        annotated = own[:, :, None] * verbs[:, None]
         cost = costs(config, everywhere, annotated)
         possible = ~torch.isnan(everywhere) & wanted.any(1)[:, None, None]
         return expected_cost_of_objects(object_logits, verb_logits, cost, possible, config.temperature)

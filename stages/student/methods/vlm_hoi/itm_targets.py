@@ -65,10 +65,6 @@ class ItmScores:
     soft: Tensor
     centred: Tensor
 
-    def to(self, device: torch.device | str) -> ItmScores:
-        """The same on another device."""
-        return ItmScores(self.log_odds.to(device), self.soft.to(device), self.centred.to(device))
-
     def of_verbs(self, image: Tensor, objects: Tensor, hoi_id: Tensor) -> ItmScores:
         """The scores of every verb with one object: fields ``[Q, V]``.
 

@@ -134,7 +134,7 @@ def labelled_term(
             image, output.verb_logits[at], rows.verbs[own], rows.objects[own], output.object_logits[at]
         )
         value = value + itm_terms(config, scores, tables.hoi_id, matched).sum()
-    return value / processes.normaliser(torch.tensor(float(queries.shape[1]), device=value.device))
+    return value / processes.normaliser(value.new_full((), queries.shape[1]))
 
 
 def images_term(

@@ -41,10 +41,6 @@ class Targets:
     def __len__(self) -> int:
         return len(self.objects)
 
-    def to(self, device: torch.device | str) -> Targets:
-        """The same on another device."""
-        return Targets(*(getattr(self, field.name).to(device) for field in fields(self)))
-
     @property
     def missing(self) -> Tensor:
         """bool ``[T]``: there is no object box."""
@@ -54,8 +50,8 @@ class Targets:
 def joined(targets: Sequence[Targets]) -> tuple[Targets, Tensor]:
     """All images' pairs in a row, R of them, and int64 ``[R]``, the image of each."""
     rows = Targets(*(torch.cat([getattr(each, field.name) for each in targets]) for field in fields(Targets)))
-    counts = torch.tensor([len(each) for each in targets])
-    return rows, torch.arange(len(targets)).repeat_interleave(counts).to(rows.objects.device)
+    image = torch.from_numpy(np.repeat(np.arange(len(targets)), [len(each) for each in targets]))
+    return rows, image.to(rows.objects.device, non_blocking=True)
 
 
 def matching_costs(output: MurenOutput, targets: Sequence[Targets], costs: Costs) -> Tensor:

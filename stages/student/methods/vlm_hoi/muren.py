@@ -12,10 +12,10 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.models.detr.modeling_detr import DetrDecoderLayer, DetrEncoderLayer
+from transformers.models.detr.modeling_detr import DetrDecoderLayer
 from typing_extensions import override
 
-from hoi_distill.stages.student.methods.vlm_hoi.attention import MLP, layer_config, sine_positions
+from hoi_distill.stages.student.methods.vlm_hoi.attention import MLP, EncoderLayer, layer_config, sine_positions
 from hoi_distill.stages.student.methods.vlm_hoi.backbone import Backbone, mask_of_map
 from hoi_distill.stages.student.methods.vlm_hoi.model_config import MurenConfig
 from hoi_distill.stages.student.methods.vlm_hoi.relation import BRANCHES, AttentiveFusion, MultiplexRelation
@@ -63,7 +63,7 @@ class Muren(nn.Module):
             config.backbone, frozen_batch_norm=config.frozen_batch_norm, frozen_stages=config.frozen_stages
         )
         self.input_projection = nn.Conv2d(self.backbone.channels, width, kernel_size=1)
-        self.encoder = EncoderLayers([DetrEncoderLayer(layer) for _ in range(config.encoder_layers)])
+        self.encoder = EncoderLayers([EncoderLayer(layer) for _ in range(config.encoder_layers)])
         self.queries = nn.ParameterDict({name: nn.Parameter(torch.randn(config.queries, width)) for name in BRANCHES})
         self.decoders = nn.ModuleDict(
             {name: nn.ModuleList(DetrDecoderLayer(layer) for _ in range(depth)) for name in BRANCHES}

@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from transformers import DetrConfig
-from transformers.models.detr.modeling_detr import DetrEncoderLayer
 from typing_extensions import override
 
-from hoi_distill.stages.student.methods.vlm_hoi.attention import CrossLayer
+from hoi_distill.stages.student.methods.vlm_hoi.attention import CrossLayer, EncoderLayer
 
 BRANCHES = ("human", "object", "relation")
 PAIRS = {"human_object": (0, 1), "human_relation": (0, 2), "object_relation": (1, 2)}
@@ -34,8 +33,8 @@ class MultiplexRelation(nn.Module):
         width = config.d_model
         self.ternary = mixer(3 * width, width)
         self.pairs = nn.ModuleDict({name: mixer(2 * width, width) for name in PAIRS})
-        self.unary = DetrEncoderLayer(config)
-        self.pairwise = DetrEncoderLayer(config)
+        self.unary = EncoderLayer(config)
+        self.pairwise = EncoderLayer(config)
         self.unary_cross = CrossLayer(config)
         self.pairwise_cross = CrossLayer(config)
         self.context = CrossLayer(config)

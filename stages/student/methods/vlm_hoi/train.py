@@ -10,7 +10,6 @@ ends with the weights of an undisturbed run, bit for bit on a CPU with the same 
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -86,7 +85,10 @@ def train(
             run_dir, run_name(config, BOOKKEEPING, data), extras.report, extras.stop, config.loader_workers
         ),
         accelerator=accelerator,
-        components=(FiniteCheck(accelerator, partial(describe_batch, data), log_norm=True), average),
+        components=(
+            FiniteCheck(accelerator, lambda _, number: describe_batch(data, batches[number]), log_norm=True),
+            average,
+        ),
         logged_group=-1,
     )
     network = trainer.fit()
@@ -161,7 +163,7 @@ class StepLoss:
                 output, batch, self.config, self.tables, epoch, processes=self.processes, ratios=step.logged
             )
         except FloatingPointError as error:  # answers that cannot be matched
-            where = describe_batch(self.batches.data, model, batch)
+            where = describe_batch(self.batches.data, batch)
             raise NonFiniteLoss(f"step {step.number + 1}: {error}; {where}") from None
 
 
@@ -174,7 +176,7 @@ def parameter_groups(model: Muren, config: VlmHoiConfig) -> list[ParameterGroup]
     return [group for group in (rest, backbone) if group["params"]]
 
 
-def describe_batch(data: TrainingSet, _network: nn.Module, batch: ImageBatch) -> str:
+def describe_batch(data: TrainingSet, batch: ImageBatch) -> str:
     """The images of a batch whose pixels are not finite; all of them if there are none."""
     broken = (~torch.isfinite(batch.pixels).flatten(1).all(1)).nonzero().flatten().tolist()
     rows = [int(batch.rows[place]) for place in broken or range(len(batch.rows))]

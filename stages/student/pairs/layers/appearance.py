@@ -5,6 +5,8 @@ Shape suffixes: I instances and P pairs of all images together, C channels of th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from typing_extensions import override
 
 from hoi_distill.stages.ops.roi_align import roi_align
 from hoi_distill.stages.student.pairs.candidates import pair_geometry
+from hoi_distill.stages.student.pairs.layers.box_encoding import in_cells
 from hoi_distill.stages.student.pairs.regions import Regions
 
 
@@ -24,11 +27,19 @@ class RegionPool(nn.Module):
         self.project = nn.Linear(channels * roi_size**2, width)
 
     @override
-    def forward(self, maps: Tensor, size: Tensor, image: Tensor, boxes: Tensor) -> Tensor:
-        h, w = maps.shape[-2:]
-        cells = boxes / size[image].repeat(1, 2) * boxes.new_tensor((w, h, w, h))
+    def forward(self, maps: Tensor, size: Tensor, image: Tensor, boxes: Tensor, counts: Sequence[int]) -> Tensor:
+        """The regions of N boxes.
+
+        Args:
+            maps: float ``[B, C, h, w]``.
+            size: float ``[B, 2]`` (width, height) of the images in pixels.
+            image: int64 ``[N]``, rising, the image of each box.
+            boxes: float ``[N, 4]`` xyxy pixels.
+            counts: how many boxes each image has.
+        """
+        cells = in_cells(boxes, size[image], (maps.shape[-2], maps.shape[-1]))
         regions = torch.cat((image[:, None].to(cells.dtype), cells), 1)
-        return self.projected(roi_align(maps, regions, self.roi_size, sampling_ratio=2))
+        return self.projected(roi_align(maps, regions, self.roi_size, sampling_ratio=2, counts=counts))
 
     def projected(self, pooled_NCpq: Tensor) -> Tensor:
         """The linear layer over channels and bins. Weights are turned to the order that the bins lie in memory: there are
@@ -48,7 +59,7 @@ class UnaryEncoder(nn.Module):
 
     @override
     def forward(self, maps: Tensor, regions: Regions) -> Tensor:
-        appearance = self.pool(maps, regions.size, regions.image, regions.boxes)
+        appearance = self.pool(maps, regions.size, regions.image, regions.boxes, regions.counts.instances)
         return F.relu(self.norm(appearance + self.label(regions.labels)))
 
 

@@ -8,6 +8,8 @@ pairs. The heads come back concatenated; the caller applies the output projectio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,11 +25,11 @@ class Padding:
             softmax over nothing is not finite.
     """
 
-    def __init__(self, image: Tensor, images: int) -> None:
-        """``image``: int64 ``[N]``, rising; ``images``: B."""
-        counts = torch.bincount(image, minlength=images)
-        self.counts = counts.tolist()
-        self.shape = (images, max(1, *self.counts))
+    def __init__(self, image: Tensor, counts_B: Sequence[int]) -> None:
+        """``image``: int64 ``[N]``, rising; ``counts_B``: how many rows each image has."""
+        self.counts = list(counts_B)
+        self.shape = (len(counts_B), max(1, *counts_B))
+        counts = image.new_zeros(len(counts_B)).index_add(0, image, torch.ones_like(image))
         first = counts.cumsum(0) - counts
         place = torch.arange(len(image), device=image.device) - first[image]
         self.slot = image * self.shape[1] + place

@@ -46,6 +46,28 @@ def box_encoding(unit_N4: Tensor, width: int) -> Tensor:
     return sine_encoding(unit_N4, width // 2)
 
 
+def grid_size(grid: tuple[int, int], like: Tensor) -> Tensor:
+    """(width, height) of a grid of (height, width) cells, float ``[2]`` of the dtype and on the device of ``like``. It is
+    filled there: a copy from the host would wait for the device."""
+    size = like.new_full((2,), grid[1])
+    size[1] = grid[0]
+    return size
+
+
+def in_cells(boxes: Tensor, size: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Boxes in cells of a map.
+
+    Args:
+        boxes: float ``[N, 4]`` xyxy pixels.
+        size: float ``[N, 2]`` (width, height) of each one's image.
+        grid: (height, width) of the map.
+
+    Returns:
+        float ``[N, 4]`` xyxy cells.
+    """
+    return boxes / size.repeat(1, 2) * grid_size(grid, boxes).repeat(2)
+
+
 def grid_encoding(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
     """The centres of a map's cells, row by row: float32 ``[height * width, channels]``."""
     y, x = (torch.arange(0.5, count, device=device) / count for count in (height, width))

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from hoi_distill.stages.student.pairs.instances import targets
-from hoi_distill.stages.student.pairs.regions import Candidates
+from hoi_distill.stages.student.pairs.regions import Candidates, positions_of
 from hoi_distill.stages.student.pairs.terms import BatchImages, Predictions, Term, WeightedLoss
 from hoi_distill.stages.student.training.focal import upt_focal_terms
 from hoi_distill.stages.student.training.processes import Processes
@@ -22,15 +22,23 @@ class PairTargets:
 
     Attributes:
         target: float ``[P, H]``: 1 where a pair shows an interaction, 0 where it does not, NaN where that does not count.
-        labelled: bool ``[B]``, the images whose pairs count.
+        counted: int64 ``[M]``, rising, positions of the candidates that count.
     """
 
     target: Tensor
-    labelled: Tensor
+    counted: Tensor
 
-    def to(self, device: torch.device) -> PairTargets:
-        """The same on another device."""
-        return PairTargets(self.target.to(device), self.labelled.to(device))
+    @classmethod
+    def of(cls, target: Tensor, candidates: Candidates, labelled: Tensor) -> PairTargets:
+        """Those of a batch on the CPU.
+
+        Args:
+            target: see above.
+            candidates: the batch's candidates.
+            labelled: bool ``[B]``, the images whose pairs count.
+        """
+        known = ~torch.isnan(target[candidates.pair, candidates.hoi])
+        return cls(target, positions_of(labelled[candidates.image] & known))
 
 
 class PairTerm(Term):
@@ -77,7 +85,8 @@ class AnnotationTerm(PairTerm):
     @override
     def targets(self, batch: BatchImages) -> PairTargets:
         """The annotations that the pairs of a batch were associated with."""
-        return PairTargets(targets(batch.instances, self.interactions), torch.from_numpy(self.labelled[batch.rows]))
+        labelled = torch.from_numpy(self.labelled[batch.rows])
+        return PairTargets.of(targets(batch.instances, self.interactions), batch.candidates, labelled)
 
 
 def pair_loss(
@@ -97,8 +106,7 @@ def pair_loss(
     Returns:
         A float32 scalar.
     """
-    target = targets.target[candidates.pair, candidates.hoi]
-    counted = targets.labelled[candidates.image] & ~torch.isnan(target)
-    final, target = final[:, counted], target[counted]
+    counted = candidates.where(targets.counted)
+    final, target = final.index_select(1, targets.counted), targets.target[counted.pair, counted.hoi]
     terms = upt_focal_terms(final, target.expand_as(final), alpha, gamma)
     return terms.sum() / (processes.normaliser(target.sum()) * len(final))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TypedDict
 
@@ -15,7 +16,11 @@ from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.pairs.instances import ImageInstances
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.supervision.config import KdConfig
-from hoi_distill.stages.student.pairs.supervision.dense_distillation_losses import TeacherOutputs, distillation_losses
+from hoi_distill.stages.student.pairs.supervision.dense_distillation_losses import (
+    Answered,
+    TeacherOutputs,
+    distillation_losses,
+)
 from hoi_distill.stages.student.pairs.terms import BatchImages, Predictions, Term, WeightedLoss
 from hoi_distill.storage.errors import UserError
 
@@ -49,6 +54,19 @@ class PairTeacherCell(TypedDict):
     pairs_width: int
 
 
+@dataclass(frozen=True)
+class DenseTargets:
+    """The outputs of several teachers on a batch.
+
+    Attributes:
+        teachers: each teacher's outputs.
+        answered: what each teacher has answered.
+    """
+
+    teachers: list[TeacherOutputs]
+    answered: list[Answered]
+
+
 class DenseDistillation(Term):
     """The outputs of pair teachers on every candidate, at the levels of logits, queries and maps (LINK, section 3).
 
@@ -70,10 +88,10 @@ class DenseDistillation(Term):
         self.teachers = list(zip_longest(pairs, maps))
 
     @override
-    def targets(self, batch: BatchImages) -> list[TeacherOutputs]:
+    def targets(self, batch: BatchImages) -> DenseTargets:
         """Each teacher's outputs, which some images may lack."""
         names = [str(self.data.annotations.image_id[image]) for image in self.data.image[batch.rows].tolist()]
-        return [
+        teachers = [
             read_teacher_outputs(
                 None if pairs is None else [cell[pairs] for cell in batch.cells],
                 None if maps is None else [cell[maps] for cell in batch.cells],
@@ -81,17 +99,18 @@ class DenseDistillation(Term):
             )
             for pairs, maps in self.teachers
         ]  # fmt: skip
+        return DenseTargets(
+            teachers, [Answered.of(each.has, batch.regions, batch.candidates, self.seen) for each in teachers]
+        )
 
     @override
-    def losses(self, predictions: Predictions, targets: list[TeacherOutputs], step: int) -> list[WeightedLoss]:
+    def losses(self, predictions: Predictions, targets: DenseTargets, step: int) -> list[WeightedLoss]:
         """One loss for each level that has a weight."""
-        candidates = predictions.candidates
         found = distillation_losses(
             predictions.output,
-            targets,
-            predictions.regions,
-            candidates,
-            seen=self.seen.to(candidates.hoi.device),
+            targets.teachers,
+            targets.answered,
+            predictions.candidates,
             config=self.config,
             processes=predictions.processes,
         )

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hoi_distill.stages.student.pairs.losses import final_logit
-from hoi_distill.stages.student.pairs.regions import Candidates, Regions
+from hoi_distill.stages.student.pairs.regions import Candidates, Regions, positions_of
 from hoi_distill.stages.student.pairs.supervision.config import KdConfig
 from hoi_distill.stages.student.pairs.terms import PairOutput
 from hoi_distill.stages.student.training.processes import ALONE, Processes, mean_of
@@ -45,19 +45,72 @@ class TeacherOutputs:
     pairs: Tensor | None = None
     latent: Tensor | None = None
 
-    def to(self, device: torch.device) -> TeacherOutputs:
-        """The same on another device."""
-        levels = (self.logits, self.unary, self.pairs, self.latent)
-        return TeacherOutputs(self.has.to(device), *(None if value is None else value.to(device) for value in levels))
+
+@dataclass(frozen=True)
+class ByPair:
+    """Where candidates stand in a table that has one row a pair and room for the pair with the most.
+
+    Attributes:
+        row: int64 ``[N]``.
+        column: int64 ``[N]``.
+        shape: rows and columns of the table.
+    """
+
+    row: Tensor
+    column: Tensor
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, pair: Tensor) -> ByPair:
+        """The places of candidates by their pairs, int64 ``[N]``, rising, on the CPU."""
+        _, row, counts = torch.unique_consecutive(pair, return_inverse=True, return_counts=True)
+        column = torch.arange(len(pair)) - (counts.cumsum(0) - counts)[row]
+        return cls(row, column, (len(counts), int(counts.max()) if len(counts) else 1))
+
+    def table(self, values: Tensor) -> Tensor:
+        """Values ``[N]`` of the candidates as a table, padded with -inf."""
+        return values.new_full(self.shape, -math.inf).index_put((self.row, self.column), values)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What one teacher has answered of a batch: int64 positions, rising.
+
+    Attributes:
+        images: ``[b]`` among the images.
+        instances: ``[i]`` among the instances.
+        pairs: ``[p]`` among the pairs.
+        candidates: ``[n]`` among the candidates, seen ones only.
+        by_pair: where these n stand in a table of one row a pair.
+    """
+
+    images: Tensor
+    instances: Tensor
+    pairs: Tensor
+    candidates: Tensor
+    by_pair: ByPair
+
+    @classmethod
+    def of(cls, has: Tensor, regions: Regions, candidates: Candidates, seen: Tensor) -> Answered:
+        """Of a batch on the CPU.
+
+        Args:
+            has: bool ``[B]``, the images that the teacher has answered.
+            regions: the batch.
+            candidates: its candidates.
+            seen: bool ``[H]``; candidates of unseen interactions do not count.
+        """
+        kept = positions_of(seen[candidates.hoi] & has[candidates.image])
+        instances, pairs = (positions_of(has[image]) for image in (regions.image, regions.pair_image))
+        return cls(positions_of(has), instances, pairs, kept, ByPair.of(candidates.pair[kept]))
 
 
 def distillation_losses(
     output: PairOutput,
     teachers: Sequence[TeacherOutputs],
-    regions: Regions,
+    answered: Sequence[Answered],
     candidates: Candidates,
     *,
-    seen: Tensor,
     config: KdConfig,
     processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
@@ -69,9 +122,8 @@ def distillation_losses(
     Args:
         output: the student's output.
         teachers: each teacher's outputs.
-        regions: the batch.
+        answered: what each teacher has answered.
         candidates: N candidates.
-        seen: bool ``[H]``; candidates of unseen interactions do not count.
         config: what is distilled.
         processes: the processes that share the global batch, over which losses are averaged.
 
@@ -81,40 +133,49 @@ def distillation_losses(
     losses: dict[str, Tensor] = {}
     if not teachers:
         return losses
+    taught = list(zip(teachers, answered, strict=True))
     if config.logit > 0:
-        student, each = output.logits[-1][candidates.pair, candidates.hoi], []
-        for teacher in teachers:
-            assert teacher.logits is not None
-            kept = seen[candidates.hoi] & teacher.has[candidates.image]
-            each.append(_logit(student[kept], teacher.logits[kept], candidates.where(kept), config, processes))
-        losses["logit"] = _mean(each)
+        student = output.logits[-1][candidates.pair, candidates.hoi]
+        losses["logit"] = _mean(
+            [_logit(student, *each, candidates=candidates, config=config, processes=processes) for each in taught]
+        )
     if config.query > 0:
-        losses["query"] = _mean([_query(output, each, regions, config.temperature, processes) for each in teachers])
+        losses["query"] = _mean([_query(output, *each, config.temperature, processes) for each in taught])
     if config.map > 0:
-        losses["map"] = _mean([_map(output, each, config.temperature, processes) for each in teachers])
+        losses["map"] = _mean([_map(output, *each, config.temperature, processes) for each in taught])
     factor = config.temperature**2 if config.tau_squared else 1.0
     return {name: factor * loss for name, loss in losses.items()}
 
 
-def _logit(student: Tensor, teacher: Tensor, candidates: Candidates, config: KdConfig, processes: Processes) -> Tensor:
-    """Of the candidates that count: interaction logits ``[N]`` of both."""
-    pair = candidates.pair
+def _logit(
+    logits: Tensor,
+    outputs: TeacherOutputs,
+    answered: Answered,
+    *,
+    candidates: Candidates,
+    config: KdConfig,
+    processes: Processes,
+) -> Tensor:
+    """``logits``: ``[N]``, the student's interaction logits of all candidates."""
+    assert outputs.logits is not None
+    prior = candidates.prior[answered.candidates]
     student, teacher = (
-        final_logit(logits, candidates.prior) / config.temperature for logits in (student, teacher.detach())
+        final_logit(each[answered.candidates], prior) / config.temperature for each in (logits, outputs.logits.detach())
     )
     if config.logit_form == "bernoulli":
         return mean_of(bernoulli_divergence(teacher, student), processes)
-    return mean_of(divergence(by_pair(teacher, pair), by_pair(student, pair)), processes)
+    table = answered.by_pair.table
+    return mean_of(divergence(table(teacher), table(student)), processes)
 
 
 def _query(
-    output: PairOutput, teacher: TeacherOutputs, regions: Regions, temperature: float, processes: Processes
+    output: PairOutput, teacher: TeacherOutputs, answered: Answered, temperature: float, processes: Processes
 ) -> Tensor:
     assert teacher.unary is not None
     assert teacher.pairs is not None
     assert output.unary is not None, "the network has no tokens of instances"
     assert output.pairs is not None, "the network has no tokens of pairs"
-    instances, pairs = teacher.has[regions.image], teacher.has[regions.pair_image]
+    instances, pairs = answered.instances, answered.pairs
     encoder = _tokens(output.unary[:, instances], teacher.unary[:, instances], temperature, processes)
     return encoder + _tokens(output.pairs[:, pairs], teacher.pairs[:, pairs], temperature, processes)
 
@@ -124,11 +185,13 @@ def _tokens(student_LND: Tensor, teacher_LND: Tensor, temperature: float, proces
     return mean_of(divergence(resized, student_LND.float(), temperature), processes)
 
 
-def _map(output: PairOutput, teacher: TeacherOutputs, temperature: float, processes: Processes) -> Tensor:
+def _map(
+    output: PairOutput, teacher: TeacherOutputs, answered: Answered, temperature: float, processes: Processes
+) -> Tensor:
     assert teacher.latent is not None
     assert output.latent is not None, "the network has no latent map"
-    student_BDhw = output.latent[teacher.has]
-    resized = matched(teacher.latent[teacher.has], student_BDhw.shape[1:])
+    student_BDhw = output.latent[answered.images]
+    resized = matched(teacher.latent[answered.images], student_BDhw.shape[1:])
     return mean_of(divergence(resized.movedim(1, -1), student_BDhw.movedim(1, -1).float(), temperature), processes)
 
 
@@ -149,14 +212,6 @@ def bernoulli_divergence(teacher: Tensor, student: Tensor) -> Tensor:
     present = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
     absent = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
     return present + absent
-
-
-def by_pair(values: Tensor, pair: Tensor) -> Tensor:
-    """Values ``[N]`` of candidates, one row a pair: ``[pairs, K]``, padded with -inf. ``pair``: int64 ``[N]``, rising."""
-    _, row, counts = torch.unique_consecutive(pair, return_inverse=True, return_counts=True)
-    column = torch.arange(len(pair), device=pair.device) - (counts.cumsum(0) - counts)[row]
-    table = values.new_full((len(counts), int(counts.max()) if len(counts) else 1), -math.inf)
-    return table.index_put((row, column), values)
 
 
 @torch.no_grad()

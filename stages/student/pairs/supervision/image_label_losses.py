@@ -10,13 +10,14 @@ interaction), H interactions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hoi_distill.stages.student.pairs.regions import Candidates
+from hoi_distill.stages.data.label_kinds import IGNORED, POSITIVE
+from hoi_distill.stages.student.pairs.regions import Candidates, Groups, positions_of
 from hoi_distill.stages.student.pairs.terms import TextSpace
 from hoi_distill.stages.student.training.processes import ALONE, Processes, mean_of
 
@@ -30,21 +31,44 @@ def temperature_of(log_temperature: Tensor) -> Tensor:
 
 @dataclass
 class ImageLabelBatch:
-    """Image-level labels of B images.
+    """Image-level labels of B images, and which candidates they speak of.
 
     Attributes:
         target: float32 ``[B, H]`` in 0 to 1, how surely an image shows an interaction.
         kind: int8 ``[B, H]``: 1 positive, 0 negative, -1 ignored.
         weight: float32 ``[B, H]`` of each label in a loss.
+        positive: the candidates whose label is positive.
+        known: the candidates whose label is not ignored.
+        related: int64, rising, the pairs whose relatedness is known, see :func:`relatedness_loss`.
     """
 
     target: Tensor
     kind: Tensor
     weight: Tensor
+    positive: Groups
+    known: Groups
+    related: Tensor
 
-    def to(self, device: torch.device) -> ImageLabelBatch:
-        """The same on another device."""
-        return ImageLabelBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+    @classmethod
+    def of(cls, target: Tensor, kind: Tensor, weight: Tensor, *, candidates: Candidates, pairs: int) -> ImageLabelBatch:
+        """Those of a batch on the CPU.
+
+        Args:
+            target: see above.
+            kind: see above.
+            weight: see above.
+            candidates: the batch's candidates.
+            pairs: P.
+        """
+        of_candidate = kind[candidates.image, candidates.hoi]
+        found, known = (
+            Groups.of(candidates, mask, kind.shape[1]) for mask in (of_candidate == POSITIVE, of_candidate != IGNORED)
+        )
+        positive, ignored = (
+            torch.zeros(pairs, dtype=torch.bool).index_fill(0, candidates.pair[of_candidate == value], True)  # noqa: FBT003
+            for value in (POSITIVE, IGNORED)
+        )
+        return cls(target, kind, weight, found, known, positions_of(positive | ~ignored))
 
 
 def phrase_loss(
@@ -76,16 +100,16 @@ def phrase_loss(
         A scalar; 0 where all positives are skipped.
     """
     embeddings, classes = space.pairs, space.classes
-    positive = candidates.where(labels.kind[candidates.image, candidates.hoi] == 1)
+    groups = labels.positive
+    positive = candidates.where(groups.positions)
     pair, hoi = positive.pair, positive.hoi
     unit = F.normalize(embeddings, dim=1)
     attention = (unit[pair] * classes[hoi]).sum(1) / attention_temperature + log_trust[pair]
-    group, member = torch.unique(positive.image * len(classes) + hoi, return_inverse=True)
-    attended = segment_softmax(attention, member, len(group))
-    found = embeddings.new_zeros(len(group), embeddings.shape[1]).index_add(
-        0, member, attended[:, None] * embeddings[pair]
+    attended = segment_softmax(attention, groups.member, len(groups))
+    found = embeddings.new_zeros(len(groups), embeddings.shape[1]).index_add(
+        0, groups.member, attended[:, None] * embeddings[pair]
     )
-    image, own = group // len(classes), group % len(classes)
+    image, own = groups.image, groups.hoi
     contrast = F.normalize(found, dim=1) @ classes.T / temperature
     omega = torch.where(labels.kind[image] == 0, labels.weight[image], 0.0).scatter(1, own[:, None], 1.0)
     # a weight of 0 is no negative at all
@@ -106,7 +130,8 @@ def smooth_max(x: Tensor, group: Tensor, groups: int) -> Tensor:
     """``log mean exp`` of float ``[N]`` within each group (int64 ``[N]``): float ``[groups]``. Every group has a member."""
     top = x.new_full((groups,), -torch.inf).scatter_reduce(0, group, x.detach(), "amax")
     total = x.new_zeros(groups).index_add(0, group, (x - top[group]).exp())
-    return top + (total / torch.bincount(group, minlength=groups)).log()
+    members = x.new_zeros(groups).index_add(0, group, torch.ones_like(x))
+    return top + (total / members).log()
 
 
 def mil_loss(
@@ -136,19 +161,18 @@ def mil_loss(
     Returns:
         A scalar, over the number of positives, at least 1.
     """
-    counted = labels.kind[candidates.image, candidates.hoi] >= 0
-    known = candidates.where(counted)
-    group, member = torch.unique(known.image * labels.kind.shape[1] + known.hoi, return_inverse=True)
-    q = smooth_max(logit[counted] + log_r[known.pair], member, len(group))
-    t, positive = labels.target.flatten()[group], labels.kind.flatten()[group] == 1
+    groups = labels.known
+    of_pair = log_r[candidates.pair[groups.positions]]
+    q = smooth_max(logit[groups.positions] + of_pair, groups.member, len(groups))
+    t, positive = labels.target[groups.image, groups.hoi], labels.kind[groups.image, groups.hoi] == POSITIVE
     balance = t * alpha + (1 - t) * (1 - alpha)
     error = ((t - q.sigmoid()).abs() + 1e-6) ** gamma
     terms = balance * error * F.binary_cross_entropy_with_logits(q, t, reduction="none")
-    return (labels.weight.flatten()[group] * terms).sum() / processes.normaliser(positive.sum())
+    return (labels.weight[groups.image, groups.hoi] * terms).sum() / processes.normaliser(positive.sum())
 
 
 def relatedness_loss(
-    logit: Tensor, log_r: Tensor, candidates: Candidates, kind: Tensor, processes: Processes = ALONE
+    logit: Tensor, log_r: Tensor, candidates: Candidates, labels: ImageLabelBatch, processes: Processes = ALONE
 ) -> Tensor:
     """Self-taught relatedness: r of a pair is to equal the probability of its most likely positive interaction, as it stands.
 
@@ -159,21 +183,16 @@ def relatedness_loss(
         logit: float ``[N]`` interaction logits z of the candidates.
         log_r: float ``[P]``, logarithm of the pairs' interactiveness r.
         candidates: the candidates of the batch.
-        kind: int ``[B, H]``, see :class:`ImageLabelBatch`.
+        labels: the image-level labels.
         processes: the processes that share the global batch.
 
     Returns:
         A scalar.
     """
-    of_candidate = kind[candidates.image, candidates.hoi]
-    likely = torch.where(of_candidate == 1, logit.detach().sigmoid(), 0.0)
-    most = log_r.new_zeros(len(log_r)).scatter_reduce(0, candidates.pair, likely, "amax")
-    positive, unknown = (
-        log_r.new_zeros(len(log_r)).index_add(0, candidates.pair, (of_candidate == value).to(log_r)) > 0
-        for value in (1, -1)
-    )
-    counted = positive | ~unknown
-    r = log_r[counted]
+    positive = labels.kind[candidates.image, candidates.hoi] == POSITIVE
+    likely = torch.where(positive, logit.detach().sigmoid(), 0.0)
+    most = log_r.new_zeros(len(log_r)).scatter_reduce(0, candidates.pair, likely, "amax")[labels.related]
+    r = log_r[labels.related]
     absent = torch.log(-torch.expm1(r.clamp(max=-1e-6)))
-    terms = -(most[counted] * r + (1 - most[counted]) * absent)
+    terms = -(most * r + (1 - most) * absent)
     return mean_of(terms, processes)

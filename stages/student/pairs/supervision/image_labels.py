@@ -77,9 +77,10 @@ class ImageLabelTable:
 
         return kept(folder, read, build)
 
-    def of(self, rows: np.ndarray) -> ImageLabelBatch:
-        """The labels of some rows, int64 ``[B]``."""
-        return ImageLabelBatch(*(torch.from_numpy(each[rows]) for each in (self.target, self.kind, self.weight)))
+    def of(self, batch: BatchImages) -> ImageLabelBatch:
+        """The labels of a batch's images."""
+        labels = (torch.from_numpy(each[batch.rows]) for each in (self.target, self.kind, self.weight))
+        return ImageLabelBatch.of(*labels, candidates=batch.candidates, pairs=len(batch.regions.pairs))
 
 
 def teacher_labels(folder: Path, data: TrainingSet) -> ImageLabelTable:
@@ -133,7 +134,7 @@ class ImageLabelTerm(Term):
     @override
     def targets(self, batch: BatchImages) -> ImageLabelBatch:
         """The labels of a batch."""
-        return self.labels.of(batch.rows)
+        return self.labels.of(batch)
 
     @override
     def losses(self, predictions: Predictions, targets: ImageLabelBatch, step: int) -> list[WeightedLoss]:
@@ -160,7 +161,7 @@ class ImageLabelTerm(Term):
             value = mil_loss(logit, log_r, candidates, targets, **shape, processes=processes)
             found.append(WeightedLoss("mil", config.mil, value))
         if config.relatedness:
-            value = relatedness_loss(logit, log_r, candidates, targets.kind, processes)
+            value = relatedness_loss(logit, log_r, candidates, targets, processes)
             found.append(WeightedLoss("relatedness", config.relatedness, value))
         return found
 
@@ -184,4 +185,5 @@ class CopiedLabelTerm(PairTerm):
     def targets(self, batch: BatchImages) -> PairTargets:
         """The labels of a batch's images as targets of their pairs."""
         every_image = torch.ones(len(batch.rows), dtype=torch.bool)
-        return PairTargets(copied(batch.regions, self.labels.of(batch.rows).kind), every_image)
+        kind = torch.from_numpy(self.labels.kind[batch.rows])
+        return PairTargets.of(copied(batch.regions, kind), batch.candidates, every_image)

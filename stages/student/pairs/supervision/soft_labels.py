@@ -18,9 +18,23 @@ from hoi_distill.stages.student.calibration import Platt, fit_platt, match_log_o
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.files import kept_array
 from hoi_distill.stages.student.pairs.instances import ImageTable
+from hoi_distill.stages.student.pairs.regions import Groups
 from hoi_distill.stages.student.pairs.terms import BatchImages, Predictions, Term, WeightedLoss
 from hoi_distill.stages.student.source import in_order, stacked
 from hoi_distill.storage.errors import UserError
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """The soft labels of a batch.
+
+    Attributes:
+        groups: the candidates that a soft label is known for.
+        soft: float32 ``[G]``, the soft label of each group.
+    """
+
+    groups: Groups
+    soft: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,20 +57,19 @@ class SoftLabelTerm(Term):
     of: Literal["interaction", "final"] = "interaction"
 
     @override
-    def targets(self, batch: BatchImages) -> Tensor:
-        """float32 ``[B, H]``."""
-        return torch.from_numpy(self.soft(batch.rows))
+    def targets(self, batch: BatchImages) -> SoftTargets:
+        """The soft labels of the images that have candidates."""
+        soft, candidates = torch.from_numpy(self.soft(batch.rows)), batch.candidates
+        groups = Groups.of(candidates, ~torch.isnan(soft[candidates.image, candidates.hoi]), soft.shape[1])
+        return SoftTargets(groups, soft[groups.image, groups.hoi])
 
     @override
-    def losses(self, predictions: Predictions, targets: Tensor, step: int) -> list[WeightedLoss]:
+    def losses(self, predictions: Predictions, targets: SoftTargets, step: int) -> list[WeightedLoss]:
         """The loss, divided by the expected number of interactions that the images of the global batch show, at least 1."""
-        candidates = predictions.candidates
-        known = ~torch.isnan(targets[candidates.image, candidates.hoi])
-        counted = candidates.where(known)
-        group, member = torch.unique(counted.image * targets.shape[1] + counted.hoi, return_inverse=True)
-        soft = targets.flatten()[group]
+        groups, soft = targets.groups, targets.soft
         logit = predictions.final[-1] if self.of == "final" else predictions.logit[-1].float()
-        value = image_terms(logit[known], member, soft).sum() / predictions.processes.normaliser(soft.sum())
+        terms = image_terms(logit[groups.positions], groups.member, soft)
+        value = terms.sum() / predictions.processes.normaliser(soft.sum())
         return [WeightedLoss(self.name, self.weight * min(1.0, (step + 1) / max(self.ramp, 1)), value)]
 
 

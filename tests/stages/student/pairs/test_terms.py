@@ -13,13 +13,13 @@ from hoi_distill.stages.student.methods.pair_classifier.config import PairClassi
 from hoi_distill.stages.student.methods.pair_classifier.train import build_model
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, TableMaps
 from hoi_distill.stages.student.pairs.prepare import training_images
-from hoi_distill.stages.student.pairs.regions import Candidates, candidates_of
+from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
 from hoi_distill.stages.student.pairs.supervision.config import ImageLabelLossConfig, KdConfig
 from hoi_distill.stages.student.pairs.supervision.dense_distillation import DenseDistillation
 from hoi_distill.stages.student.pairs.supervision.image_labels import ImageLabelTerm, teacher_labels
 from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabelTerm, itm_soft_labels
-from hoi_distill.stages.student.pairs.terms import PairOutput
+from hoi_distill.stages.student.pairs.terms import PairOutput, Supervision
 from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
 from hoi_distill.stages.student.training.loop import Step
 from tests.fixtures import toy_link
@@ -67,10 +67,10 @@ def everything(data, folder, method):
         ),
     ]
     pools, maps = Pools.of(images, data.labelled, unlabelled=True), TableMaps.of(data.source, CONFIG.views)
-    batches = PairBatches(CONFIG, pools, images, maps, terms, source=data.source)
+    batches = PairBatches(CONFIG, pools, images, maps, Supervision(terms, valid), source=data.source)
     if method == "link":
-        return batches, TermLoss(terms, valid)
-    return batches, TermLoss(terms, valid, output_of=lambda logits: PairOutput(logits[None]))
+        return batches, TermLoss(terms)
+    return batches, TermLoss(terms, output_of=lambda logits: PairOutput(logits[None]))
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_any_network_trains_a_step_on_all_terms_at_once(everything, data, networ
 @pytest.mark.parametrize("place", range(4))
 def test_every_term_alone_pulls_at_every_network(everything, network, place):
     batches, loss = everything
-    alone = TermLoss([loss.terms[place]], loss.valid, output_of=loss.output_of)
+    alone = TermLoss([loss.terms[place]], output_of=loss.output_of)
     alone(network, batches[0], Step(0))[0].backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
@@ -117,7 +117,7 @@ def test_the_weight_of_soft_labels_grows_over_the_ramp(everything):
     batches, loss = everything
     logits = torch.zeros(1, len(batches[0].regions.pairs), len(VOCABULARY))
     term = SoftLabelTerm(loss.terms[1].soft, weight=0.3, ramp=4)
-    parts = TermLoss([term], loss.valid, output_of=lambda output: output)
+    parts = TermLoss([term], output_of=lambda output: output)
     ramp = []
     for number in range(6):
         total, values = parts(lambda regions: PairOutput(logits), batches[0], Step(number))
@@ -126,12 +126,11 @@ def test_the_weight_of_soft_labels_grows_over_the_ramp(everything):
 
 
 def test_candidates_are_what_a_pairs_object_allows(everything):
-    batches, loss = everything
-    regions = batches[0].regions
-    found = candidates_of(regions, loss.valid)
-    assert isinstance(found, Candidates)
+    batches, _ = everything
+    regions, found = batches[0].regions, batches[0].candidates
+    assert len(found) == len(candidates_of(regions, batches.valid))
     labels = regions.labels[regions.pairs[found.pair, 1]]
-    assert loss.valid[labels, found.hoi].all()
+    assert batches.valid[labels, found.hoi].all()
     assert torch.equal(found.image, regions.pair_image[found.pair])
     first = found.where(found.image == 0)
     assert 0 < len(first) < len(found)

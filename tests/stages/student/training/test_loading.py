@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hoi_distill.stages.student.training.loading import batches_ahead, pinned
+from hoi_distill.stages.student.training.loading import batches_ahead, moved, pinned
 
 
 class Squares(Dataset):
@@ -64,3 +64,10 @@ def test_every_tensor_of_a_batch_is_pinned(monkeypatch):
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor + 1)
     batch = pinned(Two(torch.tensor(1), {"a": [torch.tensor(2), None], "b": (torch.tensor(3), "word")}))
     assert batch == Two(torch.tensor(2), {"a": [torch.tensor(3), None], "b": (torch.tensor(4), "word")})
+
+
+def test_a_batch_is_moved_whole():
+    batch = moved(Two(torch.tensor(1), {"a": [torch.tensor(2), None], "b": (torch.tensor(3), "word")}), "meta")
+    assert [batch.first.device.type, batch.rest["a"][0].device.type, batch.rest["b"][0].device.type] == ["meta"] * 3
+    assert batch.rest["a"][1] is None
+    assert batch.rest["b"][1] == "word"

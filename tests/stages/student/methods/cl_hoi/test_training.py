@@ -32,7 +32,7 @@ from hoi_distill.stages.student.pairs.supervision.image_label_losses import (
     relatedness_loss,
 )
 from hoi_distill.stages.student.pairs.supervision.image_labels import ImageLabelTerm, teacher_labels
-from hoi_distill.stages.student.pairs.terms import TextSpace
+from hoi_distill.stages.student.pairs.terms import Supervision, TextSpace
 from hoi_distill.stages.student.pairs.training import TermLoss
 from hoi_distill.stages.student.pretrained import load_student
 from hoi_distill.stages.student.training.loop import Step
@@ -269,12 +269,12 @@ def test_stage_2_sums_its_losses_by_their_weights(world, tmp_path, weights):
     images, labels = image_table(tmp_path / "p", data.source, config), teacher_labels(tmp_path / "l", data)
     pool = np.flatnonzero(images.usable() & labels.known)
     terms, maps = [training.term_of(config, labels, data)], TableMaps.of(data.source, config.views)
-    batch = PairBatches(config, Pools(np.empty(0, np.int64), pool), images, maps, terms)[1]
+    valid = torch.from_numpy(data.valid())
+    batch = PairBatches(config, Pools(np.empty(0, np.int64), pool), images, maps, Supervision(terms, valid))[1]
     torch.manual_seed(0)
     student = build(ClHoiShape(CHANNELS, 12, 12), config, VOCABULARY, torch.from_numpy(TEXT)).eval()
     learner = training.InteractionLearner(student, 0.07)
-    valid = torch.from_numpy(data.valid())
-    loss, _ = TermLoss(terms, valid)(learner, batch, Step(0))
+    loss, _ = TermLoss(terms)(learner, batch, Step(0))
     said, regions = student(batch.regions), batch.regions
     candidates = candidates_of(regions, valid)
     logit = said.logits[candidates.pair, candidates.hoi]
@@ -286,7 +286,7 @@ def test_stage_2_sums_its_losses_by_their_weights(world, tmp_path, weights):
         log_trust=trust, temperature=temperature, attention_temperature=0.1,
     )  # fmt: skip
     of_images = mil_loss(logit, said.log_r, candidates, known, alpha=0.25, gamma=2.0)
-    of_r = relatedness_loss(logit, said.log_r, candidates, known.kind)
+    of_r = relatedness_loss(logit, said.log_r, candidates, known)
     assert min(of_phrases.item(), of_images.item(), of_r.item()) > 0.01
     expected = contrastive * of_phrases + mil * of_images + relatedness * of_r
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

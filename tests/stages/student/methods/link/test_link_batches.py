@@ -20,6 +20,7 @@ from hoi_distill.stages.student.pairs.batches import PairBatch, Share
 from hoi_distill.stages.student.pairs.instances import image_of, jittered, with_annotations
 from hoi_distill.stages.student.pairs.prepare import training_images
 from hoi_distill.stages.student.pairs.regions import candidates_of
+from hoi_distill.stages.student.pairs.terms import Supervision
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.toy_link import ALL_LEVELS, MAPS, NETWORK, PAIRS, link_config, with_teacher
 from tests.fixtures.toy_student import CHANNELS, VOCABULARY, Toy
@@ -49,7 +50,8 @@ def stream(tmp_path, data):
     def opened(config: LinkConfig, data: TrainingSet = data, rank: int = 0, world: int = 1) -> LinkBatches:
         images = training_images(tmp_path / "pictures", data, config)
         terms = terms_of(config, data, torch.from_numpy(allowed(config, VOCABULARY)))
-        return LinkBatches(config, data, images, terms, Share(rank, world))
+        valid = torch.from_numpy(allowed(config, VOCABULARY) & data.seen)
+        return LinkBatches(config, data, images, Supervision(terms, valid), Share(rank, world))
 
     return opened
 
@@ -58,7 +60,7 @@ def test_what_a_teacher_said_lies_beside_the_entries_it_was_said_of(stream, teac
     """The teacher's own forward on the student's batch gives what its tables gave, view by view."""
     batches = stream(link_config(kd=BOTH))
     batch = batches[2]
-    (one,) = batch.targets["kd"]
+    (one,) = batch.targets["kd"].teachers
     assert one.has.all()
     with torch.inference_mode():
         output = teacher.model(batch.regions)
@@ -70,15 +72,16 @@ def test_what_a_teacher_said_lies_beside_the_entries_it_was_said_of(stream, teac
         (one.latent, output.latent),
     ):
         torch.testing.assert_close(said.float(), own, rtol=2e-2, atol=2e-2)
-    assert batch.targets["annotations"].labelled.tolist() == [True] * 6 + [False] * 8
+    counted = batch.candidates.image[batch.targets["annotations"].counted]
+    assert counted.unique().tolist() == list(range(6)), "the labelled ones of 14"
 
 
 def test_unseen_classes_are_no_entries_of_a_teacher(stream, data, teacher):
     unseen = np.arange(len(VOCABULARY)) == 1
     whole = stream(link_config(kd=BOTH))[0]
-    (one,) = stream(link_config(kd=BOTH), replace(data, unseen=unseen))[0].targets["kd"]
+    (one,) = stream(link_config(kd=BOTH), replace(data, unseen=unseen))[0].targets["kd"].teachers
     hoi = candidates_of(whole.regions, teacher.valid()).hoi
-    assert torch.equal(one.logits, whole.targets["kd"][0].logits[hoi != 1])
+    assert torch.equal(one.logits, whole.targets["kd"].teachers[0].logits[hoi != 1])
     assert (hoi == 1).any()
 
 
@@ -97,7 +100,7 @@ def test_only_the_tables_that_a_weight_asks_for_are_opened(stream, data):
         kd = replace(BOTH, **(weights or dict.fromkeys(("logit", "query", "map"), 0.0)))
         batches = stream(link_config(kd=kd), replace(data, source=replace(data.source, tables=tables)))
         batch = batches[0]
-        assert len(batch.targets.get("kd", [])) == (1 if kept else 0)
+        assert ("kd" in batch.targets) == bool(kept)
         assert len(batch.rows) == (14 if kept else 6)
 
 
@@ -144,7 +147,7 @@ def test_annotations_that_are_set_aside_are_ignored_jittered_or_not(stream, toy)
     for jitter in (0.0, 0.01):
         whole = stream(link_config(box_jitter=jitter), data)
         set_aside = replace(data, annotations=nothing, dropped=data.annotations)
-        aside = LinkBatches(whole.link, set_aside, whole.images, whole.terms)
+        aside = LinkBatches(whole.link, set_aside, whole.images, Supervision(whole.terms, whole.valid))
         if not jitter:
             aside.images = [
                 with_annotations(
@@ -177,4 +180,4 @@ def test_ranks_and_loader_workers_share_out_the_same_batches(stream):
     with_workers = DataLoader(whole, batch_size=None, sampler=range(2), num_workers=1)
     for one, other in zip(with_workers, (whole[step] for step in range(2)), strict=True):
         assert torch.equal(one.regions.maps, other.regions.maps)
-        assert torch.equal(one.targets["kd"][0].pairs, other.targets["kd"][0].pairs)
+        assert torch.equal(one.targets["kd"].teachers[0].pairs, other.targets["kd"].teachers[0].pairs)

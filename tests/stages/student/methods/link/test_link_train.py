@@ -16,6 +16,7 @@ from hoi_distill.stages.student.data import valid_classes
 from hoi_distill.stages.student.methods.link.train import terms_of
 from hoi_distill.stages.student.pairs.batches import PairBatch
 from hoi_distill.stages.student.pairs.instances import ImageInstances, gather, image_of, targets
+from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.supervision.annotations import PairTargets
 from hoi_distill.stages.student.pairs.supervision.config import KdConfig
 from hoi_distill.stages.student.pairs.terms import PairOutput
@@ -141,14 +142,15 @@ def batch_of(toy: Toy, positives: bool) -> PairBatch:
     if positives:
         images[2] = replace(images[2], positives=np.array([[pair_shown(images[2]), toy.hoi[0]]], np.int32))
     maps = torch.zeros(3, CHANNELS, SIDE, SIDE)
-    rows, labelled = torch.arange(3), torch.ones(3, dtype=torch.bool)
-    annotated = PairTargets(targets(images, len(VOCABULARY)), labelled)
-    return PairBatch(rows, gather(images, maps), {"annotations": annotated})
+    regions = gather(images, maps)
+    candidates = candidates_of(regions, VALID)
+    annotated = PairTargets.of(targets(images, len(VOCABULARY)), candidates, torch.ones(3, dtype=torch.bool))
+    return PairBatch(torch.arange(3), regions, candidates, {"annotations": annotated})
 
 
-def loss_of(toy: Toy, valid: torch.Tensor = VALID) -> TermLoss:
+def loss_of(toy: Toy) -> TermLoss:
     """The loss of a training on annotations alone."""
-    return TermLoss(terms_of(link_config(), toy.training_set(16), VALID), valid)
+    return TermLoss(terms_of(link_config(), toy.training_set(16), VALID))
 
 
 @pytest.mark.parametrize("last", [3, 2], ids=["no positive", "no pair"])
@@ -156,9 +158,10 @@ def test_batches_without_positives_or_pairs_have_a_finite_loss_and_gradient(toy,
     whole = batch_of(toy, positives=False)
     regions = gather([image_of({**toy.detections[0], "labels": [1, 1, 1][: len(toy.detections[0]["labels"])]},
                                  link_config())], whole.regions.maps[:1])  # fmt: skip
-    annotated = whole.targets["annotations"]
-    empty = {"annotations": PairTargets(annotated.target[:0], annotated.labelled[:1])}
-    batch = whole if last == 3 else PairBatch(whole.rows[:1], regions, empty)
+    candidates = candidates_of(regions, VALID)
+    target = whole.targets["annotations"].target[:0]
+    empty = {"annotations": PairTargets.of(target, candidates, torch.ones(1, dtype=torch.bool))}
+    batch = whole if last == 3 else PairBatch(whole.rows[:1], regions, candidates, empty)
     model = teacher.model.train()
     loss, _ = loss_of(toy)(model, batch, Step(0))
     model.zero_grad()
@@ -200,8 +203,10 @@ def test_unseen_classes_and_set_aside_annotations_get_no_gradient(toy):
     target[pair, ignored] = torch.nan
     seen = SEEN.clone()
     seen[unseen] = False
+    batch.candidates = candidates_of(batch.regions, VALID & seen)
+    batch.targets["annotations"] = PairTargets.of(target, batch.candidates, torch.ones(3, dtype=torch.bool))
     model = Answers(len(target))
-    loss_of(toy, VALID & seen)(model, batch, Step(0))[0].backward()
+    loss_of(toy)(model, batch, Step(0))[0].backward()
     gradient = model.logits.grad[:, pair]
     assert not gradient[:, [unseen, ignored]].any()
     assert (gradient[:, hoi] < 0).all()

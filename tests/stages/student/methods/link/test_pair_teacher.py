@@ -17,7 +17,7 @@ from hoi_distill.stages.student.pairs.instances import gather, image_of
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.supervision.config import KdConfig
 from hoi_distill.stages.student.pairs.supervision.dense_distillation import read_teacher_outputs
-from hoi_distill.stages.student.pairs.supervision.dense_distillation_losses import distillation_losses
+from hoi_distill.stages.student.pairs.supervision.dense_distillation_losses import Answered, distillation_losses
 from hoi_distill.stages.student.pairs.terms import BatchImages, PairOutput
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.link_scenes import SMALL
@@ -56,7 +56,7 @@ def read(answers, images, regions, seen=SEEN, maps=True, valid=VALID):
     return read_teacher_outputs(
         [None if one is None else one.cell for one in answers],
         [None if one is None else one.latent.astype(np.float16) for one in answers] if maps else None,
-        BatchImages(np.arange(len(images)), images, regions, []),
+        BatchImages(np.arange(len(images)), images, regions, candidates_of(regions, valid), []),
         valid,
         seen,
         names=[f"image {n}" for n in range(len(images))],
@@ -81,11 +81,12 @@ def test_a_student_with_the_teachers_weights_has_nothing_to_learn(teacher, scene
     assert len(candidates) > 5
     assert taught.has.all()
     config = KdConfig(("a",), ("b",), logit=1, query=1, map=1)
-    terms = distillation_losses(student, [taught], regions, candidates, seen=SEEN, config=config)
+    answered = [Answered.of(taught.has, regions, candidates, SEEN)]
+    terms = distillation_losses(student, [taught], answered, candidates, config=config)
     assert all(term.item() == 0.0 for term in terms.values())
     with torch.no_grad():
         other = network(1)(regions)
-    terms = distillation_losses(other, [taught], regions, candidates, seen=SEEN, config=config)
+    terms = distillation_losses(other, [taught], answered, candidates, config=config)
     assert all(term.item() > 0 for term in terms.values())
 
 

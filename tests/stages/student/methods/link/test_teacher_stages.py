@@ -28,7 +28,7 @@ from hoi_distill.stages.student.pairs.instances import gather, image_of
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.supervision.config import KdConfig
 from hoi_distill.stages.student.pairs.supervision.dense_distillation import read_teacher_outputs
-from hoi_distill.stages.student.pairs.supervision.dense_distillation_losses import distillation_losses
+from hoi_distill.stages.student.pairs.supervision.dense_distillation_losses import Answered, distillation_losses
 from hoi_distill.stages.student.pairs.terms import BatchImages
 from hoi_distill.stages.teacher.detectors.given import DETECTIONS
 from hoi_distill.stages.teacher.detectors.transformers import cells as detection_cells
@@ -142,7 +142,7 @@ def test_a_student_with_the_teachers_weights_reads_back_what_it_would_say(world,
     taught = read_teacher_outputs(
         [sample["link_pairs"][view] for sample in read],
         [sample["link_maps"][view] for sample in read],
-        BatchImages(np.arange(len(read)), images, regions, []), valid, seen,
+        BatchImages(np.arange(len(read)), images, regions, candidates_of(regions, valid), []), valid, seen,
         names=[str(sample["row"]) for sample in read], tables=("link_pairs", "detections"),
     )  # fmt: skip
     assert taught.has.all()
@@ -151,9 +151,10 @@ def test_a_student_with_the_teachers_weights_reads_back_what_it_would_say(world,
     candidates = candidates_of(regions, valid)
     config = KdConfig(("link_pairs",), ("link_maps",), logit=1, query=1, map=1)
     with torch.no_grad():
-        same = distillation_losses(model(regions), [taught], regions, candidates, seen=seen, config=config)
+        answered = [Answered.of(taught.has, regions, candidates, seen)]
+        same = distillation_losses(model(regions), [taught], answered, candidates, config=config)
         model.map_norm.weight.mul_(-1)
-        other = distillation_losses(model(regions), [taught], regions, candidates, seen=seen, config=config)
+        other = distillation_losses(model(regions), [taught], answered, candidates, config=config)
     assert all(term.item() < 1e-6 for term in same.values()), same  # half precision, and neighbours' padding
     assert all(other[name] > 1000 * same[name].abs() for name in same), (same, other)
 

@@ -35,6 +35,7 @@ from hoi_distill.stages.student.pairs.batches import PairBatches, Pools, Share, 
 from hoi_distill.stages.student.pairs.instances import gather, image_of
 from hoi_distill.stages.student.pairs.prepare import image_table
 from hoi_distill.stages.student.pairs.regions import candidates_of
+from hoi_distill.stages.student.pairs.terms import Supervision
 from hoi_distill.stages.student.pretrained import load_student
 from hoi_distill.stages.student.source import CacheSource
 from hoi_distill.stages.student.student import Student
@@ -242,13 +243,15 @@ def test_batches_are_exact_epochs_and_a_function_of_the_step(tmp_path, toy, conf
     data, images = toy.training_set(16), train_images(tmp_path, toy, config)
     maps = TableMaps({view: data.source.open({"features": (view,)}) for view in config.views})
     soft = soft_labels(tmp_path, data, images, config)
-    pools, terms = Pools.of(images, data.labelled, unlabelled=True), terms_of(config, data, soft)
-    whole = PairBatches(config, pools, images, maps, terms)
-    parts = [PairBatches(config, pools, images, maps, terms, share=Share(rank, 2)) for rank in range(2)]
+    pools = Pools.of(images, data.labelled, unlabelled=True)
+    supervision = Supervision(terms_of(config, data, soft), torch.from_numpy(data.valid()))
+    whole = PairBatches(config, pools, images, maps, supervision)
+    parts = [PairBatches(config, pools, images, maps, supervision, share=Share(rank, 2)) for rank in range(2)]
     assert sorted(whole.rows(3)) == sorted(np.concatenate([part.rows(3) for part in parts]))
     again = whole[3]
     assert torch.equal(again.regions.maps, whole[3].regions.maps)
-    assert again.targets["annotations"].labelled.tolist() == [True] * 6 + [False] * 8
+    counted = again.candidates.image[again.targets["annotations"].counted]
+    assert counted.unique().tolist() == list(range(6)), "the labelled ones of 14"
 
 
 def test_a_mirrored_view_comes_with_mirrored_boxes(tmp_path, toy, config):
@@ -256,7 +259,9 @@ def test_a_mirrored_view_comes_with_mirrored_boxes(tmp_path, toy, config):
     both = replace(config, views=("original", "flip"))
     maps = TableMaps({view: data.source.open({"features": (view,)}) for view in both.views})
     pools = Pools.of(images, data.labelled, unlabelled=False)
-    batches = PairBatches(both, pools, images, maps, terms_of(both, data, None))
+    batches = PairBatches(
+        both, pools, images, maps, Supervision(terms_of(both, data, None), torch.from_numpy(data.valid()))
+    )
     batch = batches[0]
     place = batches.drawn(0, len(batch.rows))[0].tolist().index(1)
     row, boxes = int(batch.rows[place]), batch.regions.boxes[batch.regions.image == place]

@@ -9,7 +9,7 @@ from hoi_distill.stages.student.pairs.layers.attention import Padding, SelfAtten
 
 
 def test_rows_return_from_where_they_were_laid():
-    padding = Padding(torch.tensor([0, 0, 2, 2, 2, 4]), 5)
+    padding = Padding(torch.tensor([0, 0, 2, 2, 2, 4]), [2, 0, 3, 0, 1])
     rows = torch.randn(6, 3)
     padded = padding.pad(rows)
     assert padded.shape == (5, 3, 3)
@@ -57,7 +57,7 @@ def test_content_and_position_add_up_in_each_head():
 
 def test_rows_see_those_of_their_image_only():
     attention = SelfAttention(8, 2, 0.0)
-    padding = Padding(torch.tensor([0, 0, 1, 1, 1]), 2)
+    padding = Padding(torch.tensor([0, 0, 1, 1, 1]), [2, 3])
     rows = torch.randn(5, 8)
     before = attention(rows, padding)
     rows[4] += 1

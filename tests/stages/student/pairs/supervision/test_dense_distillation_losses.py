@@ -14,6 +14,7 @@ from hoi_distill.stages.student.pairs.losses import final_logit
 from hoi_distill.stages.student.pairs.regions import Regions, candidates_of
 from hoi_distill.stages.student.pairs.supervision.config import KdConfig
 from hoi_distill.stages.student.pairs.supervision.dense_distillation_losses import (
+    Answered,
     TeacherOutputs,
     bernoulli_divergence,
     distillation_losses,
@@ -67,7 +68,8 @@ def terms_of(student, teachers, regions, config=ALL, seen=SEEN):
     taught = [
         one if isinstance(one, TeacherOutputs) else taught_by(one, candidates.pair, candidates.hoi) for one in teachers
     ]
-    return distillation_losses(student, taught, regions, candidates, seen=seen, config=config)
+    answered = [Answered.of(one.has, regions, candidates, seen) for one in taught]
+    return distillation_losses(student, taught, answered, candidates, config=config)
 
 
 @pytest.mark.parametrize("form", ["bernoulli", "softmax"])

@@ -30,11 +30,11 @@ CLASSES = torch.eye(3)
 FOCAL = {"alpha": 0.25, "gamma": 2.0}
 
 
-def known(kind, weight=None) -> ImageLabelBatch:
+def known(kind, weight=None, candidates=CANDIDATES, pairs=3) -> ImageLabelBatch:
     """Labels from the kinds alone: positives 1, all weights 1."""
     kind = tensor(kind, dtype=torch.int8)
     weights = torch.ones(kind.shape) if weight is None else tensor(weight)
-    return ImageLabelBatch((kind == 1).float(), kind, weights)
+    return ImageLabelBatch.of((kind == 1).float(), kind, weights, candidates=candidates, pairs=pairs)
 
 
 def phrases_loss(look, candidates, trust, labels, temperature, attention_temperature):
@@ -70,8 +70,8 @@ def test_phrase_loss_weighs_positives_by_their_targets():
     look, trust = torch.randn(3, 3), torch.zeros(3)
     labels = known([[1, 0, 0], [0, 0, 1]])
     first, second = (
-        phrases_loss(look, CANDIDATES, trust, replace(labels, kind=one), tensor(0.4), 0.5)
-        for one in (known([[1, 0, 0], [0, 0, 0]]).kind, known([[0, 0, 0], [0, 0, 1]]).kind)
+        phrases_loss(look, CANDIDATES, trust, replace(labels, kind=one.kind, positive=one.positive), tensor(0.4), 0.5)
+        for one in (known([[1, 0, 0], [0, 0, 0]]), known([[0, 0, 0], [0, 0, 1]]))
     )
     labels.target[0, 0], labels.target[1, 2] = 0.9, 0.6
     both = phrases_loss(look, CANDIDATES, trust, labels, tensor(0.4), 0.5)
@@ -138,17 +138,17 @@ def test_mil_pulls_hardest_at_the_likeliest_pair():
 def test_relatedness_by_hand():
     """Pair 0 and 1 allow a positive class; pair 2 allows none, and its only class is known."""
     logit, r = tensor([1.0, 9.0, -1.0, 9.0, 9.0]), [0.3, 0.6, 0.2]
-    kind = known([[1, 0, 0], [1, 1, 0]]).kind
+    labels = known([[1, 0, 0], [1, 1, 0]])
     wanted = [1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1)), 0.0]
     terms = [-(w * math.log(p) + (1 - w) * math.log(1 - p)) for w, p in zip(wanted, r, strict=True)]
-    found = relatedness_loss(logit, tensor(r).log(), CANDIDATES, kind)
+    found = relatedness_loss(logit, tensor(r).log(), CANDIDATES, labels)
     assert found.item() == pytest.approx(sum(terms) / 3, abs=1e-5)
 
 
 def test_relatedness_does_not_guess_at_ignored_classes_nor_teach_the_classifier():
     logit = torch.randn(5, requires_grad=True)
     log_r = torch.full((3,), -0.7, requires_grad=True)
-    relatedness_loss(logit, log_r, CANDIDATES, known([[1, 0, 0], [0, 0, -1]]).kind).backward()
+    relatedness_loss(logit, log_r, CANDIDATES, known([[1, 0, 0], [0, 0, -1]])).backward()
     assert log_r.grad is not None
     assert log_r.grad[2] == 0
     assert (log_r.grad[:2] != 0).all()
@@ -162,11 +162,12 @@ def test_interaction_losses_are_finite(case):
     look = torch.randn(pairs, 3, requires_grad=True)
     pair, hoi = (NOTHING, NOTHING) if not pairs else (PAIR[:4], HOI[:4])
     logit, log_r = torch.randn(len(pair), requires_grad=True), torch.full((pairs,), -0.1, requires_grad=True)
-    candidates, labels = Candidates(pair, hoi, torch.ones(len(pair)), torch.zeros_like(pair)), known(kind)
+    candidates = Candidates(pair, hoi, torch.ones(len(pair)), torch.zeros_like(pair))
+    labels = known(kind, candidates=candidates, pairs=pairs)
     loss = (
         phrases_loss(look, candidates, log_r, labels, tensor(0.07), 0.1)
         + mil_loss(logit, log_r, candidates, labels, **FOCAL)
-        + relatedness_loss(logit, log_r, candidates, labels.kind)
+        + relatedness_loss(logit, log_r, candidates, labels)
     )
     loss.backward()
     for leaf in (look, logit, log_r):
@@ -182,7 +183,7 @@ def test_extreme_logits_stay_finite():
     loss = (
         phrases_loss(look, CANDIDATES, log_r, labels, tensor(0.01), 0.1)
         + mil_loss(logit, log_r, CANDIDATES, labels, **FOCAL)
-        + relatedness_loss(logit, log_r, CANDIDATES, labels.kind)
+        + relatedness_loss(logit, log_r, CANDIDATES, labels)
     )
     loss.backward()
     assert torch.isfinite(loss)

@@ -15,6 +15,7 @@ from hoi_distill.stages.student.pairs.supervision.image_labels import (
     copied,
     teacher_labels,
 )
+from hoi_distill.stages.student.pairs.terms import Supervision
 from tests.fixtures.toy_cl_hoi import CONFIG, LabelledToy
 from tests.fixtures.toy_student import OBJECTS, VOCABULARY
 
@@ -26,7 +27,7 @@ def world() -> LabelledToy:
 
 def test_unlisted_interactions_are_ordinary_negatives(world, tmp_path):
     labels = teacher_labels(tmp_path / "labels", world.teacher_set())
-    target, kind, weight = vars(labels.of(np.array([3]))).values()
+    target, kind, weight = (table[[3]] for table in (labels.target, labels.kind, labels.weight))
     other = OBJECTS[world.hoi[3]] != OBJECTS
     assert (kind[0, other] == 0).all()
     assert (weight[0, other] == 1).all()
@@ -55,7 +56,8 @@ def test_labels_are_copied_to_every_pair_of_their_image(world, tmp_path):
     images, labels = image_table(tmp_path / "p", data.source, CONFIG), teacher_labels(tmp_path / "l", data)
     pools = Pools(np.empty(0, np.int64), np.arange(len(world.hoi)))
     terms = [ImageLabelTerm(labels, CONFIG.losses), CopiedLabelTerm(labels, alpha=0.5, gamma=0.2)]
-    batch = PairBatches(CONFIG, pools, images, TableMaps.of(data.source, CONFIG.views), terms)[0]
+    supervision = Supervision(terms, torch.from_numpy(data.valid()))
+    batch = PairBatches(CONFIG, pools, images, TableMaps.of(data.source, CONFIG.views), supervision)[0]
     assert set(batch.targets) == {"image_labels", "copied_labels"}  # no pair has a target of its own
     kinds, pairs = batch.targets["image_labels"].kind, batch.targets["copied_labels"].target
     assert torch.equal(pairs.nan_to_num(-1), copied(batch.regions, kinds).nan_to_num(-1))
