@@ -28,8 +28,7 @@ teacher-cache: $(READY) ## compute every teacher answer that CONFIG wants and th
 	$(BIN)/hoi-distill run $(CONFIG)
 
 train-student: $(READY) ## fill the cache, train the student of CONFIG, evaluate it and write its report
-	$(BIN)/hoi-distill run $(CONFIG)
-	$(BIN)/hoi-distill train $(CONFIG)
+	$(BIN)/hoi-distill train $(CONFIG) --fill
 
 experiments: $(READY) ## the whole matrix of students on the pico world (36 trainings; resumable)
 	$(BIN)/hoi-distill experiments configs/experiments.yaml

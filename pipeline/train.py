@@ -39,7 +39,9 @@ from hoi_distill.storage.files.atomic import link_atomically
 from hoi_distill.storage.files.lock import alone
 
 
-def train_student(workspace: Workspace, stop: threading.Event | None = None) -> Path:
+def train_student(
+    workspace: Workspace, stop: threading.Event | None = None, plans: Mapping[str, TablePlan] | None = None
+) -> Path:
     """Train, evaluate and report what is not done yet.
 
     Every step leaves a marker that names what it depends on. A second call with nothing changed does nothing. A call that
@@ -48,6 +50,7 @@ def train_student(workspace: Workspace, stop: threading.Event | None = None) -> 
     Args:
         workspace: the student's section, and the tables that it reads.
         stop: once set, the training is saved and ends.
+        plans: of all tables, if they are known.
 
     Returns:
         The run's folder.
@@ -57,7 +60,7 @@ def train_student(workspace: Workspace, stop: threading.Event | None = None) -> 
     """
     with Watch("looking at what the tables hold") as watch:
         check_student(workspace)
-        plans = plan_all(workspace)
+        plans = plan_all(workspace) if plans is None else plans
         resolved = resolve(workspace, plans)
         folder = workspace.config.runs / workspace.config.name / resolved.fingerprint[:12]
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,8 @@ from hoi_distill.stages.quantities import size
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
+    from hoi_distill.pipeline.planning.plan import TablePlan
+    from hoi_distill.pipeline.workspace import Workspace
     from hoi_distill.storage.cache import Cache
 
 
@@ -46,6 +49,32 @@ def plan(
         shared_rows(workspace.images)
 
 
+def shown_plans(workspace: Workspace, *, whole: bool, retry_failed: bool = False) -> Mapping[str, TablePlan]:
+    """Plan all tables before a run, and print what is to be done.
+
+    Args:
+        workspace: the tables.
+        whole: whether their rows are the whole dataset. Then the configuration is registered, so that ``gc`` keeps its tables.
+        retry_failed: empty the failure cells first.
+    """
+    from hoi_distill.pipeline.cli.show import plan_table, shared_rows
+    from hoi_distill.pipeline.filling.garbage import register
+    from hoi_distill.pipeline.filling.run import drop_failures
+    from hoi_distill.pipeline.training.binding import plan_all
+    from hoi_distill.pipeline.training.checks import check_student
+
+    check_student(workspace)
+    plans = plan_all(workspace)
+    if whole:
+        register(workspace, plans)
+    if retry_failed:
+        drop_failures(plans)
+        plans = plan_all(workspace)
+    plan_table(plans)
+    shared_rows(workspace.images)
+    return plans
+
+
 @in_every_folder("config", names_of_configuration)
 def run(
     config: ConfigFile,
@@ -59,25 +88,17 @@ def run(
     retry_failed: Annotated[bool, typer.Option(help="Empty the failure cells first and try them again.")] = False,
 ) -> None:
     """Fill the cache: compute every wanted cell that is empty, and nothing else."""
-    from hoi_distill.pipeline.cli.show import nothing_to_do, plan_table, run_summary, shared_rows
+    from hoi_distill.pipeline.cli.show import nothing_to_do, plan_table, run_summary
     from hoi_distill.pipeline.filling.garbage import register
-    from hoi_distill.pipeline.filling.run import choose_executor, drop_failures, fill
+    from hoi_distill.pipeline.filling.run import choose_executor, fill
     from hoi_distill.pipeline.training.binding import plan_all
-    from hoi_distill.pipeline.training.checks import check_student, rehearse_student
+    from hoi_distill.pipeline.training.checks import rehearse_student
     from hoi_distill.pipeline.workspace import prepare
 
     if executor not in (None, "ray", "inline"):
         raise UserError(f"--executor {executor}: there are ray and inline")
     workspace = prepare(config, overrides or (), limit=limit, rehash=rehash)
-    check_student(workspace)
-    plans = plan_all(workspace)
-    if limit is None:
-        register(workspace, plans)
-    if retry_failed:
-        drop_failures(plans)
-        plans = plan_all(workspace)
-    plan_table(plans)
-    shared_rows(workspace.images)
+    plans = shown_plans(workspace, whole=limit is None, retry_failed=retry_failed)
     if all(table_plan.complete() for table_plan in plans.values()):
         print(nothing_to_do(plans, workspace.config.cache))
         return

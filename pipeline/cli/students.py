@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,16 +19,63 @@ from hoi_distill.pipeline.config.whereabouts import (
 )
 from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
 
+if TYPE_CHECKING:
+    from hoi_distill.pipeline.planning.plan import TablePlan
+    from hoi_distill.pipeline.workspace import Workspace
+
 
 @in_every_folder("config", names_of_configuration)
-def train(config: ConfigFile, overrides: Overrides = None, limit: Limit = None) -> None:
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    limit: Limit = None,
+    fill: Annotated[bool, typer.Option("--fill", help="Fill the cache first, as `run` does.")] = False,
+) -> None:
     """Train the student from the cache, evaluate it and write its report. Never loads a teacher."""
     from hoi_distill.pipeline.train import train_student
     from hoi_distill.pipeline.workspace import prepare
 
     workspace = prepare(config, overrides or (), limit=limit)
+    plans = (
+        filled(workspace, ["run", str(config), *_as_options(overrides, limit)], whole=limit is None) if fill else None
+    )
     with stop_on_interrupt() as stop:
-        train_student(workspace, stop)
+        train_student(workspace, stop, plans)
+
+
+def filled(workspace: Workspace, command: Sequence[str], whole: bool) -> Mapping[str, TablePlan] | None:
+    """The plans of tables that are filled. Where one is not, a process of its own fills them, which leaves no teacher here.
+
+    Args:
+        workspace: the tables.
+        command: fills them.
+        whole: whether the tables are those of the whole dataset.
+
+    Returns:
+        None where cells were computed, so that the plans of before are none of now.
+
+    Raises:
+        typer.Exit: the command failed, with its code.
+    """
+    from hoi_distill.pipeline.cli.cache import shown_plans
+    from hoi_distill.pipeline.cli.show import nothing_to_do
+
+    plans = shown_plans(workspace, whole=whole)
+    if all(table_plan.complete() for table_plan in plans.values()):
+        print(nothing_to_do(plans, workspace.config.cache))
+        return plans
+    sys.stdout.flush()
+    with stop_on_interrupt():  # the child has the same signal, and ends by itself
+        code = subprocess.run([sys.executable, "-m", "hoi_distill", *command], check=False).returncode
+    if code:
+        raise typer.Exit(code if code > 0 else 128 - code)
+    return None
+
+
+def _as_options(overrides: Sequence[str] | None, limit: int | None) -> list[str]:
+    """The options of the command line again."""
+    of_limit = [] if limit is None else ["--limit", str(limit)]
+    return [*(part for override in overrides or () for part in ("--set", override)), *of_limit]
 
 
 @in_every_folder("matrix", names_of_matrix)
