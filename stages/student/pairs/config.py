@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated
 
 from pydantic import Field
 from typing_extensions import TypeVar
 
 from hoi_distill.stages.keys import Count, CountOrNone, Fraction, NotNegative, Positive, settings
+from hoi_distill.stages.student.method import LATER
+from hoi_distill.stages.student.training.options import Precision, TrainingOptions
 from hoi_distill.storage.errors import UserError
 
 
 @settings
-class PairsConfig:
+class PairsConfig(TrainingOptions):
     """What every student of detected boxes in pairs needs to know: which boxes, which views, how it is stepped through."""
 
     views: Annotated[tuple[str, ...], Field(min_length=1)] = ("original", "flip")
@@ -41,6 +44,7 @@ class PairsConfig:
     weight_decay: NotNegative = 1e-4
     warmup_steps: CountOrNone = 25
     clip_norm: Positive = 1.0
+    precision: Precision = field(default="no", metadata=LATER)
     seed: CountOrNone = 0
 
     # bookkeeping

@@ -18,8 +18,8 @@ from hoi_distill.stages.student.pairs.config import BOOKKEEPING, ConfigT
 from hoi_distill.stages.student.pairs.terms import PairOutput, Predictions, Term
 from hoi_distill.stages.student.training.components import FiniteCheck, named_images
 from hoi_distill.stages.student.training.loading import moved
-from hoi_distill.stages.student.training.loop import BatchSource, Loss, Step, Trainer, TrainingRun
-from hoi_distill.stages.student.training.optimization import ParameterGroup, WarmupCosine, parameter_groups
+from hoi_distill.stages.student.training.loop import BatchSource, Loss, Step, Trainer, TrainingRun, new_accelerator
+from hoi_distill.stages.student.training.optimization import ParameterGroup, WarmupCosine, adamw, parameter_groups
 from hoi_distill.stages.student.training.processes import ALONE, Processes
 from hoi_distill.stages.student.training.resume import run_name
 
@@ -91,7 +91,7 @@ class PairTraining(Generic[ConfigT]):
             extras: its ``report`` gets lines for people; its ``stop`` ends the training early.
         """
         (folder / "state").mkdir(parents=True, exist_ok=True)
-        accelerator = Accelerator(log_with="tensorboard", project_dir=folder)
+        accelerator = new_accelerator(config, folder, config.precision)
         run = TrainingRun(
             folder, run_name(config, BOOKKEEPING, data), extras.report, extras.stop, config.loader_workers
         )
@@ -139,7 +139,7 @@ class PairTraining(Generic[ConfigT]):
 
         return Trainer(
             model,
-            optimizer=torch.optim.AdamW(groups, foreach=True),
+            optimizer=adamw(groups, fused=config.fused_optimizer),
             batches=batches,
             loss=loss,
             schedule=WarmupCosine(config.steps, config.warmup_steps),

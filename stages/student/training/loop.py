@@ -17,6 +17,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import KwargsHandler
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from typing_extensions import override
@@ -27,6 +28,7 @@ from hoi_distill.stages.student.training.components import Component, Components
 from hoi_distill.stages.student.training.loading import batches_ahead, moved
 from hoi_distill.stages.student.training.metrics import MetricsLog, NonFiniteLoss, StepProgress
 from hoi_distill.stages.student.training.optimization import Schedule
+from hoi_distill.stages.student.training.options import Precision, TrainingOptions
 from hoi_distill.stages.student.training.processes import Processes
 from hoi_distill.stages.student.training.resume import load_state, save_state
 
@@ -69,6 +71,10 @@ class BatchSource(Dataset[BatchT_co]):
 
 class LoopConfig(Protocol):
     """What the loop reads of a method's configuration."""
+
+    @property
+    def compile(self) -> bool:
+        """Whether the network is compiled."""
 
     @property
     def seed(self) -> int:
@@ -146,6 +152,8 @@ class Trainer(Generic[Network]):
         state = run.folder / "state" / "latest.safetensors"
         rates = [group["lr"] for group in self.optimizer.param_groups]
         done, kept = load_state(state, self.model, self.optimizer, run.name, report=report)
+        if config.compile:
+            self.model.compile(dynamic=True)
         model, optimizer = accelerator.prepare(self.model, self.optimizer)
         components.load_state_dict(kept)
         log = MetricsLog(run.folder / "metrics.jsonl", done, accelerator, report)
@@ -219,6 +227,16 @@ class Trainer(Generic[Network]):
         """Whether this step is the last one for now. Several processes agree at logged steps: they have to wait for it."""
         asked, processes = self.run.stop is not None and self.run.stop.is_set(), Processes.of(self.accelerator)
         return processes.any(asked) if processes.number == 1 or step.logged else False
+
+
+def new_accelerator(
+    options: TrainingOptions, folder: Path, precision: Precision, *handlers: KwargsHandler
+) -> Accelerator:
+    """Of this process among those of a launcher, with the configured arithmetic, logging into the run's folder."""
+    torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
+    return Accelerator(
+        mixed_precision=precision, log_with="tensorboard", project_dir=folder, kwargs_handlers=list(handlers)
+    )
 
 
 def finish(student: Student, run_dir: Path, accelerator: Accelerator) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 Schedule = Callable[[int], float]
@@ -34,6 +35,11 @@ class WarmupCosine:
 
 ParameterGroup = dict[str, Any]
 """Parameters of an optimizer with options of their own: ``params``, ``lr``, ``weight_decay``."""
+
+
+def adamw(groups: Sequence[ParameterGroup], *, fused: bool) -> torch.optim.AdamW:
+    """The optimizer of every student. Each group has its learning rate and decay."""
+    return torch.optim.AdamW(list(groups), fused=True) if fused else torch.optim.AdamW(list(groups), foreach=True)
 
 
 def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> list[ParameterGroup]:

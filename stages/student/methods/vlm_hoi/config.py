@@ -18,6 +18,7 @@ from hoi_distill.stages.keys import Count, CountOrNone, Fraction, NotNegative, P
 from hoi_distill.stages.student.method import LATER
 from hoi_distill.stages.student.methods.vlm_hoi.loss_config import Costs, ItmConfig, LossWeights
 from hoi_distill.stages.student.methods.vlm_hoi.model_config import MurenConfig
+from hoi_distill.stages.student.training.options import Precision, TrainingOptions
 from hoi_distill.storage.errors import UserError, nearest, placed
 
 FOREIGN_WEIGHTS = ("*.pth", "*.pt")
@@ -82,7 +83,7 @@ def _of_f7(given: Any) -> Any:
 
 
 @settings
-class VlmHoiConfig:
+class VlmHoiConfig(TrainingOptions):
     """MUREN's hyper-parameters and the terms distilled from image-text matching."""
 
     # what is distilled
@@ -127,7 +128,7 @@ class VlmHoiConfig:
     unlabelled_per_step: CountOrNone = 16
     ema: Rate = 0.0
     """Decay of the moving average of the weights that is saved and evaluated; 0: the weights themselves."""
-    precision: Literal["no", "fp16", "bf16"] = "no"
+    precision: Precision = "no"
     seed: CountOrNone = 0
 
     # bookkeeping

@@ -27,9 +27,9 @@ from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren, MurenOutput
 from hoi_distill.stages.student.methods.vlm_hoi.student import VlmHoiStudent
 from hoi_distill.stages.student.methods.vlm_hoi.teacher_scores import ItmSupervision, itm_supervision
 from hoi_distill.stages.student.training.components import Ema, FiniteCheck, named_images
-from hoi_distill.stages.student.training.loop import Step, Trainer, TrainingRun, finish
+from hoi_distill.stages.student.training.loop import Step, Trainer, TrainingRun, finish, new_accelerator
 from hoi_distill.stages.student.training.metrics import NonFiniteLoss
-from hoi_distill.stages.student.training.optimization import ParameterGroup
+from hoi_distill.stages.student.training.optimization import ParameterGroup, adamw
 from hoi_distill.stages.student.training.processes import Processes
 from hoi_distill.stages.student.training.resume import run_name
 from hoi_distill.storage.errors import placed
@@ -52,7 +52,9 @@ def train(
     """
     # The stream.
     (run_dir / "state").mkdir(parents=True, exist_ok=True)
-    accelerator = new_accelerator(config, run_dir)
+    # a backbone may have stages beyond the one that is read
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = new_accelerator(config, run_dir, config.precision, ddp)
     rank, world = accelerator.process_index, accelerator.num_processes
     with accelerator.main_process_first():
         supervision = itm_supervision(config, data, run_dir / "state")
@@ -76,7 +78,7 @@ def train(
     # Forward, loss, step, save.
     trainer = Trainer(
         model,
-        optimizer=torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.weight_decay, foreach=True),
+        optimizer=adamw(parameter_groups(model, config), fused=config.fused_optimizer),
         batches=batches,
         loss=StepLoss(config, batches, supervision, accelerator),
         schedule=lambda step: DROP if batches.epochs(step) >= config.drop_epoch else 1.0,
@@ -100,17 +102,6 @@ def train(
     )
     finish(student, run_dir, accelerator)
     return student
-
-
-def new_accelerator(config: VlmHoiConfig, run_dir: Path) -> Accelerator:
-    """Of this process among those of a launcher, with the configured precision, logging into the run's folder."""
-    return Accelerator(
-        mixed_precision=config.precision,
-        log_with="tensorboard",
-        project_dir=run_dir,
-        # a backbone may have stages beyond the one that is read
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
 
 
 def new_network(config: VlmHoiConfig, vocabulary: Vocabulary) -> tuple[Muren, LoadReport]:
@@ -171,8 +162,11 @@ def parameter_groups(model: Muren, config: VlmHoiConfig) -> list[ParameterGroup]
     """The parameters that learn, those of the backbone at a rate of their own."""
     own = {id(parameter) for parameter in model.backbone.parameters()}
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    rest = {"params": [p for p in learning if id(p) not in own], "lr": config.learning_rate}
-    backbone = {"params": [p for p in learning if id(p) in own], "lr": config.backbone_learning_rate}
+    decay = config.weight_decay
+    rest = {"params": [p for p in learning if id(p) not in own], "lr": config.learning_rate, "weight_decay": decay}
+    backbone = {
+        "params": [p for p in learning if id(p) in own], "lr": config.backbone_learning_rate, "weight_decay": decay,
+    }  # fmt: skip
     return [group for group in (rest, backbone) if group["params"]]
 
 

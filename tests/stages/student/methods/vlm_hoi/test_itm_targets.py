@@ -26,6 +26,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import (
     sentence_mean,
     verb_auc,
 )
+from hoi_distill.stages.student.training.loading import moved
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.toy_student import VOCABULARY, Toy
 
@@ -102,7 +103,7 @@ def test_verbs_of_an_object_are_gathered_by_image_and_object():
     for name in ("log_odds", "soft", "centred"):
         one, all_ = getattr(here, name), getattr(everywhere, name)
         torch.testing.assert_close(all_[rows, things], one, equal_nan=True, rtol=0, atol=0)
-    assert isinstance(scores.to("cpu"), ItmScores)
+    assert isinstance(moved(scores, "cpu"), ItmScores)
 
 
 def test_a_missing_row_or_cell_is_an_error_that_names_it():
