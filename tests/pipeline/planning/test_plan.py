@@ -101,7 +101,7 @@ def test_counts_are_remembered_until_something_changes(album, monkeypatch):
     def says(many: int) -> list[dict]:
         with monkeypatch.context() as patch:
             patch.setattr(planning, "MANY", many)
-            return [made.as_json() for made in plan_of(album.setup()).values()]
+            return [made.as_json() for made in plan_of(album.workspace()).values()]
 
     def check(*changed: str) -> None:
         truth = says(1 << 62)
@@ -112,20 +112,20 @@ def test_counts_are_remembered_until_something_changes(album, monkeypatch):
         assert says(0) == truth
         assert merges == []
 
-    run(album.setup())
+    run(album.workspace())
     check("scores", "signs")
     paint(album.folder / "new.png", 99)
     check("scores", "signs")
-    run(album.setup())
+    run(album.workspace())
     check("scores", "signs")
     album.ask("abcd")
     check("scores", "signs")
-    scores = plan_of(album.setup())["scores"].table
+    scores = plan_of(album.workspace())["scores"].table
     flip_byte(min((scores.dir / "shards").iterdir()))
     check("scores")
     check_table(scores)
     check("scores")
-    run(album.setup())
+    run(album.workspace())
     check("scores", "signs")
     min((scores.dir / "shards").iterdir()).unlink()
     check("scores")
@@ -134,20 +134,20 @@ def test_counts_are_remembered_until_something_changes(album, monkeypatch):
 def test_counts_are_remembered_of_a_stage_that_wants_only_some_cells(album, monkeypatch):
     album.config["tables"]["signs"]["stage"] = "toy_chosen"
     album.ask("abcdefgh")
-    run(album.setup())
-    truth = plan_of(album.setup())["signs"].as_json()
+    run(album.workspace())
+    truth = plan_of(album.workspace())["signs"].as_json()
     monkeypatch.setattr(planning, "MANY", 0)
     assert 0 < truth["wanted"] < 6 * 8
-    assert [plan_of(album.setup())["signs"].as_json() for _ in range(2)] == [truth, truth]
+    assert [plan_of(album.workspace())["signs"].as_json() for _ in range(2)] == [truth, truth]
 
 
 def test_counts_are_not_remembered_beside_a_record_that_cannot_be_read(album, monkeypatch, caplog):
-    run(album.setup())
-    flip_byte(min((plan_of(album.setup())["scores"].table.dir / "commits").iterdir()))
+    run(album.workspace())
+    flip_byte(min((plan_of(album.workspace())["scores"].table.dir / "commits").iterdir()))
     monkeypatch.setattr(planning, "MANY", 0)
     for _ in range(2):
         caplog.clear()
-        plan_of(album.setup())
+        plan_of(album.workspace())
         assert "until then it counts as none" in caplog.text
 
 
