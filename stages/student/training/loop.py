@@ -73,10 +73,6 @@ class LoopConfig(Protocol):
     """What the loop reads of a method's configuration."""
 
     @property
-    def compile(self) -> bool:
-        """Whether the network is compiled."""
-
-    @property
     def seed(self) -> int:
         """Seed of a step's random numbers, together with its number."""
 
@@ -152,8 +148,6 @@ class Trainer(Generic[Network]):
         state = run.folder / "state" / "latest.safetensors"
         rates = [group["lr"] for group in self.optimizer.param_groups]
         done, kept = load_state(state, self.model, self.optimizer, run.name, report=report)
-        if config.compile:
-            self.model.compile(dynamic=True)
         model, optimizer = accelerator.prepare(self.model, self.optimizer)
         components.load_state_dict(kept)
         log = MetricsLog(run.folder / "metrics.jsonl", done, accelerator, report)

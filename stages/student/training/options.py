@@ -16,8 +16,6 @@ Precision = Literal["no", "fp16", "bf16"]
 class TrainingOptions:
     """Keys of every student that trade last bits for speed. A training with a default is the training of before."""
 
-    compile: bool = field(default=False, metadata=LATER)
-    """The network is compiled (``torch.compile``, for shapes that change). The first steps take minutes."""
     fused_optimizer: bool = field(default=False, metadata=LATER)
     """AdamW as one kernel, with another rounding."""
     tf32: bool = field(default=False, metadata=LATER)

@@ -15,7 +15,7 @@ from hoi_distill.stages.student.methods.pair_classifier.train import train
 from tests.fixtures import toy_link
 from tests.fixtures.toy_student import Toy
 
-OPTIONS = {"compile": True, "fused_optimizer": True, "tf32": True, "precision": "bf16"}
+OPTIONS = {"fused_optimizer": True, "tf32": True, "precision": "bf16"}
 
 
 @pytest.mark.parametrize("method", ["pair_classifier", "link", "cl_hoi", "vlm_hoi"])
