@@ -47,7 +47,7 @@ def test_images_are_rendered(browser: Chromium, pages: dict[str, Path]):
     assert min(sizes) > 0
     browser.open(pages["report"], 390)
     drawn = browser.run(
-        "Promise.all([...document.querySelectorAll('svg.image image')].map(i => {"
+        "Promise.all([...document.querySelectorAll('svg.picture image')].map(i => {"
         "const p = new Image(); p.src = i.getAttribute('href');"
         "return p.decode().then(() => [p.naturalWidth, i.getBoundingClientRect().width]) }))"
     )
