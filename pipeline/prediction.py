@@ -88,14 +88,19 @@ def named_files(given: Sequence[Path]) -> dict[str, Path]:
     """The image files by their names: a file's own, an image's path below a folder that was given.
 
     Raises:
-        UserError: a file that is missing, or two images of one name.
+        UserError: a file that is missing, a folder without images, or two images of one name.
     """
     found: dict[str, Path] = {}
     for path in given:
-        below = {name: path / file for name, file in images_below(path).items()} if path.is_dir() else {}
-        if not below and not path.exists():
-            raise UserError(f"{path}: cannot be read: No such file or directory")
-        for name, file in (below or {readable(path.name): path}).items():
+        if path.is_dir():
+            here = {name: path / file for name, file in images_below(path).items()}
+        else:
+            here = {readable(path.name): path}
+        if not here:
+            raise UserError(f"{path}: no images in this folder")
+        for name, file in here.items():
+            if not file.exists():
+                raise UserError(f"{file}: cannot be read: No such file or directory")
             if name in found:
                 raise UserError(f"{name}: two images of this name; predict them in two calls")
             found[name] = file

@@ -135,3 +135,9 @@ def test_two_images_of_one_name_are_refused(checkpoint, tmp_path):
     given = [image(tmp_path / "one/a.jpg", 1), image(tmp_path / "other/a.jpg", 2)]
     with pytest.raises(UserError, match=r"^a.jpg: two images of this name"):
         predict_images(checkpoint, given, tmp_path / "out", threshold=0.5)
+
+
+def test_a_folder_without_images_is_one_line(checkpoint, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: no images in this folder$"):
+        predict_images(checkpoint, [tmp_path / "empty"], tmp_path / "out", threshold=0.5)
