@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import stat
+import sys
 import tempfile
 import threading
 import time
@@ -23,7 +24,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import hoi_distill
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files import owner
 from hoi_distill.workers.task import Workload
@@ -302,7 +302,7 @@ def attached_ray(address: str) -> Iterator[None]:
         with _in_time(mend):
             ray.init(
                 address=address,
-                runtime_env={"py_modules": list(hoi_distill.__path__), "excludes": ["**/__pycache__"]},
+                runtime_env={"py_modules": list(sys.modules["hoi_distill"].__path__), "excludes": ["**/__pycache__"]},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
