@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
 
+from hoi_distill.pipeline.config.whereabouts import home_of, names_of_checkpoint
 from hoi_distill.pipeline.filling.run import refuse_absent
 from hoi_distill.pipeline.graph.builder import build_stage
 from hoi_distill.pipeline.hoi_result import HOIResult
@@ -269,7 +270,9 @@ def own_stage(
         counted = "vocabulary" if identity["stage"] == "ground_truth_boxes" else made.get("categories") or "coco"
         kind, parameters = "detections_file", {"path": str(detections), "categories": counted}
     else:
-        kind, parameters = said_stage(checkpoint, role, identity)
+        kind, given = said_stage(checkpoint, role, identity)
+        relative = [name for name in names_of_checkpoint(checkpoint) if not Path(name).expanduser().is_absolute()]
+        parameters = in_folder(given, home_of(checkpoint, relative))
     with tempfile.TemporaryDirectory() as scratch:
         memory = DigestMemory(Path(scratch) / "digests.sqlite")
         context = StageContext(student.vocabulary, {"test": annotations}, memory.digests)
@@ -282,6 +285,22 @@ def own_stage(
             f"they differ in {', '.join(changed)}; restore {parameters.get('checkpoint', kind)}"
         )
     return stage
+
+
+def in_folder(parameters: Any, home: Path) -> Any:
+    """A stage's parameters, in which paths that lie in a folder are absolute.
+
+    Args:
+        parameters: any nesting of dicts and lists.
+        home: the folder in which relative paths are read.
+    """
+    if isinstance(parameters, dict):
+        return {key: in_folder(value, home) for key, value in parameters.items()}
+    if isinstance(parameters, list):
+        return [in_folder(value, home) for value in parameters]
+    if isinstance(parameters, str) and "/" in parameters and (home / parameters).exists():
+        return str(home / parameters)
+    return parameters
 
 
 def said_stage(checkpoint: Path, role: str, identity: Any) -> tuple[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,7 +17,10 @@ import pytest
 from PIL import Image
 
 from hoi_distill import HOIDetector, HOIResult
+from hoi_distill.pipeline.filling.run import fill_cache
 from hoi_distill.pipeline.prediction import predict_images
+from hoi_distill.pipeline.train import train_student
+from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.stages.student.methods.vlm_hoi.config import network_config
 from hoi_distill.stages.student.methods.vlm_hoi.muren import Muren
 from hoi_distill.stages.student.methods.vlm_hoi.student import VlmHoiStudent
@@ -113,6 +117,21 @@ def test_what_is_no_image_is_one_line(checkpoint, given, said):
     with pytest.raises(UserError, match=said) as refusal:
         HOIDetector.from_pretrained(checkpoint, device="cpu")(given)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.slow
+def test_a_student_finds_its_detector_and_encoder_from_any_folder(pico_run, monkeypatch, tmp_path):
+    config, world = pico_run
+    root = Path.cwd()
+    workspace = prepare(config, ["workers.executor=inline", f"runs={root / 'runs' / tmp_path.name}"])
+    fill_cache(workspace)
+    run = train_student(workspace)
+    try:
+        monkeypatch.chdir(tmp_path)
+        image = next((world / "images/test2015").iterdir())
+        assert HOIDetector.from_pretrained(run / "checkpoint", device="cpu")(image).image.size[0] > 0
+    finally:
+        shutil.rmtree(root / "runs" / tmp_path.name)
 
 
 def test_other_devices_and_checkpoints_are_one_line(checkpoint, tmp_path):
