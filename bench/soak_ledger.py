@@ -32,8 +32,8 @@ def report_commits(send: Send) -> None:
     """From now on every commit of this process is sent, once it is durable."""
     real = Table.commit
 
-    def commit(self: Table, block: CellBlock, values: Any, provenance: Any = None) -> Any:
-        done = real(self, block, values, provenance)
+    def commit(self: Table, block: CellBlock, *given: Any, **more: Any) -> Any:
+        done = real(self, block, *given, **more)
         payload = None if done.payload is None else Path(done.payload).name
         cells = CellSelection(block.row_ids.copy(), tuple(block.columns), block.inputs)
         send(Committed(self.dir.name, done.name, payload, cells, block.valid.copy()))

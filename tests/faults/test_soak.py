@@ -56,7 +56,8 @@ PLANTED = {
     "wrong_after_the_end": (
         "import hoi_distill.storage.table as t; commit = t.Table.commit; "
         "from dataclasses import replace; "
-        "t.Table.commit = lambda self, block, *a: commit(self, replace(block, row_ids=block.row_ids[::-1].copy()), *a)"
+        "t.Table.commit = lambda self, block, *a, **k: "
+        "commit(self, replace(block, row_ids=block.row_ids[::-1].copy()), *a, **k)"
     ),
     "tracebacks": "import hoi_distill.storage.check; hoi_distill.storage.check.check_table = lambda *_: 1 / 0",
     "need_a_human": (
