@@ -12,14 +12,13 @@ import resource
 import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.peers.environments import environment
 from hoi_distill.storage.file_digests import DigestMemory
 
-ENVIRONMENTS = Path(".peers")
 PER_FOLDER, PER_BLOCK = 10_000, 2048
 SNAKEFILE = """
 blocks = range(0, {files}, {block})
@@ -91,15 +90,11 @@ def _write_files(root: Path, files: int) -> list[str]:
 
 def _installed(name: str, measure: Callable[[Path], Peer]) -> Peer:
     """What a tool took, in its own environment, which is built where it is not there yet."""
-    tool = ENVIRONMENTS.absolute() / name / "bin" / name
-    if not tool.exists():
-        venv.create(tool.parents[1], with_pip=True, clear=True)
-        command = [str(tool.parent / "python"), "-m", "pip", "install", "--quiet", name]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode or not tool.exists():
-            return Peer(name, 0, None, _last_line(done.stderr))
+    own = environment(name)
+    if own.python is None:
+        return Peer(name, 0, None, own.reason)
     try:
-        return measure(tool)
+        return measure(Path(own.python).with_name(name))
     except subprocess.CalledProcessError as error:
         return Peer(name, 0, None, _last_line(error.stderr))
 

@@ -20,8 +20,10 @@ REQUIREMENTS = {
     "webdataset": "webdataset",
     "lance": "pylance",
     "hf_datasets": "datasets",
+    "dvc": "dvc",
+    "snakemake": "snakemake",
 }
-"""What each format of the runner needs beside numpy. Formats that are not here need only what this project has."""
+"""What each format of the runner needs beside numpy, and the tools that plan. Others need only what this project has."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Environment:
 
 
 def environment(name: str) -> Environment:
-    """The environment of a format, built where it is not there yet."""
+    """The environment of a format or a tool, built where it is not there yet."""
     if name not in REQUIREMENTS:
         return Environment(sys.executable)
     folder, requirement = (FOLDER / name).absolute(), REQUIREMENTS[name]

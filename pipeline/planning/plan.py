@@ -8,7 +8,6 @@ merges nothing. Nothing here opens a payload, loads a teacher or knows what an i
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +21,7 @@ from hoi_distill.pipeline.planning.history import bytes_of, new_table, per_cell,
 from hoi_distill.stages.stage import Stage, fingerprint_record
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.cell_state import State
-from hoi_distill.storage.digests import as_rows, canonical_json, combine64, fingerprint
+from hoi_distill.storage.digests import as_rows, canonical_json, combine64, content_name_of, fingerprint
 from hoi_distill.storage.file_digests import DigestMemory
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.table import Table
@@ -370,12 +369,11 @@ def remembered_tally(table_plan: TablePlan, table: Table, memory: DigestMemory) 
         sound = table.held() == held and not table.broken_records()
         return json.dumps(asdict(fresh[0])) if sound else ""
 
-    named = hashlib.blake2b(held, digest_size=16)
-    named.update(canonical_json([table.fingerprint, *table_plan.columns]))
+    parts: list[bytes | memoryview] = [held, canonical_json([table.fingerprint, *table_plan.columns])]
     for array in (table_plan.cells.row_ids, table_plan.cells.inputs, table_plan.cells.wanted, table_plan.known):
-        named.update(canonical_json(None if array is None else [array.dtype.str, *array.shape]))
-        named.update(b"" if array is None else array.ravel().view(np.uint8).data)
-    (text,) = memory.derived_all(as_rows([named.digest()]), "counts 1", make)
+        parts.append(canonical_json(None if array is None else [array.dtype.str, *array.shape]))
+        parts.append(b"" if array is None else array.ravel().view(np.uint8).data)
+    (text,) = memory.derived_all(as_rows([bytes.fromhex(content_name_of(parts))]), "counts 1", make)
     return fresh[0] if fresh else Tally(**json.loads(text))
 
 
