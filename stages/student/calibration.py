@@ -40,6 +40,10 @@ class Platt:
         return asdict(self)
 
 
+UNCALIBRATED = Platt(1.0, 0.0, 0, 0)
+"""The teacher's own probability of a match."""
+
+
 def match_log_odds(itm: np.ndarray) -> npt.NDArray[np.float32]:
     """float16 ``[..., 2]`` raw ITM logits (z0 no match, z1 match) to float32 ``[...]`` log-odds of a match."""
     return itm[..., 1].astype(np.float32) - itm[..., 0].astype(np.float32)

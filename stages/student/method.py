@@ -101,8 +101,8 @@ NOTHING = Extras()
 LATER = {"later": True}
 """Marks a key that a method got later: ``key: Rate = field(default=0.0, metadata=LATER)``.
 
-The default is what the method did before it had the key. It is a plain value, no factory. A training with the default keeps
-its fingerprint. Without the mark a new key gives every training of the method another fingerprint.
+The default is what the method did before it had the key. It is a plain value or a frozen record, no factory. A training with the
+default keeps its fingerprint. Without the mark a new key gives every training of the method another fingerprint.
 """
 
 

@@ -29,9 +29,21 @@ def image_table(
     return ImageTable.open_or_build(folder, len(source), images())
 
 
-def training_images(folder: Path, data: TrainingSet, config: PairsConfig) -> ImageTable:
-    """The image table of a training set. Raises UserError when it holds nothing to train on."""
+def training_images(folder: Path, data: TrainingSet, config: PairsConfig, *, unlabelled: bool = False) -> ImageTable:
+    """The image table of a training set.
+
+    Args:
+        folder: keeps the table.
+        data: the training set.
+        config: the method's parameters.
+        unlabelled: whether images without annotations suffice to train on.
+
+    Raises:
+        UserError: the table holds nothing to train on.
+    """
     images = image_table(folder, data.source, config, data)
-    if not (images.usable() & data.labelled).any():
-        raise UserError("nothing to train on: no labelled image has a person and another instance detected")
+    usable = images.usable() & (data.labelled | unlabelled)
+    if not usable.any():
+        which = "no image" if unlabelled else "no labelled image"
+        raise UserError(f"nothing to train on: {which} has a person and another instance detected")
     return images

@@ -31,7 +31,7 @@ class LinkBatches(PairBatches):
         supervision: Supervision,
         share: Share = Share(),  # noqa: B008  immutable
     ) -> None:
-        pools = Pools.of(images, data.labelled, unlabelled=config.kd.on and config.kd.unlabelled)
+        pools = Pools.of(images, data.labelled, unlabelled=config.uses_unlabelled)
         maps = TableMaps.of(data.source, config.views)
         super().__init__(config, pools, images, maps, supervision, source=data.source, share=share)
         self.link, self.data = config, data

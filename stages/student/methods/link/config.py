@@ -7,9 +7,10 @@ from dataclasses import field
 from typing_extensions import override
 
 from hoi_distill.stages.keys import Count, Fraction, Positive, settings
+from hoi_distill.stages.student.method import LATER
 from hoi_distill.stages.student.methods.link.network_config import LinkNetworkConfig
 from hoi_distill.stages.student.pairs.config import PairsConfig
-from hoi_distill.stages.student.pairs.supervision.config import KdConfig
+from hoi_distill.stages.student.pairs.supervision.config import KdConfig, SoftLabelConfig, TextLabelConfig
 from hoi_distill.storage.errors import UserError
 
 
@@ -23,6 +24,8 @@ class LinkConfig(PairsConfig):
 
     network: LinkNetworkConfig = field(default_factory=LinkNetworkConfig)
     kd: KdConfig = field(default_factory=KdConfig)
+    soft_labels: SoftLabelConfig = field(default=SoftLabelConfig(), metadata=LATER)
+    text_labels: TextLabelConfig = field(default=TextLabelConfig(), metadata=LATER)
     box_jitter: Fraction = 0.0
     """Standard deviation by which each edge of a box moves at each step, as a share of the box's side; annotated pairs
     are associated anew. A teacher's logits and queries belong to the boxes as they were detected, so jitter excludes
@@ -34,6 +37,11 @@ class LinkConfig(PairsConfig):
 
     # optimisation
     clip_norm: Positive = 0.1
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        """Whether images without annotations are learnt from."""
+        return (self.kd.on and self.kd.unlabelled) or self.soft_labels.unlabelled or self.text_labels.unlabelled
 
     @override
     def __post_init__(self) -> None:

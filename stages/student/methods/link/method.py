@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from typing_extensions import override
 
 from hoi_distill.stages.student.method import Needs
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from hoi_distill.stages.data.vocabulary import Vocabulary
     from hoi_distill.stages.student.methods.link.teacher_stages import TrainedTeacher
 
+SOURCES = {"soft_labels": "cached image-text-matching scores", "text_labels": "labels from the teacher's text"}
 LEVELS = {"logit": "logits", "query": "queries", "map": "maps"}
 
 
@@ -29,6 +31,11 @@ class LinkMethod(PairMethod[LinkConfig]):
     def needs(self, config: LinkConfig, vocabulary: Vocabulary) -> Needs:
         kd = config.kd
         teachers: dict[str, Columns] = dict.fromkeys(kd.tables, config.views)
+        if config.soft_labels.used:
+            # An answer about no_interaction is none, so soft labels leave it out; annotations still teach it.
+            teachers["itm"] = tuple(vocabulary.prompt(hoi) for hoi in np.flatnonzero(vocabulary.actions()).tolist())
+        if config.text_labels.used:
+            teachers["labels"] = ("value",)
         written = {
             **dict.fromkeys(kd.pairs if kd.reads_pairs else (), ("kd.pairs", "link_pairs")),
             **dict.fromkeys(kd.maps if kd.reads_maps else (), ("kd.maps", "link_maps")),
@@ -36,17 +43,23 @@ class LinkMethod(PairMethod[LinkConfig]):
         return Needs(
             {"detections": None, "features": config.views, **teachers},
             {"detections": None, "features": config.views[:1]},
+            where_asked=("itm",),
             text=True,
-            unlabelled=kd.on and kd.unlabelled,
+            unlabelled=config.uses_unlabelled,
             stages=written,
         )
 
     @override
     def distilled(self, config: LinkConfig, labelled: int, unlabelled: int) -> dict[str, int]:
-        if not config.kd.on:
-            return {}
-        others = {"kd.unlabelled: true": unlabelled if config.unlabelled_per_step else 0}
-        return {"kd": labelled, **(others if config.kd.unlabelled else {})}
+        others, found = unlabelled if config.unlabelled_per_step else 0, {}
+        if config.kd.on:
+            found["kd"] = labelled
+            if config.kd.unlabelled:
+                found["kd.unlabelled: true"] = others
+        for key in ("soft_labels", "text_labels"):
+            if (term := getattr(config, key)).used:
+                found[f"{key}.on: {term.on}"] = term.count(labelled, others)
+        return found
 
     @override
     def pair_teacher(
@@ -57,6 +70,9 @@ class LinkMethod(PairMethod[LinkConfig]):
 
         if config.kd.reads_pairs or config.kd.reads_maps:
             raise UserError("kd: a pair teacher learns from annotations alone; set its weights to 0")
+        for key in ("soft_labels", "text_labels"):
+            if getattr(config, key).used:
+                raise UserError(f"{key}: a pair teacher learns from annotations alone; set on: none")
         channels, *grid = maps
         LinkShape(channels, None, config.network)
         return TrainedTeacher(name, detections, features, config.network.width, (grid[0], grid[1]))
@@ -70,4 +86,9 @@ class LinkMethod(PairMethod[LinkConfig]):
             words += f", with {levels} of {teachers} pair teacher{'s' if teachers > 1 else ''} on every pair"
             if config.kd.unlabelled:
                 words += f" of these and of {unlabelled:,} images without annotations"
+        for term, source in SOURCES.items():
+            chosen = getattr(config, term)
+            if chosen.used:
+                images = {"labelled": "the same images", "unlabelled": f"{unlabelled:,} images without annotations"}
+                words += f", with {source} of {images.get(chosen.on, 'all images')}"
         return f"{words}. Looks through the teacher's cached feature maps"

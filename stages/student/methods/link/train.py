@@ -8,6 +8,7 @@ A killed training goes on as :mod:`hoi_distill.stages.student.training.loop` say
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,9 +21,13 @@ from hoi_distill.stages.student.methods.link.config import LinkConfig
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
 from hoi_distill.stages.student.methods.link.student import LinkStudent, allowed, verbs
+from hoi_distill.stages.student.pairs.instances import ImageTable
 from hoi_distill.stages.student.pairs.prepare import training_images
 from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
+from hoi_distill.stages.student.pairs.supervision.config import ImageLabelLossConfig
 from hoi_distill.stages.student.pairs.supervision.dense_distillation import DenseDistillation
+from hoi_distill.stages.student.pairs.supervision.image_labels import ImageLabelTerm, teacher_labels
+from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabelTerm, itm_soft_labels
 from hoi_distill.stages.student.pairs.terms import Supervision, Term
 from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
 from hoi_distill.stages.student.training.loop import finish
@@ -40,8 +45,8 @@ def train(config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras =
     accelerator = training.accelerator
     valid = torch.from_numpy(allowed(config, data.vocabulary))
     with accelerator.main_process_first():
-        images = training_images(run_dir / "state" / "pictures", data, config)
-    terms = terms_of(config, data, valid)
+        images = training_images(run_dir / "state" / "pictures", data, config, unlabelled=config.uses_unlabelled)
+        terms = [*terms_of(config, data, valid), *image_terms_of(config, data, images, run_dir / "state")]
     supervision = Supervision(terms, valid & torch.from_numpy(data.seen))
     batches = LinkBatches(config, data, images, supervision, training.share)
 
@@ -59,7 +64,7 @@ def train(config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras =
 
 
 def terms_of(config: LinkConfig, data: TrainingSet, valid: Tensor) -> list[Term]:
-    """Annotated pairs of labelled images at every decoder layer, and the teachers' outputs on all pairs.
+    """What is said of single pairs: annotations, at every decoder layer, and the pair teachers' outputs.
 
     Args:
         config: the method's parameters.
@@ -69,3 +74,28 @@ def terms_of(config: LinkConfig, data: TrainingSet, valid: Tensor) -> list[Term]
     alpha, gamma = config.focal_alpha, config.focal_gamma
     annotations = AnnotationTerm(data.labelled, len(data.vocabulary.hois), alpha=alpha, gamma=gamma)
     return [annotations, DenseDistillation(config.kd, data, valid)] if config.kd.on else [annotations]
+
+
+def image_terms_of(config: LinkConfig, data: TrainingSet, images: ImageTable, folder: Path) -> list[Term]:
+    """What a teacher says of whole images: matching scores, and labels from its text.
+
+    Args:
+        config: the method's parameters.
+        data: the training set.
+        images: the instances and pairs of all images.
+        folder: keeps what is read of tables once.
+
+    Raises:
+        UserError: no labelled image has a pair, so that matching scores cannot be calibrated.
+    """
+    terms: list[Term] = []
+    if (soft := config.soft_labels).used:
+        distilled = soft.rows(data.labelled) & images.usable()
+        labels = itm_soft_labels(folder / "itm.npy", data, images, distilled, calibrated=soft.calibrated)
+        terms.append(SoftLabelTerm(labels, soft.weight, soft.ramp))
+    if (text := config.text_labels).used:
+        table = teacher_labels(folder / "labels", data)
+        told = replace(table, known=table.known & text.rows(data.labelled))
+        losses = ImageLabelLossConfig(contrastive=0.0, mil=text.weight, relatedness=0.0)
+        terms.append(ImageLabelTerm(told, losses, text.ramp))
+    return terms

@@ -4,8 +4,59 @@ from __future__ import annotations
 
 from typing import Literal
 
-from hoi_distill.stages.keys import Fraction, NotNegative, Positive, settings
+import numpy as np
+
+from hoi_distill.stages.keys import CountOrNone, Fraction, NotNegative, Positive, settings
 from hoi_distill.storage.errors import UserError
+
+Images = Literal["none", "labelled", "unlabelled", "both"]
+"""Training images by whether they have annotations."""
+
+
+@settings
+class ImageSupervision:
+    """A teacher's word on whole images: for which of them it counts, and how strongly."""
+
+    on: Images = "none"
+    """The images whose labels are distilled."""
+    weight: NotNegative = 1.0
+    """Weight of the term; 0: as ``on: none``."""
+    ramp: CountOrNone = 200
+    """Steps over which the weight grows from 0. A label of a whole image is shared out among its pairs by what the student
+    believes already, so it should first have learnt from annotated pairs."""
+
+    @property
+    def used(self) -> bool:
+        """Whether anything is distilled."""
+        return self.on != "none" and self.weight > 0
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether images without annotations are distilled on."""
+        return self.used and self.on != "labelled"
+
+    def rows(self, labelled: np.ndarray) -> np.ndarray:
+        """bool ``[N]``, the images that are distilled on, of those that are labelled (bool ``[N]``)."""
+        chosen = {"labelled": labelled, "unlabelled": ~labelled, "both": np.ones_like(labelled)}
+        return chosen[self.on] if self.used else np.zeros_like(labelled)
+
+    def count(self, labelled: int, unlabelled: int) -> int:
+        """How many images are distilled on, of so many with and without annotations."""
+        return {"labelled": labelled, "unlabelled": unlabelled, "both": labelled + unlabelled}.get(self.on, 0)
+
+
+@settings
+class SoftLabelConfig(ImageSupervision):
+    """Soft labels from cached image-text-matching scores, on the noisy-or of an image's pairs."""
+
+    weight: NotNegative = 0.3
+    calibrated: bool = True
+    """Off: the teacher's own probabilities, as where no image is labelled. On: Platt scaling on the labelled images."""
+
+
+@settings
+class TextLabelConfig(ImageSupervision):
+    """Image-level labels from a teacher's cached text (stage ``image_labels``), on the smooth maximum of an image's pairs."""
 
 
 @settings

@@ -83,6 +83,7 @@ class DenseDistillation(Term):
 
     def __init__(self, config: KdConfig, data: TrainingSet, valid: Tensor) -> None:
         self.config, self.data, self.valid = config, data, valid
+        self.distilled = data.labelled | config.unlabelled
         self.seen, self.view_tables = torch.from_numpy(data.seen), config.tables
         pairs, maps = config.pairs if config.reads_pairs else (), config.maps if config.reads_maps else ()
         self.teachers = list(zip_longest(pairs, maps))
@@ -90,11 +91,15 @@ class DenseDistillation(Term):
     @override
     def targets(self, batch: BatchImages) -> DenseTargets:
         """Each teacher's outputs, which some images may lack."""
+        cells = [
+            cell if distilled else dict.fromkeys(cell)
+            for cell, distilled in zip(batch.cells, self.distilled[batch.rows].tolist(), strict=True)
+        ]
         names = [str(self.data.annotations.image_id[image]) for image in self.data.image[batch.rows].tolist()]
         teachers = [
             read_teacher_outputs(
-                None if pairs is None else [cell[pairs] for cell in batch.cells],
-                None if maps is None else [cell[maps] for cell in batch.cells],
+                None if pairs is None else [cell[pairs] for cell in cells],
+                None if maps is None else [cell[maps] for cell in cells],
                 batch, self.valid, self.seen, names=names, tables=(str(pairs), "detections"),
             )
             for pairs, maps in self.teachers

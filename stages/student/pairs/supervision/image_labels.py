@@ -36,7 +36,7 @@ class ImageLabelTable:
         target: float32 ``[N, H]`` in 0 to 1, how surely an image shows an interaction.
         kind: int8 ``[N, H]``, see :mod:`hoi_distill.stages.data.label_kinds`.
         weight: float32 ``[N, H]`` of each label in a loss.
-        known: bool ``[N]``, rows that have labels; the other rows are all zeros.
+        known: bool ``[N]``, rows that have labels. In a batch those of other rows are ignored.
     """
 
     target: np.ndarray
@@ -79,8 +79,11 @@ class ImageLabelTable:
 
     def of(self, batch: BatchImages) -> ImageLabelBatch:
         """The labels of a batch's images."""
-        labels = (torch.from_numpy(each[batch.rows]) for each in (self.target, self.kind, self.weight))
-        return ImageLabelBatch.of(*labels, candidates=batch.candidates, pairs=len(batch.regions.pairs))
+        kind = np.where(self.known[batch.rows, None], self.kind[batch.rows], np.int8(IGNORED))
+        labels = (self.target[batch.rows], kind, self.weight[batch.rows])
+        return ImageLabelBatch.of(
+            *map(torch.from_numpy, labels), candidates=batch.candidates, pairs=len(batch.regions.pairs)
+        )
 
 
 def teacher_labels(folder: Path, data: TrainingSet) -> ImageLabelTable:
@@ -124,12 +127,13 @@ class ImageLabelTerm(Term):
     Args:
         labels: the labels of all images.
         config: weights and shapes of the losses.
+        ramp: steps over which the weights grow from 0.
     """
 
     name = "image_labels"
 
-    def __init__(self, labels: ImageLabelTable, config: ImageLabelLossConfig) -> None:
-        self.labels, self.config = labels, config
+    def __init__(self, labels: ImageLabelTable, config: ImageLabelLossConfig, ramp: int = 0) -> None:
+        self.labels, self.config, self.ramp = labels, config, ramp
 
     @override
     def targets(self, batch: BatchImages) -> ImageLabelBatch:
@@ -163,7 +167,8 @@ class ImageLabelTerm(Term):
         if config.relatedness:
             value = relatedness_loss(logit, log_r, candidates, targets, processes)
             found.append(WeightedLoss("relatedness", config.relatedness, value))
-        return found
+        grown = min(1.0, (step + 1) / max(self.ramp, 1))
+        return [WeightedLoss(name, grown * weight, value) for name, weight, value in found]
 
 
 class CopiedLabelTerm(PairTerm):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from hoi_distill.stages.student.calibration import Platt, fit_platt, match_log_odds, shuffled_images
+from hoi_distill.stages.student.calibration import UNCALIBRATED, Platt, fit_platt, match_log_odds, shuffled_images
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.files import kept_array
 from hoi_distill.stages.student.pairs.instances import ImageTable
@@ -120,7 +120,13 @@ class SoftLabels:
 
 
 def itm_soft_labels(
-    path: Path, data: TrainingSet, images: ImageTable, distilled: np.ndarray, *, shuffle_seed: int | None = None
+    path: Path,
+    data: TrainingSet,
+    images: ImageTable,
+    distilled: np.ndarray,
+    *,
+    shuffle_seed: int | None = None,
+    calibrated: bool = True,
 ) -> SoftLabels:
     """Soft labels of the ``itm`` table: calibrated probabilities of image-text matching.
 
@@ -130,6 +136,7 @@ def itm_soft_labels(
         images: the instances and pairs of all images.
         distilled: bool ``[N]``, the rows that have soft labels.
         shuffle_seed: each of these rows gets another one's values (a control); None: its own.
+        calibrated: off: the teacher's own probabilities, the softmax of its two logits.
 
     Raises:
         UserError: no labelled image has a pair, so that nothing can be calibrated.
@@ -138,7 +145,8 @@ def itm_soft_labels(
     if shuffle_seed is not None:
         rows = np.flatnonzero(distilled)
         source[rows] = shuffled_images(rows, shuffle_seed)
-    return SoftLabels(log_odds, source, distilled, calibrate(log_odds, data, images))
+    platt = calibrate(log_odds, data, images) if calibrated else UNCALIBRATED
+    return SoftLabels(log_odds, source, distilled, platt)
 
 
 def calibrate(log_odds: np.ndarray, data: TrainingSet, images: ImageTable) -> Platt:
