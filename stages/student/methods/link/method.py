@@ -58,7 +58,7 @@ class LinkMethod(PairMethod[LinkConfig]):
                 found["kd.unlabelled: true"] = others
         for key in ("soft_labels", "text_labels"):
             if (term := getattr(config, key)).used:
-                found[f"{key}.on: {term.on}"] = term.count(labelled, others)
+                found[f"{key}.images: {term.images}"] = term.count(labelled, others)
         return found
 
     @override
@@ -72,7 +72,7 @@ class LinkMethod(PairMethod[LinkConfig]):
             raise UserError("kd: a pair teacher learns from annotations alone; set its weights to 0")
         for key in ("soft_labels", "text_labels"):
             if getattr(config, key).used:
-                raise UserError(f"{key}: a pair teacher learns from annotations alone; set on: none")
+                raise UserError(f"{key}: a pair teacher learns from annotations alone; set images: none")
         channels, *grid = maps
         LinkShape(channels, None, config.network)
         return TrainedTeacher(name, detections, features, config.network.width, (grid[0], grid[1]))
@@ -90,5 +90,5 @@ class LinkMethod(PairMethod[LinkConfig]):
             chosen = getattr(config, term)
             if chosen.used:
                 images = {"labelled": "the same images", "unlabelled": f"{unlabelled:,} images without annotations"}
-                words += f", with {source} of {images.get(chosen.on, 'all images')}"
+                words += f", with {source} of {images.get(chosen.images, 'all images')}"
         return f"{words}. Looks through the teacher's cached feature maps"

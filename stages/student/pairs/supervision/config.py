@@ -17,10 +17,10 @@ Images = Literal["none", "labelled", "unlabelled", "both"]
 class ImageSupervision:
     """A teacher's word on whole images: for which of them it counts, and how strongly."""
 
-    on: Images = "none"
+    images: Images = "none"
     """The images whose labels are distilled."""
     weight: NotNegative = 1.0
-    """Weight of the term; 0: as ``on: none``."""
+    """Weight of the term; 0: as ``images: none``."""
     ramp: CountOrNone = 200
     """Steps over which the weight grows from 0. A label of a whole image is shared out among its pairs by what the student
     believes already, so it should first have learnt from annotated pairs."""
@@ -28,21 +28,21 @@ class ImageSupervision:
     @property
     def used(self) -> bool:
         """Whether anything is distilled."""
-        return self.on != "none" and self.weight > 0
+        return self.images != "none" and self.weight > 0
 
     @property
     def unlabelled(self) -> bool:
         """Whether images without annotations are distilled on."""
-        return self.used and self.on != "labelled"
+        return self.used and self.images != "labelled"
 
     def rows(self, labelled: np.ndarray) -> np.ndarray:
         """bool ``[N]``, the images that are distilled on, of those that are labelled (bool ``[N]``)."""
         chosen = {"labelled": labelled, "unlabelled": ~labelled, "both": np.ones_like(labelled)}
-        return chosen[self.on] if self.used else np.zeros_like(labelled)
+        return chosen[self.images] if self.used else np.zeros_like(labelled)
 
     def count(self, labelled: int, unlabelled: int) -> int:
         """How many images are distilled on, of so many with and without annotations."""
-        return {"labelled": labelled, "unlabelled": unlabelled, "both": labelled + unlabelled}.get(self.on, 0)
+        return {"labelled": labelled, "unlabelled": unlabelled, "both": labelled + unlabelled}.get(self.images, 0)
 
 
 @settings

@@ -29,8 +29,8 @@ from tests.fixtures.toy_student import CHANNELS, VOCABULARY, weights
 
 METHOD = LinkMethod()
 TERMS = {
-    "soft_labels": (SoftLabelConfig(on="unlabelled", ramp=4), "loss/itm"),
-    "text_labels": (TextLabelConfig(on="unlabelled", ramp=4), "loss/mil"),
+    "soft_labels": (SoftLabelConfig(images="unlabelled", ramp=4), "loss/itm"),
+    "text_labels": (TextLabelConfig(images="unlabelled", ramp=4), "loss/mil"),
 }
 
 
@@ -57,23 +57,23 @@ def test_each_term_is_logged_and_a_weight_of_0_is_the_plain_training_bit_for_bit
     assert last["loss"] == pytest.approx(last["loss/pairs"] + term.weight * last[logged], rel=1e-4)
 
 
-@pytest.mark.parametrize("on", ["labelled", "unlabelled"])
-def test_text_of_other_images_is_never_read(tmp_path, world, on):
+@pytest.mark.parametrize("images", ["labelled", "unlabelled"])
+def test_text_of_other_images_is_never_read(tmp_path, world, images):
     """Emptied labels of the images that the term leaves out change no weight."""
     told = world.training_set(12)
     cells = list(world.tables["labels"]["value"])
-    for row in range(12, 24) if on == "labelled" else range(12):
+    for row in range(12, 24) if images == "labelled" else range(12):
         cells[row] = {name: values[:0] for name, values in cells[row].items()}
     emptied = replace(told, source=replace(told.source, tables={**told.source.tables, "labels": {"value": cells}}))
-    config = link_config(text_labels=TextLabelConfig(on=on, ramp=0))
+    config = link_config(text_labels=TextLabelConfig(images=images, ramp=0))
     for name, data in {"told": told, "emptied": emptied}.items():
         trained(config, data, tmp_path / name)
     assert weights(tmp_path / "told") == weights(tmp_path / "emptied")
 
 
 def test_a_student_learns_from_whole_images_alone(tmp_path, world):
-    soft = SoftLabelConfig(on="unlabelled", ramp=0, weight=1.0, calibrated=False)
-    config = link_config(soft_labels=soft, text_labels=TextLabelConfig(on="both", ramp=0), steps=30, log_every=1)
+    soft = SoftLabelConfig(images="unlabelled", ramp=0, weight=1.0, calibrated=False)
+    config = link_config(soft_labels=soft, text_labels=TextLabelConfig(images="both", ramp=0), steps=30, log_every=1)
     trained(config, world.training_set(0), tmp_path)
     log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for name in ("loss/itm", "loss/mil"):
@@ -90,7 +90,7 @@ def test_pair_teachers_teach_on_labelled_images_alone_where_others_are_drawn_for
     answered = {}
     for unlabelled in (False, True):
         kd = replace(ALL_LEVELS, unlabelled=unlabelled)
-        config = link_config(kd=kd, soft_labels=SoftLabelConfig(on="unlabelled"))
+        config = link_config(kd=kd, soft_labels=SoftLabelConfig(images="unlabelled"))
         images = training_images(tmp_path / "pictures", data, config)
         batch = LinkBatches(config, data, images, Supervision(terms_of(config, data, valid), valid))[0]
         assert not data.labelled[batch.rows].all()
@@ -99,21 +99,24 @@ def test_pair_teachers_teach_on_labelled_images_alone_where_others_are_drawn_for
 
 
 def test_the_keys_say_what_is_read_and_on_how_many_images():
-    config = link_config(soft_labels=TERMS["soft_labels"][0], text_labels=TextLabelConfig(on="both"))
+    config = link_config(soft_labels=TERMS["soft_labels"][0], text_labels=TextLabelConfig(images="both"))
     needs = METHOD.needs(config, VOCABULARY)
     assert set(needs.train) == {"detections", "features", "itm", "labels"}
     assert needs.unlabelled
     assert VOCABULARY.prompts()[-1] not in needs.train["itm"]
-    assert METHOD.distilled(config, 500, 3500) == {"soft_labels.on: unlabelled": 3500, "text_labels.on: both": 4000}
+    assert METHOD.distilled(config, 500, 3500) == {
+        "soft_labels.images: unlabelled": 3500,
+        "text_labels.images: both": 4000,
+    }
     words = METHOD.trained_on(config, 500, 3500)
     assert (
         "matching scores of 3,500 images without annotations, with labels from the teacher's text of all images"
         in words
     )
-    with pytest.raises(UserError, match=r"text_labels: .* set on: none"):
-        METHOD.pair_teacher("phase_1", LinkConfig(text_labels=TextLabelConfig(on="both")), "d", "f", (4, 2, 2))
+    with pytest.raises(UserError, match=r"text_labels: .* set images: none"):
+        METHOD.pair_teacher("phase_1", LinkConfig(text_labels=TextLabelConfig(images="both")), "d", "f", (4, 2, 2))
 
 
 def test_a_term_that_is_off_enters_no_fingerprint():
     assert parameters_of(LinkConfig()).keys().isdisjoint(TERMS)
-    assert "soft_labels" in parameters_of(LinkConfig(soft_labels=SoftLabelConfig(on="both")))
+    assert "soft_labels" in parameters_of(LinkConfig(soft_labels=SoftLabelConfig(images="both")))
