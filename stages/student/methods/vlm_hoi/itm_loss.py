@@ -12,7 +12,6 @@ Shapes: Q matched queries, B images, N queries of an image, V verbs, O objects, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -288,29 +287,6 @@ def image_terms(
     if gamma:
         loss = ((target - present.exp()).abs() + TINY) ** gamma * loss
     return torch.where(wanted, loss, 0).sum(-1)
-
-
-def gradient_ratio(term: Tensor, reference: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """How hard ``term`` pulls compared with ``reference``: the ratio of their gradients' norms, float32 ``[]``.
-
-    Args:
-        term: a weighted scalar. Keep the ratio at most 0.3.
-        reference: another one of the same graph, which is kept for the backward pass.
-        tensors: where they are compared, e.g. the verb logits: then nothing below the losses is run.
-
-    Returns:
-        0 where the term has no gradient there, infinite where only the reference has none.
-    """
-
-    def norm(loss: Tensor) -> Tensor:
-        if not loss.requires_grad:
-            return loss.new_zeros((), dtype=torch.float32)
-        found = torch.autograd.grad(loss, list(tensors), retain_graph=True, allow_unused=True)
-        squares = [gradient.float().square().sum() for gradient in found if gradient is not None]
-        return torch.stack(squares).sum().sqrt() if squares else loss.new_zeros((), dtype=torch.float32)
-
-    above, below = norm(term), norm(reference)
-    return torch.where(above == 0, 0.0, above / below)
 
 
 def _full(values: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from hoi_distill.stages.student.methods.vlm_hoi.criterion import TERMS, Criterio
 from hoi_distill.stages.student.methods.vlm_hoi.image_set import ImageBatch
 from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import (
     MatchedQueries,
-    gradient_ratio,
     image_terms,
     itm_terms,
     negative_weights,
@@ -22,6 +21,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig, Lo
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Match, Targets, joined
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
 from hoi_distill.stages.student.training.focal import hard_focal_terms
+from hoi_distill.stages.student.training.gradients import gradient_ratio
 from hoi_distill.stages.student.training.processes import ALONE, Processes
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Literal
 
 from hoi_distill.stages.keys import Fraction, NotNegative, Positive, settings
+from hoi_distill.stages.student.method import LATER
 from hoi_distill.storage.errors import UserError
 
 
@@ -29,6 +31,10 @@ class KdConfig:
     """Each class by itself, as a pair may show several; or the distribution over the classes that the pair allows."""
     unlabelled: bool = False
     """Distil on images without annotations too."""
+    weighting: Literal["factor", "share"] = field(default="factor", metadata=LATER)
+    """What ``logit``, ``query`` and ``map`` are. ``factor``: the term is multiplied by it. ``share``: the term's gradient gets
+    this share of the norm that the annotations' gradient has at each step, at what the term compares (the logits; the
+    queries; the latent map). Shares mean the same at any number of pairs, classes and channels."""
 
     def __post_init__(self) -> None:
         if self.reads_pairs and not self.pairs:
