@@ -7,7 +7,9 @@ tenth of the training the probe looks at the last decoder layer on a fixed batch
 * ``entropy``: of its attention, over the logarithm of the number of cells: 1 is an attention that looks nowhere;
 * ``between``: how far what it has seen differs between the pairs of an image, over how far it differs at all.
 
-The last lines have mAP on the test images, by the project's own evaluation.
+Then mAP on the test images by the project's own evaluation: of the student as it is, and, as ``blind``, with one branch that
+tells all pairs of an image the same, the mean of what it tells them. What is lost is what the network has of that branch
+beyond the image as a whole.
 
     python -m bench.probe_linking [--arms both spatial ...] [--seeds 0 1] [--steps 500] [--geometry] [--json FILE]
 
@@ -19,8 +21,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,11 +35,19 @@ import torch
 from torch import Tensor, nn
 
 from hoi_distill.pipeline.train import train_student
-from hoi_distill.pipeline.workspace import prepare
+from hoi_distill.pipeline.training.binding import plan_all
+from hoi_distill.pipeline.training.fit import test_set
+from hoi_distill.pipeline.training.request import resolve
+from hoi_distill.pipeline.workspace import Workspace, prepare
+from hoi_distill.stages.data.sampling.splits import RARE_BELOW
+from hoi_distill.stages.evaluate.formats.parquet import read_detections
+from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det
 from hoi_distill.stages.student.methods.link import train as link_train
 from hoi_distill.stages.student.methods.link.linking_decoder import BRANCHES, DecoderContext, LinkingAttention
+from hoi_distill.stages.student.methods.link.student import LinkStudent
 from hoi_distill.stages.student.pairs.layers.attention import Padding
 from hoi_distill.stages.student.pairs.training import TermLoss
+from hoi_distill.stages.student.pretrained import load_student
 from hoi_distill.stages.student.training.loop import Step
 
 SETUP = Path("configs/pico_link.yaml")
@@ -127,6 +138,42 @@ def look(model: Any, batch: Any, loss: TermLoss) -> dict[str, Any]:
     return record
 
 
+def blinded(folder: Path, workspace: Workspace) -> dict[str, float]:
+    """mAP of a trained student, by branch, with that branch's answers averaged over the pairs of each image."""
+    resolved = resolve(workspace, plan_all(workspace))
+    test, labels, found = workspace.dataset["test"], resolved.labels, {}
+    for place, name in enumerate(BRANCHES):
+        student = load_student(folder / "checkpoint")
+        assert isinstance(student, LinkStudent)
+        layers = [layer.look for layer in student.model.decoder.layers if isinstance(layer.look, LinkingAttention)]
+        if not all(layer.has_spatial and layer.has_semantic for layer in layers) or not layers:
+            return {}
+        for layer in layers:
+            layer.branches = averaged(layer.branches, place)  # type: ignore[method-assign]
+        with tempfile.TemporaryDirectory() as out:
+            path = student.predict(test_set(workspace, resolved), Path(out), Path(out) / "shared", silent)
+            detections = read_detections(path, test.image_id, workspace.vocabulary, object_optional=True)
+            evaluation = evaluate_hico_det(test, detections, labels.before < RARE_BELOW, training=labels.seen())
+        found[name] = evaluation.default["full"]
+    return found
+
+
+def silent(_line: str) -> None:
+    """Say nothing."""
+
+
+def averaged(branches: Callable[[Tensor, DecoderContext], list[Tensor]], place: int) -> Any:
+    """A layer's branches, of which number ``place`` tells all pairs of an image the same."""
+
+    def changed(pairs: Tensor, context: DecoderContext) -> list[Tensor]:
+        seen = branches(pairs, context)
+        parts = seen[place].split(context.padding.counts)
+        seen[place] = torch.cat([part.mean(0, keepdim=True).expand_as(part) for part in parts])
+        return seen
+
+    return changed
+
+
 def probe(arm: str, seed: int, steps: int, geometry: bool) -> dict[str, Any]:
     """Train one arm, looking into it, and evaluate it."""
     network = {"geometric_encoder": geometry, "pair_geometry": geometry, **ARMS[arm]}
@@ -157,7 +204,8 @@ def probe(arm: str, seed: int, steps: int, geometry: bool) -> dict[str, Any]:
     finally:
         link_train.TermLoss.__call__ = real  # type: ignore[method-assign]
     default = json.loads((folder / "evaluation.json").read_text())["default"]
-    scores = {key: default[key] for key in ("full", "rare", "non_rare")}
+    scores: dict[str, Any] = {key: default[key] for key in ("full", "rare", "non_rare")}
+    scores["blind"] = blinded(folder, workspace)
     lines = (folder / "metrics.jsonl").read_text().splitlines()[-5:]
     trained = sum(json.loads(line)["loss"] for line in lines) / len(lines)
     return {"arm": arm, "seed": seed, **scores, "loss": trained, "cpu": time.process_time() - began, "looks": looks}
