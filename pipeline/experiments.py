@@ -68,12 +68,16 @@ class Matrix(Changes):
     about: str = ""
     conclusion: str = ""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    own_teachers: bool = False
+    """Each seed trains its own pair teachers, with that seed; without it all seeds share those of the configuration."""
     arms: dict[str, ArmSection] = Field(min_length=1)
     table: Path | None = None
 
     def overrides_of(self, arm: str, seed: int) -> list[str]:
         """What ``--set`` would be given for one run. The last value of a key counts."""
-        return [*self.overrides(), *self.arms[arm].overrides(), f"student.seed={seed}"]
+        changes = [*self.overrides(), *self.arms[arm].overrides()]
+        teachers = load_config(self.setup, changes).pair_teachers if self.own_teachers else ()
+        return [*changes, *(f"pair_teachers.{name}.seed={seed}" for name in teachers), f"student.seed={seed}"]
 
 
 def load_matrix(path: Path) -> Matrix:
@@ -126,7 +130,7 @@ def run_matrix(path: Path) -> None:
         for arm in matrix.arms:
             print(f"== {arm}, seed {seed}")
             workspace = prepare(matrix.setup, matrix.overrides_of(arm, seed))
-            if seed == matrix.seeds[0]:
+            if seed == matrix.seeds[0] or matrix.own_teachers:
                 fill_cache(workspace)
                 register(workspace, plan_all(workspace))
             with stop_on_interrupt() as stop:

@@ -89,6 +89,9 @@ SENTENCES: dict[str, Callable[[Vocabulary], Iterable[str]]] = {
     "prompts": Vocabulary.prompts,
     "verb_prompts": Vocabulary.verb_prompts,
     "object_prompts": Vocabulary.object_prompts,
+    "printed_prompts": Vocabulary.printed_prompts,
+    "printed_verb_prompts": Vocabulary.printed_verb_prompts,
+    "printed_object_prompts": Vocabulary.printed_object_prompts,
     "verification_questions": Vocabulary.questions,
 }
 """Words that stand for sentences of the vocabulary among a table's columns."""

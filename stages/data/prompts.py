@@ -79,6 +79,27 @@ def object_prompt(name: str) -> str:
     return f"a photo of {'a person' if name == 'person' else noun_phrase(name)}"
 
 
+def printed_prompt(verb: str, name: str) -> str:
+    """ "A person ride a bicycle": VLM-HOI's Eq. 2 in its own words. The verb is not inflected, the article is always "a"."""
+    for suffix in _ROLES:
+        verb = verb.removesuffix(suffix)
+    return f"A person {verb.replace('_', ' ')} a {name.replace('_', ' ')}"
+
+
+def printed_verb_prompt(participle: str) -> str:
+    """ "A person is riding": VLM-HOI's table 4, where only the verb is said."""
+    return f"A person is {participle.replace('_', ' ')}"
+
+
+def printed_object_prompt(name: str) -> str:
+    """ "A person bicycle": VLM-HOI's table 4, where only the object is said."""
+    return f"A person {name.replace('_', ' ')}"
+
+
+_ROLES = ("_obj", "_instr")
+"""Ends of V-COCO's verbs, which say what the object is to them."""
+
+
 def _doing(verb: str, participle: str) -> str:
     return "and" if verb == NO_INTERACTION else participle.replace("_", " ")
 

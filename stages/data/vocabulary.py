@@ -20,6 +20,9 @@ from hoi_distill.stages.data.prompts import (
     interaction_prompt,
     interaction_question,
     object_prompt,
+    printed_object_prompt,
+    printed_prompt,
+    printed_verb_prompt,
     verb_prompt,
 )
 from hoi_distill.storage.errors import UserError, did_you_mean
@@ -139,6 +142,21 @@ class Vocabulary:
     def object_prompts(self) -> tuple[str, ...]:
         """One sentence an object, in order: "a photo of a bicycle"."""
         return tuple(map(object_prompt, self.objects))
+
+    def printed_prompts(self) -> tuple[str, ...]:
+        """One sentence an interaction, in order, as VLM-HOI's Eq. 2 prints them: "A person ride a bicycle".
+
+        V-COCO's verbs of one name ("hit" something, "hit" with it) share a sentence.
+        """
+        return tuple(printed_prompt(*self.hoi_name(hoi)) for hoi in range(len(self.hois)))
+
+    def printed_verb_prompts(self) -> tuple[str, ...]:
+        """One sentence a verb, in order: "A person is riding"."""
+        return tuple(map(printed_verb_prompt, self.verb_ing))
+
+    def printed_object_prompts(self) -> tuple[str, ...]:
+        """One sentence an object, in order: "A person bicycle"."""
+        return tuple(map(printed_object_prompt, self.objects))
 
     @cached_property
     def _hoi_id(self) -> np.ndarray:

@@ -35,6 +35,10 @@ class Platt:
         """The probability t of float log-odds of any shape."""
         return expit(self.slope * log_odds.astype(np.float64) + self.bias).astype(np.float32)
 
+    def base_rate_at(self) -> float:
+        """The log-odds m whose probability is the share of positives among the entries."""
+        return (np.log(self.positives / (self.entries - self.positives)) - self.bias) / self.slope
+
     def record(self) -> dict[str, float]:
         """The fields by name, for JSON."""
         return asdict(self)

@@ -88,3 +88,13 @@ def test_a_wrong_key_of_a_late_arm_is_found_before_the_first_trains(tmp_path):
     assert MATRICES
     for shipped in MATRICES:
         check_arms(load_matrix(shipped))
+
+
+def test_seeds_share_a_pair_teacher_or_train_their_own():
+    arms = {"one": ArmSection(text=""), "two": ArmSection(text="", pair_teachers={"second": {"method": "link"}})}
+    for own, seeds in ((False, [{}, {}]), (True, [{"phase_1": 3}, {"phase_1": 3, "second": 3}])):
+        matrix = Matrix(name="x", setup="configs/pico_link.yaml", arms=arms, own_teachers=own)
+        for arm, expected in zip(arms, seeds, strict=True):
+            config = load_config(matrix.setup, matrix.overrides_of(arm, 3))
+            assert config.student["seed"] == 3
+            assert {name: keys["seed"] for name, keys in config.pair_teachers.items() if "seed" in keys} == expected

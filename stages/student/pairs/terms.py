@@ -121,13 +121,17 @@ class WeightedLoss(NamedTuple):
 
     Attributes:
         name: its name in the log, after ``loss/``.
-        weight: its share in the total.
+        weight: its factor in the total; with ``share`` the norm that its gradient shall have.
         value: the loss, unweighted, a scalar.
+        at: parts of the network's output at which its gradient is compared with that of the losses that name none.
+        share: whether ``weight`` is the share of the norm of that gradient, at each step.
     """
 
     name: str
     weight: float
     value: Tensor
+    at: tuple[Tensor, ...] = ()
+    share: bool = False
 
 
 class Term(ABC):

@@ -15,8 +15,9 @@ from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.pairs.batches import PairBatch, Share
 from hoi_distill.stages.student.pairs.config import BOOKKEEPING, ConfigT
-from hoi_distill.stages.student.pairs.terms import PairOutput, Predictions, Term
+from hoi_distill.stages.student.pairs.terms import PairOutput, Predictions, Term, WeightedLoss
 from hoi_distill.stages.student.training.components import FiniteCheck, named_images
+from hoi_distill.stages.student.training.gradients import gradient_squares, norm_ratio
 from hoi_distill.stages.student.training.loading import moved
 from hoi_distill.stages.student.training.loop import BatchSource, Loss, Step, Trainer, TrainingRun, new_accelerator
 from hoi_distill.stages.student.training.optimization import ParameterGroup, WarmupCosine, adamw, parameter_groups
@@ -41,17 +42,44 @@ class TermLoss:
     output_of: Callable[[Any], PairOutput] = lambda output: output
 
     def __call__(self, model: nn.Module, batch: PairBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and the unweighted losses as ``loss/<name>``."""
+        """The loss, and the unweighted losses as ``loss/<name>``.
+
+        Of losses that are compared with the others, ``gradient_ratio/<name>`` is the share of the others' gradient that the
+        weighted loss has; of those whose weight is a share, ``weight/<name>`` is the factor that the share amounts to.
+        """
         output = self.output_of(model(batch.regions))
         predictions = Predictions(output, batch.regions, batch.candidates, self.processes)
         # Text embeddings have a gradient (of 0) in every step, also where no term uses them.
         total = output.logits.new_zeros(()) if output.text_space is None else output.text_space.pairs.sum() * 0
         values: dict[str, Tensor] = {}
-        for term in self.terms:
-            for name, weight, value in term.losses(predictions, batch.targets[term.name], step.number):
-                total = total + weight * value
-                values[f"loss/{name}"] = value
+        losses = [
+            loss for term in self.terms for loss in term.losses(predictions, batch.targets[term.name], step.number)
+        ]
+        ratios = self._ratios(losses, step)
+        for loss in losses:
+            weight: Tensor | float = loss.weight
+            if (ratio := ratios.get(loss.name)) is not None:
+                if loss.share:
+                    weight = values[f"weight/{loss.name}"] = torch.where(ratio > 0, loss.weight / ratio, 0.0)
+                values[f"gradient_ratio/{loss.name}"] = torch.where(weight * ratio >= 0, weight * ratio, 0.0)
+            total = total + weight * loss.value
+            values[f"loss/{loss.name}"] = loss.value
         return total, values
+
+    def _ratios(self, losses: Sequence[WeightedLoss], step: Step) -> dict[str, Tensor]:
+        """By name: how the gradient of an unweighted loss compares with that of the losses that are compared with nothing."""
+        compared = [loss for loss in losses if loss.at and (loss.share or step.logged)]
+        if not compared:
+            return {}
+        main = torch.stack([loss.weight * loss.value for loss in losses if not loss.at]).sum()
+        places = [place for loss in compared for place in loss.at]
+        below = gradient_squares(main, places).split([len(loss.at) for loss in compared])  # all in one backward pass
+        squares = [
+            torch.stack((gradient_squares(loss.value, loss.at).sum(), own.sum()))
+            for loss, own in zip(compared, below, strict=True)
+        ]
+        above, own = self.processes.mean(torch.stack(squares)).unbind(1)
+        return dict(zip([loss.name for loss in compared], norm_ratio(above, own).unbind(), strict=True))
 
     def logits_of(self, output: Any) -> Tensor:
         """Interaction logits, float ``[P, H]``, of what the network returns."""

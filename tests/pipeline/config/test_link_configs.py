@@ -90,6 +90,7 @@ def test_the_rows_of_the_ablation_are_what_they_are_called(build):
         _, _, sections = build("hico_det", changes)
         assert sections["phase_1"][1].network == LinkConfig().network  # the student's rows leave its teacher alone
         student = sections["student"][1]
+        assert student.network.pair_geometry == student.network.geometric_encoder
         on = [student.network.geometric_encoder, student.network.linking_decoder]
         return tuple(map(bool, [*on, student.kd.logit, student.kd.query, student.kd.map]))
 

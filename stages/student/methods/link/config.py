@@ -51,3 +51,7 @@ class LinkConfig(PairsConfig):
                 f"box_jitter: {self.box_jitter!r} moves the boxes that the teachers' logits and queries belong to; "
                 "set it to 0, or student.kd.logit and student.kd.query"
             )
+        if self.kd.on and self.kd.weighting == "share" and self.precision == "fp16":
+            raise UserError(
+                "precision: fp16 rounds the gradients to 0 that kd.weighting share compares; choose bf16 or no"
+            )

@@ -37,7 +37,8 @@ class UnaryQuery(nn.Module):
 class EncoderLayer(nn.Module):
     def __init__(self, config: LinkNetworkConfig) -> None:
         super().__init__()
-        self.position = nn.Linear(2 * config.width, 2 * config.width) if config.geometric_encoder else None
+        guided = config.geometric_encoder and config.box_encoding == "keys"
+        self.position = nn.Linear(2 * config.width, 2 * config.width) if guided else None
         self.attention = SelfAttention(config.width, config.heads, config.dropout)
         self.feed_forward = FeedForward(config.width, config.ffn, config.dropout)
 
@@ -48,18 +49,23 @@ class EncoderLayer(nn.Module):
 
 
 class GeometricEncoder(nn.Module):
-    """Self-attention over an image's instances; queries and keys contain the encoding of each box (PViC's encoder).
+    """Self-attention over an image's instances, which knows their boxes.
 
-    With ``geometric_encoder`` off they do not.
+    With ``box_encoding: keys`` the queries and keys of every layer contain the projected encoding of each box (PViC's
+    encoder). With ``sum`` the layers get ``Q + PE(centre) + PE(size)`` (LINK as it is written). With ``geometric_encoder``
+    off no box enters.
     """
 
     def __init__(self, config: LinkNetworkConfig) -> None:
         super().__init__()
+        self.summed = config.geometric_encoder and config.box_encoding == "sum"
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
 
     @override
     def forward(self, unary_ID: Tensor, boxes: Tensor, padding: Padding) -> Tensor:
         """After each layer, ``[L, I, D]``; ``boxes``: float ``[I, 2 * D]`` encodings."""
+        if self.summed:
+            unary_ID = unary_ID + boxes.unflatten(1, (2, -1)).sum(1)
         after = []
         for layer in self.layers:
             unary_ID = layer(unary_ID, boxes, padding)

@@ -18,6 +18,9 @@ from hoi_distill.stages.student.pairs.layers.attention import FeedForward, Paddi
 from hoi_distill.stages.student.pairs.layers.box_encoding import box_encoding, grid_encoding, grid_size
 from hoi_distill.stages.student.pairs.regions import Regions
 
+BRANCHES = ("spatial", "semantic")
+"""Of the linking attention, in the order in which they are concatenated."""
+
 
 class DecoderContext(NamedTuple):
     """What the decoder's layers attend to.
@@ -56,24 +59,30 @@ class PairLinear(nn.Module):
 
 
 class PairQuery(nn.Module):
-    """Both instances and their pairwise geometry, fused: ``[P, E]`` (PViC's multi-modal fusion, UPT's geometry)."""
+    """Both instances and their pairwise geometry, fused: ``[P, E]`` (PViC's multi-modal fusion, UPT's geometry).
 
-    def __init__(self, width: int, pair_width: int) -> None:
+    With ``pair_geometry`` off the fusing layers see the instances alone.
+    """
+
+    def __init__(self, config: LinkNetworkConfig) -> None:
         super().__init__()
+        width, pair_width = config.width, config.pair_width
         self.look, self.look_norm = PairLinear(width, pair_width), nn.LayerNorm(pair_width)
-        self.geometry = nn.Sequential(
-            nn.Linear(36, 128), nn.ReLU(), nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, pair_width), nn.ReLU(),
-            nn.Linear(pair_width, pair_width), nn.LayerNorm(pair_width),
-        )  # fmt: skip
-        hidden = 3 * pair_width // 2
-        self.fuse = nn.Sequential(
-            nn.ReLU(), nn.Linear(2 * pair_width, hidden), nn.ReLU(), nn.Linear(hidden, pair_width)
-        )
+        self.geometry = None
+        if config.pair_geometry:
+            self.geometry = nn.Sequential(
+                nn.Linear(36, 128), nn.ReLU(), nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, pair_width), nn.ReLU(),
+                nn.Linear(pair_width, pair_width), nn.LayerNorm(pair_width),
+            )  # fmt: skip
+        inputs, hidden = pair_width * (2 if config.pair_geometry else 1), 3 * pair_width // 2
+        self.fuse = nn.Sequential(nn.ReLU(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, pair_width))
 
     @override
     def forward(self, unary_ID: Tensor, regions: Regions) -> Tensor:
-        appearance = self.look_norm(self.look(unary_ID, regions.pairs))
-        return self.fuse(torch.cat((appearance, self.geometry(spatial_encoding(regions))), 1))
+        query = self.look_norm(self.look(unary_ID, regions.pairs))
+        if self.geometry is not None:
+            query = torch.cat((query, self.geometry(spatial_encoding(regions))), 1)
+        return self.fuse(query)
 
 
 class CrossAttention(nn.Module):
@@ -97,29 +106,47 @@ class LinkingAttention(nn.Module):
 
     The spatial branch attends to the latent map, guided by the boxes of human and object (PViC's box-guided attention).
     Content and position are concatenated within each head. The semantic branch attends to the map in its native channels,
-    by content alone.
+    by content alone. ``linking_branches`` leaves one of them out.
     """
 
     def __init__(self, config: LinkNetworkConfig, channels: int) -> None:
         super().__init__()
         width, pair_width = config.width, config.pair_width
-        self.heads = config.heads
-        self.query, self.key_value = nn.Linear(pair_width, pair_width), nn.Linear(width, 2 * pair_width)
-        self.query_position, self.key_position = PairLinear(width, pair_width), nn.Linear(width, pair_width)
-        self.native_query, self.native_key_value = nn.Linear(pair_width, channels), nn.Linear(channels, 2 * channels)
-        self.mix = nn.Sequential(
-            nn.Linear(pair_width + channels, pair_width), nn.ReLU(), nn.Linear(pair_width, pair_width)
-        )
+        self.heads, self.starts_spatial = config.heads, config.semantic_start == "zero"
+        self.has_spatial, self.has_semantic = (config.linking_branches in ("both", name) for name in BRANCHES)
+        inputs = 0
+        if self.has_spatial:
+            self.query, self.key_value = nn.Linear(pair_width, pair_width), nn.Linear(width, 2 * pair_width)
+            self.query_position, self.key_position = PairLinear(width, pair_width), nn.Linear(width, pair_width)
+            inputs += pair_width
+        if self.has_semantic:
+            self.native_query = nn.Linear(pair_width, channels)
+            self.native_key_value = nn.Linear(channels, 2 * channels)
+            inputs += channels
+        self.mix = nn.Sequential(nn.Linear(inputs, pair_width), nn.ReLU(), nn.Linear(pair_width, pair_width))
+
+    def start(self) -> None:
+        """Set the weights that do not start at random."""
+        joint = self.mix[0]
+        assert isinstance(joint, nn.Linear)
+        if self.starts_spatial:  # the spatial branch is as wide as the answer, and comes first
+            nn.init.zeros_(joint.weight[:, joint.out_features :])
 
     @override
     def forward(self, pairs_PE: Tensor, context: DecoderContext) -> Tensor:
-        attend, heads = context.padding.attend, self.heads
-        key, value = self.key_value(context.latent).chunk(2, -1)
-        query = concat_heads(self.query(pairs_PE), self.query_position(context.centres, context.pairs), heads)
-        spatial = attend(query, concat_heads(key, self.key_position(context.grid), heads), value, heads)
-        key, value = self.native_key_value(context.native).chunk(2, -1)
-        native = attend(self.native_query(pairs_PE), key, value, heads)
-        return self.mix(torch.cat((spatial, native), 1))
+        return self.mix(torch.cat(self.branches(pairs_PE, context), 1))
+
+    def branches(self, pairs_PE: Tensor, context: DecoderContext) -> list[Tensor]:
+        """What each branch has seen: ``[P, E]`` of the spatial one, ``[P, C]`` of the semantic one."""
+        attend, heads, seen = context.padding.attend, self.heads, []
+        if self.has_spatial:
+            key, value = self.key_value(context.latent).chunk(2, -1)
+            query = concat_heads(self.query(pairs_PE), self.query_position(context.centres, context.pairs), heads)
+            seen.append(attend(query, concat_heads(key, self.key_position(context.grid), heads), value, heads))
+        if self.has_semantic:
+            key, value = self.native_key_value(context.native).chunk(2, -1)
+            seen.append(attend(self.native_query(pairs_PE), key, value, heads))
+        return seen
 
 
 class DecoderLayer(nn.Module):
@@ -154,9 +181,15 @@ class LinkingDecoder(nn.Module):
         self.norm = nn.LayerNorm(config.pair_width)
         self.extent = (
             nn.Sequential(nn.Linear(config.width, config.width), nn.ReLU(), nn.Linear(config.width, 2))
-            if config.linking_decoder
+            if config.linking_decoder and config.linking_branches != "semantic"
             else None
         )
+
+    def start(self) -> None:
+        """Set the weights that do not start at random."""
+        for layer in self.layers:
+            if isinstance(layer.look, LinkingAttention):
+                layer.look.start()
 
     @override
     def forward(

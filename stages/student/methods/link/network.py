@@ -3,7 +3,7 @@
 In a row: unary queries pooled from the map, :mod:`geometric encoder <.geometric_encoder>`, pair queries and
 :mod:`linking decoder <.linking_decoder>`, :mod:`text classifier <.classifier>`. What the paper leaves open follows PViC
 (Zhang et al. 2023), except: no attention weight drops out; encodings are as wide as the network is; grid positions
-are the cells' centres; the classifier has one bias. Pairwise geometry enters the pair queries under every switch.
+are the cells' centres; the classifier has one bias.
 
 Shape legend: B images, I instances, P pairs, C channels of the h x w map, D width, E pair width, Le and Ld layers of
 encoder and decoder, H interactions.
@@ -56,11 +56,12 @@ class Link(nn.Module):
             nn.Linear(shape.channels, config.width), nn.ReLU(), nn.Linear(config.width, config.width)
         )
         self.encoder = GeometricEncoder(config)
-        self.pair_query = PairQuery(config.width, config.pair_width)
+        self.pair_query = PairQuery(config)
         self.decoder = LinkingDecoder(config, shape.channels)
         for name, parameter in self.named_parameters():
             if name.endswith("weight") and parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
+        self.decoder.start()
         self.classifier = InteractionClassifier(
             config.pair_width, verb, text, config.classes,
             train_rows=config.train_rows, logit_scale=config.logit_scale, learn_scale=config.learn_scale,

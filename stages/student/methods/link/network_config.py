@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hoi_distill.stages.keys import Count, Positive, Rate, settings
+from hoi_distill.stages.student.method import LATER
 from hoi_distill.storage.errors import UserError
 
 
@@ -15,8 +16,8 @@ class LinkNetworkConfig:
     """The network's shape and switches. Sizes are those of PViC (Zhang et al. 2023), which LINK builds on; the paper's own
     are not published.
 
-    The rows of its ablation: A1 ``geometric_encoder`` and ``linking_decoder`` off, A2 the first off, A3 the second off,
-    A4 both on.
+    The rows of its ablation: A1 has ``geometric_encoder``, ``pair_geometry`` and ``linking_decoder`` off, A2 the first two
+    off, A3 the third off, A4 all on.
     """
 
     width: Count = 256
@@ -51,6 +52,17 @@ class LinkNetworkConfig:
     """Dropout of the outputs of attention and feed-forward blocks."""
     feature_dropout: Rate = 0.2
     """Dropout of whole channels of the map."""
+    pair_geometry: bool = field(default=True, metadata=LATER)
+    """The 36 numbers of each pair's boxes (IoU, direction, relative sizes) enter its query. The paper counts them to its
+    geometric encoder, so it is off with that in the rows A1 and A2. Off: a pair's query is made of its two instances alone."""
+    box_encoding: Literal["keys", "sum"] = field(default="keys", metadata=LATER)
+    """How boxes enter the geometric encoder. ``keys``: projected, added to queries and keys in every layer (PViC). ``sum``:
+    the encodings of centre and size added to the unary queries before the first layer, as the paper writes it."""
+    linking_branches: Literal["both", "spatial", "semantic"] = field(default="both", metadata=LATER)
+    """Which branches the linking decoder has. The paper has both."""
+    semantic_start: Literal["random", "zero"] = field(default="random", metadata=LATER)
+    """Where the semantic branch's weights in the MLP over both branches start. ``zero``: training starts with the spatial
+    branch alone."""
 
     def __post_init__(self) -> None:
         if self.width % 4:
@@ -58,6 +70,13 @@ class LinkNetworkConfig:
         for name in ("width", "pair_width"):
             if getattr(self, name) % self.heads:
                 raise UserError(f"{name}: {getattr(self, name)}; not a multiple of heads: {self.heads}")
+        if self.semantic_start == "zero" and self.linking_branches != "both":
+            raise UserError(f"semantic_start: zero; there is one branch, {self.linking_branches}, alone; choose random")
+
+    @property
+    def reads_native(self) -> bool:
+        """Whether the decoder attends to the feature map's own channels."""
+        return self.linking_decoder and self.linking_branches != "spatial"
 
 
 @dataclass(frozen=True)
@@ -75,7 +94,7 @@ class LinkShape:
     network: LinkNetworkConfig
 
     def __post_init__(self) -> None:
-        if self.network.linking_decoder and self.channels % self.network.heads:
+        if self.network.reads_native and self.channels % self.network.heads:
             raise UserError(
                 f"student.network.heads: {self.network.heads}; the semantic branch attends to the feature map's own "
                 f"{self.channels} channels, choose a divisor of them"

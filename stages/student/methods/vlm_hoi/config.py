@@ -93,8 +93,9 @@ class VlmHoiConfig(TrainingOptions):
         default_factory=lambda: ItmConfig(family="F7", weight=0.0)
     )
     """On images without labels (ours, not the paper's): family F7 only."""
-    teacher: Literal["itm", "shuffled"] = "itm"
-    """Cached scores, or another image's (control)."""
+    teacher: Literal["itm", "shuffled", "constant"] = "itm"
+    """Cached scores; another image's (control); or one score for all sentences and images, so that the terms are label
+    smoothing alone (control)."""
 
     # network
     model: dict[str, Any] = field(default_factory=dict)

@@ -11,8 +11,11 @@ import numpy.typing as npt
 from hoi_distill.stages.data.prompts import NO_INTERACTION
 from hoi_distill.stages.data.vocabulary import Vocabulary
 
-PromptForm = Literal["verb", "object", "full"]
-"""VLM-HOI's table 4: "... riding something", "a photo of a bicycle", "... riding a bicycle"."""
+PromptForm = Literal["verb", "object", "full", "printed", "printed_verb", "printed_object"]
+"""VLM-HOI's table 4: "... riding something", "a photo of a bicycle", "... riding a bicycle"; and the words that the paper
+itself prints: "A person ride a bicycle" (Eq. 2), "A person is riding", "A person bicycle"."""
+WHOLE = ("full", "printed")
+"""The forms that name a verb together with its object."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,18 +51,23 @@ def columns_for(vocabulary: Vocabulary, form: PromptForm = "full", missing_objec
         vocabulary: the interactions.
         form: the form of prompt.
         missing_object: whether a verb without a visible object has its verb sentence ("a photo of a person standing") in
-            the forms ``verb`` and ``full``. Otherwise, and in the form ``object``, it is not distilled.
+            all forms but those of the object. Otherwise, and in those, it is not distilled.
     """
     verbs, objects = len(vocabulary.verbs), len(vocabulary.objects)
     alone = np.stack([np.arange(verbs), np.full(verbs, objects)], 1)
     hois = np.concatenate([vocabulary.hois.astype(np.int64), alone])
-    by_verb, by_object = vocabulary.verb_prompts(), vocabulary.object_prompts()
-    sentences: list[str | None] = {
-        "verb": [by_verb[verb] for verb in vocabulary.hois[:, 0]],
-        "object": [by_object[thing] for thing in vocabulary.hois[:, 1]],
-        "full": list(vocabulary.prompts()),
-    }[form]
-    sentences += by_verb if missing_object and form != "object" else [None] * verbs
+    if form.startswith("printed"):
+        by_verb, by_object = vocabulary.printed_verb_prompts(), vocabulary.printed_object_prompts()
+    else:
+        by_verb, by_object = vocabulary.verb_prompts(), vocabulary.object_prompts()
+    sentences: list[str | None]
+    if form in WHOLE:
+        sentences = list(vocabulary.prompts() if form == "full" else vocabulary.printed_prompts())
+    elif form.endswith("verb"):
+        sentences = [by_verb[verb] for verb in vocabulary.hois[:, 0]]
+    else:
+        sentences = [by_object[thing] for thing in vocabulary.hois[:, 1]]
+    sentences += by_verb if missing_object and not form.endswith("object") else [None] * verbs
     scored = np.array([vocabulary.verbs[verb] != NO_INTERACTION for verb in hois[:, 0]])
     scored &= np.array([sentence is not None for sentence in sentences])
     place: dict[str | None, int] = {}

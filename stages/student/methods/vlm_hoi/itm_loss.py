@@ -12,7 +12,6 @@ Shapes: Q matched queries, B images, N queries of an image, V verbs, O objects, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -59,20 +58,21 @@ def itm_terms(config: ItmConfig, scores: ItmScores, hoi_id: Tensor, queries: Mat
     if config.family in ("F2n", "F7"):
         return verb_logits.new_zeros(len(verb_logits), dtype=torch.float32)
     here = scores.of_verbs(image, objects, hoi_id)
+    scored = here.log_odds if config.scores == "raw" else here.soft
     wanted = supervised_verbs(here.soft, verbs)
     if config.object == "predicted":
         if object_logits is None:
             raise ValueError("predicted objects need object_logits")
-        everywhere = scores.of_objects(image, hoi_id).soft
+        everywhere = of_objects(config, scores, image, hoi_id)
         own = objects[:, None] == torch.arange(hoi_id.shape[1], device=objects.device)
         annotated = own[:, :, None] * verbs[:, None]
         cost = costs(config, everywhere, annotated)
         possible = ~torch.isnan(everywhere) & wanted.any(1)[:, None, None]
         return expected_cost_of_objects(object_logits, verb_logits, cost, possible, config.temperature)
     if config.family == "F0":
-        return cost_of_argmax(verb_logits, costs(config, here.soft, verbs), wanted)
+        return cost_of_argmax(verb_logits, costs(config, scored, verbs), wanted)
     if config.family in ("F1", "F1-literal"):
-        return expected_cost(verb_logits, costs(config, here.soft, verbs), wanted, config.temperature)
+        return expected_cost(verb_logits, costs(config, scored, verbs), wanted, config.temperature)
     if config.family == "F2":
         return soft_targets(verb_logits, verbs, here.soft, wanted, mixing=config.mixing, gamma=config.gamma)
     if config.family == "F3":
@@ -80,6 +80,46 @@ def itm_terms(config: ItmConfig, scores: ItmScores, hoi_id: Tensor, queries: Mat
         return margins(verb_logits, verbs, here.log_odds, wanted, **shape)
     shape = {"mixing": config.mixing, "temperature": config.temperature, "tau": config.tau}
     return listwise(verb_logits, verbs, here.centred, wanted, **shape)
+
+
+def unmatched_terms(
+    config: ItmConfig,
+    scores: ItmScores,
+    hoi_id: Tensor,
+    image: Tensor,
+    *,
+    verb_logits: Tensor,
+    object_logits: Tensor,
+) -> Tensor:
+    """F1 of queries without an annotated pair: the expected cost of their predicted triplets that the image's annotations
+    lack (Eq. 4's second sum, VLM-HOI).
+
+    Each counts as much as its query shows an object at all, ``1 - q(no object)``. That factor has no gradient: with one the
+    cheapest way out would be to predict nothing.
+
+    Args:
+        config: family F1 or F1-literal and its parameters.
+        scores: fields ``[B, C]``, with ``present``.
+        hoi_id: int64 ``[V, O + 1]`` of the table's columns.
+        image: int64 ``[U]``, each query's place in the batch.
+        verb_logits: ``[U, V]`` of any float type.
+        object_logits: ``[U, at least O + 1]``; the last class is "no object".
+
+    Returns:
+        ``[U]``, 0 for a query whose image has no such triplet.
+    """
+    everywhere, present = of_objects(config, scores, image, hoi_id), scores.of_objects(image, hoi_id).present
+    assert present is not None
+    possible = ~torch.isnan(everywhere) & ~present
+    cost = costs(config, everywhere, torch.zeros_like(everywhere))
+    shown = 1 - torch.softmax(_full(object_logits), -1)[:, -1].detach()
+    return shown * expected_cost_of_objects(object_logits, verb_logits, cost, possible, config.temperature)
+
+
+def of_objects(config: ItmConfig, scores: ItmScores, image: Tensor, hoi_id: Tensor) -> Tensor:
+    """What costs are made of, of every verb with every object: float ``[Q, O + 1, V]``, NaN where there is no score."""
+    everywhere = scores.of_objects(image, hoi_id)
+    return everywhere.log_odds if config.scores == "raw" else everywhere.soft
 
 
 def supervised_verbs(values: Tensor, verbs: Tensor) -> Tensor:
@@ -101,7 +141,8 @@ def costs(config: ItmConfig, soft: Tensor, verbs: Tensor) -> Tensor:
 
     Corrected (ours): ``y max(0, alpha - t) + (1 - y)(1 - beta t)``, with ``alpha <= 1 - beta`` never more for an
     annotated verb than for another, and plausible verbs that nobody annotated cost less. Literal (Eq. 4):
-    ``y max(0, alpha - t) + (1 - y) t``: an absurd verb with t near 0 is cheaper than an annotated one with t < alpha.
+    ``y max(0, alpha - t) + (1 - y) t``: an absurd verb with t near 0 is cheaper than an annotated one with t < alpha. With
+    ``scores: raw`` m stands in the place of t.
     """
     soft = _full(soft)
     other = 1 - config.beta * soft if config.family == "F1" else soft
@@ -288,29 +329,6 @@ def image_terms(
     if gamma:
         loss = ((target - present.exp()).abs() + TINY) ** gamma * loss
     return torch.where(wanted, loss, 0).sum(-1)
-
-
-def gradient_ratio(term: Tensor, reference: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """How hard ``term`` pulls compared with ``reference``: the ratio of their gradients' norms, float32 ``[]``.
-
-    Args:
-        term: a weighted scalar. Keep the ratio at most 0.3.
-        reference: another one of the same graph, which is kept for the backward pass.
-        tensors: where they are compared, e.g. the verb logits: then nothing below the losses is run.
-
-    Returns:
-        0 where the term has no gradient there, infinite where only the reference has none.
-    """
-
-    def norm(loss: Tensor) -> Tensor:
-        if not loss.requires_grad:
-            return loss.new_zeros((), dtype=torch.float32)
-        found = torch.autograd.grad(loss, list(tensors), retain_graph=True, allow_unused=True)
-        squares = [gradient.float().square().sum() for gradient in found if gradient is not None]
-        return torch.stack(squares).sum().sqrt() if squares else loss.new_zeros((), dtype=torch.float32)
-
-    above, below = norm(term), norm(reference)
-    return torch.where(above == 0, 0.0, above / below)
 
 
 def _full(values: Tensor) -> Tensor:

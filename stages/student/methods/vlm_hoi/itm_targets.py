@@ -21,6 +21,7 @@ from torch import Tensor
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.student.calibration import Platt, fit_platt, match_log_odds
 from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import ItmColumns
+from hoi_distill.stages.student.methods.vlm_hoi.sentence_calibration import SentenceCalibration
 from hoi_distill.stages.student.source import stacked
 from hoi_distill.storage.errors import UserError
 
@@ -59,11 +60,13 @@ class ItmScores:
         log_odds: float32 ``[B, C]``, m.
         soft: float32 ``[B, C]``, calibrated probability t.
         centred: float32 ``[B, C]``, m minus its sentence's mean over the training images.
+        present: bool ``[B, C]``, the classes that the images' annotations have; None where that is not asked.
     """
 
     log_odds: Tensor
     soft: Tensor
     centred: Tensor
+    present: Tensor | None = None
 
     def of_verbs(self, image: Tensor, objects: Tensor, hoi_id: Tensor) -> ItmScores:
         """The scores of every verb with one object: fields ``[Q, V]``.
@@ -85,7 +88,8 @@ class ItmScores:
         def chosen(values: Tensor) -> Tensor:
             return torch.where(classes >= 0, values[rows, classes.clamp(min=0)], torch.nan)
 
-        return ItmScores(chosen(self.log_odds), chosen(self.soft), chosen(self.centred))
+        present = None if self.present is None else (classes >= 0) & self.present[rows, classes.clamp(min=0)]
+        return ItmScores(chosen(self.log_odds), chosen(self.soft), chosen(self.centred), present)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +105,8 @@ class ItmTargets:
         source: int64 ``[N]``, the row whose scores each row gets; None: its own (another's in the shuffled control).
         strict: every image must have a score of every sentence. Without it NaN scores are not wanted and are left out of
             the losses (a table of each image's top-k sentences), but a row without any score is an error all the same.
+        by_sentence: a calibration with an offset of each sentence, in the place of ``platt``.
+        present: bool ``[N, C]``, see :class:`ItmScores`.
     """
 
     columns: ItmColumns
@@ -110,6 +116,8 @@ class ItmTargets:
     names: Sequence[str]
     source: np.ndarray | None = None
     strict: bool = True
+    by_sentence: SentenceCalibration | None = None
+    present: np.ndarray | None = None
 
     def __call__(self, rows: np.ndarray) -> ItmScores:
         """Fields ``[B, C]`` of int64 ``rows [B]``. Raises UserError where scores are missing: never zeros instead."""
@@ -119,8 +127,12 @@ class ItmTargets:
         if values.size and absent.any():
             row, column = np.argwhere(absent)[0]
             raise _no_score(self.names[int(taken[row])], self.columns.prompts[column])
-        fields = (values, self.platt(values), values - self.mean)
-        return ItmScores(*(torch.from_numpy(self.columns.of_classes(field)) for field in fields))
+        calibrated = self.platt(values) if self.by_sentence is None else self.by_sentence(values, taken)
+        log_odds, soft, centred = (
+            torch.from_numpy(self.columns.of_classes(field)) for field in (values, calibrated, values - self.mean)
+        )
+        present = None if self.present is None else torch.from_numpy(self.present[rows])
+        return ItmScores(log_odds, soft, centred, present)
 
 
 def _no_score(image: str, prompt: str) -> UserError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Literal
 
 from hoi_distill.stages.keys import Fraction, NotNegative, Positive, settings
-from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import PromptForm
+from hoi_distill.stages.student.method import LATER
+from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import WHOLE, PromptForm
 from hoi_distill.storage.errors import UserError
 
 
@@ -20,7 +22,7 @@ class LossWeights:
     object: float = 1.0
     """Weight of the object's cross-entropy."""
     verb: float = 2.0
-    """Weight of the focal verb loss."""
+    """[lambda_4] Weight of the focal verb loss: 2 in the released code, 1 in the paper."""
     no_object: float = 0.1
     """Weight of the class "no object" in the cross-entropy."""
     alpha: float = 0.5
@@ -70,8 +72,9 @@ class ItmConfig:
     prompt: PromptForm = "full"
     object: Literal["gt", "predicted"] = "gt"
     """F1 only: costs of the annotated object, or averaged over the predicted distribution of objects."""
-    alpha: Fraction = 0.5
-    """[alpha] F1: the calibrated score above which an annotated verb costs nothing. Eq. 4 has 1."""
+    alpha: NotNegative = 0.5
+    """[alpha] F0 and F1: the score above which an annotated verb costs nothing, at most 1 unless ``scores`` is ``raw``. Eq. 4
+    has 1, its ablation 0, 1 and 2, all of raw scores."""
     beta: Fraction = 0.5
     """[beta] F1: by how much of its score t a verb that is not annotated gets cheaper."""
     mixing: Fraction = 0.3
@@ -91,8 +94,25 @@ class ItmConfig:
     loss on the same logits."""
     smoothing: Positive = 0.2
     """F7: temperature, in log-probability, of the smooth maximum over queries."""
+    scores: Literal["calibrated", "raw"] = field(default="calibrated", metadata=LATER)
+    """F0 and F1-literal: what Eq. 4's costs are of. ``calibrated``: the probability t. ``raw``: the match log-odds m as the
+    teacher gives them, on which the paper's equation stands."""
+    unmatched: bool = field(default=False, metadata=LATER)
+    """F1 and F1-literal: queries without an annotated pair learn too, as the paper's negatives are all predicted triplets that
+    the image's annotations lack. Their triplets are those of the predicted objects."""
+    calibration: Literal["platt", "sentence"] = field(default="platt", metadata=LATER)
+    """How t is made of m. ``platt``: one slope and bias for all sentences. ``sentence``: also an offset of each sentence,
+    shrunk towards 0, and each labelled image is calibrated by a fit on the others only (five folds)."""
 
     def __post_init__(self) -> None:
+        if self.scores == "raw" and self.family not in ("F0", "F1-literal"):
+            raise UserError(
+                f"scores: raw scores are for Eq. 4's costs, F0 and F1-literal, not {self.family}; calibrated"
+            )
+        if self.alpha > 1 and self.scores != "raw":
+            raise UserError(f"alpha: expected at most 1; got {self.alpha:g} (more is for F1-literal with scores: raw)")
+        if self.unmatched and self.family not in ("F1", "F1-literal"):
+            raise UserError(f"unmatched: is for F1 and F1-literal, not {self.family}; choose false")
         if self.family == "F1" and self.alpha > 1 - self.beta:
             raise UserError(
                 f"alpha: {self.alpha} is above 1 - beta = {1 - self.beta:g}, so an annotated verb could cost more "
@@ -100,7 +120,7 @@ class ItmConfig:
             )
         if self.family == "F2" and self.mixing > 0.3:
             raise UserError(f"mixing: {self.mixing}; above 0.3 F2 rewards plausible verbs as if annotated")
-        if self.family == "F7" and self.prompt != "full":
+        if self.family == "F7" and self.prompt not in WHOLE:
             raise UserError(
                 f"prompt: F7 judges a verb together with its object, which '{self.prompt}' does not name; full"
             )

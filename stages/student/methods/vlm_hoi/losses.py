@@ -12,16 +12,17 @@ from hoi_distill.stages.student.methods.vlm_hoi.criterion import TERMS, Criterio
 from hoi_distill.stages.student.methods.vlm_hoi.image_set import ImageBatch
 from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import (
     MatchedQueries,
-    gradient_ratio,
     image_terms,
     itm_terms,
     negative_weights,
+    unmatched_terms,
 )
 from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import ItmScores, ItmTargets
 from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig, LossWeights
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Match, Targets, joined
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
 from hoi_distill.stages.student.training.focal import hard_focal_terms
+from hoi_distill.stages.student.training.gradients import gradient_ratio
 from hoi_distill.stages.student.training.processes import ALONE, Processes
 
 
@@ -134,6 +135,22 @@ def labelled_term(
             image, output.verb_logits[at], rows.verbs[own], rows.objects[own], output.object_logits[at]
         )
         value = value + itm_terms(config, scores, tables.hoi_id, matched).sum()
+        if config.unmatched:
+            left = torch.ones(output.verb_logits.shape[1:3], dtype=torch.bool, device=image.device)
+            left[image, query] = False
+            count = left.numel() - len(image)
+            where = left.flatten().to(torch.uint8).argsort(descending=True, stable=True)[:count]
+            value = (
+                value
+                + unmatched_terms(
+                    config,
+                    scores,
+                    tables.hoi_id,
+                    where // left.shape[1],
+                    verb_logits=output.verb_logits[layer].flatten(0, 1)[where],
+                    object_logits=output.object_logits[layer].flatten(0, 1)[where],
+                ).sum()
+            )
     return value / processes.normaliser(value.new_full((), queries.shape[1]))
 
 

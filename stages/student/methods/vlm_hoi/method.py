@@ -18,7 +18,11 @@ from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import columns_for
 if TYPE_CHECKING:
     from hoi_distill.stages.data.vocabulary import Vocabulary
 
-TEACHERS = {"itm": "cached image-text-matching scores", "shuffled": "another image's matching scores (control)"}
+TEACHERS = {
+    "itm": "cached image-text-matching scores",
+    "shuffled": "another image's matching scores (control)",
+    "constant": "one score for all sentences (control)",
+}
 
 
 class VlmHoiMethod(Method[VlmHoiConfig]):

@@ -22,6 +22,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import (
     verb_auc,
 )
 from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
+from hoi_distill.stages.student.methods.vlm_hoi.sentence_calibration import SentenceCalibration
 from hoi_distill.stages.student.source import in_order
 
 
@@ -82,13 +83,29 @@ def _targets(
         f"itm on {which} images: t = sigmoid({platt.slope:.3f} m {platt.bias:+.3f}); "
         f"AUC of annotated verbs among those of the same object {auc:.3f}"
     )
+    by_sentence = None
+    if config.teacher == "constant":
+        log_odds = np.where(np.isnan(log_odds), np.float32(np.nan), np.float32(platt.base_rate_at()))
+        lines.append("itm: one score for all sentences, that of the base rate (control)")
+    elif term.calibration == "sentence":
+        by_sentence = SentenceCalibration.fit(log_odds, known, columns.column, present, candidate=candidate)
+        fitted = columns.of_classes(by_sentence(np.asarray(log_odds[known]), known))
+        lines.append(
+            f"itm: offsets of {len(columns.prompts)} sentences from {by_sentence.offset[-1].min():+.2f} to "
+            f"{by_sentence.offset[-1].max():+.2f}; the same AUC of t, calibrated on other images, "
+            f"{verb_auc(fitted, present, columns.hois):.3f}"
+        )
     source = None
     if config.teacher == "shuffled":
         source = np.arange(len(log_odds))
         source[distilled] = shuffled_images(np.flatnonzero(distilled), config.seed)
     names = [str(name) for name in data.annotations.image_id[data.image]]
     # The stream refuses cells that should be there and are not: what is NaN here was not to be asked (top-k tables).
-    return ItmTargets(columns, log_odds, platt, sentence_mean(log_odds, rows), names, source, strict=False)
+    everywhere = annotated_classes(data.annotations.take(data.image), columns) if term.unmatched else None
+    return ItmTargets(
+        columns, log_odds, platt, sentence_mean(log_odds, rows), names, source,
+        strict=False, by_sentence=by_sentence, present=everywhere,
+    )  # fmt: skip
 
 
 def match_table(path: Path, data: TrainingSet, columns: ItmColumns) -> np.ndarray:

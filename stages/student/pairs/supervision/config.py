@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Literal
 
 import numpy as np
 
 from hoi_distill.stages.keys import CountOrNone, Fraction, NotNegative, Positive, settings
+from hoi_distill.stages.student.method import LATER
 from hoi_distill.storage.errors import UserError
 
 Images = Literal["none", "labelled", "unlabelled", "both"]
@@ -80,6 +82,10 @@ class KdConfig:
     """Each class by itself, as a pair may show several; or the distribution over the classes that the pair allows."""
     unlabelled: bool = False
     """Distil on images without annotations too."""
+    weighting: Literal["factor", "share"] = field(default="factor", metadata=LATER)
+    """What ``logit``, ``query`` and ``map`` are. ``factor``: the term is multiplied by it. ``share``: the term's gradient gets
+    this share of the norm that the annotations' gradient has at each step, at what the term compares (the logits; the
+    queries; the latent map). Shares mean the same at any number of pairs, classes and channels."""
 
     def __post_init__(self) -> None:
         if self.reads_pairs and not self.pairs:

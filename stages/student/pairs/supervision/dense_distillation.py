@@ -21,7 +21,7 @@ from hoi_distill.stages.student.pairs.supervision.dense_distillation_losses impo
     TeacherOutputs,
     distillation_losses,
 )
-from hoi_distill.stages.student.pairs.terms import BatchImages, Predictions, Term, WeightedLoss
+from hoi_distill.stages.student.pairs.terms import BatchImages, PairOutput, Predictions, Term, WeightedLoss
 from hoi_distill.storage.errors import UserError
 
 
@@ -119,7 +119,17 @@ class DenseDistillation(Term):
             config=self.config,
             processes=predictions.processes,
         )
-        return [WeightedLoss(f"kd_{name}", getattr(self.config, name), value) for name, value in found.items()]
+        share = self.config.weighting == "share"
+        return [
+            WeightedLoss(f"kd_{name}", getattr(self.config, name), value, compared(predictions.output, name), share)
+            for name, value in found.items()
+        ]
+
+
+def compared(output: PairOutput, level: str) -> tuple[Tensor, ...]:
+    """The parts of a network's output that a level of distillation (``logit``, ``query``, ``map``) compares."""
+    parts = {"logit": (output.logits,), "query": (output.unary, output.pairs), "map": (output.latent,)}[level]
+    return tuple(part for part in parts if part is not None)
 
 
 def read_teacher_outputs(

@@ -19,7 +19,7 @@ from hoi_distill.stages.student.pairs.instances import ImageInstances, gather, i
 from hoi_distill.stages.student.pairs.regions import candidates_of
 from hoi_distill.stages.student.pairs.supervision.annotations import PairTargets
 from hoi_distill.stages.student.pairs.supervision.config import KdConfig
-from hoi_distill.stages.student.pairs.terms import PairOutput
+from hoi_distill.stages.student.pairs.terms import PairOutput, Term, WeightedLoss
 from hoi_distill.stages.student.pairs.training import TermLoss
 from hoi_distill.stages.student.training.loop import Step
 from hoi_distill.stages.student.training.metrics import NonFiniteLoss
@@ -231,3 +231,50 @@ def test_nan_stops_the_run_and_names_the_image(tmp_path):
         broken.tables["features"][view][7] = np.full_like(broken.maps[7], np.nan)
     with pytest.raises(NonFiniteLoss, match=r"step \d+: .*rows \[7\], image ids \['image 7'\]"):
         trained(link_config(), broken.training_set(16), tmp_path)
+
+
+def test_terms_weighted_by_shares_pull_with_just_these(tmp_path, data):
+    shares = replace(ALL_LEVELS, logit=0.4, query=0.2, map=0.1, weighting="share")
+    trained(link_config(kd=shares, log_every=1), data, tmp_path / "shares")
+    for record in records(tmp_path / "shares"):
+        parts = [record[f"weight/kd_{name}"] * record[f"loss/kd_{name}"] for name in ("logit", "query", "map")]
+        assert record["loss"] == pytest.approx(record["loss/pairs"] + sum(parts), rel=1e-4)
+        for name, share in (("logit", 0.4), ("query", 0.2), ("map", 0.1)):
+            assert record[f"gradient_ratio/kd_{name}"] == pytest.approx(share, rel=1e-4)
+
+
+def test_shares_that_factors_amount_to_are_logged(tmp_path, data):
+    for logit in (1.0, 2.0):
+        trained(link_config(kd=replace(ALL_LEVELS, logit=logit), steps=1), data, tmp_path / f"{logit:g}")
+    two, one = (records(tmp_path / name)[0] for name in ("2", "1"))
+    assert "weight/kd_logit" not in one
+    assert one["gradient_ratio/kd_logit"] > 0
+    assert two["gradient_ratio/kd_logit"] == pytest.approx(2 * one["gradient_ratio/kd_logit"])
+    assert all(two[f"gradient_ratio/kd_{name}"] == one[f"gradient_ratio/kd_{name}"] > 0 for name in ("query", "map"))
+
+
+@pytest.mark.parametrize("divisor", [1.0, 100.0])
+def test_a_share_does_not_know_what_a_loss_is_divided_by(toy, divisor):
+    batch = batch_of(toy, positives=True)
+    model = Answers(len(batch.regions.pairs))
+
+    class Second(Term):
+        name = "annotations"
+
+        def targets(self, batch):
+            return []
+
+        def losses(self, predictions, targets, step):
+            logits = predictions.output.logits
+            return [
+                WeightedLoss("main", 2.0, (3 * logits).sum()),
+                WeightedLoss("second", 0.25, logits.sin().sum() / divisor, (logits,), share=True),
+            ]
+
+    with torch.no_grad():
+        model.logits.copy_(torch.linspace(-1, 1, model.logits.numel()).view_as(model.logits))
+    loss, values = TermLoss([Second()])(model, batch, Step(0))
+    loss.backward()
+    pulled = (model.logits.grad - 6).norm() / (6 * model.logits.numel() ** 0.5)
+    assert pulled.item() == pytest.approx(0.25, rel=1e-4)
+    assert values["gradient_ratio/second"].item() == pytest.approx(0.25, rel=1e-4)

@@ -21,7 +21,6 @@ from hoi_distill.stages.student.methods.vlm_hoi.itm_loss import (
     costs,
     expected_cost,
     expected_cost_of_objects,
-    gradient_ratio,
     image_terms,
     itm_terms,
     listwise,
@@ -35,6 +34,7 @@ from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
 from hoi_distill.stages.student.methods.vlm_hoi.losses import ItmTables, batch_loss
 from hoi_distill.stages.student.methods.vlm_hoi.matching import Targets
 from hoi_distill.stages.student.methods.vlm_hoi.muren import MurenOutput
+from hoi_distill.stages.student.training.gradients import gradient_ratio
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.toy_student import VOCABULARY
 
