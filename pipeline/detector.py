@@ -24,6 +24,7 @@ from hoi_distill.pipeline.filling.run import refuse_absent
 from hoi_distill.pipeline.graph.builder import build_stage
 from hoi_distill.pipeline.hoi_result import HOIResult
 from hoi_distill.stages.data.annotations import Annotations
+from hoi_distill.stages.data.coco import COCO_OBJECTS
 from hoi_distill.stages.data.image import decode
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.evaluate.detections import HoiDetections
@@ -34,6 +35,7 @@ from hoi_distill.stages.student.data import TestSet
 from hoi_distill.stages.student.source import MemorySource
 from hoi_distill.stages.student.student import Student
 from hoi_distill.stages.teacher.detectors.detectron2_code import refuse_code
+from hoi_distill.stages.teacher.detectors.given import GivenDetections
 from hoi_distill.storage.digests import as_rows, digest_bytes, fingerprint
 from hoi_distill.storage.errors import InputFailure, UserError
 from hoi_distill.storage.file_digests import DigestMemory
@@ -43,8 +45,8 @@ from hoi_distill.workers.host_copies import to_numpy
 
 ImageInput = str | Path | Image.Image | np.ndarray
 """A file, an http(s) address, a PIL image, or ``uint8 [H, W, 3]`` RGB."""
-OF_NAMED_IMAGES = ("ground_truth_boxes", "detections_file")
-"""Stages that look an image's boxes up by its name. They are built anew for each batch."""
+StageKeys = tuple[str, dict[str, Any]]
+"""A stage's name in configurations, and its keys."""
 WAIT = 30.0
 """Seconds to wait for a server."""
 
@@ -57,10 +59,11 @@ class HOIDetector:
         checkpoint: its folder, for messages.
         device: where detector, encoder and student work.
         detections: a COCO results JSON with boxes by file name, instead of the student's own detector.
+        detector: a detector's folder or hub id, instead of the student's own.
         threshold: results leave out pairs of a lower score.
 
     Raises:
-        UserError: the student takes no boxes, and there are ``detections``.
+        UserError: the student takes no boxes and is given some, or is given both kinds.
     """
 
     def __init__(
@@ -70,14 +73,11 @@ class HOIDetector:
         *,
         device: str = "cpu",
         detections: Path | None = None,
+        detector: str | None = None,
         threshold: float = 0.0,
     ) -> None:
-        if detections is not None and "detections" not in student.tables():
-            raise UserError(
-                f"{checkpoint}: a student of method {student.method} takes no boxes; leave --detections out"
-            )
-        self.student, self.checkpoint, self.device = student, checkpoint, device
-        self.detections, self.threshold = detections, threshold
+        self.boxes = other_boxes(checkpoint, student, detections, detector)
+        self.student, self.checkpoint, self.device, self.threshold = student, checkpoint, device, threshold
         self._stages: dict[str, Stage] = {}
         self._shared: dict[Any, Any] = {}
 
@@ -89,6 +89,7 @@ class HOIDetector:
         revision: str | None = None,
         device: str | None = None,
         detections: str | Path | None = None,
+        detector: str | Path | None = None,
         threshold: float = 0.0,
     ) -> HOIDetector:
         """Load a checkpoint.
@@ -98,6 +99,7 @@ class HOIDetector:
             revision: branch, tag or commit of a repository; default: its newest.
             device: ``cpu``, ``cuda`` or another name that torch knows; default: a GPU where there is one.
             detections: a COCO results JSON with boxes by file name, for a student whose boxes came from a file.
+            detector: a detector's folder or hub id, for a student whose boxes came from a file.
             threshold: results leave out pairs of a lower score.
 
         Raises:
@@ -108,8 +110,30 @@ class HOIDetector:
         device = device or best_device()
         refuse_absent(device, "device")
         folder = checkpoint_folder(source, revision)
-        boxes = None if detections is None else Path(detections)
-        return cls(load_student(folder), folder, device=device, detections=boxes, threshold=threshold)
+        boxes, finder = (
+            (None if detections is None else Path(detections)),
+            (None if detector is None else str(detector)),
+        )
+        student = load_student(folder)
+        return cls(student, folder, device=device, detections=boxes, detector=finder, threshold=threshold)
+
+    def push_to_hub(self, repository: str, *, license_name: str, private: bool = False) -> str:
+        """Upload the checkpoint to the model hub, with a card that is written from its run.
+
+        Args:
+            repository: ``organisation/name``; made where there is none.
+            license_name: the hub's key of the license of these weights, such as ``apache-2.0`` or ``other``.
+            private: whether a new repository is private.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: the checkpoint is damaged, or the hub refuses or cannot be reached.
+        """
+        from hoi_distill.pipeline.hub import push_to_hub
+
+        return push_to_hub(self.checkpoint, repository, license_name=license_name, private=private)
 
     @overload
     def __call__(self, images: ImageInput) -> HOIResult: ...
@@ -176,12 +200,28 @@ class HOIDetector:
         if role not in self._stages:
             sizes = [image.size for image in whole.images]
             annotations = without_pairs(whole.keys, sizes, self.student.vocabulary)
-            stage = own_stage(self.checkpoint, self.student, role, annotations, self.detections)
+            boxes = self.boxes if role == "detections" else None
+            stage = own_stage(self.checkpoint, self.student, role, annotations, boxes)
             stage.open(self.device, self._shared)
-            if stage.name in OF_NAMED_IMAGES:
+            if isinstance(stage, GivenDetections):  # it looks boxes up by name, so it is built anew for each batch
+                if boxes is None:
+                    self._refuse_unknown(stage, whole.keys)
                 return stage
             self._stages[role] = stage
         return self._stages[role]
+
+    def _refuse_unknown(self, stage: GivenDetections, names: Sequence[str]) -> None:
+        """Raises UserError where the file of the training has no box of any of these images: they are new to it."""
+        try:
+            known = len(stage.detections.scores) > 0
+        except UserError:  # which several files say of images that none of them has
+            known = False
+        if not known:
+            more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+            raise UserError(
+                f"{self.checkpoint}: it was trained on boxes that were given, and there are none of {names[0] or 'an image'}"
+                f"{more}; name a detector with --detector (detector=), or a file of boxes with --detections (detections=)"
+            )
 
 
 def _silent(_: str) -> None:
@@ -259,16 +299,53 @@ def without_pairs(names: Sequence[str], sizes: Sequence[tuple[int, int]], vocabu
     )
 
 
-def own_stage(
-    checkpoint: Path, student: Student, role: str, annotations: Annotations, detections: Path | None
-) -> Stage:
-    """The stage that gave the student its ``role`` table, built as it was then; another teacher's answers are refused."""
+def other_boxes(checkpoint: Path, student: Student, detections: Path | None, detector: str | None) -> StageKeys | None:
+    """What gives a student its boxes where it is not the detector that it was trained with.
 
-    identity: Any = student.identities.get(role)
-    if role == "detections" and detections is not None:
+    Args:
+        checkpoint: for messages.
+        student: whose boxes they are.
+        detections: a COCO results JSON.
+        detector: a detector's folder or hub id.
+
+    Raises:
+        UserError: the student takes no boxes and is given some, or is given both kinds.
+    """
+    if detections is None and detector is None:
+        return None
+    given = "--detector" if detections is None else "--detections"
+    if "detections" not in student.tables():
+        raise UserError(f"{checkpoint}: a student of method {student.method} takes no boxes; leave {given} out")
+    if detector is None:
+        identity = student.identities["detections"]
         made = dict(identity["parameters"])
         counted = "vocabulary" if identity["stage"] == "ground_truth_boxes" else made.get("categories") or "coco"
-        kind, parameters = "detections_file", {"path": str(detections), "categories": counted}
+        return "detections_file", {"path": str(detections), "categories": counted}
+    if detections is not None:
+        raise UserError("--detections and --detector both give boxes; leave one out")
+    if student.vocabulary.objects != COCO_OBJECTS:
+        raise UserError(f"{checkpoint}: its objects are not COCO's, which --detector finds; give --detections")
+    return "detector", {"checkpoint": detector}
+
+
+def own_stage(
+    checkpoint: Path, student: Student, role: str, annotations: Annotations, boxes: StageKeys | None = None
+) -> Stage:
+    """The stage that gave the student its ``role`` table, built as it was then.
+
+    Args:
+        checkpoint: the student's folder.
+        student: whose table it is.
+        role: ``detections`` or ``features``.
+        annotations: names and sizes of the images.
+        boxes: another stage instead, from :func:`other_boxes`.
+
+    Raises:
+        UserError: it cannot be built, or has other answers than the student was trained on.
+    """
+    identity: Any = student.identities.get(role)
+    if boxes is not None:
+        kind, parameters = boxes
     else:
         kind, given = said_stage(checkpoint, role, identity)
         relative = [name for name in names_of_checkpoint(checkpoint) if not Path(name).expanduser().is_absolute()]
@@ -276,9 +353,10 @@ def own_stage(
     with tempfile.TemporaryDirectory() as scratch:
         memory = DigestMemory(Path(scratch) / "digests.sqlite")
         context = StageContext(student.vocabulary, {"test": annotations}, memory.digests)
-        stage = build_stage(kind, parameters, context, f"{checkpoint}: identities.{role}")
+        where = f"{checkpoint}: identities.{role}" if boxes is None else f"boxes of {checkpoint}"
+        stage = build_stage(kind, parameters, context, where)
     record = fingerprint_record(stage)
-    if (role != "detections" or detections is None) and fingerprint(record) != identity["fingerprint"]:
+    if boxes is None and fingerprint(record) != identity["fingerprint"]:
         changed = [key for key in record if record[key] != identity["record"].get(key)]
         raise UserError(
             f"{checkpoint}: trained on {role} {identity['fingerprint'][:12]}, offered {fingerprint(record)[:12]}: "

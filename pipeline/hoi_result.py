@@ -63,7 +63,11 @@ class HOIResult:
             from supervision import Detections
         except ImportError:
             raise UserError("supervision: not installed; pip install supervision") from None
-        data = {"verb": np.array(self.verb), "object": np.array(self.object), "object_box": self.object_box}
+        data: dict[str, Any] = {
+            "verb": np.array(self.verb),
+            "object": np.array(self.object),
+            "object_box": self.object_box,
+        }
         return Detections(xyxy=self.human_box, confidence=self.score, data=data)
 
     def plot(self, threshold: float = 0.0) -> Image.Image:
@@ -72,19 +76,29 @@ class HOIResult:
         Args:
             threshold: pairs of a lower score are not drawn.
         """
+        return drawn(self.image, [pair for _, pair in self.pairs(threshold)])
+
+    def pairs(self, threshold: float = 0.0) -> list[tuple[int, Pair]]:
+        """The pairs that are drawn, with their positions.
+
+        Args:
+            threshold: pairs of a lower score are left out.
+        """
         shown = [index for index in range(min(DRAWN, len(self))) if self.score[index] >= threshold]
-        pairs = [
-            Pair(
-                self.human_box[index].tolist(),
-                (self.object_box if self.object[index] else self.human_box)[index].tolist(),
-                self.verb[index].replace("_", " "),
-                self.object[index].replace("_", " "),
-                float(self.score[index]),
+        return [
+            (
+                index,
+                Pair(
+                    self.human_box[index].tolist(),
+                    (self.object_box if self.object[index] else self.human_box)[index].tolist(),
+                    self.verb[index].replace("_", " "),
+                    self.object[index].replace("_", " "),
+                    float(self.score[index]),
+                ),
             )
             for index in shown
             if self.verb[index] != NO_INTERACTION
         ]
-        return drawn(self.image, pairs)
 
     def show(self, threshold: float = 0.0) -> None:
         """Open the drawing in the system's viewer."""

@@ -1,4 +1,4 @@
-"""The commands that train students and show results: ``train``, ``experiments``, ``page`` and ``predict``."""
+"""The commands that train students and show results: ``train``, ``experiments`` and ``page``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hoi_distill.pipeline.cli.options import INCOMPLETE, ConfigFile, Limit, Overrides
+from hoi_distill.pipeline.cli.options import ConfigFile, Limit, Overrides
 from hoi_distill.pipeline.config.whereabouts import (
     in_every_folder,
-    names_of_checkpoint,
     names_of_configuration,
     names_of_matrix,
 )
@@ -100,19 +99,3 @@ def page(
     from hoi_distill.pipeline.workspace import prepare
 
     write_page(prepare(config, overrides or (), limit=limit), out)
-
-
-@in_every_folder("checkpoint", names_of_checkpoint)
-def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="A student's checkpoint folder.")],
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
-    out: Annotated[Path, typer.Option(help="Folder for detections.parquet and the drawn images.")],
-    detections: Annotated[Path | None, typer.Option(help="Boxes: a COCO results JSON for these images.")] = None,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Draw triplets of at least this score.")] = 0.3,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None,
-) -> None:
-    """Find human-object interactions in images with a trained student."""
-    from hoi_distill.pipeline.prediction import predict_images
-
-    if predict_images(checkpoint, images, out, detections=detections, threshold=threshold, device=device):
-        raise typer.Exit(INCOMPLETE)

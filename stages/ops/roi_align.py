@@ -63,7 +63,7 @@ def roi_align(
         images = [box.new_full((len(box), 1), i) for i, box in enumerate(boxes)]
         counts = [len(box) for box in boxes]
         boxes = torch.cat([torch.cat(pair, 1) for pair in zip(images, boxes, strict=True)])
-    if len(boxes) and features.is_cuda and _torchvision_on_gpu():
+    if features.is_cuda and len(boxes) and _torchvision_on_gpu():
         scale, size = spatial_scale, (rows, columns)
         return _torchvisions(features, boxes, size, scale=scale, sampling_ratio=sampling_ratio, aligned=aligned)
     height, width = features.shape[-2:]
@@ -127,7 +127,9 @@ def _sampling_weights(
     low = at_nbs.floor()
     high_share = at_nbs - low
     low = low.long()
-    weights = start.new_zeros(len(start), bins, cells)
+    weights = start.new_zeros(
+        start.shape[0], bins, cells
+    )  # a length would fix the number of boxes of an exported graph
     weights.scatter_add_(2, low, each_nbs * (1 - high_share))
     return weights.scatter_add_(2, (low + 1).clamp(max=cells - 1), each_nbs * high_share)
 

@@ -20,8 +20,10 @@ from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.atomic import write_atomically
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
+    from hoi_distill.stages.exported_graph import ExportedGraph
     from hoi_distill.stages.student.data import TestSet
 
 
@@ -74,6 +76,31 @@ class Student(ABC):
             report: is given lines for people.
             device: where the network works; default: a GPU where there is one.
         """
+
+    def graph(self, maps: tuple[int, int, int] | None) -> ExportedGraph:  # noqa: ARG002 - a default
+        """The network as one graph of an image.
+
+        Args:
+            maps: ``(C, h, w)`` of the feature maps; None where the student reads none.
+
+        Raises:
+            UserError: students of this method, or of these parameters, are not exported.
+        """
+        raise UserError(f"students of method {self.method} are not exported")
+
+    def graph_inputs(self, detections: Any) -> dict[str, np.ndarray] | None:  # noqa: ARG002 - a default
+        """What the graph is given of an image beside its feature map.
+
+        Args:
+            detections: the image's cell of the ``detections`` table.
+
+        Returns:
+            Arrays by the names of the graph's inputs; None where no person is detected, or nothing beside the person.
+
+        Raises:
+            UserError: see :meth:`graph`.
+        """
+        raise UserError(f"students of method {self.method} are not exported")
 
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from hoi_distill.stages.evaluate.pages.images import Pair, numbered
+from hoi_distill.stages.evaluate.pages.images import PALETTE, Pair, numbered
 
 LONGEST = 960
 """Pixels of the longer side: small images are enlarged so that labels can be read."""
@@ -35,13 +35,7 @@ def drawn(image: Image.Image, pairs: Sequence[Pair]) -> Image.Image:
     pen = ImageDraw.Draw(canvas)
     for line in reversed(lines):
         human, obj = ([scale * edge for edge in box] for box in (line.pair.human_box, line.pair.object_box))
-        for colour, width in ((EDGE, 5), (line.colour, 3)):
-            pen.rectangle(human, outline=colour, width=width)
-            if human != obj:
-                _dashed(pen, obj, colour, width)
-                (x, y), (left, top) = _middle(human), _middle(obj)
-                pen.line([x, y, left, top], fill=colour, width=width - 1)
-                pen.ellipse([left - width - 2, top - width - 2, left + width + 2, top + width + 2], fill=colour)
+        _mark(pen, human, obj, line.colour)
         pen.rectangle([human[0], human[1], human[0] + 24, human[1] + 24], fill=line.colour)
         pen.text((human[0] + 6, human[1] + 2), str(line.number), fill="black", font=font)
     _legend(pen, size[1] + 4, font, bool(lines))
@@ -52,6 +46,44 @@ def drawn(image: Image.Image, pairs: Sequence[Pair]) -> Image.Image:
         score = "" if line.pair.score is None else f"   {line.pair.score:.2f}"
         pen.text((36, top + 2), f"{line.pair.verb} {line.pair.object}{score}", fill="black", font=font)
     return canvas
+
+
+def marked(image: Image.Image, pairs: Sequence[Pair], numbers: Sequence[int]) -> Image.Image:
+    """Draw pairs into an RGB copy of a video's frame, which keeps its size.
+
+    Boxes are as :func:`drawn` has them. What a person does stands at the person's box, and a person keeps number and colour.
+
+    Args:
+        image: the frame.
+        pairs: best first; boxes in pixels of ``image``.
+        numbers: of each pair's person, from 1.
+    """
+    canvas = image.copy()
+    pen = ImageDraw.Draw(canvas)
+    size = max(10, round(max(image.size) / 60))
+    font, said = ImageFont.load_default(size), dict[int, int]()
+    for pair, number in reversed(list(zip(pairs, numbers, strict=True))):
+        _mark(pen, list(pair.human_box), list(pair.object_box), PALETTE[(number - 1) % len(PALETTE)])
+    for pair, number in zip(pairs, numbers, strict=True):
+        left, top = pair.human_box[0], pair.human_box[1] + said.get(number, 0) * (size + 4)
+        said[number] = said.get(number, 0) + 1
+        score = "" if pair.score is None else f" {pair.score:.2f}"
+        text = f"{number} {pair.verb} {pair.object}{score}"
+        edges = pen.textbbox((left + 3, top + 1), text, font=font)
+        pen.rectangle([left, top, edges[2] + 3, top + size + 4], fill=PALETTE[(number - 1) % len(PALETTE)])
+        pen.text((left + 3, top + 1), text, fill="black", font=font)
+    return canvas
+
+
+def _mark(pen: ImageDraw.ImageDraw, human: list[float], obj: list[float], own: str) -> None:
+    """A pair's boxes and the line between them, over a dark edge that shows on light and dark images alike."""
+    for colour, width in ((EDGE, 5), (own, 3)):
+        pen.rectangle(human, outline=colour, width=width)
+        if human != obj:
+            _dashed(pen, obj, colour, width)
+            (x, y), (left, top) = _middle(human), _middle(obj)
+            pen.line([x, y, left, top], fill=colour, width=width - 1)
+            pen.ellipse([left - width - 2, top - width - 2, left + width + 2, top + width + 2], fill=colour)
 
 
 def _legend(

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from hoi_distill.stages.evaluate.formats.parquet import detections_table, detections_writer
+from hoi_distill.stages.exported_graph import ExportedGraph
 from hoi_distill.stages.student.data import Report, TestSet, valid_classes
 from hoi_distill.stages.student.pairs.batches import MapReader, TableMaps
 from hoi_distill.stages.student.pairs.config import PairsConfig
-from hoi_distill.stages.student.pairs.instances import ImageTable
+from hoi_distill.stages.student.pairs.exported import pairs_graph
+from hoi_distill.stages.student.pairs.instances import ImageTable, image_of
 from hoi_distill.stages.student.pairs.predict import detections_of, scored
 from hoi_distill.stages.student.pairs.prepare import image_table
 from hoi_distill.stages.student.pretrained import best_device
 from hoi_distill.stages.student.student import Columns, Student
 from hoi_distill.storage.digests import content_name
+from hoi_distill.storage.errors import UserError
 
 
 class StudentOfPairs(Student):
@@ -56,6 +61,26 @@ class StudentOfPairs(Student):
     def maps(self, test: TestSet, images: ImageTable, shared: Path) -> MapReader:  # noqa: ARG002 - a default
         """Reads the feature maps of a test set; ``shared`` is where variants of a study keep theirs."""
         return TableMaps.of(test.source, self.config.views[:1])
+
+    @override
+    def graph(self, maps: tuple[int, int, int] | None) -> ExportedGraph:
+        if maps is None:
+            raise UserError(f"students of method {self.method} with an image encoder of their own are not exported")
+        network, valid, power = self.scorer(), self.valid(), self.prior_power()
+        return pairs_graph(network, valid, self.config, prior_power=power, top_k=self.top_k(), channels=maps)
+
+    @override
+    def graph_inputs(self, detections: Any) -> dict[str, np.ndarray] | None:
+        image = image_of(detections, self.config)
+        if not len(image.pairs):
+            return None
+        return {
+            "size": np.array([[image.width, image.height]], np.float32),
+            "boxes": image.boxes,
+            "labels": image.labels.astype(np.int64),
+            "scores": image.scores,
+            "pairs": image.pairs,
+        }
 
     @override
     def predict(

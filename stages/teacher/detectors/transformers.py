@@ -32,6 +32,7 @@ from hoi_distill.storage.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from PIL import Image
 
 Answer = TypeVar("Answer")
@@ -182,11 +183,25 @@ class Detector(Stage):
         return group_in_parts(forward, len(pixels), self.rows, self.device)
 
     def _detect(self, pixels: Sequence[ImageTensors]) -> tuple[np.ndarray, ...]:
-        """Images of one size: scores ``[B, K]``, COCO-80 labels ``[B, K]``, boxes ``[B, K, 4]`` (cxcywh fractions) and,
-        where states are kept, ``[B, K, D]``; best first."""
+        """:meth:`best` of images of one size, as arrays."""
+        arrays = tuple(part.cpu().numpy() for part in self.best(joined(pixels, self.device, self.model.dtype)))
+        if not all(np.isfinite(part).all() for part in arrays):
+            raise FloatingPointError(f"table {self.name}: the detector's answers are not finite at dtype {self.dtype}")
+        return arrays
+
+    def best(self, pixels: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The :data:`TOP` best boxes of each of B images, on the device.
+
+        Args:
+            pixels: the model's arguments, of images of one size.
+
+        Returns:
+            Scores float ``[B, K]``, COCO-80 labels int64 ``[B, K]``, boxes float ``[B, K, 4]`` (cxcywh fractions) and, where
+            states are kept, float16 ``[B, K, D]``; best first.
+        """
         import torch
 
-        out = self.model(**joined(pixels, self.device, self.model.dtype))
+        out = self.model(**pixels)
         known = torch.tensor(list(self.labels), device=self.device)
         names = torch.tensor(list(self.labels.values()), device=self.device)
         logits = out.logits.float()
@@ -205,10 +220,7 @@ class Detector(Stage):
         if self.states:
             states = out.last_hidden_state
             kept.append(states.gather(1, query[..., None].expand(-1, -1, states.shape[2])).half())
-        arrays = tuple(part.cpu().numpy() for part in kept)
-        if not all(np.isfinite(part).all() for part in arrays):
-            raise FloatingPointError(f"table {self.name}: the detector's answers are not finite at dtype {self.dtype}")
-        return arrays
+        return tuple(kept)
 
     def _cell(
         self, size: tuple[int, int], scores: np.ndarray, labels: np.ndarray, boxes: np.ndarray, *states: np.ndarray

@@ -106,6 +106,23 @@ CALLS: list[tuple[str, str]] = [
     ("predict album.yaml pictures/000.png --out found", "album.yaml"),
     ("predict pictures --out found", "missing argument"),
     ("predict pictures pictures/000.png", "missing option '--out'"),
+    ("predict pictures --webcam 0 --seconds 0 --out found", "invalid value for '--seconds'"),
+    ("predict pictures pictures/000.png --threshold 2 --out found", "invalid value for '--threshold'"),
+    ("predict pictures pictures/000.png --device tpu --out found", "--device: tpu"),
+    ("predict pictures pictures/*.webp --out found", "no file has such a name"),
+    ("predict pictures gone.mp4 --out found", "gone.mp4: cannot be read"),
+    ("predict pictures empty.txt --out found", "lists no names"),
+    ("predict pictures clip.mp4 --detections boxes.json --out found", "--detections knows images by their names"),
+    ("predict pictures pictures/000.png pictures --out found", "two images of this name"),
+    ("export pictures --out found", "pictures"),
+    ("export nowhere --out found", "nowhere"),
+    ("export pictures", "missing option '--out'"),
+    ("export pictures --format torchscript --out found", "--format torchscript: there is onnx"),
+    ("export pictures --out album.yaml", "a file; name a folder"),
+    ("push pictures people/student", "missing option '--license'"),
+    ("push pictures student --license mit", "no name of a repository"),
+    ("push pictures people/student --license mit", "config.json"),
+    ("push nowhere people/student --license mit", "nowhere"),
     ("\x1b[31mplan", "no such command"),
     ("--exekutor", "no such option"),
 ]
@@ -118,6 +135,8 @@ def place(album: Album, tmp_path: Path, monkeypatch) -> Path:
     (tmp_path / "listed.json").write_text(json.dumps(LISTED))
     (tmp_path / "boxes.json").write_text(json.dumps(BOXES))
     (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "clip.mp4").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -31,7 +31,7 @@ class Padding:
         self.shape = (len(counts_B), max(1, *counts_B))
         counts = image.new_zeros(len(counts_B)).index_add(0, image, torch.ones_like(image))
         first = counts.cumsum(0) - counts
-        place = torch.arange(len(image), device=image.device) - first[image]
+        place = torch.arange(image.shape[0], device=image.device) - first[image]
         self.slot = image * self.shape[1] + place
         places = torch.arange(self.shape[1], device=image.device)
         self.mask = (places < counts.clamp(min=1)[:, None])[:, None, None]
