@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from hoi_distill.pipeline.config.documents import Section, read_document, validate
+from hoi_distill.pipeline.config.documents import Section, hint, read_document, validate
 from hoi_distill.pipeline.config.schema import load_config
 from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
 from hoi_distill.pipeline.filling.garbage import register
 from hoi_distill.pipeline.filling.run import fill_cache
 from hoi_distill.pipeline.graph.builder import refuse_unknown_keys
-from hoi_distill.pipeline.train import train_student
+from hoi_distill.pipeline.records import Place, file_name, read_recorded, record_of, run_of, write_record
+from hoi_distill.pipeline.reports.arms import MarkdownPage, markdown
+from hoi_distill.pipeline.train import finished_run, train_student
 from hoi_distill.pipeline.training.binding import plan_all
-from hoi_distill.pipeline.workspace import prepare
-from hoi_distill.stages.evaluate.pages.report import ZERO_SHOT_SETS, Arm, ExperimentsPage, Run, write_experiments_page
+from hoi_distill.pipeline.training.declaration import declaration
+from hoi_distill.pipeline.workspace import Workspace, prepare
+from hoi_distill.stages.evaluate.pages.report import Arm, ExperimentsPage, Run, write_experiments_page
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.atomic import write_atomically
 from hoi_distill.storage.files.writable import refuse_unwritable, writing
@@ -46,9 +50,10 @@ class Changes(Section):
 
 
 class ArmSection(Changes):
-    """One line of the table: what it shows, and what makes it."""
+    """One line of the table: what it shows, and what makes it. ``against`` is the arm that it is compared with."""
 
     text: str
+    against: str | None = None
 
 
 def leaves(prefix: str, section: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -61,7 +66,11 @@ def leaves(prefix: str, section: Mapping[str, Any]) -> Iterator[tuple[str, Any]]
 
 
 class Matrix(Changes):
-    """A file of experiments. Its own changes hold in every arm. ``table`` is the Markdown file for the figures."""
+    """A file of experiments. Its own changes hold in every arm.
+
+    ``table`` is the Markdown file for the figures. ``records`` is a folder for small records of finished trainings: what it
+    has is not trained again. ``baseline`` is the arm that each other arm is compared with, unless the arm says ``against``.
+    """
 
     name: str = Field(pattern=r"^[^./][^/]*$")
     setup: Path
@@ -72,6 +81,13 @@ class Matrix(Changes):
     """Each seed trains its own pair teachers, with that seed; without it all seeds share those of the configuration."""
     arms: dict[str, ArmSection] = Field(min_length=1)
     table: Path | None = None
+    records: Path | None = None
+    baseline: str | None = None
+
+    def against(self, arm: str) -> str | None:
+        """The arm that an arm is compared with; None where it is with none."""
+        other = self.arms[arm].against or self.baseline
+        return None if other == arm else other
 
     def overrides_of(self, arm: str, seed: int) -> list[str]:
         """What ``--set`` would be given for one run. The last value of a key counts."""
@@ -90,6 +106,16 @@ def load_matrix(path: Path) -> Matrix:
     if "dataset" in document and "arms" not in document:
         raise UserError(f"{path}: a configuration, not a matrix of experiments; run: hoi-distill train {path}")
     matrix: Matrix = validate(Matrix, document, f"{path}: ")
+    named = {"baseline": matrix.baseline, **{f"arms.{arm}.against": matrix.arms[arm].against for arm in matrix.arms}}
+    for key, other in named.items():
+        if other is not None and other not in matrix.arms:
+            raise UserError(f"{path}: {key}: there is no arm {other!r}; {hint(other, matrix.arms)}")
+    files: dict[str, str] = {}
+    for arm in matrix.arms if matrix.records is not None else ():
+        if files.setdefault(file_name(arm), arm) != arm:
+            raise UserError(
+                f"{path}: arms.{arm}: its record has the name of that of {files[file_name(arm)]!r}; rename it"
+            )
     return matrix
 
 
@@ -108,14 +134,15 @@ def check_arms(matrix: Matrix) -> None:
             refuse_unknown_keys(table.stage, table.parameters(), f"{matrix.setup}: tables.{name}")
 
 
-def run_matrix(path: Path) -> None:
-    """Train what is not trained yet, seed by seed, and write the page after every run. A killed matrix goes on.
+def run_matrix(path: Path, *, train: bool = True) -> None:
+    """Train what is not trained or recorded yet, seed by seed, and write the page after every run. A killed matrix goes on.
 
     Cells that an arm wants and the cache lacks are computed before its first training. From then on its tables are no
-    garbage.
+    garbage. A training whose record is in the matrix's ``records`` needs neither cache nor training.
 
     Args:
         path: the matrix.
+        train: whether to train. Otherwise the page shows what there is.
 
     Raises:
         UserError: a mistake in the matrix or an arm, or cells of an arm stay empty.
@@ -124,76 +151,98 @@ def run_matrix(path: Path) -> None:
     matrix = load_matrix(path)
     if matrix.table is not None:
         refuse_unwritable(f"{path}: table:", matrix.table)
+    if matrix.records is not None:
+        refuse_unwritable(f"{path}: records:", matrix.records, folder=True)
     check_arms(matrix)
     runs: dict[str, list[Run]] = {arm: [] for arm in matrix.arms}
+    page = load_config(matrix.setup, matrix.overrides()).runs / matrix.name / "experiments.html"
+    filled: set[tuple[str, ...]] = set()
     for seed in matrix.seeds:
         for arm in matrix.arms:
             print(f"== {arm}, seed {seed}")
             workspace = prepare(matrix.setup, matrix.overrides_of(arm, seed))
-            if seed == matrix.seeds[0] or matrix.own_teachers:
-                fill_cache(workspace)
-                register(workspace, plan_all(workspace))
-            with stop_on_interrupt() as stop:
-                folder = train_student(workspace, stop)
-                if stop.is_set():
-                    raise KeyboardInterrupt
-            runs[arm].append(finished(folder, seed))
-            page = workspace.config.runs / matrix.name / "experiments.html"
-            write_tables(matrix, runs, page)
-    print(f"Table: {page}" + (f" and {matrix.table}" if matrix.table else ""))
+            training = ArmTraining(matrix, arm, seed, workspace)
+            run = training.recorded()
+            if run is None and train:
+                tables = (arm, *(each for each in workspace.overrides if not each.startswith("student.")))
+                if tables not in filled:
+                    fill_cache(workspace)
+                    register(workspace, plan_all(workspace))
+                    filled.add(tables)
+                run = training.trained()
+            elif run is None:
+                run = training.found()
+            if run is not None:
+                runs[arm].append(run)
+                write_tables(matrix, runs, page)
+    if not any(runs.values()):
+        raise UserError(f"{path}: nothing of it is trained or recorded yet; run: hoi-distill experiments {path}")
+    complete = all(len(done) == len(matrix.seeds) for done in runs.values())
+    print(f"Table: {page}" + (f" and {matrix.table}" if matrix.table and complete else ""))
 
 
-def finished(folder: Path, seed: int) -> Run:
-    """The metrics of a trained and evaluated run."""
-    evaluation = json.loads((folder / "evaluation.json").read_text())
-    done = json.loads((folder / "done.json").read_text())
-    zero_shot = {key: evaluation["zero_shot"][key] for key, _ in ZERO_SHOT_SETS if "zero_shot" in evaluation}
-    return Run(seed, evaluation["default"], evaluation["known_object"], done["cpu_seconds"], zero_shot)
+@dataclass(frozen=True)
+class ArmTraining:
+    """One training of a matrix: where its figures come from.
+
+    Attributes:
+        matrix: the matrix.
+        arm: the arm's name.
+        seed: the training's.
+        workspace: of the arm and the seed.
+    """
+
+    matrix: Matrix
+    arm: str
+    seed: int
+    workspace: Workspace
+
+    @functools.cached_property
+    def place(self) -> Place | None:
+        """Where its record is, or will be; None where the matrix keeps none."""
+        if self.matrix.records is None:
+            return None
+        return Place(self.matrix.records, self.matrix.name, self.arm, self.seed, declaration(self.workspace))
+
+    def recorded(self) -> Run | None:
+        """Its figures from its record, if it has one that is of this training."""
+        run = None if self.place is None else read_recorded(self.place)
+        if run is not None:
+            print(f"Taken from its record, {run.origin}. Remove the file to train it here.")
+        return run
+
+    def trained(self) -> Run:
+        """Its figures, after it has been trained and evaluated. Its record is written.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted.
+        """
+        with stop_on_interrupt() as stop:
+            folder = train_student(self.workspace, stop)
+            if stop.is_set():
+                raise KeyboardInterrupt
+        return self._finished(folder)
+
+    def found(self) -> Run | None:
+        """Its figures, if a run has been trained and evaluated here. Its record is written."""
+        folder = finished_run(self.workspace)
+        if folder is None:
+            print("Not trained yet.")
+        return None if folder is None else self._finished(folder)
+
+    def _finished(self, folder: Path) -> Run:
+        place = self.place or Place(folder, self.matrix.name, self.arm, self.seed, "")
+        record = record_of(folder, place, self.workspace.dataset["test"])
+        if self.place is not None:
+            write_record(self.place, record)
+        return replace(run_of(record, str(place.path)), origin="")
 
 
-def write_tables(matrix: Matrix, runs: dict[str, list[Run]], page: Path) -> None:
+def write_tables(matrix: Matrix, runs: Mapping[str, Sequence[Run]], page: Path) -> None:
     """Write the HTML page, and the same figures in Markdown once every arm has every seed."""
-    arms = [Arm(name, matrix.arms[name].text, done) for name, done in runs.items() if done]
+    arms = [Arm(name, matrix.arms[name].text, done, matrix.against(name)) for name, done in runs.items() if done]
     write_experiments_page(page, ExperimentsPage(matrix.name, matrix.about, arms, matrix.conclusion))
     if matrix.table is not None and all(len(done) == len(matrix.seeds) for done in runs.values()):
+        text = markdown(MarkdownPage(matrix.name, matrix.about, matrix.conclusion, matrix.seeds), arms)
         with writing(f"table: {matrix.table}"):
-            write_atomically(matrix.table, markdown(matrix, runs))
-
-
-def markdown(matrix: Matrix, runs: dict[str, list[Run]]) -> str:
-    """A table of mean ± sample standard deviation over the seeds, default setting, in percent."""
-    unseen = [key for key, _ in ZERO_SHOT_SETS if any(run.zero_shot for done in runs.values() for run in done)]
-    heads = ["arm", "full", "rare", "non-rare", *unseen, "known object, full", "CPU s"]
-    lines = [
-        f"<!-- written by: hoi-distill experiments; seeds {', '.join(map(str, matrix.seeds))} -->",
-        f"# {matrix.name}",
-        "",
-        matrix.about.strip(),
-        "",
-        f"mAP in percent, HICO-DET's default setting, mean ± sample standard deviation over {len(matrix.seeds)} seeds; "
-        "in brackets the seeds' extremes; CPU-seconds of training, mean.",
-        "",
-        f"| {' | '.join(heads)} |",
-        "|---" * len(heads) + "|",
-    ]
-    for name, done in runs.items():
-        cells = [spread([run.default[key] for run in done]) for key in ("full", "rare", "non_rare")]
-        cells += [spread([run.zero_shot.get(key) for run in done]) for key in unseen]
-        known = spread([run.known_object["full"] for run in done])
-        cpu = statistics.mean(run.seconds or 0.0 for run in done)
-        lines.append(f"| {name} | {' | '.join(cells)} | {known} | {cpu:.0f} |")
-    lines += ["", *(f"* **{name}**: {section.text.strip()}" for name, section in matrix.arms.items()), ""]
-    if matrix.conclusion:
-        lines += [matrix.conclusion.strip(), ""]
-    return "\n".join(lines)
-
-
-def spread(values: Sequence[float | None]) -> str:
-    """``79.8 ± 0.4 (79.4–80.2)``."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "–"
-    mean = statistics.mean(known)
-    if len(known) == 1:
-        return f"{mean:.1f}"
-    return f"{mean:.1f} ± {statistics.stdev(known):.1f} ({min(known):.1f}–{max(known):.1f})"
+            write_atomically(matrix.table, text)

@@ -31,6 +31,7 @@ from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.data.sampling.splits import RARE_BELOW
 from hoi_distill.stages.evaluate.formats.parquet import read_detections
 from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det
+from hoi_distill.stages.evaluate.metrics.training_pairs import by_pairs_line
 from hoi_distill.stages.evaluate.protocols.evaluate_files import evaluate_files
 from hoi_distill.stages.evaluate.protocols.types import EvaluationRequest
 from hoi_distill.stages.student.student import Student
@@ -78,6 +79,20 @@ def train_student(
     return folder
 
 
+def finished_run(workspace: Workspace) -> Path | None:
+    """The folder of a run that has been trained and evaluated. None where it has not, or cells that it reads are empty."""
+    with Watch("looking at what the tables hold") as watch:
+        plans = plan_all(workspace)
+        try:
+            resolved = resolve(workspace, plans)
+        except UserError:  # empty cells: a run cannot have read them
+            return None
+        folder = workspace.config.runs / workspace.config.name / resolved.fingerprint[:12]
+        done = record(folder / "done.json") or {}
+        run = StudentRun(folder, workspace, plans, resolved, watch)
+    return folder if done.get("fingerprint") == resolved.fingerprint and run.is_evaluated() else None
+
+
 def alone_in(folder: Path, stop: threading.Event) -> AbstractContextManager[None]:
     """Hold the lock of a run.
 
@@ -120,7 +135,7 @@ class StudentRun:
         """Do what is not done yet. Once ``stop`` is set, the training is saved and ends."""
         trial = self.workspace.limit is not None
         short, trained = self.resolved.fingerprint[:12], is_trained(self.folder, self.resolved.fingerprint)
-        if trained and self._is_evaluated():
+        if trained and self.is_evaluated():
             print(
                 f"Nothing to do: {self.folder} was trained and evaluated with these parameters, rows, labels and cached "
                 f"values (fingerprint {short})."
@@ -139,7 +154,8 @@ class StudentRun:
             self._evaluate(student)
         announce(self.folder, trial=trial)
 
-    def _is_evaluated(self) -> bool:
+    def is_evaluated(self) -> bool:
+        """Whether its evaluation and its report are there, and of these test images and cells."""
         marker = record(self.folder / "evaluated.json") or {}
         written = record(self.folder / "evaluation.json") is not None and (self.folder / "report.html").exists()
         return written and marker.get("fingerprint") == self.resolved.evaluation
@@ -162,6 +178,8 @@ class StudentRun:
         for setting, means in (("default", evaluation.default), ("known object", evaluation.known_object)):
             row = "  ".join(f"{name} {value:.2f}" for name, value in means.items() if value is not None)
             print(f"mAP, {setting}: {row}")
+        if evaluation.by_training_pairs:
+            print(f"mAP, by training pairs: {by_pairs_line(evaluation.by_training_pairs)}")
         if evaluation.zero_shot is not None:
             print(zero_shot_line(evaluation.zero_shot))
         evaluate_by_own_protocol(workspace.config.dataset, predictions, folder)

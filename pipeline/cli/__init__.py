@@ -18,7 +18,7 @@ from hoi_distill.pipeline.cli.dataset import app as dataset_app
 from hoi_distill.pipeline.cli.evaluate import evaluate
 from hoi_distill.pipeline.cli.labels import labels
 from hoi_distill.pipeline.cli.schema import schema
-from hoi_distill.pipeline.cli.students import experiments, page, train
+from hoi_distill.pipeline.cli.students import compare, evidence, experiments, page, train
 from hoi_distill.pipeline.cli.teachers import detectors, teachers
 from hoi_distill.pipeline.cli.triplets import triplets
 from hoi_distill.pipeline.cli.use import export, predict, push
@@ -50,7 +50,7 @@ app = typer.Typer(
 )
 app.add_typer(dataset_app, name="dataset")
 for command in (
-    *(plan, run, train, experiments, page, evaluate, predict, export, push),
+    *(plan, run, train, experiments, compare, evidence, page, evaluate, predict, export, push),
     *(check, verify, gc, teachers, detectors, schema, triplets, labels),
 ):
     app.command()(command)

@@ -1,7 +1,8 @@
-"""The commands that train students and show results: ``train``, ``experiments`` and ``page``."""
+"""The commands that train students and show results: ``train``, ``experiments``, ``compare``, ``evidence`` and ``page``."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import typer
 from hoi_distill.pipeline.cli.options import ConfigFile, Limit, Overrides
 from hoi_distill.pipeline.config.whereabouts import (
     in_every_folder,
+    names_of_claims,
     names_of_configuration,
     names_of_matrix,
 )
@@ -80,11 +82,38 @@ def _as_options(overrides: Sequence[str] | None, limit: int | None) -> list[str]
 @in_every_folder("matrix", names_of_matrix)
 def experiments(
     matrix: Annotated[Path, typer.Argument(help="The matrix, for example configs/experiments.yaml.")],
+    no_train: Annotated[
+        bool, typer.Option("--no-train", help="Train nothing: show what is trained or recorded already.")
+    ] = False,
 ) -> None:
-    """Train every arm and seed of a matrix that is not trained yet, then write the table of all."""
+    """Train every arm and seed of a matrix that is not trained or recorded yet, then write the table of all."""
     from hoi_distill.pipeline.experiments import run_matrix
 
-    run_matrix(matrix)
+    run_matrix(matrix, train=not no_train)
+
+
+def compare(
+    ours: Annotated[
+        str, typer.Argument(help="A run's folder, a record of a training, or a pattern of these in quotes.")
+    ],
+    theirs: Annotated[str, typer.Argument(help="The same of the other side.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Say whether trained students differ, with intervals: a paired bootstrap over their test images."""
+    from hoi_distill.pipeline.comparison import compare as compared
+
+    found = compared(ours, theirs)
+    print(json.dumps(found.as_json(), indent=1) if as_json else str(found))
+
+
+@in_every_folder("claims", names_of_claims)
+def evidence(
+    claims: Annotated[Path, typer.Argument(help="The file of claims.")] = Path("configs/evidence.yaml"),
+) -> None:
+    """Write the page that sets the papers' claims beside what was found, from the records of finished trainings."""
+    from hoi_distill.pipeline.evidence import write_evidence
+
+    print(f"Written: {write_evidence(claims)}")
 
 
 @in_every_folder("config", names_of_configuration)

@@ -100,6 +100,11 @@ def names_of_matrix(file: Path) -> list[str]:
     return [setup] if isinstance(setup, str) else []
 
 
+def names_of_claims(file: Path) -> list[str]:
+    """The matrices that a file of claims names, as written."""
+    return [name for name in _with_slash(_document(file).get("papers")) if name.endswith((".yaml", ".yml"))]
+
+
 def names_of_checkpoint(folder: Path) -> list[str]:
     """What a trained student's tables came from, as its configuration said it; [] where that cannot be read."""
     try:

@@ -105,9 +105,17 @@ def fit(workspace: Workspace, resolved: Resolved, run_dir: Path, stop: threading
     if is_main_process():
         if student.origin is not None:
             write_json(run_dir / "student.json", {**written, "start": student.origin})
-        write_json(run_dir / "done.json", {"fingerprint": resolved.fingerprint, **seconds})
+        threads = {"threads": _threads()}
+        write_json(run_dir / "done.json", {"fingerprint": resolved.fingerprint, **seconds, **threads})
         print(f"Trained in {duration(seconds['wall_seconds'])} ({duration(seconds['cpu_seconds'])} of CPU).")
     return student
+
+
+def _threads() -> int:
+    """CPU threads of the training's arithmetic: their number decides how sums round."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def trained_on(resolved: Resolved) -> str:

@@ -79,7 +79,7 @@ def resolve(workspace: Workspace, plans: Mapping[str, TablePlan]) -> Resolved:
     images = workspace.images
     distinct = images.distinct_records("train")
     labels = labels_of(workspace, data, method, needs, distinct)
-    records, labelled = _records(labels, distinct, data.unlabelled if needs.unlabelled else 0)
+    records, labelled = chosen_records(labels, distinct, data.unlabelled if needs.unlabelled else 0)
     failing = [plans[name] for role in needs.failures if (name := data.tables.name_of(role)) in plans]
     sound, reasons = _without_failures(failing, images.splits["train"][records])
     records, labelled = records[sound], labelled[sound]
@@ -106,39 +106,40 @@ def resolve(workspace: Workspace, plans: Mapping[str, TablePlan]) -> Resolved:
         "method": method.name,
         "version": method.version,
         "student": parameters_of(config, method.bookkeeping),
-        "rows": _digest(images.ids[train_rows].tobytes() + labelled.tobytes()),
-        "annotations": _digest(annotations[records[read]].tobytes()),
+        "rows": digest_of(images.ids[train_rows].tobytes() + labelled.tobytes()),
+        "annotations": digest_of(annotations[records[read]].tobytes()),
         "vocabulary": workspace.vocabulary.digest(),
         "tables": {r: [p.table.fingerprint, p.cells.columns, p.values] for r, p in train.items()},
         "text": None if text is None else [text.table.fingerprint, text.values],
     }
     if labels.split is not None:
-        training["unseen"] = _digest(labels.split.unseen.tobytes())
+        training["unseen"] = digest_of(labels.split.unseen.tobytes())
     if labels.dropped is not None:
-        training["dropped"] = _digest(labels.dropped.digests()[records[labelled]].tobytes())
+        training["dropped"] = digest_of(labels.dropped.digests()[records[labelled]].tobytes())
     if needs.files:
         training["files"] = [digest.tobytes().hex() for digest in workspace.cache.memory.digests(needs.files)]
     trained = fingerprint(training)
     evaluated = {
         "training": trained,
-        "rows": _digest(images.ids[test_rows].tobytes()),
-        "annotations": _digest(workspace.dataset["test"].digests().tobytes()),
+        "rows": digest_of(images.ids[test_rows].tobytes()),
+        "annotations": digest_of(workspace.dataset["test"].digests().tobytes()),
         "tables": {role: [p.table.fingerprint, p.values] for role, p in test.items()},
     }
     if data.labelled == 0 or labels.split is not None or labels.few is not None:
-        evaluated["rare"] = _digest(labels.before.tobytes())  # said by annotations that training does not see
+        evaluated["rare"] = digest_of(labels.before.tobytes())  # said by annotations that training does not see
     return Resolved(
         method, config, needs, data, labels, records, labelled, tested, dict(left_out), train, test, text, trained,
         fingerprint(evaluated),
     )  # fmt: skip
 
 
-def _digest(data: bytes) -> str:
+def digest_of(data: bytes) -> str:
+    """32 hex digits that name some bytes."""
     return content_name(data, 64)[:32]
 
 
-def _records(labels: Labels, distinct: np.ndarray, unlabelled: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The records that a training looks at.
+def chosen_records(labels: Labels, distinct: np.ndarray, unlabelled: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The records that a training looks at, before recorded failures are left out.
 
     Args:
         labels: which annotations it sees.

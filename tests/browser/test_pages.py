@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hoi_distill.stages.evaluate.metrics.training_pairs import PAIR_GROUP_LABELS, means_by_pairs
 from hoi_distill.stages.evaluate.pages import charts, report
 from hoi_distill.stages.evaluate.pages.evaluation_page import write_evaluation
 from hoi_distill.stages.evaluate.pages.images import Pair, data_uri, draw_pairs, load_image, numbered
@@ -68,6 +69,10 @@ def test_the_report_holds_every_figure_class_and_fingerprint(pages: dict[str, Pa
     for table in data.tables:
         assert table.fingerprint in text
     assert "3 images were skipped: 2 × truncated image" in text
+    groups = means_by_pairs(data.evaluation["per_class"])
+    assert groups
+    for group, means in groups.items():
+        assert f"{PAIR_GROUP_LABELS[group].capitalize()} ({means['classes']})" in text
 
 
 def test_an_evaluation_names_every_class_and_draws_its_curve(pages: dict[str, Path]):

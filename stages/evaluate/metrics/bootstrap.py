@@ -71,6 +71,38 @@ def bootstrap_intervals(
     Returns:
         None for a set of which no resample had a pair.
     """
+    metrics, outcomes = resample(ranking, sets, grid, resamples=resamples, seed=seed, absent_counts=absent_counts)
+    return {
+        name: _interval(metric, values[~np.isnan(values)])
+        for name, metric, values in zip(sets, metrics, outcomes.T, strict=True)
+    }
+
+
+def resample(
+    ranking: Ranking,
+    sets: Mapping[str, np.ndarray],
+    grid: np.ndarray | None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    absent_counts: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over each set of classes, for the images as they are and for each draw of them.
+
+    The draws depend on ``seed`` and the number of images alone. So the outcomes of two rankings of the same images are
+    paired.
+
+    Args:
+        ranking: as in :func:`bootstrap_intervals`, as are the other arguments.
+        sets: ``bool [C]`` by name.
+        grid: recall levels.
+        resamples: number of draws, R.
+        seed: draws the images.
+        absent_counts: a class without pairs counts as 0.
+
+    Returns:
+        ``float64 [S]`` metrics and ``float64 [R, S]`` outcomes, in percent; NaN where no class of a set has a pair.
+    """
     weighted, chosen = WeightedPrecision(ranking, grid), list(sets.values())
 
     def means(weight: np.ndarray) -> np.ndarray:
@@ -82,10 +114,7 @@ def bootstrap_intervals(
     outcomes = np.empty((resamples, len(sets)))
     for number in range(resamples):
         outcomes[number] = means(np.bincount(generator.integers(0, images, images), minlength=images))
-    return {
-        name: _interval(metric, values[~np.isnan(values)])
-        for name, metric, values in zip(sets, metrics, outcomes.T, strict=True)
-    }
+    return metrics, outcomes
 
 
 def _interval(metric: float, outcomes: np.ndarray) -> Interval | None:

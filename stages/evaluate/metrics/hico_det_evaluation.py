@@ -12,6 +12,7 @@ from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.metrics.conventions import OFFICIAL, Convention
 from hoi_distill.stages.evaluate.metrics.curves import Ranking
 from hoi_distill.stages.evaluate.metrics.hico_det import ClassResults, GroundTruth, hico_det
+from hoi_distill.stages.evaluate.metrics.training_pairs import means_by_pairs, pair_groups
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class HicoDetEvaluation:
         known_object_from: the labels that say which images show an object.
         per_class: one record a class, in class order: hoi, verb, object (names), rare, training_pairs (None if not
             known), pairs, detections, found, recall, ap, ap_known_object; of a zero-shot split also unseen.
+        by_training_pairs: the default setting's mean and number of classes, by group of training pairs
+            (:mod:`hoi_distill.stages.evaluate.metrics.training_pairs`); ``{}`` where no class has a known training pair.
         zero_shot: the split's name and the default setting's means over its ``unseen``, ``seen`` and all classes.
         sets: ``bool [H]`` classes of each mean, by its name.
         matched: ``int64 [D]`` row of the annotated pair that each detection found, -1 for a false positive; not in the
@@ -53,6 +56,7 @@ class HicoDetEvaluation:
     known_object: Means
     known_object_from: str
     per_class: list[dict[str, Any]]
+    by_training_pairs: dict[str, dict[str, Any]]
     zero_shot: dict[str, Any] | None
     sets: dict[str, np.ndarray]
     matched: np.ndarray
@@ -73,6 +77,7 @@ class HicoDetEvaluation:
             "known_object": self.known_object,
             "known_object_from": self.known_object_from,
             **({} if self.zero_shot is None else {"zero_shot": self.zero_shot}),
+            **({"by_training_pairs": self.by_training_pairs} if self.by_training_pairs else {}),
             "per_class": self.per_class,
         }
 
@@ -128,6 +133,7 @@ def evaluate_hico_det(
         }
         for hoi, (verb, obj) in enumerate(hois)
     ]
+    sets |= {name: averaged & chosen for name, chosen in pair_groups(training).items()}
     unseen_means = None
     if zero_shot is not None:
         sets |= {"unseen": averaged & zero_shot.unseen, "seen": averaged & ~zero_shot.unseen}
@@ -153,6 +159,7 @@ def evaluate_hico_det(
         known_object=_means(known, ordinary),
         known_object_from="image-level labels" if by_image else "annotated pairs",
         per_class=per_class,
+        by_training_pairs=means_by_pairs(per_class, averaged),
         zero_shot=unseen_means,
         sets=sets,
         matched=np.append(np.flatnonzero(annotations.hoi >= 0), -1)[results.matched],

@@ -18,6 +18,9 @@ from typing import Any
 import jinja2
 
 from hoi_distill.stages.data.sampling.splits import RARE_BELOW
+from hoi_distill.stages.evaluate.metrics.differences import Difference, difference
+from hoi_distill.stages.evaluate.metrics.outcomes import Outcomes
+from hoi_distill.stages.evaluate.metrics.training_pairs import PAIR_GROUP_LABELS, means_by_pairs
 from hoi_distill.stages.evaluate.metrics_log import read_metrics
 from hoi_distill.stages.evaluate.pages import charts
 from hoi_distill.stages.evaluate.pages.gallery import GalleryItem
@@ -29,6 +32,9 @@ from hoi_distill.storage.files.writable import writing
 SETTINGS = (("default", "Default"), ("known_object", "Known object"))
 SETS = (("full", "Full"), ("rare", "Rare"), ("non_rare", "Non-rare"))
 ZERO_SHOT_SETS = (("unseen", "Unseen"), ("seen", "Seen"))
+PAIR_SETS = tuple(PAIR_GROUP_LABELS.items())
+Sets = Sequence[tuple[str, str]]
+"""Sets of classes: key and title."""
 
 
 @dataclass(frozen=True)
@@ -151,28 +157,63 @@ class FolderPage:
 
 @dataclass(frozen=True)
 class Run:
-    """One trained student: its seed and figures in percent, ``{"full": ..., "rare": ..., "non_rare": ...}``; of a zero-shot
-    one also ``{"unseen": ..., "seen": ...}``, in the default setting."""
+    """One trained student.
+
+    Attributes:
+        seed: of its training.
+        default: figures in percent, ``{"full": ..., "rare": ..., "non_rare": ...}``.
+        known_object: the same of the known-object setting.
+        seconds: CPU-seconds of its training.
+        zero_shot: of a zero-shot student ``{"unseen": ..., "seen": ...}``, default setting.
+        by_training_pairs: default setting, ``{group: {"classes": number, "map": percent}}``
+            (:mod:`hoi_distill.stages.evaluate.metrics.training_pairs`).
+        outcomes: of the bootstrap of its test images, for differences; None if it was not drawn.
+        origin: where the figures come from, if not from a run here: the file of a record.
+    """
 
     seed: int
     default: Mapping[str, float | None]
     known_object: Mapping[str, float | None] = field(default_factory=dict)
     seconds: float | None = None
     zero_shot: Mapping[str, float | None] = field(default_factory=dict)
+    by_training_pairs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    outcomes: Outcomes | None = None
+    origin: str = ""
+
+    @property
+    def pair_means(self) -> dict[str, float | None]:
+        """The means of ``by_training_pairs`` alone."""
+        return {name: group["map"] for name, group in self.by_training_pairs.items()}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One line of the experiments: the same training with several seeds. ``text`` says what it is and what it shows."""
+    """One line of the experiments: the same training with several seeds.
+
+    Attributes:
+        name: its name.
+        text: what it is and what it shows.
+        runs: one a seed.
+        against: the name of the arm that it is compared with; None if with none.
+    """
 
     name: str
     text: str
     runs: Sequence[Run]
+    against: str | None = None
+
+    def outcomes(self) -> list[Outcomes]:
+        """Of the runs that have them."""
+        return [run.outcomes for run in self.runs if run.outcomes is not None]
+
+    def recorded(self) -> list[int]:
+        """The seeds whose figures come from a record."""
+        return [run.seed for run in self.runs if run.origin]
 
 
 @dataclass(frozen=True)
 class ExperimentsPage:
-    """Arms against seeds; differences are taken from the first arm."""
+    """Arms against seeds; each arm that has an ``against`` is compared with it."""
 
     name: str
     about: str
@@ -200,6 +241,8 @@ def write_report(path: Path, data: ReportData) -> None:
         settings=SETTINGS,
         sets=SETS,
         zero_shot_sets=(*ZERO_SHOT_SETS, SETS[0]),
+        by_pairs=means_by_pairs(per_class),
+        pair_labels=PAIR_GROUP_LABELS,
         rare_below=RARE_BELOW,
         curves=[(curve.name, charts.line_chart(curve.steps, curve.values, curve.name)) for curve in data.curves],
         scatter=charts.scatter_chart(dots, "annotated training pairs", "AP (%)", RARE_BELOW) if dots else None,
@@ -229,13 +272,19 @@ def write_folder_page(path: Path, data: FolderPage) -> None:
 
 def write_experiments_page(path: Path, data: ExperimentsPage) -> None:
     """Write the table of arms and seeds. ``sd`` is the sample standard deviation over seeds (n - 1)."""
+    settings: list[tuple[str, str, Sets]] = [
+        *((*named, SETS) for named in SETTINGS),
+        ("zero_shot", "Zero-shot", ZERO_SHOT_SETS),
+        ("pair_means", "By training pairs", PAIR_SETS),
+    ]
     tables = []
-    for setting, title, sets in [*((*named, SETS) for named in SETTINGS), ("zero_shot", "Zero-shot", ZERO_SHOT_SETS)]:
+    for setting, title, sets in settings:
         rows = [(arm, {key: Spread.of(arm, setting, key) for key, _ in sets}) for arm in data.arms]
-        if setting == "zero_shot":
+        if setting not in dict(SETTINGS):
             rows = [row for row in rows if any(spread.values for spread in row[1].values())]
         if any(spread.values for _, spreads in rows for spread in spreads.values()):
-            tables.append((title, sets, rows))
+            heads = [(key, f"{label}{_classes_of(rows, key)}") for key, label in sets]
+            tables.append((title, heads, rows))
     plots = [
         (
             label,
@@ -245,8 +294,39 @@ def write_experiments_page(path: Path, data: ExperimentsPage) -> None:
         )
         for key, label in SETS
     ]
-    page = environment().get_template("experiments.html.j2").render(data=data, tables=tables, plots=plots)
+    compared, differences = differences_of(data.arms)
+    page = environment().get_template("experiments.html.j2").render(
+        data=data, tables=tables, plots=plots, difference_sets=compared, differences=differences
+    )  # fmt: skip
     write_page(path, page)
+
+
+def _classes_of(rows: Sequence[tuple[Arm, Any]], key: str) -> str:
+    """How many classes a group holds, if it is the same number in every run: " (3 classes)"."""
+    counts = {
+        run.by_training_pairs[key]["classes"] for arm, _ in rows for run in arm.runs if key in run.by_training_pairs
+    }
+    return f" ({counts.pop()} classes)" if len(counts) == 1 else ""
+
+
+def differences_of(arms: Sequence[Arm]) -> tuple[list[tuple[str, str]], list[tuple[Arm, list[Difference | None]]]]:
+    """Each arm less the arm that it is compared with.
+
+    Args:
+        arms: all lines of the experiments.
+
+    Returns:
+        The (key, title) of each set of classes for which there is a difference, and for each arm that is compared its
+        difference in each of these sets, None where the two are not comparable.
+    """
+    named = {arm.name: arm for arm in arms}
+    compared = [arm for arm in arms if arm.against in named]
+    found = {
+        key: [difference(arm.outcomes(), named[str(arm.against)].outcomes(), key) for arm in compared]
+        for key, _ in (*SETS, *PAIR_SETS, *ZERO_SHOT_SETS)
+    }
+    kept = [(key, label) for key, label in (*SETS, *PAIR_SETS, *ZERO_SHOT_SETS) if any(found[key])]
+    return kept, [(arm, [found[key][row] for key, _ in kept]) for row, arm in enumerate(compared)]
 
 
 @dataclass(frozen=True)

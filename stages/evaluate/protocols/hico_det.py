@@ -15,6 +15,7 @@ from hoi_distill.stages.data.zero_shot import split_of
 from hoi_distill.stages.evaluate.metrics.average_precision import RECALL_GRIDS
 from hoi_distill.stages.evaluate.metrics.conventions import OFFICIAL, SWITCHES, Convention, convention
 from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det, training_pairs
+from hoi_distill.stages.evaluate.metrics.training_pairs import PAIR_GROUP_LABELS
 from hoi_distill.stages.evaluate.protocols.shared import (
     detections_format,
     read_triplets,
@@ -85,6 +86,13 @@ def evaluate_triplets(
         )
     ties = ties_of(settings)
     notes = ties_note(ties, settings, SWITCHES["ties"][chosen.ties])
+    if grouped := result.by_training_pairs:
+        means = {name: group["map"] for name, group in grouped.items()}
+        settings["by_training_pairs"] = Setting(
+            "by training pairs", means, result.sets, result.ranking, "default setting"
+        )
+        counts = ", ".join(f"{PAIR_GROUP_LABELS[name]} {group['classes']}" for name, group in grouped.items())
+        notes.append(f"Classes by training pairs: {counts}.")
     if result.known_object_from == "annotated pairs":
         why = "so the convention has it"
         if test.image_hois is None:

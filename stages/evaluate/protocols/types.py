@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hoi_distill.stages.evaluate.metrics.curves import Ranking
+from hoi_distill.stages.evaluate.metrics.training_pairs import PAIR_GROUP_LABELS
 
 if TYPE_CHECKING:
     from hoi_distill.stages.data.annotations import Annotations
@@ -55,7 +56,13 @@ class EvaluationRequest:
     frame: str | None = None
 
 
-LABELS = {"non_rare": "non-rare", "roles_25": "25 roles", "roles_24": "24 roles", "actions_26": "26 actions"}
+LABELS = {
+    "non_rare": "non-rare",
+    "roles_25": "25 roles",
+    "roles_24": "24 roles",
+    "actions_26": "26 actions",
+    **PAIR_GROUP_LABELS,
+}
 """Titles of the sets of classes whose key is not one."""
 
 

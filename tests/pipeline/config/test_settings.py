@@ -17,8 +17,9 @@ from PIL import Image
 from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessorPil, BlipProcessor
 
 from hoi_distill.pipeline.config.student import DataSection, FewShotSection
-from hoi_distill.pipeline.experiments import ArmSection, Matrix, finished, markdown
 from hoi_distill.pipeline.filling.run import choose_executor, fill
+from hoi_distill.pipeline.records import Place, record_of, run_of
+from hoi_distill.pipeline.reports.arms import MarkdownPage, markdown
 from hoi_distill.pipeline.train import train_student
 from hoi_distill.pipeline.training.agreement import pair_teacher_tables
 from hoi_distill.pipeline.training.annotations import labels_of
@@ -320,8 +321,13 @@ def test_a_run_tells_seen_from_unseen_and_keeps_its_list(config, tmp_path, capsy
     other = train_student(prepare(config))
     assert "zero_shot" not in json.loads((other / "evaluation.json").read_text())
     assert "Zero-shot" not in (other / "report.html").read_text()
-    assert finished(run, 0).zero_shot == {"unseen": means["unseen"], "seen": means["seen"]}
-    assert finished(other, 0).zero_shot == {}
+    recorded = {
+        folder: run_of(record_of(folder, Place(folder, "m", "a", 0, ""), workspace.dataset["test"]), "a.json")
+        for folder in (run, other)
+    }
+    assert recorded[run].zero_shot == {"unseen": means["unseen"], "seen": means["seen"]}
+    assert {"unseen", "seen"} <= recorded[run].outcomes.metrics.keys()
+    assert recorded[other].zero_shot == {}
 
 
 def test_the_table_has_columns_for_unseen_and_seen_only_where_an_arm_has_them(tmp_path):
@@ -330,11 +336,11 @@ def test_the_table_has_columns_for_unseen_and_seen_only_where_an_arm_has_them(tm
         "all": [Run(0, figures, figures, 1.0)],
         "UV": [Run(0, figures, figures, 1.0, {"unseen": 12.5, "seen": 62.5})],
     }
-    arms = {name: ArmSection(text=name) for name in runs}
-    matrix = Matrix(name="m", setup=Path("none"), seeds=(0,), arms=arms)
-    assert "| UV | 50.0 | 40.0 | 60.0 | 12.5 | 62.5 | 50.0 | 1 |" in markdown(matrix, runs)
-    assert "| all | 50.0 | 40.0 | 60.0 | – | – | 50.0 | 1 |" in markdown(matrix, runs)
-    assert "| arm | full | rare | non-rare | known object, full | CPU s |" in markdown(matrix, {"all": runs["all"]})
+    arms = [Arm(name, name, made) for name, made in runs.items()]
+    page = MarkdownPage("m", "", "", (0,))
+    assert "| UV | 50.0 | 40.0 | 60.0 | 12.5 | 62.5 | 50.0 | 1 |" in markdown(page, arms)
+    assert "| all | 50.0 | 40.0 | 60.0 | – | – | 50.0 | 1 |" in markdown(page, arms)
+    assert "| arm | full | rare | non-rare | known object, full | CPU s |" in markdown(page, arms[:1])
     page = tmp_path / "experiments.html"
     for chosen, there in ((runs, True), ({"all": runs["all"]}, False)):
         write_experiments_page(page, ExperimentsPage("m", "", [Arm(name, name, made) for name, made in chosen.items()]))
