@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from hoi_distill.pipeline.config.schema import (
+    CrowdDataset,
     Dataset,
     FolderDataset,
     HicoDetDataset,
@@ -18,10 +19,13 @@ from hoi_distill.pipeline.config.schema import (
 )
 from hoi_distill.pipeline.console.watch import working
 from hoi_distill.stages.data.annotations import Annotations, contradiction
+from hoi_distill.stages.data.crowd.world import KIND as CROWD
+from hoi_distill.stages.data.crowd.world import write_crowd
 from hoi_distill.stages.data.folder import load_annotated_folder, load_folder
 from hoi_distill.stages.data.hico_det.loader import load_hico_det
 from hoi_distill.stages.data.image import as_stored, read_header
 from hoi_distill.stages.data.open_dataset import open_annotations
+from hoi_distill.stages.data.pico.world import KIND as PICO
 from hoi_distill.stages.data.pico.world import write_world
 from hoi_distill.stages.data.reading.rejects import Rejects
 from hoi_distill.storage.digests import as_rows, digest_bytes
@@ -71,7 +75,7 @@ def first_of_each(rows: np.ndarray) -> np.ndarray:
 
 
 def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annotations]:
-    """The annotations of each split, pairs that are a class. The pico world is rendered first if it is not there.
+    """The annotations of each split, pairs that are a class. A drawn world is rendered first if it is not there.
 
     Args:
         dataset: the ``dataset`` section of a configuration.
@@ -80,15 +84,9 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
 
     match dataset:
         case PicoDataset():
-            try:
-                with working(f"drawing the pico world into {dataset.root}"):
-                    write_world(dataset.root, seed=dataset.seed, train=dataset.train, test=dataset.test)
-            except OSError as error:
-                raise UserError(f"{dataset.root}: the pico world cannot be drawn there: {error}") from None
-            return {
-                split: replace(load_hico_det(dataset.root, split, limit=limit), name="pico world")
-                for split in ("train", "test")
-            }
+            return _drawn(dataset, PICO, write_world, limit)
+        case CrowdDataset():
+            return _drawn(dataset, CROWD, write_crowd, limit)
         case FolderDataset(annotations=None):
             return {"train": load_folder(dataset.root, vocabulary=dataset.vocabulary, limit=limit)}
         case FolderDataset(annotations=file) if file is not None:
@@ -118,6 +116,17 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
         ).classified()
         for split, name in names.items()
     }
+
+
+def _drawn(
+    dataset: PicoDataset | CrowdDataset, kind: str, write: Callable[..., object], limit: int | None
+) -> dict[str, Annotations]:
+    try:
+        with working(f"drawing the {kind} into {dataset.root}"):
+            write(dataset.root, seed=dataset.seed, train=dataset.train, test=dataset.test)
+    except OSError as error:
+        raise UserError(f"{dataset.root}: the {kind} cannot be drawn there: {error}") from None
+    return {split: replace(load_hico_det(dataset.root, split, limit=limit), name=kind) for split in ("train", "test")}
 
 
 def image_source(

@@ -9,20 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hoi_distill.pipeline.config.schema import Config, Dataset, PicoDataset, load_config
+from hoi_distill.pipeline.config.schema import Config, CrowdDataset, Dataset, PicoDataset, load_config
 from hoi_distill.pipeline.console.watch import working
 from hoi_distill.pipeline.graph.nodes import Node, build_graph
 from hoi_distill.pipeline.inputs import Source, image_source, load_dataset, text_source
 from hoi_distill.stages.data.annotations import Annotations
-from hoi_distill.stages.data.pico.world import is_written
+from hoi_distill.stages.data.crowd import world as crowd
+from hoi_distill.stages.data.pico import world as pico
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import StageContext
 from hoi_distill.stages.quantities import size
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.errors import UserError
 
-IMAGE_BYTES = 14_000
-"""Bytes of a drawn image and of what is written about it: du -sb of the default world, by its 5,000 images."""
+IMAGE_BYTES = {pico.KIND: 14_000, crowd.KIND: 46_000}
+"""Bytes of a drawn image and of what is written about it: du -sb of each default world, by the number of its images."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,11 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
 
 
 def announce_drawing(dataset: Dataset) -> None:
-    """Say that the pico world will be drawn. The first command that needs it draws it, even a plan."""
-    if not isinstance(dataset, PicoDataset):
+    """Say that a world will be drawn. The first command that needs it draws it, even a plan."""
+    if not isinstance(dataset, PicoDataset | CrowdDataset):
         return
-
-    if not is_written(dataset.root, dataset.seed, dataset.train, dataset.test):
+    world = pico if isinstance(dataset, PicoDataset) else crowd
+    if not world.is_written(dataset.root, dataset.seed, dataset.train, dataset.test):
         number = dataset.train + dataset.test
-        about = f"{number:,} images, about {size(number * IMAGE_BYTES)}"
-        print(f"Drawing the pico world into {dataset.root} first: {about}.", file=sys.stderr)
+        about = f"{number:,} images, about {size(number * IMAGE_BYTES[world.KIND])}"
+        print(f"Drawing the {world.KIND} into {dataset.root} first: {about}.", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Draw the figures of this folder again: ``.venv/bin/python docs/figures/make.py [RUN]``.
 
 ``pico_scenes.png``: test images of the pico world with their annotated pairs. Deterministic; a few seconds.
+``crowd_twins.png``: scenes of the crowd above their twins, with the acts of each; in a twin one act has another target.
 ``pico_predictions.png``: the same images with what the student of a run found in them (RUN, such as ``runs/pico/latest``).
 """
 
@@ -15,14 +16,20 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 from hoi_distill.stages.data.coco import COCO_OBJECTS
-from hoi_distill.stages.data.pico.render import SIZE, Scene, render_scene
+from hoi_distill.stages.data.crowd.plan import plan_split, twins
+from hoi_distill.stages.data.crowd.render import CrowdScene, render_crowd
+from hoi_distill.stages.data.pico.render import Scene, render_scene
 from hoi_distill.stages.data.pico.world import TEMPER, pico_vocabulary, scene_seed
 from hoi_distill.stages.data.prompts import NO_INTERACTION
 from hoi_distill.stages.evaluate.pages.images import NumberedPair, Pair, numbered
 
 COLUMNS, ROWS = 4, 2
 SCALE = 3
-"""An image is enlarged so many times, pixel by pixel."""
+"""An image of the pico world is enlarged so many times, pixel by pixel."""
+CROWD_SCALE = 2
+"""The same of the crowd."""
+CROWD_TWINS = 0, 1, 2, 15
+"""The twins that are shown, by their place among those of the default crowd."""
 GAP = 16
 LINE = 26
 """Pixels of a line of text."""
@@ -54,6 +61,23 @@ def annotated(scene: Scene) -> list[NumberedPair]:
     return numbered(pairs)
 
 
+def acts(scene: CrowdScene) -> list[NumberedPair]:
+    """Every act of a scene of the crowd."""
+    pairs = []
+    for act in scene.relations:
+        boxes = (CROWD_SCALE * scene.boxes[[act.human, act.object]]).tolist()
+        pairs.append(Pair(*boxes, act.verb.replace("_", " "), act.name.replace("_", " ")))
+    return numbered(pairs)
+
+
+def crowd_twins() -> list[Image.Image]:
+    """Scenes of the crowd, then their twins."""
+    plans = plan_split(0, "test", 1000)
+    rows = [twins(plans)[place] for place in CROWD_TWINS]
+    shown = [render_crowd(plans[row]) for part in zip(*rows, strict=True) for row in part]
+    return [drawn(scene.image, acts(scene), CROWD_SCALE) for scene in shown]
+
+
 def predicted(run: Path, image_id: str) -> list[NumberedPair]:
     """The best triplets that a run found in an image, surest first, with their scores."""
     table = pq.read_table(run / "detections.parquet", filters=pc.field("image_id") == image_id)
@@ -67,11 +91,11 @@ def predicted(run: Path, image_id: str) -> list[NumberedPair]:
     return numbered(pairs)
 
 
-def drawn(scene: Scene, lines: list[NumberedPair]) -> Image.Image:
+def drawn(image: np.ndarray, lines: list[NumberedPair], scale: int = SCALE) -> Image.Image:
     """The enlarged image, both boxes of every pair in its colour with a line between, and the triplets under it."""
-    side = SCALE * SIZE
+    side = scale * len(image)
     canvas = Image.new("RGB", (side, side + 6 + LINE * PAIRS[1]), "white")
-    canvas.paste(Image.fromarray(scene.image).resize((side, side), Image.Resampling.NEAREST), (0, 0))
+    canvas.paste(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST), (0, 0))
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(20)
     for line in lines:
         human, obj = line.pair.human_box, line.pair.object_box
@@ -105,12 +129,16 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?", help="the folder of a run on the pico world")
     run = parser.parse_args().run
     shown = scenes()
-    figures = {"pico_scenes.png": [drawn(scene, annotated(scene)) for scene in shown.values()]}
+    figures = {"pico_scenes.png": [drawn(scene.image, annotated(scene)) for scene in shown.values()]}
+    figures["crowd_twins.png"] = crowd_twins()
     if run is not None:
-        figures["pico_predictions.png"] = [drawn(scene, predicted(run, name)) for name, scene in shown.items()]
+        figures["pico_predictions.png"] = [drawn(scene.image, predicted(run, name)) for name, scene in shown.items()]
     for name, images in figures.items():
         target = Path(__file__).with_name(name)
-        sheet(images).save(target, optimize=True)
+        canvas = sheet(images)
+        if name == "crowd_twins.png":
+            canvas = canvas.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)  # a third of the bytes
+        canvas.save(target, optimize=True)
         print(target)
 
 

@@ -19,6 +19,7 @@ from hoi_distill.pipeline.cli.evaluate import evaluate
 from hoi_distill.pipeline.cli.labels import labels
 from hoi_distill.pipeline.cli.schema import schema
 from hoi_distill.pipeline.cli.students import compare, evidence, experiments, page, train
+from hoi_distill.pipeline.cli.swap_accuracy import swap_accuracy
 from hoi_distill.pipeline.cli.teachers import detectors, teachers
 from hoi_distill.pipeline.cli.triplets import triplets
 from hoi_distill.pipeline.cli.use import export, predict, push
@@ -50,7 +51,7 @@ app = typer.Typer(
 )
 app.add_typer(dataset_app, name="dataset")
 for command in (
-    *(plan, run, train, experiments, compare, evidence, page, evaluate, predict, export, push),
+    *(plan, run, train, experiments, compare, evidence, page, evaluate, swap_accuracy, predict, export, push),
     *(check, verify, gc, teachers, detectors, schema, triplets, labels),
 ):
     app.command()(command)

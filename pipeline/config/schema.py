@@ -22,6 +22,16 @@ class PicoDataset(Section):
     test: int = Field(1000, ge=1)
 
 
+class CrowdDataset(Section):
+    """The built-in crowd (docs/crowd.md): drawn on first use into ``root`` as the pico world is, with twins and texts."""
+
+    kind: Literal["crowd"]
+    root: Path
+    seed: int = Field(0, ge=0)
+    train: int = Field(2000, ge=1)
+    test: int = Field(1000, ge=1)
+
+
 class HicoDetDataset(Section):
     """HICO-DET in any of its three forms: ``anno_bbox.mat`` or a pair of JSON files, ``images/train2015``, ``images/test2015``.
 
@@ -64,7 +74,7 @@ class FolderDataset(Section):
     lenient: bool = False
 
 
-Dataset = PicoDataset | HicoDetDataset | VCocoDataset | SwigHoiDataset | FolderDataset
+Dataset = PicoDataset | CrowdDataset | HicoDetDataset | VCocoDataset | SwigHoiDataset | FolderDataset
 
 
 class TableSection(Section):

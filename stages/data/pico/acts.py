@@ -95,7 +95,8 @@ def _run(g: Group) -> None:
     g.reach(0.2, -0.12, far=True)
 
 
-def _crouch(g: Group) -> None:
+def crouch(g: Group) -> None:
+    """Somebody who crouches."""
     g.pose = Pose(hip=(-0.08, 0.24), shoulder=(0.06, 0.5), near_foot=(0.06, 0.03), far_foot=(-0.06, 0.03), nod=0.5)
 
 
@@ -139,7 +140,7 @@ def _carry_bicycle(g: Group) -> None:
 
 
 def _repair_bicycle(g: Group) -> None:
-    _crouch(g)
+    crouch(g)
     g.draw("bicycle", 0.5, 0.56, MIDDLE, turn=180)
     g.pose.near_hand, g.pose.far_hand = (0.33, 0.43), (0.3, 0.34)
     g.prop().line([(0.3, 0.41), (0.42, 0.5)], 0.045, (206, 206, 214), FRONT)
@@ -208,7 +209,7 @@ def _chase_dog(g: Group) -> None:
 
 
 def _pet_dog(g: Group) -> None:
-    _crouch(g)
+    crouch(g)
     frame = g.draw("dog", 0.52, 0, HELD, flip=True)
     g.pose.near_hand = frame.at(0.17, 0.42)
 

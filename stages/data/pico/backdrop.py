@@ -15,29 +15,41 @@ def _muted(rng: random.Random, low: int, high: int) -> Color:
     return base + rng.randint(-14, 14), base + rng.randint(-14, 14), base + rng.randint(-14, 14)
 
 
-def paint_backdrop(image: Image.Image, rng: random.Random, *, plain: bool) -> float:
-    """Fill the square canvas; `plain` leaves two bare areas. Returns the y of the horizon, canvas pixels."""
+def paint_backdrop(
+    image: Image.Image, rng: random.Random, *, plain: bool, horizon: tuple[float, float] = (0.46, 0.62)
+) -> float:
+    """Fill the square canvas.
+
+    Args:
+        image: The canvas.
+        rng: All randomness comes from it.
+        plain: Leave two bare areas.
+        horizon: How far down it lies, as shares of the canvas: at least and at most.
+
+    Returns:
+        The y of the horizon, canvas pixels.
+    """
     draw = ImageDraw.Draw(image)
     size = image.width
-    horizon = size * rng.uniform(0.46, 0.62)
+    level = size * rng.uniform(*horizon)
     outdoor = rng.random() < 0.65
     if outdoor:
-        _sky(draw, rng, size, horizon)
+        _sky(draw, rng, size, level)
         ground = rng.choice(
             ((96, 140, 76), (70, 112, 66), (150, 148, 144), (124, 122, 122), (176, 158, 122), (110, 98, 84))
         )
     else:
-        draw.rectangle((0, 0, size, horizon), fill=_muted(rng, 150, 225))
+        draw.rectangle((0, 0, size, level), fill=_muted(rng, 150, 225))
         ground = rng.choice(((150, 116, 84), (126, 96, 70), (150, 140, 130), (110, 106, 116), (176, 150, 118)))
     ground = shade(ground, rng.uniform(0.8, 1.15))
-    draw.rectangle((0, horizon, size, size), fill=ground)
+    draw.rectangle((0, level, size, size), fill=ground)
     if plain:
-        return horizon
+        return level
     if outdoor:
-        _street(draw, rng, size, horizon, ground)
+        _street(draw, rng, size, level, ground)
     else:
-        _room(draw, rng, size, horizon, ground)
-    return horizon
+        _room(draw, rng, size, level, ground)
+    return level
 
 
 def _sky(draw: ImageDraw.ImageDraw, rng: random.Random, size: int, horizon: float) -> None:

@@ -23,8 +23,9 @@ RENDERER_VERSION = 1
 """Raised with every change that moves a pixel or a label; part of a written world's identity."""
 
 SIZE = 128
-_SUPER = 2  # drawn this many times larger, then box-filtered
-_CANVAS = SIZE * _SUPER
+SUPER = 2
+"""A canvas is drawn this many times larger than its image, then box-filtered."""
+_CANVAS = SIZE * SUPER
 _MIN_SIDE = 3.0  # pixels; no entity's box is narrower than this
 
 Fact = tuple[str, str]
@@ -52,7 +53,7 @@ class Scene:
 
 
 @dataclass
-class _Placed:
+class Placed:
     """A sketch with its place on the canvas: origin (x, ground y), canvas pixels per unit, mirrored or not."""
 
     sketch: Sketch
@@ -72,7 +73,7 @@ class _Placed:
         e = self.sketch.extents[row]
         a, b = (-e.x2, -e.x1) if self.mirror else (e.x1, e.x2)
         s, x, y = self.size, self.x, self.y
-        return (x + s * a) / _SUPER, (y - s * e.y2) / _SUPER, (x + s * b) / _SUPER, (y - s * e.y1) / _SUPER
+        return (x + s * a) / SUPER, (y - s * e.y2) / SUPER, (x + s * b) / SUPER, (y - s * e.y1) / SUPER
 
 
 def render_scene(seed: int, *, temper: float = 1.0, people: tuple[int, int] = (1, 3), plain: bool = False) -> Scene:
@@ -107,7 +108,7 @@ def render_scene(seed: int, *, temper: float = 1.0, people: tuple[int, int] = (1
         item.sketch.paint(draw, item.x, item.y, item.size, item.mirror)
     if not plain and rng.random() < 0.22:
         paint_occluder(image, rng)
-    return _annotate(_finish(image, rng), placed[: len(groups)], placed[len(groups) :])
+    return _annotate(finish(image, rng), placed[: len(groups)], placed[len(groups) :])
 
 
 def _person(rng: random.Random, frequency: list[float], *, busy: bool, second: bool) -> Group:
@@ -153,11 +154,11 @@ def _free_object(rng: random.Random, frequency: list[float]) -> Sketch:
     return sketch
 
 
-def _place(rng: random.Random, groups: list[Group], loose: list[Sketch]) -> list[_Placed]:
+def _place(rng: random.Random, groups: list[Group], loose: list[Sketch]) -> list[Placed]:
     """Side by side in random order, smaller when it gets crowded; people first in the returned list."""
     base = _CANVAS * {1: rng.uniform(0.44, 0.66), 2: rng.uniform(0.4, 0.54)}.get(len(groups), rng.uniform(0.36, 0.46))
-    placed = [_Placed(g.finish(), g.actions, base * rng.uniform(0.92, 1.08), rng.random() < 0.5) for g in groups]
-    placed += [_Placed(s, [], base * rng.uniform(0.9, 1.05), rng.random() < 0.5) for s in loose]
+    placed = [Placed(g.finish(), g.actions, base * rng.uniform(0.92, 1.08), rng.random() < 0.5) for g in groups]
+    placed += [Placed(s, [], base * rng.uniform(0.9, 1.05), rng.random() < 0.5) for s in loose]
     widths = [right - left for left, right in (item.span() for item in placed)]
     room = 0.97 * _CANVAS
     shrink = min(1.0, max(0.75, room * 1.06 / sum(widths)))
@@ -182,13 +183,13 @@ def _place(rng: random.Random, groups: list[Group], loose: list[Sketch]) -> list
     return placed
 
 
-def _finish(image: Image.Image, rng: random.Random) -> np.ndarray:
-    """Reduce, then a little noise and another exposure."""
-    pixels = np.asarray(image.reduce(_SUPER)).astype(np.int16)
-    tile = _noise()
-    dy, dx = rng.randrange(tile.shape[0] - SIZE), rng.randrange(tile.shape[1] - SIZE)
+def finish(image: Image.Image, rng: random.Random) -> np.ndarray:
+    """Reduce a square canvas, then a little noise and another exposure. Gives uint8 ``[S, S, 3]``."""
+    pixels = np.asarray(image.reduce(SUPER)).astype(np.int16)
+    tile, size = _noise(), len(pixels)
+    dy, dx = rng.randrange(tile.shape[0] - size), rng.randrange(tile.shape[1] - size)
     strength = rng.randint(3, 10)
-    pixels += (tile[dy : dy + SIZE, dx : dx + SIZE] * strength) >> 5
+    pixels += (tile[dy : dy + size, dx : dx + size] * strength) >> 5
     pixels += rng.randint(-12, 12)
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
@@ -199,7 +200,7 @@ def _noise() -> np.ndarray:
     return np.random.default_rng(0).normal(0, 20, (400, 400, 3)).round().astype(np.int16)
 
 
-def _annotate(image: np.ndarray, people: list[_Placed], loose: list[_Placed]) -> Scene:
+def _annotate(image: np.ndarray, people: list[Placed], loose: list[Placed]) -> Scene:
     names: list[str] = []
     boxes: list[tuple[float, float, float, float]] = []
     pairs: list[tuple[int, int, tuple[str, ...]]] = []
@@ -221,7 +222,7 @@ def _annotate(image: np.ndarray, people: list[_Placed], loose: list[_Placed]) ->
     also = dict.fromkeys((verb, names[o]) for _, o, verbs in pairs for verb in verbs[1:])
     return Scene(
         image=image,
-        boxes=_clip(np.array(boxes, np.float32)),
+        boxes=clipped(np.array(boxes, np.float32), SIZE),
         objects=np.array([OBJECT_INDEX[name] for name in names], np.int16),
         pairs=pairs,
         facts=facts,
@@ -229,8 +230,8 @@ def _annotate(image: np.ndarray, people: list[_Placed], loose: list[_Placed]) ->
     )
 
 
-def _clip(boxes: np.ndarray) -> np.ndarray:
-    """Clipped to the image, then widened where needed so that no side is under ``_MIN_SIDE``."""
-    low = np.clip(boxes[:, :2], 0, SIZE - _MIN_SIDE)
-    high = np.clip(boxes[:, 2:], 0, SIZE)
+def clipped(boxes: np.ndarray, size: int) -> np.ndarray:
+    """Boxes float32 ``[n, 4]``, xyxy, clipped to a square image; widened where needed so that no side is under 3 pixels."""
+    low = np.clip(boxes[:, :2], 0, size - _MIN_SIDE)
+    high = np.clip(boxes[:, 2:], 0, size)
     return np.concatenate([low, np.maximum(high, low + np.float32(_MIN_SIDE))], axis=1)

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import io
-import json
-import multiprocessing
-import os
-import shutil
-import tempfile
-import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from hoi_distill.stages.data.coco import COCO_CATEGORY_IDS, OBJECT_INDEX
+from hoi_distill.stages.data.coco import OBJECT_INDEX
 from hoi_distill.stages.data.pico.classes import HOIS, OBJECTS
 from hoi_distill.stages.data.pico.layout import AnnotatedImage, write_annotations
 from hoi_distill.stages.data.pico.render import RENDERER_VERSION, SIZE, Scene, render_scene
+from hoi_distill.stages.data.pico.writing import (
+    coco_results,
+    for_each_image,
+    holds,
+    save_image,
+    whole_pixels,
+    write_once,
+    write_rows,
+)
 from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
-from hoi_distill.storage.errors import UserError
 
+KIND = "pico world"
+"""What it is called in messages."""
 WORLD_VERSION = 1
 """Raised with every change of the files written from the same scenes."""
 
@@ -33,8 +33,6 @@ TEMPER = {"train": 1.0, "test": 0.3}
 
 _SEED_STRIDE = 10_000_000
 _SPLIT_START = {"train": 0, "test": 5_000_000}
-_STALE_SECONDS = 3600
-_PARALLEL_FROM = 1_000  # images; below, starting processes costs more than it saves
 
 
 @cache
@@ -60,29 +58,15 @@ def write_world(root: str | Path, seed: int = 0, train: int = 4000, test: int = 
     Raises:
         UserError: If the folder holds another world, of other parameters or an older renderer, or something else.
     """
-    root, identity = Path(root), _identity(seed, train, test)
-    if _holds(root, identity):
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{root.name}-rendering-"
-    for stale in root.parent.glob(f"{prefix}*"):  # of a writer that was killed
-        if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(stale, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=prefix, dir=root.parent))
-    try:
-        work.chmod(0o755)
-        splits = {"train": _write_split(work, seed, "train", train, processes)}
-        splits["test"] = _write_split(work, seed, "test", test, processes)
+
+    def fill(work: Path) -> None:
+        splits = {
+            "train": _write_split(work, seed, "train", train, processes),
+            "test": _write_split(work, seed, "test", test, processes),
+        }
         write_annotations(work, pico_vocabulary(), splits)
-        (work / "world.json").write_text(json.dumps(identity, indent=1) + "\n")
-        try:
-            os.replace(work, root)  # fails on a folder that is no longer empty
-        except OSError:
-            if not _holds(root, identity):  # unless somebody else has just written the same world
-                raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return root
+
+    return write_once(Path(root), _identity(seed, train, test), KIND, fill)
 
 
 def is_written(root: str | Path, seed: int, train: int, test: int) -> bool:
@@ -91,69 +75,31 @@ def is_written(root: str | Path, seed: int, train: int, test: int) -> bool:
     Raises:
         UserError: As :func:`write_world` does.
     """
-    return _holds(Path(root), _identity(seed, train, test))
+    return holds(Path(root), _identity(seed, train, test), KIND)
 
 
 def _identity(seed: int, train: int, test: int) -> dict[str, int]:
     return {"world": WORLD_VERSION, "renderer": RENDERER_VERSION, "seed": seed, "train": train, "test": test}
 
 
-def _holds(root: Path, identity: dict[str, int]) -> bool:
-    """Whether the folder holds that very world; False where there is nothing.
-
-    Raises:
-        UserError: If it holds something else.
-    """
-    try:
-        found = json.loads((root / "world.json").read_text())
-    except (OSError, ValueError):
-        found = None
-    if found == identity:
-        return True
-    if isinstance(found, dict):
-        changes = (
-            f"{key}: {found.get(key, 'none')} -> {identity.get(key, 'none')}"
-            for key in [*identity, *(key for key in found if key not in identity)]
-            if found.get(key) != identity.get(key)
-        )
-        raise UserError(
-            f"{root}: holds another pico world ({', '.join(changes)}), which is never rewritten; "
-            "give another dataset.root, or remove the folder"
-        )
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(f"{root}: not empty and no pico world; give an empty or new folder as dataset.root")
-    return False
-
-
 def _write_split(root: Path, seed: int, split: str, count: int, processes: int) -> list[AnnotatedImage]:
     folder = root / "images" / f"{split}2015"
     folder.mkdir(parents=True)
-    jobs = (range(count), repeat(seed), repeat(split), repeat(str(folder)))
-    if processes > 1 and count >= _PARALLEL_FROM:
-        # spawn: the caller may have threads (Ray, torch), which a fork would not survive
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            results = list(pool.map(_write_image, *jobs, chunksize=100))
-    else:
-        results = list(map(_write_image, *jobs))
-    lines = ",\n".join(json.dumps(detection) for _, detections in results for detection in detections)
-    (root / f"detections_{split}2015.json").write_text(f"[\n{lines}\n]\n")
+    same = [seed] * count, [split] * count, [str(folder)] * count
+    results = for_each_image(_write_image, processes, range(count), *same)
+    write_rows(
+        root / f"detections_{split}2015.json", (detection for _, detections in results for detection in detections)
+    )
     return [image for image, _ in results]
 
 
 def _write_image(index: int, seed: int, split: str, folder: str) -> tuple[AnnotatedImage, list[dict[str, object]]]:
     scene = render_scene(scene_seed(seed, split, index), temper=TEMPER[split])
     name = f"HICO_{split}2015_{index + 1:08d}.jpg"
-    encoded = io.BytesIO()
-    Image.fromarray(scene.image).save(encoded, "JPEG", quality=95, subsampling=0)
-    (Path(folder) / name).write_bytes(encoded.getvalue())
-    image = AnnotatedImage(name, SIZE, SIZE, _whole_pixels(scene.boxes), scene.objects, _triplets(scene))
+    save_image(Path(folder) / name, scene.image)
+    image = AnnotatedImage(name, SIZE, SIZE, whole_pixels(scene.boxes), scene.objects, _triplets(scene))
     rng = np.random.default_rng([seed, _SPLIT_START[split], index])
     return image, list(_detections(name, image.boxes, image.objects, rng))
-
-
-def _whole_pixels(boxes: np.ndarray) -> np.ndarray:
-    """Grown to pixel borders, as HICO-DET's boxes are whole numbers."""
-    return np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1).astype(np.int64)
 
 
 def _triplets(scene: Scene) -> list[tuple[int, int, int]]:
@@ -190,7 +136,4 @@ def _detections(
         corner, side = rng.uniform(0, 0.85 * SIZE, 2), rng.uniform(8, 50, 2)
         label = 0 if rng.random() < 0.3 else int(rng.choice(others))
         rows.append((np.concatenate([corner, corner + side]), label, rng.beta(1.5, 8)))
-    for box, label, score in sorted(rows, key=lambda row: -row[2]):
-        x1, y1, x2, y2 = np.clip(box, 0, SIZE).round(2).tolist()
-        xywh = [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)]
-        yield {"image_id": name, "category_id": COCO_CATEGORY_IDS[label], "bbox": xywh, "score": round(float(score), 4)}
+    return coco_results(name, rows, SIZE)
