@@ -3,6 +3,10 @@
 A table of 600 scores has 600 Arrow columns. To parse their schema, or to ask each of them for its cell, takes far longer than
 to read the cells. All cells have one width. So what is kept of a shard is where each column's cells begin in the file, and
 shards of equal metadata share it.
+
+Even so a row's 600 cells lie in 600 places. Where all rows of a stream fit into :data:`ROWS_IN_MEMORY`, those of a shard are
+turned into rows side by side when the first of them is read. The rows of a larger table are gathered from the file. To keep
+only some of its shards turned would not pay in a shuffled order: each row would turn a whole shard and drop another.
 """
 
 from __future__ import annotations
@@ -24,6 +28,10 @@ from hoi_distill.storage.shards.cells import dense
 from hoi_distill.storage.shards.payload import verified
 
 _SHARDS_OPEN = 1024  # maps; they hold no file descriptor
+_MANY_COLUMNS = 32  # fewer are gathered in no time
+_TURNED_AT_ONCE = 256  # rows
+ROWS_IN_MEMORY = 128 << 20
+"""How many bytes of a table a process keeps as rows: those of 55,000 rows of 600 pairs of float16."""
 
 
 @dataclass(eq=False, slots=True)
@@ -75,6 +83,31 @@ class _Starts:
     of: dict[str, int]
 
 
+@dataclass(frozen=True, eq=False)
+class _Turned:
+    """The cells of a group's k columns, row after row.
+
+    Attributes:
+        cells: ``[R, k, ...]``, read-only. Rows that are waiting hold nothing yet.
+        filled: the same memory, for writing.
+        waiting: by shard that was not touched yet, ``int64`` the rows that lie in it.
+    """
+
+    cells: np.ndarray
+    filled: np.ndarray
+    waiting: dict[int, np.ndarray]
+
+    @classmethod
+    def none_of(cls, group: ColumnGroup, kind: np.dtype) -> _Turned:
+        """All rows of a group, none of which was read."""
+        filled = np.empty((len(group.shard), len(group.columns), *kind.shape), kind.base)
+        cells = filled.view()
+        cells.flags.writeable = False
+        order = np.argsort(group.shard, kind="stable")
+        shards, starts = np.unique(group.shard[order], return_index=True)
+        return cls(cells, filled, dict(zip(shards.tolist(), np.split(order, starts[1:]), strict=True)))
+
+
 class NumberReader:
     """Reads rows of a table of numbers.
 
@@ -95,6 +128,10 @@ class NumberReader:
         self._of_shard: dict[int, _Starts] = {}
         self._starts: dict[tuple[int, _Starts], tuple[np.ndarray, np.ndarray | None]] = {}
         self._open: OrderedDict[int, np.ndarray] = OrderedDict()
+        fit = sum(group.shard.size * len(group.columns) for group in groups) * kind.itemsize <= ROWS_IN_MEMORY
+        self._turned = [
+            _Turned.none_of(group, kind) if fit and len(group.columns) >= _MANY_COLUMNS else None for group in groups
+        ]
 
     @override
     def __reduce__(self) -> tuple[Any, ...]:
@@ -125,17 +162,38 @@ class NumberReader:
 
     def _read_group(self, number: int, row: int, wanted: np.ndarray | None) -> np.ndarray:
         """``[k, ...]``, the cells of a group's k columns. What a shard does not hold and is not wanted reads as anything."""
-        group = self.groups[number]
+        group, turned = self.groups[number], self._turned[number]
         shard = group.shard.item(row)
-        cells = self._open.get(shard)
-        if cells is None:
-            cells = self._map(shard)
-        known = self._of_shard[shard]
-        starts, absent = self._starts.get((number, known)) or self._starts_of(number, known)
+        if turned is not None and (shard not in turned.waiting or self._turn(number, shard, turned)):
+            kept: np.ndarray = turned.cells[row]
+            return kept
+        cells, starts, absent = self._shard(number, shard)
         if absent is not None and (wanted is None or wanted[absent].any()):
             raise KeyError(f"{self.paths[shard]}: not all of the wanted columns are there")
         taken: np.ndarray = cells.take(starts + group.position.item(row))
         return taken.view(self.kind.base).reshape(len(starts), *self.kind.shape)
+
+    def _turn(self, number: int, shard: int, turned: _Turned) -> bool:
+        """Turn a shard's part of a group into rows. False where it lacks columns; then no more of the group is turned."""
+        cells, starts, absent = self._shard(number, shard)
+        if absent is not None:
+            self._turned[number] = None
+            return False
+        rows = turned.waiting.get(shard, np.empty(0, np.int64))
+        for start in range(0, len(rows), _TURNED_AT_ONCE):
+            part = rows[start : start + _TURNED_AT_ONCE]
+            taken = cells.take(starts + self.groups[number].position[part, None])
+            turned.filled[part] = taken.view(self.kind.base).reshape(len(part), len(starts), *self.kind.shape)
+        turned.waiting.pop(shard, None)  # not before: another thread may read
+        return True
+
+    def _shard(self, number: int, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """A shard's cells, as they lie on the disk, and what :meth:`_starts_of` says of them."""
+        cells = self._open.get(shard)
+        if cells is None:
+            cells = self._map(shard)
+        known = self._of_shard[shard]
+        return cells, *(self._starts.get((number, known)) or self._starts_of(number, known))
 
     def _starts_of(self, number: int, known: _Starts) -> tuple[np.ndarray, np.ndarray | None]:
         """Where a group's columns begin in shards of one kind, and the places of those that are not there, if any."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +24,10 @@ from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
 if TYPE_CHECKING:
     from hoi_distill.pipeline.planning.plan import TablePlan
     from hoi_distill.pipeline.workspace import Workspace
+
+
+LOOK_AGAIN_SECONDS = 10
+"""How often a process of a launcher looks whether the main one has filled the tables."""
 
 
 @in_every_folder("config", names_of_configuration)
@@ -47,6 +52,8 @@ def train(
 def filled(workspace: Workspace, command: Sequence[str], whole: bool) -> Mapping[str, TablePlan] | None:
     """The plans of tables that are filled. Where one is not, a process of its own fills them, which leaves no teacher here.
 
+    Of a launcher's processes the main one does that. The others wait; if it fails, the launcher ends them.
+
     Args:
         workspace: the tables.
         command: fills them.
@@ -60,14 +67,23 @@ def filled(workspace: Workspace, command: Sequence[str], whole: bool) -> Mapping
     """
     from hoi_distill.pipeline.cli.cache import shown_plans
     from hoi_distill.pipeline.cli.show import nothing_to_do
+    from hoi_distill.pipeline.training.binding import plan_all
+    from hoi_distill.pipeline.training.fit import is_main_process, without_launcher
 
+    if not is_main_process():
+        while True:
+            planned = plan_all(workspace)
+            if all(table_plan.complete() for table_plan in planned.values()):
+                return planned
+            time.sleep(LOOK_AGAIN_SECONDS)
     plans = shown_plans(workspace, whole=whole)
     if all(table_plan.complete() for table_plan in plans.values()):
         print(nothing_to_do(plans, workspace.config.cache))
         return plans
     sys.stdout.flush()
     with stop_on_interrupt():  # the child has the same signal, and ends by itself
-        code = subprocess.run([sys.executable, "-m", "hoi_distill", *command], check=False).returncode
+        fill = [sys.executable, "-m", "hoi_distill", *command]
+        code = subprocess.run(fill, check=False, env=without_launcher()).returncode
     if code:
         raise typer.Exit(code if code > 0 else 128 - code)
     return None

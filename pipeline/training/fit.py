@@ -130,6 +130,11 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def without_launcher() -> dict[str, str]:
+    """The environment of a program that is not one of a launcher's processes, though this one may be."""
+    return {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+
+
 def is_main_process() -> bool:
     """Whether this is the process that writes and reports, of those of :func:`world`."""
     return os.environ.get("RANK", "0") == "0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ import numpy as np
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.source import SampleSource
+from hoi_distill.storage.digests import content_name
 
 NO_ANNOTATIONS = np.empty((0, 4), np.float32), np.empty((0, 4), np.float32), np.empty(0, np.int16)
 
@@ -64,6 +66,20 @@ class TrainingSet:
     def dropped_pairs(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The same of the annotations that are set aside."""
         return NO_ANNOTATIONS if self.dropped is None else _pairs(self.dropped, int(self.image[row]))
+
+    def name_of(self, role: str, columns: Sequence[str | None]) -> str | None:
+        """Names an array of one row for each image that is made of one table's cells alone.
+
+        Args:
+            role: the table's.
+            columns: what the array's columns are, in order; None for one without cells.
+
+        Returns:
+            16 hex digits. None where the cells have no name.
+        """
+        if role not in self.values:
+            return None
+        return content_name(json.dumps([self.source.rows_digest, self.values[role], list(columns)]).encode(), 8)
 
     @property
     def seen(self) -> np.ndarray:

@@ -78,6 +78,19 @@ def mapped(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.ndarr
     return found
 
 
+def shared_place(own: Path, shared: Path | None, name: str | None) -> Path:
+    """Where an array lies that many trainings read: in a folder that they share, under a name of all that it is made of.
+
+    Args:
+        own: its place in the run's folder. It stays there where a run has it already, or where nothing can be shared.
+        shared: the folder; None: there is none.
+        name: what it is made of, see :meth:`~hoi_distill.stages.student.data.TrainingSet.name_of`; None: nothing is known.
+    """
+    if shared is None or name is None or own.exists():
+        return own
+    return shared / f"{own.stem}-{name}{own.suffix}"
+
+
 def kept_array(
     path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]
 ) -> np.ndarray:

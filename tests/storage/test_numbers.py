@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -72,9 +73,13 @@ def made(tmp_path, monkeypatch):
     ), values
 
 
+@pytest.mark.parametrize("in_memory", [0, 128 << 20])
 @pytest.mark.parametrize("open_at_once", [1, 1000])
-def test_every_row_is_what_was_written(made, monkeypatch, open_at_once):
+def test_every_row_is_what_was_written(made, monkeypatch, open_at_once, in_memory):
     monkeypatch.setattr(numbers, "_SHARDS_OPEN", open_at_once)
+    monkeypatch.setattr(numbers, "ROWS_IN_MEMORY", in_memory)
+    monkeypatch.setattr(numbers, "_MANY_COLUMNS", 2)
+    monkeypatch.setattr(numbers, "_TURNED_AT_ONCE", 2)
     spec, values = made
     for stream in (SampleStream(spec), pickle.loads(pickle.dumps(SampleStream(spec)))):
         rows = np.random.default_rng(1).permutation(40).tolist()
@@ -83,6 +88,36 @@ def test_every_row_is_what_was_written(made, monkeypatch, open_at_once):
             assert not sample["itm"].array.flags.writeable
     some = spec.select({"itm": ("p20", "p3", "p4")})
     np.testing.assert_array_equal(SampleStream(some)[39]["itm"].array, values[39, [20, 3, 4]])
+
+
+def test_a_shard_is_turned_into_rows_once_and_only_the_rows_of_the_stream(made, monkeypatch):
+    monkeypatch.setattr(numbers, "_MANY_COLUMNS", 2)
+    (spec, values), some = made, np.array([9, 2, 3, 8])  # without holes
+    spec = StreamSpec(
+        spec.row_ids[some],
+        {name: replace(ref, cells=ref.cells.take(some)) for name, ref in spec.tables.items()},
+        spec.command,
+    )
+    stream = SampleStream(spec)
+    reader: NumberReader = stream._tables[0]._numbers
+    turned = reader._turned[0]
+    assert turned is not None
+    assert turned.cells.shape == (4, 12, 2), "two groups, one for each shard of a block"
+    assert [rows.tolist() for rows in turned.waiting.values()] == [[1, 2], [0, 3]]
+    np.testing.assert_array_equal(stream[1]["itm"].array, values[2])
+    assert [rows.tolist() for rows in turned.waiting.values()] == [[0, 3]]
+    reader._open.clear()
+    monkeypatch.setattr(reader, "_map", None)  # the other row of the shard is read without its file
+    np.testing.assert_array_equal(stream[2]["itm"].array, values[3])
+
+
+def test_rows_that_do_not_fit_into_memory_are_read_where_they_lie(made, monkeypatch):
+    monkeypatch.setattr(numbers, "_MANY_COLUMNS", 2)
+    spec, _ = made
+    for room, kept in ((40 * 30 * 4, True), (40 * 30 * 4 - 1, False)):
+        monkeypatch.setattr(numbers, "ROWS_IN_MEMORY", room)
+        reader: NumberReader = SampleStream(spec)._tables[0]._numbers
+        assert [turned is not None for turned in reader._turned] == [kept and len(g.columns) > 1 for g in reader.groups]
 
 
 def test_shards_of_equal_metadata_are_parsed_once_and_hold_no_file_open(made, monkeypatch):
@@ -96,13 +131,17 @@ def test_shards_of_equal_metadata_are_parsed_once_and_hold_no_file_open(made, mo
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_wanted_column_that_a_shard_does_not_hold_is_an_error(made):
-    spec, _ = made
+@pytest.mark.parametrize("many", [2, 1000])
+def test_a_wanted_column_that_a_shard_does_not_hold_is_an_error(made, monkeypatch, many):
+    monkeypatch.setattr(numbers, "_MANY_COLUMNS", many)
+    spec, values = made
     reader: NumberReader = SampleStream(spec)._tables[0]._numbers
     reader.groups[0].columns.append("p99")
     reader = NumberReader(reader.kind, (*reader.places, "p99"), reader.groups, reader.paths)
     with pytest.raises(KeyError, match="not all of the wanted columns"):
         reader.read(0, None)
+    wanted = np.arange(31) < 30
+    np.testing.assert_array_equal(reader.read(0, wanted).array[:30], values[0])
 
 
 def test_a_null_within_a_cell_is_damage(tmp_path, monkeypatch):

@@ -168,7 +168,7 @@ class PairBatches(ImageBatches[PairBatch]):
         share: Share = Share(),  # noqa: B008  immutable
     ) -> None:
         super().__init__(config, pools, share)
-        self.images, self.maps, (self.terms, self.valid) = images, maps, supervision
+        self.images, self.maps, self.terms, self.valid = images, maps, supervision.terms, supervision.valid
         tables = tuple(table for term in self.terms for table in term.view_tables)
         self.samples: dict[str, Samples] = {}
         if tables:

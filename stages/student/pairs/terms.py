@@ -104,16 +104,27 @@ class Predictions:
         return final_logit(self.logit, prior)
 
 
-class Supervision(NamedTuple):
+@dataclass(frozen=True)
+class Supervision:
     """What a network of pairs learns from.
 
     Attributes:
         terms: the supervision terms.
         valid: bool ``[objects, H]`` on the CPU, the interactions that an object allows in training.
+
+    Raises:
+        ValueError: two terms have one name, under which a batch has the targets of one alone.
     """
 
     terms: Sequence[Term]
     valid: Tensor
+
+    def __post_init__(self) -> None:
+        for place, term in enumerate(self.terms):
+            if any(term.name == other.name for other in self.terms[:place]):
+                raise ValueError(
+                    f"supervision terms: two are named {term.name!r}; give one, as a subclass, a `name` of its own"
+                )
 
 
 class WeightedLoss(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hoi_distill.stages.student.data import TrainingSet
-from hoi_distill.stages.student.files import intact, kept_array, mapped
+from hoi_distill.stages.student.files import intact, kept_array, mapped, shared_place
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
 from hoi_distill.stages.student.pairs.batches import MapReader
 from hoi_distill.stages.student.pairs.instances import ImageTable
@@ -17,7 +17,9 @@ from hoi_distill.stages.student.pairs.predict import scored
 from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabels, itm_soft_labels, kept_rows
 
 
-def soft_labels(folder: Path, data: TrainingSet, images: ImageTable, config: PairClassifierConfig) -> SoftLabels | None:
+def soft_labels(
+    folder: Path, data: TrainingSet, images: ImageTable, config: PairClassifierConfig, *, shared: Path | None = None
+) -> SoftLabels | None:
     """The soft labels of the configured teacher, or None where nothing is distilled.
 
     Args:
@@ -26,6 +28,7 @@ def soft_labels(folder: Path, data: TrainingSet, images: ImageTable, config: Pai
         data: the training set.
         images: the instances and pairs of all images.
         config: the method's parameters.
+        shared: keeps what trainings of the same cells read in common; None: ``folder`` does.
 
     Raises:
         UserError: no labelled image has a pair, so that ITM scores cannot be calibrated.
@@ -42,7 +45,8 @@ def soft_labels(folder: Path, data: TrainingSet, images: ImageTable, config: Pai
         rows = ((row, data.present(row).astype(np.float32)) for row in np.flatnonzero(distilled).tolist())
         return SoftLabels(kept_rows(folder / "oracle.npy", data, rows), np.arange(len(images)), distilled)
     shuffle_seed = config.seed if config.teacher == "shuffled" else None
-    return itm_soft_labels(folder / "itm.npy", data, images, distilled, shuffle_seed=shuffle_seed)
+    place = shared_place(folder / "itm.npy", shared, data.name_of("itm", data.prompts))
+    return itm_soft_labels(place, data, images, distilled, shuffle_seed=shuffle_seed)
 
 
 def has_image_probabilities(path: Path, data: TrainingSet) -> bool:

@@ -56,8 +56,8 @@ def train(
         config: the method's parameters.
         data: the training set.
         run_dir: the run's folder.
-        extras: its ``shared_dir`` is where variants of a study share the ``region_cnn`` encoder; default: the run folder's
-            parent.
+        extras: its ``shared_dir`` is where variants of a study share the ``region_cnn`` encoder and the teacher's scores;
+            default: the run folder's parent.
         cnn: the encoder's parameters; default: those of :class:`RegionCNNConfig`.
 
     Raises:
@@ -100,7 +100,7 @@ def open_batches(
 
     Args:
         training: the configuration, the run folder and its processes.
-        shared: where variants of a study share the encoder.
+        shared: where variants of a study share the encoder and the teacher's scores.
         cnn: the encoder's parameters; default: those of :class:`RegionCNNConfig`.
         labels_only: trains the student whose answers a self-trained student learns from.
 
@@ -121,7 +121,7 @@ def open_batches(
             image_probabilities(folder / "self.npy", model, images, maps, valid=valid)
         accelerator.wait_for_everyone()
     with accelerator.main_process_first():
-        soft = soft_labels(folder, data, images, config)
+        soft = soft_labels(folder, data, images, config, shared=shared)
     if soft is not None and soft.platt is not None and accelerator.is_main_process:
         report(f"soft labels: sigmoid({soft.platt.slope:.3f} m {soft.platt.bias:+.3f})")
     pools = Pools.of(images, data.labelled, unlabelled=soft is not None and config.itm_on in ("unlabelled", "both"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from hoi_distill.stages.student.calibration import shuffled_images
 from hoi_distill.stages.student.data import TrainingSet
-from hoi_distill.stages.student.files import kept_array
+from hoi_distill.stages.student.files import kept_array, shared_place
 from hoi_distill.stages.student.methods.vlm_hoi.config import VlmHoiConfig, has_missing_objects
 from hoi_distill.stages.student.methods.vlm_hoi.itm_columns import ItmColumns, columns_for
 from hoi_distill.stages.student.methods.vlm_hoi.itm_targets import (
@@ -41,21 +42,31 @@ class ItmSupervision:
     lines: tuple[str, ...] = ()
 
 
-def itm_supervision(config: VlmHoiConfig, data: TrainingSet, folder: Path) -> ItmSupervision:
-    """Read and calibrate what the configuration distils. ``folder`` keeps the scores, read from the cache once.
+def itm_supervision(
+    config: VlmHoiConfig, data: TrainingSet, folder: Path, shared: Path | None = None
+) -> ItmSupervision:
+    """Read and calibrate what the configuration distils.
+
+    Args:
+        config: the method's parameters.
+        data: the training set.
+        folder: keeps the scores, which are read from the cache once.
+        shared: keeps them for all trainings of the same cells instead; None: ``folder`` does.
 
     Raises:
         UserError: a score is missing, or annotated sentences match less than others.
     """
+
+    def place(prompt: str, columns: ItmColumns) -> Path:
+        return shared_place(folder / f"itm-{prompt}.npy", shared, data.name_of("itm", columns.prompts))
+
     lines: list[str] = []
     labelled = None
     if config.on_labelled:
-        labelled = _targets(config, config.itm, data, folder, lines=lines, which="labelled", distilled=data.labelled)
+        labelled = _targets(config, config.itm, data, place, lines=lines, which="labelled", distilled=data.labelled)
     unlabelled = None
     if config.on_unlabelled:
-        unlabelled = _targets(
-            config, config.f7, data, folder, lines=lines, which="unlabelled", distilled=~data.labelled
-        )
+        unlabelled = _targets(config, config.f7, data, place, lines=lines, which="unlabelled", distilled=~data.labelled)
     return ItmSupervision(labelled, unlabelled, tuple(lines))
 
 
@@ -63,15 +74,15 @@ def _targets(
     config: VlmHoiConfig,
     term: ItmConfig,
     data: TrainingSet,
-    folder: Path,
+    place: Callable[[str, ItmColumns], Path],
     *,
     lines: list[str],
     which: str,
     distilled: np.ndarray,
 ) -> ItmTargets:
-    """The scores for the rows ``distilled`` (bool ``[N]``)."""
+    """The scores for the rows ``distilled`` (bool ``[N]``). ``place`` says where those of a kind of prompt are kept."""
     columns = columns_for(data.vocabulary, term.prompt, has_missing_objects(data.vocabulary))
-    log_odds = match_table(folder / f"itm-{term.prompt}.npy", data, columns)
+    log_odds = match_table(place(term.prompt, columns), data, columns)
     rows = np.flatnonzero(data.labelled)
     known = rows[~np.isnan(log_odds[rows]).all(1)]
     classes = columns.of_classes(log_odds[known])

@@ -57,7 +57,7 @@ def train(
     accelerator = new_accelerator(config, run_dir, config.precision, ddp)
     rank, world = accelerator.process_index, accelerator.num_processes
     with accelerator.main_process_first():
-        supervision = itm_supervision(config, data, run_dir / "state")
+        supervision = itm_supervision(config, data, run_dir / "state", extras.shared_dir)
     batches = StepBatches(
         config,
         data,

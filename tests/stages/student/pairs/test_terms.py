@@ -107,6 +107,16 @@ def test_every_term_alone_pulls_at_every_network(everything, network, place):
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
+def test_two_terms_of_one_name_are_refused(data):
+    class Other(SoftLabelTerm):
+        name = "itm_other"
+
+    valid, soft = torch.from_numpy(data.valid()), itm_soft_labels
+    with pytest.raises(ValueError, match=r"^supervision terms: two are named 'itm'; give one, as a subclass, a `name`"):
+        Supervision([SoftLabelTerm(soft, 0.3), SoftLabelTerm(soft, 0.5)], valid)
+    assert len(Supervision([SoftLabelTerm(soft, 0.3), Other(soft, 0.5)], valid).terms) == 2
+
+
 def test_a_batch_has_the_targets_of_every_term_by_name(everything):
     batches, _ = everything
     assert list(batches[0].targets) == ["annotations", "itm", "image_labels", "kd"]

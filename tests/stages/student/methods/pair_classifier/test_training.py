@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.evaluate.detections import SCHEMA
-from hoi_distill.stages.student.data import valid_classes
+from hoi_distill.stages.student.data import TrainingSet, valid_classes
 from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
 from hoi_distill.stages.student.methods.pair_classifier.method import PairClassifierMethod
@@ -177,6 +177,37 @@ def test_soft_labels_find_what_images_show_unless_shuffled(tmp_path, toy, config
         soft = soft_labels(tmp_path, data, images, replace(config, teacher=teacher))(np.arange(40))
         assert np.isnan(soft[:16]).all()
         assert low <= (soft[16:].argmax(1) == toy.hoi[16:]).mean() <= high
+
+
+def test_trainings_of_the_same_cells_share_one_file_of_scores(tmp_path, toy, config):
+    data, shared = replace(toy.training_set(16), values={"itm": "cells of today"}), tmp_path / "shared"
+    images = train_images(tmp_path, toy, config)
+
+    def read(run: str, data: TrainingSet) -> np.ndarray:
+        labels = soft_labels(tmp_path / run, data, images, config, shared=shared)
+        assert labels is not None
+        return np.asarray(labels.values)
+
+    first = read("a", data)
+    (scores,) = shared.iterdir()
+    changed = scores.stat().st_mtime_ns
+    assert np.array_equal(read("b", data), first, equal_nan=True)
+    assert ([scores], changed) == ([*shared.iterdir()], scores.stat().st_mtime_ns)
+    assert not (tmp_path / "a").exists(), "the run keeps none of its own"
+
+    read("c", replace(data, values={"itm": "cells of tomorrow"}))
+    read("d", replace(data, prompts=[None, *data.prompts[1:]]))
+    assert len([*shared.iterdir()]) == 3, "other cells and other columns are another file"
+
+
+def test_a_run_that_keeps_its_own_scores_goes_on_reading_them(tmp_path, toy, config):
+    data, shared = replace(toy.training_set(16), values={"itm": "cells of today"}), tmp_path / "shared"
+    own = np.zeros((40, len(VOCABULARY)), np.float32)
+    np.save(tmp_path / "itm.npy", own)
+    labels = soft_labels(tmp_path, data, train_images(tmp_path, toy, config), config, shared=shared)
+    assert labels is not None
+    assert np.array_equal(labels.values, own)
+    assert not shared.exists()
 
 
 def test_soft_labels_leave_no_interaction_out_and_annotations_teach_it(tmp_path, toy, config):

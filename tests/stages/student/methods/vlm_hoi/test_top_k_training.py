@@ -69,7 +69,8 @@ def test_the_student_trains_on_the_cells_that_are_wanted(config):
     with pytest.raises(UserError, match=r"table itm: \d+ of \d+ cells that the student needs are empty; fill it with:"):
         train_student(wide)
     run = train_student(workspace)
-    soft = np.load(run / "state/itm.npy")
+    (scores,) = (run.parent.parent / "shared").glob("itm-*.npy")
+    soft = np.load(scores)
     assert soft.shape == (24, len(workspace.vocabulary))
     learnt = soft[:, workspace.vocabulary.actions()]  # the others' answers are no soft labels
     assert np.isnan(soft).sum() > np.isnan(learnt).sum()

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.methods.vlm_hoi.image_set import StepBatches
 from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
+from hoi_distill.stages.student.methods.vlm_hoi.teacher_scores import itm_supervision
 from hoi_distill.stages.student.methods.vlm_hoi.train import train
 from hoi_distill.stages.student.training.metrics import NonFiniteLoss
 from hoi_distill.stages.student.training.resume import save_state
@@ -99,6 +100,15 @@ def test_another_images_scores_are_another_training(tmp_path, world):
         config = tiny_config(teacher=teacher, itm=ItmConfig(ramp=0.0), epochs=1.0)
         train(config, world.training_set(), tmp_path / teacher, Extras(report=quiet))
     assert weights(tmp_path / "itm") != weights(tmp_path / "shuffled")
+
+
+def test_trainings_of_the_same_cells_share_one_file_of_scores(tmp_path, world):
+    data = replace(world.training_set(), values={"itm": "cells of today"})
+    for run in "ab":
+        supervision = itm_supervision(tiny_config(), data, tmp_path / run, tmp_path / "shared")
+        assert supervision.labelled is not None
+    assert len([*(tmp_path / "shared").iterdir()]) == 1
+    assert not (tmp_path / "a").exists(), "the run keeps none of its own"
 
 
 def test_labels_of_unlabelled_images_are_never_read(tmp_path, world):
