@@ -105,8 +105,8 @@ def predict_video(
                 count, last = count + len(some), some[-1][0]
                 pace = count / max(time.monotonic() - began, 1e-9)
                 watch.what = f"predicting {name}: {count:,} frames ({last:.1f} s), {pace:.1f} frames a second"
-    if not count:
-        raise UserError(f"{source.name}: a video without a frame")
+        if not count:
+            raise UserError(f"{source.name}: a video without a frame")
     pace = count / max(time.monotonic() - began, 1e-9)
     return f"{name}: {count:,} frames ({last:.1f} s of video), {pace:.1f} frames a second"
 
@@ -153,7 +153,10 @@ class Video:
                 if seconds is not None and moment - first >= seconds:
                     return
                 pixels = frame.to_ndarray(format="rgb24")
-                yield moment - first, Image.fromarray(np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90)))
+                yield (
+                    moment - first,
+                    Image.fromarray(np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))),
+                )
         except (OSError, ValueError) as error:  # of which all of PyAV's errors are one
             raise UserError(f"{self.source.name}: cannot be read to its end: {error}") from None
 

@@ -93,6 +93,7 @@ def export(
     print(f"{out}: {', '.join(exported.graphs.values())}, export.json")
 
 
+@in_every_folder("checkpoint", names_of_checkpoint)
 def push(
     checkpoint: Annotated[Path, typer.Argument(help="A student's checkpoint folder.")],
     repository: Annotated[str, typer.Argument(help="organisation/name on the model hub.")],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import struct
 import sys
 from fractions import Fraction
 
@@ -18,7 +19,7 @@ from hoi_distill.pipeline.hoi_result import HOIResult
 from hoi_distill.pipeline.prediction import More, predict_images
 from hoi_distill.pipeline.prediction_outputs import Wanted
 from hoi_distill.pipeline.tracking import HELD, PairTracks
-from hoi_distill.pipeline.video import webcam_source
+from hoi_distill.pipeline.video import Source, opened, webcam_source
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.untrained_student import film, untrained
 
@@ -143,3 +144,26 @@ def test_without_its_packages_a_video_is_one_line(tmp_path, monkeypatch):
 def film_less(folder):
     (folder / "clip.mp4").write_bytes(b"")
     return folder / "clip.mp4"
+
+
+def test_a_phone_s_video_is_read_upright(tmp_path):
+    """An MP4 file says in its track's matrix that a viewer should turn it by 90 degrees to the right."""
+    import av
+
+    path = tmp_path / "phone.mp4"
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[:, :48, 0] = 255  # the left half is red, which will be the upper one
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44
+    data[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 64 << 16, 0, 1 << 30)
+    path.write_bytes(data)
+    with opened(Source(str(path))) as video:
+        ((_, image),) = video.frames(None)
+    assert image.size == (64, 96)
+    upper, lower = np.asarray(image)[:40], np.asarray(image)[56:]
+    assert upper[..., 0].min() > 150 > 100 > lower[..., 0].max()
