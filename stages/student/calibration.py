@@ -35,6 +35,11 @@ class Platt:
         """The probability t of float log-odds of any shape."""
         return expit(self.slope * log_odds.astype(np.float64) + self.bias).astype(np.float32)
 
+    @property
+    def fitted(self) -> bool:
+        """Whether there were present and absent interactions to fit it on."""
+        return 0 < self.positives < self.entries
+
     def record(self) -> dict[str, float]:
         """The fields by name, for JSON."""
         return asdict(self)
