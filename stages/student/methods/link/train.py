@@ -52,8 +52,11 @@ def train(config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras =
     loss = TermLoss(terms, training.processes)
 
     # Forward, loss, step, save.
-    model = training.fit(Link(shape, verbs(data.vocabulary), text), batches, loss, logits_of=loss.logits_of)
-    student = LinkStudent(model, data.vocabulary, config, extras.identities)
+    def student_of(model: Link) -> LinkStudent:
+        return LinkStudent(model, data.vocabulary, config, extras.identities)
+
+    model = Link(shape, verbs(data.vocabulary), text)
+    student = student_of(training.fit(model, batches, loss, logits_of=loss.logits_of, student_of=student_of))
     finish(student, run_dir, accelerator)
     return student
 
