@@ -17,6 +17,7 @@ from hoi_distill.pipeline.cli.cache import check, gc, plan, run, verify
 from hoi_distill.pipeline.cli.dataset import app as dataset_app
 from hoi_distill.pipeline.cli.evaluate import evaluate
 from hoi_distill.pipeline.cli.labels import labels
+from hoi_distill.pipeline.cli.own_data import init
 from hoi_distill.pipeline.cli.schema import schema
 from hoi_distill.pipeline.cli.students import experiments, page, predict, train
 from hoi_distill.pipeline.cli.teachers import detectors, teachers
@@ -49,7 +50,7 @@ app = typer.Typer(
 )
 app.add_typer(dataset_app, name="dataset")
 for command in (
-    *(plan, run, train, experiments, page, evaluate, predict),
+    *(init, plan, run, train, experiments, page, evaluate, predict),
     *(check, verify, gc, teachers, detectors, schema, triplets, labels),
 ):
     app.command()(command)
