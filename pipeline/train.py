@@ -69,9 +69,7 @@ def train_student(
     Raises:
         UserError: the section has a mistake, a cell that the student needs is empty, or the folder cannot be made.
     """
-    with placed(f"{workspace.path}: "):
-        refuse_missing(workspace.config.trackers)
-    refuse_taken(workspace.config.runs / workspace.config.name, name)
+    refuse_unrecorded(workspace, name)
     with Watch("looking at what the tables hold") as watch:
         check_student(workspace)
         plans = plan_all(workspace) if plans is None else plans
@@ -224,16 +222,19 @@ def test_values(evaluation: HicoDetEvaluation) -> dict[str, float]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def refuse_taken(folder: Path, name: str | None) -> None:
-    """Refuse a run's name that is none, or that is no link to a run.
+def refuse_unrecorded(workspace: Workspace, name: str | None) -> None:
+    """Refuse, before any work, a training that could not be kept as it is wanted.
 
     Args:
-        folder: of the setup's runs.
+        workspace: says where runs are, and names the trackers.
         name: the run's. None: it has none.
 
     Raises:
-        UserError: it cannot be the name of a link.
+        UserError: a tracker is not installed, or the name cannot be that of a link.
     """
+    with placed(f"{workspace.path}: "):
+        refuse_missing(workspace.config.trackers)
+    folder = workspace.config.runs / workspace.config.name
     if name is None:
         return
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == "latest":

@@ -17,7 +17,7 @@ from hoi_distill.pipeline.cli.cache import check, gc, plan, run, verify
 from hoi_distill.pipeline.cli.dataset import app as dataset_app
 from hoi_distill.pipeline.cli.evaluate import evaluate
 from hoi_distill.pipeline.cli.labels import labels
-from hoi_distill.pipeline.cli.own_data import init
+from hoi_distill.pipeline.cli.own_data import export_table, import_, init
 from hoi_distill.pipeline.cli.schema import schema
 from hoi_distill.pipeline.cli.students import experiments, page, predict, train
 from hoi_distill.pipeline.cli.teachers import detectors, teachers
@@ -51,9 +51,10 @@ app = typer.Typer(
 app.add_typer(dataset_app, name="dataset")
 for command in (
     *(init, plan, run, train, experiments, page, evaluate, predict),
-    *(check, verify, gc, teachers, detectors, schema, triplets, labels),
+    *(check, verify, gc, teachers, detectors, schema, triplets, labels, export_table),
 ):
     app.command()(command)
+app.command("import")(import_)
 
 
 @app.callback(invoke_without_command=True)

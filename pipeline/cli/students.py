@@ -35,10 +35,11 @@ def train(
     ] = None,
 ) -> None:
     """Train the student from the cache, evaluate it and write its report. Never loads a teacher."""
-    from hoi_distill.pipeline.train import train_student
+    from hoi_distill.pipeline.train import refuse_unrecorded, train_student
     from hoi_distill.pipeline.workspace import prepare
 
     workspace = prepare(config, overrides or (), limit=limit)
+    refuse_unrecorded(workspace, name)
     plans = (
         filled(workspace, ["run", str(config), *_as_options(overrides, limit)], whole=limit is None) if fill else None
     )
