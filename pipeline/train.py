@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hoi_distill.pipeline.config.schema import Dataset, SwigHoiDataset, VCocoDataset
+from hoi_distill.pipeline.console.log_file import kept_log
 from hoi_distill.pipeline.console.watch import Watch
 from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.training.binding import plan_all
@@ -20,6 +22,7 @@ from hoi_distill.pipeline.training.fit import (
     is_trained,
     on_disk,
     record,
+    run_record,
     test_set,
     trained_on,
     trained_student,
@@ -27,21 +30,28 @@ from hoi_distill.pipeline.training.fit import (
     write_json,
 )
 from hoi_distill.pipeline.training.request import Resolved, resolve
+from hoi_distill.pipeline.training.trackers import Trackers, open_trackers, refuse_missing
 from hoi_distill.pipeline.workspace import Workspace
-from hoi_distill.stages.data.sampling.splits import RARE_BELOW
 from hoi_distill.stages.evaluate.formats.parquet import read_detections
-from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det
+from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import HicoDetEvaluation, evaluate_hico_det
 from hoi_distill.stages.evaluate.metrics.training_pairs import by_pairs_line
+from hoi_distill.stages.evaluate.metrics_log import read_metrics
 from hoi_distill.stages.evaluate.protocols.evaluate_files import evaluate_files
 from hoi_distill.stages.evaluate.protocols.types import EvaluationRequest
 from hoi_distill.stages.student.student import Student
-from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.errors import UserError, placed
 from hoi_distill.storage.files.atomic import link_atomically
 from hoi_distill.storage.files.lock import alone
 
+LOG = "log.txt"
+
 
 def train_student(
-    workspace: Workspace, stop: threading.Event | None = None, plans: Mapping[str, TablePlan] | None = None
+    workspace: Workspace,
+    stop: threading.Event | None = None,
+    plans: Mapping[str, TablePlan] | None = None,
+    *,
+    name: str | None = None,
 ) -> Path:
     """Train, evaluate and report what is not done yet.
 
@@ -52,6 +62,7 @@ def train_student(
         workspace: the student's section, and the tables that it reads.
         stop: once set, the training is saved and ends.
         plans: of all tables, if they are known.
+        name: what the run is called, beside its fingerprint: a link beside ``latest``, and the run's name in trackers.
 
     Returns:
         The run's folder.
@@ -59,6 +70,7 @@ def train_student(
     Raises:
         UserError: the section has a mistake, a cell that the student needs is empty, or the folder cannot be made.
     """
+    refuse_unrecorded(workspace, name)
     with Watch("looking at what the tables hold") as watch:
         check_student(workspace)
         plans = plan_all(workspace) if plans is None else plans
@@ -69,13 +81,17 @@ def train_student(
         except OSError as error:
             raise UserError(f"{workspace.path}: runs: {folder}: cannot be made: {error.strerror}") from None
         watch.phase("waiting for another training's end")
-        with on_disk(folder), alone_in(folder, stop or threading.Event()):
+        with (
+            on_disk(folder),
+            alone_in(folder, stop or threading.Event()),
+            kept_log(folder / LOG, written=is_main_process()),
+        ):
             if world() > 1:
                 from accelerate import PartialState
 
                 # Look at the markers only after rank 0 has the lock: then no other process changes them.
                 PartialState().wait_for_everyone()
-            StudentRun(folder, workspace, plans, resolved, watch).go(stop)
+            StudentRun(folder, workspace, plans, resolved, watch, name).go(stop)
     return folder
 
 
@@ -123,6 +139,7 @@ class StudentRun:
         plans: of all tables.
         resolved: the training.
         watch: says what is going on.
+        name: what the user calls it.
     """
 
     folder: Path
@@ -130,6 +147,7 @@ class StudentRun:
     plans: Mapping[str, TablePlan]
     resolved: Resolved
     watch: Watch
+    name: str | None = None
 
     def go(self, stop: threading.Event | None) -> None:
         """Do what is not done yet. Once ``stop`` is set, the training is saved and ends."""
@@ -140,19 +158,38 @@ class StudentRun:
                 f"Nothing to do: {self.folder} was trained and evaluated with these parameters, rows, labels and cached "
                 f"values (fingerprint {short})."
             )
-            announce(self.folder, trial=trial)
+            announce(self.folder, trial=trial, name=self.name)
             return
         with self.workspace.cache.lease("reader", self.resolved.folders()):
             self.watch.phase("loading torch and the trained student")
             student = trained_student(self.folder) if trained else None
             if student is not None:
                 print(f"Trained already (fingerprint {short}); evaluating.")
-            else:
-                student = fit(self.workspace, self.resolved, self.folder, stop, self.watch)
-            if not is_main_process():
-                return
-            self._evaluate(student)
-        announce(self.folder, trial=trial)
+            trackers = self._trackers()
+            try:
+                if student is None:
+                    student = fit(self.workspace, self.resolved, self.folder, stop, self.watch, track=trackers.log)
+                if not is_main_process():
+                    return
+                evaluation = self._evaluate(student)
+                trackers.log(test_values(evaluation), self._last_step())
+            finally:
+                trackers.close()
+        announce(self.folder, trial=trial, name=self.name)
+
+    def _trackers(self) -> Trackers:
+        """The trackers of the configuration, on the main process."""
+        short = self.resolved.fingerprint[:12]
+        name = self.name or f"{self.workspace.config.name}, seed {self.resolved.config.seed}, {short}"
+        record = run_record(self.resolved, self.workspace.config, len(self.workspace.dataset["test"].path))
+        told = {key: record[key] for key in ("name", "method", "fingerprint", "student", "dataset", "pictures")}
+        names = self.workspace.config.trackers if is_main_process() else ()
+        return open_trackers(names, self.folder, name, told, identity=short)
+
+    def _last_step(self) -> int:
+        """The last step that was logged."""
+        records, _ = read_metrics(self.folder / "metrics.jsonl")
+        return int(max((record["step"] for record in records), default=0))
 
     def is_evaluated(self) -> bool:
         """Whether its evaluation and its report are there, and of these test images and cells."""
@@ -160,7 +197,7 @@ class StudentRun:
         written = record(self.folder / "evaluation.json") is not None and (self.folder / "report.html").exists()
         return written and marker.get("fingerprint") == self.resolved.evaluation
 
-    def _evaluate(self, student: Student) -> None:
+    def _evaluate(self, student: Student) -> HicoDetEvaluation:
         """Predict the test split, evaluate, write the report, and mark the run as evaluated."""
         from hoi_distill.pipeline.reports.run import write_run_report
 
@@ -172,7 +209,7 @@ class StudentRun:
         test = workspace.dataset["test"]
         found = read_detections(predictions, test.image_id, workspace.vocabulary, object_optional=True)
         # A class is rare by all annotations of the labelled images: the same classes for every split and every draw.
-        rare = labels.before < RARE_BELOW
+        rare = labels.before < self.resolved.data.rare_below
         evaluation = evaluate_hico_det(test, found, rare, training=labels.seen(), zero_shot=labels.split)
         write_json(folder / "evaluation.json", evaluation.as_json())
         for setting, means in (("default", evaluation.default), ("known object", evaluation.known_object)):
@@ -194,21 +231,51 @@ class StudentRun:
             evaluation=evaluation,
         )
         write_json(folder / "evaluated.json", {"fingerprint": self.resolved.evaluation})
+        return evaluation
 
 
-def announce(folder: Path, *, trial: bool) -> None:
-    """Link ``latest`` to a run, also if nothing was to be done, and say where its report is.
+def test_values(evaluation: HicoDetEvaluation) -> dict[str, float]:
+    """The test's means in percent, as trackers get them: ``test/mAP full``."""
+    named = {f"test/mAP {name.replace('_', '-')}": value for name, value in evaluation.default.items()}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def refuse_unrecorded(workspace: Workspace, name: str | None) -> None:
+    """Refuse, before any work, a training that could not be kept as it is wanted.
+
+    Args:
+        workspace: says where runs are, and names the trackers.
+        name: the run's. None: it has none.
+
+    Raises:
+        UserError: a tracker is not installed, or the name cannot be that of a link.
+    """
+    with placed(f"{workspace.path}: "):
+        refuse_missing(workspace.config.trackers)
+    folder = workspace.config.runs / workspace.config.name
+    if name is None:
+        return
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == "latest":
+        raise UserError(f"--name {name}: a run's name has letters, digits, '_', '-' and '.', and is not latest")
+    if (folder / name).exists() and not (folder / name).is_symlink():
+        raise UserError(f"--name {name}: {folder / name} is there already and no link to a run; choose another name")
+
+
+def announce(folder: Path, *, trial: bool, name: str | None = None) -> None:
+    """Link ``latest``, and the run's own name, to a run, also if nothing was to be done, and say where its report is.
 
     Args:
         folder: the run's.
         trial: whether it is a trial run (``--limit``), to which ``latest`` is linked only if there is no other.
+        name: what the user calls it.
     """
     latest = folder.parent / "latest"
-    if is_main_process() and (not trial or not latest.exists()):
+    links = [latest] if not trial or not latest.exists() else []
+    for link in [*links, *([] if name is None else [folder.parent / name])] if is_main_process() else []:
         try:
-            link_atomically(latest, folder.name)
+            link_atomically(link, folder.name)
         except OSError as error:  # a folder of that name, or a file system without links
-            print(f"{latest}: not made ({error.strerror}); the run is in {folder}")
+            print(f"{link}: not made ({error.strerror}); the run is in {folder}")
     print(f"Report: {folder / 'report.html'}")
 
 

@@ -36,17 +36,21 @@ def train(
     overrides: Overrides = None,
     limit: Limit = None,
     fill: Annotated[bool, typer.Option("--fill", help="Fill the cache first, as `run` does.")] = False,
+    name: Annotated[
+        str | None, typer.Option(help="A name for the run: a link to its folder, and its name in trackers.")
+    ] = None,
 ) -> None:
     """Train the student from the cache, evaluate it and write its report. Never loads a teacher."""
-    from hoi_distill.pipeline.train import train_student
+    from hoi_distill.pipeline.train import refuse_unrecorded, train_student
     from hoi_distill.pipeline.workspace import prepare
 
     workspace = prepare(config, overrides or (), limit=limit)
+    refuse_unrecorded(workspace, name)
     plans = (
         filled(workspace, ["run", str(config), *_as_options(overrides, limit)], whole=limit is None) if fill else None
     )
     with stop_on_interrupt() as stop:
-        train_student(workspace, stop, plans)
+        train_student(workspace, stop, plans, name=name)
 
 
 def filled(workspace: Workspace, command: Sequence[str], whole: bool) -> Mapping[str, TablePlan] | None:

@@ -119,6 +119,8 @@ class Config(Section):
     pair_teachers: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Networks trained on annotations while the cache is filled, each a section like ``student``."""
     student: dict[str, Any] | None = None
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where a student's training is logged. TensorBoard's files always lie in the run's folder."""
 
     def splits(self) -> tuple[Literal["train", "test"], ...]:
         """("train",) for a folder without annotations, ("train", "test") for everything else."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 from pydantic import create_model
 
 from hoi_distill.pipeline.config.documents import Section, explain, validate
+from hoi_distill.stages.data.sampling.splits import RARE_BELOW
 from hoi_distill.stages.student.method import METHODS, Method, method_named
 from hoi_distill.storage.errors import UserError
 
@@ -47,12 +48,12 @@ class FewShotSection(Section):
 class DataSection(Section):
     """Which training images, annotations and tables the student gets.
 
-    The first ``labelled`` images come with their annotations, the others without. null means all. 0 means none: for
-    methods that read no annotations, or those of all images. ``zero_shot``, then ``few_shot`` take annotations of the
-    labelled images away.
+    The first ``labelled`` images come with their annotations, the others without. null means all, "annotated" those that
+    the annotations of a folder name. 0 means none: for methods that read no annotations, or those of all images.
+    ``zero_shot``, then ``few_shot``, then ``validation`` take annotations of the labelled images away.
     """
 
-    labelled: int | None = pydantic.Field(ge=0)
+    labelled: Annotated[int, pydantic.Field(ge=0)] | Literal["annotated"] | None
     unlabelled: int | None = pydantic.Field(None, ge=0)
     """How many of the rest; all by default."""
     zero_shot: str | None = None
@@ -60,6 +61,15 @@ class DataSection(Section):
     training_rule: Literal["ada-cm", "gen-vlkt"] = "ada-cm"
     """What goes with an unseen annotation: itself, or every annotation of the same human and object."""
     few_shot: FewShotSection | None = None
+    validation: Annotated[float, pydantic.Field(gt=0, lt=1)] | Path | None = None
+    """Labelled images that are held out of the training, to choose the best student by: a share of them, or a text file
+    with their names, one a line."""
+    validate_every: int | None = pydantic.Field(None, ge=1)
+    """Steps between two looks at them; by default a twentieth of the training."""
+    patience: int = pydantic.Field(0, ge=0)
+    """So many looks in a row without a better student end the training; 0: it goes on to its last step."""
+    rare_below: int = pydantic.Field(RARE_BELOW, ge=1)
+    """An interaction with fewer annotated training pairs counts as rare."""
     tables: Roles = Roles()
 
 

@@ -20,6 +20,7 @@ from hoi_distill.stages.evaluate.pages.report import LabelCheck, ReportData, wri
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
 
 BEST_PROMPTS = 5
+RECORD = "validation.json"
 CHECKED = 500
 """Training images whose image-level labels are compared with annotations."""
 
@@ -70,6 +71,7 @@ def write_run_report(
             ("Run", resolved.fingerprint[:12]),
             ("Seed", str(resolved.config.seed)),
             *resolved.method.facts(resolved.config),
+            *validation_facts(run_dir / RECORD),
             ("Training", f"{done['wall_seconds']:.0f} s wall, {done['cpu_seconds']:.0f} s CPU"),
             ("Test images", f"{len(test.path):,}"),
         ),
@@ -77,7 +79,19 @@ def write_run_report(
         gallery=gallery,
         labels=label_check(workspace, plans, roles.labels) if "labels" in resolved.train else None,
     )
-    write_report(run_dir / "report.html", data)
+    write_report(run_dir / "report.html", replace(data, rare_below=resolved.data.rare_below))
+
+
+def validation_facts(path: Path) -> tuple[tuple[str, str], ...]:
+    """Which student was kept, if held-out images chose it."""
+    if not path.exists():
+        return ()
+    said = json.loads(path.read_text())
+    return (
+        ("Kept", f"the student of step {said['kept_step']:,}, the best on {said['images']:,} held-out images"),
+        ("mAP there", f"{said['map']:.1f} %"),
+        ("Ended after", f"step {said['last_step']:,}"),
+    )
 
 
 def ticked(matches: Sequence[Sequence[Match]], gt: np.ndarray, prompts: Sequence[str]) -> list[Sequence[Match]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
@@ -18,7 +19,7 @@ from hoi_distill.stages.data.sampling.splits import ZeroShotSplit
 from hoi_distill.stages.data.sampling.training_rules import training_rule
 from hoi_distill.stages.data.zero_shot import split_of
 from hoi_distill.stages.student.method import METHODS, Method, Needs, method_named
-from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.errors import UserError, did_you_mean
 
 
 class LabelsRecord(TypedDict, total=False):
@@ -26,6 +27,7 @@ class LabelsRecord(TypedDict, total=False):
 
     zero_shot: dict[str, str | int]
     few_shot: dict[str, str | int]
+    validation: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,7 @@ class Labels:
         few: the list of drawn annotations.
         dropped: all records, with the annotations that were not drawn.
         left_out: ``{reason: images}`` of the excluded records.
+        held_out: ``int64 [V]``, rising, the annotated records by which the best student is chosen, which are excluded.
     """
 
     annotations: Annotations
@@ -52,6 +55,7 @@ class Labels:
     few: FewShot | None = None
     dropped: Annotations | None = None
     left_out: dict[str, int] = field(default_factory=dict)
+    held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def seen(self) -> np.ndarray:
         """int64 ``[H]``: annotated pairs of each class that training sees."""
@@ -65,6 +69,8 @@ class Labels:
         if self.few is not None:
             named = {key: getattr(self.few, key) for key in ("shots", "seed", "classes")}
             record["few_shot"] = {**named, "annotations": len(self.few), "digest": self.few.digest()}
+        if len(self.held_out):
+            record["validation"] = len(self.held_out)
         return record
 
     def words(self) -> str:
@@ -72,6 +78,8 @@ class Labels:
         words = "" if self.split is None else f". The {self.split.unseen.sum()} classes of {self.split.name} are unseen"
         if self.few is not None:
             words += f". At most {self.few.shots} annotations a class, {len(self.few):,} in all (seed {self.few.seed})"
+        if len(self.held_out):
+            words += f". {len(self.held_out):,} images are held out to choose the best student"
         return words
 
 
@@ -90,7 +98,8 @@ def labels_of(workspace: Workspace, data: DataSection, method: Method, needs: Ne
     """
     train, where = workspace.dataset["train"], f"{workspace.path}: student."
     there, few_section = len(train), data.few_shot
-    count = labelled_count(data.labelled, there, where, trial=workspace.limit is not None)
+    count = labelled_count(data.labelled, train, where, trial=workspace.limit is not None)
+    refuse_unjudged(method, data, where)
     if count == 0 or not needs.annotations:
         return unlabelled(train, needs)
     labelled = np.arange(there) < count
@@ -112,6 +121,7 @@ def labels_of(workspace: Workspace, data: DataSection, method: Method, needs: Ne
                 f"{where}few_shot: this training reads all annotations, drawn or not; choose another teacher"
             )
         labels = with_few(labels, few_section, distinct[labels.labelled[distinct]], f"{where}few_shot")
+    labels = without_held_out(workspace, labels, data.validation, distinct)
     if not labels.labelled.any():
         raise UserError(f"{where}labelled: no annotation is left to train on; label more images")
     return labels
@@ -135,6 +145,20 @@ def refuse_unable(method: Method, what: str) -> None:
         able = [name for name in METHODS if method_named(name).zero_shot]
         raise UserError(
             f"{what}: {method.name} cannot leave annotations out of its loss; methods that can: {', '.join(able)}"
+        )
+
+
+def refuse_unjudged(method: Method, data: DataSection, where: str) -> None:
+    """Raises UserError where images are held out and the method does not choose its best student by them, or none are and
+    a key says how."""
+    if data.validation is None:
+        for key in ("validate_every", "patience"):
+            if getattr(data, key):
+                raise UserError(f"{where}{key}: there are no held-out images; write validation: 0.2, or take it away")
+    elif not method.validates:
+        able = [name for name in METHODS if method_named(name).validates]
+        raise UserError(
+            f"{where}validation: {method.name} does not choose its best student; methods that do: {', '.join(able)}"
         )
 
 
@@ -187,6 +211,59 @@ def with_few(labels: Labels, section: FewShotSection, pool: np.ndarray, where: s
         few=few,
         dropped=among(whole, held, rest) if section.ignore_dropped else None,
     )
+
+
+def without_held_out(workspace: Workspace, labels: Labels, chosen: float | Path | None, distinct: np.ndarray) -> Labels:
+    """What a training sees if some of its labelled images are held out.
+
+    Args:
+        workspace: where the training split is.
+        labels: what it sees otherwise.
+        chosen: the share of the labelled images, or a text file of names; None: none are held out. A share is chosen by the
+            images' bytes, so that it is the same for every seed, and a new image moves few others.
+        distinct: ``int64 [P]``, the first record of each row.
+
+    Raises:
+        UserError: a name that is no labelled image, or nothing to judge by.
+    """
+    if chosen is None:
+        return labels
+    where = f"{workspace.path}: student.validation"
+    pool = distinct[labels.labelled[distinct]]
+    if isinstance(chosen, Path):
+        held = pool[np.isin(labels.annotations.image_id[pool], names_in(chosen, labels.annotations, pool, where))]
+    else:
+        order = np.argsort(workspace.images.ids[workspace.images.splits["train"][pool]], kind="stable")
+        held = np.sort(pool[order[: max(1, round(chosen * len(pool)))]])
+    held_out = labels.annotations.take(held)
+    if not (held_out.hoi >= 0).any():
+        raise UserError(
+            f"{where}: none of the {len(held)} images that are held out has an annotated pair; hold out more"
+        )
+    excluded, labelled = labels.excluded.copy(), labels.labelled.copy()
+    excluded[held], labelled[held] = True, False
+    left_out = {**labels.left_out, "held out for validation": len(held)}
+    return replace(labels, excluded=excluded, labelled=labelled, left_out=left_out, held_out=held)
+
+
+def names_in(file: Path, train: Annotations, pool: np.ndarray, where: str) -> list[str]:
+    """The names of images in a text file, one a line.
+
+    Raises:
+        UserError: it cannot be read, is empty, or names an image that is none of the records ``pool`` (int64).
+    """
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "no text in UTF-8"
+        raise UserError(f"{where}: {file}: cannot be read ({reason}); it should name images, one a line") from None
+    there = set(train.image_id[pool].tolist())
+    if unknown := [name for name in names if name not in there]:
+        near = did_you_mean(unknown[0], there)
+        raise UserError(f"{where}: {file}: {unknown[0]!r} is no labelled training image{near}; correct the name")
+    if not names:
+        raise UserError(f"{where}: {file}: no name in it; write one image a line")
+    return names
 
 
 def among(whole: Annotations, records: np.ndarray, part: Annotations) -> Annotations:

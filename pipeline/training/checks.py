@@ -26,8 +26,8 @@ def check_student(workspace: Workspace) -> None:
     """
     for name, section in workspace.config.pair_teachers.items():
         where = f"{workspace.path}: pair_teachers.{name}."
-        labelled, there = read_section(section, where).data.labelled, len(workspace.dataset["train"])
-        labelled_count(labelled, there, where, trial=workspace.limit is not None)
+        labelled = read_section(section, where).data.labelled
+        labelled_count(labelled, workspace.dataset["train"], where, trial=workspace.limit is not None)
         if workspace.annotated:
             with in_its_section(workspace.path, name):
                 _check_section(workspace.as_student(name), where)
@@ -74,6 +74,7 @@ def _check_section(workspace: Workspace, named: str) -> None:
     labelled = int(labels.labelled[distinct].sum())
     others = len(distinct) - labelled - int(labels.excluded[distinct].sum())
     unlabelled = min(others, others if data.unlabelled is None else data.unlabelled) if needs.unlabelled else 0
+    config = method.sized(config, labelled, unlabelled)
     for line in doubts(method, config, labelled, unlabelled):
         print(f"hoi-distill: warning: {named}{line}", file=sys.stderr)
 

@@ -21,11 +21,13 @@ from hoi_distill.pipeline.planning.cells import identity_of, read_text, stream_s
 from hoi_distill.pipeline.training.request import Resolved
 from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.data.image import Frame, read_image
+from hoi_distill.stages.evaluate.formats.parquet import read_detections
+from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det
 from hoi_distill.stages.quantities import duration
 from hoi_distill.stages.student.data import TestSet, TrainingSet
-from hoi_distill.stages.student.method import Extras
+from hoi_distill.stages.student.method import Extras, Track, untracked
 from hoi_distill.stages.student.source import CacheSource
-from hoi_distill.stages.student.student import Student, refuse_damaged
+from hoi_distill.stages.student.student import HeldOut, Student, refuse_damaged
 from hoi_distill.storage.digests import canonical_json
 from hoi_distill.storage.errors import REMEDIES, InputFailure, StorageError, UserError
 from hoi_distill.storage.files.atomic import write_atomically
@@ -68,7 +70,15 @@ def trained_student(run_dir: Path) -> Student | None:
         return None
 
 
-def fit(workspace: Workspace, resolved: Resolved, run_dir: Path, stop: threading.Event | None, watch: Watch) -> Student:
+def fit(
+    workspace: Workspace,
+    resolved: Resolved,
+    run_dir: Path,
+    stop: threading.Event | None,
+    watch: Watch,
+    *,
+    track: Track = untracked,
+) -> Student:
     """Train and mark the run as trained.
 
     Args:
@@ -77,6 +87,7 @@ def fit(workspace: Workspace, resolved: Resolved, run_dir: Path, stop: threading
         run_dir: the run's folder.
         stop: once set, the training is saved and ends.
         watch: says what is going on.
+        track: gets what is logged at a step.
     """
     written = run_record(resolved, workspace.config, len(workspace.dataset["test"].path))
     write_json(run_dir / "student.json", written)
@@ -98,6 +109,8 @@ def fit(workspace: Workspace, resolved: Resolved, run_dir: Path, stop: threading
         identities={role: identity_of(planned, tables[planned.name]) for role, planned in resolved.test.items()},
         stop=stop,
         report=watch,
+        track=track,
+        held_out=held_out_of(workspace, resolved, run_dir),
     )
     watch.phase("training: loading torch and the cells that are learnt from")
     student = resolved.method.train(resolved.config, training_set(workspace, resolved), run_dir, extras)
@@ -116,6 +129,28 @@ def _threads() -> int:
     import torch
 
     return torch.get_num_threads()
+
+
+def held_out_of(workspace: Workspace, resolved: Resolved, run_dir: Path) -> HeldOut | None:
+    """The held-out images, and how a student is judged by them; None where none are held out."""
+    if not len(resolved.held_out):
+        return None
+    rows = workspace.images.splits["train"][resolved.held_out]
+    annotations = workspace.dataset["train"].take(resolved.held_out)
+    test = TestSet(
+        source=CacheSource(stream_spec(workspace.images.ids[rows], resolved.validation, workspace.mending_command())),
+        image_ids=[str(name) for name in annotations.image_id],
+        read=ImageReader([workspace.images.uris[row] for row in rows], annotations.frame),
+        identity=f"{resolved.fingerprint} validation",
+    )
+    never_rare = np.zeros(len(workspace.vocabulary), bool)
+
+    def score(student: Student, folder: Path, device: str) -> float:
+        file = student.predict(test, folder, run_dir.parent.parent / "shared", lambda _: None, device)
+        found = read_detections(file, annotations.image_id, workspace.vocabulary, object_optional=True)
+        return evaluate_hico_det(annotations, found, never_rare).default["full"] or 0.0
+
+    return HeldOut(len(rows), score, resolved.data.validate_every, resolved.data.patience)
 
 
 def trained_on(resolved: Resolved) -> str:

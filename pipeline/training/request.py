@@ -16,6 +16,7 @@ from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.training.annotations import Labels, labels_of
 from hoi_distill.pipeline.training.section import student_section
 from hoi_distill.pipeline.workspace import Workspace
+from hoi_distill.stages.data.sampling.splits import RARE_BELOW
 from hoi_distill.stages.student.method import Method, Needs, parameters_of
 from hoi_distill.stages.student.student import Columns
 from hoi_distill.storage.digests import content_name, fingerprint
@@ -39,6 +40,8 @@ class Resolved:
         train: the cells that training reads, by role.
         test: the cells that prediction reads, by role.
         text: the text embeddings; None where the method reads none.
+        held_out: ``int64 [V]`` records of the training split by which the best student is chosen.
+        validation: the cells that prediction reads of these, by role.
         fingerprint: of the trained weights.
         evaluation: the fingerprint of the evaluation.
     """
@@ -55,6 +58,8 @@ class Resolved:
     train: dict[str, PlannedCells]
     test: dict[str, PlannedCells]
     text: PlannedCells | None
+    held_out: np.ndarray
+    validation: dict[str, PlannedCells]
     fingerprint: str
     evaluation: str
 
@@ -64,7 +69,12 @@ class Resolved:
 
     def folders(self) -> list[Path]:
         """The folders of the tables that training or prediction reads."""
-        read = [*self.train.values(), *self.test.values(), *([self.text] if self.text else [])]
+        read = [
+            *self.train.values(),
+            *self.test.values(),
+            *self.validation.values(),
+            *([self.text] if self.text else []),
+        ]
         return sorted({planned.table.dir for planned in read})
 
 
@@ -86,6 +96,8 @@ def resolve(workspace: Workspace, plans: Mapping[str, TablePlan]) -> Resolved:
     left_out = Counter(labels.left_out)
     left_out.update(reasons)
     tested, _ = _without_failures(failing, images.splits["test"])
+    sound, _ = _without_failures(failing, images.splits["train"][labels.held_out])
+    held_out = labels.held_out[sound]
     if data.labelled != 0 and not labelled.any():
         raise UserError(f"{workspace.path}: student.labelled: every labelled image is a recorded failure")
     if not len(records):
@@ -97,9 +109,15 @@ def resolve(workspace: Workspace, plans: Mapping[str, TablePlan]) -> Resolved:
     picker = CellPicker(workspace.path, plans, workspace.mending_command())
     train = _cells(picker, data.tables, needs, roles=needs.train, rows=train_rows)
     test = _cells(picker, data.tables, needs, roles=needs.test, rows=test_rows)
+    validation = (
+        _cells(picker, data.tables, needs, roles=needs.test, rows=images.splits["train"][held_out])
+        if len(held_out)
+        else {}
+    )
     table = data.tables.text if needs.text else None
     text = picker.pick(table, np.arange(len(workspace.sources["texts"].ids))) if table else None
 
+    config = method.sized(config, int(labelled.sum()), int((~labelled).sum()))
     annotations = labels.annotations.digests()
     read = np.ones(len(records), bool) if needs.all_annotations else labelled
     training = {
@@ -116,6 +134,14 @@ def resolve(workspace: Workspace, plans: Mapping[str, TablePlan]) -> Resolved:
         training["unseen"] = digest_of(labels.split.unseen.tobytes())
     if labels.dropped is not None:
         training["dropped"] = digest_of(labels.dropped.digests()[records[labelled]].tobytes())
+    if len(held_out):
+        training["validation"] = {
+            "rows": digest_of(images.ids[images.splits["train"][held_out]].tobytes()),
+            "annotations": digest_of(annotations[held_out].tobytes()),
+            "tables": {role: [p.table.fingerprint, p.values] for role, p in validation.items()},
+            "every": data.validate_every,
+            "patience": data.patience,
+        }
     if needs.files:
         training["files"] = [digest.tobytes().hex() for digest in workspace.cache.memory.digests(needs.files)]
     trained = fingerprint(training)
@@ -127,9 +153,11 @@ def resolve(workspace: Workspace, plans: Mapping[str, TablePlan]) -> Resolved:
     }
     if data.labelled == 0 or labels.split is not None or labels.few is not None:
         evaluated["rare"] = digest_of(labels.before.tobytes())  # said by annotations that training does not see
+    if data.rare_below != RARE_BELOW:
+        evaluated["rare_below"] = str(data.rare_below)
     return Resolved(
-        method, config, needs, data, labels, records, labelled, tested, dict(left_out), train, test, text, trained,
-        fingerprint(evaluated),
+        method, config, needs, data, labels, records, labelled, tested, dict(left_out), train, test, text, held_out,
+        validation, trained, fingerprint(evaluated),
     )  # fmt: skip
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from hoi_distill.pipeline.config.student import StudentSpec, read_section
 from hoi_distill.pipeline.training.leaks import refuse_annotated_vocabulary, refuse_leaks
 from hoi_distill.pipeline.workspace import Workspace
+from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.storage.errors import UserError, placed
 
 
@@ -34,18 +37,21 @@ def student_section(workspace: Workspace) -> StudentSpec:
     return spec
 
 
-def labelled_count(labelled: int | None, there: int, where: str, *, trial: bool) -> int:
-    """How many training images are labelled.
+def labelled_count(labelled: int | Literal["annotated"] | None, train: Annotations, where: str, *, trial: bool) -> int:
+    """How many training images are labelled, the first ones.
 
     Args:
-        labelled: the key of the section. None: all.
-        there: the number of training images.
+        labelled: the key of the section. None: all. "annotated": those that the annotations name.
+        train: the training images.
         where: what stands before the key in messages.
         trial: whether the images are few because of ``--limit``. All of them are labelled, then, where more are wanted.
 
     Raises:
         UserError: more are wanted than there are.
     """
+    there = len(train)
+    if labelled == "annotated":
+        return there if train.listed is None else int(train.listed.sum())
     if labelled is None or (trial and labelled > there):
         return there
     if labelled > there:

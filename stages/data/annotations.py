@@ -40,6 +40,7 @@ class Annotations:
         image_hois: bool ``[N, H]``, interactions known to be in the image as a whole, or None.
         frame: In which boxes and sizes are counted and images are to be decoded: the stored raster, or upright by EXIF.
         rejected: What a lenient loader left out, a line each.
+        listed: bool ``[N]``, the images that the annotations name, be it without a pair; None: all of them.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Annotations:
     image_hois: np.ndarray | None = None
     frame: Frame = "upright"
     rejected: tuple[str, ...] = ()
+    listed: np.ndarray | None = None
 
     @property
     def dropped(self) -> int:
@@ -94,6 +96,7 @@ class Annotations:
             verb=self.verb[pair_rows],
             hoi=self.hoi[pair_rows],
             image_hois=None if self.image_hois is None else self.image_hois[rows],
+            listed=None if self.listed is None else self.listed[rows],
         )
 
     def with_pairs(self, rows: np.ndarray) -> Annotations:

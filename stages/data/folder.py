@@ -125,7 +125,8 @@ def load_annotated_folder(
         raw.read(position, f"entry {entry.number} ({entry.name})", entry.record.get("pairs") or [], reject)
     good = raw.check(words, files.sizes, reject)
     reject.warn()
-    return _annotations(split or "all", words, files, raw, good, rejected=reject.messages)
+    by_file = np.arange(len(files.names)) < len(entries)
+    return _annotations(split or "all", words, files, raw, good, rejected=reject.messages, listed=by_file)
 
 
 class _Entry(NamedTuple):
@@ -240,7 +241,14 @@ class _Pairs:
 
 
 def _annotations(
-    split: str, words: Vocabulary, files: _Files, pairs: _Pairs, good: np.ndarray, *, rejected: Sequence[str] = ()
+    split: str,
+    words: Vocabulary,
+    files: _Files,
+    pairs: _Pairs,
+    good: np.ndarray,
+    *,
+    rejected: Sequence[str] = (),
+    listed: np.ndarray | None = None,
 ) -> Annotations:
     counts = np.bincount(np.array(pairs.image, np.int64)[good], minlength=len(files.names))
     obj, verb, hoi = (column.copy() for column in pairs.labels[good].T)
@@ -261,6 +269,7 @@ def _annotations(
         hoi=hoi,
         frame="upright",
         rejected=tuple(rejected),
+        listed=listed,
     )
 
 

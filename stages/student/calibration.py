@@ -36,8 +36,15 @@ class Platt:
         return expit(self.slope * log_odds.astype(np.float64) + self.bias).astype(np.float32)
 
     def base_rate_at(self) -> float:
-        """The log-odds m whose probability is the share of positives among the entries."""
+        """The log-odds m whose probability is the share of positives among the entries; one half where none was fitted."""
+        if not self.fitted:
+            return -self.bias / self.slope
         return (np.log(self.positives / (self.entries - self.positives)) - self.bias) / self.slope
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there were present and absent interactions to fit it on."""
+        return 0 < self.positives < self.entries
 
     def record(self) -> dict[str, float]:
         """The fields by name, for JSON."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from hoi_distill.stages.data.vocabulary import Vocabulary
     from hoi_distill.stages.student.data import TrainingSet
-    from hoi_distill.stages.student.student import Student
+    from hoi_distill.stages.student.student import HeldOut, Student
 
 METHODS: dict[str, str] = {
     "pair_classifier": "hoi_distill.stages.student.methods.pair_classifier.method:PairClassifierMethod",
@@ -70,6 +70,14 @@ class Needs:
     stages: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
+Track = Callable[[Mapping[str, float], int], None]
+"""Gets what is logged at a step: ``({name: value}, step)``."""
+
+
+def untracked(values: Mapping[str, float], step: int) -> None:
+    """Where no tracker listens."""
+
+
 @dataclass(frozen=True)
 class Extras:
     """What a training gets in addition to images and parameters.
@@ -80,6 +88,8 @@ class Extras:
         shared_dir: where variants of a study keep what they share; None: each method has a place of its own for it.
         stop: once it is set, the loop finishes and saves the current step and raises KeyboardInterrupt.
         report: gets lines on the progress of the training.
+        track: gets what is logged at a step, ``({name: value}, step)``.
+        held_out: annotated images by which the best student is chosen. None: the last one is taken.
     """
 
     shared_dir: Path | None = None
@@ -87,6 +97,8 @@ class Extras:
     identities: Identities = field(default_factory=dict)
     stop: threading.Event | None = None
     report: Callable[[str], None] = print
+    track: Track = untracked
+    held_out: HeldOut | None = None
 
     def text(self) -> Tensor | None:
         """The text embeddings as a float32 tensor."""
@@ -143,6 +155,7 @@ class Method(ABC, Generic[ConfigT]):
         config: the method's keys in a configuration, a class of :func:`hoi_distill.stages.keys.settings`; has ``seed``.
         bookkeeping: its fields that change no weight.
         zero_shot: whether its training leaves ``TrainingSet.unseen`` out and ignores ``TrainingSet.dropped``.
+        validates: whether its training chooses the best student by ``Extras.held_out``.
     """
 
     name: ClassVar[str]
@@ -150,10 +163,15 @@ class Method(ABC, Generic[ConfigT]):
     config: type[ConfigT]
     bookkeeping: ClassVar[tuple[str, ...]]
     zero_shot: ClassVar[bool] = False
+    validates: ClassVar[bool] = False
 
     @abstractmethod
     def needs(self, config: ConfigT, vocabulary: Vocabulary) -> Needs:
         """What a training with these parameters reads."""
+
+    def sized(self, config: ConfigT, labelled: int, unlabelled: int) -> ConfigT:  # noqa: ARG002 - a default
+        """The parameters for so many training images: with the steps that follow from the epochs that are wanted."""
+        return config
 
     @abstractmethod
     def epochs(self, config: ConfigT, labelled: int, unlabelled: int) -> float:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -105,6 +105,24 @@ class Student(ABC):
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the checkpoint, which :func:`~hoi_distill.stages.student.pretrained.load_student` reads."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Annotated images that a training is judged by and does not train on.
+
+    Attributes:
+        images: how many there are.
+        score: ``(student, folder, device)`` to the mean average precision on them, in percent. The folder is for files that
+            are made on the way.
+        every: steps between two checks; None: a twentieth of the training.
+        patience: so many checks in a row without a better one end the training; 0: it goes on to its last step.
+    """
+
+    images: int
+    score: Callable[[Student, Path, str], float]
+    every: int | None = None
+    patience: int = 0
 
 
 def save_student(

@@ -29,6 +29,8 @@ from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.atomic import write_atomically
 from hoi_distill.storage.files.writable import writing
 
+SHOWN = ("loss/", "validation/")
+"""Logged quantities that become curves, beside the loss and the learning rate."""
 SETTINGS = (("default", "Default"), ("known_object", "Known object"))
 SETS = (("full", "Full"), ("rare", "Rare"), ("non_rare", "Non-rare"))
 ZERO_SHOT_SETS = (("unseen", "Unseen"), ("seen", "Seen"))
@@ -87,6 +89,7 @@ class ReportData:
         parameters: the resolved parameters, shown folded.
         gallery: test images.
         labels: of a student that learns from image-level labels of a teacher.
+        rare_below: a class with fewer annotated training pairs is rare.
     """
 
     name: str
@@ -99,6 +102,7 @@ class ReportData:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     gallery: Sequence[GalleryItem] = ()
     labels: LabelCheck | None = None
+    rare_below: int = RARE_BELOW
 
     @classmethod
     def from_run(
@@ -243,9 +247,9 @@ def write_report(path: Path, data: ReportData) -> None:
         zero_shot_sets=(*ZERO_SHOT_SETS, SETS[0]),
         by_pairs=means_by_pairs(per_class),
         pair_labels=PAIR_GROUP_LABELS,
-        rare_below=RARE_BELOW,
+        rare_below=data.rare_below,
         curves=[(curve.name, charts.line_chart(curve.steps, curve.values, curve.name)) for curve in data.curves],
-        scatter=charts.scatter_chart(dots, "annotated training pairs", "AP (%)", RARE_BELOW) if dots else None,
+        scatter=charts.scatter_chart(dots, "annotated training pairs", "AP (%)", data.rare_below) if dots else None,
         per_class=sorted(per_class, key=lambda row: -1.0 if row["ap"] is None else row["ap"], reverse=True),
         gallery=[_card(item) for item in data.gallery],
         told=any(item.captions or item.matches for item in data.gallery),
@@ -353,18 +357,18 @@ class Spread:
 
 
 def read_curves(path: Path) -> list[Curve]:
-    """The curves of a ``metrics.jsonl``: total loss, its terms and the learning rate.
+    """The curves of a ``metrics.jsonl``: total loss, its terms, validation and the learning rate.
 
     A resumed run logs some steps twice; the later line counts. A line that is no record is passed over.
     """
     lines: dict[float, dict[str, Any]] = {}
     for record in read_metrics(path)[0]:
         lines.setdefault(record["step"], {}).update(record)
-    wanted = {key for line in lines.values() for key in line if key in ("loss", "lr") or key.startswith("loss/")}
+    wanted = {key for line in lines.values() for key in line if key in ("loss", "lr") or key.startswith(SHOWN)}
     curves = []
     for key in sorted(wanted, key=lambda key: (key != "loss", key == "lr", key)):
         logged = [(step, line[key]) for step, line in sorted(lines.items()) if isinstance(line.get(key), int | float)]
-        title = {"loss": "loss, total", "lr": "learning rate"}.get(key, key.replace("loss/", "loss: "))
+        title = {"loss": "loss, total", "lr": "learning rate"}.get(key, key.replace("/", ": "))
         curves.append(Curve(title, [step for step, _ in logged], [float(value) for _, value in logged]))
     return curves
 

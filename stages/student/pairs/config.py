@@ -37,6 +37,8 @@ class PairsConfig(TrainingOptions):
 
     # optimisation
     steps: Count = 500
+    epochs: Positive | None = field(default=None, metadata=LATER)
+    """How often the labelled images are gone through, or where there are none, the others: instead of ``steps``."""
     labelled_per_step: Count = 16
     """Images, of all processes together; so is ``unlabelled_per_step``."""
     unlabelled_per_step: CountOrNone = 16
@@ -61,12 +63,14 @@ class PairsConfig(TrainingOptions):
                 f"views: {', '.join(self.views)}; the first is evaluated, with boxes that are not mirrored: put "
                 "original before flip"
             )
+        if self.epochs is not None and self.steps != PairsConfig.steps:
+            raise UserError(f"epochs: {self.epochs:g}, and steps is {self.steps}; give one of the two")
 
-    def epochs(self, labelled: int, unlabelled: int) -> float:
-        """How often ``steps`` go through so many labelled images, or where there are none, through the others."""
+    def steps_in_epoch(self, labelled: int, unlabelled: int) -> float:
+        """How many steps go once through so many labelled images, or where there are none, through the others."""
         if labelled:
-            return self.steps * self.labelled_per_step / labelled
-        return self.steps * self.unlabelled_per_step / max(unlabelled, 1)
+            return labelled / self.labelled_per_step
+        return unlabelled / max(self.unlabelled_per_step, 1)
 
 
 BOOKKEEPING = ("log_every", "save_every", "predict_batch", "loader_workers")

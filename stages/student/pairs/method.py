@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from typing_extensions import override
 
 from hoi_distill.stages.student.method import Method
@@ -15,7 +18,14 @@ class PairMethod(Method[ConfigT]):
 
     @override
     def epochs(self, config: ConfigT, labelled: int, unlabelled: int) -> float:
-        return config.epochs(labelled, unlabelled)
+        return config.steps / (config.steps_in_epoch(labelled, unlabelled) or math.inf)
+
+    @override
+    def sized(self, config: ConfigT, labelled: int, unlabelled: int) -> ConfigT:
+        if config.epochs is None:
+            return config
+        steps = math.ceil(config.epochs * config.steps_in_epoch(labelled, unlabelled))
+        return replace(config, steps=max(1, steps), epochs=None)
 
     @override
     def facts(self, config: ConfigT) -> tuple[tuple[str, str], ...]:

@@ -16,13 +16,23 @@ from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.pairs.batches import PairBatch, Share
 from hoi_distill.stages.student.pairs.config import BOOKKEEPING, ConfigT
 from hoi_distill.stages.student.pairs.terms import PairOutput, Predictions, Term, WeightedLoss
+from hoi_distill.stages.student.student import HeldOut, Student
 from hoi_distill.stages.student.training.components import FiniteCheck, named_images
 from hoi_distill.stages.student.training.gradients import gradient_squares, norm_ratio
 from hoi_distill.stages.student.training.loading import moved
-from hoi_distill.stages.student.training.loop import BatchSource, Loss, Step, Trainer, TrainingRun, new_accelerator
+from hoi_distill.stages.student.training.loop import (
+    BatchSource,
+    Loss,
+    Step,
+    Trainer,
+    TrainingRun,
+    new_accelerator,
+    silent,
+)
 from hoi_distill.stages.student.training.optimization import ParameterGroup, WarmupCosine, adamw, parameter_groups
 from hoi_distill.stages.student.training.processes import ALONE, Processes
 from hoi_distill.stages.student.training.resume import run_name
+from hoi_distill.stages.student.training.validation import RECORD, Validation
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -95,12 +105,14 @@ class PairTraining(Generic[ConfigT]):
         data: the training set.
         run: where the training is kept.
         accelerator: this process among those of a launcher.
+        held_out: images by which the best network is chosen.
     """
 
     config: ConfigT
     data: TrainingSet
     run: TrainingRun
     accelerator: Accelerator
+    held_out: HeldOut | None = None
 
     @classmethod
     def open(
@@ -121,9 +133,14 @@ class PairTraining(Generic[ConfigT]):
         (folder / "state").mkdir(parents=True, exist_ok=True)
         accelerator = new_accelerator(config, folder, config.precision)
         run = TrainingRun(
-            folder, run_name(config, BOOKKEEPING, data), extras.report, extras.stop, config.loader_workers
+            folder,
+            run_name(config, BOOKKEEPING, data),
+            extras.report,
+            extras.stop,
+            config.loader_workers,
+            extras.track,
         )
-        return cls(config, data, run, accelerator)
+        return cls(config, data, run, accelerator, extras.held_out)
 
     @property
     def share(self) -> Share:
@@ -143,6 +160,7 @@ class PairTraining(Generic[ConfigT]):
         *,
         logits_of: Callable[[Any], Tensor],
         groups: Sequence[ParameterGroup] | None = None,
+        student_of: Callable[[Network], Student] | None = None,
     ) -> Network:
         """Train ``model`` to the last step, see :meth:`hoi_distill.stages.student.training.loop.Trainer.fit`.
 
@@ -152,6 +170,7 @@ class PairTraining(Generic[ConfigT]):
             loss: the loss of a batch.
             logits_of: from the network's output to interaction logits, float ``[P, H]``; for error messages.
             groups: parameter groups, each with its learning rate; default: all parameters at the configured rate.
+            student_of: from the network to its student, where held-out images may choose the best one.
 
         Raises:
             NonFiniteLoss: the training has diverged, or a cached value is broken.
@@ -165,7 +184,8 @@ class PairTraining(Generic[ConfigT]):
             with torch.no_grad():
                 return describe_batch(batch, logits_of(network(batch.regions)), self.data)
 
-        return Trainer(
+        validation = self._validation(student_of)
+        network = Trainer(
             model,
             optimizer=adamw(groups, fused=config.fused_optimizer),
             batches=batches,
@@ -174,8 +194,24 @@ class PairTraining(Generic[ConfigT]):
             config=config,
             run=self.run,
             accelerator=self.accelerator,
-            components=(FiniteCheck(self.accelerator, describe),),
+            components=(FiniteCheck(self.accelerator, describe), *([] if validation is None else [validation])),
         ).fit()
+        if validation is not None and self.accelerator.is_main_process:
+            validation.write_record(self.run.folder / RECORD)
+        return network
+
+    def _validation(self, student_of: Callable[[Any], Student] | None) -> Validation | None:
+        if self.held_out is None or student_of is None:
+            return None
+        accelerator, run = self.accelerator, self.run
+        return Validation(
+            self.held_out,
+            self.config.steps,
+            student_of,
+            folder=run.folder / "state" / f"held-out-{accelerator.process_index}",
+            device=accelerator.device,
+            report=run.report if accelerator.is_main_process else silent,
+        )
 
 
 def describe_batch(batch: PairBatch, logits: Tensor, data: TrainingSet) -> str:

@@ -52,6 +52,13 @@ class Component:
     def after_step(self, network: nn.Module) -> None:
         """Look at the moved weights."""
 
+    def ended(self) -> bool:
+        """Whether the training is to end before its last step."""
+        return False
+
+    def finish(self, network: nn.Module) -> None:
+        """Look at the network once after the training's last step."""
+
     def log_values(self) -> dict[str, Tensor]:
         """Scalars to log beside the loss terms."""
         return {}
@@ -94,6 +101,15 @@ class Components(Component):
     def settle(self, network: nn.Module) -> None:
         for part in self.parts:
             part.settle(network)
+
+    @override
+    def ended(self) -> bool:
+        return any(part.ended() for part in self.parts)
+
+    @override
+    def finish(self, network: nn.Module) -> None:
+        for part in self.parts:
+            part.finish(network)
 
     @override
     def log_values(self) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from hoi_distill.stages.student.data import Report
+from hoi_distill.stages.student.method import Track, untracked
 from hoi_distill.stages.student.student import Student
 from hoi_distill.stages.student.training.components import Component, Components, LossScale, StepResult
 from hoi_distill.stages.student.training.loading import batches_ahead, moved
@@ -99,6 +100,7 @@ class TrainingRun:
         report: gets lines for people.
         stop: once it is set, the loop finishes and saves the current step and raises KeyboardInterrupt.
         loader_workers: processes that load batches; 0: a thread of this process does.
+        track: gets what is logged, ``({name: value}, step)``, on the main process.
     """
 
     folder: Path
@@ -106,6 +108,7 @@ class TrainingRun:
     report: Report = print
     stop: threading.Event | None = None
     loader_workers: int = 0
+    track: Track = untracked
 
 
 @dataclass(frozen=True)
@@ -143,17 +146,18 @@ class Trainer(Generic[Network]):
         """
         accelerator, run, config = self.accelerator, self.run, self.config
         processes = Processes.of(accelerator)
-        report = run.report if accelerator.is_main_process else _silent
+        report = run.report if accelerator.is_main_process else silent
         components = Components(LossScale(accelerator), *self.components)
         state = run.folder / "state" / "latest.safetensors"
         rates = [group["lr"] for group in self.optimizer.param_groups]
         done, kept = load_state(state, self.model, self.optimizer, run.name, report=report)
         model, optimizer = accelerator.prepare(self.model, self.optimizer)
         components.load_state_dict(kept)
-        log = MetricsLog(run.folder / "metrics.jsonl", done, accelerator, report)
+        log = MetricsLog(run.folder / "metrics.jsonl", done, accelerator, report, run.track)
         steps = len(self.batches)
         on_gpu = accelerator.device.type == "cuda"
-        batches = batches_ahead(self.batches, range(done, steps), workers=run.loader_workers, pin=on_gpu)
+        left = range(done, done if components.ended() else steps)
+        batches = batches_ahead(self.batches, left, workers=run.loader_workers, pin=on_gpu)
         progress = StepProgress(done, steps, report)
         model.train()
         for number, batch in enumerate(batches, done):
@@ -166,8 +170,8 @@ class Trainer(Generic[Network]):
             except NonFiniteLoss:
                 components.settle(self.model)  # an earlier step may have broken the weights
                 raise
-            stopped = self._stopped(step)
-            saved = (number + 1) % config.save_every == 0 or last or stopped
+            stopped, ended = self._stopped(step), components.ended()
+            saved = (number + 1) % config.save_every == 0 or last or stopped or ended
             if step.logged or saved:
                 components.settle(self.model)
             if step.logged:
@@ -177,9 +181,12 @@ class Trainer(Generic[Network]):
             if saved and accelerator.is_main_process:
                 save_state(state, self.model, optimizer.optimizer, number + 1, run.name, more=components.state_dict())
             progress(number + 1, result.loss)
+            if ended:
+                break
             if stopped and not last:
                 accelerator.wait_for_everyone()  # the main process saves; a launcher ends all once one has ended
                 raise KeyboardInterrupt
+        components.finish(self.model)
         return self.model.eval()
 
     def step(
@@ -247,5 +254,5 @@ def random_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _silent(line: str) -> None:
-    pass
+def silent(line: str) -> None:
+    """A report that nobody reads."""

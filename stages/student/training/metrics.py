@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hoi_distill.stages.evaluate.metrics_log import read_metrics
 from hoi_distill.stages.quantities import duration, pace
+from hoi_distill.stages.student.method import Track, untracked
 from hoi_distill.storage.errors import WorkStopped
 from hoi_distill.storage.files.atomic import write_atomically
 
@@ -24,8 +25,15 @@ class MetricsLog:
     """``metrics.jsonl``, one line a logged step, and the same through Accelerate's trackers. Lines after the step that
     a run resumes from are dropped, so that every step is logged once."""
 
-    def __init__(self, path: Path, done: int, accelerator: Accelerator, report: Callable[[str], None] = print) -> None:
-        self.accelerator, self.start = accelerator, time.monotonic()
+    def __init__(
+        self,
+        path: Path,
+        done: int,
+        accelerator: Accelerator,
+        report: Callable[[str], None] = print,
+        track: Track = untracked,
+    ) -> None:
+        self.accelerator, self.start, self.track = accelerator, time.monotonic(), track
         self.file = None
         if accelerator.is_main_process:
             records, bad = read_metrics(path)
@@ -42,6 +50,8 @@ class MetricsLog:
             self.file.write(json.dumps({**record, "seconds": round(time.monotonic() - self.start, 3)}) + "\n")
         values = {name: value for name, value in record.items() if name != "step"}
         self.accelerator.log(values, step=int(record["step"]))
+        if self.file is not None:
+            self.track(values, int(record["step"]))
 
 
 class StepProgress:

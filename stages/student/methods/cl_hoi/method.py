@@ -46,7 +46,11 @@ class ClHoiMethod(PairMethod[ClHoiConfig]):
 
     @override
     def epochs(self, config: ClHoiConfig, labelled: int, unlabelled: int) -> float:
-        return config.epochs(0, labelled + unlabelled)
+        return super().epochs(config, 0, labelled + unlabelled)
+
+    @override
+    def sized(self, config: ClHoiConfig, labelled: int, unlabelled: int) -> ClHoiConfig:
+        return super().sized(config, 0, labelled + unlabelled)
 
     @override
     def trained_on(self, config: ClHoiConfig, labelled: int, unlabelled: int) -> str:

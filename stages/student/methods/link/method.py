@@ -26,6 +26,7 @@ class LinkMethod(PairMethod[LinkConfig]):
     version = 1
     config = LinkConfig
     zero_shot = True
+    validates = True
 
     @override
     def needs(self, config: LinkConfig, vocabulary: Vocabulary) -> Needs:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hoi_distill.stages.student.data import TrainingSet
+from hoi_distill.stages.student.files import shared_place
 from hoi_distill.stages.student.method import NOTHING, Extras
 from hoi_distill.stages.student.methods.link.batches import LinkBatches
 from hoi_distill.stages.student.methods.link.config import LinkConfig
@@ -46,7 +47,10 @@ def train(config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras =
     valid = torch.from_numpy(allowed(config, data.vocabulary))
     with accelerator.main_process_first():
         images = training_images(run_dir / "state" / "pictures", data, config, unlabelled=config.uses_unlabelled)
-        terms = [*terms_of(config, data, valid), *image_terms_of(config, data, images, run_dir / "state")]
+        terms = [
+            *terms_of(config, data, valid),
+            *image_terms_of(config, data, images, run_dir / "state", shared=extras.shared_dir),
+        ]
     supervision = Supervision(terms, valid & torch.from_numpy(data.seen))
     batches = LinkBatches(config, data, images, supervision, training.share)
 
@@ -57,8 +61,11 @@ def train(config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras =
     loss = TermLoss(terms, training.processes)
 
     # Forward, loss, step, save.
-    model = training.fit(Link(shape, verbs(data.vocabulary), text), batches, loss, logits_of=loss.logits_of)
-    student = LinkStudent(model, data.vocabulary, config, extras.identities)
+    def student_of(model: Link) -> LinkStudent:
+        return LinkStudent(model, data.vocabulary, config, extras.identities)
+
+    model = Link(shape, verbs(data.vocabulary), text)
+    student = student_of(training.fit(model, batches, loss, logits_of=loss.logits_of, student_of=student_of))
     finish(student, run_dir, accelerator)
     return student
 
@@ -76,7 +83,9 @@ def terms_of(config: LinkConfig, data: TrainingSet, valid: Tensor) -> list[Term]
     return [annotations, DenseDistillation(config.kd, data, valid)] if config.kd.on else [annotations]
 
 
-def image_terms_of(config: LinkConfig, data: TrainingSet, images: ImageTable, folder: Path) -> list[Term]:
+def image_terms_of(
+    config: LinkConfig, data: TrainingSet, images: ImageTable, folder: Path, *, shared: Path | None = None
+) -> list[Term]:
     """What a teacher says of whole images: matching scores, and labels from its text.
 
     Args:
@@ -84,6 +93,7 @@ def image_terms_of(config: LinkConfig, data: TrainingSet, images: ImageTable, fo
         data: the training set.
         images: the instances and pairs of all images.
         folder: keeps what is read of tables once.
+        shared: keeps matching scores for all trainings of the same cells instead; None: ``folder`` does.
 
     Raises:
         UserError: no labelled image has a pair, so that matching scores cannot be calibrated.
@@ -91,7 +101,8 @@ def image_terms_of(config: LinkConfig, data: TrainingSet, images: ImageTable, fo
     terms: list[Term] = []
     if (soft := config.soft_labels).used:
         distilled = soft.rows(data.labelled) & images.usable()
-        labels = itm_soft_labels(folder / "itm.npy", data, images, distilled, calibrated=soft.calibrated)
+        place = shared_place(folder / "itm.npy", shared, data.name_of("itm", data.prompts))
+        labels = itm_soft_labels(place, data, images, distilled, calibrated=soft.calibrated)
         terms.append(SoftLabelTerm(labels, soft.weight, soft.ramp))
     if (text := config.text_labels).used:
         table = teacher_labels(folder / "labels", data)

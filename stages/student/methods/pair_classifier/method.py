@@ -35,6 +35,7 @@ class PairClassifierMethod(PairMethod[PairClassifierConfig]):
     version = 1
     config = PairClassifierConfig
     zero_shot = True
+    validates = True
 
     @override
     def needs(self, config: PairClassifierConfig, vocabulary: Vocabulary) -> Needs:

@@ -72,7 +72,12 @@ def train(
     def labels_only() -> PairStudent:
         own = replace(config, itm_on="none", teacher="itm")
         given = replace(
-            extras, shared_dir=shared, identities={}, report=lambda line: extras.report(f"labels only: {line}")
+            extras,
+            shared_dir=shared,
+            identities={},
+            report=lambda line: extras.report(f"labels only: {line}"),
+            track=NOTHING.track,
+            held_out=None,
         )
         return train(own, data, run_dir / "labels_only", given, cnn=cnn)
 
@@ -84,8 +89,10 @@ def train(
     loss = TermLoss(batches.terms, training.processes, lambda logits: PairOutput(logits[None]))
 
     # Forward, loss, step, save.
-    network = training.fit(model, batches, loss, logits_of=loss.logits_of)
-    student = PairStudent(network, data.vocabulary, config, extras.identities, encoder)
+    def student_of(network: PairClassifier) -> PairStudent:
+        return PairStudent(network, data.vocabulary, config, extras.identities, encoder)
+
+    student = student_of(training.fit(model, batches, loss, logits_of=loss.logits_of, student_of=student_of))
     finish(student, run_dir, accelerator)
     return student
 
@@ -123,7 +130,8 @@ def open_batches(
     with accelerator.main_process_first():
         soft = soft_labels(folder, data, images, config, shared=shared)
     if soft is not None and soft.platt is not None and accelerator.is_main_process:
-        report(f"soft labels: sigmoid({soft.platt.slope:.3f} m {soft.platt.bias:+.3f})")
+        how = "" if soft.platt.fitted else "; not calibrated, as the labelled images tell nothing apart: label more"
+        report(f"soft labels: sigmoid({soft.platt.slope:.3f} m {soft.platt.bias:+.3f}){how}")
     pools = Pools.of(images, data.labelled, unlabelled=soft is not None and config.itm_on in ("unlabelled", "both"))
     supervision = Supervision(terms_of(config, data, soft), torch.from_numpy(data.valid()))
     return PairBatches(config, pools, images, maps, supervision, share=training.share), encoder

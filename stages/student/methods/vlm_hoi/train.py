@@ -84,7 +84,12 @@ def train(
         schedule=lambda step: DROP if batches.epochs(step) >= config.drop_epoch else 1.0,
         config=config,
         run=TrainingRun(
-            run_dir, run_name(config, BOOKKEEPING, data), extras.report, extras.stop, config.loader_workers
+            run_dir,
+            run_name(config, BOOKKEEPING, data),
+            extras.report,
+            extras.stop,
+            config.loader_workers,
+            extras.track,
         ),
         accelerator=accelerator,
         components=(

@@ -152,6 +152,8 @@ def itm_soft_labels(
 def calibrate(log_odds: np.ndarray, data: TrainingSet, images: ImageTable) -> Platt:
     """Platt scaling on the labelled images, over the interactions that their pairs allow and that were asked for.
 
+    Where these are all present, or all absent, nothing can be fitted, and the teacher's own probability stands.
+
     Args:
         log_odds: float ``[N, H]``, NaN where the teacher was not asked.
         data: the training set.
@@ -170,7 +172,10 @@ def calibrate(log_odds: np.ndarray, data: TrainingSet, images: ImageTable) -> Pl
     for place, row in enumerate(rows.tolist() if data.dropped is not None else []):
         dropped = data.dropped_pairs(row)[2]
         candidate[place, dropped] &= present[place, dropped]
-    return fit_platt(values[candidate], present[candidate])
+    shown = present[candidate]
+    if shown.all() or not shown.any():  # of a few images, which tell nothing apart
+        return Platt(1.0, 0.0, len(shown), int(shown.sum()))
+    return fit_platt(values[candidate], shown)
 
 
 def _match_log_odds(path: Path, data: TrainingSet) -> np.ndarray:
