@@ -22,6 +22,7 @@ from hoi_distill.pipeline.cli.students import experiments, page, predict, train
 from hoi_distill.pipeline.cli.teachers import detectors, teachers
 from hoi_distill.pipeline.cli.triplets import triplets
 from hoi_distill.pipeline.cli.versions import versions
+from hoi_distill.pipeline.cli.view import view
 from hoi_distill.pipeline.console.terminal import flush_output, one_line, printable_streams
 from hoi_distill.storage.errors import UserError, WorkStopped
 from hoi_distill.storage.files.writable import PLAIN, reason
@@ -49,7 +50,7 @@ app = typer.Typer(
 )
 app.add_typer(dataset_app, name="dataset")
 for command in (
-    *(plan, run, train, experiments, page, evaluate, predict),
+    *(plan, run, train, experiments, page, view, evaluate, predict),
     *(check, verify, gc, teachers, detectors, schema, triplets, labels),
 ):
     app.command()(command)
