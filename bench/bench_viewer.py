@@ -1,8 +1,8 @@
 """``hoi-distill view`` over 50,000 made-up images in real Chromium: first paint, a filter, one image, the server's memory.
 
 The server is a process of its own, started as a user starts it. Chromium opens the address that it prints. A paint is the
-browser's own first contentful paint after the navigation began; a filter is from the navigation to that paint, and what the
-server says that it took. Images are drawn at 96 x 72 pixels, so decoding a photograph comes on top for those in sight.
+browser's own first contentful paint after the navigation began. Beside it stands the server's CPU time, which a busy machine
+does not stretch. Images are drawn at 96 x 72 pixels, so decoding a photograph comes on top for those in sight.
 
     python -m bench.bench_viewer [--json] [--pictures N] [--folder DIR]
 """
@@ -46,14 +46,22 @@ def resident(process: int) -> dict[str, int]:
     return {"resident_bytes": found["VmRSS"], "anonymous_bytes": found["RssAnon"], "peak_bytes": found["VmHWM"]}
 
 
-def painted(browser: Chromium, address: str) -> dict[str, float]:
-    """Milliseconds until the first paint of an address, and until its HTML was there."""
+def busy(process: int) -> float:
+    """CPU seconds that a process has taken."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def painted(browser: Chromium, address: str, process: int) -> dict[str, float]:
+    """Milliseconds until the first paint of an address, until its HTML was there, and of the server's CPU, images included."""
+    before = busy(process)
     browser.visit(address, 1400)
     for _ in range(100):
         if (paint := browser.run(PAINT)) is not None:
             break
         time.sleep(0.02)
-    return {"paint_ms": round(paint or float("nan")), "served_ms": round(browser.run(SERVED))}
+    served, taken = browser.run(SERVED), busy(process) - before
+    return {"paint_ms": round(paint or 0), "served_ms": round(served), "server_cpu_ms": round(1000 * taken)}
 
 
 def measure(path: Path) -> dict[str, Any]:
@@ -72,14 +80,14 @@ def measure(path: Path) -> dict[str, Any]:
             at_start = resident(server.pid)
             browser.visit(address, 1400)
             root = address.partition("?")[0]
-            grid = [painted(browser, root) for _ in range(3)]
+            grid = [painted(browser, root, server.pid) for _ in range(3)]
             filters = {}
             for name, query in FILTERS.items():
-                first = painted(browser, root + query)
+                first = painted(browser, root + query, server.pid)
                 # The same images by another address: the answer is not remembered, what was read is.
-                filters[name] = {"first": first, "again": painted(browser, f"{root}{query}&scores=itm")}
+                filters[name] = {"first": first, "again": painted(browser, f"{root}{query}&scores=itm", server.pid)}
             images = browser.run("[...document.querySelectorAll('a.tile')].slice(0, 5).map(a => a.href)")
-            one = [painted(browser, each) for each in images]
+            one = [painted(browser, each, server.pid) for each in images]
             return {
                 "start_seconds": round(start, 1),
                 "grid": sorted(grid, key=lambda each: each["paint_ms"])[1],

@@ -53,12 +53,15 @@ class Entries:
     def find(self, split: str, digest: str) -> int | None:
         """The entry of an image by its split and the 32 hex digits of its row; None where there is none."""
         try:
-            wanted = np.void(bytes.fromhex(digest))
+            wanted = bytes.fromhex(digest)
         except ValueError:
             return None
-        if split not in self.splits or wanted.dtype != self.row_ids.dtype:
+        if split not in self.splits or len(wanted) != self.row_ids.dtype.itemsize:
             return None
-        found = np.flatnonzero((self.row_ids == wanted) & (self.split == self.splits.index(split)))
+        halves = np.ascontiguousarray(self.row_ids).view("<u8").reshape(-1, 2)  # whole ids are slow to compare
+        first, second = np.frombuffer(wanted, "<u8").tolist()
+        same = (halves[:, 0] == first) & (halves[:, 1] == second) & (self.split == self.splits.index(split))
+        found = np.flatnonzero(same)
         return int(found[0]) if len(found) else None
 
     def address(self, entry: int) -> str:

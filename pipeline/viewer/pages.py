@@ -195,7 +195,7 @@ class Pages:
         title = entries.names[entry].as_py()
         runs = [name for name in (query.run, query.against) if name and is_test]
         errors = [library.errors(name) for name in runs]
-        annotated = annotated_pairs(entries, entry, errors[0] if errors else None)
+        annotated = annotated_pairs(entries, entry, errors)
         lines = numbered([each.pair for each in annotated])
         figures = [
             _figure(

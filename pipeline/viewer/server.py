@@ -255,7 +255,7 @@ def serve(library: Library, host: str, port: int, announce: Callable[[str], None
         library: what is looked at.
         host: the interface.
         port: 0 takes a free one.
-        announce: is told the address with its token, once the port is bound.
+        announce: is told the address with its token, once connections are taken.
 
     Raises:
         UserError: the port cannot be bound.
@@ -267,6 +267,7 @@ def serve(library: Library, host: str, port: int, announce: Callable[[str], None
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind((host, port))
+            bound.listen(128)  # who opens the address before the server is up waits, and is not turned away
         except OSError as error:
             raise UserError(
                 f"--host {host} --port {port}: {error.strerror}; give another, 0 takes a free port"

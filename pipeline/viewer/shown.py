@@ -195,15 +195,23 @@ class ShownPair:
     word: str = ""
 
 
-def annotated_pairs(entries: Entries, entry: int, errors: RunErrors | None = None) -> list[ShownPair]:
-    """The annotated pairs of an image; with a student's detections also whether, or why not, each was found."""
+def annotated_pairs(entries: Entries, entry: int, errors: Sequence[RunErrors] = ()) -> list[ShownPair]:
+    """The annotated pairs of an image; with students' detections also whether, or why not, each was found.
+
+    Args:
+        entries: the images.
+        entry: one of them.
+        errors: of one student, or of two, who are then called A and B.
+    """
     annotations, words = entries.of(entry), entries.vocabulary
     shown = []
-    is_test = entries.splits[entries.split[entry]] == "test"
     for row in entries.pair_row[entries.pairs(entry)].tolist():
-        miss = int(errors.miss[row]) if errors is not None and is_test else None
-        word = "" if miss is None else ("found" if miss < 0 else f"missed: {list(MISSES)[miss]}")
-        shown.append(ShownPair(_pair(annotations, words, row, matched=None if miss is None else miss < 0), word))
+        misses = [int(each.miss[row]) for each in errors]
+        told = ["found" if miss < 0 else f"missed: {list(MISSES)[miss]}" for miss in misses]
+        if len(told) > 1:
+            told = [f"{letter} {each}" for letter, each in zip("AB", told, strict=True)]
+        pair = _pair(annotations, words, row, matched=all(miss < 0 for miss in misses) if misses else None)
+        shown.append(ShownPair(pair, "; ".join(told)))
     return shown
 
 

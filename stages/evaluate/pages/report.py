@@ -81,6 +81,7 @@ class ReportData:
         parameters: the resolved parameters, shown folded.
         gallery: test images.
         labels: of a student that learns from image-level labels of a teacher.
+        commands: (what it does, what to type) of what a reader may want next.
     """
 
     name: str
@@ -93,6 +94,7 @@ class ReportData:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     gallery: Sequence[GalleryItem] = ()
     labels: LabelCheck | None = None
+    commands: Sequence[tuple[str, str]] = ()
 
     @classmethod
     def from_run(

@@ -142,3 +142,13 @@ def test_a_port_that_is_taken_is_told_in_one_line(library):
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"--port {port}: Address already in use; give another"):
             serve(library, "127.0.0.1", port, print)
+
+
+def test_the_address_is_told_only_when_it_takes_connections(library):
+    def knock(address: str) -> None:
+        host, port = re.fullmatch(r"http://(.+):(\d+)/\?token=.+", address).groups()
+        socket.create_connection((host, int(port)), timeout=5).close()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        serve(library, "127.0.0.1", 0, knock)
