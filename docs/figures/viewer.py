@@ -1,4 +1,4 @@
-"""Take the screenshots of docs/viewer.md again: ``.venv/bin/python docs/figures/viewer.py CONFIG RUN RUN``.
+"""Take the screenshots of docs/viewer.md again: ``.venv/bin/python -m docs.figures.viewer CONFIG RUN RUN``.
 
 It starts ``hoi-distill view`` on a configuration whose cache is filled, and opens its pages in Chromium at 1400 and 390 pixels.
 The runs are two finished students of the configuration's dataset, such as ``pico/553a6ed2a3a4``.
@@ -28,11 +28,11 @@ LOADED = "Promise.all([...document.images].map(i => { i.loading = 'eager'; retur
 
 
 def small(path: Path, width: int, target: Path) -> None:
-    """A screenshot at a width of its own, in 160 colours: a few ten kB."""
+    """A screenshot at a width of its own, in 224 colours: a few ten kB."""
     image = read_image(path, "upright")
     scaled = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    scaled.quantize(160).save(buffer, "PNG", optimize=True)
+    scaled.quantize(224).save(buffer, "PNG", optimize=True)
     target.write_bytes(buffer.getvalue())
     print(target, f"{len(buffer.getvalue()) / 1000:.0f} kB")
 
@@ -58,11 +58,9 @@ def main() -> None:
             compared = browser.run("document.querySelectorAll('a.tile')[3].href")
             pages = {
                 "grid": f"{root}/?sort=contradiction",
-                "differences": differing,
                 "image": compared.partition("?")[0],
                 "comparison": compared,
                 "classes": f"{root}/classes?run={first}&against={second}",
-                "student": f"{root}/run/{first}",
                 "report": f"{root}/report/{first}",
             }
             with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -18,6 +19,7 @@ from hoi_distill.stages.evaluate.pages.evaluation_page import write_evaluation
 from hoi_distill.stages.evaluate.pages.gallery import Match
 from hoi_distill.stages.evaluate.pages.images import Pair, data_uri, draw_pairs, load_image, numbered
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.hostile import CAPTIONS, NAMES
 from tests.fixtures.sample_pages import MARKUP, evaluated, evaluation, gallery, run_report
 
 KINDS = ("report", "folder", "experiments", "evaluation")
@@ -272,3 +274,22 @@ def test_a_report_says_what_to_type_next(tmp_path: Path):
     assert "hoi-distill view 'my setup.yaml'" in text
     assert "hoi-distill predict runs/pico/0a1b/checkpoint IMAGE --out predicted" in text
     assert "tensorboard --logdir runs/pico/0a1b/tensorboard" in text
+
+
+@pytest.mark.parametrize("kind", ["report", "folder"])
+def test_fifty_hostile_texts_are_shown_as_text_and_nothing_of_them_is_lost(kind: str, tmp_path: Path):
+    shown = [
+        replace(gallery(1)[0], title=os.fsencode(name).decode("utf-8", "backslashreplace"), captions=[("", caption)])
+        for name, caption in zip((NAMES * 2)[: len(CAPTIONS)], CAPTIONS, strict=True)
+    ]
+    if kind == "report":
+        report.write_report(tmp_path / "page.html", replace(run_report(), gallery=shown))
+    else:
+        report.write_folder_page(tmp_path / "page.html", report.FolderPage("photos", "About.", shown))
+    page = Reader((tmp_path / "page.html").read_text(encoding="utf-8"))
+    for item in shown:
+        assert item.title in page.text
+        assert item.captions[0][1] in page.text
+    assert {"iframe", "base", "object", "embed"}.isdisjoint(tag for tag, _ in page.tags)
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
