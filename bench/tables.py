@@ -319,6 +319,32 @@ MEMORY = [
         (Heading("worker, 8 times the images", "worker_ratio"), Heading("trainer, 8 times the images", "trainer_ratio"))
     ),
 ]
+VIEWER = [
+    Table(
+        (
+            Heading("first page", "grid/{}", "ms"),
+            Heading("one image", "image/{}", "ms"),
+            *(
+                Heading(f"{name}, {when}", f"filters/{name}/{turn}/{{}}", "ms")
+                for name in ("interaction", "text in captions", "an error kind", "two students", "sorted by one score")
+                for turn, when in (("first", "the first time"), ("again", "from then on"))
+            ),
+            Heading("sorted by contradiction, the first time", "filters/sorted by contradiction/first/{}", "ms"),
+            Heading("sorted by contradiction, from then on", "filters/sorted by contradiction/again/{}", "ms"),
+        ),
+        (
+            Heading("CPU time of the server", "server_cpu_ms"),
+            Heading("first paint, wall", "paint_ms"),
+            Heading("HTML there, wall", "served_ms"),
+        ),
+        "a view",
+    ),
+    Table(
+        (Heading("resident", "{}/resident_bytes", "MB"), Heading("of it anonymous", "{}/anonymous_bytes", "MB")),
+        (Heading("at the start", "memory_at_start"), Heading("after all views", "memory_at_end")),
+        "the server's memory",
+    ),
+]
 KILLS = [
     Table(
         (
@@ -428,6 +454,7 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "link": lambda _: LINK,
     "pair_heads": lambda _: PAIR_HEADS,
     "evaluate": lambda _: EVALUATE,
+    "viewer": lambda _: VIEWER,
     "memory": lambda _: MEMORY,
     "kills": lambda _: KILLS,
     "soak": lambda _: SOAK,

@@ -25,6 +25,7 @@ from hoi_distill.pipeline.cli.teachers import detectors, teachers
 from hoi_distill.pipeline.cli.triplets import triplets
 from hoi_distill.pipeline.cli.use import export, predict, push
 from hoi_distill.pipeline.cli.versions import versions
+from hoi_distill.pipeline.cli.view import view
 from hoi_distill.pipeline.console.terminal import flush_output, one_line, printable_streams
 from hoi_distill.storage.errors import UserError, WorkStopped
 from hoi_distill.storage.files.writable import PLAIN, reason
@@ -52,8 +53,8 @@ app = typer.Typer(
 )
 app.add_typer(dataset_app, name="dataset")
 for command in (
-    *(init, plan, run, train, experiments, compare, evidence, page, evaluate, swap_accuracy, predict, export, push),
-    *(check, verify, gc, teachers, detectors, schema, triplets, labels, export_table),
+    *(init, plan, run, train, experiments, compare, evidence, page, view, evaluate, swap_accuracy),
+    *(predict, export, push, check, verify, gc, teachers, detectors, schema, triplets, labels, export_table),
 ):
     app.command()(command)
 app.command("import")(import_)

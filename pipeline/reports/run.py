@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +80,8 @@ def write_run_report(
         gallery=gallery,
         labels=label_check(workspace, plans, roles.labels) if "labels" in resolved.train else None,
     )
-    write_report(run_dir / "report.html", replace(data, rare_below=resolved.data.rare_below))
+    rare_below, commands = resolved.data.rare_below, next_commands(workspace.path, run_dir)
+    write_report(run_dir / "report.html", replace(data, rare_below=rare_below, commands=commands))
 
 
 def validation_facts(path: Path) -> tuple[tuple[str, str], ...]:
@@ -92,6 +94,21 @@ def validation_facts(path: Path) -> tuple[tuple[str, str], ...]:
         ("mAP there", f"{said['map']:.1f} %"),
         ("Ended after", f"step {said['last_step']:,}"),
     )
+
+
+def next_commands(config: Path, run_dir: Path) -> list[tuple[str, str]]:
+    """What a reader of a report may want next, and what to type for it.
+
+    Args:
+        config: the configuration's file.
+        run_dir: the run's folder.
+    """
+    setup, checkpoint, board = (shlex.quote(str(p)) for p in (config, run_dir / "checkpoint", run_dir / "tensorboard"))
+    return [
+        ("The images behind a figure", f"hoi-distill view {setup}"),
+        ("This student on other images", f"hoi-distill predict {checkpoint} IMAGE --out predicted"),
+        ("The curves in TensorBoard", f"tensorboard --logdir {board}"),
+    ]
 
 
 def ticked(matches: Sequence[Sequence[Match]], gt: np.ndarray, prompts: Sequence[str]) -> list[Sequence[Match]]:

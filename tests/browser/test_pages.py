@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hoi_distill.pipeline.reports.run import next_commands
 from hoi_distill.stages.evaluate.metrics.training_pairs import PAIR_GROUP_LABELS, means_by_pairs
 from hoi_distill.stages.evaluate.pages import charts, report
 from hoi_distill.stages.evaluate.pages.evaluation_page import write_evaluation
+from hoi_distill.stages.evaluate.pages.gallery import Match
 from hoi_distill.stages.evaluate.pages.images import Pair, data_uri, draw_pairs, load_image, numbered
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.hostile import CAPTIONS, NAMES
 from tests.fixtures.sample_pages import MARKUP, evaluated, evaluation, gallery, run_report
 
 KINDS = ("report", "folder", "experiments", "evaluation")
@@ -253,3 +257,44 @@ def test_empty_pages_are_pages(tmp_path: Path):
 def test_a_image_that_shows_everything_comes_in_once_a_card(pages: dict[str, Path]):
     images = [attributes for tag, attributes in Reader(pages["folder"].read_text()).tags if tag == "img"]
     assert len(images) == len(gallery(5))
+
+
+def test_an_image_that_no_prompt_matches_says_so(tmp_path: Path):
+    item = replace(gallery(1)[0], matches=[Match("a photo of a person riding a kite", 0.4)])
+    for probability, said in ((0.4, True), (0.6, False)):
+        shown = replace(item, matches=[replace(item.matches[0], probability=probability)])
+        report.write_folder_page(tmp_path / "page.html", report.FolderPage("photos", "About.", [shown]))
+        assert ("None matches" in (tmp_path / "page.html").read_text()) == said
+
+
+@pytest.mark.parametrize("kind", ["report", "folder"])
+def test_a_score_that_is_no_probability_is_called_uncalibrated(kind: str, pages: dict[str, Path]):
+    assert "uncalibrated" in Reader(pages[kind].read_text()).text
+
+
+def test_a_report_says_what_to_type_next(tmp_path: Path):
+    data = replace(run_report(), commands=next_commands(Path("my setup.yaml"), Path("runs/pico/0a1b")))
+    report.write_report(tmp_path / "page.html", data)
+    text = Reader((tmp_path / "page.html").read_text()).text
+    assert "hoi-distill view 'my setup.yaml'" in text
+    assert "hoi-distill predict runs/pico/0a1b/checkpoint IMAGE --out predicted" in text
+    assert "tensorboard --logdir runs/pico/0a1b/tensorboard" in text
+
+
+@pytest.mark.parametrize("kind", ["report", "folder"])
+def test_fifty_hostile_texts_are_shown_as_text_and_nothing_of_them_is_lost(kind: str, tmp_path: Path):
+    shown = [
+        replace(gallery(1)[0], title=os.fsencode(name).decode("utf-8", "backslashreplace"), captions=[("", caption)])
+        for name, caption in zip((NAMES * 2)[: len(CAPTIONS)], CAPTIONS, strict=True)
+    ]
+    if kind == "report":
+        report.write_report(tmp_path / "page.html", replace(run_report(), gallery=shown))
+    else:
+        report.write_folder_page(tmp_path / "page.html", report.FolderPage("photos", "About.", shown))
+    page = Reader((tmp_path / "page.html").read_text(encoding="utf-8"))
+    for item in shown:
+        assert item.title in page.text
+        assert item.captions[0][1] in page.text
+    assert {"iframe", "base", "object", "embed"}.isdisjoint(tag for tag, _ in page.tags)
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]

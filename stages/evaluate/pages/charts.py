@@ -61,7 +61,8 @@ def line_chart(steps: Sequence[float], values: Sequence[float], title: str) -> M
     if window > 1:
         body.append(_polyline(x, y.clip(low, high), to_x, to_y, "raw"))
     body.append(_polyline(x, smooth.clip(low, high), to_x, to_y, "curve"))
-    return _svg(width, height, f"{title}, last {y[-1]:.4g}", body)
+    body.append(f'<text class="axis" x="{width - _RIGHT}" y="{height + 5}" text-anchor="end">training step</text>')
+    return _svg(width, height + 10, f"{title}, last {y[-1]:.4g}", body)
 
 
 def scatter_chart(points: Sequence[Point], x_name: str, y_name: str, rare_below: float) -> Markup:

@@ -90,6 +90,7 @@ class ReportData:
         gallery: test images.
         labels: of a student that learns from image-level labels of a teacher.
         rare_below: a class with fewer annotated training pairs is rare.
+        commands: (what it does, what to type) of what a reader may want next.
     """
 
     name: str
@@ -103,6 +104,7 @@ class ReportData:
     gallery: Sequence[GalleryItem] = ()
     labels: LabelCheck | None = None
     rare_below: int = RARE_BELOW
+    commands: Sequence[tuple[str, str]] = ()
 
     @classmethod
     def from_run(

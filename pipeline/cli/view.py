@@ -1,0 +1,40 @@
+"""The command that shows a cache in a browser: ``view``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hoi_distill.pipeline.cli.options import ConfigFile, Limit, Overrides
+from hoi_distill.pipeline.config.whereabouts import in_every_folder, names_of_configuration
+from hoi_distill.storage.errors import UserError
+
+
+@in_every_folder("config", names_of_configuration)
+def view(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    limit: Limit = None,
+    host: Annotated[
+        str, typer.Option(help="The interface. Others than 127.0.0.1 are reached from outside.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8740,
+) -> None:
+    """Show images, annotations, every cached answer and the runs in a browser. Read only; Ctrl-C ends it."""
+    if missing := [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]:
+        raise UserError(f"view: {' and '.join(missing)} not installed; pip install 'hoi-distill[view]'")
+
+    from hoi_distill.pipeline.training.binding import plan_all
+    from hoi_distill.pipeline.viewer.library import Library
+    from hoi_distill.pipeline.viewer.server import serve
+    from hoi_distill.pipeline.workspace import prepare
+
+    workspace = prepare(config, overrides or (), limit=limit)
+    library = Library(workspace, plan_all(workspace))
+    used: list[Path] = [table.table.dir for table in library.tables.values() if table.table is not None]
+    with workspace.cache.lease("reader", used), contextlib.suppress(KeyboardInterrupt):
+        serve(library, host, port, lambda address: print(f"{len(library.entries):,} images: {address}", flush=True))
