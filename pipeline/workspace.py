@@ -22,7 +22,7 @@ from hoi_distill.stages.quantities import size
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.errors import UserError
 
-IMAGE_BYTES = {pico.KIND: 14_000, crowd.KIND: 46_000}
+IMAGE_BYTES = {pico.KIND: 14_000, crowd.KIND: 48_000}
 """Bytes of a drawn image and of what is written about it: du -sb of each default world, by the number of its images."""
 
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from hoi_distill.pipeline.config.schema import PicoDataset
+from hoi_distill.pipeline.config.schema import CrowdDataset, PicoDataset
 from hoi_distill.pipeline.inputs import _source, load_dataset
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.hico_det.loader import load_hico_det
@@ -32,10 +33,13 @@ EMPTY = Annotations(
 )
 
 
-def test_the_pico_world_goes_by_its_name_and_not_by_its_layouts(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("section", "kind", "name"), [(PicoDataset, "pico", "pico world"), (CrowdDataset, "crowd", "crowd")]
+)
+def test_a_drawn_world_goes_by_its_name_and_not_by_its_layouts(tmp_path: Path, section, kind, name):
     root = tmp_path / "world"
-    read = load_dataset(PicoDataset(kind="pico", root=root, seed=0, train=3, test=2))
-    assert [part.name for part in read.values()] == ["pico world"] * 2
+    read = load_dataset(section(kind=kind, root=root, seed=0, train=3, test=2))
+    assert [part.name for part in read.values()] == [name] * 2
     # Fingerprints of trainings are made of these digests: the name is not in them.
     np.testing.assert_array_equal(read["test"].digests(), load_hico_det(root, "test").digests())
 

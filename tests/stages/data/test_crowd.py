@@ -10,6 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from hoi_distill.stages.data.coco import OBJECT_INDEX
 from hoi_distill.stages.data.crowd.classes import CONTACT, HOIS, LINES, PARTICIPLES, RANKED, RAYS, crowd_vocabulary
 from hoi_distill.stages.data.crowd.detector import detections
 from hoi_distill.stages.data.crowd.plan import plan_split, twins
@@ -193,6 +194,20 @@ def test_the_detector_misses_what_is_small_or_hidden_and_twins_share_its_faults(
     assert len(small) < 0.5 * len(plainly) > len(behind)
     again = detections(5, boxes, np.zeros(600, int), hidden)
     assert all(np.array_equal(a[0], b[0]) and a[1:] == b[1:] for a, b in zip(one, again, strict=True))
+
+
+def test_the_detectors_ap50_is_between_60_and_75(plans, scenes):
+    from hoi_distill.stages.teacher.pico.evaluation.detector import average_precision
+
+    found, truth = [], []
+    for plan, scene in zip(plans, scenes, strict=True):
+        rows = sorted(detections(plan.seed, scene.boxes, scene.objects, scene.hidden), key=lambda row: -row[2])
+        columns = zip(("boxes", "labels", "scores"), zip(*rows, strict=True), strict=True)
+        found.append({name: np.array(column) for name, column in columns})
+        truth.append({"boxes": scene.boxes, "labels": scene.objects})
+    by_class = average_precision(found, truth, 0.5)
+    assert 0.6 < np.mean(list(by_class.values())) < 0.75
+    assert by_class[OBJECT_INDEX["sports_ball"]] < by_class[OBJECT_INDEX["person"]]  # the small are missed
 
 
 def test_same_seed_same_bytes(world, tmp_path):
