@@ -3,8 +3,9 @@
 Maps are 1,024 x 24 x 24 float16, drawn in random order in batches of 32 and stacked. Beside the stream: one raw file through
 ``numpy.memmap`` with the kernel's readahead (the limit), a ``.npy`` per image, LMDB with pickled arrays, ``torch.save`` per
 image. Cold means that the kernel was told to drop the files (``POSIX_FADV_DONTNEED`` after ``fsync``); the bytes that the
-disk then read are in ``bytes_over_values``. Scores are 600 x 2 float16 a row, in 12 and in 700 shards of 64 rows. All are
-read through the same DataLoader, in turn, in one process. Everything is built in a temporary folder (3 GB) and removed.
+disk then read are in ``bytes_over_values``. Scores are 600 x 2 float16 a row, in 12 and in 700 shards of 64 rows. ``gathered``
+is the stream where the rows do not fit into ``ROWS_IN_MEMORY``. A cold pass reads every row once. All are read through the same
+DataLoader, in turn, in one process. Everything is built in a temporary folder (3 GB) and removed.
 
     python -m bench.bench_reading [--json] [--maps N] [--rounds N] [--only maps|scores|order]
 """
@@ -29,7 +30,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 
-from hoi_distill.storage import sampling
+from hoi_distill.storage import numbers, sampling
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.storage.digests import as_rows, digest_bytes
@@ -42,6 +43,7 @@ SHAPE, BATCH, ROWS_PER_SHARD = (1024, 24, 24), 32, 64
 PROMPTS = tuple(f"a photo of a person doing the thing number {index}" for index in range(600))
 LOGITS = pa.list_(pa.float16(), 2)
 COLD_BATCHES = 6
+SHARDS = (12, 700)
 Reader = Callable[[int], np.ndarray]
 
 
@@ -201,8 +203,8 @@ def rotated(names: list[str], number: int) -> list[str]:
     return names[number % len(names) :] + names[: number % len(names)]
 
 
-def scores(folder: Path, shards: int, rounds: int) -> dict[str, Any]:
-    """600 scores a row, warm, from a table of so many shards."""
+def write_scores(folder: Path, shards: int) -> None:
+    """600 scores a row, as a file of rows and as a table of so many shards."""
     count = shards * ROWS_PER_SHARD
     ids, random = row_ids(count), np.random.default_rng(0)
     table = Cache.open(folder / "cache").table(
@@ -218,20 +220,54 @@ def scores(folder: Path, shards: int, rounds: int) -> dict[str, Any]:
                 for prompt, value in zip(PROMPTS, values, strict=True)
             }
             table.commit(CellBlock(part, PROMPTS, np.ones((len(part), len(PROMPTS)), bool)), columns)
-    bare = np.memmap(folder / "scores.raw", np.float16, "r", shape=(count, len(PROMPTS), 2))
-    stream = stream_of(folder, "itm", ids, PROMPTS)
-    readers = {"memmap": Rows(count, bare.__getitem__), "stream": Streamed(stream, lambda cells: cells.array, "itm")}  # type: ignore[attr-defined]
-    for row in range(0, count, 101):
-        if not np.array_equal(stream[row]["itm"].array, bare[row]):
+
+
+def score_reader(folder: Path, name: str, count: int) -> Rows:
+    """One of ``memmap``, ``stream`` and ``gathered``, opened anew."""
+    if name == "memmap":
+        return Rows(
+            count, np.memmap(folder / "scores.raw", np.float16, "r", shape=(count, len(PROMPTS), 2)).__getitem__
+        )
+    room, numbers.ROWS_IN_MEMORY = numbers.ROWS_IN_MEMORY, 0 if name == "gathered" else numbers.ROWS_IN_MEMORY
+    try:
+        stream = stream_of(folder, "itm", row_ids(count), PROMPTS)
+    finally:
+        numbers.ROWS_IN_MEMORY = room
+    return Streamed(stream, lambda cells: cells.array, "itm")  # type: ignore[attr-defined]
+
+
+def scores(folder: Path, shards: int, rounds: int) -> dict[str, Any]:
+    """CPU milliseconds of 600 scores a row, cold and warm."""
+    count = shards * ROWS_PER_SHARD
+    readers = {name: score_reader(folder, name, count) for name in ("memmap", "stream", "gathered")}
+    for row in range(0, count, 7):
+        bare, *others = (loaded(reader, row) for reader in readers.values())
+        if not all(np.array_equal(other, bare) for other in others):
             raise SystemExit("the stream's scores differ from the file's")
-    measured: dict[str, list[float]] = {name: [] for name in readers}
+    warm: dict[str, list[float]] = {name: [] for name in readers}
     for number in range(rounds + 1):
         order = epoch_order(3, number, count)[:6400].tolist()
         for name in rotated(list(readers), number):
             spent = cpu_milliseconds(readers[name], order)
-            if number:
-                measured[name].append(spent)
-    return over(measured)
+            if number:  # the first round turns what is not turned yet
+                warm[name].append(spent)
+    del readers
+    cold: dict[str, list[float]] = {name: [] for name in warm}
+    for number in range(rounds):
+        order = epoch_order(4, number, count).tolist()
+        for name in rotated(list(cold), number):
+            gc.collect()  # what is mapped cannot be dropped
+            reader = score_reader(folder, name, count)
+            drop(folder)
+            cold[name].append(cpu_milliseconds(reader, order))
+            del reader
+    return {"cold": over(cold), "warm": over(warm)}
+
+
+def loaded(reader: Rows, row: int) -> np.ndarray:
+    """One row, as a loader gets it."""
+    (value,) = reader.__getitems__([row]) if isinstance(reader, Streamed) else [reader[row]]
+    return value
 
 
 def order_of_an_epoch(rounds: int) -> dict[str, Any]:
@@ -269,8 +305,9 @@ def main() -> None:
             (folder / "maps").mkdir()
             result["maps"] = maps(folder / "maps", arguments.maps, arguments.rounds)
         if arguments.only in (None, "scores"):
-            for shards in (12, 700):
+            for shards in SHARDS:
                 (folder / f"scores-{shards}").mkdir()
+                write_scores(folder / f"scores-{shards}", shards)
                 result[f"scores_{shards}_shards"] = scores(folder / f"scores-{shards}", shards, arguments.rounds)
     if arguments.only in (None, "order"):
         result["epoch_order"] = order_of_an_epoch(3)

@@ -2,11 +2,14 @@
 
 * A task reads a table above and commits a block, in tables of few and of many shards. All but the blocks that are measured
   are records over sparse payloads (:mod:`bench.synthetic_table`). The sizes take turns, task by task.
-* The driver makes and packs all tasks of one and of ten million rows.
+* The driver makes and packs all tasks of one and of ten million rows. Its peak resident memory is taken
+  before the other measurements, with the smaller number first.
+* A trainer opens a sample stream of as many rows, takes an epoch's order and a loader's batches. The payloads are sparse, so it
+  reads no cell. It is a process of its own, whose peak resident memory is taken.
 * A commit writes feature maps of 1,024 x 24 x 24 fp16; beside it stands what hashing them twice (each value for what lies
   below it, the file for its name) and writing them once takes.
 
-    python -m bench.bench_tasks [--json] [--shards N ...] [--tasks N] [--rows N ...] [--maps N]
+    python -m bench.bench_tasks [--json] [--shards N ...] [--tasks N] [--rows N ...] [--maps N] [--only map|driver|trainer|task]
 """
 
 from __future__ import annotations
@@ -16,7 +19,10 @@ import gc
 import hashlib
 import json
 import os
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +41,10 @@ from hoi_distill.pipeline.planning.plan import plan
 from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values, fingerprint_record
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.cell_block import CellBlock
+from hoi_distill.storage.files import stamps
+from hoi_distill.storage.sampling import Epoch
+from hoi_distill.storage.selection import CellSelection
+from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
 from hoi_distill.storage.table import Table
 from hoi_distill.workers.executors.ray_actor import pack
 from hoi_distill.workers.task import Task
@@ -157,7 +167,7 @@ def measure_tasks(folder: Path, sizes: Sequence[int], count: int) -> dict[str, A
 
 def measure_driver(folder: Path, sizes: Sequence[int]) -> dict[str, Any]:
     """Milliseconds to make and to pack a task of an empty table, by number of rows, and a parcel's bytes."""
-    each, length = [], 0
+    each, peaks, length = [], [], 0
     for count in sizes:
         sources = {"images": source_of(synthetic_rows(count))}
         nodes = {"above": Node("above", Instant(), ("train",), DRIVER_SHARD)}
@@ -169,7 +179,42 @@ def measure_driver(folder: Path, sizes: Sequence[int]) -> dict[str, Any]:
 
         seconds, length = cpu_seconds(make_all)
         each.append(round(1000 * seconds / -(-count // DRIVER_SHARD), 3))
-    return {"rows": list(sizes), "rows_of_a_task": DRIVER_SHARD, "task_ms": each, "parcel_bytes": length}
+        peaks.append(peak_bytes())
+    return {
+        "rows": list(sizes),
+        "rows_of_a_task": DRIVER_SHARD,
+        "task_ms": each,
+        "parcel_bytes": length,
+        "peak_rss_bytes": peaks,
+    }
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure_trainers(folder: Path, sizes: Sequence[int]) -> dict[str, Any]:
+    """Peak resident memory of a trainer, in a process of its own, by number of rows."""
+    peaks = []
+    for count in sizes:
+        root, stage = folder / f"trained-{count}", Instant()
+        fill_synthetically(table_of(Cache.open(root), stage), synthetic_rows(count), stage.columns[:1], DRIVER_SHARD)
+        command = [sys.executable, "-m", "bench.bench_tasks", "--trainer", str(root), "--rows", str(count)]
+        peaks.append(int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
+    return {"rows": list(sizes), "peak_rss_bytes": peaks}
+
+
+def train(root: Path, count: int) -> int:
+    """What a trainer does before it reads a cell; this process's peak resident memory."""
+    stage, ids = Instant(), synthetic_rows(count)
+    table = table_of(Cache.open(root), stage)
+    sparse = os.scandir(table.dir / "shards")
+    stamps.vouch({entry.path: stamps.stamp_of(entry.stat()) for entry in sparse})  # they hold nothing to compare
+    ref = TableRef(str(table.dir), table.fingerprint, CellSelection(ids, stage.columns[:1]))
+    loader = SampleStream(StreamSpec(ids, {"above": ref}, "make teacher-cache")).loader(32, Epoch(0, 0))
+    assert len(next(iter(loader.batch_sampler or ()))) == 32
+    return peak_bytes()
 
 
 def measure_maps(folder: Path, count: int) -> dict[str, Any]:
@@ -207,14 +252,20 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=40, help="tasks of each size")
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--maps", type=int, default=16, help="maps of a commit")
+    parser.add_argument("--only", choices=("map", "driver", "trainer", "task"))
+    parser.add_argument("--trainer", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.trainer:
+        print(train(options.trainer, options.rows[0]))
+        return
+    parts: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "driver": lambda folder: measure_driver(folder, options.rows),
+        "trainer": lambda folder: measure_trainers(folder, options.rows),
+        "map": lambda folder: measure_maps(folder, options.maps),
+        "task": lambda folder: measure_tasks(folder, options.shards, options.tasks),
+    }
     with tempfile.TemporaryDirectory(prefix="bench-tasks-") as name:
-        folder = Path(name)
-        result = {
-            "map": measure_maps(folder, options.maps),
-            "driver": measure_driver(folder, options.rows),
-            "task": measure_tasks(folder, options.shards, options.tasks),
-        }
+        result = {part: run(Path(name)) for part, run in parts.items() if options.only in (None, part)}
     print(json.dumps(result) if options.json else json.dumps(result, indent=1))
 
 

@@ -15,12 +15,12 @@ BAR, GAP, LEFT, WIDTH, VALUE = 9, 8, 190, 760, 120
 COLD, WARM, OURS = "#b9c7d6", "#5b7c99", "#c2571a"
 
 
-def page(entries: Mapping[str, Entry], titles: Mapping[str, tuple[str, str]]) -> str:
+def page(entries: Mapping[str, Entry], titles: Mapping[str, tuple[str, str, str]]) -> str:
     """The Markdown page.
 
     Args:
         entries: by name, the measurements that were made.
-        titles: by name, the title and what is asked, in the page's order.
+        titles: by name, the title, what is asked and a remark, in the page's order.
     """
     lines = [
         "<!-- written by: make bench -->",
@@ -34,19 +34,21 @@ def page(entries: Mapping[str, Entry], titles: Mapping[str, tuple[str, str]]) ->
     if "peers" in results:
         lines += [f"![CPU time to read a row, by format]({CHART})", ""]
     lines += [*sentences(results), ""]
-    for name, (title, asked) in titles.items():
+    for name, words in titles.items():
         if name in entries:
-            lines += section(name, title, asked, entries[name])
+            lines += section(name, words, entries[name])
     return "\n".join(lines)
 
 
-def section(name: str, title: str, asked: str, entry: Entry) -> list[str]:
+def section(name: str, words: tuple[str, str, str], entry: Entry) -> list[str]:
     """The lines of one measurement."""
+    title, asked, remark = words
     lines = [f"## {title}", "", f"Asked: {asked}.", ""]
     for table in TABLES[name](entry["result"]):
         lines += [*table.markdown(entry["result"]), ""]
     if name == "peers":
         lines += notes(entry["result"])
+    lines += [remark, ""] if remark else []
     lines += [
         f"`python -m bench {name}`, {number(entry['seconds'])} s, on {entry['machine']}. All figures: "
         f"[{name}.json](benchmarks/{name}.json).",

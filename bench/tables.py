@@ -134,10 +134,20 @@ READING_TURNS = [
             Heading("cold, bytes read over values", "maps/cold/{}/bytes_over_values"),
             Heading("warm map, CPU time", "maps/warm/{}/cpu_ms", "ms"),
             Heading("warm, over memmap", "maps/warm/{}/over_memmap"),
-            Heading("600 scores in 12 shards, over memmap", "scores_12_shards/{}/over_memmap"),
-            Heading("600 scores in 700 shards, over memmap", "scores_700_shards/{}/over_memmap"),
         ),
         READING_FORMS,
+    ),
+    Table(
+        (
+            Heading("12 shards, warm", "scores_12_shards/warm/{}/over_memmap"),
+            Heading("12 shards, cold", "scores_12_shards/cold/{}/over_memmap"),
+        ),
+        (
+            Heading("memmap", "memmap"),
+            Heading("stream", "stream"),
+            Heading("stream, if the rows do not fit into memory", "gathered"),
+        ),
+        "a row of 600 scores, CPU time over memmap",
     ),
     Table(
         (
@@ -164,6 +174,7 @@ TASKS = [
     Table(
         (
             Heading("commit of a 1.18 MB map, CPU time", "map/commit_ms", "ms"),
+            Heading("two digests and one write of its bytes", "map/hashed_twice_and_written_ms", "ms"),
             Heading("a task's parcel", "driver/parcel_bytes", "MB"),
         )
     ),
@@ -439,6 +450,14 @@ def h200(result: Result) -> list[Table]:
     return [Table(rows, H200, "an image")]
 
 
+def precision(result: Result) -> list[Table]:
+    """A row for each seed's mAP and for each seed's CPU time."""
+    seeds = list(enumerate(result["seeds"]))
+    maps = [Heading(f"mAP, seed {seed}", f"{{}}/map/{place}") for place, seed in seeds]
+    times = [Heading(f"CPU time, seed {seed}", f"{{}}/cpu_seconds/{place}", "s") for place, seed in seeds]
+    return [Table((*maps, *times), (Heading("float32", "fp32"), Heading("bfloat16", "bf16")), "a training")]
+
+
 TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "peers": peers,
     "h200": h200,
@@ -453,6 +472,7 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "vlm_hoi": lambda _: VLM_HOI,
     "link": lambda _: LINK,
     "pair_heads": lambda _: PAIR_HEADS,
+    "precision": precision,
     "evaluate": lambda _: EVALUATE,
     "viewer": lambda _: VIEWER,
     "memory": lambda _: MEMORY,

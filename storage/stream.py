@@ -3,7 +3,7 @@
 Opening a stream checks everything it will read: that each wanted cell is filled and was computed from today's inputs,
 that the table is the one that was planned, that payloads have their size and, the first time this machine touches them,
 their checksum. After that it only maps files: values are views of the page cache, and what a stream keeps in memory is
-a few integers per row.
+a few integers per row; of a table of numbers also its rows, where they fit (:mod:`hoi_distill.storage.numbers`).
 """
 
 from __future__ import annotations

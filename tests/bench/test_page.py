@@ -49,7 +49,7 @@ def test_every_row_of_a_table_was_measured(name):
 
 
 def test_the_page_and_the_chart_are_those_of_the_json_files():
-    titles = {name: (bench.title, bench.asks) for name, bench in command.BENCHES.items()}
+    titles = {name: bench.words for name, bench in command.BENCHES.items()}
     assert (ROOT / command.PAGE).read_text() == page(ENTRIES, titles), "run `python -m bench page`"
     drawn = chart(ENTRIES["peers"]["result"])
     assert (ROOT / "docs" / CHART).read_text() == drawn
