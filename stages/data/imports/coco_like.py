@@ -32,10 +32,7 @@ def read_coco(path: Path, document: Mapping[str, Any]) -> list[ListedImage]:
         UserError: With the file, the list and the number in it, from 1.
     """
     names = {key: name_of(str(each["name"])) for key, each, _ in _by_id(path, document, "categories", ("name",))}
-    images = {
-        key: (each, where, [])
-        for key, each, where in _by_id(path, document, "images", ("file_name",))
-    }  # type: dict[Any, tuple[dict[str, Any], str, list[ListedPair]]]
+    images = {key: (each, where, []) for key, each, where in _by_id(path, document, "images", ("file_name",))}  # type: dict[Any, tuple[dict[str, Any], str, list[ListedPair]]]
     boxes: dict[Any, tuple[Any, str, Box]] = {}
     for key, each, where in _by_id(path, document, "annotations", ("image_id", "category_id", "bbox")):
         if each["image_id"] not in images:
@@ -44,7 +41,9 @@ def read_coco(path: Path, document: Mapping[str, Any]) -> list[ListedImage]:
             raise UserError(f"{where}: category_id {each['category_id']!r} is no id of categories; add the category")
         boxes[key] = each["image_id"], names[each["category_id"]], _corners(each["bbox"], where)
     if "interactions" not in document:
-        raise UserError(f"{path}: no list 'interactions'; it holds {{subject_id, object_id, verb}} by ids of annotations")
+        raise UserError(
+            f"{path}: no list 'interactions'; it holds {{subject_id, object_id, verb}} by ids of annotations"
+        )
     for number, each in enumerate(_list(path, document, "interactions"), start=1):
         where = f"{path}: interactions, entry {number}"
         _refuse_lacking(each, ("subject_id", "object_id", "verb"), where)
@@ -53,9 +52,13 @@ def read_coco(path: Path, document: Mapping[str, Any]) -> list[ListedImage]:
                 raise UserError(f"{where}: {key} {each[key]!r} is no id of annotations; correct it")
         (image, human, human_box), (other, obj, object_box) = boxes[each["subject_id"]], boxes[each["object_id"]]
         if human != PERSON:
-            raise UserError(f"{where}: the subject {each['subject_id']!r} is a {human}; a person acts, swap the two ids")
+            raise UserError(
+                f"{where}: the subject {each['subject_id']!r} is a {human}; a person acts, swap the two ids"
+            )
         if image != other:
-            raise UserError(f"{where}: subject {each['subject_id']!r} and object {each['object_id']!r} are of two images")
+            raise UserError(
+                f"{where}: subject {each['subject_id']!r} and object {each['object_id']!r} are of two images"
+            )
         images[image][2].append(ListedPair(where, human_box, object_box, obj, (str(each["verb"]),)))
     looked_at = {image for image, _, _ in boxes.values()}
     return [

@@ -43,7 +43,9 @@ def read_csv(path: Path) -> list[ListedImage]:
     for number, row in enumerate(rows, start=2):
         where = f"{path}: row {number}"
         if "" in row or None in row.values():
-            raise UserError(f"{where}: {'more' if '' in row else 'fewer'} cells than columns; quote cells that hold a comma")
+            raise UserError(
+                f"{where}: {'more' if '' in row else 'fewer'} cells than columns; quote cells that hold a comma"
+            )
         cells = {name: row[name].strip() for name in head}
         name = cells["image"]
         if not name:
@@ -60,7 +62,9 @@ def read_csv(path: Path) -> list[ListedImage]:
 def _pair(cells: dict[str, str], where: str) -> ListedPair:
     for column in ("verb", "object"):
         if not cells[column]:
-            raise UserError(f"{where}: no {column}; fill the cell, or leave all but image empty where nobody does anything")
+            raise UserError(
+                f"{where}: no {column}; fill the cell, or leave all but image empty where nobody does anything"
+            )
     human, object_ = (_box(cells, who, where) for who in ("human", "object"))
     return ListedPair(where, human, object_, cells["object"], (cells["verb"],))
 

@@ -36,7 +36,9 @@ def read_label_studio(path: Path, tasks: Sequence[Any]) -> list[ListedImage]:
         where = f"{path}: task {number}"
         if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
             raise UserError(f"{where}: no 'data'; export as JSON (not JSON-MIN)")
-        done = [each for each in task.get("annotations") or [] if isinstance(each, dict) and not each.get("was_cancelled")]
+        done = [
+            each for each in task.get("annotations") or [] if isinstance(each, dict) and not each.get("was_cancelled")
+        ]
         if not done:
             continue
         if len(done) > 1:

@@ -65,7 +65,9 @@ def box_of(values: Sequence[Any], where: str, what: str) -> Box:
         raise UserError(f"{where}: {what} is {values!r}; four numbers in pixels are wanted")
     x1, y1, x2, y2 = (float(value) for value in given)
     if x1 >= x2 or y1 >= y2:
-        raise UserError(f"{where}: {what} {x1:g}, {y1:g}, {x2:g}, {y2:g} is empty; the corners are left, top, right, bottom")
+        raise UserError(
+            f"{where}: {what} {x1:g}, {y1:g}, {x2:g}, {y2:g} is empty; the corners are left, top, right, bottom"
+        )
     return x1, y1, x2, y2
 
 

@@ -98,7 +98,9 @@ def own_form(listed: Sequence[ListedImage], root: Path, words: Vocabulary | None
     if words is None:
         done = [(name_of(verb), name_of(pair.object)) for each in listed for pair in each.pairs for verb in pair.verbs]
         if not done:
-            raise UserError(f"{listed[0].where}: no interaction in the whole file; annotate what people do with objects")
+            raise UserError(
+                f"{listed[0].where}: no interaction in the whole file; annotate what people do with objects"
+            )
         words = vocabulary_of(done, {}, listed[0].where)
     tested = _tested(found, test)
     pictures = []

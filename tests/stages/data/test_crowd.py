@@ -39,9 +39,7 @@ def world(tmp_path_factory):
 
 
 def annotated(split: str, images: int) -> Counter:
-    return Counter(
-        (act.verb, act.name) for plan in plan_split(0, split, images) for act in plan.acts if act.annotated
-    )
+    return Counter((act.verb, act.name) for plan in plan_split(0, split, images) for act in plan.acts if act.annotated)
 
 
 def test_not_one_pixel_of_the_pico_world_has_moved():

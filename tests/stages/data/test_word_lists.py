@@ -16,7 +16,9 @@ def lists(folder, verbs, objects):
 
 
 def test_a_verb_goes_with_its_own_objects_or_with_all_of_them(tmp_path):
-    words = lists(tmp_path, "ride: Bicycle  # and nothing else\n\nWave At\nski = skiing: skis\n", "bicycle\nboat\nskis\n")
+    words = lists(
+        tmp_path, "ride: Bicycle  # and nothing else\n\nWave At\nski = skiing: skis\n", "bicycle\nboat\nskis\n"
+    )
     named = {" ".join(words.hoi_name(hoi)) for hoi in range(len(words))}
     assert named == {"ride bicycle", "wave_at bicycle", "wave_at boat", "wave_at skis", "ski skis"}
     assert words.objects == COCO_OBJECTS  # so that boxes of a COCO detector fit

@@ -168,7 +168,7 @@ class ImageLabelTerm(Term):
             value = relatedness_loss(logit, log_r, candidates, targets, processes)
             found.append(WeightedLoss("relatedness", config.relatedness, value))
         grown = min(1.0, (step + 1) / max(self.ramp, 1))
-        return [WeightedLoss(name, grown * weight, value) for name, weight, value in found]
+        return [loss._replace(weight=grown * loss.weight) for loss in found]
 
 
 class CopiedLabelTerm(PairTerm):
