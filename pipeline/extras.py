@@ -13,5 +13,7 @@ def refuse_missing_packages(packages: Sequence[str], extra: str) -> None:
     for package in packages:
         try:
             importlib.import_module(package)
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise UserError(f"{package}: {error}; install the extra: pip install 'hoi-distill[{extra}]'") from None
+        except ImportError as error:  # a library of the system, such as OpenCV's libGL
+            raise UserError(f"{package}: {error}; install that library (Debian: apt-get install libgl1)") from None

@@ -23,6 +23,9 @@ from hoi_distill.pipeline.video import Source, opened, webcam_source
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.untrained_student import film, untrained
 
+for package in ("av", "trackers"):
+    pytest.importorskip(package, exc_type=ImportError, reason="the extra video, and libGL, which OpenCV is linked with")
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
