@@ -18,6 +18,7 @@ from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
 from hoi_distill.pipeline.filling.garbage import register
 from hoi_distill.pipeline.filling.run import fill_cache
 from hoi_distill.pipeline.graph.builder import refuse_unknown_keys
+from hoi_distill.pipeline.planning.matrix_costs import matrix_costs
 from hoi_distill.pipeline.records import Place, file_name, read_recorded, record_of, run_of, write_record
 from hoi_distill.pipeline.reports.arms import MarkdownPage, markdown
 from hoi_distill.pipeline.train import finished_run, train_student
@@ -163,6 +164,21 @@ def check_arms(matrix: Matrix) -> None:
             refuse_unknown_keys(table.stage, table.parameters(), f"{matrix.setup}: tables.{name}")
 
 
+def print_costs(path: Path) -> None:
+    """Print what a matrix needs before it begins, without its images and its checkpoints. Computes nothing.
+
+    Raises:
+        UserError: a mistake in the matrix or an arm.
+    """
+    matrix = load_matrix(path)
+    check_arms(matrix)
+    configs = [
+        load_config(matrix.setup, matrix.overrides_of(arm, seed)) for seed in matrix.seeds for arm in matrix.arms
+    ]
+    for line in matrix_costs(configs).lines():
+        print(line)
+
+
 def run_matrix(path: Path, *, train: bool = True) -> None:
     """Train what is not trained or recorded yet, seed by seed, and write the page after every run. A killed matrix goes on.
 
@@ -270,7 +286,7 @@ class ArmTraining:
 def write_tables(matrix: Matrix, runs: Mapping[str, Sequence[Run]], page: Path) -> None:
     """Write the HTML page, and the same figures in Markdown once every arm has every seed."""
     arms = [
-        Arm(name, arm.text, done, matrix.against(name), arm.published and arm.published.told())
+        Arm(name, arm.text, done, matrix.against(name), None if arm.published is None else arm.published.told())
         for name, done in runs.items()
         if done and (arm := matrix.arms[name])
     ]
