@@ -39,6 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import bench_itm
 from bench.bench_teacher_overhead import save_images
+from hoi_distill.pipeline.planning.model_arithmetic import BANDWIDTH, PEAK, Work
 from hoi_distill.stages.data.image import decode
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.stages.stage import ArrowOutput, TensorOutput
@@ -50,11 +51,6 @@ from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.storage.digests import as_rows, digest_bytes
 
-PEAK = {"bfloat16": 989e12, "float32": 67e12}
-"""FLOP/s of NVIDIA's H200 SXM by its data sheet, without sparsity. float32 is that of the ordinary cores: torch uses no TF32
-for matrix products unless it is asked to."""
-BANDWIDTH = 4.8e12
-"""Bytes/s of its memory, by the same sheet."""
 CORES = (16, 96)
 """Of a machine with one card, and of one with eight."""
 IMAGES = 32
@@ -67,24 +63,6 @@ SCORED = 8
 """Images of one forward of yes/no questions: the default ``batch_size``."""
 
 Cells = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the device does for one image.
-
-    Attributes:
-        flop: floating-point operations.
-        memory_bytes: what a generation reads from the device's memory: the weights once a step and batch, keys and values. 0
-            for a single forward of many images, whose FLOPs bound it.
-    """
-
-    flop: float
-    memory_bytes: float = 0.0
-
-    def milliseconds(self, dtype: str) -> float:
-        """At the vendor's peak."""
-        return 1e3 * max(self.flop / PEAK[dtype], self.memory_bytes / BANDWIDTH)
 
 
 @dataclass(frozen=True)
@@ -359,7 +337,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {
-        "peak_tflops": {name: peak / 1e12 for name, peak in PEAK.items()},
+        "peak_tflops": {name: PEAK[name] / 1e12 for name in ("bfloat16", "float32")},
         "peak_bandwidth_tb_a_second": BANDWIDTH / 1e12,
         "cores": dict(zip(("one", "eight"), arguments.cores, strict=True)),
         "teachers": {},

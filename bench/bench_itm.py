@@ -20,11 +20,11 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from hoi_distill.pipeline.planning.model_arithmetic import Matching
 from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.stages.teacher.blip.blip2_scorer import Blip2ItmScorer
 from hoi_distill.stages.teacher.blip.itm_scorer import ItmScorer, PromptScorer
@@ -34,56 +34,10 @@ HICO_TRAIN = 38_118
 """Training images of HICO-DET."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One model at one image size: N image tokens of width ``image_width``."""
-
-    family: str
-    image_tokens: int
-    image_width: int
-    layers: int = 12
-    width: int = 768
-    wide: int = 3072
-    queries: int = 0
-
-    def macs_stock(self, lengths: Sequence[int]) -> float:
-        """Multiply-adds of the stock text model with expanded states; padding left out."""
-        n, d, wide, q = self.image_tokens, self.width, self.wide, self.queries
-        total = 0.0
-        for length in lengths:
-            t, asking = q + length, q or length
-            crossing = self.layers // 2 if q else self.layers
-            total += self.layers * (4 * t * d * d + 2 * t * t * d + 2 * t * d * wide)
-            total += crossing * (2 * asking * d * d + 2 * n * self.image_width * d + 2 * asking * n * d)
-        return total
-
-    def macs_ours(self, lengths: Sequence[int]) -> float:
-        """The same for one image with kept prefixes."""
-        n, d, wide, q = self.image_tokens, self.width, self.wide, self.queries
-        crossing = self.layers // 2 if q else self.layers
-        total = crossing * 2.0 * n * self.image_width * d
-        for length in lengths:
-            t, asking = q + length, q or length
-            read = q or 1
-            first = asking * d * d + 2 * asking * n * d + 2 * asking * d * wide
-            inner = 4 * t * d * d + 2 * t * t * d + 2 * t * d * wide
-            cross = 2 * asking * d * d + 2 * asking * n * d
-            last = 2 * read * d * d + 2 * t * d * d + 2 * read * t * d + 2 * read * d * wide
-            if (
-                q
-            ):  # the second layer's text projections are kept; every second layer looks at the image, the last does not
-                total += (
-                    first + (inner - 3 * length * d * d) + (self.layers - 3) * inner + (crossing - 1) * cross + last
-                )
-            else:
-                total += first + (self.layers - 2) * (inner + cross) + last + 2 * read * d * d + 2 * read * n * d
-        return total
-
-
 SETTINGS = {
-    "blip_384": Setting("blip", 577, 768),
-    "blip2_364": Setting("blip2", 677, 1408, queries=32),
-    "blip2_224": Setting("blip2", 257, 1408, queries=32),
+    "blip_384": Matching("blip", 577, 768),
+    "blip2_364": Matching("blip2", 677, 1408, queries=32),
+    "blip2_224": Matching("blip2", 257, 1408, queries=32),
 }
 
 
@@ -166,7 +120,7 @@ def product_limit(device: str, dtype: torch.dtype) -> float:
 
 
 @torch.inference_mode()
-def measure(setting: Setting, prompts: Sequence[str], device: str) -> dict[str, Any]:
+def measure(setting: Matching, prompts: Sequence[str], device: str) -> dict[str, Any]:
     """Seconds per image of every side, their ratios, and how far the logits lie apart."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     batch, memory_mib = (32, 16384) if device == "cuda" else (1, 256)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -18,16 +18,20 @@ from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
 from hoi_distill.pipeline.filling.garbage import register
 from hoi_distill.pipeline.filling.run import fill_cache
 from hoi_distill.pipeline.graph.builder import refuse_unknown_keys
+from hoi_distill.pipeline.planning.matrix_costs import matrix_costs
 from hoi_distill.pipeline.records import Place, file_name, read_recorded, record_of, run_of, write_record
 from hoi_distill.pipeline.reports.arms import MarkdownPage, markdown
 from hoi_distill.pipeline.train import finished_run, train_student
 from hoi_distill.pipeline.training.binding import plan_all
 from hoi_distill.pipeline.training.declaration import declaration
 from hoi_distill.pipeline.workspace import Workspace, prepare
+from hoi_distill.stages.evaluate.pages.published import Published
 from hoi_distill.stages.evaluate.pages.report import Arm, ExperimentsPage, Run, write_experiments_page
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.atomic import write_atomically
 from hoi_distill.storage.files.writable import refuse_unwritable, writing
+
+Percent = Annotated[float | None, Field(ge=0, le=100)]
 
 
 class Changes(Section):
@@ -49,11 +53,37 @@ class Changes(Section):
         return [f"{key}={json.dumps(value)}" for key, value in [*tables, *teachers, *student]]
 
 
+class PublishedFigures(Section):
+    """What a paper reports of an arm, in percent; keys of :data:`~hoi_distill.stages.evaluate.pages.published.FIGURES`."""
+
+    source: str = Field(min_length=1)
+    full: Percent = None
+    rare: Percent = None
+    non_rare: Percent = None
+    unseen: Percent = None
+    seen: Percent = None
+    known_object_full: Percent = None
+    known_object_rare: Percent = None
+    known_object_non_rare: Percent = None
+    scenario_1: Percent = None
+    scenario_2: Percent = None
+    role_ap: Percent = None
+
+    def told(self) -> Published:
+        """The figures that are there."""
+        figures = self.model_dump(exclude={"source"}, exclude_none=True)
+        return Published(self.source, figures)
+
+
 class ArmSection(Changes):
-    """One line of the table: what it shows, and what makes it. ``against`` is the arm that it is compared with."""
+    """One line of the table: what it shows, and what makes it.
+
+    ``against`` is the arm that it is compared with. ``published`` is what a paper reports of it.
+    """
 
     text: str
     against: str | None = None
+    published: PublishedFigures | None = None
 
 
 def leaves(prefix: str, section: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -132,6 +162,21 @@ def check_arms(matrix: Matrix) -> None:
             read_section(section, f"{matrix.setup}: {name}.")
         for name, table in config.tables.items():
             refuse_unknown_keys(table.stage, table.parameters(), f"{matrix.setup}: tables.{name}")
+
+
+def print_costs(path: Path) -> None:
+    """Print what a matrix needs before it begins, without its images and its checkpoints. Computes nothing.
+
+    Raises:
+        UserError: a mistake in the matrix or an arm.
+    """
+    matrix = load_matrix(path)
+    check_arms(matrix)
+    configs = [
+        load_config(matrix.setup, matrix.overrides_of(arm, seed)) for seed in matrix.seeds for arm in matrix.arms
+    ]
+    for line in matrix_costs(configs).lines():
+        print(line)
 
 
 def run_matrix(path: Path, *, train: bool = True) -> None:
@@ -240,7 +285,11 @@ class ArmTraining:
 
 def write_tables(matrix: Matrix, runs: Mapping[str, Sequence[Run]], page: Path) -> None:
     """Write the HTML page, and the same figures in Markdown once every arm has every seed."""
-    arms = [Arm(name, matrix.arms[name].text, done, matrix.against(name)) for name, done in runs.items() if done]
+    arms = [
+        Arm(name, arm.text, done, matrix.against(name), None if arm.published is None else arm.published.told())
+        for name, done in runs.items()
+        if done and (arm := matrix.arms[name])
+    ]
     write_experiments_page(page, ExperimentsPage(matrix.name, matrix.about, arms, matrix.conclusion))
     if matrix.table is not None and all(len(done) == len(matrix.seeds) for done in runs.values()):
         text = markdown(MarkdownPage(matrix.name, matrix.about, matrix.conclusion, matrix.seeds), arms)

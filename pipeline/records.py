@@ -130,6 +130,7 @@ def run_of(record: Mapping[str, Any], where: str) -> Run:
         by_training_pairs=means_by_pairs(per_class),
         outcomes=read_outcomes(record["outcomes"], where),
         origin=where,
+        protocol=record.get("protocol", {}),
     )
 
 
@@ -159,9 +160,21 @@ def record_of(run_dir: Path, place: Place, test: Annotations) -> dict[str, Any]:
         "wall_seconds": done["wall_seconds"],
         "threads": done.get("threads"),
         **{key: evaluation[key] for key in FIGURES if key in evaluation},
+        **protocol_of(run_dir),
         "classes": {key: [_short(row[key]) for row in rows] for key in CLASSES if key in rows[0]},
         "outcomes": outcomes_of(run_dir, evaluation, test).as_json(),
     }
+
+
+def protocol_of(run_dir: Path) -> dict[str, Any]:
+    """``{"protocol": means}`` as :class:`Run` has them; {} where the dataset has no protocol of its own."""
+    if not (run_dir / "official.json").exists():
+        return {}
+    found = read_json(run_dir / "official.json")
+    if "scenario_1" in found:
+        return {"protocol": {name: found[name] for name in ("scenario_1", "scenario_2")}}
+    means = {name: found[name] for name in ("full", "rare", "non_rare")}
+    return {"protocol": {"default": means, "zero_shot": {"unseen": found["unseen"]}}}
 
 
 def write_record(place: Place, record: Mapping[str, Any]) -> None:

@@ -105,10 +105,16 @@ def experiments(
     no_train: Annotated[
         bool, typer.Option("--no-train", help="Train nothing: show what is trained or recorded already.")
     ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Compute nothing: say what it costs in trainings, GB and GPU-hours.")
+    ] = False,
 ) -> None:
     """Train every arm and seed of a matrix that is not trained or recorded yet, then write the table of all."""
-    from hoi_distill.pipeline.experiments import run_matrix
+    from hoi_distill.pipeline.experiments import print_costs, run_matrix
 
+    if plan:
+        print_costs(matrix)
+        return
     run_matrix(matrix, train=not no_train)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hoi_distill.stages.evaluate.metrics.differences import Difference
 from hoi_distill.stages.evaluate.metrics.outcomes import RESAMPLES
 from hoi_distill.stages.evaluate.metrics.training_pairs import PAIR_GROUP_LABELS
+from hoi_distill.stages.evaluate.pages.published import Cell, beside_papers
 from hoi_distill.stages.evaluate.pages.report import ZERO_SHOT_SETS, Arm, Run, differences_of
 
 
@@ -51,6 +52,7 @@ def markdown(page: MarkdownPage, arms: Sequence[Arm]) -> str:
         page.about.strip(),
         "",
         *_figures(arms, len(page.seeds)),
+        *_papers(arms),
         *_differences(arms),
         *(f"* **{arm.name}**: {arm.text.strip()}" for arm in arms),
         "",
@@ -112,6 +114,25 @@ def _grouped(name: str, classes: int) -> Callable[[Run], float | None]:
         return group["map"] if group.get("classes") == classes else None
 
     return value
+
+
+def _papers(arms: Sequence[Arm]) -> list[str]:
+    """The table of ours beside published figures; [] where no arm has any."""
+    found = beside_papers(arms)
+    if not found.rows:
+        return []
+    return [
+        "What a paper reports of an arm, and ours in its metric, in percent.",
+        "",
+        _row(["arm", *found.heads, "source"]),
+        "|---" * (len(found.heads) + 2) + "|",
+        *(_row([name, *map(_paper_cell, cells), source]) for name, cells, source in found.rows),
+        "",
+    ]
+
+
+def _paper_cell(cell: Cell) -> str:
+    return f"{cell:g}" if isinstance(cell, float) else spread(cell or ())
 
 
 def _differences(arms: Sequence[Arm]) -> list[str]:

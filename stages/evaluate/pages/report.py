@@ -25,6 +25,7 @@ from hoi_distill.stages.evaluate.metrics_log import read_metrics
 from hoi_distill.stages.evaluate.pages import charts
 from hoi_distill.stages.evaluate.pages.gallery import GalleryItem
 from hoi_distill.stages.evaluate.pages.images import data_uri, draw_pairs, load_image, numbered
+from hoi_distill.stages.evaluate.pages.published import Published, beside_papers
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.atomic import write_atomically
 from hoi_distill.storage.files.writable import writing
@@ -175,6 +176,8 @@ class Run:
             (:mod:`hoi_distill.stages.evaluate.metrics.training_pairs`).
         outcomes: of the bootstrap of its test images, for differences; None if it was not drawn.
         origin: where the figures come from, if not from a run here: the file of a record.
+        protocol: means by the dataset's own protocol, where it is not HICO-DET's, ``{setting: {set: percent}}``: V-COCO's
+            ``scenario_1`` and ``scenario_2``; SWiG-HOI's stand in the place of ``default`` and ``zero_shot``.
     """
 
     seed: int
@@ -185,6 +188,13 @@ class Run:
     by_training_pairs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     outcomes: Outcomes | None = None
     origin: str = ""
+    protocol: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Mapping[str, float | None]]:
+        """All means, as a paper on this dataset would count them."""
+        own = {"default": self.default, "known_object": self.known_object, "zero_shot": self.zero_shot}
+        return {**own, **self.protocol}
 
     @property
     def pair_means(self) -> dict[str, float | None]:
@@ -201,12 +211,14 @@ class Arm:
         text: what it is and what it shows.
         runs: one a seed.
         against: the name of the arm that it is compared with; None if with none.
+        published: what a paper reports of it; None where nothing is known.
     """
 
     name: str
     text: str
     runs: Sequence[Run]
     against: str | None = None
+    published: Published | None = None
 
     def outcomes(self) -> list[Outcomes]:
         """Of the runs that have them."""
@@ -302,7 +314,8 @@ def write_experiments_page(path: Path, data: ExperimentsPage) -> None:
     ]
     compared, differences = differences_of(data.arms)
     page = environment().get_template("experiments.html.j2").render(
-        data=data, tables=tables, plots=plots, difference_sets=compared, differences=differences
+        data=data, tables=tables, plots=plots, difference_sets=compared, differences=differences,
+        papers=beside_papers(data.arms),
     )  # fmt: skip
     write_page(path, page)
 
