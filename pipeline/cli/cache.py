@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -118,8 +117,11 @@ def run(
         raise typer.Exit(INCOMPLETE)
 
 
+CacheRoot = Annotated[str, typer.Option(metavar="PATH", help="The cache's folder, or its address in an object store.")]
+
+
 def check(
-    cache: Annotated[Path, typer.Option(help="The cache's folder.")] = Path("cache"),
+    cache: CacheRoot = "cache",
     quick: Annotated[bool, typer.Option(help="Only sizes and records, no checksums.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -159,7 +161,7 @@ def verify(
 
 
 def gc(
-    cache: Annotated[Path, typer.Option(help="The cache's folder.")] = Path("cache"),
+    cache: CacheRoot = "cache",
     yes: Annotated[
         bool, typer.Option("--yes", help="Move them to the trash, which empties after the grace period.")
     ] = False,
@@ -193,16 +195,17 @@ def gc(
         print("Nothing was moved. Add --yes to move them.")
 
 
-def existing_cache(root: Path) -> Cache:
-    """Open the cache in a folder that ``--cache`` names.
+def existing_cache(given: str) -> Cache:
+    """Open the cache that ``--cache`` names, a folder or an address in an object store.
 
     Raises:
         UserError: there is no such folder, or it is no cache.
     """
     from hoi_distill.storage.cache import Cache
 
-    if not root.is_dir():
-        raise UserError(f"--cache {root}: no such folder; a run makes it")
-    if not (root / "tables").is_dir():
-        raise UserError(f"--cache {root}: not a cache: it has no folder tables")
-    return Cache.open(root)
+    cache = Cache(given)
+    if not cache.store.is_folder(cache.root):
+        raise UserError(f"--cache {cache.root}: no such folder; a run makes it")
+    if not (cache.store.is_folder(tables := cache.root / "tables") and cache.store.is_used(tables)):
+        raise UserError(f"--cache {cache.root}: not a cache: it has no folder tables")
+    return Cache.open(given)
