@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hoi_distill.pipeline.cli.options import INCOMPLETE, ConfigFile, Json, Limit, Overrides, Rehash
+from hoi_distill.pipeline.cli.options import INCOMPLETE, ConfigFile, Json, Limit, Overrides, Rehash, TimeLimit
 from hoi_distill.pipeline.config.whereabouts import in_every_folder, names_of_configuration
-from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
+from hoi_distill.pipeline.console.interrupt import Deadline, stop_on_interrupt
 from hoi_distill.stages.quantities import size
 from hoi_distill.storage.errors import UserError
 
@@ -85,6 +85,7 @@ def run(
         int | None, typer.Option(min=1, help="How many workers; the configuration's by default.")
     ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Empty the failure cells first and try them again.")] = False,
+    time_limit: TimeLimit = None,
 ) -> None:
     """Fill the cache: compute every wanted cell that is empty, and nothing else."""
     from hoi_distill.pipeline.cli.show import nothing_to_do, plan_table, run_summary
@@ -94,6 +95,7 @@ def run(
     from hoi_distill.pipeline.training.checks import rehearse_student
     from hoi_distill.pipeline.workspace import prepare
 
+    until = Deadline(time_limit)
     if executor not in (None, "ray", "inline"):
         raise UserError(f"--executor {executor}: there are ray and inline")
     workspace = prepare(config, overrides or (), limit=limit, rehash=rehash)
@@ -104,7 +106,7 @@ def run(
     workspace.cache.require_writable()
     rehearse_student(workspace)
     chosen = workspace.config.workers
-    with stop_on_interrupt() as stop, \
+    with stop_on_interrupt(until.seconds_left()) as stop, \
             choose_executor(executor or chosen.executor, chosen.device, workers or chosen.count, **chosen.limits()) \
             as execute:  # fmt: skip
         summary = fill(workspace, execute, stop, functools.partial(register, workspace) if limit is None else None)

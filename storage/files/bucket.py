@@ -39,7 +39,7 @@ _RETRIES = {
     "retry_timeout": timedelta(seconds=10),
 }
 _TIMEOUTS = {"connect_timeout": "10s", "timeout": "120s"}
-_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL")
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL")
 _STATUS = re.compile(r"status code: (\d+ ?[A-Za-z ]*)")
 _WHY = re.compile(r"HTTP error: ([^\n]*)")
 _PASSING = (408, 409, 425, 429)
@@ -60,7 +60,7 @@ class Bucket:
 
         self.url, self.pid, self._obstore = url, pid, obstore
         config: Any = {"checksum_algorithm": "SHA256"} if url.startswith("s3://") else None
-        plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
+        plain = any(os.environ.get(name, "").startswith("http://") for name in ENDPOINTS)
         client: Any = {**_TIMEOUTS, "allow_http": plain}
         retries: Any = _RETRIES
         try:

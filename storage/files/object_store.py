@@ -24,7 +24,7 @@ from hoi_distill.storage.digests import canonical_json, digest_bytes
 from hoi_distill.storage.errors import StorageError
 from hoi_distill.storage.files import drafts, owner
 from hoi_distill.storage.files.address import ObjectPath, Place
-from hoi_distill.storage.files.bucket import OPENING, Bucket, bucket
+from hoi_distill.storage.files.bucket import ENDPOINTS, OPENING, Bucket, bucket
 from hoi_distill.storage.files.local_copies import copies
 from hoi_distill.storage.files.store import Store
 
@@ -180,8 +180,10 @@ class ObjectStore(Store):
         _bucket(folder).delete([entry["path"] for entry in _bucket(folder).objects(_key(folder))])
 
     def _entries(self, folder: Place) -> dict[str, Any]:
-        """What the store says of each object right below a folder."""
-        return {entry["path"].rpartition("/")[2]: entry for entry in _bucket(folder).children(_key(folder))[1]}
+        """What the store says of each object right below a folder. Some stores list the folder itself, too."""
+        below = _key(folder)
+        entries = _bucket(folder).children(below)[1]
+        return {entry["path"].rpartition("/")[2]: entry for entry in entries if entry["path"] != below}
 
 
 OBJECTS = ObjectStore()
@@ -230,7 +232,7 @@ def _identity(root: str) -> str:
     try:
         return str(json.loads(OBJECTS.read(ObjectPath(root) / _IDENTITY))["id"])
     except FileNotFoundError:
-        endpoint = [os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT")]
+        endpoint = [os.environ.get(name, "") for name in ENDPOINTS]
         return digest_bytes(canonical_json([root, *endpoint])).hex()
 
 
