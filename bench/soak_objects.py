@@ -92,7 +92,7 @@ class Sequence:
 
     def __init__(self, seed: int, number: int) -> None:
         self.chance = random.Random(f"{seed} objects {number}")
-        self.root = f"s3://{BUCKET}/{seed}-{number}-{os.getpid()}"
+        self.root = f"s3://{BUCKET}/sequence-{seed}-{number}-"
         self.kind = self.chance.choice(["arrow", "lmdb"])
         self.blocks = self.chance.randint(3, 6)
         self.rate = self.chance.choice([0.05, 0.15, 0.3])
@@ -233,16 +233,19 @@ def soak(seed: int, sequences: int, first: int = 0) -> dict[str, Any]:
     total, found = Counter[str](), Counter[str]()
 
     def act(request: Request) -> Fate:
-        parts = request.path.split("/")
-        one = living.get(parts[2].partition("?")[0]) or next(
-            (s for key, s in living.items() if key in request.path), None
-        )
-        return "pass" if one is None else one.fate(request)
+        # Objects are removed by a request that names them in its body: it meets the fate of any sequence.
+        known = list(living.items())
+        owner = next((each for key, each in known if key in request.path or request.method == "POST"), None)
+        return "pass" if owner is None else owner.fate(request)
 
     def one(number: int) -> tuple[int, Book]:
         sequence = Sequence(seed, number)
-        living[sequence.root.rpartition("/")[2]] = sequence
-        return number, sequence.live()
+        key = sequence.root.rpartition("/")[2]
+        living[key] = sequence
+        try:
+            return number, sequence.live()
+        finally:
+            del living[key]
 
     began, real = time.monotonic(), Bucket._ask
     with tempfile.TemporaryDirectory() as folder:
