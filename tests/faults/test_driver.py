@@ -175,6 +175,20 @@ def test_first_interrupt_commits_and_exits_130(album, number):
     assert computations(album).total() == 2 * IMAGES * len(PROMPTS)
 
 
+def test_a_time_limit_commits_and_exits_130(album):
+    """Before the work would be done."""
+    album.config["tables"]["scores"]["seconds"] = 1.0
+    album.write()
+    driver = start(album, "--time-limit", "0.05")
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130, err
+    assert "the time limit is reached" in err
+    album.config["tables"]["scores"]["seconds"] = 0.0
+    album.write()
+    finish(album)
+    assert cells_of(album) == undisturbed(album)
+
+
 def test_a_signal_that_comes_twice_at_once_counts_as_one(album):
     """``timeout`` signals its child and then its group; a closing terminal does too."""
     driver = start(album)

@@ -9,11 +9,13 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench.s3_proxy import FATES, Fate, Request, proxy
 from bench.s3_server import environment
 from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.storage.check import check_cache, check_table
 from hoi_distill.storage.errors import StorageError
 from hoi_distill.storage.files import bucket
@@ -21,7 +23,7 @@ from hoi_distill.storage.files.notes import notes_in
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.table import Table
 from tests.fixtures.object_stores import stored, use
-from tests.fixtures.small_tables import COLUMNS, holds, make_table, row_ids, write
+from tests.fixtures.small_tables import COLUMNS, holds, make_table, row_ids, values_of, write
 
 pytestmark = pytest.mark.slow
 
@@ -113,6 +115,20 @@ def test_a_store_that_stays_away_stops_the_commit_with_table_and_shard_named(awa
         assert holds(Table(table.dir), row_ids(5), offset=3)
         assert not Table(table.dir).state(CellSelection(row_ids(9, 5), COLUMNS)).filled.any()
         assert write(table, row_ids(9, 5)).created
+
+
+def test_a_commit_asks_as_much_of_the_store_in_a_table_of_any_size(away, endpoint, tmp_path, monkeypatch):
+    asked: list[str] = []
+    with proxy(endpoint, lambda request: asked.append(request.method) or "pass") as between:
+        use(monkeypatch, between, tmp_path / "copies")
+        table, costs = make_table(away, "arrow"), []
+        for number in range(24):
+            rows, seen = row_ids(4, 100 + 4 * number), table.seen()
+            asked.clear()
+            block = CellBlock(rows, COLUMNS, np.ones((4, 2), bool))
+            assert table.commit(block, values_of("arrow", 4), seen=seen).created
+            costs.append(sorted(asked))
+    assert costs[1:] == [["HEAD"] * 7 + ["PUT"] * 2] * 23  # the first one also sweeps
 
 
 def _write(variables: dict[str, str], folder: str, count: int, offset: int, instant: float = 0.0) -> None:
