@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 from typing_extensions import override
 
-Fate = Literal["pass", "refuse", "cut", "torn", "lost", "failed", "half"]
+Fate = Literal["pass", "refuse", "cut", "torn", "lost", "failed", "half", "forbid"]
 """What becomes of a request.
 
 ``pass``: nothing. ``refuse``: 503, and the server never sees it. ``cut``: the connection ends before the server sees it.
 ``torn``: it ends in the middle of what the client sends. ``lost``: the server does it, and the connection ends before the answer.
 ``failed``: the server does it, and the client is told 500. ``half``: the connection ends in the middle of the answer.
+``forbid``: 403, and the server never sees it.
 """
 FATES: tuple[Fate, ...] = ("refuse", "cut", "torn", "lost", "failed", "half")
 
@@ -74,8 +75,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(length // 2 if fate == "torn" else 0)
             return
         body = self.rfile.read(length)
-        if fate == "refuse":
-            self._answer(503, [], b"")
+        if fate in ("refuse", "forbid"):
+            self._answer(503 if fate == "refuse" else 403, [], b"")
             return
         status, headers, data = self._ask(body)
         self.server.done(request)

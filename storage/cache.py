@@ -67,11 +67,18 @@ class Cache:
             cache.store.probe(cache.root)
             cache.store.prepare(cache.root / folder for folder in ("tables", "leases", "trash"))
         except OSError as error:
-            if error.errno not in READ_ONLY or not cache.store.is_folder(cache.root / "tables"):
+            if error.errno not in READ_ONLY or not cache._is_readable():
                 raise StorageError(
                     f"cache {error.filename}: {error.strerror}; give another root or mend this one"
                 ) from error
         return cache
+
+    def _is_readable(self) -> bool:
+        tables = self.root / "tables"
+        try:
+            return self.store.is_folder(tables) and self.store.is_used(tables)
+        except OSError:
+            return False
 
     def is_writable(self) -> bool:
         """Whether it can be written here, which only writing tells."""

@@ -208,6 +208,10 @@ def existing_cache(given: str) -> Cache:
     cache = Cache(given)
     if not cache.store.is_folder(cache.root):
         raise UserError(f"--cache {cache.root}: no such folder; a run makes it")
-    if not (cache.store.is_folder(tables := cache.root / "tables") and cache.store.is_used(tables)):
+    try:
+        is_there = cache.store.is_folder(tables := cache.root / "tables") and cache.store.is_used(tables)
+    except OSError as error:
+        raise UserError(f"--cache {cache.root}: {error.strerror}; docs/cluster.md says what access takes") from None
+    if not is_there:
         raise UserError(f"--cache {cache.root}: not a cache: it has no folder tables")
     return Cache.open(given)

@@ -17,11 +17,20 @@ def _cache_root(given: Any, as_path: ValidatorFunctionWrapHandler) -> Place:
     return place_at(given) if isinstance(given, str) and given.startswith(SCHEMES) else as_path(given)
 
 
+def _runs_root(given: Any, as_path: ValidatorFunctionWrapHandler) -> Path:
+    if isinstance(given, str) and given.startswith(SCHEMES):
+        raise ValueError("an object store cannot hold runs; write a path (only the cache may lie in one)")
+    path: Path = as_path(given)
+    return path
+
+
 if TYPE_CHECKING:
     CacheRoot = Place
+    RunsRoot = Path
 else:
     CacheRoot = Annotated[Path, WrapValidator(_cache_root)]
     """A path, or the address of an object store."""
+    RunsRoot = Annotated[Path, WrapValidator(_runs_root)]
 
 
 class PicoDataset(Section):
@@ -114,7 +123,7 @@ class Config(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     cache: CacheRoot = Path("cache")
-    runs: Path = Path("runs")
+    runs: RunsRoot = Path("runs")
     dataset: Dataset = Field(discriminator="kind")
     workers: Workers = Field(default_factory=lambda: Workers(count=2))
     tables: dict[str, TableSection]

@@ -13,6 +13,7 @@ from hoi_distill.storage.errors import UserError
 
 SCHEMES = ("s3://", "gs://", "az://")
 """How the address of an object begins: Amazon's S3 and what speaks like it, Google's and Microsoft's stores."""
+_COLLAPSED = tuple(scheme[:-1] for scheme in SCHEMES)  # what a Path makes of them
 _ADDRESS = re.compile(r"(?:s3|gs|az)://[^/]+(?:/+[^/]+)*/*")
 
 
@@ -67,6 +68,10 @@ def place_at(given: str | os.PathLike[str] | ObjectPath) -> Place:
         return given
     text = os.fspath(given)
     if not text.startswith(SCHEMES):
+        if text.startswith(_COLLAPSED):
+            raise UserError(
+                f"{text}: an address of an object store that was taken for a path; write it with two slashes"
+            )
         return Path(text)
     if _ADDRESS.fullmatch(text) is None:
         raise UserError(f"{text}: names no bucket; write {text[:5]}bucket/folder")

@@ -117,6 +117,30 @@ def test_a_store_that_stays_away_stops_the_commit_with_table_and_shard_named(awa
         assert write(table, row_ids(9, 5)).created
 
 
+def test_a_store_that_may_only_be_read_is_read_and_named_where_something_is_to_be_written(
+    away, endpoint, tmp_path, monkeypatch
+):
+    with proxy(endpoint, lambda request: "pass" if request.method in ("GET", "HEAD") else "forbid") as between:
+        use(monkeypatch, between, tmp_path / "copies")
+        cache = Cache.open(away)
+        assert not cache.is_writable()
+        table = make_table(away, "arrow")
+        with cache.lease("reader", cache.tables()):
+            assert holds(table, row_ids(5), offset=3)
+        with pytest.raises(
+            StorageError, match=rf"table {table.dir}, shard .*: 403 Forbidden; committed cells are intact"
+        ):
+            write(table, row_ids(9, 5))
+        with pytest.raises(StorageError, match="403 Forbidden; make it readable and writable or give another root"):
+            cache.require_writable()
+        with pytest.raises(StorageError, match=f"cache {away}/none/leases/.*403 Forbidden"):
+            Cache.open(f"{away}/none")
+    with proxy(endpoint, lambda _: "forbid") as between:
+        use(monkeypatch, between, tmp_path / "copies")
+        with pytest.raises(StorageError, match=f"cache {away}/leases/.*403 Forbidden"):
+            Cache.open(away)
+
+
 def test_a_commit_asks_as_much_of_the_store_in_a_table_of_any_size(away, endpoint, tmp_path, monkeypatch):
     asked: list[str] = []
     with proxy(endpoint, lambda request: asked.append(request.method) or "pass") as between:

@@ -137,11 +137,11 @@ def test_every_cell_comes_with_its_row(spec):
 
 
 @everywhere
-def test_values_outlive_the_stream_that_gave_them(spec):
+def test_values_outlive_the_stream_that_gave_them(spec, place):
     stream = SampleStream(spec)
     kept = [sample["features"]["original"] for sample in stream.__getitems__(range(N))]
     del stream
-    other = create(Path(spec.tables["features"].dir).parents[1], "other", None)
+    other = create(place, "other", None)
     assert other.name == "other"
     np.testing.assert_array_equal(np.stack(kept), tensors(np.arange(N)))
 
