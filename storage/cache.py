@@ -1,7 +1,8 @@
-"""The cache: a folder of tables, the memory of files' digests, notes of who uses what, and the trash.
+"""The cache: a folder of tables, the memory of files' digests, notes of who uses what, and the trash. Its root is a path or an
+address in an object store.
 
 tables/<name>-<fingerprint>/    see hoi_distill.storage.table
-digests.sqlite                  hoi_distill.storage.file_digests
+digests.sqlite                  hoi_distill.storage.file_digests; beside the local copies of what is in an object store
 leases/                         expiring notes of runs and readers; locks of who trains what
 registered/                     notes of the pipeline: who wants what
 trash/<time>-<table>/           what gc removed, until its grace is over
@@ -14,11 +15,9 @@ import contextlib
 import logging
 import os
 import re
-import shutil
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -28,8 +27,11 @@ from hoi_distill.storage.digests import canonical_json, fingerprint
 from hoi_distill.storage.errors import READ_ONLY, StorageError, UserError, remedy
 from hoi_distill.storage.file_digests import DigestMemory
 from hoi_distill.storage.files import owner
-from hoi_distill.storage.files.folders import FOLDERS, names, set_aside
-from hoi_distill.storage.files.notes import notes_in, read_note, write_note
+from hoi_distill.storage.files.address import ObjectPath, Place, place_at
+from hoi_distill.storage.files.folders import FOLDERS
+from hoi_distill.storage.files.local_copies import folder_of
+from hoi_distill.storage.files.notes import encode_note, notes_in, read_note, write_note
+from hoi_distill.storage.files.stores import store_of
 from hoi_distill.storage.records import publish_record
 from hoi_distill.storage.table import Table
 
@@ -40,28 +42,43 @@ LEASE_SECONDS = 600.0
 
 
 class Cache:
-    """A cache root. Open it with :meth:`open`."""
+    """A cache root. Open it with :meth:`open`.
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
+    Attributes:
+        root: where it lies.
+        store: what keeps it.
+        local: a folder of this machine, which is the root itself where that is a path. It holds what others need not see.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | ObjectPath) -> None:
+        self.root = place_at(root)
+        self.store = store_of(self.root)
+        self.local = folder_of(self.root) if isinstance(self.root, ObjectPath) else self.root
 
     @classmethod
-    def open(cls, root: str | os.PathLike[str]) -> Cache:
+    def open(cls, root: str | os.PathLike[str] | ObjectPath) -> Cache:
         """The cache at ``root``, made if it is not there. One that cannot be written can be read.
 
         Raises:
-            StorageError: there is none, and none can be made.
+            StorageError: there is none, and none can be made; or the object store replaces what must stay.
         """
         cache = cls(root)
         try:
-            for folder in ("tables", "leases", "trash"):
-                (cache.root / folder).mkdir(parents=True, exist_ok=True)
+            cache.store.probe(cache.root)
+            cache.store.prepare(cache.root / folder for folder in ("tables", "leases", "trash"))
         except OSError as error:
-            if error.errno not in READ_ONLY or not (cache.root / "tables").is_dir():
+            if error.errno not in READ_ONLY or not cache._is_readable():
                 raise StorageError(
                     f"cache {error.filename}: {error.strerror}; give another root or mend this one"
                 ) from error
         return cache
+
+    def _is_readable(self) -> bool:
+        tables = self.root / "tables"
+        try:
+            return self.store.is_folder(tables) and self.store.is_used(tables)
+        except OSError:
+            return False
 
     def is_writable(self) -> bool:
         """Whether it can be written here, which only writing tells."""
@@ -75,22 +92,20 @@ class Cache:
         """Try to write, before work begins. Raises ``StorageError``: it cannot be done."""
         probe = self.root / "leases" / f"{owner.tag()}-{uuid.uuid4().hex[:12]}.probe"
         try:
-            probe.touch()
-            probe.unlink()
+            self.store.create(probe, b"", self.root / "leases")
+            self.store.delete(probe)
         except OSError as error:
             raise StorageError(f"cache {self.root}: {error.strerror}; {remedy(error)} or give another root") from error
 
     @property
     def memory(self) -> DigestMemory:
         """Remembered digests of files."""
-        return DigestMemory(self.root / "digests.sqlite")
+        return DigestMemory(self.local / "digests.sqlite")
 
-    def folders(self) -> list[Path]:
+    def folders(self) -> list[Place]:
         """The folder of every table present, whatever is in it, by name."""
-        return [self.root / "tables" / name for name in sorted(names(self.root / "tables")) if self._is_table(name)]
-
-    def _is_table(self, name: str) -> bool:
-        return _TABLE.fullmatch(name) is not None and (self.root / "tables" / name).is_dir()
+        names = filter(_TABLE.fullmatch, sorted(self.store.folders(self.root / "tables")))
+        return [self.root / "tables" / name for name in names]
 
     def tables(self) -> list[Table]:
         """Every table that says what it is, by folder name. :meth:`find` finds the others too."""
@@ -100,7 +115,7 @@ class Cache:
                 found.append(Table(folder))
         return found
 
-    def folder(self, name: str, record: Mapping[str, Any]) -> Path:
+    def folder(self, name: str, record: Mapping[str, Any]) -> Place:
         """Where the table of a record lies, whether it exists or not."""
         if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
             raise ValueError(f"a table's name is letters, digits, dots and underscores, not {name!r}")
@@ -110,7 +125,7 @@ class Cache:
         self, name: str, record: Mapping[str, Any], output: Mapping[str, Any], value_type: pa.DataType | None
     ) -> Table | None:
         """:meth:`table`, or None where it does not exist yet."""
-        return self.table(name, record, output, value_type) if os.path.lexists(self.folder(name, record)) else None
+        return self.table(name, record, output, value_type) if self.store.is_used(self.folder(name, record)) else None
 
     def table(
         self, name: str, record: Mapping[str, Any], output: Mapping[str, Any], value_type: pa.DataType | None
@@ -132,11 +147,10 @@ class Cache:
         description = {"name": name, "fingerprint": fingerprint(record), "record": dict(record),
                        "output": dict(output), "type": kind}  # fmt: skip
         try:
-            for part in FOLDERS:
-                (folder / part).mkdir(parents=True, exist_ok=True)
+            self.store.prepare(folder / part for part in FOLDERS)
             table = _described(folder, description)
         except OSError as error:
-            if error.errno not in READ_ONLY or not folder.is_dir():
+            if error.errno not in READ_ONLY or not self.store.is_folder(folder):
                 raise StorageError(f"table {folder}: cannot be created: {error.strerror}; mend or remove it") from error
             table = Table(folder, description)
         if (table.fingerprint, table.output, table.type) != (fingerprint(record), dict(output), value_type):
@@ -148,7 +162,7 @@ class Cache:
     # ---- leases ----
 
     @contextlib.contextmanager
-    def lease(self, kind: str, tables: Sequence[Table | str | os.PathLike[str]]) -> Iterator[None]:
+    def lease(self, kind: str, tables: Sequence[Table | str | Place]) -> Iterator[None]:
         """Leave a note, renewed until the end, that these tables are in use (``kind``: ``run`` or ``reader``).
         On a cache that cannot be written there is nothing to guard against, and no note."""
         used = [_table_name(table) for table in tables]
@@ -160,10 +174,7 @@ class Cache:
         def renew() -> None:
             while not done.wait(LEASE_SECONDS / 4):
                 with contextlib.suppress(OSError):
-                    if note.exists():
-                        os.utime(note)
-                    else:
-                        write_note(note, content)
+                    self.store.renew(note, encode_note(content))
 
         with contextlib.suppress(OSError):
             write_note(note, content)
@@ -175,7 +186,7 @@ class Cache:
             done.set()
             renewal.join()
             with contextlib.suppress(OSError):
-                note.unlink()
+                self.store.delete(note)
 
     def leased(self) -> dict[str, str]:
         """``{table folder name: who}`` of the tables in use; notes of the dead are removed.
@@ -186,20 +197,20 @@ class Cache:
         users: dict[str, str] = {}
         try:
             notes = notes_in(self.root / "leases")
+            ages = self.store.ages(self.root / "leases") if notes else {}
         except OSError as error:
             raise StorageError(f"cache {self.root}: leases: {error.strerror}; {remedy(error)} and run again") from error
-        now = _clock_of(self.root / "leases") if notes else 0.0
         for note in notes:
             try:
-                if owner.is_dead(note.name, now - note.stat().st_mtime, LEASE_SECONDS):
-                    note.unlink()
+                if owner.is_dead(note.name, ages.get(note.name, 0.0), LEASE_SECONDS):
+                    self.store.delete(note)
                     continue
                 content = read_note(note, "tables", "kind", "pid", "host")
                 users.update(
                     dict.fromkeys(content["tables"], f"{content['kind']} {content['pid']} on {content['host']}")
                 )
             except Damaged as error:
-                if note.exists():  # somebody uses something
+                if self.store.lies(note):  # somebody uses something
                     users.update(dict.fromkeys([folder.name for folder in self.folders()], f"somebody ({error})"))
             except FileNotFoundError:
                 continue
@@ -209,7 +220,7 @@ class Cache:
 
     # ---- trash ----
 
-    def trash(self, table: Table | str | os.PathLike[str]) -> Path:
+    def trash(self, table: Table | str | Place) -> Place:
         """Move a table, or the folder of a trained network, to the trash; returns where it is now.
 
         Raises:
@@ -220,10 +231,11 @@ class Cache:
         if user is not None:
             raise UserError(f"table {name}: in use by {user}; try again when it is done")
         try:
-            target = self.root / "trash" / f"{int(owner.clock_of(self.root / 'trash') * 1e9)}-{name}"
-            elsewhere = None if isinstance(table, Table) else Path(table)
-            folder = elsewhere if elsewhere is not None and elsewhere.is_dir() else self.root / "tables" / name
-            os.rename(folder, target)
+            given = place_at(table) if not isinstance(table, Table) else table.dir
+            folder = given if store_of(given).is_folder(given) else self.root / "tables" / name
+            trash = (self.root if isinstance(folder, ObjectPath) else self.local) / "trash"
+            target = trash / f"{int(store_of(trash).now(trash) * 1e9)}-{name}"
+            store_of(trash).move_folder(folder, target)
         except OSError as error:
             raise StorageError(f"table {name}: cannot be moved to the trash: {error.strerror}") from error
         return target
@@ -231,17 +243,19 @@ class Cache:
     def empty_trash(self, grace_seconds: float) -> list[str]:
         """Delete for good what has been in the trash for longer than the grace; returns the names."""
         deleted = []
-        entries = sorted(names(self.root / "trash"))
-        now = _clock_of(self.root / "trash") if entries else 0.0
-        for entry in entries:
-            moved_ns, _, name = entry.partition("-")
-            if moved_ns.isdigit() and now * 1e9 - int(moved_ns) >= grace_seconds * 1e9:
-                shutil.rmtree(self.root / "trash" / entry, ignore_errors=True)
-                deleted.append(name)
+        for trash in {str(root): root / "trash" for root in (self.root, self.local)}.values():
+            store = store_of(trash)
+            entries = sorted(store.folders(trash))
+            now = _clock_of(trash) if entries else 0.0
+            for entry in entries:
+                moved_ns, _, name = entry.partition("-")
+                if moved_ns.isdigit() and now * 1e9 - int(moved_ns) >= grace_seconds * 1e9:
+                    store.delete_folder(trash / entry)
+                    deleted.append(name)
         return deleted
 
 
-def _described(folder: Path, description: Mapping[str, Any]) -> Table:
+def _described(folder: Place, description: Mapping[str, Any]) -> Table:
     """The table in ``folder``; what stands where its table.json should is set aside."""
     file, asked = folder / "table.json", Table(folder, description)
     for _ in range(10):  # rivals may set each other's aside
@@ -255,22 +269,22 @@ def _described(folder: Path, description: Mapping[str, Any]) -> Table:
                 raise Damaged(f"table {folder}: table.json", "it is not of this table")
             return found
         except Damaged as error:
-            if os.path.lexists(file):
+            if asked.store.lies(file):
                 _log.warning("table %s: table.json: %s; set aside and written again", folder, error.reason)
-                set_aside(file, folder / "bad")
+                asked.store.move(file, folder / "bad" / file.name)
             publish_record(folder / "tmp", file, canonical_json(description))
         except StorageError:
             break  # of a table that somebody else may read
     return asked
 
 
-def _clock_of(folder: Path) -> float:
-    """The folder's own clock; its notes count as new where it cannot be asked."""
+def _clock_of(folder: Place) -> float:
+    """The folder's own clock; what lies in it counts as new where it cannot be asked."""
     try:
-        return owner.clock_of(folder)
+        return store_of(folder).now(folder)
     except OSError:
         return 0.0
 
 
-def _table_name(table: Table | str | os.PathLike[str]) -> str:
-    return table.dir.name if isinstance(table, Table) else Path(table).name
+def _table_name(table: Table | str | Place) -> str:
+    return table.dir.name if isinstance(table, Table) else place_at(table).name

@@ -6,18 +6,19 @@ Set aside means kept: what is damaged moves to a folder ``bad``, and nothing tha
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hoi_distill.storage.damage import Damaged
 from hoi_distill.storage.digests import canonical_json
 from hoi_distill.storage.errors import StorageError
-from hoi_distill.storage.files import folders, owner
+from hoi_distill.storage.files import owner
+from hoi_distill.storage.files.address import Place
+from hoi_distill.storage.files.folders import FOLDERS, block_keys
 from hoi_distill.storage.files.notes import notes_in, read_note, set_note_aside
+from hoi_distill.storage.files.stores import store_of
 from hoi_distill.storage.records import Record, publish_record
 from hoi_distill.storage.shards.payload import forget_shards, verify_shard
 from hoi_distill.storage.table import Table
@@ -64,8 +65,8 @@ def check_cache(cache: Cache, deep: bool = True) -> list[BadShard]:
     ]
     found += [
         BadShard("tables", name, "a link that leads nowhere", 0, "left where it is: mend or remove it")
-        for name in sorted(folders.names(cache.root / "tables") - {folder.name for folder in cache.folders()})
-        if not (cache.root / "tables" / name).exists()
+        for name in sorted(cache.store.names(cache.root / "tables") - {folder.name for folder in cache.folders()})
+        if cache.store.size(cache.root / "tables" / name) is None
     ]
     for folder in cache.folders():
         try:
@@ -76,7 +77,7 @@ def check_cache(cache: Cache, deep: bool = True) -> list[BadShard]:
     return found
 
 
-def _check_notes(folder: Path, mend: bool, outcome: str) -> list[BadShard]:
+def _check_notes(folder: Place, mend: bool, outcome: str) -> list[BadShard]:
     found = []
     try:
         notes = notes_in(folder)
@@ -86,7 +87,7 @@ def _check_notes(folder: Path, mend: bool, outcome: str) -> list[BadShard]:
         try:
             read_note(note, "tables")
         except Damaged as error:
-            if note.exists() or note.is_symlink():
+            if store_of(note).lies(note):
                 found.append(BadShard(folder.name, note.name, error.reason, 0, outcome if mend else LEFT))
                 if mend:
                     set_note_aside(note)
@@ -95,17 +96,17 @@ def _check_notes(folder: Path, mend: bool, outcome: str) -> list[BadShard]:
     return found
 
 
-def _check_description(folder: Path, mend: bool) -> list[BadShard]:
+def _check_description(folder: Place, mend: bool) -> list[BadShard]:
     """Planning and writing know what table.json says, and write it again."""
-    file = folder / "table.json"
+    file, store = folder / "table.json", store_of(folder)
     try:
         Table(folder)
     except Damaged as error:
-        if not os.path.lexists(file):
+        if not store.lies(file):
             return []
         if mend:
-            (folder / "bad").mkdir(exist_ok=True)
-            folders.set_aside(file, folder / "bad")
+            store.prepare([folder / "bad"])
+            store.move(file, folder / "bad" / file.name)
         outcome = "set aside; the next plan or run that wants the table writes it again, no cell is lost"
         return [BadShard(folder.name, "table.json", error.reason, 0, outcome if mend else LEFT)]
     return []
@@ -136,13 +137,13 @@ def _check_table(table: Table, deep: bool, mend: bool) -> list[BadShard]:
     broken = _broken(table, records, deep)
     for name, (reason, cells) in broken.items():
         if mend:
-            folders.set_aside(table.dir / "commits" / name, table.dir / "bad")
+            table.store.move(table.dir / "commits" / name, table.dir / "bad" / name)
         found.append(BadShard(table.dir.name, name, reason, cells, EMPTIED if mend else LEFT))
     for record in records:
         payload = record.header["payload"]
         if payload is None or record.name in broken or table.is_set_aside(record):
             continue
-        fault = _fault(table.dir / "shards" / payload, record.header["bytes"], deep)
+        fault = _fault(table, payload, record.header["bytes"], deep)
         if fault is not None:
             if mend:
                 _set_aside(table, record.name, payload, fault)
@@ -164,29 +165,30 @@ def _broken(table: Table, records: Sequence[Record], deep: bool) -> dict[str, tu
 def _check_folders(table: Table, mend: bool) -> list[BadShard]:
     """A file, or a link that leads nowhere, in the place of a folder moves to ``bad``; a missing folder is made."""
     found = []
-    for name in folders.FOLDERS:
+    for name in FOLDERS:
         folder = table.dir / name
-        if folder.is_dir():
+        if table.store.is_folder(folder):
             continue
-        if os.path.lexists(folder):
+        if table.store.lies(folder):
             found.append(BadShard(table.dir.name, name, "not a folder", 0, EMPTIED if mend else LEFT))
             if mend:
                 keep = table.dir / "bad" if name != "bad" else table.dir / f"bad.{time.time_ns()}"
-                keep.mkdir(exist_ok=True)
-                folders.set_aside(folder, keep)
+                table.store.prepare([keep])
+                table.store.move(folder, keep / name)
         if mend:
-            folder.mkdir(exist_ok=True)
+            table.store.prepare([folder])
     return found
 
 
-def _fault(path: Path, written_bytes: int, deep: bool) -> str | None:
+def _fault(table: Table, payload: str, written_bytes: int, deep: bool) -> str | None:
     """What is wrong with a payload."""
-    size = folders.size(path)
+    path = table.dir / "shards" / payload
+    size = table.store.size(path)
     if size is None:
         return "missing"
     if size != written_bytes:
         return f"{size} bytes where {written_bytes} were written"
-    return _confirmed(lambda: verify_shard(path)) if deep else None
+    return _confirmed(lambda: verify_shard(str(path))) if deep else None
 
 
 def _confirmed(verify: Callable[[], None]) -> str | None:
@@ -207,35 +209,32 @@ def _set_aside(table: Table, record: str, payload: str, reason: str) -> None:
     as they should be."""
     note = canonical_json({"reason": reason, "payload": payload})
     publish_record(table.dir / "tmp", table.dir / "commits" / f"{record}.bad", note)
-    path = table.dir / "shards" / payload
-    folders.set_aside(path, table.dir / "bad")
+    table.store.move(table.dir / "shards" / payload, table.dir / "bad" / payload)
     forget_shards()
 
 
 def _sweep(table: Table, found: bool) -> None:
     """Remove temporaries of dead writers, and old payloads that no record names (their writer died in between). Where
     something was found, or a record of the payload's block was ever set aside, its record may be what was lost."""
-    owner.sweep(table.dir / "tmp")
+    table.store.sweep(table.dir / "tmp")
     named = {record.header["payload"] for record in table.records()}
     if found or not named:
         return
-    kept = folders.block_keys(folders.names(table.dir / "bad"))
+    kept = block_keys(table.store.names(table.dir / "bad"))
     with contextlib.suppress(OSError):  # another check may sweep as well
-        now = owner.clock_of(table.dir / "tmp")
-        for entry in list(os.scandir(table.dir / "shards")):
-            if entry.name in named or entry.name.partition("-")[0] in kept:
+        for name, age in table.store.ages(table.dir / "shards").items():
+            if name in named or name.partition("-")[0] in kept or age <= owner.STALE_SECONDS:
                 continue
             with contextlib.suppress(OSError):
-                if now - entry.stat(follow_symlinks=False).st_mtime > owner.STALE_SECONDS:
-                    _remove_unnamed(table, entry.name)
+                _remove_unnamed(table, name)
 
 
 def _remove_unnamed(table: Table, payload: str) -> None:
     """Remove an old payload, unless a writer commits the same one meanwhile: it is out of the way before the records are
     read again, and a writer looks for its payload after its record is there."""
     path, aside = table.dir / "shards" / payload, table.dir / "tmp" / f"{owner.tag()}-{payload}"
-    os.rename(path, aside)
+    table.store.move(path, aside)
     if any(record.header["payload"] == payload for record in table.records()):
-        os.rename(aside, path)
+        table.store.move(aside, path)
     else:
-        os.unlink(aside)
+        table.store.delete(aside)

@@ -55,6 +55,7 @@ REMEDIES = {
     errno.EROFS: "make it writable",
     errno.EACCES: "make it readable and writable",
     errno.ENOENT: "see whether it was moved",
+    errno.EHOSTUNREACH: "see whether it can be reached",
     errno.ENOTDIR: "`hoi-distill check` sets it aside",
     errno.EISDIR: "`hoi-distill check` sets it aside",
 }

@@ -205,7 +205,7 @@ class NumberReader:
     def _map(self, shard: int) -> np.ndarray:
         """A shard's file as an array of cells, as they lie on the disk. The shards mapped last stay mapped."""
         path, size = self.paths[shard], self.kind.itemsize
-        with verified(path), pa.memory_map(path) as file:
+        with verified(path) as (local, _), pa.memory_map(local) as file:
             whole = file.read_buffer()
             if shard not in self._of_shard:
                 self._of_shard[shard] = self._parsed(whole, path)

@@ -18,28 +18,27 @@ Names: ``<block key>-<generation>.commit``. A generation follows another only wh
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, TypedDict, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
 
 from hoi_distill.storage.cell_block import CellBlock
-from hoi_distill.storage.damage import damage
+from hoi_distill.storage.damage import Damaged, damage
 from hoi_distill.storage.digests import ROW, canonical_json
-from hoi_distill.storage.files import owner, stamps
-from hoi_distill.storage.files.atomic import sync_folder
+from hoi_distill.storage.files import stamps
+from hoi_distill.storage.files.address import Place
+from hoi_distill.storage.files.stores import store_of
 from hoi_distill.storage.shards.arrow import fixed_binary
 
 _REASONS = pa.list_(pa.struct([("column", pa.int32()), ("reason", pa.string())]))
+T = TypeVar("T")
 _columns_seen: dict[bytes, tuple[str, ...]] = {}  # a table's many records share one tuple of names
 
 
@@ -96,7 +95,7 @@ class Record:
     """The part of a commit record that planning needs.
 
     Attributes:
-        path: the file.
+        path: where it lies.
         header: what its writer said of it.
         row_ids: ``V16 [R]``.
         columns: C names.
@@ -105,7 +104,7 @@ class Record:
         inputs: ``uint64 [R]`` or None. Digests by cell are in :meth:`cells`.
     """
 
-    path: Path
+    path: Place
     header: RecordHeader
     row_ids: np.ndarray
     columns: tuple[str, ...]
@@ -130,9 +129,13 @@ class Record:
 
     def cells(self) -> Cells:
         """Map the digests and reasons. Arrays keep the map; nothing else does. Raises ``Damaged``."""
+        return _sound(self.path, self._cells)
+
+    def _cells(self) -> Cells:
         with damage(f"commit record {self.path}"):
-            batch = _open(self.path)
-            stamps.once(str(self.path), lambda: _compare(batch))
+            path = _local(self.path)
+            batch = _open(path)
+            stamps.once(path, lambda: _compare(batch))
             shape = len(self.row_ids), len(self.columns)
 
             def digests(field: str) -> np.ndarray:
@@ -146,15 +149,30 @@ class Record:
             )
 
     def verify(self) -> None:
-        """Compare everything with the checksums. Raises ``Damaged``."""
+        """Compare everything, as it is stored now, with the checksums. Raises ``Damaged``."""
+        store_of(self.path).forget(self.path)
         with damage(f"commit record {self.path}"):
-            _compare(_open(self.path))
+            _compare(_open(_local(self.path)))
 
 
-def _open(path: Path) -> pa.RecordBatch:
-    if not path.is_file():
+def _local(place: Place) -> str:
+    return store_of(place).local(place)
+
+
+def _sound(place: Place, read: Callable[[], T]) -> T:
+    """What is read of a record. Where a copy of it is damaged or has gone, that is fetched again, once."""
+    try:
+        return read()
+    except Damaged:
+        if not store_of(place).forget(place):
+            raise
+    return read()
+
+
+def _open(path: str) -> pa.RecordBatch:
+    if not os.path.isfile(path):
         raise FileNotFoundError(errno.ENOENT, "no such file")
-    with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
+    with pa.ipc.open_file(pa.memory_map(path)) as reader:
         batch = reader.get_batch(0)
     batch.validate(full=True)
     return batch
@@ -188,15 +206,19 @@ def _bytes(column: pa.Array) -> memoryview:
     return memoryview(column.buffers()[1])[: len(column) * column.type.bit_width // 8]
 
 
-def load_record(path: Path) -> Record:
+def load_record(path: Place) -> Record:
     """Read and verify the light part of a record.
 
     Raises:
         Damaged: it is torn or its bytes have changed.
         OSError: it cannot be read.
     """
+    return _sound(path, lambda: _load(path))
+
+
+def _load(path: Place) -> Record:
     with damage(f"commit record {path}"):
-        batch = _open(path)
+        batch = _open(_local(path))
         _compare(batch, index_only=True)
         metadata = batch.schema.metadata
         columns = _columns_seen.get(metadata[b"columns"])
@@ -264,45 +286,13 @@ def encode_record(
     return sink.getvalue()
 
 
-class _Hashing:
-    """A binary sink that hashes and counts what passes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.state, self.bytes, self.closed = file, hashlib.blake2b(digest_size=16), 0, False
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self.state.update(view)
-        self.bytes += view.nbytes
-        _write_all(self.file, view)
-        return view.nbytes
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-@contextlib.contextmanager
-def _temporary(folder: Path, write: Callable[[BinaryIO], None]) -> Iterator[tuple[Path, _Hashing]]:
-    """A finished, synced file under a name that says whose it is; gone at the end unless it was renamed."""
-    path = folder / f"{owner.tag()}-{uuid.uuid4().hex[:12]}"
-    try:
-        with open(path, "xb", buffering=0) as file:
-            sink = _Hashing(file)
-            write(cast(BinaryIO, sink))
-            os.fsync(file.fileno())
-        yield path, sink
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
 def publish_payload(
-    scratch: Path, folder: Path, key: str, suffix: str, write: Callable[[BinaryIO], None]
+    scratch: Place, folder: Place, key: str, suffix: str, write: Callable[[BinaryIO], None]
 ) -> tuple[str, int]:
     """Write a payload whole, then give it its name in ``folder``.
 
     Args:
-        scratch: where it is written, on the same file system.
+        scratch: for drafts; on a disk it is on the same file system.
         folder: where it belongs.
         key: the block's.
         suffix: ``.arrow`` or ``.lmdb``.
@@ -310,44 +300,10 @@ def publish_payload(
 
     Returns:
         Its name and its size in bytes.
-
-    Renaming over a file of this name is harmless: the name holds the checksum, so the bytes are the same.
     """
-    with _temporary(scratch, write) as (path, sink):
-        name = f"{key}-{sink.state.hexdigest()}{suffix}"
-        os.rename(path, folder / name)
-        sync_folder(folder)
-        return name, sink.bytes
+    return store_of(folder).publish(folder, key, suffix, write, scratch)
 
 
-def publish_record(scratch: Path, target: Path, data: pa.Buffer | bytes) -> bool:
+def publish_record(scratch: Place, target: Place, data: pa.Buffer | bytes) -> bool:
     """Create a record exclusively; False where ``target`` exists already. This is the instant of the commit."""
-    with _temporary(scratch, lambda sink: _write_all(sink, data)) as (path, _):
-        try:
-            os.link(path, target)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV):
-                raise
-            return _create_exclusively(target, data)
-        sync_folder(target.parent)
-        return True
-
-
-def _create_exclusively(target: Path, data: pa.Buffer | bytes) -> bool:
-    """Where links do not exist. A kill here leaves a torn record, which its checksum gives away: it counts as none."""
-    try:
-        with open(target, "xb", buffering=0) as file:
-            _write_all(cast(BinaryIO, file), data)
-            os.fsync(file.fileno())
-    except FileExistsError:
-        return False
-    sync_folder(target.parent)
-    return True
-
-
-def _write_all(sink: BinaryIO, data: pa.Buffer | bytes) -> None:
-    view = memoryview(data).cast("B")
-    while view.nbytes:
-        view = view[sink.write(view) :]
+    return store_of(target).create(target, memoryview(data).cast("B"), scratch)

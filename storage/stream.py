@@ -20,6 +20,7 @@ from typing_extensions import override
 from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import StorageError, UserError
 from hoi_distill.storage.files import stamps
+from hoi_distill.storage.files.stores import fetch_together, is_object, loaders_start
 from hoi_distill.storage.layout import locate_cells
 from hoi_distill.storage.numbers import NumberReader, number_type
 from hoi_distill.storage.sampling import Epoch, RankBatches
@@ -144,6 +145,7 @@ class SampleStream:
             self,  # type: ignore[arg-type]
             batch_sampler=RankBatches.of(self.live, batch_size, epoch),
             num_workers=num_workers,
+            multiprocessing_context=loaders_start(num_workers),
             collate_fn=collate or list,
         )
 
@@ -187,6 +189,7 @@ class _CellReader:
         except StorageError as error:
             raise UserError(f"table {name}: {error}, then run `{command}`") from error
         self._shards: OrderedDict[int, tuple[Shard, dict[str, Callable[[int], Any]]]] = OrderedDict()
+        self._fetches, self._fetched = any(map(is_object, self._paths)), set[int]()
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -197,12 +200,19 @@ class _CellReader:
         self.__dict__.update(state)
 
     def read_ahead(self, rows: Sequence[int]) -> None:
-        """Let the disk begin to read the tensors of these rows."""
+        """Fetch the shards of these rows that lie in an object store, and let the disk begin to read the rows' tensors."""
+        if self._fetches:
+            self._fetch(rows)
         if self._holds_tensors:
             for row in rows:
                 for shard, _, position, columns in self._places(row):
                     for name in columns:
                         cast(LmdbShard, shard).read_ahead(name, position)
+
+    def _fetch(self, rows: Sequence[int]) -> None:
+        shards = {int(group.shard[row]) for group in self._groups for row in rows} - self._fetched
+        fetch_together([self._paths[shard] for shard in shards if shard >= 0], open_shard)
+        self._fetched |= shards
 
     def read(self, row: int) -> Mapping[str, Any]:
         """``{column: value}`` in the order of the selection; None for a cell that is not wanted."""

@@ -1,4 +1,4 @@
-"""The folder of a table: what table.json says, and the commit records. On disk it is
+"""The folder of a table: what table.json says, and the commit records. On disk, or below a prefix of an object store, it is
 
 table.json    the canonical record, the output's description, the Arrow type of a cell
 shards/       payloads, immutable            commits/  commit records, immutable, and ``.bad`` markers
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import copy
 import json
 import logging
 import os
@@ -18,7 +17,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
@@ -26,7 +24,8 @@ import pyarrow as pa
 from hoi_distill.storage.damage import Damaged, damage
 from hoi_distill.storage.digests import canonical_json, digest_bytes, fingerprint
 from hoi_distill.storage.errors import StorageError, remedy
-from hoi_distill.storage.files import folders
+from hoi_distill.storage.files.address import ObjectPath, place_at
+from hoi_distill.storage.files.stores import store_of
 from hoi_distill.storage.records import Record, load_record
 from hoi_distill.storage.shards.codecs import Codec
 
@@ -52,6 +51,7 @@ class TableFolder:
 
     Attributes:
         dir: the folder.
+        store: what keeps it.
         name: the stage's name.
         fingerprint: 32 hex digits.
         record: what the fingerprint is of.
@@ -59,21 +59,24 @@ class TableFolder:
         type: the Arrow type of a cell, None for tensors.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], description: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str] | ObjectPath, description: Mapping[str, Any] | None = None
+    ) -> None:
         """
         Args:
-            folder: where the table lies.
+            folder: where the table lies, a path or an object store's address.
             description: what table.json says, where the caller knows.
 
         Raises:
             Damaged: table.json is missing or not what was written.
             StorageError: it cannot be read.
         """
-        self.dir = Path(folder)
+        self.dir = place_at(folder)
+        self.store = store_of(self.dir)
         try:
             with damage(f"table {self.dir}: table.json"):
                 self._describe(
-                    json.loads((self.dir / "table.json").read_bytes()) if description is None else description
+                    json.loads(self.store.read(self.dir / "table.json")) if description is None else description
                 )
                 stated = self.fingerprint, self.record.get("output", self.output)
                 if description is None and stated != (fingerprint(self.record), self.output):
@@ -106,7 +109,8 @@ class TableFolder:
         Args:
             names: the records' names. One that is not there counts as none.
         """
-        view = copy.copy(self)
+        view = object.__new__(type(self))  # what says what the table is, is not read again
+        vars(view).update(vars(self))
         view._lock, view._records, view._bad, view._only = threading.Lock(), {}, set(), tuple(names)
         return view
 
@@ -119,9 +123,9 @@ class TableFolder:
     def _names(self) -> set[str]:
         """What lies in ``commits/``, as far as this table looks."""
         if self._only is None:
-            return folders.names(self.dir / "commits")
+            return self.store.names(self.dir / "commits")
         names = [*self._only, *(f"{name}.bad" for name in self._only)]
-        return {name for name in names if folders.lies(f"{self.dir}/commits/{name}")}
+        return {name for name in names if self.store.lies(self.dir / "commits" / name)}
 
     def records(self) -> list[Record]:
         """All sound commit records, in the order in which they merge. Only new ones are read."""
@@ -132,7 +136,7 @@ class TableFolder:
             for gone in self._records.keys() - names:
                 del self._records[gone]
             new = sorted(names - self._records.keys())
-            if len(new) > 64:
+            if len(new) > self.store.read_in_threads:
                 with ThreadPoolExecutor(8) as pool:
                     self._records.update(zip(new, pool.map(self._load, new, chunksize=16), strict=True))
             else:
@@ -161,7 +165,7 @@ class TableFolder:
         """16 bytes that name the records and payloads in the folder, by names and stamps. While they stay the same, so does
         what the table holds."""
         with self.errors("commits"):
-            held = [sorted(folders.stamps(self.dir / part).items()) for part in ("commits", "shards")]
+            held = [sorted(self.store.stamps(self.dir / part).items()) for part in ("commits", "shards")]
         return digest_bytes(canonical_json(held))
 
     def is_set_aside(self, record: Record) -> bool:
@@ -172,7 +176,7 @@ class TableFolder:
         """Names of the records whose payload is there, whole in size and not set aside."""
         payloads = {payload for record in records if (payload := record.header["payload"]) is not None}
         with self.errors("shards"):
-            sizes = folders.sizes(self.dir / "shards", payloads)
+            sizes = self.store.sizes(self.dir / "shards", payloads)
         return {
             record.name
             for record in records

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ import pyarrow as pa
 from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.storage.cell_state import merge
 from hoi_distill.storage.digests import arrow_digests, digest_bytes, tensor_digests
-from hoi_distill.storage.files import folders, owner
+from hoi_distill.storage.files.folders import block_keys
 from hoi_distill.storage.records import CommitHeader, Record, encode_record, publish_payload, publish_record
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.shards import arrow as arrow_shard
@@ -89,7 +88,7 @@ class TableWriter(TableFolder):
         key = block.key(seen.drops if block.failures else [])
         with self.errors(key):
             if not self._swept:
-                owner.sweep(self.dir / "tmp")
+                self.store.sweep(self.dir / "tmp")
                 self._swept = True
             standing, _ = self._standing(key)
             if standing is not None:
@@ -128,7 +127,7 @@ class TableWriter(TableFolder):
             data = encode_record(self._header(payload, block, provenance), block, payload.digests)
             is_mine = publish_record(self.dir / "tmp", target, data)
             path = None if payload.name is None else self.dir / "shards" / payload.name
-            if path is not None and folders.size(path) is None:
+            if path is not None and self.store.size(path) is None:
                 # A check swept it, or another loser discarded it, before a record named it.
                 payload = self._publish_payload(key, block, values)
             elif is_mine:
@@ -199,8 +198,8 @@ class TableWriter(TableFolder):
         names: list[str] = []
         for generation in count():
             name = f"{key}-{generation}.commit"
-            record = f"{self.dir}/commits/{name}"
-            if not (folders.lies(record) or folders.lies(f"{record}.bad") or os.path.lexists(self.dir / "bad" / name)):
+            places = self.dir / "commits" / name, self.dir / "commits" / f"{name}.bad", self.dir / "bad" / name
+            if not any(map(self.store.lies, places)):
                 break
             names.append(name)
         return self.only(names), len(names)
@@ -214,10 +213,9 @@ class TableWriter(TableFolder):
         """Remove a loser's payload, unless it is the winner's too."""
         block, _ = self._block(key)
         named = {record.header["payload"] for record in block.records()}
-        kept = block.broken_records() or key in folders.block_keys(folders.names(self.dir / "bad"))
+        kept = block.broken_records() or key in block_keys(self.store.names(self.dir / "bad"))
         if payload is not None and payload not in named and not kept:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.dir / "shards" / payload)
+            self.store.delete(self.dir / "shards" / payload)
 
     def _commit_of(self, record: Record, block: CellBlock) -> Commit:
         """What is said of a block whose record stood already."""

@@ -2,7 +2,12 @@
 
 import pytest
 
-pytest_plugins = ["tests.fixtures.tiny_blip", "tests.fixtures.published_names", "tests.fixtures.pico_run"]
+pytest_plugins = [
+    "tests.fixtures.tiny_blip",
+    "tests.fixtures.published_names",
+    "tests.fixtures.pico_run",
+    "tests.fixtures.object_stores",
+]
 
 SLOW_LIMIT = 600
 """Seconds. Other tests have the limit of pyproject.toml, or of ``--timeout``."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hoi_distill.pipeline.cli.options import INCOMPLETE, ConfigFile, Json, Limit, Overrides, Rehash
+from hoi_distill.pipeline.cli.options import INCOMPLETE, ConfigFile, Json, Limit, Overrides, Rehash, TimeLimit
 from hoi_distill.pipeline.config.whereabouts import in_every_folder, names_of_configuration
-from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
+from hoi_distill.pipeline.console.interrupt import Deadline, stop_on_interrupt
 from hoi_distill.stages.quantities import size
 from hoi_distill.storage.errors import UserError
 
@@ -86,6 +85,7 @@ def run(
         int | None, typer.Option(min=1, help="How many workers; the configuration's by default.")
     ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Empty the failure cells first and try them again.")] = False,
+    time_limit: TimeLimit = None,
 ) -> None:
     """Fill the cache: compute every wanted cell that is empty, and nothing else."""
     from hoi_distill.pipeline.cli.show import nothing_to_do, plan_table, run_summary
@@ -95,6 +95,7 @@ def run(
     from hoi_distill.pipeline.training.checks import rehearse_student
     from hoi_distill.pipeline.workspace import prepare
 
+    until = Deadline(time_limit)
     if executor not in (None, "ray", "inline"):
         raise UserError(f"--executor {executor}: there are ray and inline")
     workspace = prepare(config, overrides or (), limit=limit, rehash=rehash)
@@ -105,7 +106,7 @@ def run(
     workspace.cache.require_writable()
     rehearse_student(workspace)
     chosen = workspace.config.workers
-    with stop_on_interrupt() as stop, \
+    with stop_on_interrupt(until.seconds_left()) as stop, \
             choose_executor(executor or chosen.executor, chosen.device, workers or chosen.count, **chosen.limits()) \
             as execute:  # fmt: skip
         summary = fill(workspace, execute, stop, functools.partial(register, workspace) if limit is None else None)
@@ -118,8 +119,11 @@ def run(
         raise typer.Exit(INCOMPLETE)
 
 
+CacheRoot = Annotated[str, typer.Option(metavar="PATH", help="The cache's folder, or its address in an object store.")]
+
+
 def check(
-    cache: Annotated[Path, typer.Option(help="The cache's folder.")] = Path("cache"),
+    cache: CacheRoot = "cache",
     quick: Annotated[bool, typer.Option(help="Only sizes and records, no checksums.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -159,7 +163,7 @@ def verify(
 
 
 def gc(
-    cache: Annotated[Path, typer.Option(help="The cache's folder.")] = Path("cache"),
+    cache: CacheRoot = "cache",
     yes: Annotated[
         bool, typer.Option("--yes", help="Move them to the trash, which empties after the grace period.")
     ] = False,
@@ -193,16 +197,21 @@ def gc(
         print("Nothing was moved. Add --yes to move them.")
 
 
-def existing_cache(root: Path) -> Cache:
-    """Open the cache in a folder that ``--cache`` names.
+def existing_cache(given: str) -> Cache:
+    """Open the cache that ``--cache`` names, a folder or an address in an object store.
 
     Raises:
         UserError: there is no such folder, or it is no cache.
     """
     from hoi_distill.storage.cache import Cache
 
-    if not root.is_dir():
-        raise UserError(f"--cache {root}: no such folder; a run makes it")
-    if not (root / "tables").is_dir():
-        raise UserError(f"--cache {root}: not a cache: it has no folder tables")
-    return Cache.open(root)
+    cache = Cache(given)
+    if not cache.store.is_folder(cache.root):
+        raise UserError(f"--cache {cache.root}: no such folder; a run makes it")
+    try:
+        is_there = cache.store.is_folder(tables := cache.root / "tables") and cache.store.is_used(tables)
+    except OSError as error:
+        raise UserError(f"--cache {cache.root}: {error.strerror}; docs/cluster.md says what access takes") from None
+    if not is_there:
+        raise UserError(f"--cache {cache.root}: not a cache: it has no folder tables")
+    return Cache.open(given)

@@ -12,5 +12,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines inst
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: student.seed=1 (repeatable).")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N images of each split: a trial run.")]
 Rehash = Annotated[bool, typer.Option(help="Read every input file again, whatever its size and time say.")]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(min=0.001, metavar="MINUTES", help="Stop after so long as Ctrl-C does, and exit with 130."),
+]
 INCOMPLETE = 3
 """The exit code where cells are empty or differ."""

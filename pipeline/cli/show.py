@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 
 from hoi_distill.pipeline.filling.run import RunSummary
 from hoi_distill.pipeline.graph.nodes import levels, passes
 from hoi_distill.pipeline.inputs import Source
 from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.stages.quantities import duration, size
+from hoi_distill.storage.files.address import Place
 
 
 def plan_table(plans: Mapping[str, TablePlan]) -> None:
@@ -43,7 +43,7 @@ def shared_rows(images: Source) -> None:
         print(f"{twins:,} of {records:,} images have the bytes of another one and share its row and its name")
 
 
-def nothing_to_do(plans: Mapping[str, TablePlan], cache: Path) -> str:
+def nothing_to_do(plans: Mapping[str, TablePlan], cache: Place) -> str:
     """The line that a run prints where no wanted cell is empty; it also counts the recorded failures."""
     wanted = sum(table_plan.counts["wanted"] for table_plan in plans.values())
     line = f"Nothing to do: all {wanted:,} wanted cells are in {cache} and match their inputs"

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hoi_distill.pipeline.cli.options import ConfigFile, Limit, Overrides
+from hoi_distill.pipeline.cli.options import ConfigFile, Limit, Overrides, TimeLimit
 from hoi_distill.pipeline.config.whereabouts import (
     in_every_folder,
     names_of_claims,
     names_of_configuration,
     names_of_matrix,
 )
-from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
+from hoi_distill.pipeline.console.interrupt import Deadline, stop_on_interrupt
 
 if TYPE_CHECKING:
     from hoi_distill.pipeline.planning.plan import TablePlan
@@ -39,17 +39,18 @@ def train(
     name: Annotated[
         str | None, typer.Option(help="A name for the run: a link to its folder, and its name in trackers.")
     ] = None,
+    time_limit: TimeLimit = None,
 ) -> None:
     """Train the student from the cache, evaluate it and write its report. Never loads a teacher."""
     from hoi_distill.pipeline.train import refuse_unrecorded, train_student
     from hoi_distill.pipeline.workspace import prepare
 
+    until = Deadline(time_limit)
     workspace = prepare(config, overrides or (), limit=limit)
     refuse_unrecorded(workspace, name)
-    plans = (
-        filled(workspace, ["run", str(config), *_as_options(overrides, limit)], whole=limit is None) if fill else None
-    )
-    with stop_on_interrupt() as stop:
+    command = ["run", str(config), *_as_options(overrides, limit), *until.as_option()]
+    plans = filled(workspace, command, whole=limit is None) if fill else None
+    with stop_on_interrupt(until.seconds_left()) as stop:
         train_student(workspace, stop, plans, name=name)
 
 

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
 
 from hoi_distill.pipeline.config.documents import Section, apply_override, read_document, validate
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files.address import SCHEMES, Place, place_at
+
+
+def _cache_root(given: Any, as_path: ValidatorFunctionWrapHandler) -> Place:
+    return place_at(given) if isinstance(given, str) and given.startswith(SCHEMES) else as_path(given)
+
+
+def _runs_root(given: Any, as_path: ValidatorFunctionWrapHandler) -> Path:
+    if isinstance(given, str) and given.startswith(SCHEMES):
+        raise ValueError("an object store cannot hold runs; write a path (only the cache may lie in one)")
+    path: Path = as_path(given)
+    return path
+
+
+if TYPE_CHECKING:
+    CacheRoot = Place
+    RunsRoot = Path
+else:
+    CacheRoot = Annotated[Path, WrapValidator(_cache_root)]
+    """A path, or the address of an object store."""
+    RunsRoot = Annotated[Path, WrapValidator(_runs_root)]
 
 
 class PicoDataset(Section):
@@ -111,8 +132,8 @@ class Config(Section):
     :mod:`hoi_distill.pipeline.config.whereabouts` chooses."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    cache: Path = Path("cache")
-    runs: Path = Path("runs")
+    cache: CacheRoot = Path("cache")
+    runs: RunsRoot = Path("runs")
     dataset: Dataset = Field(discriminator="kind")
     workers: Workers = Field(default_factory=lambda: Workers(count=2))
     tables: dict[str, TableSection]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files.address import SCHEMES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 MOST = 100_000
@@ -90,7 +91,7 @@ def names_of_configuration(file: Path, overrides: Sequence[str] = ()) -> list[st
         given[key] for key in ("root", "annotations", "vocabulary", "image_labels") if isinstance(given.get(key), str)
     ]
     cache = document.get("cache", "cache")
-    names += [f"{cache}/tables"] if isinstance(cache, str) else []
+    names += [f"{cache}/tables"] if isinstance(cache, str) and not cache.startswith(SCHEMES) else []
     return names + _with_slash([document.get(section) for section in ("tables", "student", "pair_teachers")])
 
 

@@ -21,15 +21,42 @@ SAME_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def stop_on_interrupt() -> Iterator[threading.Event]:
+def stop_on_interrupt(seconds: float | None = None) -> Iterator[threading.Event]:
     """An event that the first SIGINT, SIGTERM or SIGHUP sets. After it SIGINT raises KeyboardInterrupt, SIGTERM does where
     it is no repetition, and so does the end of the grace after SIGTERM or SIGHUP. A SIGHUP that was ignored before
-    (``nohup``) stays so."""
+    (``nohup``) stays so.
+
+    Args:
+        seconds: when time is up, as if Ctrl-C were pressed. None: never.
+    """
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    with _time_limit(stop, seconds), _signals(stop):
         yield stop
+
+
+@contextlib.contextmanager
+def _time_limit(stop: threading.Event, seconds: float | None) -> Iterator[None]:
+    def end() -> None:
+        if not stop.is_set():
+            stop.set()
+            _say("Stopping: the time limit is reached; finishing and saving what is under way.")
+
+    timer = threading.Timer(seconds or 0.0, end)
+    timer.daemon = True
+    if seconds is not None:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    first = 0.0
+    first: float | None = None
     terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def handle(number: int, _: FrameType | None) -> None:
@@ -38,7 +65,7 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
             _let_go(terminals)
         if number in (signal.SIGTERM, signal.SIGHUP) and not signal.getitimer(signal.ITIMER_REAL)[0]:
             signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)  # also where Ctrl-C came before
-        if not stop.is_set():
+        if first is None:  # the event may be set already, where time was up
             first = time.monotonic()
             stop.set()
             _say("Stopping: finishing and saving what is under way (Ctrl-C again stops at once).")
@@ -52,12 +79,32 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
         numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield stop
+        yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             # After an interrupt the process is on its way out with its own exit code: another Ctrl-C must not change that.
             signal.signal(number, signal.SIG_IGN if stop.is_set() else handler)
+
+
+class Deadline:
+    """When a command has to stop.
+
+    Args:
+        minutes: from now on. None: never.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        self._until = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def seconds_left(self) -> float | None:
+        """Seconds, 0 if time is up; None without a limit."""
+        return None if self._until is None else max(0.0, self._until - time.monotonic())
+
+    def as_option(self) -> list[str]:
+        """The option for a command that this one starts."""
+        left = self.seconds_left()
+        return [] if left is None else ["--time-limit", f"{max(left / 60, 0.001):.4f}"]
 
 
 def _say(line: str) -> None:

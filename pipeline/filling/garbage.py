@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Required, TypedDict, cast
 
 from hoi_distill.pipeline.planning.plan import TablePlan, folders
@@ -16,7 +12,9 @@ from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.damage import Damaged
 from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import READ_ONLY, StorageError, UserError, remedy
+from hoi_distill.storage.files.address import Place
 from hoi_distill.storage.files.notes import notes_in, read_note, set_note_aside, write_note
+from hoi_distill.storage.files.stores import store_of
 
 
 class WantedNote(TypedDict, total=False):
@@ -104,7 +102,7 @@ def register(workspace: Workspace, plans: Mapping[str, TablePlan]) -> None:
     try:
         before = read_note(place)
     except Damaged:
-        damaged = os.path.lexists(place)
+        damaged = workspace.cache.store.lies(place)
     later = tuple(f"{table_plan.node.stage.name}-" for table_plan in plans.values() if table_plan.node.stage.pending)
     kept = [folder for folder in before.get("tables", []) if later and folder.startswith(later)]
     note: WantedNote = {
@@ -117,7 +115,7 @@ def register(workspace: Workspace, plans: Mapping[str, TablePlan]) -> None:
         "overrides": chosen,
     }
     try:
-        place.parent.mkdir(exist_ok=True)
+        workspace.cache.store.prepare([place.parent])
         if damaged:
             set_note_aside(place)
         write_note(place, note)
@@ -144,9 +142,9 @@ def registered(cache: Cache) -> tuple[dict[str, WantedNote], list[str]]:
     mute = [note.name.removesuffix(".json.bad") for note in aside]
     for note in notes:
         try:
-            sound[note.stem] = cast(WantedNote, read_note(note, "tables"))
+            sound[note.name.removesuffix(".json")] = cast(WantedNote, read_note(note, "tables"))
         except (Damaged, OSError):
-            mute.append(note.stem)
+            mute.append(note.name.removesuffix(".json"))
     return sound, sorted({*mute} - {*sound})
 
 
@@ -179,10 +177,11 @@ def collect(cache: Cache, move: bool, grace_seconds: float, forget: Sequence[str
     }
     tables = {table for note in setups.values() for table in note["tables"]}
     trained = {name for note in setups.values() for name in note.get("trained", [])}
-    for wanted, folders_there in (
+    there: list[tuple[set[str], Sequence[Place]]] = [
         (tables, cache.folders()),
-        (trained, sorted((cache.root / "trained").glob("*"))),
-    ):
+        (trained, sorted((cache.local / "trained").glob("*"))),
+    ]
+    for wanted, folders_there in there:
         for folder in folders_there:
             name = folder.name
             if name in wanted:
@@ -190,7 +189,7 @@ def collect(cache: Cache, move: bool, grace_seconds: float, forget: Sequence[str
             if name in used:
                 outcome["in_use"].append({"table": name, "by": used[name]})
                 continue
-            size = folder_bytes(folder)
+            size = store_of(folder).bytes_below(folder)
             if move:
                 cache.trash(folder)
             outcome["unwanted"].append({"table": name, "bytes": size, "trashed": move})
@@ -206,18 +205,9 @@ def _forget(cache: Cache, name: str) -> None:
     notes += [stem for stem in mute if name in (stem, stem.rpartition("-")[0])]
     if not notes:
         raise UserError(f"--forget {name}: not registered; there are {', '.join([*setups, *mute]) or 'none'}")
-    for stem in notes:
-        for note in (cache.root / "registered").glob(f"{stem}.json*"):
-            if note.is_dir() and not note.is_symlink():
-                shutil.rmtree(note)
-            else:
-                note.unlink()
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of the files below a folder; what goes meanwhile is none."""
-    total = 0
-    for file in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += file.stat().st_size if file.is_file() else 0
-    return total
+    folder = cache.root / "registered"
+    inside = cache.store.folders(folder)
+    for note in cache.store.names(folder):
+        if note.startswith(tuple(f"{stem}.json" for stem in notes)):
+            remove = cache.store.delete_folder if note in inside else cache.store.delete
+            remove(folder / note)

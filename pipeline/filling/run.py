@@ -7,7 +7,6 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from hoi_distill.pipeline.training.pair_teachers import train_missing
 from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.stage import fingerprint_record
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files.address import Place
 from hoi_distill.storage.record_index import RecordIndex
 from hoi_distill.storage.table_folder import Seen
 from hoi_distill.workers.task import TableSpec, TableTask, Target, Task, TaskReport, Upstream, Workload
@@ -125,7 +125,7 @@ class TaskMaker:
         root: the cache's root folder.
     """
 
-    def __init__(self, plans: Mapping[str, TablePlan], sources: Mapping[str, Source], root: Path) -> None:
+    def __init__(self, plans: Mapping[str, TablePlan], sources: Mapping[str, Source], root: Place) -> None:
         self._plans, self._sources, self._root = plans, sources, str(root)
         self._targets: dict[str, Target] = {}
         self._indexes: dict[str, RecordIndex] = {}

@@ -74,7 +74,7 @@ def teacher_training(workspace: Workspace, name: str, plans: Mapping[str, TableP
         if any(table in plans and not plans[table].complete() for table in map(data.tables.name_of, roles)):
             return None
         request = resolve(own, plans)
-    folder = workspace.cache.root / "trained" / f"{request.method.name}-{request.fingerprint[:16]}"
+    folder = workspace.cache.local / "trained" / f"{request.method.name}-{request.fingerprint[:16]}"
     return TeacherTraining(own, request, folder)
 
 

@@ -41,8 +41,9 @@ def train_missing(
         teacher = teacher_training(workspace, name, plans)
         assert teacher is not None
         folder = teacher.folder
-        used = sorted({planned.table.dir for planned in teacher.request.train.values()})
-        lock = workspace.cache.root / "leases" / f"{folder.name}.lock"
+        used = {planned.table.dir for planned in teacher.request.train.values()}
+        lock = workspace.cache.local / "leases" / f"{folder.name}.lock"
+        lock.parent.mkdir(exist_ok=True)
         with (
             workspace.cache.lease("reader", [*used, folder]),
             alone(lock, stop, functools.partial(_wait, name, folder)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from hoi_distill.stages.student.method import Method, Needs, parameters_of
 from hoi_distill.stages.student.student import Columns
 from hoi_distill.storage.digests import content_name, fingerprint
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files.address import Place
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Resolved:
         """The cells that training or prediction reads, by role."""
         return {**self.test, **self.train, **({"text": self.text} if self.text else {})}
 
-    def folders(self) -> list[Path]:
+    def folders(self) -> list[Place]:
         """The folders of the tables that training or prediction reads."""
         read = [
             *self.train.values(),
@@ -75,7 +75,7 @@ class Resolved:
             *self.validation.values(),
             *([self.text] if self.text else []),
         ]
-        return sorted({planned.table.dir for planned in read})
+        return sorted({planned.table.dir for planned in read}, key=str)
 
 
 def resolve(workspace: Workspace, plans: Mapping[str, TablePlan]) -> Resolved:

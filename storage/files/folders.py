@@ -63,15 +63,11 @@ def lies(path: str | Path) -> bool:
     """Whether anything lies at ``path``, a link that leads nowhere too. Raises ``OSError`` where that cannot be known."""
     try:
         os.lstat(path)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
         return False
     return True
-
-
-def set_aside(path: Path, keep: Path) -> None:
-    """Move what lies at ``path``, whatever it is, into the folder ``keep``; what was set aside under its name stays there.
-    Nothing happens where another check has done it."""
-    move_aside(path, keep / path.name)
 
 
 def move_aside(path: Path, target: Path) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from hoi_distill.storage.damage import damage
 from hoi_distill.storage.digests import canonical_json, fingerprint
-from hoi_distill.storage.files.atomic import write_atomically
-from hoi_distill.storage.files.folders import move_aside, names
+from hoi_distill.storage.files.address import Place
+from hoi_distill.storage.files.stores import store_of
 
 
-def write_note(path: Path, content: Mapping[str, Any]) -> None:
+def encode_note(content: Mapping[str, Any]) -> bytes:
+    """The bytes of a note."""
+    return canonical_json({**content, "digest": fingerprint(content)})
+
+
+def write_note(path: Place, content: Mapping[str, Any]) -> None:
     """Put ``content``, a JSON object, in the place of what ``path`` held. Raises ``OSError``; it is then as it was."""
-    write_atomically(path, canonical_json({**content, "digest": fingerprint(content)}))
+    store_of(path).replace(path, encode_note(content))
 
 
-def read_note(path: Path, *keys: str) -> dict[str, Any]:
+def read_note(path: Place, *keys: str) -> dict[str, Any]:
     """What :func:`write_note` wrote; notes of before had no digest.
 
     Args:
@@ -30,7 +34,7 @@ def read_note(path: Path, *keys: str) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     with damage(f"note {path}"):
-        content = json.loads(path.read_bytes())
+        content = json.loads(store_of(path).read(path))
         if not isinstance(content, dict):
             raise ValueError("not an object")
         if (digest := content.pop("digest", None)) is not None and digest != fingerprint(content):
@@ -40,15 +44,16 @@ def read_note(path: Path, *keys: str) -> dict[str, Any]:
     return content
 
 
-def set_note_aside(path: Path) -> None:
+def set_note_aside(path: Place) -> None:
     """Move what stands in a note's place to ``<name>.bad`` beside it."""
-    move_aside(path, path.with_name(f"{path.name}.bad"))
+    store_of(path).move(path, path.parent / f"{path.name}.bad")
 
 
-def notes_in(folder: Path, ending: str = ".json") -> list[Path]:
+def notes_in(folder: Place, ending: str = ".json") -> list[Place]:
     """The notes of a folder by name; none where there is no folder. A glob would find none either where it cannot be read.
 
     Raises:
         OSError: the folder cannot be read.
     """
-    return sorted(folder / name for name in names(folder) if name.endswith(ending) and not name.startswith("."))
+    names = sorted(store_of(folder).names(folder))
+    return [folder / name for name in names if name.endswith(ending) and not name.startswith(".")]

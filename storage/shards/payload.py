@@ -18,7 +18,9 @@ from hoi_distill.storage.damage import Damaged, damage
 from hoi_distill.storage.errors import StorageError
 from hoi_distill.storage.file_digests import DigestMemory
 from hoi_distill.storage.files import stamps
+from hoi_distill.storage.files.address import SCHEMES, place_at
 from hoi_distill.storage.files.stamps import Stamp
+from hoi_distill.storage.files.stores import local_file, store_of
 from hoi_distill.storage.shards.arrow import ArrowShard
 from hoi_distill.storage.shards.lmdb_reader import LmdbShard
 
@@ -44,19 +46,21 @@ def open_shard(path: str | os.PathLike[str]) -> Shard:
         StorageError: the file is missing or unreadable, or its bytes have changed.
     """
     name = os.fspath(path)
-    with verified(name) as stamp:
-        return _open_lmdb(name, stamp) if name.endswith(".lmdb") else _open_arrow(name, stamp)
+    with verified(name) as (file, stamp):
+        return _open_lmdb(file, stamp) if name.endswith(".lmdb") else _open_arrow(file, stamp)
 
 
 @contextlib.contextmanager
-def verified(name: str) -> Iterator[Stamp]:
-    """In the block a payload may be opened: its bytes are those that were written. Gives its stamp.
+def verified(name: str) -> Iterator[tuple[str, Stamp]]:
+    """In the block a payload may be opened: its bytes are those that were written. Gives the file to open, which is a local
+    copy of an object, and the file's stamp.
 
     Raises:
-        StorageError: the file is missing or unreadable, or its bytes have changed.
+        StorageError: the payload is missing or unreadable, or its bytes have changed.
     """
     with _reading(name), damage(f"shard {name}"):
-        yield stamps.once(name, lambda: verify_shard(name))
+        file = local_file(name, stated_checksum(name))
+        yield file, stamps.once(file, lambda: verify_shard(file))
 
 
 @contextlib.contextmanager
@@ -80,27 +84,37 @@ def stated_checksum(path: str | os.PathLike[str]) -> str:
 
 
 def verify_shard(path: str | os.PathLike[str]) -> None:
-    """Re-read a payload and compare it with the checksum in its name.
+    """Re-read a payload where it is stored, and compare it with the checksum in its name.
 
     Raises:
         Damaged: the file is missing, unreadable, or its bytes have changed.
         OSError: it cannot be read by this process or for the moment.
     """
+    if os.fspath(path).startswith(SCHEMES):
+        verify_object(os.fspath(path))
+        return
     with damage(f"shard {os.fspath(path)}"), open(path, "rb", buffering=0) as file:
         actual = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     if actual != stated_checksum(path):
         raise Damaged(f"shard {os.fspath(path)}", "its bytes differ from the checksum in its name")
 
 
+def verify_object(address: str) -> None:
+    """Fetch a payload from its object store, whatever this machine holds of it. Raises as :func:`verify_shard` does."""
+    with damage(f"shard {address}"):
+        store_of(place_at(address)).forget(place_at(address))
+        local_file(address, stated_checksum(address))
+
+
 def verify_once(paths: Sequence[str]) -> None:
     """Verify the payloads that this machine has not read in this state. It remembers them in the user's cache folder, not in
-    the cache, which several machines may share.
+    the cache, which several machines may share. Those in an object store are verified when they are fetched.
 
     Raises:
         StorageError: the bytes of one or more have changed; one line names their number and the first. Or one cannot be
             read; the line says why.
     """
-    unproven = stamps.unproven(paths)
+    unproven = stamps.unproven(path for path in paths if not path.startswith(SCHEMES))
     if not unproven:
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hoi-distill"

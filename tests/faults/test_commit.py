@@ -15,16 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hoi_distill.storage import records as commit_module
 from hoi_distill.storage import table_writer
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.check import check_table
 from hoi_distill.storage.errors import StorageError, UserError
-from hoi_distill.storage.files import owner
+from hoi_distill.storage.files import drafts, owner
 from hoi_distill.storage.files.notes import write_note
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.shards.payload import verify_shard
 from hoi_distill.storage.table import Table
+from tests.fixtures.object_stores import stored
 from tests.fixtures.small_tables import COLUMNS, PREAMBLE, flip, holds, make_table, mounted, row_ids, write
 
 
@@ -62,7 +62,7 @@ def killed_at(step: int, action: Callable[[], object]) -> bool:
                     operation()
 
         try:
-            os.fsync, commit_module._write_all = fsync, write_all
+            os.fsync, drafts.write_all = fsync, write_all
             sys.addaudithook(audit)
             action()
         except BaseException:
@@ -139,28 +139,28 @@ def test_a_checker_killed_at_any_step_can_be_run_again_and_the_cells_recomputed(
 
 @pytest.mark.parametrize("kind", ["arrow", "lmdb"])
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "removed"])
-def test_a_damaged_shard_is_set_aside_named_and_recomputed(tmp_path, kind, damage):
-    table, good, bad = make_table(tmp_path / "cache", kind), row_ids(10), row_ids(300, start=10)
+def test_a_damaged_shard_is_set_aside_named_and_recomputed(root, kind, damage):
+    table, good, bad = make_table(root, kind), row_ids(10), row_ids(300, start=10)
     write(table, good, offset=5)
-    payload = Path(write(table, bad).payload)
+    payload = stored(write(table, bad).payload)
     digests = table.value_digests(CellSelection(bad, COLUMNS))
     if damage == "flipped":
         flip(payload, payload.stat().st_size // 2)
         assert check_table(table, deep=False) == []  # same size: only reading tells
     elif damage == "truncated":
-        os.truncate(payload, payload.stat().st_size // 2)
+        payload.write_bytes(payload.read_bytes()[: payload.stat().st_size // 2])
     else:
         payload.unlink()
     if damage != "flipped":
         assert table.state(CellSelection(bad, COLUMNS)).lost.all()
     else:
         with pytest.raises(StorageError, match=payload.name):
-            verify_shard(payload)
+            verify_shard(str(payload))
     (found,) = check_table(Table(table.dir))
     assert (found.shard, found.cells, found.table) == (payload.name, 600, table.dir.name)
     assert check_table(table) == []
     assert not payload.exists()
-    assert (table.dir / "bad" / payload.name).exists() == (damage != "removed")
+    assert stored(table.dir / "bad" / payload.name).exists() == (damage != "removed")
     assert table.state(CellSelection(bad, COLUMNS)).lost.all()
     assert holds(table, good, offset=5)
     assert (table.value_digests(CellSelection(bad, COLUMNS)) == digests).all()
@@ -169,9 +169,9 @@ def test_a_damaged_shard_is_set_aside_named_and_recomputed(tmp_path, kind, damag
     assert check_table(table) == []
 
 
-def test_a_commit_record_with_changed_bytes_counts_as_none(tmp_path):
-    table, rows = make_table(tmp_path / "cache", "arrow"), row_ids(50)
-    record = table.dir / "commits" / write(table, rows).name
+def test_a_commit_record_with_changed_bytes_counts_as_none(root):
+    table, rows = make_table(root, "arrow"), row_ids(50)
+    record = stored(table.dir / "commits" / write(table, rows).name)
     intact = record.read_bytes()
     row = intact.index(rows[7].tobytes())
     record.write_bytes(b"")
@@ -192,9 +192,9 @@ def test_a_commit_record_with_changed_bytes_counts_as_none(tmp_path):
     assert check_table(Table(table.dir)) == []
 
 
-def test_changed_value_digests_are_found_by_check(tmp_path):
-    table, rows = make_table(tmp_path / "cache", "arrow"), row_ids(50)
-    record = table.dir / "commits" / write(table, rows).name
+def test_changed_value_digests_are_found_by_check(root):
+    table, rows = make_table(root, "arrow"), row_ids(50)
+    record = stored(table.dir / "commits" / write(table, rows).name)
     flip(record, record.read_bytes().index(table.value_digests(CellSelection(rows, COLUMNS)).tobytes()) + 9)
     (found,) = check_table(Table(table.dir))
     assert found.shard == record.name
@@ -438,7 +438,7 @@ def test_a_table_in_use_is_not_thrown_away_and_the_trash_keeps_its_grace(tmp_pat
     assert list((tmp_path / "cache" / "trash").iterdir()) == []
 
 
-def test_tables_opened_at_once_are_one_and_another_output_is_refused(tmp_path):
-    assert make_table(tmp_path / "cache", "arrow").dir == make_table(tmp_path / "cache", "arrow").dir
+def test_tables_opened_at_once_are_one_and_another_output_is_refused(root):
+    assert make_table(root, "arrow").dir == make_table(root, "arrow").dir
     with pytest.raises(StorageError, match="holds"):
-        Cache(tmp_path / "cache").table("cells", {"kind": "arrow"}, {"format": "arrow", "type": "list"}, pa.int8())
+        Cache(root).table("cells", {"kind": "arrow"}, {"format": "arrow", "type": "list"}, pa.int8())

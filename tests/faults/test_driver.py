@@ -19,6 +19,7 @@ import pytest
 
 from hoi_distill.pipeline.graph import registry
 from hoi_distill.storage.check import check_table
+from tests.fixtures.object_stores import BOTH, stored
 from tests.fixtures.toy_stages import TOYS, Album, plan_of, run
 
 ROOT = Path(__file__).parents[2]
@@ -33,10 +34,16 @@ def toys(monkeypatch):
         monkeypatch.setitem(registry.STAGES, name, where)
 
 
+everywhere = pytest.mark.parametrize("album", BOTH, indirect=True)
+
+
 @pytest.fixture
-def album(tmp_path) -> Album:
-    """Forty images; 20 tasks of about 60 ms. What is computed is logged by every process."""
+def album(request, tmp_path) -> Album:
+    """Forty images; 20 tasks of about 60 ms. What is computed is logged by every process. The cache is on disk unless a test
+    asks for both."""
     made = Album(tmp_path, IMAGES, PROMPTS, seconds=0.03)
+    if getattr(request, "param", "disk") == "objects":
+        made.config["cache"] = request.getfixturevalue("bucket_of")
     for table in made.config["tables"].values():
         table["log"] = str(tmp_path / "log")
     made.write()
@@ -93,9 +100,8 @@ def undisturbed(album: Album) -> dict[tuple[str, bytes, str], tuple[object, int]
     album.write()
     run(album.workspace())
     cells = cells_of(album)
-    album.config["cache"] = str(album.root / "cache")
+    album.config["cache"] = config["cache"]
     album.write()
-    assert config["name"] == album.config["name"]
     return cells
 
 
@@ -121,6 +127,7 @@ def live_through_kills(album: Album, kills: int, seed: int) -> None:
     assert cells_of(album) == undisturbed(album)
 
 
+@everywhere
 @pytest.mark.slow
 def test_driver_killed_at_random(album):
     live_through_kills(album, kills=4, seed=0)
@@ -143,6 +150,7 @@ def test_driver_killed_while_it_begins(album):
     assert cells_of(album) == undisturbed(album)
 
 
+@everywhere
 def test_two_drivers_on_one_cache(album):
     """Both end well; the cells are there once and are the right ones."""
     drivers = [start(album) for _ in range(2)]
@@ -154,10 +162,11 @@ def test_two_drivers_on_one_cache(album):
     assert max(computed.values()) <= 2
     for made in plan_of(album.workspace()).values():
         names = [record.header["payload"] for record in made.table.records()]
-        assert sorted(names) == sorted(entry.name for entry in (made.table.dir / "shards").iterdir())
+        assert sorted(names) == sorted(entry.name for entry in stored(made.table.dir / "shards").iterdir())
     assert cells_of(album) == undisturbed(album)
 
 
+@everywhere
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_first_interrupt_commits_and_exits_130(album, number):
     driver = start(album)
@@ -173,6 +182,20 @@ def test_first_interrupt_commits_and_exits_130(album, number):
     assert computed.total() == filled  # everything that was computed was committed
     finish(album)
     assert computations(album).total() == 2 * IMAGES * len(PROMPTS)
+
+
+def test_a_time_limit_commits_and_exits_130(album):
+    """Before the work would be done."""
+    album.config["tables"]["scores"]["seconds"] = 1.0
+    album.write()
+    driver = start(album, "--time-limit", "0.05")
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130, err
+    assert "the time limit is reached" in err
+    album.config["tables"]["scores"]["seconds"] = 0.0
+    album.write()
+    finish(album)
+    assert cells_of(album) == undisturbed(album)
 
 
 def test_a_signal_that_comes_twice_at_once_counts_as_one(album):

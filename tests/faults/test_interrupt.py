@@ -143,3 +143,24 @@ except KeyboardInterrupt:
 def test_a_terminal_that_closes_after_ctrl_c_still_ends_a_command_in_time() -> None:
     done = subprocess.run([sys.executable, "-c", GRACE], cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert done.stdout == "ended\n"
+
+
+LIMIT = """
+import os, signal, time
+from hoi_distill.pipeline.console import interrupt
+
+until = interrupt.Deadline(0.2 / 60)
+with interrupt.stop_on_interrupt(until.seconds_left()) as stop:
+    print(stop.wait(30), until.as_option(), flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)  # the scheduler's, a moment later: it is the first signal, and breaks nothing
+    time.sleep(0.1)
+    print("finished", flush=True)
+with interrupt.stop_on_interrupt() as stop:
+    print(stop.wait(0.3), interrupt.Deadline(None).as_option())
+"""
+
+
+def test_a_time_limit_stops_as_the_first_ctrl_c_does_and_a_signal_after_it_is_no_second_one() -> None:
+    done = subprocess.run([sys.executable, "-c", LIMIT], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert done.stdout.splitlines() == ["True ['--time-limit', '0.0010']", "finished", "False []"]
+    assert done.stderr.splitlines()[0].startswith("Stopping: the time limit is reached")

@@ -11,6 +11,7 @@ import pytest
 from hoi_distill.pipeline.graph import registry
 from hoi_distill.stages.data.pico.world import pico_vocabulary, write_world
 from tests.fixtures.line import IMAGES, STAGES, TEST, TRAIN, Line, count_calls
+from tests.fixtures.object_stores import BOTH, upload
 from tests.fixtures.tiny_blip import WORDS, save_checkpoints, tiny_blip_config, tiny_processor
 from tests.fixtures.toy_stages import TOYS
 
@@ -60,7 +61,13 @@ def filled(tmp_path_factory, checkpoints) -> Path:
     return root
 
 
-@pytest.fixture
-def line(tmp_path: Path, filled: Path, checkpoints, calls) -> Line:
+@pytest.fixture(params=BOTH)
+def line(request, tmp_path: Path, filled: Path, checkpoints, calls) -> Line:
+    """The line with its cache on disk, and with the same files as objects."""
     shutil.copytree(filled, tmp_path, dirs_exist_ok=True)
-    return Line(tmp_path, checkpoints, calls)
+    made = Line(tmp_path, checkpoints, calls)
+    if request.param == "objects":
+        made.config["cache"] = request.getfixturevalue("bucket_of")
+        upload(tmp_path / "cache", made.config["cache"])
+        shutil.rmtree(tmp_path / "cache")
+    return made

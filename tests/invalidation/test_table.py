@@ -17,6 +17,7 @@ from hoi_distill.stages.data.pico.world import pico_vocabulary
 from hoi_distill.stages.teacher.blip import stages as blip
 from hoi_distill.storage.check import check_table
 from tests.fixtures.line import IMAGES, TRAIN
+from tests.fixtures.object_stores import stored
 from tests.fixtures.toy_stages import Album, flip_byte
 from tests.fixtures.toy_stages import computed as toys_computed
 
@@ -238,7 +239,7 @@ def test_a_shards_bytes(line, name, cells):
     """Its cells once check has found it, and nothing below; the student stands."""
     student = line.student()
     table = line.plan()[name].table
-    flip_byte(sorted((table.dir / "shards").iterdir())[0])
+    flip_byte(sorted(stored(table.dir / "shards").iterdir())[0])
     assert line.computed() == {}
     assert [bad.cells for bad in check_table(table)] == [cells]
     assert [(reason.text, reason.cells) for reason in line.plan()[name].reasons] == [("shard lost", cells)]
@@ -250,7 +251,7 @@ def test_a_repaired_shard_whose_last_bits_moved(line, monkeypatch):
     """A recomputed cell keeps its first value digest, so a GPU that rounds otherwise today reruns nothing below."""
     student = line.student()
     table = line.plan()["captions"].table
-    flip_byte(min((table.dir / "shards").iterdir()))
+    flip_byte(min(stored(table.dir / "shards").iterdir()))
     check_table(table)
     real = blip.cells
     monkeypatch.setattr(blip, "cells", lambda texts, scores: real([f"{t} a dog" for t in texts], scores))

@@ -24,6 +24,7 @@ from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.shards import payload as shards
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef, stack
 from hoi_distill.storage.table import Table
+from tests.fixtures.object_stores import BOTH
 
 N, SHAPE = 23, (3, 2, 2)
 LOGITS = pa.list_(pa.float16(), 2)
@@ -46,7 +47,7 @@ def logits(rows: np.ndarray, prompt: int) -> pa.Array:
     return pa.array([[row, prompt] for row in np.float16(rows)], LOGITS)
 
 
-def create(cache: Path, name: str, kind: pa.DataType | None) -> Table:
+def create(cache: Path | str, name: str, kind: pa.DataType | None) -> Table:
     output = (
         {"format": "lmdb", "shape": list(SHAPE), "codec": "fp16"}
         if kind is None
@@ -63,10 +64,19 @@ def put(table: Table, rows: np.ndarray, columns: tuple[str, ...], values, failur
 
 
 @pytest.fixture
-def spec(tmp_path) -> StreamSpec:
+def place(request, tmp_path) -> Path | str:
+    """The root of the cache, on disk unless a test asks for both."""
+    return request.getfixturevalue("bucket_of") if getattr(request, "param", "disk") == "objects" else tmp_path
+
+
+everywhere = pytest.mark.parametrize("place", BOTH, indirect=True)
+
+
+@pytest.fixture
+def spec(place) -> StreamSpec:
     """Three tables in several shards: features (tensors), itm (three prompts, the third added later), detections."""
     features, itm, detections = (
-        create(tmp_path, name, kind) for name, kind in (("features", None), ("itm", LOGITS), ("detections", FOUND))
+        create(place, name, kind) for name, kind in (("features", None), ("itm", LOGITS), ("detections", FOUND))
     )
     for rows in np.split(np.arange(N), [9, 18]):
         put(features, rows, ("original",), {"original": tensors(rows)})
@@ -107,6 +117,7 @@ def collated(samples):
     return torch.tensor([s["row"] for s in samples]), stack([s["features"]["original"] for s in samples])
 
 
+@everywhere
 def test_every_cell_comes_with_its_row(spec):
     stream = SampleStream(spec)
     samples = stream.__getitems__(list(range(N))[::-1])
@@ -125,15 +136,17 @@ def test_every_cell_comes_with_its_row(spec):
     assert not samples[0]["features"]["original"].flags.writeable
 
 
-def test_values_outlive_the_stream_that_gave_them(spec):
+@everywhere
+def test_values_outlive_the_stream_that_gave_them(spec, place):
     stream = SampleStream(spec)
     kept = [sample["features"]["original"] for sample in stream.__getitems__(range(N))]
     del stream
-    other = create(Path(spec.tables["features"].dir).parents[1], "other", None)
+    other = create(place, "other", None)
     assert other.name == "other"
     np.testing.assert_array_equal(np.stack(kept), tensors(np.arange(N)))
 
 
+@everywhere
 def test_one_row_may_stand_twice(spec):
     twice = ROWS[[4, 4, 7]]
     tables = {name: other_cells(ref, row_ids=twice) for name, ref in spec.tables.items()}
@@ -145,6 +158,7 @@ def test_one_row_may_stand_twice(spec):
     ]
 
 
+@everywhere
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_neither_order_nor_values(spec, workers):
     stream = SampleStream(spec)
@@ -159,6 +173,7 @@ def test_workers_change_neither_order_nor_values(spec, workers):
     assert stream.__getitems__([3])[0]["row"] == 3  # and leave the parent's as they were
 
 
+@everywhere
 def test_a_stream_pickles_for_spawned_workers(spec, monkeypatch):
     stream = SampleStream(spec)
     stream.__getitems__([0])
@@ -170,6 +185,7 @@ def test_a_stream_pickles_for_spawned_workers(spec, monkeypatch):
     np.testing.assert_array_equal(again[22]["features"]["original"], stream[22]["features"]["original"])
 
 
+@everywhere
 def test_an_epoch_is_exact_and_epochs_differ(spec):
     stream = SampleStream(spec)
     epochs = [order(stream.loader(4, Epoch(3, epoch))) for epoch in (0, 1)]
@@ -330,6 +346,7 @@ def some(spec: StreamSpec, **changes) -> StreamSpec:
     return only_cells(spec, "itm", wanted=wanted, **changes)
 
 
+@everywhere
 def test_a_cell_that_is_not_wanted_is_none_whatever_the_table_holds(spec):
     asked = some(spec)
     wanted = asked.tables["itm"].cells.wanted

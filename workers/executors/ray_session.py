@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files import owner
+from hoi_distill.storage.files.address import SCHEMES, place_at
+from hoi_distill.storage.files.stores import store_of
 from hoi_distill.workers.task import Workload
 
 if TYPE_CHECKING:
@@ -367,13 +369,13 @@ def check_nodes(tasks: Workload, stop: threading.Event) -> None:
     decodes = any(target.stage.decodes for target in tasks.targets)
     sources = (uri for task in tasks if task.tables[0].stage.decodes for uri in task.uris) if decodes else iter(())
     samples = list(islice((uri for uri in sources if os.access(uri, os.R_OK)), 1))
-    marks = [Path(root, f".probe-{uuid.uuid4().hex}") for root in roots]
+    marks = [place_at(root) / f".probe-{uuid.uuid4().hex}" for root in roots]
     probe = ray.remote(_unreadable)
     nodes = living_nodes()
     try:
         for mark in marks:
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.write_text(mark.name)
+            store_of(mark).prepare([mark.parent])
+            store_of(mark).replace(mark, mark.name.encode())
         answers = {
             probe.options(
                 num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False)
@@ -393,7 +395,7 @@ def check_nodes(tasks: Workload, stop: threading.Event) -> None:
             )
     finally:
         for mark in marks:
-            mark.unlink(missing_ok=True)
+            store_of(mark).delete(mark)
 
 
 def _await(answers: list[ObjectRef[Any]], stop: threading.Event) -> list[ObjectRef[Any]]:
@@ -420,17 +422,24 @@ def _take(answer: ObjectRef[Any], node: str) -> bool:
         LOG.debug("its probe: %s", error)
         return False
     for problem in problems:
-        raise UserError(f"node {node} of the Ray cluster {problem}; mount the same folder there")
+        mend = (
+            "give it the same access" if any(scheme in problem for scheme in SCHEMES) else "mount the same folder there"
+        )
+        raise UserError(f"node {node} of the Ray cluster {problem}; {mend}")
     return True
 
 
 def _unreadable(marks: list[str], sources: list[str]) -> list[str]:
     """On a node: what it cannot do with the cache's probe files and with sample sources."""
     problems = []
-    for mark in map(Path, marks):
-        if not mark.is_file() or mark.read_text() != mark.name:
+    for mark in map(place_at, marks):
+        try:
+            is_seen = store_of(mark).read(mark) == mark.name.encode()
+        except (OSError, UserError):
+            is_seen = False
+        if not is_seen:
             problems.append(f"does not see the cache {mark.parent}")
-        elif not os.access(mark.parent, os.W_OK):
+        elif isinstance(mark, Path) and not os.access(mark.parent, os.W_OK):
             problems.append(f"may not write to the cache {mark.parent}")
     problems += [f"cannot read {source}" for source in sources if not os.access(source, os.R_OK)]
     return problems

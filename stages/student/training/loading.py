@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from hoi_distill.storage.files.stores import loaders_start
+
 T = TypeVar("T")
 _AHEAD = 2
 _END = object()
@@ -29,7 +31,10 @@ def batches_ahead(batches: Dataset[Any], steps: range, *, workers: int, pin: boo
     Raises:
         Exception: what a batch raises, when it is its turn.
     """
-    loaded = iter(DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers))
+    start = loaders_start(workers)
+    loaded = iter(
+        DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, multiprocessing_context=start)
+    )
 
     def load() -> Any:
         batch = next(loaded, _END)
