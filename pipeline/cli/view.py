@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -35,6 +34,6 @@ def view(
 
     workspace = prepare(config, overrides or (), limit=limit)
     library = Library(workspace, plan_all(workspace))
-    used: list[Path] = [table.table.dir for table in library.tables.values() if table.table is not None]
+    used = [table.table.dir for table in library.tables.values() if table.table is not None]
     with workspace.cache.lease("reader", used), contextlib.suppress(KeyboardInterrupt):
         serve(library, host, port, lambda address: print(f"{len(library.entries):,} images: {address}", flush=True))

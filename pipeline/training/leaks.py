@@ -38,14 +38,15 @@ def refuse_leaks(nodes: Mapping[str, Node], data: DataSection, method: str, need
         UserError: the method reads no labelled images and there are some, or it reads some and there are none, or
             somebody has learned from annotated interactions in a table or below it.
     """
-    if data.labelled == 0 and needs.annotations and not needs.all_annotations:
+    suffice = needs.all_annotations or needs.unlabelled_suffice
+    if data.labelled == 0 and needs.annotations and not suffice:
         raise UserError(f"{where}labelled: 0; {method} learns from annotated images, label at least 1")
     for key in ("zero_shot", "few_shot"):
         if data.labelled == 0 and getattr(data, key) is not None:
             raise UserError(
                 f"{where}{key}: chooses among the annotations of labelled images, and labelled is 0; remove it"
             )
-    if needs.annotations:
+    if needs.annotations and (data.labelled != 0 or needs.all_annotations):
         return
     if data.labelled != 0:
         said = "null" if data.labelled is None else data.labelled

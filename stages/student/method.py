@@ -49,6 +49,7 @@ class Needs:
         text: whether the embeddings of the vocabulary's prompts are read, where there is such a table.
         unlabelled: whether images without annotations are used.
         annotations: whether annotations are read at all; if not, the training gets none.
+        unlabelled_suffice: whether it can train without one labelled image.
         all_annotations: whether even the annotations of unlabelled images are read (a control).
         untuned_detector: whether a detector that has learned from a dataset of interactions is refused.
         failures: roles whose recorded failures leave an image out, where there is such a table. They may be roles that are
@@ -63,6 +64,7 @@ class Needs:
     text: bool = False
     unlabelled: bool = False
     annotations: bool = True
+    unlabelled_suffice: bool = False
     all_annotations: bool = False
     untuned_detector: bool = False
     failures: tuple[str, ...] = ("detections", "features")

@@ -261,3 +261,15 @@ def replace_student(workspace: Workspace, **keys) -> Workspace:
     assert workspace.config.student is not None
     student = {**workspace.config.student, **keys}
     return replace(workspace, config=workspace.config.model_copy(update={"student": student}))
+
+
+def test_link_needs_no_label_where_whole_images_teach_it(folder, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = configuration(folder)
+    config = yaml.safe_load(path.read_text())
+    taught = {"method": "link", "labelled": 0, "text_labels": {"images": "unlabelled"}}
+    path.write_text(yaml.safe_dump({**config, "student": taught}))
+    assert student_section(prepare(path)).data.labelled == 0
+    path.write_text(yaml.safe_dump({**config, "student": {**taught, "text_labels": {"images": "labelled"}}}))
+    with pytest.raises(UserError, match="labelled: 0; link learns from annotated images"):
+        student_section(prepare(path))

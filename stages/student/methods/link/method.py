@@ -47,6 +47,7 @@ class LinkMethod(PairMethod[LinkConfig]):
             where_asked=("itm",),
             text=True,
             unlabelled=config.uses_unlabelled,
+            unlabelled_suffice=config.soft_labels.unlabelled or config.text_labels.unlabelled,
             stages=written,
         )
 
