@@ -81,7 +81,7 @@ class LinkMethod(PairMethod[LinkConfig]):
 
     @override
     def trained_on(self, config: LinkConfig, labelled: int, unlabelled: int) -> str:
-        words = f"the annotated pairs of {labelled:,} images"
+        words = f"the annotated pairs of {labelled:,} images" if labelled else "no annotation"
         if config.kd.on:
             levels = " and ".join(word for name, word in LEVELS.items() if getattr(config.kd, name) > 0)
             teachers = len(config.kd.pairs if config.kd.reads_pairs else config.kd.maps)
