@@ -28,7 +28,7 @@ from hoi_distill.storage.files.bucket import ENDPOINTS, OPENING, Bucket, bucket
 from hoi_distill.storage.files.local_copies import copies
 from hoi_distill.storage.files.store import Store
 
-_ONE_BY_ONE = 16  # objects that are asked for one by one and not by a list
+_ONE_BY_ONE = 8  # objects that are asked for one by one and not by a list of all
 _AT_ONCE = 16  # requests; they wait for the network
 _IDENTITY = "cache.json"
 

@@ -86,8 +86,6 @@ def test_an_answer_that_is_lost_after_a_success_makes_no_second_commit(
 @pytest.mark.parametrize("kind", ["arrow", "lmdb"])
 def test_what_fails_in_passing_is_asked_again_and_changes_nothing(away, endpoint, tmp_path, monkeypatch, fate, kind):
     chance, rows = random.Random(fate), row_ids(400, 5)
-    monkeypatch.setattr(bucket, "PART", 5 << 20)
-
     with proxy(endpoint, lambda _: fate if chance.random() < 0.2 else "pass") as between:
         use(monkeypatch, between, tmp_path / "copies")
         table = make_table(away, kind)
@@ -97,6 +95,26 @@ def test_what_fails_in_passing_is_asked_again_and_changes_nothing(away, endpoint
         assert holds(Table(table.dir), row_ids(5), offset=3)
         assert check_table(Table(table.dir)) == []
         assert len(Table(table.dir).records()) == 2
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_a_payload_that_is_uploaded_in_parts_is_whole_whatever_befell_them(away, endpoint, tmp_path, monkeypatch, fate):
+    chance, rows, parts = random.Random(fate), row_ids(8000, 5), []
+    monkeypatch.setattr(bucket, "PART", 5 << 20)  # the least that a server takes
+
+    def act(request: Request) -> Fate:
+        is_part = "partNumber" in request.path
+        parts.extend([request.path] if is_part else [])
+        return fate if is_part and chance.random() < 0.5 else "pass"
+
+    values = {column: np.resize(cells, (8000, *cells.shape[1:])) for column, cells in values_of("lmdb", 500).items()}
+    with proxy(endpoint, act) as between:
+        use(monkeypatch, between, tmp_path / "copies")
+        make_table(away, "lmdb").commit(CellBlock(rows, COLUMNS, np.ones((8000, 2), bool)), values)
+        use(monkeypatch, between, tmp_path / "other")  # as another machine sees it
+        read = make_table(away, "lmdb").read(CellSelection(rows, COLUMNS))
+    assert all(np.array_equal(read[column], values[column]) for column in COLUMNS)
+    assert len(parts) > 3
 
 
 def test_a_store_that_stays_away_stops_the_commit_with_table_and_shard_named(away, endpoint, tmp_path, monkeypatch):
