@@ -1,7 +1,7 @@
 """The page of evidence: for each claim of a paper what was found in which world, from the records of finished trainings.
 
 A file of claims says which arms of which matrix a claim is about. Every figure comes from records that are of these arms as the
-matrix has them now; what has none is said to be not measured. Nothing is trained.
+matrix has them now; what has none is said to have no record. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Finding:
     def verdict(self, expects: str) -> str:
         """What it means for a claim."""
         if self.difference is None:
-            return f"not measured: `hoi-distill experiments {self.measurement.matrix}`"
+            return f"no record yet: `hoi-distill experiments {self.measurement.matrix}`"
         if min(self.trainings) < FEWEST:
             return "not judged: one training"
         if not self.difference.differs:
@@ -162,7 +162,7 @@ def write_evidence(path: Path) -> Path:
 def _rows(claim: Claim, findings: Sequence[Finding]) -> Iterator[str]:
     published = f"{claim.source}{': ' + claim.figure if claim.figure else ''}"
     if not findings:
-        yield f"| {claim.text} | {published} | – | – | – | – | not measured |"
+        yield f"| {claim.text} | {published} | – | – | – | – | no matrix |"
     said: tuple[str, ...] = ("", "", "", "")
     for finding in findings:
         told, of = finding.measurement, finding.trainings

@@ -109,7 +109,7 @@ def test_a_claim_is_set_beside_what_the_records_say(claims, tmp_path, monkeypatc
     rows = {row.split(" | ")[0]: row for row in page.splitlines()}
     assert rows["| It helps."].endswith("| **as claimed** |")
     assert rows["| It harms."].endswith("| **the contrary** |")
-    assert rows["| News."].endswith(f"| – | not measured: `hoi-distill experiments {tmp_path / 'matrix.yaml'}` |")
+    assert rows["| News."].endswith(f"| – | no record yet: `hoi-distill experiments {tmp_path / 'matrix.yaml'}` |")
     assert "* News: much." in page
 
 
