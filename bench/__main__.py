@@ -143,6 +143,12 @@ BENCHES = {
         "965,800 detections of 9,658 images on one core: the command within 5 s and 2 GiB, the evaluation within 2 s; "
         "growth no worse than n log n",
     ),
+    "use": Bench(
+        "bench.bench_use",
+        "Use of a student",
+        "CPU time an image of `HOIDetector.stream`, of `predict` on files and on a video, beside a bare loop of the same "
+        "networks that keeps nothing: at most 1.05. The networks are those of the default pico student, the smallest there are",
+    ),
     "viewer": Bench(
         "bench.bench_viewer",
         "The viewer",

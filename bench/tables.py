@@ -330,6 +330,22 @@ MEMORY = [
         (Heading("worker, 8 times the images", "worker_ratio"), Heading("trainer, 8 times the images", "trainer_ratio"))
     ),
 ]
+USE = [
+    Table(
+        (
+            Heading("bare loop over files", "bare_ms", "ms"),
+            Heading("`HOIDetector.stream`", "stream_ms", "ms"),
+            Heading("`HOIDetector.stream`, over the bare loop", "stream_over_bare"),
+            Heading("`predict --no-draw` on files", "files_ms", "ms"),
+            Heading("`predict --no-draw` on files, over the bare loop", "files_over_bare"),
+            Heading("bare loop over a video", "bare_video_ms", "ms"),
+            Heading("`predict --no-draw` on a video, with tracks", "video_ms", "ms"),
+            Heading("`predict --no-draw` on a video, over the bare loop", "video_over_bare"),
+            Heading("`predict` on a video, boxes drawn and written", "video_with_boxes_ms", "ms"),
+        ),
+    )
+]
+
 VIEWER = [
     Table(
         (
@@ -474,6 +490,7 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "pair_heads": lambda _: PAIR_HEADS,
     "precision": precision,
     "evaluate": lambda _: EVALUATE,
+    "use": lambda _: USE,
     "viewer": lambda _: VIEWER,
     "memory": lambda _: MEMORY,
     "kills": lambda _: KILLS,
