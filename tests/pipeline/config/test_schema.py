@@ -243,7 +243,7 @@ def test_student_section(tmp_path, album):
     for student, said in (
         ({"labelled": 2, "learning_rat": 1}, "student.learning_rat: unknown key; did you mean learning_rate?"),
         ({"labelled": 0}, "student.labelled"),
-        ({"labelled": "fünf"}, "student.labelled: expected a whole number; got 'fünf'"),
+        ({"labelled": "fünf"}, "student.labelled: expected a whole number or annotated; got 'fünf'"),
         ({"labelled": True}, "student.labelled: expected a number; got true"),
         ({"labelled": 2, "itm_on": "all"}, "student.itm_on"),
         ({"labelled": 2, "tables": {"itn": "itm"}}, "did you mean itm?"),

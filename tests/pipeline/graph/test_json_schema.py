@@ -13,7 +13,7 @@ from hoi_distill.pipeline.graph.json_schema import configuration_schema
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 DOCUMENTS = {path.name: yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob("*.yaml"))}
-DOCUMENTS = {name: document for name, document in DOCUMENTS.items() if "arms" not in document}
+DOCUMENTS = {name: document for name, document in DOCUMENTS.items() if "dataset" in document}
 
 
 @pytest.fixture(scope="module")
