@@ -7,7 +7,7 @@ not grow with the dataset.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict
@@ -167,25 +167,53 @@ def targets(images: Sequence[ImageInstances], interactions: int) -> Tensor:
     return dense
 
 
-class ImageTable:
-    """The images of a training set in a folder of flat files, memory-mapped.
+def index_of(image: ImageInstances) -> tuple[int, ...]:
+    """(width, height, humans, instances, positives, ignored) of an image."""
+    counts = len(image.labels), len(image.positives), len(image.ignored)
+    return image.width, image.height, image.humans, *counts
 
-    Attributes:
+
+class ImageTable:
+    """The images of a training set, in memory or in a folder of flat files that are memory-mapped.
+
+    Args:
         index: int32 ``[N, 6]`` (width, height, humans, instances, positives, ignored); zeros for an image without
             detections.
+        flat: the arrays of all images by name, one image's after another's.
+
+    Raises:
+        ValueError: an array has not as many rows as the index says.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.index = np.load(folder / "index.npy", mmap_mode="r")
-        ends = np.cumsum(self.index[:, 3:6], 0, dtype=np.int64)
+    def __init__(self, index: np.ndarray, flat: Mapping[str, np.ndarray]) -> None:
+        self.index, self._flat = index, flat
+        ends = np.cumsum(index[:, 3:6], 0, dtype=np.int64)
         self._starts = np.concatenate((np.zeros((1, 3), np.int64), ends))
-        self._flat = {}
+        for name, values in flat.items():
+            if len(values) != self._starts[-1, COUNTED[name]]:
+                raise ValueError(f"{name} has {len(values)} rows")
+
+    @classmethod
+    def open(cls, folder: Path) -> ImageTable:
+        """The table of a folder."""
+        flat = {}
         for name, (dtype, length) in FLAT.items():
             empty = (folder / name).stat().st_size == 0
-            flat = np.empty(0, dtype) if empty else np.memmap(folder / name, dtype, "r")
-            self._flat[name] = flat.reshape(-1, length) if length else flat
-            if len(self._flat[name]) != self._starts[-1, COUNTED[name]]:
-                raise ValueError(f"{name} has {len(self._flat[name])} rows")
+            values = np.empty(0, dtype) if empty else np.memmap(folder / name, dtype, "r")
+            flat[name] = values.reshape(-1, length) if length else values
+        return cls(np.load(folder / "index.npy", mmap_mode="r"), flat)
+
+    @classmethod
+    def of(cls, count: int, images: Iterable[tuple[int, ImageInstances]]) -> ImageTable:
+        """A table in memory of ``count`` images, from (row, image) in rising order of rows; rows may be missing."""
+        index, parts = np.zeros((count, 6), np.int32), list(images)
+        for row, image in parts:
+            index[row] = index_of(image)
+        flat = {}
+        for name, (dtype, length) in FLAT.items():
+            empty = np.empty((0, length) if length else 0, dtype)
+            flat[name] = np.concatenate([empty, *(getattr(image, name).astype(dtype) for _, image in parts)])
+        return cls(index, flat)
 
     @classmethod
     def open_or_build(cls, folder: Path, count: int, images: Iterable[tuple[int, ImageInstances]]) -> ImageTable:
@@ -193,7 +221,7 @@ class ImageTable:
         file, as those of older versions do, is built anew."""
 
         def read(place: Path) -> ImageTable:
-            table = cls(place)
+            table = cls.open(place)
             if len(table) != count:
                 raise ValueError(f"{len(table)} images instead of {count}")
             return table
@@ -204,8 +232,7 @@ class ImageTable:
             with contextlib.ExitStack() as stack:
                 files = {name: stack.enter_context(open(draft / name, "wb")) for name in FLAT}
                 for row, image in images:
-                    counts = len(image.labels), len(image.positives), len(image.ignored)
-                    index[row] = image.width, image.height, image.humans, *counts
+                    index[row] = index_of(image)
                     for name, (dtype, _) in FLAT.items():
                         files[name].write(getattr(image, name).astype(dtype).tobytes())
             np.save(draft / "index.npy", index)

@@ -13,9 +13,10 @@ from hoi_distill.storage.errors import UserError
 
 
 def image_table(
-    folder: Path, source: SampleSource, config: PairsConfig, labelled: TrainingSet | None = None
+    folder: Path | None, source: SampleSource, config: PairsConfig, labelled: TrainingSet | None = None
 ) -> ImageTable:
-    """Filter every image's detections and, in the labelled ones, associate the annotated pairs; once."""
+    """Filter every image's detections and, in the labelled ones, associate the annotated pairs; once, kept in ``folder``, or
+    without one in memory."""
 
     def images() -> Iterator[tuple[int, ImageInstances]]:
         for sample in in_order(source.open({"detections": ("value",)})):
@@ -26,6 +27,8 @@ def image_table(
                 image = with_annotations(image, *labelled.true_pairs(row), iou=config.association_iou, dropped=dropped)
             yield row, image
 
+    if folder is None:
+        return ImageTable.of(len(source), images())
     return ImageTable.open_or_build(folder, len(source), images())
 
 

@@ -93,9 +93,10 @@ class StudentOfPairs(Student):
     ) -> Path:
         """See :meth:`hoi_distill.stages.student.student.Student.predict`."""
         self.model.to(device or best_device())
-        name = content_name(test.identity.encode(), 6)
-        images = image_table(run_dir / "state" / f"test-{name}", test.source, self.config)
+        state = run_dir / "state" / f"test-{content_name(test.identity.encode(), 6)}"
+        images = image_table(None if test.source.rows_digest is None else state, test.source, self.config)
         maps, model = self.maps(test, images, shared or run_dir.parent), self.scorer()
+        run_dir.mkdir(parents=True, exist_ok=True)
         path, count = run_dir / "detections.parquet", 0
         with detections_writer(path) as writer:
             for each in scored(model, images, maps, self.valid(), self.config.predict_batch):

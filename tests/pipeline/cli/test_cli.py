@@ -95,7 +95,10 @@ def test_a_shell_completes_commands_and_options(monkeypatch, words, number, comp
         (["dataset", "count"], "hoi-distill dataset: no such command 'count'"),
         (["evaluate"], "hoi-distill evaluate: missing option '--annotations'"),
         (["predict", "checkpoint", "image.jpg"], "hoi-distill predict: missing"),
-        (["predict", "checkpoint", "--out", "o"], "hoi-distill: predict: missing argument: images, a video, or --webcam"),
+        (
+            ["predict", "checkpoint", "--out", "o"],
+            "hoi-distill: predict: missing argument: images, a video, or --webcam",
+        ),
         (["\x1b[31m"], "hoi-distill: no such command '\\x1b[31m'"),
     ],
 )
