@@ -147,7 +147,8 @@ BENCHES = {
         "bench.bench_use",
         "Use of a student",
         "CPU time an image of `HOIDetector.stream`, of `predict` on files and on a video, beside a bare loop of the same "
-        "networks that keeps nothing: at most 1.05. The networks are those of the default pico student, the smallest there are",
+        "networks that keeps nothing: at most 1.05. The networks are the pico world's, the smallest there are",
+        "What is added to the networks does not depend on their size, so with larger ones it is a smaller share.",
     ),
     "viewer": Bench(
         "bench.bench_viewer",
