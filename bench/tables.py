@@ -99,7 +99,6 @@ PLANNING = [
             Heading("of it stats and digests", "cpu_seconds_digests_and_stats", "s"),
             Heading("CPU time, over the bare stats", "over_bare_stats"),
             Heading("peak resident memory", "peak_rss_bytes", "GiB"),
-            Heading("empty cells found", "counts/empty"),
         )
     )
 ]
