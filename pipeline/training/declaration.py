@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from hoi_distill.pipeline.training.annotations import labels_of
 from hoi_distill.pipeline.training.binding import in_its_section
-from hoi_distill.pipeline.training.request import chosen_records, digest_of
-from hoi_distill.pipeline.training.section import student_section
+from hoi_distill.pipeline.training.request import chosen_of, digest_of
 from hoi_distill.pipeline.workspace import Workspace
+from hoi_distill.stages.data.sampling.splits import RARE_BELOW
 from hoi_distill.stages.stage import fingerprint_record
 from hoi_distill.stages.student.method import parameters_of
 from hoi_distill.storage.digests import fingerprint
@@ -37,16 +36,19 @@ def declaration(workspace: Workspace) -> str:
 
 
 def _training(workspace: Workspace) -> dict[str, Any]:
-    method, config, data = student_section(workspace)
-    needs = method.needs(config, workspace.vocabulary)
+    method, config, data, needs, labels, records, labelled = chosen_of(workspace)
     images = workspace.images
-    distinct = images.distinct_records("train")
-    labels = labels_of(workspace, data, method, needs, distinct)
-    records, labelled = chosen_records(labels, distinct, data.unlabelled if needs.unlabelled else 0)
     read = np.ones(len(records), bool) if needs.all_annotations else labelled
     roles: dict[str, Any] = {**needs.train, **needs.test}
     tables = _Tables(workspace)
+    later: dict[str, Any] = {}  # keys that came later, so that records without them keep their declaration
+    if len(labels.held_out):
+        held_out = images.ids[images.splits["train"][labels.held_out]]
+        later["validation"] = [digest_of(held_out.tobytes()), data.validate_every, data.patience]
+    if data.rare_below != RARE_BELOW:
+        later["rare_below"] = data.rare_below
     return {
+        **later,
         "method": method.name,
         "version": method.version,
         "student": parameters_of(config, method.bookkeeping),

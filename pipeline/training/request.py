@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,18 +78,50 @@ class Resolved:
         return sorted({planned.table.dir for planned in read}, key=str)
 
 
+class Chosen(NamedTuple):
+    """What a student's section chooses, whatever the cache holds.
+
+    Attributes:
+        method: the student's method.
+        config: the method's parameters.
+        data: which images, annotations and tables the student gets.
+        needs: what the method reads.
+        labels: what training sees of the annotations.
+        records: int64 ``[N]``, the training images, as records of the training split.
+        labelled: bool ``[N]``.
+    """
+
+    method: Method
+    config: Any
+    data: DataSection
+    needs: Needs
+    labels: Labels
+    records: np.ndarray
+    labelled: np.ndarray
+
+
+def chosen_of(workspace: Workspace) -> Chosen:
+    """Read the student's section and choose its images.
+
+    Raises:
+        UserError: the section has a mistake.
+    """
+    method, config, data = student_section(workspace)
+    needs = method.needs(config, workspace.vocabulary)
+    distinct = workspace.images.distinct_records("train")
+    labels = labels_of(workspace, data, method, needs, distinct)
+    records, labelled = chosen_records(labels, distinct, data.unlabelled if needs.unlabelled else 0)
+    return Chosen(method, config, data, needs, labels, records, labelled)
+
+
 def resolve(workspace: Workspace, plans: Mapping[str, TablePlan]) -> Resolved:
     """Find the images, tables and cells that this student reads, and the fingerprint that they add up to.
 
     Raises:
         UserError: the section has a mistake, a cell that the student needs is empty, or no training image is left.
     """
-    method, config, data = student_section(workspace)
-    needs = method.needs(config, workspace.vocabulary)
+    method, config, data, needs, labels, records, labelled = chosen_of(workspace)
     images = workspace.images
-    distinct = images.distinct_records("train")
-    labels = labels_of(workspace, data, method, needs, distinct)
-    records, labelled = chosen_records(labels, distinct, data.unlabelled if needs.unlabelled else 0)
     failing = [plans[name] for role in needs.failures if (name := data.tables.name_of(role)) in plans]
     sound, reasons = _without_failures(failing, images.splits["train"][records])
     records, labelled = records[sound], labelled[sound]

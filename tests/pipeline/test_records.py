@@ -126,10 +126,18 @@ def test_a_record_is_of_one_training_wherever_it_ran(matrix, tmp_path):
         "student.seed=1",
         "student.labelled=11",
         "student.steps=4",
+        "student.validation=0.2",
+        "student.rare_below=5",
         "tables.features.codec=int8",
         "tables.features.checkpoint=stages/teacher/pico/long_tailed/itm",
     ):
         assert not same(override), override
+
+
+def test_how_held_out_images_choose_is_part_of_a_record(matrix, tmp_path):
+    setup, held_out = tmp_path / "try.yaml", "student.validation=0.2"
+    ways = [[held_out], [held_out, "student.patience=2"], [held_out, "student.validate_every=1"]]
+    assert len({declaration(prepare(setup, way)) for way in ways}) == len(ways)
 
 
 def test_another_line_of_a_detections_file_is_another_training(matrix, tmp_path):
