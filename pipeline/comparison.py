@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import glob
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from hoi_distill.pipeline.records import Place, read_json, read_record, record_o
 from hoi_distill.pipeline.reports.arms import group_title
 from hoi_distill.stages.evaluate.metrics.differences import Difference
 from hoi_distill.stages.evaluate.pages.report import PAIR_SETS, ZERO_SHOT_SETS, Arm, Run, Spread, differences_of
+from hoi_distill.storage.digests import canonical_json
 from hoi_distill.storage.errors import UserError
 
 
@@ -86,13 +89,13 @@ def compare(ours: str, theirs: str) -> Comparison:
 
 
 def runs_of(pattern: str) -> list[Run]:
-    """The trainings that a path or a pattern names.
+    """The trainings that a path or a pattern names, each once, also where a link (``latest``) names it again.
 
     Raises:
         UserError: there are none, or one is no run and no record.
     """
-    paths = [Path(path) for path in sorted(glob.glob(pattern))] or [Path(pattern)]
-    return [_run(path) for path in paths]
+    named = {Path(path).resolve(): Path(path) for path in sorted(glob.glob(pattern))}
+    return [_run(path) for path in named.values() or (Path(pattern),)]
 
 
 def _run(path: Path) -> Run:
@@ -111,8 +114,14 @@ def _seed(run_dir: Path) -> int:
 def _test_of(run_dir: Path) -> Any:
     """The annotated test images of the dataset that a run's ``student.json`` names."""
     section = read_json(run_dir / "student.json")["dataset"]
-    dataset: Any = pydantic.TypeAdapter(Dataset).validate_python(section)
     try:
-        return load_dataset(dataset)["test"]
+        return _loaded(canonical_json(section))
     except UserError as error:
         raise UserError(f"{run_dir / 'student.json'}: dataset: {error}") from None
+
+
+@functools.cache
+def _loaded(section: bytes) -> Any:
+    """The test split of a dataset's section (JSON), read once for all trainings that are compared."""
+    dataset: Any = pydantic.TypeAdapter(Dataset).validate_python(json.loads(section))
+    return load_dataset(dataset)["test"]

@@ -18,6 +18,8 @@ LIMITS = (
     "It was evaluated on the test images named above, and on nothing else. Test it on your own before you rely on it.",
     "It must not be used to judge or to identify people.",
 )
+DRAWN_KINDS = ("pico", "crowd")
+"""Kinds of datasets that are drawn, in HICO-DET's layout."""
 DRAWN = "It was trained on drawn images. What it says of photographs means nothing."
 
 
@@ -78,7 +80,7 @@ def _data(trained: Mapping[str, Any]) -> str:
 
 
 def _drawn(trained: Mapping[str, Any]) -> tuple[str, ...]:
-    return (DRAWN,) if trained.get("dataset", {}).get("kind") == "pico" else ()
+    return (DRAWN,) if trained.get("dataset", {}).get("kind") in DRAWN_KINDS else ()
 
 
 def _tables(record: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
@@ -128,7 +130,7 @@ def _figures(evaluation: Mapping[str, Any], intervals: Mapping[str, Mapping[str,
     said = (
         f"In brackets: 95 % intervals of {RESAMPLES:,} draws of the test images; they say nothing of other seeds."
         if intervals
-        else "Without intervals: the dataset's annotations were not at hand."
+        else "Without intervals: they could not be computed from the dataset that is at hand."
     )
     return "\n".join(lines) + (
         f"\n\n{evaluation.get('dataset')}, {evaluation.get('split')} split, {counts.get('pictures', 0):,} images, convention "
@@ -146,15 +148,15 @@ def intervals_of(
     from hoi_distill.stages.evaluate.protocols.types import EvaluationRequest
 
     dataset = trained.get("dataset") or {}
-    kind = "hico-det" if dataset.get("kind") == "pico" else dataset.get("kind")
+    kind = "hico-det" if dataset.get("kind") in DRAWN_KINDS else dataset.get("kind")
     if kind not in ("hico-det", "folder"):
         return {}
-    annotations = dataset.get("annotations") or dataset.get("root")
+    annotations, counts = dataset.get("annotations") or dataset.get("root"), trained.get("pictures") or {}
     request = EvaluationRequest(
         dataset=kind,
         annotations=Path(str(annotations)),
         detections=run / "detections.parquet",
-        labelled=(trained.get("pictures") or {}).get("labelled"),
+        labelled=None if "labelled" not in counts else counts["labelled"] + counts.get("validation", 0),
     )
     try:
         result = evaluate_files(request)

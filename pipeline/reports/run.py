@@ -18,10 +18,10 @@ from hoi_distill.stages.evaluate.detections import HoiDetections
 from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import HicoDetEvaluation
 from hoi_distill.stages.evaluate.pages.gallery import EvaluatedSplit, Match, choose_images, gallery_items
 from hoi_distill.stages.evaluate.pages.report import LabelCheck, ReportData, write_report
+from hoi_distill.stages.student.student import VALIDATION_RECORD
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
 
 BEST_PROMPTS = 5
-RECORD = "validation.json"
 CHECKED = 500
 """Training images whose image-level labels are compared with annotations."""
 
@@ -72,7 +72,7 @@ def write_run_report(
             ("Run", resolved.fingerprint[:12]),
             ("Seed", str(resolved.config.seed)),
             *resolved.method.facts(resolved.config),
-            *validation_facts(run_dir / RECORD),
+            *validation_facts(run_dir / VALIDATION_RECORD),
             ("Training", f"{done['wall_seconds']:.0f} s wall, {done['cpu_seconds']:.0f} s CPU"),
             ("Test images", f"{len(test.path):,}"),
         ),

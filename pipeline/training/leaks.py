@@ -41,7 +41,7 @@ def refuse_leaks(nodes: Mapping[str, Node], data: DataSection, method: str, need
     suffice = needs.all_annotations or needs.unlabelled_suffice
     if data.labelled == 0 and needs.annotations and not suffice:
         raise UserError(f"{where}labelled: 0; {method} learns from annotated images, label at least 1")
-    for key in ("zero_shot", "few_shot"):
+    for key in ("zero_shot", "few_shot", "validation"):
         if data.labelled == 0 and getattr(data, key) is not None:
             raise UserError(
                 f"{where}{key}: chooses among the annotations of labelled images, and labelled is 0; remove it"

@@ -36,9 +36,7 @@ class Platt:
         return expit(self.slope * log_odds.astype(np.float64) + self.bias).astype(np.float32)
 
     def base_rate_at(self) -> float:
-        """The log-odds m whose probability is the share of positives among the entries; one half where none was fitted."""
-        if not self.fitted:
-            return -self.bias / self.slope
+        """The log-odds m whose probability is the share of positives among the entries."""
         return (np.log(self.positives / (self.entries - self.positives)) - self.bias) / self.slope
 
     @property

@@ -77,7 +77,7 @@ class TrainingSet:
         Returns:
             16 hex digits. None where the cells have no name.
         """
-        if role not in self.values:
+        if role not in self.values or self.source.rows_digest is None:
             return None
         return content_name(json.dumps([self.source.rows_digest, self.values[role], list(columns)]).encode(), 8)
 

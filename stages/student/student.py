@@ -107,6 +107,10 @@ class Student(ABC):
         """Write the checkpoint, which :func:`~hoi_distill.stages.student.pretrained.load_student` reads."""
 
 
+VALIDATION_RECORD = "validation.json"
+"""In a run's folder: which student held-out images chose."""
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """Annotated images that a training is judged by and does not train on.

@@ -55,6 +55,13 @@ def test_a_pattern_names_the_trainings_of_an_arm(tmp_path):
     assert full.low < 1.0 < 3.0 < 5.0 < full.high, "seeds that differ by two make it wide"
 
 
+def test_a_link_to_a_training_is_no_second_training(tmp_path):
+    record(tmp_path / "ours-0.json", 82.0)
+    (tmp_path / "ours-latest.json").symlink_to("ours-0.json")
+    found = compare(f"{tmp_path}/ours-*.json", str(record(tmp_path / "theirs.json", 80.0)))
+    assert found.differences["full"][1].trainings == (1, 1)
+
+
 def test_other_test_images_are_refused(tmp_path):
     ours = record(tmp_path / "a.json", 82.0)
     theirs = record(tmp_path / "b.json", 80.0, outcomes=outcomes(80.0, test="crowd").as_json())

@@ -26,27 +26,26 @@ def read_csv(path: Path) -> list[ListedImage]:
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, restkey="", strict=True))
+            head, *below = list(csv.reader(file, strict=True)) or [[]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV file in UTF-8 ({error}); export it with commas and quotes") from None
+    rows = [(number, cells) for number, cells in enumerate(below, start=2) if cells]
     if not rows:
         raise UserError(f"{path}: no row below the names of the columns; a row is a person, a verb and an object")
-    head = [name for name in rows[0] if name]
     if missing := [name for name in WANTED if name not in head]:
         near = did_you_mean(missing[0], head)
         raise UserError(f"{path}: row 1: no column {missing[0]}{near}; the columns are {', '.join(COLUMNS)}")
-    if unknown := [name for name in head if name not in COLUMNS]:
+    if unknown := [name for name in head if name and name not in COLUMNS]:
         raise UserError(f"{path}: row 1: unknown column {unknown[0]!r}; the columns are {', '.join(COLUMNS)}")
     pairs: dict[str, list[ListedPair]] = {}
     first: dict[str, str] = {}
     splits: dict[str, str] = {}
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         where = f"{path}: row {number}"
-        if "" in row or None in row.values():
-            raise UserError(
-                f"{where}: {'more' if '' in row else 'fewer'} cells than columns; quote cells that hold a comma"
-            )
-        cells = {name: row[name].strip() for name in head}
+        if len(row) != len(head):
+            more = "more" if len(row) > len(head) else "fewer"
+            raise UserError(f"{where}: {more} cells than columns; quote cells that hold a comma")
+        cells = {name: cell.strip() for name, cell in zip(head, row, strict=True)}
         name = cells["image"]
         if not name:
             raise UserError(f"{where}: no image; write the path of its file below the folder")

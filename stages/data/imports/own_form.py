@@ -83,7 +83,7 @@ def own_form(listed: Sequence[ListedImage], root: Path, words: Vocabulary | None
         root: The folder of the images.
         words: The classes; None: those that are annotated.
         test: The share of the images that becomes the test split where the file names no split at all. Their names decide,
-            so that a new image moves no other.
+            so that a new image moves at most one other.
 
     Raises:
         UserError: With the file and the place in it.

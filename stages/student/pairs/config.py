@@ -63,7 +63,7 @@ class PairsConfig(TrainingOptions):
                 f"views: {', '.join(self.views)}; the first is evaluated, with boxes that are not mirrored: put "
                 "original before flip"
             )
-        if self.epochs is not None and self.steps != PairsConfig.steps:
+        if self.epochs is not None and self.steps != type(self).steps:
             raise UserError(f"epochs: {self.epochs:g}, and steps is {self.steps}; give one of the two")
 
     def steps_in_epoch(self, labelled: int, unlabelled: int) -> float:

@@ -16,7 +16,7 @@ from hoi_distill.stages.student.method import Extras
 from hoi_distill.stages.student.pairs.batches import PairBatch, Share
 from hoi_distill.stages.student.pairs.config import BOOKKEEPING, ConfigT
 from hoi_distill.stages.student.pairs.terms import PairOutput, Predictions, Term, WeightedLoss
-from hoi_distill.stages.student.student import HeldOut, Student
+from hoi_distill.stages.student.student import VALIDATION_RECORD, HeldOut, Student
 from hoi_distill.stages.student.training.components import FiniteCheck, named_images
 from hoi_distill.stages.student.training.gradients import gradient_squares, norm_ratio
 from hoi_distill.stages.student.training.loading import moved
@@ -32,7 +32,7 @@ from hoi_distill.stages.student.training.loop import (
 from hoi_distill.stages.student.training.optimization import ParameterGroup, WarmupCosine, adamw, parameter_groups
 from hoi_distill.stages.student.training.processes import ALONE, Processes
 from hoi_distill.stages.student.training.resume import run_name
-from hoi_distill.stages.student.training.validation import RECORD, Validation
+from hoi_distill.stages.student.training.validation import Validation
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -197,7 +197,7 @@ class PairTraining(Generic[ConfigT]):
             components=(FiniteCheck(self.accelerator, describe), *([] if validation is None else [validation])),
         ).fit()
         if validation is not None and self.accelerator.is_main_process:
-            validation.write_record(self.run.folder / RECORD)
+            validation.write_record(self.run.folder / VALIDATION_RECORD)
         return network
 
     def _validation(self, student_of: Callable[[Any], Student] | None) -> Validation | None:
@@ -210,6 +210,7 @@ class PairTraining(Generic[ConfigT]):
             student_of,
             folder=run.folder / "state" / f"held-out-{accelerator.process_index}",
             device=accelerator.device,
+            processes=self.processes,
             report=run.report if accelerator.is_main_process else silent,
         )
 

@@ -17,6 +17,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import KwargsHandler
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -187,6 +188,7 @@ class Trainer(Generic[Network]):
                 accelerator.wait_for_everyone()  # the main process saves; a launcher ends all once one has ended
                 raise KeyboardInterrupt
         components.finish(self.model)
+        accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # it answers as when it is loaded, in float32
         return self.model.eval()
 
     def step(
@@ -235,6 +237,8 @@ def new_accelerator(
 ) -> Accelerator:
     """Of this process among those of a launcher, with the configured arithmetic, logging into the run's folder."""
     torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
+    if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
+        AcceleratorState._reset_state()  # a process may train one student after another, each in its precision
     return Accelerator(
         mixed_precision=precision, log_with="tensorboard", project_dir=folder, kwargs_handlers=list(handlers)
     )

@@ -13,18 +13,19 @@ from typing_extensions import override
 from hoi_distill.stages.student.data import Report
 from hoi_distill.stages.student.student import HeldOut, Student
 from hoi_distill.stages.student.training.components import Component
+from hoi_distill.stages.student.training.processes import ALONE, Processes
 from hoi_distill.storage.files.atomic import write_atomically
 
 CHECKS = 20
 """How often a training is judged where its configuration does not say."""
-RECORD = "validation.json"
 BEST = "best."
 
 
 class Validation(Component):
     """Judges the network on held-out images now and then, keeps the best weights, and ends a training that gets no better.
 
-    All processes judge the same weights by the same images, so they agree without a word.
+    All processes judge the same weights by the same images. They take the mean of what each found, because GPUs may differ in
+    the last bits.
 
     Args:
         held_out: the images, and how the training is judged by them.
@@ -46,9 +47,10 @@ class Validation(Component):
         folder: Path,
         device: torch.device,
         report: Report,
+        processes: Processes = ALONE,
     ) -> None:
         self.held_out, self.steps, self.student_of = held_out, steps, student_of
-        self.folder, self.device, self.report = folder, device, report
+        self.folder, self.device, self.report, self.processes = folder, device, report, processes
         self.every = held_out.every or max(1, steps // CHECKS)
         self.done, self.stale = 0, 0
         self.maps: list[tuple[int, float]] = []
@@ -66,7 +68,8 @@ class Validation(Component):
         if self.done % self.every and self.done != self.steps:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        value = self.held_out.score(self.student_of(network), self.folder, str(self.device))
+        own = self.held_out.score(self.student_of(network), self.folder, str(self.device))
+        value = float(self.processes.mean(torch.tensor(own, dtype=torch.float64, device=self.device)))
         better = not self.maps or value > self.best[1]
         self.maps.append((self.done, value))
         self.stale = 0 if better else self.stale + 1

@@ -273,3 +273,6 @@ def test_link_needs_no_label_where_whole_images_teach_it(folder, monkeypatch):
     path.write_text(yaml.safe_dump({**config, "student": {**taught, "text_labels": {"images": "labelled"}}}))
     with pytest.raises(UserError, match="labelled: 0; link learns from annotated images"):
         student_section(prepare(path))
+    path.write_text(yaml.safe_dump({**config, "student": {**taught, "validation": 0.2}}))
+    with pytest.raises(UserError, match="validation: chooses among the annotations of labelled images"):
+        student_section(prepare(path))

@@ -134,6 +134,7 @@ WRONG = [
     ("x.csv", HEAD.replace("verb", "verbs") + ROWS[0], r"row 1: no column verb \(did you mean verbs\?\)"),
     ("x.csv", HEAD.replace("split", "spilt") + ROWS[0], "row 1: unknown column 'spilt'"),
     ("x.csv", HEAD + ROWS[0].replace(",0,0,20", ",0,zero,20"), "row 2: human_y1 is 'zero'; a number of pixels"),
+    ("x.csv", HEAD + "\n\n" + ROWS[0].replace(",0,0,20", ",0,zero,20"), "row 4: human_y1 is 'zero'"),
     ("x.csv", HEAD + ROWS[0].replace("0,0,20,40", "20,0,0,40"), "row 2: the human box 20, 0, 0, 40 is empty"),
     (
         "x.csv",

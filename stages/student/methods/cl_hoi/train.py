@@ -170,7 +170,7 @@ def first_stage(
         stage,
         data,
         run_dir / "context",
-        replace(extras, report=lambda line: extras.report(f"context: {line}")),
+        replace(extras, track=NOTHING.track, held_out=None, report=lambda line: extras.report(f"context: {line}")),
     )
     accelerator = context.accelerator
     with accelerator.main_process_first():

@@ -47,7 +47,8 @@ class LinkMethod(PairMethod[LinkConfig]):
             where_asked=("itm",),
             text=True,
             unlabelled=config.uses_unlabelled,
-            unlabelled_suffice=config.soft_labels.unlabelled or config.text_labels.unlabelled,
+            unlabelled_suffice=(config.soft_labels.unlabelled or config.text_labels.unlabelled)
+            and not (config.soft_labels.used and config.soft_labels.calibrated),
             stages=written,
         )
 

@@ -28,7 +28,7 @@ from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationT
 from hoi_distill.stages.student.pairs.supervision.config import ImageLabelLossConfig
 from hoi_distill.stages.student.pairs.supervision.dense_distillation import DenseDistillation
 from hoi_distill.stages.student.pairs.supervision.image_labels import ImageLabelTerm, teacher_labels
-from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabelTerm, itm_soft_labels
+from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabelTerm, calibration_line, itm_soft_labels
 from hoi_distill.stages.student.pairs.terms import Supervision, Term
 from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
 from hoi_distill.stages.student.training.loop import finish
@@ -49,7 +49,7 @@ def train(config: LinkConfig, data: TrainingSet, run_dir: Path, extras: Extras =
         images = training_images(run_dir / "state" / "pictures", data, config, unlabelled=config.uses_unlabelled)
         terms = [
             *terms_of(config, data, valid),
-            *image_terms_of(config, data, images, run_dir / "state", shared=extras.shared_dir),
+            *image_terms_of(config, data, images, run_dir / "state", extras),
         ]
     supervision = Supervision(terms, valid & torch.from_numpy(data.seen))
     batches = LinkBatches(config, data, images, supervision, training.share)
@@ -84,7 +84,7 @@ def terms_of(config: LinkConfig, data: TrainingSet, valid: Tensor) -> list[Term]
 
 
 def image_terms_of(
-    config: LinkConfig, data: TrainingSet, images: ImageTable, folder: Path, *, shared: Path | None = None
+    config: LinkConfig, data: TrainingSet, images: ImageTable, folder: Path, extras: Extras
 ) -> list[Term]:
     """What a teacher says of whole images: matching scores, and labels from its text.
 
@@ -93,7 +93,7 @@ def image_terms_of(
         data: the training set.
         images: the instances and pairs of all images.
         folder: keeps what is read of tables once.
-        shared: keeps matching scores for all trainings of the same cells instead; None: ``folder`` does.
+        extras: its ``shared_dir`` keeps matching scores for all trainings of the same cells instead, if there is one.
 
     Raises:
         UserError: no labelled image has a pair, so that matching scores cannot be calibrated.
@@ -101,8 +101,10 @@ def image_terms_of(
     terms: list[Term] = []
     if (soft := config.soft_labels).used:
         distilled = soft.rows(data.labelled) & images.usable()
-        place = shared_place(folder / "itm.npy", shared, data.name_of("itm", data.prompts))
+        place = shared_place(folder / "itm.npy", extras.shared_dir, data.name_of("itm", data.prompts))
         labels = itm_soft_labels(place, data, images, distilled, calibrated=soft.calibrated)
+        if labels.platt is not None and soft.calibrated:
+            extras.report(calibration_line(labels.platt))
         terms.append(SoftLabelTerm(labels, soft.weight, soft.ramp))
     if (text := config.text_labels).used:
         table = teacher_labels(folder / "labels", data)

@@ -36,7 +36,7 @@ from hoi_distill.stages.student.methods.pair_classifier.student import PairStude
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools
 from hoi_distill.stages.student.pairs.prepare import training_images
 from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
-from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabels, SoftLabelTerm
+from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabels, SoftLabelTerm, calibration_line
 from hoi_distill.stages.student.pairs.terms import PairOutput, Supervision, Term
 from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
 from hoi_distill.stages.student.training.loop import finish
@@ -130,8 +130,7 @@ def open_batches(
     with accelerator.main_process_first():
         soft = soft_labels(folder, data, images, config, shared=shared)
     if soft is not None and soft.platt is not None and accelerator.is_main_process:
-        how = "" if soft.platt.fitted else "; not calibrated, as the labelled images tell nothing apart: label more"
-        report(f"soft labels: sigmoid({soft.platt.slope:.3f} m {soft.platt.bias:+.3f}){how}")
+        report(calibration_line(soft.platt))
     pools = Pools.of(images, data.labelled, unlabelled=soft is not None and config.itm_on in ("unlabelled", "both"))
     supervision = Supervision(terms_of(config, data, soft), torch.from_numpy(data.valid()))
     return PairBatches(config, pools, images, maps, supervision, share=training.share), encoder

@@ -84,7 +84,7 @@ class KdConfig:
     """Distil on images without annotations too."""
     weighting: Literal["factor", "share"] = field(default="factor", metadata=LATER)
     """What ``logit``, ``query`` and ``map`` are. ``factor``: the term is multiplied by it. ``share``: the term's gradient gets
-    this share of the norm that the annotations' gradient has at each step, at what the term compares (the logits; the
+    this share of the norm that the gradient of all other losses has at each step, at what the term compares (the logits; the
     queries; the latent map). Shares mean the same at any number of pairs, classes and channels."""
 
     def __post_init__(self) -> None:

@@ -119,6 +119,12 @@ class SoftLabels:
         return np.where(self.distilled[rows, None], soft, np.float32(np.nan))
 
 
+def calibration_line(platt: Platt) -> str:
+    """What a training says of the calibration of its matching scores."""
+    how = "" if platt.fitted else "; not calibrated, as the labelled images tell nothing apart: label more"
+    return f"soft labels: sigmoid({platt.slope:.3f} m {platt.bias:+.3f}){how}"
+
+
 def itm_soft_labels(
     path: Path,
     data: TrainingSet,

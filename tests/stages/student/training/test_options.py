@@ -6,12 +6,13 @@ import json
 from dataclasses import asdict, replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from hoi_distill.stages.student.method import Extras, method_named, parameters_of
 from hoi_distill.stages.student.methods.pair_classifier.train import train
+from hoi_distill.stages.student.pretrained import load_student
 from tests.fixtures import toy_link
 
 OPTIONS = {"fused_optimizer": True, "tf32": True, "precision": "bf16"}
@@ -28,10 +29,8 @@ def test_an_option_at_its_default_is_no_part_of_a_fingerprint(method):
 
 @pytest.fixture
 def another_precision():
-    """A process has one precision."""
-    AcceleratorState._reset_state()
+    """The precision of products of matrices is the process's."""
     yield
-    AcceleratorState._reset_state()
     torch.set_float32_matmul_precision("highest")
 
 
@@ -47,3 +46,18 @@ def test_a_student_of_pairs_learns_with_other_arithmetic(tmp_path, toy, config, 
     assert np.isfinite(losses).all()
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
     assert torch.get_float32_matmul_precision() == ("high" if "tf32" in options else "highest")
+
+
+def test_a_student_answers_as_when_it_is_loaded_whatever_it_was_trained_in(tmp_path, toy, config, another_precision):
+    """One process trains in bfloat16, then in float32; answers are in float32."""
+    for precision in ("bf16", "no"):
+        changes = {"precision": precision, "steps": 2}
+        student = train(replace(config, **changes), toy.training_set(16), tmp_path / precision, Extras(report=print))
+        assert not hasattr(student.model, "_original_forward")
+        loaded = load_student(tmp_path / precision / "checkpoint")
+        files = [
+            each.predict(toy.test_set(), tmp_path / f"{precision}-{name}", report=lambda line: None, device="cpu")
+            for name, each in {"trained": student, "loaded": loaded}.items()
+        ]
+        first, second = (pq.read_table(file) for file in files)
+        assert first.equals(second)

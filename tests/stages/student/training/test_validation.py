@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from hoi_distill.stages.student.method import Extras
+from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
+from hoi_distill.stages.student.methods.cl_hoi.method import ClHoiMethod
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
 from hoi_distill.stages.student.methods.pair_classifier.method import PairClassifierMethod
 from hoi_distill.stages.student.methods.pair_classifier.train import train
@@ -110,3 +112,4 @@ def test_epochs_become_steps_of_the_images_that_there_are():
     assert method.sized(CONFIG, 100, 0) is CONFIG
     with pytest.raises(ValueError, match="epochs: 3, and steps is 12; give one of the two"):
         PairClassifierConfig(epochs=3, steps=12)
+    assert ClHoiMethod().sized(ClHoiConfig(epochs=3, unlabelled_per_step=10), 0, 100).steps == 30

@@ -98,6 +98,12 @@ def test_pair_teachers_teach_on_labelled_images_alone_where_others_are_drawn_for
         assert np.array_equal(answered[unlabelled], data.labelled[batch.rows] | unlabelled)
 
 
+def test_what_cannot_be_calibrated_without_labels_does_not_suffice():
+    calibrated = SoftLabelConfig(images="unlabelled")
+    assert not METHOD.needs(link_config(soft_labels=calibrated), VOCABULARY).unlabelled_suffice
+    assert METHOD.needs(link_config(soft_labels=replace(calibrated, calibrated=False)), VOCABULARY).unlabelled_suffice
+
+
 def test_the_keys_say_what_is_read_and_on_how_many_images():
     config = link_config(soft_labels=TERMS["soft_labels"][0], text_labels=TextLabelConfig(images="both"))
     needs = METHOD.needs(config, VOCABULARY)

@@ -181,6 +181,7 @@ def test_soft_labels_find_what_images_show_unless_shuffled(tmp_path, toy, config
 
 def test_trainings_of_the_same_cells_share_one_file_of_scores(tmp_path, toy, config):
     data, shared = replace(toy.training_set(16), values={"itm": "cells of today"}), tmp_path / "shared"
+    data = replace(data, source=replace(data.source, rows_digest="images of today"))
     images = train_images(tmp_path, toy, config)
 
     def read(run: str, data: TrainingSet) -> np.ndarray:

@@ -104,6 +104,7 @@ def test_another_images_scores_are_another_training(tmp_path, world):
 
 def test_trainings_of_the_same_cells_share_one_file_of_scores(tmp_path, world):
     data = replace(world.training_set(), values={"itm": "cells of today"})
+    data = replace(data, source=replace(data.source, rows_digest="images of today"))
     for run in "ab":
         supervision = itm_supervision(tiny_config(), data, tmp_path / run, tmp_path / "shared")
         assert supervision.labelled is not None
