@@ -4,7 +4,7 @@ The server is a process of its own, started as a user starts it. Chromium opens 
 browser's own first contentful paint after the navigation began. Beside it stands the server's CPU time, which a busy machine
 does not stretch. Images are drawn at 96 x 72 pixels, so decoding a photograph comes on top for those in sight.
 
-    python -m bench.bench_viewer [--json] [--pictures N] [--folder DIR]
+    python -m bench.bench_viewer [--json] [--images N] [--folder DIR]
 """
 
 from __future__ import annotations
@@ -105,15 +105,15 @@ def main() -> None:
     """Write the world where it is not there, and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--pictures", type=int, default=50_000)
+    parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--folder", type=Path, help="keeps the world for another time")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         path = folder / "viewed.yaml"
         if not path.exists():
-            write_world(folder, default_plot(options.pictures))
-        result = {"pictures": options.pictures, **measure(path)}
+            write_world(folder, default_plot(options.images))
+        result = {"images": options.images, **measure(path)}
     print(json.dumps(result, indent=None if options.json else 1))
 
 

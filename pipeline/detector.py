@@ -36,7 +36,7 @@ from hoi_distill.stages.student.data import TestSet
 from hoi_distill.stages.student.source import MemorySource
 from hoi_distill.stages.student.student import Student
 from hoi_distill.stages.teacher.detectors.detectron2_code import refuse_code
-from hoi_distill.stages.teacher.detectors.given import GivenDetections
+from hoi_distill.stages.teacher.detectors.given import DetectionsFromFile, GivenDetections
 from hoi_distill.storage.digests import as_rows, fingerprint
 from hoi_distill.storage.errors import InputFailure, UserError
 from hoi_distill.storage.file_digests import DigestMemory
@@ -80,6 +80,7 @@ class HOIDetector:
         self.boxes = other_boxes(checkpoint, student, detections, detector)
         self.student, self.checkpoint, self.device, self.threshold = student, checkpoint, device, threshold
         self._stages: dict[str, Stage] = {}
+        self._boxes_known = False  # whether some image had given boxes
         self._shared: dict[Any, Any] = {}
 
     @classmethod
@@ -205,8 +206,11 @@ class HOIDetector:
             stage = own_stage(self.checkpoint, self.student, role, annotations, boxes)
             stage.open(self.device, self._shared)
             if isinstance(stage, GivenDetections):  # it looks boxes up by name, so it is built anew for each batch
-                if boxes is None:
+                if isinstance(stage, DetectionsFromFile):
+                    stage.partial = self._boxes_known
+                if boxes is None and not self._boxes_known:
                     self._refuse_unknown(stage, whole.keys)
+                self._boxes_known = self._boxes_known or len(stage.detections.scores) > 0
                 return stage
             self._stages[role] = stage
         return self._stages[role]

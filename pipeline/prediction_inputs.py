@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -70,4 +71,6 @@ def _listed(path: Path) -> Iterator[tuple[str, Path]]:
         raise UserError(f"{path}: cannot be read as a list of names: {error}") from None
     if not names:
         raise UserError(f"{path}: lists no names; write one on each line")
-    yield from ((name, path.parent / name) for name in names)
+    for name in names:
+        own = [part for part in Path(os.path.normpath(name)).parts if part not in ("/", "..")]  # results stay in --out
+        yield readable("/".join(own)), path.parent / name

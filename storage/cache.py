@@ -234,6 +234,7 @@ class Cache:
             given = place_at(table) if not isinstance(table, Table) else table.dir
             folder = given if store_of(given).is_folder(given) else self.root / "tables" / name
             trash = (self.root if isinstance(folder, ObjectPath) else self.local) / "trash"
+            store_of(trash).prepare([trash])
             target = trash / f"{int(store_of(trash).now(trash) * 1e9)}-{name}"
             store_of(trash).move_folder(folder, target)
         except OSError as error:

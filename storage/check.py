@@ -222,7 +222,7 @@ def _sweep(table: Table, found: bool) -> None:
         return
     kept = block_keys(table.store.names(table.dir / "bad"))
     with contextlib.suppress(OSError):  # another check may sweep as well
-        for name, age in table.store.ages(table.dir / "shards").items():
+        for name, age in table.store.ages(table.dir / "shards", table.dir / "tmp").items():
             if name in named or name.partition("-")[0] in kept or age <= owner.STALE_SECONDS:
                 continue
             with contextlib.suppress(OSError):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from typing import Annotated
 
 import typer
 
 from hoi_distill.pipeline.cli.options import ConfigFile, Limit, Overrides
 from hoi_distill.pipeline.config.whereabouts import in_every_folder, names_of_configuration
-from hoi_distill.storage.errors import UserError
 
 
 @in_every_folder("config", names_of_configuration)
@@ -24,9 +22,9 @@ def view(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8740,
 ) -> None:
     """Show images, annotations, every cached answer and the runs in a browser. Read only; Ctrl-C ends it."""
-    if missing := [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]:
-        raise UserError(f"view: {' and '.join(missing)} not installed; pip install 'hoi-distill[view]'")
+    from hoi_distill.pipeline.extras import refuse_missing_packages
 
+    refuse_missing_packages(("starlette", "uvicorn"), "view")
     from hoi_distill.pipeline.training.binding import plan_all
     from hoi_distill.pipeline.viewer.library import Library
     from hoi_distill.pipeline.viewer.server import serve

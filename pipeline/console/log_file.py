@@ -20,8 +20,17 @@ class _Twice:
         """Write to both."""
         *lines, self.begun = (self.begun + text).split("\n")
         for line in lines:
-            self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+            self._log(line)
         return self.stream.write(text)
+
+    def end(self) -> None:
+        """Log the last line, which has no end."""
+        if self.begun:
+            self._log(self.begun)
+
+    def _log(self, line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)
@@ -43,7 +52,12 @@ def kept_log(path: Path, *, written: bool = True) -> Iterator[None]:
     except OSError:
         yield
         return
-    with file:
-        out, error = _Twice(sys.stdout, file), _Twice(sys.stderr, file)
+    out, error = _Twice(sys.stdout, file), _Twice(sys.stderr, file)
+    try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):  # type: ignore[type-var]
             yield
+    finally:
+        out.end()
+        error.end()
+        with contextlib.suppress(OSError):
+            file.close()

@@ -123,15 +123,16 @@ def _numbers(values: Any, table_plan: TablePlan, out: Path) -> np.ndarray:
     """
     if isinstance(values, np.ndarray):
         return values
-    cells = values.to_pylist()
-    known = [np.asarray(cell, np.float32) for cell in cells if isinstance(cell, int | float | list)]
-    shapes = {cell.shape for cell in known}
-    if len(shapes) != 1 or any(isinstance(cell, str | dict) for cell in cells):
+    shape: tuple[int, ...] = ()
+    kind = values.type  # and not the cells: a chunk may have none
+    while pa.types.is_fixed_size_list(kind):
+        shape, kind = (*shape, kind.list_size), kind.value_type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
         raise UserError(
             f"--out {out}: a cell of {table_plan.node.name} is a {values.type}, no array; write .parquet or .tar"
         )
-    none = np.full(shapes.pop(), np.nan, np.float32)
-    return np.stack([none if cell is None else np.asarray(cell, np.float32) for cell in cells])
+    none = np.full(shape, np.nan, np.float32)
+    return np.stack([none if cell is None else np.asarray(cell, np.float32) for cell in values.to_pylist()])
 
 
 def _tar(workspace: Workspace, table_plan: TablePlan, out: Path, facts: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,20 +203,23 @@ def example_of_boxes(album: Album, vocabulary: Vocabulary, categories: str) -> s
 def next_commands(config: Path, project: Path, start: Start, *, annotated: bool) -> list[tuple[str, str]]:
     """The next three commands, and what each does."""
     album, boxes = start.album, start.boxes
-    plan = (f"hoi-distill plan {config}", "says what the teacher will be asked, and how much that is")
+    typed, out = shlex.quote(str(config)), shlex.quote(f"{project}/predicted")
+    plan = (f"hoi-distill plan {typed}", "says what the teacher will be asked, and how much that is")
     if not annotated:
-        run = f"hoi-distill run {config}"
-        page = f"hoi-distill page {config} --out {project}/page.html"
+        run = f"hoi-distill run {typed}"
+        page = f"hoi-distill page {typed} --out {shlex.quote(f'{project}/page.html')}"
         return [plan, (run, "asks the teacher"), (page, "shows each image with the sentences that match it best")]
-    image = album.root / next(name for name in album.names if name not in album.broken)
-    checkpoint = f"{project}/runs/{project.name}/latest/checkpoint"
-    given = {"file": f" --detections {boxes.path}", "annotated": " --detections boxes.json"}.get(boxes.kind, "")
+    image = shlex.quote(str(album.root / next(name for name in album.names if name not in album.broken)))
+    checkpoint = shlex.quote(f"{project}/runs/{project.name}/latest/checkpoint")
+    given = {"file": f" --detections {shlex.quote(str(boxes.path))}", "annotated": " --detections boxes.json"}.get(
+        boxes.kind, ""
+    )
     needs = f"; boxes.json is yours to make, as {project}/boxes.example.json" if boxes.kind == "annotated" else ""
     return [
         plan,
-        (f"hoi-distill train {config} --fill", "asks the teacher, trains a student, and writes its report"),
+        (f"hoi-distill train {typed} --fill", "asks the teacher, trains a student, and writes its report"),
         (
-            f"hoi-distill predict {checkpoint} {image} --out {project}/predicted{given}",
+            f"hoi-distill predict {checkpoint} {image} --out {out}{given}",
             f"finds interactions in an image{needs}",
         ),
     ]
@@ -237,6 +241,7 @@ def configuration(project: Path, start: Start, imported: Imported | None, comman
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["text"] = lambda value: json.dumps(str(value), ensure_ascii=False)  # YAML knows JSON's texts
     trained, tested = (0, 0) if imported is None else (imported.images("train"), imported.images("test"))
     per_step, others = min(16, trained), len(start.album.names) - trained - tested
     return environment.get_template("configuration.yaml.j2").render(

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.viewer.entries import Entries, entries_of
-from hoi_distill.pipeline.viewer.query import SORTS, Query
+from hoi_distill.pipeline.viewer.query import BY_TEACHER, SORTS, Query
 from hoi_distill.pipeline.viewer.runs import KEPT, Run, RunErrors, find_runs, run_errors
 from hoi_distill.pipeline.viewer.tables import STATES, Scores, texts_of, viewed_tables
 from hoi_distill.pipeline.workspace import Workspace
@@ -161,9 +161,8 @@ class Library:
             mask &= _named("cells", name, self.tables).lacks[what]
         if query.kind or query.on:
             mask &= self._with_errors(query)
-        elif query.verb or query.object or (query.interaction and query.sort != "score"):
-            # The order by score asks about images that are not annotated with the interaction, too.
-            if query.sort == "score":
+        elif query.verb or query.object or (query.interaction and query.sort not in BY_TEACHER):
+            if query.sort in BY_TEACHER:
                 query = replace(query, interaction="")
             mask &= self._among(entries.pair_entry[self._of_class(query, entries.verb, entries.object, entries.hoi)])
         return mask

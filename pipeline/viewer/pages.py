@@ -243,13 +243,14 @@ class Pages:
             teacher = [] if scores is None else self._by_class[scores.table.name]
             one, other = (_ap(library.run(name).evaluation if name else {}) for name in (query.run, query.against))
             train, test = map(self._pairs_by_class, ("train", "test"))
+            rare_below = (library.workspace.config.student or {}).get("rare_below", RARE_BELOW)
             rows = []
             for name, hoi in library.classes.items():
                 annotated, others, auc = teacher[hoi] if teacher else (None, None, None)
                 rows.append(
                     ClassRow(
                         name=name,
-                        rare=bool(train[hoi] < RARE_BELOW),
+                        rare=bool(train[hoi] < rare_below),
                         train=int(train[hoi]),
                         test=int(test[hoi]),
                         annotated=annotated,
@@ -261,7 +262,7 @@ class Pages:
                 )
             return self._render(
                 "classes.html.j2", rows=rows, query=query, choices=self._choices(query), unit=scores and scores.unit,
-                table=scores and scores.table.name, rare_below=RARE_BELOW,
+                table=scores and scores.table.name, rare_below=rare_below,
             )  # fmt: skip
 
     def _pairs_by_class(self, split: str) -> np.ndarray:

@@ -21,6 +21,8 @@ SORTS = {
     "found": "share of pairs that the student found",
     "students": "pairs that only one of two students found",
 }
+BY_TEACHER = ("score", "tables")
+"""Orders that ask about images that are not annotated with the interaction, too."""
 
 
 @dataclass(frozen=True)

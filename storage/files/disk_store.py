@@ -75,12 +75,12 @@ class DiskStore(Store):
         return folders.stamps(_path(folder))
 
     @override
-    def ages(self, folder: Place) -> dict[str, float]:
+    def ages(self, folder: Place, clock: Place | None = None) -> dict[str, float]:
         found: dict[str, float] = {}
         names = self.names(folder)
         now = 0.0  # what lies there counts as new where the clock cannot be asked
         with contextlib.suppress(OSError):
-            now = self.now(folder) if names else 0.0
+            now = self.now(clock or folder) if names else 0.0
         for name in sorted(names):
             with contextlib.suppress(FileNotFoundError):
                 found[name] = now - os.stat(_path(folder) / name, follow_symlinks=False).st_mtime

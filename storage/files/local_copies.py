@@ -143,7 +143,10 @@ def copies() -> LocalCopies:
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(os.environ.get(FOLDER) or home / "hoi-distill" / "objects")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}; let {FOLDER} name a folder that can be written") from None
     return _copies(folder, os.environ.get(ROOM))
 
 
@@ -152,7 +155,7 @@ def _copies(folder: Path, given: str | None) -> LocalCopies:
     disk = os.statvfs(folder)
     try:
         room = disk.f_blocks * disk.f_frsize // 2 if given is None else int(float(given) * 1e9)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UserError(f"{ROOM}={given}: not a number; write how many GB copies may take, 200 say") from None
     return LocalCopies(folder, room)
 

@@ -6,10 +6,11 @@ Payloads and records are never replaced, so a copy of each on this machine's dis
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -21,7 +22,7 @@ from typing_extensions import override
 
 from hoi_distill.storage.damage import Damaged
 from hoi_distill.storage.digests import canonical_json, digest_bytes
-from hoi_distill.storage.errors import StorageError
+from hoi_distill.storage.errors import StorageError, UserError
 from hoi_distill.storage.files import drafts, owner
 from hoi_distill.storage.files.address import ObjectPath, Place
 from hoi_distill.storage.files.bucket import ENDPOINTS, OPENING, Bucket, bucket
@@ -93,9 +94,11 @@ class ObjectStore(Store):
         return {name: [entry["size"], entry["e_tag"]] for name, entry in self._entries(folder).items()}
 
     @override
-    def ages(self, folder: Place) -> dict[str, float]:
+    def ages(self, folder: Place, clock: Place | None = None) -> dict[str, float]:
         entries = self._entries(folder)
-        now = self.now(folder) if entries else 0.0
+        now = 0.0  # what lies there counts as new where the clock cannot be asked
+        with contextlib.suppress(OSError):
+            now = self.now(clock or folder) if entries else 0.0
         return {name: now - entry["last_modified"].timestamp() for name, entry in entries.items()}
 
     @override
@@ -213,7 +216,10 @@ def _checksum(path: Path) -> str:
 def _probe(root: str) -> None:
     place = ObjectPath(root)
     probe, store = place / "leases" / f"{owner.tag()}-{uuid.uuid4().hex[:12]}.probe", _bucket(place)
-    store.put_new(probe.key, b"first", OPENING)
+    try:
+        store.put_new(probe.key, b"first", OPENING)
+    except FileNotFoundError:
+        raise UserError(f"cache {root}: there is no bucket {place.bucket}; make it, or mend the address") from None
     try:
         if store.put_new(probe.key, b"second", OPENING):
             raise StorageError(
@@ -226,11 +232,19 @@ def _probe(root: str) -> None:
     store.put_new((place / _IDENTITY).key, canonical_json({"id": uuid.uuid4().hex}), OPENING)
 
 
-@functools.cache
 def _identity(root: str) -> str:
     """What tells this cache from another one at the same address, at another time or of another store."""
+    with _IDENTIFYING:  # threads that fetch together ask once
+        return _read_identity(root)
+
+
+_IDENTIFYING = threading.Lock()
+
+
+@functools.cache
+def _read_identity(root: str) -> str:
     try:
-        return str(json.loads(OBJECTS.read(ObjectPath(root) / _IDENTITY))["id"])
+        return digest_bytes(OBJECTS.read(ObjectPath(root) / _IDENTITY)).hex()
     except FileNotFoundError:
         endpoint = [os.environ.get(name, "") for name in ENDPOINTS]
         return digest_bytes(canonical_json([root, *endpoint])).hex()

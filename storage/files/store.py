@@ -75,8 +75,13 @@ class Store(ABC):
         """By name what differs, in JSON, once a file has been replaced."""
 
     @abstractmethod
-    def ages(self, folder: Place) -> dict[str, float]:
-        """Seconds since each file was written, by the store's clock. Negative where nobody knows."""
+    def ages(self, folder: Place, clock: Place | None = None) -> dict[str, float]:
+        """Seconds since each file was written, by the store's clock. Negative where nobody knows.
+
+        Args:
+            folder: where the files are.
+            clock: a folder in which the clock is asked, which writes a file for a moment; default: ``folder``.
+        """
 
     @abstractmethod
     def now(self, folder: Place) -> float:

@@ -50,7 +50,6 @@ def test_a_store_that_replaces_what_it_should_create_is_refused_by_name(endpoint
 
 
 def test_a_store_that_nobody_answers_for_is_said_when_the_cache_is_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr(bucket, "OPENING", 0.3)
     monkeypatch.setattr("hoi_distill.storage.files.object_store.OPENING", 0.3)
     use(monkeypatch, "http://127.0.0.1:1", tmp_path / "copies")
     with pytest.raises(
@@ -188,7 +187,10 @@ def test_a_writer_killed_at_any_request_loses_nothing_and_shows_nothing_torn(awa
     while not (children and children[-1].exitcode == 0):
         step += 1
 
-        def kill(request: Request, at: int = step) -> None:
+        asked: list[str] = []
+
+        def kill(request: Request, at: int = step, asked: list[str] = asked) -> None:
+            asked.append(request.path)
             if request.number == at:
                 os.kill(children[-1].pid, signal.SIGKILL)
 
@@ -199,6 +201,7 @@ def test_a_writer_killed_at_any_request_loses_nothing_and_shows_nothing_torn(awa
             children[-1].start()
             children[-1].join()
         assert children[-1].exitcode in (0, -signal.SIGKILL)
+        assert sum(path.endswith("/cache.json") for path in asked) <= 1, "threads that fetch together ask once"
         reader, rows = Table(table.dir), row_ids(count, 20)
         assert check_table(reader) == []
         last = (reader.locate(CellSelection(rows[-1:], COLUMNS)).shard >= 0).all()  # only this commit has it

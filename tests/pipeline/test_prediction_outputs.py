@@ -45,6 +45,14 @@ def test_patterns_and_lists_name_images_by_their_paths(photos):
     }
 
 
+def test_what_a_list_names_elsewhere_is_not_written_there(photos, tmp_path):
+    (tmp_path / "far/list.txt").parent.mkdir()
+    (tmp_path / "far/list.txt").write_text(f"{photos}/day/a.jpg\n../photos/night/a.jpg\n")
+    named = named_files([tmp_path / "far/list.txt"])
+    assert not any(name.startswith("/") or ".." in name for name in named)
+    assert len(named) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -114,6 +122,10 @@ def test_given_boxes_are_looked_up_in_every_batch(photos, tmp_path, monkeypatch)
     predict_images(folder, [photos], tmp_path / "out", threshold=0.3, detections=tmp_path / "own.json")
     found = pq.read_table(tmp_path / "out/detections.parquet")["image_id"].to_pylist()
     assert set(found) == {"day/a.jpg", "day/b.png", "night/a.jpg"}
+    (tmp_path / "few.json").write_text(json.dumps(boxes[:2]))  # a batch without a box has no pairs
+    predict_images(folder, [photos], tmp_path / "few", threshold=0.3, detections=tmp_path / "few.json")
+    found = pq.read_table(tmp_path / "few/detections.parquet")["image_id"].to_pylist()
+    assert set(found) == {"day/a.jpg"}
 
 
 @pytest.mark.slow

@@ -135,6 +135,9 @@ class DetectionsFromFile(GivenDetections):
         """What ``category_id`` counts: ``coco``, its official ids, or ``vocabulary``, the positions in its objects, from
         1. It must be said where those are not COCO's."""
 
+    partial = False
+    """Whether the images are only some of those that the file is about, so that it may have no box of them."""
+
     def __init__(self, config: Config, annotations: Annotations, vocabulary: Vocabulary) -> None:
         path, objects = config.path, vocabulary.objects
         if config.categories is None and objects != COCO_OBJECTS:
@@ -162,11 +165,13 @@ class DetectionsFromFile(GivenDetections):
         several = len(self.paths) > 1
         found = _merged(
             [
-                load_detections(path, self.images, lenient=self.lenient, partial=several, objects=self.objects)
+                load_detections(
+                    path, self.images, lenient=self.lenient, partial=several or self.partial, objects=self.objects
+                )
                 for path in self.paths
             ]
         )
-        if several and not len(found.scores):
+        if several and not self.partial and not len(found.scores):
             raise UserError(f"{', '.join(self.paths)}: no box of any image of {self.images.name}")
         if not self.told:  # a stage that has travelled to a worker has told it where it was planned
             self.told = True

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from hoi_distill.pipeline.own_data.exports import boxes_from_parquet, export_table
+from hoi_distill.pipeline.own_data.exports import _numbers, boxes_from_parquet, export_table
 from hoi_distill.pipeline.planning.plan import plan
 from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.storage.errors import UserError
@@ -109,3 +109,11 @@ def test_wrong_calls_are_one_line(world, tmp_path):
             call()
         assert "\n" not in str(refusal.value)
     assert not (tmp_path / "x.npy").exists()
+
+
+@pytest.mark.parametrize("cells", [[None, None], [None, [0.5, 1.5]], [[0.5, 1.5], [2.0, 3.0]]])
+def test_a_chunk_without_a_value_has_the_shape_of_the_others(cells):
+    """The type says it, so a column that nobody asked for in 256 rows is NaN."""
+    numbers = _numbers(pa.array(cells, pa.list_(pa.float32(), 2)), None, Path("x.npy"))
+    assert numbers.shape == (2, 2)
+    assert np.isnan(numbers).all(1).tolist() == [cell is None for cell in cells]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -56,6 +57,15 @@ def test_the_example_of_boxes_is_a_file_of_boxes(here):
     example = Path("mine/boxes.example.json")
     start_project(Path("other"), Path("photos"), OWN._replace(boxes=example), 0.2)
     assert {entry["category_id"] for entry in json.loads(example.read_text())} == {1, 2}  # person, bicycle
+
+
+@pytest.mark.parametrize("name", ["2024", "null"])
+def test_names_that_yaml_or_a_shell_would_read_otherwise_are_kept(here, name):
+    shutil.copytree(PHOTOS, "it's photos #1")
+    lines = start_project(Path(name), Path("it's photos #1"), Given(None, None, None, None), 0.2)
+    assert prepare(Path(name, f"{name}.yaml")).config.name == name
+    (typed,) = (line for line in lines if line.startswith("  hoi-distill plan"))
+    assert shlex.split(typed)[:3] == ["hoi-distill", "plan", f"{name}/{name}.yaml"]
 
 
 def test_images_alone_are_a_project_too(here):
