@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from typing_extensions import override
 from hoi_distill.stages.student.pairs.config import PairsConfig
 from hoi_distill.stages.student.pairs.instances import ImageInstances, ImageTable, gather
 from hoi_distill.stages.student.pairs.regions import Candidates, Regions, candidates_of
-from hoi_distill.stages.student.pairs.terms import BatchImages, Supervision
+from hoi_distill.stages.student.pairs.terms import BatchImages, Supervision, Term
 from hoi_distill.stages.student.source import Sample, Samples, SampleSource
 from hoi_distill.stages.student.training.loop import BatchSource
 from hoi_distill.storage.errors import UserError
@@ -171,6 +172,7 @@ class PairBatches(ImageBatches[PairBatch]):
         self.images, self.maps, self.terms, self.valid = images, maps, supervision.terms, supervision.valid
         tables = tuple(table for term in self.terms for table in term.view_tables)
         self.samples: dict[str, Samples] = {}
+        self.tables, self.read = tables, rows_read(self.terms)
         if tables:
             assert source is not None
             self.samples = {view: source.open(dict.fromkeys(tables, (view,))) for view in config.views}
@@ -188,12 +190,13 @@ class PairBatches(ImageBatches[PairBatch]):
     def __getitem__(self, step: int) -> PairBatch:
         rows = self.rows(step)
         views, draw = self.drawn(step, len(rows))
-        cells: list[dict[str, Any]] = [{} for _ in rows]
+        cells: list[dict[str, Any]] = [dict.fromkeys(self.tables) for _ in rows]
         if self.samples:
-            read = read_views(self.samples, rows, views)
-            places = np.array([place for place, _, _ in read], np.int64)
-            rows, views = rows[places], views[places]
-            cells = [{name: cell[view] for name, cell in sample.items() if name != "row"} for _, view, sample in read]
+            asked = np.ones(len(rows), bool) if self.read is None else self.read[rows]
+            kept = ~asked
+            for place, view, sample in read_views(self.samples, rows, np.where(asked, views, -1)):
+                cells[place], kept[place] = {table: sample[table][view] for table in self.tables}, True
+            rows, views, cells = rows[kept], views[kept], list(compress(cells, kept))
         places, maps = self.maps(rows, views)
         rows, mirrored = rows[places], self.mirrored(views[places])
         instances = [self.image(row, draw) for row in rows.tolist()]
@@ -204,13 +207,19 @@ class PairBatches(ImageBatches[PairBatch]):
         return PairBatch(torch.from_numpy(rows), regions, candidates, targets)
 
 
+def rows_read(terms: Sequence[Term]) -> np.ndarray | None:
+    """bool ``[N]``, the rows of which some term reads cells by view; None: all."""
+    reads = [term.view_rows for term in terms if term.view_tables]
+    return None if any(rows is None for rows in reads) or not reads else np.logical_or.reduce(reads)
+
+
 def read_views(views: Mapping[str, Samples], rows: np.ndarray, chosen: np.ndarray) -> list[tuple[int, str, Sample]]:
     """(place, view, sample) of the rows that could be read, places in the batch rising.
 
     Args:
         views: for each view its samples, opened with that one column.
         rows: int64 ``[B]``.
-        chosen: int64 ``[B]``, the number of the one view that is read of each row.
+        chosen: int64 ``[B]``, the number of the one view that is read of each row; -1: none.
     """
     read: list[tuple[int, str, Sample]] = []
     for number, (view, samples) in enumerate(views.items()):

@@ -151,10 +151,12 @@ class Term(ABC):
     Attributes:
         name: key of its targets in a batch. Each term of a training has another one.
         view_tables: tables of which each image's cell of the drawn view is read with the batch.
+        view_rows: bool ``[N]`` of the training set, the images whose cells are read; others have None; default: all.
     """
 
     name: ClassVar[str]
     view_tables: tuple[str, ...] = ()
+    view_rows: np.ndarray | None = None
 
     @abstractmethod
     def targets(self, batch: BatchImages) -> Any:

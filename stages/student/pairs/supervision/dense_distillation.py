@@ -83,7 +83,7 @@ class DenseDistillation(Term):
 
     def __init__(self, config: KdConfig, data: TrainingSet, valid: Tensor) -> None:
         self.config, self.data, self.valid = config, data, valid
-        self.distilled = data.labelled | config.unlabelled
+        self.view_rows = None if config.unlabelled else data.labelled
         self.seen, self.view_tables = torch.from_numpy(data.seen), config.tables
         pairs, maps = config.pairs if config.reads_pairs else (), config.maps if config.reads_maps else ()
         self.teachers = list(zip_longest(pairs, maps))
@@ -91,10 +91,10 @@ class DenseDistillation(Term):
     @override
     def targets(self, batch: BatchImages) -> DenseTargets:
         """Each teacher's outputs, which some images may lack."""
-        cells = [
-            cell if distilled else dict.fromkeys(cell)
-            for cell, distilled in zip(batch.cells, self.distilled[batch.rows].tolist(), strict=True)
-        ]
+        cells = batch.cells
+        if self.view_rows is not None:  # another term may read those of more images
+            distilled = self.view_rows[batch.rows].tolist()
+            cells = [cell if asked else dict.fromkeys(cell) for cell, asked in zip(cells, distilled, strict=True)]
         names = [str(self.data.annotations.image_id[image]) for image in self.data.image[batch.rows].tolist()]
         teachers = [
             read_teacher_outputs(

@@ -107,6 +107,32 @@ def test_every_term_alone_pulls_at_every_network(everything, network, place):
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
+def test_cells_that_no_term_uses_are_not_read(data, folder):
+    """KD reads labelled images alone where it says so; the others come with soft labels and without its cells."""
+    valid, images = torch.from_numpy(data.valid()), training_images(folder / "pictures", data, CONFIG)
+    asked: list[int] = []
+
+    class Watched:
+        def __init__(self, samples):
+            self.samples = samples
+
+        def __getitems__(self, rows):
+            asked.extend(rows)
+            return self.samples.__getitems__(rows)
+
+    for unlabelled in (False, True):
+        kd = DenseDistillation(KdConfig((toy_link.PAIRS,), (), logit=1.0, unlabelled=unlabelled), data, valid)
+        soft = SoftLabelTerm(itm_soft_labels(folder / "itm.npy", data, images, ~data.labelled), weight=0.3)
+        pools, maps = Pools.of(images, data.labelled, unlabelled=True), TableMaps.of(data.source, CONFIG.views)
+        batches = PairBatches(CONFIG, pools, images, maps, Supervision([soft, kd], valid), source=data.source)
+        batches.samples = {view: Watched(samples) for view, samples in batches.samples.items()}
+        asked.clear()
+        batch = batches[0]
+        assert not data.labelled[batch.rows].all()
+        assert data.labelled[asked].all() == (not unlabelled)
+        assert batch.targets["kd"].teachers[0].has.tolist() == (unlabelled | data.labelled[batch.rows]).tolist()
+
+
 def test_two_terms_of_one_name_are_refused(data):
     class Other(SoftLabelTerm):
         name = "itm_other"
