@@ -110,8 +110,8 @@ def predict_images(
                 watch(predict_video(detector, name, source, written, seconds=more.seconds, watch=watch))
             except UserError as error:
                 left_out[name] = str(error)
-    for reason in left_out.values():
-        print(f"hoi-distill: {reason}; left out", file=sys.stderr)
+    for name, reason in left_out.items():
+        print(f"hoi-distill: {reason}" + ("; left out" if name in stills else ""), file=sys.stderr)
     print(f"{out / 'detections.parquet'}; images: {out}", file=sys.stderr if wanted.lines else sys.stdout)
     return left_out
 

@@ -87,7 +87,7 @@ def predict_video(
         A line that says how many frames there were, and how many a second were predicted.
 
     Raises:
-        UserError: it is no video, or there is no such camera.
+        UserError: it is no video, there is no such camera, or its end cannot be read. What comes before that is written.
     """
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(opened(source))
@@ -106,7 +106,9 @@ def predict_video(
                 pace = count / max(time.monotonic() - began, 1e-9)
                 watch.what = f"predicting {name}: {count:,} frames ({last:.1f} s), {pace:.1f} frames a second"
         if not count:
-            raise UserError(f"{source.name}: a video without a frame")
+            raise UserError(video.damage or f"{source.name}: a video without a frame")
+    if video.damage:
+        raise UserError(f"{video.damage}; the {count:,} frames before ({last:.1f} s) are written")
     pace = count / max(time.monotonic() - began, 1e-9)
     return f"{name}: {count:,} frames ({last:.1f} s of video), {pace:.1f} frames a second"
 
@@ -128,7 +130,10 @@ class Video:
 
     Attributes:
         rate: frames per second.
+        damage: why it could not be read to its end.
     """
+
+    damage: str | None = None
 
     def __init__(self, container: Any, source: Source) -> None:
         self.container, self.source = container, source
@@ -139,11 +144,10 @@ class Video:
     def frames(self, seconds: float | None) -> Iterator[tuple[float, Image.Image]]:
         """Its frames, upright, each with its time in seconds from the first one. One is in memory at a time.
 
+        They end before what cannot be read.
+
         Args:
             seconds: frames from this time on are not read; None: all.
-
-        Raises:
-            UserError: the video ends in the middle of something.
         """
         first: float | None = None
         try:
@@ -158,7 +162,7 @@ class Video:
                     Image.fromarray(np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))),
                 )
         except (OSError, ValueError) as error:  # of which all of PyAV's errors are one
-            raise UserError(f"{self.source.name}: cannot be read to its end: {error}") from None
+            self.damage = f"{self.source.name}: cannot be read to its end: {error}"
 
 
 @contextlib.contextmanager

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +23,8 @@ from hoi_distill.storage.errors import UserError
 _KEYS = ("image_id", "category_id", "bbox", "score")
 _SLACK = 1.0
 """Pixels by which a box may reach beyond its image without a remark: detectors round."""
+_SETTLED = 2_000_000_000
+"""Nanoseconds after which a file that changes has another time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +73,8 @@ def load_detections(
         UserError: With the file and the entry, for a category that is none, a score outside 0 to 1, a box that is not
             finite, empty or outside its image, and a file without any entry or any of these images.
     """
-    entries = read_json(Path(path), list, "a COCO results file, a list of boxes")
-    if not entries:
-        raise UserError(f"{path}: an empty list; a detector's boxes of these images should be in it")
-    ids, categories, boxes, scores = _columns(path, entries)
+    found = _read(path)
+    ids = found.ids
     row_of = {image_id: i for i, image_id in enumerate(annotations.image_id.tolist())}
     image = np.array([row_of.get(image_id, -1) for image_id in ids], np.int64)
     if image.max() < 0 and not partial:
@@ -78,9 +82,7 @@ def load_detections(
     size = np.stack([annotations.width, annotations.height], axis=1)[image].astype(np.float32)
     size[(size == 0).any(axis=1)] = np.inf  # an image whose size nobody could read
 
-    given, finite = number_rows(boxes, 4)
-    category, whole = integers(categories)
-    score = numbers(scores)
+    given, category, score = found.boxes, found.category, found.score
     label_of = labels_of_categories(objects)
     whose = "COCO's" if objects is None else "the vocabulary's"
     labels = label_of[np.where((category > 0) & (category < len(label_of)), category, 0)]
@@ -89,9 +91,9 @@ def load_detections(
         corners[:, 2:] += corners[:, :2]
     clipped = np.concatenate([corners[:, :2].clip(min=0), np.minimum(corners[:, 2:], size)], axis=1)
     complaints = {
-        "bbox is not four finite numbers": ~finite | ~np.logical_and.reduce(np.isfinite(corners), axis=1),
+        "bbox is not four finite numbers": ~found.finite | ~np.logical_and.reduce(np.isfinite(corners), axis=1),
         "box empty or outside its image": ~np.logical_and.reduce(clipped[:, :2] < clipped[:, 2:], axis=1),
-        "category_id is no whole number": ~whole,
+        "category_id is no whole number": ~found.whole,
         f"unknown category_id, {whose} are 1 to {len(label_of) - 1}": labels < 0,
         "score is no number": np.isnan(score),
         "score is not in 0 to 1, give a probability": (score < 0) | (score > 1),
@@ -102,7 +104,8 @@ def load_detections(
     if bad.any():
         first = int(bad.argmax())
         what = next(said for said, wrong in complaints.items() if wrong[first])
-        message = f"{path}: entry {first + 1} ({ids[first]}): {what}: {json.dumps(entries[first])[:200]}"
+        entry = json.dumps(_entries(path)[first])[:200]
+        message = f"{path}: entry {first + 1} ({ids[first]}): {what}: {entry}"
         if not lenient or (bad == here).all():
             raise UserError(message)
         remarks.append(f"{message}; {bad.sum():,} such entries dropped")
@@ -121,6 +124,52 @@ def load_detections(
     )
 
 
+class _File(NamedTuple):
+    """The D entries of a file, as they stand there.
+
+    Attributes:
+        ids: whose they are.
+        boxes: float64 ``[D, 4]``, x, y, width, height.
+        finite: bool ``[D]``, whether they are four finite numbers.
+        category: int64 ``[D]``.
+        whole: bool ``[D]``, whether the category is a whole number.
+        score: float64 ``[D]``, NaN where it is no number.
+    """
+
+    ids: list[str]
+    boxes: np.ndarray
+    finite: np.ndarray
+    category: np.ndarray
+    whole: np.ndarray
+    score: np.ndarray
+
+
+def _read(path: str | Path) -> _File:
+    """A file. It is parsed once as long as it is the same, for a caller that asks for a few images at a time."""
+    with contextlib.suppress(OSError):
+        stat = Path(path).stat()
+        if time.time_ns() - stat.st_ctime_ns > _SETTLED:  # one written just now may change within a tick of its clock
+            return _remembered(str(path), (stat.st_ino, stat.st_ctime_ns, stat.st_size))
+    return _parsed(str(path))
+
+
+@functools.lru_cache(maxsize=4)
+def _remembered(path: str, _: tuple[int, ...]) -> _File:
+    return _parsed(path)
+
+
+def _parsed(path: str) -> _File:
+    ids, categories, boxes, scores = _columns(path, _entries(path))
+    return _File(ids, *number_rows(boxes, 4), *integers(categories), numbers(scores))
+
+
+def _entries(path: str | Path) -> list[Any]:
+    entries: list[Any] = read_json(Path(path), list, "a COCO results file, a list of boxes")
+    if not entries:
+        raise UserError(f"{path}: an empty list; a detector's boxes of these images should be in it")
+    return entries
+
+
 def _columns(path: str | Path, entries: list[Any]) -> tuple[list[str], list[Any], list[Any], list[Any]]:
     """Each key's values, the images' names as text."""
     try:
@@ -135,7 +184,7 @@ def _columns(path: str | Path, entries: list[Any]) -> tuple[list[str], list[Any]
         raise UserError(
             f"{path}: not a COCO results file: entry {number} lacks {lacks!r}; each needs {', '.join(_KEYS)}"
         ) from None
-    return [str(image_id) for image_id in ids], *others  # type: ignore[return-value]
+    return [sys.intern(str(image_id)) for image_id in ids], *others  # type: ignore[return-value]
 
 
 def _doubts(path: str | Path, given: np.ndarray, size: np.ndarray, clipped: np.ndarray) -> Iterator[str]:

@@ -131,6 +131,30 @@ def test_a_video_that_is_none_is_named_and_left_out(checkpoint, tmp_path):
     assert not (tmp_path / "out/broken.mp4.predicted.mp4").exists()
 
 
+def test_a_video_that_is_damaged_is_written_up_to_the_damage(checkpoint, tmp_path, capsys):
+    import av
+
+    path = tmp_path / "damaged.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("png", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 160, 128, "rgb24"
+        for number in range(21):
+            pixels = np.full((128, 160, 3), 10 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    parts = path.read_bytes().split(b"\x89PNG")
+    path.write_bytes(b"\x89PNG".join([*parts[:19], b"broken" + parts[19][6:], *parts[20:]]))
+    wanted = More(wanted=Wanted(lines=True))
+    left_out = predict_images(checkpoint, [path], tmp_path / "out", threshold=0.2, more=wanted)
+    said = capsys.readouterr()
+    assert "cannot be read to its end" in left_out["damaged.avi"]
+    assert left_out["damaged.avi"].endswith("; the 18 frames before (1.7 s) are written")
+    assert "left out" not in said.err
+    assert len(said.out.splitlines()) == 18
+    with av.open(str(tmp_path / "out/damaged.avi.predicted.mp4")) as written:
+        assert sum(1 for _ in written.decode(video=0)) == 18
+
+
 def test_a_camera_that_is_not_there_is_one_line(checkpoint, tmp_path, monkeypatch):
     left_out = predict_images(checkpoint, [], tmp_path / "out", threshold=0.2, more=More(webcam="77"))
     assert "77: no camera that can be read" in left_out["webcam"]

@@ -209,8 +209,9 @@ class PairBatches(ImageBatches[PairBatch]):
 
 def rows_read(terms: Sequence[Term]) -> np.ndarray | None:
     """bool ``[N]``, the rows of which some term reads cells by view; None: all."""
-    reads = [term.view_rows for term in terms if term.view_tables]
-    return None if any(rows is None for rows in reads) or not reads else np.logical_or.reduce(reads)
+    reading = [term for term in terms if term.view_tables]
+    reads = [term.view_rows for term in reading if term.view_rows is not None]
+    return np.logical_or.reduce(reads) if reads and len(reads) == len(reading) else None
 
 
 def read_views(views: Mapping[str, Samples], rows: np.ndarray, chosen: np.ndarray) -> list[tuple[int, str, Sample]]:

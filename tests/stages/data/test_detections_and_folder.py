@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hoi_distill.stages.data import object_detections
 from hoi_distill.stages.data.folder import load_folder
 from hoi_distill.stages.data.object_detections import load_detections
 from hoi_distill.stages.data.pico.world import pico_vocabulary
@@ -86,6 +88,23 @@ def test_detections_are_sorted_by_image_and_score(photos, tmp_path):
     assert found.boxes[0].tolist() == [5, 5, 15, 9]
     assert np.allclose(found.scores, [0.9, 0.3, 0.2])
     assert found.of(2) == slice(2, 3)
+
+
+def test_a_file_is_parsed_once_until_it_changes(photos, tmp_path, monkeypatch):
+    """Also where the new content has the size and the time of the old one. A file written just now is never remembered."""
+    parsed, whole = [], object_detections._parsed
+    monkeypatch.setattr(object_detections, "_parsed", lambda path: parsed.append(path) or whole(path))
+    path, images = _file(tmp_path, [_entry(score=0.5)]), load_folder(photos)
+    assert [load_detections(path, images).scores[0] for _ in range(2)] == [0.5, 0.5]
+    assert len(parsed) == 2
+    monkeypatch.setattr(object_detections, "_SETTLED", -(10**18))
+    assert [load_detections(path, images).scores[0] for _ in range(3)] == [0.5, 0.5, 0.5]
+    assert len(parsed) == 3
+    before = path.stat()
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # a tick of the file system's clock
+        _file(tmp_path, [_entry(score=0.7)])
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert load_detections(path, images).scores[0] == np.float32(0.7)
 
 
 def test_detections_are_clipped(photos, tmp_path):
