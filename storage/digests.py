@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,12 @@ ROW = np.dtype("V16")
 def digest_bytes(data: bytes) -> bytes:
     """The 16-byte name of an input: blake2b of its bytes."""
     return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def digest_of_file(path: str | os.PathLike[str]) -> bytes:
+    """:func:`digest_bytes` of a file, which is never whole in memory. Raises ``OSError``."""
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
 
 
 def digest64(data: bytes | memoryview) -> int:

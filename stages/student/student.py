@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hoi_distill.stages.checkpoints import weight_files
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.files import save_tensors
-from hoi_distill.storage.digests import content_name
+from hoi_distill.storage.digests import content_name, digest_of_file
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.atomic import write_atomically
 
@@ -201,8 +200,7 @@ def _checksum(path: Path) -> str:
     """32 hex digits over the bytes of a file; "missing" where there is none."""
     if not path.is_file():
         return "missing"
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return digest_of_file(path).hex()
 
 
 def _settings_checksum(record: CheckpointRecord) -> str:

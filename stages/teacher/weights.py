@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, ValidatorFunctionWra
 
 from hoi_distill.stages.checkpoints import weight_files as layout
 from hoi_distill.stages.keys import StageContext
-from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.digests import digest_of_file, fingerprint
 from hoi_distill.storage.errors import UserError
 
 Digests = Callable[[Sequence[Path]], np.ndarray]
@@ -415,11 +415,7 @@ def _some(keys: Sequence[Any]) -> str:
 
 
 def _hash_files(paths: Sequence[Path]) -> np.ndarray:
-    values = []
-    for path in paths:
-        with open(path, "rb") as stream:
-            values.append(hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest())
-    return np.frombuffer(b"".join(values), dtype="V16")
+    return np.frombuffer(b"".join(map(digest_of_file, paths)), dtype="V16")
 
 
 def _preprocessing(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import os
 import threading
 import time
@@ -21,7 +20,7 @@ from typing import Any, BinaryIO, ClassVar, cast
 from typing_extensions import override
 
 from hoi_distill.storage.damage import Damaged
-from hoi_distill.storage.digests import canonical_json, digest_bytes
+from hoi_distill.storage.digests import canonical_json, digest_bytes, digest_of_file
 from hoi_distill.storage.errors import StorageError, UserError
 from hoi_distill.storage.files import drafts, owner
 from hoi_distill.storage.files.address import ObjectPath, Place
@@ -119,7 +118,7 @@ class ObjectStore(Store):
         def fetch(draft: Path) -> None:
             for attempt in (True, False):
                 _bucket(place).download(_key(place), draft)
-                if checksum is None or _checksum(draft) == checksum:
+                if checksum is None or digest_of_file(draft).hex() == checksum:
                     return
                 if not attempt:
                     raise Damaged(f"shard {place}", "its bytes differ from the checksum in its name")
@@ -205,11 +204,6 @@ def _at_once(action: Callable[[str], Any], names: list[str]) -> list[Any]:
         return [action(name) for name in names]
     with ThreadPoolExecutor(min(_AT_ONCE, len(names))) as pool:
         return list(pool.map(action, names))
-
-
-def _checksum(path: Path) -> str:
-    with open(path, "rb", buffering=0) as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 @functools.cache

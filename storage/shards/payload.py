@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hoi_distill.storage.damage import Damaged, damage
+from hoi_distill.storage.digests import digest_of_file
 from hoi_distill.storage.errors import StorageError
 from hoi_distill.storage.file_digests import DigestMemory
 from hoi_distill.storage.files import stamps
@@ -93,8 +93,8 @@ def verify_shard(path: str | os.PathLike[str]) -> None:
     if os.fspath(path).startswith(SCHEMES):
         verify_object(os.fspath(path))
         return
-    with damage(f"shard {os.fspath(path)}"), open(path, "rb", buffering=0) as file:
-        actual = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    with damage(f"shard {os.fspath(path)}"):
+        actual = digest_of_file(path).hex()
     if actual != stated_checksum(path):
         raise Damaged(f"shard {os.fspath(path)}", "its bytes differ from the checksum in its name")
 

@@ -7,7 +7,6 @@ own inference, whose score threshold is set to zero so that the best boxes of ev
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from hoi_distill.stages.keys import GpuShare
 from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Stage, Values
 from hoi_distill.stages.teacher.detectors.given import DETECTIONS, TOP
 from hoi_distill.stages.teacher.detectors.transformers import cells, group_in_parts, label_map
-from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.digests import digest_of_file, fingerprint
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -134,8 +133,7 @@ def described(value: Any) -> Any:
 @lru_cache(maxsize=16)
 def _weights_digest(path: str, _size: int, _mtime_ns: int) -> str:
     """32 hex digits. Size and time only key the memory."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return digest_of_file(path).hex()
 
 
 class Detectron2Detector(Stage):
