@@ -17,6 +17,7 @@ from hoi_distill.pipeline.cli.cache import check, gc, plan, run, verify
 from hoi_distill.pipeline.cli.dataset import app as dataset_app
 from hoi_distill.pipeline.cli.evaluate import evaluate
 from hoi_distill.pipeline.cli.labels import labels
+from hoi_distill.pipeline.cli.matched_verbs import matched_verbs
 from hoi_distill.pipeline.cli.own_data import export_table, import_, init
 from hoi_distill.pipeline.cli.schema import schema
 from hoi_distill.pipeline.cli.students import compare, evidence, experiments, page, train
@@ -53,7 +54,7 @@ app = typer.Typer(
 )
 app.add_typer(dataset_app, name="dataset")
 for command in (
-    *(init, plan, run, train, experiments, compare, evidence, page, view, evaluate, swap_accuracy),
+    *(init, plan, run, train, experiments, compare, evidence, page, view, evaluate, matched_verbs, swap_accuracy),
     *(predict, export, push, check, verify, gc, teachers, detectors, schema, triplets, labels, export_table),
 ):
     app.command()(command)
