@@ -213,8 +213,9 @@ def write_page() -> None:
 def machine() -> str:
     """What it was measured on, and how busy that was."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    load = os.getloadavg()[0]
-    return f"{len(os.sched_getaffinity(0))} cores ({platform.machine()}), {memory:.0f} GiB, no GPU, load average {load:.1f}"
+    threads = f", OMP_NUM_THREADS={set_to}" if (set_to := os.environ.get("OMP_NUM_THREADS")) else ""
+    cores = f"{len(os.sched_getaffinity(0))} cores ({platform.machine()}), {memory:.0f} GiB, no GPU"
+    return f"{cores}{threads}, load average {os.getloadavg()[0]:.1f}"
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def build(root: Path, rows: int, columns: int) -> None:
     paths = paths_of(root, rows)
     ids = synthetic_rows(rows)
     cache = Cache.open(root / "cache")
-    with cache.memory._connect() as connection:
+    with cache.memory._connect() as connection, ThreadPoolExecutor(1) as pool:
         for number in range(FOLDERS):
             folder = f"{root}/images/{number:03d}"
             os.makedirs(folder)
@@ -96,7 +97,7 @@ def build(root: Path, rows: int, columns: int) -> None:
             names = [path.rpartition("/")[2] for path in own]
             entries = np.zeros(len(names), file_digests._ENTRY)
             entries.view("<i8").reshape(-1, 6)[:, :4] = file_digests._stamps(
-                file_digests._Folder(folder, [*range(len(names))], names)
+                file_digests._Folder(folder, np.arange(len(names)), names), pool
             )
             entries["digest"] = ids[number::FOLDERS]
             file_digests._remember(connection, folder, names, entries)

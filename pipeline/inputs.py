@@ -189,7 +189,7 @@ def _source(dataset: Mapping[str, Annotations], digests: np.ndarray) -> Source:
         digests: ``V16 [N]`` names of the images in this order. Images of one name share a row.
     """
     paths = [path for annotations in dataset.values() for path in annotations.path]
-    keys = [str(key) for annotations in dataset.values() for key in annotations.image_id.tolist()]
+    keys = [key for annotations in dataset.values() for key in map(str, annotations.image_id.tolist())]
     ends = np.cumsum([0] + [len(annotations.path) for annotations in dataset.values()])
     first, row_of_record = _first_of_each(digests)
     if len(first) < len(digests):

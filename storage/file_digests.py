@@ -13,6 +13,7 @@ import itertools
 import os
 import stat
 import time
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,9 @@ _ENTRY = np.dtype([*_STAMP.descr, ("digest", "V16")])
 _ABSENT = (-1, 0, 0, 0)
 _BATCH = 8192  # files hashed between two writes: what a kill costs
 _THREADS = 8  # hashing waits for the disk more than for the processor
-_AHEAD = 2  # threads that look files up: more of them wait for each other where the disk is quick
+_PROBE = 256  # files of a folder whose look-ups tell whether the disk lets us wait
+_PART = 1024  # files that one thread looks up
+_WAIT = 50e-6  # seconds for a look-up, from which threads look files up side by side
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,12 @@ class _Folder:
 
     Attributes:
         path: the folder's, absolute.
-        positions: of its n files among all paths.
+        positions: ``int64 [n]``, of its n files among all paths.
         names: of its n files.
     """
 
     path: str
-    positions: list[int]
+    positions: np.ndarray
     names: list[str]
 
 
@@ -67,15 +70,11 @@ class DigestMemory:
         """
         found = np.zeros(len(paths), "V16")
         reasons: dict[int, OSError] = {}
-        folders = _folders(paths)
-        with self._connect() as file, ThreadPoolExecutor(_THREADS) as pool, ThreadPoolExecutor(_AHEAD) as ahead:
-            try:
-                stamps = ahead.map(_stamps, [] if rehash else folders)
-                for folder in folders:
-                    found[folder.positions], unread = _digests_in(file, pool, folder, next(stamps, None))
-                    reasons.update({folder.positions[i]: error for i, error in unread.items()})
-            finally:
-                ahead.shutdown(cancel_futures=True)  # after an interrupt nobody waits for the other folders
+        with self._connect() as file, ThreadPoolExecutor(_THREADS) as pool:
+            for folder in _folders(paths):
+                now = None if rehash else _stamps(folder, pool)
+                found[folder.positions], unread = _digests_in(file, pool, folder, now)
+                reasons.update({int(folder.positions[i]): error for i, error in unread.items()})
         if reasons and missing == "raise":
             first = min(reasons)
             others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
@@ -113,13 +112,16 @@ class DigestMemory:
 
 def _folders(paths: Sequence[str | os.PathLike[str]]) -> list[_Folder]:
     """The paths by folder."""
-    files: defaultdict[str, tuple[list[int], list[str]]] = defaultdict(lambda: ([], []))
+    files: defaultdict[str, tuple[array[int], list[str]]] = defaultdict(lambda: (array("q"), []))
     for position, path in enumerate(paths):
         folder, slash, name = os.fspath(path).rpartition("/")
         positions, names = files[folder or slash or "."]
         positions.append(position)
         names.append(name)
-    return [_Folder(os.path.abspath(folder), *own) for folder, own in files.items()]
+    return [
+        _Folder(os.path.abspath(folder), np.frombuffer(positions, np.int64), names)
+        for folder, (positions, names) in files.items()
+    ]
 
 
 def _digests_in(
@@ -140,9 +142,9 @@ def _digests_in(
     errors: dict[int, OSError] = {}
     unknown = np.arange(len(folder.names))
     if now is not None:
-        where, entries = _remembered(file, folder)
-        same = (where >= 0) & (entries.view("<i8").reshape(-1, 6)[where, :4] == now).all(axis=1)
-        found[same] = entries["digest"][where[same]]
+        entries, known = _remembered(file, folder)
+        same = known & (entries.view("<i8").reshape(-1, 6)[:, :4] == now).all(axis=1)
+        found[same] = entries["digest"][same]
         unknown = np.flatnonzero(~same)
     for start in range(0, len(unknown), _BATCH):
         part = unknown[start : start + _BATCH].tolist()
@@ -179,22 +181,38 @@ def _hash(path: str) -> tuple[np.void, bool] | OSError:
     return entry, stamp_of(before) == stamp_of(after) and is_settled(after.st_ctime_ns, started)
 
 
-def _stamps(folder: _Folder) -> np.ndarray:
-    """``int64 [n, 4]``: the stamps of n files of one folder as they are now; size -1 where there is none."""
+def _stamps(folder: _Folder, pool: ThreadPoolExecutor) -> np.ndarray:
+    """``int64 [n, 4]``: the stamps of n files of one folder as they are now; size -1 where there is none.
+
+    A disk that answers at once is asked by this thread alone: several would wait for each other's turn in Python, which costs
+    more than the look-ups. Where every answer takes its time, as on a network, the pool's threads ask side by side.
+    """
     try:
         descriptor = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return np.full((len(folder.names), 4), _ABSENT)
-    look_up = functools.partial(os.stat, dir_fd=descriptor)
-    count = len(folder.names)
     try:
-        stamps = itertools.chain.from_iterable(map(stamp_of, map(look_up, folder.names)))
-        return np.fromiter(stamps, np.int64, 4 * count).reshape(count, 4)
-    except (OSError, OverflowError):  # a file is absent, or an inode has all 64 bits: slower
-        each = np.fromiter((_stamp_or_absent(look_up, name) for name in folder.names), _STAMP, count)
-        return each.view(np.int64).reshape(count, 4)
+        first, rest = folder.names[:_PROBE], range(_PROBE, len(folder.names), _PART)
+        began = time.perf_counter()
+        found = [_looked_up(first, descriptor)]
+        waits = time.perf_counter() - began > _WAIT * len(first)
+        parts = (folder.names[start : start + _PART] for start in rest)
+        found += (pool.map if waits else map)(functools.partial(_looked_up, descriptor=descriptor), parts)
+        return np.concatenate(found)
     finally:
         os.close(descriptor)
+
+
+def _looked_up(names: Sequence[str], descriptor: int) -> np.ndarray:
+    """``int64 [n, 4]``: the stamps of n files of an open folder; size -1 where there is none."""
+    look_up = functools.partial(os.stat, dir_fd=descriptor)
+    count = len(names)
+    try:
+        stamps = itertools.chain.from_iterable(map(stamp_of, map(look_up, names)))
+        return np.fromiter(stamps, np.int64, 4 * count).reshape(count, 4)
+    except (OSError, OverflowError):  # a file is absent, or an inode has all 64 bits: slower
+        each = np.fromiter((_stamp_or_absent(look_up, name) for name in names), _STAMP, count)
+        return each.view(np.int64).reshape(count, 4)
 
 
 def _stamp_or_absent(look_up: Callable[[str], os.stat_result], name: str) -> Stamp:
@@ -205,18 +223,19 @@ def _stamp_or_absent(look_up: Callable[[str], os.stat_result], name: str) -> Sta
 
 
 def _remembered(file: MemoryFile, folder: _Folder) -> tuple[np.ndarray, np.ndarray]:
-    """Where n files of one folder stand among what is remembered of it.
+    """What is remembered of n files of one folder.
 
     Returns:
-        ``int64 [n]`` places, -1 of a file that is not remembered; and the entries, ``_ENTRY`` of at least one.
+        ``_ENTRY [n]``, and ``bool [n]``: where there is one. Another file's stands where there is none.
     """
     segments = file.segments(folder.path)
     names = b"\0".join(names for names, _ in segments)
     entries = np.frombuffer(b"".join(packed for _, packed in segments) or bytes(_ENTRY.itemsize), _ENTRY)
     if names == os.fsencode("\0".join(folder.names)):  # the usual case, and much quicker
-        return np.arange(len(folder.names)), entries
+        return entries, np.ones(len(entries), bool)
     places = {name: place for place, name in enumerate(os.fsdecode(names).split("\0"))} if segments else {}
-    return np.fromiter((places.get(name, -1) for name in folder.names), np.int64, len(folder.names)), entries
+    where = np.fromiter((places.get(name, -1) for name in folder.names), np.int64, len(folder.names))
+    return entries[where], where >= 0
 
 
 def _remember(file: MemoryFile, folder: str, names: Sequence[str], entries: np.ndarray) -> None:

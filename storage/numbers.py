@@ -160,6 +160,10 @@ class NumberReader:
         array.flags.writeable = False
         return NumberRow(self.places, array, wanted)
 
+    def holds(self, shard: int) -> bool:
+        """Whether a shard's rows can be read without opening its file again."""
+        return shard in self._open or all(turned and shard not in turned.waiting for turned in self._turned)
+
     def _read_group(self, number: int, row: int, wanted: np.ndarray | None) -> np.ndarray:
         """``[k, ...]``, the cells of a group's k columns. What a shard does not hold and is not wanted reads as anything."""
         group, turned = self.groups[number], self._turned[number]

@@ -27,7 +27,7 @@ from hoi_distill.storage.sampling import Epoch, RankBatches
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.shards import cells as arrow_cells
 from hoi_distill.storage.shards.lmdb_reader import LmdbShard
-from hoi_distill.storage.shards.payload import Shard, open_shard, verify_once
+from hoi_distill.storage.shards.payload import Shard, fetch, open_shard, verify_once
 from hoi_distill.storage.table import Table
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class _CellReader:
         except StorageError as error:
             raise UserError(f"table {name}: {error}, then run `{command}`") from error
         self._shards: OrderedDict[int, tuple[Shard, dict[str, Callable[[int], Any]]]] = OrderedDict()
-        self._fetches, self._fetched = any(map(is_object, self._paths)), set[int]()
+        self._fetches = any(map(is_object, self._paths))
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -210,9 +210,13 @@ class _CellReader:
                         cast(LmdbShard, shard).read_ahead(name, position)
 
     def _fetch(self, rows: Sequence[int]) -> None:
-        shards = {int(group.shard[row]) for group in self._groups for row in rows} - self._fetched
-        fetch_together([self._paths[shard] for shard in shards if shard >= 0], open_shard)
-        self._fetched |= shards
+        """Those that are neither open nor on this machine's disk, whether they never came or had to make room since."""
+        shards = {int(group.shard[row]) for group in self._groups for row in rows}
+        closed = [shard for shard in shards if shard >= 0 and not self._is_open(shard)]
+        fetch_together([self._paths[shard] for shard in closed], fetch)
+
+    def _is_open(self, shard: int) -> bool:
+        return shard in self._shards if self._numbers is None else self._numbers.holds(shard)
 
     def read(self, row: int) -> Mapping[str, Any]:
         """``{column: value}`` in the order of the selection; None for a cell that is not wanted."""

@@ -99,6 +99,10 @@ class DiskStore(Store):
         return str(place)
 
     @override
+    def is_local(self, place: Place) -> bool:
+        return True
+
+    @override
     def forget(self, place: Place) -> bool:
         return False
 

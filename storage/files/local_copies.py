@@ -78,6 +78,10 @@ class LocalCopies:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._seal(draft, path, self.folder / f"{name}{_SEAL}")
 
+    def holds(self, name: str) -> bool:
+        """Whether a copy is there. It counts as used now."""
+        return self._is_sealed(self.folder / name, self.folder / f"{name}{_SEAL}")
+
     def drop(self, name: str) -> None:
         """Remove a copy."""
         for path in (self.folder / f"{name}{_SEAL}", self.folder / name):

@@ -126,6 +126,10 @@ class ObjectStore(Store):
         return str(copies().get(_copy_of(place), fetch))
 
     @override
+    def is_local(self, place: Place) -> bool:
+        return copies().holds(_copy_of(place))
+
+    @override
     def forget(self, place: Place) -> bool:
         copies().drop(_copy_of(place))
         return True

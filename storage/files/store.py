@@ -107,6 +107,10 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def is_local(self, place: Place) -> bool:
+        """Whether :meth:`local` would fetch nothing now. Room is made for other copies at any time."""
+
+    @abstractmethod
     def forget(self, place: Place) -> bool:
         """Let :meth:`local` fetch it again. False where it fetches nothing."""
 

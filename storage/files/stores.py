@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from hoi_distill.storage.errors import WorkStopped
-from hoi_distill.storage.files.address import SCHEMES, ObjectPath, Place
+from hoi_distill.storage.files.address import SCHEMES, ObjectPath, Place, place_at
 from hoi_distill.storage.files.disk_store import DISK
 from hoi_distill.storage.files.store import Store
 
@@ -39,16 +39,22 @@ def is_object(path: str) -> bool:
 
 
 def fetch_together(paths: Iterable[str], fetch: Callable[[str], object]) -> None:
-    """Fetch several objects at once. What goes wrong with one is said by whoever reads it."""
+    """Fetch several objects at once, those of which this machine has no copy. What goes wrong with one is said by whoever
+    reads it."""
+
+    def is_absent(path: str) -> bool:
+        with contextlib.suppress(OSError, WorkStopped):
+            return not store_of(place := place_at(path)).is_local(place)
+        return False
 
     def attempt(path: str) -> None:
         with contextlib.suppress(OSError, WorkStopped):
             fetch(path)
 
-    wanted = list(paths)
-    if len(wanted) > 1:
-        with ThreadPoolExecutor(min(_AT_ONCE, len(wanted))) as pool:
-            list(pool.map(attempt, wanted))
+    absent = list(filter(is_absent, paths))
+    if len(absent) > 1:
+        with ThreadPoolExecutor(min(_AT_ONCE, len(absent))) as pool:
+            list(pool.map(attempt, absent))
 
 
 def loaders_start(processes: int) -> str | None:

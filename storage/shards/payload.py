@@ -50,6 +50,12 @@ def open_shard(path: str | os.PathLike[str]) -> Shard:
         return _open_lmdb(file, stamp) if name.endswith(".lmdb") else _open_arrow(file, stamp)
 
 
+def fetch(path: str) -> None:
+    """Bring a payload that lies in an object store to this machine's disk. Raises as :func:`open_shard` does."""
+    with verified(path):
+        pass
+
+
 @contextlib.contextmanager
 def verified(name: str) -> Iterator[tuple[str, Stamp]]:
     """In the block a payload may be opened: its bytes are those that were written. Gives the file to open, which is a local

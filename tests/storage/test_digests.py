@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -154,6 +155,28 @@ def test_files_are_remembered_where_inodes_have_all_64_bits(tmp_path, files, mon
     first = memory.digests(files)
     monkeypatch.setattr("hoi_distill.storage.file_digests._hash", None)
     assert (memory.digests(files) == first).all()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_slow_disk_is_asked_by_threads_and_a_quick_one_by_none_with_equal_stamps(tmp_path, files, monkeypatch, waits):
+    asked = set()
+
+    def noted(found: os.stat_result) -> tuple[int, int, int, int]:
+        asked.add(threading.current_thread() is threading.main_thread())
+        return stamp_of(found)
+
+    memory = DigestMemory(tmp_path / "digests.sqlite")
+    first = memory.digests(files)
+    for name, value in {
+        "_PROBE": 2,
+        "_PART": 3,
+        "_WAIT": 0 if waits else 3600,
+        "_hash": None,
+        "stamp_of": noted,
+    }.items():
+        monkeypatch.setattr(f"hoi_distill.storage.file_digests.{name}", value)
+    assert (memory.digests(files) == first).all()
+    assert asked == ({True, False} if waits else {True})
 
 
 def test_many_small_runs_keep_a_folders_memory_packed(tmp_path, files):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from hoi_distill.storage.check import check_table
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files import stamps
+from hoi_distill.storage.files.address import place_at
 from hoi_distill.storage.sampling import Epoch
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.shards import payload as shards
@@ -134,6 +136,37 @@ def test_every_cell_comes_with_its_row(spec):
         assert found["boxes"].shape == (row % 3, 4)
         assert (found["boxes"] == [0, 0, row, row + 1]).all()
     assert not samples[0]["features"]["original"].flags.writeable
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["objects"], indirect=True)
+@pytest.mark.parametrize("name", ["features", "detections", "itm"])
+def test_copies_that_had_to_make_room_are_fetched_together_again(spec, name, monkeypatch):
+    from hoi_distill.storage.files.bucket import Bucket
+    from hoi_distill.storage.files.object_store import OBJECTS
+
+    fetched: list[tuple[str, bool]] = []
+
+    def download(bucket: Bucket, key: str, path: Path) -> None:
+        fetched.append((key, threading.current_thread() is threading.main_thread()))
+        real(bucket, key, path)
+
+    real = Bucket.download
+    monkeypatch.setattr(Bucket, "download", download)
+    stream = SampleStream(spec.select({name: spec.tables[name].cells.columns}))
+    paths = set(stream._tables[0]._paths)
+    for _ in range(2):
+        for path in paths:
+            OBJECTS.forget(place_at(path))
+        shards.forget_shards()
+        fetched.clear()
+        stream = pickle.loads(pickle.dumps(stream))  # no shard of it is open
+        assert len(stream.__getitems__(range(N))) == N
+        assert sorted(key.rpartition("/")[2] for key, _ in fetched) == sorted(path.rpartition("/")[2] for path in paths)
+        assert not any(by_itself for _, by_itself in fetched)
+    fetched.clear()
+    assert len(stream.__getitems__(range(N))) == N
+    assert fetched == []
 
 
 @everywhere

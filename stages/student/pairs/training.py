@@ -131,7 +131,7 @@ class PairTraining(Generic[ConfigT]):
             extras: its ``report`` gets lines for people; its ``stop`` ends the training early.
         """
         (folder / "state").mkdir(parents=True, exist_ok=True)
-        accelerator = new_accelerator(config, folder, config.precision)
+        accelerator = new_accelerator(folder, config.precision)
         run = TrainingRun(
             folder,
             run_name(config, BOOKKEEPING, data),

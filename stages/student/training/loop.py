@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -30,7 +31,7 @@ from hoi_distill.stages.student.training.components import Component, Components
 from hoi_distill.stages.student.training.loading import batches_ahead, moved
 from hoi_distill.stages.student.training.metrics import MetricsLog, NonFiniteLoss, StepProgress
 from hoi_distill.stages.student.training.optimization import Schedule
-from hoi_distill.stages.student.training.options import Precision, TrainingOptions
+from hoi_distill.stages.student.training.options import Precision
 from hoi_distill.stages.student.training.processes import Processes
 from hoi_distill.stages.student.training.resume import load_state, save_state
 
@@ -90,6 +91,10 @@ class LoopConfig(Protocol):
     def save_every(self) -> int:
         """Steps between two saves of the resume state."""
 
+    @property
+    def tf32(self) -> bool:
+        """Whether products of float32 matrices are by TF32."""
+
 
 @dataclass(frozen=True)
 class TrainingRun:
@@ -145,6 +150,10 @@ class Trainer(Generic[Network]):
             NonFiniteLoss: the training has diverged, or a cached value is broken.
             UserError: the run folder holds the state of another run.
         """
+        with float32_products(tf32=self.config.tf32):
+            return self._fit()
+
+    def _fit(self) -> Network:
         accelerator, run, config = self.accelerator, self.run, self.config
         processes = Processes.of(accelerator)
         report = run.report if accelerator.is_main_process else silent
@@ -232,11 +241,19 @@ class Trainer(Generic[Network]):
         return processes.any(asked) if processes.number == 1 or step.logged else False
 
 
-def new_accelerator(
-    options: TrainingOptions, folder: Path, precision: Precision, *handlers: KwargsHandler
-) -> Accelerator:
-    """Of this process among those of a launcher, with the configured arithmetic, logging into the run's folder."""
-    torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
+@contextmanager
+def float32_products(*, tf32: bool) -> Iterator[None]:
+    """In the block, products of float32 matrices are by TF32, or exact; then they are again as the process had them."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def new_accelerator(folder: Path, precision: Precision, *handlers: KwargsHandler) -> Accelerator:
+    """Of this process among those of a launcher, with the configured precision, logging into the run's folder."""
     if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
         AcceleratorState._reset_state()  # a process may train one student after another, each in its precision
     return Accelerator(

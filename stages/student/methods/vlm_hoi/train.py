@@ -54,7 +54,7 @@ def train(
     (run_dir / "state").mkdir(parents=True, exist_ok=True)
     # a backbone may have stages beyond the one that is read
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = new_accelerator(config, run_dir, config.precision, ddp)
+    accelerator = new_accelerator(run_dir, config.precision, ddp)
     rank, world = accelerator.process_index, accelerator.num_processes
     with accelerator.main_process_first():
         supervision = itm_supervision(config, data, run_dir / "state", extras.shared_dir)
