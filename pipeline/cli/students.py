@@ -146,11 +146,13 @@ def evidence(
 @in_every_folder("config", names_of_configuration)
 def page(
     config: ConfigFile,
-    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("page.html"),
+    out: Annotated[
+        Path, typer.Option(help="The HTML file to write; what it has no room for goes to page-2.html, page-3.html ...")
+    ] = Path("page.html"),
     overrides: Overrides = None,
     limit: Limit = None,
 ) -> None:
-    """Write one page with the images of a folder, what the teacher says of them, and their best prompts."""
+    """Write pages with small images, their pairs and boxes, and what the teachers say: captions, triplets, best prompts."""
     from hoi_distill.pipeline.reports.folder import write_page
     from hoi_distill.pipeline.workspace import prepare
 

@@ -11,17 +11,35 @@ from pathlib import Path
 import numpy as np
 
 from hoi_distill.pipeline.planning.plan import TablePlan
+from hoi_distill.pipeline.reports.beside import runs_beside
 from hoi_distill.pipeline.reports.label_quality import label_report, labelled_metrics
 from hoi_distill.pipeline.training.request import Resolved
+from hoi_distill.pipeline.viewer.query import Query
 from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.evaluate.detections import HoiDetections
+from hoi_distill.stages.evaluate.metrics.bootstrap import Intervals
 from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import HicoDetEvaluation
+from hoi_distill.stages.evaluate.pages.behind import ImagesPage, images_behind, write_images_page
+from hoi_distill.stages.evaluate.pages.evaluation_page import measure_errors, write_evaluation
 from hoi_distill.stages.evaluate.pages.gallery import EvaluatedSplit, Match, choose_images, gallery_items
 from hoi_distill.stages.evaluate.pages.report import LabelCheck, ReportData, write_report
+from hoi_distill.stages.evaluate.protocols.hico_det import result_of
+from hoi_distill.stages.evaluate.protocols.types import EvaluationResult
 from hoi_distill.stages.student.student import VALIDATION_RECORD
+from hoi_distill.stages.teacher.training_data import training_data
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
 
 BEST_PROMPTS = 5
+IMAGES, EVALUATION = "images.html", "evaluation"
+"""Beside a report: the page of the images behind its figures, and the folder of the evaluation's own page."""
+LINKS = (
+    ("Errors, curves and confusions", f"{EVALUATION}/evaluation.html"),
+    ("Images behind each figure", IMAGES),
+    ("Figures of each class (CSV)", f"{EVALUATION}/per_class.csv"),
+    ("Checkpoint", "checkpoint/"),
+    ("What was printed", "log.txt"),
+)
+"""Of a report, from its folder: what it is, and where."""
 CHECKED = 500
 """Training images whose image-level labels are compared with annotations."""
 
@@ -80,8 +98,57 @@ def write_run_report(
         gallery=gallery,
         labels=label_check(workspace, plans, roles.labels) if "labels" in resolved.train else None,
     )
-    rare_below, commands = resolved.data.rare_below, next_commands(workspace.path, run_dir)
-    write_report(run_dir / "report.html", replace(data, rare_below=rare_below, commands=commands))
+    intervals = write_figures(run_dir, workspace, result_of(test, detections, evaluation))
+    said = replace(
+        data,
+        rare_below=resolved.data.rare_below,
+        commands=next_commands(workspace.path, run_dir),
+        tables=[replace(table, learned_from=learned_from(plans.get(table.name))) for table in data.tables],
+        intervals=intervals,
+        beside=runs_beside(run_dir, test, evaluation),
+        images=IMAGES,
+        links=[(what, address) for what, address in LINKS if (run_dir / address).exists()],
+        teachers=teachers_of({name: plans[name] for name in (roles.captions or "", roles.itm) if name in plans}),
+    )
+    write_report(run_dir / "report.html", said)
+
+
+def write_figures(run_dir: Path, workspace: Workspace, result: EvaluationResult) -> Intervals:
+    """Write the evaluation's page and that of the images behind its figures, and return the intervals of its means.
+
+    Args:
+        run_dir: the run's folder.
+        workspace: says how the configuration is called.
+        result: of the test split.
+    """
+    run = f"{run_dir.parent.name}/{run_dir.name}"
+    errors = measure_errors(result)
+    confused = [] if errors is None else [(row.annotated, row.said) for row in (*errors.verbs, *errors.objects)]
+    assert result.annotations is not None
+    page = ImagesPage(
+        name=f"{workspace.config.name}, run {run_dir.name}",
+        about=f"What the student of {run} did on the test images, figure by figure.",
+        sections=images_behind(result, confused),
+        images=result.annotations,
+        address=lambda parts: "/" + Query(**{**parts, "run": run}).address(),
+    )
+    write_images_page(run_dir / IMAGES, page)
+    _, intervals = write_evaluation(result, run_dir / EVALUATION, page.name, images=f"../{IMAGES}")
+    return intervals
+
+
+def learned_from(table_plan: TablePlan | None) -> str:
+    """What the teacher of a table was trained on; "" where there is none, or the configuration has no such table."""
+    return "" if table_plan is None else training_data(table_plan.node.stage)
+
+
+def teachers_of(plans: Mapping[str, TablePlan]) -> list[tuple[str, str]]:
+    """(tables, what their teacher was trained on) of tables that a page quotes, those of one teacher together."""
+    named: dict[str, list[str]] = {}
+    for name, table_plan in plans.items():
+        if data := learned_from(table_plan):
+            named.setdefault(data, []).append(name)
+    return [(" and ".join(names), data) for data, names in named.items()]
 
 
 def validation_facts(path: Path) -> tuple[tuple[str, str], ...]:
@@ -103,12 +170,13 @@ def next_commands(config: Path, run_dir: Path) -> list[tuple[str, str]]:
         config: the configuration's file.
         run_dir: the run's folder.
     """
-    setup, checkpoint, board = (shlex.quote(str(p)) for p in (config, run_dir / "checkpoint", run_dir / "tensorboard"))
-    return [
-        ("The images behind a figure", f"hoi-distill view {setup}"),
+    board = run_dir / "tensorboard"
+    setup, checkpoint, curves = (shlex.quote(str(path)) for path in (config, run_dir / "checkpoint", board))
+    commands = [
+        ("All images behind a figure", f"hoi-distill view {setup}"),
         ("This student on other images", f"hoi-distill predict {checkpoint} IMAGE --out predicted"),
-        ("The curves in TensorBoard", f"tensorboard --logdir {board}"),
     ]
+    return [*commands, ("The curves in TensorBoard", f"tensorboard --logdir {curves}")] if board.is_dir() else commands
 
 
 def ticked(matches: Sequence[Sequence[Match]], gt: np.ndarray, prompts: Sequence[str]) -> list[Sequence[Match]]:

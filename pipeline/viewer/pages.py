@@ -15,7 +15,6 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from hoi_distill.pipeline.viewer.drawing import draw_boxes
 from hoi_distill.pipeline.viewer.library import Library
 from hoi_distill.pipeline.viewer.maps import cell_side
 from hoi_distill.pipeline.viewer.query import ERROR_KINDS, SORTS, Query
@@ -31,7 +30,7 @@ from hoi_distill.pipeline.viewer.shown import (
 from hoi_distill.pipeline.viewer.tables import STATES, ViewedTable
 from hoi_distill.stages.data.sampling.splits import RARE_BELOW
 from hoi_distill.stages.evaluate.diagnosis.errors import KINDS, MISSES
-from hoi_distill.stages.evaluate.pages.images import PALETTE, NumberedPair, draw_pairs, numbered
+from hoi_distill.stages.evaluate.pages.images import PALETTE, NumberedPair, draw_boxes, draw_pairs, numbered
 from hoi_distill.storage.errors import UserError
 
 SHOWN = 48

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 import numpy as np
 from starlette.applications import Starlette
@@ -36,6 +36,8 @@ REPORT_POLICY = (
     "form-action 'none'; frame-ancestors 'none'; sandbox allow-scripts"
 )
 """Of a run's report, which holds its styles, its script and its images, and has a policy of its own besides."""
+RUN_FILES = ("report.html", "images.html", "log.txt", "evaluation/evaluation.html", "evaluation/per_class.csv")
+"""Of a run's folder: what a report links to, and is shown."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -179,9 +181,16 @@ class Site:
         return self.pages.run(request.path_params["name"])
 
     def report(self, request: Request) -> Response:
-        """A run's report, as it was written."""
-        text = (self.library.run(request.path_params["name"]).folder / "report.html").read_bytes()
-        return Response(text, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
+        """A page or a text of a run, as it was written. The name of a run alone leads to its report."""
+        name = request.path_params["name"]
+        if name in self.library.runs:
+            return RedirectResponse(f"/report/{quote(name)}/report.html")
+        for file in RUN_FILES:
+            if name.endswith(f"/{file}"):
+                text = (self.library.run(name.removesuffix(f"/{file}")).folder / file).read_bytes()
+                kind = "text/html" if file.endswith(".html") else "text/plain"
+                return Response(text, media_type=kind, headers={"content-security-policy": REPORT_POLICY})
+        raise _Missing(f"There is no page {name!r} of a run.")
 
     def thumb(self, request: Request) -> Response:
         """An image of the grid."""

@@ -104,7 +104,7 @@ def _body(kind: str, filled: Sequence[Answer], entries: Entries, entry: int) -> 
     if kind == "captions":
         return "texts", {"texts": [(each.column, each.value["text"], each.value.get("score")) for each in filled]}
     if kind == "triplets":
-        return "triplets", {"columns": [(each.column, *_triplets(each.value, words)) for each in filled]}
+        return "triplets", {"columns": [(each.column, *triplets_of(each.value, words)) for each in filled]}
     if kind == "image_labels":
         return "labels", _labels(filled[0].value, words)
     if isinstance(filled[0].value, np.ndarray) and filled[0].value.ndim == 3:
@@ -145,8 +145,10 @@ def _score(kind: str, cell: Any) -> float:
     return float(1 / (1 + np.exp(no - yes)))
 
 
-def _triplets(cell: Mapping[str, Any], words: Vocabulary) -> tuple[list[tuple[str, float, str]], list[tuple[str, str]]]:
-    """(verb and object, weight, phrase) of what was read, (phrase, reason) of what was dropped."""
+def triplets_of(
+    cell: Mapping[str, Any], words: Vocabulary
+) -> tuple[list[tuple[str, float, str]], list[tuple[str, str]]]:
+    """Of a cell of triplets: (verb and object, weight, phrase) of what was read, (phrase, reason) of what was dropped."""
     read = [
         (f"{verb_words(words, verb)} {object_words(words, obj)}", weight, phrase)
         for verb, obj, weight, phrase in zip(cell["verb"], cell["object"], cell["weight"], cell["phrase"], strict=True)

@@ -42,7 +42,11 @@ def test_markup_is_text_in_the_browser(kind: str, browser: Chromium, pages: dict
 
 def test_images_are_rendered(browser: Chromium, pages: dict[str, Path]):
     browser.open(pages["folder"], 390)
-    sizes = browser.run("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))")
+    sizes = browser.run(
+        "Promise.all([...document.querySelectorAll('img.photo, svg.picture image')].map(i => {"
+        "const p = new Image(); p.src = i.getAttribute('src') || i.getAttribute('href');"
+        "return p.decode().then(() => p.naturalWidth) }))"
+    )
     assert len(sizes) == 5
     assert min(sizes) > 0
     browser.open(pages["report"], 390)
@@ -51,7 +55,8 @@ def test_images_are_rendered(browser: Chromium, pages: dict[str, Path]):
         "const p = new Image(); p.src = i.getAttribute('href');"
         "return p.decode().then(() => [p.naturalWidth, i.getBoundingClientRect().width]) }))"
     )
-    assert len(drawn) == 12
+    assert len(drawn) == 6
+    assert browser.run("document.querySelectorAll('svg.picture use').length") == 6, "the other drawing of each image"
     assert all(natural > 0 and 250 < shown <= 362 for natural, shown in drawn)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from hoi_distill.pipeline.reports.run import next_commands
 from hoi_distill.stages.evaluate.metrics.training_pairs import PAIR_GROUP_LABELS, means_by_pairs
-from hoi_distill.stages.evaluate.pages import charts, report
+from hoi_distill.stages.evaluate.pages import charts, folder_page, report
 from hoi_distill.stages.evaluate.pages.evaluation_page import write_evaluation
 from hoi_distill.stages.evaluate.pages.gallery import Match
 from hoi_distill.stages.evaluate.pages.images import Pair, data_uri, draw_pairs, load_image, numbered
@@ -59,7 +59,7 @@ def test_a_page_refers_to_nothing_outside_itself(kind: str, pages: dict[str, Pat
         if key in ("src", "href")
     ]
     assert addresses
-    assert all(address.startswith("data:") for address in addresses)
+    assert all(address.startswith(("data:", "#")) for address in addresses)
     assert not re.search(r"url\(|@import|https?://", text)
 
 
@@ -249,21 +249,20 @@ def test_curves_survive_odd_values():
 def test_empty_pages_are_pages(tmp_path: Path):
     nothing = evaluation() | {"per_class": []}
     report.write_report(tmp_path / "a.html", report.ReportData("run", "labels", nothing))
-    report.write_folder_page(tmp_path / "b.html", report.FolderPage("photos", "none", []))
+    folder_page.write_folder_page(tmp_path / "b.html", folder_page.FolderPage("photos", "none", []))
     report.write_experiments_page(tmp_path / "c.html", report.ExperimentsPage("none", "", []))
     assert "no table was read" in (tmp_path / "a.html").read_text()
 
 
 def test_a_image_that_shows_everything_comes_in_once_a_card(pages: dict[str, Path]):
-    images = [attributes for tag, attributes in Reader(pages["folder"].read_text()).tags if tag == "img"]
-    assert len(images) == len(gallery(5))
+    assert pages["folder"].read_text().count("data:image/jpeg") == len(gallery(5))
 
 
 def test_an_image_that_no_prompt_matches_says_so(tmp_path: Path):
     item = replace(gallery(1)[0], matches=[Match("a photo of a person riding a kite", 0.4)])
     for probability, said in ((0.4, True), (0.6, False)):
         shown = replace(item, matches=[replace(item.matches[0], probability=probability)])
-        report.write_folder_page(tmp_path / "page.html", report.FolderPage("photos", "About.", [shown]))
+        folder_page.write_folder_page(tmp_path / "page.html", folder_page.FolderPage("photos", "About.", [shown]))
         assert ("None matches" in (tmp_path / "page.html").read_text()) == said
 
 
@@ -273,12 +272,46 @@ def test_a_score_that_is_no_probability_is_called_uncalibrated(kind: str, pages:
 
 
 def test_a_report_says_what_to_type_next(tmp_path: Path):
-    data = replace(run_report(), commands=next_commands(Path("my setup.yaml"), Path("runs/pico/0a1b")))
+    run = tmp_path / "0a1b"
+    data = replace(run_report(), commands=next_commands(Path("my setup.yaml"), run))
     report.write_report(tmp_path / "page.html", data)
     text = Reader((tmp_path / "page.html").read_text()).text
     assert "hoi-distill view 'my setup.yaml'" in text
-    assert "hoi-distill predict runs/pico/0a1b/checkpoint IMAGE --out predicted" in text
-    assert "tensorboard --logdir runs/pico/0a1b/tensorboard" in text
+    assert f"hoi-distill predict {run}/checkpoint IMAGE --out predicted" in text
+    assert "tensorboard" not in text
+    (run / "tensorboard").mkdir(parents=True)
+    assert ("The curves in TensorBoard", f"tensorboard --logdir {run}/tensorboard") in next_commands(Path("a"), run)
+
+
+def test_both_axes_of_a_chart_have_names():
+    drawn = charts.scatter_chart([charts.Point(3, 50, "a class")], "annotated training pairs", "AP (%)", 10)
+    assert ">annotated training pairs</text>" in drawn
+    assert ">AP (%)</text>" in drawn
+    assert ">mAP, percent</text>" in charts.dot_chart([charts.DotRow("an arm", (50.0, 51.0))], "full")
+    assert ">training step</text>" in charts.line_chart([1, 2], [1.0, 0.5], "loss")
+
+
+def test_a_folder_shows_boxes_pairs_and_triplets_of_small_images(tmp_path: Path):
+    box = {"box": [10, 10, 60, 90], "score": 0.87, "label": MARKUP}
+    read, dropped = [("ride bicycle", 0.5, "riding a bike")], [(MARKUP, "no such object")]
+    item = replace(gallery(2)[1], boxes=[box], triplets=[("a photo of", read, dropped)])
+    folder_page.write_folder_page(tmp_path / "page.html", folder_page.FolderPage("photos", "About.", [item] * 3))
+    text = (tmp_path / "page.html").read_text()
+    page = Reader(text)
+    assert text.count("Annotated pairs") == text.count("Detected boxes") == 3
+    assert f"{MARKUP} 0.87" in page.text
+    assert "ride bicycle" in page.text
+    assert "no such object" in page.text
+    assert text.count("data:image/jpeg") == 3, "both drawings share an image"
+    assert not [attributes for _, attributes in page.tags if "onerror" in attributes]
+
+
+def test_a_photograph_takes_little_room_on_the_page_of_its_folder(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 255, (30, 45, 3), np.uint8)).resize((1500, 1000), Image.Resampling.BICUBIC)
+    items = [replace(item, image=photo, captions=(), matches=()) for item in gallery(8)]
+    folder_page.write_folder_page(tmp_path / "page.html", folder_page.FolderPage("photos", "About.", items))
+    assert (tmp_path / "page.html").stat().st_size < 8 * 40_000
 
 
 @pytest.mark.parametrize("kind", ["report", "folder"])
@@ -290,7 +323,7 @@ def test_fifty_hostile_texts_are_shown_as_text_and_nothing_of_them_is_lost(kind:
     if kind == "report":
         report.write_report(tmp_path / "page.html", replace(run_report(), gallery=shown))
     else:
-        report.write_folder_page(tmp_path / "page.html", report.FolderPage("photos", "About.", shown))
+        folder_page.write_folder_page(tmp_path / "page.html", folder_page.FolderPage("photos", "About.", shown))
     page = Reader((tmp_path / "page.html").read_text(encoding="utf-8"))
     for item in shown:
         assert item.title in page.text

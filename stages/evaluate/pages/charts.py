@@ -15,12 +15,14 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 10, 30
 
 @dataclass(frozen=True)
 class Point:
-    """One mark of a scatter chart; ``label`` is shown on hover, ``rare`` marks are drawn as diamonds."""
+    """One mark of a scatter chart; ``label`` is shown on hover, ``rare`` marks are drawn as diamonds, ``href`` is where a
+    click leads."""
 
     x: float
     y: float
     label: str
     rare: bool = False
+    href: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,16 @@ def scatter_chart(points: Sequence[Point], x_name: str, y_name: str, rare_below:
         ),
         f'<text class="axis" x="{(_LEFT + width - _RIGHT) / 2}" y="{height - 5}" text-anchor="middle">'
         f"{escape(x_name)}</text>",
+        _y_name(y_name, (_TOP + to_y(0)) / 2),
     ]
     for point in points:
         x, y, tip = to_x(log10(1 + point.x)), to_y(point.y), f"<title>{escape(point.label)}</title>"
-        if point.rare:
-            body.append(f'<path class="mark rare" d="M{x:.1f} {y - 5:.1f}l5 5-5 5-5-5z">{tip}</path>')
-        else:
-            body.append(f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="4">{tip}</circle>')
+        mark = (
+            f'<path class="mark rare" d="M{x:.1f} {y - 5:.1f}l5 5-5 5-5-5z">{tip}</path>'
+            if point.rare
+            else f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="4">{tip}</circle>'
+        )
+        body.append(f'<a href="{escape(point.href)}">{mark}</a>' if point.href else mark)
     return _svg(width, height, f"{y_name} against {x_name}", body)
 
 
@@ -129,7 +134,14 @@ def dot_chart(rows: Sequence[DotRow], title: str) -> Markup:
                 f'<circle class="mark" cx="{to_x(value):.1f}" cy="{y}" r="4"><title>{escape(tip)}</title></circle>'
             )
         body.append(f'<line class="mean" x1="{to_x(mean):.1f}" x2="{to_x(mean):.1f}" y1="{y - 7}" y2="{y + 7}"/>')
-    return _svg(width, height, title, body)
+    body.append(f'<text class="axis" x="{width - 14}" y="{height + 5}" text-anchor="end">mAP, percent</text>')
+    return _svg(width, height + 10, title, body)
+
+
+def _y_name(name: str, middle: float) -> str:
+    """What the upright axis is."""
+    turned = f'transform="rotate(-90 9 {middle:.1f})"'
+    return f'<text class="axis" x="9" y="{middle:.1f}" text-anchor="middle" {turned}>{escape(name)}</text>'
 
 
 def _scale(low: float, high: float, to_low: float, to_high: float) -> Callable[[float], float]:

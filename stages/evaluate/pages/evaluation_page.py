@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from hoi_distill.stages.data.sampling.splits import RARE_BELOW
-from hoi_distill.stages.evaluate.diagnosis.errors import KINDS, AnnotatedPairs, diagnose
+from hoi_distill.stages.evaluate.diagnosis.errors import KINDS
 from hoi_distill.stages.evaluate.diagnosis.summary import ErrorSummary, summarise
 from hoi_distill.stages.evaluate.metrics.bootstrap import LEVEL, Interval, Intervals, bootstrap_intervals
 from hoi_distill.stages.evaluate.metrics.curves import precision_recall
 from hoi_distill.stages.evaluate.pages import charts
+from hoi_distill.stages.evaluate.pages.anchors import class_anchor, confusion_anchor, kind_anchor, miss_anchor
 from hoi_distill.stages.evaluate.pages.report import environment
 from hoi_distill.stages.evaluate.protocols.types import LABELS, EvaluationResult
 from hoi_distill.storage.files.atomic import atomic_write
@@ -68,7 +69,7 @@ class PageData:
 
 
 def write_evaluation(
-    result: EvaluationResult, out: Path, name: str, resamples: int = 1000, seed: int = 0
+    result: EvaluationResult, out: Path, name: str, resamples: int = 1000, seed: int = 0, *, images: str = ""
 ) -> tuple[list[Path], Intervals]:
     """Write ``evaluation.json``, ``per_class.csv`` and ``evaluation.html`` into a folder: all of them or none.
 
@@ -78,6 +79,7 @@ def write_evaluation(
         name: heading of the page, the detections file's name.
         resamples: for the intervals; 0 leaves them out.
         seed: draws the resamples.
+        images: the address, from this folder, of a page with the images behind the figures; "" without one.
 
     Returns:
         The paths of the files, and the intervals.
@@ -98,7 +100,7 @@ def write_evaluation(
     texts = {
         "evaluation.json": json.dumps(record, indent=1) + "\n",
         "per_class.csv": _classes(result.per_class),
-        "evaluation.html": render(result, name, intervals, errors, resamples),
+        "evaluation.html": render(result, name, intervals, errors, resamples, images=images),
     }
     with writing(f"--out {out}"):
         out.mkdir(parents=True, exist_ok=True)
@@ -134,13 +136,12 @@ def measure_intervals(result: EvaluationResult, resamples: int, seed: int) -> In
 
 def measure_errors(result: EvaluationResult) -> ErrorSummary | None:
     """The diagnosis of the main setting; None where the protocol evaluates persons."""
-    main, given = next(iter(result.settings.values())), result.annotations
-    if main.ranking is None or given is None or result.matched is None or result.counted is None:
+    main, given, diagnosis = next(iter(result.settings.values())), result.annotations, result.diagnosis
+    if main.ranking is None or given is None or diagnosis is None:
         return None
-    pairs = AnnotatedPairs(given.pair_image(), given.human_box, given.object_box, given.object, given.verb)
     averaged, ranking = next(iter(main.sets.values())), main.ranking
     return summarise(
-        diagnose(result.detections, pairs, result.matched, result.counted),
+        diagnosis,
         ranking.select(averaged[ranking.klass], averaged[ranking.gt_class]),
         np.flatnonzero(np.append(averaged, False)[given.hoi]),
         grid=result.grid,
@@ -150,7 +151,13 @@ def measure_errors(result: EvaluationResult) -> ErrorSummary | None:
 
 
 def render(
-    result: EvaluationResult, title: str, intervals: Intervals, errors: ErrorSummary | None, resamples: int
+    result: EvaluationResult,
+    title: str,
+    intervals: Intervals,
+    errors: ErrorSummary | None,
+    resamples: int,
+    *,
+    images: str = "",
 ) -> str:
     """The page's HTML."""
     rows = _class_rows(result.per_class)
@@ -187,17 +194,29 @@ def render(
             "annotated": sum(row.pairs for row in errors.misses)
             + errors.errors[0].all,  # a true positive finds one pair
             "confused": [
-                (head, [{"annotated": name(r.annotated), "said": name(r.said), "count": r.count} for r in pairs])
+                (
+                    head,
+                    [
+                        {
+                            "annotated": name(r.annotated),
+                            "said": name(r.said),
+                            "count": r.count,
+                            "anchor": confusion_anchor(r.annotated, r.said) if min(r.annotated, r.said) >= 0 else "",
+                        }
+                        for r in pairs
+                    ],
+                )
                 for head, pairs in (
                     ("Right boxes, wrong verb", errors.verbs),
                     ("Right verb, wrong object", errors.objects),
                 )
             ],
         }
-    return environment(("page.css", "evaluation.css"), ("sort.js", "evaluation.js")).get_template(
-        "evaluation.html.j2"
-    ).render(
+    pages = environment(("page.css", "evaluation.css"), ("sort.js", "evaluation.js"))
+    pages.filters.update(class_anchor=class_anchor, kind_anchor=kind_anchor, miss_anchor=miss_anchor)
+    return pages.get_template("evaluation.html.j2").render(
         data=data,
+        images=images,
         errors=errors,
         worst=[row | {"instead": _instead(errors, row["klass"])} for row in worst],
         classes=sorted(rows, key=lambda row: -1.0 if row["ap"] is None else row["ap"], reverse=True),
@@ -262,7 +281,11 @@ def _about(result: EvaluationResult) -> str:
 
 
 def _facts(result: EvaluationResult) -> list[tuple[str, str]]:
-    counts = [(name.replace("_", " "), f"{number:,}") for name, number in result.record["counts"].items() if number]
+    counts = [
+        (name.replace("pictures", "images").replace("_", " "), f"{number:,}")
+        for name, number in result.record["counts"].items()
+        if number
+    ]
     return [("convention", result.record["convention"]), *counts]
 
 

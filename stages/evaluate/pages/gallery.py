@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -48,6 +48,9 @@ class GalleryItem:
         captions: (question, answer) of the teacher; a captioner without a question has the question "".
         matches: the prompts that the teacher scored highest, best first.
         frame: of the boxes; a file is decoded in it.
+        boxes: of a detector, best first: ``box`` (xyxy pixels), ``score`` and ``label`` (words) of each.
+        triplets: of each text that triplets were read from: its name, (words, weight, phrase) of those that were read, and
+            (phrase, reason) of what was dropped.
     """
 
     title: str
@@ -59,6 +62,8 @@ class GalleryItem:
     captions: Sequence[tuple[str, str]] = ()
     matches: Sequence[Match] = field(default_factory=tuple)
     frame: Frame = "upright"
+    boxes: Sequence[Mapping[str, Any]] = ()
+    triplets: Sequence[tuple[str, Sequence[tuple[str, float, str]], Sequence[tuple[str, str]]]] = ()
 
 
 @dataclass(frozen=True)

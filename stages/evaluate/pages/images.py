@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -19,6 +20,8 @@ PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0
 """Okabe and Ito's colours, told apart with any common colour vision; one a pair, and pairs carry numbers besides."""
 SAME = 0.5
 """IoU from which two boxes show the same person or object."""
+LABELLED_FROM = 0.3
+"""Score from which a detector's box is drawn with its label."""
 _WIDTH = 360
 """Units of a drawing's width. It is shown at about this many pixels, so that text in it has its nominal size."""
 _CHIP = 17.0
@@ -64,13 +67,20 @@ def load_image(source: Path | np.ndarray | Image.Image, frame: Frame = "upright"
     return read_image(source, frame)
 
 
-def data_uri(image: Image.Image, longest: int = 640) -> str:
-    """The image as a ``data:`` address, at most ``longest`` pixels a side: PNG when small, JPEG otherwise."""
+def data_uri(image: Image.Image, longest: int = 640, quality: int = 85, lossless: int = 160) -> str:
+    """The image as a ``data:`` address.
+
+    Args:
+        image: RGB.
+        longest: pixels of a side, at most.
+        quality: of a JPEG.
+        lossless: pixels of a side up to which it is a PNG instead.
+    """
     image = image.copy()
     image.thumbnail((longest, longest))
-    small = max(image.size) <= 160
+    small = max(image.size) <= lossless
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True) if small else image.save(buffer, "JPEG", quality=85)
+    image.save(buffer, "PNG", optimize=True) if small else image.save(buffer, "JPEG", quality=quality)
     return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -108,14 +118,15 @@ def _overlap(pair: Pair, other: Pair) -> float:
     return human if not (np.any(pair.object_box) or np.any(other.object_box)) else min(human, obj)
 
 
-def draw_pairs(uri: str, size: tuple[int, int], lines: Sequence[NumberedPair], alt: str) -> Markup:
+def draw_pairs(uri: str, size: tuple[int, int], lines: Sequence[NumberedPair], alt: str, *, name: str = "") -> Markup:
     """Draw an image with its pairs: human boxes solid, object boxes dashed, a line between, number and verbs beside it.
 
     Args:
-        uri: from :func:`data_uri`.
+        uri: from :func:`data_uri`; or "#" and the name of an image that another drawing of the page holds.
         size: (width, height) of the *original* image, to which the boxes refer.
         lines: the numbered pairs.
         alt: description of the drawing.
+        name: by which other drawings of the page may show this one's image.
     """
     scale = _WIDTH / size[0]
     height = size[1] * scale
@@ -134,8 +145,46 @@ def draw_pairs(uri: str, size: tuple[int, int], lines: Sequence[NumberedPair], a
         chips.append(_chip(text, chip, same[0].colour))
     return Markup(  # texts are escaped in _chip and here
         f'<svg class="picture" viewBox="0 0 {_WIDTH} {height:.1f}" role="img" aria-label="{escape(alt)}">'
-        f'<image href="{uri}" width="{_WIDTH}" height="{height:.1f}" preserveAspectRatio="none"/>'
+        f"{_image(uri, height, name)}"
         f"{''.join(shapes)}{''.join(chips)}</svg>"
+    )
+
+
+def _image(uri: str, height: float, name: str = "") -> str:
+    """The image of a drawing, or another drawing's again."""
+    if uri.startswith("#"):
+        return f'<use href="{uri}"/>'
+    named = f' id="{name}"' if name else ""
+    return f'<image{named} href="{escape(uri)}" width="{_WIDTH}" height="{height:.1f}" preserveAspectRatio="none"/>'
+
+
+def draw_boxes(uri: str, size: tuple[int, int], boxes: Sequence[Mapping[str, Any]], alt: str) -> Markup:
+    """A detector's boxes over an image, the label and score of each at its corner; faint where the score is low.
+
+    Args:
+        uri: the image's address, as in :func:`draw_pairs`.
+        size: (width, height) of the original, to which the boxes refer.
+        boxes: ``box`` (xyxy pixels), ``score`` and ``label`` (words) of each, best first.
+        alt: a description.
+    """
+    scale = _WIDTH / size[0]
+    height = size[1] * scale
+    shapes = []
+    for number, each in reversed(list(enumerate(boxes))):
+        x1, y1, x2, y2 = (scale * edge for edge in each["box"])
+        colour, strength = PALETTE[number % len(PALETTE)], min(1.0, 0.25 + each["score"])
+        outline = f'<rect x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1:.1f}" height="{y2 - y1:.1f}" fill="none" '
+        shapes.append(f'{outline}stroke="#101418" stroke-width="3" stroke-opacity="{0.5 * strength:.2f}"/>')
+        shapes.append(f'{outline}stroke="{colour}" stroke-width="1.6" stroke-opacity="{strength:.2f}"/>')
+        if each["score"] >= LABELLED_FROM:
+            text, top = f"{each['label']} {each['score']:.2f}", min(max(y1 + 10, 10), height - 2)
+            shapes.append(
+                f'<text x="{x1 + 2:.1f}" y="{top:.1f}" class="boxed" paint-order="stroke" stroke="#101418" '
+                f'stroke-width="2.5" fill="#fff">{escape(text)}</text>'
+            )
+    return Markup(  # texts are escaped above and here
+        f'<svg class="picture" viewBox="0 0 {_WIDTH} {height:.1f}" role="img" aria-label="{escape(alt)}">'
+        f"{_image(uri, height)}{''.join(shapes)}</svg>"
     )
 
 

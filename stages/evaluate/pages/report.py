@@ -1,4 +1,4 @@
-"""The pages for people: one self-contained HTML file for a run, a folder of photographs, or a matrix of experiments.
+"""The pages for people: one self-contained HTML file for a run, or a matrix of experiments.
 
 A page holds its styles, its images and its one small script. A content security policy forbids the browser to load
 anything else. Texts pass through jinja2 with autoescape on, so that a browser shows markup in a teacher's answer as text.
@@ -18,11 +18,13 @@ from typing import Any
 import jinja2
 
 from hoi_distill.stages.data.sampling.splits import RARE_BELOW
+from hoi_distill.stages.evaluate.metrics.bootstrap import Intervals
 from hoi_distill.stages.evaluate.metrics.differences import Difference, difference
 from hoi_distill.stages.evaluate.metrics.outcomes import Outcomes
 from hoi_distill.stages.evaluate.metrics.training_pairs import PAIR_GROUP_LABELS, means_by_pairs
 from hoi_distill.stages.evaluate.metrics_log import read_metrics
 from hoi_distill.stages.evaluate.pages import charts
+from hoi_distill.stages.evaluate.pages.anchors import class_anchor
 from hoi_distill.stages.evaluate.pages.gallery import GalleryItem
 from hoi_distill.stages.evaluate.pages.images import data_uri, draw_pairs, load_image, numbered
 from hoi_distill.stages.evaluate.pages.published import Published, beside_papers
@@ -42,12 +44,21 @@ Sets = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class TableRead:
-    """A cache table that a run read: its name, fingerprint, declared record, and the number of columns that were read."""
+    """A cache table that a run read.
+
+    Attributes:
+        name: its name.
+        fingerprint: 32 hex digits.
+        record: what the fingerprint is made of.
+        columns: the number of columns that were read.
+        learned_from: what its teacher was trained on, as far as is known; "" for a table without a teacher.
+    """
 
     name: str
     fingerprint: str
     record: Mapping[str, Any]
     columns: int | None = None
+    learned_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,27 @@ class LabelCheck:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Another run, beside which a report sets its own.
+
+    Attributes:
+        title: which one it is, "the run before".
+        name: of its folder.
+        means: of its default setting, in percent, by set of classes.
+        differences: the report's run less this one, by set of classes; None where there is none.
+        changed: (parameter, value there, value here) of what was trained otherwise.
+        address: of its report, from this one.
+    """
+
+    title: str
+    name: str
+    means: Mapping[str, float | None]
+    differences: Mapping[str, Difference | None]
+    changed: Sequence[tuple[str, str, str]]
+    address: str
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything on a run's page.
 
@@ -92,6 +124,11 @@ class ReportData:
         labels: of a student that learns from image-level labels of a teacher.
         rare_below: a class with fewer annotated training pairs is rare.
         commands: (what it does, what to type) of what a reader may want next.
+        intervals: of the means.
+        beside: other runs of the same test images.
+        links: (what it is, its address from the report's folder) of other files of the run.
+        images: the address of the page with the images behind each class; "" without one.
+        teachers: (tables, what their teacher was trained on) of the teachers that the gallery quotes.
     """
 
     name: str
@@ -106,6 +143,11 @@ class ReportData:
     labels: LabelCheck | None = None
     rare_below: int = RARE_BELOW
     commands: Sequence[tuple[str, str]] = ()
+    intervals: Intervals = field(default_factory=dict)
+    beside: Sequence[Beside] = ()
+    links: Sequence[tuple[str, str]] = ()
+    images: str = ""
+    teachers: Sequence[tuple[str, str]] = ()
 
     @classmethod
     def from_run(
@@ -149,17 +191,6 @@ class ReportData:
             gallery=gallery,
             labels=labels,
         )
-
-
-@dataclass(frozen=True)
-class FolderPage:
-    """A folder of photographs, each with its captions and best prompts; ``failed`` names those without, and why."""
-
-    name: str
-    about: str
-    items: Sequence[GalleryItem]
-    failed: Mapping[str, str] = field(default_factory=dict)
-    tables: Sequence[TableRead] = ()
 
 
 @dataclass(frozen=True)
@@ -248,6 +279,7 @@ def write_report(path: Path, data: ReportData) -> None:
             row["ap"],
             f"{class_name(row)}: AP {row['ap']:.1f}, {row['training_pairs']} training pairs",
             row["rare"],
+            data.images and data.images + class_anchor(row["hoi"]),
         )
         for row in per_class
         if row["ap"] is not None and row.get("training_pairs") is not None
@@ -265,7 +297,7 @@ def write_report(path: Path, data: ReportData) -> None:
         curves=[(curve.name, charts.line_chart(curve.steps, curve.values, curve.name)) for curve in data.curves],
         scatter=charts.scatter_chart(dots, "annotated training pairs", "AP (%)", data.rare_below) if dots else None,
         per_class=sorted(per_class, key=lambda row: -1.0 if row["ap"] is None else row["ap"], reverse=True),
-        gallery=[_card(item) for item in data.gallery],
+        gallery=[_card(item, number) for number, item in enumerate(data.gallery)],
         told=any(item.captions or item.matches for item in data.gallery),
     )  # fmt: skip
     write_page(path, page)
@@ -280,12 +312,6 @@ def write_page(path: Path, page: str) -> None:
     with writing(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, page.encode("utf-8", "backslashreplace"))
-
-
-def write_folder_page(path: Path, data: FolderPage) -> None:
-    """Write the page of a folder of photographs."""
-    page = environment().get_template("folder.html.j2").render(data=data, gallery=[_card(item) for item in data.items])
-    write_page(path, page)
 
 
 def write_experiments_page(path: Path, data: ExperimentsPage) -> None:
@@ -393,8 +419,8 @@ def class_name(row: Mapping[str, Any]) -> str:
     return f"{row['verb']} {row['object']}".replace("_", " ")
 
 
-def _card(item: GalleryItem) -> dict[str, Any]:
-    """A gallery item with its drawings made."""
+def _card(item: GalleryItem, number: int) -> dict[str, Any]:
+    """A gallery item with its drawings made. Both drawings show one stored image, which ``number`` names."""
     image = load_image(item.image, item.frame)
     uri, annotated = data_uri(image), numbered(item.annotated)
     predictions = numbered(item.predictions, annotated)
@@ -403,8 +429,12 @@ def _card(item: GalleryItem) -> dict[str, Any]:
         "uri": uri,
         "annotated": annotated,
         "predictions": predictions,
-        "drawn_annotated": draw_pairs(uri, image.size, annotated, f"{item.title} with its annotated pairs"),
-        "drawn_predictions": draw_pairs(uri, image.size, predictions, f"{item.title} with the predicted pairs"),
+        "drawn_annotated": draw_pairs(
+            uri, image.size, annotated, f"{item.title} with its annotated pairs", name=f"p{number}"
+        ),
+        "drawn_predictions": draw_pairs(
+            f"#p{number}", image.size, predictions, f"{item.title} with the predicted pairs"
+        ),
     }
 
 
@@ -428,6 +458,7 @@ def environment(styles: Sequence[str] = ("page.css",), scripts: Sequence[str] = 
     )
     environment.filters.update(
         class_name=class_name,
+        class_anchor=class_anchor,
         percent=lambda value: "–" if value is None else f"{value:.2f}",
         signed=lambda value: f"{value:+.2f}".replace("-", "−"),
         pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False, default=str),

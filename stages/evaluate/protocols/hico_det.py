@@ -14,7 +14,11 @@ from hoi_distill.stages.data.vocabulary import hico_vocabulary
 from hoi_distill.stages.data.zero_shot import split_of
 from hoi_distill.stages.evaluate.metrics.average_precision import RECALL_GRIDS
 from hoi_distill.stages.evaluate.metrics.conventions import OFFICIAL, SWITCHES, Convention, convention
-from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det, training_pairs
+from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import (
+    HicoDetEvaluation,
+    evaluate_hico_det,
+    training_pairs,
+)
 from hoi_distill.stages.evaluate.metrics.training_pairs import PAIR_GROUP_LABELS
 from hoi_distill.stages.evaluate.protocols.shared import (
     detections_format,
@@ -66,49 +70,59 @@ def evaluate_triplets(
         chosen: the convention.
         split: a zero-shot split of the classes.
     """
-    words = vocabulary_of(test)
     began = time.perf_counter()
-    result = evaluate_hico_det(
+    found = evaluate_hico_det(
         test, detections, training < RARE_BELOW, training=training, convention=chosen, zero_shot=split
     )
     seconds = time.perf_counter() - began
+    result = result_of(test, detections, found)
+    return replace(result, record={**result.record, "seconds": round(seconds, 3)})
 
+
+def result_of(test: Annotations, detections: HoiDetections, found: HicoDetEvaluation) -> EvaluationResult:
+    """What the page of an evaluation shows of one that was made.
+
+    Args:
+        test: the annotated split.
+        detections: what was evaluated; ``image`` counts the split's images.
+        found: the evaluation.
+    """
     settings = {
-        "default": Setting("default", result.default, result.sets, result.ranking, "all images"),
+        "default": Setting("default", found.default, found.sets, found.ranking, "all images"),
         "known_object": Setting(
-            "known object", result.known_object, result.sets, result.known_object_ranking, "images showing the object"
+            "known object", found.known_object, found.sets, found.known_object_ranking, "images showing the object"
         ),
     }
-    if result.zero_shot is not None:
-        means = {key: value for key, value in result.zero_shot.items() if key != "split"}
+    if found.zero_shot is not None:
+        means = {key: value for key, value in found.zero_shot.items() if key != "split"}
         settings["zero_shot"] = Setting(
-            f"zero-shot {result.zero_shot['split']}", means, result.sets, result.ranking, "default setting"
+            f"zero-shot {found.zero_shot['split']}", means, found.sets, found.ranking, "default setting"
         )
     ties = ties_of(settings)
-    notes = ties_note(ties, settings, SWITCHES["ties"][chosen.ties])
-    if grouped := result.by_training_pairs:
+    notes = ties_note(ties, settings, SWITCHES["ties"][found.convention.ties])
+    if grouped := found.by_training_pairs:
         means = {name: group["map"] for name, group in grouped.items()}
         settings["by_training_pairs"] = Setting(
-            "by training pairs", means, result.sets, result.ranking, "default setting"
+            "by training pairs", means, found.sets, found.ranking, "default setting"
         )
         counts = ", ".join(f"{PAIR_GROUP_LABELS[name]} {group['classes']}" for name, group in grouped.items())
         notes.append(f"Classes by training pairs: {counts}.")
-    if result.known_object_from == "annotated pairs":
+    if found.known_object_from == "annotated pairs":
         why = "so the convention has it"
         if test.image_hois is None:
             why = "no image-level labels" + (": give --image-labels" if test.name == "hico-det" else "")
         notes.append(f"Known-object image sets are taken from the annotated pairs ({why}).")
     return EvaluationResult(
-        record={**result.as_json(), "ties": ties, "seconds": round(seconds, 3)},
-        per_class=[{"name": f"{row['verb']} {row['object']}".replace("_", " ")} | row for row in result.per_class],
+        record={**found.as_json(), "ties": ties},
+        per_class=[{"name": f"{row['verb']} {row['object']}".replace("_", " ")} | row for row in found.per_class],
         settings=settings,
         image_ids=test.image_id,
-        vocabulary=words,
+        vocabulary=vocabulary_of(test),
         detections=detections,
         annotations=test,
-        matched=result.matched,
-        counted=result.counted,
-        grid=RECALL_GRIDS[chosen.recall_grid],
+        matched=found.matched,
+        counted=found.counted,
+        grid=RECALL_GRIDS[found.convention.recall_grid],
         notes=notes,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hoi_distill.stages.evaluate.diagnosis.errors import AnnotatedPairs, Diagnosis, diagnose
 from hoi_distill.stages.evaluate.metrics.curves import Ranking
 from hoi_distill.stages.evaluate.metrics.training_pairs import PAIR_GROUP_LABELS
 
@@ -117,6 +119,15 @@ class EvaluationResult:
     grid: np.ndarray | None = None
     absent_counts: bool = False
     notes: Sequence[str] = ()
+
+    @functools.cached_property
+    def diagnosis(self) -> Diagnosis | None:
+        """The kind of error of each detection, and why each missed pair was missed; None where persons are evaluated."""
+        given = self.annotations
+        if given is None or self.matched is None or self.counted is None:
+            return None
+        pairs = AnnotatedPairs(given.pair_image(), given.human_box, given.object_box, given.object, given.verb)
+        return diagnose(self.detections, pairs, self.matched, self.counted)
 
     def table(self, intervals: Intervals | None = None) -> str:
         """The means as lines of text for a terminal. Settings with the same sets share a head line.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -63,3 +65,36 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(album, tmp_path,
 def test_a_disk_that_is_full_is_called_full(told):
     with pytest.raises(UserError, match=r"/dev/full: cannot be written: the disk is full"):
         write_page(told.workspace(), Path("/dev/full"))
+
+
+def test_a_folder_of_many_images_has_several_pages_that_lead_to_each_other(told, tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "PER_PAGE", 3)
+    write_page(told.workspace(), tmp_path / "my page.html")
+    files = sorted(path.name for path in tmp_path.glob("my page*.html"))
+    texts = {name: (tmp_path / name).read_text() for name in files}
+    count = len(list(told.folder.glob("*.png")))
+    assert len(files) == -(-count // 3) > 2
+    assert sum(text.count("<article") for text in texts.values()) == count
+    titles = [title for name in files for title in re.findall(r"<h2>(.*?\.png)</h2>", texts[name])]
+    assert len(set(titles)) == count
+    for name, text in texts.items():
+        links = {unquote(link) for link in re.findall(r'href="(my%20page[^"]*)"', text)}
+        assert links <= set(files)
+        assert links >= {"my page.html", files[-1]} - {name}
+        assert ("What was read" in text) == (name == "my page.html")
+    assert 'rel="next" href="my%20page-2.html"' in texts["my page.html"]
+
+
+def test_the_first_page_is_written_when_all_others_are(told, tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "PER_PAGE", 3)
+    workspace = told.workspace()
+    (told.folder / "000.png").unlink()  # of the first page
+    with pytest.raises(FileNotFoundError, match=r"000\.png"):
+        write_page(workspace, tmp_path / "page.html")
+    assert (tmp_path / "page-2.html").exists()
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_what_the_captioner_was_trained_on_stands_on_the_page(told, tmp_path):
+    write_page(told.workspace(), tmp_path / "page.html")
+    assert "<dt>Teacher of captions</dt><dd>trained on 64,000 captioned images" in (tmp_path / "page.html").read_text()
