@@ -93,6 +93,7 @@ SENTENCES: dict[str, Callable[[Vocabulary], Iterable[str]]] = {
     "printed_verb_prompts": Vocabulary.printed_verb_prompts,
     "printed_object_prompts": Vocabulary.printed_object_prompts,
     "verification_questions": Vocabulary.questions,
+    "pair_questions": Vocabulary.pair_questions,
 }
 """Words that stand for sentences of the vocabulary among a table's columns."""
 

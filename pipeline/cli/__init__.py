@@ -19,6 +19,7 @@ from hoi_distill.pipeline.cli.evaluate import evaluate
 from hoi_distill.pipeline.cli.labels import labels
 from hoi_distill.pipeline.cli.matched_verbs import matched_verbs
 from hoi_distill.pipeline.cli.own_data import export_table, import_, init
+from hoi_distill.pipeline.cli.pair_report import pair_report
 from hoi_distill.pipeline.cli.schema import schema
 from hoi_distill.pipeline.cli.students import compare, evidence, experiments, page, train
 from hoi_distill.pipeline.cli.swap_accuracy import swap_accuracy
@@ -55,7 +56,8 @@ app = typer.Typer(
 app.add_typer(dataset_app, name="dataset")
 for command in (
     *(init, plan, run, train, experiments, compare, evidence, page, view, evaluate, matched_verbs, swap_accuracy),
-    *(predict, export, push, check, verify, gc, teachers, detectors, schema, triplets, labels, export_table),
+    *(predict, export, push, check, verify, gc, teachers, detectors, schema, triplets, labels),
+    *(pair_report, export_table),
 ):
     app.command()(command)
 app.command("import")(import_)

@@ -229,8 +229,8 @@ def input_digests(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """What each cell is computed from, beside the bytes of its row.
 
-    An upstream table that serves selection only (every column depends on none of it) must be recorded, but does not enter
-    the digests.
+    An upstream table of which a column depends on no column serves selection only: it must be recorded, but does not enter the
+    digests.
 
     Args:
         node: the table and its stage.
@@ -264,7 +264,7 @@ def input_digests(
         for up in stage.inputs:
             read = plans[up].columns if each is None else each.get(up, ())
             columns = [plans[up].columns.index(column) for column in read]
-            here &= recorded[up][:, columns].all(axis=1)
+            here &= recorded[up][:, columns or slice(None)].all(axis=1)  # read or not: it may choose cells
             parts += [above[up][:, column] for column in columns]
         digests.append(combine64(*parts) if parts else np.zeros(len(rows), np.uint64))
         known.append(here)

@@ -59,8 +59,20 @@ def interaction_prompt(verb: str, participle: str, name: str) -> str:
         participle: As in a vocabulary ("sitting_on").
         name: The object's.
     """
-    phrase = _PHRASES.get((verb, name)) or f"{_doing(verb, participle)} {{}}"
-    return f"a photo of a person {phrase.format(noun_phrase(name))}"
+    return f"a photo of a person {action_phrase(verb, participle, name).format(noun_phrase(name))}"
+
+
+def action_phrase(verb: str, participle: str, name: str) -> str:
+    """ "riding {}", "riding in {}" (an airplane): what a person does with the object that stands for ``{}``."""
+    return _PHRASES.get((verb, name)) or f"{_doing(verb, participle)} {{}}"
+
+
+def this_one(name: str) -> str:
+    """An object that was pointed at: "this umbrella", "this pair of skis", "this other person"."""
+    words = noun_phrase(name)
+    for article in ("a ", "an "):
+        words = words.removeprefix(article)
+    return f"this {'other person' if name == 'person' else words}"
 
 
 def interaction_question(verb: str, participle: str, name: str) -> str:

@@ -17,12 +17,14 @@ from typing_extensions import override
 from hoi_distill.stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
 from hoi_distill.stages.data.prompts import (
     NO_INTERACTION,
+    action_phrase,
     interaction_prompt,
     interaction_question,
     object_prompt,
     printed_object_prompt,
     printed_prompt,
     printed_verb_prompt,
+    this_one,
     verb_prompt,
 )
 from hoi_distill.storage.errors import UserError, did_you_mean
@@ -133,6 +135,25 @@ class Vocabulary:
         named = [(self.hois[hoi][0], self.hoi_name(hoi)) for hoi in asked]
         texts = [interaction_question(verb, self.verb_ing[index], name) for index, (verb, name) in named]
         return dict(zip(texts, asked, strict=True))
+
+    def pair_questions(self) -> dict[str, int]:
+        """``{column: verb}`` in order, "ride: riding {} (this bicycle, this horse); riding in {} (this boat)".
+
+        Such a column stands for one question a human-object pair, with the words that are put for each object that the verb
+        takes. There is none about no_interaction, nor about a verb without an object.
+        """
+        found: dict[str, int] = {}
+        for verb in np.unique(self.hois[self.actions(), 0]).tolist():
+            said: dict[str, list[str]] = {}
+            for name in (self.objects[index] for index in self.hois[self.hois[:, 0] == verb, 1].tolist()):
+                said.setdefault(self.action(verb, name), []).append(this_one(name))
+            phrases = (f"{phrase} ({', '.join(objects)})" for phrase, objects in said.items())
+            found[f"{self.verbs[verb]}: {'; '.join(phrases)}"] = verb
+        return found
+
+    def action(self, verb: int, name: str) -> str:
+        """ "riding {}": what somebody who does a verb (its index) does with the object ``name``, which stands for ``{}``."""
+        return action_phrase(self.verbs[verb], self.verb_ing[verb], name)
 
     def verb_prompts(self) -> tuple[str, ...]:
         """One sentence a verb, in order: "a photo of a person riding something", or "... standing" without object."""

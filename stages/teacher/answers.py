@@ -297,6 +297,24 @@ class Answers(AsksAboutSeen):
         Raises:
             UserError: neither chat template nor plain prompt, or a template without the image's mark.
         """
+        text, mark = self.prompt_text(question), self.tokenizer.convert_ids_to_tokens(self.image_id)
+        starts = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=not starts)["input_ids"]
+        if self.is_instructblip:
+            return [self.image_id, *ids]
+        if ids.count(self.image_id) != 1:
+            raise UserError(
+                f"{self.checkpoint.folder}: the prompt of {question!r} holds {ids.count(self.image_id)} marks {mark} for a "
+                "image, not one; give the key 'prompt'"
+            )
+        return ids
+
+    def prompt_text(self, question: str) -> str:
+        """The prompt in words, with the image's mark in it.
+
+        Raises:
+            UserError: neither chat template nor plain prompt.
+        """
         mark = self.tokenizer.convert_ids_to_tokens(self.image_id)
         question = self.asked(question)
         plain = self.prompt or PLAIN_PROMPTS[self.checkpoint.architecture]
@@ -308,16 +326,7 @@ class Answers(AsksAboutSeen):
         else:
             around = f"<|vision_start|>{mark}<|vision_end|>" if self.is_qwen else mark
             text = plain.replace("{image}", around).replace("{question}", question)
-        starts = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=not starts)["input_ids"]
-        if self.is_instructblip:
-            return [self.image_id, *ids]
-        if ids.count(self.image_id) != 1:
-            raise UserError(
-                f"{self.checkpoint.folder}: the prompt of {question!r} holds {ids.count(self.image_id)} marks {mark} for a "
-                "image, not one; give the key 'prompt'"
-            )
-        return ids
+        return text
 
     def prompt_inputs(self, images: Sequence[ImageInputs], questions: Sequence[str]) -> dict[str, torch.Tensor]:
         """What the model's ``generate`` takes beside the images: ids and mask ``int64 [questions * images, L]``, padded on the

@@ -1,7 +1,7 @@
 """A network of pairs as a graph: instances, pairs and a feature map of one image to the score of every pair and interaction.
 
 Numbers of instances and pairs are free, so one graph serves any image. What chooses the instances stays outside
-(:func:`hoi_distill.stages.student.pairs.candidates.filter_detections`); its thresholds are settings of the graph.
+(:func:`hoi_distill.stages.ops.instances.filter_detections`); its thresholds are settings of the graph.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from hoi_distill.stages.ops import boxes as box_ops
+from hoi_distill.stages.ops.instances import HUMAN, associate, filter_detections, ordered_pairs
 from hoi_distill.stages.student.data import NO_ANNOTATIONS
 from hoi_distill.stages.student.files import kept
-from hoi_distill.stages.student.pairs.candidates import HUMAN, associate, filter_detections, ordered_pairs
 from hoi_distill.stages.student.pairs.config import PairsConfig
 from hoi_distill.stages.student.pairs.regions import Regions
 from hoi_distill.storage.digests import content_name_of

@@ -7,14 +7,9 @@ import math
 import numpy as np
 import torch
 
+from hoi_distill.stages.ops.instances import associate, filter_detections, ordered_pairs
 from hoi_distill.stages.student.methods.pair_classifier.config import PairClassifierConfig
-from hoi_distill.stages.student.pairs.candidates import (
-    associate,
-    filter_detections,
-    ordered_pairs,
-    pair_geometry,
-    pair_prior,
-)
+from hoi_distill.stages.student.pairs.candidates import pair_geometry, pair_prior
 from hoi_distill.stages.student.pairs.instances import image_of
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from hoi_distill.pipeline.config.student import read_section
+from hoi_distill.stages.ops.instances import ordered_pairs
 from hoi_distill.stages.student.methods.cl_hoi.cognition import ClHoi, ClHoiShape, Scorer, union_cells
 from hoi_distill.stages.student.methods.cl_hoi.config import ClHoiConfig
 from hoi_distill.stages.student.methods.cl_hoi.student import build
 from hoi_distill.stages.student.methods.cl_hoi.translator import Translator
-from hoi_distill.stages.student.pairs.candidates import ordered_pairs
 from hoi_distill.stages.student.pairs.regions import Regions
 from hoi_distill.storage.errors import UserError
 from tests.fixtures.toy_cl_hoi import CONFIG, TEXT, TEXT_WIDTH

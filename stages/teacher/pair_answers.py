@@ -1,0 +1,319 @@
+"""Yes/no answers about each human-object pair, by models that read images and write: LLaVA, Qwen2-VL, Qwen2.5-VL.
+
+The prompt says where the pair is, then asks about one verb. The image goes through the model once, what is said of the pair once
+a pair, each question by itself (:mod:`hoi_distill.stages.teacher.shared_prefix`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from typing_extensions import override
+
+from hoi_distill.stages.data.prompts import noun_phrase, this_one
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.keys import Count, GpuShare
+from hoi_distill.stages.stage import Batch, Dtype, Resources, Values
+from hoi_distill.stages.teacher.answers import Answers, ImageInputs
+from hoi_distill.stages.teacher.blip.first_token import answer_ids
+from hoi_distill.stages.teacher.pair_questions import AsksAboutPairs, answer_cells
+from hoi_distill.stages.teacher.preprocessing import joined
+from hoi_distill.stages.teacher.shared_prefix import Branch, Packed, in_chunks, last_states
+from hoi_distill.stages.teacher.weights import CheckpointKey
+from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.shards.cells import cells
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+COORDINATES: Mapping[str, Coordinates] = {
+    "LlavaForConditionalGeneration": "fractions",
+    "Qwen2VLForConditionalGeneration": "thousandths",
+    "Qwen2_5_VLForConditionalGeneration": "pixels",
+}
+"""How each family was taught to write a box."""
+Coordinates = Literal["pixels", "thousandths", "fractions"]
+WHERE, ASKED = ("{person_box}", "{object}", "{object_box}"), ("{action}",)
+
+
+@dataclass(frozen=True)
+class PairQuestion:
+    """One question about one pair.
+
+    Attributes:
+        number: the pair's number.
+        column: the verb's column.
+        text: what is said of the pair, and asked.
+    """
+
+    number: int
+    column: str
+    text: str
+
+
+class PairAnswers(AsksAboutPairs):
+    """Answers of an image-text-to-text model about each human-object pair. Each column is a verb.
+
+    A cell has, of each pair whose object allows the verb, the logarithms of the probabilities that the answer's first token is a
+    yes and that it is a no.
+    """
+
+    architectures: ClassVar[tuple[str, ...]] = tuple(COORDINATES)
+    example: ClassVar[str] = "Qwen/Qwen2.5-VL-7B-Instruct"
+
+    class Config(AsksAboutPairs.Config):
+        checkpoint: CheckpointKey
+        """LLaVA, Qwen2-VL or Qwen2.5-VL (``...ForConditionalGeneration``)."""
+        marks: str = "A person is at {person_box} and {object} is at {object_box}."
+        """What is said of a pair before the questions, with ``{person_box}``, ``{object}`` and ``{object_box}``."""
+        question: str = "Is this person {action}? Answer with yes or no."
+        """How a verb is asked, with ``{action}``: "riding this bicycle"."""
+        coordinates: Coordinates | None = None
+        """How a box is written: pixels of the image as the model gets it, thousandths of its sides, or fractions of them with two
+        decimals. Default: as the checkpoint's family was taught."""
+        prompt: str | None = None
+        """How both are put, as in stage ``answers``. Default: the checkpoint's chat template, else the family's plain prompt."""
+        max_pixels: Count | None = None
+        """Bound on an image's pixels after resizing (Qwen only, whose images keep their shape)."""
+        dtype: Dtype = "float32"
+        """Of weights and arithmetic."""
+        tokens_at_once: Count = 2048
+        """Tokens of pairs and questions in one forward: it bounds the memory. Where memory runs out it is halved."""
+        gpus: GpuShare = 0.0
+        """Share of a GPU that one worker occupies."""
+
+    def __init__(self, config: Config, vocabulary: Vocabulary) -> None:
+        super().__init__(config, vocabulary)
+        architecture = config.checkpoint.architecture
+        if architecture not in COORDINATES:
+            raise UserError(
+                f"{config.checkpoint.folder}: {architecture} cannot be asked about pairs; it takes {', '.join(COORDINATES)}"
+            )
+        for key, marks in (("marks", WHERE), ("question", ASKED)):
+            if absent := [mark for mark in marks if getattr(config, key).count(mark) != 1]:
+                raise UserError(f"{key}: {getattr(config, key)!r} must hold {absent[0]} once")
+        self.vocabulary = vocabulary
+        self.marks, self.question = config.marks, config.question
+        self.coordinates: Coordinates = config.coordinates or COORDINATES[architecture]
+        self.tokens_at_once = config.tokens_at_once
+        self.resources = Resources(gpus=config.gpus)
+        self.speaker = Answers(
+            Answers.Config(
+                checkpoint=config.checkpoint, columns=(config.question,), prompt=config.prompt,
+                max_pixels=config.max_pixels, dtype=config.dtype, batch_size=1, gpus=config.gpus,
+            ),
+            vocabulary,
+        )  # fmt: skip
+        """The model, its preprocessing and its prompt."""
+        self.vision_key = self.speaker.vision_key
+
+    @override
+    def parameters(self) -> dict[str, Any]:
+        model = self.speaker.parameters()
+        kept = {key: value for key, value in model.items() if key not in ("max_new_tokens", "decoding")}
+        form = {"marks": self.marks, "question": self.question, "coordinates": self.coordinates}
+        return {**kept, **form, "answer": "log-probabilities of the first token"}
+
+    @override
+    def provenance(self) -> dict[str, Any]:
+        return {**self.speaker.provenance(), **super().provenance()}
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("template", "ids", "budget", "whole")}
+
+    @override
+    def open(self, device: str, shared: dict[Any, Any]) -> None:
+        self.speaker.open(device, shared)
+        self.template = self.speaker.prompt_text(self.question)
+        self.ids = answer_ids(self.speaker.tokenizer, self.speaker.checkpoint.folder)
+        self.whole = not self.speaker.shared_prefix
+        self.budget = self.tokens_at_once
+
+    @override
+    def prepare(self, image: Image.Image) -> ImageInputs:
+        return self.speaker.prepare(image)
+
+    @override
+    def compute(
+        self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
+    ) -> dict[str, Values]:
+        import torch
+
+        found = cells(inputs[self.instances]["value"])
+        rows = []
+        with torch.inference_mode():
+            for row, image in enumerate(self.prepared(batch)):
+                rows.append(self.answers(image, found(row), columns))
+        return {column: answer_cells([row[column] for row in rows]) for column in columns}
+
+    def answers(
+        self, image: ImageInputs, instances: Mapping[str, Any] | None, columns: Sequence[str]
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The answers about one image.
+
+        Args:
+            image: what :meth:`prepare` made of it.
+            instances: its cell of the table of boxes; None: it has none.
+            columns: the questions.
+
+        Returns:
+            By column the numbers of N pairs, int64 ``[N]``, and float32 ``[N, 2]``, logarithms of yes and no.
+        """
+        questions = [] if instances is None else self.questions(image, instances, columns)
+        ask = self.one_by_one if self.whole else self.as_tree
+        told = ask(image, questions) if questions else np.zeros((0, 2), np.float32)
+        number = np.array([each.number for each in questions], np.int64)
+        asked = np.array([columns.index(each.column) for each in questions], np.int64)
+        return {column: (number[asked == at], told[asked == at]) for at, column in enumerate(columns)}
+
+    def questions(self, image: ImageInputs, instances: Mapping[str, Any], columns: Sequence[str]) -> list[PairQuestion]:
+        """All questions about an image, by pair, then by column."""
+        boxes, found = self.boxes(image, instances), []
+        for column in columns:
+            verb = int(self.verbs[self.columns.index(column)])
+            numbers, pairs = self.pairs_of(instances, column)
+            for number, (human, object_) in zip(numbers.tolist(), pairs.tolist(), strict=True):
+                name = self.vocabulary.objects[int(instances["labels"][object_])]
+                where = self.marks.replace("{person_box}", boxes[human]).replace("{object_box}", boxes[object_])
+                what = "another person" if name == "person" else noun_phrase(name)
+                action = self.vocabulary.action(verb, name).format(this_one(name))
+                asked = self.question.replace("{action}", action)
+                found.append(PairQuestion(number, column, f"{where.replace('{object}', what)} {asked}"))
+        return sorted(found, key=lambda each: each.number)
+
+    def boxes(self, image: ImageInputs, instances: Mapping[str, Any]) -> list[str]:
+        """The boxes of an image as they are written."""
+        sides = np.array([instances["width"], instances["height"]] * 2, np.float64)
+        boxes = np.asarray(instances["boxes"], np.float64).reshape(-1, 4) / np.maximum(sides, 1)
+        if self.coordinates == "fractions":
+            return [f"[{', '.join(f'{value:.2f}' for value in box)}]" for box in boxes.tolist()]
+        scale = np.full(4, 1000.0) if self.coordinates == "thousandths" else np.tile(self.seen_size(image), 2)
+        return [str(box) for box in np.rint(boxes * scale).astype(int).tolist()]
+
+    def seen_size(self, image: ImageInputs) -> tuple[int, int]:
+        """(width, height) in pixels of the image as the model gets it."""
+        if self.speaker.is_qwen:
+            _, rows, columns = image.tensors["image_grid_thw"][0].tolist()
+            patch = int(self.speaker.processor.patch_size)
+            return columns * patch, rows * patch
+        height, width = image.tensors["pixel_values"].shape[-2:]
+        return int(width), int(height)
+
+    def token_ids(self, questions: Sequence[PairQuestion]) -> list[list[int]]:
+        """Token ids of the prompts; the image's mark is a single token among them."""
+        texts = [self.template.replace(self.question, each.text) for each in questions]
+        start = self.speaker.tokenizer.bos_token
+        has_start = bool(start) and self.template.startswith(start)
+        ids: list[list[int]] = self.speaker.tokenizer(texts, add_special_tokens=not has_start)["input_ids"]
+        return ids
+
+    def one_by_one(self, image: ImageInputs, questions: Sequence[PairQuestion]) -> np.ndarray:
+        """float32 ``[Q, 2]``: every question as a whole prompt with its image, one forward each."""
+        import torch
+
+        pixels, told = self.pixels(image), []
+        for ids in self.token_ids(questions):
+            logits = self.model(**self.given(self.widened(ids, image)), **pixels, logits_to_keep=1).logits[:, -1]
+            told.append(self.log_probabilities(logits))
+        found: np.ndarray = torch.cat(told).cpu().numpy()
+        return found
+
+    def as_tree(self, image: ImageInputs, questions: Sequence[PairQuestion], levels: int = 2) -> np.ndarray:
+        """float32 ``[Q, 2]``: the image once and, with two levels, what is said of a pair once.
+
+        Args:
+            image: what :meth:`prepare` made of it.
+            questions: Q questions, by pair.
+            levels: 1: what is said of a pair is repeated with each question.
+        """
+        import torch
+
+        ids = self.token_ids(questions)
+        trunk, offset, start = self.trunk(image, ids[0])
+        together = by_pair(questions) if levels == 2 else [[place] for place in range(len(questions))]
+        branches = [Branch.of([ids[place][start:] for place in places]) for places in together]
+        told = []
+        waiting = list(in_chunks(branches, self.budget))
+        while waiting:
+            try:
+                told.append(self.leaves(trunk, offset, waiting[0]))
+                del waiting[0]
+            except torch.OutOfMemoryError:
+                if sum(len(branch.leaves) for branch in waiting[0]) == 1:
+                    raise
+                trunk.crop(start + image.tokens - 1 - trunk.get_seq_length())
+                self.budget = sum(branch.tokens for branch in waiting[0]) // 2
+                waiting = list(in_chunks([branch for chunk in waiting for branch in chunk], self.budget))
+        found: np.ndarray = torch.cat(told).cpu().numpy()
+        return found
+
+    def trunk(self, image: ImageInputs, ids: Sequence[int]) -> tuple[Any, int, int]:
+        """What all questions about an image share, gone through the model.
+
+        Args:
+            image: what :meth:`prepare` made of it.
+            ids: token ids of one prompt.
+
+        Returns:
+            The cache of keys and values; the position of the next token; how many tokens of ``ids`` are in it.
+        """
+        from transformers import DynamicCache
+
+        start = ids.index(self.speaker.image_id) + 1
+        before = self.widened(ids[:start], image)
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        self.model(**self.given(before), **self.pixels(image), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        delta = getattr(self.model.model, "rope_deltas", None)
+        return cache, len(before) + (0 if delta is None else int(delta)), start
+
+    def leaves(self, trunk: Any, offset: int, branches: Sequence[Branch]) -> torch.Tensor:
+        """float32 ``[Q, 2]``, the answers to the questions of some branches."""
+        decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
+        states = last_states(decoder, trunk, offset, Packed.of(branches), self.speaker.device)
+        return self.log_probabilities(head(states))
+
+    def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """float32 ``[Q, 2]`` logarithms of yes and no, of first-token logits ``[Q, V]``."""
+        import torch
+
+        found = logits.float().log_softmax(-1)
+        return torch.stack([found[:, list(ids)].logsumexp(-1) for ids in self.ids], 1)
+
+    @property
+    def model(self) -> Any:
+        """The opened model."""
+        return self.speaker.model
+
+    def pixels(self, image: ImageInputs) -> dict[str, torch.Tensor]:
+        """The tensors of an image on the device."""
+        import torch
+
+        return joined([image.tensors], self.speaker.device, getattr(torch, self.speaker.dtype))
+
+    def widened(self, ids: Sequence[int], image: ImageInputs) -> list[int]:
+        """Token ids with as many marks as tokens stand for the image."""
+        at = ids.index(self.speaker.image_id)
+        return [*ids[:at], *[self.speaker.image_id] * image.tokens, *ids[at + 1 :]]
+
+    def given(self, ids: Sequence[int]) -> dict[str, torch.Tensor]:
+        """What the model takes beside the image: ids and mask ``int64 [1, L]``."""
+        import torch
+
+        tokens = torch.tensor([ids], device=self.speaker.device)
+        found = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        if self.speaker.is_qwen:
+            found["mm_token_type_ids"] = (tokens == self.speaker.image_id).int()
+        return found
+
+
+def by_pair(questions: Sequence[PairQuestion]) -> list[list[int]]:
+    """The places of the questions about each pair; these stand together."""
+    places: dict[int, list[int]] = {}
+    for place, each in enumerate(questions):
+        places.setdefault(each.number, []).append(place)
+    return list(places.values())
