@@ -64,7 +64,7 @@ def write_page(workspace: Workspace, out: Path) -> None:
                 failed.setdefault(source.keys[table_plan.rows[row]], reason)
     frame = next(iter(workspace.dataset.values())).frame
     items = [
-        GalleryItem(source.keys[row], Path(source.uris[row]), captions=answers[i], matches=matches[i], frame=frame)
+        GalleryItem(source.keys[row], source.uris[row], captions=answers[i], matches=matches[i], frame=frame)
         for i, row in enumerate(rows)
         if answered[i]
     ]
