@@ -46,7 +46,7 @@ def fetch_together(paths: Iterable[str], fetch: Callable[[str], object]) -> None
             fetch(path)
 
     wanted = list(paths)
-    if len(wanted) > 1:
+    if wanted:
         with ThreadPoolExecutor(min(_AT_ONCE, len(wanted))) as pool:
             list(pool.map(attempt, wanted))
 
