@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,10 @@ from hoi_distill.pipeline.console.watch import working
 from hoi_distill.stages.data.annotations import Annotations, contradiction
 from hoi_distill.stages.data.crowd.world import KIND as CROWD
 from hoi_distill.stages.data.crowd.world import write_crowd
+from hoi_distill.stages.data.elsewhere import open_elsewhere
 from hoi_distill.stages.data.folder import load_annotated_folder, load_folder
 from hoi_distill.stages.data.hico_det.loader import load_hico_det
-from hoi_distill.stages.data.image import as_stored, read_header
+from hoi_distill.stages.data.image import Header, as_stored, read_header
 from hoi_distill.stages.data.open_dataset import open_annotations
 from hoi_distill.stages.data.pico.world import KIND as PICO
 from hoi_distill.stages.data.pico.world import write_world
@@ -31,6 +34,9 @@ from hoi_distill.stages.data.reading.rejects import Rejects
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.file_digests import DigestMemory
+from hoi_distill.storage.files.address import ObjectPath, Place
+from hoi_distill.storage.files.uri import is_elsewhere
+from hoi_distill.storage.hashed_files import Derivation
 
 HEADERS_VERSION = 1
 """Raised when :func:`hoi_distill.stages.data.image.read_header` says something else of the same bytes."""
@@ -74,30 +80,39 @@ def first_of_each(rows: np.ndarray) -> np.ndarray:
     return np.sort(np.unique(rows, return_index=True)[1])
 
 
-def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annotations]:
+def load_dataset(
+    dataset: Dataset, limit: int | None = None, memory: Callable[[], DigestMemory] | None = None
+) -> dict[str, Annotations]:
     """The annotations of each split, pairs that are a class. A drawn world is rendered first if it is not there.
 
     Args:
         dataset: the ``dataset`` section of a configuration.
         limit: only the first so many images of each split, for a trial run.
+        memory: the cache's memory of digests, which is asked where images lie away from a folder's annotations.
+            None: images there need not be looked for.
     """
-
+    place = _elsewhere(dataset)
+    images = place is None or (memory is not None and open_elsewhere(place, memory(), HEADER))
     match dataset:
         case PicoDataset():
             return _drawn(dataset, PICO, write_world, limit)
         case CrowdDataset():
             return _drawn(dataset, CROWD, write_crowd, limit)
         case FolderDataset(annotations=None):
-            return {"train": load_folder(dataset.root, vocabulary=dataset.vocabulary, limit=limit)}
+            if images is False:
+                raise UserError(f"{place}: images by address are known to a configuration's commands alone")
+            root = Path(str(dataset.root)) if isinstance(images, bool) else images
+            return {"train": load_folder(root, vocabulary=dataset.vocabulary, limit=limit)}
         case FolderDataset(annotations=file) if file is not None:
             return {
                 split: load_annotated_folder(
                     file,
                     split,
-                    root=dataset.root,
+                    root=str(dataset.root),
                     vocabulary=dataset.vocabulary,
                     limit=limit,
                     lenient=dataset.lenient,
+                    images=images,
                 ).classified()
                 for split in ("train", "test")
             }
@@ -112,10 +127,23 @@ def load_dataset(dataset: Dataset, limit: int | None = None) -> dict[str, Annota
         own["combinations"] = dataset.combinations
     return {
         split: open_annotations(
-            dataset.kind, dataset.root, name, lenient=dataset.lenient, limit=limit, **own
+            dataset.kind, str(dataset.root), name, lenient=dataset.lenient, limit=limit, images=images, **own
         ).classified()
         for split, name in names.items()
     }
+
+
+def _elsewhere(dataset: Dataset) -> Place | None:
+    """Where the images lie, if they are no files of a folder where their loader looks for them."""
+    if isinstance(dataset, FolderDataset):
+        away = isinstance(dataset.root, ObjectPath) or dataset.root.suffix == ".tar"
+        return dataset.root if away else None
+    return getattr(dataset, "images", None)
+
+
+def images_place(dataset: Dataset) -> Place:
+    """Where a dataset's images lie, or the folder in which they are looked for."""
+    return _elsewhere(dataset) or dataset.root
 
 
 def _drawn(
@@ -140,7 +168,8 @@ def image_source(
         UserError: an image cannot be read, or is not of the size that its annotations state; ``lenient`` drops, counts
             and warns of the latter.
     """
-    digests = memory.digests([path for annotations in dataset.values() for path in annotations.path], rehash=rehash)
+    paths = [path for annotations in dataset.values() for path in annotations.path]
+    digests = memory.digests(paths, rehash=rehash, derive=HEADER)
     ends = np.cumsum([0] + [len(annotations.path) for annotations in dataset.values()])
     kept: dict[str, Annotations] = {}
     named = []
@@ -155,30 +184,41 @@ def _as_annotated(
 ) -> tuple[Annotations, np.ndarray]:
     """The images that are of the size their annotations state, and the names of their rows, ``V16``.
 
-    Upright images have been compared by their reader, which opens them all, and are named by their bytes alone.
+    Upright files of a disk have been compared by their reader, which opens them all. Upright images are named by their bytes
+    alone. Of images elsewhere nobody has opened one: their sizes are read here.
     """
-    if annotations.frame == "upright":
+    if annotations.frame == "upright" and not any(map(is_elsewhere, annotations.path[:1])):
         return annotations, digests
-
-    def header(i: int) -> str:
-        width, height, orientation = read_header(annotations.path[i])
-        return f"{width} {height} {orientation}" if width else ""
-
-    lines = memory.derived_all(digests, f"image header {HEADERS_VERSION}", header)
+    lines = memory.derived_all(digests, HEADER.name, lambda i: _header(read_header(annotations.path[i])))
     told = np.array([(line or "0 0 1").split() for line in lines], np.int64).reshape(-1, 3)  # unreadable in every frame
+    sizes = told[:, :2]
+    if annotations.frame == "upright":
+        sizes = np.array([Header(*each).size("upright") for each in told.tolist()], np.int64).reshape(-1, 2)
     stated = np.stack([annotations.width, annotations.height], 1)
     reject = Rejects(f"{annotations.name} {annotations.split}:", lenient)
     good = np.ones(len(told), bool)
-    for i in np.flatnonzero((stated != told[:, :2]).any(1)).tolist():
-        wrong = contradiction(annotations.path[i], stated[i].tolist(), told[i, :2].tolist(), annotations.frame)
+    for i in np.flatnonzero((stated != sizes).any(1)).tolist():
+        wrong = contradiction(annotations.path[i], stated[i].tolist(), sizes[i].tolist(), annotations.frame)
         if wrong is not None:
             reject(wrong)
             good[i] = False
     reject.warn()
+    if not stated.all():
+        width, height = np.where(stated == 0, sizes, stated).astype(np.int32).T
+        annotations = replace(annotations, width=width, height=height)
     rows = digests.copy()
-    for i in np.flatnonzero(told[:, 2] != 1).tolist():
-        rows[i] = np.void(as_stored(digests[i].tobytes()))
+    if annotations.frame == "stored":
+        for i in np.flatnonzero(told[:, 2] != 1).tolist():
+            rows[i] = np.void(as_stored(digests[i].tobytes()))
     return (annotations, rows) if good.all() else (annotations.take(np.flatnonzero(good)), rows[good])
+
+
+def _header(header: Header) -> str:
+    return " ".join(map(str, header)) if header.width else ""
+
+
+HEADER = Derivation(f"image header {HEADERS_VERSION}", lambda data: _header(read_header(io.BytesIO(data))))
+"""An image's width, height and orientation, which are remembered with its digest."""
 
 
 def _source(dataset: Mapping[str, Annotations], digests: np.ndarray) -> Source:

@@ -12,7 +12,7 @@ from pathlib import Path
 from hoi_distill.pipeline.config.schema import Config, CrowdDataset, Dataset, PicoDataset, load_config
 from hoi_distill.pipeline.console.watch import working
 from hoi_distill.pipeline.graph.nodes import Node, build_graph
-from hoi_distill.pipeline.inputs import Source, image_source, load_dataset, text_source
+from hoi_distill.pipeline.inputs import Source, image_source, images_place, load_dataset, text_source
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.crowd import world as crowd
 from hoi_distill.stages.data.pico import world as pico
@@ -89,9 +89,10 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
         UserError: anything wrong with the configuration, the annotations, a checkpoint or the cache's folder.
     """
     config = load_config(path, overrides)
+    memory = functools.cache(lambda: Cache.open(config.cache).memory)  # one, which lists what is listed once
     try:
         announce_drawing(config.dataset)
-        dataset = load_dataset(config.dataset, limit)
+        dataset = load_dataset(config.dataset, limit, memory)
     except UserError as error:
         raise UserError(f"{path}: dataset: {error}") from None
     vocabulary = next((a.vocabulary for a in dataset.values() if a.vocabulary is not None), None)
@@ -100,13 +101,13 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
     if not any(len(annotations.path) for annotations in dataset.values()):
         raise UserError(f"{path}: dataset.root: no images in {config.dataset.root}")
     cache = Cache.open(config.cache)
-    digests = functools.partial(cache.memory.digests, rehash=rehash)
-    context = StageContext(vocabulary, dataset, digests, cache.memory.derived)
+    digests = functools.partial(memory().digests, rehash=rehash)
+    context = StageContext(vocabulary, dataset, digests, memory().derived)
     with working("reading the checkpoints"):
         nodes = build_graph(config, context, path)
-    with working(f"naming the images of {config.dataset.root} by their bytes"):
+    with working(f"naming the images of {images_place(config.dataset)} by their bytes"):
         try:
-            dataset, images = image_source(dataset, cache.memory, rehash, getattr(config.dataset, "lenient", False))
+            dataset, images = image_source(dataset, memory(), rehash, getattr(config.dataset, "lenient", False))
         except UserError as error:
             raise UserError(f"{path}: dataset: {error}") from None
     sources = {"images": images, "texts": text_source(vocabulary.prompts())}

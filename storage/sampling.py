@@ -68,23 +68,51 @@ class RankBatches:
             yield rank_batch(self.order, batch, global_batch, epoch.rank, epoch.world).tolist()
 
 
+WINDOW_BLOCKS = 16
+"""Blocks of rows in a window: rows of so many places of the data set stand together in a batch."""
+
+
 @lru_cache(maxsize=4)  # a step at the end of an epoch reads two orders, of labelled and of other rows
-def epoch_order(seed: int, epoch: int, n: int, shuffle: bool = True) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, n: int, shuffle: bool = True, window: int = 0) -> np.ndarray:
     """A permutation of ``range(n)``, the same on every machine and under every numpy.
 
     It sorts the raw output of a bit generator: numpy promises that these bits never change, which it does not promise
     of ``Generator.permutation``. The orders asked for last are kept, so every step of an epoch may ask.
+
+    With a window, blocks of neighbouring rows are laid out in random order, and each row then moves back by a random number of
+    places below ``window``. So at any time about ``window`` rows are in use, and each block is for one stretch of the epoch. This
+    is less random: rows of one block never stand much more than a window apart, and a batch mixes rows of about
+    ``WINDOW_BLOCKS`` places of the data set.
+
+    Args:
+        seed: of the order.
+        epoch: which one.
+        n: how many rows.
+        shuffle: whether the order is random.
+        window: rows of a window; 0, or n and more: all rows are one.
 
     Returns:
         ``int64 [n]``, read-only.
     """
     if shuffle:
         bits = np.random.PCG64(np.random.SeedSequence((seed, epoch))).random_raw(n)
-        order = np.argsort(bits, kind="stable")
+        order = _in_windows(bits, window) if 0 < window < n else np.argsort(bits, kind="stable")
     else:
         order = np.arange(n)
     order.flags.writeable = False
     return order
+
+
+def _in_windows(bits: np.ndarray, window: int) -> np.ndarray:
+    """The order of n rows within a moving window, from n random numbers ``uint64``."""
+    n, size = len(bits), max(window // WINDOW_BLOCKS, 1)
+    starts = np.arange(0, n, size)
+    blocks = np.argsort(bits[starts], kind="stable")
+    laid_out = (starts[blocks, None] + np.arange(size)).reshape(-1)
+    laid_out = laid_out[laid_out < n] if n % size else laid_out
+    # Of the low half of each number: the high one has ordered the blocks. In units of 2 ** -32 places.
+    moved = (np.arange(n, dtype=np.uint64) << np.uint64(32)) + (bits & np.uint64(0xFFFFFFFF)) * np.uint64(window)
+    return laid_out[np.argsort(moved, kind="stable")]
 
 
 def batch_count(n: int, global_batch: int, rank: int = 0, drop_last: bool = False) -> int:

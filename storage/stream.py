@@ -8,6 +8,7 @@ a few integers per row; of a table of numbers also its rows, where they fit (:mo
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -95,6 +96,7 @@ class SampleStream:
 
     def __init__(self, spec: StreamSpec) -> None:
         self._count = len(spec.row_ids)
+        self._ahead: threading.Thread | None = None
         self._tables = [_CellReader(name, ref, spec.command) for name, ref in spec.tables.items()]
         self.skipped: dict[int, str] = {}
         for table in self._tables:
@@ -123,6 +125,27 @@ class SampleStream:
             for sample, row in zip(samples, read, strict=True):
                 sample[table.name] = table.read(row)
         return samples
+
+    @property
+    def fetches(self) -> bool:
+        """Whether any table lies in an object store."""
+        return any(table.fetches for table in self._tables)
+
+    def fetch_ahead(self, rows: Sequence[int]) -> None:
+        """Begin to fetch the shards of rows that will be read soon, and do not wait for them. While it still fetches what was
+        asked for before, nothing new begins: whoever reads on asks again."""
+        if self.fetches and (self._ahead is None or not self._ahead.is_alive()):
+            self._ahead = threading.Thread(target=self._fetch, args=(list(rows),), daemon=True)
+            self._ahead.start()
+
+    def _fetch(self, rows: Sequence[int]) -> None:
+        for table in self._tables:
+            if table.fetches:
+                table.fetch(rows)
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ahead": None}
 
     def loader(
         self,
@@ -189,7 +212,7 @@ class _CellReader:
         except StorageError as error:
             raise UserError(f"table {name}: {error}, then run `{command}`") from error
         self._shards: OrderedDict[int, tuple[Shard, dict[str, Callable[[int], Any]]]] = OrderedDict()
-        self._fetches = any(map(is_object, self._paths))
+        self.fetches = any(map(is_object, self._paths))
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -201,17 +224,18 @@ class _CellReader:
 
     def read_ahead(self, rows: Sequence[int]) -> None:
         """Fetch the shards of these rows that lie in an object store, and let the disk begin to read the rows' tensors."""
-        if self._fetches:
-            self._fetch(rows)
+        if self.fetches:
+            self.fetch(rows)
         if self._holds_tensors:
             for row in rows:
                 for shard, _, position, columns in self._places(row):
                     for name in columns:
                         cast(LmdbShard, shard).read_ahead(name, position)
 
-    def _fetch(self, rows: Sequence[int]) -> None:
-        """Those that are neither open nor on this machine's disk, whether they never came or had to make room since."""
-        shards = {int(group.shard[row]) for group in self._groups for row in rows}
+    def fetch(self, rows: Sequence[int]) -> None:
+        """Have the shards of these rows on this machine's disk, those of the first rows first: those that are neither open nor
+        there, whether they never came or had to make room since."""
+        shards = dict.fromkeys(int(group.shard[row]) for row in rows for group in self._groups)
         closed = [shard for shard in shards if shard >= 0 and not self._is_open(shard)]
         fetch_together([self._paths[shard] for shard in closed], fetch)
 

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,6 +14,7 @@ from hoi_distill.stages.data.image import decode, frame_of
 from hoi_distill.stages.stage import Batch, Stage
 from hoi_distill.storage.digests import digest_bytes
 from hoi_distill.storage.errors import InputFailure
+from hoi_distill.storage.files.uri import read_bytes
 from hoi_distill.workers.task import TEXT_PREFIX, Task
 
 Item = TypeVar("Item")
@@ -126,17 +126,12 @@ def load_row(task: Task, row: int, opened: Stage | None = None) -> Loaded | Chan
         row: its position.
         opened: a stage of the task that is open; None leaves the image to be prepared by ``compute``.
 
-
-    Args:
-        task: whose row. Its stages look at what is read (:func:`is_read`).
-        row: its position in the task.
-
     Returns:
         ``Changed`` or ``InputFailure`` where the input is at fault: everything else raises.
     """
     stage, uri = task.tables[0].stage, task.uris[row]
     try:
-        data = uri[len(TEXT_PREFIX) :].encode() if stage.source == "texts" else Path(uri).read_bytes()
+        data = uri[len(TEXT_PREFIX) :].encode() if stage.source == "texts" else read_bytes(uri)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
         return Changed()
     frame = frame_of(task.row_ids[row].tobytes(), digest_bytes(data))

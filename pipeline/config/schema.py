@@ -11,26 +11,48 @@ from pydantic import ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValida
 from hoi_distill.pipeline.config.documents import Section, apply_override, read_document, validate
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.address import SCHEMES, Place, place_at
+from hoi_distill.storage.files.uri import ADDRESSES, image_place
 
 
 def _cache_root(given: Any, as_path: ValidatorFunctionWrapHandler) -> Place:
     return place_at(given) if isinstance(given, str) and given.startswith(SCHEMES) else as_path(given)
 
 
+def _images_root(given: Any, as_path: ValidatorFunctionWrapHandler) -> Place:
+    return image_place(given) if isinstance(given, str) and given.startswith(ADDRESSES) else as_path(given)
+
+
 def _runs_root(given: Any, as_path: ValidatorFunctionWrapHandler) -> Path:
-    if isinstance(given, str) and given.startswith(SCHEMES):
-        raise ValueError("an object store cannot hold runs; write a path (only the cache may lie in one)")
+    return _on_disk(
+        given, as_path, "an object store cannot hold runs; write a path (the cache and images may lie in one)"
+    )
+
+
+def _annotations_root(given: Any, as_path: ValidatorFunctionWrapHandler) -> Path:
+    return _on_disk(
+        given, as_path, "annotations are read from a disk; write a path here, and the address in dataset.images"
+    )
+
+
+def _on_disk(given: Any, as_path: ValidatorFunctionWrapHandler, refusal: str) -> Path:
+    if isinstance(given, str) and given.startswith(ADDRESSES):
+        raise ValueError(refusal)
     path: Path = as_path(given)
     return path
 
 
 if TYPE_CHECKING:
     CacheRoot = Place
+    ImagesRoot = Place
     RunsRoot = Path
+    AnnotationsRoot = Path
 else:
     CacheRoot = Annotated[Path, WrapValidator(_cache_root)]
     """A path, or the address of an object store."""
     RunsRoot = Annotated[Path, WrapValidator(_runs_root)]
+    ImagesRoot = Annotated[Path, WrapValidator(_images_root)]
+    """A path or an address, of a folder or of tar files."""
+    AnnotationsRoot = Annotated[Path, WrapValidator(_annotations_root)]
 
 
 class PicoDataset(Section):
@@ -56,40 +78,47 @@ class CrowdDataset(Section):
 class HicoDetDataset(Section):
     """HICO-DET in any of its three forms: ``anno_bbox.mat`` or a pair of JSON files, ``images/train2015``, ``images/test2015``.
 
-    root: the folder or one of the files. image_labels: ``anno.mat``, where it does not lie beside them.
+    root: the folder or one of the files. image_labels: ``anno.mat``, where it does not lie beside them. images: where
+    ``train2015`` and ``test2015`` lie, if not there (docs/cluster.md).
     """
 
     kind: Literal["hico-det"]
-    root: Path
+    root: AnnotationsRoot
     lenient: bool = False
     image_labels: Path | None = None
+    images: ImagesRoot | None = None
 
 
 class VCocoDataset(Section):
     """V-COCO: the folder of its official files and COCO's images. Trains on ``trainval``.
 
     combinations: which objects an action can be done with: what is annotated in ``trainval``, ``all``, or a vocabulary file.
+    images: where ``train2014`` and ``val2014`` lie, if not in the folder.
     """
 
     kind: Literal["v-coco"]
-    root: Path
+    root: AnnotationsRoot
     lenient: bool = False
+    images: ImagesRoot | None = None
     combinations: Literal["trainval", "all"] | Path = "trainval"
 
 
 class SwigHoiDataset(Section):
-    """SWiG-HOI: the folder of its JSON files and images. Trains on ``trainval``."""
+    """SWiG-HOI: the folder of its JSON files and images. Trains on ``trainval``. images: where ``images_512`` lies, if not
+    there."""
 
     kind: Literal["swig-hoi"]
-    root: Path
+    root: AnnotationsRoot
     lenient: bool = False
+    images: ImagesRoot | None = None
 
 
 class FolderDataset(Section):
-    """A plain folder of images. annotations: its JSON file (docs/formats.md), where images are labelled."""
+    """A plain folder of images: a path, an address, or tar files (docs/cluster.md). annotations: its JSON file
+    (docs/formats.md), where images are labelled."""
 
     kind: Literal["folder"]
-    root: Path
+    root: ImagesRoot
     vocabulary: Path | None = None
     annotations: Path | None = None
     lenient: bool = False

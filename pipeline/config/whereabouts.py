@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.address import SCHEMES
+from hoi_distill.storage.files.uri import ADDRESSES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 MOST = 100_000
@@ -88,7 +89,9 @@ def names_of_configuration(file: Path, overrides: Sequence[str] = ()) -> list[st
     dataset = document.get("dataset")
     given = dataset if isinstance(dataset, dict) else {}
     names = [
-        given[key] for key in ("root", "annotations", "vocabulary", "image_labels") if isinstance(given.get(key), str)
+        given[key]
+        for key in ("root", "annotations", "vocabulary", "image_labels", "images")
+        if isinstance(given.get(key), str) and not given[key].startswith(ADDRESSES)
     ]
     cache = document.get("cache", "cache")
     names += [f"{cache}/tables"] if isinstance(cache, str) and not cache.startswith(SCHEMES) else []

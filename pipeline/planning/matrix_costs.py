@@ -28,6 +28,7 @@ from hoi_distill.pipeline.planning.model_arithmetic import MATCHERS, PEAK, TOWER
 from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
 from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
 from hoi_distill.stages.quantities import size
+from hoi_distill.storage.files.address import ObjectPath
 
 PUBLISHED_IMAGES = {"hico-det": {"train": 38_118, "test": 9_658}, "v-coco": {"train": 5_400, "test": 4_946}}
 """Images of each split, where the dataset is not here to be counted."""
@@ -163,7 +164,7 @@ def images_of(dataset: Dataset) -> Mapping[str, int] | None:
     """How many images each split has: counted where the dataset is here, else as published; None where nobody knows."""
     if isinstance(dataset, PicoDataset | CrowdDataset):
         return {"train": dataset.train, "test": dataset.test}
-    if dataset.root.exists():
+    if not isinstance(dataset.root, ObjectPath) and dataset.root.exists():
         return {split: len(annotations) for split, annotations in load_dataset(dataset).items()}
     return PUBLISHED_IMAGES.get(dataset.kind)
 

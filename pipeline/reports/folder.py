@@ -161,7 +161,7 @@ def _items(workspace: Workspace, quoted: Quoted, entries: Entries, rows: np.ndar
             (marked,) = ticked([marked], annotated.take(record).image_truth(), words.prompts())
         yield GalleryItem(
             source.keys[row],
-            Path(source.uris[row]),
+            source.uris[row],
             captions=captions[place],
             matches=marked,
             annotated=[each.pair for each in annotated_pairs(entries, entry)],

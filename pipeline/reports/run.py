@@ -77,7 +77,7 @@ def write_run_report(
     gallery = gallery_items(
         split,
         chosen,
-        lambda image: Path(test.path[image]),
+        lambda image: test.path[image],
         captions=dict(zip(shown.tolist(), captions, strict=True)),
         matches=dict(zip(shown.tolist(), matches, strict=True)),
     )

@@ -19,12 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hoi_distill.stages.data.annotations import Annotations, contradiction
+from hoi_distill.stages.data.elsewhere import ImagesElsewhere
 from hoi_distill.stages.data.image import header_size
 from hoi_distill.stages.data.listing import SUFFIXES, below, images_below
 from hoi_distill.stages.data.reading.json_columns import integers, number_rows, read_json
@@ -41,28 +43,32 @@ KEYS = {
 """The keys of each kind of JSON object."""
 
 
-def load_folder(root: str | Path, vocabulary: str | Path | None = None, limit: int | None = None) -> Annotations:
+def load_folder(
+    root: str | Path | ImagesElsewhere, vocabulary: str | Path | None = None, limit: int | None = None
+) -> Annotations:
     """All images under a folder (:func:`hoi_distill.stages.data.listing.images_below`), sorted by path. No pairs.
 
     Sizes are read from the headers, EXIF orientation applied. A file with an unreadable header stays, with size 0; decoding
-    it will say why.
+    it will say why. Images elsewhere have size 0 until they are named by their bytes.
 
     Args:
-        root: The folder.
+        root: The folder; or the images, where they are no files of a folder, in their own order.
         vocabulary: A file of ``Vocabulary.save``; by default HICO-DET's 600 interactions.
         limit: Only the first so many images.
 
     Raises:
         UserError: If the folder is not there, or has no images.
     """
-    root = Path(root)
-    found = dict(list(images_below(root).items())[:limit])
-    if not found:
-        raise UserError(f"{root}: no images in it ({', '.join(sorted(SUFFIXES))})")
-    paths = [root / path for path in found.values()]
-    sizes = np.array([header_size(path) for path in paths], np.int32)
     words = Vocabulary.load(vocabulary) if vocabulary is not None else hico_vocabulary()
-    return _annotations("all", words, _Files(list(found), paths, sizes), _Pairs(), np.zeros(0, np.int64))
+    files = _Files([], [], np.zeros((0, 2), np.int32))
+    if isinstance(root, ImagesElsewhere):
+        files.add(dict(islice(root.all().items(), limit)), opened=False)
+    else:
+        root = Path(root)
+        files.add({name: str(root / path) for name, path in islice(images_below(root).items(), limit)})
+        if not files.names:
+            raise UserError(f"{root}: no images in it ({', '.join(sorted(SUFFIXES))})")
+    return _annotations("all", words, files, _Pairs(), np.zeros(0, np.int64))
 
 
 def load_annotated_folder(
@@ -73,7 +79,7 @@ def load_annotated_folder(
     vocabulary: str | Path | None = None,
     limit: int | None = None,
     lenient: bool = False,
-    images: bool = True,
+    images: bool | ImagesElsewhere = True,
 ) -> Annotations:
     """The images and pairs of an annotation file (format: this module's docstring), in its order.
 
@@ -85,7 +91,8 @@ def load_annotated_folder(
         limit: Only the first so many images.
         lenient: Drop bad entries, count them and warn, instead of refusing them.
         images: Whether the images must be there, whatever their suffix and however the file writes their path. Then sizes
-            come from their headers, and other images under ``root`` follow in "train", without pairs.
+            come from their headers, and other images under ``root`` follow in "train", without pairs. Images elsewhere
+            are not opened here: the file has to state the size of each that has pairs.
 
     Raises:
         UserError: With the file and the entry, for unknown keys and names, a verb and an object that are no class together,
@@ -108,18 +115,24 @@ def load_annotated_folder(
     if split is None and any(entry.record.get("split") == "test" for entry in read):
         split = "test"
     entries = [entry for entry in read if split in (None, entry.record.get("split", "train"))]
-    present = images_below(root) if images else {}
-    if images:
+    present: Mapping[str, str] = {}
+    if isinstance(images, ImagesElsewhere):
+        entries, files = _present_elsewhere(entries, images, reject, limit)
+        present = images.all() if images.is_listed else {}
+    elif images:
+        present = images_below(root)
         entries, files = _present(entries, present, root, reject, limit)
     else:
         entries = entries[:limit]
-        files = _Files([entry.name for entry in entries], [root / entry.name for entry in entries], _stated(entries))
+        files = _Files([entry.name for entry in entries], [str(root / e.name) for e in entries], _stated(entries))
     if split == "train":
         listed = {
             below(root, str(record.get("file_name"))) for record in document["pictures"] if isinstance(record, dict)
         }
         others = [name for name in present if name not in listed]
-        files.add({name: root / present[name] for name in others[: None if limit is None else limit - len(entries)]})
+        others = others[: None if limit is None else limit - len(entries)]
+        away = isinstance(images, ImagesElsewhere)
+        files.add({name: present[name] if away else str(root / present[name]) for name in others}, opened=not away)
     raw = _Pairs()
     for position, entry in enumerate(entries):
         raw.read(position, f"entry {entry.number} ({entry.name})", entry.record.get("pairs") or [], reject)
@@ -142,17 +155,17 @@ class _Entry(NamedTuple):
 
 @dataclass
 class _Files:
-    """N images: names, paths, and sizes, int32 ``[N, 2]``, 0 where they are not known."""
+    """N images: names, paths or other uris, and sizes, int32 ``[N, 2]``, 0 where they are not known."""
 
     names: list[str]
-    paths: list[Path]
+    paths: list[str]
     sizes: np.ndarray
 
-    def add(self, paths: Mapping[str, Path]) -> None:
-        """Append images by their names. Sizes are read from the headers."""
+    def add(self, paths: Mapping[str, str], *, opened: bool = True) -> None:
+        """Append images by their names. Sizes are read from the headers, unless they are not opened."""
         self.names += paths
         self.paths += paths.values()
-        sizes = np.array([header_size(path) for path in paths.values()], np.int32)
+        sizes = np.array([header_size(path) if opened else (0, 0) for path in paths.values()], np.int32)
         self.sizes = np.concatenate([self.sizes, sizes.reshape(-1, 2)])
 
 
@@ -258,7 +271,7 @@ def _annotations(
         split=split,
         vocabulary=words,
         image_id=np.array(files.names, dtype=str),
-        path=[str(path) for path in files.paths],
+        path=files.paths,
         width=sizes[:, 0],
         height=sizes[:, 1],
         pair_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -329,6 +342,29 @@ def _present(
             reject(f"entry {entry.number}: {wrong}")
             continue
         kept.append(entry)
-        paths.append(path)
+        paths.append(str(path))
         sizes.append(size)
+    return kept, _Files([entry.name for entry in kept], paths, np.array(sizes, np.int32).reshape(-1, 2))
+
+
+def _present_elsewhere(
+    entries: Sequence[_Entry], images: ImagesElsewhere, reject: Rejects, limit: int | None
+) -> tuple[list[_Entry], _Files]:
+    """The first ``limit`` entries whose image is there, with the sizes that the file states."""
+    kept: list[_Entry] = []
+    paths, sizes = [], []
+    for entry, stated in zip(entries, _stated(entries).tolist(), strict=True):
+        if limit is not None and len(kept) == limit:
+            break
+        where = images.find(entry.name)
+        if where is None:
+            reject(f"entry {entry.number}: no image {images.place}/{entry.name}")
+        elif entry.record.get("pairs") and not all(stated):
+            reject(
+                f"entry {entry.number} ({entry.name}): no width and height; an image that is not on a disk needs them"
+            )
+        else:
+            kept.append(entry)
+            paths.append(where)
+            sizes.append(stated)
     return kept, _Files([entry.name for entry in kept], paths, np.array(sizes, np.int32).reshape(-1, 2))

@@ -13,6 +13,7 @@ from PIL import Image, ImageFile
 
 from hoi_distill.storage.digests import digest_bytes
 from hoi_distill.storage.errors import InputFailure
+from hoi_distill.storage.files.uri import is_elsewhere, read_bytes
 
 Frame = Literal["upright", "stored"]
 """Where pixels and boxes of a dataset are counted: in the image as EXIF says it is to be held, or in its raster as it is
@@ -73,9 +74,12 @@ def open_image(source: str | Path | IO[bytes]) -> ImageFile.ImageFile:
     return Image.open(source, formats=FORMATS)
 
 
-def read_header(path: str | Path) -> Header:
-    """A file's header; zeros where it cannot be opened."""
+def read_header(path: str | Path | IO[bytes]) -> Header:
+    """The header of a file, of bytes, or of what lies at any other uri (:mod:`hoi_distill.storage.files.uri`); zeros where it
+    cannot be opened."""
     try:
+        if isinstance(path, str) and is_elsewhere(path):
+            path = io.BytesIO(read_bytes(path))
         with open_image(path) as image:
             width, height = image.size
             if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_ORIENTATION) in _SWAPPED:
@@ -157,13 +161,13 @@ def _orientation_in(image: Image.Image, max_pixels: int, frame: Frame) -> int:
 
 
 def read_image(path: str | Path, frame: Frame) -> Image.Image:
-    """The image of a file, RGB.
+    """The image of a file, or of what lies at any other uri, RGB.
 
     Raises:
-        OSError: If the file cannot be read.
+        OSError: If it cannot be read.
         InputFailure: As :func:`decode` does.
     """
-    return decode(Path(path).read_bytes(), frame=frame)
+    return decode(read_bytes(str(path)), frame=frame)
 
 
 def as_stored(digest: bytes) -> bytes:

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from typing_extensions import override
+
 from hoi_distill.storage.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -39,8 +41,16 @@ class Listing:
         except OSError:
             raise UserError(f"{folder}: no such folder; {belongs} belong there") from None
 
+    @override
+    def __str__(self) -> str:
+        return str(self._folder)
+
     def __contains__(self, name: object) -> bool:
         return name in self._names or os.path.isfile(os.path.join(self._folder, str(name)))
+
+    def path(self, name: str) -> str:
+        """The path of an image of this folder."""
+        return os.path.join(self._folder, name)
 
 
 def images_below(root: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from hoi_distill.stages.data.annotations import Annotations
+from hoi_distill.stages.data.elsewhere import ImagesElsewhere
 from hoi_distill.storage.errors import UserError
 
 DATASETS = ("hico-det", "v-coco", "swig-hoi", "folder")
@@ -17,12 +18,12 @@ class ReadOptions(TypedDict, total=False):
     Attributes:
         limit: Read only the first so many images.
         lenient: Drop bad entries, count them and warn, instead of refusing them.
-        images: Whether the images must be there; they must, by default.
+        images: Whether the images must be there; they must, by default. Or where they are, if not beside the annotations.
     """
 
     limit: int | None
     lenient: bool
-    images: bool
+    images: bool | ImagesElsewhere
 
 
 def open_annotations(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hoi_distill.stages.data.annotations import Annotations
+from hoi_distill.stages.data.elsewhere import Elsewhere, ImagesElsewhere, images_of
 from hoi_distill.stages.data.listing import Listing
 from hoi_distill.stages.data.reading.json_columns import integers, number_rows, read_json
 from hoi_distill.stages.data.reading.rejects import Rejects
@@ -50,7 +51,12 @@ def _digits(key: str) -> np.ndarray:
 
 
 def load_swig_hoi(
-    root: str | Path, split: str | None = None, *, limit: int | None = None, lenient: bool = False, images: bool = True
+    root: str | Path,
+    split: str | None = None,
+    *,
+    limit: int | None = None,
+    lenient: bool = False,
+    images: bool | ImagesElsewhere = True,
 ) -> Annotations:
     """Read one split of a folder in SWiG-HOI's layout, or one of its annotation files.
 
@@ -62,7 +68,7 @@ def load_swig_hoi(
         split: train, val, trainval or test; by default what the file's name says, for a folder test.
         limit: Read only the first so many images.
         lenient: Drop bad entries, count them and warn, instead of refusing them.
-        images: Whether the image files must be there.
+        images: Whether the image files must be there; or where they are, if not beside the annotations.
 
     Raises:
         UserError: With the file and the entry, for unknown classes, boxes that are no boxes, interactions of boxes that
@@ -71,8 +77,8 @@ def load_swig_hoi(
     file, split, folder = _place(Path(root), split)
     records = read_json(file, list, "SWiG-HOI's list of images")[:limit]
     reject = Rejects(f"{file}:", lenient)
-    present = Listing(folder, "SWiG-HOI's images (images_512.zip)") if images else None
-    names, sizes, owners = _images(records, present, folder, reject)
+    present = images_of(images, folder, "SWiG-HOI's images (images_512.zip)", "images_512")
+    names, sizes, owners = _images(records, present, reject)
 
     boxes: list[Any] = []
     categories: list[Any] = []
@@ -120,7 +126,7 @@ def load_swig_hoi(
         split=split,
         vocabulary=vocabulary,
         image_id=np.array(names, dtype=str),
-        path=[str(folder / name) for name in names],
+        path=[str(folder / name) if present is None else present.path(name) for name in names],
         width=sizes[:, 0],
         height=sizes[:, 1],
         pair_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -157,7 +163,7 @@ def _place(root: Path, split: str | None) -> tuple[Path, str, Path]:
 
 
 def _images(
-    records: list[Any], present: Listing | None, folder: Path, reject: Rejects
+    records: list[Any], present: Listing | Elsewhere | None, reject: Rejects
 ) -> tuple[list[str], np.ndarray, list[int]]:
     """Names, sizes (int32 ``[N, 2]``) and record numbers of the images to keep."""
     rows: dict[str, int] = {}
@@ -169,7 +175,7 @@ def _images(
         elif name in rows:
             reject(f"entry {number} repeats the image {name} of entry {rows[name]}; remove one")
         elif present is not None and name not in present:
-            reject(f"entry {number}: no image {folder / name}")
+            reject(f"entry {number}: no image {present.path(name)}")
         elif not all(isinstance(record.get(key), int) and 0 < record[key] < 2**31 for key in ("width", "height")):
             reject(f"entry {number} ({name}): width and height are not whole numbers of pixels")
         elif not all(_dicts(record.get(key, [])) for key in ("box_annotations", "hoi_annotations")):

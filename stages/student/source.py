@@ -31,6 +31,13 @@ class Samples(Protocol):
 
     def __getitems__(self, rows: list[int]) -> list[Sample]: ...
 
+    @property
+    def fetches(self) -> bool:
+        """Whether rows come from an object store."""
+
+    def fetch_ahead(self, rows: list[int]) -> None:
+        """Begin to fetch what these rows need, and do not wait for it."""
+
 
 class SampleSource(Protocol):
     """The tables of N rows, of which any part can be opened."""
@@ -86,6 +93,10 @@ class MemorySource:
 class MemorySamples:
     count: int
     tables: Mapping[str, Mapping[str, Sequence[Any]]]
+    fetches = False
+
+    def fetch_ahead(self, rows: list[int]) -> None:
+        """There is nothing to fetch."""
 
     def __len__(self) -> int:
         return self.count

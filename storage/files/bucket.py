@@ -1,4 +1,4 @@
-"""Requests to an object store, repeated while it is away or cuts them off.
+"""Requests to an object store or a server of pages, repeated while it is away or cuts them off.
 
 obstore repeats a request, or a part of an upload, a few times at once. What is left over is repeated here with growing waits.
 Nobody else has to know that answers get lost: a request that may have been carried out before is asked again so that its
@@ -44,13 +44,14 @@ _STATUS = re.compile(r"status code: (\d+ ?[A-Za-z ]*)")
 _WHY = re.compile(r"HTTP error: ([^\n]*)")
 _PASSING = (408, 409, 425, 429)
 _REFUSED = (401, 403)
+_BEYOND = 416  # a range that begins behind the end
 
 
 class Bucket:
     """The objects of one bucket. Keys are whole: they hold the prefix.
 
     Args:
-        url: ``s3://bucket``.
+        url: ``s3://bucket``, or ``https://host``, which can only be read.
         pid: the process that used obstore first. Its threads do not live on in a forked one, which would wait for ever.
     """
 
@@ -60,7 +61,8 @@ class Bucket:
 
         self.url, self.pid, self._obstore = url, pid, obstore
         config: Any = {"checksum_algorithm": "SHA256"} if url.startswith("s3://") else None
-        plain = any(os.environ.get(name, "").startswith("http://") for name in ENDPOINTS)
+        endpoints = [url, *(os.environ.get(name, "") for name in ENDPOINTS)]
+        plain = any(endpoint.startswith("http://") for endpoint in endpoints)
         client: Any = {**_TIMEOUTS, "allow_http": plain}
         retries: Any = _RETRIES
         try:
@@ -75,6 +77,28 @@ class Bucket:
     def get(self, key: str) -> bytes:
         """An object's bytes. Raises ``FileNotFoundError``."""
         return self._ask(key, lambda: bytes(self._obstore.get(self._store, key).bytes()))
+
+    def get_stamped(self, key: str) -> tuple[bytes, Mapping[str, Any]]:
+        """An object's bytes, and what is known of it: size, time, etag. Raises ``FileNotFoundError``."""
+
+        def attempt() -> tuple[bytes, Mapping[str, Any]]:
+            found = self._obstore.get(self._store, key)
+            return bytes(found.bytes()), found.meta
+
+        return self._ask(key, attempt)
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Some of an object's bytes; those that there are, where it ends before. Raises ``FileNotFoundError``."""
+
+        def attempt() -> bytes:
+            try:
+                return bytes(self._obstore.get_range(self._store, key, start=start, length=length))
+            except self._obstore.exceptions.BaseError as error:
+                if _status(error) == _BEYOND or "larger than length" in str(error):
+                    return b""
+                raise
+
+        return self._ask(key, attempt) if length else b""
 
     def download(self, key: str, target: Path) -> None:
         """Write an object to a file. A connection that is cut off goes on where it was.
@@ -142,6 +166,20 @@ class Bucket:
     def objects(self, prefix: str) -> list[Mapping[str, Any]]:
         """What is known of every object below a prefix, in folders of folders too: path, size, time, etag."""
         return self._ask(prefix, lambda: [entry for part in self._obstore.list(self._store, prefix) for entry in part])
+
+    def scan(self, prefix: str, take: Callable[[Mapping[str, Any]], None]) -> None:
+        """Hand over what is known of every object below a prefix, as it is listed: a thousand a request, none twice, by name.
+        A listing that is cut off goes on where it was."""
+        last: str | None = None
+
+        def attempt() -> None:
+            nonlocal last
+            for part in self._obstore.list(self._store, prefix or None, offset=last):
+                for entry in part:
+                    take(entry)
+                    last = entry["path"]
+
+        self._ask(prefix, attempt)
 
     def children(self, prefix: str) -> tuple[list[str], list[Mapping[str, Any]]]:
         """The prefixes and the objects right below a prefix."""

@@ -52,7 +52,7 @@ def fetch_together(paths: Iterable[str], fetch: Callable[[str], object]) -> None
             fetch(path)
 
     absent = list(filter(is_absent, paths))
-    if len(absent) > 1:
+    if absent:
         with ThreadPoolExecutor(min(_AT_ONCE, len(absent))) as pool:
             list(pool.map(attempt, absent))
 
@@ -60,5 +60,5 @@ def fetch_together(paths: Iterable[str], fetch: Callable[[str], object]) -> None
 def loaders_start(processes: int) -> str | None:
     """How processes that load data have to start: by no fork of one that has used an object store, whose client does not
     survive that. None where the system's way will do."""
-    used = "hoi_distill.storage.files.object_store" in sys.modules
+    used = "hoi_distill.storage.files.bucket" in sys.modules
     return "forkserver" if used and processes else None

@@ -93,7 +93,7 @@ def test_remembered_files_are_not_read_again_and_changed_ones_are(tmp_path, file
     assert [digest.tobytes() for digest in first] == [digest_bytes(Path(path).read_bytes()) for path in files]
     time.sleep(0.03)
     memory.digests(files)
-    monkeypatch.setattr("hoi_distill.storage.file_digests._hash", None)
+    monkeypatch.setattr("hoi_distill.storage.file_digests.hashed", None)
     assert (DigestMemory(memory.path).digests(files) == first).all()
     monkeypatch.undo()
     stamp = os.stat(files[0])
@@ -112,7 +112,7 @@ def test_a_file_just_written_is_not_trusted_to_stay(tmp_path, monkeypatch):
     path.write_bytes(b"one")
     change = os.stat(path).st_ctime_ns
     monkeypatch.setattr(
-        "hoi_distill.storage.file_digests.time.time_ns", lambda: change + 1000
+        "hoi_distill.storage.hashed_files.time.time_ns", lambda: change + 1000
     )  # within one tick of the clock
     memory.digests([path])
     monkeypatch.undo()
@@ -138,7 +138,7 @@ def test_a_missing_file_is_named_or_given_the_zero_digest(tmp_path, files):
 def test_remembered_files_are_found_in_any_order_and_beside_absent_ones(tmp_path, files, monkeypatch, some):
     memory = DigestMemory(tmp_path / "digests.sqlite")
     first = memory.digests(files)
-    monkeypatch.setattr("hoi_distill.storage.file_digests._hash", lambda path: OSError(2, path))
+    monkeypatch.setattr("hoi_distill.storage.file_digests.hashed", lambda folder, i, _: OSError(2, folder.uri(i)))
     assert (memory.digests(files[some]) == first[some]).all()
     absent = [f"{os.path.dirname(path)}/absent {os.path.basename(path)}" for path in files[some]]
     both = memory.digests([*absent, *files[some]], missing="zero")
@@ -151,9 +151,9 @@ def test_files_are_remembered_where_inodes_have_all_64_bits(tmp_path, files, mon
         return *stamp[:3], stamp[3] + 2**63
 
     memory = DigestMemory(tmp_path / "digests.sqlite")
-    monkeypatch.setattr("hoi_distill.storage.file_digests.stamp_of", lambda found: far(stamp_of(found)))
+    monkeypatch.setattr("hoi_distill.storage.hashed_files.stamp_of", lambda found: far(stamp_of(found)))
     first = memory.digests(files)
-    monkeypatch.setattr("hoi_distill.storage.file_digests._hash", None)
+    monkeypatch.setattr("hoi_distill.storage.file_digests.hashed", None)
     assert (memory.digests(files) == first).all()
 
 

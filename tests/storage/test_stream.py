@@ -6,6 +6,7 @@ import os
 import pickle
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,19 +15,21 @@ import pyarrow as pa
 import pytest
 import torch
 
+from bench.s3_proxy import Fate, Request, proxy
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.storage.check import check_table
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files import stamps
-from hoi_distill.storage.files.address import place_at
-from hoi_distill.storage.sampling import Epoch
+from hoi_distill.storage.files.address import ObjectPath, place_at
+from hoi_distill.storage.files.stores import store_of
+from hoi_distill.storage.sampling import Epoch, epoch_order
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.shards import payload as shards
 from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef, stack
 from hoi_distill.storage.table import Table
-from tests.fixtures.object_stores import BOTH
+from tests.fixtures.object_stores import BOTH, use
 
 N, SHAPE = 23, (3, 2, 2)
 LOGITS = pa.list_(pa.float16(), 2)
@@ -429,3 +432,61 @@ def test_a_failure_in_a_cell_that_is_not_wanted_skips_nothing(tmp_path):
     stream = SampleStream(StreamSpec(ROWS, {"itm": ref}, "make teacher-cache"))
     assert stream.skipped == {5: "itm: bad"}
     assert stream[3]["itm"]["p0"].tolist() == [3, 0]
+
+
+@pytest.fixture
+def many_shards(bucket_of, endpoint, monkeypatch, tmp_path) -> Iterator[tuple[StreamSpec, list[str]]]:
+    """Tensors in an object store, each row in a shard of its own, as a machine sees them that has read none; and the shards
+    that it has fetched."""
+    table = create(bucket_of, "features", None)
+    for row in range(N):
+        put(table, np.array([row]), ("original",), {"original": tensors(np.array([row]))})
+    spec = StreamSpec(ROWS, {"features": refer(table, ("original",))}, "make teacher-cache")
+    fetched: list[str] = []
+
+    def act(request: Request) -> Fate:
+        if request.method == "GET" and "/shards/" in request.path:
+            fetched.append(request.path)
+        return "pass"
+
+    with proxy(endpoint, act) as between:
+        use(monkeypatch, between, tmp_path / "other machine")
+        yield spec, fetched
+
+
+@pytest.mark.slow
+def test_shards_that_are_fetched_ahead_are_there_when_their_turn_comes(many_shards):
+    spec, fetched = many_shards
+    stream = SampleStream(spec)
+    rows = [3, 9, 20, 21]
+    stream.fetch_ahead(rows)
+    assert stream._ahead is not None
+    stream._ahead.join()
+    assert len(set(fetched)) == len(fetched) == 4
+    assert [sample["row"] for sample in stream.__getitems__(rows)] == rows
+    assert len(fetched) == 4
+    assert pickle.loads(pickle.dumps(stream))[3]["row"] == 3
+
+
+@pytest.mark.slow
+def test_a_disk_smaller_than_the_table_fetches_each_shard_once_where_the_order_keeps_to_a_window(
+    many_shards, monkeypatch
+):
+    spec, fetched = many_shards
+    monkeypatch.setattr("hoi_distill.storage.stream._SHARDS_OPEN", 2)
+    monkeypatch.setattr("hoi_distill.storage.files.local_copies._IN_USE_SECONDS", 0.0)
+    first = ObjectPath(SampleStream(spec)._tables[0]._paths[0])
+    room = 8 * int(store_of(first).size(first) or 0)  # a third of the table; shards are of one size
+    monkeypatch.setenv("HOI_DISTILL_DISK_GB", str(room / 1e9))
+    monkeypatch.setattr("hoi_distill.storage.sampling.WINDOW_BLOCKS", 4)
+    visits = np.arange(N).repeat(4)  # as if a shard had four rows: a block is a shard
+
+    def fetches(window: int) -> int:
+        fetched.clear()
+        stream = SampleStream(spec)
+        for row in visits[epoch_order(0, 0, len(visits), window=window)].tolist():
+            assert stream[row]["features"]["original"][0, 0, 0] == row * 100
+        return len(fetched)
+
+    assert fetches(16) <= 1.5 * N
+    assert fetches(0) > 2 * N

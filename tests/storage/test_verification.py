@@ -130,7 +130,7 @@ def test_a_payload_is_hashed_once_a_process_and_many_of_them_once_a_machine(tmp_
         many.read(CellSelection(ROWS, ("value",)))
     assert len(hashed) == len(set(hashed)) == 2
     another_process(monkeypatch)
-    monkeypatch.setattr("hoi_distill.storage.file_digests._hash", None)  # what the machine knows is not read again
+    monkeypatch.setattr("hoi_distill.storage.file_digests.hashed", None)  # what the machine knows is not read again
     many.read(CellSelection(ROWS, ("value",)))
     few.read(CellSelection(ROWS, ("value",)))
     assert len(hashed) == 4
@@ -152,13 +152,16 @@ def test_a_payload_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypat
     table = table_of("arrow", tmp_path, 2)
     locked = sorted((table.dir / "shards").iterdir())[7]
     refusal = PermissionError(errno.EACCES, "Permission denied", str(locked))
-    real = digest_memory._hash
+    real = digest_memory.hashed
 
     def refused(path):
         assert path == str(locked)
         raise refusal
 
-    monkeypatch.setattr(digest_memory, "_hash", lambda path: refusal if path == str(locked) else real(path))
+    def hashed(folder, i, derive):
+        return refusal if folder.uri(i) == str(locked) else real(folder, i, derive)
+
+    monkeypatch.setattr(digest_memory, "hashed", hashed)
     monkeypatch.setattr(shards, "verify_shard", refused)
     with pytest.raises(StorageError, match=rf"shard {locked}: Permission denied; make it readable and run again$"):
         table.read(CellSelection(ROWS, ("value",)))

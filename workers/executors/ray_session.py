@@ -28,6 +28,7 @@ from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files import owner
 from hoi_distill.storage.files.address import SCHEMES, place_at
 from hoi_distill.storage.files.stores import store_of
+from hoi_distill.storage.files.uri import can_read
 from hoi_distill.workers.task import Workload
 
 if TYPE_CHECKING:
@@ -368,7 +369,7 @@ def check_nodes(tasks: Workload, stop: threading.Event) -> None:
     roots = sorted({target.table.root for target in tasks.targets})
     decodes = any(target.stage.decodes for target in tasks.targets)
     sources = (uri for task in tasks if task.tables[0].stage.decodes for uri in task.uris) if decodes else iter(())
-    samples = list(islice((uri for uri in sources if os.access(uri, os.R_OK)), 1))
+    samples = list(islice((uri for uri in sources if can_read(uri)), 1))
     marks = [place_at(root) / f".probe-{uuid.uuid4().hex}" for root in roots]
     probe = ray.remote(_unreadable)
     nodes = living_nodes()
@@ -441,5 +442,5 @@ def _unreadable(marks: list[str], sources: list[str]) -> list[str]:
             problems.append(f"does not see the cache {mark.parent}")
         elif isinstance(mark, Path) and not os.access(mark.parent, os.W_OK):
             problems.append(f"may not write to the cache {mark.parent}")
-    problems += [f"cannot read {source}" for source in sources if not os.access(source, os.R_OK)]
+    problems += [f"cannot read {source}" for source in sources if not can_read(source)]
     return problems

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from hoi_distill.stages.data.annotations import Annotations
+from hoi_distill.stages.data.elsewhere import ImagesElsewhere, images_of
 from hoi_distill.stages.data.hico_det.json import read_hico_json
 from hoi_distill.stages.data.hico_det.mat import read_anno_bbox, read_image_level
 from hoi_distill.stages.data.image import header_size
-from hoi_distill.stages.data.listing import Listing
 from hoi_distill.stages.data.reading.raw_split import RawSplit, good_images, good_pairs, half_open
 from hoi_distill.stages.data.reading.rejects import Rejects
 from hoi_distill.storage.errors import UserError
@@ -109,7 +109,7 @@ def load_hico_det(
     *,
     limit: int | None = None,
     lenient: bool = False,
-    images: bool = True,
+    images: bool | ImagesElsewhere = True,
     image_labels: str | Path | None = None,
 ) -> Annotations:
     """Read one split, from any of the three forms and the folders people keep them in (:func:`find_hico_det`).
@@ -123,7 +123,7 @@ def load_hico_det(
         split: "train" or "test".
         limit: Read only the first so many images.
         lenient: Drop bad entries, count them and warn, instead of refusing them.
-        images: Whether the image files must be there.
+        images: Whether the image files must be there; or where they are, if not beside the annotations.
         image_labels: ``anno.mat``, where it does not lie beside the annotations. Without one ``image_hois`` is None.
 
     Raises:
@@ -139,9 +139,9 @@ def load_hico_det(
         reject = Rejects(f"{file}:", lenient)
         raw = read_hico_json(file, split, limit, reject)
     _refuse_other_split(file, split, raw.names)
-    present = Listing(files.images, "HICO-DET's images") if images else set(raw.names)
-    kept = good_images(raw, present, files.images, reject)
-    sizes = _known_sizes(raw, files.images) if images else raw.sizes
+    present = images_of(images, files.images, "HICO-DET's images", f"{split}2015")
+    kept = good_images(raw, set(raw.names) if present is None else present, present, reject)
+    sizes = _known_sizes(raw, files.images) if images is True else raw.sizes
     human_box, object_box = half_open(raw.human, raw.first_pixel), half_open(raw.object, raw.first_pixel)
     position = np.full(len(raw.names), -1)
     position[kept] = np.arange(len(kept))
@@ -159,7 +159,7 @@ def load_hico_det(
         split=split,
         vocabulary=raw.vocabulary,
         image_id=np.array(names, dtype=str),
-        path=[os.path.join(files.images, name) for name in names],
+        path=[os.path.join(files.images, name) if present is None else present.path(name) for name in names],
         width=sizes[kept, 0],
         height=sizes[kept, 1],
         pair_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),

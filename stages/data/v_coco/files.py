@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hoi_distill.stages.data.coco import COCO_CATEGORY_IDS, OBJECT_INDEX
+from hoi_distill.stages.data.elsewhere import Elsewhere, ImagesElsewhere
 from hoi_distill.stages.data.reading.json_columns import integers, number_rows, read_json
 from hoi_distill.storage.errors import UserError, did_you_mean
 
@@ -61,9 +62,12 @@ def split_images(files: list[Path], wanted: np.ndarray, reject: Reject) -> np.nd
     return np.intersect1d(listed, wanted)
 
 
-def image_paths(roots: list[Path], names: list[str]) -> list[str]:
+def image_paths(roots: list[Path], names: list[str], elsewhere: ImagesElsewhere | None = None) -> list[str]:
     """Paths of COCO images (``COCO_train2014_....jpg`` in ``train2014``), under the first root that has the folder. A name
-    may bring that folder along, or be absolute."""
+    may bring that folder along, or be absolute. Where they lie elsewhere, their uris there."""
+    if elsewhere is not None:
+        folders = {part: Elsewhere(elsewhere, part) for part in set(map(_part, names))}
+        return [folders[_part(name)].path(str(_without_part(name))) for name in names]
     paths = {}
     for part in sorted({_part(name) for name in names}):
         places = [root / folder / part for root in roots for folder in _IMAGES]

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from hoi_distill.stages.data.annotations import Annotations
+from hoi_distill.stages.data.elsewhere import ImagesElsewhere
 from hoi_distill.stages.data.image import header_size
 from hoi_distill.stages.data.reading.rejects import Rejects
 from hoi_distill.stages.data.v_coco.files import (
@@ -120,7 +121,7 @@ def load_v_coco(
     *,
     limit: int | None = None,
     lenient: bool = False,
-    images: bool = True,
+    images: bool | ImagesElsewhere = True,
     combinations: str | Path = "trainval",
 ) -> Annotations:
     """Read one split of a folder with V-COCO, or of one of its annotation files.
@@ -137,7 +138,7 @@ def load_v_coco(
             folder has val's files and not test's.
         limit: Read only the first so many images.
         lenient: Drop bad entries, count them and warn, instead of refusing them.
-        images: Whether the image files must be there.
+        images: Whether the image files must be there; or where they are, if not beside the annotations.
         combinations: See :func:`v_coco_vocabulary`.
 
     Raises:
@@ -152,10 +153,13 @@ def load_v_coco(
         if pair_files
         else _official_pairs(*_official(roots, split, reject), reject)
     )
-    paths = image_paths(roots, table.name)
+    elsewhere = images if isinstance(images, ImagesElsewhere) else None
+    paths = image_paths(roots, table.name, elsewhere)
     kept = np.arange(len(paths))[:limit]
     if images:
-        there = np.array([Path(paths[i]).is_file() for i in kept], bool)
+        there = np.array(
+            [Path(paths[i]).is_file() if elsewhere is None else elsewhere.holds(paths[i]) for i in kept], bool
+        )
         for i in kept[~there]:
             reject(f"no image {paths[i]}; COCO's train2014 and val2014 belong there")
         kept = kept[there]
@@ -179,7 +183,7 @@ def load_v_coco(
         frame="stored",
         rejected=tuple(reject.messages),
     ).take(kept)
-    if images and pair_files:
+    if images is True and pair_files:
         sizes = np.array([header_size(path, "stored") for path in annotations.path], np.int32).reshape(-1, 2)
         return replace(annotations, width=sizes[:, 0], height=sizes[:, 1])
     return annotations

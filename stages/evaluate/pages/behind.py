@@ -232,7 +232,7 @@ def _fit(figures: Sequence[Behind], images: Annotations) -> tuple[dict[int, Stor
                 continue
             tile = figure.tiles[place]
             if tile.image not in tried:
-                tried[tile.image] = small = _small(Path(images.path[tile.image]), images.frame)
+                tried[tile.image] = small = _small(images.path[tile.image], images.frame)
                 room -= 0 if small is None else len(small.jpeg)
             if tried[tile.image] is not None:
                 shown[figure.anchor].append(tile)
@@ -240,9 +240,9 @@ def _fit(figures: Sequence[Behind], images: Annotations) -> tuple[dict[int, Stor
     return {number: small for number, small in tried.items() if small is not None}, shown
 
 
-def _small(path: Path, frame: Frame) -> Stored | None:
+def _small(uri: str, frame: Frame) -> Stored | None:
     try:
-        image = read_image(path, frame)
+        image = read_image(uri, frame)
     except (OSError, InputFailure):
         return None
     width, height = image.size

@@ -40,7 +40,7 @@ class GalleryItem:
 
     Attributes:
         title: its name.
-        image: a file, a ``uint8 [H, W, 3]`` array or a PIL image, at the size to which the boxes refer.
+        image: a file or any other uri, a ``uint8 [H, W, 3]`` array or a PIL image, at the size to which the boxes refer.
         kind: why it was chosen, such as "best".
         note: a line about it.
         predictions: pairs, best first.
@@ -54,7 +54,7 @@ class GalleryItem:
     """
 
     title: str
-    image: Path | np.ndarray | Image.Image
+    image: str | Path | np.ndarray | Image.Image
     kind: str = ""
     note: str = ""
     predictions: Sequence[Pair] = ()
@@ -138,7 +138,7 @@ def choose_images(
 def gallery_items(
     split: EvaluatedSplit,
     chosen: Sequence[Chosen],
-    image: Callable[[int], Path | np.ndarray | Image.Image],
+    image: Callable[[int], str | Path | np.ndarray | Image.Image],
     *,
     captions: Mapping[int, Sequence[tuple[str, str]]],
     matches: Mapping[int, Sequence[Match]],

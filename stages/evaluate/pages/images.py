@@ -58,8 +58,8 @@ class NumberedPair:
     pair: Pair
 
 
-def load_image(source: Path | np.ndarray | Image.Image, frame: Frame = "upright") -> Image.Image:
-    """An RGB image from a file, in the frame of its dataset's boxes, a ``uint8 [H, W, 3]`` array or a PIL image."""
+def load_image(source: str | Path | np.ndarray | Image.Image, frame: Frame = "upright") -> Image.Image:
+    """An RGB image of a file or another uri, in the frame of its dataset's boxes, of a ``uint8 [H, W, 3]`` array or PIL's."""
     if isinstance(source, np.ndarray):
         return Image.fromarray(source).convert("RGB")
     if isinstance(source, Image.Image):

@@ -26,6 +26,10 @@ MapReader = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, Tensor]]
 of the rows that could be read, and their maps."""
 
 
+STEPS_AHEAD = 16
+"""Steps whose shards come from an object store ahead of their turn."""
+
+
 @dataclass
 class PairBatch:
     """One step's B images.
@@ -80,14 +84,15 @@ class Pools(NamedTuple):
         return cls(np.flatnonzero(usable & labelled), others)
 
 
-def take(pool: np.ndarray, step: int, size: int, seed: int) -> np.ndarray:
-    """``size`` members of ``pool`` for a step. The pool is gone through in epochs, each in its own order; a batch may
-    reach over the end of one into the next, so that every epoch is exact. int64 ``[size]``, empty for an empty pool."""
+def take(pool: np.ndarray, step: int, size: int, seed: int, window: int = 0) -> np.ndarray:
+    """``size`` members of ``pool`` for a step. The pool is gone through in epochs, each in its own order
+    (:func:`hoi_distill.storage.sampling.epoch_order`); a batch may reach over the end of one into the next, so that every epoch
+    is exact. int64 ``[size]``, empty for an empty pool."""
     if len(pool) == 0 or size == 0:
         return np.empty(0, np.int64)
     position = np.arange(step * size, (step + 1) * size)
     epochs = position // len(pool)
-    orders = {epoch: epoch_order(seed, int(epoch), len(pool)) for epoch in np.unique(epochs)}
+    orders = {epoch: epoch_order(seed, int(epoch), len(pool), window=window) for epoch in np.unique(epochs)}
     return np.array([pool[orders[epoch][at]] for epoch, at in zip(epochs, position % len(pool), strict=True)], np.int64)
 
 
@@ -123,8 +128,9 @@ class ImageBatches(BatchSource[BatchT_co]):
     def rows(self, step: int) -> np.ndarray:
         """int64 ``[B]``: labelled images, then unlabelled ones."""
         config, (rank, world) = self.config, self.share
-        labelled = take(self.pools.labelled, step, config.labelled_per_step, 2 * config.seed)
-        others = take(self.pools.others, step, config.unlabelled_per_step, 2 * config.seed + 1)
+        window = config.shuffle_window
+        labelled = take(self.pools.labelled, step, config.labelled_per_step, 2 * config.seed, window)
+        others = take(self.pools.others, step, config.unlabelled_per_step, 2 * config.seed + 1, window)
         return np.concatenate((labelled[rank::world], others[rank::world]))
 
     @override
@@ -176,6 +182,7 @@ class PairBatches(ImageBatches[PairBatch]):
         if tables:
             assert source is not None
             self.samples = {view: source.open(dict.fromkeys(tables, (view,))) for view in config.views}
+        self._streams = [*self.samples.values(), *(maps.views.values() if isinstance(maps, TableMaps) else ())]
 
     def channels(self) -> int:
         """C of the feature maps."""
@@ -186,9 +193,19 @@ class PairBatches(ImageBatches[PairBatch]):
         """A row's instances, pairs and annotations. ``draw`` gives the random numbers of the step."""
         return self.images[row]
 
+    def fetch_ahead(self, step: int) -> None:
+        """Let the shards that later steps need come from an object store while this one is read."""
+        streams = [samples for samples in self._streams if samples.fetches]
+        if streams:
+            last = min(step + 1 + STEPS_AHEAD, len(self))
+            rows = np.concatenate([self.rows(later) for later in range(step + 1, last)] or [np.empty(0, np.int64)])
+            for samples in streams:
+                samples.fetch_ahead(rows.tolist())
+
     @override
     def __getitem__(self, step: int) -> PairBatch:
         rows = self.rows(step)
+        self.fetch_ahead(step)
         views, draw = self.drawn(step, len(rows))
         cells: list[dict[str, Any]] = [dict.fromkeys(self.tables) for _ in rows]
         if self.samples:

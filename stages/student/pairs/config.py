@@ -47,6 +47,9 @@ class PairsConfig(TrainingOptions):
     warmup_steps: CountOrNone = 25
     clip_norm: Positive = 1.0
     precision: Precision = field(default="no", metadata=LATER)
+    shuffle_window: CountOrNone = field(default=0, metadata=LATER)
+    """For a cache in an object store that does not fit on this machine's disk. An epoch's order is drawn within a window of so
+    many images, which moves over blocks of 1/16 of it, so that each shard is fetched about once an epoch. 0: from all images."""
     seed: CountOrNone = 0
 
     # bookkeeping

@@ -168,9 +168,9 @@ image.write_bytes(b"x")
 time.sleep(0.03)
 memory.digests([image])
 subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
-real, file_digests._hash = file_digests._hash, None
+real, file_digests.hashed = file_digests.hashed, None
 assert memory.digests([image])[0].tobytes() == digest_bytes(b"x")  # not read again
-file_digests._hash = real
+file_digests.hashed = real
 assert memory.derived(image, "tensors", lambda: "a") == "a"
 assert memory.digests([__file__ if "__file__" in globals() else sys.executable])[0].tobytes() != bytes(16)
 """
