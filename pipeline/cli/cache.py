@@ -90,7 +90,7 @@ def run(
     """Fill the cache: compute every wanted cell that is empty, and nothing else."""
     from hoi_distill.pipeline.cli.show import nothing_to_do, plan_table, run_summary
     from hoi_distill.pipeline.filling.garbage import register
-    from hoi_distill.pipeline.filling.run import choose_executor, fill
+    from hoi_distill.pipeline.filling.run import RunSummary, choose_executor, fill, rehearse_stages
     from hoi_distill.pipeline.training.binding import plan_all
     from hoi_distill.pipeline.training.checks import rehearse_student
     from hoi_distill.pipeline.workspace import prepare
@@ -103,13 +103,21 @@ def run(
     if all(table_plan.complete() for table_plan in plans.values()):
         print(nothing_to_do(plans, workspace.config.cache))
         return
+    rehearse_stages(workspace, plans)
     workspace.cache.require_writable()
     rehearse_student(workspace)
+    summary = RunSummary()
     chosen = workspace.config.workers
     with stop_on_interrupt(until.seconds_left()) as stop, \
             choose_executor(executor or chosen.executor, chosen.device, workers or chosen.count, **chosen.limits()) \
             as execute:  # fmt: skip
-        summary = fill(workspace, execute, stop, functools.partial(register, workspace) if limit is None else None)
+        note = functools.partial(register, workspace) if limit is None else None
+        try:
+            fill(workspace, execute, stop, note, summary)
+        except Exception:
+            if any(summary.cells.values()):
+                run_summary(summary)
+            raise
     run_summary(summary)
     if summary.interrupted:
         raise typer.Exit(130)
