@@ -156,6 +156,9 @@ class Stage(ABC):
     decodes: ClassVar[bool] = True
     """Whether ``compute`` looks at the images. False for a stage that reads only its input tables."""
 
+    is_served: ClassVar[bool] = False
+    """Whether ``compute`` asks a server, which counts requests and may cost money."""
+
     columns: tuple[str, ...]
     """The questions put to the teacher. One column named ``value`` where there is nothing to ask."""
     output: ArrowOutput | TensorOutput

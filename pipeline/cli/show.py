@@ -9,7 +9,7 @@ from hoi_distill.pipeline.filling.run import RunSummary
 from hoi_distill.pipeline.graph.nodes import levels, passes
 from hoi_distill.pipeline.inputs import Source
 from hoi_distill.pipeline.planning.plan import TablePlan
-from hoi_distill.stages.quantities import duration, size
+from hoi_distill.stages.quantities import counted, duration, size
 from hoi_distill.storage.files.address import Place
 
 
@@ -69,10 +69,3 @@ def run_summary(summary: RunSummary) -> None:
         print(f"    {uri}: changed or gone since planning; its cells stay empty: run again")
     if summary.interrupted:
         print("Interrupted. What was committed is kept; the same command goes on from here.")
-
-
-def counted(counts: Mapping[str, float]) -> str:
-    """What a stage counted: "1,204 requests, 13 retries, 988,000 prompt tokens, price 0.164"."""
-    return ", ".join(
-        f"{name} {number:.3g}" if name == "price" else f"{number:,.0f} {name}" for name, number in counts.items()
-    )

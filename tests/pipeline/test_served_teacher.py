@@ -78,6 +78,24 @@ def test_failures_are_cells_with_reasons_and_the_summary_counts_requests_and_pri
 
 
 @pytest.mark.slow
+def test_a_trial_says_what_the_cells_to_come_cost_and_stores_nothing(tmp_path):
+    with ChatServer(echo) as server:
+        world = World(tmp_path, server, prompt_price=1000.0)
+        said = world.command("plan", "--trial", "3").stdout
+        trial = json.loads(world.command("plan", "--trial", "2", "--json").stdout)["tables"][0]["trial"]
+        assert world.counts()["empty"] == 16
+        assert not (tmp_path / "cache" / "tables").exists() or not list(
+            (tmp_path / "cache" / "tables").rglob("*.commit")
+        )
+    assert (
+        "captions: a trial of 3 cells took 3 requests, 300 prompt tokens, 30 completion tokens, price 0.3; 16 cells to come "
+        "take about 16 requests, 1,600 prompt tokens, 160 completion tokens, price 1.6" in said
+    )
+    assert trial["expected"]["price"] == pytest.approx(1.6)
+    assert len(server.bodies) == 5
+
+
+@pytest.mark.slow
 def test_a_spent_budget_ends_the_run_with_one_line_and_the_next_run_pays_for_the_rest(tmp_path):
     with ChatServer(echo) as server:
         world = World(tmp_path, server, in_flight=1, prompt_price=10.0, budget=0.0055)

@@ -50,6 +50,8 @@ Answer = TypeVar("Answer")
 class Served(AsksAboutSeen):
     """Asks a server. A subclass says what one request is, and what a cell is made of."""
 
+    is_served = True
+
     class Config(AsksAboutSeen.Config):
         base_url: Annotated[str, AfterValidator(_address)]
         """Address of an OpenAI-compatible server, with its ``/v1``. Not in the fingerprint."""
