@@ -5,6 +5,7 @@ python docs/teachers_table.py
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,14 +20,20 @@ def tables() -> dict[str, str]:
     rows: dict[str, list[tuple[str, ...]]] = {"teachers": [], "detectors": []}
     for entry in catalogue():
         takes = ", ".join(f"`{name}`" for name in entry["architectures"] if not name.startswith("Pico"))
-        needs = (
-            " Needs detectron2, `hoi-distill detectors detectron2` says how to install it." if entry["needs"] else ""
-        )
-        said = entry["says"].replace("|", "\\|")
-        row = (f"`{entry['stage']}`", f"`{entry['table']}`", said + needs, takes or "no checkpoint")
+        said = entry["says"].replace("|", "\\|") + _needs(entry["stage"], entry["needs"])
+        row = (f"`{entry['stage']}`", f"`{entry['table']}`", said, takes or "no checkpoint")
         rows["detectors" if entry["table"] == "detections" else "teachers"].append(row)
     head = ("`stage:`", "kind of table", "a cell", "model classes (`architectures` in `config.json`)")
     return {name: _table(head, lines) for name, lines in rows.items()}
+
+
+def _needs(stage: str, install: str | None) -> str:
+    """What a stage needs beside the project: one of its extras, or a package that is no dependency."""
+    if install is None:
+        return ""
+    if extra := re.search(r"hoi-distill\[(\w+)\]", install):
+        return f" Needs the extra `{extra[1]}`."
+    return f" Needs {stage}, `hoi-distill detectors {stage}` says how to install it."
 
 
 def filled(page: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 def pace(per_second: float, unit: str) -> str:
     """``577/s``, ``3.4/s``; below one, the time of a unit: ``2.5 s/cell``, ``3 min 20 s/cell``."""
@@ -28,3 +30,10 @@ def size(number: float) -> str:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1000
     return f"{number:.1f} TB"
+
+
+def counted(counts: Mapping[str, float]) -> str:
+    """What a stage counted: "1,204 requests, 13 retries, 988,000 prompt tokens, price 0.164"."""
+    return ", ".join(
+        f"{name} {number:.3g}" if name == "price" else f"{number:,.0f} {name}" for name, number in counts.items()
+    )

@@ -72,6 +72,39 @@ class Resources:
 
 
 @dataclass
+class Turn:
+    """What a worker and a stage tell each other about one :meth:`Stage.compute`, beside rows and values.
+
+    A stage that runs a model here needs none of it. It serves stages that ask somebody else, who may fail at one question of
+    an image, costs money, and takes long.
+
+    Attributes:
+        wanted: ``bool [count, C]``: which cells of the asked columns somebody waits for. None: all. The others may be null.
+        stopped: whether the run is to stop. A stage whose batch lasts long asks now and then, and returns what it has.
+        heard: takes the number of cells that are answered so far. Who calls it does not count as hanging.
+        share: which share of what a run may do (requests a minute, a budget) this worker has: 1 / workers.
+        failures: ``{(row, column): reason}``: cells that have no answer, though their row can be processed. Rows are positions
+            in the batch. They become failure cells; that is no fault of the input (:class:`InputFailure`).
+        unasked: ``(row, column)`` of wanted cells that were not computed. They stay empty.
+        counts: what a run adds up, by name: requests, tokens, a price.
+        recorded: what the commit record keeps beside :meth:`Stage.provenance`: how a server calls its model.
+        waited: seconds in which ``compute`` only waited for somebody else's answer.
+        end: why no further cell can be computed. What is computed is committed, then the run stops with this line.
+    """
+
+    wanted: np.ndarray | None = None
+    stopped: Callable[[], bool] = bool
+    heard: Callable[[int], None] = lambda _: None
+    share: float = 1.0
+    failures: dict[tuple[int, str], str] = field(default_factory=dict)
+    unasked: set[tuple[int, str]] = field(default_factory=set)
+    counts: dict[str, float] = field(default_factory=dict)
+    recorded: dict[str, Any] = field(default_factory=dict)
+    waited: float = 0.0
+    end: str = ""
+
+
+@dataclass
 class Batch:
     """The rows of one forward pass.
 
@@ -85,6 +118,7 @@ class Batch:
             Empty where it was asked of no image.
         texts: the texts where ``source == "texts"``, else empty.
         memo: what the stages of one pass share, see :meth:`once`.
+        turn: of the stage that computes this batch now.
     """
 
     row_ids: np.ndarray
@@ -94,6 +128,7 @@ class Batch:
     ahead: Sequence[Any] = ()
     texts: Sequence[str] = ()
     memo: dict[Any, Any] = field(default_factory=dict)
+    turn: Turn = field(default_factory=Turn)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """``make()`` the first time ``key`` is asked for in this batch, the same object from then on (one vision pass)."""
@@ -120,6 +155,9 @@ class Stage(ABC):
     source: ClassVar[Literal["images", "texts"]] = "images"
     decodes: ClassVar[bool] = True
     """Whether ``compute`` looks at the images. False for a stage that reads only its input tables."""
+
+    is_served: ClassVar[bool] = False
+    """Whether ``compute`` asks a server, which counts requests and may cost money."""
 
     columns: tuple[str, ...]
     """The questions put to the teacher. One column named ``value`` where there is nothing to ask."""
@@ -184,6 +222,15 @@ class Stage(ABC):
             ``bool [B, C]``; None means every column of every row.
         """
         return None
+
+    def rehearse(self) -> None:  # noqa: B027 - most stages have nothing to look for
+        """Look for what a run would stop at later, before anything is computed: a package or a variable that is missing.
+
+        It is called where the command runs, on the stage before it is opened, if its table has an empty cell.
+
+        Raises:
+            UserError: it is missing.
+        """
 
     @abstractmethod
     def open(self, device: str, shared: dict[Any, Any]) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from hoi_distill.stages.stage import ArrowOutput, Values
+from hoi_distill.stages.stage import ArrowOutput, Turn, Values
 from hoi_distill.storage.cell_block import CellBlock
 from hoi_distill.workers.host_copies import begin_copy
 from hoi_distill.workers.task import TableTask
 
 NOTHING: tuple[np.ndarray, dict[str, tuple[Values, Any]]] = (np.zeros(0, np.int64), {})
 """What is on its way where nothing is: rows, and of each column what :func:`begin_copy` gave."""
+
+
+def one_line(reason: str) -> str:
+    """A reason as it is recorded."""
+    return " ".join(reason.split()) or "failed without a reason"
 
 
 class PartialTable:
@@ -28,6 +33,9 @@ class PartialTable:
         saved: ``bool [R, C]``, those of them that are committed already.
         failures: ``{(row, column): reason}``.
         failed_here: rows that failed by themselves, not because something upstream had.
+        unanswered: failure cells whose row can be processed: a server's answer was cut, say. They count against no input.
+        counts: what the stage has counted, by name (:class:`hoi_distill.stages.stage.Turn`).
+        recorded: what it had to record.
         seconds: spent in the stage's ``compute``. Work that tables of a pass share is counted where it was done.
     """
 
@@ -43,6 +51,9 @@ class PartialTable:
         self.saved = np.zeros_like(self.needed)
         self.failures = dict(inherited)
         self.failed_here: set[int] = set()
+        self.unanswered: set[tuple[int, int]] = set()
+        self.counts: dict[str, float] = {}
+        self.recorded: dict[str, Any] = {}
         self.seconds = 0.0
         for cell in inherited:
             self.needed[cell] = False
@@ -67,6 +78,12 @@ class PartialTable:
         """The columns that one of these rows needs."""
         return [self.task.cells.columns[index] for index in np.flatnonzero(self.needed[rows].any(axis=0))]
 
+    def wanted(self, rows: np.ndarray, columns: Sequence[str]) -> np.ndarray:
+        """``bool [b, c]``: which cells of these rows and columns are needed."""
+        place = {column: index for index, column in enumerate(self.task.cells.columns)}
+        mask: np.ndarray = self.needed[rows][:, [place[column] for column in columns]]
+        return mask
+
     def put(self, rows: np.ndarray, answers: Mapping[str, Values]) -> None:
         """Keep what a batch answers. The needed cells of its rows become valid once all columns are kept: at once, or for
         tensors on a GPU at the next ``put`` or :meth:`settle`, so that they are copied while the next batch is computed.
@@ -81,6 +98,26 @@ class PartialTable:
         if all(copied is None for _, copied in copies.values()):
             self.settle()
 
+    def take_turn(self, rows: np.ndarray, turn: Turn) -> None:
+        """Note what the stage told of a batch beside its values. Call it before :meth:`put`.
+
+        Args:
+            rows: ``int [b]``, the batch's real rows.
+            turn: of the batch.
+        """
+        place = {column: index for index, column in enumerate(self.task.cells.columns)}
+        for position, column in turn.unasked:
+            self.needed[rows[position], place[column]] = False
+        for (position, column), reason in turn.failures.items():
+            cell = int(rows[position]), place[column]
+            if self.needed[cell]:
+                self.needed[cell] = False
+                self.failures[cell] = one_line(reason)
+                self.unanswered.add(cell)
+        for name, number in turn.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + number
+        self.recorded |= turn.recorded
+
     def settle(self) -> None:
         """Wait for the values of the last ``put``, and keep them."""
         (rows, copies), self._arriving = self._arriving, NOTHING
@@ -92,9 +129,8 @@ class PartialTable:
 
     def fail(self, row: int, reason: str) -> None:
         """Make the row's needed cells failures."""
-        line = " ".join(reason.split()) or "failed without a reason"
         for column in np.flatnonzero(self.needed[row]).tolist():
-            self.failures[row, column] = line
+            self.failures[row, column] = one_line(reason)
             self.failed_here.add(row)
 
     def so_far(self) -> PartialTable:

@@ -210,6 +210,8 @@ class TaskReport:
             counted again.
         seconds: wall time from the first byte read to the last commit.
         bytes: payload bytes written.
+        counts: what stages have counted (requests, tokens, a price), by table name.
+        ended: why a stage computes no further cell; it ends the run. "" while it does.
     """
 
     task_id: str
@@ -221,6 +223,8 @@ class TaskReport:
     bad: np.ndarray
     seconds: float
     bytes: int
+    counts: dict[str, dict[str, float]] = field(default_factory=dict)
+    ended: str = ""
 
 
 class FailureLimit:
@@ -240,7 +244,9 @@ class FailureLimit:
         self.example = ""
 
     def add(self, report: TaskReport) -> UserError | None:
-        """Count one report; the error that stops the run, if this was too much."""
+        """Count one report; the error that stops the run, if this was too much or a stage ends it."""
+        if report.ended:
+            return UserError(report.ended)
         lines = report.reasons or tuple(f"{uri}: changed or gone since planning" for uri in report.changed)
         self.example = self.example or next(iter(lines), "")
         self.tried += len(report.bad)

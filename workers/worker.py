@@ -13,15 +13,15 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from hoi_distill.stages.stage import Batch, Stage
+from hoi_distill.stages.stage import Batch, Stage, Turn
 from hoi_distill.storage.digests import canonical_json
 from hoi_distill.storage.errors import InputFailure
 from hoi_distill.workers.loading import Changed, Loaded, batch_of, batches_of, is_read, load_row, padded, prefetch
@@ -49,6 +49,7 @@ class Worker:
         stop: once set, tasks that have not begun to compute return None; the one that computes ends with the table of
             the batch that it is at, and its computed cells are committed.
         pulse: told of every step.
+        workers: how many there are. They share what a run may do in all.
     """
 
     def __init__(
@@ -57,10 +58,12 @@ class Worker:
         readers: int = 4,
         stop: threading.Event | None = None,
         pulse: Pulse | None = None,
+        workers: int = 1,
     ) -> None:
         self.device = device
         self.stop = stop or threading.Event()
         self.pulse = pulse or Pulse()
+        self._share = 1 / workers
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="read")
         self._compute_turn = threading.Lock()
         self._storage_turn = threading.Lock()
@@ -123,10 +126,11 @@ class Worker:
             started = time.perf_counter()
             with self._may_be_saved(result):
                 self.pulse.step(task.task_id, LOADING, len(batches))
-                works = list(map(_TableWork, self._open(task, keys), result.tables, upstream))
+                turns = [self._turn(result, table) for table in result.tables]
+                works = list(map(_TableWork, self._open(task, keys), result.tables, upstream, turns))
                 self.pulse.step(task.task_id, COMPUTING)
                 for rows in batches:
-                    if self.stop.is_set():
+                    if self.stop.is_set() or result.ended:
                         break
                     sound, loaded = result.sort_out(rows, islice(load, len(rows)))
                     if len(sound):
@@ -198,6 +202,8 @@ class Worker:
                 "device": self.device,
                 "seconds": round(table.seconds, 3),
                 **table.task.stage.provenance(),
+                **table.recorded,
+                **({"counts": table.counts} if table.counts else {}),
             }
             with self._storage_turn:
                 target = table.task.target
@@ -215,8 +221,18 @@ class Worker:
         for work in works:
             if self.stop.is_set():
                 break
-            _fill(result.task, work, batch, rows, loaded)
+            result.ended = _fill(result.task, work, batch, rows, loaded) or result.ended
             self.pulse.batch(result.task.task_id, _done(result.tables), whole=False)
+
+    def _turn(self, result: TaskResult, table: PartialTable) -> Callable[[], Turn]:
+        """Makes the turns of a table's stage: it hears of a stop, and what it says is passed on as a step."""
+
+        def heard(cells: int) -> None:
+            done = _done(result.tables)
+            done[table.task.name] += cells
+            self.pulse.batch(result.task.task_id, done, whole=False)
+
+        return lambda: Turn(stopped=self.stop.is_set, heard=heard, share=self._share)
 
     def _open(self, task: Task, keys: Sequence[tuple[Any, ...]]) -> list[Stage]:
         """The task's stages, opened. A worker holds one pass's models at a time: a task of another pass evicts them.
@@ -253,6 +269,7 @@ class TaskResult:
         tried: ``int [r]``, the rows that were worked on, ascending.
         changed: rows whose bytes are no longer those that were planned, or that have gone.
         seconds: spent on computing.
+        ended: why a stage computes no further cell (:class:`hoi_distill.stages.stage.Turn`); "" while it does.
     """
 
     task: Task
@@ -260,6 +277,7 @@ class TaskResult:
     tried: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     changed: list[int] = field(default_factory=list)
     seconds: float = 0.0
+    ended: str = ""
 
     def sort_out(
         self, rows: np.ndarray, loaded: Iterable[Loaded | Changed | InputFailure]
@@ -294,8 +312,9 @@ class TaskResult:
         reasons: dict[int, str] = {}
         for table in self.tables:
             bad[sorted(table.failed_here)] = True
-            for (row, _), reason in table.failures.items():
-                if row in table.failed_here:
+            for cell, reason in table.failures.items():
+                row = cell[0]
+                if row in table.failed_here or cell in table.unanswered:
                     reasons.setdefault(row, f"{_shown(uris[row])}: {reason}")
         return TaskReport(
             task_id=self.task.task_id,
@@ -307,36 +326,9 @@ class TaskResult:
             bad=bad[self.tried],
             seconds=self.seconds,
             bytes=payload_bytes,
+            counts={table.task.name: table.counts for table in self.tables if table.counts},
+            ended=self.ended,
         )
-
-
-def compute_cells(stage: Stage, table: PartialTable, upstream: UpstreamCells, batch: Batch, rows: np.ndarray) -> None:
-    """Compute the columns that a row of the batch needs, and keep them.
-
-    Args:
-        stage: opened.
-        table: takes the cells.
-        upstream: what they are computed from.
-        batch: padded.
-        rows: the batch's real rows.
-
-    Raises:
-        InputFailure: a row cannot be processed.
-    """
-    columns = table.lacking(rows)
-    if not columns:
-        return
-    began = time.perf_counter()
-    answers = stage.compute(batch, columns, upstream.take(rows, padded(rows, len(batch.row_ids))))
-    for column in columns:
-        if column not in answers:
-            raise RuntimeError(f"{table.task.name}, column {column!r}: compute returned only {', '.join(answers)}")
-        if len(answers[column]) != len(batch.row_ids):
-            raise RuntimeError(
-                f"{table.task.name}, column {column!r}: {len(answers[column])} values for {len(batch.row_ids)} rows"
-            )
-    table.put(rows, {column: answers[column] for column in columns})
-    table.seconds += time.perf_counter() - began
 
 
 class _TableWork(NamedTuple):
@@ -345,19 +337,61 @@ class _TableWork(NamedTuple):
     stage: Stage
     table: PartialTable
     upstream: UpstreamCells
+    turn: Callable[[], Turn]
 
 
-def _fill(task: Task, work: _TableWork, batch: Batch, rows: np.ndarray, loaded: list[Loaded]) -> None:
-    """Compute a batch. Where a row cannot be processed, halve it until that row is found and fails."""
+def _compute_cells(work: _TableWork, batch: Batch, rows: np.ndarray) -> str:
+    """Compute the columns that a row of the batch needs, and keep them.
+
+    Args:
+        work: of the table.
+        batch: padded.
+        rows: the batch's real rows.
+
+    Returns:
+        Why the stage computes no further cell, or "".
+
+    Raises:
+        InputFailure: a row cannot be processed.
+    """
+    stage, table = work.stage, work.table
+    columns = table.lacking(rows)
+    if not columns:
+        return ""
+    began = time.perf_counter()
+    turn = replace(work.turn(), wanted=table.wanted(rows, columns))
+    answers = stage.compute(
+        replace(batch, turn=turn), columns, work.upstream.take(rows, padded(rows, len(batch.row_ids)))
+    )
+    for column in columns:
+        if column not in answers:
+            raise RuntimeError(f"{table.task.name}, column {column!r}: compute returned only {', '.join(answers)}")
+        if len(answers[column]) != len(batch.row_ids):
+            raise RuntimeError(
+                f"{table.task.name}, column {column!r}: {len(answers[column])} values for {len(batch.row_ids)} rows"
+            )
+    table.take_turn(rows, turn)
+    table.put(rows, {column: answers[column] for column in columns})
+    table.seconds += time.perf_counter() - began
+    return turn.end
+
+
+def _fill(task: Task, work: _TableWork, batch: Batch, rows: np.ndarray, loaded: list[Loaded]) -> str:
+    """Compute a batch. Where a row cannot be processed, halve it until that row is found and fails.
+
+    Returns:
+        Why the stage computes no further cell, or "".
+    """
     try:
-        compute_cells(*work, batch, rows)
+        return _compute_cells(work, batch, rows)
     except InputFailure as failure:
         if len(rows) == 1:
             work.table.fail(int(rows[0]), str(failure))
-            return
-        middle = len(rows) // 2
+            return ""
+        middle, ended = len(rows) // 2, ""
         for half in (slice(0, middle), slice(middle, None)):
-            _fill(task, work, batch_of(task, rows[half], loaded[half]), rows[half], loaded[half])
+            ended = _fill(task, work, batch_of(task, rows[half], loaded[half]), rows[half], loaded[half]) or ended
+        return ended
 
 
 def _pass_keys(task: Task) -> list[tuple[Any, ...]]:

@@ -23,11 +23,20 @@ if TYPE_CHECKING:
 
 @in_every_folder("config", names_of_configuration)
 def plan(
-    config: ConfigFile, overrides: Overrides = None, limit: Limit = None, rehash: Rehash = False, as_json: Json = False
+    config: ConfigFile,
+    overrides: Overrides = None,
+    limit: Limit = None,
+    rehash: Rehash = False,
+    trial: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ask for so many cells of each table behind a server: tokens and price of the rest."),
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Show, table by table, which cells are wanted, filled, empty or failed, why, and what they will cost.
 
-    Computes nothing. Of a pico world that is not there, the images are drawn first, and a line says so.
+    Computes nothing; a trial asks a server, which may cost money, and stores nothing. Of a pico world that is not there, the
+    images are drawn first, and a line says so.
     """
     from hoi_distill.pipeline.cli.show import plan_table, shared_rows
     from hoi_distill.pipeline.training.binding import plan_all
@@ -37,15 +46,20 @@ def plan(
     workspace = prepare(config, overrides or (), limit=limit, rehash=rehash)
     check_student(workspace)
     plans = plan_all(workspace)
+    trials = {}
+    if trial is not None:
+        from hoi_distill.pipeline.filling.trial import try_served
+
+        trials = try_served(workspace, plans, trial)
     if as_json:
-        print(
-            json.dumps(
-                {"config": str(config), "tables": [table_plan.as_json() for table_plan in plans.values()]}, indent=1
-            )
-        )
+        tried = {name: {"trial": each.as_json()} for name, each in trials.items()}
+        tables = [table_plan.as_json() | tried.get(name, {}) for name, table_plan in plans.items()]
+        print(json.dumps({"config": str(config), "tables": tables}, indent=1))
     else:
         plan_table(plans)
         shared_rows(workspace.images)
+        for each in trials.values():
+            print(each.line())
 
 
 def shown_plans(workspace: Workspace, *, whole: bool, retry_failed: bool = False) -> Mapping[str, TablePlan]:
@@ -90,7 +104,7 @@ def run(
     """Fill the cache: compute every wanted cell that is empty, and nothing else."""
     from hoi_distill.pipeline.cli.show import nothing_to_do, plan_table, run_summary
     from hoi_distill.pipeline.filling.garbage import register
-    from hoi_distill.pipeline.filling.run import choose_executor, fill
+    from hoi_distill.pipeline.filling.run import RunSummary, choose_executor, fill, rehearse_stages
     from hoi_distill.pipeline.training.binding import plan_all
     from hoi_distill.pipeline.training.checks import rehearse_student
     from hoi_distill.pipeline.workspace import prepare
@@ -103,13 +117,21 @@ def run(
     if all(table_plan.complete() for table_plan in plans.values()):
         print(nothing_to_do(plans, workspace.config.cache))
         return
+    rehearse_stages(workspace, plans)
     workspace.cache.require_writable()
     rehearse_student(workspace)
+    summary = RunSummary()
     chosen = workspace.config.workers
     with stop_on_interrupt(until.seconds_left()) as stop, \
             choose_executor(executor or chosen.executor, chosen.device, workers or chosen.count, **chosen.limits()) \
             as execute:  # fmt: skip
-        summary = fill(workspace, execute, stop, functools.partial(register, workspace) if limit is None else None)
+        note = functools.partial(register, workspace) if limit is None else None
+        try:
+            fill(workspace, execute, stop, note, summary)
+        except Exception:
+            if any(summary.cells.values()):
+                run_summary(summary)
+            raise
     run_summary(summary)
     if summary.interrupted:
         raise typer.Exit(130)

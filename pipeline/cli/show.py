@@ -9,7 +9,7 @@ from hoi_distill.pipeline.filling.run import RunSummary
 from hoi_distill.pipeline.graph.nodes import levels, passes
 from hoi_distill.pipeline.inputs import Source
 from hoi_distill.pipeline.planning.plan import TablePlan
-from hoi_distill.stages.quantities import duration, size
+from hoi_distill.stages.quantities import counted, duration, size
 from hoi_distill.storage.files.address import Place
 
 
@@ -57,6 +57,8 @@ def run_summary(summary: RunSummary) -> None:
     """What was computed and what failed, with reasons."""
     done = ", ".join(f"{name} {number:,}" for name, number in summary.cells.items() if number) or "nothing"
     print(f"Computed cells: {done}.")
+    for name, counts in summary.counts.items():
+        print(f"{name}: {counted(counts)}.")
     failed = sum(summary.failures.values())
     if failed:
         by_table = ", ".join(f"{name} {number:,}" for name, number in summary.failures.items() if number)

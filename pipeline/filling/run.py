@@ -21,7 +21,7 @@ from hoi_distill.pipeline.training.checks import check_student, rehearse_student
 from hoi_distill.pipeline.training.pair_teachers import train_missing
 from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.stage import fingerprint_record
-from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.errors import UserError, placed
 from hoi_distill.storage.files.address import Place
 from hoi_distill.storage.record_index import RecordIndex
 from hoi_distill.storage.table_folder import Seen
@@ -30,10 +30,20 @@ from hoi_distill.workers.task import TableSpec, TableTask, Target, Task, TaskRep
 
 @dataclass
 class RunSummary:
-    """What a run did, by table."""
+    """What a run did, by table.
+
+    Attributes:
+        cells: values.
+        failures: recorded failures.
+        counts: what stages counted, by name: requests, tokens, a price.
+        reasons: of some failures, a line each.
+        changed: some files that changed or went.
+        interrupted: whether it was stopped.
+    """
 
     cells: dict[str, int] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, dict[str, float]] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -44,6 +54,10 @@ class RunSummary:
             self.cells[name] = self.cells.get(name, 0) + number
         for name, number in report.failures.items():
             self.failures[name] = self.failures.get(name, 0) + number
+        for name, counted in report.counts.items():
+            total = self.counts.setdefault(name, {})
+            for what, amount in counted.items():
+                total[what] = total.get(what, 0) + amount
         self.reasons += report.reasons
         self.changed += report.changed
 
@@ -56,7 +70,13 @@ Execute = Callable[..., None]
 Note = Callable[[Mapping[str, TablePlan]], None]
 
 
-def fill(workspace: Workspace, execute: Execute, stop: threading.Event, note: Note | None = None) -> RunSummary:
+def fill(
+    workspace: Workspace,
+    execute: Execute,
+    stop: threading.Event,
+    note: Note | None = None,
+    summary: RunSummary | None = None,
+) -> RunSummary:
     """Compute every wanted cell that is empty, upstream first. Cells that a killed run committed are not computed again.
 
     Args:
@@ -64,8 +84,9 @@ def fill(workspace: Workspace, execute: Execute, stop: threading.Event, note: No
         execute: runs tasks.
         stop: once set, no further task begins.
         note: is called with the plans before the work of each level, when the pair teachers above have their fingerprints.
+        summary: is counted in, for a caller that wants it also if the run ends with an error.
     """
-    summary = RunSummary()
+    summary = RunSummary() if summary is None else summary
     for level in levels(workspace.nodes):
         with working("planning"):
             plans = plan_all(workspace)
@@ -99,9 +120,11 @@ def fill_cache(workspace: Workspace) -> None:
         UserError: cells are still empty afterwards.
         KeyboardInterrupt: the run was interrupted; what it committed is kept.
     """
-    if all(table_plan.complete() for table_plan in plan_all(workspace).values()):
+    plans = plan_all(workspace)
+    if all(table_plan.complete() for table_plan in plans.values()):
         return
     check_student(workspace)
+    rehearse_stages(workspace, plans)
     workspace.cache.require_writable()
     rehearse_student(workspace)
     chosen = workspace.config.workers
@@ -114,6 +137,18 @@ def fill_cache(workspace: Workspace) -> None:
         raise UserError(
             f"{workspace.path}: tables.{empty[0]}: cells are still empty; see hoi-distill plan {workspace.path}"
         )
+
+
+def rehearse_stages(workspace: Workspace, plans: Mapping[str, TablePlan]) -> None:
+    """Find out before the work what the stages of tables with empty cells would stop at: a missing key, a missing package.
+
+    Raises:
+        UserError: with the file and the table.
+    """
+    for name, table_plan in plans.items():
+        if not table_plan.complete():
+            with placed(f"{workspace.path}: tables.{name}: "):
+                table_plan.node.stage.rehearse()
 
 
 class TaskMaker:

@@ -99,7 +99,7 @@ def _key(name: str, field: FieldInfo) -> KeyEntry:
     return {
         "name": name,
         "type": type_name(Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation),
-        "default": None if field.is_required() else field.default,
+        "default": None if field.is_required() else field.get_default(call_default_factory=True),
         "required": field.is_required(),
         "says": plain(" ".join((field.description or "").split())),
     }

@@ -464,7 +464,7 @@ def _actor_factory(size: int, targets: Sequence[Target], packed: Sequence[bytes]
     }
     threads = max(1, int(total.get("CPU", 1)) // size)
     actor_class = ray.remote(Actor).options(**options)
-    return lambda: actor_class.remote(threads, packed)
+    return lambda: actor_class.remote(threads, packed, size)
 
 
 def _quantity(amount: float) -> float:

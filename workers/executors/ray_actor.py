@@ -28,9 +28,10 @@ class Actor:
     Args:
         threads: of torch.
         packed: every target that its tasks may have, pickled, see :class:`Parcels`.
+        workers: how many there are.
     """
 
-    def __init__(self, threads: int, packed: Sequence[bytes]) -> None:
+    def __init__(self, threads: int, packed: Sequence[bytes], workers: int = 1) -> None:
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)
@@ -39,7 +40,7 @@ class Actor:
         from hoi_distill.workers.worker import SAVE_SECONDS, Worker
 
         self._save_after = SAVE_SECONDS
-        self._worker = Worker("cuda" if ray.get_gpu_ids() else "cpu", readers=max(2, threads))
+        self._worker = Worker("cuda" if ray.get_gpu_ids() else "cpu", readers=max(2, threads), workers=workers)
         self._packed = packed
         self._targets: dict[int, Target] = {}
 
