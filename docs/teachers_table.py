@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from hoi_distill.pipeline.cli.teachers import BOXES
 from hoi_distill.pipeline.graph.catalogue import catalogue
 
 PAGE = Path(__file__).parent / "teachers.md"
@@ -24,7 +25,7 @@ def tables() -> dict[str, str]:
         )
         said = entry["says"].replace("|", "\\|")
         row = (f"`{entry['stage']}`", f"`{entry['table']}`", said + needs, takes or "no checkpoint")
-        rows["detectors" if entry["table"] == "detections" else "teachers"].append(row)
+        rows["detectors" if entry["table"] in BOXES else "teachers"].append(row)
     head = ("`stage:`", "kind of table", "a cell", "model classes (`architectures` in `config.json`)")
     return {name: _table(head, lines) for name, lines in rows.items()}
 

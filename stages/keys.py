@@ -93,8 +93,9 @@ SENTENCES: dict[str, Callable[[Vocabulary], Iterable[str]]] = {
     "printed_verb_prompts": Vocabulary.printed_verb_prompts,
     "printed_object_prompts": Vocabulary.printed_object_prompts,
     "verification_questions": Vocabulary.questions,
+    "object_names": Vocabulary.object_names,
 }
-"""Words that stand for sentences of the vocabulary among a table's columns."""
+"""Words that stand for sentences or names of the vocabulary among a table's columns."""
 
 
 def _written_out(columns: Any, info: ValidationInfo) -> Any:
