@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from hoi_distill.pipeline.cli.teachers import BOXES
 from hoi_distill.pipeline.graph.catalogue import catalogue
 
 PAGE = Path(__file__).parent / "teachers.md"
@@ -22,7 +23,7 @@ def tables() -> dict[str, str]:
         takes = ", ".join(f"`{name}`" for name in entry["architectures"] if not name.startswith("Pico"))
         said = entry["says"].replace("|", "\\|") + _needs(entry["stage"], entry["needs"])
         row = (f"`{entry['stage']}`", f"`{entry['table']}`", said, takes or "no checkpoint")
-        rows["detectors" if entry["table"] == "detections" else "teachers"].append(row)
+        rows["detectors" if entry["table"] in BOXES else "teachers"].append(row)
     head = ("`stage:`", "kind of table", "a cell", "model classes (`architectures` in `config.json`)")
     return {name: _table(head, lines) for name, lines in rows.items()}
 

@@ -24,6 +24,7 @@ from hoi_distill.pipeline.config.whereabouts import home_of, names_of_checkpoint
 from hoi_distill.pipeline.filling.run import refuse_absent
 from hoi_distill.pipeline.graph.builder import build_stage
 from hoi_distill.pipeline.hoi_result import HOIResult
+from hoi_distill.stages.chained import Chained
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.data.coco import COCO_OBJECTS
 from hoi_distill.stages.data.image import decode
@@ -324,7 +325,8 @@ def other_boxes(checkpoint: Path, student: Student, detections: Path | None, det
     if detector is None:
         identity = student.identities["detections"]
         made = dict(identity["parameters"])
-        counted = "vocabulary" if identity["stage"] == "ground_truth_boxes" else made.get("categories") or "coco"
+        own = identity["stage"] in ("ground_truth_boxes", "open_vocabulary_detections")
+        counted = "vocabulary" if own else made.get("categories") or "coco"
         return "detections_file", {"path": str(detections), "categories": counted}
     if detections is not None:
         raise UserError("--detections and --detector both give boxes; leave one out")
@@ -348,26 +350,35 @@ def own_stage(
     Raises:
         UserError: it cannot be built, or has other answers than the student was trained on.
     """
-    identity: Any = student.identities.get(role)
-    if boxes is not None:
-        kind, parameters = boxes
-    else:
-        kind, given = said_stage(checkpoint, role, identity)
-        relative = [name for name in names_of_checkpoint(checkpoint) if not Path(name).expanduser().is_absolute()]
-        parameters = in_folder(given, home_of(checkpoint, relative))
     with tempfile.TemporaryDirectory() as scratch:
         memory = DigestMemory(Path(scratch) / "digests.sqlite")
         context = StageContext(student.vocabulary, {"test": annotations}, memory.digests)
-        where = f"{checkpoint}: identities.{role}" if boxes is None else f"boxes of {checkpoint}"
-        stage = build_stage(kind, parameters, context, where)
+        if boxes is not None:
+            return build_stage(*boxes, context, f"boxes of {checkpoint}")
+        return _as_then(checkpoint, role, student.identities.get(role), context)
+
+
+def _as_then(checkpoint: Path, role: str, identity: Any, context: StageContext) -> Stage:
+    """The stage of an identity, with the stages that it reads.
+
+    Raises:
+        UserError: it cannot be built, or has other answers than the student was trained on.
+    """
+    kind, given = said_stage(checkpoint, role, identity)
+    relative = [name for name in names_of_checkpoint(checkpoint) if not Path(name).expanduser().is_absolute()]
+    parameters = in_folder(given, home_of(checkpoint, relative))
+    stage = build_stage(kind, parameters, context, f"{checkpoint}: identities.{role}")
     record = fingerprint_record(stage)
-    if boxes is None and fingerprint(record) != identity["fingerprint"]:
+    if fingerprint(record) != identity["fingerprint"]:
         changed = [key for key in record if record[key] != identity["record"].get(key)]
         raise UserError(
             f"{checkpoint}: trained on {role} {identity['fingerprint'][:12]}, offered {fingerprint(record)[:12]}: "
             f"they differ in {', '.join(changed)}; restore {parameters.get('checkpoint', kind)}"
         )
-    return stage
+    if not stage.inputs:
+        return stage
+    above = identity.get("inputs") or {}
+    return Chained(stage, {up: _as_then(checkpoint, up, above.get(up), context) for up in stage.inputs})
 
 
 def in_folder(parameters: Any, home: Path) -> Any:

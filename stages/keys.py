@@ -94,8 +94,9 @@ SENTENCES: dict[str, Callable[[Vocabulary], Iterable[str]]] = {
     "printed_object_prompts": Vocabulary.printed_object_prompts,
     "verification_questions": Vocabulary.questions,
     "pair_questions": Vocabulary.pair_questions,
+    "object_names": Vocabulary.object_names,
 }
-"""Words that stand for sentences of the vocabulary among a table's columns."""
+"""Words that stand for sentences or names of the vocabulary among a table's columns."""
 
 
 def _written_out(columns: Any, info: ValidationInfo) -> Any:

@@ -99,12 +99,15 @@ def run(
         int | None, typer.Option(min=1, help="How many workers; the configuration's by default.")
     ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Empty the failure cells first and try them again.")] = False,
+    allow_cpu: Annotated[
+        bool, typer.Option(help="Compute on CPUs where a GPU is asked for and none is there.")
+    ] = False,
     time_limit: TimeLimit = None,
 ) -> None:
     """Fill the cache: compute every wanted cell that is empty, and nothing else."""
     from hoi_distill.pipeline.cli.show import nothing_to_do, plan_table, run_summary
     from hoi_distill.pipeline.filling.garbage import register
-    from hoi_distill.pipeline.filling.run import RunSummary, choose_executor, fill, rehearse_stages
+    from hoi_distill.pipeline.filling.run import RunSummary, choose_executor, fill, gpu_asked, rehearse_stages
     from hoi_distill.pipeline.training.binding import plan_all
     from hoi_distill.pipeline.training.checks import rehearse_student
     from hoi_distill.pipeline.workspace import prepare
@@ -112,7 +115,8 @@ def run(
     until = Deadline(time_limit)
     if executor not in (None, "ray", "inline"):
         raise UserError(f"--executor {executor}: there are ray and inline")
-    workspace = prepare(config, overrides or (), limit=limit, rehash=rehash)
+    allowed = ["workers.allow_cpu=true"] if allow_cpu else []
+    workspace = prepare(config, [*(overrides or ()), *allowed], limit=limit, rehash=rehash)
     plans = shown_plans(workspace, whole=limit is None, retry_failed=retry_failed)
     if all(table_plan.complete() for table_plan in plans.values()):
         print(nothing_to_do(plans, workspace.config.cache))
@@ -123,8 +127,10 @@ def run(
     summary = RunSummary()
     chosen = workspace.config.workers
     with stop_on_interrupt(until.seconds_left()) as stop, \
-            choose_executor(executor or chosen.executor, chosen.device, workers or chosen.count, **chosen.limits()) \
-            as execute:  # fmt: skip
+            choose_executor(
+                executor or chosen.executor, chosen.device, workers or chosen.count,
+                gpu=gpu_asked(workspace.config, plans), **chosen.limits(),
+            ) as execute:  # fmt: skip
         note = functools.partial(register, workspace) if limit is None else None
         try:
             fill(workspace, execute, stop, note, summary)

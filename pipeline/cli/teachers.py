@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from hoi_distill.pipeline.graph.catalogue import StageEntry
 
 Name = Annotated[str | None, typer.Argument(help="One stage: everything about it, with a snippet of configuration.")]
+BOXES = ("detections", "object_boxes")
+"""Tables that a detector fills."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a list.")]
 
 
@@ -30,7 +32,7 @@ def detectors(stage: Name = None, as_json: Json = False) -> None:
 def _tell(stage: str | None, as_json: bool, detectors: bool) -> None:
     from hoi_distill.pipeline.graph.catalogue import catalogue
 
-    found = [entry for entry in catalogue() if (entry["table"] == "detections") == detectors]
+    found = [entry for entry in catalogue() if (entry["table"] in BOXES) == detectors]
     if stage is not None:
         names = [entry["stage"] for entry in found]
         if stage not in names:

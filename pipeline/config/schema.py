@@ -146,6 +146,8 @@ class Workers(Section):
     count: int = Field(default=2, ge=1)
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda|mps)(:\d+)?$")
     """Of the inline executor; Ray's workers take a GPU where a table's ``gpus`` reserves one."""
+    allow_cpu: bool = False
+    """Compute on CPUs where a GPU is asked for, by ``device`` or by a table's ``gpus``, and none is there."""
     hang_after: float = Field(default=1800, gt=0)
     """Seconds: a Ray worker that computes no batch and loads no model in them is replaced."""
     start_within: float = Field(default=100, gt=0)

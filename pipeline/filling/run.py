@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from hoi_distill.pipeline.config.schema import Config
 from hoi_distill.pipeline.console.interrupt import stop_on_interrupt
 from hoi_distill.pipeline.console.progress import Progress
 from hoi_distill.pipeline.console.watch import working
@@ -26,6 +28,8 @@ from hoi_distill.storage.files.address import Place
 from hoi_distill.storage.record_index import RecordIndex
 from hoi_distill.storage.table_folder import Seen
 from hoi_distill.workers.task import TableSpec, TableTask, Target, Task, TaskReport, Upstream, Workload
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -129,7 +133,9 @@ def fill_cache(workspace: Workspace) -> None:
     rehearse_student(workspace)
     chosen = workspace.config.workers
     with stop_on_interrupt() as stop, \
-            choose_executor(chosen.executor, chosen.device, chosen.count, **chosen.limits()) as execute:  # fmt: skip
+            choose_executor(
+                chosen.executor, chosen.device, chosen.count, gpu=gpu_asked(workspace.config, plans), **chosen.limits()
+            ) as execute:  # fmt: skip
         if fill(workspace, execute, stop).interrupted or stop.is_set():
             raise KeyboardInterrupt
     empty = [name for name, table_plan in plan_all(workspace).items() if not table_plan.complete()]
@@ -247,19 +253,26 @@ class TaskMaker:
 
 
 @contextlib.contextmanager
-def choose_executor(name: str, device: str, workers: int, **limits: float) -> Iterator[Execute]:
+def choose_executor(
+    name: str, device: str, workers: int, *, gpu: GpuAsked | None = None, **limits: float
+) -> Iterator[Execute]:
     """Something that runs tasks, for as many levels as there are; a Ray of our own starts and ends with it.
 
     Args:
         name: ``ray`` or ``inline``.
         device: where stages compute.
         workers: how many Ray starts.
+        gpu: which table asks for a GPU, and what becomes of it without one.
         limits: ``hang_after`` and ``start_within``, see :class:`hoi_distill.workers.executors.ray.RayExecutor`.
+
+    Raises:
+        UserError: a GPU is asked for and is not there.
     """
+    gpu = gpu or GpuAsked()
     if name == "inline":
         from hoi_distill.workers.executors import inline
 
-        refuse_absent(device)
+        device = gpu.device_of(device)
         yield functools.partial(inline.execute, device=device)
     elif name == "ray":
         from hoi_distill.workers.executors.ray import RayExecutor
@@ -268,14 +281,61 @@ def choose_executor(name: str, device: str, workers: int, **limits: float) -> It
         with working("starting Ray"):
             executor = session.enter_context(RayExecutor(workers, **limits))
         try:
-            if device != "cpu" and not executor.gpus():
-                raise UserError(f"workers.device: {device}; Ray finds no GPU here, write cpu")
+            if not executor.gpus():
+                if device != "cpu" and not gpu.allow_cpu:
+                    raise UserError(f"workers.device: {device}; Ray finds no GPU here, write cpu{OR_ALLOW}")
+                gpu.refuse("Ray finds no GPU here")
             yield executor.execute
         finally:
             with working("ending Ray"):
                 session.close()
     else:
         raise UserError(f"--executor {name}: there are ray and inline")
+
+
+OR_ALLOW = ", or give --allow-cpu (workers.allow_cpu: true)"
+
+
+@dataclass(frozen=True)
+class GpuAsked:
+    """A GPU that a run is to have.
+
+    Attributes:
+        table: the first table that is not complete and reserves a share of one; None where there is no such table.
+        allow_cpu: whether a run without a GPU computes on CPUs.
+    """
+
+    table: str | None = None
+    allow_cpu: bool = False
+
+    def refuse(self, why: str) -> None:
+        """Raises UserError where a table asks for a GPU, there is none, and CPUs are not allowed."""
+        if self.table is not None and not self.allow_cpu:
+            raise UserError(f"tables.{self.table}.gpus: a GPU is asked for, and {why}; write gpus: 0{OR_ALLOW}")
+
+    def device_of(self, device: str) -> str:
+        """Where this process computes: ``device``, or ``cpu`` where it is not there and CPUs are allowed.
+
+        Raises:
+            UserError: it is not there, or it is ``cpu`` and a table asks for a GPU.
+        """
+        if device == "cpu":
+            self.refuse("workers.device is cpu")
+            return device
+        try:
+            refuse_absent(device)
+        except UserError as error:
+            if not self.allow_cpu:
+                raise UserError(f"{error}{OR_ALLOW}") from None
+            _log.warning("%s; computing on the CPU", str(error).removesuffix("; write cpu"))
+            return "cpu"
+        return device
+
+
+def gpu_asked(config: Config, plans: Mapping[str, TablePlan]) -> GpuAsked:
+    """What a run that fills these tables asks for."""
+    tables = (name for name, each in plans.items() if not each.complete() and each.node.stage.resources.gpus)
+    return GpuAsked(next(tables, None), config.workers.allow_cpu)
 
 
 def refuse_absent(device: str, where: str = "workers.device") -> None:

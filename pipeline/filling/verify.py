@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hoi_distill.pipeline.console.watch import working
-from hoi_distill.pipeline.filling.run import TaskMaker
+from hoi_distill.pipeline.filling.run import GpuAsked, TaskMaker
 from hoi_distill.pipeline.training.binding import plan_all
 from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.stage import TensorOutput
@@ -75,7 +75,8 @@ def verify_table(workspace: Workspace, name: str, sample: int, seed: int) -> Ver
         keys=[source.keys[row] for row in rows],
         tables=(table_task,),
     )
-    device = workspace.config.workers.device
+    workers = workspace.config.workers
+    device = GpuAsked(allow_cpu=workers.allow_cpu).device_of(workers.device)
     what = f"computing {len(chosen):,} cells of {len(positions):,} rows of {name} again on {device}"
     print(f"{what[0].upper()}{what[1:]}; the model is loaded first.", file=sys.stderr)
     worker = Worker(device)

@@ -113,6 +113,9 @@ def type_name(kind: Any) -> str:
         return " | ".join(type_name(each) for each in get_args(kind))
     if get_origin(kind) is tuple:
         return f"list of {type_name(get_args(kind)[0])}"
+    if get_origin(kind) is dict:
+        key, value = get_args(kind)
+        return f"dict of {type_name(key)} to {type_name(value)}"
     return (
         inspect.formatannotation(kind).replace("typing.", "").replace("NoneType", "None").rpartition("hoi_distill.")[2]
     )
@@ -130,7 +133,9 @@ def _snippet(name: str, stage: type[Stage]) -> str:
         if CHECKPOINT in field.metadata:
             lines.append(f"  {key}: {getattr(stage, 'example', '/a/folder/or/hub-id')}")
         elif EACH_ONCE in field.metadata:
-            lines.append(f"  {key}: {'prompts' if field.is_required() else json.dumps(field.default)}")
+            lines.append(
+                f"  {key}: {getattr(stage, 'asks', 'prompts') if field.is_required() else json.dumps(field.default)}"
+            )
         elif field.is_required():
             lines.append(f"  {key}: ...")
     return "\n".join(["tables:", *(f"  {line}" for line in lines)])

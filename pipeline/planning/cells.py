@@ -6,15 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from hoi_distill.pipeline.config.schema import TableSection
+from hoi_distill.pipeline.graph.nodes import Node
 from hoi_distill.pipeline.inputs import Source
 from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.stages.stage import fingerprint_record
-from hoi_distill.storage.digests import content_name
+from hoi_distill.storage.digests import content_name, fingerprint
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.selection import CellSelection
 from hoi_distill.storage.stream import StreamSpec, TableRef
@@ -162,19 +163,31 @@ class TableIdentity(TypedDict):
         record: what the fingerprint is made of.
         stage: the stage's name in the configuration.
         parameters: the stage's keys, as written.
+        inputs: the same of the tables that the stage reads, by their names, where it reads some.
     """
 
     fingerprint: str
     record: Mapping[str, Any]
     stage: str
     parameters: Mapping[str, Any]
+    inputs: NotRequired[Mapping[str, TableIdentity]]
 
 
-def identity_of(planned: PlannedCells, table: TableSection) -> TableIdentity:
-    """The identity of the table that some cells belong to, and whose keys ``table`` are."""
-    return {
-        "fingerprint": planned.table.fingerprint,
-        "record": fingerprint_record(planned.table_plan.node.stage),
+def identity_of(name: str, nodes: Mapping[str, Node], tables: Mapping[str, TableSection]) -> TableIdentity:
+    """The identity of a table.
+
+    Args:
+        name: the configuration's name for it.
+        nodes: all tables, their stages not pending.
+        tables: their keys.
+    """
+    record, table = fingerprint_record(nodes[name].stage), tables[name]
+    identity: TableIdentity = {
+        "fingerprint": fingerprint(record),
+        "record": record,
         "stage": table.stage,
         "parameters": json.loads(json.dumps(table.parameters(), default=str)),
     }
+    if above := nodes[name].stage.inputs:
+        identity["inputs"] = {up: identity_of(up, nodes, tables) for up in above}
+    return identity

@@ -101,6 +101,8 @@ def _tables(record: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
 
 def _source(identity: Mapping[str, Any]) -> str:
     """Which checkpoint or file a table came from, without the folder that it lay in."""
+    if above := identity.get("inputs"):
+        return " and ".join(map(_source, above.values()))
     given = (identity.get("parameters") or {}).get("checkpoint")
     name = given.get("id") if isinstance(given, Mapping) else given
     return (

@@ -106,7 +106,7 @@ def fit(
     extras = Extras(
         shared_dir=run_dir.parent.parent / "shared",
         text_embeddings=None if text is None else read_text(text, workspace.sources["texts"], prompts),
-        identities={role: identity_of(planned, tables[planned.name]) for role, planned in resolved.test.items()},
+        identities={role: identity_of(each.name, workspace.nodes, tables) for role, each in resolved.test.items()},
         stop=stop,
         report=watch,
         track=track,

@@ -104,7 +104,7 @@ def tuned(stage: Stage) -> str | None:
     Judged by what the weights' folder and file are called, by the name that their ``config.json`` keeps, and by
     ``hico_tuned``. Of a detections file only its own name is looked at: it may well lie beside the dataset.
     """
-    if stage.name != "detections":
+    if stage.name not in ("detections", "object_boxes"):
         return None
     if stage.parameters().get("detector") == "annotations":
         return "they are the annotated boxes"

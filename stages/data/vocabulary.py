@@ -160,6 +160,10 @@ class Vocabulary:
         takes_object = np.isin(np.arange(len(self.verbs)), self.hois[:, 0])
         return tuple(map(verb_prompt, self.verbs, self.verb_ing, takes_object))
 
+    def object_names(self) -> tuple[str, ...]:
+        """The objects' names in order, spaces for underscores: "sports ball"."""
+        return tuple(name.replace("_", " ") for name in self.objects)
+
     def object_prompts(self) -> tuple[str, ...]:
         """One sentence an object, in order: "a photo of a bicycle"."""
         return tuple(map(object_prompt, self.objects))

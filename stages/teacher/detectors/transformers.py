@@ -154,12 +154,9 @@ class Detector(Stage):
 
         images = batch.images
         pixels = self.prepared(batch)  # the padding too: a forward's shape must not depend on what is missing
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, each in enumerate(pixels):
-            groups.setdefault(tuple(each["pixel_values"].shape), []).append(index)
         found: list[tuple[np.ndarray, ...]] = [()] * len(images)
         with torch.inference_mode():
-            for members in groups.values():
+            for members in of_one_size(pixels):
                 answers = self._in_parts([pixels[index] for index in members])
                 for index, answer in zip(members, answers, strict=True):
                     found[index] = self._cell(images[index].size, *answer)
@@ -229,6 +226,14 @@ class Detector(Stage):
         xyxy = box_ops.clip(box_ops.cxcywh_to_xyxy(boxes) * np.tile(np.array(size, np.float32), 2), *size)
         inside = box_ops.area(xyxy) > 0
         return tuple(part[inside] for part in (xyxy, scores, labels, *states))
+
+
+def of_one_size(pixels: Sequence[ImageTensors]) -> list[list[int]]:
+    """Positions of the images that share a preprocessed size, size by size."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, each in enumerate(pixels):
+        groups.setdefault(tuple(each["pixel_values"].shape), []).append(index)
+    return list(groups.values())
 
 
 def group_in_parts(
