@@ -171,10 +171,10 @@ def test_a_slow_disk_is_asked_by_threads_and_a_quick_one_by_none_with_equal_stam
         "_PROBE": 2,
         "_PART": 3,
         "_WAIT": 0 if waits else 3600,
-        "_hash": None,
+        "_hash_on_disk": None,
         "stamp_of": noted,
     }.items():
-        monkeypatch.setattr(f"hoi_distill.storage.file_digests.{name}", value)
+        monkeypatch.setattr(f"hoi_distill.storage.hashed_files.{name}", value)
     assert (memory.digests(files) == first).all()
     assert asked == ({True, False} if waits else {True})
 
