@@ -107,14 +107,20 @@ def fixed_pixels(role: str, stage: Stage, image: Any) -> Tensor:
     Raises:
         UserError: the size depends on the image, or there is more than pixels.
     """
-    given: Mapping[str, Tensor] = stage.prepare(image)
-    other = stage.prepare(image.resize((2 * image.width, image.height)))
+    given, other = (preparation(stage, each) for each in (image, image.resize((2 * image.width, image.height))))
     if set(given) - {"pixel_values", "pixel_mask"} or given["pixel_values"].shape != other["pixel_values"].shape:
         raise UserError(
             f"{role}: its images have no fixed size, and a graph has one; give preprocessor_config.json a size of height and "
             "width, train with that, and export again"
         )
     return given["pixel_values"].float()
+
+
+def preparation(stage: Stage, image: Any) -> Mapping[str, Tensor]:
+    """What a stage's model is given of an image, wherever it is made."""
+    given: Mapping[str, Tensor] = stage.prepare(image)
+    on_device = getattr(stage, "on_device", None)
+    return on_device.pixels(given, "cpu") if on_device else given
 
 
 def preprocessing(stage: Stage, pixels: Tensor) -> dict[str, Any]:

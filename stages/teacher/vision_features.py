@@ -18,7 +18,7 @@ from typing_extensions import override
 from hoi_distill.stages.batching import BatchSize, canonical, in_parts, one_tensor, part_size, repeated, taken
 from hoi_distill.stages.keys import GpuShare, Views
 from hoi_distill.stages.stage import Batch, Codec, Dtype, Resources, Stage, TensorOutput, Values
-from hoi_distill.stages.teacher.preprocessing import ImageTensors, joined, preprocess
+from hoi_distill.stages.teacher.preprocessing import BACKENDS, ImageTensors, OnDevice, Preprocess, joined, preprocess
 from hoi_distill.stages.teacher.weights import CheckpointKey, image_processor, load
 from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import UserError
@@ -102,6 +102,9 @@ class VisionFeatures(Stage):
         """Of weights and arithmetic."""
         batch_size: BatchSize = 32
         """Images per forward, or ``auto``: as many as the GPU's memory holds."""
+        preprocess: Preprocess = "processor"
+        """Who resizes and normalises: the checkpoint's own processor, on the CPU, or torch on the model's ``device``. A level of
+        a pixel may differ by one or two, so it is part of the fingerprint."""
         compile: bool = False
         """Compile the tower with torch.compile. It changes no value beyond rounding."""
         gpus: GpuShare = 0.0
@@ -123,6 +126,7 @@ class VisionFeatures(Stage):
         self.checkpoint, self.columns, self.width, self.dtype = checkpoint, config.columns, width, config.dtype
         self.tower = TOWERS[checkpoint.architecture]
         self.compiled, self.chosen_batch = config.compile, config.batch_size
+        self.preprocess = config.preprocess
         self.batch_size, self.resources = canonical(config.batch_size), Resources(gpus=config.gpus)
         depth = self._config("num_hidden_layers")
         self.layer = layer + 1 + depth if layer < 0 else layer
@@ -175,7 +179,7 @@ class VisionFeatures(Stage):
             "tensor": f"patch tokens of layer {self.layer} after the final layer norm",
             "preprocessing": self.checkpoint.preprocessing,
             "geometry": f"whole image to {self.image_size} x {self.image_size}",
-            "image_backend": "pil",
+            "image_backend": BACKENDS[self.preprocess],
             "dtype": self.dtype,
         }
 
@@ -194,7 +198,7 @@ class VisionFeatures(Stage):
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        opened = {"model", "norm", "project", "processor", "device", "rows"}
+        opened = {"model", "norm", "project", "processor", "on_device", "device", "rows"}
         return {key: value for key, value in self.__dict__.items() if key not in opened}
 
     @override
@@ -219,6 +223,8 @@ class VisionFeatures(Stage):
                 image_processor(folder),
             )
         self.model, self.norm, self.project, self.processor = shared[key]
+        side = self.image_size
+        self.on_device = OnDevice.of(self.processor, side, side) if self.preprocess == "device" else None
         self.device = device
         self.rows = part_size(shared, self.vision_key, self.chosen_batch)
 
@@ -244,7 +250,10 @@ class VisionFeatures(Stage):
 
     @override
     def prepare(self, image: Image.Image) -> ImageTensors:
-        """``pixel_values`` float32 ``[1, 3, S, S]``, by the checkpoint's own image processor told to keep the whole image."""
+        """``pixel_values`` float32 ``[1, 3, S, S]``, by the checkpoint's own image processor told to keep the whole image; with
+        ``preprocess: device`` the image as it is."""
+        if self.on_device:
+            return self.on_device.levels(image, self.device)
         side = {"height": self.image_size, "width": self.image_size}
         return preprocess(self.processor, image, self.device, do_resize=True, size=side, do_center_crop=False)
 
@@ -252,12 +261,13 @@ class VisionFeatures(Stage):
         """``[count, 3, S, S]`` on the device in the tower's dtype, sent once for all views and stages."""
         import torch
 
-        pixels: torch.Tensor = batch.once(
-            ("pixels", self.vision_key),
-            lambda: joined(self.prepared(batch)[: batch.count], self.device, getattr(torch, self.dtype))[
-                "pixel_values"
-            ],
-        )
+        def together() -> torch.Tensor:
+            images = self.prepared(batch)[: batch.count]
+            if self.on_device:
+                images = [self.on_device.pixels(image, self.device) for image in images]
+            return joined(images, self.device, getattr(torch, self.dtype))["pixel_values"]
+
+        pixels: torch.Tensor = batch.once(("pixels", self.vision_key), together)
         return pixels.flip(-1) if view == "flip" else pixels
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:

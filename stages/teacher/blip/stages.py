@@ -20,7 +20,7 @@ from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import Columns, Count, GpuShare, Views
 from hoi_distill.stages.stage import ArrowOutput, Batch, Codec, Dtype, Resources, Stage, TensorOutput, Values
 from hoi_distill.stages.teacher.blip.first_token import CELL, YES_NO, answer_ids, cells
-from hoi_distill.stages.teacher.preprocessing import ImageTensors, joined, preprocess
+from hoi_distill.stages.teacher.preprocessing import BACKENDS, ImageTensors, OnDevice, Preprocess, joined, preprocess
 from hoi_distill.stages.teacher.seen_objects import AskedWhere, AsksAboutSeen
 from hoi_distill.stages.teacher.weights import CheckpointKey, image_processor, load, tokenizer
 from hoi_distill.storage.digests import fingerprint
@@ -60,6 +60,9 @@ class BlipStage(Stage):
         memory_mib: Count = 256
         """Bound on the working memory of one chunk of scoring and, unless ``batch_size`` is ``auto``, of one forward of
         the vision tower. It changes no value beyond rounding."""
+        preprocess: Preprocess = "processor"
+        """Who resizes and normalises: the checkpoint's own processor, on the CPU, or torch on the model's ``device``. A level of
+        a pixel may differ by one or two, so it is part of the fingerprint."""
         compile: bool = False
         """Compile the vision tower with torch.compile. It changes no value beyond rounding."""
         fused_attention: bool = False
@@ -82,13 +85,14 @@ class BlipStage(Stage):
         self.checkpoint, self.columns, self.dtype = checkpoint, config.columns, config.dtype
         self.batch_size, self.chosen_batch = canonical(config.batch_size), config.batch_size
         self.memory_mib, self.compiled, self.fused = config.memory_mib, config.compile, config.fused_attention
-        self.resources = Resources(gpus=config.gpus)
+        self.resources, self.preprocess = Resources(gpus=config.gpus), config.preprocess
         self.vision_key = fingerprint({"tower": checkpoint.tower, **self._vision_parameters()})
         self.computed_cells = 0
 
     def _vision_parameters(self) -> dict[str, Any]:
         numerics = {"dtype": self.dtype, **({"attention": "fused"} if self.fused else {})}
-        return {"preprocessing": self.checkpoint.preprocessing, "image_backend": "pil", **numerics}
+        backend = BACKENDS[self.preprocess]
+        return {"preprocessing": self.checkpoint.preprocessing, "image_backend": backend, **numerics}
 
     @override
     def parameters(self) -> dict[str, Any]:
@@ -120,6 +124,7 @@ class BlipStage(Stage):
                 fuse(model.vision_model)
             shared[key] = model, image_processor(folder), tokenizer(folder)
         self.model, self.processor, self.tokenizer = shared[key]
+        self.on_device = self._on_device() if self.preprocess == "device" else None
         self.tower = self.model.vision_model
         if self.compiled:
             compiled = ("compiled", self.vision_key, device)
@@ -132,23 +137,37 @@ class BlipStage(Stage):
     @override
     def __getstate__(self) -> dict[str, Any]:
         """The plain parameters: what :meth:`open` loaded stays on its worker."""
-        opened = {"model", "processor", "tokenizer", "device", "scorer", "vectors", "tower", "rows"}
+        opened = {"model", "processor", "on_device", "tokenizer", "device", "scorer", "vectors", "tower", "rows"}
         return {key: value for key, value in self.__dict__.items() if key not in opened}
 
     def encode(self, batch: Batch, view: str = "original") -> torch.Tensor:
         """The tower's last hidden state ``[B, 1 + h*w, D]`` of one view, computed once per batch and tower."""
         return batch.once(("tower", self.vision_key, view), lambda: self._encode(self._pixels(batch, view)))
 
+    def _on_device(self) -> OnDevice:
+        size = self.processor.size
+        if size.get("height") is None or size.get("width") is None:
+            raise UserError(
+                f"{self.checkpoint.folder}: preprocess: device needs a size of height and width; leave it out"
+            )
+        return OnDevice.of(self.processor, int(size["height"]), int(size["width"]))
+
     @override
     def prepare(self, image: Image.Image) -> ImageTensors:
+        if self.on_device:
+            return self.on_device.levels(image, self.device)
         return preprocess(self.processor, image, self.device)
 
     def _pixels(self, batch: Batch, view: str) -> torch.Tensor:
         """``[B, 3, H, W]`` on the device in the tower's dtype, sent once for all views and stages."""
-        pixels: torch.Tensor = batch.once(
-            ("pixels", self.vision_key),
-            lambda: joined(self.prepared(batch), self.device, self.model.vision_model.dtype)["pixel_values"],
-        )
+
+        def together() -> torch.Tensor:
+            images = self.prepared(batch)
+            if self.on_device:
+                images = [self.on_device.pixels(image, self.device) for image in images]
+            return joined(images, self.device, self.model.vision_model.dtype)["pixel_values"]
+
+        pixels: torch.Tensor = batch.once(("pixels", self.vision_key), together)
         return pixels.flip(-1) if view == "flip" else pixels
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
