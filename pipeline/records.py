@@ -131,6 +131,7 @@ def run_of(record: Mapping[str, Any], where: str) -> Run:
         outcomes=read_outcomes(record["outcomes"], where),
         origin=where,
         protocol=record.get("protocol", {}),
+        swap_accuracy=record.get("swap_accuracy", {}).get("swap_accuracy"),
     )
 
 
@@ -161,6 +162,7 @@ def record_of(run_dir: Path, place: Place, test: Annotations) -> dict[str, Any]:
         "threads": done.get("threads"),
         **{key: evaluation[key] for key in FIGURES if key in evaluation},
         **protocol_of(run_dir),
+        **({"swap_accuracy": read_json(twins)} if (twins := run_dir / "swap_accuracy.json").exists() else {}),
         "classes": {key: [_short(row[key]) for row in rows] for key in CLASSES if key in rows[0]},
         "outcomes": outcomes_of(run_dir, evaluation, test).as_json(),
     }

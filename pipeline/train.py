@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hoi_distill.pipeline.config.schema import Dataset, SwigHoiDataset, VCocoDataset
+from hoi_distill.pipeline.config.schema import CrowdDataset, Dataset, SwigHoiDataset, VCocoDataset
 from hoi_distill.pipeline.console.log_file import kept_log
 from hoi_distill.pipeline.console.watch import Watch
 from hoi_distill.pipeline.planning.plan import TablePlan
@@ -37,6 +37,7 @@ from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import HicoDetEvalu
 from hoi_distill.stages.evaluate.metrics.training_pairs import by_pairs_line
 from hoi_distill.stages.evaluate.metrics_log import read_metrics
 from hoi_distill.stages.evaluate.protocols.evaluate_files import evaluate_files
+from hoi_distill.stages.evaluate.protocols.twins import evaluate_twins
 from hoi_distill.stages.evaluate.protocols.types import EvaluationRequest
 from hoi_distill.stages.student.student import Student
 from hoi_distill.storage.errors import UserError, placed
@@ -286,13 +287,19 @@ def zero_shot_line(means: Mapping[str, Any]) -> str:
 
 
 def evaluate_by_own_protocol(dataset: Dataset, predictions: Path, folder: Path) -> None:
-    """Evaluate by the dataset's own protocol too, where it has one: print the result and write ``official.json``.
+    """Evaluate by the dataset's own protocol too, where it has one: print the result and write ``official.json``, of a crowd
+    ``swap_accuracy.json``.
 
     Args:
         dataset: of the configuration.
         predictions: the detections file.
         folder: the run's.
     """
+    if isinstance(dataset, CrowdDataset) and (dataset.root / "twins_test2015.json").exists():
+        found = evaluate_twins(dataset.root, predictions)
+        write_json(folder / "swap_accuracy.json", found)
+        if found["compared"]:
+            print(f"Swap accuracy: {found['swap_accuracy']:.1f} % of {found['compared']} questions")
     if not isinstance(dataset, VCocoDataset | SwigHoiDataset):
         return
 

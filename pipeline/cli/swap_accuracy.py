@@ -19,16 +19,9 @@ def swap_accuracy(
     as_json: Json = False,
 ) -> None:
     """Over the twins of a crowd, count how often the acting pair scores above the pair that acts in the twin."""
-    from hoi_distill.stages.data.open_dataset import open_annotations
-    from hoi_distill.stages.evaluate.formats.parquet import read_detections
-    from hoi_distill.stages.evaluate.metrics.swap_accuracy import read_twins, swap_accuracy
-    from hoi_distill.stages.evaluate.protocols.shared import vocabulary_of
+    from hoi_distill.stages.evaluate.protocols.twins import evaluate_twins
 
-    test = open_annotations("hico-det", annotations, "test", images=False)
-    words = vocabulary_of(test)
-    folder = annotations if annotations.is_dir() else annotations.parent
-    twins = read_twins(folder / "twins_test2015.json", test.image_id, words)
-    record = swap_accuracy(read_detections(detections, test.image_id, words), twins).as_json(words)
+    record = evaluate_twins(annotations, detections)
     if as_json:
         print(json.dumps(record, indent=1))
         return

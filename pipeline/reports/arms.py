@@ -71,6 +71,8 @@ def _figures(arms: Sequence[Arm], seeds: int) -> list[str]:
         *_pair_columns(runs),
         Column("known object, full", lambda run: run.known_object["full"]),
     ]
+    if any(run.swap_accuracy is not None for run in runs):
+        columns.append(Column("swap accuracy", lambda run: run.swap_accuracy))
     said = " *Pairs* are the annotated training pairs of a class; in brackets, how many classes have so many."
     lines = [
         f"mAP in percent, HICO-DET's default setting, mean ± sample standard deviation over {seeds} seeds; "

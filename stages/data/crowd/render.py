@@ -16,7 +16,7 @@ from hoi_distill.stages.data.crowd.layout import CANVAS, HAND, SIZE, Entity, Lay
 from hoi_distill.stages.data.crowd.plan import ImagePlan
 from hoi_distill.stages.data.pico.acts import Group, crouch, stand, walk
 from hoi_distill.stages.data.pico.backdrop import paint_backdrop, paint_occluder
-from hoi_distill.stages.data.pico.figure import Look, Pose
+from hoi_distill.stages.data.pico.figure import ARM, Pose, bend
 from hoi_distill.stages.data.pico.render import SUPER, Placed, clipped, finish
 from hoi_distill.stages.data.pico.sketch import FRONT, Color, Point, shade
 
@@ -29,6 +29,8 @@ _WATER: Color = (96, 196, 255)
 _TUBE: Color = (38, 38, 46)
 _GAP = 6  # canvas pixels between a line and the box of its target
 _ARM = 0.355  # of a person's height, stretched
+PARTS = ("shoulder", "head", "hip", "near_hand", "far_hand", "near_foot", "far_foot")
+"""Of a body, in the order in which they are told."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,21 @@ class Relation:
 
 
 @dataclass(frozen=True)
+class Body:
+    """Where the parts of one person are, image pixels, whatever they do.
+
+    Attributes:
+        parts: float32 ``[7, 2]``, x and y of :data:`PARTS`. Hidden ones count.
+        tube: Where a telescope begins and ends, float32 ``[2, 2]``; None of most people.
+        height: Pixels of the person standing.
+    """
+
+    parts: np.ndarray
+    tube: np.ndarray | None
+    height: float
+
+
+@dataclass(frozen=True)
 class CrowdScene:
     """A rendered scene.
 
@@ -67,6 +84,7 @@ class CrowdScene:
         relations: Every act.
         postures: "standing", "walking" or "crouching", one a person.
         shirts: The colour of each person's shirt.
+        bodies: Where each person's parts are.
     """
 
     image: np.ndarray
@@ -76,6 +94,7 @@ class CrowdScene:
     relations: tuple[Relation, ...]
     postures: tuple[str, ...]
     shirts: tuple[Color, ...]
+    bodies: tuple[Body, ...]
 
 
 def render_crowd(plan: ImagePlan) -> CrowdScene:
@@ -91,7 +110,7 @@ def render_crowd(plan: ImagePlan) -> CrowdScene:
     image = Image.new("RGB", (CANVAS, CANVAS))
     paint_backdrop(image, rng, plain=False, horizon=(0.26, 0.36))
     draw = ImageDraw.Draw(image)
-    placed, looks = _drawn(plan.seed, layout)
+    placed, groups = _drawn(plan.seed, layout)
     boxes = [item.box(0) for item in placed]
     seen = [_seen(role, layout.entities) for role in layout.roles]
     for k, role in enumerate(layout.roles):
@@ -114,6 +133,7 @@ def render_crowd(plan: ImagePlan) -> CrowdScene:
         for role, (start, end) in zip(layout.roles, seen, strict=True)
     ]  # fmt: skip
     people = [entity for entity in layout.entities if entity.name == "person"]
+    doing = {role.true[0]: k for k, role in enumerate(layout.roles)}
     return CrowdScene(
         image=finish(image, rng),
         boxes=corners,
@@ -121,7 +141,11 @@ def render_crowd(plan: ImagePlan) -> CrowdScene:
         hidden=_hidden(corners, order, covers),
         relations=tuple(relations),
         postures=tuple(person.posture for person in people),
-        shirts=tuple(look.shirt for look in looks),
+        shirts=tuple(group.look.shirt for group in groups),
+        bodies=tuple(
+            _body(person, group.pose, relations[doing[k]] if k in doing else None)
+            for k, (person, group) in enumerate(zip(people, groups, strict=True))
+        ),
     )
 
 
@@ -177,19 +201,33 @@ def _foot(person: Entity, thing: Entity) -> Point:
     return x, min(0.32, y + 0.03)
 
 
-def _drawn(seed: int, layout: Layout) -> tuple[list[Placed], list[Look]]:
-    """Every entity's drawing in its place, and the people's looks."""
+def _drawn(seed: int, layout: Layout) -> tuple[list[Placed], list[Group]]:
+    """Every entity's drawing in its place, and the people as they were composed."""
     doing = {role.true[0]: role for role in layout.roles}
-    placed, looks = [], []
+    placed, groups = [], []
     for k, entity in enumerate(layout.entities):
         sketch = entity.sketch
         if sketch is None:
             group = Group(random.Random(f"crowd person {seed} {k}"))
             _pose(group, entity, doing.get(k), layout)
-            looks.append(group.look)
+            groups.append(group)
             sketch = group.finish()
         placed.append(Placed(sketch, [], entity.size, entity.mirror, entity.x, entity.y))
-    return placed, looks
+    return placed, groups
+
+
+def _body(person: Entity, pose: Pose, relation: Relation | None) -> Body:
+    """The parts of a body as it was drawn: a hand that nothing was asked of hangs, one that reaches too far is pulled in."""
+    x, y = pose.shoulder
+    hands = [
+        bend((x, y - 0.035), hand or (x + 0.02, y - 0.345), ARM, pose.elbow)[1]
+        for hand in (pose.near_hand, pose.far_hand)
+    ]
+    points = (pose.shoulder, pose.head(), pose.hip, *hands, pose.near_foot, pose.far_foot)
+    parts = np.array([_in_image(_to_canvas(person, point)) for point in points], np.float32)
+    watches = relation is not None and relation.verb == "watch"
+    tube = np.array(relation.seen, np.float32) if relation is not None and watches else None
+    return Body(parts, tube, person.size / SUPER)
 
 
 def _pose(group: Group, person: Entity, role: Role | None, layout: Layout) -> None:

@@ -31,6 +31,8 @@ CONTEXTS: dict[str, str] = {
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _HUES = ((0.04, "red"), (0.115, "orange"), (0.19, "yellow"), (0.45, "green"), (0.7, "blue"), (0.82, "purple"),
          (0.95, "pink"), (1.01, "red"))  # fmt: skip
+COLORS: tuple[str, ...] = tuple(dict.fromkeys(name for _, name in _HUES))
+"""Every name that a shirt's colour may have."""
 
 
 def color_name(color: Color) -> str:

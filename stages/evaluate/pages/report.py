@@ -209,6 +209,7 @@ class Run:
         origin: where the figures come from, if not from a run here: the file of a record.
         protocol: means by the dataset's own protocol, where it is not HICO-DET's, ``{setting: {set: percent}}``: V-COCO's
             ``scenario_1`` and ``scenario_2``; SWiG-HOI's stand in the place of ``default`` and ``zero_shot``.
+        swap_accuracy: over the twins of a crowd, in percent; None of other worlds.
     """
 
     seed: int
@@ -220,6 +221,7 @@ class Run:
     outcomes: Outcomes | None = None
     origin: str = ""
     protocol: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    swap_accuracy: float | None = None
 
     @property
     def settings(self) -> dict[str, Mapping[str, float | None]]:

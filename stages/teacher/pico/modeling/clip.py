@@ -44,14 +44,14 @@ AutoConfig.register(PicoClipConfig.model_type, PicoClipConfig)
 AutoModel.register(PicoClipConfig, PicoClipModel)
 
 
-def build_model(tokenizer: BertTokenizer) -> PicoClipModel:
-    """The shipped architecture, freshly initialised: 144-wide tower of 2 layers over 8 x 8 cells, 96-wide text of 2."""
+def build_model(tokenizer: BertTokenizer, image_size: int = IMAGE_SIZE) -> PicoClipModel:
+    """The shipped architecture, freshly initialised: 144-wide tower of 2 layers over cells of 16 pixels, 96-wide text of 2."""
     vision = {
         "hidden_size": 144,
         "intermediate_size": 576,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "image_size": IMAGE_SIZE,
+        "image_size": image_size,
         "patch_size": STRIDE,
     }
     text = {
@@ -68,7 +68,7 @@ def build_model(tokenizer: BertTokenizer) -> PicoClipModel:
     return PicoClipModel(PicoClipConfig(vision_config=vision, text_config=text, projection_dim=96))
 
 
-def build_processor(tokenizer: BertTokenizer) -> CLIPProcessor:
-    """CLIP's image processor at 128 pixels beside ``tokenizer``."""
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+def build_processor(tokenizer: BertTokenizer, image_size: int = IMAGE_SIZE) -> CLIPProcessor:
+    """CLIP's image processor at so many pixels beside ``tokenizer``."""
+    size = {"height": image_size, "width": image_size}
     return CLIPProcessor(CLIPImageProcessorPil(size=size, crop_size=size), tokenizer)
