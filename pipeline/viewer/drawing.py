@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import io
 
+from markupsafe import Markup, escape
 from PIL import Image
 
 from hoi_distill.pipeline.viewer.entries import Entries
+from hoi_distill.pipeline.viewer.looks import Looked
 from hoi_distill.stages.data.image import read_image
 
 THUMB, LONGEST = 240, 1280
@@ -61,3 +63,25 @@ def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def draw_attention(uri: str, size: tuple[int, int], over: str, looked: Looked, alt: str) -> Markup:
+    """An image with an attention over it, and the boxes of the pair that it is of: the human's solid, the object's dashed.
+
+    Args:
+        uri: the image's address.
+        size: (width, height) of the original, to which the boxes refer.
+        over: the address of the attention's drawing.
+        looked: the pair.
+        alt: a description.
+    """
+    width, height = size
+    boxes = [
+        f'<rect x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1:.1f}" height="{y2 - y1:.1f}" class="{kind}"/>'
+        for kind, (x1, y1, x2, y2) in (("human", looked.human_box), ("object", looked.object_box))
+    ]
+    image = f'width="{width}" height="{height}" preserveAspectRatio="none"/>'
+    return Markup(  # texts are escaped here
+        f'<svg class="picture look" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(alt)}">'
+        f'<image href="{escape(uri)}" {image}<image class="over" href="{escape(over)}" {image}{"".join(boxes)}</svg>'
+    )

@@ -9,6 +9,9 @@ from PIL import Image, ImageDraw
 
 SAMPLED = 48
 """Images whose maps say which components are the strongest. Colours then mean the same in every image."""
+RED = (178, 24, 43)
+OPAQUE = 215
+"""Of 255: how opaque the cell is that most of an attention goes to."""
 SIDE = 256
 """Pixels of the longer side of a drawn map."""
 
@@ -67,12 +70,38 @@ def similarity(values: np.ndarray, row: int, column: int) -> tuple[Image.Image, 
     cells = cells / np.maximum(np.linalg.norm(cells, axis=0, keepdims=True), 1e-9)
     cosines = np.einsum("c,chw->hw", cells[:, row, column], cells)
     warm, cold = np.clip(cosines, 0, 1)[..., None], np.clip(-cosines, 0, 1)[..., None]
-    pixels = 255 - warm * (255 - np.array([178, 24, 43])) - cold * (255 - np.array([33, 102, 172]))
+    pixels = 255 - warm * (255 - np.array(RED)) - cold * (255 - np.array([33, 102, 172]))
     image = _enlarged(Image.fromarray(np.round(pixels).astype(np.uint8)))
     across, down = image.width / cosines.shape[1], image.height / cosines.shape[0]
     box = [round(column * across), round(row * down), round((column + 1) * across) - 1, round((row + 1) * down) - 1]
     ImageDraw.Draw(image).rectangle(box, outline="#101418", width=2)
     return image, cosines
+
+
+def likeness(values: np.ndarray, vector: np.ndarray) -> tuple[Image.Image, np.ndarray]:
+    """How like a text every cell of a map is, where both are in one space.
+
+    Args:
+        values: ``float [C, h, w]``.
+        vector: ``float [C]``.
+
+    Returns:
+        A drawing, from white (the least of this map) to red (the most); and the cosines, ``float32 [h, w]``.
+    """
+    cells, text = values.astype(np.float32), vector.astype(np.float32)
+    cells = cells / np.maximum(np.linalg.norm(cells, axis=0, keepdims=True), 1e-9)
+    cosines = np.einsum("c,chw->hw", text / max(float(np.linalg.norm(text)), 1e-9), cells)
+    share = (cosines - cosines.min()) / max(float(np.ptp(cosines)), 1e-9)
+    pixels = 255 - share[..., None] * (255 - np.array(RED))
+    return _enlarged(Image.fromarray(np.round(pixels).astype(np.uint8))), cosines
+
+
+def attention(weights: np.ndarray) -> Image.Image:
+    """Where a student looks, to be laid over the image: red, and the more opaque the more of ``float [h, w]`` a cell has."""
+    pixels = np.zeros((*weights.shape, 4), np.uint8)
+    pixels[..., :3] = RED
+    pixels[..., 3] = np.round(OPAQUE * weights / max(float(weights.max()), 1e-9))
+    return _enlarged(Image.fromarray(pixels, "RGBA"))
 
 
 def cell_side(grid: tuple[int, ...]) -> int:

@@ -15,22 +15,27 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from hoi_distill.pipeline.viewer.drawing import draw_attention
 from hoi_distill.pipeline.viewer.library import Library
-from hoi_distill.pipeline.viewer.maps import cell_side
+from hoi_distill.pipeline.viewer.looks import Looks
+from hoi_distill.pipeline.viewer.maps import cell_side, likeness
 from hoi_distill.pipeline.viewer.query import ERROR_KINDS, SORTS, Query
 from hoi_distill.pipeline.viewer.runs import RunErrors, confusion_counts, kind_counts
 from hoi_distill.pipeline.viewer.shown import (
     ClassRow,
     ShownPair,
     annotated_pairs,
+    object_words,
     predicted_pairs,
     sections,
     teacher_by_class,
+    verb_words,
 )
 from hoi_distill.pipeline.viewer.tables import STATES, ViewedTable
 from hoi_distill.stages.data.sampling.splits import RARE_BELOW
 from hoi_distill.stages.evaluate.diagnosis.errors import KINDS, MISSES
 from hoi_distill.stages.evaluate.pages.images import PALETTE, NumberedPair, draw_boxes, draw_pairs, numbered
+from hoi_distill.stages.teacher.training_data import training_data
 from hoi_distill.storage.errors import UserError
 
 SHOWN = 48
@@ -41,12 +46,29 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True)
 class Point:
-    """A cell of a feature map that was clicked: the table, its column, and pixels of the drawing."""
+    """What a feature map is compared with.
+
+    Attributes:
+        table: of the map.
+        column: its column.
+        x: pixels of the drawing where it was clicked.
+        y: the same.
+        prompt: the interaction that was chosen instead, as "verb object"; "" where a cell was clicked.
+    """
 
     table: str
     column: str
-    x: int
-    y: int
+    x: int = 0
+    y: int = 0
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class PairOf:
+    """A student's pair that was chosen: the run's name, and the row of the detection."""
+
+    run: str
+    row: int
 
 
 class Pages:
@@ -57,7 +79,7 @@ class Pages:
         Args:
             library: what is looked at.
         """
-        self.library = library
+        self.library, self.looks = library, Looks(library)
         self._environment = _environment()
         self._environment.globals.update(name=library.workspace.config.name, as_of=time.strftime("%Y-%m-%d %H:%M"))
         self._by_class: dict[str, list[tuple[float | None, float | None, float | None]]] = {}
@@ -138,13 +160,14 @@ class Pages:
 
     # ---- one image ----
 
-    def image(self, entry: int, query: Query, point: Point | None = None) -> str:
+    def image(self, entry: int, query: Query, point: Point | None = None, pair: PairOf | None = None) -> str:
         """Everything about one image.
 
         Args:
             entry: the image.
             query: among whose images the next and the previous one are.
-            point: a clicked cell of a feature map.
+            point: what a feature map is compared with.
+            pair: the pair whose attention is shown.
 
         Raises:
             UserError: the query names something that there is not.
@@ -180,6 +203,9 @@ class Pages:
                 "sections": shown,
                 "figures": self._figures(entry, query, uri, size, shown),
                 "point": self._clicked(entry, point),
+                "looked": self._looked(entry, pair, uri, size),
+                "prompted": {each.table.name for each in shown if self.looks.texts_of(each.table) is not None},
+                "classes": sorted(library.classes),
                 "runs": [(run.name, run.title) for run in library.runs.values()],
                 "prompts": {
                     prompt: name for name, hoi in library.classes.items() for prompt in [entries.vocabulary.prompt(hoi)]
@@ -205,13 +231,16 @@ class Pages:
             pairs = predicted_pairs(entries, entry, error)
             drawn = numbered([each.pair for each in pairs], lines)
             drawing = draw_pairs(uri, size, drawn, f"{title} with the pairs of student {letter}")
-            figures.append(_figure(f"Student {letter}", library.run(name).title, drawing, drawn, pairs))
+            run = name if name in self.looks.attending else ""
+            figures.append(_figure(f"Student {letter}", library.run(name).title, drawing, drawn, pairs, run=run))
         for section in shown:
             if section.shape == "boxes":
                 drawing = draw_boxes(
                     uri, size, section.body["boxes"], f"{title} with the boxes of {section.table.name}"
                 )
-                figures.append({"title": "Boxes", "note": section.table.name, "drawing": drawing, "pairs": None})
+                figures.append(
+                    {"title": "Boxes", "note": section.table.name, "drawing": drawing, "pairs": None, "run": ""}
+                )
         return figures
 
     def _clicked(self, entry: int, point: Point | None) -> dict[str, Any] | None:
@@ -224,11 +253,42 @@ class Pages:
         )
         if len(shape) != 3 or table is None or point.column not in table.columns:
             raise UserError(f"map: there is no map {point.table!r}, column {point.column!r}")
+        number = table.columns.index(point.column)
+        address = f"/map/{quote(table.name, safe='')}/{number}/{self.library.entries.address(entry)}"
+        if point.prompt:
+            prompt = self.library.entries.vocabulary.prompt(self.library.class_of("prompt", point.prompt))
+            value = table.answers(entry)[number].value
+            if value is None:
+                raise UserError(f"map: table {table.name} holds no map of this image")
+            cosines = likeness(value, self.looks.prompt_vector(table, point.prompt))[1]
+            shown = {"prompt": prompt, "low": float(cosines.min()), "high": float(cosines.max())}
+            address += f"?prompt={quote(point.prompt, safe='')}"
+            return {"table": table.name, "column": point.column, "chosen": point.prompt, "address": address, **shown}
         side = cell_side(shape[1:])
         row, column = min(max(point.y // side, 0), shape[1] - 1), min(max(point.x // side, 0), shape[2] - 1)
-        number = table.columns.index(point.column)
-        address = f"/map/{quote(table.name, safe='')}/{number}/{self.library.entries.address(entry)}?row={row}&column={column}"
-        return {"table": table.name, "column": point.column, "row": row, "at": column, "address": address}
+        address += f"?row={row}&column={column}"
+        return {"table": table.name, "column": point.column, "row": row, "at": column, "address": address, "prompt": ""}
+
+    def _looked(self, entry: int, pair: PairOf | None, uri: str, size: tuple[int, int]) -> dict[str, Any] | None:
+        """Where a student looks for a chosen pair, layer by layer."""
+        if pair is None:
+            return None
+        of, looked = self.looks.at(pair.run, pair.row)
+        if of != entry:
+            raise UserError(f"pair: detection {pair.row} of {pair.run} is of another image")
+        found, words = self.library.errors(pair.run).detections, self.library.entries.vocabulary
+        name = f"{verb_words(words, int(found.verb[pair.row]))} {object_words(words, int(found.object[pair.row]))}"
+        end = f"{self.library.entries.address(entry)}?run={quote(pair.run, safe='')}&pair={pair.row}"
+        drawings = [
+            (
+                layer,
+                draw_attention(uri, size, f"/attention/{number}/{end}", looked, f"{layer}: attention for {name}"),
+                float(weights.max()),
+                1 / weights.size,
+            )
+            for number, (layer, weights) in enumerate(looked.weights.items())
+        ]
+        return {"run": self.library.run(pair.run).title, "name": name, "drawings": drawings}
 
     # ---- classes, runs, tables ----
 
@@ -261,7 +321,7 @@ class Pages:
                 )
             return self._render(
                 "classes.html.j2", rows=rows, query=query, choices=self._choices(query), unit=scores and scores.unit,
-                table=scores and scores.table.name, rare_below=rare_below,
+                table=scores and scores.table.name, rare_below=rare_below, learned_from=scores and scores.table.learned_from,
             )  # fmt: skip
 
     def _pairs_by_class(self, split: str) -> np.ndarray:
@@ -299,7 +359,10 @@ class Pages:
         with library.lock:
             plans = [(name, plan, self._lacking_of(library.tables.get(name))) for name, plan in library.plans.items()]
             others = [table for table in library.tables.values() if table.plan is None]
-            return self._render("tables.html.j2", plans=plans, others=others, cache=library.workspace.config.cache)
+            return self._render(
+                "tables.html.j2", plans=plans, others=others, cache=library.workspace.config.cache,
+                learned_from=lambda plan: training_data(plan.node.stage),
+            )  # fmt: skip
 
     def _lacking_of(self, table: ViewedTable | None) -> list[tuple[str, int]]:
         if table is None:
@@ -308,10 +371,11 @@ class Pages:
 
 
 def _figure(
-    title: str, note: str, drawing: Markup, lines: list[NumberedPair], pairs: list[ShownPair]
+    title: str, note: str, drawing: Markup, lines: list[NumberedPair], pairs: list[ShownPair], *, run: str = ""
 ) -> dict[str, Any]:
-    listed = [(line, pair.word) for line, pair in zip(lines, pairs, strict=True)]
-    return {"title": title, "note": note, "drawing": drawing, "pairs": listed}
+    """A drawing with its list of pairs. ``run``: the student that can tell where it looks for each; "" for none."""
+    listed = [(line, pair.word, pair.row) for line, pair in zip(lines, pairs, strict=True)]
+    return {"title": title, "note": note, "drawing": drawing, "pairs": listed, "run": run}
 
 
 def _ap(evaluation: Mapping[str, Any]) -> dict[int, float | None]:

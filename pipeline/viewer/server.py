@@ -19,8 +19,8 @@ from starlette.routing import Route
 
 from hoi_distill.pipeline.viewer.drawing import LONGEST, Encoded, png
 from hoi_distill.pipeline.viewer.library import Library
-from hoi_distill.pipeline.viewer.maps import SAMPLED, Components, coloured, similarity
-from hoi_distill.pipeline.viewer.pages import TEMPLATES, Pages, Point
+from hoi_distill.pipeline.viewer.maps import SAMPLED, Components, attention, coloured, likeness, similarity
+from hoi_distill.pipeline.viewer.pages import TEMPLATES, Pages, PairOf, Point
 from hoi_distill.pipeline.viewer.query import Query
 from hoi_distill.pipeline.viewer.tables import ViewedTable
 from hoi_distill.stages.evaluate.pages import report
@@ -134,6 +134,7 @@ class Site:
             "/report/{name:path}": self.report,
             "/thumb/{split}/{row}": self.thumb,
             "/file/{split}/{row}": self.file,
+            "/attention/{number:int}/{split}/{row}": self.attention,
             "/map/{table}/{number:int}/{split}/{row}": self.map,
             "/favicon.ico": lambda _: Response(status_code=204),
             "/viewer.css": lambda _: _lasting(self._style.encode(), "text/css"),
@@ -168,9 +169,20 @@ class Site:
     def image(self, request: Request) -> str:
         """One image."""
         given = dict(request.query_params)
-        table, column, x, y = (given.pop(key, "") for key in ("map", "column", "at.x", "at.y"))
-        point = Point(table, column, _whole(x), _whole(y)) if table else None
-        return self.pages.image(self._entry(request), Query.parse(given), point)
+        table, column, x, y, prompt = (given.pop(key, "") for key in ("map", "column", "at.x", "at.y", "prompt"))
+        point = Point(table, column, _whole(x), _whole(y), prompt) if table else None
+        looks, row = given.pop("look", ""), given.pop("pair", "")
+        pair = PairOf(looks, _whole(row)) if looks else None
+        return self.pages.image(self._entry(request), Query.parse(given), point, pair)
+
+    def attention(self, request: Request) -> Response:
+        """Where a student looks for a pair, in one layer and branch, to be laid over the image."""
+        run, row = (request.query_params.get(part, "") for part in ("run", "pair"))
+        entry, looked = self.pages.looks.at(run, _whole(row))
+        layers, number = list(looked.weights.values()), request.path_params["number"]
+        if entry != self._entry(request) or number >= len(layers):
+            raise _Missing("There is no such attention.")
+        return _lasting(png(attention(layers[number])), "image/png")
 
     def classes(self, request: Request) -> str:
         """Every interaction."""
@@ -214,6 +226,9 @@ class Site:
                 asked = (_whole(request.query_params.get(part, "")) for part in ("row", "column"))
                 at = [min(each, most - 1) for each, most in zip(asked, answer.value.shape[1:], strict=True)]
                 return Response(png(similarity(answer.value, *at)[0]), media_type="image/png")
+            if prompt := request.query_params.get("prompt"):
+                drawn, _ = likeness(answer.value, self.pages.looks.prompt_vector(table, prompt))
+                return Response(png(drawn), media_type="image/png")
             if (name, number) not in self._components:
                 self._components[name, number] = components_of(table, number)
         return _lasting(png(coloured(answer.value, self._components[name, number])), "image/png")

@@ -190,11 +190,17 @@ def _told(value: Any, most: int = 400) -> str:
 
 @dataclass(frozen=True)
 class ShownPair:
-    """A pair to be drawn, with a word on it: the kind of a prediction, or why an annotated pair was missed; "" where there
-    is nothing to say."""
+    """A pair to be drawn.
+
+    Attributes:
+        pair: what is drawn.
+        word: the kind of a prediction, or why an annotated pair was missed; "" where there is nothing to say.
+        row: of a prediction among the student's detections; -1 for an annotated pair.
+    """
 
     pair: Pair
     word: str = ""
+    row: int = -1
 
 
 def annotated_pairs(entries: Entries, entry: int, errors: Sequence[RunErrors] = ()) -> list[ShownPair]:
@@ -227,7 +233,7 @@ def predicted_pairs(entries: Entries, entry: int, errors: RunErrors) -> list[Sho
     for row in rows.tolist():
         kind = list(KINDS)[errors.kind[row]] if errors.kind[row] >= 0 else "not counted"
         score = float(found.score[row])
-        shown.append(ShownPair(_pair(found, words, row, score=score, matched=bool(errors.found[row] >= 0)), kind))
+        shown.append(ShownPair(_pair(found, words, row, score=score, matched=bool(errors.found[row] >= 0)), kind, row))
     return shown
 
 

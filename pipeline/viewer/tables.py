@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.viewer.entries import Entries
 from hoi_distill.pipeline.workspace import Workspace
+from hoi_distill.stages.teacher.training_data import training_data
 from hoi_distill.storage.cell_state import State
 from hoi_distill.storage.errors import StorageError
 from hoi_distill.storage.origins import Origin, origins
@@ -79,6 +80,11 @@ class ViewedTable:
     def fingerprint(self) -> str:
         """32 hex digits; "" where the table is not there yet."""
         return "" if self.table is None else self.table.fingerprint
+
+    @functools.cached_property
+    def learned_from(self) -> str:
+        """What its teacher was trained on, as far as is known; "" without one."""
+        return "" if self.plan is None else training_data(self.plan.node.stage)
 
     @functools.cached_property
     def covered(self) -> np.ndarray:

@@ -158,6 +158,7 @@ class Method(ABC, Generic[ConfigT]):
         bookkeeping: its fields that change no weight.
         zero_shot: whether its training leaves ``TrainingSet.unseen`` out and ignores ``TrainingSet.dropped``.
         validates: whether its training chooses the best student by ``Extras.held_out``.
+        attends: whether its students tell where they look for a pair (``Student.pair_attention``).
     """
 
     name: ClassVar[str]
@@ -166,6 +167,7 @@ class Method(ABC, Generic[ConfigT]):
     bookkeeping: ClassVar[tuple[str, ...]]
     zero_shot: ClassVar[bool] = False
     validates: ClassVar[bool] = False
+    attends: ClassVar[bool] = False
 
     @abstractmethod
     def needs(self, config: ConfigT, vocabulary: Vocabulary) -> Needs:

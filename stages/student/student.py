@@ -35,6 +35,22 @@ CheckpointRecord = dict[str, Any]
 ``checksums``, and the method's own keys."""
 
 
+@dataclass(frozen=True, eq=False)
+class PairAttention:
+    """Where a network looks for each of the P pairs of one image.
+
+    Attributes:
+        human_box: float32 ``[P, 4]``, xyxy pixels.
+        object_box: float32 ``[P, 4]``, xyxy pixels.
+        weights: by layer and branch ("layer 1, spatial") float32 ``[P, h, w]``, the mean over heads of the attention to the
+            cells of the map: it sums to 1.
+    """
+
+    human_box: np.ndarray
+    object_box: np.ndarray
+    weights: Mapping[str, np.ndarray]
+
+
 class Student(ABC):
     """Everything that finding interactions in an image takes.
 
@@ -100,6 +116,18 @@ class Student(ABC):
             UserError: see :meth:`graph`.
         """
         raise UserError(f"students of method {self.method} are not exported")
+
+    def pair_attention(self, detections: Any, features: np.ndarray) -> PairAttention:  # noqa: ARG002 - a default
+        """Where the network looks for each pair of an image, on the CPU.
+
+        Args:
+            detections: the image's cell of the ``detections`` table.
+            features: float ``[C, h, w]``, its feature map.
+
+        Raises:
+            UserError: networks of this method have no attention of pairs to a map.
+        """
+        raise UserError(f"students of method {self.method} have no attention of a pair to the feature map")
 
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:

@@ -139,7 +139,7 @@ def draw_pairs(uri: str, size: tuple[int, int], lines: Sequence[NumberedPair], a
         human, obj = (np.asarray(box, float) * scale for box in (same[0].pair.human_box, same[0].pair.object_box))
         human, obj = _step_inside(human, drawn), _step_inside(obj, drawn)
         shapes.append(_boxes(human, obj, same[0].colour))
-        text = f"{number} " + ", ".join(line.pair.verb for line in same)
+        text = _said(number, list(dict.fromkeys(line.pair.verb for line in same)))
         chip = _place(text, human, obj, height, taken)
         taken.append(chip)
         chips.append(_chip(text, chip, same[0].colour))
@@ -228,6 +228,16 @@ def _place(
         if all(x + width < a or a + w < x or abs(y - b) >= _CHIP for a, b, w in taken):
             return x, y, width
     return *inside[0], width
+
+
+def _said(number: int, verbs: Sequence[str]) -> str:
+    """What a chip says: as many verbs as have room in it."""
+    for kept in range(len(verbs), 1, -1):
+        text = f"{number} " + ", ".join(verbs[:kept]) + (" …" if kept < len(verbs) else "")
+        if _text_width(text) <= _WIDTH - 14:
+            return text
+    text = f"{number} {verbs[0]}{' …' if len(verbs) > 1 else ''}"
+    return text if _text_width(text) <= _WIDTH - 14 else f"{number} {verbs[0][: int((_WIDTH - 50) / 12.6)]}…"
 
 
 def _text_width(text: str) -> float:

@@ -6,6 +6,7 @@ and latent map, E width of pair queries, L layers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,22 @@ class DecoderContext(NamedTuple):
     centres: Tensor
     pairs: Tensor
     padding: Padding
+
+
+class Look(NamedTuple):
+    """One attention of the pairs to the cells of their image's map.
+
+    Attributes:
+        branch: one of :data:`BRANCHES`; "" where there are none.
+        query: float ``[P, K]``, of each pair.
+        key: float ``[B, S, K]``, of each cell.
+        value: float ``[B, S, V]``, of each cell.
+    """
+
+    branch: str
+    query: Tensor
+    key: Tensor
+    value: Tensor
 
 
 class PairLinear(nn.Module):
@@ -97,8 +114,13 @@ class CrossAttention(nn.Module):
 
     @override
     def forward(self, pairs_PE: Tensor, context: DecoderContext) -> Tensor:
+        (look,) = self.looks(pairs_PE, context)
+        return self.mix(context.padding.attend(look.query, look.key, look.value, self.heads))
+
+    def looks(self, pairs_PE: Tensor, context: DecoderContext) -> Iterator[Look]:
+        """The one attention of this layer."""
         key, value = self.key_value(context.latent).chunk(2, -1)
-        return self.mix(context.padding.attend(self.query(pairs_PE), key, value, self.heads))
+        yield Look("", self.query(pairs_PE), key, value)
 
 
 class LinkingAttention(nn.Module):
@@ -138,15 +160,18 @@ class LinkingAttention(nn.Module):
 
     def branches(self, pairs_PE: Tensor, context: DecoderContext) -> list[Tensor]:
         """What each branch has seen: ``[P, E]`` of the spatial one, ``[P, C]`` of the semantic one."""
-        attend, heads, seen = context.padding.attend, self.heads, []
+        attend = context.padding.attend
+        return [attend(look.query, look.key, look.value, self.heads) for look in self.looks(pairs_PE, context)]
+
+    def looks(self, pairs_PE: Tensor, context: DecoderContext) -> Iterator[Look]:
+        """The attention of each branch that there is."""
         if self.has_spatial:
             key, value = self.key_value(context.latent).chunk(2, -1)
-            query = concat_heads(self.query(pairs_PE), self.query_position(context.centres, context.pairs), heads)
-            seen.append(attend(query, concat_heads(key, self.key_position(context.grid), heads), value, heads))
+            query = concat_heads(self.query(pairs_PE), self.query_position(context.centres, context.pairs), self.heads)
+            yield Look("spatial", query, concat_heads(key, self.key_position(context.grid), self.heads), value)
         if self.has_semantic:
             key, value = self.native_key_value(context.native).chunk(2, -1)
-            seen.append(attend(self.native_query(pairs_PE), key, value, heads))
-        return seen
+            yield Look("semantic", self.native_query(pairs_PE), key, value)
 
 
 class DecoderLayer(nn.Module):

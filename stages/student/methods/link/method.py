@@ -31,6 +31,7 @@ class LinkMethod(PairMethod[LinkConfig]):
     config = LinkConfig
     zero_shot = True
     validates = True
+    attends = True
 
     @override
     def needs(self, config: LinkConfig, vocabulary: Vocabulary) -> Needs:

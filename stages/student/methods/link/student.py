@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,14 +13,17 @@ from typing_extensions import override
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.student.data import valid_classes
+from hoi_distill.stages.student.methods.link.attention import pair_attention
 from hoi_distill.stages.student.methods.link.config import LinkConfig
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
+from hoi_distill.stages.student.pairs.instances import image_of
 from hoi_distill.stages.student.pairs.regions import Regions
 from hoi_distill.stages.student.pairs.student import StudentOfPairs
 from hoi_distill.stages.student.student import (
     CheckpointRecord,
     Identities,
+    PairAttention,
     load_weights,
     refuse_other_version,
     save_student,
@@ -67,6 +70,11 @@ class LinkStudent(StudentOfPairs):
         """
         model = self.model.with_classes(verbs(vocabulary), torch.from_numpy(text.astype(np.float32)))
         return replace(self, model=model, vocabulary=vocabulary)
+
+    @override
+    def pair_attention(self, detections: Any, features: np.ndarray) -> PairAttention:
+        """See :meth:`hoi_distill.stages.student.student.Student.pair_attention`."""
+        return pair_attention(self.model, image_of(detections, self.config), features)
 
     @override
     def save_pretrained(self, folder: str | Path) -> None:
