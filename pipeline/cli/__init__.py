@@ -18,6 +18,7 @@ from hoi_distill.pipeline.cli.dataset import app as dataset_app
 from hoi_distill.pipeline.cli.evaluate import evaluate
 from hoi_distill.pipeline.cli.labels import labels
 from hoi_distill.pipeline.cli.own_data import export_table, import_, init
+from hoi_distill.pipeline.cli.pair_report import pair_report
 from hoi_distill.pipeline.cli.schema import schema
 from hoi_distill.pipeline.cli.students import compare, evidence, experiments, page, train
 from hoi_distill.pipeline.cli.swap_accuracy import swap_accuracy
@@ -54,7 +55,21 @@ app = typer.Typer(
 app.add_typer(dataset_app, name="dataset")
 for command in (
     *(init, plan, run, train, experiments, compare, evidence, page, view, evaluate, swap_accuracy),
-    *(predict, export, push, check, verify, gc, teachers, detectors, schema, triplets, labels, export_table),
+    *(
+        predict,
+        export,
+        push,
+        check,
+        verify,
+        gc,
+        teachers,
+        detectors,
+        schema,
+        triplets,
+        labels,
+        pair_report,
+        export_table,
+    ),
 ):
     app.command()(command)
 app.command("import")(import_)

@@ -26,6 +26,8 @@ class Roles(Section):
     captions: str | None = "captions"
     labels: str = "image_labels"
     context: str = "context"
+    instances: str = "instances"
+    pair_answers: str = "pair_answers"
 
     def name_of(self, role: str) -> str:
         """The table that plays a role. What is no role is a table's own name."""

@@ -19,6 +19,7 @@ STAGES: dict[str, str] = {
     "vision_features": "hoi_distill.stages.teacher.vision_features:VisionFeatures",
     "answers": "hoi_distill.stages.teacher.answers:Answers",
     "pair_answers": "hoi_distill.stages.teacher.pair_answers:PairAnswers",
+    "simulated_pair_answers": "hoi_distill.stages.derived.simulated_pair_answers:SimulatedPairAnswers",
     "instances": "hoi_distill.stages.derived.instances:Instances",
     "triplets": "hoi_distill.stages.derived.triplets:Triplets",
     "image_labels": "hoi_distill.stages.derived.image_labels:ImageLabels",

@@ -191,6 +191,7 @@ def training_set(workspace: Workspace, resolved: Resolved) -> TrainingSet:
         values={role: f"{p.table.fingerprint} {p.cells.columns} {p.values}" for role, p in resolved.train.items()},
         unseen=None if resolved.labels.split is None else resolved.labels.split.unseen,
         dropped=resolved.labels.dropped,
+        pair_questions=resolved.train["pair_answers"].cells.columns if "pair_answers" in resolved.train else None,
     )
 
 

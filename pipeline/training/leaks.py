@@ -56,6 +56,8 @@ def refuse_leaks(nodes: Mapping[str, Node], data: DataSection, method: str, need
         stage = nodes[name].stage
         if getattr(stage, "teacher", None) is not None:
             raise UserError(f"{where}tables: {name} is answered by a pair teacher, which learned from annotations")
+        if stage.name == "pair_answers" and stage.parameters()["teacher"] == "annotations":
+            raise UserError(f"{where}tables: {name} is read off the annotations")
         if needs.untuned_detector and (reason := tuned(stage)):
             raise UserError(
                 f"{where}tables: the boxes of {name} owe something to annotated interactions ({reason}); use a detector of "

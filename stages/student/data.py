@@ -39,6 +39,7 @@ class TrainingSet:
         unseen: bool ``[H]``, the interactions that training may not see (zero-shot); they come back at prediction.
         dropped: annotations of the same records that are set aside (few-shot): what they name is neither positive nor
             negative in training.
+        pair_questions: the columns of the ``pair_answers`` table; None: all of the vocabulary's.
     """
 
     source: SampleSource
@@ -51,6 +52,7 @@ class TrainingSet:
     values: Mapping[str, str] = field(default_factory=dict)
     unseen: np.ndarray | None = None
     dropped: Annotations | None = None
+    pair_questions: Sequence[str] | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:

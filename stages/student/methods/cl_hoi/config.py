@@ -20,8 +20,9 @@ from pydantic import Field
 from typing_extensions import override
 
 from hoi_distill.stages.keys import Count, CountOrNone, NotNegative, Positive, Rate, settings
+from hoi_distill.stages.student.method import LATER
 from hoi_distill.stages.student.pairs.config import PairsConfig
-from hoi_distill.stages.student.pairs.supervision.config import ImageLabelLossConfig
+from hoi_distill.stages.student.pairs.supervision.config import ImageLabelLossConfig, PairAnswerConfig
 from hoi_distill.storage.errors import UserError
 
 Exponents = Annotated[tuple[NotNegative, ...], Field(min_length=1)]
@@ -132,6 +133,7 @@ class ClHoiConfig(PairsConfig):
     context_stage: ContextConfig = field(default_factory=ContextConfig)
     network: CognitionConfig = field(default_factory=CognitionConfig)
     losses: ImageLabelLossConfig = field(default_factory=ImageLabelLossConfig)
+    pair_answers: PairAnswerConfig = field(default=PairAnswerConfig(), metadata=LATER)
     translator_rate: NotNegative = 0.0
     """The translator's learning rate in stage 2, as a share of the network's; 0: frozen."""
 
@@ -158,6 +160,11 @@ class ClHoiConfig(PairsConfig):
         super().__post_init__()
         if self.chooses and not self.held_out:
             raise UserError("held_out: 0, but there are exponents to choose from; hold out 0.1 or give one of each")
+
+        if self.pair_answers.used and (self.pair_answers.calibrated or not self.pair_answers.unlabelled):
+            raise UserError(
+                "pair_answers: no image of this method is labelled; write calibrated: false and images: unlabelled"
+            )
 
     @property
     def chooses(self) -> bool:

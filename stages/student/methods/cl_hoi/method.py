@@ -34,9 +34,11 @@ class ClHoiMethod(PairMethod[ClHoiConfig]):
             train["labels"] = ("value",)
         if config.translates:
             train["context"] = ("value",)
+        train |= config.pair_answers.columns(vocabulary.pair_questions())
         return Needs(
             train,
             {"detections": None, "features": config.views[:1]},
+            where_asked=("pair_answers",),
             text=True,
             unlabelled=True,
             annotations=not own,
@@ -57,6 +59,8 @@ class ClHoiMethod(PairMethod[ClHoiConfig]):
         words = LABELS[config.labels].format(f"{labelled + unlabelled:,}")
         if config.bridge == "copy" and config.labels != "instances":
             words += ", copied to every pair that could be meant"
+        if config.pair_answers.used:
+            words += "; with its answers about each pair"
         if config.network.context:
             words += f"; context tokens {'distilled from its texts' if config.distil else 'as they were drawn'}"
         return f"{words}. In the CL-HOI style; looks through the teacher's cached feature maps"

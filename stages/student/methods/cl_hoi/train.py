@@ -41,6 +41,7 @@ from hoi_distill.stages.student.pairs.supervision.image_labels import (
     annotated_labels,
     teacher_labels,
 )
+from hoi_distill.stages.student.pairs.supervision.pair_answers import pair_answer_term
 from hoi_distill.stages.student.pairs.terms import PairOutput, Supervision, Term, TextSpace
 from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
 from hoi_distill.stages.student.training.loop import Step, finish
@@ -108,6 +109,9 @@ def train(config: ClHoiConfig, data: TrainingSet, run_dir: Path, extras: Extras 
     student = build(shape, config, data.vocabulary, text, translator)
     learner = InteractionLearner(student, config.losses.temperature)
     terms, pools_ = [term_of(config, labels, data)], Pools(np.empty(0, np.int64), trained)
+    if config.pair_answers.used:
+        with accelerator.main_process_first():
+            terms.append(pair_answer_term(config.pair_answers, state, data, images)[0])
     batches = PairBatches(config, pools_, images, maps, Supervision(terms, valid), share=training.share)
     loss = TermLoss(terms, training.processes)
     groups = groups_of(learner, config)

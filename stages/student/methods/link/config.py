@@ -10,7 +10,12 @@ from hoi_distill.stages.keys import Count, Fraction, Positive, settings
 from hoi_distill.stages.student.method import LATER
 from hoi_distill.stages.student.methods.link.network_config import LinkNetworkConfig
 from hoi_distill.stages.student.pairs.config import PairsConfig
-from hoi_distill.stages.student.pairs.supervision.config import KdConfig, SoftLabelConfig, TextLabelConfig
+from hoi_distill.stages.student.pairs.supervision.config import (
+    KdConfig,
+    PairAnswerConfig,
+    SoftLabelConfig,
+    TextLabelConfig,
+)
 from hoi_distill.storage.errors import UserError
 
 
@@ -26,6 +31,7 @@ class LinkConfig(PairsConfig):
     kd: KdConfig = field(default_factory=KdConfig)
     soft_labels: SoftLabelConfig = field(default=SoftLabelConfig(), metadata=LATER)
     text_labels: TextLabelConfig = field(default=TextLabelConfig(), metadata=LATER)
+    pair_answers: PairAnswerConfig = field(default=PairAnswerConfig(), metadata=LATER)
     box_jitter: Fraction = 0.0
     """Standard deviation by which each edge of a box moves at each step, as a share of the box's side; annotated pairs
     are associated anew. A teacher's logits and queries belong to the boxes as they were detected, so jitter excludes
@@ -41,7 +47,8 @@ class LinkConfig(PairsConfig):
     @property
     def uses_unlabelled(self) -> bool:
         """Whether images without annotations are learnt from."""
-        return (self.kd.on and self.kd.unlabelled) or self.soft_labels.unlabelled or self.text_labels.unlabelled
+        images = self.soft_labels, self.text_labels, self.pair_answers
+        return (self.kd.on and self.kd.unlabelled) or any(term.unlabelled for term in images)
 
     @override
     def __post_init__(self) -> None:
@@ -50,6 +57,11 @@ class LinkConfig(PairsConfig):
             raise UserError(
                 f"box_jitter: {self.box_jitter!r} moves the boxes that the teachers' logits and queries belong to; "
                 "set it to 0, or student.kd.logit and student.kd.query"
+            )
+        if self.box_jitter and self.pair_answers.used:
+            raise UserError(
+                f"box_jitter: {self.box_jitter!r} moves the boxes that the teacher was asked about; set it to 0, or "
+                "student.pair_answers.images to none"
             )
         if self.kd.on and self.kd.weighting == "share" and self.precision == "fp16":
             raise UserError(

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from hoi_distill.stages.data.vocabulary import Vocabulary
     from hoi_distill.stages.student.methods.link.teacher_stages import TrainedTeacher
 
-SOURCES = {"soft_labels": "cached image-text-matching scores", "text_labels": "labels from the teacher's text"}
+SOURCES = {
+    "soft_labels": "cached image-text-matching scores",
+    "text_labels": "labels from the teacher's text",
+    "pair_answers": "the teacher's answers about each pair",
+}
 LEVELS = {"logit": "logits", "query": "queries", "map": "maps"}
 
 
@@ -37,6 +41,8 @@ class LinkMethod(PairMethod[LinkConfig]):
             teachers["itm"] = tuple(vocabulary.prompt(hoi) for hoi in np.flatnonzero(vocabulary.actions()).tolist())
         if config.text_labels.used:
             teachers["labels"] = ("value",)
+        teachers |= config.pair_answers.columns(vocabulary.pair_questions())
+        scaled = any(term.used and term.calibrated for term in (config.soft_labels, config.pair_answers))
         written = {
             **dict.fromkeys(kd.pairs if kd.reads_pairs else (), ("kd.pairs", "link_pairs")),
             **dict.fromkeys(kd.maps if kd.reads_maps else (), ("kd.maps", "link_maps")),
@@ -44,11 +50,10 @@ class LinkMethod(PairMethod[LinkConfig]):
         return Needs(
             {"detections": None, "features": config.views, **teachers},
             {"detections": None, "features": config.views[:1]},
-            where_asked=("itm",),
+            where_asked=("itm", "pair_answers"),
             text=True,
             unlabelled=config.uses_unlabelled,
-            unlabelled_suffice=(config.soft_labels.unlabelled or config.text_labels.unlabelled)
-            and not (config.soft_labels.used and config.soft_labels.calibrated),
+            unlabelled_suffice=not scaled and any(getattr(config, key).unlabelled for key in SOURCES),
             stages=written,
         )
 
@@ -59,7 +64,7 @@ class LinkMethod(PairMethod[LinkConfig]):
             found["kd"] = labelled
             if config.kd.unlabelled:
                 found["kd.unlabelled: true"] = others
-        for key in ("soft_labels", "text_labels"):
+        for key in SOURCES:
             if (term := getattr(config, key)).used:
                 found[f"{key}.images: {term.images}"] = term.count(labelled, others)
         return found
@@ -73,7 +78,7 @@ class LinkMethod(PairMethod[LinkConfig]):
 
         if config.kd.reads_pairs or config.kd.reads_maps:
             raise UserError("kd: a pair teacher learns from annotations alone; set its weights to 0")
-        for key in ("soft_labels", "text_labels"):
+        for key in SOURCES:
             if getattr(config, key).used:
                 raise UserError(f"{key}: a pair teacher learns from annotations alone; set images: none")
         channels, *grid = maps

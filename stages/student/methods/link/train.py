@@ -28,6 +28,7 @@ from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationT
 from hoi_distill.stages.student.pairs.supervision.config import ImageLabelLossConfig
 from hoi_distill.stages.student.pairs.supervision.dense_distillation import DenseDistillation
 from hoi_distill.stages.student.pairs.supervision.image_labels import ImageLabelTerm, teacher_labels
+from hoi_distill.stages.student.pairs.supervision.pair_answers import pair_answer_term, pair_calibration_line
 from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabelTerm, calibration_line, itm_soft_labels
 from hoi_distill.stages.student.pairs.terms import Supervision, Term
 from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
@@ -86,7 +87,7 @@ def terms_of(config: LinkConfig, data: TrainingSet, valid: Tensor) -> list[Term]
 def image_terms_of(
     config: LinkConfig, data: TrainingSet, images: ImageTable, folder: Path, extras: Extras
 ) -> list[Term]:
-    """What a teacher says of whole images: matching scores, and labels from its text.
+    """What a teacher says: matching scores of images, labels from its text, and answers about pairs.
 
     Args:
         config: the method's parameters.
@@ -96,7 +97,7 @@ def image_terms_of(
         extras: its ``shared_dir`` keeps matching scores for all trainings of the same cells instead, if there is one.
 
     Raises:
-        UserError: no labelled image has a pair, so that matching scores cannot be calibrated.
+        UserError: no labelled image has a pair, so that nothing can be calibrated, or the teacher was asked about other boxes.
     """
     terms: list[Term] = []
     if (soft := config.soft_labels).used:
@@ -111,4 +112,9 @@ def image_terms_of(
         told = replace(table, known=table.known & text.rows(data.labelled))
         losses = ImageLabelLossConfig(contrastive=0.0, mil=text.weight, relatedness=0.0)
         terms.append(ImageLabelTerm(told, losses, text.ramp))
+    if config.pair_answers.used:
+        term, fit = pair_answer_term(config.pair_answers, folder, data, images)
+        if config.pair_answers.calibrated:
+            extras.report(pair_calibration_line(fit))
+        terms.append(term)
     return terms

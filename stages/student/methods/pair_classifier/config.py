@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Literal
 
 from hoi_distill.stages.keys import Count, CountOrNone, Fraction, NotNegative, settings
+from hoi_distill.stages.student.method import LATER
 from hoi_distill.stages.student.pairs.config import PairsConfig
+from hoi_distill.stages.student.pairs.supervision.config import PairAnswerConfig
 
 
 @settings
@@ -29,6 +32,8 @@ class PairClassifierConfig(PairsConfig):
     gradient raises wrong pairs: on pico that made distillation do harm."""
     encoder: Literal["teacher", "region_cnn"] = "teacher"
     """Whose feature maps: the cached teacher's, or a small frozen CNN pre-trained on the detections' box classes."""
+
+    pair_answers: PairAnswerConfig = field(default=PairAnswerConfig(), metadata=LATER)
 
     # network
     roi_size: Count = 3

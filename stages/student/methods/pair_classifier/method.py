@@ -46,13 +46,16 @@ class PairClassifierMethod(PairMethod[PairClassifierConfig]):
         if config.distils and config.teacher in ("itm", "shuffled"):
             # An answer about no_interaction is none, so soft labels leave it out; annotations still teach it.
             train["itm"] = tuple(vocabulary.prompt(hoi) for hoi in np.flatnonzero(vocabulary.actions()).tolist())
+        train |= config.pair_answers.columns(vocabulary.pair_questions())
         return Needs(
             train,
             test,
-            where_asked=("itm",),
+            where_asked=("itm", "pair_answers"),
             text=True,
             # the student's own encoder learns from the boxes of every image
-            unlabelled=(config.distils and config.itm_on in ("unlabelled", "both")) or config.encoder == "region_cnn",
+            unlabelled=(config.distils and config.itm_on in ("unlabelled", "both"))
+            or config.pair_answers.unlabelled
+            or config.encoder == "region_cnn",
             all_annotations=config.teacher == "oracle",
         )
 
@@ -60,10 +63,15 @@ class PairClassifierMethod(PairMethod[PairClassifierConfig]):
     def distilled(self, config: PairClassifierConfig, labelled: int, unlabelled: int) -> dict[str, int]:
         others = unlabelled if config.unlabelled_per_step else 0
         on = {"labelled": labelled, "unlabelled": others, "both": labelled + others}
-        return {f"itm_on: {config.itm_on}": on[config.itm_on]} if config.distils else {}
+        found = {f"itm_on: {config.itm_on}": on[config.itm_on]} if config.distils else {}
+        if config.pair_answers.used:
+            found[f"pair_answers.images: {config.pair_answers.images}"] = config.pair_answers.count(labelled, others)
+        return found
 
     @override
     def trained_on(self, config: PairClassifierConfig, labelled: int, unlabelled: int) -> str:
         arm = ARMS[config.itm_on if config.itm_weight else "none"]
         words = arm.format(labelled=f"{labelled:,}", unlabelled=f"{unlabelled:,}", teacher=TEACHERS[config.teacher])
+        if config.pair_answers.used:
+            words += f"; with the teacher's answers about each pair (images: {config.pair_answers.images})"
         return f"{words}. Looks through {EYES[config.encoder]}"

@@ -36,6 +36,8 @@ from hoi_distill.stages.student.methods.pair_classifier.student import PairStude
 from hoi_distill.stages.student.pairs.batches import PairBatches, Pools
 from hoi_distill.stages.student.pairs.prepare import training_images
 from hoi_distill.stages.student.pairs.supervision.annotations import AnnotationTerm
+from hoi_distill.stages.student.pairs.supervision.config import PairAnswerConfig
+from hoi_distill.stages.student.pairs.supervision.pair_answers import pair_answer_term, pair_calibration_line
 from hoi_distill.stages.student.pairs.supervision.soft_labels import SoftLabels, SoftLabelTerm, calibration_line
 from hoi_distill.stages.student.pairs.terms import PairOutput, Supervision, Term
 from hoi_distill.stages.student.pairs.training import PairTraining, TermLoss
@@ -70,7 +72,7 @@ def train(
     shared = extras.shared_dir or run_dir.parent
 
     def labels_only() -> PairStudent:
-        own = replace(config, itm_on="none", teacher="itm")
+        own = replace(config, itm_on="none", teacher="itm", pair_answers=PairAnswerConfig())
         given = replace(
             extras,
             shared_dir=shared,
@@ -131,8 +133,15 @@ def open_batches(
         soft = soft_labels(folder, data, images, config, shared=shared)
     if soft is not None and soft.platt is not None and accelerator.is_main_process:
         report(calibration_line(soft.platt))
-    pools = Pools.of(images, data.labelled, unlabelled=soft is not None and config.itm_on in ("unlabelled", "both"))
-    supervision = Supervision(terms_of(config, data, soft), torch.from_numpy(data.valid()))
+    terms, unlabelled = terms_of(config, data, soft), soft is not None and config.itm_on in ("unlabelled", "both")
+    if config.pair_answers.used:
+        with accelerator.main_process_first():
+            term, fit = pair_answer_term(config.pair_answers, folder, data, images)
+        if config.pair_answers.calibrated and accelerator.is_main_process:
+            report(pair_calibration_line(fit))
+        terms.append(term)
+    pools = Pools.of(images, data.labelled, unlabelled=unlabelled or config.pair_answers.unlabelled)
+    supervision = Supervision(terms, torch.from_numpy(data.valid()))
     return PairBatches(config, pools, images, maps, supervision, share=training.share), encoder
 
 

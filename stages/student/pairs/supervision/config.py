@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Literal
 
@@ -59,6 +60,31 @@ class SoftLabelConfig(ImageSupervision):
 @settings
 class TextLabelConfig(ImageSupervision):
     """Image-level labels from a teacher's cached text (stage ``image_labels``), on the smooth maximum of an image's pairs."""
+
+
+@settings
+class PairAnswerConfig(ImageSupervision):
+    """A teacher's cached yes/no answers about single pairs (stage ``pair_answers``), on the interaction logits. On labelled
+    images only what the annotations do not find in a pair is distilled."""
+
+    weight: NotNegative = 0.3
+    ramp: CountOrNone = 0
+    """Steps over which the weight grows from 0."""
+    prior_power: NotNegative = 1.0
+    """Exponent of the prior by which an answer counts in the mean: a pair that is hardly there counts little."""
+    calibrated: bool = True
+    """On: answers are scaled on the labelled images, with an offset for each verb. Off: the teacher's own probabilities."""
+    answers: Literal["own", "mean", "permuted"] = "own"
+    """Which answers a pair gets: its own; or, as controls, the mean over the pairs of its image with an object of the same class,
+    as if the teacher had been asked about the image, or those of another such pair."""
+
+    def columns(self, questions: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """What a training reads of the two tables, by role; nothing where nothing is distilled.
+
+        Args:
+            questions: :meth:`hoi_distill.stages.data.vocabulary.Vocabulary.pair_questions`.
+        """
+        return {"instances": ("value",), "pair_answers": tuple(questions)} if self.used else {}
 
 
 @settings

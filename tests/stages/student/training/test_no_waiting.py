@@ -19,9 +19,11 @@ from hoi_distill.stages.student.methods.pair_classifier.config import PairClassi
 from hoi_distill.stages.student.methods.pair_classifier.train import train as train_pair_classifier
 from hoi_distill.stages.student.methods.vlm_hoi.loss_config import ItmConfig
 from hoi_distill.stages.student.methods.vlm_hoi.train import train as train_vlm_hoi
+from hoi_distill.stages.student.pairs.supervision.config import PairAnswerConfig
 from hoi_distill.stages.student.training.loop import Trainer
 from tests.fixtures import toy_cl_hoi, toy_link
 from tests.fixtures.no_waiting import Waits, no_waiting
+from tests.fixtures.toy_pairs import with_pair_answers
 from tests.fixtures.toy_student import CHANNELS, VOCABULARY, Toy
 from tests.fixtures.vlm_hoi_world import World, tiny_config
 
@@ -46,6 +48,11 @@ def link(folder: Path, **distilled: Any) -> None:
     toy_link.trained(config, data, folder)
 
 
+def link_asked(folder: Path) -> None:
+    config, toy = toy_link.link_config(**SEVEN_STEPS, pair_answers=PairAnswerConfig(images="both")), Toy(40, 0)
+    toy_link.trained(config, with_pair_answers(toy.training_set(16), toy), folder)
+
+
 def cl_hoi(folder: Path, **changes: Any) -> None:
     stage = replace(toy_cl_hoi.CONFIG.context_stage, steps=7)
     config = replace(toy_cl_hoi.CONFIG, context_stage=stage, **SEVEN_STEPS, **changes)
@@ -65,6 +72,7 @@ STUDENTS: dict[str, Callable[[Path], None]] = {
     "LINK": link,
     "LINK, distilled": lambda folder: link(folder, logit_form="bernoulli"),
     "LINK, distilled by softmax": lambda folder: link(folder, logit_form="softmax"),
+    "LINK, answers about pairs": link_asked,
     "CL-HOI": cl_hoi,
     "CL-HOI, copied labels": lambda folder: cl_hoi(folder, bridge="copy"),
     "VLM-HOI": vlm_hoi,
