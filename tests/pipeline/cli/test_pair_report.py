@@ -42,7 +42,7 @@ def config(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry.STAGES, "toy_asked", "tests.fixtures.toy_pairs:NeverYes")
         path = root / "crowd.yaml"
-        path.write_text(yaml.safe_dump(document))
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
         run(prepare(path))
         yield path
 
@@ -85,7 +85,6 @@ def test_what_gates_spare_is_counted_where_it_was_audited(found):
 
 
 def test_tables_that_ask_the_same_are_compared(found):
-    assert set(found["agreement"]) == {1}
     assert found["agreement"]["true and noisy"]["same_side"] == pytest.approx(0.5, abs=0.1)
     assert found["agreement"]["true and gated"] == {"correlation": 1.0, "same_side": 1.0}
 
@@ -111,6 +110,6 @@ def test_nothing_to_report_on_is_told(config, tmp_path):
     with pytest.raises(UserError, match=r"no annotated image of the training split has answers; .* --limit 1000"):
         pair_report(fresh)
     document["tables"] = {"detections": document["tables"]["detections"]}
-    fresh.write_text(yaml.safe_dump(document))
+    fresh.write_text(yaml.safe_dump(document, sort_keys=False))
     with pytest.raises(UserError, match="no table of answers about pairs"):
         pair_report(fresh)
