@@ -38,7 +38,7 @@ from hoi_distill.pipeline.inputs import image_source
 from hoi_distill.pipeline.planning.plan import plan
 from hoi_distill.stages.data.annotations import Annotations
 from hoi_distill.stages.stage import ArrowOutput, Batch, Stage, Values, fingerprint_record
-from hoi_distill.storage import file_digests
+from hoi_distill.storage import file_digests, hashed_files
 from hoi_distill.storage.cache import Cache
 
 FOLDERS = 100
@@ -95,9 +95,9 @@ def build(root: Path, rows: int, columns: int) -> None:
             for path in own:
                 os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
             names = [path.rpartition("/")[2] for path in own]
-            entries = np.zeros(len(names), file_digests._ENTRY)
-            entries.view("<i8").reshape(-1, 6)[:, :4] = file_digests._stamps(
-                file_digests._Folder(folder, np.arange(len(names)), names), pool
+            entries = np.zeros(len(names), hashed_files.ENTRY)
+            entries.view("<i8").reshape(-1, 6)[:, :4] = hashed_files.stamps_in(
+                hashed_files.Folder(folder, np.arange(len(names)), names), hashed_files.Listings(), pool
             )
             entries["digest"] = ids[number::FOLDERS]
             file_digests._remember(connection, folder, names, entries)

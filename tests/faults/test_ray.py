@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ import pytest
 
 from hoi_distill.workers.executors.ray import RayExecutor
 from hoi_distill.workers.task import TaskReport, Workload
+from tests.fixtures.ray_nodes import cluster, node
 from tests.fixtures.toy_album import Album, Colour, Map, album, lines
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +71,7 @@ def test_a_row_that_always_kills_its_worker_fails_alone_after_three_tries(
 DRIVER = """
 import sys, threading
 from pathlib import Path
+from tests.fixtures.ray_nodes import cluster, node
 from tests.fixtures.toy_album import Colour, album
 from hoi_distill.workers.executors.ray import execute
 from hoi_distill.workers.task import Workload
@@ -84,26 +83,6 @@ report = lambda answer: print("reported", flush=True)
 execute(Workload.of(made.tasks(made.part(stage), size=4)), workers=2, report=report, stop=threading.Event())
 print("empty", int(made.empty(stage).sum()), "failed", len(made.failures(stage)))
 """
-
-
-@contextmanager
-def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The environment of a cluster that has no node yet."""
-    with socket.socket() as free:
-        free.bind(("", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    token = tmp_path / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    environment = {
-        **os.environ,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ADDRESS": address,
-        "PYTHONPATH": str(ROOT),
-    }
-    yield environment
 
 
 @pytest.mark.slow
@@ -134,6 +113,7 @@ LEVELS = """
 import logging, sys, threading
 from pathlib import Path
 from hoi_distill.storage.errors import UserError
+from tests.fixtures.ray_nodes import cluster, node
 from tests.fixtures.toy_album import Colour, Double, album
 from hoi_distill.workers.executors.ray import RayExecutor
 from hoi_distill.workers.task import Workload
@@ -198,44 +178,6 @@ def test_a_node_that_does_not_see_the_cache_is_named_in_one_line(tmp_path: Path)
         output, _ = levels(environment, tmp_path).communicate(timeout=200)
     (line,) = output.splitlines()
     assert f"of the Ray cluster does not see the cache {cache}; mount the same folder there" in line
-
-
-@contextmanager
-def node(environment: dict[str, str], *options: str, before: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
-    """A Ray node of one CPU with a scratch folder of its own, once it has joined."""
-    ray = str(Path(sys.executable).with_name("ray"))
-    address = environment["RAY_ADDRESS"]
-    with tempfile.TemporaryDirectory(prefix="node-", dir="/tmp", ignore_cleanup_errors=True) as scratch:
-        started = subprocess.Popen(
-            [
-                *before,
-                ray,
-                "start",
-                "--block",
-                "--num-cpus=1",
-                "--object-store-memory=100000000",
-                f"--temp-dir={scratch}",
-            ]
-            + ["--include-dashboard=false"] * ("--head" in options)
-            + list(options),
-            env={name: value for name, value in environment.items() if name != "RAY_ADDRESS"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        assert started.stdout is not None
-        output = b""
-        while b"Ray runtime started" not in output and (line := started.stdout.readline()):
-            output += line
-        assert b"Ray runtime started" in output, (address, output.decode())
-        try:
-            yield started
-        finally:
-            started.terminate()
-            try:
-                started.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(started.pid, signal.SIGKILL)
 
 
 ATTACHED = """
