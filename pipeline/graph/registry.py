@@ -19,6 +19,7 @@ STAGES: dict[str, str] = {
     "vision_features": "hoi_distill.stages.teacher.vision_features:VisionFeatures",
     "answers": "hoi_distill.stages.teacher.answers:Answers",
     "served_answers": "hoi_distill.stages.teacher.served.answers:ServedAnswers",
+    "served_triplets": "hoi_distill.stages.teacher.served.triplets:ServedTriplets",
     "triplets": "hoi_distill.stages.derived.triplets:Triplets",
     "image_labels": "hoi_distill.stages.derived.image_labels:ImageLabels",
     "sentence_embeddings": "hoi_distill.stages.teacher.sentence_embeddings:SentenceEmbeddings",
