@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,10 +32,14 @@ class Loaded(NamedTuple):
     Attributes:
         source: the image or text; None where no stage looks at it.
         prepared: what :meth:`Stage.prepare` made of the image; None where the stage was not open yet.
+        read_seconds: that reading took.
+        prepare_seconds: that decoding and preparing took.
     """
 
     source: Any
     prepared: Any = None
+    read_seconds: float = 0.0
+    prepare_seconds: float = 0.0
 
 
 def prefetch(
@@ -130,17 +135,20 @@ def load_row(task: Task, row: int, opened: Stage | None = None) -> Loaded | Chan
         ``Changed`` or ``InputFailure`` where the input is at fault: everything else raises.
     """
     stage, uri = task.tables[0].stage, task.uris[row]
+    began = time.perf_counter()
     try:
         data = uri[len(TEXT_PREFIX) :].encode() if stage.source == "texts" else read_bytes(uri)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
         return Changed()
+    read = time.perf_counter()
     frame = frame_of(task.row_ids[row].tobytes(), digest_bytes(data))
     if frame is None:
         return Changed()
     if stage.source == "texts":
-        return Loaded(uri[len(TEXT_PREFIX) :])
+        return Loaded(uri[len(TEXT_PREFIX) :], read_seconds=read - began)
     try:
         image = decode(data, frame=frame)
-        return Loaded(image, None if opened is None else opened.prepare(image))
+        prepared = None if opened is None else opened.prepare(image)
+        return Loaded(image, prepared, read - began, time.perf_counter() - read)
     except InputFailure as failure:
         return failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,8 @@ class PartialTable:
         counts: what the stage has counted, by name (:class:`hoi_distill.stages.stage.Turn`).
         recorded: what it had to record.
         seconds: spent in the stage's ``compute``. Work that tables of a pass share is counted where it was done.
+        waited: seconds of them in which the stage waited for a server.
+        copy_seconds: spent on waiting for values that came from a GPU.
     """
 
     def __init__(self, task: TableTask, inherited: Mapping[tuple[int, int], str]) -> None:
@@ -54,7 +57,7 @@ class PartialTable:
         self.unanswered: set[tuple[int, int]] = set()
         self.counts: dict[str, float] = {}
         self.recorded: dict[str, Any] = {}
-        self.seconds = 0.0
+        self.seconds = self.waited = self.copy_seconds = 0.0
         for cell in inherited:
             self.needed[cell] = False
         self._rows = np.flatnonzero(task.needed.any(axis=1))  # values of other rows are not kept
@@ -117,13 +120,16 @@ class PartialTable:
         for name, number in turn.counts.items():
             self.counts[name] = self.counts.get(name, 0) + number
         self.recorded |= turn.recorded
+        self.waited += turn.waited
 
     def settle(self) -> None:
         """Wait for the values of the last ``put``, and keep them."""
         (rows, copies), self._arriving = self._arriving, NOTHING
         for column, (values, copied) in copies.items():
             if copied is not None:
+                began = time.perf_counter()
                 copied.synchronize()
+                self.copy_seconds += time.perf_counter() - began
             self._keep(column, rows, values)
         self.valid[rows] |= self.needed[rows]
 

@@ -212,6 +212,7 @@ class TaskReport:
         bytes: payload bytes written.
         counts: what stages have counted (requests, tokens, a price), by table name.
         ended: why a stage computes no further cell; it ends the run. "" while it does.
+        timings: where the task's time went, see :mod:`hoi_distill.workers.timings`.
     """
 
     task_id: str
@@ -225,6 +226,7 @@ class TaskReport:
     bytes: int
     counts: dict[str, dict[str, float]] = field(default_factory=dict)
     ended: str = ""
+    timings: dict[str, float] = field(default_factory=dict)
 
 
 class FailureLimit:

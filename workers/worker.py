@@ -28,6 +28,9 @@ from hoi_distill.workers.loading import Changed, Loaded, batch_of, batches_of, i
 from hoi_distill.workers.partial_table import PartialTable
 from hoi_distill.workers.pulse import COMPUTING, LOADING, READING, WRITING, WRITTEN, Pulse
 from hoi_distill.workers.task import TableSpec, Task, TaskReport
+from hoi_distill.workers.timings import ANSWERS, COPYING, ON_CPU, ON_GPU, OPENING, Lane, Timings, split_wait
+from hoi_distill.workers.timings import READING as READ_VALUES
+from hoi_distill.workers.timings import WRITING as WAITED_FOR_WRITING
 from hoi_distill.workers.upstream import UpstreamCells, inherited_failures
 
 if TYPE_CHECKING:
@@ -66,6 +69,7 @@ class Worker:
         self._share = 1 / workers
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="read")
         self._compute_turn = threading.Lock()
+        self._lane = Lane()
         self._storage_turn = threading.Lock()
         self._tables: dict[tuple[str, bytes], Table] = {}
         self._save_turn = threading.Lock()
@@ -104,8 +108,10 @@ class Worker:
         return result
 
     def _compute(self, task: Task) -> TaskResult | None:
+        idle = self._lane.idle()
         with self._storage_turn:
             result, upstream = self._begin(task)
+            result.spend(READ_VALUES, self._lane.idle() - idle)
         needed = np.concatenate([table.needed for table in result.tables], axis=1)
         batches = batches_of(needed, task.batch_size)
         order = [row for batch in batches for row in batch.tolist()]
@@ -124,15 +130,18 @@ class Worker:
             if self.stop.is_set():
                 return None
             started = time.perf_counter()
-            with self._may_be_saved(result):
+            with self._lane, self._may_be_saved(result):
                 self.pulse.step(task.task_id, LOADING, len(batches))
                 turns = [self._turn(result, table) for table in result.tables]
                 works = list(map(_TableWork, self._open(task, keys), result.tables, upstream, turns))
+                result.spend(OPENING, time.perf_counter() - started)
                 self.pulse.step(task.task_id, COMPUTING)
                 for rows in batches:
                     if self.stop.is_set() or result.ended:
                         break
+                    waited = time.perf_counter()
                     sound, loaded = result.sort_out(rows, islice(load, len(rows)))
+                    result.spend_on_images(time.perf_counter() - waited, loaded)
                     if len(sound):
                         self._compute_batch(result, works, sound, loaded)
                     tried += rows.tolist()
@@ -140,6 +149,9 @@ class Worker:
             result.seconds = time.perf_counter() - started
         for table in result.tables:
             table.settle()
+            result.spend(ON_CPU if self.device == "cpu" else ON_GPU, table.seconds - table.waited - table.copy_seconds)
+            result.spend(ANSWERS, table.waited)
+            result.spend(COPYING, table.copy_seconds)
         if batches and not tried:
             return None
         # A task without a batch has failures to hand on: those of its rows' upstream cells.
@@ -193,7 +205,7 @@ class Worker:
         return report
 
     def _commit(self, result: TaskResult) -> TaskReport:
-        payload_bytes = 0
+        payload_bytes, idle = 0, self._lane.idle()
         for table in result.tables:
             if not table.unsaved.any() and not table.failures:
                 continue
@@ -204,6 +216,7 @@ class Worker:
                 **table.task.stage.provenance(),
                 **table.recorded,
                 **({"counts": table.counts} if table.counts else {}),
+                "timings": {name: round(seconds, 3) for name, seconds in result.timings.items()},
             }
             with self._storage_turn:
                 target = table.task.target
@@ -211,6 +224,7 @@ class Worker:
                     table.block(), table.block_values(), provenance, seen=target.seen
                 )
             payload_bytes += commit.bytes
+        result.spend(WAITED_FOR_WRITING, self._lane.idle() - idle)
         return result.report(payload_bytes)
 
     def _compute_batch(
@@ -270,6 +284,7 @@ class TaskResult:
         changed: rows whose bytes are no longer those that were planned, or that have gone.
         seconds: spent on computing.
         ended: why a stage computes no further cell (:class:`hoi_distill.stages.stage.Turn`); "" while it does.
+        timings: where its time went.
     """
 
     task: Task
@@ -278,6 +293,18 @@ class TaskResult:
     changed: list[int] = field(default_factory=list)
     seconds: float = 0.0
     ended: str = ""
+    timings: Timings = field(default_factory=dict)
+
+    def spend(self, what: str, seconds: float) -> None:
+        """Count time."""
+        if seconds > 0:
+            self.timings[what] = self.timings.get(what, 0.0) + seconds
+
+    def spend_on_images(self, seconds: float, loaded: Sequence[Loaded]) -> None:
+        """Count time that was waited for these images."""
+        read = sum(each.read_seconds for each in loaded)
+        for what, share in split_wait(seconds, read, sum(each.prepare_seconds for each in loaded)).items():
+            self.spend(what, share)
 
     def sort_out(
         self, rows: np.ndarray, loaded: Iterable[Loaded | Changed | InputFailure]
@@ -328,6 +355,7 @@ class TaskResult:
             bytes=payload_bytes,
             counts={table.task.name: table.counts for table in self.tables if table.counts},
             ended=self.ended,
+            timings=self.timings,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from hoi_distill.pipeline.filling.limits import limits
 from hoi_distill.pipeline.filling.run import RunSummary
 from hoi_distill.pipeline.graph.nodes import levels, passes
 from hoi_distill.pipeline.inputs import Source
@@ -57,6 +58,8 @@ def run_summary(summary: RunSummary) -> None:
     """What was computed and what failed, with reasons."""
     done = ", ".join(f"{name} {number:,}" for name, number in summary.cells.items() if number) or "nothing"
     print(f"Computed cells: {done}.")
+    for line in limits(summary.timings):
+        print(line)
     for name, counts in summary.counts.items():
         print(f"{name}: {counted(counts)}.")
     failed = sum(summary.failures.values())

@@ -28,6 +28,7 @@ from hoi_distill.storage.files.address import Place
 from hoi_distill.storage.record_index import RecordIndex
 from hoi_distill.storage.table_folder import Seen
 from hoi_distill.workers.task import TableSpec, TableTask, Target, Task, TaskReport, Upstream, Workload
+from hoi_distill.workers.timings import Timings, total
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class RunSummary:
         cells: values.
         failures: recorded failures.
         counts: what stages counted, by name: requests, tokens, a price.
+        timings: where the time of the workers went.
         reasons: of some failures, a line each.
         changed: some files that changed or went.
         interrupted: whether it was stopped.
@@ -48,6 +50,7 @@ class RunSummary:
     cells: dict[str, int] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
     counts: dict[str, dict[str, float]] = field(default_factory=dict)
+    timings: Timings = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -59,9 +62,8 @@ class RunSummary:
         for name, number in report.failures.items():
             self.failures[name] = self.failures.get(name, 0) + number
         for name, counted in report.counts.items():
-            total = self.counts.setdefault(name, {})
-            for what, amount in counted.items():
-                total[what] = total.get(what, 0) + amount
+            self.counts[name] = total([self.counts.get(name, {}), counted])
+        self.timings = total([self.timings, report.timings])
         self.reasons += report.reasons
         self.changed += report.changed
 

@@ -22,6 +22,7 @@ STAGES: dict[str, str] = {
     "simulated_pair_answers": "hoi_distill.stages.derived.simulated_pair_answers:SimulatedPairAnswers",
     "instances": "hoi_distill.stages.derived.instances:Instances",
     "served_answers": "hoi_distill.stages.teacher.served.answers:ServedAnswers",
+    "served_triplets": "hoi_distill.stages.teacher.served.triplets:ServedTriplets",
     "triplets": "hoi_distill.stages.derived.triplets:Triplets",
     "image_labels": "hoi_distill.stages.derived.image_labels:ImageLabels",
     "sentence_embeddings": "hoi_distill.stages.teacher.sentence_embeddings:SentenceEmbeddings",

@@ -18,6 +18,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from hoi_distill.stages.data.prompts import PREFIX_END
+from hoi_distill.stages.data.triplet_cells import TRIPLETS
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.derived.lexicon.alignment import Aligner, prompts
 from hoi_distill.stages.derived.lexicon.findings import Reading
@@ -45,17 +46,7 @@ class Triplets(Stage):
     name = "triplets"
     version = 2
     decodes = False
-    output = ArrowOutput(
-        pa.struct(
-            [
-                ("verb", pa.list_(pa.int16())),
-                ("object", pa.list_(pa.int16())),
-                ("weight", pa.list_(pa.float32())),
-                ("phrase", pa.list_(pa.string())),
-                ("dropped", pa.list_(pa.struct([("phrase", pa.string()), ("reason", pa.string())]))),
-            ]
-        )
-    )
+    output = ArrowOutput(TRIPLETS)
 
     class Config(Stage.Config):
         columns: Columns

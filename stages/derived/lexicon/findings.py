@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-UNKNOWN_VERB = "no such verb"
-UNKNOWN_OBJECT = "no such object"
-UNKNOWN_PAIR = "no such interaction"
+from hoi_distill.stages.data.triplet_cells import UNKNOWN_OBJECT, UNKNOWN_PAIR, UNKNOWN_VERB
+
+__all__ = ["UNKNOWN_OBJECT", "UNKNOWN_PAIR", "UNKNOWN_VERB"]
 NO_OBJECT = "no object"
 NO_VERB = "no verb"
 NOT_A_PERSON = "the subject is not a person"
