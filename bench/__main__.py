@@ -34,12 +34,14 @@ class Bench:
         title: on the page.
         asks: what is compared, and the bounds.
         remark: what a reader of its tables must know besides.
+        options: of the module, where it measures other things too.
     """
 
     module: str
     title: str
     asks: str
     remark: str = ""
+    options: tuple[str, ...] = ()
 
     @property
     def words(self) -> tuple[str, str, str]:
@@ -106,12 +108,26 @@ BENCHES = {
         "digests would save the second. But then a file could be checked only by who can parse it, no longer by any blake2b, "
         "and a `check` of an earlier version would set every new file aside as damaged.",
     ),
+    "scale": Bench(
+        "bench.bench_tasks",
+        "Memory of driver and trainer",
+        "peak resident memory of a run's driver, which makes and packs every task of a table, and of a trainer, which opens the "
+        "table's stream and draws an epoch's order: with 1 and 10 million made-up rows, in CPU time linear in rows",
+        "A trainer that reads also maps what it reads; the kernel counts these pages, and takes them back when it needs them.",
+        ("--only", "driver", "trainer"),
+    ),
     "itm": Bench(
         "bench.bench_itm",
         "Matching HICO-DET's 600 prompts",
         "against the stock class with expanded states BLIP-base at least 8 times faster, BLIP-2 at 364 pixels at least 2 "
         "times, at 224 pixels near the arithmetic ratio; faster than the stock text model with states of batch one; logits "
         "within 1e-4 in float32",
+    ),
+    "answers": Bench(
+        "bench.bench_answers",
+        "Writing answers",
+        "a static cache of keys and values against one that grows, for the same tokens, without compilation",
+        "Answers are written with a cache that grows. What a compiled static cache gains on a GPU was not measured.",
     ),
     "vlm_hoi": Bench(
         "bench.bench_vlm_hoi",
@@ -190,9 +206,10 @@ def main() -> None:
     for name in names:
         print(f"== {BENCHES[name].title}: {BENCHES[name].asks}", flush=True)
         began = time.monotonic()
-        command = [sys.executable, "-m", BENCHES[name].module, "--json", *options]
+        command = [sys.executable, "-m", BENCHES[name].module, "--json", *BENCHES[name].options, *options]
         line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip().splitlines()[-1]
-        entry = {"result": json.loads(line), "seconds": round(time.monotonic() - began), "machine": machine()}
+        entry: dict[str, Any] = {"result": json.loads(line), "seconds": round(time.monotonic() - began)}
+        entry |= {"machine": machine(), **({"options": options} if options else {})}
         print(line, flush=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(entry, indent=1) + "\n")
         write_page()

@@ -9,7 +9,8 @@
 * A commit writes feature maps of 1,024 x 24 x 24 fp16; beside it stands what hashing them twice (each value for what lies
   below it, the file for its name) and writing them once takes.
 
-    python -m bench.bench_tasks [--json] [--shards N ...] [--tasks N] [--rows N ...] [--maps N] [--only map|driver|trainer|task]
+    python -m bench.bench_tasks [--json] [--shards N ...] [--tasks N] [--rows N ...] [--maps N]
+                                [--only map|driver|trainer|task ...]
 """
 
 from __future__ import annotations
@@ -252,7 +253,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=40, help="tasks of each size")
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--maps", type=int, default=16, help="maps of a commit")
-    parser.add_argument("--only", choices=("map", "driver", "trainer", "task"))
+    parser.add_argument("--only", nargs="+", choices=("map", "driver", "trainer", "task"), help="some parts alone")
     parser.add_argument("--trainer", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.trainer:
@@ -265,7 +266,7 @@ def main() -> None:
         "task": lambda folder: measure_tasks(folder, options.shards, options.tasks),
     }
     with tempfile.TemporaryDirectory(prefix="bench-tasks-") as name:
-        result = {part: run(Path(name)) for part, run in parts.items() if options.only in (None, part)}
+        result = {part: run(Path(name)) for part, run in parts.items() if part in (options.only or parts)}
     print(json.dumps(result) if options.json else json.dumps(result, indent=1))
 
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from bench.tables import KINDS, NAMES, TABLES, Result, by_warm_time, found, number
+from bench.goals import goals
+from bench.table import Result, found, number
+from bench.tables import KINDS, NAMES, TABLES, by_warm_time, nearest_library
 
 Entry = Mapping[str, Any]
-"""One measurement's JSON file: ``result``, ``seconds`` that it took, ``machine``."""
+"""One measurement's JSON file: ``result``, ``seconds`` that it took, ``machine``, and ``options`` where some were given."""
 CHART = "benchmarks/peers.svg"
 BAR, GAP, LEFT, WIDTH, VALUE = 9, 8, 190, 760, 120
 COLD, WARM, OURS = "#b9c7d6", "#5b7c99", "#c2571a"
@@ -37,12 +39,13 @@ def page(entries: Mapping[str, Entry], titles: Mapping[str, tuple[str, str, str]
     for name, words in titles.items():
         if name in entries:
             lines += section(name, words, entries[name])
-    return "\n".join(lines)
+    return "\n".join([*lines, *goals(results)])
 
 
 def section(name: str, words: tuple[str, str, str], entry: Entry) -> list[str]:
     """The lines of one measurement."""
     title, asked, remark = words
+    command = " ".join(["python -m bench", name, *entry.get("options", ())])
     lines = [f"## {title}", "", f"Asked: {asked}.", ""]
     for table in TABLES[name](entry["result"]):
         lines += [*table.markdown(entry["result"]), ""]
@@ -50,7 +53,7 @@ def section(name: str, words: tuple[str, str, str], entry: Entry) -> list[str]:
         lines += notes(entry["result"])
     lines += [remark, ""] if remark else []
     lines += [
-        f"`python -m bench {name}`, {number(entry['seconds'])} s, on {entry['machine']}. All figures: "
+        f"`{command}`, {number(entry['seconds'])} s, on {entry['machine']}. All figures: "
         f"[{name}.json](benchmarks/{name}.json).",
         "",
     ]
@@ -102,11 +105,6 @@ def times(one: Result) -> str:
         f"{number(one['warm']['cpu_ms_a_row'])} ms of CPU time warm and {number(one['cold']['cpu_ms_a_row'])} ms cold, "
         f"{number(one['warm']['over_memmap'])} and {number(one['cold']['over_memmap'])} times a bare memmap"
     )
-
-
-def nearest_library(formats: Result) -> str:
-    """The library with the least CPU time on a warm cache."""
-    return next(name for name in by_warm_time(formats) if name not in ("ours", "memmap", "npy"))
 
 
 def chart(result: Result) -> str:

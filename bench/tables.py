@@ -2,82 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
-Result = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Heading:
-    """A row or a column of a table.
-
-    Attributes:
-        label: as a reader sees it.
-        key: where its values are in the result, names joined by slashes. A row's key may hold ``{}``, which stands for the
-            column's.
-        unit: of its values, see :func:`cell`.
-    """
-
-    label: str
-    key: str
-    unit: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A part of a result.
-
-    Attributes:
-        rows: of the table.
-        columns: of the table; the default is one column without a name.
-        corner: what the rows are.
-    """
-
-    rows: tuple[Heading, ...]
-    columns: tuple[Heading, ...] = (Heading("", ""),)
-    corner: str = ""
-
-    def markdown(self, result: Result) -> list[str]:
-        """The lines of the table."""
-        lines = [f"| {self.corner} | {' | '.join(column.label for column in self.columns)} |"]
-        lines.append("|---|" + "---:|" * len(self.columns))
-        for row in self.rows:
-            values = (found(result, row.key.format(column.key)) for column in self.columns)
-            units = (row.unit or column.unit for column in self.columns)
-            cells = (cell(value, unit) for value, unit in zip(values, units, strict=True))
-            lines.append(f"| {row.label} | {' | '.join(cells)} |")
-        return lines
-
-
-def found(result: Result, key: str) -> Any:
-    """What a result has at ``names/joined/by/slashes``. None where it has nothing."""
-    value: Any = result
-    for name in key.split("/"):
-        if isinstance(value, list):
-            value = value[int(name)]
-        else:
-            value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
-def cell(value: Any, unit: str) -> str:
-    """A value with its unit. Of a list, the smallest and the largest. Bytes become ``MB`` or ``GiB``, a fraction ``%``."""
-    if isinstance(value, list):
-        return " to ".join(dict.fromkeys((cell(min(value), unit), cell(max(value), unit))))
-    if value is None or isinstance(value, str | bool):
-        return {None: "", True: "yes", False: "no"}.get(value, str(value))
-    scaled = value / {"MB": 1e6, "GiB": 2**30, "%": 0.01}.get(unit, 1)
-    return f"{number(scaled)} {unit}".strip()
-
-
-def number(value: float) -> str:
-    """Three digits, or all digits of a whole number, in groups of three."""
-    if isinstance(value, int) or value.is_integer() or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
-
+from bench.table import Heading, Result, Table
 
 LINE = [
     Table(
@@ -138,16 +65,18 @@ READING_TURNS = [
         READING_FORMS,
     ),
     Table(
-        (
-            Heading("12 shards, warm", "scores_12_shards/warm/{}/over_memmap"),
-            Heading("12 shards, cold", "scores_12_shards/cold/{}/over_memmap"),
+        tuple(
+            Heading(f"{shards} shards, {state}{what}", f"scores_{shards}_shards/{state}/{{}}/{key}", unit)
+            for shards in (12, 700)
+            for state in ("warm", "cold")
+            for what, key, unit in (("", "cpu_ms", "ms"), (", over memmap", "over_memmap", ""))
         ),
         (
             Heading("memmap", "memmap"),
             Heading("stream", "stream"),
             Heading("stream, if the rows do not fit into memory", "gathered"),
         ),
-        "a row of 600 scores, CPU time over memmap",
+        "a row of 600 scores, CPU time",
     ),
     Table(
         (
@@ -178,6 +107,16 @@ TASKS = [
             Heading("a task's parcel", "driver/parcel_bytes", "MB"),
         )
     ),
+]
+SCALE = [
+    Table(
+        (
+            Heading("driver's CPU time a task of 512 rows", "driver/task_ms/{}", "ms"),
+            Heading("driver's peak resident memory", "driver/peak_rss_bytes/{}", "GiB"),
+            Heading("trainer's peak resident memory, before it reads a cell", "trainer/peak_rss_bytes/{}", "GiB"),
+        ),
+        (Heading("1 M rows", "0"), Heading("10 M rows", "1")),
+    )
 ]
 TEACHER = [
     Table(
@@ -220,6 +159,18 @@ ITM = [
             Heading("BLIP-2, 224 pixels", "blip2_224"),
         ),
         "one image, 600 prompts",
+    )
+]
+ANSWERS = [
+    Table(
+        (
+            Heading("a cache that grows, CPU time a token", "{}/growing_ms", "ms"),
+            Heading("a static cache, CPU time a token", "{}/static_ms", "ms"),
+            Heading("static over growing, median of rounds", "{}/static_over_growing"),
+            Heading("the same tokens", "{}/same_tokens"),
+        ),
+        (Heading("LLaVA, 576 tokens an image", "llava"), Heading("Qwen2.5-VL, 144 tokens an image", "qwen")),
+        "four images together",
     )
 ]
 VLM_HOI = [
@@ -446,6 +397,11 @@ def by_warm_time(formats: Result) -> list[str]:
     return sorted(formats, key=lambda name: formats[name]["warm"]["cpu_ms_a_row"])
 
 
+def nearest_library(formats: Result) -> str:
+    """The library with the least CPU time on a warm cache."""
+    return next(name for name in by_warm_time(formats) if name not in ("ours", "memmap", "npy"))
+
+
 def peers(result: Result) -> list[Table]:
     """A table for each kind of rows."""
     return [
@@ -458,6 +414,13 @@ def peers(result: Result) -> list[Table]:
         )
         for kind in KINDS
     ]
+
+
+def planning(result: Result) -> list[Table]:
+    """The plan, and where peers were measured a row for each."""
+    columns = (Heading("files", "files"), Heading("CPU time", "cpu_seconds", "s"), Heading("what was run", "remark"))
+    rows = tuple(Heading(peer["name"], f"peers/{place}/{{}}") for place, peer in enumerate(result.get("peers", ())))
+    return [*PLANNING, *([Table(rows, columns, "nothing to do")] if rows else [])]
 
 
 def h200(result: Result) -> list[Table]:
@@ -478,13 +441,15 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "peers": peers,
     "h200": h200,
     "line": lambda _: LINE,
-    "planning": lambda _: PLANNING,
+    "planning": planning,
     "stream": lambda _: STREAM,
     "reading": lambda _: READING_TURNS,
     "tasks": lambda _: TASKS,
+    "scale": lambda _: SCALE,
     "teacher": lambda _: TEACHER,
     "turn": lambda _: TURN,
     "itm": lambda _: ITM,
+    "answers": lambda _: ANSWERS,
     "vlm_hoi": lambda _: VLM_HOI,
     "link": lambda _: LINK,
     "pair_heads": lambda _: PAIR_HEADS,

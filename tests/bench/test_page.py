@@ -9,8 +9,10 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import __main__ as command
+from bench.goals import Goal, at
 from bench.page import CHART, chart, page
-from bench.tables import TABLES, Heading, Table, cell, found
+from bench.table import Heading, Table, cell, found
+from bench.tables import TABLES
 
 ROOT = Path(command.__file__).parent.parent
 ENTRIES = {path.stem: json.loads(path.read_text()) for path in (ROOT / command.RESULTS).glob("*.json")}
@@ -54,3 +56,12 @@ def test_the_page_and_the_chart_are_those_of_the_json_files():
     drawn = chart(ENTRIES["peers"]["result"])
     assert (ROOT / "docs" / CHART).read_text() == drawn
     assert ElementTree.fromstring(drawn).tag.endswith("svg")
+
+
+def test_a_goal_says_whether_it_is_reached_and_why_not_and_one_that_was_not_measured_says_nothing():
+    goal = Goal("a plan", 3.5, at("planning", "cpu_seconds"), "s", why=lambda _: "Python")
+    assert goal.line({"planning": {"cpu_seconds": 3.5}}) == "| a plan | at most 3.5 s | 3.5 s | yes |  |"
+    assert goal.line({"planning": {"cpu_seconds": 3.6}}) == "| a plan | at most 3.5 s | 3.6 s | no | Python |"
+    assert goal.line({}) is None
+    more = Goal("times faster", 2, at("heads", "ratio"), at_least=True)
+    assert more.line({"heads": {"ratio": 1.9}}) == "| times faster | at least 2 | 1.9 | no |  |"
