@@ -1,12 +1,14 @@
-"""Take the screenshots of docs/viewer.md again: ``.venv/bin/python -m docs.figures.viewer CONFIG RUN RUN``.
+"""Take the screenshots of docs/viewer.md again: ``.venv/bin/python -m docs.figures.viewer CONFIG RUN RUN [--looks]``.
 
 It starts ``hoi-distill view`` on a configuration whose cache is filled, and opens its pages in Chromium at 1400 and 390 pixels.
-The runs are two finished students of the configuration's dataset, such as ``pico/553a6ed2a3a4``.
+The runs are two finished students of the configuration's dataset, such as ``pico/553a6ed2a3a4``. ``--looks`` takes only that of
+a LINK student's attention.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import io
 import re
 import subprocess
@@ -37,12 +39,42 @@ def small(path: Path, width: int, target: Path) -> None:
     print(target, f"{len(buffer.getvalue()) / 1000:.0f} kB")
 
 
+def views(browser: Chromium, root: str, first: str, second: str) -> dict[str, str]:
+    """The pages of the viewer, by the screenshot's name."""
+    browser.visit(f"{root}/?run={first}&against={second}&sort=students&down=1", 1400)
+    compared = browser.run("document.querySelectorAll('a.tile')[3].href")
+    return {
+        "grid": f"{root}/?sort=contradiction",
+        "image": compared.partition("?")[0],
+        "comparison": compared,
+        "classes": f"{root}/classes?run={first}&against={second}",
+        "report": f"{root}/report/{first}/report.html",
+        "behind": f"{root}/report/{first}/images.html#kind-wrong-verb",
+    }
+
+
+def looks(browser: Chromium, root: str, run: str) -> dict[str, str]:
+    """The attention for the first pair that a student got wrong."""
+    browser.visit(f"{root}/?run={run}&kind=wrong+verb", 1400)
+    browser.visit(browser.run("document.querySelector('a.tile').href"), 1400)
+    return {"looks": browser.run("document.querySelector('.look-link').href")}
+
+
+def shot(browser: Chromium, path: Path, width: int, height: int) -> None:
+    """The part of the page that its address names, or its beginning."""
+    top = browser.run("document.querySelector(':target')?.getBoundingClientRect().top + scrollY || 0")
+    clip = {"x": 0, "y": max(0, top - 20), "width": width, "height": height, "scale": 1}
+    taken = browser.ask("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+    path.write_bytes(base64.b64decode(taken["data"]))
+
+
 def main() -> None:
     """Take every screenshot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("runs", nargs=2)
     parser.add_argument("--set", action="append", default=[], help="as for hoi-distill view")
+    parser.add_argument("--looks", action="store_true", help="only the attention of the first run, a LINK student")
     options = parser.parse_args()
     first, second = map(quote, options.runs)
     command = [sys.executable, "-m", "hoi_distill", "view", str(options.config), "--port", "0"]
@@ -53,22 +85,19 @@ def main() -> None:
         root = address.partition("/?")[0]
         try:
             browser.visit(address, 1400)
-            differing = f"{root}/?run={first}&against={second}&sort=students&down=1"
-            browser.visit(differing, 1400)
-            compared = browser.run("document.querySelectorAll('a.tile')[3].href")
-            pages = {
-                "grid": f"{root}/?sort=contradiction",
-                "image": compared.partition("?")[0],
-                "comparison": compared,
-                "classes": f"{root}/classes?run={first}&against={second}",
-                "report": f"{root}/report/{first}",
-            }
+            pages = looks(browser, root, first) if options.looks else views(browser, root, first, second)
             with tempfile.TemporaryDirectory() as folder:
+                if not options.looks:
+                    out = Path(folder) / "page.html"
+                    command = [sys.executable, "-m", "hoi_distill", "page", str(options.config), "--limit", "100"]
+                    subprocess.run([*command, "--out", str(out)], check=True)
+                    pages["page"] = out.as_uri()
                 for name, page in pages.items():
                     for width, height in WIDTHS.items():
+                        browser.visit("about:blank", width, height)
                         browser.visit(page, width, height)
                         browser.run(LOADED)
-                        browser.image(Path(folder) / "shot.png", height)
+                        shot(browser, Path(folder) / "shot.png", width, height)
                         small(
                             Path(folder) / "shot.png",
                             SHOWN[width],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,10 +21,12 @@ from hoi_distill.stages.evaluate.metrics.differences import Difference
 from hoi_distill.stages.evaluate.pages import behind, report
 from hoi_distill.stages.evaluate.pages.behind import ImagesPage, images_behind, write_images_page
 from hoi_distill.stages.evaluate.pages.evaluation_page import measure_errors, write_evaluation
+from hoi_distill.stages.evaluate.pages.folder_page import FolderPage, write_folder_page
+from hoi_distill.stages.evaluate.pages.images import Pair
 from hoi_distill.stages.evaluate.protocols.hico_det import evaluate_triplets
 from hoi_distill.stages.evaluate.protocols.types import EvaluationResult
 from tests.fixtures.chromium import EXECUTABLE, Chromium
-from tests.fixtures.hostile import MARKS
+from tests.fixtures.hostile import CAPTIONS, MARKS, NAMES
 from tests.fixtures.sample_pages import drawn_image, evaluated, evaluation, gallery, run_report
 
 RUN = "viewed/0a1b"
@@ -222,3 +225,35 @@ def test_hostile_classes_and_names_are_text_in_all_pages_of_a_run_and_nothing_is
         browser.open(tmp_path / IMAGES, 1400)
         titles = browser.run("[...document.querySelectorAll('.figure h3')].map(h => h.firstChild.data.trim())")
         assert {mark.strip() for mark in MARKS} <= set(titles)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium on the PATH (apt-get install chromium)")
+def test_fifty_hostile_texts_on_the_pages_of_a_folder_and_a_run_are_text_and_ask_for_nothing(tmp_path: Path):
+    names = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in (NAMES * 2)[: len(CAPTIONS)]]
+    box = {"box": [10, 10, 60, 90], "score": 0.87}
+    items = [
+        replace(
+            gallery(2)[1], title=name, captions=[(caption, caption)], boxes=[{**box, "label": caption[:60]}],
+            triplets=[(caption, [(caption, 0.5, caption)], [(caption, caption)])],
+            annotated=[Pair((5, 5, 60, 90), (50, 50, 90, 90), caption, caption)],
+        )
+        for name, caption in zip(names, CAPTIONS, strict=True)
+    ]  # fmt: skip
+    pages = [f"{mark}.html".replace("/", "") for mark in MARKS[:3]]
+    data = FolderPage(MARKS[0], MARKS[1], items, {MARKS[2]: MARKS[3]}, pages=pages, teachers=[(MARKS[4], MARKS[5])])
+    write_folder_page(tmp_path / "page.html", data)
+    report.write_report(tmp_path / "report.html", replace(run_report(), gallery=items, teachers=data.teachers))
+    with Chromium() as browser:
+        for page, width in ((tmp_path / "page.html", 390), (tmp_path / "report.html", 1400)):
+            browser.open(page, width)
+            assert browser.complaints == []
+            assert browser.requests == [page.as_uri()]
+            assert (
+                browser.run("document.querySelectorAll('[onerror], [onload], iframe, base, main script').length") == 0
+            )
+            assert browser.run("document.documentElement.scrollWidth") <= width, page
+            text = browser.run("document.body.textContent")
+            for item in items:
+                assert item.title in text
+                assert item.captions[0][1] in text

@@ -178,8 +178,9 @@ def draw_boxes(uri: str, size: tuple[int, int], boxes: Sequence[Mapping[str, Any
         shapes.append(f'{outline}stroke="{colour}" stroke-width="1.6" stroke-opacity="{strength:.2f}"/>')
         if each["score"] >= LABELLED_FROM:
             text, top = f"{each['label']} {each['score']:.2f}", min(max(y1 + 10, 10), height - 2)
+            left = max(2.0, min(x1 + 2, _WIDTH - 11 / 12 * _text_width(text)))
             shapes.append(
-                f'<text x="{x1 + 2:.1f}" y="{top:.1f}" class="boxed" paint-order="stroke" stroke="#101418" '
+                f'<text x="{left:.1f}" y="{top:.1f}" class="boxed" paint-order="stroke" stroke="#101418" '
                 f'stroke-width="2.5" fill="#fff">{escape(text)}</text>'
             )
     return Markup(  # texts are escaped above and here

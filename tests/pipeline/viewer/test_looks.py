@@ -159,3 +159,31 @@ def test_the_page_of_an_image_shows_both_and_loads_no_student_before(library, se
     assert server.get(source).headers["content-type"] == "image/png"
     assert server.get(f"{address}?map=full&column=original&prompt={interaction}").status == 400
     assert "32,000 captioned images" in page
+
+
+TILE, LOOK = 'class="tile panel" href="([^"]+)"', 'look-link" href="([^"#]+)'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("question", "links", "answer"),
+    [
+        (
+            "Where does the student look for the pair that it got wrong?",
+            ['href="(/runs)"', r'href="([^"]*sort=found)">worst images', TILE, LOOK],
+            'class="over"',
+        ),
+        ("Which part of this image is like", [TILE, "(choose a prompt)"], "cosine with “"),
+    ],
+)  # fmt: skip
+def test_a_question_about_looks_takes_as_many_clicks_as_the_page_says(library, server, question, links, answer):
+    (told,) = re.findall(rf"^\| {re.escape(question)}.*\| (\d+) \|$", (ROOT / "docs/viewer.md").read_text(), re.M)
+    assert len(links) == int(told) <= 5
+    address = "/"
+    for link in links:
+        if link == "(choose a prompt)":
+            interaction = next(iter(library.classes)).replace(" ", "+")
+            address = f"{address}?map=features&column=original&prompt={interaction}"
+        else:
+            address = re.search(link, server.get(address).text)[1].replace("&amp;", "&")
+    assert answer in server.get(address).text
