@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from bench.tables import KINDS, NAMES, TABLES, Result, by_warm_time, found, number
+from bench.table import Result, found, number
+from bench.tables import KINDS, NAMES, TABLES, by_warm_time
 
 Entry = Mapping[str, Any]
 """One measurement's JSON file: ``result``, ``seconds`` that it took, ``machine``."""

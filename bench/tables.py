@@ -2,82 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
-Result = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Heading:
-    """A row or a column of a table.
-
-    Attributes:
-        label: as a reader sees it.
-        key: where its values are in the result, names joined by slashes. A row's key may hold ``{}``, which stands for the
-            column's.
-        unit: of its values, see :func:`cell`.
-    """
-
-    label: str
-    key: str
-    unit: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A part of a result.
-
-    Attributes:
-        rows: of the table.
-        columns: of the table; the default is one column without a name.
-        corner: what the rows are.
-    """
-
-    rows: tuple[Heading, ...]
-    columns: tuple[Heading, ...] = (Heading("", ""),)
-    corner: str = ""
-
-    def markdown(self, result: Result) -> list[str]:
-        """The lines of the table."""
-        lines = [f"| {self.corner} | {' | '.join(column.label for column in self.columns)} |"]
-        lines.append("|---|" + "---:|" * len(self.columns))
-        for row in self.rows:
-            values = (found(result, row.key.format(column.key)) for column in self.columns)
-            units = (row.unit or column.unit for column in self.columns)
-            cells = (cell(value, unit) for value, unit in zip(values, units, strict=True))
-            lines.append(f"| {row.label} | {' | '.join(cells)} |")
-        return lines
-
-
-def found(result: Result, key: str) -> Any:
-    """What a result has at ``names/joined/by/slashes``. None where it has nothing."""
-    value: Any = result
-    for name in key.split("/"):
-        if isinstance(value, list):
-            value = value[int(name)]
-        else:
-            value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
-def cell(value: Any, unit: str) -> str:
-    """A value with its unit. Of a list, the smallest and the largest. Bytes become ``MB`` or ``GiB``, a fraction ``%``."""
-    if isinstance(value, list):
-        return " to ".join(dict.fromkeys((cell(min(value), unit), cell(max(value), unit))))
-    if value is None or isinstance(value, str | bool):
-        return {None: "", True: "yes", False: "no"}.get(value, str(value))
-    scaled = value / {"MB": 1e6, "GiB": 2**30, "%": 0.01}.get(unit, 1)
-    return f"{number(scaled)} {unit}".strip()
-
-
-def number(value: float) -> str:
-    """Three digits, or all digits of a whole number, in groups of three."""
-    if isinstance(value, int) or value.is_integer() or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
-
+from bench.table import Heading, Result, Table
 
 LINE = [
     Table(
@@ -474,6 +401,40 @@ def precision(result: Result) -> list[Table]:
     return [Table((*maps, *times), (Heading("float32", "fp32"), Heading("bfloat16", "bf16")), "a training")]
 
 
+SERVED = [
+    Table(
+        (
+            Heading("requests", "{}/requests"),
+            Heading("cells filled", "{}/filled"),
+            Heading("cells lost", "{}/empty"),
+            Heading("turned away with a 429", "{}/turned_away"),
+            Heading("most requests in flight", "{}/most_in_flight"),
+            Heading("CPU time of the command, a request", "{}/cpu_ms_a_request", "ms"),
+            Heading("answers paid for twice", "{}/asked_and_answered_twice"),
+            Heading("asked again, a kill", "{}/asked_again_a_kill"),
+            Heading("cells of a batch", "{}/cells_of_a_batch"),
+        ),
+        (Heading("undisturbed", "undisturbed"), Heading("three kills", "killed")),
+    ),
+    Table(
+        (
+            Heading("precision, against the scene", "structured/{}/against_the_scene/precision", "%"),
+            Heading("recall, against the scene", "structured/{}/against_the_scene/recall", "%"),
+            Heading("precision, against what was said", "structured/{}/against_what_was_said/precision", "%"),
+            Heading("recall, against what was said", "structured/{}/against_what_was_said/recall", "%"),
+        ),
+        (Heading("JSON", "json"), Heading("parsed English", "english")),
+        "triplets of images with an answer",
+    ),
+    Table(
+        (
+            Heading("images", "structured/images"),
+            Heading("cut answers", "structured/cut"),
+            Heading("recorded failures, JSON", "structured/json_failures"),
+            Heading("recorded failures, English", "structured/english_failures"),
+        )
+    ),
+]
 TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "peers": peers,
     "h200": h200,
@@ -484,6 +445,7 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "tasks": lambda _: TASKS,
     "teacher": lambda _: TEACHER,
     "turn": lambda _: TURN,
+    "served": lambda _: SERVED,
     "itm": lambda _: ITM,
     "vlm_hoi": lambda _: VLM_HOI,
     "link": lambda _: LINK,

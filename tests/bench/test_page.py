@@ -10,7 +10,8 @@ import pytest
 
 from bench import __main__ as command
 from bench.page import CHART, chart, page
-from bench.tables import TABLES, Heading, Table, cell, found
+from bench.table import Heading, Table, cell, found
+from bench.tables import TABLES
 
 ROOT = Path(command.__file__).parent.parent
 ENTRIES = {path.stem: json.loads(path.read_text()) for path in (ROOT / command.RESULTS).glob("*.json")}
