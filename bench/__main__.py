@@ -116,6 +116,15 @@ BENCHES = {
         "A trainer that reads also maps what it reads; the kernel counts these pages, and takes them back when it needs them.",
         ("--only", "driver", "trainer"),
     ),
+    "served": Bench(
+        "bench.bench_served",
+        "Teachers behind a server",
+        "10,000 requests to a stub on loopback, one in fifty turned away: requests in flight, CPU time of the command a request, "
+        "no cell lost and none paid for twice; the same with three kills. And triplets from JSON and from English that say the "
+        "same noisy things of 1,000 made-up scenes",
+        "The stub answers after 0.3 s. A kill loses what its batch had not committed, which is asked again. The English is said "
+        "in the vocabulary's own words, so that reading it loses nothing: real captions are harder.",
+    ),
     "itm": Bench(
         "bench.bench_itm",
         "Matching HICO-DET's 600 prompts",

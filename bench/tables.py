@@ -437,6 +437,40 @@ def precision(result: Result) -> list[Table]:
     return [Table((*maps, *times), (Heading("float32", "fp32"), Heading("bfloat16", "bf16")), "a training")]
 
 
+SERVED = [
+    Table(
+        (
+            Heading("requests", "{}/requests"),
+            Heading("cells filled", "{}/filled"),
+            Heading("cells lost", "{}/empty"),
+            Heading("turned away with a 429", "{}/turned_away"),
+            Heading("most requests in flight", "{}/most_in_flight"),
+            Heading("CPU time of the command, a request", "{}/cpu_ms_a_request", "ms"),
+            Heading("answers paid for twice", "{}/asked_and_answered_twice"),
+            Heading("asked again, a kill", "{}/asked_again_a_kill"),
+            Heading("cells of a batch", "{}/cells_of_a_batch"),
+        ),
+        (Heading("undisturbed", "undisturbed"), Heading("three kills", "killed")),
+    ),
+    Table(
+        (
+            Heading("precision, against the scene", "structured/{}/against_the_scene/precision", "%"),
+            Heading("recall, against the scene", "structured/{}/against_the_scene/recall", "%"),
+            Heading("precision, against what was said", "structured/{}/against_what_was_said/precision", "%"),
+            Heading("recall, against what was said", "structured/{}/against_what_was_said/recall", "%"),
+        ),
+        (Heading("JSON", "json"), Heading("parsed English", "english")),
+        "triplets of images with an answer",
+    ),
+    Table(
+        (
+            Heading("images", "structured/images"),
+            Heading("cut answers", "structured/cut"),
+            Heading("recorded failures, JSON", "structured/json_failures"),
+            Heading("recorded failures, English", "structured/english_failures"),
+        )
+    ),
+]
 TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "peers": peers,
     "h200": h200,
@@ -448,6 +482,7 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "scale": lambda _: SCALE,
     "teacher": lambda _: TEACHER,
     "turn": lambda _: TURN,
+    "served": lambda _: SERVED,
     "itm": lambda _: ITM,
     "answers": lambda _: ANSWERS,
     "vlm_hoi": lambda _: VLM_HOI,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from typing_extensions import override
@@ -23,6 +23,7 @@ from hoi_distill.stages.stage import ArrowOutput, Batch, Dtype, Resources, Value
 from hoi_distill.stages.teacher.blip.first_token import CELL, YES_NO, answer_ids, cells, yes_score
 from hoi_distill.stages.teacher.preprocessing import ImageTensors, joined, preprocess
 from hoi_distill.stages.teacher.seen_objects import AskedWhere, AsksAboutSeen
+from hoi_distill.stages.teacher.vllm_engine import Question, VllmEngine, require_vllm
 from hoi_distill.stages.teacher.weights import CheckpointKey, image_processor, load, tokenizer
 from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import InputFailure, UserError
@@ -102,6 +103,9 @@ class Answers(AsksAboutSeen):
         """Images per forward, or ``auto``: as many as the GPU's memory holds."""
         gpus: GpuShare = 0.0
         """Share of a GPU that one worker occupies."""
+        engine: Literal["transformers", "vllm"] = "transformers"
+        """What runs the model: transformers, or vLLM inside the worker (the extra ``vllm``; another table, since its arithmetic
+        is another). It has never been run with vLLM itself."""
 
     def __init__(self, config: Config, vocabulary: Vocabulary) -> None:
         checkpoint, prompt, max_pixels = config.checkpoint, config.prompt, config.max_pixels
@@ -117,7 +121,10 @@ class Answers(AsksAboutSeen):
             raise UserError(f"answers: prompt {prompt!r} must hold {absent[0]} once")
         if max_pixels is not None and not self.is_qwen:
             raise UserError(f"answers: max_pixels is for Qwen; {checkpoint.architecture} sees images of one size")
+        if config.engine == "vllm" and self.is_instructblip:
+            raise UserError(f"answers: engine: vllm has no {checkpoint.architecture}; write engine: transformers")
         checkpoint.require_preprocessing()
+        self.engine_name = config.engine
         self.checkpoint, self.columns, self.dtype = checkpoint, config.columns, config.dtype
         self.max_new_tokens, self.prompt, self.max_pixels = config.max_new_tokens, prompt, max_pixels
         self.chosen_batch, self.batch_size = config.batch_size, canonical(config.batch_size)
@@ -143,6 +150,7 @@ class Answers(AsksAboutSeen):
             **({"instruction": self.instruction} if self.instruction else {}),
             "max_new_tokens": self.max_new_tokens,
             "decoding": "greedy",
+            **({"engine": self.engine_name} if self.engine_name != "transformers" else {}),
         }
 
     @override
@@ -156,11 +164,50 @@ class Answers(AsksAboutSeen):
     @override
     def __getstate__(self) -> dict[str, Any]:
         opened = {"model", "processor", "tokenizer", "second_tokenizer", "device", "rows"}
-        opened |= {"image_id", "prompts", "shared_prefix"}
+        opened |= {"image_id", "prompts", "shared_prefix", "engine"}
         return {key: value for key, value in self.__dict__.items() if key not in opened}
 
     @override
+    def rehearse(self) -> None:
+        if self.engine_name == "vllm":
+            require_vllm()
+
+    def _open_vllm(self, shared: dict[Any, Any]) -> None:
+        key = ("vllm", self.vision_key, self.max_new_tokens)
+        folder, config = self.checkpoint.here(), self.checkpoint.config
+        if key not in shared:
+            wish = {"max_new_tokens": self.max_new_tokens, "max_pixels": self.max_pixels, "gpus": self.resources.gpus}
+            shared[key] = VllmEngine(folder, self.dtype, **wish), tokenizer(folder)
+        self.engine, self.tokenizer = shared[key]
+        self.second_tokenizer = None
+        self.image_id = int(config["image_token_id"] if "image_token_id" in config else config["image_token_index"])
+        self.prompts = {question: self._prompt(question) for question in self.columns}
+
+    def _compute_vllm(self, batch: Batch, columns: Sequence[str]) -> dict[str, Values]:
+        """Every wanted cell, all together."""
+        yes, no = [], []
+        if any(YES_NO.search(column) for column in columns):
+            yes, no = answer_ids(self.tokenizer, self.checkpoint.folder)
+        wanted = np.ones((batch.count, len(columns)), bool) if batch.turn.wanted is None else batch.turn.wanted
+        places = [(row, columns[column]) for row, column in np.argwhere(wanted).tolist()]
+        asked = [
+            Question(self.prompts[column].ids, batch.images[row], bool(YES_NO.search(column))) for row, column in places
+        ]
+        texts = {column: [""] * len(batch.row_ids) for column in columns}
+        scores = {column: np.full(len(batch.row_ids), np.nan) for column in columns}
+        for (row, column), (text, score) in zip(places, self.engine.answer(asked, yes, no), strict=True):
+            texts[column][row] = text
+            if score is None:
+                batch.turn.failures[row, column] = "neither yes nor no among the likeliest first tokens"
+            else:
+                scores[column][row] = score
+        return {column: cells(texts[column], scores[column]) for column in columns}
+
+    @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
+        if self.engine_name == "vllm":
+            self._open_vllm(shared)
+            return
         key = ("answers", self.vision_key, device)
         if key not in shared:
             folder = self.checkpoint.here()
@@ -186,6 +233,8 @@ class Answers(AsksAboutSeen):
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
+        if self.engine_name == "vllm":
+            return self._compute_vllm(batch, columns)
         import torch
 
         images = self.prepared(batch)[: batch.count]
@@ -257,12 +306,14 @@ class Answers(AsksAboutSeen):
         return [*told, *parts]
 
     @override
-    def prepare(self, image: Image.Image) -> ImageInputs:
-        """Preprocess one image by the checkpoint's own image processor.
+    def prepare(self, image: Image.Image) -> Any:
+        """Preprocess one image by the checkpoint's own image processor, :class:`ImageInputs`; vLLM takes the image as it is.
 
         Raises:
             InputFailure: a shape that the processor refuses.
         """
+        if self.engine_name == "vllm":
+            return image
         try:
             seen = preprocess(self.processor, image, self.device)
         except ValueError as error:

@@ -94,6 +94,7 @@ class StockModel:
         return Reply(completion(decode(tokens, skip_special_tokens=True), finish="length", logprobs=told))
 
 
+@pytest.mark.slow
 def test_served_weights_write_what_local_ones_do_and_score_alike(families, batch):
     """A random model's first token is rarely yes: the server lists enough tokens to hold every yes and no."""
     folder = families("llava")
