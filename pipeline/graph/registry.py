@@ -29,6 +29,7 @@ STAGES: dict[str, str] = {
     "text_embeddings": "hoi_distill.stages.teacher.text_embeddings:TextEmbeddings",
     "detector": "hoi_distill.stages.teacher.detectors.transformers:Detector",
     "detectron2": "hoi_distill.stages.teacher.detectors.detectron2:Detectron2Detector",
+    "onnx_detector": "hoi_distill.stages.teacher.detectors.onnx_detector:OnnxDetector",
     "open_vocabulary_boxes": "hoi_distill.stages.teacher.detectors.open_vocabulary:OpenVocabularyBoxes",
     "open_vocabulary_detections": "hoi_distill.stages.derived.open_vocabulary_detections:OpenVocabularyDetections",
     "link_pairs": "hoi_distill.stages.student.methods.link.teacher_stages:LinkPairs",

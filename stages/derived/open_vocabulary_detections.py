@@ -99,7 +99,7 @@ class OpenVocabularyDetections(Stage):
         found = []
         for start, stop in itertools.pairwise(ends):
             here = order[start:stop]
-            best = here[best_apart(boxes[here], scores[here], label[here], self.overlap)]
+            best = here[box_ops.best_apart(boxes[here], scores[here], label[here], self.overlap, TOP)]
             found.append((boxes[best], scores[best], label[best]))
         found += found[-1:] * (len(batch.row_ids) - batch.count)
         first = given[self.names[0]]
@@ -125,32 +125,3 @@ class OpenVocabularyDetections(Stage):
             return none.astype(np.int64), none.astype(np.int16), none.reshape(0, 4), none
         rows, labels, boxes, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
         return rows, labels, boxes, scores
-
-
-def best_apart(
-    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, overlap: float, most: int = TOP
-) -> np.ndarray:
-    """The first ``most`` of :func:`hoi_distill.stages.ops.boxes.batched_nms`. It ends when they are found, and does not look at
-    the boxes of a thousand objects one after another.
-
-    Args:
-        boxes: float32 ``[N, 4]`` xyxy.
-        scores: float32 ``[N]``.
-        labels: int ``[N]``; boxes of different labels do not suppress each other.
-        overlap: largest IoU of two boxes of one label that both stay.
-        most: how many.
-
-    Returns:
-        int64 ``[K]`` positions, best first; equal scores by position.
-    """
-    kept: list[int] = []
-    of_label: dict[int, list[int]] = {}
-    for each in np.argsort(-scores, kind="stable").tolist():
-        rivals = of_label.setdefault(int(labels[each]), [])
-        if rivals and (box_ops.iou(boxes[rivals], boxes[[each]]) > overlap).any():
-            continue
-        rivals.append(each)
-        kept.append(each)
-        if len(kept) == most:
-            break
-    return np.array(kept, np.int64)

@@ -20,7 +20,7 @@ from typing_extensions import override
 from hoi_distill.stages.batching import BatchSize, PartSize, canonical, in_parts, measured_rows, part_size
 from hoi_distill.stages.checkpoints import timm_state_dict as timm_backbone
 from hoi_distill.stages.checkpoints.weight_files import weight_files
-from hoi_distill.stages.data.coco import OBJECT_INDEX
+from hoi_distill.stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
 from hoi_distill.stages.keys import GpuShare
 from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.stage import ArrowOutput, Batch, Dtype, Resources, Stage, Values
@@ -91,7 +91,7 @@ class Detector(Stage):
         if checkpoint.config.get("use_focal_loss") is False:
             raise UserError(f"{checkpoint.folder}: an RT-DETR trained with softmax scores cannot be read")
         checkpoint.require_preprocessing()
-        self.labels, self.dropped = label_map(checkpoint.config, checkpoint.folder)
+        self.labels, self.dropped = label_map(checkpoint.config, f"{checkpoint.folder}/config.json")
         if self.dropped and config.unknown_labels == "refuse":
             raise UserError(
                 f"{checkpoint.folder}/config.json: id2label names no COCO objects: {', '.join(self.dropped[:8])}"
@@ -250,30 +250,37 @@ def group_in_parts(
     return list(chain.from_iterable(parts))
 
 
-def label_map(config: Mapping[str, Any], where: str) -> tuple[dict[int, int], tuple[str, ...]]:
-    """``{class of the detector: COCO-80 index}``, by the names in ``id2label``, and the names that are no COCO objects.
+def label_map(
+    config: Mapping[str, Any], where: str, objects: Sequence[str] = COCO_OBJECTS
+) -> tuple[dict[int, int], tuple[str, ...]]:
+    """``{class of the detector: index}``, by the names in ``id2label``, and the names that are no such objects.
+
+    Args:
+        config: has ``id2label``.
+        where: its file, for messages.
+        objects: O names; default: COCO's 80.
 
     Raises:
-        UserError: no class is one of COCO's, or two classes are the same one.
+        UserError: no class is one of them, or two classes are the same one.
     """
+    known = OBJECT_INDEX if objects == COCO_OBJECTS else {name: index for index, name in enumerate(objects)}
     found: dict[int, int] = {}
     unknown: list[str] = []
     classes = config.get("id2label") or {}
     if not isinstance(classes, dict) or not all(str(key).isdigit() for key in classes):
-        raise UserError(f"{where}/config.json: id2label gives no names to class numbers; fetch it again")
+        raise UserError(f"{where}: id2label gives no names to class numbers; fetch it again")
     for key, name in classes.items():
         plain = str(name).strip().lower().replace(" ", "_")
-        index = OBJECT_INDEX.get(OTHER_NAMES.get(plain, plain))
+        index = known.get(plain, known.get(OTHER_NAMES.get(plain, plain)))
         if index is not None:
             if index in found.values():
-                raise UserError(f"{where}/config.json: id2label names '{name}' twice; each object needs one class")
+                raise UserError(f"{where}: id2label names '{name}' twice; each object needs one class")
             found[int(key)] = index
         elif plain not in NOT_OBJECTS:
             unknown.append(str(name))
     if not found:
-        raise UserError(
-            f"{where}/config.json: id2label names none of COCO's 80 objects; write the classes' names into it"
-        )
+        whose = "COCO's 80" if objects == COCO_OBJECTS else "the vocabulary's"
+        raise UserError(f"{where}: id2label names none of {whose} objects; write the classes' names into it")
     return dict(sorted(found.items())), tuple(sorted(unknown))
 
 

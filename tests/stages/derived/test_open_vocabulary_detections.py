@@ -7,8 +7,7 @@ import pyarrow as pa
 import pytest
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.derived.open_vocabulary_detections import OpenVocabularyDetections, best_apart
-from hoi_distill.stages.ops import boxes as box_ops
+from hoi_distill.stages.derived.open_vocabulary_detections import OpenVocabularyDetections
 from hoi_distill.stages.stage import Batch, fingerprint_record
 from hoi_distill.stages.teacher.detectors.given import DETECTIONS, TOP
 from hoi_distill.stages.teacher.detectors.open_vocabulary import OBJECT_BOXES
@@ -96,15 +95,3 @@ def test_an_objects_own_name_counts_as_no_other_object():
 def test_an_object_that_the_vocabulary_lacks_is_refused(key):
     with pytest.raises(UserError, match=r"\.icecream: the vocabulary has no such object.*ice cream"):
         stage(**key)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_best_are_those_of_suppression_within_each_label(seed):
-    random = np.random.default_rng(seed)
-    corners = random.integers(0, 12, (200, 2))
-    boxes = np.concatenate([corners, corners + random.integers(1, 8, (200, 2))], axis=1).astype(np.float32)
-    scores = random.integers(0, 40, 200).astype(np.float32) / 40  # ties
-    labels = random.integers(0, 4, 200)
-    every = box_ops.batched_nms(boxes, scores, labels, 0.4)
-    assert best_apart(boxes, scores, labels, 0.4, 30).tolist() == every[:30].tolist()
-    assert best_apart(boxes, scores, labels, 0.4, 500).tolist() == every.tolist()
