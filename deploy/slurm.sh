@@ -31,8 +31,12 @@ start_node() {  # NODE OPTIONS...: a Ray node, until the job ends
         ray start --block --num-cpus="$CPUS" --temp-dir="$SCRATCH" "${@:2}" > "ray-$SLURM_JOB_ID-$1.log" 2>&1 &
 }
 start_node "${NODES[0]}" --head --port="$PORT" --node-ip-address="${RAY_ADDRESS%:*}" --include-dashboard=false
+HEAD=$!
 for node in "${NODES[@]:1}"; do start_node "$node" --address="$RAY_ADDRESS"; done
-until ray health-check --address "$RAY_ADDRESS" > /dev/null 2>&1; do sleep 2; done
+until grep -qs "Ray runtime started" "ray-$SLURM_JOB_ID-${NODES[0]}.log"; do
+    kill -0 $HEAD 2> /dev/null || { cat "ray-$SLURM_JOB_ID-${NODES[0]}.log"; exit 1; }
+    sleep 2
+done
 
 run() {  # a command that is told of SIGTERM, which bash keeps to itself while it waits for one in the foreground
     "$@" & RUNNING=$!

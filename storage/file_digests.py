@@ -83,6 +83,14 @@ class DigestMemory:
         """The addresses of all objects below one, by name. Raises ``UserError``: it cannot be listed."""
         return list(self._listings.below(address))
 
+    def list_shared(self, uris: Sequence[str]) -> None:
+        """Where many objects will be asked for, list what lies below the folder that they share, instead of asking for each.
+
+        Raises:
+            UserError: it cannot be listed.
+        """
+        self._listings.list_shared(uris)
+
     def members(self, tar: str, wanted: Callable[[str], bool], derive: Derivation | None = None) -> list[Member]:
         """The wanted files of a tar file, in its order. A tar file that was not read before, or has changed, is read whole.
 

@@ -30,6 +30,7 @@ SlurmdLogFile=$WORK/slurmd.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
+PropagatePrioProcess=1
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2

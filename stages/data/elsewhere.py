@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hoi_distill.storage.files.address import Place
 from hoi_distill.storage.files.uri import PAGES, Member, is_address
 from hoi_distill.storage.hashed_files import Derivation
 
+_TARS_AT_ONCE = 4  # that are read for the first time
 _RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 
 
@@ -120,8 +122,11 @@ def open_elsewhere(place: Place, memory: DigestMemory, derive: Derivation | None
     """
     text = str(place)
     if text.endswith(".tar"):
-        members = [member for tar in tar_files(text, memory) for member in memory.members(tar, is_image, derive)]
-        return ImagesElsewhere(text, _by_name(text, members))
+        tars = tar_files(text, memory)
+        memory.list_shared(tars)
+        with ThreadPoolExecutor(_TARS_AT_ONCE) as pool:
+            members = pool.map(lambda tar: memory.members(tar, is_image, derive), tars)
+            return ImagesElsewhere(text, _by_name(text, [member for some in members for member in some]))
     if not is_address(text):
         if not os.path.isdir(text):
             raise UserError(f"{text}: no such folder of images")
