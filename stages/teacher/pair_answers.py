@@ -1,12 +1,12 @@
 """Yes/no answers about each human-object pair, by models that read images and write: LLaVA, Qwen2-VL, Qwen2.5-VL.
 
-The prompt says where the pair is, then asks about one verb. The image goes through the model once, what is said of the pair once
-a pair, each question by itself (:mod:`hoi_distill.stages.teacher.shared_prefix`).
+The prompt says where the pair is, or the image shows it, and then asks about one verb. The image goes through the model once,
+what is said of the pair once a pair, each question by itself (:mod:`hoi_distill.stages.teacher.shared_prefix`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from hoi_distill.stages.stage import Batch, Dtype, Resources, Values
 from hoi_distill.stages.teacher.answers import Answers, ImageInputs
 from hoi_distill.stages.teacher.blip.first_token import answer_ids
 from hoi_distill.stages.teacher.pair_questions import AsksAboutPairs, answer_cells
+from hoi_distill.stages.teacher.pair_views import BLUR, MARGIN, VIEWS
 from hoi_distill.stages.teacher.preprocessing import joined
 from hoi_distill.stages.teacher.shared_prefix import Branch, Packed, in_chunks, last_states
 from hoi_distill.stages.teacher.weights import CheckpointKey
@@ -37,7 +38,14 @@ COORDINATES: Mapping[str, Coordinates] = {
 }
 """How each family was taught to write a box."""
 Coordinates = Literal["pixels", "thousandths", "fractions"]
-WHERE, ASKED = ("{person_box}", "{object}", "{object_box}"), ("{action}",)
+View = Literal["whole", "blur", "crop"]
+BOXES = ("{person_box}", "{object_box}")
+MARKS: Mapping[str, str] = {
+    "whole": "A person is at {person_box} and {object} is at {object_box}.",
+    "blur": "A person and {object} are in focus.",
+    "crop": "A person and {object} are in the image.",
+}
+"""What is said of a pair, by what is seen of it."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +76,12 @@ class PairAnswers(AsksAboutPairs):
     class Config(AsksAboutPairs.Config):
         checkpoint: CheckpointKey
         """LLaVA, Qwen2-VL or Qwen2.5-VL (``...ForConditionalGeneration``)."""
-        marks: str = "A person is at {person_box} and {object} is at {object_box}."
-        """What is said of a pair before the questions, with ``{person_box}``, ``{object}`` and ``{object_box}``."""
+        view: View = "whole"
+        """What the model sees: the image; the image blurred around both boxes; or the part around them. The image is shared by
+        all its pairs, the others go through the model once a pair."""
+        marks: str | None = None
+        """What is said of a pair before the questions, with ``{object}``, and ``{person_box}`` and ``{object_box}``, which a view
+        other than ``whole`` may do without. Default: by the view."""
         question: str = "Is this person {action}? Answer with yes or no."
         """How a verb is asked, with ``{action}``: "riding this bicycle"."""
         coordinates: Coordinates | None = None
@@ -93,11 +105,14 @@ class PairAnswers(AsksAboutPairs):
             raise UserError(
                 f"{config.checkpoint.folder}: {architecture} cannot be asked about pairs; it takes {', '.join(COORDINATES)}"
             )
-        for key, marks in (("marks", WHERE), ("question", ASKED)):
-            if absent := [mark for mark in marks if getattr(config, key).count(mark) != 1]:
-                raise UserError(f"{key}: {getattr(config, key)!r} must hold {absent[0]} once")
-        self.vocabulary = vocabulary
-        self.marks, self.question = config.marks, config.question
+        self.vocabulary, self.view, self.question = vocabulary, config.view, config.question
+        self.marks = MARKS[config.view] if config.marks is None else config.marks
+        needed = ("{object}", *(BOXES if self.view == "whole" else ()))
+        for key, said, marks in (("marks", self.marks, needed), ("question", self.question, ("{action}",))):
+            if absent := [mark for mark in marks if said.count(mark) != 1]:
+                raise UserError(f"{key}: {said!r} must hold {absent[0]} once")
+        if self.view == "crop" and any(mark in self.marks for mark in BOXES):
+            raise UserError("marks: boxes are those of the image, of which view: crop shows a part; leave them out")
         self.coordinates: Coordinates = config.coordinates or COORDINATES[architecture]
         self.tokens_at_once = config.tokens_at_once
         self.resources = Resources(gpus=config.gpus)
@@ -109,14 +124,15 @@ class PairAnswers(AsksAboutPairs):
             vocabulary,
         )  # fmt: skip
         """The model, its preprocessing and its prompt."""
-        self.vision_key = self.speaker.vision_key
+        self.vision_key = self.speaker.vision_key if self.view == "whole" else None
 
     @override
     def parameters(self) -> dict[str, Any]:
         model = self.speaker.parameters()
         kept = {key: value for key, value in model.items() if key not in ("max_new_tokens", "decoding")}
         form = {"marks": self.marks, "question": self.question, "coordinates": self.coordinates}
-        return {**kept, **form, "answer": "log-probabilities of the first token"}
+        seen = {} if self.view == "whole" else {"view": self.view, "blur": BLUR, "margin": MARGIN}
+        return {**kept, **form, **seen, "answer": "log-probabilities of the first token"}
 
     @override
     def provenance(self) -> dict[str, Any]:
@@ -135,8 +151,8 @@ class PairAnswers(AsksAboutPairs):
         self.budget = self.tokens_at_once
 
     @override
-    def prepare(self, image: Image.Image) -> ImageInputs:
-        return self.speaker.prepare(image)
+    def prepare(self, image: Image.Image) -> ImageInputs | Image.Image:
+        return self.speaker.prepare(image) if self.view == "whole" else image
 
     @override
     def compute(
@@ -152,7 +168,7 @@ class PairAnswers(AsksAboutPairs):
         return {column: answer_cells([row[column] for row in rows]) for column in columns}
 
     def answers(
-        self, image: ImageInputs, instances: Mapping[str, Any] | None, columns: Sequence[str]
+        self, image: ImageInputs | Image.Image, instances: Mapping[str, Any] | None, columns: Sequence[str]
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """The answers about one image.
 
@@ -164,20 +180,45 @@ class PairAnswers(AsksAboutPairs):
         Returns:
             By column the numbers of N pairs, int64 ``[N]``, and float32 ``[N, 2]``, logarithms of yes and no.
         """
-        questions = [] if instances is None else self.questions(image, instances, columns)
         ask = self.one_by_one if self.whole else self.as_tree
-        told = ask(image, questions) if questions else np.zeros((0, 2), np.float32)
+        questions: list[PairQuestion] = []
+        parts = [np.zeros((0, 2), np.float32)]
+        if instances is not None:
+            for seen, pairs in self.seen(image, instances, columns):
+                own = self.questions(seen, instances, columns, pairs)
+                parts += [ask(seen, own)] if own else []
+                questions += own
+        told = np.concatenate(parts)
         number = np.array([each.number for each in questions], np.int64)
         asked = np.array([columns.index(each.column) for each in questions], np.int64)
         return {column: (number[asked == at], told[asked == at]) for at, column in enumerate(columns)}
 
-    def questions(self, image: ImageInputs, instances: Mapping[str, Any], columns: Sequence[str]) -> list[PairQuestion]:
-        """All questions about an image, by pair, then by column."""
+    def seen(
+        self, image: ImageInputs | Image.Image, instances: Mapping[str, Any], columns: Sequence[str]
+    ) -> Iterator[tuple[ImageInputs, int | None]]:
+        """What the model sees: an image, for all pairs (None), or a view for the number of each pair that is asked about."""
+        if isinstance(image, ImageInputs):
+            yield image, None
+            return
+        boxes = np.asarray(instances["boxes"], np.int64).reshape(-1, 4)
+        asked: dict[int, list[int]] = {}
+        for column in columns:
+            numbers, pairs = self.pairs_of(instances, column)
+            asked.update(zip(numbers.tolist(), pairs.tolist(), strict=True))
+        for number, (human, object_) in sorted(asked.items()):
+            yield self.speaker.prepare(VIEWS[self.view](image, boxes[human], boxes[object_])), number
+
+    def questions(
+        self, image: ImageInputs, instances: Mapping[str, Any], columns: Sequence[str], only: int | None = None
+    ) -> list[PairQuestion]:
+        """All questions about an image, or about the pair of one number, by pair, then by column."""
         boxes, found = self.boxes(image, instances), []
         for column in columns:
             verb = int(self.verbs[self.columns.index(column)])
             numbers, pairs = self.pairs_of(instances, column)
             for number, (human, object_) in zip(numbers.tolist(), pairs.tolist(), strict=True):
+                if only not in (None, number):
+                    continue
                 name = self.vocabulary.objects[int(instances["labels"][object_])]
                 where = self.marks.replace("{person_box}", boxes[human]).replace("{object_box}", boxes[object_])
                 what = "another person" if name == "person" else noun_phrase(name)

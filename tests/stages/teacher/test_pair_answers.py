@@ -16,6 +16,7 @@ from hoi_distill.stages.ops.instances import ordered_pairs
 from hoi_distill.stages.stage import Batch, fingerprint_record
 from hoi_distill.stages.teacher.pair_answers import PairAnswers
 from hoi_distill.stages.teacher.pair_gates import Gate
+from hoi_distill.stages.teacher.pair_views import VIEWS
 from hoi_distill.stages.teacher.shared_prefix import Branch, Packed, in_chunks
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import UserError
@@ -268,9 +269,9 @@ def test_the_fingerprint_follows_what_answers_depend_on(families):
     assert record() == record(columns=COLUMNS[:1], tokens_at_once=7, gpus=0.5, gates=gates, audit=0.1)
     keys = [
         {"marks": "{object}: {person_box} {object_box}"}, {"question": "{action}?"}, {"coordinates": "fractions"},
-        {"dtype": "bfloat16"}, {"max_pixels": 1024}, {"prompt": "{image}{question}"},
+        {"dtype": "bfloat16"}, {"max_pixels": 1024}, {"prompt": "{image}{question}"}, {"view": "blur"}, {"view": "crop"},
     ]  # fmt: skip
-    assert len({record(), record("llava"), *(record(**key) for key in keys)}) == 8
+    assert len({record(), record("llava"), *(record(**key) for key in keys)}) == 10
 
 
 def test_wrong_keys_are_told(families):
@@ -283,8 +284,40 @@ def test_wrong_keys_are_told(families):
     assert "InstructBlipForConditionalGeneration cannot be asked about pairs" in wrong("instructblip")
     assert "'is there anybody?' is no question about pairs" in wrong(columns=("is there anybody?",))
     assert "must hold {object_box} once" in wrong(marks="{person_box} {object}")
+    assert "view: crop shows a part" in wrong(view="crop", marks="{object} {object_box}")
     assert "must hold {action} once" in wrong(question="Is it?")
     assert "least is 2 for detections; it is a probability" in wrong(gates=(Gate("prior", "detections", 2),))
+
+
+@pytest.mark.parametrize("view", ["blur", "crop"])
+def test_a_view_of_each_pair_is_asked_about_as_an_image_of_its_own(opened, view):
+    stage, seen = opened(view=view, columns=COLUMNS[:2]), image()
+    found = answered(stage, seen, columns=COLUMNS[:2])
+    pairs, boxes, whole = ordered_pairs(2, 6), np.array(SCENE["boxes"]), opened(columns=COLUMNS[:2])
+    for (column, pair), logs in list(flat(found).items())[::3]:
+        human, thing = pairs[pair].tolist()
+        label = SCENE["labels"][thing]
+        what = {PERSON: "another person", BICYCLE: "a bicycle", CUP: "a cup"}[label]
+        this = {PERSON: "this other person", BICYCLE: "this bicycle", CUP: "this cup"}[label]
+        doing = "hugging" if column.startswith("hug") else "holding"
+        shown = VIEWS[view](seen, boxes[human], boxes[thing])
+        where = f"A person and {what} are in {'focus' if view == 'blur' else 'the image'}."
+        asked = f"Is this person {doing} {this}? Answer with yes or no."
+        np.testing.assert_allclose(logs, stock(whole, shown, asked, where), atol=1e-5)
+
+
+def test_views_keep_the_pair_and_blur_or_leave_out_the_rest():
+    seen = image(3)
+    human, thing = np.array([10, 10, 30, 50]), np.array([40, 20, 60, 40])
+    before, after = (np.asarray(each) for each in (seen, VIEWS["blur"](seen, human, thing)))
+    mask = np.zeros(before.shape[:2], bool)
+    mask[10:50, 10:30] = mask[20:40, 40:60] = True
+    np.testing.assert_array_equal(after[mask], before[mask])
+    assert (after[~mask] != before[~mask]).mean() > 0.9
+    assert after[~mask].std() < before[~mask].std() / 2
+    np.testing.assert_array_equal(np.asarray(VIEWS["crop"](seen, human, thing)), before[3:57, 3:67])
+    assert VIEWS["crop"](seen, np.array([80, 60, 80, 60]), np.array([80, 60, 80, 60])).size == (1, 1)
+    assert VIEWS["blur"](seen, human * 0, thing * 0).size == seen.size
 
 
 CATEGORY = {"person": 1, "bicycle": 2, "cup": 47}
