@@ -176,8 +176,14 @@ class Answers(AsksAboutSeen):
         key = ("vllm", self.vision_key, self.max_new_tokens)
         folder, config = self.checkpoint.here(), self.checkpoint.config
         if key not in shared:
-            wish = {"max_new_tokens": self.max_new_tokens, "max_pixels": self.max_pixels, "gpus": self.resources.gpus}
-            shared[key] = VllmEngine(folder, self.dtype, **wish), tokenizer(folder)
+            engine = VllmEngine(
+                folder,
+                self.dtype,
+                max_new_tokens=self.max_new_tokens,
+                max_pixels=self.max_pixels,
+                gpus=self.resources.gpus,
+            )
+            shared[key] = engine, tokenizer(folder)
         self.engine, self.tokenizer = shared[key]
         self.second_tokenizer = None
         self.image_id = int(config["image_token_id"] if "image_token_id" in config else config["image_token_index"])
@@ -185,7 +191,8 @@ class Answers(AsksAboutSeen):
 
     def _compute_vllm(self, batch: Batch, columns: Sequence[str]) -> dict[str, Values]:
         """Every wanted cell, all together."""
-        yes, no = [], []
+        yes: list[int] = []
+        no: list[int] = []
         if any(YES_NO.search(column) for column in columns):
             yes, no = answer_ids(self.tokenizer, self.checkpoint.folder)
         wanted = np.ones((batch.count, len(columns)), bool) if batch.turn.wanted is None else batch.turn.wanted
@@ -339,7 +346,9 @@ class Answers(AsksAboutSeen):
         return f"{question} {self.instruction}" if self.instruction and YES_NO.search(question) else question
 
     def _prompt(self, question: str) -> Prompt:
-        bridge = [] if self.second_tokenizer is None else self.second_tokenizer(self.asked(question))["input_ids"]
+        bridge: list[int] = (
+            [] if self.second_tokenizer is None else self.second_tokenizer(self.asked(question))["input_ids"]
+        )
         return Prompt(self.prompt_ids(question), bridge)
 
     def prompt_ids(self, question: str) -> list[int]:
