@@ -1,0 +1,246 @@
+"""The cache in an object store beside one on disk, and planning there at size; the store is SeaweedFS on this machine.
+
+Filling: blocks of BLIP-base's maps of two views are committed. Warm: rows are read in random order from this machine's copies,
+and from a ``numpy.memmap`` of the same values. First epoch: a machine that has no copies reads all rows in random order, and
+beside it 8 threads download the same objects with obstore and nothing else. Planning: a table of many rows, whose payloads are
+nominal; requests are counted by a proxy. Rounds of both sides alternate.
+
+    python -m bench.bench_objects [--json] [--rows N] [--planned N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bench.s3_proxy import Fate, Request, proxy
+from bench.s3_server import BUCKET, environment, s3_server
+from bench.synthetic_table import fill_synthetically, synthetic_rows
+from hoi_distill.storage.cache import Cache
+from hoi_distill.storage.cell_block import CellBlock
+from hoi_distill.storage.files.address import ObjectPath
+from hoi_distill.storage.files.bucket import bucket
+from hoi_distill.storage.files.object_store import OBJECTS
+from hoi_distill.storage.sampling import epoch_order
+from hoi_distill.storage.selection import CellSelection
+from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
+from hoi_distill.storage.table import Table
+
+SHAPE, VIEWS, BLOCK = (768, 24, 24), ("original", "flip"), 32
+ROUNDS = 3
+SHARD_ROWS, PROMPTS = 2048, 10
+OUTPUT = {"format": "lmdb", "shape": list(SHAPE), "codec": "fp16"}
+LOGITS = pa.list_(pa.float16(), 2)
+
+
+def measure(rows: int, planned: int) -> dict[str, Any]:
+    """All figures.
+
+    Args:
+        rows: how many rows are committed and read.
+        planned: how many a plan counts.
+    """
+    with tempfile.TemporaryDirectory(prefix="hoi-distill-objects-") as name:
+        folder = Path(name)
+        (folder / "server").mkdir()
+        with s3_server(folder / "server") as endpoint:
+            os.environ.update(environment(endpoint, folder / "copies"))
+            result: dict[str, Any] = {"rows": rows, "bytes": rows * len(VIEWS) * int(np.prod(SHAPE)) * 2}
+            result |= filling(folder, rows)
+            result |= reading(folder, rows, endpoint)
+            result["planning"] = planning(folder, planned, endpoint)
+            return result
+
+
+def table_at(root: str | Path, name: str = "features") -> Table:
+    """A table of maps, new or not."""
+    return Cache.open(root).table(name, {"stage": name}, OUTPUT, None)
+
+
+def filling(folder: Path, rows: int) -> dict[str, Any]:
+    """CPU seconds of commits on disk and in the store, the same blocks in turn."""
+    values = np.random.default_rng(0).random((BLOCK, *SHAPE), np.float32).astype(np.float16)
+    ids, took = synthetic_rows(rows), {"disk": 0.0, "objects": 0.0}
+    tables = {"disk": table_at(folder / "cache"), "objects": table_at(f"s3://{BUCKET}/cache")}
+    for start in range(0, rows, BLOCK):
+        part = ids[start : start + BLOCK]
+        block = CellBlock(part, VIEWS, np.ones((len(part), len(VIEWS)), bool))
+        for place, table in tables.items():
+            begun = time.process_time()
+            table.commit(block, dict.fromkeys(VIEWS, values[: len(part)]))
+            took[place] += time.process_time() - begun
+    return {
+        "fill_cpu_seconds": {place: round(seconds, 2) for place, seconds in took.items()},
+        "fill_over_disk": round(took["objects"] / took["disk"], 3),
+        "fill_more_ms_an_image": round(1000 * (took["objects"] - took["disk"]) / rows, 2),
+    }
+
+
+def reading(folder: Path, rows: int, endpoint: str) -> dict[str, Any]:
+    """CPU seconds of a warm epoch, and seconds of a first one."""
+    stream = open_stream(rows)
+    plain = np.lib.format.open_memmap(folder / "plain.npy", "w+", np.float16, (rows, len(VIEWS), *SHAPE))
+    for row in range(rows):
+        plain[row] = list(stream[row]["features"].values())
+    plain.flush()
+    mapped, order = np.load(folder / "plain.npy", mmap_mode="r"), epoch_order(0, 0, rows).tolist()
+
+    def by_stream() -> float:
+        return cpu(lambda: [touch(value) for row in order for value in stream[row]["features"].values()])
+
+    def by_map() -> float:
+        return cpu(lambda: [touch(mapped[row, view]) for row in order for view in range(len(VIEWS))])
+
+    by_stream(), by_map()
+    warm = [(by_stream(), by_map()) for _ in range(ROUNDS)]
+    first = [first_epoch(folder, rows, endpoint, number) for number in range(ROUNDS)]
+    return {
+        "warm_cpu_seconds": {
+            "stream": round(statistics.median(ours for ours, _ in warm), 3),
+            "memmap": round(statistics.median(theirs for _, theirs in warm), 3),
+        },
+        "warm_of_memmap": round(statistics.median(theirs / ours for ours, theirs in warm), 3),
+        "first_epoch_seconds": {
+            side: round(statistics.median(each[side] for each in first), 2) for side in ("stream", "download")
+        },
+        "first_epoch_of_download": round(statistics.median(each["download"] / each["stream"] for each in first), 3),
+    }
+
+
+def open_stream(rows: int) -> SampleStream:
+    """All rows of the table in the store."""
+    ids, table = synthetic_rows(rows), table_at(f"s3://{BUCKET}/cache")
+    ref = TableRef(str(table.dir), table.fingerprint, CellSelection(ids, VIEWS))
+    return SampleStream(StreamSpec(ids, {"features": ref}, "fill"))
+
+
+def touch(value: np.ndarray) -> np.ndarray:
+    """Copy a map, as a batch does."""
+    return value.copy()
+
+
+def cpu(action: Callable[[], object]) -> float:
+    """CPU seconds of this process."""
+    begun = time.process_time()
+    action()
+    return time.process_time() - begun
+
+
+def first_epoch(folder: Path, rows: int, endpoint: str, number: int) -> dict[str, float]:
+    """Seconds of an epoch of a machine without copies, and of a bare download, in processes of their own."""
+    took = {}
+    for side in ("stream", "download"):
+        own = os.environ | environment(endpoint, folder / f"{side}-{number}")
+        command = [sys.executable, "-m", "bench.bench_objects", f"--{side}", "--rows", str(rows)]
+        took[side] = float(subprocess.run(command, env=own, check=True, stdout=subprocess.PIPE).stdout)
+        shutil.rmtree(folder / f"{side}-{number}")
+    return took
+
+
+def read_first(rows: int) -> float:
+    """Seconds in which a new machine reads all rows, in batches of 16."""
+    stream, order = open_stream(rows), epoch_order(0, 0, rows).tolist()
+    begun = time.monotonic()
+    for start in range(0, len(order), 16):
+        stream.fetch_ahead(order[start + 16 : start + 272])
+        for sample in stream.__getitems__(order[start : start + 16]):
+            for value in sample["features"].values():
+                touch(value)
+    return time.monotonic() - begun
+
+
+def download() -> float:
+    """Seconds in which 8 threads write the same payloads to a disk."""
+    place = ObjectPath(str(table_at(f"s3://{BUCKET}/cache").dir / "shards"))
+    names = sorted(OBJECTS.names(place))
+    folder = Path(os.environ["HOI_DISTILL_DISK"])
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: bucket(place.bucket).download((place / name).key, folder / name), names))
+    return time.monotonic() - begun
+
+
+def planning(folder: Path, rows: int, endpoint: str) -> dict[str, Any]:
+    """Requests, CPU seconds and memory of counting a table's cells, on a machine that has no copy and on one that has all."""
+    output, ids = {"format": "arrow", "type": str(LOGITS)}, synthetic_rows(rows)
+    columns = tuple(f"prompt {number}" for number in range(PROMPTS))
+    disk = Cache.open(folder / "nominal").table("itm", {"stage": "itm"}, output, LOGITS)
+    records = fill_synthetically(disk, ids, columns, SHARD_ROWS, hole=0.01)
+    away = Cache.open(f"s3://{BUCKET}/nominal").table("itm", {"stage": "itm"}, output, LOGITS)
+    files = [file for inner in ("commits", "shards") for file in (Path(str(disk.dir)) / inner).iterdir()]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda file: OBJECTS.replace(away.dir / file.parent.name / file.name, file.read_bytes()), files))
+    found: dict[str, Any] = {"rows": rows, "records": records}
+    asked: Counter[str] = Counter()
+
+    def act(request: Request) -> Fate:
+        asked["list" if "list-type" in request.path else request.method] += 1
+        return "pass"
+
+    with proxy(endpoint, act) as between:
+        for kind in ("first", "next"):
+            asked.clear()
+            own = os.environ | environment(between, folder / "planner")
+            command = [sys.executable, "-m", "bench.bench_objects", "--plan", "--rows", str(rows)]
+            answer = json.loads(subprocess.run(command, env=own, check=True, stdout=subprocess.PIPE).stdout)
+            found[kind] = answer | {"requests": sum(asked.values()), "lists": asked["list"]}
+    return found
+
+
+def peak_memory() -> int:
+    """Bytes of memory that this program has held at most. (``getrusage`` also counts what its parent held when it started it.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+def plan(rows: int) -> dict[str, Any]:
+    """Count the cells of the nominal table, as a plan does."""
+    columns = tuple(f"prompt {number}" for number in range(PROMPTS))
+    begun = time.process_time()
+    table = Cache.open(f"s3://{BUCKET}/nominal").table(
+        "itm", {"stage": "itm"}, {"format": "arrow", "type": str(LOGITS)}, LOGITS
+    )
+    filled = int(table.state(CellSelection(synthetic_rows(rows), columns)).filled.sum())
+    return {
+        "filled": filled,
+        "cpu_seconds": round(time.process_time() - begun, 2),
+        "peak_rss_bytes": peak_memory(),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    parser.add_argument("--rows", type=int, default=320, help="rows that are committed and read")
+    parser.add_argument("--planned", type=int, default=2_000_000, help="rows that a plan counts")
+    for part in ("stream", "download", "plan"):
+        parser.add_argument(f"--{part}", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.stream or given.download:
+        print(read_first(given.rows) if given.stream else download())
+    elif given.plan:
+        print(json.dumps(plan(given.rows)))
+    else:
+        result = measure(given.rows, given.planned)
+        print(json.dumps(result) if given.json else json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""What the page shows of :mod:`bench.bench_objects`."""
+
+from __future__ import annotations
+
+from bench.tables import Heading, Table
+
+OBJECTS = [
+    Table(
+        (
+            Heading("images, two views of BLIP-base's maps each", "rows"),
+            Heading("commits on disk, CPU time", "fill_cpu_seconds/disk", "s"),
+            Heading("commits in the store", "fill_cpu_seconds/objects", "s"),
+            Heading("more an image", "fill_more_ms_an_image", "ms"),
+            Heading("a warm epoch from local copies, CPU time", "warm_cpu_seconds/stream", "s"),
+            Heading("from a memmap", "warm_cpu_seconds/memmap", "s"),
+            Heading("speed of the memmap", "warm_of_memmap", "%"),
+            Heading("a first epoch, wall time", "first_epoch_seconds/stream", "s"),
+            Heading("a bare download", "first_epoch_seconds/download", "s"),
+            Heading("speed of the download", "first_epoch_of_download", "%"),
+        )
+    ),
+    Table(
+        (
+            Heading("rows", "planning/rows"),
+            Heading("records", "planning/records"),
+            Heading("requests", "planning/{}/requests"),
+            Heading("of them lists", "planning/{}/lists"),
+            Heading("CPU time", "planning/{}/cpu_seconds", "s"),
+            Heading("peak memory", "planning/{}/peak_rss_bytes", "GiB"),
+        ),
+        (Heading("first plan of a machine", "first"), Heading("next", "next")),
+    ),
+]
