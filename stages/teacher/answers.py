@@ -129,7 +129,11 @@ class Answers(AsksAboutSeen):
         self.max_new_tokens, self.prompt, self.max_pixels = config.max_new_tokens, prompt, max_pixels
         self.chosen_batch, self.batch_size = config.batch_size, canonical(config.batch_size)
         self.resources = Resources(gpus=config.gpus)
-        self.vision_key = fingerprint({"teacher": checkpoint.digest, **self._pixels_parameters()})
+        vision = {"teacher": checkpoint.digest, **self._pixels_parameters()}
+        # Stages of one key prepare images alike; vLLM takes them as they are.
+        self.vision_key = fingerprint(
+            vision if config.engine == "transformers" else {**vision, "engine": config.engine}
+        )
         self.instruction = config.instruction.strip()
         self.ask_where(config.asked_where, vocabulary)
 
@@ -176,16 +180,23 @@ class Answers(AsksAboutSeen):
         key = ("vllm", self.vision_key, self.max_new_tokens)
         folder, config = self.checkpoint.here(), self.checkpoint.config
         if key not in shared:
-            wish = {"max_new_tokens": self.max_new_tokens, "max_pixels": self.max_pixels, "gpus": self.resources.gpus}
-            shared[key] = VllmEngine(folder, self.dtype, **wish), tokenizer(folder)
+            engine = VllmEngine(
+                folder,
+                self.dtype,
+                max_new_tokens=self.max_new_tokens,
+                max_pixels=self.max_pixels,
+                gpus=self.resources.gpus,
+            )
+            shared[key] = engine, tokenizer(folder)
         self.engine, self.tokenizer = shared[key]
-        self.second_tokenizer = None
+        self.second_tokenizer: Any = None
         self.image_id = int(config["image_token_id"] if "image_token_id" in config else config["image_token_index"])
         self.prompts = {question: self._prompt(question) for question in self.columns}
 
     def _compute_vllm(self, batch: Batch, columns: Sequence[str]) -> dict[str, Values]:
         """Every wanted cell, all together."""
-        yes, no = [], []
+        yes: list[int] = []
+        no: list[int] = []
         if any(YES_NO.search(column) for column in columns):
             yes, no = answer_ids(self.tokenizer, self.checkpoint.folder)
         wanted = np.ones((batch.count, len(columns)), bool) if batch.turn.wanted is None else batch.turn.wanted
