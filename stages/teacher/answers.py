@@ -129,7 +129,11 @@ class Answers(AsksAboutSeen):
         self.max_new_tokens, self.prompt, self.max_pixels = config.max_new_tokens, prompt, max_pixels
         self.chosen_batch, self.batch_size = config.batch_size, canonical(config.batch_size)
         self.resources = Resources(gpus=config.gpus)
-        self.vision_key = fingerprint({"teacher": checkpoint.digest, **self._pixels_parameters()})
+        vision = {"teacher": checkpoint.digest, **self._pixels_parameters()}
+        # Stages of one key prepare images alike; vLLM takes them as they are.
+        self.vision_key = fingerprint(
+            vision if config.engine == "transformers" else {**vision, "engine": config.engine}
+        )
         self.instruction = config.instruction.strip()
         self.ask_where(config.asked_where, vocabulary)
 
@@ -185,7 +189,7 @@ class Answers(AsksAboutSeen):
             )
             shared[key] = engine, tokenizer(folder)
         self.engine, self.tokenizer = shared[key]
-        self.second_tokenizer = None
+        self.second_tokenizer: Any = None
         self.image_id = int(config["image_token_id"] if "image_token_id" in config else config["image_token_index"])
         self.prompts = {question: self._prompt(question) for question in self.columns}
 
