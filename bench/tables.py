@@ -471,6 +471,26 @@ SERVED = [
         )
     ),
 ]
+
+
+ALIGNMENT = [
+    Table(
+        tuple(
+            Heading(f"{kind}, cosine at least {threshold}", f"{kind}/{threshold}/{{}}")
+            for kind in ("objects", "verbs")
+            for threshold in ("0.5", "0.6", "0.7", "0.8", "0.85", "0.9", "0.95")
+        ),
+        (Heading("precision", "precision"), Heading("recall", "recall")),
+        "placed",
+    ),
+    Table(
+        (Heading("objects", "objects/{}"), Heading("verbs", "verbs/{}")),
+        (Heading("words of the vocabulary", "words"), Heading("words of nothing", "others")),
+        "asked",
+    ),
+]
+
+
 TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "peers": peers,
     "h200": h200,
@@ -489,6 +509,7 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "link": lambda _: LINK,
     "pair_heads": lambda _: PAIR_HEADS,
     "precision": precision,
+    "alignment": lambda _: ALIGNMENT,
     "evaluate": lambda _: EVALUATE,
     "use": lambda _: USE,
     "viewer": lambda _: VIEWER,

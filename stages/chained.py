@@ -35,5 +35,13 @@ class Chained(Stage):
     def compute(
         self, batch: Batch, columns: Sequence[str], inputs: Mapping[str, Mapping[str, Values]]
     ) -> dict[str, Values]:
-        read = {name: stage.compute(batch, stage.columns, {}) for name, stage in self.above.items()}
+        read = {name: stage.compute(batch, self._read(name, columns), {}) for name, stage in self.above.items()}
         return self.stage.compute(batch, columns, read)
+
+    def _read(self, name: str, columns: Sequence[str]) -> list[str]:
+        """The columns of a stage above that these columns are computed from."""
+        found: dict[str, None] = {}
+        for column in columns:
+            needed = self.stage.dependencies(column)
+            found |= dict.fromkeys(self.above[name].columns if needed is None else needed.get(name, ()))
+        return list(found)
