@@ -117,7 +117,8 @@ BENCHES = {
         "Memory of driver and trainer",
         "peak resident memory of a run's driver, which makes and packs every task of a table, and of a trainer, which opens the "
         "table's stream and draws an epoch's order: with 1 and 10 million made-up rows, in CPU time linear in rows",
-        "A trainer that reads also maps what it reads; the kernel counts these pages, and takes them back when it needs them.",
+        "A trainer that reads also maps what it reads; the kernel counts these pages, and takes them back when it needs them. "
+        "The trainer's figure of 1 M rows in the JSON is only a bound: it is the peak of the process that started it.",
         ("--only", "driver", "trainer"),
     ),
     "served": Bench(
