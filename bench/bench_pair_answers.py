@@ -145,7 +145,7 @@ def measure(stage: PairAnswers, image: ImageInputs, questions: Sequence[PairQues
                 seconds[name].append(clock() - began)
     apart = {name: float(np.abs(told[name] - told["none"]).max()) for name in ways}
     assert max(apart.values()) < (1e-4 if stage.speaker.dtype == "float32" else 1), apart
-    return {"seconds": {name: min(each) / len(questions) for name, each in seconds.items()}, "apart": apart}
+    return {"ms": {name: 1e3 * min(each) / len(questions) for name, each in seconds.items()}, "apart": apart}
 
 
 def main() -> None:
@@ -177,13 +177,13 @@ def main() -> None:
         "width": given.width, "layers": given.layers, "device": given.device, "dtype": given.dtype,
     }  # fmt: skip
     if given.json:
-        print(json.dumps(result, indent=1))
+        print(json.dumps(result))
         return
     print(f"{result['questions']} questions about {result['pairs']} pairs, an image of {tokens['image']} tokens")
     for name in ("none", "one", "two"):
-        each = found["seconds"][name]
+        each = found["ms"][name]
         print(
-            f"  {name:>5} shared: {1e3 * each:8.2f} ms a question, {tokens[name]:>8,} tokens, {found['apart'][name]:.1e} apart"
+            f"  {name:>5} shared: {each:8.2f} ms a question, {tokens[name]:>8,} tokens, {found['apart'][name]:.1e} apart"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.tables import Heading, Table
+from bench.table import Heading, Table
 
 OBJECTS = [
     Table(

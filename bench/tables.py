@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bench.object_tables import OBJECTS
 from bench.table import Heading, Result, Table
-from bench.teacher_tables import ALIGNMENT, ANSWERS, ITM, SERVED, TEACHER, TURN
+from bench.teacher_tables import ALIGNMENT, ANSWERS, ITM, PAIR_ANSWERS, SERVED, TEACHER, TURN
 
 LINE = [
     Table(
@@ -397,6 +398,7 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "served": lambda _: SERVED,
     "itm": lambda _: ITM,
     "answers": lambda _: ANSWERS,
+    "pair_answers": lambda _: PAIR_ANSWERS,
     "vlm_hoi": lambda _: VLM_HOI,
     "link": lambda _: LINK,
     "pair_heads": lambda _: PAIR_HEADS,
@@ -405,6 +407,7 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "evaluate": lambda _: EVALUATE,
     "use": lambda _: USE,
     "viewer": lambda _: VIEWER,
+    "objects": lambda _: OBJECTS,
     "memory": lambda _: MEMORY,
     "kills": lambda _: KILLS,
     "soak": lambda _: SOAK,

@@ -109,3 +109,18 @@ ALIGNMENT = [
         "asked",
     ),
 ]
+PAIR_ANSWERS = [
+    Table(
+        (
+            Heading("nothing", "{}/none"),
+            Heading("the image", "{}/one"),
+            Heading("the image and each pair's boxes", "{}/two"),
+        ),
+        (
+            Heading("CPU time, a question", "ms", "ms"),
+            Heading("tokens", "tokens"),
+            Heading("largest difference", "apart"),
+        ),
+        "shared",
+    )
+]
