@@ -152,7 +152,8 @@ class HOIDetector:
                 student was trained with.
         """
         if isinstance(images, (str, Path, Image.Image, np.ndarray)):
-            return next(self.stream([images]))
+            (result,) = self.stream([images])
+            return result
         return list(self.stream(images))
 
     def stream(self, images: Iterable[ImageInput], batch_size: int = 16) -> Iterator[HOIResult]:
@@ -163,9 +164,9 @@ class HOIDetector:
             batch_size: images that are computed together.
 
         Raises:
-            UserError: as a call does.
+            UserError: as a call does; at the end, if boxes are given and are of none of these images.
         """
-        waiting = iter(images)
+        waiting, self._boxes_known = iter(images), False
         while batch := list(islice(waiting, batch_size)):
             loaded = [load_image(image) for image in batch]
             names = [Path(image).name if isinstance(image, (str, Path)) else "" for image in batch]
@@ -174,6 +175,9 @@ class HOIDetector:
                 found = read_detections(file, ids, self.student.vocabulary, object_optional=True)
             for index, image in enumerate(loaded):
                 yield result_of(found, index, image, self.student.vocabulary, self.threshold)
+        if self.boxes is not None and self.boxes[0] == "detections_file" and not self._boxes_known:
+            file = self.boxes[1]["path"]
+            raise UserError(f"{file}: it has no box of any of these images; it names images as their files are called")
 
     @contextlib.contextmanager
     def predicted(self, images: Sequence[Image.Image], *, names: Sequence[str], ids: Sequence[str]) -> Iterator[Path]:
@@ -207,8 +211,8 @@ class HOIDetector:
             stage = own_stage(self.checkpoint, self.student, role, annotations, boxes)
             stage.open(self.device, self._shared)
             if isinstance(stage, GivenDetections):  # it looks boxes up by name, so it is built anew for each batch
-                if isinstance(stage, DetectionsFromFile):
-                    stage.partial = self._boxes_known
+                if isinstance(stage, DetectionsFromFile):  # it may be about others than this batch
+                    stage.partial = boxes is not None or self._boxes_known
                 if boxes is None and not self._boxes_known:
                     self._refuse_unknown(stage, whole.keys)
                 self._boxes_known = self._boxes_known or len(stage.detections.scores) > 0

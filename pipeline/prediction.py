@@ -18,6 +18,7 @@ from hoi_distill.pipeline.filling.run import refuse_absent
 from hoi_distill.pipeline.prediction_inputs import is_video, named_files
 from hoi_distill.pipeline.prediction_outputs import Outputs, Wanted, outputs
 from hoi_distill.pipeline.video import Source, predict_video, refuse_no_video, webcam_source
+from hoi_distill.stages.data.object_detections import refuse_foreign
 from hoi_distill.stages.evaluate.formats.parquet import read_detections
 from hoi_distill.stages.quantities import duration
 from hoi_distill.storage.errors import UserError
@@ -91,6 +92,8 @@ def predict_images(
         videos["webcam"] = webcam_source(more.webcam)
     if videos:
         refuse_no_video(detections)
+    if detections is not None:
+        refuse_foreign(detections, list(stills))
     with working("loading the student"):
         student = load_student(checkpoint)
     detector = HOIDetector(student, checkpoint, device=device, detections=detections, detector=more.detector)

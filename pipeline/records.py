@@ -33,6 +33,8 @@ from hoi_distill.storage.files.writable import writing
 
 FIGURES = ("dataset", "split", "counts", "default", "known_object", "zero_shot")
 """What a record keeps of ``evaluation.json`` as it stands there."""
+SWAP_RECORD = "swap_accuracy.json"
+"""In a run's folder: the swap accuracy on test images that have twins."""
 CLASSES = ("rare", "unseen", "training_pairs", "pairs", "ap")
 """What it keeps of each class, where it is said: as one list of all classes each."""
 
@@ -162,7 +164,7 @@ def record_of(run_dir: Path, place: Place, test: Annotations) -> dict[str, Any]:
         "threads": done.get("threads"),
         **{key: evaluation[key] for key in FIGURES if key in evaluation},
         **protocol_of(run_dir),
-        **({"swap_accuracy": read_json(twins)} if (twins := run_dir / "swap_accuracy.json").exists() else {}),
+        **({"swap_accuracy": read_json(twins)} if (twins := run_dir / SWAP_RECORD).exists() else {}),
         "classes": {key: [_short(row[key]) for row in rows] for key in CLASSES if key in rows[0]},
         "outcomes": outcomes_of(run_dir, evaluation, test).as_json(),
     }

@@ -14,6 +14,7 @@ from hoi_distill.pipeline.config.schema import CrowdDataset, Dataset, SwigHoiDat
 from hoi_distill.pipeline.console.log_file import kept_log
 from hoi_distill.pipeline.console.watch import Watch
 from hoi_distill.pipeline.planning.plan import TablePlan
+from hoi_distill.pipeline.records import SWAP_RECORD
 from hoi_distill.pipeline.training.binding import plan_all
 from hoi_distill.pipeline.training.checks import check_student
 from hoi_distill.pipeline.training.fit import (
@@ -297,7 +298,7 @@ def evaluate_by_own_protocol(dataset: Dataset, predictions: Path, folder: Path) 
     """
     if isinstance(dataset, CrowdDataset) and (dataset.root / "twins_test2015.json").exists():
         found = evaluate_twins(dataset.root, predictions)
-        write_json(folder / "swap_accuracy.json", found)
+        write_json(folder / SWAP_RECORD, found)
         if found["compared"]:
             print(f"Swap accuracy: {found['swap_accuracy']:.1f} % of {found['compared']} questions")
     if not isinstance(dataset, VCocoDataset | SwigHoiDataset):

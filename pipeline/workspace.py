@@ -107,11 +107,13 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
         nodes = build_graph(config, context, path)
     with working(f"naming the images of {images_place(config.dataset)} by their bytes"):
         try:
-            dataset, images = image_source(dataset, memory(), rehash, getattr(config.dataset, "lenient", False))
+            named, images = image_source(dataset, memory(), rehash, getattr(config.dataset, "lenient", False))
         except UserError as error:
             raise UserError(f"{path}: dataset: {error}") from None
+    if any(named[split].width is not dataset[split].width for split in named):  # only the bytes told the images' sizes
+        nodes = build_graph(config, StageContext(vocabulary, named, digests, memory().derived), path)
     sources = {"images": images, "texts": text_source(vocabulary.prompts())}
-    return Workspace(path, config, dataset, vocabulary, cache, nodes, sources, tuple(overrides), limit)
+    return Workspace(path, config, named, vocabulary, cache, nodes, sources, tuple(overrides), limit)
 
 
 def announce_drawing(dataset: Dataset) -> None:

@@ -8,6 +8,7 @@ look-up compares a folder's names as one string and its stamps as one array. So 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.memory_file import MemoryFile
+from hoi_distill.storage.files.stamps import is_settled
 from hoi_distill.storage.files.uri import Member, is_address
 from hoi_distill.storage.hashed_files import (
     AT_ONCE,
@@ -106,15 +108,17 @@ class DigestMemory:
         with self._connect() as file:
             names, entries = _all_remembered(file, tar)
             same = (entries.view("<i8").reshape(-1, 6)[: len(names), :4] == np.array(stamp)).all(axis=1)
-            if same.any():
-                return [_member(tar, names[i]) for i in np.flatnonzero(same).tolist()]
+            if same.any():  # two first readings may both have remembered it
+                tails = {names[i] for i in np.flatnonzero(same).tolist()}
+                return sorted((_member(tar, tail) for tail in tails), key=lambda member: member.offset)
+            began = time.time_ns()
             found = list(members_of(tar, stamp, wanted, derive))
             if tar_stamp(tar, Listings()) != stamp:
                 raise UserError(f"{tar}: has changed while it was read; run again")
             if derive:
                 told = {_key(each.found.entry["digest"], derive.name): each.found.told for each in found}
                 file.keep({key: value for key, value in told.items() if value})
-            if found:
+            if found and (is_address(tar) or is_settled(stamp[2], began)):
                 packed = np.array([each.found.entry for each in found], ENTRY)
                 _remember(file, tar, [each.member.tail for each in found], packed)
         return [each.member for each in found]

@@ -126,6 +126,7 @@ class Listings:
 
     def __init__(self) -> None:
         self._below: dict[str, dict[str, bytes]] = {}
+        self._tars: dict[str, bytes | None] = {}
 
     def below(self, address: str) -> dict[str, bytes]:
         """The packed stamp of every object below an address, by its address.
@@ -158,6 +159,12 @@ class Listings:
             if len(some) > _ONE_BY_ONE:
                 shared = os.path.commonpath([min(some), max(some)])
                 self.below(f"{bucket}/{shared}".rstrip("/"))
+
+    def tar(self, uri: str) -> bytes | None:
+        """The packed stamp of a tar file; None where there is none. It is asked for once."""
+        if uri not in self._tars:
+            self._tars[uri] = self.stamps([uri])[0]
+        return self._tars[uri]
 
     def stamps(self, uris: Sequence[str]) -> list[bytes | None]:
         """The packed stamps of objects and pages; None of one that is not there. What was not listed is asked for."""
@@ -192,7 +199,7 @@ def tar_stamp(tar: str, listings: Listings) -> Stamp:
     """The stamp of a tar file; size -1 where there is none."""
     if not is_address(tar):
         return _stamp_or_absent(os.stat, tar)
-    packed = listings.stamps([tar])[0]
+    packed = listings.tar(tar)
     if packed is None:
         return _ABSENT
     size, *told = np.frombuffer(packed, np.int64).tolist()
@@ -273,7 +280,8 @@ def hashed(folder: Folder, i: int, derive: Derivation | None) -> Hashed | OSErro
             raise _away(uri, error) from None
         return error
     changed = known["last_modified"]
-    settled = bool(known["e_tag"]) or (changed is not None and changed.timestamp() + _ANYTIME < time.time())
+    dated = changed is not None and 0 < changed.timestamp() < time.time() - _ANYTIME  # 1970: the server does not say
+    settled = bool(known["e_tag"]) or dated
     return _hashed(data, _pack(known), derive, settled=settled)
 
 

@@ -144,6 +144,7 @@ class PartialTable:
         recorded at the end."""
         other = copy.copy(self)
         other.valid, other.failures, other.failed_here = self.valid.copy(), {}, set()
+        other.counts, other.recorded = dict(self.counts), dict(self.recorded)
         other._pieces = {
             column: list(pieces)
             for column, pieces in list(self._pieces.items())  # a batch may add a column meanwhile

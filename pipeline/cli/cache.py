@@ -135,7 +135,7 @@ def run(
         try:
             fill(workspace, execute, stop, note, summary)
         except Exception:
-            if any(summary.cells.values()):
+            if any(summary.cells.values()) or summary.counts:
                 run_summary(summary)
             raise
     run_summary(summary)

@@ -295,7 +295,7 @@ def choose_executor(
         raise UserError(f"--executor {name}: there are ray and inline")
 
 
-OR_ALLOW = ", or give --allow-cpu (workers.allow_cpu: true)"
+OR_ALLOW = ", or allow CPUs: workers.allow_cpu: true (of run: --allow-cpu)"
 
 
 @dataclass(frozen=True)

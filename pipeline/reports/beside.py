@@ -40,7 +40,7 @@ def runs_beside(run_dir: Path, test: Annotations, evaluation: HicoDetEvaluation)
             theirs = outcomes_of(folder, found, test)
             differences = {key: difference([ours], [theirs], key) for key, _ in SETS}
             means = {key: found["default"].get(key) for key, _ in SETS}
-        except (UserError, KeyError, TypeError):
+        except (UserError, LookupError, TypeError, ValueError, AttributeError):
             continue
         address = f"../{quote(folder.name)}/report.html"
         shown.append(Beside(title, folder.name, means, differences, changed(there, own), address))

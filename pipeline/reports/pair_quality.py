@@ -18,7 +18,8 @@ from scipy.special import expit
 from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.evaluate.metrics.localisation import area, calibration_error, localisation_area
-from hoi_distill.stages.ops.instances import associate, ordered_pairs
+from hoi_distill.stages.ops.boxes import iou_matrix
+from hoi_distill.stages.ops.instances import ordered_pairs
 from hoi_distill.stages.student.calibration import FOLDS, cross_fitted
 from hoi_distill.stages.teacher.pair_questions import AsksAboutPairs
 from hoi_distill.storage.errors import UserError
@@ -82,6 +83,7 @@ class ReadAnswers:
         logs: float64 ``[E, 2]``, logarithms of yes and no.
         shown: bool ``[E]``, whether the pair is annotated with the interaction.
         annotated: how many (pair, interaction) are annotated.
+        matched: how many of these are shown by some answer.
         spared: bool ``[N, C]``, the cells that were asked although a gate spared them; None without gates.
     """
 
@@ -92,6 +94,7 @@ class ReadAnswers:
     logs: np.ndarray
     shown: np.ndarray
     annotated: int
+    matched: int
     spared: np.ndarray | None
 
     @property
@@ -117,7 +120,8 @@ def read_pair_answers(
     rows, annotations = workspace.images.splits["train"][records], workspace.dataset["train"]
     inputs = {up: plans[up].read(rows) for up in stage.inputs}
     instances = cells(inputs[stage.instances]["value"])
-    labels, true, annotated = [], [], 0
+    labels, annotated, width = [], 0, len(workspace.vocabulary)
+    hits, whose = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     starts = np.zeros(len(rows) + 1, np.int64)
     for at, record in enumerate(records.tolist()):
         found = instances(at)
@@ -126,23 +130,26 @@ def read_pair_answers(
         own = annotations.pairs(record)
         known = np.flatnonzero(annotations.hoi[own] >= 0) + own.start
         hoi = annotations.hoi[known]
-        matched = associate(
-            boxes[human], boxes[other], annotations.human_box[known], annotations.object_box[known], hoi, iou=IOU
-        )
+        people = iou_matrix(boxes[human], annotations.human_box[known])
+        things = iou_matrix(boxes[other], annotations.object_box[known])
+        close, own_pair = np.nonzero(np.minimum(people, things) >= IOU)
         annotated += int(np.isin(hoi, np.flatnonzero(workspace.vocabulary.actions())).sum())
         starts[at + 1] = starts[at] + len(human)
         labels.append(label[other])
-        true.append((starts[at] + matched[:, 0]) * len(workspace.vocabulary) + matched[:, 1])
+        hits.append((starts[at] + close) * width + hoi[own_pair])
+        whose.append(known[own_pair])
     label_of = np.concatenate([np.empty(0, np.int64), *labels])
     image, pair, column, logs = _flat(plans[name].read(rows), stage.columns)
     pair = starts[image] + pair
     hoi = stage.hoi_of[column, label_of[pair]].astype(np.int64)
-    shown = np.isin(pair * len(workspace.vocabulary) + hoi, np.concatenate([np.empty(0, np.int64), *true]))
+    asked, hit = pair * width + hoi, np.concatenate(hits)
+    shown = np.isin(asked, hit)
+    matched = len(np.unique(np.concatenate(whose)[np.isin(hit, asked)]))
     spared = None
     if stage.gates.gates:
         allowed = stage.allowed(inputs[stage.instances]["value"])
         spared = allowed & ~stage.gates.passed(inputs, len(rows))
-    return ReadAnswers(image, pair, column, hoi, logs, shown, annotated, spared)
+    return ReadAnswers(image, pair, column, hoi, logs, shown, annotated, matched, spared)
 
 
 def _flat(answers: Mapping[str, pa.Array], columns: tuple[str, ...]) -> tuple[np.ndarray, ...]:
@@ -212,7 +219,7 @@ def pair_report(found: ReadAnswers, images: int, columns: tuple[str, ...]) -> Pa
         "pairs": len(np.unique(found.pair)),
         "answers": len(m),
         "positives": int(shown.sum()),
-        "missed": _share(found.annotated - int(shown.sum()), found.annotated),
+        "missed": _share(found.annotated - found.matched, found.annotated),
         "localisation": None if localisation is None else round(localisation, 4),
         "comparisons": comparisons,
         "verb_area": round(float(np.mean([value for value, _ in areas.values()])), 4) if areas else None,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hoi_distill.pipeline.planning.plan import TablePlan
+from hoi_distill.pipeline.records import SWAP_RECORD
 from hoi_distill.pipeline.reports.beside import runs_beside
 from hoi_distill.pipeline.reports.label_quality import label_report, labelled_metrics
 from hoi_distill.pipeline.training.request import Resolved
@@ -36,7 +37,6 @@ LINKS = (
     ("Errors, curves and confusions", f"{EVALUATION}/evaluation.html"),
     ("Images behind each figure", IMAGES),
     ("Figures of each class (CSV)", f"{EVALUATION}/per_class.csv"),
-    ("Checkpoint", "checkpoint/"),
     ("What was printed", "log.txt"),
 )
 """Of a report, from its folder: what it is, and where."""
@@ -91,6 +91,7 @@ def write_run_report(
             ("Seed", str(resolved.config.seed)),
             *resolved.method.facts(resolved.config),
             *validation_facts(run_dir / VALIDATION_RECORD),
+            *swap_facts(run_dir / SWAP_RECORD),
             ("Training", f"{done['wall_seconds']:.0f} s wall, {done['cpu_seconds']:.0f} s CPU"),
             ("Test images", f"{len(test.path):,}"),
         ),
@@ -133,7 +134,7 @@ def write_figures(run_dir: Path, workspace: Workspace, result: EvaluationResult)
         address=lambda parts: "/" + Query(**{**parts, "run": run}).address(),
     )
     write_images_page(run_dir / IMAGES, page)
-    _, intervals = write_evaluation(result, run_dir / EVALUATION, page.name, images=f"../{IMAGES}")
+    _, intervals = write_evaluation(result, run_dir / EVALUATION, page.name, images=f"../{IMAGES}", errors=errors)
     return intervals
 
 
@@ -161,6 +162,16 @@ def validation_facts(path: Path) -> tuple[tuple[str, str], ...]:
         ("mAP there", f"{said['map']:.1f} %"),
         ("Ended after", f"step {said['last_step']:,}"),
     )
+
+
+def swap_facts(path: Path) -> tuple[tuple[str, str], ...]:
+    """How often the acting pair of a twin scores higher, if the test images have twins."""
+    if not path.exists():
+        return ()
+    said = json.loads(path.read_text())
+    if said["swap_accuracy"] is None:
+        return ()
+    return (("Swap accuracy", f"{said['swap_accuracy']:.1f} % of {said['compared']:,} questions"),)
 
 
 def next_commands(config: Path, run_dir: Path) -> list[tuple[str, str]]:

@@ -172,13 +172,13 @@ class Site:
         table, column, x, y, prompt = (given.pop(key, "") for key in ("map", "column", "at.x", "at.y", "prompt"))
         point = Point(table, column, _whole(x), _whole(y), prompt) if table else None
         looks, row = given.pop("look", ""), given.pop("pair", "")
-        pair = PairOf(looks, _whole(row)) if looks else None
+        pair = PairOf(looks, _row(row)) if looks else None
         return self.pages.image(self._entry(request), Query.parse(given), point, pair)
 
     def attention(self, request: Request) -> Response:
         """Where a student looks for a pair, in one layer and branch, to be laid over the image."""
         run, row = (request.query_params.get(part, "") for part in ("run", "pair"))
-        entry, looked = self.pages.looks.at(run, _whole(row))
+        entry, looked = self.pages.looks.at(run, _row(row))
         layers, number = list(looked.weights.values()), request.path_params["number"]
         if entry != self._entry(request) or number >= len(layers):
             raise _Missing("There is no such attention.")
@@ -199,7 +199,10 @@ class Site:
             return RedirectResponse(f"/report/{quote(name)}/report.html")
         for file in RUN_FILES:
             if name.endswith(f"/{file}"):
-                text = (self.library.run(name.removesuffix(f"/{file}")).folder / file).read_bytes()
+                page = self.library.run(name.removesuffix(f"/{file}")).folder / file
+                if not page.is_file():
+                    break
+                text = page.read_bytes()
                 kind = "text/html" if file.endswith(".html") else "text/plain"
                 return Response(text, media_type=kind, headers={"content-security-policy": REPORT_POLICY})
         raise _Missing(f"There is no page {name!r} of a run.")
@@ -254,6 +257,11 @@ def _html(page: str, status: int = 200) -> Response:
 
 def _lasting(content: bytes, kind: str) -> Response:
     return Response(content, media_type=kind, headers={"cache-control": "private, max-age=3600"})
+
+
+def _row(text: str) -> int:
+    """A row of a file of detections; -1, which no file has, where it is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else -1
 
 
 def _whole(text: str) -> int:

@@ -124,6 +124,14 @@ def load_detections(
     )
 
 
+def refuse_foreign(path: str | Path, names: Sequence[str]) -> None:
+    """Raises UserError where no entry of a file is of an image of these names, or the file is none."""
+    ids = _read(path).ids
+    if not set(ids) & set(names):
+        among = f" (first {names[0]!r})" if names else ""
+        raise UserError(f"{path}: none of its images (first {ids[0]!r}) is among those asked for{among}")
+
+
 class _File(NamedTuple):
     """The D entries of a file, as they stand there.
 

@@ -177,13 +177,12 @@ class Answers(AsksAboutSeen):
             require_vllm()
 
     def _open_vllm(self, shared: dict[Any, Any]) -> None:
-        key = ("vllm", self.vision_key, self.max_new_tokens)
+        key = ("vllm", self.vision_key)
         folder, config = self.checkpoint.here(), self.checkpoint.config
         if key not in shared:
             engine = VllmEngine(
                 folder,
                 self.dtype,
-                max_new_tokens=self.max_new_tokens,
                 max_pixels=self.max_pixels,
                 gpus=self.resources.gpus,
             )
@@ -206,7 +205,9 @@ class Answers(AsksAboutSeen):
         ]
         texts = {column: [""] * len(batch.row_ids) for column in columns}
         scores = {column: np.full(len(batch.row_ids), np.nan) for column in columns}
-        for (row, column), (text, score) in zip(places, self.engine.answer(asked, yes, no), strict=True):
+        for (row, column), (text, score) in zip(
+            places, self.engine.answer(asked, yes, no, max_new_tokens=self.max_new_tokens), strict=True
+        ):
             texts[column][row] = text
             if score is None:
                 batch.turn.failures[row, column] = "neither yes nor no among the likeliest first tokens"

@@ -130,8 +130,12 @@ class PairAnswers(AsksAboutPairs):
     def parameters(self) -> dict[str, Any]:
         model = self.speaker.parameters()
         kept = {key: value for key, value in model.items() if key not in ("max_new_tokens", "decoding")}
-        form = {"marks": self.marks, "question": self.question, "coordinates": self.coordinates}
-        seen = {} if self.view == "whole" else {"view": self.view, "blur": BLUR, "margin": MARGIN}
+        form = {"marks": self.marks, "question": self.question}
+        if any(mark in self.marks for mark in BOXES):
+            form |= {"coordinates": self.coordinates}
+        seen = {"whole": {}, "blur": {"view": "blur", "blur": BLUR}, "crop": {"view": "crop", "margin": MARGIN}}[
+            self.view
+        ]
         return {**kept, **form, **seen, "answer": "log-probabilities of the first token"}
 
     @override
@@ -147,7 +151,9 @@ class PairAnswers(AsksAboutPairs):
         self.speaker.open(device, shared)
         self.template = self.speaker.prompt_text(self.question)
         self.ids = answer_ids(self.speaker.tokenizer, self.speaker.checkpoint.folder)
-        self.whole = not self.speaker.shared_prefix
+        mark = self.speaker.tokenizer.convert_ids_to_tokens(self.speaker.image_id)
+        before = self.template.partition(self.question)[0]  # a question before the image leaves nothing to share
+        self.whole = not self.speaker.shared_prefix or mark not in before
         self.budget = self.tokens_at_once
 
     @override
@@ -221,7 +227,7 @@ class PairAnswers(AsksAboutPairs):
                     continue
                 name = self.vocabulary.objects[int(instances["labels"][object_])]
                 where = self.marks.replace("{person_box}", boxes[human]).replace("{object_box}", boxes[object_])
-                what = "another person" if name == "person" else noun_phrase(name)
+                what = noun_phrase(name)
                 action = self.vocabulary.action(verb, name).format(this_one(name))
                 asked = self.question.replace("{action}", action)
                 found.append(PairQuestion(number, column, f"{where.replace('{object}', what)} {asked}"))
@@ -284,12 +290,13 @@ class PairAnswers(AsksAboutPairs):
             try:
                 told.append(self.leaves(trunk, offset, waiting[0]))
                 del waiting[0]
+                continue
             except torch.OutOfMemoryError:
                 if sum(len(branch.leaves) for branch in waiting[0]) == 1:
                     raise
-                trunk.crop(start + image.tokens - 1 - trunk.get_seq_length())
-                self.budget = sum(branch.tokens for branch in waiting[0]) // 2
-                waiting = list(in_chunks([branch for chunk in waiting for branch in chunk], self.budget))
+            self.budget = sum(branch.tokens for branch in waiting[0]) // 2
+            waiting = list(in_chunks([branch for chunk in waiting for branch in chunk], self.budget))
+            trunk, offset, _ = self.trunk(image, ids[0])  # some layers of the old one may be longer than others
         found: np.ndarray = torch.cat(told).cpu().numpy()
         return found
 

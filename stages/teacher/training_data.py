@@ -39,9 +39,10 @@ def training_data(stage: Stage) -> str:
     """A noun phrase; "" for a stage that runs no model of its own."""
     if getattr(stage, "teacher", None) is not None:
         return "annotated images of this dataset"
-    checkpoint = getattr(stage, "checkpoint", None)
+    checkpoint = getattr(getattr(stage, "speaker", stage), "checkpoint", None)
     if not isinstance(checkpoint, Checkpoint):
-        return "" if checkpoint is None else UNKNOWN
+        runs_one = getattr(stage, "is_served", False) or getattr(stage, "layout", None) is not None
+        return UNKNOWN if checkpoint is not None or runs_one else ""
     card = _card(Path(checkpoint.folder))
     if said := card.get("training_data"):
         return str(said)

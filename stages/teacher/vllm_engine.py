@@ -54,12 +54,11 @@ class VllmEngine:
     Args:
         folder: of the checkpoint.
         dtype: of weights and arithmetic.
-        max_new_tokens: where an answer is cut.
         max_pixels: bound on an image's pixels after resizing (Qwen only); None: the checkpoint's.
         gpus: share of a GPU that the worker has; 0: all of it.
     """
 
-    def __init__(self, folder: Path, dtype: str, *, max_new_tokens: int, max_pixels: int | None, gpus: float) -> None:
+    def __init__(self, folder: Path, dtype: str, *, max_pixels: int | None, gpus: float) -> None:
         require_vllm()
         from vllm import LLM, SamplingParams
 
@@ -75,10 +74,9 @@ class VllmEngine:
             **sizes,
         )
         self.first = SamplingParams(temperature=0.0, max_tokens=1, logprobs=LISTED)
-        self.whole = SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
 
     def answer(
-        self, questions: Sequence[Question], yes: Sequence[int], no: Sequence[int]
+        self, questions: Sequence[Question], yes: Sequence[int], no: Sequence[int], *, max_new_tokens: int
     ) -> list[tuple[str, float | None]]:
         """Answer all questions together; vLLM makes batches of them and reads what prompts begin with alike once.
 
@@ -86,15 +84,19 @@ class VllmEngine:
             questions: N.
             yes: token ids that say yes.
             no: token ids that say no.
+            max_new_tokens: where an answer is cut.
 
         Returns:
             N texts, each with the probability of yes against no: NaN where no yes/no question was asked, None where neither
             is among the first tokens that are listed.
         """
+        from vllm import SamplingParams
+
+        whole = SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
         prompts = [
             {"prompt_token_ids": list(each.ids), "multi_modal_data": {"image": each.image}} for each in questions
         ]
-        wishes = [self.first if each.is_yes_no else self.whole for each in questions]
+        wishes = [self.first if each.is_yes_no else whole for each in questions]
         outputs = [each.outputs[0] for each in self.model.generate(prompts, wishes, use_tqdm=False)]
         return [
             (output.text, _yes_score(output.logprobs[0], yes, no) if question.is_yes_no else math.nan)

@@ -40,8 +40,8 @@ def run(monkeypatch, *arguments) -> int:
 def test_a_table_that_reserves_a_gpu_is_not_computed_on_a_cpu_unasked(album, monkeypatch, capsys):
     assert run(monkeypatch, album.path) != 0
     assert (
-        "tables.signs.gpus: a GPU is asked for, and workers.device is cpu; write gpus: 0, or give --allow-cpu"
-        in capsys.readouterr().err
+        "tables.signs.gpus: a GPU is asked for, and workers.device is cpu; write gpus: 0, "
+        "or allow CPUs: workers.allow_cpu: true (of run: --allow-cpu)" in capsys.readouterr().err
     )
     with pytest.raises(UserError, match=r"tables\.signs\.gpus"):  # what train --fill does
         fill_cache(album.workspace())
@@ -62,7 +62,7 @@ def test_the_configuration_may_allow_cpus_and_a_filled_table_asks_for_nothing(al
 
 @NO_GPU
 def test_a_device_that_is_not_there_is_an_error_or_the_cpu_with_a_warning(caplog):
-    said = r"^workers\.device: cuda: torch cannot use it here .*, or give --allow-cpu"
+    said = r"^workers\.device: cuda: torch cannot use it here .*, or allow CPUs: workers\.allow_cpu: true"
     with pytest.raises(UserError, match=said), choose_executor("inline", "cuda", 1):
         pass
     with choose_executor("inline", "cuda", 1, gpu=GpuAsked("itm", allow_cpu=True)) as execute:

@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench.s3_proxy import Request, proxy
@@ -16,6 +17,8 @@ from hoi_distill.pipeline.graph import registry
 from hoi_distill.pipeline.training.fit import ImageReader
 from hoi_distill.pipeline.workspace import prepare
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.file_digests import DigestMemory
+from hoi_distill.storage.hashed_files import ENTRY
 from tests.fixtures import hico_forms
 from tests.fixtures.object_stores import stored, use
 from tests.fixtures.page_server import page_server
@@ -155,6 +158,32 @@ def test_a_run_reads_them_there_and_a_second_plan_reads_none(at, place):
     album.workspace()
     assert "GET" not in place.asked
     assert len(place.asked) <= (7 if place.root.startswith("http") else 3)
+
+
+def test_two_first_plans_at_once_name_the_members_of_a_tar_file_once(album, tmp_path, monkeypatch):
+    tar = str(pack(tmp_path / "x.tar", names(album.folder)))
+    os.utime(tar, (SETTLED, SETTLED))
+    monkeypatch.setattr("hoi_distill.storage.file_digests.is_settled", lambda *_: True)
+    first, second = (DigestMemory(tmp_path / "digests.sqlite") for _ in range(2))
+    found = first.members(tar, lambda name: name.endswith(".png"))
+    with monkeypatch.context() as patch:  # the second has looked before the first has written
+        patch.setattr("hoi_distill.storage.file_digests._all_remembered", lambda *_: ([], np.empty(0, ENTRY)))
+        assert second.members(tar, lambda name: name.endswith(".png")) == found
+    assert DigestMemory(tmp_path / "digests.sqlite").members(tar, lambda name: name.endswith(".png")) == found
+
+
+@pytest.mark.parametrize("place", ["pages"], indirect=True)
+def test_given_boxes_know_the_sizes_of_images_elsewhere(album, at, place):
+    """Nobody has opened an image there when the stage is made."""
+    boxes = [{"image_id": "003.png", "category_id": 1, "bbox": [2, 2, 40, 9], "score": 0.9}]
+    (album.root / "boxes.json").write_text(json.dumps(boxes))
+    album.config["tables"]["detections"] = {
+        "stage": "detections_file", "path": str(album.root / "boxes.json"), "categories": "coco"
+    }  # fmt: skip
+    here = prepare(album.write()).nodes["detections"].stage
+    there = at(place).workspace().nodes["detections"].stage
+    assert sorted(there.images.width.tolist()) == sorted(here.images.width.tolist()) == [16] * 6 + [24]
+    assert there.source_digests(["003.png"]) == here.source_digests(["003.png"])
 
 
 @pytest.mark.parametrize("place", [each for each in PLACES if each != "pages"], indirect=True)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -144,8 +145,10 @@ def test_a_killed_run_asks_again_only_what_it_had_not_committed(tmp_path):
         run = subprocess.Popen(world.line("run"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while len(server.bodies) < 28:
             assert run.poll() is None
+            time.sleep(0.05)
         while world.counts()["filled"] < 24:
             assert run.poll() is None
+            time.sleep(0.5)
         run.send_signal(signal.SIGKILL)
         run.wait()
         held.clear()

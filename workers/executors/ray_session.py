@@ -38,6 +38,8 @@ LOG = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 128 * 2**20
 PROBE_SECONDS = 60
+READABLE = 8
+"""Sources that are tried until the driver can read one."""
 CONNECT_SECONDS = 10
 SOCKET_BYTES = 107
 """The longest path of a socket (of any Unix domain socket on Linux)."""
@@ -369,7 +371,7 @@ def check_nodes(tasks: Workload, stop: threading.Event) -> None:
     roots = sorted({target.table.root for target in tasks.targets})
     decodes = any(target.stage.decodes for target in tasks.targets)
     sources = (uri for task in tasks if task.tables[0].stage.decodes for uri in task.uris) if decodes else iter(())
-    samples = list(islice((uri for uri in sources if can_read(uri)), 1))
+    samples = list(islice((uri for uri in islice(sources, READABLE) if can_read(uri)), 1))
     marks = [place_at(root) / f".probe-{uuid.uuid4().hex}" for root in roots]
     probe = ray.remote(_unreadable)
     nodes = living_nodes()

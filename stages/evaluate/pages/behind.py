@@ -140,7 +140,7 @@ def _kinds(make: _Tiles) -> Iterator[Behind]:
 
 def _misses(make: _Tiles) -> Iterator[Behind]:
     for number, (name, text) in enumerate(MISSES.items()):
-        rows = np.flatnonzero(make.diagnosis.miss == number)
+        rows = np.flatnonzero((make.diagnosis.miss == number) & (make.pair_class >= 0))
         tiles = make.pairs(rows[:SHOWN], named=True)
         yield Behind(miss_anchor(name), name, text, {"kind": f"missed: {name}"}, tiles, len(rows))
 

@@ -69,7 +69,14 @@ class PageData:
 
 
 def write_evaluation(
-    result: EvaluationResult, out: Path, name: str, resamples: int = 1000, seed: int = 0, *, images: str = ""
+    result: EvaluationResult,
+    out: Path,
+    name: str,
+    resamples: int = 1000,
+    seed: int = 0,
+    *,
+    images: str = "",
+    errors: ErrorSummary | None = None,
 ) -> tuple[list[Path], Intervals]:
     """Write ``evaluation.json``, ``per_class.csv`` and ``evaluation.html`` into a folder: all of them or none.
 
@@ -80,6 +87,7 @@ def write_evaluation(
         resamples: for the intervals; 0 leaves them out.
         seed: draws the resamples.
         images: the address, from this folder, of a page with the images behind the figures; "" without one.
+        errors: of the result, if they are known already.
 
     Returns:
         The paths of the files, and the intervals.
@@ -87,7 +95,7 @@ def write_evaluation(
     Raises:
         UserError: the folder cannot be written.
     """
-    intervals, errors = measure_intervals(result, resamples, seed), measure_errors(result)
+    intervals, errors = measure_intervals(result, resamples, seed), errors or measure_errors(result)
     record = dict(result.record)
     if intervals:
         bounds = {

@@ -199,8 +199,10 @@ class PairBatches(ImageBatches[PairBatch]):
         if streams:
             last = min(step + 1 + STEPS_AHEAD, len(self))
             rows = np.concatenate([self.rows(later) for later in range(step + 1, last)] or [np.empty(0, np.int64)])
+            asked = rows if self.read is None else rows[self.read[rows]]
             for samples in streams:
-                samples.fetch_ahead(rows.tolist())
+                of_terms = any(samples is each for each in self.samples.values())
+                samples.fetch_ahead((asked if of_terms else rows).tolist())
 
     @override
     def __getitem__(self, step: int) -> PairBatch:

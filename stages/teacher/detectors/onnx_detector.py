@@ -7,7 +7,6 @@ take one image, so its boxes do not depend on its batch. onnxruntime and onnx ar
 from __future__ import annotations
 
 import ast
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -24,15 +23,15 @@ from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.stage import ArrowOutput, Batch, Resources, Stage, Values
 from hoi_distill.stages.teacher.detectors.given import DETECTIONS, TOP
 from hoi_distill.stages.teacher.detectors.letterbox import Filter, Fit, Placement, fitted
-from hoi_distill.stages.teacher.detectors.onnx_layouts import LAYOUTS, Sides, class_count
+from hoi_distill.stages.teacher.detectors.onnx_layouts import LAYOUTS, Sides, class_count, nanodet_anchors
 from hoi_distill.stages.teacher.detectors.transformers import cells, label_map
-from hoi_distill.storage.digests import fingerprint
+from hoi_distill.storage.digests import digest_of_file, fingerprint
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-EXTRA = "pip install 'hoi-distill[onnx]'"
+INSTALL = "pip install 'hoi-distill[onnx]'"
 LayoutName = Literal[
     "yolo", "yolo_objectness", "yolo_end_to_end", "detr", "rt_detr", "rt_detr_joined", "nanodet", "ssd"
 ]
@@ -90,6 +89,11 @@ class OnnxDetector(Stage):
         except ValueError:
             raise UserError(f"{config.path}: layout {config.layout} is {layout.says}; {graph.told()}") from None
         self.size = input_size(graph, config)
+        if config.layout == "nanodet" and (anchors := graph.outputs[0][1]):
+            try:
+                nanodet_anchors(self.size, anchors)
+            except ValueError as error:
+                raise UserError(f"{config.path}: {error}; give the size that it was exported for") from None
         self.labels, self.dropped = self._labels(config, graph, classes, vocabulary.objects)
         self.layout, self.bytes, self.last = config.layout, graph.kind == "uint8", graph.last
         self.fit, self.filter = config.fit or layout.fit, config.filter or layout.filter
@@ -121,11 +125,12 @@ class OnnxDetector(Stage):
 
     @override
     def parameters(self) -> dict[str, Any]:
+        scaled = [] if self.bytes else [list(self.mean), list(self.std)]  # bytes go in as they are
         return {
             "detector": self.digest,
             "layout": self.layout,
             "size": list(self.size),
-            "pixels": [self.fit, self.filter, self.channels, list(self.mean), list(self.std)],
+            "pixels": [self.fit, self.filter, self.channels, *scaled],
             "image_backend": "pil",
             "labels": fingerprint({"labels": sorted(self.labels.items())}),
             "dropped_labels": list(self.dropped),
@@ -258,7 +263,7 @@ def _read_graph(file: str, told: str, _size: int, _mtime_ns: int) -> Graph:
     try:
         import onnx
     except ImportError:
-        raise UserError(f"{told}: onnx is not installed; install the extra: {EXTRA}") from None
+        raise UserError(f"{told}: onnx is not installed; install the extra: {INSTALL}") from None
     try:
         model = onnx.load(file, load_external_data=False)
     except Exception as error:  # protobuf's own kinds
@@ -303,9 +308,9 @@ def _names(text: str) -> dict[int, str]:
     """Class names as YOLO's exports write them, ``{0: 'person', ...}``."""
     try:
         found = ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return {int(key): str(name) for key, name in found.items()} if isinstance(found, dict) else {}
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return {}
-    return {int(key): str(name) for key, name in found.items()} if isinstance(found, dict) else {}
 
 
 def _digest(files: Sequence[Path], told: str) -> str:
@@ -313,8 +318,7 @@ def _digest(files: Sequence[Path], told: str) -> str:
     for number, each in enumerate(files):
         if not each.is_file():
             raise UserError(f"{told}: its weights lie in {each.name}, which is not beside it; fetch both files")
-        with open(each, "rb") as file:
-            values[str(number)] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        values[str(number)] = digest_of_file(each).hex()
     return fingerprint(values)
 
 
@@ -327,7 +331,7 @@ def session(path: str, device: str) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError(f"{path}: onnxruntime is not installed; install the extra: {EXTRA}") from None
+        raise UserError(f"{path}: onnxruntime is not installed; install the extra: {INSTALL}") from None
     import torch
 
     kind, _, number = device.partition(":")

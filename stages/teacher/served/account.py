@@ -41,9 +41,14 @@ class Account:
         if usage is None:
             self.without_usage += 1
             return
-        self.add(PROMPT_TOKENS, usage.prompt_tokens)
-        self.add(COMPLETION_TOKENS, usage.completion_tokens)
-        price = usage.prompt_tokens * self.prompt_price + usage.completion_tokens * self.completion_price
+        self.spend(usage)
+
+    def spend(self, usage: Any) -> None:
+        """Count tokens and their price, be the reply an answer or not."""
+        prompt, written = usage.prompt_tokens or 0, usage.completion_tokens or 0
+        self.add(PROMPT_TOKENS, prompt)
+        self.add(COMPLETION_TOKENS, written)
+        price = prompt * self.prompt_price + written * self.completion_price
         if self.prompt_price or self.completion_price:
             self.add(PRICE, price / 1e6)
 

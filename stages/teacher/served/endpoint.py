@@ -109,7 +109,7 @@ class Endpoint:
         limits = {"max_connections": most, "max_keepalive_connections": most}
         http = openai.DefaultAsyncHttpx2Client(limits=_limits(**limits), timeout=self.server.timeout)
         # What is left out here, the client looks for in the environment, where it may be meant for another server.
-        return openai.AsyncOpenAI(
+        client = openai.AsyncOpenAI(
             base_url=self.server.base_url,
             api_key=self._key or NO_KEY,
             organization="",
@@ -118,6 +118,8 @@ class Endpoint:
             timeout=self.server.timeout,
             http_client=http,
         )
+        client._custom_headers = {}  # those of OPENAI_CUSTOM_HEADERS, which no argument can leave out
+        return client
 
     def ask(self, requests: Sequence[Request[Answer]], turn: Turn) -> list[Answer | NoAnswer | None]:
         """Ask everything, and wait for all answers.
@@ -263,7 +265,7 @@ class Endpoint:
         except openai.APIStatusError as error:
             raise self._status(error) from None
         except openai.APITimeoutError:
-            raise Unserved(f"no reply in {self.server.timeout:g} s") from None
+            raise Unserved(f"no reply in {self.server.timeout:g} s", may_be_the_request=True) from None
         except openai.APIConnectionError as error:
             raise Unserved(self.clean(f"the connection failed ({error.__cause__ or error})")) from None
         except (json.JSONDecodeError, UnicodeDecodeError, openai.APIResponseValidationError):
@@ -272,6 +274,8 @@ class Endpoint:
         try:
             answer = read(completion)
         except Broken as error:
+            if usage := getattr(completion, "usage", None):
+                self.account.spend(usage)
             raise Unserved(str(error), may_be_the_request=True) from None
         except NoAnswer as reason:
             self.account.pay(completion.usage)

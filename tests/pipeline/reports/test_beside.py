@@ -62,7 +62,7 @@ def test_a_run_that_is_named_baseline_is_set_beside_every_later_one(world, runs)
     assert beside(world, runs / "a") == []
 
 
-@pytest.mark.parametrize("damage", ["no file", "no JSON", "another dataset", "old"])
+@pytest.mark.parametrize("damage", ["no file", "no JSON", "another dataset", "old", "a list"])
 def test_a_run_that_cannot_be_compared_is_left_out_and_spoils_nothing(world, runs, damage):
     student, evaluation = runs / "b" / "student.json", runs / "b" / "evaluation.json"
     if damage == "no file":
@@ -71,6 +71,8 @@ def test_a_run_that_cannot_be_compared_is_left_out_and_spoils_nothing(world, run
         evaluation.write_text("{")
     elif damage == "another dataset":
         student.write_text(json.dumps({**json.loads(student.read_text()), "dataset": {"kind": "hico-det"}}))
+    elif damage == "a list":
+        student.write_text("[]")
     else:
         evaluation.write_text(json.dumps({"default": {"full": 1.0}}))
     assert beside(world, runs / "c") == []

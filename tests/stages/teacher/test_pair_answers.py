@@ -228,6 +228,39 @@ def test_memory_that_runs_out_halves_the_chunk_and_loses_no_answer(opened):
         answered(stage, image())
 
 
+def test_memory_that_runs_out_in_a_later_layer_loses_no_answer(opened):
+    """The cache of the layers below has grown by then, and that of the layers above has not."""
+    stage, plain, failed = opened(), answered(opened(), image()), []
+    *_, last = stage.model.get_decoder().layers
+
+    def once(module, given):
+        if given[0].shape[1] > 60 and not failed and stage.trunks == 1:
+            failed.append(given[0].shape[1])
+            raise torch.OutOfMemoryError
+
+    trunk, stage.trunks = stage.trunk, 0
+
+    def counted(*given):
+        made = trunk(*given)
+        stage.trunks += 1
+        return made
+
+    stage.trunk = counted
+    hook = last.register_forward_pre_hook(once)
+    try:
+        assert_alike(answered(stage, image()), plain)
+    finally:
+        hook.remove()
+    assert failed
+    assert stage.trunks == 2
+
+
+def test_a_prompt_that_asks_before_it_shows_the_image_shares_nothing(opened):
+    before = opened("llava", prompt="{question} {image} ASSISTANT:")
+    assert before.whole
+    assert not opened("llava").whole
+
+
 def test_boxes_are_written_as_each_family_was_taught(opened):
     boxes = instances([PERSON, CUP], width=80, height=60)
     boxes["boxes"] = [[0, 0, 80, 60], [20, 15, 40, 30]]

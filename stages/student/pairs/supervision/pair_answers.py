@@ -237,7 +237,7 @@ def pair_answer_term(
     Raises:
         UserError: the table asks about other boxes, or no labelled image has an answer to calibrate on.
     """
-    table = read_answers(folder, data, images, config.answers)
+    table = read_answers(folder / "pair_answers", data, images, config.answers)
     row, interactions = table.row(), len(data.vocabulary)
     verb = data.vocabulary.hois[np.asarray(table.keys) % interactions, 0].astype(np.int64)
     fold = np.full(len(images), ALL)

@@ -95,7 +95,9 @@ def test_a_server_that_is_not_there_ends_the_run():
 
 
 def test_a_reply_that_does_not_come_is_asked_for_again():
-    answers, _, server = ask(lambda body, number: Reply(completion("x"), after=60 * (number == 0)), 1, timeout=1)
+    answers, _, server = ask(
+        lambda body, number: Reply(completion("x"), after=60 * (number == 0)), 1, timeout=1, retries=8
+    )
     assert answers == ["x"]
     assert len(server.bodies) >= 2
 

@@ -226,6 +226,9 @@ def test_the_key_comes_from_the_environment_and_goes_into_the_header_alone(monke
 def test_a_key_that_is_meant_for_another_server_is_not_sent(monkeypatch):
     for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(name, "sk-of-another-server")
+    monkeypatch.setenv(
+        "OPENAI_CUSTOM_HEADERS", "X-Secret: sk-of-another-server\nAuthorization: Bearer sk-of-another-server"
+    )
     _, turn, server = asked(told)
     assert not turn.end
     assert "sk-of-another-server" not in str(server.headers)

@@ -272,6 +272,8 @@ def test_every_network_takes_the_term_and_a_weight_of_0_is_the_plain_training_bi
     assert weights(tmp_path / "weightless") == weights(tmp_path / "plain") != weights(tmp_path / "with")
     last = json.loads((tmp_path / "with" / "metrics.jsonl").read_text().splitlines()[-2 if train is train_cl else -1])
     assert last["loss/pair_answers"] > 0
+    kept = {path.name for path in (tmp_path / "with/state").iterdir()}
+    assert {"pair_answers", "pictures"} <= kept, "what others keep there stays"
 
 
 def test_a_student_learns_from_answers_alone(tmp_path, toy):
