@@ -71,7 +71,6 @@ BENCHES = {
         "bench.bench_planning",
         "Planning",
         "1,000,000 rows x 600 columns, warm digest memory: at most 3.5 CPU seconds, 1.5 of the bare stats, and 2 GiB",
-        "These figures are of the code before one thread looked a folder's files up where the disk answers at once.",
     ),
     "stream": Bench(
         "bench.bench_stream",
@@ -103,19 +102,18 @@ BENCHES = {
         "bench.bench_tasks",
         "What a task costs beside its values",
         "CPU time of a task that reads a table above and commits, with stages that answer at once: the same within 20 % in "
-        "tables of 50 and of 40,000 shards; the driver's share of a task the same with 1 and 10 million rows; a commit of a "
-        "1.18 MB map under 3 ms",
+        "tables of 50 and of 40,000 shards; a commit of a 1.18 MB map under 3 ms",
         "A map is hashed twice: its value, for the tables below, and its file, for the file's name. A name made of the values' "
         "digests would save the second. But then a file could be checked only by who can parse it, no longer by any blake2b, "
         "and a `check` of an earlier version would set every new file aside as damaged.",
+        ("--only", "map", "task"),
     ),
     "scale": Bench(
         "bench.bench_tasks",
         "Memory of driver and trainer",
         "peak resident memory of a run's driver, which makes and packs every task of a table, and of a trainer, which opens the "
         "table's stream and draws an epoch's order: with 1 and 10 million made-up rows, in CPU time linear in rows",
-        "A trainer that reads also maps what it reads; the kernel counts these pages, and takes them back when it needs them. "
-        "The trainer's figure of 1 M rows in the JSON is only a bound: it is the peak of the process that started it.",
+        "A trainer that reads also maps what it reads; the kernel counts these pages, and takes them back when it needs them.",
         ("--only", "driver", "trainer"),
     ),
     "served": Bench(

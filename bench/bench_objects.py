@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from bench.process_memory import peak_bytes
 from bench.s3_proxy import Fate, Request, proxy
 from bench.s3_server import BUCKET, environment, s3_server
 from bench.synthetic_table import fill_synthetically, synthetic_rows
@@ -203,12 +204,6 @@ def planning(folder: Path, rows: int, endpoint: str) -> dict[str, Any]:
     return found
 
 
-def peak_memory() -> int:
-    """Bytes of memory that this program has held at most. (``getrusage`` also counts what its parent held when it started it.)"""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-
-
 def plan(rows: int) -> dict[str, Any]:
     """Count the cells of the nominal table, as a plan does."""
     columns = tuple(f"prompt {number}" for number in range(PROMPTS))
@@ -220,7 +215,7 @@ def plan(rows: int) -> dict[str, Any]:
     return {
         "filled": filled,
         "cpu_seconds": round(time.process_time() - begun, 2),
-        "peak_rss_bytes": peak_memory(),
+        "peak_rss_bytes": peak_bytes(),
     }
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 
 from bench.planning_peers import look_up
+from bench.process_memory import peak_bytes
 from bench.synthetic_table import fill_synthetically, synthetic_rows
 from hoi_distill.pipeline.graph.nodes import Node
 from hoi_distill.pipeline.inputs import image_source
@@ -152,11 +152,6 @@ def measure(root: Path, rows: int, columns: int) -> dict[str, Any]:
         "target_over_bare_stats": TARGET_RATIO,
         "target_bytes": TARGET_BYTES,
     }
-
-
-def peak_bytes() -> int:
-    """Peak memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ import numpy as np
 import pyarrow as pa
 from typing_extensions import override
 
+from bench.process_memory import peak_bytes
 from bench.synthetic_table import fill_synthetically, synthetic_rows
 from hoi_distill.pipeline.filling.run import TaskMaker
 from hoi_distill.pipeline.graph.nodes import Node
@@ -187,11 +188,6 @@ def measure_driver(folder: Path, sizes: Sequence[int]) -> dict[str, Any]:
         "parcel_bytes": length,
         "peak_rss_bytes": peaks,
     }
-
-
-def peak_bytes() -> int:
-    """Peak resident memory of this process. ``getrusage`` would give a new one the peak of the process that started it."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 
 
 def measure_trainers(folder: Path, sizes: Sequence[int]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def planning_why(results: Results) -> str:
 
 def mapped_why(_: Results) -> str:
     """Why no format is much quicker than another."""
-    return "HF datasets maps its file, too: both are near the memmap, which is the limit"
+    return "HF datasets maps its file, too"
 
 
 GOALS = (

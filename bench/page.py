@@ -11,7 +11,8 @@ from bench.table import Result, found, number
 from bench.tables import KINDS, NAMES, TABLES, by_warm_time, nearest_library
 
 Entry = Mapping[str, Any]
-"""One measurement's JSON file: ``result``, ``seconds`` that it took, ``machine``, and ``options`` where some were given."""
+"""One measurement's JSON file: ``result``, ``seconds`` that it took, ``machine``, ``options`` where some were given, and a
+``note`` on just this run where its reader must know one."""
 CHART = "benchmarks/peers.svg"
 BAR, GAP, LEFT, WIDTH, VALUE = 9, 8, 190, 760, 120
 COLD, WARM, OURS = "#b9c7d6", "#5b7c99", "#c2571a"
@@ -52,6 +53,7 @@ def section(name: str, words: tuple[str, str, str], entry: Entry) -> list[str]:
     if name == "peers":
         lines += notes(entry["result"])
     lines += [remark, ""] if remark else []
+    lines += [entry["note"], ""] if "note" in entry else []
     lines += [
         f"`{command}`, {number(entry['seconds'])} s, on {entry['machine']}. All figures: "
         f"[{name}.json](benchmarks/{name}.json).",

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Fill the cache on the GPUs of several nodes, then train:
-#     sbatch deploy/slurm.sh configs/hico-blip.yaml --set cache=s3://my-bucket/hico
+#     sbatch deploy/slurm.sh configs/hico-blip.yaml --set cache=s3://my-bucket/cache
 # Submit it from the checkout. The environment says who you are in the object store (docs/cluster.md); sbatch passes it on.
 # A job that meets its time limit commits what is computed, saves the training, and queues itself again.
 #SBATCH --job-name=hoi-distill

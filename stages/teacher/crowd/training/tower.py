@@ -36,7 +36,7 @@ FINE_WEIGHT = 5.0
 
 @dataclass(frozen=True)
 class TowerRecipe:
-    """Everything the weights depend on besides the corpus."""
+    """Everything the weights depend on besides the corpus and the checkpoint that training goes on from."""
 
     seed: int = 0
     batch: int = 16
