@@ -31,7 +31,7 @@ def album(tmp_path: Path, monkeypatch) -> Album:
 
 
 class Slow:
-    """Takes four times as long as the run has lasted, when it is asked for the ``last`` time."""
+    """Takes four times as long as the run has lasted, and 2 s at least, when it is asked for the ``last`` time."""
 
     def __init__(self, last: int) -> None:
         self.last, self.asked, self.began = last, 0, time.monotonic()
@@ -40,7 +40,7 @@ class Slow:
     def seconds(self) -> float:
         with self._lock:
             self.asked += 1
-            return 4 * (time.monotonic() - self.began) if self.asked == self.last else 0.0
+            return max(2.0, 4 * (time.monotonic() - self.began)) if self.asked == self.last else 0.0
 
     def __call__(self) -> None:
         time.sleep(self.seconds())

@@ -34,7 +34,7 @@ class ClHoiMethod(PairMethod[ClHoiConfig]):
             train["labels"] = ("value",)
         if config.translates:
             train["context"] = ("value",)
-        train |= config.pair_answers.columns(vocabulary.pair_questions())
+        train |= config.pair_answers.columns(vocabulary)
         return Needs(
             train,
             {"detections": None, "features": config.views[:1]},

@@ -42,7 +42,7 @@ class LinkMethod(PairMethod[LinkConfig]):
             teachers["itm"] = tuple(vocabulary.prompt(hoi) for hoi in np.flatnonzero(vocabulary.actions()).tolist())
         if config.text_labels.used:
             teachers["labels"] = ("value",)
-        teachers |= config.pair_answers.columns(vocabulary.pair_questions())
+        teachers |= config.pair_answers.columns(vocabulary)
         scaled = any(term.used and term.calibrated for term in (config.soft_labels, config.pair_answers))
         written = {
             **dict.fromkeys(kd.pairs if kd.reads_pairs else (), ("kd.pairs", "link_pairs")),

@@ -46,7 +46,7 @@ class PairClassifierMethod(PairMethod[PairClassifierConfig]):
         if config.distils and config.teacher in ("itm", "shuffled"):
             # An answer about no_interaction is none, so soft labels leave it out; annotations still teach it.
             train["itm"] = tuple(vocabulary.prompt(hoi) for hoi in np.flatnonzero(vocabulary.actions()).tolist())
-        train |= config.pair_answers.columns(vocabulary.pair_questions())
+        train |= config.pair_answers.columns(vocabulary)
         return Needs(
             train,
             test,

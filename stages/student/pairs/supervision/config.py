@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import field
 from typing import Literal
 
 import numpy as np
 
+from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import CountOrNone, Fraction, NotNegative, Positive, settings
 from hoi_distill.stages.student.method import LATER
 from hoi_distill.storage.errors import UserError
@@ -78,13 +78,13 @@ class PairAnswerConfig(ImageSupervision):
     """Which answers a pair gets: its own; or, as controls, the mean over the pairs of its image with an object of the same class,
     as if the teacher had been asked about the image, or those of another such pair."""
 
-    def columns(self, questions: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    def columns(self, vocabulary: Vocabulary) -> dict[str, tuple[str, ...]]:
         """What a training reads of the two tables, by role; nothing where nothing is distilled.
 
         Args:
-            questions: :meth:`hoi_distill.stages.data.vocabulary.Vocabulary.pair_questions`.
+            vocabulary: whose questions about pairs they are.
         """
-        return {"instances": ("value",), "pair_answers": tuple(questions)} if self.used else {}
+        return {"instances": ("value",), "pair_answers": tuple(vocabulary.pair_questions())} if self.used else {}
 
 
 @settings
