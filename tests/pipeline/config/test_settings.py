@@ -347,6 +347,7 @@ def test_the_table_has_columns_for_unseen_and_seen_only_where_an_arm_has_them(tm
         assert ("Unseen" in page.read_text()) is there
 
 
+@pytest.mark.slow
 def test_swig_hois_unseen_classes_go_by_the_same_key(config, tmp_path):
     """Open vocabulary: what no training annotation names is predicted, and has its own mean."""
     unseen = split_of(SWIG, "swig").unseen

@@ -22,7 +22,7 @@ from tests.fixtures.stages import made
 from tests.fixtures.tiny_open_vocabulary import FINDERS, LONGEST, finder
 
 NAMES = ("dog", "cup", "red bicycle", "person")
-SIZES = ((90, 64), (64, 90), (33, 80))
+SIZES = ((90, 64), (64, 90), (60, 80))
 
 
 @pytest.fixture(scope="module")
