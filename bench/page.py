@@ -86,9 +86,9 @@ def sentences(results: Mapping[str, Result]) -> list[str]:
             f"{NAMES[best]}, takes {times(formats[best])}."
         )
     if {"teacher", "planning"} <= results.keys():
-        more, planning = results["teacher"]["ratio"] - 1, results["planning"]
+        ratio, planning = results["teacher"]["ratio"], results["planning"]
         said.append(
-            f"Filling the cache takes {100 * more:.1f} % more CPU time than a bare loop over the same teacher, and to plan "
+            f"Filling the cache takes {ratio:.3f} times the CPU time of a bare loop over the same teacher, and to plan "
             f"{number(planning['rows'])} images x {planning['columns']} columns takes {number(planning['seconds'])} s."
         )
     if {"link", "itm"} <= results.keys():
