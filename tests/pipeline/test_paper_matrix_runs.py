@@ -42,7 +42,7 @@ def test_links_ablation_ends_on_the_layout_of_hico_det(tiny_of, tmp_path, monkey
 
     setup = yaml.safe_load((ROOT / "configs/hico_det_link.yaml").read_text())
     setup["dataset"]["root"] = str(tmp_path / "hico")
-    setup["workers"] = {"executor": "inline"}
+    setup["workers"] = {"executor": "inline", "allow_cpu": True}
     setup["tables"]["detections"] = {"stage": "ground_truth_boxes"}
     for section in (setup["student"], *setup["pair_teachers"].values()):
         section |= {"network": NETWORK, "steps": 2, "warmup_steps": 1, "labelled_per_step": 2}
@@ -86,7 +86,7 @@ def test_vlm_hois_table_1_ends_on_the_layout_of_hico_det(blip_config, tmp_path, 
 
     setup = yaml.safe_load((ROOT / "configs/hico_det_vlm_hoi.yaml").read_text())
     setup["dataset"]["root"] = str(tmp_path / "hico")
-    setup["workers"] = {"executor": "inline"}
+    setup["workers"] = {"executor": "inline", "allow_cpu": True}
     setup["student"] |= {
         "start": DETECTOR, "decoders_from_detr": False, "allow_random_decoder": True, "model": MODEL, "epochs": 1,
         "drop_epoch": 1, "labelled_per_step": 2, "loader_workers": 0,
