@@ -92,11 +92,11 @@ def predict_images(
         videos["webcam"] = webcam_source(more.webcam)
     if videos:
         refuse_no_video(detections)
-    if detections is not None:
-        refuse_foreign(detections, list(stills))
     with working("loading the student"):
         student = load_student(checkpoint)
     detector = HOIDetector(student, checkpoint, device=device, detections=detections, detector=more.detector)
+    if detections is not None:
+        refuse_foreign(detections, list(stills))
     left_out: dict[str, str] = {}
     chunks = loaded_chunks(stills, left_out)
     first = next(chunks, None)
