@@ -175,7 +175,9 @@ def several(folder: Path, epochs: float) -> None:
     train(config, World().training_set(), folder, Extras(report=quiet))
 
 
-@pytest.mark.parametrize("epochs", [1.5, pytest.param(16.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "epochs", [pytest.param(1.5, marks=pytest.mark.timeout(120)), pytest.param(16.0, marks=pytest.mark.slow)]
+)
 def test_two_processes_learn_what_one_does_and_import_no_teacher(tmp_path, epochs):
     several(tmp_path / "one", epochs)
     of_two_processes(MANY, str(tmp_path / "two"), str(epochs))
