@@ -368,6 +368,17 @@ class _TableWork(NamedTuple):
     turn: Callable[[], Turn]
 
 
+def compute_once(task: Task, device: str = "cpu") -> TaskResult:
+    """What one task computes, which nobody commits, by a worker of its own."""
+    worker = Worker(device)
+    try:
+        result = worker.compute(task)
+    finally:
+        worker.close()
+    assert result is not None, "nobody stops it"
+    return result
+
+
 def _compute_cells(work: _TableWork, batch: Batch, rows: np.ndarray) -> str:
     """Compute the columns that a row of the batch needs, and keep them.
 

@@ -16,7 +16,7 @@ from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.quantities import counted
 from hoi_distill.storage.errors import UserError, placed
 from hoi_distill.workers.task import Task
-from hoi_distill.workers.worker import Worker
+from hoi_distill.workers.worker import compute_once
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,8 @@ def _trial(
     )
     what = f"asking for {len(chosen):,} cells of {name}"
     print(f"{what[0].upper()}{what[1:]}; nothing of it is stored.", file=sys.stderr)
-    worker = Worker()
-    try:
-        with working(what):
-            result = worker.compute(task)
-    finally:
-        worker.close()
-    assert result is not None
+    with working(what):
+        result = compute_once(task)
     if result.ended:
         raise UserError(f"{workspace.path}: tables.{name}: {result.ended}")
     table = result.tables[0]

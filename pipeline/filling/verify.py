@@ -15,7 +15,7 @@ from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.stage import TensorOutput
 from hoi_distill.storage.errors import UserError
 from hoi_distill.workers.task import Task
-from hoi_distill.workers.worker import Worker
+from hoi_distill.workers.worker import compute_once
 
 TOLERANCE = {"fp16": 2e-3, "bf16": 2e-2, "int8": 3e-2, "float16": 4e-3, "float32": 1e-4}
 """Largest accepted difference, relative to the largest magnitude of the cell (at least 1), by stored type."""
@@ -79,13 +79,8 @@ def verify_table(workspace: Workspace, name: str, sample: int, seed: int) -> Ver
     device = GpuAsked(allow_cpu=workers.allow_cpu).device_of(workers.device)
     what = f"computing {len(chosen):,} cells of {len(positions):,} rows of {name} again on {device}"
     print(f"{what[0].upper()}{what[1:]}; the model is loaded first.", file=sys.stderr)
-    worker = Worker(device)
-    try:
-        with working(what):
-            result = worker.compute(task)
-    finally:
-        worker.close()
-    assert result is not None
+    with working(what):
+        result = compute_once(task, device)
     if result.changed:
         raise UserError(f"{task.uris[result.changed[0]]}: its bytes have changed; run again before verifying")
     computed = result.tables[0]
