@@ -159,11 +159,7 @@ class Answers(AsksAboutSeen):
 
     @override
     def provenance(self) -> dict[str, Any]:
-        return {
-            "checkpoint": self.checkpoint.source,
-            "revision": self.checkpoint.revision,
-            "architecture": self.checkpoint.architecture,
-        }
+        return self.checkpoint.provenance()
 
     @override
     def __getstate__(self) -> dict[str, Any]:

@@ -189,12 +189,7 @@ class VisionFeatures(Stage):
 
     @override
     def provenance(self) -> dict[str, Any]:
-        return {
-            "checkpoint": self.checkpoint.source,
-            "revision": self.checkpoint.revision,
-            "architecture": self.checkpoint.architecture,
-            "compiled": self.compiled,
-        }
+        return {**self.checkpoint.provenance(), "compiled": self.compiled}
 
     @override
     def __getstate__(self) -> dict[str, Any]:

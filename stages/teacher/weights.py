@@ -75,6 +75,10 @@ class Checkpoint:
     preprocessing: dict[str, Any] = field(hash=False)
     config: dict[str, Any] = field(hash=False, repr=False)
 
+    def provenance(self) -> dict[str, Any]:
+        """Where it came from, for a commit's record; no part of a fingerprint."""
+        return {"checkpoint": self.source, "revision": self.revision, "architecture": self.architecture}
+
     @classmethod
     def find(
         cls,

@@ -100,12 +100,7 @@ class BlipStage(Stage):
 
     @override
     def provenance(self) -> dict[str, Any]:
-        return {
-            "checkpoint": self.checkpoint.source,
-            "revision": self.checkpoint.revision,
-            "architecture": self.checkpoint.architecture,
-            "compiled": self.compiled,
-        }
+        return {**self.checkpoint.provenance(), "compiled": self.compiled}
 
     @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:

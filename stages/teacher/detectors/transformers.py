@@ -115,12 +115,7 @@ class Detector(Stage):
 
     @override
     def provenance(self) -> dict[str, Any]:
-        return {
-            "checkpoint": self.checkpoint.source,
-            "revision": self.checkpoint.revision,
-            "architecture": self.checkpoint.architecture,
-            "hico_tuned": self.hico_tuned,
-        }
+        return {**self.checkpoint.provenance(), "hico_tuned": self.hico_tuned}
 
     @override
     def open(self, device: str, shared: dict[Any, Any]) -> None:
