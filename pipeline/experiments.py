@@ -172,9 +172,11 @@ def print_costs(path: Path) -> None:
     """
     matrix = load_matrix(path)
     check_arms(matrix)
-    configs = [
-        load_config(matrix.setup, matrix.overrides_of(arm, seed)) for seed in matrix.seeds for arm in matrix.arms
-    ]
+    configs = {
+        f"{arm}, seed {seed}": load_config(matrix.setup, matrix.overrides_of(arm, seed))
+        for seed in matrix.seeds
+        for arm in matrix.arms
+    }
     for line in matrix_costs(configs).lines():
         print(line)
 

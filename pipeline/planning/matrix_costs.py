@@ -65,6 +65,7 @@ class TableCost:
         stored: bytes of its cells.
         flop: operations that fill it.
         hours: of an H200 at the peak of its dtype; None where unknown.
+        first: the first arm and seed that reads it.
         runs: how many (arm, seed) read it.
     """
 
@@ -75,6 +76,7 @@ class TableCost:
     stored: Amount
     flop: Amount
     hours: float | None
+    first: str
     runs: int = 0
 
 
@@ -106,9 +108,11 @@ class MatrixCosts:
         taught = sum(table.stage in PAIR_STAGES for table in tables)
         passes = f"{looking} a pass of a teacher over the images, {taught} of a pair teacher over cached maps"
         yield f"{len(tables)} tables, {passes}:"
+        alike = Counter((table.name, table.stage, table.teacher) for table in tables)
         for table in tables:
             who = f" of {table.teacher}" if table.teacher else ""
-            yield f"  {table.name} ({table.stage}{who}), read by {table.runs} of {self.runs}"
+            first = f", first by {table.first}" if alike[table.name, table.stage, table.teacher] > 1 else ""
+            yield f"  {table.name} ({table.stage}{who}), read by {table.runs} of {self.runs}{first}"
             known = f"{size(table.stored.value)} = " if table.stored.value is not None else ""
             yield f"    bytes: {known}{table.stored.formula}"
             if table.teacher:
@@ -132,21 +136,21 @@ class MatrixCosts:
         return f"{what}: {', and '.join(parts) or 'nothing'}."
 
 
-def matrix_costs(configs: Sequence[Config]) -> MatrixCosts:
+def matrix_costs(configs: Mapping[str, Config]) -> MatrixCosts:
     """Count.
 
     Args:
-        configs: of every arm and seed.
+        configs: of every arm and seed, by what people call these: ``A7, seed 0``.
     """
-    costs = MatrixCosts(runs=len(configs), images=images_of(configs[0].dataset))
+    costs = MatrixCosts(runs=len(configs), images=images_of(next(iter(configs.values())).dataset))
     students: set[str] = set()
     teachers: set[str] = set()
-    for config in configs:
+    for run, config in configs.items():
         identities = _Identities(config)
         for name, table in config.tables.items():
             key = identities.of(name)
             if key not in costs.tables:
-                costs.tables[key] = _Counting(config, table, costs.images).cost(name)
+                costs.tables[key] = _Counting(config, table, costs.images).cost(name, run)
             costs.tables[key].runs += 1
         used = {table.parameters().get("teacher") for table in config.tables.values() if table.stage in PAIR_STAGES}
         for teacher in map(str, used & config.pair_teachers.keys()):
@@ -226,7 +230,7 @@ class _Counting:
         source = self.given.get("checkpoint", self.given.get("weights", ""))
         self.checkpoint = str(source.get("id", "") if isinstance(source, Mapping) else source)
 
-    def cost(self, name: str) -> TableCost:
+    def cost(self, name: str, first: str) -> TableCost:
         """Bytes and operations."""
         stage, flop = self.table.stage, self._flop()
         looks = stage_class(stage).source == "images" and stage_class(stage).decodes and stage not in NO_MODEL
@@ -235,7 +239,7 @@ class _Counting:
         hours = None if flop.value is None else flop.value / PEAK[dtype] / 3600
         if flop.value is not None:
             flop = Amount(flop.value, f"{flop.formula} / {PEAK[dtype] / 1e12:.0f} TFLOP/s ({dtype})")
-        return TableCost(name, stage, teacher, looks, self._stored(), flop, hours)
+        return TableCost(name, stage, teacher, looks, self._stored(), flop, hours, first)
 
     def _stored(self) -> Amount:
         if self.table.stage == "text_embeddings":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hoi_distill.pipeline.config.schema import load_config
-from hoi_distill.pipeline.experiments import load_matrix, print_costs
+from hoi_distill.pipeline.experiments import Matrix, load_matrix, print_costs
 from hoi_distill.pipeline.planning.matrix_costs import MatrixCosts, matrix_costs
 from hoi_distill.pipeline.planning.model_arithmetic import TOWERS
 
@@ -25,7 +26,17 @@ def costs_of(name: str, arms: tuple[str, ...], seeds: tuple[int, ...] = (0,)) ->
     matrix = load_matrix(ROOT / f"configs/paper/{name}.yaml")
     named = [arm for arm in matrix.arms if arm.split(",")[0] in arms]
     assert len(named) == len(arms)
-    return matrix_costs([load_config(matrix.setup, matrix.overrides_of(arm, seed)) for seed in seeds for arm in named])
+    return costs_of_arms(matrix, named, seeds)
+
+
+def costs_of_arms(matrix: Matrix, arms: Iterable[str], seeds: tuple[int, ...] = (0,)) -> MatrixCosts:
+    return matrix_costs(
+        {
+            f"{arm}, seed {seed}": load_config(matrix.setup, matrix.overrides_of(arm, seed))
+            for seed in seeds
+            for arm in arms
+        }
+    )
 
 
 @pytest.mark.parametrize("checkpoint", ["openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14-336"])
@@ -55,9 +66,18 @@ def test_arms_and_seeds_share_what_they_read_alike():
 
 def test_another_setting_is_another_pair_teacher_and_the_same_pass():
     matrix = load_matrix(ROOT / "configs/paper/link_zero_shot.yaml")
-    costs = matrix_costs([load_config(matrix.setup, matrix.overrides_of(arm, 0)) for arm in matrix.arms])
+    costs = costs_of_arms(matrix, matrix.arms)
     assert costs.pair_teachers.total() == 4, "A4 and A7 of a setting have one"
     assert [table.name for table in costs.tables.values()].count("features") == 1
+
+
+def test_tables_of_one_name_are_told_apart_by_the_arm_that_reads_them_first():
+    matrix = load_matrix(ROOT / "configs/paper/link_zero_shot.yaml")
+    lines = list(costs_of_arms(matrix, matrix.arms).lines())
+    pairs = [line for line in lines if line.startswith("  taught_pairs ")]
+    assert len(set(pairs)) == len(pairs) == 4
+    assert f", first by {next(iter(matrix.arms))}, seed 0" in pairs[0]
+    assert not any(line.startswith("  features ") and "first by" in line for line in lines)
 
 
 def test_bytes_are_those_of_the_recipes_and_hours_those_of_the_formula():
