@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from hoi_distill.storage.errors import UserError
@@ -84,8 +85,17 @@ class OnDevice:
         for size in ((resized.shape[2], self.width), (self.height, self.width)):  # rows, then columns, as PIL does
             resized = torch.nn.functional.interpolate(resized, size, mode=self.mode, antialias=True)
             resized = resized.round_().clamp_(0, 255)
-        mean, std = (torch.tensor(each, device=device).view(1, 3, 1, 1) for each in (self.mean, self.std))
-        return {"pixel_values": (resized * self.scale - mean) / std}
+        return {
+            "pixel_values": (resized * self.scale - _of_channels(self.mean, device)) / _of_channels(self.std, device)
+        }
+
+
+@cache
+def _of_channels(values: tuple[float, ...], device: str) -> torch.Tensor:
+    """A number for each channel, float32 ``[1, C, 1, 1]``. It is sent to the device once: each such copy waits for a GPU."""
+    import torch
+
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def preprocess(processor: Any, image: Image.Image, device: str, **options: Any) -> ImageTensors:
