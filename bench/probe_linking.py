@@ -1,7 +1,7 @@
-"""What the two branches of LINK's linking decoder do to each other: short trainings on the pico world, looked into.
+"""What the two branches of LINK's linking decoder do to each other: short trainings on a drawn world, looked into.
 
-Each arm is a LINK student without a teacher, with the keys of ``configs/pico_link.yaml`` and those of ``ARMS``. At every
-tenth of the training the probe looks at the last decoder layer on a fixed batch:
+Each arm is a LINK student without a teacher, with the keys of a configuration (``configs/pico_link.yaml``) and those of
+``ARMS``. At every tenth of the training the probe looks at the last decoder layer on a fixed batch:
 
 * ``gradient``: the norm of the loss's gradient at what a branch has seen, and the semantic branch's share of both;
 * ``entropy``: of its attention, over the logarithm of the number of cells: 1 is an attention that looks nowhere;
@@ -9,9 +9,11 @@ tenth of the training the probe looks at the last decoder layer on a fixed batch
 
 Then mAP on the test images by the project's own evaluation: of the student as it is, and, as ``blind``, with one branch that
 tells all pairs of an image the same, the mean of what it tells them. What is lost is what the network has of that branch
-beyond the image as a whole.
+beyond the image as a whole. With the mean over a batch of images the branch tells nothing at all. On the crowd, swap accuracy
+too. ``--blind`` does this alone, with trainings that are finished.
 
     python -m bench.probe_linking [--arms both spatial ...] [--seeds 0 1] [--steps 500] [--geometry] [--json FILE]
+    python -m bench.probe_linking --setup configs/crowd_link.yaml --blind runs/crowd-link/RUN ...
 
 The tables must be filled (``hoi-distill run configs/pico_link.yaml``). It writes only into ``runs/probe_linking``.
 """
@@ -19,14 +21,16 @@ The tables must be filled (``hoi-distill run configs/pico_link.yaml``). It write
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -34,6 +38,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from torch import Tensor, nn
 
+from hoi_distill.pipeline.config.schema import CrowdDataset
 from hoi_distill.pipeline.train import train_student
 from hoi_distill.pipeline.training.binding import plan_all
 from hoi_distill.pipeline.training.fit import test_set
@@ -42,6 +47,7 @@ from hoi_distill.pipeline.workspace import Workspace, prepare
 from hoi_distill.stages.data.sampling.splits import RARE_BELOW
 from hoi_distill.stages.evaluate.formats.parquet import read_detections
 from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det
+from hoi_distill.stages.evaluate.protocols.twins import evaluate_twins
 from hoi_distill.stages.student.methods.link import train as link_train
 from hoi_distill.stages.student.methods.link.linking_decoder import BRANCHES, DecoderContext, LinkingAttention
 from hoi_distill.stages.student.methods.link.student import LinkStudent
@@ -50,7 +56,6 @@ from hoi_distill.stages.student.pairs.training import TermLoss
 from hoi_distill.stages.student.pretrained import load_student
 from hoi_distill.stages.student.training.loop import Step
 
-SETUP = Path("configs/pico_link.yaml")
 ARMS: dict[str, dict[str, Any]] = {
     "plain": {"linking_decoder": False},
     "both": {},
@@ -69,11 +74,19 @@ class Looking:
 
     Attributes:
         entropies: of each attention, in the order in which they are computed.
-        seen: what each branch has seen, float ``[P, *]``.
+        betweens: of what each branch has seen, in the same order.
+        seen: what each branch has seen in the last batch, float ``[P, *]``.
     """
 
     entropies: list[float] = field(default_factory=list)
+    betweens: list[float] = field(default_factory=list)
     seen: list[Tensor] = field(default_factory=list)
+
+    def means(self) -> list[dict[str, float]]:
+        """Of each branch, over batches."""
+        count = len(self.seen)
+        columns = [(self.entropies[place::count], self.betweens[place::count]) for place in range(count)]
+        return [{"entropy": fmean(entropy), "between": fmean(between)} for entropy, between in columns]
 
 
 class RecordingPadding:
@@ -105,6 +118,7 @@ def looked_at(layer: LinkingAttention, looking: Looking) -> Iterator[None]:
     def branches(pairs: Tensor, context: DecoderContext) -> list[Tensor]:
         recording: Any = RecordingPadding(context.padding, looking)
         looking.seen = real(pairs, context._replace(padding=recording))
+        looking.betweens += [between(seen.detach(), context.padding.counts) for seen in looking.seen]
         return looking.seen
 
     layer.branches = branches  # type: ignore[method-assign]
@@ -114,74 +128,107 @@ def looked_at(layer: LinkingAttention, looking: Looking) -> Iterator[None]:
         del layer.branches
 
 
+def between(seen: Tensor, counts: list[int]) -> float:
+    """How far rows ``[P, *]`` differ within their images, over how far they differ at all; ``counts``: rows of each image."""
+    within = torch.cat([part - part.mean(0, keepdim=True) for part in seen.split(counts)])
+    return (within.square().mean() / seen.var(0, unbiased=False).mean()).sqrt().item()
+
+
+def branches_of(layer: LinkingAttention) -> list[str]:
+    """Names of the branches that a layer has."""
+    return [name for name, there in zip(BRANCHES, (layer.has_spatial, layer.has_semantic), strict=True) if there]
+
+
 def look(model: Any, batch: Any, loss: TermLoss) -> dict[str, Any]:
     """What the last decoder layer's branches do on a batch."""
     layer: nn.Module = model.decoder.layers[-1].look
     if not isinstance(layer, LinkingAttention):
         return {}
-    names = [name for name, there in zip(BRANCHES, (layer.has_spatial, layer.has_semantic), strict=True) if there]
     looking = Looking()
     model.eval()
     with looked_at(layer, looking), torch.enable_grad():
         total, _ = loss(model, batch, Step(0))
         gradients = [each.norm().item() for each in torch.autograd.grad(total, looking.seen)]
     model.train()
-    image = batch.regions.pair_image
     record: dict[str, Any] = {"loss": total.item()}
-    for name, entropy, seen, gradient in zip(names, looking.entropies, looking.seen, gradients, strict=True):
-        sums = torch.zeros(len(batch.regions.maps), seen.shape[1]).index_add(0, image, seen.detach())
-        mean = sums / torch.bincount(image, minlength=len(sums)).clamp(min=1)[:, None]
-        between = (seen - mean[image]).square().mean() / seen.var(0, unbiased=False).mean()
-        record[name] = {"gradient": gradient, "entropy": entropy, "between": between.sqrt().item()}
-    if len(names) > 1:
+    for name, means, gradient in zip(branches_of(layer), looking.means(), gradients, strict=True):
+        record[name] = {"gradient": gradient, **means}
+    if len(gradients) > 1:
         record["semantic_share"] = gradients[1] / sum(gradients)
     return record
 
 
-def blinded(folder: Path, workspace: Workspace) -> dict[str, float]:
-    """mAP of a trained student, by branch, with that branch's answers averaged over the pairs of each image."""
-    resolved = resolve(workspace, plan_all(workspace))
-    test, labels, found = workspace.dataset["test"], resolved.labels, {}
-    for place, name in enumerate(BRANCHES):
-        student = load_student(folder / "checkpoint")
-        assert isinstance(student, LinkStudent)
-        layers = [layer.look for layer in student.model.decoder.layers if isinstance(layer.look, LinkingAttention)]
-        if not all(layer.has_spatial and layer.has_semantic for layer in layers) or not layers:
+def blinded(folder: Path, workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """Figures of a trained student, by branch, with that branch's answers averaged over the pairs of each image (``spatial``),
+    or of all images of a batch (``spatial, all images``); {} without two branches."""
+    found: dict[str, dict[str, Any]] = {}
+    for place, whole in itertools.product(range(len(BRANCHES)), (False, True)):
+        student, layers = linking_student(folder)
+        if not layers or len(branches_of(layers[-1])) < len(BRANCHES):
             return {}
         for layer in layers:
-            layer.branches = averaged(layer.branches, place)  # type: ignore[method-assign]
-        with tempfile.TemporaryDirectory() as out:
-            path = student.predict(test_set(workspace, resolved), Path(out), Path(out) / "shared", silent)
-            detections = read_detections(path, test.image_id, workspace.vocabulary, object_optional=True)
-            evaluation = evaluate_hico_det(test, detections, labels.before < RARE_BELOW, training=labels.seen())
-        found[name] = evaluation.default["full"]
+            layer.branches = averaged(layer.branches, place, whole)  # type: ignore[method-assign]
+        found[f"{BRANCHES[place]}, all images" if whole else BRANCHES[place]] = figures(student, workspace)
     return found
+
+
+def linking_student(folder: Path) -> tuple[LinkStudent, list[LinkingAttention]]:
+    """A trained student and its linking attentions, one a decoder layer."""
+    student = load_student(folder / "checkpoint")
+    assert isinstance(student, LinkStudent)
+    return student, [layer.look for layer in student.model.decoder.layers if isinstance(layer.look, LinkingAttention)]
+
+
+def figures(student: LinkStudent, workspace: Workspace) -> dict[str, Any]:
+    """mAP on the test images; on the crowd, swap accuracy of all questions and by verb."""
+    resolved = resolve(workspace, plan_all(workspace))
+    test, labels = workspace.dataset["test"], resolved.labels
+    with tempfile.TemporaryDirectory() as out:
+        path = student.predict(test_set(workspace, resolved), Path(out), Path(out) / "shared", silent)
+        detections = read_detections(path, test.image_id, workspace.vocabulary, object_optional=True)
+        evaluation = evaluate_hico_det(test, detections, labels.before < RARE_BELOW, training=labels.seen())
+        found: dict[str, Any] = {"full": evaluation.default["full"]}
+        if isinstance(workspace.config.dataset, CrowdDataset):
+            twins = evaluate_twins(workspace.config.dataset.root, path)
+            verbs = {verb: each["swap_accuracy"] for verb, each in twins["verbs"].items()}
+            found |= {"swap_accuracy": twins["swap_accuracy"], **verbs}
+    return found
+
+
+def finished(folder: Path, workspace: Workspace) -> dict[str, Any]:
+    """Figures of a trained student as it is, what its last layer's branches do on the test images, and of the blinded."""
+    student, layers = linking_student(folder)
+    looking = Looking()
+    with looked_at(layers[-1], looking) if layers else nullcontext():
+        record = figures(student, workspace)
+    looks = dict(zip(branches_of(layers[-1]), looking.means(), strict=True)) if layers else {}
+    return {"folder": str(folder), **record, "looks": looks, "blind": blinded(folder, workspace)}
 
 
 def silent(_line: str) -> None:
     """Say nothing."""
 
 
-def averaged(branches: Callable[[Tensor, DecoderContext], list[Tensor]], place: int) -> Any:
-    """A layer's branches, of which number ``place`` tells all pairs of an image the same."""
+def averaged(branches: Callable[[Tensor, DecoderContext], list[Tensor]], place: int, whole: bool) -> Any:
+    """A layer's branches, of which number ``place`` tells all pairs of an image the same; with ``whole`` those of the batch."""
 
     def changed(pairs: Tensor, context: DecoderContext) -> list[Tensor]:
         seen = branches(pairs, context)
-        parts = seen[place].split(context.padding.counts)
+        parts = [seen[place]] if whole else seen[place].split(context.padding.counts)
         seen[place] = torch.cat([part.mean(0, keepdim=True).expand_as(part) for part in parts])
         return seen
 
     return changed
 
 
-def probe(arm: str, seed: int, steps: int, geometry: bool) -> dict[str, Any]:
+def probe(setup: Path, arm: str, seed: int, steps: int, geometry: bool) -> dict[str, Any]:
     """Train one arm, looking into it, and evaluate it."""
     network = {"geometric_encoder": geometry, "pair_geometry": geometry, **ARMS[arm]}
     changes = {"kd": {}, "seed": seed, "steps": steps}
     overrides = [f"student.{key}={json.dumps(value)}" for key, value in changes.items()]
     overrides += [f"student.network.{key}={json.dumps(value)}" for key, value in network.items()]
     overrides.append("name=probe_linking")
-    workspace = prepare(SETUP, overrides)
+    workspace = prepare(setup, overrides)
     looks: list[dict[str, Any]] = []
     real = TermLoss.__call__
     first: list[Any] = []
@@ -214,16 +261,22 @@ def probe(arm: str, seed: int, steps: int, geometry: bool) -> dict[str, Any]:
 def main() -> None:
     """Probe the arms that are named, one after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setup", type=Path, default=Path("configs/pico_link.yaml"))
+    parser.add_argument("--blind", nargs="+", type=Path, help="folders of finished trainings of the setup")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--geometry", action="store_true", help="with the geometric encoder: the rows A3 and A4")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    records = []
+    records: list[dict[str, Any]] = []
+    for folder in options.blind or ():
+        print(json.dumps(finished(folder, prepare(options.setup, ["student.kd={}"]))), flush=True)
+    if options.blind:
+        return
     for seed in options.seeds:
         for arm in options.arms:
-            records.append(probe(arm, seed, options.steps, options.geometry))
+            records.append(probe(options.setup, arm, seed, options.steps, options.geometry))
             shown = {key: value for key, value in records[-1].items() if key != "looks"}
             print(json.dumps(shown))
             for each in records[-1]["looks"]:
