@@ -2,26 +2,30 @@
 
 ``pico_scenes.png``: test images of the pico world with their annotated pairs. Deterministic; a few seconds.
 ``crowd_twins.png``: scenes of the crowd above their twins, with the acts of each; in a twin one act has another target.
+``photo_boxes.jpg``: what a real detector found in the photographs of ``docs/photos``, by its ``boxes.json``.
 ``pico_predictions.png``: the same images with what the student of a run found in them (RUN, such as ``runs/pico/latest``).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from hoi_distill.stages.data.coco import COCO_OBJECTS
+from hoi_distill.stages.data.coco import COCO_OBJECTS, labels_of_categories
 from hoi_distill.stages.data.crowd.plan import plan_split, twins
 from hoi_distill.stages.data.crowd.render import CrowdScene, render_crowd
+from hoi_distill.stages.data.image import decode
 from hoi_distill.stages.data.pico.render import Scene, render_scene
 from hoi_distill.stages.data.pico.world import TEMPER, pico_vocabulary, scene_seed
 from hoi_distill.stages.data.prompts import NO_INTERACTION
-from hoi_distill.stages.evaluate.pages.images import NumberedPair, Pair, numbered
+from hoi_distill.stages.evaluate.pages.images import PALETTE, NumberedPair, Pair, numbered
 
 COLUMNS, ROWS = 4, 2
 SCALE = 3
@@ -36,7 +40,10 @@ LINE = 26
 PAIRS = 2, 4
 """A shown scene has so many triplets, at least and at most: enough to see, few enough to read."""
 LEAST = 0.3
-"""The score from which a prediction is drawn."""
+"""The score from which a prediction or a detector's box is drawn."""
+PHOTOS = Path(__file__).parents[1] / "photos"
+PHOTO = 420, 296
+"""Pixels that a photograph has."""
 
 
 def scenes() -> dict[str, Scene]:
@@ -113,6 +120,34 @@ def drawn(image: np.ndarray, lines: list[NumberedPair], scale: int = SCALE) -> I
     return canvas
 
 
+def photos() -> list[Image.Image]:
+    """Every photograph with its boxes, a colour for each object, and their names and scores."""
+    found = json.loads((PHOTOS / "boxes.json").read_text())
+    labels = labels_of_categories()
+    return [
+        with_boxes(decode(path.read_bytes()), [box for box in found if box["image_id"] == path.name], labels)
+        for path in sorted(PHOTOS.glob("*.jpg"))
+    ]
+
+
+def with_boxes(photo: Image.Image, found: list[dict[str, Any]], labels: np.ndarray) -> Image.Image:
+    """A photograph made smaller, with boxes of COCO's results format; the surest are on top."""
+    scale = min(PHOTO[0] / photo.width, PHOTO[1] / photo.height)
+    canvas = Image.new("RGB", PHOTO, "white")
+    canvas.paste(photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.LANCZOS))
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
+    for box in sorted((box for box in found if box["score"] >= LEAST), key=lambda box: box["score"]):
+        label = int(labels[box["category_id"]])
+        x, y, width, height = (scale * side for side in box["bbox"])
+        colour, text = PALETTE[label % len(PALETTE)], f"{COCO_OBJECTS[label].replace('_', ' ')} {box['score']:.2f}"
+        pen.rectangle([x, y, x + width, y + height], outline="#101418", width=3)
+        pen.rectangle([x, y, x + width, y + height], outline=colour, width=2)
+        left, top, right, bottom = pen.textbbox((x + 2, max(y - 12, 0)), text, font=font)
+        pen.rectangle([left - 2, top - 1, right + 2, bottom + 1], fill=colour)
+        pen.text((x + 2, max(y - 12, 0)), text, fill="black", font=font)
+    return canvas
+
+
 def sheet(images: list[Image.Image]) -> Image.Image:
     """Images of one size in a grid."""
     width, height = images[0].width + GAP, images[0].height + GAP
@@ -131,6 +166,7 @@ def main() -> None:
     shown = scenes()
     figures = {"pico_scenes.png": [drawn(scene.image, annotated(scene)) for scene in shown.values()]}
     figures["crowd_twins.png"] = crowd_twins()
+    figures["photo_boxes.jpg"] = photos()
     if run is not None:
         figures["pico_predictions.png"] = [drawn(scene.image, predicted(run, name)) for name, scene in shown.items()]
     for name, images in figures.items():
@@ -138,7 +174,7 @@ def main() -> None:
         canvas = sheet(images)
         if name == "crowd_twins.png":
             canvas = canvas.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)  # a third of the bytes
-        canvas.save(target, optimize=True)
+        canvas.save(target, optimize=True, quality=72)
         print(target)
 
 

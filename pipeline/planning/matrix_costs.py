@@ -24,7 +24,7 @@ from hoi_distill.pipeline.config.schema import (
 from hoi_distill.pipeline.config.student import read_section
 from hoi_distill.pipeline.graph.registry import stage_class
 from hoi_distill.pipeline.inputs import load_dataset
-from hoi_distill.pipeline.planning.model_arithmetic import MATCHERS, PEAK, TOWERS
+from hoi_distill.pipeline.planning.model_arithmetic import MATCHERS, PEAK, TOWERS, PyramidTower, VisionTower
 from hoi_distill.stages.data.v_coco.loader import v_coco_vocabulary
 from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
 from hoi_distill.stages.quantities import size
@@ -257,7 +257,7 @@ class _Counting:
     def _of_cell(self) -> tuple[float, str] | None:
         """Bytes of an image, and their factors."""
         stage = self.table.stage
-        if stage in MAPS and (tower := TOWERS.get(self.checkpoint)) is not None:
+        if stage in MAPS and (tower := self._tower()) is not None:
             projected = self.given.get("width") == "projected" and tower.projected is not None
             channels = tower.projected if projected and tower.projected else tower.width
             return self._map(channels, tower.grid)
@@ -288,17 +288,13 @@ class _Counting:
         return views * cell, f"{views} views x {factors}"
 
     def _flop(self) -> Amount:
-        stage, tower = self.table.stage, TOWERS.get(self.checkpoint)
+        stage, tower = self.table.stage, self._tower()
         if self.rows is None:
             return Amount(None, "unknown number of images")
         if stage in MAPS and tower is not None:
             views = len(self._columns())
-            per_image, formula = (
-                views * tower.flop(),
-                f"{views} views x {tower.flop() / 1e12:.4f} TFLOP (2 g^2 3 p^2 w + ",
-            )
-            formula += f"layers x 2 (4 n w^2 + 2 n^2 w + 2 n w m); p {tower.patch}, n {tower.tokens}, w {tower.width}, "
-            formula += f"m {tower.wide}, layers {tower.layers})"
+            per_image = views * tower.flop()
+            formula = f"{views} views x {tower.flop() / 1e12:.4f} TFLOP {tower.formula}"
         elif stage == "blip_itm" and tower is not None and (sentences := self._sentences()) is not None:
             matching = 2 * MATCHERS[self.checkpoint].macs_ours([len(each.split()) + 2 for each in sentences])
             per_image = tower.flop() + matching
@@ -310,6 +306,11 @@ class _Counting:
                 None, f"unknown: no formula here for {why}; hoi-distill run ... --limit 256, then plan, measures it"
             )
         return Amount(self.rows * per_image, f"{self.rows:,} images x {formula}")
+
+    def _tower(self) -> VisionTower | PyramidTower | None:
+        """The checkpoint's; None where it is unknown, or where a pyramid's last map is not the one that is stored."""
+        tower = TOWERS.get(self.checkpoint)
+        return None if isinstance(tower, PyramidTower) and self.given.get("layer", -1) != -1 else tower
 
     def _columns(self) -> tuple[str, ...]:
         default = stage_class(self.table.stage).Config.model_fields["columns"].default

@@ -5,7 +5,7 @@ A multiply-add counts as two operations. Norms, activations and softmax are left
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 PEAK = {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12}
@@ -71,15 +71,77 @@ class VisionTower:
         patches = 2.0 * self.grid**2 * 3 * self.patch**2 * w
         return patches + self.layers * 2.0 * (4 * n * w * w + 2 * n * n * w + 2 * n * w * self.wide)
 
+    @property
+    def formula(self) -> str:
+        """Of :meth:`flop`, with its numbers."""
+        return (
+            f"(2 g^2 3 p^2 w + layers x 2 (4 n w^2 + 2 n^2 w + 2 n w m); p {self.patch}, n {self.tokens}, w {self.width}, "
+            f"m {self.wide}, layers {self.layers})"
+        )
+
+
+@dataclass(frozen=True)
+class PyramidTower:
+    """A DaViT at one image size whose grids are whole windows. Each stage halves the grid, the first divides it by four.
+
+    Attributes:
+        side: pixels of the square image.
+        widths: channels of the stages.
+        depths: blocks of the stages, each a window attention and a channel attention.
+        groups: of channels that attend to each other.
+        kernels: sides of the convolutions that begin the stages.
+        window: cells of a window's side.
+        projected: channels in the space shared with texts; there is none.
+    """
+
+    side: int
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    groups: tuple[int, ...] = (4, 8, 16, 32)
+    kernels: tuple[int, ...] = (7, 3, 3, 3)
+    window: int = 12
+    projected: int | None = None
+
+    @property
+    def width(self) -> int:
+        """Channels of the last map."""
+        return self.widths[-1]
+
+    @property
+    def grid(self) -> int:
+        """Cells of the last map along a side."""
+        return self.side // (4 << (len(self.widths) - 1))
+
+    def flop(self) -> float:
+        """Of one image. A block of n cells and width w: twice 24 n w^2 of linear maps, 72 n w of convolutions, two attentions."""
+        total, before = 0.0, 3
+        stages = zip(self.widths, self.depths, self.groups, self.kernels, strict=True)
+        for stage, (w, depth, groups, kernel) in enumerate(stages):
+            n = (self.side // (4 << stage)) ** 2
+            total += 2.0 * n * kernel**2 * before * w
+            total += depth * n * w * (48.0 * w + 72 + 4 * self.window**2 + 4 * w / groups)
+            before = w
+        return total
+
+    @property
+    def formula(self) -> str:
+        """Of :meth:`flop`, with its numbers."""
+        return (
+            "(stages of 2 n k^2 v w + blocks x n w (48 w + 72 + 4 window^2 + 4 w / groups); n from "
+            f"{(self.side // 4) ** 2} to {self.grid**2}, w {self.widths}, blocks {self.depths}, window {self.window}, "
+            f"groups {self.groups}, k {self.kernels}, v the w before)"
+        )
+
 
 BASE = {"width": 768, "wide": 3072, "layers": 12}
-TOWERS = {
+TOWERS: Mapping[str, VisionTower | PyramidTower] = {
     "openai/clip-vit-base-patch16": VisionTower(224, 16, **BASE, projected=512),
     "openai/clip-vit-large-patch14-336": VisionTower(336, 14, 1024, 4096, 24, projected=768),
     "google/siglip2-base-patch16-224": VisionTower(224, 16, **BASE, extra=0),
     "facebook/dinov2-base": VisionTower(224, 14, **BASE),
     "Salesforce/blip-itm-base-coco": VisionTower(384, 16, **BASE),
     "Salesforce/blip2-itm-vit-g-coco": VisionTower(364, 14, 1408, 6144, 39),
+    "florence-community/Florence-2-base": PyramidTower(768, (128, 256, 512, 1024), (1, 1, 9, 1)),
 }
 """Vision towers of published checkpoints, as their configurations have them."""
 

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from hoi_distill.stages.keys import Count, GpuShare
 from hoi_distill.stages.stage import ArrowOutput, Batch, Dtype, Resources, Stage, Values
+from hoi_distill.stages.teacher.blip.blip2 import text_vectors
 from hoi_distill.stages.teacher.weights import CheckpointKey, load, read_json, tokenizer
 from hoi_distill.storage.errors import InputFailure, UserError
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 CLIP = ("CLIPModel", "CLIPTextModelWithProjection", "PicoClipModel")
 SIGLIP = ("SiglipModel", "Siglip2Model")
+BLIP2 = ("Blip2ForImageTextRetrieval",)
 BLIP = ("BlipForImageTextRetrieval", "PicoBlipForImageTextRetrieval")
 ENCODERS = ("*Model", "*ForMaskedLM")
 """Any other text encoder, unless its configuration names images."""
@@ -38,21 +40,21 @@ HEADS = ("pooler.*", "cls.*", "lm_head.*", "*.lm_head.*", "vocab_*")
 class TextEmbeddings(Stage):
     """One unit vector a text, in the space that the teacher shares with its image embeddings (column ``value``).
 
-    BLIP retrieval models: the projection ``text_proj`` of token 0. CLIP: the projected end-of-text state. SigLIP: the
-    projected last state of the text padded to the full length, as it was trained (SigLIP 2: and lower-cased). Any other
-    encoder: the mean of its last token states, or the pooling that its ``1_Pooling/config.json`` names (the layout of
-    sentence-transformers).
+    BLIP and BLIP-2 retrieval models: the projection of token 0, as their contrastive heads compare it. CLIP: the projected
+    end-of-text state. SigLIP: the projected last state of the text padded to the full length, as it was trained (SigLIP 2:
+    and lower-cased). Any other encoder: the mean of its last token states, or the pooling that its ``1_Pooling/config.json``
+    names (the layout of sentence-transformers).
     """
 
     name = "text_embeddings"
     source = "texts"
     columns = ("value",)
-    architectures: ClassVar[tuple[str, ...]] = (*BLIP, *CLIP, *SIGLIP, *ENCODERS)
+    architectures: ClassVar[tuple[str, ...]] = (*BLIP, *BLIP2, *CLIP, *SIGLIP, *ENCODERS)
     example: ClassVar[str] = "sentence-transformers/all-MiniLM-L6-v2"
 
     class Config(Stage.Config):
         checkpoint: CheckpointKey
-        """A BLIP retrieval model, a CLIP, a SigLIP or a text encoder that AutoModel loads."""
+        """A BLIP or BLIP-2 retrieval model, a CLIP, a SigLIP or a text encoder that AutoModel loads."""
         dtype: Dtype = "float32"
         """Of weights and arithmetic. Vectors are normalised and stored in float32."""
         batch_size: Count = 64
@@ -67,7 +69,7 @@ class TextEmbeddings(Stage):
         self.pooling: str | None = None
         if name in CLIP:
             width = checkpoint.number(record, "projection_dim", 512)
-        elif name in BLIP:
+        elif name in (*BLIP, *BLIP2):
             width = checkpoint.number(record, "image_text_hidden_size", 256)
         elif name in SIGLIP:
             text = record.get("text_config", {})
@@ -81,7 +83,7 @@ class TextEmbeddings(Stage):
         else:
             raise UserError(
                 f"{checkpoint.folder}: {name} cannot fill the {self.name} table; it takes "
-                f"{', '.join((*BLIP, *CLIP, *SIGLIP))} or a text encoder that AutoModel loads"
+                f"{', '.join((*BLIP, *BLIP2, *CLIP, *SIGLIP))} or a text encoder that AutoModel loads"
             )
         self.lowercase = name == "SiglipModel" and is_siglip2(Path(checkpoint.folder))
         self.output = ArrowOutput(pa.list_(pa.float32(), width))
@@ -115,7 +117,8 @@ class TextEmbeddings(Stage):
 
     def longest(self) -> int:
         """Tokens that the teacher takes."""
-        text = getattr(self.model.config, "text_config", self.model.config)
+        own = self.model.config
+        text = own.qformer_config if self.checkpoint.architecture in BLIP2 else getattr(own, "text_config", own)
         positions = int(getattr(text, "max_position_embeddings", 1 << 20))
         return min(positions, self.tokenizer.model_max_length) if self.pooling else positions
 
@@ -165,6 +168,8 @@ class TextEmbeddings(Stage):
         elif name in BLIP:
             states = self.model.text_encoder(input_ids=ids, attention_mask=tokens["attention_mask"]).last_hidden_state
             found = self.model.text_proj(states[:, 0])
+        elif name in BLIP2:
+            found = text_vectors(self.model, ids, tokens["attention_mask"])
         elif name == "CLIPTextModelWithProjection":
             found = self.model(input_ids=ids, attention_mask=tokens["attention_mask"]).text_embeds
         else:

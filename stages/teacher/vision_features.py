@@ -1,4 +1,4 @@
-"""Feature maps of CLIP, SigLIP (2) and DINOv2 towers: patch tokens of one layer, laid out as the image's grid.
+"""Feature maps of CLIP, SigLIP (2), DINOv2 and Florence-2 towers: patch tokens of one layer, laid out as the image's grid.
 
 A map always covers the *whole* image: it is resized to a square and loses its aspect, as ADA-CM does, where the
 checkpoint's own processor would crop the centre. So a box of the image is the same box, scaled, on the map.
@@ -9,7 +9,6 @@ Shapes: B images, N tokens, D channels, h x w cells.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,6 +18,7 @@ from hoi_distill.stages.batching import BatchSize, canonical, in_parts, one_tens
 from hoi_distill.stages.keys import GpuShare, Views
 from hoi_distill.stages.stage import Batch, Codec, Dtype, Resources, Stage, TensorOutput, Values
 from hoi_distill.stages.teacher.preprocessing import BACKENDS, ImageTensors, OnDevice, Preprocess, joined, preprocess
+from hoi_distill.stages.teacher.vision_towers import REGISTERS, TOWERS, vision_config
 from hoi_distill.stages.teacher.weights import CheckpointKey, image_processor, load
 from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import UserError
@@ -30,53 +30,11 @@ if TYPE_CHECKING:
 Width = Literal["full", "projected"]
 
 
-@dataclass(frozen=True)
-class Tower:
-    """Where an architecture keeps its vision tower and what its configuration means when it is silent.
-
-    Attributes:
-        path: the tower within the model, '' for the model itself.
-        layers: the list of transformer blocks within the tower.
-        norm: the final layer norm that the tower's own forward leaves to its pooled token ('' where it is applied).
-        leading: tokens before the patches, registers not counted.
-        projection: the linear map into the space that images share with texts, '' where there is none.
-        defaults: of the configuration's keys.
-        interpolates: whether the forward takes other image sizes without being asked to.
-    """
-
-    path: str
-    layers: str
-    norm: str
-    leading: int
-    projection: str
-    defaults: Mapping[str, int]
-    interpolates: bool = False
-
-
-CLIP_DEFAULTS = {"hidden_size": 768, "image_size": 224, "patch_size": 32, "num_hidden_layers": 12}
-CLIP = Tower("vision_model", "encoder.layers", "post_layernorm", 1, "visual_projection", CLIP_DEFAULTS)
-CLIP_ALONE = Tower("", "encoder.layers", "post_layernorm", 1, "", CLIP_DEFAULTS)
-SIGLIP_DEFAULTS = CLIP_DEFAULTS | {"patch_size": 16}
-SIGLIP = Tower("vision_model", "encoder.layers", "", 0, "", SIGLIP_DEFAULTS)
-SIGLIP_ALONE = Tower("", "encoder.layers", "", 0, "", SIGLIP_DEFAULTS)
-DINO = Tower("", "encoder.layer", "", 1, "", CLIP_DEFAULTS | {"patch_size": 14}, interpolates=True)
-REGISTERS = {"Dinov2WithRegistersModel": 4}
-TOWERS = {
-    "CLIPModel": CLIP,
-    "CLIPVisionModelWithProjection": CLIP,
-    "PicoClipModel": CLIP,
-    "CLIPVisionModel": CLIP_ALONE,
-    "SiglipModel": SIGLIP,
-    "SiglipVisionModel": SIGLIP_ALONE,
-    "Dinov2Model": DINO,
-    "Dinov2WithRegistersModel": DINO,
-}
-
-
 class VisionFeatures(Stage):
-    """Spatial feature maps ``[D, h, w]`` of CLIP, SigLIP or DINOv2, rows from top to bottom. Columns are views.
+    """Spatial feature maps ``[D, h, w]`` of CLIP, SigLIP, DINOv2 or Florence-2, rows from top to bottom. Columns are views.
 
-    Cells are patch tokens of one layer after the tower's final layer norm; CLS and register tokens are left out.
+    Cells are patch tokens of one layer after the tower's final layer norm; CLS and register tokens are left out. Of
+    Florence-2's tower, a DaViT, which has neither, they are the map of one of its four stages.
     """
 
     name = "features"
@@ -92,10 +50,12 @@ class VisionFeatures(Stage):
         """``full`` is the tower's own width; ``projected`` are the tokens in the space shared with texts (CLIP's
         ``visual_projection``), as LINK's and ADA-CM's students read them."""
         layer: int = -1
-        """Which block's tokens: 1 to the number of blocks, or from the end (-1, the last). Those above are not run."""
+        """Which block's tokens: 1 to the number of blocks, or from the end (-1, the last). Those above are not run. Of
+        Florence-2, which stage of its tower, 1 to 4: the last map is of 32 x 32 pixels a cell, the third of 16 x 16."""
         image_size: int | None = None
         """Side of the square that the image is resized to, a multiple of the patch size. Default: the size the
-        checkpoint was trained at (DINOv2: the size its processor crops to). Position embeddings are interpolated."""
+        checkpoint was trained at (DINOv2: the size its processor crops to). Position embeddings are interpolated; Florence-2's
+        tower has none."""
         codec: Codec = "fp16"
         """How maps are stored."""
         dtype: Dtype = "float32"
@@ -128,37 +88,21 @@ class VisionFeatures(Stage):
         self.compiled, self.chosen_batch = config.compile, config.batch_size
         self.preprocess = config.preprocess
         self.batch_size, self.resources = canonical(config.batch_size), Resources(gpus=config.gpus)
-        depth = self._config("num_hidden_layers")
+        depth = self.tower.depth(checkpoint)
         self.layer = layer + 1 + depth if layer < 0 else layer
         if not 1 <= self.layer <= depth:
             raise UserError(
                 f"features: layer {layer} is not there; {where} has {depth} (1 to {depth}, or -1 to -{depth})"
             )
-        patch = self._config("patch_size")
-        self.image_size = self._usual_size() if config.image_size is None else config.image_size
+        patch, usual = self.tower.cell(checkpoint, self.layer), self.tower.usual_size(checkpoint)
+        self.image_size = usual if config.image_size is None else config.image_size
         if self.image_size % patch or self.image_size < patch:
             raise UserError(f"features: image_size {self.image_size} is no multiple of the patch size {patch}")
         self.projection = self._projection_digest() if width == "projected" else None
-        channels = self._projected_width() if width == "projected" else self._config("hidden_size")
+        full = self.tower.channels(checkpoint, self.layer)
+        channels = self._projected_width() if width == "projected" else full
         self.output = TensorOutput((channels, self.image_size // patch, self.image_size // patch), config.codec)
         self.vision_key = fingerprint(self._tokens())
-
-    def _config(self, key: str) -> int:
-        return self.checkpoint.number(self._vision(), key, self.tower.defaults[key])
-
-    def _vision(self) -> Mapping[str, Any]:
-        vision = self.checkpoint.config.get("vision_config", self.checkpoint.config)
-        if not isinstance(vision, dict):
-            raise UserError(f"{self.checkpoint.folder}/config.json: vision_config is {vision!r}; fetch it again")
-        return vision
-
-    def _usual_size(self) -> int:
-        if not self.tower.interpolates:
-            return self._config("image_size")
-        crop = self.checkpoint.preprocessing.get("crop_size")
-        if not isinstance(crop, dict) or "height" not in crop:
-            return self._config("image_size")
-        return int(crop["height"]) // self._config("patch_size") * self._config("patch_size")
 
     def _projection_digest(self) -> str:
         if not self.tower.projection:
@@ -169,14 +113,15 @@ class VisionFeatures(Stage):
         return self.checkpoint.part(f"{self.tower.projection}.")
 
     def _projected_width(self) -> int:
-        section = self.checkpoint.config if "projection_dim" in self.checkpoint.config else self._vision()
+        whole = self.checkpoint.config
+        section = whole if "projection_dim" in whole else vision_config(self.checkpoint)
         return self.checkpoint.number(section, "projection_dim", 512)
 
     def _tokens(self) -> dict[str, Any]:
         """What decides the tower's tokens."""
         return {
             "tower": self.checkpoint.tower,
-            "tensor": f"patch tokens of layer {self.layer} after the final layer norm",
+            "tensor": self.tower.map_of(self.layer),
             "preprocessing": self.checkpoint.preprocessing,
             "geometry": f"whole image to {self.image_size} x {self.image_size}",
             "image_backend": BACKENDS[self.preprocess],
@@ -207,7 +152,7 @@ class VisionFeatures(Stage):
             whole = load(self.checkpoint, folder, self.dtype, "cpu")
             tower = attrgetter(self.tower.path)(whole) if self.tower.path else whole
             holder, _, blocks = self.tower.layers.rpartition(".")
-            encoder = attrgetter(holder)(tower)
+            encoder = attrgetter(holder)(tower) if holder else tower
             setattr(encoder, blocks, getattr(encoder, blocks)[: self.layer])
             projection = getattr(whole, self.tower.projection) if self.tower.projection else None
             tower.to(device)
@@ -271,11 +216,13 @@ class VisionFeatures(Stage):
 
         registers = REGISTERS.get(self.checkpoint.architecture, 0)
         leading = self.tower.leading + int(self.checkpoint.config.get("num_register_tokens", registers))
-        other_size = not self.tower.interpolates and self.image_size != self._config("image_size")
+        other_size = not self.tower.interpolates and self.image_size != self.tower.usual_size(self.checkpoint)
         options = {"interpolate_pos_encoding": True} if other_size else {}
 
         def forward(positions: Any) -> torch.Tensor:
-            tokens = self.model(pixel_values=taken(pixels, positions), **options).last_hidden_state[:, leading:]
+            seen = {self.tower.pixels: taken(pixels, positions)}
+            states = self.model(**seen, **options).last_hidden_state
+            tokens = states.flatten(2).transpose(1, 2) if states.ndim == 4 else states[:, leading:]
             return tokens if self.norm is None else self.norm(tokens)
 
         with torch.inference_mode():

@@ -14,7 +14,24 @@ from hoi_distill.stages.teacher.blip.stages import BlipFeatures, ItmStage
 from hoi_distill.storage.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from hoi_distill.stages.teacher.blip.itm_scorer import PromptScorer
+
+
+def text_vectors(model: Any, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Texts in the space that BLIP-2 shares with its query tokens: the projected first token of the Q-Former, which reads the
+    text alone. ``[P, E]``, not normalised.
+
+    Args:
+        model: a ``Blip2ForImageTextRetrieval``.
+        ids: token ids ``[P, L]``.
+        mask: ``[P, L]``, 1 where there is a token; None: everywhere.
+    """
+    embedded = model.embeddings(input_ids=ids)
+    states = model.qformer(query_embeds=embedded, query_length=0, attention_mask=mask).last_hidden_state[:, 0]
+    vectors: torch.Tensor = model.text_projection(states.to(model.text_projection.weight.dtype))
+    return vectors
 
 
 class Blip2Features(BlipFeatures):

@@ -18,6 +18,7 @@ import pyarrow as pa
 from typing_extensions import override
 
 from hoi_distill.stages.stage import ArrowOutput, Batch, Values
+from hoi_distill.stages.teacher.blip.blip2 import text_vectors
 from hoi_distill.stages.teacher.blip.stages import BlipStage
 
 if TYPE_CHECKING:
@@ -126,11 +127,8 @@ class Blip2Itc(ItcStage):
 
     @override
     def prompt_vectors(self, ids_PL: torch.Tensor) -> torch.Tensor:
-        """The projected first token of the Q-Former, which reads the text alone."""
-        embedded = self.model.embeddings(input_ids=ids_PL)
-        states = self.model.qformer(query_embeds=embedded, query_length=0).last_hidden_state[:, 0]
-        vectors: torch.Tensor = self.model.text_projection(states.to(self.model.text_projection.weight.dtype))
-        return vectors
+        """The projected first token of the Q-Former."""
+        return text_vectors(self.model, ids_PL)
 
     @override
     def text_config(self) -> Any:

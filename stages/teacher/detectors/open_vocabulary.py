@@ -80,8 +80,7 @@ class OpenVocabularyBoxes(Stage):
         checkpoint.require_preprocessing()
         self.checkpoint, self.columns, self.dtype, self.least = checkpoint, config.columns, config.dtype, config.least
         self.prompt = FINDERS[checkpoint.architecture].prompt if config.prompt is None else config.prompt
-        if "{name}" not in self.prompt and "{phrase}" not in self.prompt:
-            raise UserError(f"prompt: {self.prompt!r} must hold {{name}} or {{phrase}}, in whose place a name is put")
+        refuse_nameless(self.prompt)
         self.chosen_batch = config.batch_size
         self.batch_size, self.resources = canonical(config.batch_size), Resources(gpus=config.gpus)
 
@@ -124,8 +123,7 @@ class OpenVocabularyBoxes(Stage):
 
     def put(self, name: str) -> str:
         """A name as the detector reads it."""
-        phrase = object_prompt(name).removeprefix("a photo of ")
-        return self.prompt.replace("{phrase}", phrase).replace("{name}", name)
+        return put_in(self.prompt, name)
 
     @override
     def prepare(self, image: Image.Image) -> ImageTensors:
@@ -189,6 +187,18 @@ def object_boxes(
     lists = [pa.ListArray.from_arrays(offsets, values) for values in (flat, pa.array(found[..., 4][kept]))]
     sides = [pa.array([size[axis] for size in sizes], pa.int32()) for axis in (0, 1)]
     return pa.StructArray.from_arrays([*lists, *sides], fields=list(OBJECT_BOXES))
+
+
+def put_in(prompt: str, name: str) -> str:
+    """A prompt with an object's name in the place of ``{name}``, and the name with its article in that of ``{phrase}``."""
+    phrase = object_prompt(name).removeprefix("a photo of ")
+    return prompt.replace("{phrase}", phrase).replace("{name}", name)
+
+
+def refuse_nameless(prompt: str) -> None:
+    """Raises UserError for a prompt that says the same of every name."""
+    if "{name}" not in prompt and "{phrase}" not in prompt:
+        raise UserError(f"prompt: {prompt!r} must hold {{name}} or {{phrase}}, in whose place a name is put")
 
 
 def refuse_other(checkpoint: Checkpoint) -> None:

@@ -53,6 +53,17 @@ def test_the_formula_of_a_tower_is_what_torch_counts(checkpoint):
     assert tower.flop() == pytest.approx(counter.get_total_flops(), rel=0.001)
 
 
+def test_the_formula_of_florence_2s_tower_is_what_torch_counts():
+    from transformers import Florence2VisionConfig
+    from transformers.models.florence2.modeling_florence2 import Florence2VisionBackbone
+
+    tower = TOWERS["florence-community/Florence-2-base"]
+    with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        maps = Florence2VisionBackbone(Florence2VisionConfig())(torch.empty(1, 3, tower.side, tower.side))
+    assert maps.last_hidden_state.shape == (1, tower.width, tower.grid, tower.grid)
+    assert tower.flop() == pytest.approx(counter.get_total_flops(), rel=0.001)
+
+
 def test_arms_and_seeds_share_what_they_read_alike():
     costs = costs_of("link_ablation", ("A1", "A4", "A7", "A8"), (0, 1))
     assert (costs.runs, costs.students.total()) == (8, 8)

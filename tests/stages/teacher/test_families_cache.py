@@ -38,6 +38,8 @@ TABLES = {
     "instructblip": {"stage": "answers", "columns": QUESTIONS, "max_new_tokens": 5, "batch_size": 4},
     "llava": {"stage": "answers", "columns": QUESTIONS, "max_new_tokens": 5, "batch_size": 4},
     "qwen": {"stage": "answers", "columns": QUESTIONS, "max_new_tokens": 5, "batch_size": 4},
+    "florence2": {"stage": "vision_features", **VIEWS},
+    "florence2_captions": {"stage": "florence_captions", "columns": ["<CAPTION>", "<OCR>"], "max_new_tokens": 5},
     "blip_features": {"stage": "blip_features", **VIEWS},
     "blip_itm": {"stage": "blip_itm", "columns": PROMPTS, "batch_size": 4, "token_mode": "cls"},
     "blip_itc": {"stage": "blip_itc", "columns": PROMPTS, "batch_size": 4},
@@ -93,7 +95,7 @@ def workspace(tmp_path_factory, families, checkpoints, processor):
         "blip": checkpoints.itm,
         "blip2": save_blip2(root / "blip2", processor.tokenizer),
         **{family: tiny_detector(family, root / family) for family in FAMILIES},
-        **{name: families(name) for name in ("instructblip", "llava", "qwen")},
+        **{name: families(name) for name in ("instructblip", "llava", "qwen", "florence2")},
     }
     own = {name: where.get(name) or where[name.split("_")[0]] for name in TABLES}
     config = {

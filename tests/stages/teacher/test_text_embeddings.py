@@ -8,13 +8,21 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import BertTokenizer, BlipForImageTextRetrieval, CLIPConfig, CLIPModel, GemmaTokenizer
+from transformers import (
+    BertTokenizer,
+    Blip2ForImageTextRetrieval,
+    BlipForImageTextRetrieval,
+    CLIPConfig,
+    CLIPModel,
+    GemmaTokenizer,
+)
 
 from hoi_distill.stages.stage import Batch
 from hoi_distill.stages.teacher.text_embeddings import TextEmbeddings
 from hoi_distill.stages.teacher.weights import Checkpoint
 from hoi_distill.storage.errors import InputFailure, UserError
 from tests.fixtures.stages import made
+from tests.fixtures.tiny_blip2 import save_blip2
 
 TEXTS = ["a person riding a bicycle", "a dog", "a photo of a big red cup near the person", "a dog"]
 
@@ -36,6 +44,24 @@ def test_blip_texts_equal_the_stock_projection(checkpoints, processor):
             state = model.text_encoder(input_ids=tokens["input_ids"]).last_hidden_state[:, 0]
             stock = torch.nn.functional.normalize(model.text_proj(state), dim=-1)[0]
         np.testing.assert_allclose(vector, stock, atol=1e-5)
+
+
+def test_blip_2_texts_are_those_that_the_stock_model_compares_with_its_query_tokens(processor, tmp_path):
+    torch.manual_seed(0)
+    folder = save_blip2(tmp_path / "blip2", processor.tokenizer, initializer_range=0.1)
+    vectors = vectors_of(folder)
+    model = Blip2ForImageTextRetrieval.from_pretrained(folder).eval()
+    assert vectors.shape == (4, model.config.image_text_hidden_size)
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        tokens = processor.tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            stock = model(
+                pixel_values=torch.zeros(1, 3, 56, 56),
+                input_ids=tokens["input_ids"],
+                attention_mask=tokens["attention_mask"],
+            )
+        np.testing.assert_allclose(vector, stock.text_embeds[0], atol=1e-5)
+    assert np.abs(vectors[0] - vectors[2]).max() > 1e-3
 
 
 def test_clip_texts_are_unit_vectors_that_tell_texts_apart(tmp_path):
