@@ -8,7 +8,7 @@ weights only, so such a checkpoint is read into transformers' ResNet, every key 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,20 @@ def resnet(name: str, out_indices: list[int]) -> dict[str, Any]:
         "layer_type": "bottleneck" if bottleneck else "basic",
         "out_features": [("stem", "stage1", "stage2", "stage3", "stage4")[index] for index in out_indices],
     }
+
+
+def recognised(weights: Mapping[str, torch.Tensor], out_indices: list[int], where: str) -> dict[str, Any]:
+    """:func:`resnet` of the one whose weights these are, under timm's names without prefix.
+
+    Raises:
+        UserError: they are those of none of :data:`DEPTHS`.
+    """
+    blocks = [len({key.split(".")[1] for key in weights if key.startswith(f"layer{n}.")}) for n in (1, 2, 3, 4)]
+    bottleneck = "layer1.0.conv3.weight" in weights
+    for name, depths in DEPTHS.items():
+        if depths == tuple(blocks) and bottleneck == (name not in ("resnet18", "resnet34")):
+            return resnet(name, out_indices)
+    raise UserError(f"{where}: no ResNet has stages of {blocks} blocks; only ResNet backbones can be read")
 
 
 def replaced(config: dict[str, Any], where: str) -> dict[str, Any] | None:

@@ -46,6 +46,8 @@ OWN_CLASSES = {
     "PicoClip": "hoi_distill.stages.teacher.pico.modeling.clip",
 }
 """Architectures of this project, by the beginning of their name: the module that defines them."""
+VARIANTS = {"MixedSelectionDeformableDetr": "hoi_distill.stages.checkpoints.mixed_selection"}
+"""Variants of transformers' architectures that published checkpoints need and it lacks: the module that defines them."""
 TOWERS = ("vision_model.", "model.vision_model.", "model.vision_tower.", "vision_tower.", "model.visual.", "visual.")
 """How the names of a vision tower's tensors begin: BLIP, CLIP and SigLIP; LLaVA; Qwen-VL; in new and old checkpoints."""
 NOT_TOWER = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
@@ -400,7 +402,8 @@ def _readable(folder: Path, what: str) -> Iterator[None]:
 def model_class(checkpoint: Checkpoint) -> Any:
     """The class named by ``config.architectures[0]``: one of transformers', or one of this project's."""
     name = checkpoint.architecture
-    module = next((own for start, own in OWN_CLASSES.items() if name.startswith(start)), "transformers")
+    defined = {**OWN_CLASSES, **VARIANTS}
+    module = next((own for start, own in defined.items() if name.startswith(start)), "transformers")
     found = getattr(import_module(module), name, None)
     if found is None:
         raise UserError(

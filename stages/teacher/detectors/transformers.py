@@ -41,6 +41,7 @@ SCORES: dict[str, Literal["softmax", "sigmoid"]] = {
     "DetrForObjectDetection": "softmax",
     "ConditionalDetrForObjectDetection": "sigmoid",
     "DeformableDetrForObjectDetection": "sigmoid",
+    "MixedSelectionDeformableDetr": "sigmoid",
     "RTDetrForObjectDetection": "sigmoid",
     "RTDetrV2ForObjectDetection": "sigmoid",
 }
@@ -56,7 +57,8 @@ OTHER_NAMES = {
 
 
 class Detector(Stage):
-    """Boxes by a DETR, Conditional-DETR, Deformable-DETR or RT-DETR (v1, v2) checkpoint, timm backbones included."""
+    """Boxes by a DETR, Conditional-DETR, Deformable-DETR (H-Deformable-DETR too) or RT-DETR (v1, v2) checkpoint, timm backbones
+    included."""
 
     name = "detections"
     columns = ("value",)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hoi_distill.stages.checkpoints import detr_pth
+from hoi_distill.stages.checkpoints import detr_pth, detr_state_dict
 from hoi_distill.stages.data.coco import COCO_OBJECTS
 from hoi_distill.stages.stage import Batch
 from hoi_distill.stages.teacher.detectors.transformers import Detector
@@ -56,9 +56,9 @@ def test_an_encoder_layer_computes_what_torchs_own_does(weights):
     """Renaming is right only if the modules mean the same: DETR's layer from torch's attention against transformers'."""
     from transformers import DetrConfig, DetrForObjectDetection
 
-    config = detr_pth.config_of(weights, detr_pth.coco_names(91, "x"), "x")
-    model = DetrForObjectDetection(DetrConfig(**config)).eval()
-    model.load_state_dict(detr_pth.translated(weights, "x"))
+    config = detr_pth.config_of(weights, "x")
+    model = DetrForObjectDetection(DetrConfig(**config, num_labels=91)).eval()
+    model.load_state_dict(detr_state_dict.translated(weights, "x"))
     prefix = "transformer.encoder.layers.1."
     own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     attention = torch.nn.MultiheadAttention(D, 8, batch_first=True)
@@ -91,6 +91,14 @@ def test_other_classes_need_their_names(tmp_path):
     ]
 
 
+def test_the_fine_tuned_weights_of_upt_and_pvic_have_cocos_80_objects_in_their_order(tmp_path):
+    """Their files keep ``model_state_dict``, whose classifier has the 80 objects and "no object"."""
+    torch.save({"epoch": 1, "model_state_dict": original(classes=80)}, tmp_path / "detr-r50-hicodet.pth")
+    detr_pth.convert(tmp_path / "detr-r50-hicodet.pth", tmp_path / "out")
+    labels = made(Detector, checkpoint=Checkpoint.find(tmp_path / "out")).labels
+    assert labels == {number: number for number in range(80)}
+
+
 def test_what_is_no_plain_detr_is_refused(weights, tmp_path):
     def refused(said, record):
         torch.save(record, tmp_path / "detr.pth")
@@ -100,8 +108,12 @@ def test_what_is_no_plain_detr_is_refused(weights, tmp_path):
     refused(r"dilated \(DC5\)", {"model": weights, "args": argparse.Namespace(dilation=True)})
     refused("'mask_head.lay1.weight' is no weight", {"model": {**weights, "mask_head.lay1.weight": torch.zeros(1)}})
     lacking = {key: value for key, value in weights.items() if key != "bbox_embed.layers.1.bias"}
-    refused(r"do not fill DETR exactly \(bbox_predictor.layers.1.bias\)", {"model": lacking})
+    refused(r"do not fill DetrForObjectDetection exactly \(bbox_predictor.layers.1.bias\)", {"model": lacking})
     refused("can be read safely", {"model": {}})
+    refused(
+        "it lacks 'query_embed.weight'", {key: each for key, each in weights.items() if key != "query_embed.weight"}
+    )
+    refused(r"detr.pth: 'fc.weight' is no weight of a ResNet", {**weights, "backbone.0.body.fc.weight": torch.zeros(1)})
 
 
 def test_a_file_with_code_in_it_is_not_run(tmp_path, capsys):

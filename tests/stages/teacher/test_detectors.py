@@ -18,7 +18,7 @@ from hoi_distill.stages.ops import boxes as box_ops
 from hoi_distill.stages.stage import Batch, fingerprint_record
 from hoi_distill.stages.teacher.detectors.given import DETECTIONS, TOP
 from hoi_distill.stages.teacher.detectors.transformers import Detector, label_map
-from hoi_distill.stages.teacher.weights import Checkpoint, load
+from hoi_distill.stages.teacher.weights import Checkpoint, load, model_class
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.selection import CellSelection
 from tests.fixtures.stages import made
@@ -53,10 +53,10 @@ def answers(stage: Detector, images) -> list[dict]:
 
 
 def stock(folder, image) -> tuple[torch.Tensor, ...]:
-    """Scores, labels and boxes by transformers' own post-processing, best first."""
-    from transformers import AutoImageProcessor, AutoModelForObjectDetection
+    """Scores, labels and boxes by the class itself and transformers' own post-processing, best first."""
+    from transformers import AutoImageProcessor
 
-    model = AutoModelForObjectDetection.from_pretrained(folder).eval()
+    model = model_class(Checkpoint.find(folder)).from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     with torch.inference_mode():
         out = model(**processor(images=[image], return_tensors="pt"))
