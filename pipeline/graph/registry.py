@@ -19,6 +19,7 @@ STAGES: dict[str, str] = {
     "vision_features": "hoi_distill.stages.teacher.vision_features:VisionFeatures",
     "answers": "hoi_distill.stages.teacher.answers:Answers",
     "pair_answers": "hoi_distill.stages.teacher.pair_answers:PairAnswers",
+    "blip_pair_answers": "hoi_distill.stages.teacher.blip.pair_answers:BlipPairAnswers",
     "simulated_pair_answers": "hoi_distill.stages.derived.simulated_pair_answers:SimulatedPairAnswers",
     "instances": "hoi_distill.stages.derived.instances:Instances",
     "served_answers": "hoi_distill.stages.teacher.served.answers:ServedAnswers",

@@ -18,7 +18,7 @@ from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import Count, GpuShare
 from hoi_distill.stages.stage import Batch, Dtype, Resources, Values
 from hoi_distill.stages.teacher.answers import Answers, ImageInputs
-from hoi_distill.stages.teacher.blip.first_token import answer_ids
+from hoi_distill.stages.teacher.blip.first_token import answer_ids, log_probabilities
 from hoi_distill.stages.teacher.pair_questions import AsksAboutPairs, answer_cells
 from hoi_distill.stages.teacher.pair_views import BLUR, MARGIN, VIEWS
 from hoi_distill.stages.teacher.preprocessing import joined
@@ -266,7 +266,7 @@ class PairAnswers(AsksAboutPairs):
         pixels, told = self.pixels(image), []
         for ids in self.token_ids(questions):
             logits = self.model(**self.given(self.widened(ids, image)), **pixels, logits_to_keep=1).logits[:, -1]
-            told.append(self.log_probabilities(logits))
+            told.append(log_probabilities(logits, *self.ids))
         found: np.ndarray = torch.cat(told).cpu().numpy()
         return found
 
@@ -323,14 +323,7 @@ class PairAnswers(AsksAboutPairs):
         """float32 ``[Q, 2]``, the answers to the questions of some branches."""
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
         states = last_states(decoder, trunk, offset, Packed.of(branches), self.speaker.device)
-        return self.log_probabilities(head(states))
-
-    def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """float32 ``[Q, 2]`` logarithms of yes and no, of first-token logits ``[Q, V]``."""
-        import torch
-
-        found = logits.float().log_softmax(-1)
-        return torch.stack([found[:, list(ids)].logsumexp(-1) for ids in self.ids], 1)
+        return log_probabilities(head(states), *self.ids)
 
     @property
     def model(self) -> Any:
