@@ -23,6 +23,7 @@ STAGES: dict[str, str] = {
     "simulated_pair_answers": "hoi_distill.stages.derived.simulated_pair_answers:SimulatedPairAnswers",
     "instances": "hoi_distill.stages.derived.instances:Instances",
     "served_answers": "hoi_distill.stages.teacher.served.answers:ServedAnswers",
+    "served_pair_answers": "hoi_distill.stages.teacher.served.pair_answers:ServedPairAnswers",
     "served_triplets": "hoi_distill.stages.teacher.served.triplets:ServedTriplets",
     "triplets": "hoi_distill.stages.derived.triplets:Triplets",
     "image_labels": "hoi_distill.stages.derived.image_labels:ImageLabels",

@@ -7,20 +7,18 @@ what is said of the pair once a pair, each question by itself (:mod:`hoi_distill
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from typing_extensions import override
 
-from hoi_distill.stages.data.prompts import noun_phrase, this_one
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import Count, GpuShare
 from hoi_distill.stages.stage import Batch, Dtype, Resources, Values
 from hoi_distill.stages.teacher.answers import Answers, ImageInputs
 from hoi_distill.stages.teacher.blip.first_token import answer_ids, log_probabilities
-from hoi_distill.stages.teacher.pair_questions import AsksAboutPairs, answer_cells
-from hoi_distill.stages.teacher.pair_views import BLUR, MARGIN, VIEWS
+from hoi_distill.stages.teacher.pair_questions import answer_cells
+from hoi_distill.stages.teacher.pair_words import AsksInWords, Coordinates, PairQuestion, written
 from hoi_distill.stages.teacher.preprocessing import joined
 from hoi_distill.stages.teacher.shared_prefix import Branch, Packed, in_chunks, last_states
 from hoi_distill.stages.teacher.weights import CheckpointKey
@@ -37,33 +35,9 @@ COORDINATES: Mapping[str, Coordinates] = {
     "Qwen2_5_VLForConditionalGeneration": "pixels",
 }
 """How each family was taught to write a box."""
-Coordinates = Literal["pixels", "thousandths", "fractions"]
-View = Literal["whole", "blur", "crop"]
-BOXES = ("{person_box}", "{object_box}")
-MARKS: Mapping[str, str] = {
-    "whole": "A person is at {person_box} and {object} is at {object_box}.",
-    "blur": "A person and {object} are in focus.",
-    "crop": "A person and {object} are in the image.",
-}
-"""What is said of a pair, by what is seen of it."""
 
 
-@dataclass(frozen=True)
-class PairQuestion:
-    """One question about one pair.
-
-    Attributes:
-        number: the pair's number.
-        column: the verb's column.
-        text: what is said of the pair, and asked.
-    """
-
-    number: int
-    column: str
-    text: str
-
-
-class PairAnswers(AsksAboutPairs):
+class PairAnswers(AsksInWords):
     """Answers of an image-text-to-text model about each human-object pair. Each column is a verb.
 
     A cell has, of each pair whose object allows the verb, the logarithms of the probabilities that the answer's first token is a
@@ -73,17 +47,9 @@ class PairAnswers(AsksAboutPairs):
     architectures: ClassVar[tuple[str, ...]] = tuple(COORDINATES)
     example: ClassVar[str] = "Qwen/Qwen2.5-VL-7B-Instruct"
 
-    class Config(AsksAboutPairs.Config):
+    class Config(AsksInWords.Config):
         checkpoint: CheckpointKey
         """LLaVA, Qwen2-VL or Qwen2.5-VL (``...ForConditionalGeneration``)."""
-        view: View = "whole"
-        """What the model sees: the image; the image blurred around both boxes; or the part around them. The image is shared by
-        all its pairs, the others go through the model once a pair."""
-        marks: str | None = None
-        """What is said of a pair before the questions, with ``{object}``, and ``{person_box}`` and ``{object_box}``, which a view
-        other than ``whole`` may do without. Default: by the view."""
-        question: str = "Is this person {action}? Answer with yes or no."
-        """How a verb is asked, with ``{action}``: "riding this bicycle"."""
         coordinates: Coordinates | None = None
         """How a box is written: pixels of the image as the model gets it, thousandths of its sides, or fractions of them with two
         decimals. Default: as the checkpoint's family was taught."""
@@ -105,14 +71,6 @@ class PairAnswers(AsksAboutPairs):
             raise UserError(
                 f"{config.checkpoint.folder}: {architecture} cannot be asked about pairs; it takes {', '.join(COORDINATES)}"
             )
-        self.vocabulary, self.view, self.question = vocabulary, config.view, config.question
-        self.marks = MARKS[config.view] if config.marks is None else config.marks
-        needed = ("{object}", *(BOXES if self.view == "whole" else ()))
-        for key, said, marks in (("marks", self.marks, needed), ("question", self.question, ("{action}",))):
-            if absent := [mark for mark in marks if said.count(mark) != 1]:
-                raise UserError(f"{key}: {said!r} must hold {absent[0]} once")
-        if self.view == "crop" and any(mark in self.marks for mark in BOXES):
-            raise UserError("marks: boxes are those of the image, of which view: crop shows a part; leave them out")
         self.coordinates: Coordinates = config.coordinates or COORDINATES[architecture]
         self.tokens_at_once = config.tokens_at_once
         self.resources = Resources(gpus=config.gpus)
@@ -130,13 +88,7 @@ class PairAnswers(AsksAboutPairs):
     def parameters(self) -> dict[str, Any]:
         model = self.speaker.parameters()
         kept = {key: value for key, value in model.items() if key not in ("max_new_tokens", "decoding")}
-        form = {"marks": self.marks, "question": self.question}
-        if any(mark in self.marks for mark in BOXES):
-            form |= {"coordinates": self.coordinates}
-        seen = {"whole": {}, "blur": {"view": "blur", "blur": BLUR}, "crop": {"view": "crop", "margin": MARGIN}}[
-            self.view
-        ]
-        return {**kept, **form, **seen, "answer": "log-probabilities of the first token"}
+        return {**kept, **self.words(self.coordinates), "answer": "log-probabilities of the first token"}
 
     @override
     def provenance(self) -> dict[str, Any]:
@@ -206,41 +158,18 @@ class PairAnswers(AsksAboutPairs):
         if isinstance(image, ImageInputs):
             yield image, None
             return
-        boxes = np.asarray(instances["boxes"], np.int64).reshape(-1, 4)
-        asked: dict[int, list[int]] = {}
-        for column in columns:
-            numbers, pairs = self.pairs_of(instances, column)
-            asked.update(zip(numbers.tolist(), pairs.tolist(), strict=True))
-        for number, (human, object_) in sorted(asked.items()):
-            yield self.speaker.prepare(VIEWS[self.view](image, boxes[human], boxes[object_])), number
+        for number, pair in self.asked_pairs(instances, columns).items():
+            yield self.speaker.prepare(self.view_of(image, instances, pair)), number
 
     def questions(
         self, image: ImageInputs, instances: Mapping[str, Any], columns: Sequence[str], only: int | None = None
     ) -> list[PairQuestion]:
         """All questions about an image, or about the pair of one number, by pair, then by column."""
-        boxes, found = self.boxes(image, instances), []
-        for column in columns:
-            verb = int(self.verbs[self.columns.index(column)])
-            numbers, pairs = self.pairs_of(instances, column)
-            for number, (human, object_) in zip(numbers.tolist(), pairs.tolist(), strict=True):
-                if only not in (None, number):
-                    continue
-                name = self.vocabulary.objects[int(instances["labels"][object_])]
-                where = self.marks.replace("{person_box}", boxes[human]).replace("{object_box}", boxes[object_])
-                what = noun_phrase(name)
-                action = self.vocabulary.action(verb, name).format(this_one(name))
-                asked = self.question.replace("{action}", action)
-                found.append(PairQuestion(number, column, f"{where.replace('{object}', what)} {asked}"))
-        return sorted(found, key=lambda each: each.number)
+        return self.said(self.boxes(image, instances), instances, columns, only)
 
     def boxes(self, image: ImageInputs, instances: Mapping[str, Any]) -> list[str]:
         """The boxes of an image as they are written."""
-        sides = np.array([instances["width"], instances["height"]] * 2, np.float64)
-        boxes = np.asarray(instances["boxes"], np.float64).reshape(-1, 4) / np.maximum(sides, 1)
-        if self.coordinates == "fractions":
-            return [f"[{', '.join(f'{value:.2f}' for value in box)}]" for box in boxes.tolist()]
-        scale = np.full(4, 1000.0) if self.coordinates == "thousandths" else np.tile(self.seen_size(image), 2)
-        return [str(box) for box in np.rint(boxes * scale).astype(int).tolist()]
+        return written(instances, self.coordinates, self.seen_size(image))
 
     def seen_size(self, image: ImageInputs) -> tuple[int, int]:
         """(width, height) in pixels of the image as the model gets it."""
