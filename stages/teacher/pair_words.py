@@ -26,6 +26,12 @@ MARKS: Mapping[str, str] = {
     "crop": "A person and {object} are in the image.",
 }
 """What is said of a pair, by what is seen of it."""
+QUESTIONS: Mapping[str, str] = {
+    "yes_no": "Is this person {action}? Answer with yes or no.",
+    "likelihood": "What is this person doing?",
+}
+"""What is asked, by the form of the answer."""
+Form = Literal["yes_no", "likelihood"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,13 @@ class PairQuestion:
         number: the pair's number.
         column: the verb's column.
         text: what is said of the pair, and asked.
+        candidate: the answer whose likelihood is asked for; "" where the answer is yes or no.
     """
 
     number: int
     column: str
     text: str
+    candidate: str = ""
 
 
 class AsksInWords(AsksAboutPairs):
@@ -53,15 +61,20 @@ class AsksInWords(AsksAboutPairs):
         marks: str | None = None
         """What is said of a pair before the questions, with ``{object}``, and ``{person_box}`` and ``{object_box}``, which a view
         other than ``whole`` may do without. Default: by the view."""
-        question: str = "Is this person {action}? Answer with yes or no."
-        """How a verb is asked, with ``{action}``: "riding this bicycle"."""
+        question: str | None = None
+        """How a verb is asked, with ``{action}``: "riding this bicycle". Default: "Is this person {action}? Answer with yes or
+        no." """
 
-    def __init__(self, config: Config, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: Config, vocabulary: Vocabulary, form: Form = "yes_no") -> None:
         super().__init__(config, vocabulary)
-        self.vocabulary, self.view, self.question = vocabulary, config.view, config.question
+        self.vocabulary, self.view, self.form = vocabulary, config.view, form
+        self.question = QUESTIONS[form] if config.question is None else config.question
         self.marks = MARKS[config.view] if config.marks is None else config.marks
         needed = ("{object}", *(BOXES if self.view == "whole" else ()))
-        for key, said, marks in (("marks", self.marks, needed), ("question", self.question, ("{action}",))):
+        action = ("{action}",) if form == "yes_no" else ()
+        if form == "likelihood" and "{action}" in self.question:
+            raise UserError("question: what likelihoods are asked for is the answer; leave {action} out")
+        for key, said, marks in (("marks", self.marks, needed), ("question", self.question, action)):
             if absent := [mark for mark in marks if said.count(mark) != 1]:
                 raise UserError(f"{key}: {said!r} must hold {absent[0]} once")
         if self.view == "crop" and any(mark in self.marks for mark in BOXES):
@@ -98,7 +111,8 @@ class AsksInWords(AsksAboutPairs):
                 what = noun_phrase(name)
                 action = self.vocabulary.action(verb, name).format(this_one(name))
                 asked = self.question.replace("{action}", action)
-                found.append(PairQuestion(number, column, f"{where.replace('{object}', what)} {asked}"))
+                candidate = self.vocabulary.action(verb, name).format(what) if self.form == "likelihood" else ""
+                found.append(PairQuestion(number, column, f"{where.replace('{object}', what)} {asked}", candidate))
         return sorted(found, key=lambda each: each.number)
 
     def asked_pairs(self, instances: Mapping[str, Any], columns: Sequence[str]) -> dict[int, list[int]]:
