@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup teacher-cache train-student experiments pico-teacher pico-long-tailed pico-detector pico-detr pico-clip crowd-tower test test-slow test-all lint bench clean
+.PHONY: help setup teacher-cache train-student experiments pico-teacher pico-long-tailed pico-detector pico-detr pico-clip pico-marked crowd-tower test test-slow test-all lint bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ pico-detr: $(READY) ## train the shipped pico DETR, which students of VLM-HOI st
 
 pico-clip: $(READY) ## train the second shipped pico teacher, a CLIP, again
 	$(BIN)/python -m hoi_distill.stages.teacher.pico.training.clip --out stages/teacher/pico/clip
+
+pico-marked: $(READY) ## train the shipped pico teacher that is asked about pairs again
+	$(BIN)/python -m hoi_distill.stages.teacher.pico.training.marked --out stages/teacher/pico/marked
 
 crowd-tower: $(READY) ## train the crowd's shipped tower again, in two turns
 	$(BIN)/python -m hoi_distill.stages.teacher.crowd.training.tower --out data/crowd-corpus/first

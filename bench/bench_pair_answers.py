@@ -24,7 +24,8 @@ from PIL import Image
 
 from hoi_distill.stages.data.vocabulary import Vocabulary, hico_vocabulary
 from hoi_distill.stages.teacher.answers import ImageInputs
-from hoi_distill.stages.teacher.pair_answers import PairAnswers, PairQuestion
+from hoi_distill.stages.teacher.pair_answers import PairAnswers
+from hoi_distill.stages.teacher.pair_words import PairQuestion
 from hoi_distill.stages.teacher.weights import Checkpoint
 
 SIDES = (640, 480)

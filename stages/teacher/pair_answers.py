@@ -7,22 +7,20 @@ what is said of the pair once a pair, each question by itself (:mod:`hoi_distill
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from typing_extensions import override
 
-from hoi_distill.stages.data.prompts import noun_phrase, this_one
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import Count, GpuShare
 from hoi_distill.stages.stage import Batch, Dtype, Resources, Values
 from hoi_distill.stages.teacher.answers import Answers, ImageInputs
-from hoi_distill.stages.teacher.blip.first_token import answer_ids
-from hoi_distill.stages.teacher.pair_questions import AsksAboutPairs, answer_cells
-from hoi_distill.stages.teacher.pair_views import BLUR, MARGIN, VIEWS
+from hoi_distill.stages.teacher.blip.first_token import answer_ids, log_probabilities
+from hoi_distill.stages.teacher.pair_questions import answer_cells
+from hoi_distill.stages.teacher.pair_words import AsksInWords, Coordinates, Form, PairQuestion, written
 from hoi_distill.stages.teacher.preprocessing import joined
-from hoi_distill.stages.teacher.shared_prefix import Branch, Packed, in_chunks, last_states
+from hoi_distill.stages.teacher.shared_prefix import Branch, Packed, in_chunks, packed_states
 from hoi_distill.stages.teacher.weights import CheckpointKey
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.shards.cells import cells
@@ -37,56 +35,28 @@ COORDINATES: Mapping[str, Coordinates] = {
     "Qwen2_5_VLForConditionalGeneration": "pixels",
 }
 """How each family was taught to write a box."""
-Coordinates = Literal["pixels", "thousandths", "fractions"]
-View = Literal["whole", "blur", "crop"]
-BOXES = ("{person_box}", "{object_box}")
-MARKS: Mapping[str, str] = {
-    "whole": "A person is at {person_box} and {object} is at {object_box}.",
-    "blur": "A person and {object} are in focus.",
-    "crop": "A person and {object} are in the image.",
-}
-"""What is said of a pair, by what is seen of it."""
 
 
-@dataclass(frozen=True)
-class PairQuestion:
-    """One question about one pair.
-
-    Attributes:
-        number: the pair's number.
-        column: the verb's column.
-        text: what is said of the pair, and asked.
-    """
-
-    number: int
-    column: str
-    text: str
-
-
-class PairAnswers(AsksAboutPairs):
+class PairAnswers(AsksInWords):
     """Answers of an image-text-to-text model about each human-object pair. Each column is a verb.
 
     A cell has, of each pair whose object allows the verb, the logarithms of the probabilities that the answer's first token is a
-    yes and that it is a no.
+    yes and that it is a no. With ``form: likelihood`` it has those of the whole answer that names the verb, with the image and
+    without it, so that their difference says what the image adds (pointwise mutual information).
     """
 
     architectures: ClassVar[tuple[str, ...]] = tuple(COORDINATES)
     example: ClassVar[str] = "Qwen/Qwen2.5-VL-7B-Instruct"
 
-    class Config(AsksAboutPairs.Config):
+    class Config(AsksInWords.Config):
         checkpoint: CheckpointKey
         """LLaVA, Qwen2-VL or Qwen2.5-VL (``...ForConditionalGeneration``)."""
-        view: View = "whole"
-        """What the model sees: the image; the image blurred around both boxes; or the part around them. The image is shared by
-        all its pairs, the others go through the model once a pair."""
-        marks: str | None = None
-        """What is said of a pair before the questions, with ``{object}``, and ``{person_box}`` and ``{object_box}``, which a view
-        other than ``whole`` may do without. Default: by the view."""
-        question: str = "Is this person {action}? Answer with yes or no."
-        """How a verb is asked, with ``{action}``: "riding this bicycle"."""
         coordinates: Coordinates | None = None
         """How a box is written: pixels of the image as the model gets it, thousandths of its sides, or fractions of them with two
         decimals. Default: as the checkpoint's family was taught."""
+        form: Form = "yes_no"
+        """``likelihood``: the question is "What is this person doing?", without ``{action}``, and the likelihood of the answer
+        "riding a bicycle" is computed, as by DA-HOI's training-free teacher. Another table."""
         prompt: str | None = None
         """How both are put, as in stage ``answers``. Default: the checkpoint's chat template, else the family's plain prompt."""
         max_pixels: Count | None = None
@@ -99,26 +69,18 @@ class PairAnswers(AsksAboutPairs):
         """Share of a GPU that one worker occupies."""
 
     def __init__(self, config: Config, vocabulary: Vocabulary) -> None:
-        super().__init__(config, vocabulary)
+        super().__init__(config, vocabulary, config.form)
         architecture = config.checkpoint.architecture
         if architecture not in COORDINATES:
             raise UserError(
                 f"{config.checkpoint.folder}: {architecture} cannot be asked about pairs; it takes {', '.join(COORDINATES)}"
             )
-        self.vocabulary, self.view, self.question = vocabulary, config.view, config.question
-        self.marks = MARKS[config.view] if config.marks is None else config.marks
-        needed = ("{object}", *(BOXES if self.view == "whole" else ()))
-        for key, said, marks in (("marks", self.marks, needed), ("question", self.question, ("{action}",))):
-            if absent := [mark for mark in marks if said.count(mark) != 1]:
-                raise UserError(f"{key}: {said!r} must hold {absent[0]} once")
-        if self.view == "crop" and any(mark in self.marks for mark in BOXES):
-            raise UserError("marks: boxes are those of the image, of which view: crop shows a part; leave them out")
         self.coordinates: Coordinates = config.coordinates or COORDINATES[architecture]
         self.tokens_at_once = config.tokens_at_once
         self.resources = Resources(gpus=config.gpus)
         self.speaker = Answers(
             Answers.Config(
-                checkpoint=config.checkpoint, columns=(config.question,), prompt=config.prompt,
+                checkpoint=config.checkpoint, columns=(self.question,), prompt=config.prompt,
                 max_pixels=config.max_pixels, dtype=config.dtype, batch_size=1, gpus=config.gpus,
             ),
             vocabulary,
@@ -130,13 +92,12 @@ class PairAnswers(AsksAboutPairs):
     def parameters(self) -> dict[str, Any]:
         model = self.speaker.parameters()
         kept = {key: value for key, value in model.items() if key not in ("max_new_tokens", "decoding")}
-        form = {"marks": self.marks, "question": self.question}
-        if any(mark in self.marks for mark in BOXES):
-            form |= {"coordinates": self.coordinates}
-        seen = {"whole": {}, "blur": {"view": "blur", "blur": BLUR}, "crop": {"view": "crop", "margin": MARGIN}}[
-            self.view
-        ]
-        return {**kept, **form, **seen, "answer": "log-probabilities of the first token"}
+        kind = (
+            "log-probabilities of the first token"
+            if self.form == "yes_no"
+            else "log-likelihoods with and without image"
+        )
+        return {**kept, **self.words(self.coordinates), "answer": kind}
 
     @override
     def provenance(self) -> dict[str, Any]:
@@ -206,41 +167,18 @@ class PairAnswers(AsksAboutPairs):
         if isinstance(image, ImageInputs):
             yield image, None
             return
-        boxes = np.asarray(instances["boxes"], np.int64).reshape(-1, 4)
-        asked: dict[int, list[int]] = {}
-        for column in columns:
-            numbers, pairs = self.pairs_of(instances, column)
-            asked.update(zip(numbers.tolist(), pairs.tolist(), strict=True))
-        for number, (human, object_) in sorted(asked.items()):
-            yield self.speaker.prepare(VIEWS[self.view](image, boxes[human], boxes[object_])), number
+        for number, pair in self.asked_pairs(instances, columns).items():
+            yield self.speaker.prepare(self.view_of(image, instances, pair)), number
 
     def questions(
         self, image: ImageInputs, instances: Mapping[str, Any], columns: Sequence[str], only: int | None = None
     ) -> list[PairQuestion]:
         """All questions about an image, or about the pair of one number, by pair, then by column."""
-        boxes, found = self.boxes(image, instances), []
-        for column in columns:
-            verb = int(self.verbs[self.columns.index(column)])
-            numbers, pairs = self.pairs_of(instances, column)
-            for number, (human, object_) in zip(numbers.tolist(), pairs.tolist(), strict=True):
-                if only not in (None, number):
-                    continue
-                name = self.vocabulary.objects[int(instances["labels"][object_])]
-                where = self.marks.replace("{person_box}", boxes[human]).replace("{object_box}", boxes[object_])
-                what = noun_phrase(name)
-                action = self.vocabulary.action(verb, name).format(this_one(name))
-                asked = self.question.replace("{action}", action)
-                found.append(PairQuestion(number, column, f"{where.replace('{object}', what)} {asked}"))
-        return sorted(found, key=lambda each: each.number)
+        return self.said(self.boxes(image, instances), instances, columns, only)
 
     def boxes(self, image: ImageInputs, instances: Mapping[str, Any]) -> list[str]:
         """The boxes of an image as they are written."""
-        sides = np.array([instances["width"], instances["height"]] * 2, np.float64)
-        boxes = np.asarray(instances["boxes"], np.float64).reshape(-1, 4) / np.maximum(sides, 1)
-        if self.coordinates == "fractions":
-            return [f"[{', '.join(f'{value:.2f}' for value in box)}]" for box in boxes.tolist()]
-        scale = np.full(4, 1000.0) if self.coordinates == "thousandths" else np.tile(self.seen_size(image), 2)
-        return [str(box) for box in np.rint(boxes * scale).astype(int).tolist()]
+        return written(instances, self.coordinates, self.seen_size(image))
 
     def seen_size(self, image: ImageInputs) -> tuple[int, int]:
         """(width, height) in pixels of the image as the model gets it."""
@@ -253,20 +191,51 @@ class PairAnswers(AsksAboutPairs):
 
     def token_ids(self, questions: Sequence[PairQuestion]) -> list[list[int]]:
         """Token ids of the prompts; the image's mark is a single token among them."""
-        texts = [self.template.replace(self.question, each.text) for each in questions]
+        return self.encoded([self.template.replace(self.question, each.text) for each in questions])
+
+    def encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that begin as a prompt does."""
         start = self.speaker.tokenizer.bos_token
         has_start = bool(start) and self.template.startswith(start)
-        ids: list[list[int]] = self.speaker.tokenizer(texts, add_special_tokens=not has_start)["input_ids"]
+        ids: list[list[int]] = self.speaker.tokenizer(list(texts), add_special_tokens=not has_start)["input_ids"]
         return ids
+
+    def candidate_ids(self, questions: Sequence[PairQuestion], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Token ids of the answers whose likelihood is asked for, as they follow the prompts; empty ones for a yes or no.
+
+        Raises:
+            UserError: an answer's first token would be a part of the prompt's last one.
+        """
+        if self.form == "yes_no":
+            return [[] for _ in questions]
+        space = "" if self.template[-1:].isspace() else " "
+        texts = [self.template.replace(self.question, each.text) + space + each.candidate for each in questions]
+        found = []
+        for ids, prompt in zip(self.encoded(texts), prompts, strict=True):
+            if ids[: len(prompt)] != list(prompt) or len(ids) == len(prompt):
+                raise UserError(
+                    f"prompt: its end {self.template[-12:]!r} and an answer are one token; end it in another way"
+                )
+            found.append(ids[len(prompt) :])
+        return found
 
     def one_by_one(self, image: ImageInputs, questions: Sequence[PairQuestion]) -> np.ndarray:
         """float32 ``[Q, 2]``: every question as a whole prompt with its image, one forward each."""
         import torch
 
         pixels, told = self.pixels(image), []
-        for ids in self.token_ids(questions):
-            logits = self.model(**self.given(self.widened(ids, image)), **pixels, logits_to_keep=1).logits[:, -1]
-            told.append(self.log_probabilities(logits))
+        prompts = self.token_ids(questions)
+        for ids, answer in zip(prompts, self.candidate_ids(questions, prompts), strict=True):
+            seen, blind = self.widened(ids, image), self.without_image(ids)
+            if not answer:
+                logits = self.model(**self.given(seen), **pixels, logits_to_keep=1).logits[:, -1]
+                told.append(log_probabilities(logits, *self.ids))
+                continue
+            both = [
+                self.model(**self.given([*before, *answer[:-1]]), **given, logits_to_keep=len(answer)).logits[0]
+                for before, given in ((seen, pixels), (blind, {}))
+            ]
+            told.append(torch.stack([likelihood(logits, answer) for logits in both], 1))
         found: np.ndarray = torch.cat(told).cpu().numpy()
         return found
 
@@ -278,17 +247,26 @@ class PairAnswers(AsksAboutPairs):
             questions: Q questions, by pair.
             levels: 1: what is said of a pair is repeated with each question.
         """
+        if self.form == "yes_no":
+            return self.grown(image, questions, levels)
+        return np.stack([self.grown(seen, questions, levels) for seen in (image, None)], 1)
+
+    def grown(self, image: ImageInputs | None, questions: Sequence[PairQuestion], levels: int) -> np.ndarray:
+        """The answers of one tree: float32 ``[Q, 2]`` of yes and no, or ``[Q]`` likelihoods. None: no image is seen."""
         import torch
 
         ids = self.token_ids(questions)
+        answers = self.candidate_ids(questions, ids)
         trunk, offset, start = self.trunk(image, ids[0])
+        rest = [each[start:] if image is not None else self.without_image(each) for each in ids]
         together = by_pair(questions) if levels == 2 else [[place] for place in range(len(questions))]
-        branches = [Branch.of([ids[place][start:] for place in places]) for places in together]
-        told = []
+        branches = [branch_of([rest[at] for at in places], [answers[at] for at in places]) for places in together]
+        told: list[torch.Tensor] = []
         waiting = list(in_chunks(branches, self.budget))
         while waiting:
             try:
-                told.append(self.leaves(trunk, offset, waiting[0]))
+                done = sum(map(len, told))
+                told.append(self.leaves(trunk, offset, waiting[0], answers[done:]))
                 del waiting[0]
                 continue
             except torch.OutOfMemoryError:
@@ -300,11 +278,11 @@ class PairAnswers(AsksAboutPairs):
         found: np.ndarray = torch.cat(told).cpu().numpy()
         return found
 
-    def trunk(self, image: ImageInputs, ids: Sequence[int]) -> tuple[Any, int, int]:
+    def trunk(self, image: ImageInputs | None, ids: Sequence[int]) -> tuple[Any, int, int]:
         """What all questions about an image share, gone through the model.
 
         Args:
-            image: what :meth:`prepare` made of it.
+            image: what :meth:`prepare` made of it. None: nothing is shared.
             ids: token ids of one prompt.
 
         Returns:
@@ -312,25 +290,32 @@ class PairAnswers(AsksAboutPairs):
         """
         from transformers import DynamicCache
 
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        if image is None:
+            return cache, 0, 0
         start = ids.index(self.speaker.image_id) + 1
         before = self.widened(ids[:start], image)
-        cache = DynamicCache(config=self.model.config.get_text_config())
         self.model(**self.given(before), **self.pixels(image), past_key_values=cache, use_cache=True, logits_to_keep=1)
         delta = getattr(self.model.model, "rope_deltas", None)
         return cache, len(before) + (0 if delta is None else int(delta)), start
 
-    def leaves(self, trunk: Any, offset: int, branches: Sequence[Branch]) -> torch.Tensor:
-        """float32 ``[Q, 2]``, the answers to the questions of some branches."""
-        decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
-        states = last_states(decoder, trunk, offset, Packed.of(branches), self.speaker.device)
-        return self.log_probabilities(head(states))
-
-    def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """float32 ``[Q, 2]`` logarithms of yes and no, of first-token logits ``[Q, V]``."""
+    def leaves(
+        self, trunk: Any, offset: int, branches: Sequence[Branch], answers: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """float32 ``[Q, 2]``, the answers to the Q questions of some branches, or ``[Q]``, the likelihoods of the first Q
+        ``answers``."""
         import torch
 
-        found = logits.float().log_softmax(-1)
-        return torch.stack([found[:, list(ids)].logsumexp(-1) for ids in self.ids], 1)
+        decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
+        packed = Packed.of(branches)
+        states = packed_states(decoder, trunk, offset, packed, self.speaker.device)
+        if self.form == "yes_no":
+            return log_probabilities(head(states[torch.from_numpy(packed.ends).to(states.device)]), *self.ids)
+        told = []
+        for number in range(len(packed.ends)):
+            own = torch.from_numpy(packed.leaf == number).to(states.device)
+            told.append(likelihood(head(states[own]), answers[number]))
+        return torch.cat(told)
 
     @property
     def model(self) -> Any:
@@ -342,6 +327,10 @@ class PairAnswers(AsksAboutPairs):
         import torch
 
         return joined([image.tensors], self.speaker.device, getattr(torch, self.speaker.dtype))
+
+    def without_image(self, ids: Sequence[int]) -> list[int]:
+        """Token ids without the mark of the image."""
+        return [each for each in ids if each != self.speaker.image_id]
 
     def widened(self, ids: Sequence[int], image: ImageInputs) -> list[int]:
         """Token ids with as many marks as tokens stand for the image."""
@@ -365,3 +354,20 @@ def by_pair(questions: Sequence[PairQuestion]) -> list[list[int]]:
     for place, each in enumerate(questions):
         places.setdefault(each.number, []).append(place)
     return list(places.values())
+
+
+def branch_of(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Branch:
+    """Questions about one pair: of yes or no as they are, else the last token of the prompt and the answer but for its last
+    token, so that each token of a leaf foretells one of the answer."""
+    if not answers[0]:
+        return Branch.of(prompts)
+    first = prompts[0]
+    return Branch(first[:-1], [[first[-1], *answer[:-1]] for answer in answers])
+
+
+def likelihood(logits: torch.Tensor, answer: Sequence[int]) -> torch.Tensor:
+    """float32 ``[1]``: the logarithm of an answer's probability, of the logits ``[L, V]`` before each of its L tokens."""
+    import torch
+
+    token = torch.tensor(list(answer), device=logits.device)
+    return logits.float().log_softmax(-1).gather(1, token[:, None]).sum()[None]

@@ -106,18 +106,18 @@ class Packed:
         return np.tril(sees)
 
 
-def last_states(decoder: Any, trunk: Any, offset: int, packed: Packed, device: str) -> torch.Tensor:
-    """The hidden state after each question.
+def packed_states(decoder: Any, trunk: Any, offset: int, packed: Packed, device: str) -> torch.Tensor:
+    """The hidden state after each token.
 
     Args:
         decoder: a causal transformer of transformers, without its head, whose layers attend to everything before.
-        trunk: its cache of the S tokens of the trunk, of one row; as it was when this returns.
+        trunk: its cache of the S tokens of the trunk, of one row, or an empty one; as it was when this returns.
         offset: the position of the first token after the trunk (of M-RoPE the same on all three axes).
         packed: the questions.
         device: where the decoder is.
 
     Returns:
-        float ``[Q, D]``.
+        float ``[T, D]``.
     """
     import torch
 
@@ -126,7 +126,7 @@ def last_states(decoder: Any, trunk: Any, offset: int, packed: Packed, device: s
     sees = torch.from_numpy(packed.sees()).to(device)
     mask = torch.zeros(1, 1, len(packed.ids), before + len(packed.ids), dtype=dtype, device=device)
     mask[0, 0, :, before:].masked_fill_(~sees, torch.finfo(dtype).min)
-    states = decoder(
+    states: torch.Tensor = decoder(
         input_ids=torch.from_numpy(packed.ids)[None].to(device),
         attention_mask=mask,
         position_ids=torch.from_numpy(packed.depth + offset)[None].to(device),
@@ -134,4 +134,4 @@ def last_states(decoder: Any, trunk: Any, offset: int, packed: Packed, device: s
         use_cache=True,
     ).last_hidden_state[0]
     trunk.crop(before - trunk.get_seq_length())
-    return states[torch.from_numpy(packed.ends).to(device)]
+    return states

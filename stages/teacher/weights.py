@@ -42,10 +42,12 @@ RECORDS = (
 NESTED_RECORDS = ("qformer_tokenizer/*", "modules.json", "*_Pooling/config.json")
 """The same of models that are several things: InstructBLIP's second tokenizer, a sentence encoder's pooling."""
 OWN_CLASSES = {
+    "PicoBlipForPairQuestions": "hoi_distill.stages.teacher.pico.modeling.marked",
     "PicoBlip": "hoi_distill.stages.teacher.pico.modeling.blip",
     "PicoClip": "hoi_distill.stages.teacher.pico.modeling.clip",
 }
-"""Architectures of this project, by the beginning of their name: the module that defines them."""
+"""Architectures of this project, by the beginning of their name, the first that fits: the module that defines
+them."""
 VARIANTS = {"MixedSelectionDeformableDetr": "hoi_distill.stages.checkpoints.mixed_selection"}
 """Variants of transformers' architectures that published checkpoints need and it lacks: the module that defines them."""
 TOWERS = ("vision_model.", "model.vision_model.", "model.vision_tower.", "vision_tower.", "model.visual.", "visual.")

@@ -48,6 +48,14 @@ def yes_score(logits: torch.Tensor, yes: Sequence[int], no: Sequence[int]) -> np
     return np.asarray(chosen.cpu().numpy(), np.float32)
 
 
+def log_probabilities(logits: torch.Tensor, yes: Sequence[int], no: Sequence[int]) -> torch.Tensor:
+    """float32 ``[B, 2]``, logarithms of the probabilities that a yes and that a no comes first, of logits ``[B, V]``."""
+    import torch
+
+    found = logits.float().log_softmax(-1)
+    return torch.stack([found[:, list(ids)].logsumexp(-1) for ids in (yes, no)], 1)
+
+
 def cells(texts: Sequence[str], scores: np.ndarray) -> pa.Array:
     """:data:`CELL` of each answer; a score that is NaN becomes null."""
     text = pa.array([text.strip() for text in texts], pa.string())

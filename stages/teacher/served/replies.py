@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hoi_distill.stages.teacher.blip.first_token import NO, YES
@@ -72,19 +72,45 @@ def first_token(completion: ChatCompletion | Any) -> tuple[str, float]:
         NoAnswer: refused, or neither yes nor no is listed.
         UserError: the server gives no log-probabilities.
     """
+    token, listed = _first_tokens(completion, "write scores: graded")
+    yes, no = _yes_and_no(listed)
+    return token, yes / (yes + no)
+
+
+def first_token_logs(completion: ChatCompletion | Any) -> tuple[float, float]:
+    """The logarithms of the probabilities that an answer begins with yes, and with no.
+
+    A variant that is not listed counts as 0, and a word without any listed variant as the last token that is: it has at most
+    that probability.
+
+    Raises:
+        Broken, NoAnswer, UserError: see :func:`first_token`.
+    """
+    _, listed = _first_tokens(completion, "ask another server")
+    yes, no = _yes_and_no(listed)
+    least = min(logprob for _, logprob in listed)
+    return (math.log(yes) if yes else least), (math.log(no) if no else least)
+
+
+def _first_tokens(completion: ChatCompletion | Any, remedy: str) -> tuple[str, list[tuple[str, float]]]:
+    """An answer's first token, and the likeliest ones in its place with their log-probabilities."""
     choice = choice_of(completion)
     tokens = choice.logprobs.content if choice.logprobs is not None else None
     if not tokens or not tokens[0].top_logprobs:
         if choice.logprobs is None and choice.message.content:
-            raise UserError("the server gives no log-probabilities of tokens; write scores: graded")
+            raise UserError(f"the server gives no log-probabilities of tokens; {remedy}")
         raise Broken("a reply without a first token")
-    listed = [(each.token, each.logprob) for each in tokens[0].top_logprobs]
+    return tokens[0].token, [(each.token, each.logprob) for each in tokens[0].top_logprobs]
+
+
+def _yes_and_no(listed: Sequence[tuple[str, float]]) -> tuple[float, float]:
+    """The probabilities of both words; NoAnswer where neither is listed."""
     yes, no = _mass(listed, YES), _mass(listed, NO)
     if yes + no == 0:
         raise NoAnswer(
             f"neither yes nor no among the {len(listed)} likeliest first tokens; the first is {listed[0][0]!r}"
         )
-    return tokens[0].token, yes / (yes + no)
+    return yes, no
 
 
 def _mass(listed: Iterable[tuple[str, float]], words: tuple[str, ...]) -> float:

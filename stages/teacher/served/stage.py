@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import Columns, Count, CountOrNone, Fraction, NotNegative, Positive
-from hoi_distill.stages.stage import Batch, Values
+from hoi_distill.stages.stage import Batch, Stage, Values
 from hoi_distill.stages.teacher.seen_objects import AskedWhere, AsksAboutSeen
 from hoi_distill.stages.teacher.served.account import Account
 from hoi_distill.stages.teacher.served.endpoint import Endpoint, Request, Server
@@ -47,12 +47,12 @@ def _address(given: str) -> str:
 Answer = TypeVar("Answer")
 
 
-class Served(AsksAboutSeen):
-    """Asks a server. A subclass says what one request is, and what a cell is made of."""
+class AsksServer(Stage):
+    """A stage that asks a server: its keys, its fingerprint, its connection, and how an image is sent."""
 
     is_served = True
 
-    class Config(AsksAboutSeen.Config):
+    class Config(Stage.Config):
         base_url: Annotated[str, AfterValidator(_address)]
         """Address of an OpenAI-compatible server, with its ``/v1``. Not in the fingerprint."""
         model: str
@@ -84,8 +84,6 @@ class Served(AsksAboutSeen):
         """How an image is sent: with the very pixels that are decoded, or as a JPEG of quality 95, about a tenth of it."""
         longest_side: Count | None = None
         """Larger images are made smaller before they are sent, to this longest side in pixels."""
-        asked_where: AskedWhere | None = None
-        """For columns that are ``verification_questions``: put each only where its object was detected."""
         in_flight: Count = 64
         """Requests under way at once, of one worker."""
         requests_per_minute: Positive | None = None
@@ -103,13 +101,12 @@ class Served(AsksAboutSeen):
         batch_size: Count = 128
         """Images that are asked about together. At the end of a batch some of ``in_flight`` are idle."""
 
-    def __init__(self, config: Config, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: Config) -> None:
         if config.budget is not None and not (config.prompt_price or config.completion_price):
             raise UserError("budget: without a price nothing is spent; write prompt_price or completion_price too")
         if named := {"model", "messages", "stream", "n"} & set(config.extra):
             raise UserError(f"extra.{min(named)}: is set by this stage; leave it out")
         self.config, self.columns = config, config.columns
-        self.ask_where(config.asked_where, vocabulary)
         self.batch_size = config.batch_size
 
     @override
@@ -165,16 +162,52 @@ class Served(AsksAboutSeen):
         """The image as a data URL, as it is sent."""
         from PIL import Image as pil
 
-        if self.config.longest_side is not None and max(image.size) > self.config.longest_side:
-            scale = self.config.longest_side / max(image.size)
-            width, height = (max(round(side * scale), 1) for side in image.size)
-            image = image.resize((width, height), pil.Resampling.BICUBIC)
+        if (size := self.sent_size(*image.size)) != image.size:
+            image = image.resize(size, pil.Resampling.BICUBIC)
         file = io.BytesIO()
         if self.config.image_format == "png":
             image.save(file, "PNG", compress_level=1)
         else:
             image.save(file, "JPEG", quality=JPEG_QUALITY)
         return f"data:image/{self.config.image_format};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+    def sent_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) in pixels, as an image of this size is sent."""
+        longest = self.config.longest_side
+        if longest is None or max(width, height) <= longest:
+            return width, height
+        scale = longest / max(width, height)
+        return max(round(width * scale), 1), max(round(height * scale), 1)
+
+    def body(self, image: str, question: str, **fields: Any) -> dict[str, Any]:
+        """Arguments of ``chat.completions.create``. ``fields`` replace what the configuration chooses."""
+        config = self.config
+        said: list[dict[str, Any]] = [{"role": "system", "content": config.system}] if config.system else []
+        content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": question}]
+        limit = fields.pop("limit", config.max_new_tokens)
+        body = {
+            "model": config.model,
+            "messages": [*said, {"role": "user", "content": content}],
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            config.limit_as: limit,
+            **({} if config.seed is None else {"seed": config.seed}),
+            **({"extra_body": config.extra} if config.extra else {}),
+        }
+        return body | fields
+
+
+class Served(AsksAboutSeen, AsksServer):
+    """Asks one request a cell. A subclass says what a request is, and what a cell is made of."""
+
+    class Config(AsksServer.Config):
+        asked_where: AskedWhere | None = None
+        """For columns that are ``verification_questions``: put each only where its object was detected."""
+
+    def __init__(self, config: Config, vocabulary: Vocabulary) -> None:
+        super().__init__(config)
+        self.ask_where(config.asked_where, vocabulary)
+        self.batch_size = config.batch_size
 
     @override
     def compute(
@@ -202,23 +235,6 @@ class Served(AsksAboutSeen):
     @abstractmethod
     def cells(self, answers: Sequence[Any]) -> Values:
         """One column of what :meth:`request` reads; null where an answer is None."""
-
-    def body(self, image: str, question: str, **fields: Any) -> dict[str, Any]:
-        """Arguments of ``chat.completions.create``. ``fields`` replace what the configuration chooses."""
-        config = self.config
-        said: list[dict[str, Any]] = [{"role": "system", "content": config.system}] if config.system else []
-        content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": question}]
-        limit = fields.pop("limit", config.max_new_tokens)
-        body = {
-            "model": config.model,
-            "messages": [*said, {"role": "user", "content": content}],
-            "temperature": config.temperature,
-            "top_p": config.top_p,
-            config.limit_as: limit,
-            **({} if config.seed is None else {"seed": config.seed}),
-            **({"extra_body": config.extra} if config.extra else {}),
-        }
-        return body | fields
 
 
 def _client_is_there() -> None:

@@ -70,7 +70,8 @@ def test_every_arm_is_a_training_of_its_own_with_valid_keys(path, monkeypatch):
 @pytest.mark.parametrize("path", MATRICES, ids=lambda path: path.stem)
 def test_a_matrix_says_what_table_it_is_and_where_its_published_figures_are_from(path):
     matrix = load_matrix(path)
-    paper = next(word for word in ("CL-HOI", "VLM-HOI", "LINK") if path.stem.startswith(word.lower().replace("-", "_")))
+    papers = ("CL-HOI", "DA-HOI", "VLM-HOI", "LINK")
+    paper = next(word for word in papers if path.stem.startswith(word.lower().replace("-", "_")))
     assert f"configs/paper/{path.name}" in path.read_text().splitlines()[0]
     assert paper in matrix.about
     assert matrix.name == f"paper-{path.stem.replace('_', '-')}"

@@ -191,9 +191,9 @@ def test_as_many_pairs_as_upt_allows_are_asked_within_the_bound(opened):
     stage = opened(tokens_at_once=500)
     longest = []
     leaves = stage.leaves
-    stage.leaves = lambda trunk, offset, branches: (
+    stage.leaves = lambda trunk, offset, branches, answers: (
         longest.append(sum(branch.tokens for branch in branches)),
-        leaves(trunk, offset, branches),
+        leaves(trunk, offset, branches, answers),
     )[1]
     boxes = instances([PERSON] * 15 + [CUP] * 15)
     found = answered(stage, image(), boxes)
@@ -214,11 +214,11 @@ def test_memory_that_runs_out_halves_the_chunk_and_loses_no_answer(opened):
     stage, plain = opened(), answered(opened(), image())
     leaves, tried = stage.leaves, []
 
-    def short_of_memory(trunk, offset, branches):
+    def short_of_memory(trunk, offset, branches, answers):
         tried.append(sum(branch.tokens for branch in branches))
         if tried[-1] > 150:
             raise torch.OutOfMemoryError
-        return leaves(trunk, offset, branches)
+        return leaves(trunk, offset, branches, answers)
 
     stage.leaves = short_of_memory
     assert_alike(answered(stage, image()), plain)
@@ -293,6 +293,50 @@ def test_branches_share_what_is_alike_and_chunks_keep_every_leaf():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_likelihood_is_that_of_the_whole_answer_with_the_image_and_without_it(opened, name):
+    stage, seen = opened(name, form="likelihood"), image()
+    cells = answered(stage, seen)
+    given, boxes = stage.prepare(seen), stage.boxes(stage.prepare(seen), SCENE)
+    pairs, checked = ordered_pairs(2, 6), 0
+    said = {("ride", BICYCLE): "riding a bicycle", ("ride", BOAT): "riding in a boat", ("hold", CUP): "holding a cup"}
+    for (column, pair), logs in flat(cells).items():
+        human, thing = pairs[pair].tolist()
+        label = SCENE["labels"][thing]
+        if (answer := said.get((column.split(":")[0], label))) is None:
+            continue
+        what = {BICYCLE: "a bicycle", BOAT: "a boat", CUP: "a cup"}[label]
+        prompt = f"A person is at {boxes[human]} and {what} is at {boxes[thing]}. What is this person doing?"
+        words = stage.speaker.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        words = words[1:] if words[0] == stage.speaker.tokenizer.bos_token_id else words
+        ids = stage.speaker.prompt_ids(prompt)
+        for value, before, pixels in ((logs[0], stage.widened(ids, given), given.tensors), (logs[1], ids, {})):
+            total = 0.0
+            kept = [each for each in before if pixels or each != stage.speaker.image_id]
+            for word in words:  # one forward a token
+                with torch.inference_mode():
+                    logits = stage.model(**stage.given(kept), **pixels).logits[0, -1]
+                total += float(logits.log_softmax(-1)[word])
+                kept = [*kept, word]
+            assert value == pytest.approx(total, abs=1e-4)
+        checked += 1
+    assert checked == 2 * (2 + 1 + 1)
+    assert np.ptp([yes - no for yes, no in flat(cells).values()]) > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_likelihoods_do_not_depend_on_what_is_shared_or_chunked(opened, name):
+    stage = opened(name, form="likelihood")
+    given = stage.prepare(image(1))
+    questions = stage.questions(given, SCENE, COLUMNS)
+    with torch.inference_mode():
+        none = stage.one_by_one(given, questions)
+        for levels in (1, 2):
+            np.testing.assert_allclose(stage.as_tree(given, questions, levels), none, atol=1e-5)
+    plain = answered(stage, image())
+    assert_alike(answered(opened(name, form="likelihood", tokens_at_once=60), image()), plain)
+
+
 def test_the_fingerprint_follows_what_answers_depend_on(families):
     def record(name="qwen", columns=COLUMNS, **keys):
         keys = {"checkpoint": Checkpoint.find(families(name)), "columns": columns, **keys}
@@ -303,8 +347,9 @@ def test_the_fingerprint_follows_what_answers_depend_on(families):
     keys = [
         {"marks": "{object}: {person_box} {object_box}"}, {"question": "{action}?"}, {"coordinates": "fractions"},
         {"dtype": "bfloat16"}, {"max_pixels": 1024}, {"prompt": "{image}{question}"}, {"view": "blur"}, {"view": "crop"},
+        {"form": "likelihood"},
     ]  # fmt: skip
-    assert len({record(), record("llava"), *(record(**key) for key in keys)}) == 10
+    assert len({record(), record("llava"), *(record(**key) for key in keys)}) == 11
 
 
 def test_wrong_keys_are_told(families):
@@ -319,6 +364,7 @@ def test_wrong_keys_are_told(families):
     assert "must hold {object_box} once" in wrong(marks="{person_box} {object}")
     assert "view: crop shows a part" in wrong(view="crop", marks="{object} {object_box}")
     assert "must hold {action} once" in wrong(question="Is it?")
+    assert "leave {action} out" in wrong(form="likelihood", question="Is this person {action}?")
     assert "least is 2 for detections; it is a probability" in wrong(gates=(Gate("prior", "detections", 2),))
 
 

@@ -93,7 +93,22 @@ def test_the_detr_card():
     assert f"{recipe['cpu_seconds']:.0f} s of CPU" in card
 
 
-@pytest.mark.parametrize("folder", ["", "clip", "detector"])
+def test_the_card_of_the_teacher_that_is_asked_about_pairs():
+    card, found = (PICO / "marked/README.md").read_text(), measured(PICO / "marked")
+    keys = ("localisation", "area", "accuracy", "calibration_error")
+    assert table_row(card, "all questions") == rounded(*(found[key] for key in keys))
+    assert f"{found['questions']:,} questions, {found['true']:,} of them true" in card
+    said = " ".join(card.split())
+    weakest = sorted((value, verb) for verb, value in found["by_verb"].items() if value is not None)[:4]
+    for value, verb in weakest:
+        assert f"{verb.replace('_', ' ')} {value:.3f}" in said
+    recipe = json.loads((PICO / "marked/recipe.json").read_text())
+    assert f"{recipe['stop'] * recipe['batch']:,} scenes" in card
+    assert f"{recipe['cpu_seconds']:.0f} s of CPU" in card
+    assert "Boxes reach this teacher" in card
+
+
+@pytest.mark.parametrize("folder", ["", "clip", "detector", "marked"])
 def test_a_card_names_the_commands_that_reproduce_it(folder):
     card = (PICO / folder / "README.md").read_text()
     for command in ("training", "evaluation"):
