@@ -8,7 +8,6 @@ a few integers per row; of a table of numbers also its rows, where they fit (:mo
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,8 @@ from typing_extensions import override
 from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import StorageError, UserError
 from hoi_distill.storage.files import stamps
-from hoi_distill.storage.files.stores import fetch_together, is_object, loaders_start
+from hoi_distill.storage.files.fetching import fetch_ahead, fetch_together
+from hoi_distill.storage.files.stores import is_object, loaders_start
 from hoi_distill.storage.layout import locate_cells
 from hoi_distill.storage.numbers import NumberReader, number_type
 from hoi_distill.storage.sampling import Epoch, RankBatches
@@ -96,7 +96,6 @@ class SampleStream:
 
     def __init__(self, spec: StreamSpec) -> None:
         self._count = len(spec.row_ids)
-        self._ahead: threading.Thread | None = None
         self._tables = [_CellReader(name, ref, spec.command) for name, ref in spec.tables.items()]
         self.skipped: dict[int, str] = {}
         for table in self._tables:
@@ -118,6 +117,7 @@ class SampleStream:
     def __getitems__(self, rows: Sequence[int]) -> list[Sample]:
         """The samples of ``rows``, in that order, less those that are left out. The disk reads all of them at once."""
         read = [int(row) for row in rows if row not in self.skipped]
+        fetch_together(self._closed(read), fetch)
         for table in self._tables:
             table.read_ahead(read)
         samples: list[Sample] = [{"row": row} for row in read]
@@ -132,20 +132,12 @@ class SampleStream:
         return any(table.fetches for table in self._tables)
 
     def fetch_ahead(self, rows: Sequence[int]) -> None:
-        """Begin to fetch the shards of rows that will be read soon, and do not wait for them. While it still fetches what was
-        asked for before, nothing new begins: whoever reads on asks again."""
-        if self.fetches and (self._ahead is None or not self._ahead.is_alive()):
-            self._ahead = threading.Thread(target=self._fetch, args=(list(rows),), daemon=True)
-            self._ahead.start()
+        """Begin to fetch the shards of rows that will be read soon, and do not wait for them."""
+        fetch_ahead(self._closed(rows), fetch)
 
-    def _fetch(self, rows: Sequence[int]) -> None:
-        for table in self._tables:
-            if table.fetches:
-                table.fetch(rows)
-
-    @override
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_ahead": None}
+    def _closed(self, rows: Sequence[int]) -> list[str]:
+        """The shards of some rows that may have to be fetched before they are read, those of the first rows first."""
+        return [path for table in self._tables if table.fetches for path in table.closed(rows)]
 
     def loader(
         self,
@@ -223,21 +215,18 @@ class _CellReader:
         self.__dict__.update(state)
 
     def read_ahead(self, rows: Sequence[int]) -> None:
-        """Fetch the shards of these rows that lie in an object store, and let the disk begin to read the rows' tensors."""
-        if self.fetches:
-            self.fetch(rows)
+        """Let the disk begin to read the tensors of these rows."""
         if self._holds_tensors:
             for row in rows:
                 for shard, _, position, columns in self._places(row):
                     for name in columns:
                         cast(LmdbShard, shard).read_ahead(name, position)
 
-    def fetch(self, rows: Sequence[int]) -> None:
-        """Have the shards of these rows on this machine's disk, those of the first rows first: those that are neither open nor
-        there, whether they never came or had to make room since."""
+    def closed(self, rows: Sequence[int]) -> list[str]:
+        """The shards of these rows that are not open, those of the first rows first. They never came, had to make room since,
+        or are on this machine's disk."""
         shards = dict.fromkeys(int(group.shard[row]) for row in rows for group in self._groups)
-        closed = [shard for shard in shards if shard >= 0 and not self._is_open(shard)]
-        fetch_together([self._paths[shard] for shard in closed], fetch)
+        return [self._paths[shard] for shard in shards if shard >= 0 and not self._is_open(shard)]
 
     def _is_open(self, shard: int) -> bool:
         return shard in self._shards if self._numbers is None else self._numbers.holds(shard)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Required, TypedDict, cast
 
 from hoi_distill.pipeline.planning.plan import TablePlan, folders
-from hoi_distill.pipeline.training.binding import trained_folders
+from hoi_distill.pipeline.training.binding import TRAINED, trained_folders
 from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.damage import Damaged
@@ -177,10 +177,9 @@ def collect(cache: Cache, move: bool, grace_seconds: float, forget: Sequence[str
     }
     tables = {table for note in setups.values() for table in note["tables"]}
     trained = {name for note in setups.values() for name in note.get("trained", [])}
-    there: list[tuple[set[str], Sequence[Place]]] = [
-        (tables, cache.folders()),
-        (trained, sorted((cache.local / "trained").glob("*"))),
-    ]
+    places = {str(root): root / TRAINED for root in (cache.root, cache.local)}.values()
+    networks = [place / name for place in places for name in sorted(store_of(place).folders(place))]
+    there: list[tuple[set[str], Sequence[Place]]] = [(tables, cache.folders()), (trained, networks)]
     for wanted, folders_there in there:
         for folder in folders_there:
             name = folder.name

@@ -13,8 +13,11 @@ from hoi_distill.pipeline.training.request import Resolved, resolve
 from hoi_distill.pipeline.training.section import student_section
 from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files.address import ObjectPath, Place
+from hoi_distill.storage.shared_folder import is_shared
 
 DONE = "done.json"
+TRAINED = "trained"
 
 
 def plan_all(workspace: Workspace) -> dict[str, TablePlan]:
@@ -31,19 +34,24 @@ def plan_all(workspace: Workspace) -> dict[str, TablePlan]:
         found = trained[teacher.name]
         if found is None:
             return node
-        resolved = node.stage.resolved(found.request.fingerprint, found.folder / "checkpoint")  # type: ignore[attr-defined]
+        resolved = node.stage.resolved(found.request.fingerprint, found.checkpoint)  # type: ignore[attr-defined]
         return replace(node, stage=resolved)
 
     plans = plan(workspace.nodes, workspace.sources, workspace.cache, bind)
     for table_plan in plans.values():
         teacher = getattr(table_plan.node.stage, "teacher", None)
-        if teacher is not None and table_plan.counts["empty"] and not (teacher.checkpoint.parent / DONE).exists():
+        if teacher is not None and table_plan.counts["empty"] and not _is_there(teacher.checkpoint):
             first = f"pair teacher {teacher.name} is trained first"
             table_plan.reasons = [Reason(f"{reason.text}; {first}", reason.cells) for reason in table_plan.reasons]
     return plans
 
 
-def trained_folders(plans: Mapping[str, TablePlan]) -> list[Path]:
+def _is_there(checkpoint: Place) -> bool:
+    """Whether a teacher is trained."""
+    return is_shared(checkpoint) if isinstance(checkpoint, ObjectPath) else (checkpoint.parent / DONE).exists()
+
+
+def trained_folders(plans: Mapping[str, TablePlan]) -> list[Place]:
     """Where the teachers of these tables are, or will be."""
     teachers = [getattr(table_plan.node.stage, "teacher", None) for table_plan in plans.values()]
     return sorted({each.checkpoint.parent for each in teachers if each is not None and each.checkpoint is not None})
@@ -56,12 +64,14 @@ class TeacherTraining:
     Attributes:
         workspace: the workspace in which the teacher is the student.
         request: the training.
-        folder: where the trained network is, or will be.
+        folder: where it is trained.
+        checkpoint: where the trained network is, or will be; in the object store that the cache lies in.
     """
 
     workspace: Workspace
     request: Resolved
     folder: Path
+    checkpoint: Place
 
 
 def teacher_training(workspace: Workspace, name: str, plans: Mapping[str, TablePlan]) -> TeacherTraining | None:
@@ -74,8 +84,9 @@ def teacher_training(workspace: Workspace, name: str, plans: Mapping[str, TableP
         if any(table in plans and not plans[table].complete() for table in map(data.tables.name_of, roles)):
             return None
         request = resolve(own, plans)
-    folder = workspace.cache.local / "trained" / f"{request.method.name}-{request.fingerprint[:16]}"
-    return TeacherTraining(own, request, folder)
+    name = f"{request.method.name}-{request.fingerprint[:16]}"
+    cache = workspace.cache
+    return TeacherTraining(own, request, cache.local / TRAINED / name, cache.root / TRAINED / name / "checkpoint")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,9 @@ from hoi_distill.pipeline.planning.plan import TablePlan
 from hoi_distill.pipeline.training.binding import TeacherTraining, teacher_training
 from hoi_distill.pipeline.training.fit import fit, is_trained, on_disk, trained_student
 from hoi_distill.pipeline.workspace import Workspace
+from hoi_distill.storage.files.address import ObjectPath
 from hoi_distill.storage.files.lock import alone
+from hoi_distill.storage.shared_folder import is_shared, share
 
 
 def train_missing(
@@ -26,7 +28,8 @@ def train_missing(
 ) -> None:
     """Train the teachers that these tables need and that are not trained yet.
 
-    A training that was killed goes on where it was. Of several runs one trains, and the others wait for it.
+    A training that was killed goes on where it was. Of several runs of a machine one trains, and the others wait for it. A
+    teacher of a cache in an object store is put there; of several machines that train it the first one's stands.
 
     Args:
         workspace: the teachers' sections, and the cache.
@@ -40,7 +43,9 @@ def train_missing(
     for name in dict.fromkeys(t.name for table in names if (t := getattr(plans[table].node.stage, "teacher", None))):
         teacher = teacher_training(workspace, name, plans)
         assert teacher is not None
-        folder = teacher.folder
+        folder, checkpoint = teacher.folder, teacher.checkpoint
+        if isinstance(checkpoint, ObjectPath) and is_shared(checkpoint):
+            continue
         used = {planned.table.dir for planned in teacher.request.train.values()}
         lock = workspace.cache.local / "leases" / f"{folder.name}.lock"
         lock.parent.mkdir(exist_ok=True)
@@ -50,6 +55,8 @@ def train_missing(
         ):
             if not is_trained(folder, teacher.request.fingerprint) or trained_student(folder) is None:
                 _train(teacher, name, stop)
+            if isinstance(checkpoint, ObjectPath):
+                share(folder / "checkpoint", checkpoint)
 
 
 def _wait(name: str, folder: Path) -> None:

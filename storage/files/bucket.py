@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hoi_distill.storage.errors import StorageError, UserError
+from hoi_distill.storage.files.drafts import Hashing
 
 T = TypeVar("T")
 PATIENCE = 60.0
@@ -100,26 +101,28 @@ class Bucket:
 
         return self._ask(key, attempt) if length else b""
 
-    def download(self, key: str, target: Path) -> None:
+    def download(self, key: str, target: Path) -> str:
         """Write an object to a file. A connection that is cut off goes on where it was.
+
+        Returns:
+            The checksum of what was written, 32 hex digits.
 
         Raises:
             FileNotFoundError: there is no such object.
             OSError: the file cannot be written, or the store does not answer.
         """
         with open(target, "wb", buffering=0) as file:
+            sink = Hashing(file)
 
             def rest() -> None:
-                done = file.seek(0, os.SEEK_END)
-                if done and done == self._obstore.head(self._store, key)["size"]:
+                if sink.bytes and sink.bytes == self._obstore.head(self._store, key)["size"]:
                     return
-                options: Any = {"range": {"offset": done}} if done else None
+                options: Any = {"range": {"offset": sink.bytes}} if sink.bytes else None
                 for part in self._obstore.get(self._store, key, options=options).stream(min_chunk_size=1 << 20):
-                    view = memoryview(part)
-                    while view.nbytes:
-                        view = view[file.write(view) :]
+                    sink.write(part)
 
             self._ask(key, rest)
+        return sink.state.hexdigest()
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object, over what was there."""

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 
-from hoi_distill.storage.errors import WorkStopped
-from hoi_distill.storage.files.address import SCHEMES, ObjectPath, Place, place_at
+from hoi_distill.storage.files.address import SCHEMES, ObjectPath, Place
 from hoi_distill.storage.files.disk_store import DISK
 from hoi_distill.storage.files.store import Store
-
-_AT_ONCE = 8  # downloads; one alone rarely fills a network
 
 
 def store_of(place: Place) -> Store:
@@ -36,25 +30,6 @@ def local_file(path: str, checksum: str | None = None) -> str:
 def is_object(path: str) -> bool:
     """Whether a path is the address of an object."""
     return path.startswith(SCHEMES)
-
-
-def fetch_together(paths: Iterable[str], fetch: Callable[[str], object]) -> None:
-    """Fetch several objects at once, those of which this machine has no copy. What goes wrong with one is said by whoever
-    reads it."""
-
-    def is_absent(path: str) -> bool:
-        with contextlib.suppress(OSError, WorkStopped):
-            return not store_of(place := place_at(path)).is_local(place)
-        return False
-
-    def attempt(path: str) -> None:
-        with contextlib.suppress(OSError, WorkStopped):
-            fetch(path)
-
-    absent = list(filter(is_absent, paths))
-    if absent:
-        with ThreadPoolExecutor(min(_AT_ONCE, len(absent))) as pool:
-            list(pool.map(attempt, absent))
 
 
 def loaders_start(processes: int) -> str | None:

@@ -133,6 +133,11 @@ class ImageBatches(BatchSource[BatchT_co]):
         others = take(self.pools.others, step, config.unlabelled_per_step, 2 * config.seed + 1, window)
         return np.concatenate((labelled[rank::world], others[rank::world]))
 
+    def later_rows(self, step: int) -> np.ndarray:
+        """int64, what the next :data:`STEPS_AHEAD` steps read, the next one's first."""
+        last = min(step + 1 + STEPS_AHEAD, len(self))
+        return np.concatenate([np.empty(0, np.int64), *(self.rows(later) for later in range(step + 1, last))])
+
     @override
     def epochs(self, steps: int) -> float:
         """How often so many steps go through the labelled images, or where there are none, through the others."""
@@ -182,7 +187,7 @@ class PairBatches(ImageBatches[PairBatch]):
         if tables:
             assert source is not None
             self.samples = {view: source.open(dict.fromkeys(tables, (view,))) for view in config.views}
-        self._streams = [*self.samples.values(), *(maps.views.values() if isinstance(maps, TableMaps) else ())]
+        self._streams = [*self.samples.values(), *samples_of(maps)]
 
     def channels(self) -> int:
         """C of the feature maps."""
@@ -195,10 +200,8 @@ class PairBatches(ImageBatches[PairBatch]):
 
     def fetch_ahead(self, step: int) -> None:
         """Let the shards that later steps need come from an object store while this one is read."""
-        streams = [samples for samples in self._streams if samples.fetches]
-        if streams:
-            last = min(step + 1 + STEPS_AHEAD, len(self))
-            rows = np.concatenate([self.rows(later) for later in range(step + 1, last)] or [np.empty(0, np.int64)])
+        if streams := [samples for samples in self._streams if samples.fetches]:
+            rows = self.later_rows(step)
             asked = rows if self.read is None else rows[self.read[rows]]
             for samples in streams:
                 of_terms = any(samples is each for each in self.samples.values())
@@ -272,3 +275,8 @@ class TableMaps:
         read = read_views(self.views, rows, views)
         maps = np.stack([sample["features"][view] for _, view, sample in read])
         return np.array([place for place, _, _ in read], np.int64), torch.from_numpy(maps)
+
+
+def samples_of(maps: MapReader) -> list[Samples]:
+    """What a reader of maps reads of tables."""
+    return list(maps.views.values()) if isinstance(maps, TableMaps) else []

@@ -27,6 +27,7 @@ from hoi_distill.stages.data.pico.world import write_world
 from hoi_distill.stages.student.method import Needs
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.files.lock import alone
+from tests.fixtures.object_stores import upload, use
 
 PICO = Path(__file__).parents[3] / "stages/teacher/pico"
 TAUGHT = {"taught_pairs", "taught_maps"}
@@ -225,6 +226,35 @@ def test_a_teacher_that_is_gone_is_not_missed_where_all_it_said_is_there(line):
     workspace = prepare(line)
     shutil.rmtree(workspace.cache.root / "trained")
     assert to_compute(workspace) == set()
+
+
+@pytest.mark.slow
+def test_another_machine_gets_a_teacher_from_the_object_store_and_trains_none(
+    line, bucket_of, endpoint, tmp_path, monkeypatch, capsys
+):
+    upload(line.parent / "cache/tables", f"{bucket_of}/tables")
+    given = [f"cache={bucket_of}", "pair_teachers.phase_1.seed=1"]
+    first = prepare(line, given)
+    assert set(run(first).cells) == TAUGHT
+    assert capsys.readouterr().out.count("Training pair teacher phase_1") == 1
+    table = plan_all(first)["taught_pairs"].table
+    assert table is not None
+    answers = table.store.names(table.dir / "shards")
+    table.store.delete_folder(table.dir)
+
+    use(monkeypatch, endpoint, tmp_path / "second machine")
+    second = prepare(line, given)
+    assert "is trained first" not in plan_all(second)["taught_pairs"].reasons[0].text
+    assert run(second).cells == {"taught_pairs": 32}
+    assert table.store.names(table.dir / "shards") == answers  # names hold checksums
+    train_student(prepare(line, given))
+    assert "Training pair teacher" not in capsys.readouterr().out
+    assert not (second.cache.local / "trained").exists()
+
+    (folder,) = trained_folders(plan_all(second))
+    outcome = collect(second.cache, True, 0, [])  # nothing is registered
+    assert folder.name in {each["table"] for each in outcome["unwanted"]}
+    assert not table.store.is_used(folder)
 
 
 @pytest.mark.parametrize(

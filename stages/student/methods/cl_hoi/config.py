@@ -182,6 +182,7 @@ class ClHoiConfig(PairsConfig):
         return PairsConfig(
             views=self.views, steps=own.steps, labelled_per_step=1, unlabelled_per_step=own.pictures_per_step,
             learning_rate=own.learning_rate, weight_decay=own.weight_decay, warmup_steps=own.warmup_steps,
-            clip_norm=own.clip_norm, seed=self.seed, log_every=self.log_every, save_every=self.save_every,
+            clip_norm=own.clip_norm, shuffle_window=self.shuffle_window, seed=self.seed,
+            log_every=self.log_every, save_every=self.save_every,
             precision=self.precision, fused_optimizer=self.fused_optimizer, tf32=self.tf32,
         )  # fmt: skip

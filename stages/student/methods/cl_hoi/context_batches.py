@@ -17,7 +17,7 @@ from hoi_distill.stages.data.label_kinds import POSITIVE
 from hoi_distill.stages.student.data import TrainingSet
 from hoi_distill.stages.student.files import kept
 from hoi_distill.stages.student.methods.cl_hoi.losses import same_sets
-from hoi_distill.stages.student.pairs.batches import ImageBatches, MapReader, Pools, Share, take
+from hoi_distill.stages.student.pairs.batches import ImageBatches, MapReader, Pools, Share, samples_of, take
 from hoi_distill.stages.student.pairs.config import PairsConfig
 from hoi_distill.stages.student.pairs.regions import Regions
 from hoi_distill.stages.student.pairs.supervision.image_labels import ImageLabelTable
@@ -137,6 +137,10 @@ class ContextBatches(ImageBatches[ContextBatch]):
     @override
     def __getitem__(self, step: int) -> ContextBatch:
         own = self.rows(step)
+        if streams := [samples for samples in samples_of(self.maps) if samples.fetches]:
+            later = self.later_rows(step).tolist()
+            for samples in streams:
+                samples.fetch_ahead(later)
         views, _ = self.drawn(step, len(own))
         places, maps = self.maps(own, views)
         own = own[places]
@@ -150,9 +154,9 @@ class ContextBatches(ImageBatches[ContextBatch]):
 
     def earlier(self, step: int, own: np.ndarray) -> np.ndarray:
         """int64 rows of up to ``queue`` images of the steps before, each once, none of this step's."""
-        size = self.config.unlabelled_per_step
+        size, window = self.config.unlabelled_per_step, self.config.shuffle_window
         steps = range(max(step - -(-self.queue // size), 0), step)
-        seen = [take(self.pools.others, before, size, 2 * self.config.seed + 1) for before in steps]
+        seen = [take(self.pools.others, before, size, 2 * self.config.seed + 1, window) for before in steps]
         rows = np.unique(np.concatenate([np.empty(0, np.int64), *seen]))
         return rows[~np.isin(rows, own)][: self.queue]
 

@@ -12,7 +12,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -24,7 +23,9 @@ from hoi_distill.stages.keys import GpuShare, PairTeacherKey, Views
 from hoi_distill.stages.stage import VIEWS, ArrowOutput, Batch, Codec, Resources, Stage, TensorOutput, Values
 from hoi_distill.storage.digests import fingerprint
 from hoi_distill.storage.errors import UserError
+from hoi_distill.storage.files.address import Place
 from hoi_distill.storage.shards.cells import cells
+from hoi_distill.storage.shared_folder import on_this_machine
 
 if TYPE_CHECKING:
     from hoi_distill.stages.student.methods.link.pair_teacher import Answer
@@ -59,7 +60,7 @@ class TrainedTeacher:
         width: channels of its latent map.
         grid: (h, w) of the feature maps.
         training: the fingerprint of its training; None while that is not known.
-        checkpoint: the folder of the trained student; None until it is.
+        checkpoint: the folder of the trained student, which may lie in an object store; None while that is not known.
     """
 
     name: str
@@ -68,7 +69,7 @@ class TrainedTeacher:
     width: int
     grid: tuple[int, int]
     training: str | None = None
-    checkpoint: Path | None = None
+    checkpoint: Place | None = None
 
 
 class LinkStage(Stage):
@@ -105,7 +106,7 @@ class LinkStage(Stage):
     def pending(self) -> bool:
         return self.teacher.training is None
 
-    def resolved(self, training: str, checkpoint: Path) -> Stage:
+    def resolved(self, training: str, checkpoint: Place) -> Stage:
         """This stage of a teacher whose training has a fingerprint by now, and a place."""
         stage = copy.copy(self)
         stage.teacher = replace(self.teacher, training=training, checkpoint=checkpoint)
@@ -136,7 +137,7 @@ class LinkStage(Stage):
             raise UserError(f"table {self.name}: its teacher {self.teacher.name} is not trained yet")
         key = ("pair teacher", self.teacher.training, device)
         if key not in shared:
-            shared[key] = PairTeacher.load(self.teacher.checkpoint, device)
+            shared[key] = PairTeacher.load(on_this_machine(self.teacher.checkpoint), device)
         self.network, self.device = shared[key], device
         self.rows = part_size(shared, key, self.chosen_batch)
 

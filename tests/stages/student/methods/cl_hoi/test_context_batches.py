@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -10,6 +12,8 @@ from hoi_distill.stages.student.pairs.batches import TableMaps
 from hoi_distill.stages.student.pairs.supervision.image_labels import (
     teacher_labels,
 )
+from hoi_distill.stages.student.source import Sample, Samples
+from hoi_distill.storage.sampling import epoch_order
 from tests.fixtures.toy_cl_hoi import CONFIG
 
 
@@ -45,6 +49,44 @@ def test_context_batches_are_pure_functions_of_the_step_and_queue_what_came_befo
     assert texts_of_step[1] == 12
     assert texts_of_step[3] == 14  # the queue is full
     assert batch.same.shape == (6, 14)
+
+
+def test_a_window_orders_the_images_of_a_step_and_those_of_the_steps_before(world, tmp_path):
+    data = world.teacher_set()
+    labels = teacher_labels(tmp_path / "l", data)
+    texts, pool = Texts.open_or_build(tmp_path / "texts", data), np.arange(1, len(world.hoi))
+    config = replace(CONFIG, shuffle_window=8).first_stage()
+    batches = ContextBatches(config, pool, maps_of(data), texts=texts, labels=labels, queue=config.unlabelled_per_step)
+    one, two = batches.rows(0), batches.rows(1)
+    assert one.tolist() == pool[epoch_order(1, 0, len(pool), window=8)[: len(one)]].tolist()
+    assert set(batches.earlier(1, two).tolist()) == set(one.tolist()) - set(two.tolist())
+
+
+class Away:
+    """Samples that come from an object store."""
+
+    fetches = True
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples, self.asked = samples, []
+
+    def __getitems__(self, rows: list[int]) -> list[Sample]:
+        return self.samples.__getitems__(rows)
+
+    def fetch_ahead(self, rows: list[int]) -> None:
+        self.asked.append(rows)
+
+
+def test_the_maps_of_later_steps_are_fetched_ahead(world, tmp_path):
+    data = world.teacher_set()
+    labels = teacher_labels(tmp_path / "l", data)
+    texts, pool = Texts.open_or_build(tmp_path / "texts", data), np.arange(1, len(world.hoi))
+    away = {view: Away(samples) for view, samples in maps_of(data).views.items()}
+    config = CONFIG.first_stage()
+    batches = ContextBatches(config, pool, TableMaps(away), texts=texts, labels=labels, queue=8)
+    assert len(batches[1].rows) == len(batches.rows(1))
+    later = [row for step in range(2, min(18, config.steps)) for row in batches.rows(step).tolist()]
+    assert [samples.asked for samples in away.values()] == [[later]] * len(away)
 
 
 def test_images_that_show_the_same_are_no_negatives(world, tmp_path):
