@@ -20,6 +20,7 @@ TURN = [
         (
             Heading("forward", "{}/forward_ms", "ms"),
             Heading("the rest of the turn", "{}/turn_less_forward_ms", "ms"),
+            Heading("its copies, measured alone", "{}/copies_ms", "ms"),
             Heading("readers: decode", "{}/decode_ms", "ms"),
             Heading("readers: prepare", "{}/prepare_ms", "ms"),
         ),

@@ -21,15 +21,11 @@ from hoi_distill.pipeline.config.schema import (
 )
 from hoi_distill.pipeline.console.watch import working
 from hoi_distill.stages.data.annotations import Annotations, contradiction
-from hoi_distill.stages.data.crowd.world import KIND as CROWD
-from hoi_distill.stages.data.crowd.world import write_crowd
 from hoi_distill.stages.data.elsewhere import open_elsewhere
 from hoi_distill.stages.data.folder import load_annotated_folder, load_folder
 from hoi_distill.stages.data.hico_det.loader import load_hico_det
 from hoi_distill.stages.data.image import Header, as_stored, read_header
 from hoi_distill.stages.data.open_dataset import open_annotations
-from hoi_distill.stages.data.pico.world import KIND as PICO
-from hoi_distill.stages.data.pico.world import write_world
 from hoi_distill.stages.data.reading.rejects import Rejects
 from hoi_distill.storage.digests import as_rows, digest_bytes
 from hoi_distill.storage.errors import UserError
@@ -95,9 +91,13 @@ def load_dataset(
     images = place is None or (memory is not None and open_elsewhere(place, memory(), HEADER))
     match dataset:
         case PicoDataset():
-            return _drawn(dataset, PICO, write_world, limit)
+            from hoi_distill.stages.data.pico import world as pico
+
+            return _drawn(dataset, pico.KIND, pico.write_world, limit)
         case CrowdDataset():
-            return _drawn(dataset, CROWD, write_crowd, limit)
+            from hoi_distill.stages.data.crowd import world as crowd
+
+            return _drawn(dataset, crowd.KIND, crowd.write_crowd, limit)
         case FolderDataset(annotations=None):
             if images is False:
                 raise UserError(f"{place}: images by address are known to a configuration's commands alone")

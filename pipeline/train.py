@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hoi_distill.pipeline.config.schema import CrowdDataset, Dataset, SwigHoiDataset, VCocoDataset
 from hoi_distill.pipeline.console.log_file import kept_log
 from hoi_distill.pipeline.console.watch import Watch
 from hoi_distill.pipeline.planning.plan import TablePlan
-from hoi_distill.pipeline.records import SWAP_RECORD
 from hoi_distill.pipeline.training.binding import plan_all
 from hoi_distill.pipeline.training.checks import check_student
 from hoi_distill.pipeline.training.fit import (
@@ -33,17 +32,14 @@ from hoi_distill.pipeline.training.fit import (
 from hoi_distill.pipeline.training.request import Resolved, resolve
 from hoi_distill.pipeline.training.trackers import Trackers, open_trackers, refuse_missing
 from hoi_distill.pipeline.workspace import Workspace
-from hoi_distill.stages.evaluate.formats.parquet import read_detections
-from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import HicoDetEvaluation, evaluate_hico_det
-from hoi_distill.stages.evaluate.metrics.training_pairs import by_pairs_line
 from hoi_distill.stages.evaluate.metrics_log import read_metrics
-from hoi_distill.stages.evaluate.protocols.evaluate_files import evaluate_files
-from hoi_distill.stages.evaluate.protocols.twins import evaluate_twins
-from hoi_distill.stages.evaluate.protocols.types import EvaluationRequest
 from hoi_distill.stages.student.student import Student
 from hoi_distill.storage.errors import UserError, placed
 from hoi_distill.storage.files.atomic import link_atomically
 from hoi_distill.storage.files.lock import alone
+
+if TYPE_CHECKING:
+    from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import HicoDetEvaluation
 
 LOG = "log.txt"
 
@@ -202,6 +198,9 @@ class StudentRun:
     def _evaluate(self, student: Student) -> HicoDetEvaluation:
         """Predict the test split, evaluate, write the report, and mark the run as evaluated."""
         from hoi_distill.pipeline.reports.run import write_run_report
+        from hoi_distill.stages.evaluate.formats.parquet import read_detections
+        from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det
+        from hoi_distill.stages.evaluate.metrics.training_pairs import by_pairs_line
 
         workspace, labels, folder = self.workspace, self.resolved.labels, self.folder
         self.watch.phase("predicting the test images")
@@ -296,6 +295,11 @@ def evaluate_by_own_protocol(dataset: Dataset, predictions: Path, folder: Path) 
         predictions: the detections file.
         folder: the run's.
     """
+    from hoi_distill.pipeline.records import SWAP_RECORD
+    from hoi_distill.stages.evaluate.protocols.evaluate_files import evaluate_files
+    from hoi_distill.stages.evaluate.protocols.twins import evaluate_twins
+    from hoi_distill.stages.evaluate.protocols.types import EvaluationRequest
+
     if isinstance(dataset, CrowdDataset) and (dataset.root / "twins_test2015.json").exists():
         found = evaluate_twins(dataset.root, predictions)
         write_json(folder / SWAP_RECORD, found)

@@ -14,16 +14,15 @@ from hoi_distill.pipeline.console.watch import working
 from hoi_distill.pipeline.graph.nodes import Node, build_graph
 from hoi_distill.pipeline.inputs import Source, image_source, images_place, load_dataset, text_source
 from hoi_distill.stages.data.annotations import Annotations
-from hoi_distill.stages.data.crowd import world as crowd
-from hoi_distill.stages.data.pico import world as pico
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import StageContext
 from hoi_distill.stages.quantities import size
 from hoi_distill.storage.cache import Cache
 from hoi_distill.storage.errors import UserError
 
-IMAGE_BYTES = {pico.KIND: 14_000, crowd.KIND: 48_000}
-"""Bytes of a drawn image and of what is written about it: du -sb of each default world, by the number of its images."""
+IMAGE_BYTES = {"pico": 14_000, "crowd": 48_000}
+"""Bytes of a drawn image and of what is written about it, by the dataset's kind: du -sb of each default world, by the number of
+its images."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +117,13 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, limit: int | None = No
 
 def announce_drawing(dataset: Dataset) -> None:
     """Say that a world will be drawn. The first command that needs it draws it, even a plan."""
-    if not isinstance(dataset, PicoDataset | CrowdDataset):
+    if isinstance(dataset, PicoDataset):
+        from hoi_distill.stages.data.pico.world import KIND, is_written
+    elif isinstance(dataset, CrowdDataset):
+        from hoi_distill.stages.data.crowd.world import KIND, is_written
+    else:
         return
-    world = pico if isinstance(dataset, PicoDataset) else crowd
-    if not world.is_written(dataset.root, dataset.seed, dataset.train, dataset.test):
+    if not is_written(dataset.root, dataset.seed, dataset.train, dataset.test):
         number = dataset.train + dataset.test
-        about = f"{number:,} images, about {size(number * IMAGE_BYTES[world.KIND])}"
-        print(f"Drawing the {world.KIND} into {dataset.root} first: {about}.", file=sys.stderr)
+        about = f"{number:,} images, about {size(number * IMAGE_BYTES[dataset.kind])}"
+        print(f"Drawing the {KIND} into {dataset.root} first: {about}.", file=sys.stderr)

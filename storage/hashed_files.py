@@ -95,16 +95,20 @@ class Hashed(NamedTuple):
 
 def by_folder(uris: Sequence[str | os.PathLike[str]]) -> list[Folder]:
     """The uris by folder and tar file."""
-    files: defaultdict[tuple[str, bool], tuple[array[int], list[str]]] = defaultdict(lambda: (array("q"), []))
-    for position, given in enumerate(uris):
+    folders: dict[str, tuple[array[int], list[str]]] = {}
+    tars: dict[str, tuple[array[int], list[str]]] = {}
+    for position, given in enumerate(uris):  # planning goes through it a million times
         uri = os.fspath(given)
         member = Member.of(uri) if ".tar#" in uri else None
         if member is None:
-            folder, slash, name = uri.rpartition("/")
-            positions, names = files[folder or slash or ".", False]
+            path, slash, name = uri.rpartition("/")
+            found, path = folders, path or slash or "."
         else:
-            name = member.tail
-            positions, names = files[member.tar, True]
+            found, path, name = tars, member.tar, member.tail
+        try:
+            positions, names = found[path]
+        except KeyError:
+            positions, names = found[path] = array("q"), []
         positions.append(position)
         names.append(name)
     return [
@@ -114,7 +118,8 @@ def by_folder(uris: Sequence[str | os.PathLike[str]]) -> list[Folder]:
             names,
             is_tar,
         )
-        for (path, is_tar), (positions, names) in files.items()
+        for found, is_tar in ((folders, False), (tars, True))
+        for path, (positions, names) in found.items()
     ]
 
 
@@ -241,12 +246,13 @@ def _stamps_on_disk(folder: Folder, pool: ThreadPoolExecutor) -> np.ndarray:
 
 def _looked_up(names: Sequence[str], descriptor: int) -> np.ndarray:
     """``int64 [n, 4]``: the stamps of n files of an open folder; size -1 where there is none."""
-    look_up = functools.partial(os.stat, dir_fd=descriptor)
     count = len(names)
     try:
-        stamps = itertools.chain.from_iterable(map(stamp_of, map(look_up, names)))
+        found = [os.stat(name, dir_fd=descriptor) for name in names]  # to map a partial of it costs a sixth more
+        stamps = itertools.chain.from_iterable(map(stamp_of, found))
         return np.fromiter(stamps, np.int64, 4 * count).reshape(count, 4)
     except (OSError, OverflowError):  # a file is absent, or an inode has all 64 bits: slower
+        look_up = functools.partial(os.stat, dir_fd=descriptor)
         each = np.fromiter((_stamp_or_absent(look_up, name) for name in names), STAMP, count)
         return each.view(np.int64).reshape(count, 4)
 

@@ -21,8 +21,6 @@ from hoi_distill.pipeline.planning.cells import identity_of, read_text, stream_s
 from hoi_distill.pipeline.training.request import Resolved
 from hoi_distill.pipeline.workspace import Workspace
 from hoi_distill.stages.data.image import Frame, read_image
-from hoi_distill.stages.evaluate.formats.parquet import read_detections
-from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det
 from hoi_distill.stages.quantities import duration
 from hoi_distill.stages.student.data import TestSet, TrainingSet
 from hoi_distill.stages.student.method import Extras, Track, untracked
@@ -146,6 +144,9 @@ def held_out_of(workspace: Workspace, resolved: Resolved, run_dir: Path) -> Held
     never_rare = np.zeros(len(workspace.vocabulary), bool)
 
     def score(student: Student, folder: Path, device: str) -> float:
+        from hoi_distill.stages.evaluate.formats.parquet import read_detections
+        from hoi_distill.stages.evaluate.metrics.hico_det_evaluation import evaluate_hico_det
+
         file = student.predict(test, folder, run_dir.parent.parent / "shared", lambda _: None, device)
         found = read_detections(file, annotations.image_id, workspace.vocabulary, object_optional=True)
         return evaluate_hico_det(annotations, found, never_rare).default["full"] or 0.0

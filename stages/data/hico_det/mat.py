@@ -13,6 +13,9 @@ from hoi_distill.stages.data.reading.raw_split import RawSplit
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.storage.errors import UserError
 
+_NAMES = ("nname", "vname", "vname_ing")
+"""Of an interaction in ``list_action``: its object, its verb and the verb's participle."""
+
 
 def read_anno_bbox(file: Path, split: str, limit: int | None, reject: Callable[[str], None]) -> RawSplit:
     """Boxes and pairs of one split, with the classes that the file's own ``list_action`` gives.
@@ -22,7 +25,7 @@ def read_anno_bbox(file: Path, split: str, limit: int | None, reject: Callable[[
     Raises:
         UserError: For another kind of file.
     """
-    vocabulary = list_action(_load_mat(file, ["list_action"])["list_action"], str(file))
+    vocabulary = _vocabulary_of(file)
     _, of_image = read_matrix(file, f"bbox_{split}").structs("filename", "size", "hoi")
     of_image = {field: matrices[:limit] for field, matrices in of_image.items()}
     names = of_image["filename"].texts()
@@ -59,9 +62,13 @@ def read_anno_bbox(file: Path, split: str, limit: int | None, reject: Callable[[
 
 def read_image_level(file: Path, split: str, names: Sequence[str], classes: int) -> np.ndarray:
     """bool [N, H]: anno.mat's +1 entries (-1: absent, 0: ambiguous, NaN: not asked) for the images `names`."""
-    mat = _load_mat(file, [f"anno_{split}", f"list_{split}"])
-    labels = mat[f"anno_{split}"]
-    column = {_text(name): i for i, name in enumerate(mat[f"list_{split}"].ravel().tolist())}
+    try:
+        labels = read_matrix(file, f"anno_{split}").table()
+        listed = read_matrix(file, f"list_{split}").cells().texts()
+    except UserError:  # as in _vocabulary_of
+        mat = _load_mat(file, [f"anno_{split}", f"list_{split}"])
+        labels, listed = mat[f"anno_{split}"], [_text(name) for name in mat[f"list_{split}"].ravel().tolist()]
+    column = {name: i for i, name in enumerate(listed)}
     if labels.shape != (classes, len(column)):
         raise UserError(f"{file}: anno_{split} is {labels.shape}, expected {(classes, len(column))}")
     missing = next((name for name in names if name not in column), None)
@@ -70,11 +77,22 @@ def read_image_level(file: Path, split: str, names: Sequence[str], classes: int)
     return (labels == 1)[:, [column[name] for name in names]].T.copy()
 
 
+def _vocabulary_of(file: Path) -> Vocabulary:
+    """The vocabulary of a file's ``list_action``. SciPy, which takes a tenth of a second to be imported, reads it only where it
+    is no struct of plain texts: it knows more kinds, or says what is wrong."""
+    try:
+        _, found = read_matrix(file, "list_action").structs(*_NAMES)
+        columns = [found[field].texts() for field in _NAMES]
+    except UserError:
+        return list_action(_load_mat(file, ["list_action"])["list_action"], str(file))
+    return Vocabulary.from_actions(zip(*columns, strict=True), str(file))
+
+
 def list_action(table: np.ndarray, source: str) -> Vocabulary:
     """The vocabulary of a file's ``list_action``; `source` names it in errors."""
-    if missing := {"nname", "vname", "vname_ing"}.difference(table.dtype.names or ()):
+    if missing := set(_NAMES).difference(table.dtype.names or ()):
         raise UserError(f"{source}: list_action has no field {min(missing)}; is it HICO-DET's file?")
-    columns = [[_text(value) for value in table[key].ravel()] for key in ("nname", "vname", "vname_ing")]
+    columns = [[_text(value) for value in table[key].ravel()] for key in _NAMES]
     return Vocabulary.from_actions(zip(*columns, strict=True), source)
 
 

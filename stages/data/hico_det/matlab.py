@@ -2,7 +2,7 @@
 
 ``scipy.io.loadmat`` makes a Python object of every number in every struct; an ``anno_bbox.mat`` holds two million. Here one
 walk notes where each matrix begins, and numbers are then taken from all of them at once. Layout: MathWorks, "MAT-File
-Format", the chapters on version 5. Little-endian files; no sparse, complex or cell arrays.
+Format", the chapters on version 5. Little-endian files; no sparse or complex arrays.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import numpy as np
 from hoi_distill.storage.errors import UserError
 
 _MATRIX, _COMPRESSED = 14, 15
-_STRUCT, _CHAR = 2, 4
+_CELL, _STRUCT, _CHAR = 1, 2, 4
+_COMPLEX = 8
+"""A bit of a matrix's flags, above its class."""
 _NUMERIC = range(6, 16)
 _NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
 _TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16-le", 16: "utf-8", 17: "utf-16-le", 18: "utf-32-le"}
@@ -189,6 +191,48 @@ class Matrices:
         owner = np.repeat(np.arange(len(self)), sizes)
         table = np.take_along_axis(np.frombuffer(starts, np.int64).reshape(-1, count), order[owner], axis=1)
         return owner, {field: Matrices(self.file, self.data, table[:, k]) for k, field in enumerate(fields)}
+
+    def cells(self) -> Matrices:
+        """The matrices in the cells of the one matrix that this is, column by column.
+
+        Raises:
+            UserError: If it is no two-dimensional cell array.
+        """
+        kind, rows, columns, first = self._only("cell array")
+        if kind != _CELL:
+            raise self._unexpected(0, "cell array")
+        words, starts = memoryview(self.data).cast("I"), array("q")
+        try:
+            for _ in range(rows * columns):
+                starts.append(first)
+                first += 8 + words[(first >> 2) + _SIZE]
+        except IndexError:
+            raise UserError(f"{self.file}: damaged: cells go on beyond the end of their variable") from None
+        return Matrices(self.file, self.data, np.frombuffer(starts, np.int64))
+
+    def table(self) -> np.ndarray:
+        """The numbers of the one matrix that this is, ``[rows, columns]``, as they are stored.
+
+        Raises:
+            UserError: If it is no two-dimensional matrix of numbers.
+        """
+        kind, rows, columns, first = self._only("matrix of numbers")
+        stored, size = np.frombuffer(self.data, "<u4", 2, first).tolist() if first + 8 <= len(self.data) else (0, 0)
+        form = np.dtype(_NUMBERS.get(stored, "V1"))
+        if kind not in _NUMERIC or form.kind == "V" or size != rows * columns * form.itemsize:
+            raise self._unexpected(0, "matrix of numbers")
+        if first + 8 + size > len(self.data):
+            raise UserError(f"{self.file}: damaged: numbers go on beyond the end of their variable")
+        return np.frombuffer(self.data, form, rows * columns, first + 8).reshape(columns, rows).T
+
+    def _only(self, wanted: str) -> tuple[int, int, int, int]:
+        """Of the one matrix that this is, a variable: its class, rows and columns, and where what follows its name begins."""
+        words = np.frombuffer(self.data, "<u4", min(len(self.data) // 4, _VALUES)).tolist()
+        if len(words) < _VALUES or words[_DIMENSIONS + _SIZE] != 8 or words[_FLAGS + _SIZE + 1] >> 8 & _COMPLEX:
+            raise self._unexpected(0, f"two-dimensional {wanted}")
+        named = 0 if words[_NAME] >> 16 else -(-words[_NAME + _SIZE] // 8) * 8
+        rows, columns = words[_DIMENSIONS + _SIZE + 1 : _NAME]
+        return words[_FLAGS + _SIZE + 1] & 0xFF, rows, columns, 4 * _VALUES + named
 
     def numbers(self) -> tuple[np.ndarray, np.ndarray]:
         """All values, float64, one matrix after the other, each column by column; and int64 ``[M]``, how many of each."""

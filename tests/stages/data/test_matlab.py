@@ -126,6 +126,39 @@ def test_any_damage_is_one_line(tmp_path, nested, compressed):
     assert refused > 20
 
 
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("kind", ["f8", "i1", "u2"])
+def test_a_table_and_cells_are_what_scipy_reads(tmp_path, kind, compressed):
+    file, names = tmp_path / "a.mat", np.array(["näme", "", "x" * 70], object)
+    table = np.arange(-6, 6).reshape(3, 4).astype(kind)
+    savemat(file, {"anno": table, "a_long_variable_name": names}, do_compression=compressed)
+    assert np.array_equal(read_matrix(file, "anno").table(), loadmat(file)["anno"])
+    assert read_matrix(file, "a_long_variable_name").cells().texts() == names.tolist()
+
+
+@pytest.mark.parametrize("value", [np.array([[1j]]), "text", np.array([np.zeros(1)], object), np.zeros((2, 2, 2))])
+def test_what_is_no_table_of_numbers_is_refused(tmp_path, value):
+    savemat(tmp_path / "a.mat", {"v": value})
+    with pytest.raises(UserError, match=r"a\.mat: not the structs"):
+        read_matrix(tmp_path / "a.mat", "v").table()
+
+
+def test_a_cell_array_that_is_cut_short_is_refused(tmp_path):
+    savemat(tmp_path / "a.mat", {"v": np.array(["a", "b"], object)}, do_compression=False)
+    whole = (tmp_path / "a.mat").read_bytes()
+    whole = whole[:132] + (len(whole) - 136 - 56).to_bytes(4, "little") + whole[136:-56]
+    (tmp_path / "a.mat").write_bytes(whole)
+    with pytest.raises(UserError, match=r"a\.mat: damaged"):
+        read_matrix(tmp_path / "a.mat", "v").cells().texts()
+
+
+def test_names_in_cells_of_cells_are_read_by_scipy(tmp_path):
+    nest = np.empty((2, 1), object)
+    nest[:, 0] = [np.array(["a.jpg"], object), np.array(["b.jpg"], object)]
+    savemat(tmp_path / "anno.mat", {"anno_train": np.array([[1.0, -1.0]]), "list_train": nest})
+    assert read_image_level(tmp_path / "anno.mat", "train", ["b.jpg", "a.jpg"], 1).tolist() == [[False], [True]]
+
+
 @pytest.mark.parametrize(
     "content", [pickle.dumps(list(range(1000))), pickle.dumps({"a": 1}), bytes(4), bytes(200), b""]
 )
