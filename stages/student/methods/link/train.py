@@ -103,7 +103,8 @@ def image_terms_of(
     if (soft := config.soft_labels).used:
         distilled = soft.rows(data.labelled) & images.usable()
         place = shared_place(folder / "itm.npy", extras.shared_dir, data.name_of("itm", data.prompts))
-        labels = itm_soft_labels(place, data, images, distilled, calibrated=soft.calibrated)
+        seed = config.seed if soft.teacher == "shuffled" else None
+        labels = itm_soft_labels(place, data, images, distilled, shuffle_seed=seed, calibrated=soft.calibrated)
         if labels.platt is not None and soft.calibrated:
             extras.report(calibration_line(labels.platt))
         terms.append(SoftLabelTerm(labels, soft.weight, soft.ramp))

@@ -55,6 +55,8 @@ class SoftLabelConfig(ImageSupervision):
     weight: NotNegative = 0.3
     calibrated: bool = True
     """Off: the teacher's own probabilities, as where no image is labelled. On: Platt scaling on the labelled images."""
+    teacher: Literal["itm", "shuffled"] = field(default="itm", metadata=LATER)
+    """Whose scores an image gets: its own, or, as a control, another image's."""
 
 
 @settings

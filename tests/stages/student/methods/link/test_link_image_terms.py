@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from hoi_distill.stages.student.data import valid_classes
-from hoi_distill.stages.student.method import parameters_of
+from hoi_distill.stages.student.method import NOTHING, parameters_of
 from hoi_distill.stages.student.methods.link.batches import LinkBatches
 from hoi_distill.stages.student.methods.link.config import LinkConfig
 from hoi_distill.stages.student.methods.link.method import LinkMethod
 from hoi_distill.stages.student.methods.link.network import Link
 from hoi_distill.stages.student.methods.link.network_config import LinkShape
 from hoi_distill.stages.student.methods.link.student import LinkStudent, verbs
-from hoi_distill.stages.student.methods.link.train import terms_of
+from hoi_distill.stages.student.methods.link.train import image_terms_of, terms_of
 from hoi_distill.stages.student.pairs.prepare import training_images
 from hoi_distill.stages.student.pairs.supervision.config import SoftLabelConfig, TextLabelConfig
 from hoi_distill.stages.student.pairs.terms import Supervision
@@ -80,6 +80,21 @@ def test_a_student_learns_from_whole_images_alone(tmp_path, world):
         assert np.mean([record[name] for record in log[-5:]]) < np.mean([record[name] for record in log[:5]])
     with pytest.raises(UserError, match="calibrating soft labels needs at least one labelled image"):
         trained(link_config(soft_labels=replace(soft, calibrated=True)), world.training_set(0), tmp_path / "none")
+
+
+def test_in_the_control_each_image_has_the_scores_of_another_one(tmp_path, world):
+    config = link_config(soft_labels=SoftLabelConfig(images="labelled"))
+    data = world.training_set(24)
+    images = training_images(tmp_path / "pictures", data, config)
+    rows, found = np.flatnonzero(images.usable()), {}
+    for teacher in ("itm", "shuffled"):
+        (tmp_path / teacher).mkdir()
+        changed = replace(config, soft_labels=replace(config.soft_labels, teacher=teacher))
+        (term,) = image_terms_of(changed, data, images, tmp_path / teacher, NOTHING)
+        found[teacher] = np.nan_to_num(term.soft(rows))
+    assert (found["itm"] != found["shuffled"]).any(axis=1).all()
+    assert sorted(found["itm"].tolist()) == sorted(found["shuffled"].tolist())
+    assert "another image each (control)" in METHOD.trained_on(changed, 24, 0)
 
 
 def test_pair_teachers_teach_on_labelled_images_alone_where_others_are_drawn_for_scores(tmp_path, world):
