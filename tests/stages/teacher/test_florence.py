@@ -330,6 +330,15 @@ def test_a_checkpoint_that_needs_remote_code_is_refused_with_the_remedy(folder, 
             made(kind, checkpoint=Checkpoint.find(theirs), columns=columns)
 
 
+def test_an_answer_that_is_not_finite_stops_the_run_and_is_not_taken_for_no_boxes(found, batch):
+    stage = opened(FlorenceBoxes, found)
+    stage.model.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(
+        FloatingPointError, match="table object_boxes: the model's answers are not finite at dtype float32"
+    ):
+        stage.compute(batch, ["dog"], {})
+
+
 def test_boxes_become_detections_of_a_vocabulary(found, batch):
     words = Vocabulary.from_actions(
         [("dog", "walk", "walking"), ("cup", "hold", "holding")], "test", objects=("person", *NAMES)
