@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -135,7 +136,7 @@ def test_an_answer_begins_as_the_checkpoint_forces_it_to(families, images):
 
 
 def test_boxes_are_those_that_the_stock_processor_reads_of_the_stock_answer(found, model_and_processor, images, batch):
-    """But that it cuts a coordinate to a whole pixel."""
+    """But that it cuts a coordinate to a whole pixel, where here it is the middle of its step."""
     answers = opened(FlorenceBoxes, found).compute(batch, NAMES, {})
     model, processor = model_and_processor
     for name in NAMES:
@@ -144,6 +145,9 @@ def test_boxes_are_those_that_the_stock_processor_reads_of_the_stock_answer(foun
             told = processor.post_process_generation(sequence=ids, task=GROUNDING, image_size=image.size)[GROUNDING]
             cell = answers[name].to_pylist()[index]
             assert sorted(np.floor(np.array(cell["boxes"]) + 1e-3).tolist()) == sorted(told["bboxes"])
+            steps = np.array(re.findall(r"<loc_(\d+)>", processor.tokenizer.decode(ids)), float).reshape(-1, 4)
+            middles = (steps + 0.5) / STEPS * np.tile(image.size, 2)
+            np.testing.assert_allclose(sorted(cell["boxes"]), sorted(middles.tolist()), atol=1e-3)
             assert (cell["width"], cell["height"]) == image.size
             assert len(cell["scores"]) == 1 + (name == "cup")
 
