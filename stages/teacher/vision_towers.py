@@ -74,7 +74,13 @@ class Pyramid(Tower):
     stage."""
 
     def _numbers(self, checkpoint: Checkpoint, key: str) -> tuple[int, ...]:
-        found = vision_config(checkpoint).get(key, self.defaults[key])
+        vision = vision_config(checkpoint)
+        if "dim_embed" in vision:
+            raise UserError(
+                f"{checkpoint.folder}/config.json: is written for remote code, which stays off; fetch the same model in "
+                "transformers' own form, from florence-community"
+            )
+        found = vision.get(key, self.defaults[key])
         if not isinstance(found, list | tuple) or not all(isinstance(each, int) and each > 0 for each in found):
             raise UserError(
                 f"{checkpoint.folder}/config.json: {key} is {found!r}, no list of whole numbers above 0; fetch it again"

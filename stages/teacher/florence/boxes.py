@@ -118,7 +118,10 @@ class FlorenceBoxes(FlorenceStage):
         def forward(positions: np.ndarray) -> list[Answer]:
             chances = _Chances()
             written = self.answers(taken(seen, positions), column, chances).tolist()
-            return list(zip(written, torch.stack(chances.of_steps, dim=1).tolist(), strict=True))
+            of_steps = torch.stack(chances.of_steps, dim=1)
+            if not of_steps.isfinite().all():
+                raise FloatingPointError(f"table {self.name}: the model's answers are not finite at dtype {self.dtype}")
+            return list(zip(written, of_steps.tolist(), strict=True))
 
         return [answer for part in in_parts(forward, len(seen), self.rows, self.device) for answer in part]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from hoi_distill.stages.data.vocabulary import Vocabulary
+from hoi_distill.stages.derived.open_vocabulary_detections import OpenVocabularyDetections
 from hoi_distill.stages.stage import Batch, fingerprint_record
 from hoi_distill.stages.teacher.florence.boxes import STEPS, FlorenceBoxes, places
 from hoi_distill.stages.teacher.florence.captions import TASKS, FlorenceCaptions
@@ -118,8 +121,22 @@ def test_captions_are_what_the_stock_model_writes(found, model_and_processor, im
     assert len({answers[task].to_pylist()[index]["text"] for task in CAPTIONS for index in range(3)}) > 4
 
 
+def test_an_answer_begins_as_the_checkpoint_forces_it_to(families, images):
+    """Of a model that would not begin so by itself."""
+    stage = opened(FlorenceCaptions, Checkpoint.find(families("florence2")), max_new_tokens=6)
+    model, processor = stock(families("florence2"))
+    given = processor(text="<OCR>", images=images[0], return_tensors="pt")
+    told = model.generate(**given, max_new_tokens=6, num_beams=1, do_sample=False)
+    batch = Batch(np.zeros(1, "V16"), ["a"], 1, images[:1])
+    with torch.inference_mode():
+        assert torch.equal(stage.answers(stage.seen(batch), "<OCR>"), told)
+    with torch.no_grad():
+        logits = model(**given, decoder_input_ids=told[:, :1]).logits[0, -1]
+    assert logits.argmax() != told[0, 1] == processor.tokenizer.bos_token_id
+
+
 def test_boxes_are_those_that_the_stock_processor_reads_of_the_stock_answer(found, model_and_processor, images, batch):
-    """But that it cuts a coordinate to a whole pixel."""
+    """But that it cuts a coordinate to a whole pixel, where here it is the middle of its step."""
     answers = opened(FlorenceBoxes, found).compute(batch, NAMES, {})
     model, processor = model_and_processor
     for name in NAMES:
@@ -128,6 +145,9 @@ def test_boxes_are_those_that_the_stock_processor_reads_of_the_stock_answer(foun
             told = processor.post_process_generation(sequence=ids, task=GROUNDING, image_size=image.size)[GROUNDING]
             cell = answers[name].to_pylist()[index]
             assert sorted(np.floor(np.array(cell["boxes"]) + 1e-3).tolist()) == sorted(told["bboxes"])
+            steps = np.array(re.findall(r"<loc_(\d+)>", processor.tokenizer.decode(ids)), float).reshape(-1, 4)
+            middles = (steps + 0.5) / STEPS * np.tile(image.size, 2)
+            np.testing.assert_allclose(sorted(cell["boxes"]), sorted(middles.tolist()), atol=1e-3)
             assert (cell["width"], cell["height"]) == image.size
             assert len(cell["scores"]) == 1 + (name == "cup")
 
@@ -161,6 +181,25 @@ def test_maps_are_those_of_a_stage_of_the_stock_tower(found, model_and_processor
         expected = tower.hidden_states[layer] if layer > 0 else model.get_image_features(seen).last_hidden_state
         assert maps[view].shape == (4, *stage.output.shape)
         torch.testing.assert_close(maps[view][:3], expected.detach())
+
+
+@pytest.mark.slow
+def test_the_exported_tower_gives_the_maps(found, images, tmp_path):
+    import onnxruntime
+
+    from hoi_distill.pipeline.export import write_graph
+    from hoi_distill.stages.teacher.exported import encoder_graph
+
+    stage = made(VisionFeatures, checkpoint=found)
+    stage.open("cpu", {})
+    graph = encoder_graph("vision_features", stage, images[0])
+    write_graph(graph, tmp_path / "encoder.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "encoder.onnx"))
+    for image in images:
+        pixels = stage.prepare(image)["pixel_values"]
+        (maps,) = session.run(None, {"pixel_values": pixels.numpy()})
+        with torch.inference_mode():
+            np.testing.assert_allclose(maps, graph.module(pixels).numpy(), atol=5e-3)
 
 
 def test_maps_captions_and_boxes_take_one_pass_of_the_tower(found, batch, monkeypatch):
@@ -282,6 +321,38 @@ def test_another_model_and_a_tokenizer_without_places_are_refused(found, folder,
     (placeless / "tokenizer.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="has 889 of the 1000 places <loc_0> to <loc_999>; fetch"):
         opened(FlorenceBoxes, Checkpoint.find(placeless))
+
+
+def test_a_checkpoint_that_needs_remote_code_is_refused_with_the_remedy(folder, tmp_path):
+    theirs = shutil.copytree(folder, tmp_path / "theirs")
+    record = json.loads((theirs / "config.json").read_text())
+    vision = record["vision_config"]
+    vision["dim_embed"] = vision.pop("embed_dim")
+    (theirs / "config.json").write_text(json.dumps(record))
+    for kind, columns in ((VisionFeatures, ("original",)), (FlorenceCaptions, CAPTIONS)):
+        with pytest.raises(UserError, match=r"config\.json: is written for remote code, .* from florence-community"):
+            made(kind, checkpoint=Checkpoint.find(theirs), columns=columns)
+
+
+def test_an_answer_that_is_not_finite_stops_the_run_and_is_not_taken_for_no_boxes(found, batch):
+    stage = opened(FlorenceBoxes, found)
+    stage.model.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(
+        FloatingPointError, match="table object_boxes: the model's answers are not finite at dtype float32"
+    ):
+        stage.compute(batch, ["dog"], {})
+
+
+def test_boxes_become_detections_of_a_vocabulary(found, batch):
+    words = Vocabulary.from_actions(
+        [("dog", "walk", "walking"), ("cup", "hold", "holding")], "test", objects=("person", *NAMES)
+    )
+    boxes = opened(FlorenceBoxes, found, columns=words.object_names()).compute(batch, words.object_names(), {})
+    stage = made(OpenVocabularyDetections, vocabulary=words, boxes="object_boxes", overlap=1.0)
+    found_in = stage.compute(batch, ["value"], {"object_boxes": boxes})["value"].to_pylist()
+    for index, cell in enumerate(found_in):
+        assert cell["labels"].count(1) == len(boxes["dog"][index]["scores"]) == 1
+        assert cell["labels"].count(2) == len(boxes["cup"][index]["scores"]) == 2
 
 
 def test_what_has_no_space_of_texts_says_so(found):
