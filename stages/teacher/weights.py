@@ -46,7 +46,10 @@ OWN_CLASSES = {
     "PicoClip": "hoi_distill.stages.teacher.pico.modeling.clip",
 }
 """Architectures of this project, by the beginning of their name: the module that defines them."""
-VARIANTS = {"MixedSelectionDeformableDetr": "hoi_distill.stages.checkpoints.mixed_selection"}
+VARIANTS = {
+    "MixedSelectionDeformableDetr": "hoi_distill.stages.checkpoints.mixed_selection",
+    "DilatedDetr": "hoi_distill.stages.checkpoints.dilated",
+}
 """Variants of transformers' architectures that published checkpoints need and it lacks: the module that defines them."""
 TOWERS = ("vision_model.", "model.vision_model.", "model.vision_tower.", "vision_tower.", "model.visual.", "visual.")
 """How the names of a vision tower's tensors begin: BLIP, CLIP and SigLIP; LLaVA; Qwen-VL; in new and old checkpoints."""

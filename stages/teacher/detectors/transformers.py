@@ -39,6 +39,7 @@ Answer = TypeVar("Answer")
 
 SCORES: dict[str, Literal["softmax", "sigmoid"]] = {
     "DetrForObjectDetection": "softmax",
+    "DilatedDetr": "softmax",
     "ConditionalDetrForObjectDetection": "sigmoid",
     "DeformableDetrForObjectDetection": "sigmoid",
     "MixedSelectionDeformableDetr": "sigmoid",

@@ -192,9 +192,7 @@ def test_a_weight_of_another_shape_is_named(weights, tmp_path):
 
 
 def test_a_dilated_backbone_is_refused(weights, tmp_path):
+    said = r"a Deformable DETR with a dilated \(DC5\) backbone cannot be read"
     file = of_coco(weights, tmp_path / "x.pth", dilation=True)
-    with pytest.raises(UserError, match=r"x\.pth: a dilated \(DC5\) backbone"):
-        detr_pth.convert(file, tmp_path / "out", WORDS)
-    file = of_pvic(weights, tmp_path / "detr-r101-DC5-hicodet.pth")  # whose file has no arguments, but a name
-    with pytest.raises(UserError, match=r"hicodet\.pth: a dilated \(DC5\) backbone"):
+    with pytest.raises(UserError, match=rf"x\.pth: {said}"):
         detr_pth.convert(file, tmp_path / "out", WORDS)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 
 from hoi_distill.stages.checkpoints import timm_state_dict as timm_backbone
 from hoi_distill.stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
@@ -22,7 +23,7 @@ from hoi_distill.stages.teacher.weights import Checkpoint, load, model_class
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.selection import CellSelection
 from tests.fixtures.stages import made
-from tests.fixtures.tiny_detectors import COCO_80, COCO_91, FAMILIES, timm_names, tiny_detector
+from tests.fixtures.tiny_detectors import COCO_80, COCO_91, FAMILIES, stir, timm_names, tiny_detector
 
 SIZES = ((90, 64), (64, 90), (90, 64), (130, 70), (64, 64), (33, 80))
 """Width and height: two alike, so that a forward pass holds several images."""
@@ -243,6 +244,27 @@ def test_a_timm_backbone_is_loaded_without_timm(tmp_path, images, family, layout
     save_file(hub, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"1 missing .*stages.2.layers.1.layer.1.normalization.running_var"):
         opened(copy)
+
+
+@pytest.mark.parametrize("left_out", [(), ("model.decoder.bbox_embed", "model.decoder.class_embed")])
+@pytest.mark.parametrize("two_stage", [False, True])
+def test_each_layer_of_a_refining_deformable_detr_keeps_its_own_heads(tmp_path, two_stage, left_out):
+    """Configurations of the hub let transformers tie heads, and files hold those that decoder and network share once or twice."""
+    folder = tiny_detector("deformable_detr", tmp_path / "own")
+    record = json.loads((folder / "config.json").read_text())
+    record |= {"two_stage": two_stage, "with_box_refine": True, "two_stage_num_proposals": 12}
+    (folder / "config.json").write_text(json.dumps(record))
+    untied = DeformableDetrConfig.from_dict({**record, "tie_word_embeddings": False})
+    model = DeformableDetrForObjectDetection(untied)
+    stir(model)
+    model.model.decoder.bbox_embed = model.bbox_embed
+    if two_stage:
+        model.model.decoder.class_embed = model.class_embed
+    weights = {key: each.clone() for key, each in model.state_dict().items() if not key.startswith(left_out)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    found = opened(folder).model.state_dict()
+    for key, each in model.state_dict().items():
+        torch.testing.assert_close(found[key], each, atol=0, rtol=0, msg=key)
 
 
 @pytest.mark.parametrize(
