@@ -267,15 +267,46 @@ def test_each_layer_of_a_refining_deformable_detr_keeps_its_own_heads(tmp_path, 
         torch.testing.assert_close(found[key], each, atol=0, rtol=0, msg=key)
 
 
+@pytest.mark.parametrize("layout", ["hub", "transformers_5"])
+def test_a_dilated_detr_of_the_hub_looks_at_the_finer_map(tmp_path, layout):
+    """As facebook/detr-resnet-101-dc5 is written, but for the backbone's size."""
+    stages = {
+        "embedding_size": 16,
+        "hidden_sizes": [16, 24, 32, 40],
+        "depths": [1, 1, 1, 2],
+        "out_features": ["stage4"],
+    }
+    folder = tiny_detector("detr", tmp_path / "own", stages)
+    plain = opened(folder).model
+    changes = {"use_timm_backbone": True, "backbone": "resnet50", "dilation": True, "backbone_config": None}
+    if layout == "transformers_5":
+        changes = {"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet50", "output_stride": 16}}
+    copy, prefix = edited(folder, tmp_path, **changes), "model.backbone.conv_encoder.model."
+    weights = load_file(folder / "model.safetensors")
+    timms = {
+        key: prefix + timm_backbone.original(key.removeprefix(prefix)) for key in weights if key.startswith(prefix)
+    }
+    hub = {timms.get(key, key): each for key, each in weights.items()}
+    save_file(hub, copy / "model.safetensors", metadata={"format": "pt"})
+    stage = made(Detector, checkpoint=Checkpoint.find(copy))
+    stage.translated = {**stage.translated, "backbone_config": plain.config.backbone_config.to_dict()}
+    stage.open("cpu", {})
+    pixels = torch.rand(1, 3, 64, 96)
+    with torch.inference_mode():
+        (coarse,), (fine,) = (model.model.backbone.model(pixels).feature_maps for model in (plain, stage.model))
+    assert fine.shape[2:] == (4, 6)
+    torch.testing.assert_close(fine[..., ::2, ::2], coarse, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("family", "changes", "said"),
     [
-        ({"dilation": True, "backbone": "resnet50"}, r"dilated \(DC5\)"),
-        ({"backbone": "swin_tiny"}, "'swin_tiny' has no counterpart"),
+        ("conditional_detr", {"dilation": True, "backbone": "resnet50"}, r"dilated \(DC5\)"),
+        ("detr", {"backbone": "swin_tiny"}, "'swin_tiny' has no counterpart"),
     ],
 )
-def test_a_backbone_without_counterpart_is_told(folders, tmp_path, changes, said):
-    copy = edited(folders["detr"], tmp_path, use_timm_backbone=True, backbone_config=None, **changes)
+def test_a_backbone_without_counterpart_is_told(folders, tmp_path, family, changes, said):
+    copy = edited(folders[family], tmp_path, use_timm_backbone=True, backbone_config=None, **changes)
     with pytest.raises(UserError, match=f"copy/config.json: .*{said}"):
         made(Detector, checkpoint=Checkpoint.find(copy))
 
