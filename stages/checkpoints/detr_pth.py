@@ -67,7 +67,9 @@ def config_of(weights: Mapping[str, torch.Tensor], where: str) -> dict[str, Any]
     }
 
 
-def convert(path: Path, out: Path, labels: Sequence[str] | None = None, queries: int | None = None) -> None:
+def convert(
+    path: Path, out: Path, labels: Sequence[str] | None = None, *, queries: int | None = None, dilated: bool = False
+) -> None:
     """Write a transformers checkpoint with DETR's image processor (shortest edge 800, longest 1333).
 
     Args:
@@ -75,20 +77,22 @@ def convert(path: Path, out: Path, labels: Sequence[str] | None = None, queries:
         out: The folder to write.
         labels: The classes' names by number; None where they are COCO's 91 ids or its 80 objects.
         queries: How many queries of a Deformable DETR predict, where neither the file nor their number tells it.
+        dilated: The backbone's last stage is dilated (DC5), which weights do not show. It need not be said where the file's
+            training arguments or its name say so.
 
     Raises:
-        UserError: no DETR, a dilated (DC5) one, or weights that do not fill transformers' class exactly.
+        UserError: no DETR, a dilated Deformable DETR, or weights that do not fill transformers' class exactly.
     """
     from transformers import DetrImageProcessorPil
 
     weights, arguments = _read(path)
-    if getattr(arguments, "dilation", False) or "dc5" in path.name.lower():  # the weights do not show it
-        raise UserError(f"{path}: a dilated (DC5) backbone has no counterpart in transformers; use the plain one")
-    queries = queries or getattr(arguments, "num_queries_one2one", None)
+    queries = queries or getattr(arguments, "num_queries_one2one", getattr(arguments, "num_queries", None))
     try:
         kind, config, found = _renamed(weights, queries, str(path))
     except KeyError as error:
         raise UserError(f"{path}: it lacks {error}; give an unmodified checkpoint") from None
+    if dilated or getattr(arguments, "dilation", False) or "dc5" in path.name.lower():
+        kind = _dilated(kind, str(path))
     names = list(labels) if labels is not None else coco_names(config["num_labels"], str(path))
     if len(names) != config["num_labels"]:
         raise UserError(f"{path}: {config['num_labels']} classes, but {len(names)} labels given")
@@ -130,6 +134,17 @@ def _renamed(
     return kind, config, deformable.translated(weights, count, where)
 
 
+def _dilated(kind: Any, where: str) -> Any:
+    """The class with a dilated backbone; UserError where there is none."""
+    from transformers import DetrForObjectDetection
+
+    from hoi_distill.stages.checkpoints.dilated import DilatedDetr
+
+    if kind is not DetrForObjectDetection:
+        raise UserError(f"{where}: a Deformable DETR with a dilated (DC5) backbone cannot be read; use the plain one")
+    return DilatedDetr
+
+
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
     """The state dict in a file, and the training's arguments if it has them."""
     import torch
@@ -163,10 +178,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--queries", type=int, help="how many queries of a Deformable DETR predict; needed where the file does not tell"
     )
+    parser.add_argument(
+        "--dilated",
+        action="store_true",
+        help="a DETR-DC5, if neither its training arguments nor its file's name say so",
+    )
     options = parser.parse_args(argv)
     labels = options.labels.read_text().splitlines() if options.labels else None
     try:
-        convert(options.path, options.out, labels, options.queries)
+        convert(options.path, options.out, labels, queries=options.queries, dilated=options.dilated)
     except (UserError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 

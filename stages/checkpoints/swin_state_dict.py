@@ -43,8 +43,8 @@ def recognised(weights: Mapping[str, torch.Tensor]) -> bool:
 def config(weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """transformers' configuration of a whole Swin, by the shapes of its weights; KeyError where it is not whole."""
     width, channels, patch, _ = weights["patch_embed.proj.weight"].shape
-    stages = {int(key.split(".")[1]) for key in weights if _INSIDE.fullmatch(key)}
-    tables = [weights[f"layers.{stage}.blocks.0.{TABLE}"] for stage in sorted(stages)]
+    stages = sorted({int(key.split(".")[1]) for key in weights if _INSIDE.fullmatch(key)})
+    tables = [weights[f"layers.{stage}.blocks.0.{TABLE}"] for stage in stages]
     maps = {int(found[1]) for key in weights if (found := _MAP.fullmatch(key))}
     return {
         "model_type": "swin",
@@ -76,7 +76,7 @@ def translated(weights: Mapping[str, torch.Tensor], where: str) -> dict[str, tor
                 found[f"swin.encoder.{packed[1]}attention.{name}_proj.{packed[2]}"] = third.contiguous()
         elif not key.endswith(INDEX):
             found[_renamed(key, where)] = tensor
-    unused = torch.zeros(8 * len(weights["patch_embed.proj.weight"]))
+    unused = torch.zeros(8 * len(weights["patch_embed.proj.weight"]))  # channels double three times
     return found | {"swin.layernorm.weight": unused + 1, "swin.layernorm.bias": unused}
 
 

@@ -59,11 +59,23 @@ def recognised(weights: Mapping[str, torch.Tensor], out_indices: list[int], wher
     raise UserError(f"{where}: no ResNet has stages of {blocks} blocks; only ResNet backbones can be read")
 
 
-def replaced(config: dict[str, Any], where: str) -> dict[str, Any] | None:
+def dilated(config: Mapping[str, Any]) -> bool:
+    """Whether a detector's configuration has timm dilate the last stage (DC5)."""
+    backbone = config.get("backbone_config")
+    options = backbone if isinstance(backbone, dict) else config.get("backbone_kwargs") or {}
+    return bool(config.get("dilation")) or options.get("output_stride") not in (None, 32)
+
+
+def replaced(config: dict[str, Any], where: str, *, dilates: bool = False) -> dict[str, Any] | None:
     """A detector's configuration with transformers' ResNet in place of timm's; None where there is none of timm's.
 
+    Args:
+        config: the detector's.
+        where: its file, for messages.
+        dilates: whether the caller builds a network that dilates the ResNet where that is :func:`dilated`.
+
     Raises:
-        UserError: a backbone without counterpart, or one with dilation (DC5).
+        UserError: a backbone without counterpart, or one with dilation (DC5) that nobody dilates.
     """
     backbone = config.get("backbone_config")
     if isinstance(backbone, dict) and backbone.get("model_type") == "timm_backbone":
@@ -72,7 +84,7 @@ def replaced(config: dict[str, Any], where: str) -> dict[str, Any] | None:
         name, options = config.get("backbone") or "resnet50", config.get("backbone_kwargs") or {}
     else:
         return None
-    if config.get("dilation") or options.get("output_stride") not in (None, 32):
+    if dilated(config) and not dilates:
         raise UserError(f"{where}: a dilated (DC5) backbone has no counterpart in transformers; use the plain one")
     several = config.get("model_type") == "deformable_detr" and config.get("num_feature_levels", 4) > 1
     indices = list(options.get("out_indices") or ([2, 3, 4] if several else [4]))

@@ -48,7 +48,10 @@ OWN_CLASSES = {
 }
 """Architectures of this project, by the beginning of their name, the first that fits: the module that defines
 them."""
-VARIANTS = {"MixedSelectionDeformableDetr": "hoi_distill.stages.checkpoints.mixed_selection"}
+VARIANTS = {
+    "MixedSelectionDeformableDetr": "hoi_distill.stages.checkpoints.mixed_selection",
+    "DilatedDetr": "hoi_distill.stages.checkpoints.dilated",
+}
 """Variants of transformers' architectures that published checkpoints need and it lacks: the module that defines them."""
 TOWERS = ("vision_model.", "model.vision_model.", "model.vision_tower.", "vision_tower.", "model.visual.", "visual.")
 """How the names of a vision tower's tensors begin: BLIP, CLIP and SigLIP; LLaVA; Qwen-VL; in new and old checkpoints."""

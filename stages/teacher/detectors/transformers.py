@@ -39,6 +39,7 @@ Answer = TypeVar("Answer")
 
 SCORES: dict[str, Literal["softmax", "sigmoid"]] = {
     "DetrForObjectDetection": "softmax",
+    "DilatedDetr": "softmax",
     "ConditionalDetrForObjectDetection": "sigmoid",
     "DeformableDetrForObjectDetection": "sigmoid",
     "MixedSelectionDeformableDetr": "sigmoid",
@@ -99,7 +100,11 @@ class Detector(Stage):
                 f"{checkpoint.folder}/config.json: id2label names no COCO objects: {', '.join(self.dropped[:8])}"
                 f"{', ...' if len(self.dropped) > 8 else ''}; correct the names or set unknown_labels: drop"
             )
-        self.translated = timm_backbone.replaced(checkpoint.config, f"{checkpoint.folder}/config.json")
+        self.translated = timm_backbone.replaced(
+            checkpoint.config,
+            f"{checkpoint.folder}/config.json",
+            dilates=checkpoint.architecture == "DetrForObjectDetection",
+        )
         self.checkpoint, self.dtype, self.hico_tuned, self.states = checkpoint, config.dtype, config.hico_tuned, states
         self.chosen_batch = config.batch_size
         self.batch_size, self.resources = canonical(config.batch_size), Resources(gpus=config.gpus)
@@ -166,7 +171,12 @@ class Detector(Stage):
         from transformers import CONFIG_MAPPING
 
         config = CONFIG_MAPPING[self.translated["model_type"]].from_dict(self.translated)
-        return {"config": config, "state_dict": timm_backbone.read(weight_files(folder).files)}
+        translation = {"config": config, "state_dict": timm_backbone.read(weight_files(folder).files)}
+        if not timm_backbone.dilated(self.checkpoint.config):
+            return translation
+        from hoi_distill.stages.checkpoints.dilated import DilatedDetr
+
+        return {**translation, "make": DilatedDetr}
 
     def _in_parts(self, pixels: Sequence[ImageTensors]) -> list[tuple[np.ndarray, ...]]:
         """:meth:`_detect`'s answer for each of these images of one size, in forwards that memory holds."""

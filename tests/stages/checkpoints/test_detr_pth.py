@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from hoi_distill.stages.checkpoints import detr_pth, detr_state_dict
+from hoi_distill.stages.checkpoints.dilated import dilate
 from hoi_distill.stages.data.coco import COCO_OBJECTS
 from hoi_distill.stages.stage import Batch
 from hoi_distill.stages.teacher.detectors.transformers import Detector
@@ -99,13 +100,44 @@ def test_the_fine_tuned_weights_of_upt_and_pvic_have_cocos_80_objects_in_their_o
     assert labels == {number: number for number in range(80)}
 
 
+@pytest.mark.parametrize("told", ["by the training's arguments", "by the file's name", "by the user"])
+def test_a_dilated_backbone_is_known_by_whoever_tells_it(weights, told, tmp_path):
+    file = tmp_path / ("detr-r50-DC5-hicodet.pth" if told == "by the file's name" else "detr.pth")
+    arguments = {"args": argparse.Namespace(dilation=True)} if told == "by the training's arguments" else {}
+    torch.save({"model": weights, **arguments}, file)
+    flag = ["--dilated"] if told == "by the user" else []
+    detr_pth.main([str(file), "--out", str(tmp_path / "out"), *flag])
+    stage = made(Detector, checkpoint=Checkpoint.find(tmp_path / "out"))
+    stage.open("cpu", {})
+    assert type(stage.model).__name__ == "DilatedDetr"
+    with torch.inference_mode():
+        (found,) = stage.model.model.backbone.model(torch.zeros(1, 3, 64, 96)).feature_maps
+    assert found.shape[2:] == (4, 6)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 5)])
+def test_every_second_cell_of_a_dilated_stage_is_the_plain_stages(size):
+    """The meaning of dilation: the same network on a grid that is twice as fine."""
+    from transformers import ResNetConfig
+    from transformers.models.resnet.modeling_resnet import ResNetStage
+
+    torch.manual_seed(0)
+    stage = ResNetStage(ResNetConfig(), 8, 16, stride=2, depth=3).eval()
+    image = torch.randn(2, 8, *size)
+    with torch.inference_mode():
+        plain = stage(image)
+        dilate(stage)
+        fine = stage(image)
+    assert fine.shape[2:] == size
+    torch.testing.assert_close(fine[..., ::2, ::2], plain, atol=1e-5, rtol=1e-5)
+
+
 def test_what_is_no_plain_detr_is_refused(weights, tmp_path):
     def refused(said, record):
         torch.save(record, tmp_path / "detr.pth")
         with pytest.raises(UserError, match=said):
             detr_pth.convert(tmp_path / "detr.pth", tmp_path / "out")
 
-    refused(r"dilated \(DC5\)", {"model": weights, "args": argparse.Namespace(dilation=True)})
     refused("'mask_head.lay1.weight' is no weight", {"model": {**weights, "mask_head.lay1.weight": torch.zeros(1)}})
     lacking = {key: value for key, value in weights.items() if key != "bbox_embed.layers.1.bias"}
     refused(r"do not fill DetrForObjectDetection exactly \(bbox_predictor.layers.1.bias\)", {"model": lacking})

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 
 from hoi_distill.stages.checkpoints import timm_state_dict as timm_backbone
 from hoi_distill.stages.data.coco import COCO_OBJECTS, OBJECT_INDEX
@@ -22,7 +23,7 @@ from hoi_distill.stages.teacher.weights import Checkpoint, load, model_class
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.selection import CellSelection
 from tests.fixtures.stages import made
-from tests.fixtures.tiny_detectors import COCO_80, COCO_91, FAMILIES, timm_names, tiny_detector
+from tests.fixtures.tiny_detectors import COCO_80, COCO_91, FAMILIES, stir, timm_names, tiny_detector
 
 SIZES = ((90, 64), (64, 90), (90, 64), (130, 70), (64, 64), (33, 80))
 """Width and height: two alike, so that a forward pass holds several images."""
@@ -245,15 +246,67 @@ def test_a_timm_backbone_is_loaded_without_timm(tmp_path, images, family, layout
         opened(copy)
 
 
+@pytest.mark.parametrize("left_out", [(), ("model.decoder.bbox_embed", "model.decoder.class_embed")])
+@pytest.mark.parametrize("two_stage", [False, True])
+def test_each_layer_of_a_refining_deformable_detr_keeps_its_own_heads(tmp_path, two_stage, left_out):
+    """Configurations of the hub let transformers tie heads, and files hold those that decoder and network share once or twice."""
+    folder = tiny_detector("deformable_detr", tmp_path / "own")
+    record = json.loads((folder / "config.json").read_text())
+    record |= {"two_stage": two_stage, "with_box_refine": True, "two_stage_num_proposals": 12}
+    (folder / "config.json").write_text(json.dumps(record))
+    untied = DeformableDetrConfig.from_dict({**record, "tie_word_embeddings": False})
+    model = DeformableDetrForObjectDetection(untied)
+    stir(model)
+    model.model.decoder.bbox_embed = model.bbox_embed
+    if two_stage:
+        model.model.decoder.class_embed = model.class_embed
+    weights = {key: each.clone() for key, each in model.state_dict().items() if not key.startswith(left_out)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    found = opened(folder).model.state_dict()
+    for key, each in model.state_dict().items():
+        torch.testing.assert_close(found[key], each, atol=0, rtol=0, msg=key)
+
+
+@pytest.mark.parametrize("layout", ["hub", "transformers_5"])
+def test_a_dilated_detr_of_the_hub_looks_at_the_finer_map(tmp_path, layout):
+    """As facebook/detr-resnet-101-dc5 is written, but for the backbone's size."""
+    stages = {
+        "embedding_size": 16,
+        "hidden_sizes": [16, 24, 32, 40],
+        "depths": [1, 1, 1, 2],
+        "out_features": ["stage4"],
+    }
+    folder = tiny_detector("detr", tmp_path / "own", stages)
+    plain = opened(folder).model
+    changes = {"use_timm_backbone": True, "backbone": "resnet50", "dilation": True, "backbone_config": None}
+    if layout == "transformers_5":
+        changes = {"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet50", "output_stride": 16}}
+    copy, prefix = edited(folder, tmp_path, **changes), "model.backbone.conv_encoder.model."
+    weights = load_file(folder / "model.safetensors")
+    timms = {
+        key: prefix + timm_backbone.original(key.removeprefix(prefix)) for key in weights if key.startswith(prefix)
+    }
+    hub = {timms.get(key, key): each for key, each in weights.items()}
+    save_file(hub, copy / "model.safetensors", metadata={"format": "pt"})
+    stage = made(Detector, checkpoint=Checkpoint.find(copy))
+    stage.translated = {**stage.translated, "backbone_config": plain.config.backbone_config.to_dict()}
+    stage.open("cpu", {})
+    pixels = torch.rand(1, 3, 64, 96)
+    with torch.inference_mode():
+        (coarse,), (fine,) = (model.model.backbone.model(pixels).feature_maps for model in (plain, stage.model))
+    assert fine.shape[2:] == (4, 6)
+    torch.testing.assert_close(fine[..., ::2, ::2], coarse, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("family", "changes", "said"),
     [
-        ({"dilation": True, "backbone": "resnet50"}, r"dilated \(DC5\)"),
-        ({"backbone": "swin_tiny"}, "'swin_tiny' has no counterpart"),
+        ("conditional_detr", {"dilation": True, "backbone": "resnet50"}, r"dilated \(DC5\)"),
+        ("detr", {"backbone": "swin_tiny"}, "'swin_tiny' has no counterpart"),
     ],
 )
-def test_a_backbone_without_counterpart_is_told(folders, tmp_path, changes, said):
-    copy = edited(folders["detr"], tmp_path, use_timm_backbone=True, backbone_config=None, **changes)
+def test_a_backbone_without_counterpart_is_told(folders, tmp_path, family, changes, said):
+    copy = edited(folders[family], tmp_path, use_timm_backbone=True, backbone_config=None, **changes)
     with pytest.raises(UserError, match=f"copy/config.json: .*{said}"):
         made(Detector, checkpoint=Checkpoint.find(copy))
 
