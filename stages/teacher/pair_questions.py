@@ -10,7 +10,7 @@ Shapes: B images, C columns, O objects.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,8 @@ class AsksAboutPairs(Stage):
     output = ArrowOutput(PAIR_ANSWERS)
     batch_size = 1
     """Each image wants questions of its own."""
+    asks: ClassVar[str] = "pair_questions"
+    """The columns of its example."""
     form: Form = "yes_no"
     """What a cell's two logarithms are of: a yes and a no, or an answer with the image and without it."""
 
