@@ -51,7 +51,8 @@ def pair_report(
         records = pair_quality.annotated_records(workspace, plans[name], sample)
         answers = pair_quality.read_pair_answers(workspace, plans, name, records)
         stage = plans[name].node.stage
-        found[name] = pair_quality.pair_report(answers, len(records), stage.columns)
+        assert isinstance(stage, AsksAboutPairs)
+        found[name] = pair_quality.pair_report(answers, len(records), stage.columns, stage.form)
         read[name] = answers, (stage.columns, stage.inputs[0], records.tolist())
     alike = {
         f"{one} and {other}": pair_quality.agreement(read[one][0], read[other][0])

@@ -21,7 +21,7 @@ from hoi_distill.stages.evaluate.metrics.localisation import area, calibration_e
 from hoi_distill.stages.ops.boxes import iou_matrix
 from hoi_distill.stages.ops.instances import ordered_pairs
 from hoi_distill.stages.student.calibration import FOLDS, cross_fitted
-from hoi_distill.stages.teacher.pair_questions import AsksAboutPairs
+from hoi_distill.stages.teacher.pair_questions import AsksAboutPairs, Form
 from hoi_distill.storage.errors import UserError
 from hoi_distill.storage.shards.cells import cells
 
@@ -44,7 +44,7 @@ class PairReport(TypedDict):
         comparisons: how many comparisons it rests on.
         verb_area: the AUC of all answers of a verb, mean over the verbs that have both kinds.
         weak: the verbs with the lowest AUC, of those with at least 5 positives.
-        said: mean probability that the answer is a yes or a no at all.
+        said: mean probability that the answer is a yes or a no at all; None of likelihoods.
         yes: the share of answers that are rather yes.
         several: the share of pairs with two or more of these.
         error: expected calibration error of the teacher's own probabilities.
@@ -190,13 +190,14 @@ def annotated_records(workspace: Workspace, plan: TablePlan, sample: int | None)
     return records if sample is None else np.sort(np.random.default_rng(0).permutation(records)[:sample])
 
 
-def pair_report(found: ReadAnswers, images: int, columns: tuple[str, ...]) -> PairReport:
+def pair_report(found: ReadAnswers, images: int, columns: tuple[str, ...], form: Form = "yes_no") -> PairReport:
     """The report on a table's answers.
 
     Args:
         found: the answers.
         images: how many images they are about.
         columns: the table's.
+        form: what was answered.
     """
     m, shown, yes = found.log_odds, found.shown, found.log_odds > 0
     interactions = int(found.hoi.max(initial=0)) + 1
@@ -224,7 +225,7 @@ def pair_report(found: ReadAnswers, images: int, columns: tuple[str, ...]) -> Pa
         "comparisons": comparisons,
         "verb_area": round(float(np.mean([value for value, _ in areas.values()])), 4) if areas else None,
         "weak": {verb: round(value, 4) for value, verb in weak},
-        "said": round(float(np.exp(found.logs).sum(1).mean()), 4) if len(m) else None,
+        "said": round(float(np.exp(found.logs).sum(1).mean()), 4) if len(m) and form == "yes_no" else None,
         "yes": _share(int(yes.sum()), len(m)),
         "several": _share(int((np.bincount(found.pair[yes]) > 1).sum()), len(np.unique(found.pair))),
         "error": _rounded(calibration_error(expit(m), shown)),

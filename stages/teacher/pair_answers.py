@@ -17,8 +17,8 @@ from hoi_distill.stages.keys import Count, GpuShare
 from hoi_distill.stages.stage import Batch, Dtype, Resources, Values
 from hoi_distill.stages.teacher.answers import Answers, ImageInputs
 from hoi_distill.stages.teacher.blip.first_token import answer_ids, log_probabilities
-from hoi_distill.stages.teacher.pair_questions import answer_cells
-from hoi_distill.stages.teacher.pair_words import AsksInWords, Coordinates, Form, PairQuestion, written
+from hoi_distill.stages.teacher.pair_questions import Form, answer_cells
+from hoi_distill.stages.teacher.pair_words import AsksInWords, Coordinates, PairQuestion, written
 from hoi_distill.stages.teacher.preprocessing import joined
 from hoi_distill.stages.teacher.shared_prefix import Branch, Packed, in_chunks, packed_states
 from hoi_distill.stages.teacher.weights import CheckpointKey

@@ -10,7 +10,7 @@ Shapes: B images, C columns, O objects.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +25,13 @@ from hoi_distill.stages.teacher.pair_gates import Gate, PairGates
 from hoi_distill.stages.teacher.seen_objects import PERSON
 from hoi_distill.storage.errors import UserError
 
+Form = Literal["yes_no", "likelihood"]
 PAIR_ANSWERS = pa.struct(
     [("pair", pa.list_(pa.int16())), ("yes", pa.list_(pa.float32())), ("no", pa.list_(pa.float32()))]
 )
 """A cell: the pairs that were asked about, rising, and of each the logarithm of the probability that the answer begins with yes,
-and with no, however these are written. The two need not add up to 1."""
+and with no, however these are written. The two need not add up to 1. Of the form ``likelihood`` they are those of one answer,
+with the image and without it."""
 
 
 class AsksAboutPairs(Stage):
@@ -40,6 +42,10 @@ class AsksAboutPairs(Stage):
     output = ArrowOutput(PAIR_ANSWERS)
     batch_size = 1
     """Each image wants questions of its own."""
+    asks: ClassVar[str] = "pair_questions"
+    """The columns of its example."""
+    form: Form = "yes_no"
+    """What a cell's two logarithms are of: a yes and a no, or an answer with the image and without it."""
 
     class Config(Stage.Config):
         columns: Columns

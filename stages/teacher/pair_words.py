@@ -10,7 +10,7 @@ import numpy as np
 
 from hoi_distill.stages.data.prompts import noun_phrase, this_one
 from hoi_distill.stages.data.vocabulary import Vocabulary
-from hoi_distill.stages.teacher.pair_questions import AsksAboutPairs
+from hoi_distill.stages.teacher.pair_questions import AsksAboutPairs, Form
 from hoi_distill.stages.teacher.pair_views import BLUR, MARGIN, VIEWS
 from hoi_distill.storage.errors import UserError
 
@@ -26,12 +26,11 @@ MARKS: Mapping[str, str] = {
     "crop": "A person and {object} are in the image.",
 }
 """What is said of a pair, by what is seen of it."""
-QUESTIONS: Mapping[str, str] = {
+QUESTIONS: Mapping[Form, str] = {
     "yes_no": "Is this person {action}? Answer with yes or no.",
     "likelihood": "What is this person doing?",
 }
 """What is asked, by the form of the answer."""
-Form = Literal["yes_no", "likelihood"]
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,34 @@ def test_link_on_blip_2_and_on_florence_2_ends_on_the_layout_of_hico_det(small_l
     assert len(records) == 3
 
 
+@pytest.mark.slow
+def test_da_hois_result_stands_beside_a_student_of_answers_about_pairs(tiny_of, tmp_path, monkeypatch):
+    """Its file as it is shipped, but for boxes, sizes, steps, seeds and the encoder of texts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(weights, "locate", lambda source, revision=None: tiny_of(source))
+    write_mat(tmp_path / "hico")
+    write_images(tmp_path / "hico")
+
+    setup = yaml.safe_load((ROOT / "configs/hico_det_pair_answers.yaml").read_text())
+    setup["dataset"]["root"] = str(tmp_path / "hico")
+    setup["workers"] = {"executor": "inline", "allow_cpu": True}
+    setup["tables"]["detections"] = {"stage": "ground_truth_boxes"}
+    setup["tables"]["text"]["checkpoint"] = "Salesforce/blip-itm-base-coco"  # the tiny CLIP refuses one long prompt
+    setup["tables"]["pair_answers"].pop("max_pixels")
+    setup["student"] |= {"network": NETWORK, "steps": 2, "warmup_steps": 1, "labelled_per_step": 2}
+    Path("setup.yaml").write_text(yaml.safe_dump(setup))
+    matrix = yaml.safe_load((ROOT / "configs/paper/da_hoi_hico_det.yaml").read_text())
+    arms = {name: arm for name, arm in matrix["arms"].items() if name.startswith("all labels")}
+    changed = {"setup": "setup.yaml", "seeds": [0], "arms": arms, "table": "table.md"}
+    Path("matrix.yaml").write_text(yaml.safe_dump({**matrix, **changed}))
+
+    run_matrix(Path("matrix.yaml"))
+    table = Path("table.md").read_text()
+    for figure in ("| 44.58 |", "| 46.17 |", "| 44.08 |"):
+        assert figure in table
+    assert "by a third-party note |" in table
+
+
 def write_blip(folder: Path, config: BlipConfig, tokenizer: BertTokenizer) -> Path:
     """A tiny BLIP with random weights."""
     torch.manual_seed(2)  # of other seeds the scores rank annotated verbs below the others, and the training refuses

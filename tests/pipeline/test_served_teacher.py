@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,9 +15,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.fixtures.chat_server import ChatServer, Reply, completion, error, image_of, question_of
+from hoi_distill.pipeline.training.binding import plan_all
+from hoi_distill.pipeline.workspace import prepare
+from tests.fixtures.chat_server import ChatServer, Reply, completion, error, first_tokens, image_of, question_of
 from tests.fixtures.command import ROOT
-from tests.fixtures.toy_stages import paint
+from tests.fixtures.toy_stages import paint, run
 
 QUESTIONS = ["what is there", "who is there"]
 
@@ -157,3 +160,34 @@ def test_a_killed_run_asks_again_only_what_it_had_not_committed(tmp_path):
     asked = Counter((image_of(body), question_of(body)) for body in server.bodies)
     assert len(asked) == 32
     assert sum(asked.values()) <= 32 + 8
+
+
+def test_a_cell_of_answers_about_pairs_is_a_request_for_each_and_fails_with_one_of_them(tmp_path):
+    listed = {"yes": math.log(0.7), "no": math.log(0.2)}
+
+    def told(body, number):
+        flagged = error(400, "flagged", "content_policy_violation")
+        return flagged if number == 0 else Reply(completion("yes", logprobs=first_tokens(listed)))
+
+    with ChatServer(told) as server:
+        asked = {"stage": "served_pair_answers", "base_url": server.url, "model": "tiny", "columns": "pair_questions",
+                 "splits": ["train"], "batch_size": 4, "in_flight": 1}  # fmt: skip
+        document = {
+            "name": "pico",
+            "cache": str(tmp_path / "cache"),
+            "dataset": {"kind": "pico", "root": str(tmp_path / "world"), "train": 6, "test": 2},
+            "workers": {"executor": "inline"},
+            "tables": {
+                "detections": {"stage": "ground_truth_boxes"},
+                "instances": {"stage": "instances"},
+                "pair_answers": asked,
+            },
+        }
+        path = tmp_path / "pico.yaml"
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        run(prepare(path))
+        requests = len(server.bodies)
+        run(prepare(path))
+    counts = plan_all(prepare(path))["pair_answers"].counts
+    assert (counts["failed"], counts["empty"]) == (1, 0)
+    assert requests == len(server.bodies) > counts["filled"] > 6, "the second run has nothing to ask"

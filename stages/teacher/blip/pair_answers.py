@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from typing_extensions import override
 
+from hoi_distill.stages.batching import BatchSize
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.keys import Count
 from hoi_distill.stages.stage import Batch, Values
@@ -35,6 +36,8 @@ class BlipPairAnswers(AsksAboutPairs, BlipStage):
     example: ClassVar[str] = "stages/teacher/pico/marked"
 
     class Config(AsksAboutPairs.Config, BlipStage.Config):
+        batch_size: BatchSize = 1
+        """Without effect: images are looked at one at a time, since each wants questions of its own."""
         questions_at_once: Count = 64
         """Questions about an image in one forward: it bounds the memory, and changes no value beyond rounding."""
 

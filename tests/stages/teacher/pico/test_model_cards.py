@@ -97,6 +97,9 @@ def test_the_card_of_the_teacher_that_is_asked_about_pairs():
     card, found = (PICO / "marked/README.md").read_text(), measured(PICO / "marked")
     keys = ("localisation", "area", "accuracy", "calibration_error")
     assert table_row(card, "all questions") == rounded(*(found[key] for key in keys))
+    weak = json.loads((PICO / "marked/heldout-first.json").read_text())
+    assert weak["questions"] == found["questions"]
+    assert table_row(card, "after 60 steps") == rounded(*(weak[key] for key in keys))
     assert f"{found['questions']:,} questions, {found['true']:,} of them true" in card
     said = " ".join(card.split())
     weakest = sorted((value, verb) for verb, value in found["by_verb"].items() if value is not None)[:4]
