@@ -119,8 +119,9 @@ BENCHES = {
         "What a task costs beside its values",
         "CPU time of a task that reads a table above and commits, with stages that answer at once: the same within 20 % in "
         "tables of 50 and of 40,000 shards; a commit of a 1.18 MB map under 3 ms",
-        "A map is hashed twice: its value, for the tables below, and its file, for the file's name. A name made of the values' "
-        "digests would save the second. But then a file could be checked only by who can parse it, no longer by any blake2b, "
+        "A map is hashed twice: its value, for the tables below, and its file, for the file's name. Both are blake2b, of other "
+        "lengths, and a length is part of what is hashed: one pass cannot give both. A name made of the values' digests would "
+        "save the second. But then a file could be checked only by who can parse it, no longer by any blake2b, "
         "and a `check` of an earlier version would set every new file aside as damaged.",
         ("--only", "map", "task"),
     ),

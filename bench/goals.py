@@ -142,6 +142,10 @@ GOALS = (
     Goal("the same, 700 shards", 1.3, at("reading", "scores_700_shards/warm/stream/over_memmap")),
     Goal("`make teacher-cache` again, nothing to do", 1.5, at("again", "run_cpu_seconds"), "s"),
     Goal("`make train-student` again, nothing to do", 1.5, at("again", "train_cpu_seconds"), "s"),
+    Goal(
+        "bfloat16's mean mAP on pico from float32's, over the spread of float32's seeds", 1,
+        at("precision", "difference_over_spread"),
+    ),
     *heads(60),
     *heads(435),
 )  # fmt: skip

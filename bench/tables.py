@@ -404,7 +404,11 @@ def precision(result: Result) -> list[Table]:
     seeds = list(enumerate(result["seeds"]))
     maps = [Heading(f"mAP, seed {seed}", f"{{}}/map/{place}") for place, seed in seeds]
     times = [Heading(f"CPU time, seed {seed}", f"{{}}/cpu_seconds/{place}", "s") for place, seed in seeds]
-    return [Table((*maps, *times), (Heading("float32", "fp32"), Heading("bfloat16", "bf16")), "a training")]
+    spread = Heading("the difference of the mean mAP, over the spread of float32's seeds", "difference_over_spread")
+    return [
+        Table((*maps, *times), (Heading("float32", "fp32"), Heading("bfloat16", "bf16")), "a training"),
+        *([Table((spread,))] if "difference_over_spread" in result else []),
+    ]
 
 
 TABLES: dict[str, Callable[[Result], list[Table]]] = {
