@@ -89,7 +89,8 @@ def sentences(results: Mapping[str, Result]) -> list[str]:
         ratio, planning = results["teacher"]["ratio"], results["planning"]
         said.append(
             f"Filling the cache takes {ratio:.3f} times the CPU time of a bare loop over the same teacher, and to plan "
-            f"{number(planning['rows'])} images x {planning['columns']} columns takes {number(planning['seconds'])} s."
+            f"{number(planning['rows'])} images x {planning['columns']} columns takes {number(planning['cpu_seconds'])} s of CPU "
+            "time."
         )
     if {"link", "itm"} <= results.keys():
         live, matching = found(results["link"], "full_size/over_cached/live"), results["itm"]["blip_384"]

@@ -18,6 +18,29 @@ LINE = [
         (Heading("first run", "first"), Heading("the same again", "again")),
     )
 ]
+AGAIN = [
+    Table(
+        (
+            Heading("`hoi-distill run`", "run_cpu_seconds", "s"),
+            Heading("`hoi-distill train --fill`", "train_cpu_seconds", "s"),
+        ),
+        (Heading("CPU time", ""),),
+        "again",
+    )
+]
+WARM = [
+    Table(
+        (
+            Heading("warm, CPU time a map", "{}/warm/cpu_ms_a_row", "ms"),
+            Heading("warm, over memmap, median of rounds", "{}/warm/over_memmap"),
+            Heading("warm, over memmap, all rounds", "{}/warm/over_memmap_by_round"),
+            Heading("cold, CPU time a map", "{}/cold/cpu_ms_a_row", "ms"),
+            Heading("cold, over memmap, median of rounds", "{}/cold/over_memmap"),
+            Heading("cold, over memmap, all rounds", "{}/cold/over_memmap_by_round"),
+        ),
+        (Heading("memmap", "maps/formats/memmap"), Heading("stream", "maps/formats/ours")),
+    )
+]
 PLANNING = [
     Table(
         (
@@ -381,13 +404,19 @@ def precision(result: Result) -> list[Table]:
     seeds = list(enumerate(result["seeds"]))
     maps = [Heading(f"mAP, seed {seed}", f"{{}}/map/{place}") for place, seed in seeds]
     times = [Heading(f"CPU time, seed {seed}", f"{{}}/cpu_seconds/{place}", "s") for place, seed in seeds]
-    return [Table((*maps, *times), (Heading("float32", "fp32"), Heading("bfloat16", "bf16")), "a training")]
+    spread = Heading("the difference of the mean mAP, over the spread of float32's seeds", "difference_over_spread")
+    return [
+        Table((*maps, *times), (Heading("float32", "fp32"), Heading("bfloat16", "bf16")), "a training"),
+        *([Table((spread,))] if "difference_over_spread" in result else []),
+    ]
 
 
 TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "peers": peers,
+    "warm": lambda _: WARM,
     "h200": h200,
     "line": lambda _: LINE,
+    "again": lambda _: AGAIN,
     "planning": planning,
     "stream": lambda _: STREAM,
     "reading": lambda _: READING_TURNS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def image_source(
         UserError: an image cannot be read, or is not of the size that its annotations state; ``lenient`` drops, counts
             and warns of the latter.
     """
-    paths = [path for annotations in dataset.values() for path in annotations.path]
+    paths = list(chain.from_iterable(annotations.path for annotations in dataset.values()))
     digests = memory.digests(paths, rehash=rehash, derive=HEADER)
     ends = np.cumsum([0] + [len(annotations.path) for annotations in dataset.values()])
     kept: dict[str, Annotations] = {}
@@ -228,8 +229,8 @@ def _source(dataset: Mapping[str, Annotations], digests: np.ndarray) -> Source:
         dataset: the annotations of each split.
         digests: ``V16 [N]`` names of the images in this order. Images of one name share a row.
     """
-    paths = [path for annotations in dataset.values() for path in annotations.path]
-    keys = [key for annotations in dataset.values() for key in map(str, annotations.image_id.tolist())]
+    paths = list(chain.from_iterable(annotations.path for annotations in dataset.values()))
+    keys = list(map(str, chain.from_iterable(annotations.image_id.tolist() for annotations in dataset.values())))
     ends = np.cumsum([0] + [len(annotations.path) for annotations in dataset.values()])
     first, row_of_record = _first_of_each(digests)
     if len(first) < len(digests):

@@ -172,6 +172,8 @@ def _digests_in(
     if now is not None:
         entries, known = _remembered(file, folder)
         same = known & (entries.view("<i8").reshape(-1, 6)[:, :4] == now).all(axis=1)
+        if same.all():  # the usual case
+            return entries["digest"], errors
         found[same] = entries["digest"][same]
         unknown = np.flatnonzero(~same)
     for start in range(0, len(unknown), _BATCH):
