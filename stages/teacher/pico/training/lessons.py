@@ -84,13 +84,10 @@ class PromptSampler:
     Args:
         facts: Every fact of the vocabulary.
         prompts: Token ids of the prompt of each fact.
-
-    Attributes:
-        all_prompts: ``prompts``.
     """
 
     def __init__(self, facts: Sequence[Fact], prompts: Sequence[list[int]]) -> None:
-        self.all_prompts = prompts
+        self._prompts = prompts
         self.same_object = [[j for j, g in enumerate(facts) if g[1] == f[1] and g != f] for f in facts]
         self.same_verb = [[j for j, g in enumerate(facts) if g[0] == f[0] and g != f] for f in facts]
 
@@ -114,7 +111,7 @@ class PromptSampler:
         for true in every:
             positives = rng.permutation(np.flatnonzero(true))[:3]
             negatives = [self.swap(true, rng) for _ in range(count - len(positives))]
-            rows.append([self.all_prompts[h] for h in (*positives, *negatives)])
+            rows.append([self._prompts[h] for h in (*positives, *negatives)])
             labels += [1] * len(positives) + [0] * len(negatives)
         return pack(rows), torch.tensor(labels)
 
