@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup teacher-cache train-student experiments pico-teacher pico-long-tailed pico-detector pico-detr pico-clip pico-marked crowd-tower test test-slow test-all lint bench clean
+.PHONY: help setup teacher-cache train-student experiments pico-teacher pico-long-tailed pico-detector pico-detr pico-clip pico-marked crowd-tower crowd-itm test test-slow test-all lint bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ crowd-tower: $(READY) ## train the crowd's shipped tower again, in two turns
 	$(BIN)/python -m hoi_distill.stages.teacher.crowd.training.tower --out data/crowd-corpus/first
 	$(BIN)/python -m hoi_distill.stages.teacher.crowd.training.tower --out stages/teacher/crowd/tower \
 		--start data/crowd-corpus/first --fine 1 --steps 800 --lr 1.5e-3
+
+crowd-itm: $(READY) ## train the crowd's shipped matching teacher again, upon the tower
+	$(BIN)/python -m hoi_distill.stages.teacher.crowd.training.matching --out stages/teacher/crowd/itm
 
 test: $(READY) ## quick tests
 	$(BIN)/python -m pytest -q --durations=25 -m 'not slow' tests

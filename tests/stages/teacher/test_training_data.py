@@ -35,6 +35,7 @@ def told(*given, **more) -> str:
         ("detr", "208,000 scenes with their boxes"),
         ("long_tailed/itm", "as long-tailed as a student's"),
         ("../crowd/tower", "drawn by the renderer of the crowd"),
+        ("../crowd/itm", "scenes with their interactions"),
     ],
 )
 def test_every_shipped_teacher_says_it(folder: str, said: str):

@@ -1,6 +1,7 @@
-"""The scenes that the crowd's tower learns from, drawn once into a folder outside git: images, captions and dense labels.
+"""The scenes that the crowd's teachers learn from, drawn once into a folder outside git: images, captions and dense labels.
 
-They are of worlds of their own: students' worlds have other seeds. What is done is drawn, and told by no label.
+They are of worlds of their own: students' worlds have other seeds. No caption or dense label tells what is done; that is
+:meth:`CorpusPart.interactions`, which the tower never asks for.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from hoi_distill.stages.data.crowd.classes import HOIS
 from hoi_distill.stages.data.crowd.layout import SIZE
-from hoi_distill.stages.data.crowd.plan import plan_split
+from hoi_distill.stages.data.crowd.plan import ImagePlan, plan_split
 from hoi_distill.stages.data.crowd.render import render_crowd
 from hoi_distill.stages.data.crowd.texts import plain
 from hoi_distill.stages.teacher.crowd.training.dense import DenseLabels, dense_labels
@@ -31,6 +33,18 @@ class CorpusPart:
     def describe(self) -> str:
         """A file name that says all of it."""
         return f"world-{self.world}-{self.planned}"
+
+    def plans(self) -> list[ImagePlan]:
+        """What each scene shows."""
+        return [plan for plan in plan_split(self.world, "test", self.planned) if plan.swapped is None]
+
+    def interactions(self) -> np.ndarray:
+        """bool ``[N, 46]``, which interactions each scene shows, in the vocabulary's order."""
+        plans = self.plans()
+        shown = np.zeros((len(plans), len(HOIS)), bool)
+        for row, plan in zip(shown, plans, strict=True):
+            row[[HOIS.index((act.verb, act.name)) for act in plan.acts]] = True
+        return shown
 
 
 TAUGHT = CorpusPart(150, 10_000)
@@ -68,7 +82,7 @@ def load(part: CorpusPart, folder: Path = FOLDER) -> Corpus:
 
 def _draw(part: CorpusPart, pixels: Path, rest: Path) -> None:
     """Writes the images, then (atomically, as the mark of completion) all else."""
-    plans = [plan for plan in plan_split(part.world, "test", part.planned) if plan.swapped is None]
+    plans = part.plans()
     pixels.parent.mkdir(parents=True, exist_ok=True)
     images = np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=(len(plans), SIZE, SIZE, 3))
     captions, labels = [], []

@@ -102,23 +102,33 @@ AutoModel.register(PicoBlipConfig, PicoBlipForImageTextRetrieval)
 AutoModelForImageTextToText.register(PicoBlipConfig, PicoBlipForConditionalGeneration)
 
 
-def build_config(vocab_size: int) -> PicoBlipConfig:
-    """The shipped architecture: 192-wide tower of 2 layers over an 8 x 8 grid, 144-wide text of 3 layers."""
+def build_config(
+    vocab_size: int, *, image_size: int = IMAGE_SIZE, width: int = 192, text_width: int = 144, text_layers: int = 3
+) -> PicoBlipConfig:
+    """The pico teacher's architecture, or a smaller one of its make: a tower of 2 layers over cells of 16 pixels.
+
+    Args:
+        vocab_size: Of the tokenizer.
+        image_size: Pixels of an image's side.
+        width: Of the tower.
+        text_width: Of the text encoder, or decoder.
+        text_layers: Its layers.
+    """
     special = {name: SPECIAL_TOKENS.index(name) for name in SPECIAL_TOKENS}
     vision = {
-        "hidden_size": 192,
-        "intermediate_size": 768,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "image_size": IMAGE_SIZE,
+        "image_size": image_size,
         "patch_size": STRIDE,
         "initializer_range": 0.02,  # the library's default of 1e-10 leaves a fresh tower at zero
     }
     text = {
         "vocab_size": vocab_size,
-        "hidden_size": 144,
-        "intermediate_size": 576,
-        "num_hidden_layers": 3,
+        "hidden_size": text_width,
+        "intermediate_size": 4 * text_width,
+        "num_hidden_layers": text_layers,
         "num_attention_heads": 4,
         "max_position_embeddings": 128,
         "bos_token_id": special["[DEC]"],
@@ -129,8 +139,8 @@ def build_config(vocab_size: int) -> PicoBlipConfig:
     return PicoBlipConfig(vision_config=vision, text_config=text, image_text_hidden_size=96, projection_dim=96)
 
 
-def build_processor(words: set[str]) -> BlipProcessor:
-    """A BERT tokenizer that knows ``words`` whole and can spell others, with BLIP's image processor at 128 pixels."""
+def build_processor(words: set[str], image_size: int = IMAGE_SIZE) -> BlipProcessor:
+    """A BERT tokenizer that knows ``words`` whole and can spell others, with BLIP's image processor at so many pixels."""
     spelling = "abcdefghijklmnopqrstuvwxyz0123456789"
     single = set(spelling) | set(".,:;?!'-()/")
     pieces = [*SPECIAL_TOKENS, *sorted(single | words), *(f"##{c}" for c in spelling)]
@@ -141,7 +151,7 @@ def build_processor(words: set[str]) -> BlipProcessor:
         additional_special_tokens=["[ENC]"],
         model_max_length=128,
     )
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    size = {"height": image_size, "width": image_size}
     return BlipProcessor(BlipImageProcessorPil(size=size), tokenizer)
 
 

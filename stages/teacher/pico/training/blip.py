@@ -38,6 +38,7 @@ from hoi_distill.stages.teacher.pico.training.lessons import (
     batches,
     vocabulary_words,
 )
+from hoi_distill.stages.teacher.pico.training.matching import match_loss
 from hoi_distill.stages.teacher.pico.training.packing import pack
 from hoi_distill.stages.teacher.pico.training.run import Log, begin, descend, one_cycle, save_checkpoint, write_recipe
 from hoi_distill.stages.teacher.pico.training.tags import TagLearner
@@ -132,13 +133,7 @@ def joint_losses(
     hook.remove()
 
     prompts, matches = sampler.prompts(data.every[index], recipe.prompts, rng)
-    hidden = itm.text_encoder(
-        prompts.ids,
-        attention_mask=prompts.mask(causal=False),
-        position_ids=prompts.positions,
-        encoder_hidden_states=states,
-    ).last_hidden_state
-    itm_logits = itm.itm_head(hidden.flatten(0, 1)[prompts.starts]).float()
+    matching = match_loss(itm, states, prompts, matches)
 
     asked, sentences, words = sampler.language(data, index, recipe.questions, rng)
     logits = captioner.text_decoder(
@@ -151,7 +146,7 @@ def joint_losses(
     image = F.normalize(itm.vision_proj(states[:, 0]).float(), dim=-1)
     contrast = teacher.contrast_scale.exp() * image @ text.T + teacher.contrast_bias
     return {
-        "itm": F.cross_entropy(itm_logits, matches),
+        "itm": matching,
         "lm": F.cross_entropy(logits.flatten(0, 1), sentences.flatten()),
         "yn": F.cross_entropy(logits.flatten(0, 1), words.flatten()) * 2,  # half of its tokens are the trivial [SEP]
         "itc": F.binary_cross_entropy_with_logits(contrast, every, reduction="none").sum(1).mean() / 10,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from transformers import BlipProcessor
 
 from hoi_distill.stages.data.prompts import NO_INTERACTION
 from hoi_distill.stages.teacher.pico.training import captions, corpus
-from hoi_distill.stages.teacher.pico.training.captions import Grammar
+from hoi_distill.stages.teacher.pico.training.captions import Fact, Grammar
 from hoi_distill.stages.teacher.pico.training.packing import Packed, pack
 
 
@@ -78,12 +78,16 @@ def batches(count: int, size: int, rng: np.random.Generator) -> Iterator[np.ndar
         yield from (order[i : i + size] for i in range(0, count - size + 1, size))
 
 
-class Sampler:
-    """Chooses what each image is asked."""
+class PromptSampler:
+    """Chooses which prompts an image is matched with.
 
-    def __init__(self, grammar: Grammar, texts: TokenizedSentences) -> None:
-        facts = grammar.facts
-        self.texts = texts
+    Args:
+        facts: Every fact of the vocabulary.
+        prompts: Token ids of the prompt of each fact.
+    """
+
+    def __init__(self, facts: Sequence[Fact], prompts: Sequence[list[int]]) -> None:
+        self._prompts = prompts
         self.same_object = [[j for j, g in enumerate(facts) if g[1] == f[1] and g != f] for f in facts]
         self.same_verb = [[j for j, g in enumerate(facts) if g[0] == f[0] and g != f] for f in facts]
 
@@ -107,9 +111,17 @@ class Sampler:
         for true in every:
             positives = rng.permutation(np.flatnonzero(true))[:3]
             negatives = [self.swap(true, rng) for _ in range(count - len(positives))]
-            rows.append([self.texts.prompts[h] for h in (*positives, *negatives)])
+            rows.append([self._prompts[h] for h in (*positives, *negatives)])
             labels += [1] * len(positives) + [0] * len(negatives)
         return pack(rows), torch.tensor(labels)
+
+
+class Sampler(PromptSampler):
+    """Chooses what each image is asked."""
+
+    def __init__(self, grammar: Grammar, texts: TokenizedSentences) -> None:
+        super().__init__(grammar.facts, texts.prompts)
+        self.texts = texts
 
     def language(
         self, data: Data, index: np.ndarray, count: int, rng: np.random.Generator
