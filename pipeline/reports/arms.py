@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,10 +38,17 @@ class Column:
     Attributes:
         head: its title.
         value: the figure of one run; None where it has none.
+        note: what is added to the figures of an arm's runs.
     """
 
     head: str
     value: Callable[[Run], float | None]
+    note: Callable[[Sequence[Run]], str] = lambda _runs: ""
+
+    def cell(self, runs: Sequence[Run]) -> str:
+        """Of an arm's runs."""
+        figures = [self.value(run) for run in runs]
+        return spread(figures) + (self.note(runs) if any(figure is not None for figure in figures) else "")
 
 
 def markdown(page: MarkdownPage, arms: Sequence[Arm]) -> str:
@@ -74,6 +82,8 @@ def _figures(arms: Sequence[Arm], seeds: int) -> list[str]:
     if any(run.swap_accuracy is not None for run in runs):
         columns.append(Column("swap accuracy", lambda run: run.swap_accuracy))
     said = " *Pairs* are the annotated training pairs of a class; in brackets, how many classes have so many."
+    if any(len(_class_counts(name, runs)) > 1 for name in PAIR_GROUP_LABELS):
+        said += " Where arms saw other annotations, that number stands beside the figure."
     lines = [
         f"mAP in percent, HICO-DET's default setting, mean ± sample standard deviation over {seeds} seeds; "
         f"in brackets the seeds' extremes; CPU-seconds of training, mean.{said if _pair_columns(runs) else ''}",
@@ -82,7 +92,7 @@ def _figures(arms: Sequence[Arm], seeds: int) -> list[str]:
         "|---" * (len(columns) + 2) + "|",
     ]
     for arm in arms:
-        cells = [spread([column.value(run) for run in arm.runs]) for column in columns]
+        cells = [column.cell(arm.runs) for column in columns]
         lines.append(_row([arm.name, *cells, f"{statistics.mean(run.seconds or 0.0 for run in arm.runs):.0f}"]))
     return [*lines, ""]
 
@@ -96,12 +106,24 @@ def _zero_shot(key: str) -> Callable[[Run], float | None]:
 
 
 def _pair_columns(runs: Sequence[Run]) -> list[Column]:
-    """A column for each group of classes and number of its classes: runs of another number saw other annotations."""
-    found: dict[tuple[str, int], None] = {}
+    """A column for each group of classes. The head says how many classes it has; where arms saw other annotations, the cells."""
+    columns = []
     for name in PAIR_GROUP_LABELS:
-        counts = {run.by_training_pairs[name]["classes"] for run in runs if name in run.by_training_pairs} - {0}
-        found.update(dict.fromkeys((name, count) for count in sorted(counts)))
-    return [Column(f"{group_title(name)} ({count})", _grouped(name, count)) for name, count in found]
+        counts = _class_counts(name, runs)
+        if len(counts) == 1:
+            columns.append(Column(f"{group_title(name)} ({counts[0]})", _grouped(name)))
+        elif counts:
+            columns.append(Column(group_title(name), _grouped(name), functools.partial(_count_note, name)))
+    return columns
+
+
+def _class_counts(name: str, runs: Sequence[Run]) -> list[int]:
+    """How many classes a group of the runs has, each number once; runs without such a class left out."""
+    return sorted({run.by_training_pairs[name]["classes"] for run in runs if name in run.by_training_pairs} - {0})
+
+
+def _count_note(name: str, runs: Sequence[Run]) -> str:
+    return f"; {' or '.join(map(str, _class_counts(name, runs)))} classes"
 
 
 def group_title(name: str) -> str:
@@ -110,10 +132,10 @@ def group_title(name: str) -> str:
     return {"more": "over 20 pairs"}.get(label, label if label.endswith("pairs") else f"{label} pairs")
 
 
-def _grouped(name: str, classes: int) -> Callable[[Run], float | None]:
+def _grouped(name: str) -> Callable[[Run], float | None]:
     def value(run: Run) -> float | None:
         group: Mapping[str, float | None] = run.by_training_pairs.get(name, {})
-        return group["map"] if group.get("classes") == classes else None
+        return group["map"] if group.get("classes") else None
 
     return value
 
