@@ -34,11 +34,13 @@ class MatchingRecipe:
     """Everything the weights depend on besides the corpus and the tower."""
 
     seed: int = 0
-    scenes: int = 4000
-    steps: int = 1000
+    scenes: int = 7000
+    steps: int = 4000
     batch: int = 16
     lr: float = 1.5e-3
     prompts: int = 8
+    other_verb: float = 0.3
+    other_object: float = 0.45
 
 
 def build_model(tower: PicoClipModel, vocab_size: int) -> PicoBlipForImageTextRetrieval:
@@ -88,7 +90,8 @@ def train(recipe: MatchingRecipe, out: Path) -> None:
     """Train and save to ``out``."""
     prompts = crowd_vocabulary().prompts()
     processor = build_processor({word for prompt in prompts for word in prompt.split()}, SIZE)
-    sampler = PromptSampler(HOIS, processor.tokenizer(list(prompts))["input_ids"])
+    ids = processor.tokenizer(list(prompts))["input_ids"]
+    sampler = PromptSampler(HOIS, ids, other_verb=recipe.other_verb, other_object=recipe.other_object)
     model = build_model(PicoClipModel.from_pretrained(TOWER), len(processor.tokenizer)).eval()
     shown = corpus.TAUGHT.interactions()[: recipe.scenes]
     states = seen(model, processor, corpus.load(corpus.TAUGHT).pixels[: recipe.scenes])

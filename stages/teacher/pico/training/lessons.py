@@ -84,22 +84,31 @@ class PromptSampler:
     Args:
         facts: Every fact of the vocabulary.
         prompts: Token ids of the prompt of each fact.
+        other_verb: Share of the false prompts that are a true one with another verb.
+        other_object: The same with another object.
     """
 
-    def __init__(self, facts: Sequence[Fact], prompts: Sequence[list[int]]) -> None:
-        self._prompts = prompts
+    def __init__(
+        self,
+        facts: Sequence[Fact],
+        prompts: Sequence[list[int]],
+        *,
+        other_verb: float = 0.55,
+        other_object: float = 0.2,
+    ) -> None:
+        self._prompts, self.other_verb, self.other_object = prompts, other_verb, other_object
         self.same_object = [[j for j, g in enumerate(facts) if g[1] == f[1] and g != f] for f in facts]
         self.same_verb = [[j for j, g in enumerate(facts) if g[0] == f[0] and g != f] for f in facts]
 
     def swap(self, true: np.ndarray, rng: np.random.Generator) -> int:
-        """A fact that does not hold: a true one with another verb (55 %) or another object (20 %), or any.
+        """A fact that does not hold: a true one with another verb or another object, or any.
 
         ``true`` is bool ``[H]``, co-labels included: to hold the cup that one drinks from is no negative.
         """
         present = np.flatnonzero(true)
         kind = rng.random()
-        if kind < 0.75:
-            pool = self.same_object if kind < 0.55 else self.same_verb
+        if kind < self.other_verb + self.other_object:
+            pool = self.same_object if kind < self.other_verb else self.same_verb
             wrong = [j for j in pool[rng.choice(present)] if not true[j]]
             if wrong:
                 return int(rng.choice(wrong))
