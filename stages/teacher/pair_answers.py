@@ -170,6 +170,14 @@ class PairAnswers(AsksInWords):
         for number, pair in self.asked_pairs(instances, columns).items():
             yield self.speaker.prepare(self.view_of(image, instances, pair)), number
 
+    def asked_pairs(self, instances: Mapping[str, Any], columns: Sequence[str]) -> dict[int, list[int]]:
+        """Human and object among the instances, by the number of each pair that some column asks about, rising."""
+        asked: dict[int, list[int]] = {}
+        for column in columns:
+            numbers, pairs = self.pairs_of(instances, column)
+            asked.update(zip(numbers.tolist(), pairs.tolist(), strict=True))
+        return dict(sorted(asked.items()))
+
     def questions(
         self, image: ImageInputs, instances: Mapping[str, Any], columns: Sequence[str], only: int | None = None
     ) -> list[PairQuestion]:
