@@ -39,12 +39,14 @@ class PairQuestion:
 
     Attributes:
         number: the pair's number.
+        pair: its human and object, positions among the instances.
         column: the verb's column.
         text: what is said of the pair, and asked.
         candidate: the answer whose likelihood is asked for; "" where the answer is yes or no.
     """
 
     number: int
+    pair: tuple[int, int]
     column: str
     text: str
     candidate: str = ""
@@ -111,16 +113,9 @@ class AsksInWords(AsksAboutPairs):
                 action = self.vocabulary.action(verb, name).format(this_one(name))
                 asked = self.question.replace("{action}", action)
                 candidate = self.vocabulary.action(verb, name).format(what) if self.form == "likelihood" else ""
-                found.append(PairQuestion(number, column, f"{where.replace('{object}', what)} {asked}", candidate))
+                text = f"{where.replace('{object}', what)} {asked}"
+                found.append(PairQuestion(number, (human, object_), column, text, candidate))
         return sorted(found, key=lambda each: each.number)
-
-    def asked_pairs(self, instances: Mapping[str, Any], columns: Sequence[str]) -> dict[int, list[int]]:
-        """Human and object among the instances, by the number of each pair that some column asks about, rising."""
-        asked: dict[int, list[int]] = {}
-        for column in columns:
-            numbers, pairs = self.pairs_of(instances, column)
-            asked.update(zip(numbers.tolist(), pairs.tolist(), strict=True))
-        return dict(sorted(asked.items()))
 
     def view_of(self, image: Image.Image, instances: Mapping[str, Any], pair: Sequence[int]) -> Image.Image:
         """What is shown of a pair, where the view is not the whole image."""

@@ -142,14 +142,16 @@ class VisionFeatures(Stage):
         return {key: value for key, value in self.__dict__.items() if key not in opened}
 
     @override
-    def open(self, device: str, shared: dict[Any, Any]) -> None:
+    def open(self, device: str, shared: dict[Any, Any], whole: Any = None) -> None:
+        """See :meth:`Stage.open`. ``whole`` is the checkpoint's model where somebody has just loaded it; None: it is loaded."""
         import torch
 
         # Stages of one pass differ in the projection alone; so do the keys of what they keep.
         key = ("tower", self.vision_key, self.checkpoint.digest, device, self.compiled)
         if key not in shared:
             folder = self.checkpoint.here()
-            whole = load(self.checkpoint, folder, self.dtype, "cpu")
+            if whole is None:
+                whole = load(self.checkpoint, folder, self.dtype, "cpu")
             tower = attrgetter(self.tower.path)(whole) if self.tower.path else whole
             holder, _, blocks = self.tower.layers.rpartition(".")
             encoder = attrgetter(holder)(tower) if holder else tower

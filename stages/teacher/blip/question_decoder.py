@@ -48,7 +48,7 @@ def answer_logits(
     if marks is not None:
         x = torch.cat((x[:, :1], marks.tokens.flatten(0, 1).to(x.dtype), x[:, 1:]), 1)
     length, width = x.shape[1:]
-    ahead = torch.full((length, length), -torch.inf, device=x.device).triu(1)
+    ahead = torch.full((length, length), -torch.inf, dtype=x.dtype, device=x.device).triu(1)
     layers = decoder.bert.encoder.layer
     for number, layer in enumerate(layers):
         attended = layer.attention(x, attention_mask=ahead)[0]

@@ -90,11 +90,13 @@ class FlorenceStage(Stage):
     def open(self, device: str, shared: dict[Any, Any]) -> None:
         from torch import nn
 
-        self.vision.open(device, shared)
         key = ("florence", self.checkpoint.digest, self.dtype, device)
-        if key not in shared:
+        if key in shared:
+            self.vision.open(device, shared)
+        else:
             folder = self.checkpoint.here()
             model, own = load(self.checkpoint, folder, self.dtype, "cpu"), tokenizer(folder)
+            self.vision.open(device, shared, whole=model)
             model.model.vision_tower = nn.Identity()  # the tower that is looked through is the shared one
             begin = model.generation_config.forced_bos_token_id
             model.generation_config = greedy(model.generation_config, own.eos_token_id)

@@ -13,6 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
@@ -74,7 +75,8 @@ class Request(Generic[Answer]):
     """One question.
 
     Attributes:
-        body: makes the arguments of ``chat.completions.create``, when the request begins: an image is large.
+        body: makes the arguments of ``chat.completions.create``, when the request begins: an image is large. One body
+            at a time is made, in the order of the requests, while others are answered.
         read: makes the answer of a completion. It may raise :class:`NoAnswer`, :class:`Broken`, or a UserError that ends
             the run.
     """
@@ -100,6 +102,7 @@ class Endpoint:
         self._runner = asyncio.Runner()
         self._client = self._runner.run(self._connect())
         self._asking = threading.Lock()
+        self._maker = ThreadPoolExecutor(1, "bodies")
         self._in_a_row = 0
 
     async def _connect(self) -> openai.AsyncOpenAI:
@@ -121,12 +124,15 @@ class Endpoint:
         client._custom_headers = {}  # those of OPENAI_CUSTOM_HEADERS, which no argument can leave out
         return client
 
-    def ask(self, requests: Sequence[Request[Answer]], turn: Turn) -> list[Answer | NoAnswer | None]:
+    def ask(
+        self, requests: Sequence[Request[Answer]], turn: Turn, cells: int | None = None
+    ) -> list[Answer | NoAnswer | None]:
         """Ask everything, and wait for all answers.
 
         Args:
             requests: N questions.
             turn: hears how far this is, and is told of the end.
+            cells: what the requests make together; None: one each.
 
         Returns:
             N answers, or why there is none. None: not asked, because the run is to stop or the budget is spent, or not
@@ -136,14 +142,14 @@ class Endpoint:
         self.pace.interval = 60 / (server.requests_per_minute * turn.share) if server.requests_per_minute else 0.0
         with self._asking:
             batch = _Asked[Answer](len(requests))
-            self._runner.run(self._ask(requests, batch, turn))
+            self._runner.run(self._ask(requests, batch, turn, len(requests) if cells is None else cells))
         turn.waited += time.perf_counter() - began
         turn.counts |= {name: number - before.get(name, 0) for name, number in self.account.counts.items()}
         turn.recorded |= {"server_model": self.called, "system_fingerprints": sorted(self.fingerprints)}
         turn.end = batch.end
         return batch.answers
 
-    async def _ask(self, requests: Sequence[Request[Answer]], batch: _Asked[Answer], turn: Turn) -> None:
+    async def _ask(self, requests: Sequence[Request[Answer]], batch: _Asked[Answer], turn: Turn, cells: int) -> None:
         waiting = enumerate(requests)
         lanes = [
             asyncio.create_task(self._lane(waiting, batch, turn))
@@ -153,7 +159,7 @@ class Endpoint:
         try:
             while pending:
                 _, pending = await asyncio.wait(pending, timeout=POLL_SECONDS)
-                turn.heard(batch.done)
+                turn.heard(batch.done * cells // len(requests))
                 if batch.end or turn.stopped():
                     batch.halt.set()
                     halted = halted or time.monotonic()
@@ -219,7 +225,8 @@ class Endpoint:
             WorkStopped: the server cannot be reached, or answers nobody.
             Halted: the run is to stop.
         """
-        tried, others, body = 0, self.account.answered, request.body()
+        body = await asyncio.get_running_loop().run_in_executor(self._maker, request.body)
+        tried, others = 0, self.account.answered
         number = -1
         while True:
             number += 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,21 +24,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["INSTALL", "ServedPairAnswers"]
-
-
-@dataclass(frozen=True)
-class AskedOf:
-    """A question with its place in a batch.
-
-    Attributes:
-        row: of the batch.
-        question: what is asked.
-        pair: human and object among the row's instances.
-    """
-
-    row: int
-    question: PairQuestion
-    pair: Sequence[int]
 
 
 class ServedPairAnswers(AsksInWords, AsksServer):
@@ -83,22 +68,29 @@ class ServedPairAnswers(AsksInWords, AsksServer):
         wanted = np.ones((batch.count, len(columns)), bool) if turn.wanted is None else turn.wanted
         found = cells(inputs[self.instances]["value"])
         asked = [
-            each
+            (row, each)
             for row in range(batch.count)
-            for each in self.asked_of(row, found(row), [columns[at] for at in np.flatnonzero(wanted[row]).tolist()])
+            for each in self.asked_of(found(row), [columns[at] for at in np.flatnonzero(wanted[row]).tolist()])
         ]
-        answers = self.endpoint.ask([self.request(images[each.row], found(each.row), each) for each in asked], turn)
+
+        @lru_cache(maxsize=1)  # the questions about a pair stand together
+        def seen(row: int, pair: tuple[int, int]) -> str:
+            image = images[row]
+            return image if self.view == "whole" else AsksServer.prepare(self, self.view_of(image, found(row), pair))
+
+        requests = [self.request(partial(seen, row, each.pair), each.text) for row, each in asked]
+        answers = self.endpoint.ask(requests, turn, cells=int(wanted.sum()))
         told: dict[tuple[int, str], list[tuple[int, tuple[float, float]]]] = {
             (row, columns[at]): [] for row, at in np.argwhere(wanted).tolist()
         }
-        for each, answer in zip(asked, answers, strict=True):
-            cell = each.row, each.question.column
+        for (row, each), answer in zip(asked, answers, strict=True):
+            cell = row, each.column
             if answer is None:
                 turn.unasked.add(cell)
             elif isinstance(answer, NoAnswer):
                 turn.failures[cell] = str(answer)
             else:
-                told[cell].append((each.question.number, answer))
+                told[cell].append((each.number, answer))
         for cell in turn.unasked:  # what a question of the cell has failed at may go well the next time
             turn.failures.pop(cell, None)
         none = turn.unasked | set(turn.failures)
@@ -109,31 +101,22 @@ class ServedPairAnswers(AsksInWords, AsksServer):
             for column in columns
         }
 
-    def asked_of(self, row: int, instances: Mapping[str, Any] | None, columns: Sequence[str]) -> list[AskedOf]:
+    def asked_of(self, instances: Mapping[str, Any] | None, columns: Sequence[str]) -> list[PairQuestion]:
         """All questions about an image, by pair, then by column.
 
         Args:
-            row: its place in the batch.
             instances: its cell of the table of boxes; None: it has none.
             columns: which questions.
         """
         if instances is None:
             return []
         boxes = written(instances, self.coordinates, self.sent_size(int(instances["width"]), int(instances["height"])))
-        pairs = self.asked_pairs(instances, columns)
-        return [AskedOf(row, each, pairs[each.number]) for each in self.said(boxes, instances, columns)]
+        return self.said(boxes, instances, columns)
 
-    def request(self, image: Any, instances: Any, asked: AskedOf) -> Request[tuple[float, float]]:
-        """One question, with the image that it is about; the answer is the logarithms of yes and no."""
+    def request(self, seen: Callable[[], str], question: str) -> Request[tuple[float, float]]:
+        """One question; the answer is the logarithms of yes and no. ``seen`` makes the image that it is about, a data URL."""
         fields = {"limit": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": self.top_logprobs}
-
-        def body() -> dict[str, Any]:
-            seen = image
-            if self.view != "whole":
-                seen = AsksServer.prepare(self, self.view_of(image, instances, asked.pair))
-            return self.body(seen, asked.question.text, **fields)
-
-        return Request(body, first_token_logs)
+        return Request(lambda: self.body(seen(), question, **fields), first_token_logs)
 
 
 def _column(rows: Sequence[Sequence[tuple[int, tuple[float, float]]] | None]) -> pa.Array:

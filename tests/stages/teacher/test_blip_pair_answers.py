@@ -185,6 +185,14 @@ def test_a_captioner_without_marks_answers_about_the_image_for_every_pair(checkp
     np.testing.assert_allclose(found["ride", 1], stock, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "atol"), [("bfloat16", 1e-2), ("float16", 1e-3)])
+@pytest.mark.parametrize("kind", ["marked", "caption"])
+def test_half_the_precision_gives_the_same_answers_but_for_rounding(marked, checkpoints, kind, dtype, atol):
+    folder = {"marked": marked, "caption": checkpoints.caption}[kind]
+    plain, half = answered(opened(folder), image()), answered(opened(folder, dtype=dtype), image())
+    assert_alike(half, plain, atol=atol)
+
+
 def test_a_cells_share_is_what_the_box_covers_of_it():
     boxes = torch.tensor([[0.1, 0.2, 0.55, 0.9], [0.3, 0.3, 0.35, 0.325], [0.0, 0.0, 1.0, 1.0]])
     found = BoxMarks(8, 1, 1, 4).covered(boxes)

@@ -16,6 +16,7 @@ from PIL import Image
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.stages.derived.open_vocabulary_detections import OpenVocabularyDetections
 from hoi_distill.stages.stage import Batch, fingerprint_record
+from hoi_distill.stages.teacher import weights
 from hoi_distill.stages.teacher.florence.boxes import STEPS, FlorenceBoxes, places
 from hoi_distill.stages.teacher.florence.captions import TASKS, FlorenceCaptions
 from hoi_distill.stages.teacher.vision_features import VisionFeatures
@@ -223,6 +224,15 @@ def test_maps_captions_and_boxes_take_one_pass_of_the_tower(found, batch, monkey
     for stage in stages:
         stage.compute(batch, stage.columns, {})
     assert len(passes) == 1
+
+
+def test_a_worker_reads_the_checkpoint_once_for_all_that_it_asks(found, monkeypatch):
+    loads, model_class, shared = [], weights.model_class, {}
+    monkeypatch.setattr(weights, "model_class", lambda given: loads.append(1) or model_class(given))
+    for kind in (FlorenceCaptions, FlorenceBoxes):
+        made(kind, checkpoint=found, columns=("a",)).open("cpu", shared)
+    made(VisionFeatures, checkpoint=found).open("cpu", shared)
+    assert len(loads) == 1
 
 
 def test_a_row_does_not_depend_on_its_neighbours_nor_on_the_other_questions(found, images, batch):

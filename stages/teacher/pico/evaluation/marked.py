@@ -16,10 +16,9 @@ from transformers import AutoProcessor
 from hoi_distill.stages.data.pico.classes import HOIS
 from hoi_distill.stages.data.pico.render import SIZE, render_scene
 from hoi_distill.stages.evaluate.metrics.localisation import area, calibration_error, localisation_area
-from hoi_distill.stages.teacher.pico.modeling.blip import PicoBlipForConditionalGeneration, load_strict
-from hoi_distill.stages.teacher.pico.modeling.marked import PicoBlipForPairQuestions
 from hoi_distill.stages.teacher.pico.training.corpus import HELD_OUT
 from hoi_distill.stages.teacher.pico.training.marked import Lesson, PairLearner, Questions
+from hoi_distill.stages.teacher.weights import Checkpoint, load
 
 SHIPPED = Path(__file__).parents[1] / "marked"
 
@@ -43,8 +42,7 @@ def scenes(count: int) -> Iterator[Lesson]:
 @torch.inference_mode()
 def evaluate(folder: Path, count: int) -> dict[str, Any]:
     """The figures of a checkpoint on ``count`` held-out scenes."""
-    marked = json.loads((folder / "config.json").read_text())["architectures"] == [PicoBlipForPairQuestions.__name__]
-    model = load_strict(PicoBlipForPairQuestions if marked else PicoBlipForConditionalGeneration, folder)
+    model = load(Checkpoint.find(folder), folder, "float32", "cpu")
     learner = PairLearner(model, AutoProcessor.from_pretrained(folder))
     margins, shown, groups = [], [], []
     for number, lesson in enumerate(scenes(count)):
@@ -76,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description="Measure a pico teacher's answers about pairs on unseen scenes.")
     parser.add_argument("folder", type=Path, nargs="?", default=SHIPPED, help="a checkpoint, with marks or without")
-    parser.add_argument("--scenes", type=int, default=HELD_OUT.count)
+    parser.add_argument("--scenes", type=int, default=400)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     found = evaluate(options.folder, options.scenes)

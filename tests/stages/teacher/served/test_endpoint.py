@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -178,6 +179,24 @@ def test_it_is_told_how_far_a_batch_is():
     assert heard[-1] == 6
     assert heard == sorted(heard)
     assert len(heard) > 1
+
+
+def test_replies_are_read_while_the_body_of_another_request_is_made():
+    read, waited = threading.Event(), []
+
+    def first(completion):
+        read.set()
+        return text_of(completion)
+
+    def second():
+        waited.append(read.wait(20))
+        return request("b").body()
+
+    with ChatServer(echo) as server:
+        line = Endpoint(Server(server.url, "tiny", in_flight=2), "", Account())
+        answers = line.ask([Request(request("a").body, first), Request(second, text_of)], Turn())
+    assert waited == [True]
+    assert answers == ["re a", "re b"]
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,13 @@ def test_a_word_that_is_not_listed_has_the_last_ones_probability():
     np.testing.assert_allclose(np.exp([cells[RIDE][0]["yes"], cells[RIDE][0]["no"]]), [[0.9], [0.02]], rtol=1e-5)
 
 
+def test_the_turn_hears_of_cells_though_each_is_several_requests():
+    heard = []
+    _, _, server = asked(even, (SCENE,), {"heard": heard.append})
+    assert len(server.bodies) == 3
+    assert heard[-1] == 2
+
+
 def test_only_wanted_cells_are_asked_for():
     wanted = np.array([[False, True], [False, False]])
     cells, turn, server = asked(even, (SCENE, SCENE), {"wanted": wanted})
@@ -136,14 +143,19 @@ def test_boxes_are_written_in_pixels_of_the_image_as_it_is_sent():
     assert all("A person is at [0.00, 0.00, 0.25, 0.67]" in question_of(body) for body in server.bodies)
 
 
-def test_a_view_of_a_pair_is_what_is_sent_with_its_questions():
+def test_a_view_of_a_pair_is_what_is_sent_with_its_questions_and_is_made_once(monkeypatch):
     texture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8))
     batch = Batch(np.zeros(1, "V16"), ["x"], 1, [texture])
+    made_of, view_of = [], ServedPairAnswers.view_of
+    monkeypatch.setattr(
+        ServedPairAnswers, "view_of", lambda *given: made_of.append(tuple(given[-1])) or view_of(*given)
+    )
     with ChatServer(even) as server:
         stage = opened(server.url, view="blur")
         stage.compute(batch, COLUMNS, {"instances": {"value": pa.array([SCENE], INSTANCES)}})
     boxes = np.array(SCENE["boxes"])
     assert len(server.bodies) == 3
+    assert made_of == [(0, 1), (0, 2)]
     for body in server.bodies:
         shown = blurred_around(texture, boxes[0], boxes[2 if "cup" in question_of(body) else 1])
         np.testing.assert_array_equal(np.asarray(seen_by(body)), np.asarray(shown))
