@@ -92,7 +92,7 @@ def convert(
     except KeyError as error:
         raise UserError(f"{path}: it lacks {error}; give an unmodified checkpoint") from None
     if dilated or getattr(arguments, "dilation", False) or "dc5" in path.name.lower():
-        kind = _dilated(kind, str(path))
+        kind = _dilated(kind, config, str(path))
     names = list(labels) if labels is not None else coco_names(config["num_labels"], str(path))
     if len(names) != config["num_labels"]:
         raise UserError(f"{path}: {config['num_labels']} classes, but {len(names)} labels given")
@@ -134,7 +134,7 @@ def _renamed(
     return kind, config, deformable.translated(weights, count, where)
 
 
-def _dilated(kind: Any, where: str) -> Any:
+def _dilated(kind: Any, config: Mapping[str, Any], where: str) -> Any:
     """The class with a dilated backbone; UserError where there is none."""
     from transformers import DetrForObjectDetection
 
@@ -142,6 +142,7 @@ def _dilated(kind: Any, where: str) -> Any:
 
     if kind is not DetrForObjectDetection:
         raise UserError(f"{where}: a Deformable DETR with a dilated (DC5) backbone cannot be read; use the plain one")
+    timm_backbone.require_bottlenecks(config["backbone_config"], where)
     return DilatedDetr
 
 

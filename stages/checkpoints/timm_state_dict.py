@@ -63,7 +63,7 @@ def dilated(config: Mapping[str, Any]) -> bool:
     """Whether a detector's configuration has timm dilate the last stage (DC5)."""
     backbone = config.get("backbone_config")
     options = backbone if isinstance(backbone, dict) else config.get("backbone_kwargs") or {}
-    return bool(config.get("dilation")) or options.get("output_stride") not in (None, 32)
+    return bool(config.get("dilation")) or options.get("output_stride") == 16
 
 
 def replaced(config: dict[str, Any], where: str, *, dilates: bool = False) -> dict[str, Any] | None:
@@ -75,7 +75,8 @@ def replaced(config: dict[str, Any], where: str, *, dilates: bool = False) -> di
         dilates: whether the caller builds a network that dilates the ResNet where that is :func:`dilated`.
 
     Raises:
-        UserError: a backbone without counterpart, or one with dilation (DC5) that nobody dilates.
+        UserError: a backbone without counterpart, one with dilation (DC5) that nobody dilates, or one that timm dilates in other
+            layers than :func:`hoi_distill.stages.checkpoints.dilated.dilate`.
     """
     backbone = config.get("backbone_config")
     if isinstance(backbone, dict) and backbone.get("model_type") == "timm_backbone":
@@ -84,15 +85,36 @@ def replaced(config: dict[str, Any], where: str, *, dilates: bool = False) -> di
         name, options = config.get("backbone") or "resnet50", config.get("backbone_kwargs") or {}
     else:
         return None
+    if options.get("output_stride") not in (None, 16, 32):  # of 8, timm dilates two stages
+        raise UserError(
+            f"{where}: a backbone of output_stride {options['output_stride']} cannot be read; use one of 32 (plain) or 16 (DC5)"
+        )
     if dilated(config) and not dilates:
         raise UserError(f"{where}: a dilated (DC5) backbone has no counterpart in transformers; use the plain one")
     several = config.get("model_type") == "deformable_detr" and config.get("num_feature_levels", 4) > 1
     indices = list(options.get("out_indices") or ([2, 3, 4] if several else [4]))
     kept = {key: value for key, value in config.items() if key not in ("backbone", "backbone_kwargs", "dilation")}
     try:
-        return kept | {"use_timm_backbone": False, "backbone_config": resnet(str(name), indices)}
+        own = resnet(str(name), indices)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    if dilated(config):
+        require_bottlenecks(own, where)
+    return kept | {"use_timm_backbone": False, "backbone_config": own}
+
+
+def require_bottlenecks(own: Mapping[str, Any], where: str) -> None:
+    """Refuse to dilate a ResNet of basic blocks, whose first block timm dilates too.
+
+    Args:
+        own: from :func:`resnet`.
+        where: the checkpoint's file, for messages.
+
+    Raises:
+        UserError: it is resnet18 or resnet34.
+    """
+    if own["layer_type"] == "basic":
+        raise UserError(f"{where}: a dilated (DC5) resnet18 or resnet34 cannot be read; use the plain one")
 
 
 def read(files: Sequence[Path]) -> dict[str, torch.Tensor]:

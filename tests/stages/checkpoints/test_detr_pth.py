@@ -115,6 +115,14 @@ def test_a_dilated_backbone_is_known_by_whoever_tells_it(weights, told, tmp_path
     assert found.shape[2:] == (4, 6)
 
 
+def test_basic_blocks_are_not_dilated(tmp_path):
+    """timm would dilate the second convolution of their first block too."""
+    torch.save({"model": original(resnet="resnet18")}, tmp_path / "detr.pth")
+    with pytest.raises(UserError, match=r"detr\.pth: a dilated \(DC5\) resnet18 or resnet34 cannot be read"):
+        detr_pth.convert(tmp_path / "detr.pth", tmp_path / "out", dilated=True)
+    detr_pth.convert(tmp_path / "detr.pth", tmp_path / "out")
+
+
 @pytest.mark.parametrize("size", [(6, 8), (7, 5)])
 def test_every_second_cell_of_a_dilated_stage_is_the_plain_stages(size):
     """The meaning of dilation: the same network on a grid that is twice as fine."""

@@ -303,6 +303,13 @@ def test_a_dilated_detr_of_the_hub_looks_at_the_finer_map(tmp_path, layout):
     [
         ("conditional_detr", {"dilation": True, "backbone": "resnet50"}, r"dilated \(DC5\)"),
         ("detr", {"backbone": "swin_tiny"}, "'swin_tiny' has no counterpart"),
+        ("detr", {"backbone_kwargs": {"output_stride": 8}}, "output_stride 8 cannot be read"),
+        ("detr", {"backbone": "resnet34", "dilation": True}, r"a dilated \(DC5\) resnet18 or resnet34 cannot be read"),
+        (
+            "detr",
+            {"backbone": "resnet18", "backbone_kwargs": {"output_stride": 16}},
+            "resnet18 or resnet34 cannot be read",
+        ),
     ],
 )
 def test_a_backbone_without_counterpart_is_told(folders, tmp_path, family, changes, said):
