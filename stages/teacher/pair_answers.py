@@ -20,6 +20,7 @@ from hoi_distill.stages.teacher.blip.first_token import answer_ids, log_probabil
 from hoi_distill.stages.teacher.pair_questions import Form, answer_cells
 from hoi_distill.stages.teacher.pair_words import AsksInWords, Coordinates, PairQuestion, written
 from hoi_distill.stages.teacher.preprocessing import joined
+from hoi_distill.stages.teacher.seen_objects import PERSON
 from hoi_distill.stages.teacher.shared_prefix import Branch, Packed, in_chunks, packed_states
 from hoi_distill.stages.teacher.weights import CheckpointKey
 from hoi_distill.storage.errors import UserError
@@ -116,6 +117,10 @@ class PairAnswers(AsksInWords):
         before = self.template.partition(self.question)[0]  # a question before the image leaves nothing to share
         self.whole = not self.speaker.shared_prefix or mark not in before
         self.budget = self.tokens_at_once
+        if self.form == "likelihood":  # an answer that cannot follow the prompt is told before any image
+            some = {"labels": [PERSON, int(np.flatnonzero(self.hoi_of[0] >= 0)[0])], "humans": 1}
+            sample = self.said(["", ""], some, self.columns[:1])
+            self.candidate_ids(sample, self.token_ids(sample))
 
     @override
     def prepare(self, image: Image.Image) -> ImageInputs | Image.Image:
@@ -319,11 +324,9 @@ class PairAnswers(AsksInWords):
         states = packed_states(decoder, trunk, offset, packed, self.speaker.device)
         if self.form == "yes_no":
             return log_probabilities(head(states[torch.from_numpy(packed.ends).to(states.device)]), *self.ids)
-        told = []
-        for number in range(len(packed.ends)):
-            own = torch.from_numpy(packed.leaf == number).to(states.device)
-            told.append(likelihood(head(states[own]), answers[number]))
-        return torch.cat(told)
+        ends = packed.ends.tolist()
+        own = [states[end + 1 - len(answer) : end + 1] for end, answer in zip(ends, answers, strict=False)]
+        return torch.cat([likelihood(head(each), answer) for each, answer in zip(own, answers, strict=False)])
 
     @property
     def model(self) -> Any:

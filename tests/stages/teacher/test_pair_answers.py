@@ -368,6 +368,17 @@ def test_wrong_keys_are_told(families):
     assert "least is 2 for detections; it is a probability" in wrong(gates=(Gate("prior", "detections", 2),))
 
 
+def test_an_answer_that_cannot_follow_the_prompt_is_told_before_any_image(opened, monkeypatch):
+    """A tokenizer that makes one token of the prompt's end and what follows it."""
+    encoded = PairAnswers.encoded
+    monkeypatch.setattr(
+        PairAnswers, "encoded", lambda stage, texts: [[*ids[:-1], len(ids)] for ids in encoded(stage, texts)]
+    )
+    with pytest.raises(UserError, match="and an answer are one token; end it in another way"):
+        opened(form="likelihood")
+    opened()
+
+
 @pytest.mark.parametrize("view", ["blur", "crop"])
 def test_a_view_of_each_pair_is_asked_about_as_an_image_of_its_own(opened, view):
     stage, seen = opened(view=view, columns=COLUMNS[:2]), image()
