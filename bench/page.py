@@ -81,9 +81,14 @@ def sentences(results: Mapping[str, Result]) -> list[str]:
     if "peers" in results:
         formats = results["peers"]["maps"]["formats"]
         ours, best = formats["ours"], nearest_library(formats)
+        again = ""
+        if "warm" in results:
+            more = results["warm"]
+            ratio = number(more["maps"]["formats"]["ours"]["warm"]["over_memmap"])
+            again = f"; [in {more['rounds']} rounds](#a-bare-memmap-again-in-more-rounds) a warm map takes {ratio} times a memmap"
         said.append(
             f"To read a feature map of 1.18 MB from the cache takes {times(ours)}; the library nearest to it, "
-            f"{NAMES[best]}, takes {times(formats[best])}."
+            f"{NAMES[best]}, takes {times(formats[best])}{again}."
         )
     if {"teacher", "planning"} <= results.keys():
         ratio, planning = results["teacher"]["ratio"], results["planning"]

@@ -26,7 +26,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +42,7 @@ from hoi_distill.pipeline.config.schema import CrowdDataset
 from hoi_distill.pipeline.train import train_student
 from hoi_distill.pipeline.training.binding import plan_all
 from hoi_distill.pipeline.training.fit import test_set
-from hoi_distill.pipeline.training.request import resolve
+from hoi_distill.pipeline.training.request import Resolved, resolve
 from hoi_distill.pipeline.workspace import Workspace, prepare
 from hoi_distill.stages.data.sampling.splits import RARE_BELOW
 from hoi_distill.stages.evaluate.formats.parquet import read_detections
@@ -158,7 +158,7 @@ def look(model: Any, batch: Any, loss: TermLoss) -> dict[str, Any]:
     return record
 
 
-def blinded(folder: Path, workspace: Workspace) -> dict[str, dict[str, Any]]:
+def blinded(folder: Path, workspace: Workspace, resolved: Resolved) -> dict[str, dict[str, Any]]:
     """Figures of a trained student, by branch, with that branch's answers averaged over the pairs of each image (``spatial``),
     or of all images of a batch (``spatial, all images``); {} without two branches."""
     found: dict[str, dict[str, Any]] = {}
@@ -168,7 +168,7 @@ def blinded(folder: Path, workspace: Workspace) -> dict[str, dict[str, Any]]:
             return {}
         for layer in layers:
             layer.branches = averaged(layer.branches, place, whole)  # type: ignore[method-assign]
-        found[f"{BRANCHES[place]}, all images" if whole else BRANCHES[place]] = figures(student, workspace)
+        found[f"{BRANCHES[place]}, all images" if whole else BRANCHES[place]] = figures(student, workspace, resolved)
     return found
 
 
@@ -179,9 +179,8 @@ def linking_student(folder: Path) -> tuple[LinkStudent, list[LinkingAttention]]:
     return student, [layer.look for layer in student.model.decoder.layers if isinstance(layer.look, LinkingAttention)]
 
 
-def figures(student: LinkStudent, workspace: Workspace) -> dict[str, Any]:
+def figures(student: LinkStudent, workspace: Workspace, resolved: Resolved) -> dict[str, Any]:
     """mAP on the test images; on the crowd, swap accuracy of all questions and by verb."""
-    resolved = resolve(workspace, plan_all(workspace))
     test, labels = workspace.dataset["test"], resolved.labels
     with tempfile.TemporaryDirectory() as out:
         path = student.predict(test_set(workspace, resolved), Path(out), Path(out) / "shared", silent)
@@ -198,11 +197,11 @@ def figures(student: LinkStudent, workspace: Workspace) -> dict[str, Any]:
 def finished(folder: Path, workspace: Workspace) -> dict[str, Any]:
     """Figures of a trained student as it is, what its last layer's branches do on the test images, and of the blinded."""
     student, layers = linking_student(folder)
-    looking = Looking()
+    looking, resolved = Looking(), resolve(workspace, plan_all(workspace))
     with looked_at(layers[-1], looking) if layers else nullcontext():
-        record = figures(student, workspace)
+        record = figures(student, workspace, resolved)
     looks = dict(zip(branches_of(layers[-1]), looking.means(), strict=True)) if layers else {}
-    return {"folder": str(folder), **record, "looks": looks, "blind": blinded(folder, workspace)}
+    return {"folder": str(folder), **record, "looks": looks, "blind": blinded(folder, workspace, resolved)}
 
 
 def silent(_line: str) -> None:
@@ -252,7 +251,7 @@ def probe(setup: Path, arm: str, seed: int, steps: int, geometry: bool) -> dict[
         link_train.TermLoss.__call__ = real  # type: ignore[method-assign]
     default = json.loads((folder / "evaluation.json").read_text())["default"]
     scores: dict[str, Any] = {key: default[key] for key in ("full", "rare", "non_rare")}
-    scores["blind"] = blinded(folder, workspace)
+    scores["blind"] = blinded(folder, workspace, resolve(workspace, plan_all(workspace)))
     lines = (folder / "metrics.jsonl").read_text().splitlines()[-5:]
     trained = sum(json.loads(line)["loss"] for line in lines) / len(lines)
     return {"arm": arm, "seed": seed, **scores, "loss": trained, "cpu": time.process_time() - began, "looks": looks}
@@ -269,20 +268,25 @@ def main() -> None:
     parser.add_argument("--geometry", action="store_true", help="with the geometric encoder: the rows A3 and A4")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    records: list[dict[str, Any]] = []
-    for folder in options.blind or ():
-        print(json.dumps(finished(folder, prepare(options.setup, ["student.kd={}"]))), flush=True)
     if options.blind:
-        return
-    for seed in options.seeds:
-        for arm in options.arms:
-            records.append(probe(options.setup, arm, seed, options.steps, options.geometry))
-            shown = {key: value for key, value in records[-1].items() if key != "looks"}
-            print(json.dumps(shown))
-            for each in records[-1]["looks"]:
-                print("   ", json.dumps(each))
-            if options.json is not None:
-                options.json.write_text(json.dumps(records, indent=1))
+        found = (finished(folder, prepare(options.setup, ["student.kd={}"])) for folder in options.blind)
+    else:
+        each = itertools.product(options.seeds, options.arms)
+        found = (probe(options.setup, arm, seed, options.steps, options.geometry) for seed, arm in each)
+    tell(found, options.json)
+
+
+def tell(found: Iterable[dict[str, Any]], file: Path | None) -> None:
+    """Print each record once it is there, what it saw at each look on lines of its own, and write all so far to a file."""
+    records: list[dict[str, Any]] = []
+    for record in found:
+        records.append(record)
+        looks = record["looks"] if isinstance(record["looks"], list) else []
+        print(json.dumps({key: value for key, value in record.items() if value is not looks}), flush=True)
+        for seen in looks:
+            print("   ", json.dumps(seen), flush=True)
+        if file is not None:
+            file.write_text(json.dumps(records, indent=1))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,7 @@ from hoi_distill.storage.errors import StorageError, remedy
 from hoi_distill.storage.files.address import ObjectPath, Place
 from hoi_distill.storage.files.atomic import atomic_path
 from hoi_distill.storage.files.local_copies import folder_of
+from hoi_distill.storage.files.lock import alone
 from hoi_distill.storage.files.stores import store_of
 from hoi_distill.storage.shards.payload import stated_checksum
 
@@ -30,6 +32,8 @@ def share(folder: Path, place: ObjectPath) -> None:
     Raises:
         OSError: the store or the folder fails.
     """
+    if is_shared(place):
+        return
     store, held = store_of(place), {}
     for file in sorted(folder.iterdir()):
         held[file.name], _ = store.publish(place, "file", file.suffix, functools.partial(_copy, file), place)
@@ -44,6 +48,8 @@ def is_shared(place: ObjectPath) -> bool:
 def on_this_machine(place: Place) -> Path:
     """A folder on a disk that holds what was shared: the path itself, or for an address a copy, verified when it came.
 
+    One process of a machine makes the copy; the others wait for it.
+
     Raises:
         StorageError: nothing was shared there, it is not whole, or it cannot be read for the moment.
     """
@@ -53,11 +59,13 @@ def on_this_machine(place: Place) -> Path:
     try:
         said = store.read(place / _FILES)
         folder = folder_of(place) / digest_bytes(said).hex()
-        if not folder.is_dir():
-            with atomic_path(folder) as draft:
-                draft.mkdir()
-                for name, held in json.loads(said).items():
-                    shutil.copyfile(store.local(place / held, stated_checksum(held)), draft / name)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with alone(folder.with_name(f"{folder.name}.lock"), threading.Event(), lambda: None):
+            if not folder.is_dir():
+                with atomic_path(folder) as draft:
+                    draft.mkdir()
+                    for name, held in json.loads(said).items():
+                        shutil.copyfile(store.local(place / held, stated_checksum(held)), draft / name)
     except (FileNotFoundError, Damaged) as error:
         raise StorageError(f"{place}: not whole; remove what is left of it and run again") from error
     except OSError as error:

@@ -7,13 +7,12 @@ prints both.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 
-from hoi_distill.pipeline.experiments import Matrix, load_matrix
+from hoi_distill.pipeline.experiments import ArmTraining, Matrix, load_matrix
 from hoi_distill.pipeline.reports.pair_quality import annotated_records, pair_report, read_pair_answers
 from hoi_distill.pipeline.training.binding import plan_all
 from hoi_distill.pipeline.workspace import prepare
@@ -38,9 +37,11 @@ Point = tuple[float, float, str]
 
 def full(matrix: Matrix, arm: str) -> float | None:
     """The mAP of an arm's recorded trainings in percent, mean over seeds; None without one."""
-    assert matrix.records is not None
-    records = [json.loads(path.read_text()) for path in matrix.records.glob("*.json")]
-    found = [record["default"]["full"] for record in records if record["arm"] == arm]
+    runs = (
+        ArmTraining(matrix, arm, seed, prepare(matrix.setup, matrix.overrides_of(arm, seed))).recorded()
+        for seed in matrix.seeds
+    )
+    found = [run.default["full"] for run in runs if run is not None]
     return float(np.mean(found)) if found else None
 
 

@@ -29,7 +29,8 @@ class Line:
         self._threads = 0
 
     def ask(self, path: str, fetch: Fetch, *, now: bool) -> Future[None]:
-        """What is done when ``fetch(path)`` was called; what goes wrong with it is said by whoever reads the object.
+        """What is done when ``fetch(path)`` was called, or the program ends before; what goes wrong is said by whoever reads the
+        object.
 
         Args:
             path: the object's address. While its fetch waits or runs, no other one of it begins.
@@ -57,10 +58,14 @@ class Line:
                 self._done.pop(path).set_result(None)
 
     def _next(self) -> tuple[str, Fetch] | None:
-        """What a thread does next; None lets it end. A program that ends waits for its threads, but for no fetch more."""
+        """What a thread does next; None lets it end. A program that ends waits for its threads, but for no fetch more: whoever
+        still waits for one is let go."""
         with self._lock:
             if self._waiting and threading.main_thread().is_alive():
                 return self._waiting.popitem(last=False)
+            for path in self._waiting:
+                self._done.pop(path).set_result(None)
+            self._waiting.clear()
             self._threads -= 1
             return None
 

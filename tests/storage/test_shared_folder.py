@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hoi_distill.storage.shared_folder import is_shared, on_this_machine, share
 from tests.fixtures.object_stores import use
 
 pytestmark = pytest.mark.slow
+SECONDS = 120.0  # for what takes a few, on a busy machine
 
 
 @pytest.fixture
@@ -36,10 +39,38 @@ def test_another_machine_has_the_files_of_whoever_shared_first(place, endpoint, 
     assert not is_shared(place)
     share(folder_of(tmp_path / "first", **first), place)
     assert is_shared(place)
+    there = sorted(OBJECTS.names(place))
     use(monkeypatch, endpoint, tmp_path / "second machine")
     share(folder_of(tmp_path / "second", config=b"second", more=b"more"), place)
+    assert sorted(OBJECTS.names(place)) == there
     assert files_in(on_this_machine(place)) == first
     assert on_this_machine(place) == on_this_machine(place)
+
+
+def test_processes_of_one_machine_have_one_copy_that_none_of_them_replaces(place, endpoint, tmp_path, monkeypatch):
+    files = {f"file {number}": bytes([number]) * 2_000_000 for number in range(8)}
+    share(folder_of(tmp_path / "folder", **files), place)
+    use(monkeypatch, endpoint, tmp_path / "second machine")
+    program = """
+import sys
+from hoi_distill.storage.files.address import ObjectPath
+from hoi_distill.storage.shared_folder import on_this_machine
+print("ready", flush=True)
+sys.stdin.readline()
+folder = on_this_machine(ObjectPath(sys.argv[1]))
+print(folder.stat().st_ino, sorted(file.stat().st_size for file in folder.iterdir()))
+"""
+    command = [sys.executable, "-c", program, str(place)]
+    several = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    for process in several:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in several:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = {process.communicate(timeout=SECONDS)[0] for process in several}
+    assert said == {f"{on_this_machine(place).stat().st_ino} {[2_000_000] * 8}\n"}
 
 
 def test_a_folder_on_a_disk_is_itself(tmp_path):

@@ -280,6 +280,8 @@ class Matrices:
         kind, size, start = np.zeros((3, len(self)), np.int64)
         filled = np.flatnonzero(words[(self.at >> 2) + _SIZE] > 0)
         at, matrix = self.at[filled], self.at[filled] >> 2
+        if (matrix + _VALUES + _SIZE >= len(words)).any():
+            raise UserError(f"{self.file}: damaged: a matrix goes on beyond the end of its variable")
         unnamed = (words[matrix + _NAME] == _INT8) & (words[matrix + _NAME + _SIZE] == 0)
         plain = unnamed & (words[matrix + _DIMENSIONS + _SIZE] == 8)
         if not plain.all():

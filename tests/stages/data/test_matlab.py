@@ -236,3 +236,16 @@ def test_an_old_or_foreign_file_is_left_to_scipy_and_a_big_endian_one_refused(tm
     (tmp_path / "other.mat").write_bytes(b"MATLAB 5.0 MAT-file".ljust(124) + b"\1\0MI")
     with pytest.raises(UserError, match=r"other\.mat: .*big-endian"):
         read_image_level(tmp_path / "other.mat", "v", [], 600)
+
+
+def test_cells_with_any_changed_byte_are_texts_or_one_line(tmp_path):
+    file = tmp_path / "a.mat"
+    savemat(file, {"v": np.array(["a.jpg", "b" * 40], object)}, do_compression=False)
+    whole = file.read_bytes()
+    for at in range(128, len(whole)):
+        for value in (0, 1, 8, 112, 128, whole[at] ^ 255):
+            file.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+            try:
+                read_matrix(file, "v").cells().texts()
+            except UserError as error:
+                assert str(error).startswith(str(file))  # noqa: PT017

@@ -89,6 +89,24 @@ reached.wait()
     assert sorted(path.name for path in tmp_path.iterdir()) == [str(number) for number in range(8)]
 
 
+def test_a_thread_that_waits_for_a_fetch_does_not_keep_a_program_from_ending():
+    program = """
+import threading
+from concurrent.futures import wait
+from hoi_distill.storage.files.fetching import Line
+reached = threading.Barrier(9)
+def fetch(path):
+    reached.wait()
+    threading.main_thread().join()
+line = Line()
+asked = [line.ask(str(number), fetch, now=False) for number in range(20)]
+threading.Thread(target=lambda: (wait(asked), print("let go"))).start()
+reached.wait()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], check=True, timeout=2 * SECONDS, stdout=subprocess.PIPE)
+    assert ended.stdout == b"let go\n"
+
+
 def test_a_forked_process_has_fetches_of_its_own(gate, tmp_path: Path):
     running = fetching._line(os.getpid()).ask("a", gate, now=False)
     assert gate.reached.wait(SECONDS)

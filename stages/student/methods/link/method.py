@@ -100,6 +100,6 @@ class LinkMethod(PairMethod[LinkConfig]):
             if chosen.used:
                 images = {"labelled": "the same images", "unlabelled": f"{unlabelled:,} images without annotations"}
                 words += f", with {source} of {images.get(chosen.images, 'all images')}"
-        if config.soft_labels.used and config.soft_labels.teacher == "shuffled":
-            words += ", those of another image each (control)"
+                if term == "soft_labels" and chosen.teacher == "shuffled":
+                    words += " (control: each image has those of another)"
         return f"{words}. Looks through the teacher's cached feature maps"

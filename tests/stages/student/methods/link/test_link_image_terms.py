@@ -94,7 +94,11 @@ def test_in_the_control_each_image_has_the_scores_of_another_one(tmp_path, world
         found[teacher] = np.nan_to_num(term.soft(rows))
     assert (found["itm"] != found["shuffled"]).any(axis=1).all()
     assert sorted(found["itm"].tolist()) == sorted(found["shuffled"].tolist())
-    assert "another image each (control)" in METHOD.trained_on(changed, 24, 0)
+    both = replace(changed, text_labels=TextLabelConfig(images="labelled"))
+    control = (
+        "scores of the same images (control: each image has those of another), with labels from the teacher's text"
+    )
+    assert control in METHOD.trained_on(both, 24, 0)
 
 
 def test_pair_teachers_teach_on_labelled_images_alone_where_others_are_drawn_for_scores(tmp_path, world):
