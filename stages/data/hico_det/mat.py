@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi_distill.stages.data.hico_det.matlab import read_matrix, without_compression
+from hoi_distill.stages.data.hico_det.matlab import DamagedFile, read_matrix, without_compression
 from hoi_distill.stages.data.reading.raw_split import RawSplit
 from hoi_distill.stages.data.vocabulary import Vocabulary
 from hoi_distill.storage.errors import UserError
@@ -65,6 +65,8 @@ def read_image_level(file: Path, split: str, names: Sequence[str], classes: int)
     try:
         labels = read_matrix(file, f"anno_{split}").table()
         listed = read_matrix(file, f"list_{split}").cells().texts()
+    except DamagedFile:
+        raise
     except UserError:  # as in _vocabulary_of
         mat = _load_mat(file, [f"anno_{split}", f"list_{split}"])
         labels, listed = mat[f"anno_{split}"], [_text(name) for name in mat[f"list_{split}"].ravel().tolist()]
@@ -83,6 +85,8 @@ def _vocabulary_of(file: Path) -> Vocabulary:
     try:
         _, found = read_matrix(file, "list_action").structs(*_NAMES)
         columns = [found[field].texts() for field in _NAMES]
+    except DamagedFile:
+        raise
     except UserError:
         return list_action(_load_mat(file, ["list_action"])["list_action"], str(file))
     return Vocabulary.from_actions(zip(*columns, strict=True), str(file))

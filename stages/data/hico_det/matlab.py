@@ -18,6 +18,11 @@ import numpy as np
 
 from hoi_distill.storage.errors import UserError
 
+
+class DamagedFile(UserError):
+    """A file that ends too early or whose parts do not fit. No other reader should try it: SciPy's may end the process."""
+
+
 _MATRIX, _COMPRESSED = 14, 15
 _CELL, _STRUCT, _CHAR = 1, 2, 4
 _COMPLEX = 8
@@ -57,7 +62,7 @@ def read_matrix(file: Path, variable: str) -> Matrices:
                 inflated = _inflated(body)
                 return Matrices(file, inflated.ljust(-(-len(inflated) // 8) * 8, b"\0"), np.zeros(1, np.int64))
     except (IndexError, ValueError, zlib.error) as error:
-        raise UserError(f"{file}: damaged or cut short ({error}); get it again") from None
+        raise DamagedFile(f"{file}: damaged or cut short ({error}); get it again") from None
     raise UserError(f"{file}: no variable {variable}; is it HICO-DET's file?")
 
 
@@ -156,7 +161,7 @@ class Matrices:
         try:
             return self._structs(fields)
         except IndexError:
-            raise UserError(f"{self.file}: damaged: a struct goes on beyond the end of its variable") from None
+            raise DamagedFile(f"{self.file}: damaged: a struct goes on beyond the end of its variable") from None
 
     def _structs(self, fields: tuple[str, ...]) -> tuple[np.ndarray, dict[str, Matrices]]:
         words = memoryview(self.data).cast("I")
@@ -207,7 +212,7 @@ class Matrices:
                 starts.append(first)
                 first += 8 + words[(first >> 2) + _SIZE]
         except IndexError:
-            raise UserError(f"{self.file}: damaged: cells go on beyond the end of their variable") from None
+            raise DamagedFile(f"{self.file}: damaged: cells go on beyond the end of their variable") from None
         return Matrices(self.file, self.data, np.frombuffer(starts, np.int64))
 
     def table(self) -> np.ndarray:
@@ -222,7 +227,7 @@ class Matrices:
         if kind not in _NUMERIC or form.kind == "V" or size != rows * columns * form.itemsize:
             raise self._unexpected(0, "matrix of numbers")
         if first + 8 + size > len(self.data):
-            raise UserError(f"{self.file}: damaged: numbers go on beyond the end of their variable")
+            raise DamagedFile(f"{self.file}: damaged: numbers go on beyond the end of their variable")
         return np.frombuffer(self.data, form, rows * columns, first + 8).reshape(columns, rows).T
 
     def _only(self, wanted: str) -> tuple[int, int, int, int]:
@@ -281,7 +286,7 @@ class Matrices:
         filled = np.flatnonzero(words[(self.at >> 2) + _SIZE] > 0)
         at, matrix = self.at[filled], self.at[filled] >> 2
         if (matrix + _VALUES + _SIZE >= len(words)).any():
-            raise UserError(f"{self.file}: damaged: a matrix goes on beyond the end of its variable")
+            raise DamagedFile(f"{self.file}: damaged: a matrix goes on beyond the end of its variable")
         unnamed = (words[matrix + _NAME] == _INT8) & (words[matrix + _NAME + _SIZE] == 0)
         plain = unnamed & (words[matrix + _DIMENSIONS + _SIZE] == 8)
         if not plain.all():
@@ -296,7 +301,7 @@ class Matrices:
         if other.any():
             raise self._unexpected(int(at[other][0]), wanted)
         if (start + size > len(self.data)).any():
-            raise UserError(f"{self.file}: damaged: numbers go on beyond the end of their variable")
+            raise DamagedFile(f"{self.file}: damaged: numbers go on beyond the end of their variable")
         return kind, size, start
 
     def _unexpected(self, at: int, wanted: str) -> UserError:
