@@ -1,7 +1,7 @@
 """Trains the pico teacher that is asked about pairs: ``python -m hoi_distill.stages.teacher.pico.training.marked --out DIR``.
 
 It starts from the shipped captioner and keeps its vision tower. Every scene is drawn once, so nothing is kept of it. Lengths
-are counted in steps, not seconds: the same command gives the same weights on the same machine with one thread.
+are counted in steps, not seconds.
 """
 
 from __future__ import annotations
