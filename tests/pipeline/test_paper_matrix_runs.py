@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,33 +34,38 @@ def write_images(root: Path) -> None:
 
 
 @pytest.fixture
-def small_link(tiny_of, tmp_path, monkeypatch) -> Path:
-    """LINK's configuration of HICO-DET in the working folder, made small; its dataset is there, and tiny checkpoints stand for
-    the published ones."""
+def small(tiny_of, tmp_path, monkeypatch) -> Callable[[str], Path]:
+    """Makes a configuration of HICO-DET in the working folder, small; its dataset is there, and tiny checkpoints stand for the
+    published ones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(weights, "locate", lambda source, revision=None: tiny_of(source))
     write_mat(tmp_path / "hico")
     write_images(tmp_path / "hico")
-    setup = yaml.safe_load((ROOT / "configs/hico_det_link.yaml").read_text())
-    setup["dataset"]["root"] = str(tmp_path / "hico")
-    setup["workers"] = {"executor": "inline", "allow_cpu": True}
-    setup["tables"]["detections"] = {"stage": "ground_truth_boxes"}
-    setup["tables"]["text"]["checkpoint"] = "Salesforce/blip-itm-base-coco"  # the tiny CLIP refuses one long prompt
-    for section in (setup["student"], *setup["pair_teachers"].values()):
-        section |= {"network": NETWORK, "steps": 2, "warmup_steps": 1, "labelled_per_step": 2}
-    Path("setup.yaml").write_text(yaml.safe_dump(setup))
-    return Path("setup.yaml")
+
+    def made(name: str) -> Path:
+        setup = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text())
+        setup["dataset"]["root"] = str(tmp_path / "hico")
+        setup["workers"] = {"executor": "inline", "allow_cpu": True}
+        setup["tables"]["detections"] = {"stage": "ground_truth_boxes"}
+        setup["tables"]["text"]["checkpoint"] = "Salesforce/blip-itm-base-coco"  # the tiny CLIP refuses one long prompt
+        setup["tables"].get("pair_answers", {}).pop("max_pixels", None)
+        for section in (setup["student"], *setup.get("pair_teachers", {}).values()):
+            section |= {"network": NETWORK, "steps": 2, "warmup_steps": 1, "labelled_per_step": 2}
+        Path("setup.yaml").write_text(yaml.safe_dump(setup))
+        return Path("setup.yaml")
+
+    return made
 
 
 @pytest.mark.slow
-def test_links_ablation_ends_on_the_layout_of_hico_det(small_link):
+def test_links_ablation_ends_on_the_layout_of_hico_det(small):
     """Its file as it is shipped, but for boxes, sizes, steps, seeds and the encoder of texts. A7's phase-1 teacher is trained
     on the way."""
     matrix = yaml.safe_load((ROOT / "configs/paper/link_ablation.yaml").read_text())
     matrix["tables"]["text"]["checkpoint"] = "Salesforce/blip-itm-base-coco"
     arms = {name: arm for name, arm in matrix["arms"].items() if name[:2] in ("A1", "A7")}
     arms["A7, + map KD"].pop("against")
-    changed = {"setup": str(small_link), "seeds": [0], "arms": arms, "table": "table.md"}
+    changed = {"setup": str(small("hico_det_link")), "seeds": [0], "arms": arms, "table": "table.md"}
     Path("matrix.yaml").write_text(yaml.safe_dump({**matrix, **changed}))
 
     run_matrix(Path("matrix.yaml"))
@@ -71,13 +77,13 @@ def test_links_ablation_ends_on_the_layout_of_hico_det(small_link):
 
 
 @pytest.mark.slow
-def test_link_on_blip_2_and_on_florence_2_ends_on_the_layout_of_hico_det(small_link):
+def test_link_on_blip_2_and_on_florence_2_ends_on_the_layout_of_hico_det(small):
     """Their rows as they are shipped: maps are cached, a phase-1 teacher and a student are trained on them and evaluated."""
     matrix = yaml.safe_load((ROOT / "configs/paper/link_vlms_hico_det.yaml").read_text())
     arms = {name: matrix["arms"][name] for name in ("BLIP-2, A7", "BLIP-2, A7, its own texts", "Florence-2-B, A7")}
     arms["BLIP-2, A7"].pop("against")
     arms["Florence-2-B, A7"].pop("against")
-    changed = {"setup": str(small_link), "seeds": [0], "arms": arms, "table": "table.md"}
+    changed = {"setup": str(small("hico_det_link")), "seeds": [0], "arms": arms, "table": "table.md"}
     Path("matrix.yaml").write_text(yaml.safe_dump({**matrix, **changed}))
 
     run_matrix(Path("matrix.yaml"))
@@ -89,24 +95,11 @@ def test_link_on_blip_2_and_on_florence_2_ends_on_the_layout_of_hico_det(small_l
 
 
 @pytest.mark.slow
-def test_da_hois_result_stands_beside_a_student_of_answers_about_pairs(tiny_of, tmp_path, monkeypatch):
+def test_da_hois_result_stands_beside_a_student_of_answers_about_pairs(small):
     """Its file as it is shipped, but for boxes, sizes, steps, seeds and the encoder of texts."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(weights, "locate", lambda source, revision=None: tiny_of(source))
-    write_mat(tmp_path / "hico")
-    write_images(tmp_path / "hico")
-
-    setup = yaml.safe_load((ROOT / "configs/hico_det_pair_answers.yaml").read_text())
-    setup["dataset"]["root"] = str(tmp_path / "hico")
-    setup["workers"] = {"executor": "inline", "allow_cpu": True}
-    setup["tables"]["detections"] = {"stage": "ground_truth_boxes"}
-    setup["tables"]["text"]["checkpoint"] = "Salesforce/blip-itm-base-coco"  # the tiny CLIP refuses one long prompt
-    setup["tables"]["pair_answers"].pop("max_pixels")
-    setup["student"] |= {"network": NETWORK, "steps": 2, "warmup_steps": 1, "labelled_per_step": 2}
-    Path("setup.yaml").write_text(yaml.safe_dump(setup))
     matrix = yaml.safe_load((ROOT / "configs/paper/da_hoi_hico_det.yaml").read_text())
     arms = {name: arm for name, arm in matrix["arms"].items() if name.startswith("all labels")}
-    changed = {"setup": "setup.yaml", "seeds": [0], "arms": arms, "table": "table.md"}
+    changed = {"setup": str(small("hico_det_pair_answers")), "seeds": [0], "arms": arms, "table": "table.md"}
     Path("matrix.yaml").write_text(yaml.safe_dump({**matrix, **changed}))
 
     run_matrix(Path("matrix.yaml"))
