@@ -77,10 +77,10 @@ def test_every_backbone_builds_on_every_dataset(build, dataset, backbone):
         assert (taught.score_threshold, taught.any_object) == (student.score_threshold, student.any_object)
 
 
-def test_five_backbones_are_documented_and_each_looks_through_another_map():
-    assert list(BACKBONES) == ["CLIP-B/16", "CLIP-L/14", "BLIP-2", "SigLIP", "DINOv2-B"]
+def test_six_backbones_are_documented_and_each_looks_through_another_map():
+    assert list(BACKBONES) == ["CLIP-B/16", "CLIP-L/14", "BLIP-2", "SigLIP", "DINOv2-B", "Florence-2-B"]
     assert not BACKBONES["CLIP-B/16"][1]
-    assert len({tuple(changes) for _, changes in BACKBONES.values()}) == 5
+    assert len({tuple(changes) for _, changes in BACKBONES.values()}) == 6
 
 
 def test_the_rows_of_the_ablation_are_what_they_are_called(build):
