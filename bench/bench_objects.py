@@ -1,12 +1,13 @@
 """The cache in an object store beside one on disk, and planning there at size; the store is SeaweedFS on this machine.
 
-Filling: blocks of BLIP-base's maps of two views are committed. Warm: rows are read in random order from this machine's copies,
+Filling: maps of two views by a teacher of BLIP-base's size with random weights, by the worker's whole path. Committing: blocks
+of such maps alone. Warm: rows are read in random order from this machine's copies,
 and from a ``numpy.memmap`` of the same values. First epoch: a machine that has no copies reads all rows in random order, and
 verifies them. Beside it 8 threads download the same objects to files with obstore and nothing else. Both over the loopback,
 where the CPUs bound them, and over a slow link, which does it then. Planning: a table of many rows, whose payloads are
 nominal; requests are counted by a proxy. Rounds of both sides alternate.
 
-    python -m bench.bench_objects [--json] [--rows N] [--planned N]
+    python -m bench.bench_objects [--json] [--images N] [--rows N] [--planned N ...] [--only PART ...]
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ from hoi_distill.storage.stream import SampleStream, StreamSpec, TableRef
 from hoi_distill.storage.table import Table
 
 SHAPE, VIEWS, BLOCK = (768, 24, 24), ("original", "flip"), 32
+PARTS = ("filling", "reading", "planning")
+TAUGHT_AT_ONCE = 8  # images of a task
 ROUNDS = 3
 LINK = 25e6  # bytes a second
 SHARD_ROWS, PROMPTS = 2048, 10
@@ -51,23 +54,61 @@ OUTPUT = {"format": "lmdb", "shape": list(SHAPE), "codec": "fp16"}
 LOGITS = pa.list_(pa.float16(), 2)
 
 
-def measure(rows: int, planned: int) -> dict[str, Any]:
-    """All figures.
+def measure(images: int, rows: int, planned: Sequence[int], only: Sequence[str]) -> dict[str, Any]:
+    """All figures, or some parts.
 
     Args:
+        images: how many a teacher looks at.
         rows: how many rows are committed and read.
-        planned: how many a plan counts.
+        planned: how many a plan counts, each in turn.
+        only: of :data:`PARTS`.
     """
     with tempfile.TemporaryDirectory(prefix="hoi-distill-objects-") as name:
         folder = Path(name)
         (folder / "server").mkdir()
         with s3_server(folder / "server") as endpoint:
             os.environ.update(environment(endpoint, folder / "copies"))
-            result: dict[str, Any] = {"rows": rows, "bytes": rows * len(VIEWS) * int(np.prod(SHAPE)) * 2}
-            result |= filling(folder, rows)
-            result |= reading(folder, rows, endpoint)
-            result["planning"] = planning(folder, planned, endpoint)
+            result: dict[str, Any] = {}
+            if "filling" in only:
+                result |= filling(folder, images)
+            if "reading" in only:
+                result |= {"rows": rows, "bytes": rows * len(VIEWS) * int(np.prod(SHAPE)) * 2}
+                result |= committing(folder, rows)
+                result |= reading(folder, rows, endpoint)
+            if "planning" in only:
+                result["planning"] = {f"{count:,}": planning(folder, count, endpoint) for count in planned}
             return result
+
+
+def filling(folder: Path, images: int) -> dict[str, Any]:
+    """CPU seconds of a worker that computes and commits on disk and in the store, the same images in turn."""
+    import torch
+
+    from bench import bench_teacher_overhead as teacher
+    from hoi_distill.stages.teacher.weights import Checkpoint
+
+    torch.set_num_threads(1)
+    teacher.save_teacher(folder / "teacher", ("a photo of a person",))
+    (folder / "images").mkdir()
+    paths = teacher.save_images(folder / "images", images)
+    checkpoint = Checkpoint.find(folder / "teacher")
+    stage = teacher.Features(teacher.Features.Config(checkpoint=checkpoint, columns=VIEWS, batch_size=4))
+    stage.open("cpu", teacher.LOADED)
+    roots = {"disk": str(folder / "taught"), "objects": f"s3://{BUCKET}/taught"}
+    took: dict[str, list[float]] = {place: [] for place in roots}
+    for start in range(0, images, TAUGHT_AT_ONCE):
+        part = paths[start : start + TAUGHT_AT_ONCE]
+        for place, root in roots.items():
+            took[place].append(teacher.cpu_seconds(lambda: teacher.fill_cache(part, [stage], root)))  # noqa: B023 - at once
+    ratios = [objects / disk for disk, objects in zip(took["disk"], took["objects"], strict=True)]
+    return {
+        "fill": {
+            "images": images,
+            "cpu_seconds": {place: round(sum(seconds), 2) for place, seconds in took.items()},
+            "over_disk": round(sum(took["objects"]) / sum(took["disk"]), 3),
+            "over_disk_of_tasks": [round(ratio, 3) for ratio in ratios],
+        }
+    }
 
 
 def table_at(root: str | Path, name: str = "features") -> Table:
@@ -75,7 +116,7 @@ def table_at(root: str | Path, name: str = "features") -> Table:
     return Cache.open(root).table(name, {"stage": name}, OUTPUT, None)
 
 
-def filling(folder: Path, rows: int) -> dict[str, Any]:
+def committing(folder: Path, rows: int) -> dict[str, Any]:
     """CPU seconds of commits on disk and in the store, the same blocks in turn."""
     values = np.random.default_rng(0).random((BLOCK, *SHAPE), np.float32).astype(np.float16)
     ids, took = synthetic_rows(rows), {"disk": 0.0, "objects": 0.0}
@@ -88,9 +129,8 @@ def filling(folder: Path, rows: int) -> dict[str, Any]:
             table.commit(block, dict.fromkeys(VIEWS, values[: len(part)]))
             took[place] += time.process_time() - begun
     return {
-        "fill_cpu_seconds": {place: round(seconds, 2) for place, seconds in took.items()},
-        "fill_over_disk": round(took["objects"] / took["disk"], 3),
-        "fill_more_ms_an_image": round(1000 * (took["objects"] - took["disk"]) / rows, 2),
+        "commit_cpu_seconds": {place: round(seconds, 2) for place, seconds in took.items()},
+        "commit_more_ms_an_image": round(1000 * (took["objects"] - took["disk"]) / rows, 2),
     }
 
 
@@ -203,13 +243,13 @@ def planning(folder: Path, rows: int, endpoint: str) -> dict[str, Any]:
     """Requests, CPU seconds and memory of counting a table's cells, on a machine that has no copy and on one that has all."""
     output, ids = {"format": "arrow", "type": str(LOGITS)}, synthetic_rows(rows)
     columns = tuple(f"prompt {number}" for number in range(PROMPTS))
-    disk = Cache.open(folder / "nominal").table("itm", {"stage": "itm"}, output, LOGITS)
+    disk = Cache.open(folder / f"nominal-{rows}").table("itm", {"stage": "itm"}, output, LOGITS)
     records = fill_synthetically(disk, ids, columns, SHARD_ROWS, hole=0.01)
-    away = Cache.open(f"s3://{BUCKET}/nominal").table("itm", {"stage": "itm"}, output, LOGITS)
+    away = Cache.open(f"s3://{BUCKET}/nominal-{rows}").table("itm", {"stage": "itm"}, output, LOGITS)
     files = [file for inner in ("commits", "shards") for file in (Path(str(disk.dir)) / inner).iterdir()]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda file: OBJECTS.replace(away.dir / file.parent.name / file.name, file.read_bytes()), files))
-    found: dict[str, Any] = {"rows": rows, "records": records}
+    found: dict[str, Any] = {}
     asked: Counter[str] = Counter()
 
     def act(request: Request) -> Fate:
@@ -219,10 +259,15 @@ def planning(folder: Path, rows: int, endpoint: str) -> dict[str, Any]:
     with proxy(endpoint, act) as between:
         for kind in ("first", "next"):
             asked.clear()
-            own = os.environ | environment(between, folder / "planner")
+            own = os.environ | environment(between, folder / f"planner-{rows}")
             command = [sys.executable, "-m", "bench.bench_objects", "--plan", "--rows", str(rows)]
             answer = json.loads(subprocess.run(command, env=own, check=True, stdout=subprocess.PIPE).stdout)
-            found[kind] = answer | {"requests": sum(asked.values()), "lists": asked["list"]}
+            found[kind] = answer | {
+                "rows": rows,
+                "records": records,
+                "requests": sum(asked.values()),
+                "lists": asked["list"],
+            }
     return found
 
 
@@ -230,7 +275,7 @@ def plan(rows: int) -> dict[str, Any]:
     """Count the cells of the nominal table, as a plan does."""
     columns = tuple(f"prompt {number}" for number in range(PROMPTS))
     begun = time.process_time()
-    table = Cache.open(f"s3://{BUCKET}/nominal").table(
+    table = Cache.open(f"s3://{BUCKET}/nominal-{rows}").table(
         "itm", {"stage": "itm"}, {"format": "arrow", "type": str(LOGITS)}, LOGITS
     )
     filled = int(table.state(CellSelection(synthetic_rows(rows), columns)).filled.sum())
@@ -246,7 +291,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--rows", type=int, default=320, help="rows that are committed and read")
-    parser.add_argument("--planned", type=int, default=2_000_000, help="rows that a plan counts")
+    parser.add_argument("--images", type=int, default=32, help="images that a teacher of BLIP-base's size looks at")
+    parser.add_argument(
+        "--planned", type=int, nargs="+", default=[2_000_000, 10_000_000], help="rows that a plan counts"
+    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts of the measurement")
     for part in ("stream", "download", "plan"):
         parser.add_argument(f"--{part}", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -255,7 +304,7 @@ def main() -> None:
     elif given.plan:
         print(json.dumps(plan(given.rows)))
     else:
-        result = measure(given.rows, given.planned)
+        result = measure(given.images, given.rows, given.planned, given.only)
         print(json.dumps(result) if given.json else json.dumps(result, indent=1))
 
 

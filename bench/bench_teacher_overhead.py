@@ -102,7 +102,7 @@ def bare_loop(paths: list[Path], prompts: tuple[str, ...], features: Features, i
     return kept
 
 
-def task_of(paths: list[Path], stages: list[Stage], root: Path) -> Task:
+def task_of(paths: list[Path], stages: list[Stage], root: Path | str) -> Task:
     """The task that fills tables of all stages in the cache at ``root``."""
     rows = as_rows([digest_bytes(path.read_bytes()) for path in paths])  # the planner's part, remembered between runs
     tables = tuple(
@@ -115,7 +115,7 @@ def task_of(paths: list[Path], stages: list[Stage], root: Path) -> Task:
     return Task("bench", [str(path) for path in paths], [path.name for path in paths], tables)
 
 
-def fill_cache(paths: list[Path], stages: list[Stage], root: Path) -> int:
+def fill_cache(paths: list[Path], stages: list[Stage], root: Path | str) -> int:
     """The same through the executor, into the cache at ``root``; cells filled."""
     cells: list[int] = []
     task = task_of(paths, stages, root)

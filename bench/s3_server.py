@@ -42,7 +42,7 @@ def s3_server(folder: Path) -> Iterator[str]:
     grpc = [f"-{name}.port.grpc={_free_port()}" for name in ports]
     command = [
         program, "server", f"-dir={folder}", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false",
-        "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=20", "-master.volumeSizeLimitMB=64",
+        "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=200", "-master.volumeSizeLimitMB=64",
         *(f"-{name}.port={port}" for name, port in ports.items()), *grpc,
     ]  # fmt: skip
     endpoint = f"http://127.0.0.1:{ports['s3']}"
