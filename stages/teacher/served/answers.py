@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from typing_extensions import override
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
@@ -82,4 +83,4 @@ class ServedAnswers(Served):
     def cells(self, answers: Sequence[Answer | None]) -> Values:
         texts = [("", float("nan")) if answer is None else answer for answer in answers]
         values = cells([text for text, _ in texts], np.array([score for _, score in texts]))
-        return pa.compute.if_else(pa.array([answer is not None for answer in answers]), values, None)
+        return pc.if_else(pa.array([answer is not None for answer in answers]), values, None)

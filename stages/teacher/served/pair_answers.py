@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from typing_extensions import override
 
 from hoi_distill.stages.data.vocabulary import Vocabulary
@@ -128,4 +129,4 @@ def _column(rows: Sequence[Sequence[tuple[int, tuple[float, float]]] | None]) ->
         )
         for row in rows
     ]
-    return pa.compute.if_else(pa.array([row is not None for row in rows]), answer_cells(parts), None)
+    return pc.if_else(pa.array([row is not None for row in rows]), answer_cells(parts), None)
